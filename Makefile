@@ -1,0 +1,43 @@
+# Every target makes its own .venv on first use: `make demo` or `make test` alone is all the set-up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format digits clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+# Made anew, never patched: a half-finished environment leaves no stamp and is cleared by the next run.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "avarc needs Python 3.10 or newer; name one with: make PYTHON=python3.11" >&2; exit 1; }
+	@echo "making $(VENV) (once; a few minutes where torch must be downloaded)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## classify the embedded handwritten digits
+	$(BIN)/avarc demo
+
+test: $(STAMP) ## run every test
+	$(BIN)/pytest
+
+lint: $(STAMP) ## style, types and the import contract
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## fix what can be fixed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+digits: $(STAMP) ## train the embedded model again (see docs)
+	$(BIN)/python -m avarc_cli.train.digits
+
+clean: ## remove the environment and the tools' caches
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find avarc_cli kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +

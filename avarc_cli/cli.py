@@ -1,0 +1,129 @@
+"""The command table and main(). Importing this module must not import torch: `avarc --help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from avarc_cli import __version__, console
+from avarc_cli.commands import train
+from avarc_cli.commands.classify import classify
+from avarc_cli.commands.demo import demo
+from avarc_cli.commands.doctor import doctor
+from avarc_cli.commands.encode import encode
+from avarc_cli.commands.models import models
+from avarc_cli.errors import EXIT_DONE, EXIT_FAILED, AvarcError, Interrupted
+
+
+class _Commands(TyperGroup):
+    """Typer ends an interrupted command in its own words; ours says what becomes of the work."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # Typer's Context is a Click Context
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted", fix="run the same command again; finished units are kept") from None
+
+
+app = typer.Typer(
+    name="avarc",
+    cls=_Commands,
+    help="Classify images with autoregressive image generators: encode, score, explain.\n\nExample: avarc demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        console.result({"avarc": __version__}, f"avarc {__version__}", brief=__version__)
+        raise typer.Exit(EXIT_DONE)
+
+
+@app.callback()
+def _global_options(
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; the bare result.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="AVARC_DEBUG", help="Show the traceback of every error.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    chosen = console.Mode.JSON if json else console.Mode.QUIET if quiet else console.Mode.HUMAN
+    console.configure(mode=chosen, debug=debug)
+
+
+for command in (demo, encode, classify, models, doctor):
+    app.command()(command)
+app.add_typer(train.app, name="train")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage, 3 done but some inputs unreadable.
+
+    Args:
+        args: the words after `avarc`; those of the process when None.
+    """
+    console.configure(mode=console.Mode.HUMAN, debug=False)
+    try:
+        code = _run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `avarc models | head -1`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it exits
+        return EXIT_FAILED
+    return code
+
+
+def _run(args: Sequence[str] | None) -> int:
+    try:
+        app(args=None if args is None else list(args), prog_name="avarc")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else EXIT_DONE
+    except AvarcError as problem:
+        console.error(problem)
+        return problem.exit_code
+    except KeyboardInterrupt:
+        console.error(Interrupted("interrupted"))
+        return Interrupted.exit_code
+    except BrokenPipeError:
+        raise
+    except OSError as problem:  # a full disk, a file that may not be read: the machine's answer, not our bug
+        console.error(_refused(problem))
+        return EXIT_FAILED
+    except Exception as bug:  # noqa: BLE001  # the one place where nothing may pass
+        console.error(_our_fault(bug))
+        return EXIT_FAILED
+    return EXIT_DONE
+
+
+def _refused(problem: OSError) -> AvarcError:
+    name = "" if problem.filename is None else f": {problem.filename}"
+    shown = AvarcError(
+        f"{problem.strerror or problem}{name}",
+        why="the operating system refused",
+        fix="check that the path exists, may be read or written, and has space left; --debug shows where it happened",
+    )
+    shown.__cause__ = problem  # what --debug shows
+    return shown
+
+
+def _our_fault(bug: Exception) -> AvarcError:
+    where = traceback.extract_tb(bug.__traceback__)[-1]
+    shown = AvarcError(
+        f"this is a bug in avarc: {type(bug).__name__}: {bug}",
+        why=f"raised in {Path(where.filename).name}, line {where.lineno}, by avarc {__version__}",
+        fix="run it again as `avarc --debug ...` and report the traceback",
+    )
+    shown.__cause__ = bug  # what --debug shows
+    return shown

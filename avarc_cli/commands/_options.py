@@ -1,0 +1,84 @@
+"""Options and small steps that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from avarc_cli import console
+from avarc_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from avarc_cli.data.datasets import ImageSet
+
+UNREADABLE_SHOWN = 10
+
+
+def _set_json(asked: bool) -> bool:
+    if asked:
+        console.configure(mode=console.Mode.JSON)
+    return asked
+
+
+JsonOpt = Annotated[
+    bool, typer.Option("--json", callback=_set_json, help="Print the result as one JSON document on stdout.")
+]
+"""`as_json: JsonOpt = False`: sets the console's mode by itself, so that a command need not look at it."""
+
+DataArg = Annotated[list[Path], typer.Argument(help="A folder of images, image files, or a text file of paths.")]
+ModelOpt = Annotated[
+    str, typer.Option("--model", "-m", help="A model's name (avarc models) or the path of a checkpoint.")
+]
+TokenizerOpt = Annotated[
+    str | None,
+    typer.Option("--tokenizer", help="A tokenizer's name or file; a named model implies it, a file does not."),
+]
+DeviceOpt = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
+PreprocessOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocess",
+        help="resize-crop (shorter edge to 1.125 times the size, centre crop), fit (to the size exactly), or none "
+        "(images have the right size). Default: the tokenizer's own.",
+    ),
+]
+SubsetOpt = Annotated[
+    str | None, typer.Option("--subset", help="Only images of these classes: a file with one a line, or a known name.")
+]
+PerClassOpt = Annotated[int | None, typer.Option("--per-class", help="Only the first so many images of each class.")]
+LimitOpt = Annotated[int | None, typer.Option("--limit", help="Only the first so many images.")]
+WorkersOpt = Annotated[int, typer.Option("--workers", help="Processes that decode images; 0 decodes in this one.")]
+SigmaOpt = Annotated[
+    float, typer.Option("--sigma", help="Standard deviation of the neighbours' noise, in units of the latents.")
+]
+SeedOpt = Annotated[int, typer.Option("--seed", help="Seed of the random numbers.")]
+
+
+def select_images(data: list[Path], subset: str | None, per_class: int | None, limit: int | None) -> ImageSet:
+    """The images that the data options name."""
+    from avarc_cli.data.datasets import open_images
+    from avarc_cli.data.labels import subset as classes_of
+
+    return open_images(data).select(classes_of(subset) if subset else None, per_class, limit)
+
+
+def parse_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+    """Comma-separated positive whole numbers. Raises UsageError for anything else."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(
+            f"cannot read {option} '{text}'", "it is a list of positive numbers", f"write {option} 1,2,3,4"
+        )
+    return tuple(int(part) for part in parts)
+
+
+def list_unreadable(unreadable: list[tuple[str, str]]) -> None:
+    """Tell which inputs were left out, and why."""
+    for name, reason in unreadable[:UNREADABLE_SHOWN]:
+        console.warn(f"left out {name}: {reason}")
+    if len(unreadable) > UNREADABLE_SHOWN:
+        console.warn(f"left out {len(unreadable) - UNREADABLE_SHOWN} more unreadable images")

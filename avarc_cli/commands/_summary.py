@@ -1,0 +1,122 @@
+"""How a classification run is announced and summed up on the console."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avarc_cli import console
+from avarc_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from avarc_cli.classifier import Classifier
+    from avarc_cli.results.run import Run, RunResult
+    from avarc_cli.tokens.cache import TokenCache
+
+FEW = 12  # images that are shown one by one
+BEST = 5  # classes shown of each
+
+
+def is_cache(data: Sequence[Path]) -> bool:
+    """Whether the inputs are one token cache."""
+    if len(data) != 1 or not data[0].is_file():
+        return len(data) == 1 and data[0].suffix in {".h5", ".hdf5"}
+    with data[0].open("rb") as file:
+        return file.read(4) == b"\x89HDF" or data[0].suffix in {".h5", ".hdf5"}
+
+
+def check_request(data: Sequence[Path], out: Path | None, saves: bool, *, images_only: Sequence[Any]) -> None:
+    """Raises UsageError for options that do not go together."""
+    if saves and out is None:
+        raise UsageError(
+            "nowhere to save to", "--save-json and --save-likelihood write into the run folder", "add --out"
+        )
+    if is_cache(data) and any(value is not None for value in images_only):
+        raise UsageError(
+            f"'{data[0]}' is encoded already",
+            "--subset, --per-class and --preprocess choose images and pixels before encoding",
+            "use them with avarc encode; --classes chooses candidates",
+        )
+
+
+def prepare(out: Path) -> Path:
+    """The run folder, made if need be, to hold the tokens of images."""
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def announce(classifier: Classifier, run: Run) -> None:
+    """The one-line plan, and what the user may not expect about labels."""
+    import torch
+
+    from avarc_cli.scoring.batching import estimate
+
+    cost = estimate(run.model, run.request, len(run.cache), torch.device(classifier.model.device))
+    where = f"{classifier.model.precision} on {classifier.model.device}"
+    console.note(f"{len(run.cache):,} images x {len(run.request.candidates)} classes, {where}: {cost}")
+    named = run.cache.header.class_names
+    unmatched = int((run.labels[run.cache.labels >= 0] < 0).sum())
+    if named and unmatched:
+        of = f"{unmatched} of {len(run.cache)} images"
+        shown = ", ".join(named[:3])
+        console.warn(
+            f"the labels of {of} are not used: their classes (like {shown}) are not among the model's "
+            f"({classifier.model.classes.name}); --class-names can name those"
+        )
+
+
+def running(numbers: dict[str, float]) -> str:
+    """What stands beside the progress bar."""
+    return f"accuracy {numbers['accuracy']:.2%}" if "accuracy" in numbers else ""
+
+
+def show(
+    classifier: Classifier, cache: TokenCache, result: RunResult, unreadable: list[tuple[str, str]], out: Path | None
+) -> None:
+    """The result: the best classes of a few images, or the numbers of many."""
+    from avarc_cli.results import records
+
+    naming = records.Naming(classifier.model.classes, classifier.candidates)
+    few = [
+        {"path": image.path, "classes": records.best(scores, naming, BEST)}
+        for image, scores in result.first
+        if len(cache) <= FEW
+    ]
+    data = {"metrics": result.metrics, "images": few, "unreadable": dict(unreadable), "out": out}
+    parts: list[Any] = [_table(few)] if few else []
+    if not few or result.metrics["labelled"]:
+        parts.append(console.fields("", numbers(result.metrics)))
+    if out:
+        parts.append(f"{out}: predictions.jsonl, metrics.json, run.json")
+    brief = "\n".join(f"{r['path']}\t{r['prediction_id']}" for r in result.records)
+    console.result(data, console.stack(*parts), brief=brief)
+
+
+def numbers(metrics: dict[str, Any]) -> dict[str, str]:
+    """metrics.json for people."""
+    shown = {}
+    if metrics["labelled"]:
+        low, high = metrics["accuracy_95"]
+        shown["accuracy"] = (
+            f"{metrics['accuracy']:.2%} ({metrics['correct']} of {metrics['labelled']}; "
+            f"95 % interval {low:.1%} to {high:.1%})"
+        )
+        shown |= {f"top-{k}": f"{value:.2%}" for k, value in metrics["top_k"].items() if k != "1"}
+    if metrics["label_not_a_candidate"]:
+        shown["not counted"] = f"{metrics['label_not_a_candidate']} images whose class is no candidate"
+    shown["likelihood"] = f"{metrics['bits_per_token']:.3f} bits per token"
+    seconds = metrics["seconds_per_image"]
+    shown["speed"] = f"{1 / seconds:.1f} images/s" if seconds and seconds < 1 else f"{seconds or 0:.1f} s per image"
+    shown["tokens scored"] = f"{metrics['tokens_scored_per_image']:,.0f} per image"
+    shown["near-ties"] = str(metrics["near_ties"])
+    return shown
+
+
+def _table(few: list[dict[str, Any]]) -> Any:
+    rows = []
+    for image in few:
+        for rank, best in enumerate(image["classes"]):
+            name = image["path"] if rank == 0 else ""
+            rows.append([name, best["name"], f"{best['posterior']:.1%}", f"{best['score']:.2f}"])
+    return console.table("", ["image", "class", "probability", "score (nats)"], rows)

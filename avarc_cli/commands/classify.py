@@ -1,0 +1,125 @@
+"""avarc classify: the class under which each image is most likely."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from avarc_cli import console
+from avarc_cli.commands import _options as opt
+from avarc_cli.commands import _summary
+from avarc_cli.errors import EXIT_UNREADABLE
+
+if TYPE_CHECKING:
+    from avarc_cli.classifier import Classifier
+    from avarc_cli.results.run import RunResult
+    from avarc_cli.tokens.cache import TokenCache
+
+
+def classify(
+    data: Annotated[list[Path], typer.Argument(help="A token cache, a folder of images, image files, or a list.")],
+    model: opt.ModelOpt = "digits",
+    tokenizer: opt.TokenizerOpt = None,
+    plan: Annotated[
+        str, typer.Option("--plan", help="exhaustive, paper, or segments:keep[:samples] per stage: 6:10,10:3,10:1:3.")
+    ] = "exhaustive",
+    classes: Annotated[
+        str | None, typer.Option("--classes", help="Candidates: a file, a known subset, or a list like 0,5,7.")
+    ] = None,
+    class_names: Annotated[
+        str | None,
+        typer.Option("--class-names", help="File that names the checkpoint's classes, one a line, in order."),
+    ] = None,
+    priors: Annotated[
+        str | None, typer.Option("--priors", help="File of class<TAB>weight lines; default: all classes equal.")
+    ] = None,
+    score: Annotated[
+        str, typer.Option("--score", help="log-likelihood: log p(x|y); pmi: log p(x|y) - log p(x).")
+    ] = "log-likelihood",
+    precision: Annotated[str, typer.Option("--precision", help="fp32, tf32 (CUDA), bf16 or fp16.")] = "fp32",
+    device: opt.DeviceOpt = "auto",
+    batch_size: Annotated[
+        str, typer.Option("--batch-size", help="Pairs of image and class scored at once, or auto.")
+    ] = "auto",
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Fixed batch shapes: reruns agree bit for bit.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run folder for predictions and metrics; resumes what is there.")
+    ] = None,
+    save_json: Annotated[bool, typer.Option("--save-json", help="Write each image's stages to OUT/json/.")] = False,
+    save_likelihood: Annotated[
+        bool, typer.Option("--save-likelihood", help="Write each image's token log-probabilities to OUT/likelihood/.")
+    ] = False,
+    preprocess: opt.PreprocessOpt = None,
+    sigma: opt.SigmaOpt = 0.1,
+    seed: opt.SeedOpt = 0,
+    subset: opt.SubsetOpt = None,
+    per_class: opt.PerClassOpt = None,
+    limit: opt.LimitOpt = None,
+    workers: opt.WorkersOpt = 0,
+    as_json: opt.JsonOpt = False,
+) -> None:
+    """Classify images by the class under which a generator finds them most likely.
+
+    Images are encoded first (into OUT/tokens.h5, if there is an OUT); a token cache is scored as it is.
+
+    Example: avarc classify val.h5 --model var-d16 --plan paper --classes imagenet100 --out runs/val
+    """
+    from avarc_cli.classifier import load_classifier
+    from avarc_cli.tokens.cache import read
+
+    _summary.check_request(data, out, save_json or save_likelihood, images_only=[subset, per_class, preprocess])
+    classifier = load_classifier(
+        model,
+        tokenizer,
+        class_names=class_names,
+        precision=precision,
+        device=device,
+        plan=plan,
+        classes=classes,
+        priors=priors,
+        score=score,
+        batch_size=batch_size,
+        deterministic=deterministic,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        unreadable: list[tuple[str, str]] = []
+        cache_path = data[0]
+        if not _summary.is_cache(data):
+            images = opt.select_images(data, subset, per_class, limit)
+            folder = _summary.prepare(out) if out else Path(scratch)
+            options = {"preprocess": preprocess, "sigma": sigma, "seed": seed, "workers": workers}
+            with console.progress("encoding", len(images)) as bar:
+                encoded = classifier.encode(images, folder / "tokens.h5", progress=bar.update, **options)
+            cache_path, unreadable = encoded.path, encoded.unreadable
+        cache = read(cache_path)
+        result = _score(classifier, cache, out, save_json, save_likelihood)
+        opt.list_unreadable(unreadable)
+        _summary.show(classifier, cache, result, unreadable, out)
+    if unreadable:
+        raise typer.Exit(EXIT_UNREADABLE)
+
+
+def _score(
+    classifier: Classifier, cache: TokenCache, out: Path | None, save_json: bool, save_likelihood: bool
+) -> RunResult:
+    from avarc_cli.results.folder import RunFolder
+    from avarc_cli.results.run import classify as run_classify
+
+    folder = RunFolder(out) if out else None
+    earlier = folder.recorded("tokens_per_batch") if folder else None
+    request = classifier.request(cache.header.samples, keep_tokens=save_likelihood, tokens_per_batch=earlier)
+    run = classifier.run(cache, request, save_json=save_json, save_likelihood=save_likelihood)
+    _summary.announce(classifier, run)
+    with console.progress("classifying", len(cache)) as bar:
+        return run_classify(
+            run,
+            folder,
+            show=_summary.FEW,
+            progress=lambda done, numbers: bar.update(done, note=_summary.running(numbers)),
+            say=console.warn,
+        )

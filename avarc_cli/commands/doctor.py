@@ -1,0 +1,47 @@
+"""avarc doctor: what this machine has, and what avarc picks on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from avarc_cli import console
+from avarc_cli.commands._options import JsonOpt
+
+if TYPE_CHECKING:
+    from avarc_cli.environment import Device
+
+GIB = 2**30
+
+
+def doctor(as_json: JsonOpt = False) -> None:
+    """Show versions, devices, and what avarc picks on this machine and why.
+
+    Example: avarc doctor --json
+    """
+    from avarc_cli import environment
+
+    versions, machine = environment.versions(), environment.machine()
+    devices, choices, extras = environment.devices(), environment.choices(), environment.extras()
+    console.result(
+        {"versions": versions, "machine": machine, "devices": devices, "choices": choices, "extras": extras},
+        console.stack(
+            console.fields("Versions", versions),
+            console.fields("Machine", machine | {"memory": _gib(machine["memory"])}),
+            console.table("Devices", ("--device", "what", "memory"), [_device_row(device) for device in devices]),
+            console.table("Used by default", ("", "picked", "why"), [(c.what, c.picked, c.why) for c in choices]),
+            console.table(
+                "Optional packages",
+                ("package", "installed", "brings", "install"),
+                [(e.package, e.version or "no", e.brings, "" if e.version else e.install) for e in extras],
+            ),
+        ),
+        brief=devices[0].name,
+    )
+
+
+def _device_row(device: Device) -> tuple[str, str, str]:
+    return device.name, device.description, _gib(device.memory)
+
+
+def _gib(memory: str | int | None) -> str:
+    return f"{memory / GIB:.1f} GiB" if isinstance(memory, int) else "unknown"

@@ -1,0 +1,290 @@
+"""The only printer: results on stdout, everything else on stderr; human, json or quiet.
+
+Text that came from outside (file names, class names) is never read as markup, and control characters in it are shown,
+not obeyed. rich is imported with the first thing printed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import io
+import json
+import math
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Literal
+
+from avarc_cli.errors import AvarcError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+PIPE_WIDTH = 240  # columns of a table that goes to a file or a pipe, where nothing needs to be cut
+SECONDS_BETWEEN_LINES = 10.0  # of progress, where stderr is no terminal
+SPEED_WINDOW = 3600.0  # seconds; a slow model on a CPU may need minutes between two updates
+
+
+class Mode(enum.Enum):
+    """What stdout holds: a table for people, one JSON document, or only the bare answer."""
+
+    HUMAN = "human"
+    JSON = "json"
+    QUIET = "quiet"
+
+
+@dataclasses.dataclass
+class _Settings:
+    mode: Mode = Mode.HUMAN
+    debug: bool = False
+
+
+_settings = _Settings()
+
+
+def configure(mode: Mode | None = None, debug: bool | None = None) -> None:
+    """Set how everything after this is printed; None leaves a setting as it is."""
+    if mode is not None:
+        _settings.mode = mode
+    if debug is not None:
+        _settings.debug = debug
+    _stdout.cache_clear()
+    _stderr.cache_clear()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal must not end a run
+
+
+def mode() -> Mode:
+    """The mode in force."""
+    return _settings.mode
+
+
+def debug() -> bool:
+    """Whether errors come with their traceback."""
+    return _settings.debug
+
+
+def result(data: object, human: RenderableType | None = None, brief: str = "") -> None:
+    """Print what the command was asked for, on stdout.
+
+    Args:
+        data: what --json prints: mappings, sequences, dataclasses, paths, arrays and numbers (nan becomes null).
+        human: what people see: text, or a `table`, `fields` or `stack`.
+        brief: what --quiet prints, for use in scripts; nothing when empty.
+    """
+    if _settings.mode is Mode.JSON:
+        _stdout().file.write(json.dumps(_jsonable(data), indent=2, allow_nan=False) + "\n")
+    elif _settings.mode is Mode.QUIET:
+        if brief:
+            _stdout().print(plain(brief), soft_wrap=True)
+    elif isinstance(human, str):
+        _stdout().print(plain(human), soft_wrap=True)
+    elif human is not None:
+        _stdout().print(human)
+
+
+def note(message: str) -> None:
+    """Something good to know, on stderr; --quiet leaves it out."""
+    if _settings.mode is not Mode.QUIET:
+        _stderr().print(plain(message), soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    """Something the user should look at, on stderr."""
+    _stderr().print(_labelled("warning", "bold yellow", message), soft_wrap=True)
+
+
+def error(problem: AvarcError) -> None:
+    """What happened, why, and what to do, on stderr; its traceback too where that was asked for."""
+    if _settings.debug:
+        _stderr().file.write("".join(traceback.format_exception(problem)))
+    _stderr().print(_labelled("error", "bold red", problem.what), soft_wrap=True)
+    for label, text in (("why", problem.why), ("fix", problem.fix)):
+        if text:
+            _stderr().print(_labelled(f"  {label}", "bold", text), soft_wrap=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A table of cells that are shown as they are; columns that hold only numbers (or None) stand right.
+
+    The first column names the row and is never cut; the others fold where a terminal is narrow.
+    """
+    from rich import box
+    from rich.table import Table
+
+    shown = Table(title=plain(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for i, name in enumerate(columns):
+        numbers = all(row[i] is None or isinstance(row[i], (int, float)) for row in rows)
+        justify: Literal["left", "right"] = "right" if rows and numbers else "left"
+        shown.add_column(plain(name), justify=justify, no_wrap=i == 0, overflow="fold")
+    for row in rows:
+        shown.add_row(*(plain("" if cell is None else str(cell)) for cell in row))
+    return shown
+
+
+def fields(title: str, values: Mapping[str, object]) -> Table:
+    """Names and values, one pair a line."""
+    from rich.table import Table
+
+    shown = Table(title=plain(title), title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
+    shown.add_column(style="bold", no_wrap=True)
+    shown.add_column(overflow="fold")
+    for name, value in values.items():
+        shown.add_row(plain(name), plain(str(value)))
+    return shown
+
+
+def stack(*parts: RenderableType) -> RenderableType:
+    """Several things, one below the other, with an empty line between."""
+    from rich.console import Group
+
+    spaced = [x for part in parts for x in (plain(part) if isinstance(part, str) else part, plain(""))]
+    return Group(*spaced[:-1])
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: '0.4 s', '2 min 05 s', '3 h 10 min'."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class ProgressBar:
+    """Counts what is done: a live bar on a terminal, a line now and then in a log, nothing when quiet.
+
+    Made by `progress`. `update` has the shape of a library callback `(done, total)`, so it can be passed as one.
+    """
+
+    def __init__(self, description: str, total: int | None, unit: str, clock: Callable[[], float]) -> None:
+        from rich import progress as rich_progress
+
+        self._live = _stderr().is_terminal and not _stderr().is_dumb_terminal and _settings.mode is not Mode.QUIET
+        self._lines = not self._live and _settings.mode is not Mode.QUIET
+        self._unit, self._clock, self._printed_at, self._note = unit, clock, clock(), ""
+        self._bar = rich_progress.Progress(
+            rich_progress.TextColumn("{task.description}", markup=False),
+            rich_progress.BarColumn(bar_width=30),
+            rich_progress.MofNCompleteColumn(),
+            rich_progress.TextColumn("{task.fields[rate]}", markup=False),
+            rich_progress.TimeRemainingColumn(compact=True),
+            rich_progress.TextColumn("{task.fields[note]}", markup=False),
+            console=_stderr(),
+            get_time=clock,
+            refresh_per_second=4,
+            speed_estimate_period=SPEED_WINDOW,
+            disable=not self._live,
+        )
+        self._id = self._bar.add_task(str(plain(description)), total=total, note="", rate="")
+
+    def update(self, done: int, total: int | None = None, note: str = "") -> None:
+        """Say how much is done by now (not how much more); the first call's jump does not count as speed.
+
+        Args:
+            done: units finished, those of an earlier run included.
+            total: units in all, where that was not known before.
+            note: what to show beside the bar, "accuracy 98.1 %".
+        """
+        self._note = str(plain(note)) if note else self._note
+        self._bar.update(self._id, completed=done, total=total, note=self._note)
+        self._bar.update(self._id, rate=self._rate())
+        if self._lines and self._clock() - self._printed_at >= SECONDS_BETWEEN_LINES:
+            self._print_line()
+
+    def _rate(self) -> str:
+        speed = self._bar.tasks[0].speed
+        if not speed:
+            return ""
+        return f"{speed:.1f} {self._unit}/s" if speed >= 1 else f"{1 / speed:.1f} s per {self._unit.removesuffix('s')}"
+
+    def _print_line(self) -> None:
+        self._printed_at = self._clock()
+        task = self._bar.tasks[0]
+        left = "" if task.time_remaining is None else f"{duration(task.time_remaining)} left"
+        of = "" if task.total is None else f" of {task.total:.0f}"
+        parts = [f"{task.description}: {task.completed:.0f}{of} {self._unit}", self._rate(), left, self._note]
+        _stderr().print(plain(", ".join(p for p in parts if p)), soft_wrap=True)
+
+    def _finish(self) -> None:
+        task = self._bar.tasks[0]
+        if self._lines:
+            parts = [f"{task.completed:.0f} {self._unit} in {duration(task.elapsed or 0.0)}", self._note]
+            _stderr().print(plain(f"{task.description}: " + ", ".join(p for p in parts if p)), soft_wrap=True)
+
+
+@contextmanager
+def progress(
+    description: str, total: int | None, *, unit: str = "images", clock: Callable[[], float] = time.monotonic
+) -> Iterator[ProgressBar]:
+    """A progress bar for the length of a with block, with rate and time left; warnings appear above it.
+
+    Args:
+        description: what is being done, "encoding".
+        total: units in all, or None where that is not known yet.
+        unit: what is counted, in the plural.
+        clock: seconds, for tests.
+    """
+    bar = ProgressBar(description, total, unit, clock)
+    with bar._bar if bar._live else nullcontext():
+        yield bar
+    bar._finish()  # not after an exception: what was not finished is not announced
+
+
+def plain(text: str) -> Text:
+    """`text` as it is: no markup, and control characters written out so that they cannot drive a terminal."""
+    from rich.text import Text
+
+    return Text("".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text))
+
+
+def _labelled(label: str, style: str, message: str) -> Text:
+    from rich.text import Text
+
+    indent = " " * (len(label) + 2)
+    return Text.assemble((f"{label}: ", style), plain(message.replace("\n", "\n" + indent)))
+
+
+@functools.cache
+def _stdout() -> Console:
+    from rich.console import Console
+
+    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(markup=False, highlight=False, emoji=False, width=PIPE_WIDTH if wide else None)
+
+
+@functools.cache
+def _stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, markup=False, highlight=False, emoji=False)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return _jsonable(value.value)
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, PurePath):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if hasattr(value, "tolist"):  # arrays and their scalars, without importing numpy or torch
+        return _jsonable(value.tolist())
+    raise TypeError(f"a result holds a {type(value).__name__}, which JSON cannot")

@@ -1,0 +1,187 @@
+"""From an image file to the square RGB pixels a tokenizer reads.
+
+Pillow only; the resizing and cropping rules are those of the published pipelines (torchvision's `Resize(int)` with
+Lanczos, then `CenterCrop`), to the pixel.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from avarc_cli.errors import UnreadableImage, UsageError
+
+MODES = ("resize-crop", "fit", "none")
+MAX_PIXELS = 2**27  # 134 million: 400 MB as RGB. Larger files are mistakes, or decompression bombs
+
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# What Pillow's decoders are known to raise on damaged files, beside OSError.
+DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+    EOFError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes `size` x `size` pixels.
+
+    mode: "resize-crop" scales the shorter edge to round(1.125 * size) with Lanczos and crops the centre (VAR's);
+        "fit" scales the shorter edge to `size` with Lanczos and crops the centre;
+        "none" takes images that already are size x size, and no others.
+    size: side of the result in pixels.
+
+    Raises: UsageError for an unknown mode or a size below 1.
+    """
+
+    mode: str
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UsageError(f"unknown preprocessing '{self.mode}'", fix=f"choose one of {', '.join(MODES)}")
+        if self.size < 1:
+            raise UsageError(f"image size is {self.size} pixels, must be at least 1")
+
+    @property
+    def shorter_edge(self) -> int:
+        """Length in pixels the shorter edge is scaled to before the crop."""
+        return round(1.125 * self.size) if self.mode == "resize-crop" else self.size
+
+    def __str__(self) -> str:
+        """The protocol, as results record it."""
+        if self.mode == "none":
+            return f"none {self.size}"
+        return f"{self.mode} {self.shorter_edge}->{self.size} lanczos"
+
+    def __call__(self, path: Path) -> np.ndarray:
+        """Pixels (size, size, 3), uint8 RGB, of the image in the file.
+
+        Raises: UnreadableImage when the file cannot be decoded, is far too large or too elongated, or, in mode
+        "none", is not size x size already.
+        """
+        image = load_rgb(path)
+        if self.mode == "none":
+            if image.size != (self.size, self.size):
+                raise UnreadableImage(
+                    f"'{path}' has the wrong size",
+                    f"it is {image.width} x {image.height} pixels, the tokenizer reads {self.size} x {self.size}",
+                    "use --preprocess resize-crop or fit",
+                )
+            return np.array(image)
+        return np.array(_centre_crop(_resize(image, self.shorter_edge, path), self.size))
+
+
+def load_rgb(path: Path) -> Image.Image:
+    """The image in the file: upright, RGB, 8 bits.
+
+    EXIF orientation is applied. Transparency is laid over white, as viewers show it. Grey, palette, CMYK, YCbCr and
+    1-bit images are converted; 16-bit and floating-point grey is scaled to 8 bits (see `_to_8_bit`). Of an animation
+    the first frame counts.
+
+    Raises: UnreadableImage for what is missing, not allowed, not an image, truncated, in a colour space Pillow
+    cannot convert, or of more than MAX_PIXELS pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow reports odd metadata as warnings; MAX_PIXELS is checked below
+            if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block for ever
+                raise _unreadable(path, "it is not a regular file")
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise _unreadable(path, f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
+                image.load()
+                return _to_rgb(_upright(image))
+    except DECODING_ERRORS as error:
+        raise _unreadable(path, _reason(error)) from error
+
+
+def _unreadable(path: Path, why: str) -> UnreadableImage:
+    return UnreadableImage(f"cannot read '{path}'", why)
+
+
+def _reason(error: BaseException) -> str:
+    """One line about the cause, without the path (`what` names it already, and caches must not hold machine paths)."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not an image, or of a kind Pillow does not know"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except DECODING_ERRORS:  # the pixels are fine, only their metadata is not: most viewers show such files as stored
+        return image
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy()  # outlives the open file
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+    if image.mode in {"LA", "La", "PA", "RGBA", "RGBa"} or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bit(grey_HW: np.ndarray) -> np.ndarray:
+    """Integers are taken as 16-bit; floats as 0..1, 0..255 or 0..65535, the narrowest range that holds them.
+
+    Raises: ValueError for values outside 0..65535, whose meaning nobody can guess.
+    """
+    low, high = float(grey_HW.min()), float(grey_HW.max())
+    if not (low >= 0 and high <= 65535):  # also true of NaN
+        raise ValueError(f"its values run from {low:g} to {high:g}, which is neither 8 nor 16 bits")
+    white = 65535.0
+    if grey_HW.dtype.kind == "f" and high <= 255:
+        white = 255.0 if high > 1 else 1.0
+    return np.rint(grey_HW.astype(np.float64) * (255.0 / white)).astype(np.uint8)
+
+
+def _resize(image: Image.Image, shorter_edge: int, path: Path) -> Image.Image:
+    """Scale so that the shorter edge has that many pixels; the longer one is rounded down, as torchvision does."""
+    short, long = sorted(image.size)
+    longer_edge = int(shorter_edge * long / short)
+    if shorter_edge * longer_edge > MAX_PIXELS:
+        raise _unreadable(path, f"{image.width} x {image.height} pixels is too elongated to be scaled")
+    size = (shorter_edge, longer_edge) if image.width <= image.height else (longer_edge, shorter_edge)
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _centre_crop(image: Image.Image, size: int) -> Image.Image:
+    # round() takes halves to the even number, and torchvision does the same
+    left, top = (round((edge - size) / 2.0) for edge in image.size)
+    return image.crop((left, top, left + size, top + size))

@@ -1,0 +1,76 @@
+"""The one interface between scoring and generators, and how a name or a file becomes a model.
+
+Shapes: B token sequences, L tokens, P pairs of (sequence, class), T tokens of the segments at hand.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class LikelihoodModel(Protocol):
+    """A generator as the scoring engine sees it: token log-probabilities, segment by segment.
+
+    A segment's activations depend on the segment and what came before, never on what follows. So scoring can stop
+    after any segment, drop pairs, and go on. States belong to the model that made them; the engine only passes them.
+    """
+
+    segment_ends: tuple[int, ...]
+    """End position of each segment; the last is L."""
+    num_classes: int
+    """Classes 0 .. num_classes - 1."""
+    unconditional: int | None
+    """Class id under which the model gives p(x); None when it cannot."""
+    flops_per_token: int
+    """Floating-point operations to score one token of one pair, on average; for estimates of time."""
+
+    def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor) -> Any:
+        """A state with nothing scored: pair i is sequence `sequence_P[i]` under class `class_id_P[i]`."""
+        ...
+
+    def extend(self, state: Any, stop: int, *, keep_prefix: bool) -> Tensor:
+        """Score the segments from where the state stands up to (not including) segment `stop`.
+
+        Returns: log p(token | before, class) in nats, (P, T) float32. The state moves on; it can be extended
+        again only if its keys and values were kept.
+        """
+        ...
+
+    def select(self, state: Any, keep_Q: Tensor) -> Any:
+        """The state of these pairs only, in this order."""
+        ...
+
+    def bytes_per_token(self, *, kept: bool) -> int:
+        """Estimate of the memory a token of a pair needs while it is scored, or (kept) afterwards as prefix."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """An image tokenizer as the encoder sees it. Images are (B, 3, H, H) float32 in [-1, 1]."""
+
+    name: str
+    file: str
+    sha256: str
+    patch_nums: tuple[int, ...]
+    image_size: int
+    vocab_size: int
+    preprocess: str
+    """Default preprocessing mode (data.preprocess)."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents before quantisation, (B, Z, h, h)."""
+        ...
+
+    def quantize(self, latents: Tensor) -> Tensor:
+        """Tokens (B, L), int64."""
+        ...
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images from tokens."""
+        ...
+

@@ -1,0 +1,68 @@
+"""What every network does with a state dict: build on no memory, check the keys, take the tensors as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from avarc_cli.errors import CheckpointError
+
+Module = TypeVar("Module", bound=nn.Module)
+SHOWN = 4  # so many keys tell what is wrong; a thousand hide it
+
+
+def take(tensors: Mapping[str, Tensor], key: str, *, source: str, expected: str) -> Tensor:
+    """One tensor that the configuration is read off. Raises CheckpointError when it is not there."""
+    if key not in tensors:
+        raise CheckpointError(
+            f"{source} is not a {expected} checkpoint",
+            f"it has no tensor '{key}'; its {len(tensors)} tensors begin with {_few(sorted(tensors))}",
+            f"pass the {expected} file here (avarc models lists what each model needs)",
+        )
+    return tensors[key]
+
+
+def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, source: str, expected: str) -> Module:
+    """A module made by `make`, holding `tensors` (not copies) as float32, in eval mode.
+
+    Keys that the module does not have are an error, as are missing and mis-shaped ones.
+    Raises: CheckpointError naming the file and the first few offending keys.
+    """
+    with torch.device("meta"):  # a d36 has 2.3 billion parameters: do not initialise them to throw them away
+        module = make()
+    wanted = module.state_dict()
+    missing = [k for k in wanted if k not in tensors]
+    unknown = [k for k in tensors if k not in wanted]
+    misshaped = [
+        f"{k} {tuple(tensors[k].shape)} instead of {tuple(w.shape)}"
+        for k, w in wanted.items()
+        if k in tensors and tensors[k].shape != w.shape
+    ]
+    problems = [
+        f"{len(keys)} {what}: {_few(keys)}"
+        for what, keys in (("missing", missing), ("mis-shaped", misshaped), ("unknown", unknown))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{source} does not fit a {expected}",
+            "; ".join(problems),
+            f"check that the file is a complete {expected} checkpoint; download it again if it is damaged",
+        )
+    not_finite = [k for k in wanted if tensors[k].is_floating_point() and not tensors[k].isfinite().all()]
+    if not_finite:
+        raise CheckpointError(
+            f"{source} holds values that are not finite",
+            f"{len(not_finite)} tensors with NaN or infinity: {_few(not_finite)}",
+            "the training run that wrote it diverged, or the file is damaged: use an earlier checkpoint",
+        )
+    module.load_state_dict({k: tensors[k].float() for k in wanted}, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _few(keys: list[str]) -> str:
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return ", ".join(keys[:SHOWN]) + more

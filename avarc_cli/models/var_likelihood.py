@@ -1,0 +1,113 @@
+"""VAR behind the LikelihoodModel interface: the segments are the scales.
+
+Shapes: B token sequences, P pairs, N distinct classes, L tokens, T tokens of the scales at hand, C width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from avarc_kernels import linear_log_prob
+from torch import Tensor
+
+from avarc_cli.errors import CheckpointError
+from avarc_cli.models.var import VAR, Condition, KeyValue
+from avarc_cli.models.vqvae import VQVAE, MultiScaleQuantizer
+
+
+def build(
+    tensors: Mapping[str, Tensor], tokenizer: VQVAE, *, dtype: torch.dtype, device: torch.device, source: str
+) -> VARLikelihood:
+    """The family's entry in `loading.FAMILIES`. Raises CheckpointError when generator and tokenizer do not fit."""
+    var = VAR.from_state_dict(tensors, source=source)
+    ours, theirs = var.config, tokenizer.config
+    if (ours.vocab_size, ours.z_channels) != (theirs.vocab_size, theirs.z_channels):
+        raise CheckpointError(
+            f"{source} reads the tokens of another tokenizer",
+            f"it has {ours.vocab_size} codes of {ours.z_channels} channels, "
+            f"the tokenizer {theirs.vocab_size} of {theirs.z_channels}",
+            "pass the tokenizer that it was trained with",
+        )
+    return VARLikelihood(var.to(device).set_precision(dtype), tokenizer.quantize)
+
+
+@dataclass
+class VARState:
+    """Where scoring stands. Per sequence and per class once, per pair only what differs."""
+
+    tokens_BL: Tensor
+    rest_BLC: Tensor  # embedded teacher input of scales 2..K
+    condition_N: Condition
+    class_id_P: Tensor
+    class_row_P: Tensor  # row of the pair's class in condition_N
+    sequence_P: Tensor
+    past: list[KeyValue] | None = None
+    scale: int = 0  # scales scored so far
+
+
+class VARLikelihood:
+    """log p(tokens of a scale | coarser scales, class), for any run of scales."""
+
+    def __init__(self, var: VAR, quantizer: MultiScaleQuantizer) -> None:
+        self.var, self.quantizer = var, quantizer
+        self.segment_ends = var.config.ends
+        self.num_classes = var.config.num_classes
+        self.unconditional: int | None = var.config.num_classes
+        self.flops_per_token = var.config.flops // var.config.ends[-1]
+
+    @torch.inference_mode()
+    def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor) -> VARState:
+        device = self.var.pos_1LC.device
+        tokens_BL, class_id_P = tokens_BL.to(device), class_id_P.to(device)
+        classes_N, class_row_P = class_id_P.unique(return_inverse=True)
+        return VARState(
+            tokens_BL=tokens_BL,
+            rest_BLC=self.var.embed_rest(self.quantizer.teacher_input(tokens_BL)),
+            condition_N=self.var.condition(classes_N),
+            class_id_P=class_id_P,
+            class_row_P=class_row_P,
+            sequence_P=sequence_P.to(device),
+        )
+
+    @torch.inference_mode()
+    def extend(self, state: VARState, stop: int, *, keep_prefix: bool) -> Tensor:
+        start, first = self._position(state.scale), self.segment_ends[0]
+        end = self._position(stop)
+        if end <= start or (state.scale > 0 and state.past is None):
+            raise ValueError(f"cannot go on from scale {state.scale} to {stop} (prefix kept: {state.past is not None})")
+        x = state.rest_BLC[:, max(start - first, 0) : end - first][state.sequence_P]
+        if start == 0:
+            x = torch.cat([self.var.embed_start(state.class_id_P), x], dim=1)
+        ends = [self.segment_ends[k] - start for k in range(state.scale, stop)]
+        hidden_PTC, state.past = self.var.hidden(
+            x, state.condition_N.rows(state.class_row_P), ends, state.past, keep=keep_prefix
+        )
+        state.scale = stop
+        target_PT = state.tokens_BL[state.sequence_P, start:end]
+        head = self.var.head
+        return linear_log_prob(hidden_PTC.flatten(0, 1), head.weight, head.bias, target_PT.flatten()).view_as(target_PT)
+
+    @torch.inference_mode()
+    def select(self, state: VARState, keep_Q: Tensor) -> VARState:
+        keep_Q = keep_Q.to(state.class_id_P.device)
+        past = [KeyValue(k[keep_Q], v[keep_Q]) for k, v in state.past] if state.past else None
+        return replace(
+            state,
+            class_id_P=state.class_id_P[keep_Q],
+            class_row_P=state.class_row_P[keep_Q],
+            sequence_P=state.sequence_P[keep_Q],
+            past=past,
+        )
+
+    def bytes_per_token(self, *, kept: bool) -> int:
+        c = self.var.config
+        item = self.var.blocks[0].attn.mat_qkv.weight.element_size()
+        if kept:
+            return 2 * c.depth * c.width * item
+        stream, branch = 4 * c.width * 4, (4 + 2 * c.mlp_ratio) * c.width * item  # float32 residual; qkv, MLP in `item`
+        return int(stream + branch)
+
+    def _position(self, scale: int) -> int:
+        return self.segment_ends[scale - 1] if scale else 0

@@ -1,0 +1,1 @@
+"""What a classification run leaves behind: the run folder, its numbers, its exports."""

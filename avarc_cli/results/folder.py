@@ -1,0 +1,125 @@
+"""The run folder: what was asked (run.json), a journal of predictions that survives any kill, and the final files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.tokens.files import write_whole
+
+JOURNAL = "predictions.jsonl.part"
+SECONDS = "seconds.part"
+
+
+class RunFolder:
+    """A run on disk. Open it, append groups of predictions in order, finish it.
+
+    The journal is append-only; after a kill its last line may be cut, and is done again. Files of single images are
+    written before their line, so a line in the journal means that everything about its image is there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.journal = path / JOURNAL
+        self.predictions = path / "predictions.jsonl"
+        self.metrics = path / "metrics.json"
+        self._seconds_file = path / SECONDS
+        self.seconds = 0.0
+
+    def open(self, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Start or resume the run; returns the records that are already there.
+
+        Raises: UsageError when the folder holds another run; AvarcError when it holds a damaged one.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        run_file = self.path / "run.json"
+        text = json.dumps(asked, indent=1, sort_keys=True)
+        if run_file.exists():
+            self._compare(run_file, json.loads(text))
+        elif any(entry.suffix != ".lock" for entry in self.path.iterdir() if entry.name != "tokens.h5"):
+            raise UsageError(f"'{self.path}' is not empty, and not a run", "it has no run.json", "name another folder")
+        else:
+            write_whole(run_file, text.encode())
+        if self.predictions.exists():
+            return _parse(self.predictions)
+        if not self.journal.exists():
+            return []
+        self._cut_unfinished_line()
+        if self._seconds_file.exists():
+            self.seconds = float(self._seconds_file.read_text())
+        return _parse(self.journal)
+
+    def recorded(self, field: str) -> Any:
+        """A field of run.json, or None where there is no run yet."""
+        run_file = self.path / "run.json"
+        return self._read(run_file).get(field) if run_file.exists() else None
+
+    @property
+    def finished(self) -> bool:
+        return self.metrics.exists() and self.predictions.exists()
+
+    def write(self, name: str, data: bytes) -> None:
+        """A file of one image, `name` relative to the folder."""
+        path = self.path / name
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, data)
+
+    def append(self, records: list[dict[str, Any]], seconds: float) -> None:
+        """Add the records of a group to the journal, for good."""
+        self.seconds += seconds
+        write_whole(self._seconds_file, str(self.seconds).encode())
+        with self.journal.open("ab") as file:
+            file.write("".join(json.dumps(r) + "\n" for r in records).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self, metrics: Mapping[str, Any]) -> None:
+        """Rename the journal to predictions.jsonl and write metrics.json."""
+        if not self.predictions.exists():
+            os.replace(self.journal, self.predictions)
+        write_whole(self.metrics, json.dumps(metrics, indent=1).encode())
+        self._seconds_file.unlink(missing_ok=True)
+
+    def _compare(self, run_file: Path, asked: dict[str, Any]) -> None:
+        there = self._read(run_file)
+        differing = [
+            f"{field}: {_short(there.get(field))} there, {_short(asked.get(field))} now"
+            for field in sorted(there.keys() | asked.keys())
+            if there.get(field) != asked.get(field)
+        ]
+        if differing:
+            raise UsageError(
+                f"'{self.path}' holds another run",
+                "; ".join(differing),
+                "repeat that run's options to continue it, or name another --out",
+            )
+
+    def _read(self, run_file: Path) -> dict[str, Any]:
+        try:
+            there: dict[str, Any] = json.loads(run_file.read_text())
+        except (OSError, ValueError) as error:
+            raise AvarcError(f"cannot read '{run_file}'", str(error), "name another folder, or delete this one") from None
+        return there
+
+    def _cut_unfinished_line(self) -> None:
+        data = self.journal.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            with self.journal.open("r+b") as file:
+                file.truncate(whole)
+
+
+def _parse(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_bytes().splitlines()]
+    except ValueError as error:
+        raise AvarcError(f"'{path}' is damaged", str(error), "delete the run folder and classify again") from None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."

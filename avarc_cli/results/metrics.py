@@ -1,0 +1,66 @@
+"""Numbers of a run, from its prediction records: accuracy with its interval, likelihood, cost."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
+TOP = (1, 3, 5)
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """95 % confidence interval of a proportion (Wilson, JASA 1927): sensible at 100 % and for few images too."""
+    if total == 0:
+        return 0.0, 1.0
+    share, z2 = right / total, Z95**2
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = Z95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def compute(records: Sequence[dict[str, Any]], *, seconds: float, candidates: int) -> dict[str, Any]:
+    """metrics.json.
+
+    Args:
+        records: lines of predictions.jsonl.
+        seconds: time spent scoring, over all sessions of the run.
+        candidates: N, classes to choose from; top-k is reported for k < N.
+    """
+    labelled = [r for r in records if r["label_rank"] is not None]
+    count = len(labelled)
+    metrics: dict[str, Any] = {
+        "images": len(records),
+        "labelled": count,
+        "label_not_a_candidate": sum(r["label"] is not None and r["label_rank"] is None for r in records),
+        "near_ties": sum(r["near_tie"] for r in records),
+        "tokens_scored_per_image": _mean([r["tokens_scored"] for r in records]),
+        "bits_per_token": _mean([r["bits_per_token"] for r in records]),
+        "seconds_per_image": seconds / len(records) if records else None,
+    }
+    if not labelled:
+        return metrics
+    ranks = [r["label_rank"] for r in labelled]
+    right = sum(rank == 0 for rank in ranks)
+    low, high = wilson(right, count)
+    metrics |= {
+        "accuracy": right / count,
+        "accuracy_95": [low, high],
+        "correct": right,
+        "top_k": {str(k): sum(rank < k for rank in ranks) / count for k in TOP if k == 1 or k < candidates},
+        "per_class": _per_class(labelled),
+    }
+    return metrics
+
+
+def _per_class(labelled: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | int]]:
+    by_class: dict[str, list[bool]] = defaultdict(list)
+    for record in sorted(labelled, key=lambda r: r["label"]):
+        by_class[record["label_id"]].append(record["label_rank"] == 0)
+    return {name: {"images": len(hits), "accuracy": sum(hits) / len(hits)} for name, hits in by_class.items()}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,45 @@
+"""A contact sheet: images with their most probable classes as bars. Drawn with Pillow alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+SIDE, BAR_HEIGHT, GAP, MARGIN = 128, 18, 6, 16  # pixels
+PAPER, INK, MUTED = (255, 255, 255), (33, 37, 41), (134, 142, 150)
+BEST, OTHER, WRONG = (0, 114, 178), (173, 198, 217), (213, 94, 0)  # Okabe and Ito: apart for the colour-blind too
+
+
+def contact_sheet(
+    pixels: Sequence[np.ndarray], ranked: Sequence[list[tuple[str, float]]], labels: Sequence[str | None], path: Path
+) -> None:
+    """Write a PNG with one column an image: the image, its label, and its best classes with probabilities.
+
+    Args:
+        pixels: (H, H, 3) uint8 each. ranked: (class name, probability), best first. labels: true names or None.
+    """
+    bars = max(len(r) for r in ranked)
+    column = SIDE + MARGIN
+    font = ImageFont.load_default(12)
+    height = MARGIN + SIDE + GAP + 18 + bars * (BAR_HEIGHT + GAP) + MARGIN
+    sheet = Image.new("RGB", (MARGIN + column * len(pixels), height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, (image, best, label) in enumerate(zip(pixels, ranked, labels, strict=True)):
+        x, y = MARGIN + i * column, MARGIN
+        sheet.paste(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.NEAREST), (x, y))
+        y += SIDE + GAP
+        if label is not None:
+            draw.text((x, y), f"label: {label}", MUTED, font)
+        y += 18
+        for rank, (name, probability) in enumerate(best):
+            wrong = label is not None and rank == 0 and name != label
+            colour = WRONG if wrong else BEST if rank == 0 else OTHER
+            draw.rectangle((x, y, x + max(1, round(probability * SIDE)), y + BAR_HEIGHT), colour)
+            inside = probability > 0.6
+            text, text_x = f"{name}  {probability:.1%}", x + 4 if inside else x + round(probability * SIDE) + 4
+            draw.text((text_x, y + 2), text, PAPER if inside else INK, font)
+            y += BAR_HEIGHT + GAP
+    sheet.save(path)

@@ -1,0 +1,71 @@
+"""How much to score at once, and what it will cost."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.scoring.engine import Request
+
+CPU_BYTES = 256 << 20  # beyond this a CPU's batches gain nothing and lose cache
+GPU_SHARE = 0.5  # of the free memory; the prefix of the survivors needs room too
+MAX_TOKENS = 1 << 17
+SHARE_OF_PEAK = 0.6  # what a forward pass reaches of the matrix product rate; only for the estimate of time
+
+
+def auto_tokens(model: LikelihoodModel, device: torch.device, *, fixed: bool) -> int:
+    """Tokens of one forward pass.
+
+    On a CPU, and where batches must not depend on the state of the machine (`fixed`), a function of the model alone.
+    """
+    budget = CPU_BYTES
+    if device.type == "cuda" and not fixed:
+        budget = int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE)
+    return max(model.segment_ends[-1] // 4, min(MAX_TOKENS, budget // model.bytes_per_token(kept=False)))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run will take: pairs of image and class, token log-probabilities, seconds and bytes (both estimates)."""
+
+    pairs: int
+    tokens: int
+    seconds: float
+    memory: int
+
+    def __str__(self) -> str:
+        return f"{self.pairs:,} pairs, {self.tokens:,} tokens, about {_duration(self.seconds)} and {self.memory >> 20:,} MiB"
+
+
+def estimate(model: LikelihoodModel, request: Request, images: int, device: torch.device) -> Cost:
+    """The cost of scoring so many images, from the model's arithmetic and this machine's matrix product rate."""
+    candidates, ends, plan = len(request.candidates), model.segment_ends, request.plan
+    tokens = images * plan.tokens(candidates, ends)
+    group = request.images_per_group(model)
+    kept = max((ends[a.segments - 1] * a.keep for a in plan.stages[:-1]), default=0) * group
+    memory = kept * model.bytes_per_token(kept=True) + request.tokens_per_batch * model.bytes_per_token(kept=False)
+    seconds = tokens * model.flops_per_token / (SHARE_OF_PEAK * _flops_per_second(device))
+    return Cost(images * candidates, tokens, seconds, memory)
+
+
+def _flops_per_second(device: torch.device, side: int = 768) -> float:
+    a = torch.randn(side, side, device=device)
+    for repetitions in (1, 4):  # the first warms up
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        for _ in range(repetitions):
+            a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return repetitions * 2 * side**3 / (time.perf_counter() - started)
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

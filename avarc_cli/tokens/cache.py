@@ -1,0 +1,181 @@
+"""The token cache: an HDF5 file of images' tokens, and who may read it.
+
+`/tokens` uint16 (N, S, L), `/labels` int32 (N,), `/paths` utf-8 (N,), optional `/latents` float16 (N, Z, h, w);
+root attributes `avarc` (JSON, `CacheHeader`) and `unreadable` (JSON, [[name, reason], ...] of the images left out).
+N images, S samples (0 the image, others its smoothing neighbours), L tokens; Z channels, h side of the latents.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+
+from avarc_cli.errors import CacheError
+from avarc_cli.tokens.header import CacheHeader
+
+if TYPE_CHECKING:
+    from avarc_cli.likelihood import Tokenizer
+
+# What h5py and our own checks raise on files that are damaged or somebody else's.
+DAMAGED = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, MemoryError)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenCache:
+    """An opened cache: header, labels and names are in memory, tokens stay on disk.
+
+    labels: (N,) int32; paths: names below the source; unreadable: (name, reason) of the images left out.
+    """
+
+    path: Path
+    header: CacheHeader
+    labels: np.ndarray
+    paths: tuple[str, ...]
+    unreadable: tuple[tuple[str, str], ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def tokens(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Tokens of these images, in this order, (n, S, L) int64.
+
+        Raises: CacheError when the file became unreadable, or holds a token beyond the vocabulary; IndexError.
+        """
+        tokens = self._read("tokens", rows).astype(np.int64)
+        if tokens.size and tokens.max() >= self.header.vocab_size:
+            raise _damaged(self.path, f"token {tokens.max()} in a vocabulary of {self.header.vocab_size}")
+        return tokens
+
+    def latents(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Latents of these images before quantisation, (n, Z, h, w) float16.
+
+        Raises: CacheError when the cache has none; IndexError.
+        """
+        if not self.header.latents:
+            raise CacheError(f"'{self.path}' holds no latents", fix="encode the images again with --latents")
+        return self._read("latents", rows)
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Raises: CacheError, with the values side by side, unless this tokenizer gives such tokens."""
+        there, here = self.header, tokenizer
+        pairs = (
+            ("tokenizer sha256", there.tokenizer_sha256, here.sha256),
+            ("scales", there.patch_nums, tuple(here.patch_nums)),
+            ("tokens an image", there.num_tokens, here.num_tokens),
+            ("image size", there.image_size, here.image_size),
+            ("vocabulary", there.vocab_size, here.vocab_size),
+        )
+        differing = [(what, ours, theirs) for what, ours, theirs in pairs if ours != theirs]
+        if not differing:
+            return
+        files = f"the cache was made by {there.tokenizer} ({there.tokenizer_file}), the model reads {here.name}"
+        values = "; ".join(f"{what}: {ours} in the cache, {theirs} for the model" for what, ours, theirs in differing)
+        raise CacheError(
+            f"'{self.path}' holds the tokens of another tokenizer than the model reads",
+            f"{files} ({Path(here.file).name}). {values}",
+            f"encode for this model: avarc encode {there.source} --model ... --out ...",
+        )
+
+    def _read(self, dataset: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        wanted = np.asarray(rows, dtype=np.int64)
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
+            raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a cache of {len(self)} images")
+        unique, inverse = np.unique(wanted, return_inverse=True)  # h5py reads increasing rows only
+        try:
+            with h5py.File(self.path, "r") as file:
+                values: np.ndarray = file[dataset][unique]
+        except DAMAGED as error:
+            raise _damaged(self.path, str(error)) from error
+        return values[inverse]
+
+
+def read(path: Path) -> TokenCache:
+    """Open a token cache.
+
+    Raises: CacheError when the file is missing, cut short, not HDF5, no token cache, or of another format version.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        fix = "make one: avarc encode DATA --model NAME --out tokens.h5"
+        raise CacheError(f"the token cache '{path}' {what}", fix=fix)
+    try:
+        with h5py.File(path, "r") as file:
+            if "avarc" not in file.attrs:
+                raise CacheError(f"'{path}' is an HDF5 file, but not a token cache", "it has no attribute 'avarc'")
+            header = CacheHeader.from_json(file.attrs["avarc"], path)
+            _check_layout(file, header)
+            paths = tuple(name.decode("utf-8", "surrogateescape") for name in file["paths"][:])
+            labels = file["labels"][:]
+            unreadable = tuple((str(name), str(why)) for name, why in json.loads(file.attrs["unreadable"]))
+    except DAMAGED as error:
+        raise _damaged(path, str(error)) from error
+    if labels.size and not (labels.min() >= -1 and labels.max() < len(header.class_names)):
+        raise _damaged(path, f"labels up to {labels.max()} with {len(header.class_names)} class names")
+    return TokenCache(path, header, labels, paths, unreadable)
+
+
+def write(
+    path: Path,
+    header: CacheHeader,
+    *,
+    labels: np.ndarray,
+    names: Sequence[str],
+    blocks: Iterable[tuple[np.ndarray, np.ndarray | None]],
+    unreadable: Sequence[tuple[str, str]],
+) -> None:
+    """Write a cache file; the same arguments give the same bytes.
+
+    Args:
+        labels, names: of the N images, in order.
+        blocks: their tokens (n, S, L) uint16 and latents (n, Z, h, w) float16 or None, any number of rows at a time.
+
+    Raises: OSError.
+    """
+    paths = [name.encode("utf-8", "surrogateescape") for name in names]
+    width = max(map(len, paths))  # fixed-width text: HDF5 places text of varying length by its own lights
+    try:
+        with h5py.File(path, "w") as file:
+            file.attrs["avarc"] = header.to_json()
+            file.attrs["unreadable"] = json.dumps(unreadable)
+            file.create_dataset("labels", data=labels.astype(np.int32))
+            text = h5py.string_dtype("utf-8", width)
+            file.create_dataset("paths", data=np.array(paths, dtype=text))
+            shape = (len(names), header.samples, header.num_tokens)
+            file.create_dataset("tokens", shape, np.uint16)
+            start = 0
+            for tokens, latents in blocks:
+                stop = start + len(tokens)
+                file["tokens"][start:stop] = tokens
+                if latents is not None and len(latents):
+                    every = file.require_dataset("latents", (len(names), *latents.shape[1:]), np.float16)
+                    every[start:stop] = latents
+                start = stop
+    except RuntimeError as error:  # what h5py makes of a full disk when it closes the file
+        raise OSError(str(error)) from error
+
+
+def _check_layout(file: h5py.File, header: CacheHeader) -> None:
+    """Raises: ValueError naming the dataset that is missing or not as the header says."""
+    count = len(file["labels"])
+    expected: dict[str, tuple[str, tuple[int | None, ...]]] = {
+        "tokens": ("u2", (count, header.samples, header.num_tokens)),
+        "labels": ("i4", (count,)),
+        "paths": ("S", (count,)),
+    }
+    if header.latents:
+        expected["latents"] = ("f2", (count, None, None, None))
+    for name, (kind, shape) in expected.items():
+        dataset = file[name]
+        sides = zip(dataset.shape, shape, strict=True)  # ValueError for another number of dimensions
+        if not dataset.dtype.str.lstrip("<|").startswith(kind) or any(want not in {None, has} for has, want in sides):
+            raise ValueError(f"/{name} is {dataset.dtype} {dataset.shape}, expected {kind} {shape}")
+
+
+def _damaged(path: Path, why: str) -> CacheError:
+    return CacheError(f"'{path}' is damaged, or not a token cache", why, "make it again: avarc encode ... --overwrite")

@@ -1,0 +1,88 @@
+"""What a token cache says about how it was made, and how two such statements are compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avarc_cli.errors import CacheError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheHeader:
+    """How a cache was made.
+
+    format: version of the layout; tokenizer, tokenizer_file, tokenizer_sha256: its name, file name, and digest of
+    the file; patch_nums: side of each scale; image_size: pixels a side; preprocess: protocol text;
+    samples: S; sigma: standard deviation of the neighbours' noise on the latents, and seed of it (both 0 when S is 1);
+    latents: whether they are kept; class_names: what labels index into; source: what was encoded, as the user named
+    it; images: how many that were, unreadable ones included; images_sha256: digest of their names and labels.
+    """
+
+    format: int = FORMAT
+    tokenizer: str
+    tokenizer_file: str
+    tokenizer_sha256: str
+    vocab_size: int
+    patch_nums: tuple[int, ...]
+    image_size: int
+    preprocess: str
+    samples: int
+    sigma: float
+    seed: int
+    latents: bool
+    class_names: tuple[str, ...]
+    source: str
+    images: int
+    images_sha256: str
+
+    @property
+    def num_tokens(self) -> int:
+        """L, tokens an image."""
+        return sum(side * side for side in self.patch_nums)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The header as JSON knows it (lists for tuples)."""
+        values = dataclasses.asdict(self)
+        return values | {"patch_nums": list(self.patch_nums), "class_names": list(self.class_names)}
+
+    def to_json(self) -> str:
+        """One line with sorted keys: the same header is the same bytes. Odd file names are escaped, so it is ASCII."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> CacheHeader:
+        """The header of the cache at `path`.
+
+        Raises: CacheError for another format version; KeyError, TypeError, ValueError for what is no header.
+        """
+        values = json.loads(text)
+        version = values["format"]
+        if version != FORMAT:
+            fix = "upgrade avarc: pip install --upgrade avarc" if version > FORMAT else "encode the images again"
+            raise CacheError(f"'{path}' has another format", f"it is version {version}, this is {FORMAT}", fix)
+        names = [field.name for field in dataclasses.fields(cls)]
+        kept = {name: values[name] for name in names}
+        lists = {name: tuple(kept[name]) for name in ("patch_nums", "class_names")}
+        header = cls(**(kept | lists))
+        numbers = (*header.patch_nums, header.image_size, header.samples, header.vocab_size, header.images)
+        if not all(type(number) is int and number > 0 for number in numbers):
+            raise ValueError("a size in its header is not a positive whole number")
+        return header
+
+
+def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The fields that differ with both their values, for people; empty when none does."""
+    fields = sorted(field for field in there.keys() | now.keys() if there.get(field) != now.get(field))
+    return "; ".join(f"{field}: {_short(there.get(field))} there, {_short(now.get(field))} now" for field in fields)
+
+
+def _short(value: Any, width: int = 70) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= width else f"{text[: width - 3]}..."

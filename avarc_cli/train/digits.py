@@ -1,0 +1,40 @@
+"""The digits that the embedded model was trained and is tested on, as an image folder.
+
+scikit-learn's copy of the test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI
+Machine Learning Repository, 1998, doi:10.24432/C50P49, CC BY 4.0): 1797 scans of 8 x 8 pixels, 17 grey levels, white
+ink on black. Here they are enlarged to 32 x 32. 360 images, 36 a class on average, are held out for testing.
+
+Run `python -m avarc_cli.train.digits FOLDER` to write FOLDER/train/<digit>/*.png and FOLDER/test/<digit>/*.png.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+HELD_OUT = 360
+SPLIT_SEED = 0  # chosen once, before any model was trained
+SIDE = 32  # pixels
+
+
+def write_digits(folder: Path) -> None:
+    """Write both parts; the split is stratified by class and always the same."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    pixels_N64, label_N = load_digits(return_X_y=True)
+    rows = np.arange(len(label_N))
+    train, test = train_test_split(rows, test_size=HELD_OUT, stratify=label_N, random_state=SPLIT_SEED)
+    for part, chosen in (("train", train), ("test", test)):
+        for row in sorted(chosen):
+            path = folder / part / str(label_N[row]) / f"{row:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            grey = np.round(pixels_N64[row].reshape(8, 8) * (255 / 16)).astype(np.uint8)
+            Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    write_digits(Path(sys.argv[1]))

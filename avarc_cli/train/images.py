@@ -1,0 +1,123 @@
+"""Training images: decoded once when they fit in memory, augmented in batches.
+
+Shapes: B images, S side as loaded, H side of the network's input. Pixels are uint8 until augmented.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from avarc_cli.data.datasets import ImageSet
+from avarc_cli.data.preprocess import Preprocess
+from avarc_cli.errors import UsageError
+
+IN_MEMORY_BYTES = 2 << 30
+LOADED_SIDE = {"none": 1.0, "crop": 1.125, "affine": 2.0}  # times the network's input side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """What a training image may look like instead.
+
+    mode: "none"; "crop", a random crop of the image at 1.125 times the size, as VAR trains;
+    "affine", a random rotation, scaling, shear and shift, for small centred objects such as digits.
+    flip: mirror half of the images (not for anything with a handedness).
+    degrees, zoom, shear, shift: half-widths of the uniform ranges; shift as a share of the side.
+    """
+
+    mode: str = "crop"
+    flip: bool = False
+    degrees: float = 10.0
+    zoom: float = 0.12
+    shear: float = 0.15
+    shift: float = 0.08
+
+    def __post_init__(self) -> None:
+        if self.mode not in LOADED_SIDE:
+            raise UsageError(f"no augmentation '{self.mode}'", f"there are {', '.join(LOADED_SIDE)}")
+
+    def loaded_side(self, size: int) -> int:
+        """Side in pixels at which images are loaded for an input of `size` pixels."""
+        return round(LOADED_SIDE[self.mode] * size)
+
+    def __call__(self, pixels_BSS3: Tensor, size: int, generator: torch.Generator) -> Tensor:
+        """Augmented images (B, 3, size, size), float32 in [-1, 1]."""
+        x = pixels_BSS3.permute(0, 3, 1, 2).float() / 127.5 - 1
+        if self.mode == "crop":
+            x = _random_crop(x, size, generator)
+        elif self.mode == "affine":
+            grid = F.affine_grid(self._matrices(len(x), generator), list(x.shape), align_corners=False)
+            x = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+            x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+        if self.flip:
+            mirrored = torch.rand(len(x), generator=generator) < 0.5
+            x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+        return x
+
+    def _matrices(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random maps from output to input coordinates, (B, 2, 3)."""
+
+        def uniform(half_width: float) -> Tensor:
+            return (2 * torch.rand(count, generator=generator) - 1) * half_width
+
+        angle, shear = uniform(math.radians(self.degrees)), uniform(self.shear)
+        zoom_x, zoom_y = uniform(self.zoom).exp(), uniform(self.zoom).exp()
+        cos, sin = angle.cos(), angle.sin()
+        rows = [
+            torch.stack([cos * zoom_x, (shear * cos - sin) * zoom_y, 2 * uniform(self.shift)], dim=1),
+            torch.stack([sin * zoom_x, (shear * sin + cos) * zoom_y, 2 * uniform(self.shift)], dim=1),
+        ]
+        return torch.stack(rows, dim=1)
+
+
+def _random_crop(x: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    room = x.shape[-1] - size + 1
+    top, left = torch.randint(room, (2, len(x)), generator=generator).tolist()
+    return torch.stack([im[:, t : t + size, u : u + size] for im, t, u in zip(x, top, left, strict=True)])
+
+
+class TrainingImages:
+    """Batches of a labelled image set, in an order that follows from (seed, step) alone, so that runs resume."""
+
+    def __init__(self, images: ImageSet, size: int, augment: Augment, *, seed: int) -> None:
+        if not images.paths:
+            raise UsageError("there are no images to train on", f"{images.source} is empty")
+        self.images, self.size, self.augment, self.seed = images, size, augment, seed
+        self._load = Preprocess("fit", augment.loaded_side(size))
+        self._threads = ThreadPoolExecutor(4)  # Pillow lets go of the interpreter while it decodes
+        side = self._load.size
+        fits = len(images.paths) * side * side * 3 <= IN_MEMORY_BYTES
+        self._memory = self._decode(np.arange(len(images.paths))) if fits else None
+
+    def __len__(self) -> int:
+        return len(self.images.paths)
+
+    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor, torch.Generator]:
+        """Augmented images (B, 3, H, H), labels (B,), and the step's own generator for further randomness."""
+        rows = self._rows(step, batch_size)
+        generator = torch.Generator().manual_seed(_mix(self.seed, step))
+        pixels = self._decode(rows) if self._memory is None else self._memory[torch.from_numpy(rows)]
+        labels = torch.from_numpy(self.images.labels[rows]).long()
+        return self.augment(pixels, self.size, generator), labels, generator
+
+    def _rows(self, step: int, batch_size: int) -> np.ndarray:
+        """Rows of batch `step` in an endless sequence of shuffled epochs."""
+        positions = np.arange(step * batch_size, (step + 1) * batch_size)
+        epochs, offsets = np.divmod(positions, len(self))
+        order = {int(e): np.random.default_rng([self.seed, int(e)]).permutation(len(self)) for e in np.unique(epochs)}
+        return np.array([order[int(e)][o] for e, o in zip(epochs, offsets, strict=True)])
+
+    def _decode(self, rows: np.ndarray) -> Tensor:
+        arrays = list(self._threads.map(self._load, [self.images.paths[i] for i in rows]))
+        return torch.from_numpy(np.stack(arrays))
+
+
+def _mix(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)

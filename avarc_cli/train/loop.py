@@ -1,0 +1,138 @@
+"""The training loop that tokenizer and generator share: AdamW, warm-up and decay, averaging, checkpoints, resume."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from avarc_cli.errors import AvarcError, CheckpointError, UsageError
+
+Progress = Callable[[int, dict[str, float]], None]  # (steps done, running averages)
+LossOfStep = Callable[[int], tuple[Tensor, dict[str, float]]]  # step -> (loss, what to show)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How long and how hard to train.
+
+    steps: optimizer steps; lr: peak learning rate; warmup, flat: shares of the steps (linear up, then level);
+    final: last learning rate as a share of the peak; clip: largest gradient norm;
+    average: decay of the exponential moving average of the weights, which is what is saved;
+    save_every: steps between checkpoints.
+    """
+
+    steps: int
+    batch_size: int
+    lr: float
+    warmup: float = 0.05
+    flat: float = 0.1
+    final: float = 0.01
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 2.0
+    average: float = 0.999
+    save_every: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "save_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}", "it must be at least 1")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: linear warm-up from 0.005 of the peak, level, then linear to `final` ("lin0")."""
+        warm, level = self.warmup * self.steps, (self.warmup + self.flat) * self.steps
+        if step < warm:
+            return self.lr * (0.005 + 0.995 * step / warm)
+        if step < level:
+            return self.lr
+        done = (step - level) / max(1.0, self.steps - level)
+        return self.lr * (1 - (1 - self.final) * done)
+
+
+def train(model: nn.Module, loss_of_step: LossOfStep, recipe: Recipe, checkpoint: Path, progress: Progress) -> None:
+    """Train in place; afterwards the model holds the averaged weights.
+
+    Every `save_every` steps `checkpoint` is replaced in one rename; when it exists and was made by the same recipe,
+    training goes on from there, with the same result as if it had not stopped.
+
+    Raises: CheckpointError when `checkpoint` belongs to another recipe; AvarcError when the loss is not finite.
+    """
+    optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas)
+    averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    start = _resume(checkpoint, recipe, model, optimizer, averaged)
+    shown: dict[str, float] = {}
+    model.train()
+    for step in range(start, recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate(step)
+        loss, values = loss_of_step(step)
+        if not math.isfinite(loss.item()):
+            raise AvarcError(
+                f"the loss is {loss.item()} at step {step}", "training diverged", "start again with a smaller --lr"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+        decay = min(recipe.average, (1 + step) / (10 + step))  # a short memory while everything still moves
+        for key, value in model.state_dict().items():
+            averaged[key].lerp_(value, 1 - decay)
+        shown = {k: 0.98 * shown.get(k, v) + 0.02 * v for k, v in values.items()}
+        progress(step + 1, shown)
+        if (step + 1) % recipe.save_every == 0:
+            _save(checkpoint, recipe, model, optimizer, averaged, step + 1)
+    model.load_state_dict(averaged)
+    model.eval()
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """No decay on norms, biases, embeddings and positions: whatever is not the weight of a linear or a convolution."""
+    decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if id(p) in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+
+
+def _save(
+    path: Path, recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: dict[str, Tensor], step: int
+) -> None:
+    state = {
+        "recipe": asdict(recipe),
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "averaged": averaged,
+    }
+    temporary = path.with_name(path.name + ".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def _resume(
+    path: Path, recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: dict[str, Tensor]
+) -> int:
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    ours, theirs = asdict(recipe), state["recipe"]
+    differing = [f"{k} {theirs.get(k)} there, {v} here" for k, v in ours.items() if theirs.get(k) != v]
+    if differing:
+        raise CheckpointError(
+            f"{path} belongs to another training run",
+            "; ".join(differing),
+            f"repeat that run's options to continue it, or delete {path} to start over",
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    for key, value in state["averaged"].items():
+        averaged[key].copy_(value)
+    return int(state["step"])

@@ -1,0 +1,79 @@
+"""Every command explains itself, and none loads a heavy library to do so."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from avarc_cli.cli import app, main
+
+HEAVY = ("torch", "numpy", "h5py", "PIL", "safetensors", "huggingface_hub", "matplotlib")
+
+
+def commands(command, words=()):
+    yield words, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*words, name))
+
+
+ALL = dict(commands(typer.main.get_command(app)))
+
+
+@pytest.fixture(params=ALL.items(), ids=lambda item: " ".join(("avarc", *item[0])))
+def command(request):
+    return request.param
+
+
+def test_the_commands_are_these():
+    """A change here is a change users notice: the documentation and CHANGELOG.md go with it."""
+    assert {" ".join(words) for words in ALL} == {
+        "",
+        "classify",
+        "demo",
+        "doctor",
+        "encode",
+        "models",
+        "train",
+        "train tokenizer",
+        "train var",
+    }
+
+
+def test_help_prints_an_example_and_every_option(command, capsys):
+    words, parsed = command
+    assert main([*words, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(rf"^ +Example: avarc {' '.join(words)}", shown, re.MULTILINE), shown
+    assert all(name in shown for param in parsed.params for name in param.opts if name.startswith("--"))
+
+
+def test_every_option_and_argument_has_a_help_sentence(command):
+    _, parsed = command
+    silent = [param.name for param in parsed.params if not getattr(param, "help", None) and param.name != "help"]
+    assert not silent
+
+
+def test_every_command_begins_with_a_sentence(command):
+    _, parsed = command
+    first = parsed.help.split("\n\n")[0]
+    assert first.endswith("."), first
+
+
+def test_no_help_imports_a_heavy_library():
+    script = (
+        "import sys\n"
+        "from avarc_cli.cli import main\n"
+        f"for words in {list(ALL)!r}:\n"
+        "    assert main([*words, '--help']) == 0\n"
+        f"print('loaded:', sorted(set({HEAVY!r}) & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("loaded: []\n"), done.stdout[-200:]
+
+
+def test_importing_the_package_imports_no_heavy_library():
+    script = f"import sys, avarc_cli\nprint(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,99 @@
+"""Fixtures: the reference's golden cases, as models in memory and as checkpoints on disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("NO_COLOR", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import torch
+from avarc_cli.models.var import VAR
+from avarc_cli.models.vqvae import VQVAE
+
+GOLDEN = Path(__file__).parent / "golden"
+TINY = ("var_tiny", "var_tiny_shared_aln", "var_tiny_no_qk_norm")
+
+_spec = importlib.util.spec_from_file_location("golden_fill", GOLDEN / "fill.py")
+fill = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fill)
+
+
+@dataclass
+class Golden:
+    """One golden file: its arrays, and its weights under the published keys."""
+
+    name: str
+    meta: dict
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def patch_nums(self) -> tuple[int, ...]:
+        return tuple(self.meta["config"]["patch_nums"])
+
+    @property
+    def tolerances(self) -> dict:
+        return self.meta["tolerances"]
+
+    def tensors(self, part: str) -> dict[str, torch.Tensor]:
+        """State dict of "var" or "vae", with the buffers that published files carry."""
+        filled = fill.state_dict(self.meta[f"keys_{part}"], self.meta["seed"], self.meta["scales"])
+        tensors = {key[4:]: torch.from_numpy(value) for key, value in filled.items()}
+        if part == "vae":
+            tensors["quantize.ema_vocab_hit_SV"] = torch.zeros(10, self.meta["config"]["vocab_size"])
+            return tensors
+        level = torch.cat([torch.full((p * p,), i) for i, p in enumerate(self.patch_nums)]).view(1, -1)
+        tensors["lvl_1L"] = level
+        seen = level.view(1, -1, 1) >= level.view(1, 1, -1)
+        tensors["attn_bias_for_masking"] = torch.where(seen, 0.0, -math.inf)[:, None]
+        for i in range(self.meta["config"]["depth"]):
+            tensors[f"blocks.{i}.attn.zero_k_bias"] = torch.zeros(self.meta["config"]["embed_dim"])
+        return tensors
+
+    def var(self) -> VAR:
+        return VAR.from_state_dict(self.tensors("var"))
+
+    def vqvae(self) -> VQVAE:
+        return VQVAE.from_state_dict(self.tensors("vae"), self.patch_nums)
+
+    def images(self) -> torch.Tensor:
+        return torch.from_numpy(self.arrays["image_uint8"]).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+
+    def tokens(self) -> torch.Tensor:
+        return torch.from_numpy(self.arrays["tokens"]).long()
+
+
+def load_golden(name: str) -> Golden:
+    return Golden(name, *fill.load_golden(GOLDEN / f"{name}.npz"))
+
+
+@pytest.fixture(scope="session", params=TINY)
+def golden(request) -> Golden:
+    """Every tiny golden case in turn."""
+    return load_golden(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Golden:
+    """The plain tiny case, where one will do."""
+    return load_golden("var_tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tiny, tmp_path_factory) -> Path:
+    """A folder with VAR.pth, VAE.pth in published form and img/, the PNGs of the golden images."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.save({"trainer": {"var_wo_ddp": tiny.tensors("var")}, "epoch": 3}, folder / "VAR.pth")
+    torch.save(tiny.tensors("vae"), folder / "VAE.pth")
+    (folder / "img").mkdir()
+    for i, image in enumerate(tiny.arrays["image_uint8"]):
+        Image.fromarray(image).save(folder / "img" / f"{i:03d}.png")
+    return folder

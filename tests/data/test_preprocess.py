@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from avarc_cli.data import Preprocess, load_rgb
+from avarc_cli.data import preprocess as module
+from avarc_cli.errors import UnreadableImage, UsageError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"]
+FORMATS = {"1": "png", "CMYK": "tiff", "YCbCr": "tiff", "F": "tiff", "HSV": "tiff", "PA": "tiff"}
+quick = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def save(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+@quick
+@given(
+    mode=st.sampled_from(["L", "LA", "P", "RGB", "RGBA", "1", "I;16"]),
+    width=st.integers(1, 60),
+    height=st.integers(1, 60),
+    how=st.sampled_from(["resize-crop", "fit"]),
+    size=st.integers(1, 40),
+)
+def test_any_image_of_any_size_becomes_a_square_of_bytes(tmp_path, mode, width, height, how, size):
+    path = save(Image.new(mode, (width, height)), tmp_path / "x.png")
+    pixels = Preprocess(how, size)(path)
+    assert pixels.shape == (size, size, 3)
+    assert pixels.dtype == np.uint8
+
+
+@quick
+@given(size=st.integers(2, 40), extra=st.integers(0, 21), tall=st.booleans())
+def test_the_crop_is_torchvisions_with_halves_rounded_to_even(tmp_path, size, extra, tall):
+    pre = Preprocess("resize-crop", size)
+    edge = round(1.125 * size)
+    width, height = (edge, edge + extra) if tall else (edge + extra, edge)  # needs no resizing
+    image = noise(width, height)
+    left, top = int(round((width - size) / 2.0)), int(round((height - size) / 2.0))
+    pixels = pre(save(Image.fromarray(image), tmp_path / "x.png"))
+    assert np.array_equal(pixels, image[top : top + size, left : left + size])
+
+
+def test_resizing_is_one_lanczos_step_with_the_longer_edge_rounded_down(tmp_path):
+    image = Image.fromarray(noise(500, 333))
+    pixels = Preprocess("resize-crop", 256)(save(image, tmp_path / "x.png"))
+    scaled = image.resize((int(288 * 500 / 333), 288), Image.Resampling.LANCZOS)  # 432.43 -> 432
+    assert scaled.width == 432
+    assert np.array_equal(pixels, np.asarray(scaled)[16:272, 88:344])
+
+
+def test_fit_and_none_leave_an_image_of_the_right_size_as_it_is(tmp_path):
+    image = noise(32, 32)
+    path = save(Image.fromarray(image), tmp_path / "x.png")
+    assert np.array_equal(Preprocess("fit", 32)(path), image)
+    assert np.array_equal(Preprocess("none", 32)(path), image)
+
+
+def test_none_refuses_another_size_and_names_both(tmp_path):
+    path = save(Image.fromarray(noise(30, 32)), tmp_path / "x.png")
+    with pytest.raises(UnreadableImage) as error:
+        Preprocess("none", 32)(path)
+    assert error.value.why == "it is 30 x 32 pixels, the tokenizer reads 32 x 32"
+
+
+def test_the_protocol_text_names_mode_and_sizes():
+    assert str(Preprocess("resize-crop", 256)) == "resize-crop 288->256 lanczos"
+    assert str(Preprocess("fit", 16)) == "fit 16->16 lanczos"
+    assert str(Preprocess("none", 16)) == "none 16"
+
+
+def test_unknown_modes_and_sizes_are_usage_errors():
+    with pytest.raises(UsageError, match="unknown preprocessing 'squash'"):
+        Preprocess("squash", 256)
+    with pytest.raises(UsageError, match="at least 1"):
+        Preprocess("fit", 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_colour_mode_comes_out_as_rgb_or_as_a_listed_error(tmp_path, mode):
+    path = tmp_path / f"x.{FORMATS.get(mode, 'png')}"
+    try:
+        Image.new(mode, (4, 3)).save(path)
+    except (OSError, KeyError):
+        pytest.skip(f"this Pillow writes no {mode}")
+    image = load_rgb(path)
+    assert (image.mode, image.size) == ("RGB", (4, 3))
+
+
+@pytest.mark.parametrize(
+    ("value", "mode", "colour"),
+    [
+        ((255, 0, 0, 0), "RGBA", (255, 255, 255)),  # what lies under full transparency is not shown
+        ((10, 20, 30, 255), "RGBA", (10, 20, 30)),
+        ((0, 0, 0, 128), "RGBA", (127, 127, 127)),
+        ((40, 255), "LA", (40, 40, 40)),
+        ((40, 0), "LA", (255, 255, 255)),
+        (257 * 200, "I;16", (200, 200, 200)),
+        (65535, "I;16", (255, 255, 255)),
+        (7, "L", (7, 7, 7)),
+        (1, "1", (255, 255, 255)),
+    ],
+)
+def test_colours_survive(tmp_path, value, mode, colour):
+    path = save(Image.new(mode, (2, 2), value), tmp_path / "x.png")
+    assert load_rgb(path).getpixel((1, 1)) == colour
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB"])
+def test_a_transparent_colour_is_shown_as_white(tmp_path, mode):
+    image = Image.new("RGB", (2, 1))
+    image.putpixel((1, 0), (9, 9, 9))
+    image = image.convert(mode, palette=Image.Palette.ADAPTIVE)
+    black = image.getpixel((0, 0))
+    path = save(image, tmp_path / "x.png", transparency=black)
+    assert load_rgb(path).getpixel((0, 0)) == (255, 255, 255)
+    assert load_rgb(path).getpixel((1, 0)) == (9, 9, 9)
+
+
+@pytest.mark.parametrize(("top", "expected"), [(1.0, 255), (255.0, 255), (65535.0, 255), (200.0, 200), (514.0, 2)])
+def test_floating_point_grey_is_scaled_by_the_range_it_needs(tmp_path, top, expected):
+    grey = np.array([[0.0, top]], dtype=np.float32)
+    path = save(Image.fromarray(grey), tmp_path / "x.tiff")
+    assert load_rgb(path).getpixel((1, 0)) == (expected,) * 3
+
+
+@pytest.mark.parametrize("value", [-1.0, 70000.0, np.nan])
+def test_floating_point_grey_nobody_can_guess_the_range_of_is_listed(tmp_path, value):
+    path = save(Image.fromarray(np.array([[0.0, value]], dtype=np.float32)), tmp_path / "x.tiff")
+    with pytest.raises(UnreadableImage, match="neither 8 nor 16 bits"):
+        load_rgb(path)
+
+
+def test_cmyk_is_converted_as_pillow_does(tmp_path):
+    image = Image.fromarray(noise(8, 8)).convert("CMYK")
+    path = save(image, tmp_path / "x.jpg", quality=100)
+    assert np.array_equal(np.asarray(load_rgb(path)), np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
+    shown = Image.new("RGB", (48, 32), "black")
+    shown.paste("white", (0, 0, 16, 16))  # white where the upright picture starts
+    undo = {5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, orientation)
+    stored = shown.transpose(module.UPRIGHT[undo]) if undo > 1 else shown
+    exif = Image.Exif()
+    exif[module.ORIENTATION] = orientation
+    path = save(stored, tmp_path / f"x.{suffix}", exif=exif)
+    upright = load_rgb(path)
+    assert upright.size == (48, 32)
+    assert upright.getpixel((4, 4))[0] > 200
+    assert max(upright.getpixel(corner)[0] for corner in [(43, 4), (4, 27), (43, 27)]) < 50
+
+
+def test_damaged_exif_does_not_cost_the_picture(tmp_path):
+    image = Image.fromarray(noise(8, 8))
+    for number, exif in enumerate((b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"x" * 40)):
+        path = save(image, tmp_path / f"{number}.png", exif=exif)
+        assert np.array_equal(np.asarray(load_rgb(path)), np.asarray(image))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tiff", "webp", "bmp"])
+def test_truncated_files_are_listed(tmp_path, suffix):
+    data = save(Image.fromarray(noise(64, 64)), tmp_path / f"x.{suffix}").read_bytes()
+    for kept in (0, 1, 20, len(data) // 2):
+        (tmp_path / "cut").write_bytes(data[:kept])
+        with pytest.raises(UnreadableImage) as error:
+            load_rgb(tmp_path / "cut")
+        assert error.value.why
+        assert str(tmp_path) not in error.value.why
+
+
+def test_what_is_no_image_file_is_listed(tmp_path):
+    (tmp_path / "text.png").write_text("not a picture")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "dead.png").symlink_to(tmp_path / "gone")
+    reasons = {
+        "text.png": "not an image",
+        "pipe.png": "not a regular file",
+        "dead.png": "no such file",
+        "none.png": "no such file",
+        ".": "not a regular file",
+        "nul\0.png": "null",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(UnreadableImage, match=reason):
+            load_rgb(tmp_path / name)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_a_file_without_permission_is_listed(tmp_path):
+    path = save(Image.new("RGB", (2, 2)), tmp_path / "x.png")
+    path.chmod(0)
+    with pytest.raises(UnreadableImage, match="permission denied"):
+        load_rgb(path)
+
+
+def test_decompression_bombs_are_refused_before_they_are_decoded(tmp_path):
+    for side in (12_000, 40_000):  # one beyond our limit, one beyond Pillow's as well
+        header = b"P4 %d %d\n" % (side, side)  # Pillow believes the header of a portable bitmap
+        (tmp_path / "x.pbm").write_bytes(header)
+        with pytest.raises(UnreadableImage, match="pixels"):
+            load_rgb(tmp_path / "x.pbm")
+
+
+def test_an_image_too_elongated_to_scale_is_refused(tmp_path):
+    path = save(Image.new("L", (60_000, 1)), tmp_path / "x.png")
+    with pytest.raises(UnreadableImage, match="too elongated"):
+        Preprocess("resize-crop", 256)(path)
+
+
+def test_no_warning_of_pillow_escapes(tmp_path, recwarn):
+    image = Image.new("P", (4, 4))
+    load_rgb(save(image, tmp_path / "x.png", transparency=bytes(range(4))))
+    assert not list(recwarn)
+
+
+def encoded(format: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(noise(16, 12)).save(buffer, format)
+    return buffer.getvalue()
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    data=st.sampled_from([encoded(format) for format in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM")]),
+    edits=st.lists(st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4),
+)
+def test_damaged_bytes_give_a_picture_or_a_listed_error_and_never_a_crash(tmp_path, data, edits):
+    damaged = bytearray(data)
+    for place, patch in edits:
+        damaged[place : place + len(patch)] = patch
+    (tmp_path / "x").write_bytes(damaged)
+    try:
+        assert Preprocess("fit", 8)(tmp_path / "x").shape == (8, 8, 3)
+    except UnreadableImage as error:
+        assert error.why

@@ -1,0 +1,30 @@
+import numpy as np
+import torch
+from avarc_cli.models.var_sampling import restrict, sample
+
+
+@torch.inference_mode()
+def test_greedy_guided_pictures_are_the_references(golden):
+    var, vqvae = golden.var(), golden.vqvae()
+    labels = torch.from_numpy(golden.arrays["greedy_labels"])
+    tokens = sample(var, vqvae.quantize, labels, guidance=float(golden.arrays["greedy_cfg"]), top_k=1)
+    picture = (vqvae.reconstruct(tokens) + 1) / 2
+    assert np.abs(picture.numpy() - golden.arrays["greedy_image"]).max() <= golden.tolerances["reconstruction"]
+
+
+def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(tiny):
+    var, vqvae, labels = tiny.var(), tiny.vqvae(), torch.tensor([1, 2])
+    draw = lambda seed: sample(var, vqvae.quantize, labels, generator=torch.Generator().manual_seed(seed))  # noqa: E731
+    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
+
+
+def test_top_k_keeps_the_k_likeliest():
+    logits = torch.tensor([[[0.0, 3.0, 1.0, 2.0]]])
+    assert restrict(logits, 2, 0.0).isfinite().tolist() == [[[False, True, False, True]]]
+
+
+def test_top_p_keeps_the_fewest_that_hold_the_probability():
+    logits = torch.tensor([[[0.1, 0.5, 0.15, 0.25]]]).log()
+    assert restrict(logits, 0, 0.7).isfinite().tolist() == [[[False, True, False, True]]]
+    assert restrict(logits, 0, 0.5).isfinite().tolist() == [[[False, True, False, False]]]
+    assert restrict(logits, 0, 1e-9).isfinite().tolist() == [[[False, True, False, False]]]

@@ -1,0 +1,137 @@
+"""The engine against brute force: whatever the plan and the batching, the same cells and the same decisions."""
+
+import numpy as np
+import pytest
+import torch
+from avarc_cli.models.var_likelihood import VARLikelihood
+from avarc_cli.scoring.engine import Request, score_group
+from avarc_cli.scoring.plan import parse_plan
+from avarc_cli.scoring.scores import score_function
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+class Counting:
+    """A likelihood model out of a table, which notes every cell that it is asked for."""
+
+    segment_ends = (1, 3, 6, 10)
+    num_classes = 7
+    unconditional = 99
+
+    def __init__(self, seed=0):
+        self.seed, self.seen, self.largest = seed, [], 0
+
+    def log_prob(self, tokens_L, class_id):
+        rng = np.random.default_rng([self.seed, int(class_id), *map(int, tokens_L)])
+        return -rng.exponential(size=10).astype(np.float32)
+
+    def begin(self, tokens_BL, sequence_P, class_id_P):
+        return {"tokens": tokens_BL[sequence_P], "class": class_id_P, "at": 0, "kept": True}
+
+    def extend(self, state, stop, *, keep_prefix):
+        assert state["kept"], "the prefix was given up"
+        start, end = (self.segment_ends[state["at"] - 1] if state["at"] else 0), self.segment_ends[stop - 1]
+        rows = [self.log_prob(t, c)[start:end] for t, c in zip(state["tokens"], state["class"], strict=True)]
+        for t, c in zip(state["tokens"], state["class"], strict=True):
+            self.seen += [(tuple(t.tolist()), int(c), k) for k in range(state["at"], stop)]
+        self.largest = max(self.largest, len(rows) * (end - start))
+        state["at"], state["kept"] = stop, keep_prefix
+        return torch.from_numpy(np.stack(rows))
+
+    def select(self, state, keep_Q):
+        return state | {"tokens": state["tokens"][keep_Q], "class": state["class"][keep_Q]}
+
+    def bytes_per_token(self, *, kept):
+        return 1
+
+
+def request(plan, candidates=range(7), *, per_batch=1000, score="log-likelihood", prior=None, samples=3, keep=False):
+    ids = np.array(list(candidates), dtype=np.int64)
+    return Request(
+        candidates=ids,
+        plan=parse_plan(plan, segments=4, candidates=len(ids), samples=samples),
+        score=score_function(score),
+        log_prior=np.zeros(len(ids)) if prior is None else prior,
+        tokens_per_batch=per_batch,
+        keep_tokens=keep,
+    )
+
+
+def tokens(images=3, samples=3, seed=0):
+    return np.random.default_rng(seed).integers(0, 1000, (images, samples, 10))
+
+
+def by_hand(model, tokens_SL, plan, candidates, prior):
+    """The definition: score who is left on the first segments, averaged over samples; keep the best."""
+    left, scores = list(range(len(candidates))), {}
+    for stage in plan.stages:
+        end = model.segment_ends[stage.segments - 1]
+        for c in left:
+            sums = [model.log_prob(tokens_SL[s], candidates[c])[:end].astype(np.float64).sum() for s in range(stage.samples)]
+            scores[c] = np.mean(sums) + prior[c]
+        left = sorted(left, key=lambda c: (-scores[c], c))[: stage.keep]
+    return left[0], scores
+
+
+plans = st.sampled_from(["exhaustive", "2:5,4:1", "1:6,2:3,4:1:3", "2:3,4:3:2,4:1:3", "3:4,2:2,4:1:2", "1:1", "4:7,4:1:3"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(plans, st.integers(1, 200), st.integers(0, 5), st.sampled_from(["log-likelihood", "pmi"]))
+def test_any_batching_gives_the_definitions_winner_and_scores(plan, per_batch, seed, score):
+    model, data = Counting(seed), tokens(seed=seed)
+    prior = np.random.default_rng(seed).normal(size=7)
+    asked = request(plan, per_batch=per_batch, prior=prior, score=score)
+    for image, result in zip(data, score_group(model, data, asked), strict=True):
+        winner, scores = by_hand(model, image, asked.plan, asked.candidates, prior)
+        assert result.order[0] == winner
+        offset = result.unconditional if score == "pmi" else 0.0
+        for c, value in scores.items():
+            if score == "log-likelihood" or c == winner:
+                assert result.scores[c] + prior[c] == pytest.approx(value - offset, abs=1e-9)
+        assert result.posterior.sum() == pytest.approx(1)
+        assert sorted(result.order) == list(range(7))
+
+
+@settings(max_examples=40, deadline=None)
+@given(plans, st.integers(1, 200))
+def test_no_cell_is_scored_twice_and_batches_stay_within_the_limit(plan, per_batch):
+    model, data = Counting(), tokens()
+    asked = request(plan, per_batch=per_batch)
+    results = score_group(model, data, asked)
+    assert len(model.seen) == len(set(model.seen))
+    assert model.largest <= max(per_batch, 10)  # one pair is the least there is
+    assert [r.tokens_scored for r in results] == [asked.plan.tokens(7, model.segment_ends)] * 3
+
+
+def test_token_log_probabilities_come_back_in_the_order_of_the_candidates():
+    model, data = Counting(), tokens(samples=1)
+    results = score_group(model, data, request("exhaustive", [5, 0, 3], per_batch=17, samples=1, keep=True))
+    for image, result in zip(data, results, strict=True):
+        expected = np.stack([model.log_prob(image[0], c) for c in (5, 0, 3)])
+        assert np.array_equal(result.token_log_prob, expected)
+
+
+def test_equal_scores_fall_to_the_first_candidate():
+    model = Counting()
+    model.log_prob = lambda tokens_L, class_id: np.full(10, -1.0, np.float32)
+    (result,) = score_group(model, tokens(images=1), request("2:3,4:1"))
+    assert result.order.tolist() == list(range(7)) and result.margin == 0.0
+
+
+def test_a_strong_prior_decides():
+    prior = np.where(np.arange(7) == 4, 0.0, -1e6)
+    for plan in ("exhaustive", "1:2,4:1"):
+        assert all(r.order[0] == 4 for r in score_group(Counting(), tokens(), request(plan, prior=prior)))
+
+
+def test_staged_scores_equal_exhaustive_scores_on_a_real_model(golden):
+    model = VARLikelihood(golden.var(), golden.vqvae().quantize)
+    data = golden.tokens()[:, None].numpy()
+    full = score_group(model, data, request("exhaustive", range(10), samples=1))
+    for per_batch in (50, 10_000):
+        staged = score_group(model, data, request("1:9,2:6,3:4,4:1", range(10), samples=1, per_batch=per_batch))
+        for a, b in zip(full, staged, strict=True):
+            last = b.stages[-1]
+            assert np.abs(last.scores - a.scores[last.candidates]).max() < 1e-3
+            assert b.tokens_scored < a.tokens_scored

@@ -1,0 +1,141 @@
+"""kill -9 at every step of an encoding run: a rerun finishes, and the file is the same bytes.
+
+One helper process imports torch once and forks a child for every point of death.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+HELPER = '''
+import os, runpy, resource, signal, sys
+from pathlib import Path
+
+import torch
+from avarc_cli.data import Preprocess
+from avarc_cli.errors import AvarcError
+from avarc_cli.tokens import encode, read
+
+torch.set_num_threads(1)
+stub = runpy.run_path(sys.argv[1])
+folder = Path(sys.argv[2])
+images = stub["make_images"](folder / "images", 5)
+images.paths[3].write_bytes(b"unreadable")
+OUT = folder / "t.h5"
+STEPS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "fcntl.lockf", "shutil.rmtree"}
+
+
+def run(on_encode=lambda: None, out=OUT, **options):
+    return encode(images, stub["StubTokenizer"](on_encode), Preprocess("none", 8), out, samples=2, unit=2, **options)
+
+
+def in_child(work):
+    """0: it came to its end; 1: it raised; -9: it was killed."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DieAt:
+    """Dies at the n-th step: a file opened, renamed or removed, a batch encoded."""
+
+    def __init__(self, step):
+        self.left = step
+
+    def __call__(self):
+        if self.left == 0:
+            die()
+        self.left -= 1
+
+    def audit(self, event, args):
+        if event in STEPS:
+            self()
+
+
+def killed_at(step, **options):
+    killer = DieAt(step)
+    sys.addaudithook(killer.audit)
+    run(killer, **options)
+
+
+def leftovers():
+    return sorted(path.name for path in folder.iterdir() if path.name not in {"images", "whole.h5"})
+'''
+
+EVERY_STEP = """
+run(out=folder / "whole.h5")
+whole = (folder / "whole.h5").read_bytes()
+step = 0
+while True:
+    code = in_child(lambda: killed_at(step))
+    if code == 0:
+        break
+    assert code == -9, (step, code)
+    if step % 4 == 0:  # killed again, somewhere else, before it may finish
+        in_child(lambda: killed_at(step // 2))
+    result = run()
+    assert result.images == 4 and len(result.unreadable) == 1, (step, result)
+    assert OUT.read_bytes() == whole, step
+    assert leftovers() == ["t.h5"], (step, leftovers())
+    OUT.unlink()
+    step += 1
+assert step > 30, step  # or the steps are not seen
+assert OUT.read_bytes() == whole
+
+# with workers, which outlive their parent for a while: they hold nothing that blocks the next run
+OUT.unlink()
+batches = DieAt(2)
+assert in_child(lambda: run(batches, workers=2)) == -9
+assert (folder / "t.h5.parts").is_dir()
+assert run(workers=2).encoded < 5
+assert OUT.read_bytes() == whole
+"""
+
+FULL_DISK = """
+def with_limit(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        run()
+    except AvarcError as error:
+        assert "cannot write" in error.what and "finished units are kept" in error.fix, error
+        os._exit(7)
+
+run(out=folder / "whole.h5")
+for limit, parts in ((300, 0), (900, 0), (3000, 3)):  # not even the request; no part; parts, but not the cache
+    assert in_child(lambda: with_limit(limit)) == 7
+    assert len(list((folder / "t.h5.parts").glob("*.npz"))) == parts, limit
+assert run().encoded == 0
+assert OUT.read_bytes() == (folder / "whole.h5").read_bytes()
+assert leftovers() == ["t.h5"], leftovers()
+"""
+
+
+def run_helper(body: str, tmp_path: Path) -> None:
+    script, log = tmp_path / "helper.py", tmp_path / "log"
+    script.write_text(HELPER + body)
+    (tmp_path / "work").mkdir()
+    conftest = Path(__file__).with_name("conftest.py")
+    with log.open("w") as file:  # not a pipe: orphaned workers would keep it open
+        command = [sys.executable, str(script), str(conftest), str(tmp_path / "work")]
+        done = subprocess.run(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == 0, log.read_text()
+
+
+def test_killed_at_any_step_a_rerun_gives_the_same_bytes(tmp_path):
+    run_helper(EVERY_STEP, tmp_path)
+
+
+def test_a_full_disk_is_an_error_message_and_keeps_what_is_finished(tmp_path):
+    run_helper(FULL_DISK, tmp_path)

@@ -1,0 +1,79 @@
+"""Cards: facts that agree with each other, and names that are found or explained."""
+
+import importlib
+import json
+import math
+import struct
+
+import pytest
+
+from avarc_cli.errors import UsageError
+from avarc_cli.zoo import cards, files
+
+MODELS = cards.model_cards()
+TOKENIZERS = cards.tokenizer_cards()
+
+
+def by_name(card):
+    return card.name
+
+
+def test_names_are_unique_across_models_and_tokenizers():
+    names = [card.name for card in (*MODELS, *TOKENIZERS)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("card", MODELS, ids=by_name)
+def test_a_model_and_its_tokenizer_agree(card):
+    tokenizer = cards.tokenizer_card(card.tokenizer)
+    assert (card.image_size, card.patch_nums, card.preprocess) == (
+        tokenizer.image_size,
+        tokenizer.patch_nums,
+        tokenizer.preprocess,
+    )
+    assert cards.model_card(card.name) is card
+
+
+@pytest.mark.parametrize("card", [*MODELS, *TOKENIZERS], ids=by_name)
+def test_scales_grow_from_one_to_the_latent_grid(card):
+    assert card.patch_nums[0] == 1
+    assert list(card.patch_nums) == sorted(set(card.patch_nums))
+    assert card.image_size % card.patch_nums[-1] == 0
+    assert card.num_tokens == sum(p**2 for p in card.patch_nums)
+
+
+@pytest.mark.parametrize("card", [*MODELS, *TOKENIZERS], ids=by_name)
+def test_builders_exist(card):
+    module, name = card.builder.split(":")
+    assert isinstance(getattr(importlib.import_module(module), name), type)
+
+
+def test_published_sizes_are_those_of_the_paper():
+    assert cards.tokenizer_card("var-vqvae-256").num_tokens == 680
+    assert cards.tokenizer_card("var-vqvae-512").num_tokens == 2240
+    assert {card.name for card in MODELS if card.image_size == 512} == {"var-d36"}
+
+
+SHIPPED = [card for card in (*MODELS, *TOKENIZERS) if isinstance(card.weights, cards.AssetFile)]
+
+
+@pytest.mark.parametrize("card", [card for card in SHIPPED if card.params is not None], ids=by_name)
+def test_a_shipped_file_has_as_many_parameters_as_its_card_says(card):
+    with files.require(card).open("rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    counted = sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+    assert counted == pytest.approx(card.params, rel=0.05)  # a file also holds a few buffers
+
+
+@pytest.mark.parametrize(("find", "kind"), [(cards.model_card, "model"), (cards.tokenizer_card, "tokenizer")])
+def test_an_unknown_name_is_answered_with_the_whole_list(find, kind):
+    with pytest.raises(UsageError, match=f"no {kind} is called 'resnet'") as caught:
+        find("resnet")
+    known = MODELS if kind == "model" else TOKENIZERS
+    assert all(card.name in caught.value.why for card in known)
+    assert "did you mean" not in caught.value.what
+
+
+def test_a_misspelt_name_is_answered_with_the_closest():
+    with pytest.raises(UsageError, match="did you mean var-d3"):
+        cards.model_card("VAR-d3O")
