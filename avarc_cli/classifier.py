@@ -244,8 +244,8 @@ def _log_prior(path: str | None, candidates: np.ndarray, model: LoadedModel) -> 
         names = ", ".join((unknown or without)[:5])
         what = f"no classes of {model.name}: {names}" if unknown else f"candidates without a prior: {names}"
         raise UsageError(f"the priors in {path} do not fit", what, "give every candidate one line: class<TAB>weight")
-    chosen = np.array([by_class[int(c)] for c in candidates])
-    return np.log(chosen / chosen.sum())
+    log_weight = np.log([by_class[int(c)] for c in candidates])
+    return log_weight - np.logaddexp.reduce(log_weight)
 
 
 def _read_weights(path: Path) -> dict[str, float]:

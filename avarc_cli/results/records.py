@@ -93,7 +93,7 @@ def detail(image: Image, scores: ImageScores, naming: Naming, protocol: Mapping[
         "stages": stages,
         "configuration": dict(protocol),
     }
-    return json.dumps(data, indent=1).encode()
+    return json.dumps(data).encode()
 
 
 def likelihood(image: Image, scores: ImageScores, naming: Naming) -> bytes:

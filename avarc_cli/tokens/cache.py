@@ -138,14 +138,14 @@ def write(
     Raises: OSError.
     """
     paths = [name.encode("utf-8", "surrogateescape") for name in names]
-    width = max(map(len, paths))  # fixed-width text: HDF5 places text of varying length by its own lights
+    width = max(map(len, paths))  # text of varying length would go to a heap, which has no checksums either
     try:
-        with h5py.File(path, "w") as file:
-            file.attrs["avarc"] = header.to_json()
-            file.attrs["unreadable"] = json.dumps(unreadable)
+        # v108: older layouts have no checksums, and HDF5 hangs on some damaged files of theirs.
+        with h5py.File(path, "w", libver=("v108", "v108")) as file:
+            for name, text in (("avarc", header.to_json()), ("unreadable", json.dumps(unreadable))):
+                file.attrs.create(name, text.encode(), dtype=h5py.string_dtype("utf-8", len(text)))
             file.create_dataset("labels", data=labels.astype(np.int32))
-            text = h5py.string_dtype("utf-8", width)
-            file.create_dataset("paths", data=np.array(paths, dtype=text))
+            file.create_dataset("paths", data=np.array(paths, dtype=h5py.string_dtype("utf-8", width)))
             shape = (len(names), header.samples, header.num_tokens)
             file.create_dataset("tokens", shape, np.uint16)
             start = 0

@@ -213,8 +213,8 @@ def _assemble(images: ImageSet, header: CacheHeader, parts: Parts, out: Path, en
         raise AvarcError(what, f"the first is '{name}': {reason}")
     temporary = parts.folder / f"cache.h5{TEMPORARY}"
     names = [images.names[row] for row in rows]
-    # Before, since HDF5 says it in tracebacks when the disk is full. The parts hold the same arrays, and more.
-    check_space(temporary, parts.size())
+    # Asked before, since HDF5 answers with tracebacks. The parts hold all but names and labels.
+    check_space(temporary, parts.size() + len(rows) * (4 + max(len(os.fsencode(name)) for name in names)) + 2**16)
     blocks = ((part.tokens, part.latents) for part in parts.all())
     write(temporary, header, labels=images.labels[rows], names=names, blocks=blocks, unreadable=unreadable)
     flush_to_disk(temporary)

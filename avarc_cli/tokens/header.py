@@ -57,7 +57,7 @@ class CacheHeader:
         return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str, path: Path) -> CacheHeader:
+    def from_json(cls, text: str | bytes, path: Path) -> CacheHeader:
         """The header of the cache at `path`.
 
         Raises: CacheError for another format version; KeyError, TypeError, ValueError for what is no header.

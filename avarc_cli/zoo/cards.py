@@ -95,7 +95,7 @@ class ModelCard:
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
-SCALES_DIGITS = (1, 2, 3, 4, 6, 8)
+SCALES_DIGITS = (1, 2, 3, 5, 8)
 
 _VAR = "avarc_cli.models.var:VAR"
 _VQVAE = "avarc_cli.models.vqvae:VQVAE"

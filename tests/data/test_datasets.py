@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from avarc_cli.data import open_images
 from avarc_cli.errors import UsageError
 

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from avarc_cli.data import LabelSpace, imagenet1k, match, resolve_classes, subset
-from avarc_cli.errors import UsageError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from avarc_cli.data import LabelSpace, imagenet1k, match, resolve_classes, subset
+from avarc_cli.errors import UsageError
 
 DIGITS = LabelSpace("digits", tuple("0123456789"), tuple("0123456789"))
 SUBSETS = ("imagenet100", "imageneta100", "imagenetr100")

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from avarc_cli.data import Preprocess, load_rgb
-from avarc_cli.data import preprocess as module
-from avarc_cli.errors import UnreadableImage, UsageError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from avarc_cli.data import Preprocess, load_rgb
+from avarc_cli.data import preprocess as module
+from avarc_cli.errors import UnreadableImage, UsageError
 
 MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"]
 FORMATS = {"1": "png", "CMYK": "tiff", "YCbCr": "tiff", "F": "tiff", "HSV": "tiff", "PA": "tiff"}
@@ -32,13 +33,12 @@ def save(image: Image.Image, path: Path, **options: object) -> Path:
     mode=st.sampled_from(["L", "LA", "P", "RGB", "RGBA", "1", "I;16"]),
     width=st.integers(1, 60),
     height=st.integers(1, 60),
-    how=st.sampled_from(["resize-crop", "fit"]),
-    size=st.integers(1, 40),
+    preprocess=st.builds(Preprocess, st.sampled_from(["resize-crop", "fit"]), st.integers(1, 40)),
 )
-def test_any_image_of_any_size_becomes_a_square_of_bytes(tmp_path, mode, width, height, how, size):
+def test_any_image_of_any_size_becomes_a_square_of_bytes(tmp_path, mode, width, height, preprocess):
     path = save(Image.new(mode, (width, height)), tmp_path / "x.png")
-    pixels = Preprocess(how, size)(path)
-    assert pixels.shape == (size, size, 3)
+    pixels = preprocess(path)
+    assert pixels.shape == (preprocess.size, preprocess.size, 3)
     assert pixels.dtype == np.uint8
 
 
@@ -49,7 +49,7 @@ def test_the_crop_is_torchvisions_with_halves_rounded_to_even(tmp_path, size, ex
     edge = round(1.125 * size)
     width, height = (edge, edge + extra) if tall else (edge + extra, edge)  # needs no resizing
     image = noise(width, height)
-    left, top = int(round((width - size) / 2.0)), int(round((height - size) / 2.0))
+    left, top = round((width - size) / 2.0), round((height - size) / 2.0)
     pixels = pre(save(Image.fromarray(image), tmp_path / "x.png"))
     assert np.array_equal(pixels, image[top : top + size, left : left + size])
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from avarc_cli.data import ImageSet, open_images
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import avg_pool2d
+
+from avarc_cli.data import ImageSet, open_images
 
 
 class StubTokenizer:
@@ -29,7 +30,7 @@ class StubTokenizer:
 
     def encode(self, images: Tensor) -> Tensor:
         self.on_encode()
-        return F.avg_pool2d(images, 4)
+        return avg_pool2d(images, 4)
 
     def quantize(self, latents: Tensor) -> Tensor:
         fine = latents.mean(1).flatten(1)

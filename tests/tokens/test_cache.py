@@ -6,6 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+
 from avarc_cli.data import ImageSet, Preprocess
 from avarc_cli.errors import CacheError
 from avarc_cli.tokens import TokenCache, encode, read

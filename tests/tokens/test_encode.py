@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+
 from avarc_cli.data import ImageSet, Preprocess, open_images
 from avarc_cli.errors import AvarcError, CacheError, Interrupted, UsageError
 from avarc_cli.tokens import encode, neighbour_noise, read
-from PIL import Image
 
 PRE = Preprocess("none", 8)
 
@@ -53,8 +55,6 @@ def test_bytes_depend_neither_on_workers_nor_on_units_nor_on_batches(images, stu
 
 def test_neighbours_are_noisy_latents_quantised_again(images, stub_tokenizer, tmp_path):
     encode(images, stub_tokenizer(), PRE, tmp_path / "t.h5", samples=3, sigma=0.5, seed=9, latents=True)
-    import torch
-
     cache = read(tmp_path / "t.h5")
     tokens = cache.tokens(range(11))
     for sample in (1, 2):
@@ -231,7 +231,10 @@ def test_places_that_cannot_be_written_to_are_errors_not_crashes(images, stub_to
 
 
 def test_two_processes_cannot_write_the_same_cache(images, stub_tokenizer, tmp_path):
-    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX);"
+        "print('held', flush=True); input()"
+    )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "t.h5.lock")],
         stdin=subprocess.PIPE,

@@ -113,7 +113,7 @@ def with_limit(limit):
         os._exit(7)
 
 run(out=folder / "whole.h5")
-for limit, parts in ((300, 0), (900, 0), (3000, 3)):  # not even the request; no part; parts, but not the cache
+for limit, parts in ((300, 0), (750, 0), (3000, 3)):  # not even the request; no part; parts, but not the cache
     assert in_child(lambda: with_limit(limit)) == 7
     assert len(list((folder / "t.h5.parts").glob("*.npz"))) == parts, limit
 assert run().encoded == 0

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
-from avarc_cli.tokens import neighbour_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from avarc_cli.tokens import neighbour_noise
 
 SHAPE = (2, 3, 3)
 keys = st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**40), st.integers(0, 1000))
@@ -31,6 +32,3 @@ def test_noise_is_standard_normal():
     assert abs(noise.mean()) < 0.02
     assert abs(noise.std() - 1) < 0.02
     assert np.abs(np.corrcoef(noise) - np.eye(50)).max() < 0.2
-
-
-
