@@ -35,8 +35,17 @@ format: $(STAMP) ## fix what can be fixed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-digits: $(STAMP) ## train the embedded model again (see docs)
-	$(BIN)/python -m avarc_cli.train.digits
+ASSETS := avarc_cli/assets/digits
+DIGITS := --augment affine --seed 0
+digits: $(STAMP) ## train the embedded model again (docs/digits.md)
+	$(BIN)/python -m avarc_cli.train.digits build/digits
+	$(BIN)/avarc train tokenizer build/digits/train $(DIGITS) --image-size 16 --patch-nums 1,2,3,5,8 \
+		--vocab 128 --channels 8 --width 32 --multipliers 1,2 --blocks 1 \
+		--steps 1200 --batch-size 48 --lr 1e-3 --out build/vqvae.safetensors
+	$(BIN)/avarc train var build/digits/train $(DIGITS) --tokenizer build/vqvae.safetensors --depth 4 --width 128 \
+		--steps 8000 --batch-size 32 --lr 1.5e-3 --out build/var.safetensors
+	rm -rf $(ASSETS) && mkdir $(ASSETS)
+	cp -r build/digits/test build/vqvae.safetensors build/var.safetensors $(ASSETS)
 
 clean: ## remove the environment and the tools' caches
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

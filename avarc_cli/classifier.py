@@ -1,24 +1,23 @@
 """The classifier: a model, a plan and candidates put together. What the commands compose, usable on its own.
 
-    from avarc_cli import load_classifier
-    classifier = load_classifier("digits")
-    print(classifier.classify("seven.png").top(3))
+from avarc_cli import load_classifier
+classifier = load_classifier("digits")
+print(classifier.classify("seven.png").top(3))
 """
 
 from __future__ import annotations
 
 import math
-import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
 
+from avarc_cli import environment
 from avarc_cli.data.datasets import ImageSet, open_images
 from avarc_cli.data.labels import match, resolve_classes
 from avarc_cli.data.preprocess import Preprocess
@@ -86,28 +85,34 @@ class Classifier:
         self.log_prior = _log_prior(options.priors, self.candidates, model)
         self.score = score_function(options.score)
         if self.score.needs_unconditional and likelihood.unconditional is None:
-            raise UsageError(f"{model.name} gives no p(x)", f"the score '{options.score}' needs it", "use log-likelihood")
+            raise UsageError(
+                f"{model.name} gives no p(x)", f"the score '{options.score}' needs it", "use log-likelihood"
+            )
         if options.deterministic:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
 
-    def plan(self, samples: int = MAX_SAMPLES) -> Plan:
-        """The plan for images with so many samples. Raises UsageError for one that cannot be carried out."""
-        segments = len(self.model.likelihood.segment_ends)
-        return parse_plan(self.options.plan, segments=segments, candidates=len(self.candidates), samples=samples)
+    def plan(self, samples: int = MAX_SAMPLES, *, keep_tokens: bool = False) -> Plan:
+        """The plan for images with so many samples.
 
-    def request(self, samples: int, *, keep_tokens: bool = False, tokens_per_batch: int | None = None) -> Request:
-        """What the engine is asked for. `tokens_per_batch` continues an earlier run's automatic choice."""
-        plan = self.plan(samples)
+        Raises: UsageError for one that cannot be carried out, or that does not give the token log-probabilities of
+            every class where those are asked for.
+        """
+        segments = len(self.model.likelihood.segment_ends)
+        plan = parse_plan(self.options.plan, segments=segments, candidates=len(self.candidates), samples=samples)
         if keep_tokens and not plan.single_stage:
             raise UsageError(
                 f"token log-probabilities cannot be saved with plan '{plan}'",
                 "it scores most classes on a part of the tokens only",
                 "use --plan exhaustive",
             )
+        return plan
+
+    def request(self, samples: int, *, keep_tokens: bool = False, tokens_per_batch: int | None = None) -> Request:
+        """What the engine is asked for. `tokens_per_batch` continues an earlier run's automatic choice."""
         return Request(
             candidates=self.candidates,
-            plan=plan,
+            plan=self.plan(samples, keep_tokens=keep_tokens),
             score=self.score,
             log_prior=self.log_prior,
             tokens_per_batch=self._tokens_per_batch(tokens_per_batch),
@@ -119,7 +124,9 @@ class Classifier:
     ) -> Run:
         """A run over a token cache. Raises CacheError when the cache is another tokenizer's."""
         cache.check(self.model.tokenizer)
-        class_of = np.append(match(cache.header.class_names, self.model.classes), records.UNKNOWN)  # last answers for -1
+        class_of = np.append(
+            match(cache.header.class_names, self.model.classes), records.UNKNOWN
+        )  # last answers for -1
         return Run(
             model=self.model.likelihood,
             cache=cache,
@@ -139,17 +146,16 @@ class Classifier:
         preprocess = Preprocess(options.pop("preprocess", None) or tokenizer.preprocess, tokenizer.image_size)
         return encode(images, tokenizer, preprocess, out, samples=self.plan().samples, **options)
 
-    @overload
-    def classify(self, images: str | Path) -> Prediction: ...
-    @overload
-    def classify(self, images: Sequence[str | Path]) -> list[Prediction]: ...
-    def classify(self, images: str | Path | Sequence[str | Path]) -> Prediction | list[Prediction]:
-        """Classify one image file, or several.
+    def classify(self, image: str | Path) -> Prediction:
+        """Classify one image file. Raises as `classify_all`."""
+        return self.classify_all([image])[0]
+
+    def classify_all(self, images: Sequence[str | Path]) -> list[Prediction]:
+        """Classify image files; one prediction each, in order.
 
         Raises: UnreadableImage for a file that is not a readable image; UsageError for one that does not exist.
         """
-        single = isinstance(images, (str, Path))
-        paths = [Path(images)] if isinstance(images, (str, Path)) else [Path(p) for p in images]
+        paths = [Path(image) for image in images]
         with tempfile.TemporaryDirectory() as folder:
             encoded = self.encode(open_images(paths), Path(folder) / "tokens.h5")
             if encoded.unreadable:
@@ -158,7 +164,7 @@ class Classifier:
             cache = read(encoded.path)
             result = classify(self.run(cache, self.request(cache.header.samples)), None, show=len(cache))
         naming = records.Naming(self.model.classes, self.candidates)
-        predictions = [
+        return [
             Prediction(
                 image.path,
                 tuple(
@@ -168,7 +174,6 @@ class Classifier:
             )
             for image, scores in result.first
         ]
-        return predictions[0] if single and len(predictions) == 1 else predictions
 
     def _tokens_per_batch(self, earlier: int | None) -> int:
         text, likelihood = self.options.batch_size, self.model.likelihood
@@ -197,7 +202,7 @@ class Classifier:
             "attention": "torch scaled_dot_product_attention, one unmasked call a segment",
             "kernels": "torch",
             "threads": torch.get_num_threads(),
-            "versions": versions(),
+            "versions": environment.versions(),
         }
 
 
@@ -223,14 +228,6 @@ def load_classifier(
     return Classifier(loaded, Options(**options))
 
 
-def versions() -> dict[str, str]:
-    """Versions of what computes."""
-    packages = {name: metadata.version(name) for name in ("torch", "numpy", "pillow", "h5py")}
-    from avarc_cli import __version__
-
-    return {"avarc": __version__, "python": platform.python_version(), **packages}
-
-
 def _log_prior(path: str | None, candidates: np.ndarray, model: LoadedModel) -> np.ndarray:
     """Log of the normalised weights of the candidates, (N,) float64; zeros without priors."""
     if path is None:
@@ -244,8 +241,9 @@ def _log_prior(path: str | None, candidates: np.ndarray, model: LoadedModel) -> 
         names = ", ".join((unknown or without)[:5])
         what = f"no classes of {model.name}: {names}" if unknown else f"candidates without a prior: {names}"
         raise UsageError(f"the priors in {path} do not fit", what, "give every candidate one line: class<TAB>weight")
-    log_weight = np.log([by_class[int(c)] for c in candidates])
-    return log_weight - np.logaddexp.reduce(log_weight)
+    log_weight: np.ndarray = np.log([by_class[int(c)] for c in candidates])
+    log_weight -= np.logaddexp.reduce(log_weight)
+    return log_weight
 
 
 def _read_weights(path: Path) -> dict[str, float]:

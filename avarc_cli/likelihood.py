@@ -50,17 +50,24 @@ class LikelihoodModel(Protocol):
 class Tokenizer(Protocol):
     """An image tokenizer as the encoder sees it. Images are (B, 3, H, H) float32 in [-1, 1]."""
 
-    name: str
-    file: str
-    sha256: str
-    patch_nums: tuple[int, ...]
-    image_size: int
-    vocab_size: int
-    preprocess: str
-    """Default preprocessing mode (data.preprocess)."""
-
+    @property
+    def name(self) -> str: ...
+    @property
+    def file(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def patch_nums(self) -> tuple[int, ...]: ...
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
     @property
     def num_tokens(self) -> int: ...
+    @property
+    def preprocess(self) -> str:
+        """Default preprocessing mode (data.preprocess)."""
+        ...
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents before quantisation, (B, Z, h, h)."""
@@ -73,4 +80,3 @@ class Tokenizer(Protocol):
     def decode(self, tokens: Tensor) -> Tensor:
         """Images from tokens."""
         ...
-

@@ -173,7 +173,7 @@ def load_model(
 
 def is_path(name: str) -> bool:
     """Whether a --model or --tokenizer value names a file rather than a card."""
-    known = {card.name for card in (*model_cards(), *tokenizer_cards())}
+    known = {card.name for card in model_cards()} | {card.name for card in tokenizer_cards()}
     return name not in known and ("/" in name or Path(name).suffix != "" or Path(name).exists())
 
 
@@ -186,7 +186,9 @@ def pick_device(device: str) -> torch.device:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"cannot use device '{device}'", reason, "use auto or cpu; avarc doctor lists devices") from None
+        raise UsageError(
+            f"cannot use device '{device}'", reason, "use auto or cpu; avarc doctor lists devices"
+        ) from None
     return place
 
 
@@ -222,7 +224,7 @@ def _read_tokenizer(spec: str, patch_nums: tuple[int, ...] | None, device: torch
         raise UsageError(
             f"{path} is a generator, not a tokenizer", "it has class embeddings", "add --tokenizer NAME|FILE"
         )
-    scales = patch_nums or _numbers(read.metadata.get("patch_nums")) or SCALES_256
+    scales = patch_nums or _read_scales(read) or SCALES_256
     network = VQVAE.from_state_dict(read.tensors, scales, source=str(path))
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     preprocess = read.metadata.get("preprocess", preprocess)
@@ -242,7 +244,7 @@ def _class_space(
     if class_names is not None:
         return _named(Path(class_names).name, _read_lines(Path(class_names)), num_classes)
     if "class_names" in metadata:
-        return _named("the checkpoint's classes", tuple(json.loads(metadata["class_names"])), num_classes)
+        return _named("the checkpoint's classes", _read_names(metadata["class_names"]), num_classes)
     if space == "imagenet1k" or num_classes == IMAGENET_CLASSES:
         return imagenet1k()
     return _named("class numbers", tuple(str(i) for i in range(num_classes)), num_classes)
@@ -266,7 +268,17 @@ def _read_lines(path: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def _numbers(text: str | None) -> tuple[int, ...] | None:
+def _read_names(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(str(name) for name in json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            "the class names in the checkpoint cannot be read", str(error), "use --class-names"
+        ) from None
+
+
+def _read_scales(read: checkpoint.Checkpoint) -> tuple[int, ...] | None:
+    text = read.metadata.get("patch_nums", "")
+    if text and not all(n.isdecimal() and int(n) > 0 for n in text.split(",")):
+        raise CheckpointError(f"the scales in {read.path} cannot be read", f"'{text}'", "give them with --patch-nums")
     return tuple(int(n) for n in text.split(",")) if text else None
-
-

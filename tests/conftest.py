@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pytest
 import torch
+
 from avarc_cli.models.var import VAR
 from avarc_cli.models.vqvae import VQVAE
 

@@ -40,12 +40,6 @@ def check_request(data: Sequence[Path], out: Path | None, saves: bool, *, images
         )
 
 
-def prepare(out: Path) -> Path:
-    """The run folder, made if need be, to hold the tokens of images."""
-    out.mkdir(parents=True, exist_ok=True)
-    return out
-
-
 def announce(classifier: Classifier, run: Run) -> None:
     """The one-line plan, and what the user may not expect about labels."""
     import torch

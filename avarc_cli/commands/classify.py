@@ -15,6 +15,7 @@ from avarc_cli.errors import EXIT_UNREADABLE
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
+    from avarc_cli.results.folder import RunFolder
     from avarc_cli.results.run import RunResult
     from avarc_cli.tokens.cache import TokenCache
 
@@ -70,6 +71,7 @@ def classify(
     Example: avarc classify val.h5 --model var-d16 --plan paper --classes imagenet100 --out runs/val
     """
     from avarc_cli.classifier import load_classifier
+    from avarc_cli.results.folder import RunFolder
     from avarc_cli.tokens.cache import read
 
     _summary.check_request(data, out, save_json or save_likelihood, images_only=[subset, per_class, preprocess])
@@ -86,18 +88,23 @@ def classify(
         batch_size=batch_size,
         deterministic=deterministic,
     )
+    classifier.plan(keep_tokens=save_likelihood)  # a wrong plan is told before images are encoded
+    folder = RunFolder(out) if out else None
+    if folder:
+        folder.prepare()
     with tempfile.TemporaryDirectory() as scratch:
         unreadable: list[tuple[str, str]] = []
         cache_path = data[0]
         if not _summary.is_cache(data):
             images = opt.select_images(data, subset, per_class, limit)
-            folder = _summary.prepare(out) if out else Path(scratch)
             options = {"preprocess": preprocess, "sigma": sigma, "seed": seed, "workers": workers}
             with console.progress("encoding", len(images)) as bar:
-                encoded = classifier.encode(images, folder / "tokens.h5", progress=bar.update, **options)
+                encoded = classifier.encode(
+                    images, (out or Path(scratch)) / "tokens.h5", progress=bar.update, **options
+                )
             cache_path, unreadable = encoded.path, encoded.unreadable
         cache = read(cache_path)
-        result = _score(classifier, cache, out, save_json, save_likelihood)
+        result = _score(classifier, cache, folder, save_json, save_likelihood)
         opt.list_unreadable(unreadable)
         _summary.show(classifier, cache, result, unreadable, out)
     if unreadable:
@@ -105,12 +112,10 @@ def classify(
 
 
 def _score(
-    classifier: Classifier, cache: TokenCache, out: Path | None, save_json: bool, save_likelihood: bool
+    classifier: Classifier, cache: TokenCache, folder: RunFolder | None, save_json: bool, save_likelihood: bool
 ) -> RunResult:
-    from avarc_cli.results.folder import RunFolder
     from avarc_cli.results.run import classify as run_classify
 
-    folder = RunFolder(out) if out else None
     earlier = folder.recorded("tokens_per_batch") if folder else None
     request = classifier.request(cache.header.samples, keep_tokens=save_likelihood, tokens_per_batch=earlier)
     run = classifier.run(cache, request, save_json=save_json, save_likelihood=save_likelihood)

@@ -36,15 +36,15 @@ def demo(
     from avarc_cli.zoo.files import ASSETS
 
     images = open_images([ASSETS / "digits" / "test"])
-    folder = _summary.prepare(out)
+    out.mkdir(parents=True, exist_ok=True)
     classifiers = {name: load_classifier("digits", plan=plan) for name, plan in PLANS.items()}
     tokenizer = classifiers["exhaustive"].model.tokenizer
     pixels = Preprocess(tokenizer.preprocess, tokenizer.image_size)
     with console.progress("encoding", len(images)) as bar:
-        tokens.encode(images, tokenizer, pixels, folder / "tokens.h5", samples=SAMPLES, progress=bar.update)
-    cache = tokens.read(folder / "tokens.h5")
-    runs = {name: _run(name, classifier, cache, folder / name) for name, classifier in classifiers.items()}
-    picture = folder / "digits.png"
+        tokens.encode(images, tokenizer, pixels, out / "tokens.h5", samples=SAMPLES, progress=bar.update)
+    cache = tokens.read(out / "tokens.h5")
+    runs = {name: _run(name, classifier, cache, out / name) for name, classifier in classifiers.items()}
+    picture = out / "digits.png"
     _draw(classifiers["exhaustive"], cache, runs["exhaustive"], images.paths, picture)
     _show(runs, picture)
 
@@ -60,15 +60,13 @@ def _run(name: str, classifier: Classifier, cache: TokenCache, folder: Path) -> 
         )
 
 
-def _draw(
-    classifier: Classifier, cache: TokenCache, result: RunResult, paths: tuple[Path, ...], picture: Path
-) -> None:
+def _draw(classifier: Classifier, cache: TokenCache, result: RunResult, paths: tuple[Path, ...], picture: Path) -> None:
     from avarc_cli.data.preprocess import Preprocess
     from avarc_cli.results.picture import contact_sheet
 
     unsure = sorted(sorted(result.records, key=lambda r: r["posterior"])[:SHOWN], key=lambda r: r["index"])
     chosen = [paths[r["index"]] for r in unsure]
-    predictions = classifier.classify(chosen)
+    predictions = classifier.classify_all(chosen)
     pixels = [Preprocess("fit", 32)(path) for path in chosen]
     contact_sheet(pixels, [p.top(3) for p in predictions], [r["label_id"] for r in unsure], picture)
 

@@ -30,7 +30,7 @@ def encode(
     patch_nums: Annotated[
         str | None, typer.Option("--patch-nums", help="Scales of a tokenizer file that does not name them: 1,2,3,4.")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images that the tokenizer reads at once.")] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images that the tokenizer reads at once.")] = 16,
     workers: opt.WorkersOpt = 0,
     device: opt.DeviceOpt = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a cache of another request.")] = False,

@@ -16,7 +16,10 @@ from avarc_cli.errors import Interrupted, UsageError
 if TYPE_CHECKING:
     from avarc_cli.train.loop import Progress
 
-app = typer.Typer(help="Train a tokenizer or a generator on an image folder.\n\nExample: avarc train tokenizer photos/ --out vq.safetensors", no_args_is_help=True)
+app = typer.Typer(
+    help="Train a tokenizer or a generator on an image folder.\n\nExample: avarc train tokenizer photos/ --out vq.st",
+    no_args_is_help=True,
+)
 
 OutOpt = Annotated[Path, typer.Option("--out", "-o", help="Weights to write (safetensors); OUT.ckpt resumes training.")]
 StepsOpt = Annotated[int, typer.Option("--steps", help="Optimizer steps.")]
@@ -35,13 +38,15 @@ def tokenizer(
     out: OutOpt,
     image_size: Annotated[int, typer.Option("--image-size", help="Side of the images in pixels.")] = 64,
     patch_nums: Annotated[
-        str, typer.Option("--patch-nums", help="Sides of the scales; the last times the downsampling is the image size.")
+        str,
+        typer.Option("--patch-nums", help="Sides of the scales; the last times the downsampling is the image size."),
     ] = "1,2,3,4,6,8",
     vocab: Annotated[int, typer.Option("--vocab", help="Codebook entries.")] = 512,
     channels: Annotated[int, typer.Option("--channels", help="Latent channels.")] = 16,
     width: Annotated[int, typer.Option("--width", help="Channels of the first level, a multiple of 32.")] = 64,
     multipliers: Annotated[
-        str, typer.Option("--multipliers", help="Width of each level in first widths; each level but one halves the side.")
+        str,
+        typer.Option("--multipliers", help="Width of each level in first widths; each level but one halves the side."),
     ] = "1,2,2,4",
     blocks: Annotated[int, typer.Option("--blocks", help="Residual blocks a level.")] = 2,
     steps: StepsOpt = 20_000,
@@ -74,7 +79,7 @@ def tokenizer(
     if config.image_size != image_size or width % 32 or list(scales) != sorted(set(scales)):
         raise UsageError(
             f"scales {patch_nums}, multipliers {multipliers}, width {width} do not fit {image_size}-pixel images",
-            f"they are for {config.image_size} pixels ({scales[-1]} x {config.downsampling}); widths are multiples of 32",
+            f"they are for {config.image_size} pixels ({scales[-1]} x {config.downsampling}); a width is 32, 64, ...",
             "scales increase, and the last times 2 for every multiplier but one gives the image size",
         )
     images = TrainingImages(open_images(data), image_size, Augment(mode=augment, flip=flip), seed=seed)
@@ -119,7 +124,9 @@ def var(
 
     chosen = open_images(data)
     if not chosen.class_names or (chosen.labels < 0).any():
-        raise UsageError("images without a class", "a class-conditional model needs one for each", "use class sub-folders")
+        raise UsageError(
+            "images without a class", "a class-conditional model needs one for each", "use class sub-folders"
+        )
     if width % 64 or depth < 1 or not 0 <= class_dropout < 1:
         raise UsageError(
             f"depth {depth}, width {width}, class dropout {class_dropout}",
@@ -148,7 +155,9 @@ def var(
 
 def _checkpoint(out: Path) -> Path:
     if not out.parent.is_dir() or out.is_dir():
-        raise UsageError(f"cannot write '{out}'", f"'{out.parent}' is no folder" if not out.is_dir() else "it is a folder")
+        raise UsageError(
+            f"cannot write '{out}'", f"'{out.parent}' is no folder" if not out.is_dir() else "it is a folder"
+        )
     return out.with_name(out.name + ".ckpt")
 
 

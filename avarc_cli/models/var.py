@@ -13,15 +13,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-from avarc_kernels import segment_attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.errors import CheckpointError
 from avarc_cli.models.loading import build, take
+from avarc_kernels import segment_attention
 
 EXPECTED = "VAR transformer"
 BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")  # in published files; we compute what they hold
@@ -53,7 +53,9 @@ class VARConfig:
     def flops(self) -> int:
         """Operations to score one pair: linears, attention without masked tiles, head; a multiply-add counts as 2."""
         linears = (8 + 4 * self.mlp_ratio) * self.width**2 * self.depth * self.ends[-1]
-        attention = 4 * self.width * self.depth * sum(p * p * e for p, e in zip(self.patch_nums, self.ends, strict=True))
+        attention = (
+            4 * self.width * self.depth * sum(p * p * e for p, e in zip(self.patch_nums, self.ends, strict=True))
+        )
         return round(linears + attention + 2 * self.width * self.vocab_size * self.ends[-1])
 
 
@@ -178,9 +180,14 @@ class VAR(nn.Module):
         weights = {k: v for k, v in tensors.items() if k.rpartition(".")[2] not in BUFFERS}
         return build(lambda: cls(config), weights, source=source, expected=EXPECTED)
 
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, with their type."""
+        return cast("list[Block]", list(self.blocks))
+
     def set_precision(self, dtype: torch.dtype) -> VAR:
         """Run the linears of the blocks in `dtype`; norms, residual stream, class modulation and head stay float32."""
-        for block in self.blocks:
+        for block in self.layers:
             for part in (block.attn.mat_qkv, block.attn.proj, block.ffn):
                 part.to(dtype)
             for name in ("q_bias", "v_bias"):
@@ -193,9 +200,9 @@ class VAR(nn.Module):
         c = self.class_emb(class_id_N)
         if self.config.shared_aln:
             shared = self.shared_ada_lin(c).unflatten(-1, (1, 6, -1))
-            blocks = [block.ada_gss + shared for block in self.blocks]
+            blocks = [block.ada_gss + shared for block in self.layers]
         else:
-            blocks = [block.ada_lin(c).unflatten(-1, (1, 6, -1)) for block in self.blocks]
+            blocks = [block.ada_lin(c).unflatten(-1, (1, 6, -1)) for block in self.layers]
         return Condition(blocks, self.head_nm.ada_lin(c).unflatten(-1, (1, 2, -1)))
 
     def place(self) -> Tensor:
@@ -236,7 +243,7 @@ class VAR(nn.Module):
             keep: whether to return keys and values; they are the largest part of the memory.
         """
         present: list[KeyValue] = []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.layers):
             x_PTC, kv = block(x_PTC, condition.blocks[i], ends, past[i] if past else None)
             if keep:
                 present.append(kv)

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from avarc_kernels import linear_log_prob
 from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
 from avarc_cli.models.var import VAR, Condition, KeyValue
 from avarc_cli.models.vqvae import VQVAE, MultiScaleQuantizer
+from avarc_kernels import linear_log_prob
 
 
 def build(
@@ -103,7 +103,7 @@ class VARLikelihood:
 
     def bytes_per_token(self, *, kept: bool) -> int:
         c = self.var.config
-        item = self.var.blocks[0].attn.mat_qkv.weight.element_size()
+        item = self.var.layers[0].attn.mat_qkv.weight.element_size()
         if kept:
             return 2 * c.depth * c.width * item
         stream, branch = 4 * c.width * 4, (4 + 2 * c.mlp_ratio) * c.width * item  # float32 residual; qkv, MLP in `item`

@@ -1,4 +1,7 @@
-"""Sampling from VAR with classifier-free guidance, scale by scale. Shapes: B images, T positions of a scale, V codes."""
+"""Sampling from VAR with classifier-free guidance, scale by scale.
+
+Shapes: B images, T positions of a scale, V codes.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +36,7 @@ def sample(
     both_2B = torch.cat([class_id_B, torch.full_like(class_id_B, var.config.num_classes)])
     condition = var.condition(both_2B)
     x, past, tokens = var.embed_start(both_2B), None, []
-    latents = torch.zeros(
-        batch, quantizer.embedding.embedding_dim, sides[-1], sides[-1], device=var.pos_1LC.device
-    )
+    latents = torch.zeros(batch, quantizer.embedding.embedding_dim, sides[-1], sides[-1], device=var.pos_1LC.device)
     for k, side in enumerate(sides):
         hidden, past = var.hidden(x, condition, [side * side], past, keep=True)
         conditional, unconditional = var.head(hidden.float()).chunk(2)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
-from avarc_kernels import nearest_code
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.errors import CheckpointError
 from avarc_cli.models.loading import build, take
+from avarc_kernels import nearest_code
 
 EXPECTED = "VQ-VAE (VAR tokenizer)"
 SHARED_CONVS = 4
@@ -100,7 +101,7 @@ class Level(nn.Module):
 
     def __init__(self, widths: list[int], *, attention: bool, down: bool = False, up: bool = False) -> None:
         super().__init__()
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         self.block = nn.ModuleList(ResidualBlock(a, b) for a, b in pairs)
         self.attn = nn.ModuleList(AttentionBlock(b) for _, b in pairs if attention)
         self.downsample = Downsample(widths[-1]) if down else nn.Identity()

@@ -35,13 +35,11 @@ class RunFolder:
 
         Raises: UsageError when the folder holds another run; AvarcError when it holds a damaged one.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.prepare()
         run_file = self.path / "run.json"
         text = json.dumps(asked, indent=1, sort_keys=True)
         if run_file.exists():
             self._compare(run_file, json.loads(text))
-        elif any(entry.suffix != ".lock" for entry in self.path.iterdir() if entry.name != "tokens.h5"):
-            raise UsageError(f"'{self.path}' is not empty, and not a run", "it has no run.json", "name another folder")
         else:
             write_whole(run_file, text.encode())
         if self.predictions.exists():
@@ -52,6 +50,13 @@ class RunFolder:
         if self._seconds_file.exists():
             self.seconds = float(self._seconds_file.read_text())
         return _parse(self.journal)
+
+    def prepare(self) -> None:
+        """Make the folder if need be. Raises UsageError when it holds other things than a run and its tokens."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        known = (self.path / "run.json").exists()
+        if not known and any(not entry.name.startswith("tokens.h5") for entry in self.path.iterdir()):
+            raise UsageError(f"'{self.path}' is not empty, and not a run", "it has no run.json", "name another folder")
 
     def recorded(self, field: str) -> Any:
         """A field of run.json, or None where there is no run yet."""
@@ -102,7 +107,9 @@ class RunFolder:
         try:
             there: dict[str, Any] = json.loads(run_file.read_text())
         except (OSError, ValueError) as error:
-            raise AvarcError(f"cannot read '{run_file}'", str(error), "name another folder, or delete this one") from None
+            raise AvarcError(
+                f"cannot read '{run_file}'", str(error), "name another folder, or delete this one"
+            ) from None
         return there
 
     def _cut_unfinished_line(self) -> None:

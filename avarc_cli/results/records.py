@@ -42,7 +42,7 @@ def line(image: Image, scores: ImageScores, naming: Naming, *, num_tokens: int, 
     """A line of predictions.jsonl. It holds no times, so that a rerun gives the same bytes."""
     winner = int(scores.order[0])
     known = image.label != UNKNOWN
-    where = np.nonzero(naming.candidates[scores.order] == image.label)[0] if known else []
+    where: np.ndarray = np.nonzero(naming.candidates[scores.order] == image.label)[0]
     predicted = naming.of(winner)
     return {
         "index": image.index,

@@ -15,6 +15,7 @@ from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.results import records
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.metrics import compute
+from avarc_cli.results.records import Image
 from avarc_cli.scoring.engine import Request, score_group
 from avarc_cli.scoring.scores import ImageScores
 from avarc_cli.tokens.cache import TokenCache
@@ -48,7 +49,7 @@ class RunResult:
 
     records: list[dict[str, Any]]
     metrics: dict[str, Any]
-    first: list[tuple[records.Image, ImageScores]] = field(default_factory=list)
+    first: list[tuple[Image, ImageScores]] = field(default_factory=list)
 
 
 def classify(
@@ -70,7 +71,7 @@ def classify(
     done = folder.open(run.protocol) if folder else []
     right = sum(r["label_rank"] == 0 for r in done)
     labelled = sum(r["label_rank"] is not None for r in done)
-    first: list[tuple[records.Image, ImageScores]] = []
+    first: list[tuple[Image, ImageScores]] = []
     session_seconds = 0.0
     size = run.request.images_per_group(run.model)
     progress(len(done), {})
@@ -81,7 +82,7 @@ def classify(
             run, scored = _score(run, rows, size, say)
             seconds = time.perf_counter() - started
             session_seconds += seconds
-            images = [records.Image(int(i), run.cache.paths[i], int(run.labels[i])) for i in rows]
+            images = [Image(int(i), run.cache.paths[i], int(run.labels[i])) for i in rows]
             lines = [_record(run, image, scores) for image, scores in zip(images, scored, strict=True)]
             if folder:
                 _write_images(run, folder, images, scored)
@@ -128,12 +129,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _record(run: Run, image: records.Image, scores: ImageScores) -> dict[str, Any]:
+def _record(run: Run, image: Image, scores: ImageScores) -> dict[str, Any]:
     ends, last = run.model.segment_ends, run.request.plan.stages[-1]
     return records.line(image, scores, run.naming, num_tokens=ends[last.segments - 1], precision=run.precision)
 
 
-def _write_images(run: Run, folder: RunFolder, images: list[records.Image], scored: list[ImageScores]) -> None:
+def _write_images(run: Run, folder: RunFolder, images: list[Image], scored: list[ImageScores]) -> None:
     for image, scores in zip(images, scored, strict=True):
         if run.save_json:
             folder.write(f"json/{image.index}.json", records.detail(image, scores, run.naming, run.protocol))

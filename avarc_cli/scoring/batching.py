@@ -37,7 +37,8 @@ class Cost:
     memory: int
 
     def __str__(self) -> str:
-        return f"{self.pairs:,} pairs, {self.tokens:,} tokens, about {_duration(self.seconds)} and {self.memory >> 20:,} MiB"
+        needs = f"about {_duration(self.seconds)} and {self.memory >> 20:,} MiB"
+        return f"{self.pairs:,} pairs, {self.tokens:,} tokens, {needs}"
 
 
 def estimate(model: LikelihoodModel, request: Request, images: int, device: torch.device) -> Cost:

@@ -1,8 +1,8 @@
 """What to score: a plan says which candidates survive after how many segments.
 
-Written `segments:keep[:samples]` per stage, comma-separated. `6:10,10:3,10:1:3` scores every candidate on 6 segments and
-keeps 10, scores those on 10 segments and keeps 3, then averages each survivor over 3 samples (the image's own tokens and
-2 smoothing neighbours) and keeps 1. Source: A-VARC+, arXiv:2510.12060.
+Written `segments:keep[:samples]` per stage, comma-separated. `6:10,10:3,10:1:3` scores every candidate on 6 segments
+and keeps 10, scores those on 10 segments and keeps 3, then averages each survivor over 3 samples (the image's own
+tokens and 2 smoothing neighbours) and keeps 1. Source: A-VARC+, arXiv:2510.12060.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Plan:
 
     def tokens(self, candidates: int, ends: tuple[int, ...]) -> int:
         """Tokens scored for one image with so many candidates (prefixes are never scored twice)."""
-        total, done = 0, {}
+        total = 0
+        done: dict[int, int] = {}  # sample -> tokens
         for stage in self.stages:
             for sample in range(stage.samples):
                 new = ends[stage.segments - 1] - done.get(sample, 0)

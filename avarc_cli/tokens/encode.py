@@ -75,7 +75,7 @@ def encode(
 
     Raises: UsageError for numbers out of range; CacheError when `out` or its parts were made by another request;
         AvarcError when no image is readable, nothing can be written, or another process writes to `out`;
-        Interrupted on Ctrl-C. What is finished is kept in `OUT.parts` in each case but the first.
+        Interrupted on Ctrl-C. Finished units stay in `OUT.parts`, except when no image is readable.
     """
     _validate(samples=samples, sigma=sigma, seed=seed, batch_size=batch_size, workers=workers, unit=unit)
     if not len(images):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ def train_var(
         loss = F.cross_entropy(model.head(hidden_BLC).flatten(0, 1), tokens_BL.flatten())
         return loss, {"bits/token": loss.item() / math.log(2)}
 
-    train(model, loss_of_step, recipe, checkpoint, progress)
+    train(model, loss_of_step, recipe, checkpoint, progress, subject=f"{config} on {images}")
     return model
 
 
@@ -58,14 +59,22 @@ def initialise(model: VAR) -> VAR:
     for position in (model.pos_start, model.pos_1LC):
         nn.init.trunc_normal_(position, std=std)
     model.head.weight.mul_(0.02)
-    model.head_nm.ada_lin[1].weight.mul_(0.5)
-    for block in model.blocks:
+    _scale(model.head_nm.ada_lin, 0.5)
+    for block in model.layers:
         block.attn.proj.weight.div_(math.sqrt(2 * c.depth))
         block.ffn.fc2.weight.div_(math.sqrt(2 * c.depth))
         if c.shared_aln:
-            block.ada_gss.normal_(std=1 / math.sqrt(c.width))
-            block.ada_gss[:, :, :2] *= 1e-5  # the gates
+            gates, others = block.ada_gss.normal_(std=1 / math.sqrt(c.width)).split([2, 4], dim=2)
+            gates.mul_(1e-5)
+            others.mul_(0.5)
         else:
-            block.ada_lin[1].weight.mul_(0.5)
-            block.ada_lin[1].weight[: 2 * c.width] *= 1e-5 / 0.5
+            _scale(block.ada_lin, 0.5, gates=1e-5)
     return model
+
+
+def _scale(ada_lin: nn.Sequential, factor: float, *, gates: float | None = None) -> None:
+    """Scale the weights of a class modulation; its gates, the first third of six vectors, by their own factor."""
+    weight = cast("nn.Linear", ada_lin[1]).weight
+    count = 0 if gates is None else len(weight) // 3
+    weight[count:].mul_(factor)
+    weight[:count].mul_(gates or 1.0)

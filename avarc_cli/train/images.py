@@ -96,6 +96,9 @@ class TrainingImages:
         fits = len(images.paths) * side * side * 3 <= IN_MEMORY_BYTES
         self._memory = self._decode(np.arange(len(images.paths))) if fits else None
 
+    def __str__(self) -> str:
+        return f"{len(self)} images of {self.images.source}, {self.size} pixels, {self.augment}"
+
     def __len__(self) -> int:
         return len(self.images.paths)
 

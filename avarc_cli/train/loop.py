@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,17 +58,27 @@ class Recipe:
         return self.lr * (1 - (1 - self.final) * done)
 
 
-def train(model: nn.Module, loss_of_step: LossOfStep, recipe: Recipe, checkpoint: Path, progress: Progress) -> None:
+def train(
+    model: nn.Module,
+    loss_of_step: LossOfStep,
+    recipe: Recipe,
+    checkpoint: Path,
+    progress: Progress,
+    *,
+    subject: str,
+) -> None:
     """Train in place; afterwards the model holds the averaged weights.
 
-    Every `save_every` steps `checkpoint` is replaced in one rename; when it exists and was made by the same recipe,
-    training goes on from there, with the same result as if it had not stopped.
+    Every `save_every` steps `checkpoint` is replaced in one rename; when it exists and was made by the same recipe on
+    the same `subject` (what is trained on what), training goes on from there, with the same result as if it had not
+    stopped.
 
-    Raises: CheckpointError when `checkpoint` belongs to another recipe; AvarcError when the loss is not finite.
+    Raises: CheckpointError when `checkpoint` is damaged or another training's; AvarcError when the loss is not finite.
     """
+    identity = asdict(recipe) | {"betas": list(recipe.betas), "subject": subject}
     optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas)
     averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    start = _resume(checkpoint, recipe, model, optimizer, averaged)
+    start = _resume(checkpoint, identity, model, optimizer, averaged)
     shown: dict[str, float] = {}
     model.train()
     for step in range(start, recipe.steps):
@@ -87,7 +99,7 @@ def train(model: nn.Module, loss_of_step: LossOfStep, recipe: Recipe, checkpoint
         shown = {k: 0.98 * shown.get(k, v) + 0.02 * v for k, v in values.items()}
         progress(step + 1, shown)
         if (step + 1) % recipe.save_every == 0:
-            _save(checkpoint, recipe, model, optimizer, averaged, step + 1)
+            _save(checkpoint, identity, model, optimizer, averaged, step + 1)
     model.load_state_dict(averaged)
     model.eval()
 
@@ -103,10 +115,15 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
 
 
 def _save(
-    path: Path, recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: dict[str, Tensor], step: int
+    path: Path,
+    identity: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averaged: dict[str, Tensor],
+    step: int,
 ) -> None:
     state = {
-        "recipe": asdict(recipe),
+        "identity": identity,
         "step": step,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -118,13 +135,21 @@ def _save(
 
 
 def _resume(
-    path: Path, recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: dict[str, Tensor]
+    path: Path,
+    identity: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averaged: dict[str, Tensor],
 ) -> int:
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    ours, theirs = asdict(recipe), state["recipe"]
-    differing = [f"{k} {theirs.get(k)} there, {v} here" for k, v in ours.items() if theirs.get(k) != v]
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        theirs = state["identity"]
+    except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        why, fix = str(error).splitlines()[0], f"delete {path} to start over"
+        raise CheckpointError(f"{path} is damaged, or no training checkpoint", why, fix) from None
+    differing = [f"{k}: {theirs.get(k)} there, {v} here" for k, v in identity.items() if theirs.get(k) != v]
     if differing:
         raise CheckpointError(
             f"{path} belongs to another training run",

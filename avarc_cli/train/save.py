@@ -34,4 +34,6 @@ def _save(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> N
     try:
         write_whole(path, save({k: v.detach().contiguous() for k, v in tensors.items()}, metadata))
     except OSError as error:
-        raise AvarcError(f"cannot write '{path}'", error.strerror or str(error), "free some space, or name another") from None
+        raise AvarcError(
+            f"cannot write '{path}'", error.strerror or str(error), "free some space, or name another"
+        ) from None

@@ -41,7 +41,7 @@ def train_tokenizer(
         loss = F.l1_loss(image, x) + error + vq_loss
         return loss, {"rmse": error.item() ** 0.5, "vq": vq_loss.item()}
 
-    train(model, loss_of_step, recipe, checkpoint, progress)
+    train(model, loss_of_step, recipe, checkpoint, progress, subject=f"{config} on {images}")
     return model
 
 

@@ -1,4 +1,7 @@
-"""Block-causal attention without a mask. Shapes: P sequences, H heads, T new positions, S prefix + new, D head width."""
+"""Block-causal attention without a mask.
+
+Shapes: P sequences, H heads, T new positions, S prefix and new ones, D head width.
+"""
 
 from __future__ import annotations
 

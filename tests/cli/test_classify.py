@@ -28,7 +28,10 @@ def models(tiny_files):
 def cache(tiny_files, models, tmp_path_factory):
     """The two golden images with two neighbours each."""
     out = tmp_path_factory.mktemp("cache") / "t.h5"
-    assert main(["encode", str(tiny_files / "img"), *models, "--preprocess", "none", "--samples", "3", "--out", str(out)]) == 0
+    assert (
+        main(["encode", str(tiny_files / "img"), *models, "--preprocess", "none", "--samples", "3", "--out", str(out)])
+        == 0
+    )
     return out
 
 
@@ -42,7 +45,9 @@ def labelled(tiny_files, models, tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
     out = folder / "t.h5"
-    assert main(["encode", str(folder / "img"), *models, "--preprocess", "none", "--samples", "3", "--out", str(out)]) == 0
+    assert (
+        main(["encode", str(folder / "img"), *models, "--preprocess", "none", "--samples", "3", "--out", str(out)]) == 0
+    )
     return out
 
 
@@ -244,7 +249,9 @@ def test_kill_9_at_any_moment_leaves_a_run_that_finishes_with_the_same_bytes(lab
     assert main(["--quiet", *options, str(tmp_path / "whole")]) == 0
     killed = tmp_path / "killed"
     for wanted in (1, 5, 9):  # images in the journal when the process dies
-        process = subprocess.Popen([sys.executable, "-m", "avarc_cli", "--quiet", *options, str(killed)], env=os.environ)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "avarc_cli", "--quiet", *options, str(killed)], env=os.environ
+        )
         while process.poll() is None and _journal_lines(killed) < wanted:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)

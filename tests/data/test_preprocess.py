@@ -246,6 +246,7 @@ def test_damaged_bytes_give_a_picture_or_a_listed_error_and_never_a_crash(tmp_pa
         damaged[place : place + len(patch)] = patch
     (tmp_path / "x").write_bytes(damaged)
     try:
-        assert Preprocess("fit", 8)(tmp_path / "x").shape == (8, 8, 3)
-    except UnreadableImage as error:
-        assert error.why
+        pixels = Preprocess("fit", 8)(tmp_path / "x")
+    except UnreadableImage:
+        return
+    assert pixels.shape == (8, 8, 3)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from avarc_cli.models.var_likelihood import VARLikelihood
 from conftest import load_golden
+
+from avarc_cli.models.var_likelihood import VARLikelihood
 
 
 def close(ours: torch.Tensor, theirs: np.ndarray, tolerance: float) -> bool:

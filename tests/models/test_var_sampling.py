@@ -1,5 +1,6 @@
 import numpy as np
 import torch
+
 from avarc_cli.models.var_sampling import restrict, sample
 
 

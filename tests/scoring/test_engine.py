@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from avarc_cli.models.var_likelihood import VARLikelihood
 from avarc_cli.scoring.engine import Request, score_group
 from avarc_cli.scoring.plan import parse_plan
 from avarc_cli.scoring.scores import score_function
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 class Counting:
@@ -67,13 +68,17 @@ def by_hand(model, tokens_SL, plan, candidates, prior):
     for stage in plan.stages:
         end = model.segment_ends[stage.segments - 1]
         for c in left:
-            sums = [model.log_prob(tokens_SL[s], candidates[c])[:end].astype(np.float64).sum() for s in range(stage.samples)]
+            sums = [
+                model.log_prob(tokens_SL[s], candidates[c])[:end].astype(np.float64).sum() for s in range(stage.samples)
+            ]
             scores[c] = np.mean(sums) + prior[c]
         left = sorted(left, key=lambda c: (-scores[c], c))[: stage.keep]
     return left[0], scores
 
 
-plans = st.sampled_from(["exhaustive", "2:5,4:1", "1:6,2:3,4:1:3", "2:3,4:3:2,4:1:3", "3:4,2:2,4:1:2", "1:1", "4:7,4:1:3"])
+plans = st.sampled_from(
+    ["exhaustive", "2:5,4:1", "1:6,2:3,4:1:3", "2:3,4:3:2,4:1:3", "3:4,2:2,4:1:2", "1:1", "4:7,4:1:3"]
+)
 
 
 @settings(max_examples=60, deadline=None)

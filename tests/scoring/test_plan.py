@@ -1,4 +1,5 @@
 import pytest
+
 from avarc_cli.errors import UsageError
 from avarc_cli.scoring.plan import Plan, Stage, parse_plan
 

@@ -1,0 +1,50 @@
+"""What a straightforward implementation of VAR does, to compare with: one masked pass over all tokens, all logits.
+
+Written from the equations alone, over the tensors of a published state dict; nothing is shared with avarc_cli.models.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@torch.inference_mode()
+def token_log_prob(w: dict[str, Tensor], tokens_L: Tensor, teacher: Tensor, class_id_P: Tensor) -> Tensor:
+    """log p of each token under each class, (P, L). `teacher` is the quantiser's input for scales 2..K, (1, L-1, Z)."""
+    depth = sum(key.endswith("mat_qkv.weight") for key in w)
+    level_L = w["lvl_1L"].flatten()
+    mask_LL = torch.where(level_L[:, None] >= level_L[None, :], 0.0, -math.inf)
+    cond_PC = w["class_emb.weight"][class_id_P]
+    start = cond_PC[:, None] + w["pos_start"]
+    rest = F.linear(teacher, w["word_embed.weight"], w["word_embed.bias"]).expand(len(class_id_P), -1, -1)
+    x = torch.cat([start, rest], 1) + w["pos_1LC"] + w["lvl_embed.weight"][level_L]
+    for i in range(depth):
+        x = _block(w, f"blocks.{i}.", x, cond_PC, mask_LL)
+    scale, shift = _modulation(w, "head_nm.ada_lin.1", cond_PC, 2)
+    x = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (scale + 1) + shift
+    logits = F.linear(x, w["head.weight"], w["head.bias"])
+    return logits.log_softmax(-1).gather(-1, tokens_L.expand(len(x), -1)[..., None])[..., 0]
+
+
+def _modulation(w: dict[str, Tensor], key: str, cond_PC: Tensor, parts: int) -> tuple[Tensor, ...]:
+    out = F.linear(F.silu(cond_PC), w[key + ".weight"], w[key + ".bias"])
+    return out.view(len(cond_PC), 1, parts, -1).unbind(2)
+
+
+def _block(w: dict[str, Tensor], p: str, x: Tensor, cond_PC: Tensor, mask_LL: Tensor) -> Tensor:
+    gamma1, gamma2, scale1, scale2, shift1, shift2 = _modulation(w, p + "ada_lin.1", cond_PC, 6)
+    gain = w[p + "attn.scale_mul_1H11"].clamp_max(math.log(100)).exp()
+    y = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (scale1 + 1) + shift1
+    bias = torch.cat([w[p + "attn.q_bias"], torch.zeros_like(w[p + "attn.q_bias"]), w[p + "attn.v_bias"]])
+    qkv = F.linear(y, w[p + "attn.mat_qkv.weight"], bias).unflatten(-1, (3, gain.shape[1], -1))
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    q, k = F.normalize(q, dim=-1) * gain, F.normalize(k, dim=-1)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_LL, scale=1.0).transpose(1, 2).flatten(2)
+    x = x + gamma1 * F.linear(y, w[p + "attn.proj.weight"], w[p + "attn.proj.bias"])
+    y = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (scale2 + 1) + shift2
+    y = F.gelu(F.linear(y, w[p + "ffn.fc1.weight"], w[p + "ffn.fc1.bias"]), approximate="tanh")
+    return x + gamma2 * F.linear(y, w[p + "ffn.fc2.weight"], w[p + "ffn.fc2.bias"])
