@@ -18,7 +18,7 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     share, z2 = right / total, Z95**2
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = Z95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))  # rounding must not leave it out
 
 
 def compute(records: Sequence[dict[str, Any]], *, seconds: float, candidates: int) -> dict[str, Any]:

@@ -42,7 +42,8 @@ def train_var(
         loss = F.cross_entropy(model.head(hidden_BLC).flatten(0, 1), tokens_BL.flatten())
         return loss, {"bits/token": loss.item() / math.log(2)}
 
-    train(model, loss_of_step, recipe, checkpoint, progress, subject=f"{config} on {images}")
+    subject = f"{config} on {images}, class dropout {class_dropout}"
+    train(model, loss_of_step, recipe, checkpoint, progress, subject=subject)
     return model
 
 

@@ -1,0 +1,64 @@
+"""The embedded model: the demo, the Python API, and what the package ships."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avarc_cli import load_classifier
+from avarc_cli.cli import main
+from avarc_cli.errors import UnreadableImage, UsageError
+from avarc_cli.zoo.files import ASSETS
+
+TEST_IMAGES = ASSETS / "digits" / "test"
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return load_classifier("digits")
+
+
+def test_three_lines_of_python_classify_an_image(classifier):
+    image = sorted((TEST_IMAGES / "7").iterdir())[0]
+    prediction = classifier.classify(str(image))
+    assert prediction.name == "7" and prediction.probability > 0.5
+    names, probabilities = zip(*prediction.top(10), strict=True)
+    assert sorted(names) == list("0123456789") and sum(probabilities) == pytest.approx(1)
+    assert list(probabilities) == sorted(probabilities, reverse=True)
+
+
+def test_several_images_come_back_in_order(classifier):
+    images = [sorted((TEST_IMAGES / digit).iterdir())[1] for digit in "90"]
+    assert [p.name for p in classifier.classify_all(images)] == ["9", "0"]
+
+
+def test_what_cannot_be_read_is_an_avarc_error(classifier, tmp_path):
+    (tmp_path / "x.png").write_text("no image")
+    with pytest.raises(UnreadableImage, match=r"x\.png"):
+        classifier.classify(tmp_path / "x.png")
+    with pytest.raises(UsageError, match="does not exist"):
+        classifier.classify(tmp_path / "nowhere.png")
+
+
+def test_the_assets_are_360_images_and_small_weights():
+    images = list(TEST_IMAGES.rglob("*.png"))
+    assert len(images) == 360 and {p.parent.name for p in images} == set("0123456789")
+    weights = sum(p.stat().st_size for p in (ASSETS / "digits").glob("*.safetensors"))
+    assert weights <= 12e6
+
+
+@pytest.mark.slow
+def test_the_demo_reports_what_it_measured(tmp_path, capsys):
+    assert main(["--json", "demo", "--out", str(tmp_path / "demo")]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    exhaustive, staged, paper = (shown["plans"][name] for name in ("exhaustive", "staged", "paper-style"))
+    assert exhaustive["accuracy"] >= 0.98 and exhaustive["agreement_with_exhaustive"] == 1.0
+    assert exhaustive["tokens_scored_per_image"] == 1030
+    assert staged["tokens_scored_per_image"] < paper["tokens_scored_per_image"] < 1030
+    assert min(staged["agreement_with_exhaustive"], paper["agreement_with_exhaustive"]) > 0.95
+    picture = np.asarray(Image.open(Path(shown["picture"])))
+    assert picture.std() > 10
+    records = (tmp_path / "demo" / "exhaustive" / "predictions.jsonl").read_text().splitlines()
+    assert len(records) == 360

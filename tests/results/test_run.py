@@ -1,0 +1,141 @@
+"""A run when the machine is too small, or the user impatient."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from avarc_cli.data.labels import LabelSpace
+from avarc_cli.errors import AvarcError, Interrupted, UsageError
+from avarc_cli.results.folder import RunFolder
+from avarc_cli.results.records import Naming
+from avarc_cli.results.run import Run, classify
+from avarc_cli.scoring.engine import Request
+from avarc_cli.scoring.plan import parse_plan
+from avarc_cli.scoring.scores import score_function
+
+NAMES = tuple("abcd")
+
+
+class Small:
+    """A likelihood model whose machine holds `room` tokens at once."""
+
+    segment_ends = (4, 16)
+    num_classes = 4
+    unconditional = None
+    flops_per_token = 1
+
+    def __init__(self, room, error=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")):
+        self.room, self.error = room, error
+
+    def begin(self, tokens_BL, sequence_P, class_id_P):
+        return {"tokens": tokens_BL[sequence_P], "class": class_id_P, "at": 0}
+
+    def extend(self, state, stop, *, keep_prefix):
+        start, end = (self.segment_ends[state["at"] - 1] if state["at"] else 0), self.segment_ends[stop - 1]
+        if len(state["class"]) * (end - start) > self.room:
+            raise self.error
+        state["at"] = stop
+        return -((state["tokens"][:, start:end] - state["class"][:, None]) ** 2).float()
+
+    def select(self, state, keep_Q):
+        return state | {"tokens": state["tokens"][keep_Q], "class": state["class"][keep_Q]}
+
+    def bytes_per_token(self, *, kept):
+        return 1
+
+
+class Cache:
+    """Images whose tokens all name the right class."""
+
+    paths = tuple(f"{i}.png" for i in range(10))
+
+    def __len__(self):
+        return len(self.paths)
+
+    def tokens(self, rows):
+        return np.repeat(np.asarray(rows) % 4, 16).reshape(-1, 1, 16)
+
+
+def make_run(model, tokens_per_batch=512, plan="exhaustive"):
+    return Run(
+        model=model,
+        cache=Cache(),
+        labels=np.arange(10) % 4,
+        request=Request(
+            candidates=np.arange(4),
+            plan=parse_plan(plan, segments=2, candidates=4, samples=1),
+            score=score_function("log-likelihood"),
+            log_prior=np.zeros(4),
+            tokens_per_batch=tokens_per_batch,
+        ),
+        naming=Naming(LabelSpace("letters", NAMES, NAMES), np.arange(4)),
+        precision="fp32",
+        protocol={"plan": plan},
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize("plan", ["exhaustive", "1:2,2:1"])
+def test_running_out_of_memory_halves_the_batch_says_so_and_finishes(tmp_path, error, plan):
+    said = []
+    result = classify(make_run(Small(100, error), plan=plan), RunFolder(tmp_path / "run"), say=said.append)
+    assert result.metrics["accuracy"] == 1.0 and len(result.records) == 10
+    assert any("instead of 512" in message for message in said)
+    assert len(said) <= 3, "the smaller batch is kept for the rest of the run"
+
+
+def test_a_machine_without_room_for_one_pair_is_told_so(tmp_path):
+    with pytest.raises(AvarcError, match="not enough memory to score one pair"):
+        classify(make_run(Small(0)), RunFolder(tmp_path / "run"))
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="shape"):
+        classify(make_run(Small(0, RuntimeError("shape mismatch"))), None)
+
+
+def test_an_interrupted_run_says_what_is_kept_and_goes_on_from_there(tmp_path):
+    class Impatient(Small):
+        def extend(self, state, stop, *, keep_prefix):
+            if int(state["tokens"][0, 0]) == 3:
+                raise KeyboardInterrupt
+            return super().extend(state, stop, keep_prefix=keep_prefix)
+
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted, match="3 of 10 images are kept"):
+        classify(make_run(Impatient(10**6), tokens_per_batch=64), RunFolder(folder))
+    seen = []
+    result = classify(
+        make_run(Small(10**6), tokens_per_batch=64), RunFolder(folder), progress=lambda n, _: seen.append(n)
+    )
+    assert seen[0] == 3 and seen[-1] == 10 and result.metrics["accuracy"] == 1.0
+    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 10
+
+
+def test_the_folder_of_another_request_is_refused_with_both_values(tmp_path):
+    classify(make_run(Small(10**6)), RunFolder(tmp_path / "run"))
+    with pytest.raises(UsageError, match='plan: "exhaustive" there, "1:2,2:1" now'):
+        classify(make_run(Small(10**6), plan="1:2,2:1"), RunFolder(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_damaged_run_json_is_named(tmp_path, content):
+    classify(make_run(Small(10**6)), RunFolder(tmp_path / "run"))
+    (tmp_path / "run" / "run.json").write_text(content)
+    with pytest.raises(AvarcError, match=r"run\.json"):
+        classify(make_run(Small(10**6)), RunFolder(tmp_path / "run"))
+
+
+def test_lines_hold_no_times_and_metrics_do(tmp_path):
+    classify(make_run(Small(10**6)), RunFolder(tmp_path / "run"))
+    assert "second" not in (tmp_path / "run" / "predictions.jsonl").read_text()
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["seconds_per_image"] > 0
