@@ -105,7 +105,9 @@ class RunFolder:
 
     def _read(self, run_file: Path) -> dict[str, Any]:
         try:
-            there: dict[str, Any] = json.loads(run_file.read_text())
+            there = json.loads(run_file.read_text())
+            if not isinstance(there, dict):
+                raise ValueError("it holds no JSON object")
         except (OSError, ValueError) as error:
             raise AvarcError(
                 f"cannot read '{run_file}'", str(error), "name another folder, or delete this one"

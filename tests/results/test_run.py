@@ -26,8 +26,8 @@ class Small:
     unconditional = None
     flops_per_token = 1
 
-    def __init__(self, room, error=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")):
-        self.room, self.error = room, error
+    def __init__(self, room, error=None):
+        self.room, self.error = room, error or torch.OutOfMemoryError("CUDA out of memory")
 
     def begin(self, tokens_BL, sequence_P, class_id_P):
         return {"tokens": tokens_BL[sequence_P], "class": class_id_P, "at": 0}
