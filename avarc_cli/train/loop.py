@@ -147,7 +147,7 @@ def _resume(
         state = torch.load(path, weights_only=True, map_location="cpu")
         theirs = state["identity"]
     except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        why, fix = str(error).splitlines()[0], f"delete {path} to start over"
+        why, fix = (str(error) or type(error).__name__).splitlines()[0], f"delete {path} to start over"
         raise CheckpointError(f"{path} is damaged, or no training checkpoint", why, fix) from None
     differing = [f"{k}: {theirs.get(k)} there, {v} here" for k, v in identity.items() if theirs.get(k) != v]
     if differing:

@@ -105,7 +105,7 @@ def fit(steps_until_death, checkpoint, recipe, seed=0):
     return model
 
 
-RECIPE = Recipe(steps=40, batch_size=8, lr=0.05, save_every=10, average=0.9)
+RECIPE = Recipe(steps=40, batch_size=8, lr=0.2, save_every=10, average=0.9)
 
 
 def test_a_resumed_training_ends_with_the_same_weights(tmp_path):
@@ -119,7 +119,7 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path):
 
 def test_a_checkpoint_of_another_recipe_is_refused_with_both_values(tmp_path):
     fit(None, tmp_path / "a.ckpt", RECIPE)
-    with pytest.raises(CheckpointError, match=r"lr: 0\.05 there, 0\.01 here"):
+    with pytest.raises(CheckpointError, match=r"lr: 0\.2 there, 0\.01 here"):
         fit(None, tmp_path / "a.ckpt", Recipe(steps=40, batch_size=8, lr=0.01, save_every=10, average=0.9))
 
 
