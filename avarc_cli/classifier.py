@@ -187,10 +187,8 @@ class Classifier:
     def _protocol(self, cache: TokenCache, request: Request) -> dict[str, Any]:
         """run.json: everything that the numbers depend on."""
         header = cache.header
-        tokens = {
-            name: getattr(header, name)
-            for name in ("source", "images", "images_sha256", "preprocess", "samples", "sigma", "seed")
-        }
+        fields = ("source", "images_sha256", "preprocess", "samples", "sigma", "seed")
+        tokens = {name: getattr(header, name) for name in fields} | {"images": len(cache)}
         return self.model.protocol() | {
             "tokens": tokens,
             "plan": str(request.plan),

@@ -103,7 +103,7 @@ def classify(
                     images, (out or Path(scratch)) / "tokens.h5", progress=bar.update, **options
                 )
             cache_path, unreadable = encoded.path, encoded.unreadable
-        cache = read(cache_path)
+        cache = read(cache_path).first(limit)
         result = _score(classifier, cache, folder, save_json, save_likelihood)
         opt.list_unreadable(unreadable)
         _summary.show(classifier, cache, result, unreadable, out)

@@ -7,6 +7,7 @@ N images, S samples (0 the image, others its smoothing neighbours), L tokens; Z 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from avarc_cli.errors import CacheError
+from avarc_cli.errors import CacheError, UsageError
 from avarc_cli.tokens.header import CacheHeader
 
 if TYPE_CHECKING:
@@ -51,6 +52,17 @@ class TokenCache:
         if tokens.size and tokens.max() >= self.header.vocab_size:
             raise _damaged(self.path, f"token {tokens.max()} in a vocabulary of {self.header.vocab_size}")
         return tokens
+
+    def first(self, count: int | None) -> TokenCache:
+        """The cache as if it ended after so many images; None leaves it as it is.
+
+        Raises: UsageError for a count below 1.
+        """
+        if count is None:
+            return self
+        if count < 1:
+            raise UsageError(f"{count} images were asked for, must be at least 1")
+        return dataclasses.replace(self, labels=self.labels[:count], paths=self.paths[:count])
 
     def latents(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Latents of these images before quantisation, (n, Z, h, w) float16.

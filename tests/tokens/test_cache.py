@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avarc_cli.data import ImageSet, Preprocess
-from avarc_cli.errors import CacheError
+from avarc_cli.errors import CacheError, UsageError
 from avarc_cli.tokens import TokenCache, encode, read
 
 PRE = Preprocess("none", 8)
@@ -152,3 +152,10 @@ def test_a_cache_that_vanishes_after_opening_is_an_error_not_a_crash(cache):
     cache.path.unlink()
     with pytest.raises(CacheError):
         cache.tokens([0])
+
+
+def test_a_cache_can_be_cut_to_its_first_images(cache):
+    assert cache.first(None) is cache and len(cache.first(99)) == len(cache)
+    assert cache.first(3).paths == cache.paths[:3] and len(cache.first(3).labels) == 3
+    with pytest.raises(UsageError, match="at least 1"):
+        cache.first(0)
