@@ -107,11 +107,12 @@ class TokenCache:
         return values[inverse]
 
 
-def read(path: Path) -> TokenCache:
+def read(path: str | Path) -> TokenCache:
     """Open a token cache.
 
     Raises: CacheError when the file is missing, cut short, not HDF5, no token cache, or of another format version.
     """
+    path = Path(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         fix = "make one: avarc encode DATA --model NAME --out tokens.h5"

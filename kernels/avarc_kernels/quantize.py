@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ROWS_IN_FLIGHT = 8192  # 8192 x 4096 float32 distances are 128 MiB
+ROWS_IN_FLIGHT = 1024  # 1024 x 4096 float32 distances are 16 MiB
 
 
 def nearest_code(z_NZ: Tensor, codebook_VZ: Tensor) -> Tensor:
