@@ -8,6 +8,7 @@ print(classifier.classify("seven.png").top(3))
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,9 @@ class Classifier:
     def __init__(self, model: LoadedModel, options: Options) -> None:
         self.model, self.options = model, options
         likelihood, classes = model.likelihood, model.classes
-        chosen = resolve_classes(options.classes, classes) if options.classes else range(likelihood.num_classes)
+        chosen = (
+            resolve_classes(options.classes, classes) if options.classes is not None else range(likelihood.num_classes)
+        )
         self.candidates = np.array(list(chosen), dtype=np.int64)
         self.log_prior = _log_prior(options.priors, self.candidates, model)
         self.score = score_function(options.score)
@@ -88,9 +91,7 @@ class Classifier:
             raise UsageError(
                 f"{model.name} gives no p(x)", f"the score '{options.score}' needs it", "use log-likelihood"
             )
-        if options.deterministic:
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(options.deterministic)
 
     def plan(self, samples: int = MAX_SAMPLES, *, keep_tokens: bool = False) -> Plan:
         """The plan for images with so many samples.
@@ -100,22 +101,23 @@ class Classifier:
         """
         segments = len(self.model.likelihood.segment_ends)
         plan = parse_plan(self.options.plan, segments=segments, candidates=len(self.candidates), samples=samples)
-        if keep_tokens and not plan.single_stage:
+        if keep_tokens and not (plan.single_stage and plan.stages[0].segments == segments):
             raise UsageError(
                 f"token log-probabilities cannot be saved with plan '{plan}'",
-                "it scores most classes on a part of the tokens only",
+                "it scores some classes on a part of the tokens only",
                 "use --plan exhaustive",
             )
         return plan
 
     def request(self, samples: int, *, keep_tokens: bool = False, tokens_per_batch: int | None = None) -> Request:
         """What the engine is asked for. `tokens_per_batch` continues an earlier run's automatic choice."""
+        plan = self.plan(samples, keep_tokens=keep_tokens)
         return Request(
             candidates=self.candidates,
-            plan=self.plan(samples, keep_tokens=keep_tokens),
+            plan=plan,
             score=self.score,
             log_prior=self.log_prior,
-            tokens_per_batch=self._tokens_per_batch(tokens_per_batch),
+            tokens_per_batch=self._tokens_per_batch(plan, tokens_per_batch),
             keep_tokens=keep_tokens,
         )
 
@@ -153,7 +155,7 @@ class Classifier:
     def classify_all(self, images: Sequence[str | Path]) -> list[Prediction]:
         """Classify image files; one prediction each, in order.
 
-        Raises: UnreadableImage for a file that is not a readable image; UsageError for one that does not exist.
+        Raises: UsageError for a file that does not exist; AvarcError for what is no readable image.
         """
         paths = [Path(image) for image in images]
         with tempfile.TemporaryDirectory() as folder:
@@ -162,7 +164,7 @@ class Classifier:
                 name, reason = encoded.unreadable[0]
                 raise UnreadableImage(f"cannot read '{name}'", reason)
             cache = read(encoded.path)
-            result = classify(self.run(cache, self.request(cache.header.samples)), None, show=len(cache))
+            result = classify(self.run(cache, self.request(cache.header.samples)), None, keep_scores=True)
         naming = records.Naming(self.model.classes, self.candidates)
         return [
             Prediction(
@@ -172,14 +174,14 @@ class Classifier:
                     for best in records.best(scores, naming, len(self.candidates))
                 ),
             )
-            for image, scores in result.first
+            for image, scores in result.scores
         ]
 
-    def _tokens_per_batch(self, earlier: int | None) -> int:
+    def _tokens_per_batch(self, plan: Plan, earlier: int | None) -> int:
         text, likelihood = self.options.batch_size, self.model.likelihood
         if text == "auto":
             device = torch.device(self.model.device)
-            return earlier or auto_tokens(likelihood, device, fixed=self.options.deterministic)
+            return earlier or auto_tokens(likelihood, plan, device, fixed=self.options.deterministic)
         if not text.isdecimal() or int(text) < 1:
             raise UsageError(f"batch size '{text}'", "it is a number of pairs of at least 1, or auto")
         return int(text) * likelihood.segment_ends[-1]
@@ -222,6 +224,7 @@ def load_classifier(
         precision: "fp32", "tf32", "bf16" or "fp16". device: "auto", "cpu", "cuda", ...
         **options: fields of `Options`: plan, classes, priors, score, batch_size, deterministic.
     """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for before deterministic runs on CUDA
     loaded = load_model(model, tokenizer, class_names=class_names, precision=precision, device=device)
     return Classifier(loaded, Options(**options))
 

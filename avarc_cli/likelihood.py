@@ -1,4 +1,4 @@
-"""The one interface between scoring and generators, and how a name or a file becomes a model.
+"""The interfaces that generators and tokenizers offer to scoring and encoding; `loading` makes both from files.
 
 Shapes: B token sequences, L tokens, P pairs of (sequence, class), T tokens of the segments at hand.
 """
@@ -75,8 +75,4 @@ class Tokenizer(Protocol):
 
     def quantize(self, latents: Tensor) -> Tensor:
         """Tokens (B, L), int64."""
-        ...
-
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Images from tokens."""
         ...

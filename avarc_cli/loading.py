@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avarc_cli import environment
 from avarc_cli.data.labels import LabelSpace, imagenet1k
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.likelihood import LikelihoodModel
-from avarc_cli.models.vqvae import VQVAE
 from avarc_cli.zoo import checkpoint, files
 from avarc_cli.zoo.cards import (
     SCALES_256,
@@ -27,17 +28,25 @@ from avarc_cli.zoo.cards import (
     tokenizer_cards,
 )
 
-# family -> "module:function" that makes a LikelihoodModel of (tensors, tokenizer network, dtype, source)
-FAMILIES = {"var": "avarc_cli.models.var_likelihood:build"}
+# family -> module with `scales(tensors, source) -> patch_nums` and
+# `build(tensors, tokenizer network, dtype=, device=, source=) -> LikelihoodModel`
+FAMILIES = {"var": "avarc_cli.models.var_likelihood"}
+# family -> "module:Class" with `from_state_dict(tensors, patch_nums, source=)` and what LoadedTokenizer calls
+TOKENIZERS = {"vqvae": "avarc_cli.models.vqvae:VQVAE"}
+DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """An image tokenizer on its device, with the identity that token caches record (likelihood.Tokenizer)."""
+    """An image tokenizer on its device, with the identity that token caches record (likelihood.Tokenizer).
 
-    network: VQVAE
+    It always computes in full float32, whatever the precision of the run: a token is an argmin, and one that flips
+    changes all after it.
+    """
+
+    network: Any  # a module of one of TOKENIZERS
     name: str
     file: str
     sha256: str
@@ -46,31 +55,35 @@ class LoadedTokenizer:
 
     @property
     def patch_nums(self) -> tuple[int, ...]:
-        return self.network.config.patch_nums
+        return tuple(self.network.config.patch_nums)
 
     @property
     def image_size(self) -> int:
-        return self.network.config.image_size
+        return int(self.network.config.image_size)
 
     @property
     def vocab_size(self) -> int:
-        return self.network.config.vocab_size
+        return int(self.network.config.vocab_size)
 
     @property
     def num_tokens(self) -> int:
         return sum(p * p for p in self.patch_nums)
 
+    @property
+    def device(self) -> torch.device:
+        place: torch.device = next(self.network.parameters()).device
+        return place
+
     def encode(self, images_B3HW: Tensor) -> Tensor:
-        device = self.network.quant_conv.weight.device
-        pixels = images_B3HW.to(device).contiguous(memory_format=torch.channels_last)
-        latents: Tensor = self.network.encode(pixels)
+        pixels = images_B3HW.to(self.device).contiguous(memory_format=torch.channels_last)
+        with full_float32():
+            latents: Tensor = self.network.encode(pixels)
         return latents.contiguous()
 
     def quantize(self, latents: Tensor) -> Tensor:
-        return self.network.tokenize(latents.to(self.network.quant_conv.weight.device))
-
-    def decode(self, tokens: Tensor) -> Tensor:
-        return self.network.reconstruct(tokens.to(self.network.quant_conv.weight.device))
+        with full_float32():
+            tokens: Tensor = self.network.tokenize(latents.to(self.device))
+        return tokens
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,7 @@ class LoadedModel:
             "label_space": self.classes.name,
             "precision": self.precision,
             "device": self.device,
+            "device_name": _device_name(torch.device(self.device)),
         }
 
 
@@ -120,13 +134,17 @@ def load_tokenizer(
     place = pick_device(device)
     if not is_path(model):
         card = any_card(model)
-        scales = patch_nums or card.patch_nums
         implied = card.tokenizer if isinstance(card, ModelCard) else card.name
-        return _read_tokenizer(tokenizer or implied, scales, place)
+        loaded = _read_tokenizer(tokenizer or implied, patch_nums or card.patch_nums, place)
+        _check_pair(card.name, None, card.patch_nums, loaded)
+        return loaded
     if tokenizer is None:
         return _read_tokenizer(model, patch_nums, place)
-    scales = patch_nums or _scales_of_generator(checkpoint.read(Path(model)))
-    return _read_tokenizer(tokenizer, scales, place)
+    read = checkpoint.read(Path(model))
+    scales = _family(read, "var").scales(read.tensors, model)
+    loaded = _read_tokenizer(tokenizer, patch_nums or scales, place)
+    _check_pair(model, read.metadata.get("tokenizer_sha256"), scales, loaded)
+    return loaded
 
 
 def load_model(
@@ -156,15 +174,11 @@ def load_model(
             f"add --tokenizer NAME|FILE; published VARs read {tokenizer_cards()[1].name}",
         )
     read = checkpoint.read(path)
-    family = read.metadata.get("family", family)
-    if family not in FAMILIES:
-        raise CheckpointError(
-            f"{path} holds a model of the family '{family}'", f"this avarc knows {', '.join(FAMILIES)}", "upgrade avarc"
-        )
-    loaded = _read_tokenizer(tokenizer or str(implied), _scales_of_generator(read), place)
-    module, _, function = FAMILIES[family].partition(":")
-    build = getattr(importlib.import_module(module), function)
-    likelihood: LikelihoodModel = build(
+    module = _family(read, family)
+    scales = module.scales(read.tensors, str(path))
+    loaded = _read_tokenizer(tokenizer or str(implied), scales, place)
+    _check_pair(str(path), read.metadata.get("tokenizer_sha256"), scales, loaded)
+    likelihood: LikelihoodModel = module.build(
         read.tensors, loaded.network, dtype=PRECISIONS[precision], device=place, source=str(path)
     )
     classes = _class_space(likelihood.num_classes, space, class_names, read.metadata)
@@ -181,25 +195,48 @@ def pick_device(device: str) -> torch.device:
     """The device that "auto" or a name stands for. Raises UsageError for one that is not there."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    what, fix = f"cannot use device '{device}'", "use auto or cpu; avarc doctor lists devices"
     try:
         place = torch.device(device)
+        if place.type not in DEVICE_TYPES:  # meta, for one, is always there and computes nothing
+            raise UsageError(what, f"avarc runs on {', '.join(DEVICE_TYPES)}", fix)
         torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"cannot use device '{device}'", reason, "use auto or cpu; avarc doctor lists devices"
-        ) from None
+    except (ImportError, RuntimeError, AssertionError) as error:
+        raise UsageError(what, str(error).partition("\n")[0].partition(". ")[0], fix) from None
     return place
 
 
 def set_precision(precision: str, device: torch.device) -> None:
-    """Allow or forbid TF32 in float32 matrix products. Raises UsageError for a precision that is not to be had."""
+    """Allow or forbid TF32 in float32 matrix products; convolutions, which only tokenizers have, never use it.
+
+    Raises: UsageError for a precision that is not to be had.
+    """
     if precision not in PRECISIONS:
         raise UsageError(f"no precision '{precision}'", f"there are {', '.join(PRECISIONS)}")
     if precision == "tf32" and device.type != "cuda":
         raise UsageError("tf32 needs a CUDA device", f"this run uses {device}", "use --precision fp32")
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = False  # torch's default is True
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """No TF32 inside, not even in a tf32 run."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "xpu":
+        return torch.xpu.get_device_name(device)
+    return str(environment.machine()["cpu"])  # with mps the GPU is part of it
 
 
 def _locate(model: str) -> tuple[str, Path, str | None, str | None, str]:
@@ -214,27 +251,54 @@ def _locate(model: str) -> tuple[str, Path, str | None, str | None, str]:
 
 def _read_tokenizer(spec: str, patch_nums: tuple[int, ...] | None, device: torch.device) -> LoadedTokenizer:
     if is_path(spec):
-        name, path, preprocess = Path(spec).name, Path(spec), "resize-crop"
+        name, path, preprocess, family = Path(spec).name, Path(spec), "resize-crop", "vqvae"
     else:
         card = tokenizer_card(spec)
-        name, path, preprocess = card.name, files.require(card), card.preprocess
+        name, path, preprocess, family = card.name, files.require(card), card.preprocess, card.family
         patch_nums = patch_nums or card.patch_nums
     read = checkpoint.read(path)
     if "class_emb.weight" in read.tensors:
         raise UsageError(
             f"{path} is a generator, not a tokenizer", "it has class embeddings", "add --tokenizer NAME|FILE"
         )
-    scales = patch_nums or _read_scales(read) or SCALES_256
-    network = VQVAE.from_state_dict(read.tensors, scales, source=str(path))
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module, _, kind = _known(read, family, TOKENIZERS).partition(":")
+    make = getattr(importlib.import_module(module), kind).from_state_dict
+    scales = patch_nums or _read_scales(read.metadata, str(path)) or SCALES_256
+    network = make(read.tensors, scales, source=str(path)).to(device, memory_format=torch.channels_last)
+    torch.backends.cudnn.allow_tf32 = False  # torch's default is True
     preprocess = read.metadata.get("preprocess", preprocess)
     return LoadedTokenizer(network, name, str(path), read.sha256, preprocess, read.metadata)
 
 
-def _scales_of_generator(read: checkpoint.Checkpoint) -> tuple[int, ...]:
-    from avarc_cli.models.var import read_config
+def _family(read: checkpoint.Checkpoint, default: str) -> Any:
+    """The module that FAMILIES names for a generator's file."""
+    return importlib.import_module(_known(read, default, FAMILIES))
 
-    return read_config(read.tensors, str(read.path)).patch_nums
+
+def _known(read: checkpoint.Checkpoint, default: str, families: Mapping[str, str]) -> str:
+    family = read.metadata.get("family", default)
+    if family not in families:
+        raise CheckpointError(
+            f"{read.path} holds a model of the family '{family}'",
+            f"expected here is {' or '.join(families)}",
+            "pass another file, or upgrade avarc",
+        )
+    return families[family]
+
+
+def _check_pair(generator: str, sha256: str | None, scales: tuple[int, ...], tokenizer: LoadedTokenizer) -> None:
+    """Raises CheckpointError when the generator learned another tokenizer's tokens, as far as the files tell.
+
+    sha256 is of the tokenizer's file that the generator was trained with; None where unknown.
+    """
+    own = _read_scales(tokenizer.metadata, tokenizer.file)
+    for what, expected, found in (("sha256", sha256, tokenizer.sha256), ("scales", scales, own)):
+        if expected and found and expected != found:
+            raise CheckpointError(
+                f"{generator} reads the tokens of another tokenizer",
+                f"it was trained with one of {what} {expected}; {tokenizer.file} has {found}",
+                "pass the tokenizer that it was trained with",
+            )
 
 
 def _class_space(
@@ -277,8 +341,8 @@ def _read_names(text: str) -> tuple[str, ...]:
         ) from None
 
 
-def _read_scales(read: checkpoint.Checkpoint) -> tuple[int, ...] | None:
-    text = read.metadata.get("patch_nums", "")
+def _read_scales(metadata: Mapping[str, str], source: str) -> tuple[int, ...] | None:
+    text = metadata.get("patch_nums", "")
     if text and not all(n.isdecimal() and int(n) > 0 for n in text.split(",")):
-        raise CheckpointError(f"the scales in {read.path} cannot be read", f"'{text}'", "give them with --patch-nums")
+        raise CheckpointError(f"the scales in {source} cannot be read", f"'{text}'", "give them with --patch-nums")
     return tuple(int(n) for n in text.split(",")) if text else None

@@ -11,11 +11,11 @@ from avarc_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
+    from avarc_cli.results.folder import RunFolder
     from avarc_cli.results.run import Run, RunResult
     from avarc_cli.tokens.cache import TokenCache
 
 FEW = 12  # images that are shown one by one
-BEST = 5  # classes shown of each
 
 
 def is_cache(data: Sequence[Path]) -> bool:
@@ -37,6 +37,15 @@ def check_request(data: Sequence[Path], out: Path | None, saves: bool, *, images
             f"'{data[0]}' is encoded already",
             "--subset, --per-class and --preprocess choose images and pixels before encoding",
             "use them with avarc encode; --classes chooses candidates",
+        )
+
+
+def check_same_plan(folder: RunFolder, plan: str) -> None:
+    """Raises UsageError when the folder's run has another plan: its tokens may not even have the samples for this."""
+    earlier = folder.recorded("plan")
+    if earlier not in (None, plan):
+        raise UsageError(
+            f"'{folder.path}' holds another run", f"plan: {earlier} there, {plan} now", "name another --out"
         )
 
 
@@ -65,18 +74,9 @@ def running(numbers: dict[str, float]) -> str:
     return f"accuracy {numbers['accuracy']:.2%}" if "accuracy" in numbers else ""
 
 
-def show(
-    classifier: Classifier, cache: TokenCache, result: RunResult, unreadable: list[tuple[str, str]], out: Path | None
-) -> None:
+def show(cache: TokenCache, result: RunResult, unreadable: list[tuple[str, str]], out: Path | None) -> None:
     """The result: the best classes of a few images, or the numbers of many."""
-    from avarc_cli.results import records
-
-    naming = records.Naming(classifier.model.classes, classifier.candidates)
-    few = [
-        {"path": image.path, "classes": records.best(scores, naming, BEST)}
-        for image, scores in result.first
-        if len(cache) <= FEW
-    ]
+    few = [{"path": r["path"], "classes": r["best"]} for r in result.records if len(cache) <= FEW]
     data = {"metrics": result.metrics, "images": few, "unreadable": dict(unreadable), "out": out}
     parts: list[Any] = [_table(few)] if few else []
     if not few or result.metrics["labelled"]:

@@ -88,10 +88,11 @@ def classify(
         batch_size=batch_size,
         deterministic=deterministic,
     )
-    classifier.plan(keep_tokens=save_likelihood)  # a wrong plan is told before images are encoded
+    wanted = classifier.plan(keep_tokens=save_likelihood)  # a wrong plan is told before images are encoded
     folder = RunFolder(out) if out else None
     if folder:
         folder.prepare()
+        _summary.check_same_plan(folder, str(wanted))
     with tempfile.TemporaryDirectory() as scratch:
         unreadable: list[tuple[str, str]] = []
         cache_path = data[0]
@@ -106,7 +107,7 @@ def classify(
         cache = read(cache_path).first(limit)
         result = _score(classifier, cache, folder, save_json, save_likelihood)
         opt.list_unreadable(unreadable)
-        _summary.show(classifier, cache, result, unreadable, out)
+        _summary.show(cache, result, unreadable, out)
     if unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
 
@@ -124,7 +125,6 @@ def _score(
         return run_classify(
             run,
             folder,
-            show=_summary.FEW,
             progress=lambda done, numbers: bar.update(done, note=_summary.running(numbers)),
             say=console.warn,
         )

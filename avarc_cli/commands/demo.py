@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _summary
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tokens, runs and the picture.")] = Path(
         "avarc-demo"
     ),
+    as_json: opt.JsonOpt = False,
 ) -> None:
     """Classify 360 held-out handwritten digits with the embedded model: accuracy, speed, and what plans save.
 

@@ -11,7 +11,7 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
-from avarc_cli.errors import Interrupted, UsageError
+from avarc_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from avarc_cli.train.loop import Progress
@@ -22,51 +22,56 @@ app = typer.Typer(
 )
 
 OutOpt = Annotated[Path, typer.Option("--out", "-o", help="Weights to write (safetensors); OUT.ckpt resumes training.")]
-StepsOpt = Annotated[int, typer.Option("--steps", help="Optimizer steps.")]
-BatchOpt = Annotated[int, typer.Option("--batch-size", help="Images a step.")]
+StepsOpt = Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps.")]
+BatchOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Images a step.")]
 RateOpt = Annotated[float, typer.Option("--lr", help="Peak learning rate.")]
 AugmentOpt = Annotated[
     str,
     typer.Option("--augment", help="crop (random crop), affine (rotate, scale, shear, shift: small objects) or none."),
 ]
 FlipOpt = Annotated[bool, typer.Option("--flip", help="Mirror half of the images.")]
+SeedOpt = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the random numbers.")]
 
 
 @app.command()
 def tokenizer(
     data: opt.DataArg,
     out: OutOpt,
-    image_size: Annotated[int, typer.Option("--image-size", help="Side of the images in pixels.")] = 64,
+    image_size: Annotated[int, typer.Option("--image-size", min=1, help="Side of the images in pixels.")] = 64,
     patch_nums: Annotated[
         str,
         typer.Option("--patch-nums", help="Sides of the scales; the last times the downsampling is the image size."),
     ] = "1,2,3,4,6,8",
-    vocab: Annotated[int, typer.Option("--vocab", help="Codebook entries.")] = 512,
-    channels: Annotated[int, typer.Option("--channels", help="Latent channels.")] = 16,
-    width: Annotated[int, typer.Option("--width", help="Channels of the first level, a multiple of 32.")] = 64,
+    vocab: Annotated[int, typer.Option("--vocab", min=1, help="Codebook entries.")] = 512,
+    channels: Annotated[int, typer.Option("--channels", min=1, help="Latent channels.")] = 16,
+    width: Annotated[int, typer.Option("--width", min=32, help="Channels of the first level, a multiple of 32.")] = 64,
     multipliers: Annotated[
         str,
         typer.Option("--multipliers", help="Width of each level in first widths; each level but one halves the side."),
     ] = "1,2,2,4",
-    blocks: Annotated[int, typer.Option("--blocks", help="Residual blocks a level.")] = 2,
+    blocks: Annotated[int, typer.Option("--blocks", min=1, help="Residual blocks a level.")] = 2,
     steps: StepsOpt = 20_000,
     batch_size: BatchOpt = 32,
     lr: RateOpt = 3e-4,
     augment: AugmentOpt = "crop",
     flip: FlipOpt = False,
-    seed: opt.SeedOpt = 0,
+    seed: SeedOpt = 0,
+    device: opt.DeviceOpt = "auto",
+    as_json: opt.JsonOpt = False,
 ) -> None:
     """Train a multi-scale VQ-VAE that turns images into tokens and back.
 
     Example: avarc train tokenizer photos/ --image-size 64 --out tokenizer.safetensors
     """
     from avarc_cli.data.datasets import open_images
+    from avarc_cli.loading import pick_device
     from avarc_cli.models.vqvae import VQVAEConfig
     from avarc_cli.train import save
     from avarc_cli.train.images import Augment, TrainingImages
     from avarc_cli.train.loop import Recipe
     from avarc_cli.train.tokenizer import train_tokenizer
 
+    checkpoint = _checkpoint(out)
     scales = opt.parse_numbers(patch_nums, "--patch-nums") or ()
     config = VQVAEConfig(
         vocab_size=vocab,
@@ -82,12 +87,13 @@ def tokenizer(
             f"they are for {config.image_size} pixels ({scales[-1]} x {config.downsampling}); a width is 32, 64, ...",
             "scales increase, and the last times 2 for every multiplier but one gives the image size",
         )
-    images = TrainingImages(open_images(data), image_size, Augment(mode=augment, flip=flip), seed=seed)
+    place = pick_device(device)
     recipe = Recipe(steps=steps, batch_size=batch_size, lr=lr, seed=seed, weight_decay=0.01, betas=(0.9, 0.99))
-    with _progress("training tokenizer", steps, out) as progress:
-        model = train_tokenizer(config, images, recipe, _checkpoint(out), progress)
+    images = TrainingImages(open_images(data), image_size, Augment(mode=augment, flip=flip), seed=seed)
+    with _progress("training tokenizer", steps) as progress:
+        model = train_tokenizer(config, images, recipe, checkpoint, progress, device=place)
     save.save_tokenizer(model, out, preprocess="resize-crop" if augment == "crop" else "fit")
-    _finish(out)
+    _finish(out, checkpoint)
 
 
 @app.command()
@@ -95,8 +101,8 @@ def var(
     data: opt.DataArg,
     out: OutOpt,
     tokenizer: Annotated[str, typer.Option("--tokenizer", help="A tokenizer's name or file.")],
-    depth: Annotated[int, typer.Option("--depth", help="Blocks.")] = 8,
-    width: Annotated[int, typer.Option("--width", help="Channels, a multiple of 64.")] = 512,
+    depth: Annotated[int, typer.Option("--depth", min=1, help="Blocks.")] = 8,
+    width: Annotated[int, typer.Option("--width", min=64, help="Channels, a multiple of 64.")] = 512,
     shared_aln: Annotated[
         bool, typer.Option("--shared-aln", help="One class modulation for all blocks: fewer parameters.")
     ] = False,
@@ -108,7 +114,9 @@ def var(
     ] = 0.1,
     augment: AugmentOpt = "crop",
     flip: FlipOpt = False,
-    seed: opt.SeedOpt = 0,
+    seed: SeedOpt = 0,
+    device: opt.DeviceOpt = "auto",
+    as_json: opt.JsonOpt = False,
 ) -> None:
     """Train a VAR on the tokens of a folder with one sub-folder a class.
 
@@ -122,17 +130,17 @@ def var(
     from avarc_cli.train.images import Augment, TrainingImages
     from avarc_cli.train.loop import Recipe
 
+    checkpoint = _checkpoint(out)
     chosen = open_images(data)
     if not chosen.class_names or (chosen.labels < 0).any():
         raise UsageError(
             "images without a class", "a class-conditional model needs one for each", "use class sub-folders"
         )
-    if width % 64 or depth < 1 or not 0 <= class_dropout < 1:
+    if width % 64 or not 0 <= class_dropout < 1:
         raise UsageError(
-            f"depth {depth}, width {width}, class dropout {class_dropout}",
-            "depth is at least 1, width a multiple of 64, class dropout in [0, 1)",
+            f"width {width}, class dropout {class_dropout}", "width is a multiple of 64, class dropout in [0, 1)"
         )
-    reader = load_tokenizer(tokenizer, device="cpu")
+    reader = load_tokenizer(tokenizer, device=device)  # the generator is trained where its tokenizer is
     config = VARConfig(
         depth=depth,
         width=width,
@@ -143,38 +151,27 @@ def var(
         z_channels=reader.network.config.z_channels,
         shared_aln=shared_aln,
     )
-    images = TrainingImages(chosen, reader.image_size, Augment(mode=augment, flip=flip), seed=seed)
     recipe = Recipe(steps=steps, batch_size=batch_size, lr=lr, seed=seed)
-    with _progress("training VAR", steps, out) as progress:
-        model = train_var(
-            config, reader.network, images, recipe, _checkpoint(out), progress, class_dropout=class_dropout
-        )
+    images = TrainingImages(chosen, reader.image_size, Augment(mode=augment, flip=flip), seed=seed)
+    with _progress("training VAR", steps) as progress:
+        model = train_var(config, reader.network, images, recipe, checkpoint, progress, class_dropout=class_dropout)
     save.save_var(model, out, class_names=chosen.class_names, tokenizer_sha256=reader.sha256)
-    _finish(out)
+    _finish(out, checkpoint)
 
 
 def _checkpoint(out: Path) -> Path:
-    if not out.parent.is_dir() or out.is_dir():
-        raise UsageError(
-            f"cannot write '{out}'", f"'{out.parent}' is no folder" if not out.is_dir() else "it is a folder"
-        )
+    """Where the training of `out` is kept; asked for first, because a bad name must not cost a training."""
+    if out.is_dir() or not out.parent.is_dir():
+        raise UsageError(f"cannot write '{out}'", "it is a folder" if out.is_dir() else f"'{out.parent}' is no folder")
     return out.with_name(out.name + ".ckpt")
 
 
 @contextmanager
-def _progress(description: str, steps: int, out: Path) -> Iterator[Progress]:
+def _progress(description: str, steps: int) -> Iterator[Progress]:
     with console.progress(description, steps, unit="steps") as bar:
-
-        def show(done: int, values: dict[str, float]) -> None:
-            bar.update(done, note=" ".join(f"{name} {value:.4g}" for name, value in values.items()))
-
-        try:
-            yield show
-        except KeyboardInterrupt:
-            why = f"the last checkpoint is in '{_checkpoint(out)}'"
-            raise Interrupted("training was interrupted", why, "run the same command again to go on") from None
+        yield lambda done, values: bar.update(done, note=" ".join(f"{name} {x:.4g}" for name, x in values.items()))
 
 
-def _finish(out: Path) -> None:
-    _checkpoint(out).unlink(missing_ok=True)
+def _finish(out: Path, checkpoint: Path) -> None:
+    checkpoint.unlink(missing_ok=True)
     console.result({"weights": out}, f"{out}: written", brief=str(out))

@@ -67,14 +67,25 @@ class KeyValue(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """Class modulation of N classes: (N, 1, 6, C) for each block, (N, 1, 2, C) for the head."""
+    """Class modulation of N classes: (N, 1, 6, C) for each block, (N, 1, 2, C) for the head.
+
+    row_P is each pair's row in these tables; None when pair i has row i. A block's rows are looked up when the block
+    runs: for all pairs and blocks at once they would be larger than the activations.
+    """
 
     blocks: list[Tensor]
     head: Tensor
+    row_P: Tensor | None = None
 
-    def rows(self, index_P: Tensor) -> Condition:
-        """The modulation of each pair, from its row in the table."""
-        return Condition([table[index_P] for table in self.blocks], self.head[index_P])
+    def of(self, table: Tensor) -> Tensor:
+        """The table's row of each pair."""
+        return table if self.row_P is None else table[self.row_P]
+
+    def select(self, keep_Q: Tensor) -> Condition:
+        """The conditions of these pairs, with the tables cut to the classes they need."""
+        row_Q = keep_Q if self.row_P is None else self.row_P[keep_Q]
+        used, row_Q = row_Q.unique(return_inverse=True)
+        return Condition([table[used] for table in self.blocks], self.head[used], row_Q)
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -237,17 +248,17 @@ class VAR(nn.Module):
 
         Args:
             x_PTC: embedded input of the scales at hand, float32.
-            condition: one row a pair.
+            condition: of each pair.
             ends: end of each of these scales, counted in the T positions.
             past: keys and values of the scales before, one entry a block; None at the start.
             keep: whether to return keys and values; they are the largest part of the memory.
         """
         present: list[KeyValue] = []
         for i, block in enumerate(self.layers):
-            x_PTC, kv = block(x_PTC, condition.blocks[i], ends, past[i] if past else None)
+            x_PTC, kv = block(x_PTC, condition.of(condition.blocks[i]), ends, past[i] if past else None)
             if keep:
-                present.append(kv)
-        scale, shift = condition.head.unbind(2)
+                present.append(KeyValue(kv.k.contiguous(), kv.v.contiguous()))  # views would keep all of qkv alive
+        scale, shift = condition.of(condition.head).unbind(2)
         return _modulate(x_PTC, scale, shift), present if keep else None
 
 

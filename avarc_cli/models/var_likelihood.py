@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
-from avarc_cli.models.var import VAR, Condition, KeyValue
+from avarc_cli.models.var import VAR, Condition, KeyValue, read_config
 from avarc_cli.models.vqvae import VQVAE, MultiScaleQuantizer
 from avarc_kernels import linear_log_prob
 
@@ -20,7 +20,7 @@ from avarc_kernels import linear_log_prob
 def build(
     tensors: Mapping[str, Tensor], tokenizer: VQVAE, *, dtype: torch.dtype, device: torch.device, source: str
 ) -> VARLikelihood:
-    """The family's entry in `loading.FAMILIES`. Raises CheckpointError when generator and tokenizer do not fit."""
+    """What `loading.FAMILIES` asks for. Raises CheckpointError when generator and tokenizer do not fit."""
     var = VAR.from_state_dict(tensors, source=source)
     ours, theirs = var.config, tokenizer.config
     if (ours.vocab_size, ours.z_channels) != (theirs.vocab_size, theirs.z_channels):
@@ -33,15 +33,19 @@ def build(
     return VARLikelihood(var.to(device).set_precision(dtype), tokenizer.quantize)
 
 
+def scales(tensors: Mapping[str, Tensor], source: str) -> tuple[int, ...]:
+    """p_1..p_K of the tokens that the generator reads. Raises CheckpointError when these tensors are no VAR."""
+    return read_config(tensors, source).patch_nums
+
+
 @dataclass
 class VARState:
     """Where scoring stands. Per sequence and per class once, per pair only what differs."""
 
     tokens_BL: Tensor
     rest_BLC: Tensor  # embedded teacher input of scales 2..K
-    condition_N: Condition
+    condition: Condition
     class_id_P: Tensor
-    class_row_P: Tensor  # row of the pair's class in condition_N
     sequence_P: Tensor
     past: list[KeyValue] | None = None
     scale: int = 0  # scales scored so far
@@ -61,13 +65,12 @@ class VARLikelihood:
     def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor) -> VARState:
         device = self.var.pos_1LC.device
         tokens_BL, class_id_P = tokens_BL.to(device), class_id_P.to(device)
-        classes_N, class_row_P = class_id_P.unique(return_inverse=True)
+        classes_N, row_P = class_id_P.unique(return_inverse=True)
         return VARState(
             tokens_BL=tokens_BL,
             rest_BLC=self.var.embed_rest(self.quantizer.teacher_input(tokens_BL)),
-            condition_N=self.var.condition(classes_N),
+            condition=self.var.condition(classes_N)._replace(row_P=row_P),
             class_id_P=class_id_P,
-            class_row_P=class_row_P,
             sequence_P=sequence_P.to(device),
         )
 
@@ -81,9 +84,7 @@ class VARLikelihood:
         if start == 0:
             x = torch.cat([self.var.embed_start(state.class_id_P), x], dim=1)
         ends = [self.segment_ends[k] - start for k in range(state.scale, stop)]
-        hidden_PTC, state.past = self.var.hidden(
-            x, state.condition_N.rows(state.class_row_P), ends, state.past, keep=keep_prefix
-        )
+        hidden_PTC, state.past = self.var.hidden(x, state.condition, ends, state.past, keep=keep_prefix)
         state.scale = stop
         target_PT = state.tokens_BL[state.sequence_P, start:end]
         head = self.var.head
@@ -96,7 +97,7 @@ class VARLikelihood:
         return replace(
             state,
             class_id_P=state.class_id_P[keep_Q],
-            class_row_P=state.class_row_P[keep_Q],
+            condition=state.condition.select(keep_Q),
             sequence_P=state.sequence_P[keep_Q],
             past=past,
         )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.tokens.files import write_whole
+from avarc_cli.tokens.files import only_writer, write_whole
 
 JOURNAL = "predictions.jsonl.part"
 SECONDS = "seconds.part"
@@ -30,9 +31,13 @@ class RunFolder:
         self._seconds_file = path / SECONDS
         self.seconds = 0.0
 
-    def open(self, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def open(self, asked: Mapping[str, Any], *, images: int, group: int) -> list[dict[str, Any]]:
         """Start or resume the run; returns the records that are already there.
 
+        Only whole groups count, so that a resumed run cuts the rest into the same groups as an uninterrupted one.
+
+        Args:
+            asked: what the run is about, for run.json. images: of the whole run. group: scored together.
         Raises: UsageError when the folder holds another run; AvarcError when it holds a damaged one.
         """
         self.prepare()
@@ -46,26 +51,37 @@ class RunFolder:
             return _parse(self.predictions)
         if not self.journal.exists():
             return []
-        self._cut_unfinished_line()
         if self._seconds_file.exists():
             self.seconds = float(self._seconds_file.read_text())
+        self._cut_unfinished_group(images, group)
         return _parse(self.journal)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes from the run. Raises AvarcError when one holds it."""
+        self.prepare()
+        return only_writer(self.path / "run")
 
     def prepare(self) -> None:
         """Make the folder if need be. Raises UsageError when it holds other things than a run and its tokens."""
         self.path.mkdir(parents=True, exist_ok=True)
         known = (self.path / "run.json").exists()
-        if not known and any(not entry.name.startswith("tokens.h5") for entry in self.path.iterdir()):
+        ours = ("tokens.h5", "run.json.tmp", "run.lock")  # what a kill before the first prediction may leave
+        if not known and any(not entry.name.startswith(ours) for entry in self.path.iterdir()):
             raise UsageError(f"'{self.path}' is not empty, and not a run", "it has no run.json", "name another folder")
 
     def recorded(self, field: str) -> Any:
         """A field of run.json, or None where there is no run yet."""
         run_file = self.path / "run.json"
-        return self._read(run_file).get(field) if run_file.exists() else None
+        return _read_object(run_file).get(field) if run_file.exists() else None
 
     @property
     def finished(self) -> bool:
-        return self.metrics.exists() and self.predictions.exists()
+        """Whether there is nothing left to do: predictions.jsonl is the last file to appear."""
+        return self.predictions.exists()
+
+    def read_metrics(self) -> dict[str, Any]:
+        """metrics.json of a finished run."""
+        return _read_object(self.metrics)
 
     def write(self, name: str, data: bytes) -> None:
         """A file of one image, `name` relative to the folder."""
@@ -83,14 +99,13 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
-        """Rename the journal to predictions.jsonl and write metrics.json."""
-        if not self.predictions.exists():
-            os.replace(self.journal, self.predictions)
+        """Write metrics.json, then rename the journal to predictions.jsonl."""
         write_whole(self.metrics, json.dumps(metrics, indent=1).encode())
+        os.replace(self.journal, self.predictions)
         self._seconds_file.unlink(missing_ok=True)
 
     def _compare(self, run_file: Path, asked: dict[str, Any]) -> None:
-        there = self._read(run_file)
+        there = _read_object(run_file)
         differing = [
             f"{field}: {_short(there.get(field))} there, {_short(asked.get(field))} now"
             for field in sorted(there.keys() | asked.keys())
@@ -103,23 +118,12 @@ class RunFolder:
                 "repeat that run's options to continue it, or name another --out",
             )
 
-    def _read(self, run_file: Path) -> dict[str, Any]:
-        try:
-            there = json.loads(run_file.read_text())
-            if not isinstance(there, dict):
-                raise ValueError("it holds no JSON object")
-        except (OSError, ValueError) as error:
-            raise AvarcError(
-                f"cannot read '{run_file}'", str(error), "name another folder, or delete this one"
-            ) from None
-        return there
-
-    def _cut_unfinished_line(self) -> None:
+    def _cut_unfinished_group(self, images: int, group: int) -> None:
         data = self.journal.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            with self.journal.open("r+b") as file:
-                file.truncate(whole)
+        ends = [i + 1 for i, byte in enumerate(data) if byte == ord("\n")]
+        whole = len(ends) if len(ends) == images else len(ends) // group * group
+        with self.journal.open("r+b") as file:
+            file.truncate(ends[whole - 1] if whole else 0)
 
 
 def _parse(path: Path) -> list[dict[str, Any]]:
@@ -127,6 +131,16 @@ def _parse(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_bytes().splitlines()]
     except ValueError as error:
         raise AvarcError(f"'{path}' is damaged", str(error), "delete the run folder and classify again") from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        there = json.loads(path.read_text())
+        if not isinstance(there, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError) as error:
+        raise AvarcError(f"cannot read '{path}'", str(error), "name another folder, or delete this one") from None
+    return there
 
 
 def _short(value: Any) -> str:

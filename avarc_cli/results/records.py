@@ -15,6 +15,7 @@ from avarc_cli.data.labels import LabelSpace
 from avarc_cli.scoring.scores import ImageScores, near_tie
 
 UNKNOWN = -1
+BEST = 5  # classes listed with each prediction
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def line(image: Image, scores: ImageScores, naming: Naming, *, num_tokens: int, 
         "near_tie": near_tie(scores.margin, num_tokens, precision),
         "bits_per_token": -float(_log_likelihood(scores, winner)) / num_tokens / math.log(2),
         "tokens_scored": scores.tokens_scored,
+        "best": best(scores, naming, BEST),
     }
 
 
@@ -76,7 +78,8 @@ def detail(image: Image, scores: ImageScores, naming: Naming, protocol: Mapping[
     stages = [
         {
             "candidates": ids[stage.candidates].tolist(),
-            "log_likelihood": stage.scores.tolist(),
+            "log_likelihood": stage.log_likelihood.tolist(),
+            "score": stage.scores.tolist(),
             "survivors": ids[stage.survivors].tolist(),
             "seconds": stage.seconds,
         }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from avarc_cli.environment import lacks_memory
 from avarc_cli.errors import AvarcError, Interrupted
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.results import records
@@ -45,18 +47,18 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """Records in the order of the images, metrics, and the scores of the first images of this session."""
+    """Records in the order of the images, metrics, and, if kept, the scores of the images of this session."""
 
     records: list[dict[str, Any]]
     metrics: dict[str, Any]
-    first: list[tuple[Image, ImageScores]] = field(default_factory=list)
+    scores: list[tuple[Image, ImageScores]] = field(default_factory=list)
 
 
 def classify(
     run: Run,
     folder: RunFolder | None,
     *,
-    show: int = 0,
+    keep_scores: bool = False,
     progress: Progress = lambda done, numbers: None,
     say: Callable[[str], None] = lambda message: None,
 ) -> RunResult:
@@ -64,69 +66,103 @@ def classify(
 
     Args:
         folder: where results go; None keeps them in memory only.
-        show: keep the full scores of so many first images of this session.
+        keep_scores: return the full scores of the images of this session.
         progress: called after every group. say: called when a batch had to be made smaller.
-    Raises: Interrupted on Ctrl-C; AvarcError when even a single pair does not fit into memory.
+    Raises: Interrupted on Ctrl-C; AvarcError when even a single pair does not fit into memory, or another process
+        writes to the folder.
     """
-    done = folder.open(run.protocol) if folder else []
-    right = sum(r["label_rank"] == 0 for r in done)
-    labelled = sum(r["label_rank"] is not None for r in done)
-    first: list[tuple[Image, ImageScores]] = []
-    session_seconds = 0.0
-    size = run.request.images_per_group(run.model)
-    progress(len(done), {})
-    try:
-        while len(done) < len(run.cache):
-            rows = np.arange(len(done), min(len(done) + size, len(run.cache)))
-            started = time.perf_counter()
-            run, scored = _score(run, rows, size, say)
-            seconds = time.perf_counter() - started
-            session_seconds += seconds
-            images = [Image(int(i), run.cache.paths[i], int(run.labels[i])) for i in rows]
-            lines = [_record(run, image, scores) for image, scores in zip(images, scored, strict=True)]
-            if folder:
-                _write_images(run, folder, images, scored)
-                folder.append(lines, seconds)
-            first += list(zip(images, scored, strict=True))[: max(0, show - len(first))]
-            done += lines
-            right += sum(r["label_rank"] == 0 for r in lines)
-            labelled += sum(r["label_rank"] is not None for r in lines)
-            progress(len(done), {"accuracy": right / labelled} if labelled else {})
-    except KeyboardInterrupt:
-        kept = f"; {len(done)} of {len(run.cache)} images are kept in '{folder.path}'" if folder else ""
-        raise Interrupted("interrupted" + kept, fix="run the same command again to go on") from None
-    seconds = folder.seconds if folder else session_seconds
-    metrics = compute(done, seconds=seconds, candidates=len(run.request.candidates))
-    if folder and not folder.finished:
-        folder.finish(metrics)
-    return RunResult(records=done, metrics=metrics, first=first)
-
-
-def _score(run: Run, rows: np.ndarray, size: int, say: Callable[[str], None]) -> tuple[Run, list[ImageScores]]:
-    """Scores of these images, with smaller batches if memory runs out; the run goes on with those."""
-    padded = np.pad(rows, (0, size - len(rows)), mode="edge") if run.fixed_shapes else rows
-    tokens_GSL = run.cache.tokens(padded)[:, : run.request.plan.samples]
-    while True:
+    with folder.lock() if folder else nullcontext():
+        group = run.request.images_per_group(run.model)
+        done = folder.open(run.protocol, images=len(run.cache), group=group) if folder else []
+        if folder and folder.finished:
+            progress(len(done), {})
+            return RunResult(records=done, metrics=folder.read_metrics())
+        session = _Session(run, folder, done, group, keep_scores, say)
+        progress(len(done), session.accuracy())
         try:
-            return run, score_group(run.model, tokens_GSL, run.request)[: len(rows)]
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            while len(done) < len(run.cache):
+                session.score_next_group()
+                progress(len(done), session.accuracy())
+        except KeyboardInterrupt:
+            kept = f"; {len(done)} of {len(run.cache)} images are kept in '{folder.path}'" if folder else ""
+            raise Interrupted("interrupted" + kept, fix="run the same command again to go on") from None
+        seconds = folder.seconds if folder else session.seconds
+        metrics = compute(done, seconds=seconds, candidates=len(run.request.candidates))
+        if folder:
+            folder.finish(metrics)
+    return RunResult(records=done, metrics=metrics, scores=session.scores)
+
+
+@dataclass
+class _Session:
+    """The part of a run that one process does."""
+
+    run: Run
+    folder: RunFolder | None
+    done: list[dict[str, Any]]
+    group: int
+    keep_scores: bool
+    say: Callable[[str], None]
+    seconds: float = 0.0
+    scores: list[tuple[Image, ImageScores]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.at_once = self.group  # images; fewer once memory has run out
+
+    def accuracy(self) -> dict[str, float]:
+        """So far, over the images whose class is a candidate; empty where there is none."""
+        ranks = [r["label_rank"] for r in self.done if r["label_rank"] is not None]
+        return {"accuracy": ranks.count(0) / len(ranks)} if ranks else {}
+
+    def score_next_group(self) -> None:
+        """Score as many images as are scored together, and add them to the journal."""
+        run = self.run
+        rows = np.arange(len(self.done), min(len(self.done) + self.group, len(run.cache)))
+        started = time.perf_counter()
+        padded = np.pad(rows, (0, self.group - len(rows)), mode="edge") if run.fixed_shapes else rows
+        scored: list[ImageScores] = []
+        while len(scored) < len(padded):
+            scored += self._score(padded[len(scored) : len(scored) + self.at_once])
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        images = [Image(int(i), run.cache.paths[i], int(run.labels[i])) for i in rows]
+        pairs = list(zip(images, scored, strict=False))  # padding stays behind
+        lines = [_record(run, image, scores) for image, scores in pairs]
+        if self.folder:
+            _write_images(run, self.folder, pairs)
+            self.folder.append(lines, seconds)
+        if self.keep_scores:
+            self.scores += pairs
+        self.done += lines
+
+    def _score(self, rows: np.ndarray) -> list[ImageScores]:
+        """Scores of these images; none when memory ran out, and less will be tried at once."""
+        tokens_GSL = self.run.cache.tokens(rows)[:, : self.run.request.plan.samples]
+        try:
+            return score_group(self.run.model, tokens_GSL, self.run.request)
+        except (RuntimeError, MemoryError) as error:
+            if not lacks_memory(error):
                 raise
-            half = run.request.tokens_per_batch // 2
-            if half < run.model.segment_ends[-1] // 8:
-                raise AvarcError(
-                    "not enough memory to score one pair of image and class",
-                    str(error).splitlines()[0],
-                    "use a smaller model, --precision bf16, or a machine with more memory",
-                ) from None
-        torch.cuda.empty_cache()
-        say(f"out of memory: going on with batches of {half} tokens instead of {run.request.tokens_per_batch}")
-        run = replace(run, request=replace(run.request, tokens_per_batch=half))
+            self._shrink(len(rows), error)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return []
 
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch's CPU allocator raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    def _shrink(self, images: int, error: BaseException) -> None:
+        request = self.run.request
+        if images > 1:
+            self.at_once = images // 2
+            self.say(f"out of memory: going on with {self.at_once} images at once instead of {images}")
+            return
+        half = request.tokens_per_batch // 2
+        if half < self.run.model.segment_ends[0]:
+            raise AvarcError(
+                "not enough memory to score one pair of image and class",
+                str(error).split("\n", maxsplit=1)[0],
+                "use a smaller model, --precision bf16, or a machine with more memory",
+            ) from None
+        self.say(f"out of memory: going on with batches of {half} tokens instead of {request.tokens_per_batch}")
+        self.run = replace(self.run, request=replace(request, tokens_per_batch=half))
 
 
 def _record(run: Run, image: Image, scores: ImageScores) -> dict[str, Any]:
@@ -134,8 +170,8 @@ def _record(run: Run, image: Image, scores: ImageScores) -> dict[str, Any]:
     return records.line(image, scores, run.naming, num_tokens=ends[last.segments - 1], precision=run.precision)
 
 
-def _write_images(run: Run, folder: RunFolder, images: list[Image], scored: list[ImageScores]) -> None:
-    for image, scores in zip(images, scored, strict=True):
+def _write_images(run: Run, folder: RunFolder, pairs: list[tuple[Image, ImageScores]]) -> None:
+    for image, scores in pairs:
         if run.save_json:
             folder.write(f"json/{image.index}.json", records.detail(image, scores, run.naming, run.protocol))
         if run.save_likelihood:

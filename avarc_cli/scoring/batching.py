@@ -9,6 +9,7 @@ import torch
 
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.engine import Request
+from avarc_cli.scoring.plan import Plan
 
 CPU_BYTES = 64 << 20  # a tensor beyond 32 MiB is mapped and unmapped by malloc at every use: three times slower
 GPU_SHARE = 0.5  # of the free memory; the prefix of the survivors needs room too
@@ -16,15 +17,19 @@ MAX_TOKENS = 1 << 17
 SHARE_OF_PEAK = 0.6  # what a forward pass reaches of the matrix product rate; only for the estimate of time
 
 
-def auto_tokens(model: LikelihoodModel, device: torch.device, *, fixed: bool) -> int:
+def auto_tokens(model: LikelihoodModel, plan: Plan, device: torch.device, *, fixed: bool) -> int:
     """Tokens of one forward pass.
 
-    On a CPU, and where batches must not depend on the state of the machine (`fixed`), a function of the model alone.
+    On a CPU, and where batches must not depend on the state of the machine (`fixed`), a function of model and plan
+    alone. A batch whose prefix is kept needs room for it twice: while it is made, and while survivors are selected.
     """
     budget = CPU_BYTES
     if device.type == "cuda" and not fixed:
         budget = int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE)
-    return max(model.segment_ends[-1] // 4, min(MAX_TOKENS, budget // model.bytes_per_token(kept=False)))
+    per_token = model.bytes_per_token(kept=False)
+    if device.type == "cuda" and not plan.single_stage:
+        per_token += 2 * model.bytes_per_token(kept=True)
+    return max(model.segment_ends[-1] // 4, min(MAX_TOKENS, budget // per_token))
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,11 @@ class Cost:
 
 def estimate(model: LikelihoodModel, request: Request, images: int, device: torch.device) -> Cost:
     """The cost of scoring so many images, from the model's arithmetic and this machine's matrix product rate."""
-    candidates, ends, plan = len(request.candidates), model.segment_ends, request.plan
-    tokens = images * plan.tokens(candidates, ends)
-    group = request.images_per_group(model)
-    kept = max((ends[a.segments - 1] * a.keep for a in plan.stages[:-1]), default=0) * group
+    tokens = images * request.tokens_per_image(model)
+    kept = request.kept_tokens(model) * request.images_per_group(model)
     memory = kept * model.bytes_per_token(kept=True) + request.tokens_per_batch * model.bytes_per_token(kept=False)
     seconds = tokens * model.flops_per_token / (SHARE_OF_PEAK * _flops_per_second(device))
-    return Cost(images * candidates, tokens, seconds, memory)
+    return Cost(images * request.columns, tokens, seconds, memory)
 
 
 def _flops_per_second(device: torch.device, side: int = 768) -> float:

@@ -15,11 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from avarc_cli.errors import AvarcError
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.plan import Plan, Stage
 from avarc_cli.scoring.scores import FloatN, ImageScores, ScoreFunction, StageScores, rank, summarise
 
 Int = npt.NDArray[np.int64]
+MAX_IMAGES = 256  # of a group: what a kill can lose
+MAX_PAIRS = 1 << 14  # of a forward pass: attention kernels count pairs times heads in limited grids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +40,33 @@ class Request:
     tokens_per_batch: int
     keep_tokens: bool = False
 
+    @property
+    def columns(self) -> int:
+        """Candidates, and the unconditional class where the score needs it."""
+        return len(self.candidates) + self.score.needs_unconditional
+
+    def tokens_per_image(self, model: LikelihoodModel) -> int:
+        """Token log-probabilities that scoring one image takes."""
+        ends = model.segment_ends
+        unconditional = self.plan.tokens(1, ends) if self.score.needs_unconditional else 0
+        return self.plan.tokens(len(self.candidates), ends) + unconditional
+
+    def kept_tokens(self, model: LikelihoodModel) -> int:
+        """The most tokens of one image whose keys and values are kept between two stages."""
+        stages = list(enumerate(self.plan.stages))
+        kept = [
+            model.segment_ends[s.segments - 1] * s.samples * (s.keep + self.score.needs_unconditional)
+            for i, s in stages
+            if self.plan.needs_prefix(i)
+        ]
+        return max(kept, default=0)
+
     def images_per_group(self, model: LikelihoodModel) -> int:
-        """Images whose first stage fills one forward pass."""
+        """Images whose first stage fills one forward pass, and whose kept prefixes need no more memory than that."""
         first = self.plan.stages[0]
-        per_image = len(self.candidates) * first.samples * model.segment_ends[first.segments - 1]
-        return max(1, min(256, self.tokens_per_batch // per_image))
+        scored = self.columns * first.samples * model.segment_ends[first.segments - 1]
+        kept = self.kept_tokens(model) * model.bytes_per_token(kept=True) // model.bytes_per_token(kept=False)
+        return max(1, min(MAX_IMAGES, self.tokens_per_batch // max(scored, kept)))
 
 
 @dataclass
@@ -70,14 +95,18 @@ def score_group(model: LikelihoodModel, tokens_GSL: Int, request: Request) -> li
 
 
 class _Group:
-    """The cells of one group. The unconditional class, if needed, is one more candidate that no stage drops."""
+    """The cells of one group.
+
+    The unconditional class, if needed, is a column before the candidates that no stage drops; it comes first because
+    nobody's score is known without it.
+    """
 
     def __init__(self, model: LikelihoodModel, tokens_GSL: Int, request: Request) -> None:
         self.model, self.request = model, request
         self.tokens = torch.from_numpy(tokens_GSL)
         images, samples, length = tokens_GSL.shape
         self.pinned = int(request.score.needs_unconditional)
-        ids = [*request.candidates.tolist(), *([model.unconditional] if self.pinned else [])]
+        ids = [*([model.unconditional] if self.pinned else []), *request.candidates.tolist()]
         self.class_id = np.array(ids, dtype=np.int64)
         self.sums = np.full((images, len(ids), samples, len(model.segment_ends)), np.nan)
         self.alive = np.ones((images, len(ids)), dtype=bool)
@@ -91,14 +120,22 @@ class _Group:
         for number, stage in enumerate(self.request.plan.stages):
             started = time.perf_counter()
             before = self.alive.copy()
-            later = self.request.plan.stages[number + 1 :]
             self._begin_samples(stage)
-            self._advance(stage, keep_prefix=any(s.segments > stage.segments for s in later))
-            scores_GN = self._scores(stage)
+            self._advance(stage, keep_prefix=self.request.plan.needs_prefix(number))
+            log_p_GN, scores_GN = self._scores(stage)
             self._drop(stage, scores_GN)
             seconds = (time.perf_counter() - started) / len(history)
             for g, stages in enumerate(history):
-                stages.append(self._stage_scores(before[g], scores_GN[g], self.alive[g], seconds))
+                took_part = np.nonzero(before[g, self.pinned :])[0]
+                stages.append(
+                    StageScores(
+                        candidates=took_part,
+                        scores=scores_GN[g, took_part],
+                        log_likelihood=log_p_GN[g, took_part],
+                        survivors=np.nonzero(self.alive[g, self.pinned :])[0],
+                        seconds=seconds,
+                    )
+                )
         return [self._summary(g, tuple(stages)) for g, stages in enumerate(history)]
 
     def _begin_samples(self, stage: Stage) -> None:
@@ -111,15 +148,16 @@ class _Group:
 
     def _advance(self, stage: Stage, *, keep_prefix: bool) -> None:
         """Bring every surviving pair to the stage's last segment."""
-        waiting = [self._survivors(track) for track in self.tracks]
-        self.tracks = [t for t in waiting if t.done >= stage.segments]
-        for track in (t for t in waiting if t.done < stage.segments and len(t.image)):
+        tracks = [self._survivors(track) for track in self.tracks]
+        waiting = [t for t in tracks if t.done < stage.segments and len(t.image) and t.sample[0] < stage.samples]
+        self.tracks = [t for t in tracks if not any(t is w for w in waiting)]
+        for track in waiting:
             for chunk in self._chunks(track, stage):
                 self._extend(chunk, stage.segments, keep_prefix=keep_prefix)
                 if keep_prefix:
                     # Who is behind `keep` others already cannot come back, so its prefix need not be held:
                     # memory is bounded by the survivors plus one batch, however many candidates there are.
-                    self._drop(stage, self._scores(stage))
+                    self._drop(stage, self._scores(stage)[1])
                     self.tracks = [self._survivors(t) for t in [*self.tracks, chunk]]
                 else:
                     chunk.state = None
@@ -132,7 +170,7 @@ class _Group:
     def _chunks(self, track: _Track, stage: Stage) -> Iterator[_Track]:
         ends = self.model.segment_ends
         new = ends[stage.segments - 1] - (ends[track.done - 1] if track.done else 0)
-        pairs = max(1, self.request.tokens_per_batch // new)
+        pairs = min(MAX_PAIRS, max(1, self.request.tokens_per_batch // new))
         if len(track.image) <= pairs:
             yield track
             return
@@ -149,6 +187,12 @@ class _Group:
                 torch.from_numpy(self.class_id[track.candidate]),
             )
         log_prob_PT = self.model.extend(track.state, stop, keep_prefix=keep_prefix).cpu()
+        if not bool(log_prob_PT.isfinite().all()):
+            raise AvarcError(
+                "the model gave a log-probability that is not a number",
+                "low precisions overflow in large models",
+                "use --precision bf16 or fp32",
+            )
         start = ends[track.done - 1] if track.done else 0
         for k in range(track.done, stop):
             first = ends[k - 1] if k else 0
@@ -160,35 +204,28 @@ class _Group:
         np.add.at(self.scored, track.image, ends[stop - 1] - start)
         track.done = stop
 
-    def _scores(self, stage: Stage) -> FloatN:
-        """Score of every candidate (G, N), prior included; nan where a cell is missing."""
+    def _scores(self, stage: Stage) -> tuple[FloatN, FloatN]:
+        """log p(x|y), and the score with the prior, of every candidate (G, N); nan where a cell is missing."""
         log_p = self.sums[:, :, : stage.samples, : stage.segments].sum(-1).mean(-1)
-        count = len(self.request.candidates)
-        unconditional = log_p[:, count] if self.pinned else np.full(len(log_p), np.nan)
-        rows = [self.request.score.formula(log_p[g, :count], unconditional[g]) for g in range(len(log_p))]
-        return np.stack(rows) + self.request.log_prior
+        unconditional_G = log_p[:, 0] if self.pinned else np.full(len(log_p), np.nan)
+        log_p_GN = log_p[:, self.pinned :]
+        rows = [self.request.score.formula(row, x) for row, x in zip(log_p_GN, unconditional_G, strict=True)]
+        return log_p_GN, np.stack(rows) + self.request.log_prior
 
     def _drop(self, stage: Stage, scores_GN: FloatN) -> None:
         """Drop whoever has `keep` fully scored candidates before it; not yet scored ones stay."""
-        for g, scores in enumerate(scores_GN):
-            ready = np.nonzero(self.alive[g, : len(scores)] & ~np.isnan(scores))[0]
-            self.alive[g, ready[rank(scores[ready])][stage.keep :]] = False
-
-    def _stage_scores(self, before: Any, scores_N: FloatN, after: Any, seconds: float) -> StageScores:
-        count = len(scores_N)
-        took_part = np.nonzero(before[:count])[0]
-        return StageScores(
-            candidates=took_part, scores=scores_N[took_part], survivors=np.nonzero(after[:count])[0], seconds=seconds
-        )
+        for alive_N, scores_N in zip(self.alive[:, self.pinned :], scores_GN, strict=True):
+            ready = np.nonzero(alive_N & ~np.isnan(scores_N))[0]
+            alive_N[ready[rank(scores_N[ready])][stage.keep :]] = False
 
     def _summary(self, g: int, stages: tuple[StageScores, ...]) -> ImageScores:
-        count, last = len(self.request.candidates), self.request.plan.stages[-1]
-        unconditional = self.sums[g, count, : last.samples, : last.segments].sum(-1).mean() if self.pinned else np.nan
+        last = self.request.plan.stages[-1]
+        unconditional = self.sums[g, 0, : last.samples, : last.segments].sum(-1).mean() if self.pinned else np.nan
         return summarise(
             stages,
-            count,
+            len(self.request.candidates),
             log_prior_N=self.request.log_prior,
             tokens_scored=int(self.scored[g]),
             unconditional=float(unconditional),
-            token_log_prob=None if self.token_log_prob is None else self.token_log_prob[g, :count],
+            token_log_prob=None if self.token_log_prob is None else self.token_log_prob[g, self.pinned :],
         )

@@ -46,6 +46,10 @@ class Plan:
         """Whether every candidate gets its full score."""
         return len(self.stages) == 1
 
+    def needs_prefix(self, number: int) -> bool:
+        """Whether a stage after stage `number` (0-based) goes on to more segments."""
+        return any(later.segments > self.stages[number].segments for later in self.stages[number + 1 :])
+
     def tokens(self, candidates: int, ends: tuple[int, ...]) -> int:
         """Tokens scored for one image with so many candidates (prefixes are never scored twice)."""
         total = 0
@@ -56,7 +60,7 @@ class Plan:
                 if new > 0:
                     total += candidates * new
                     done[sample] = ends[stage.segments - 1]
-            candidates = stage.keep
+            candidates = min(candidates, stage.keep)
         return total
 
 

@@ -18,7 +18,7 @@ FloatN = npt.NDArray[np.float64]
 IntN = npt.NDArray[np.int64]
 
 # Standard deviation of the rounding error of one token's log-probability, in nats, against float64
-# (docs/protocol.md has the command and the figures); errors of L tokens add up as sqrt(L).
+# (docs/numbers.md has the command and the figures); errors of L tokens add up as sqrt(L).
 TOKEN_NOISE = {"fp32": 2e-6, "tf32": 2e-3, "bf16": 2e-2, "fp16": 2e-3}
 
 
@@ -49,10 +49,14 @@ def score_function(name: str) -> ScoreFunction:
 
 @dataclass(frozen=True, kw_only=True)
 class StageScores:
-    """One stage of one image. Positions index the run's candidate list."""
+    """One stage of one image. Positions index the run's candidate list.
+
+    scores: what the stage ranked by, prior included; log_likelihood: log p(x|y) alone, averaged over samples.
+    """
 
     candidates: IntN
     scores: FloatN
+    log_likelihood: FloatN
     survivors: IntN
     seconds: float
 

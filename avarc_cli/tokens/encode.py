@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
+from avarc_cli.environment import lacks_memory
 from avarc_cli.errors import AvarcError, CacheError, Interrupted, UsageError
 from avarc_cli.tokens.cache import read, write
 from avarc_cli.tokens.files import TEMPORARY, check_space, flush_to_disk, lock_of, only_writer
@@ -187,16 +186,11 @@ def _encode_missing(
                 unit = itertools.islice(decoded, len(parts.images(number)))
                 parts.save(number, encoder.part(unit, tick))
     except (RuntimeError, MemoryError) as error:
-        if not _is_lack_of_memory(error):
+        if not lacks_memory(error):
             raise
-        fix = f"use a --batch-size below {encoder.batch_size}, and run the same again: finished units are kept"
-        raise AvarcError("not enough memory to encode a batch", str(error).split("\n", maxsplit=1)[0], fix) from error
+        fix = "free some memory, and run the same again: finished units are kept"
+        raise AvarcError("not enough memory to encode one image", str(error).split("\n", maxsplit=1)[0], fix) from error
     return len(to_do)
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    # On the CPU torch says so in the text of a bare RuntimeError only.
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 def _assemble(images: ImageSet, header: CacheHeader, parts: Parts, out: Path, encoded: int) -> EncodeResult:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
+from avarc_cli.environment import lacks_memory
 from avarc_cli.errors import AvarcError, UnreadableImage
 from avarc_cli.tokens.header import CacheHeader
 from avarc_cli.tokens.noise import neighbour_noise
@@ -104,10 +105,10 @@ class UnitEncoder:
         latents: list[np.ndarray] = []
 
         def encode_batch() -> None:
-            z_BZhw, tokens_BSL = self._encode(batch)
+            for z_BZhw, tokens_BSL in self._encode_what_fits(batch):
+                tokens.append(tokens_BSL)
+                latents.append(z_BZhw)
             rows.extend(image.index for image in batch)
-            tokens.append(tokens_BSL)
-            latents.append(z_BZhw)
             batch.clear()
 
         for image in unit:
@@ -122,6 +123,16 @@ class UnitEncoder:
             encode_batch()
         kept = np.concatenate(latents or [np.empty((0, 0, 0, 0), dtype=np.float16)]) if self.header.latents else None
         return Part(np.array(rows, dtype=np.int64), np.concatenate(tokens), kept, tuple(unreadable))
+
+    def _encode_what_fits(self, batch: Sequence[Decoded]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The batch, in halves where memory runs out. Raises what the allocator raises when one image is too much."""
+        try:
+            return [self._encode(batch)]
+        except (RuntimeError, MemoryError) as error:
+            if not lacks_memory(error) or len(batch) == 1:
+                raise
+        half = len(batch) // 2
+        return self._encode_what_fits(batch[:half]) + self._encode_what_fits(batch[half:])
 
     @torch.inference_mode()
     def _encode(self, batch: Sequence[Decoded]) -> tuple[np.ndarray, np.ndarray]:

@@ -26,17 +26,21 @@ def train_var(
     *,
     class_dropout: float = 0.1,
 ) -> VAR:
-    """A VAR fitted to the tokens of augmented `images`; resumes from `checkpoint`."""
+    """A VAR fitted to the tokens of augmented `images`, on the tokenizer's device; resumes from `checkpoint`.
+
+    Raises: as `train`.
+    """
     torch.manual_seed(recipe.seed)
-    model = initialise(VAR(config))
+    device = tokenizer.quant_conv.weight.device
+    model = initialise(VAR(config)).to(device)
 
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
         x, label_B, generator = images.batch(step, recipe.batch_size)
         with torch.no_grad():
-            tokens_BL = tokenizer.tokenize(tokenizer.encode(x))
+            tokens_BL = tokenizer.tokenize(tokenizer.encode(x.to(device)))
             teacher = tokenizer.quantize.teacher_input(tokens_BL)
         dropped_B = torch.rand(len(label_B), generator=generator) < class_dropout
-        class_B = torch.where(dropped_B, config.num_classes, label_B)
+        class_B = torch.where(dropped_B, config.num_classes, label_B).to(device)
         x_BLC = torch.cat([model.embed_start(class_B), model.embed_rest(teacher)], dim=1)
         hidden_BLC, _ = model.hidden(x_BLC, model.condition(class_B), config.ends)
         loss = F.cross_entropy(model.head(hidden_BLC).flatten(0, 1), tokens_BL.flatten())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.errors import UsageError
+from avarc_cli.errors import AvarcError, UnreadableImage, UsageError
 
 IN_MEMORY_BYTES = 2 << 30
 LOADED_SIDE = {"none": 1.0, "crop": 1.125, "affine": 2.0}  # times the network's input side
@@ -84,15 +85,21 @@ def _random_crop(x: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 
 class TrainingImages:
-    """Batches of a labelled image set, in an order that follows from (seed, step) alone, so that runs resume."""
+    """Batches of a labelled image set, in an order that follows from (seed, step) alone, so that runs resume.
+
+    Batches are made on the CPU, whatever the device that trains: order and augmentation do not depend on it.
+
+    Raises: UsageError without images; AvarcError for an unreadable one, here or, when they do not fit in memory, by
+    `batch`: a training cannot go on without it, because the order of all others would change.
+    """
 
     def __init__(self, images: ImageSet, size: int, augment: Augment, *, seed: int) -> None:
         if not images.paths:
             raise UsageError("there are no images to train on", f"{images.source} is empty")
         self.images, self.size, self.augment, self.seed = images, size, augment, seed
-        self._load = Preprocess("fit", augment.loaded_side(size))
+        self._preprocess = Preprocess("fit", augment.loaded_side(size))
         self._threads = ThreadPoolExecutor(4)  # Pillow lets go of the interpreter while it decodes
-        side = self._load.size
+        side = self._preprocess.size
         fits = len(images.paths) * side * side * 3 <= IN_MEMORY_BYTES
         self._memory = self._decode(np.arange(len(images.paths))) if fits else None
 
@@ -120,6 +127,12 @@ class TrainingImages:
     def _decode(self, rows: np.ndarray) -> Tensor:
         arrays = list(self._threads.map(self._load, [self.images.paths[i] for i in rows]))
         return torch.from_numpy(np.stack(arrays))
+
+    def _load(self, path: Path) -> np.ndarray:
+        try:
+            return self._preprocess(path)
+        except UnreadableImage as error:
+            raise AvarcError(error.what, error.why, "remove it from the training images, or repair it") from None
 
 
 def _mix(seed: int, step: int) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avarc_cli.errors import AvarcError, CheckpointError, UsageError
+from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, UsageError
 
 Progress = Callable[[int, dict[str, float]], None]  # (steps done, running averages)
 LossOfStep = Callable[[int], tuple[Tensor, dict[str, float]]]  # step -> (loss, what to show)
@@ -46,6 +47,8 @@ class Recipe:
         for name in ("steps", "batch_size", "save_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", "it must be at least 1")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise UsageError(f"the learning rate is {self.lr}", "it must be a positive number", "write --lr 3e-4")
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up from 0.005 of the peak, level, then linear to `final` ("lin0")."""
@@ -73,7 +76,10 @@ def train(
     the same `subject` (what is trained on what), training goes on from there, with the same result as if it had not
     stopped.
 
-    Raises: CheckpointError when `checkpoint` is damaged or another training's; AvarcError when the loss is not finite.
+    A checkpoint does not depend on the model's device; one begun on a GPU can be finished on a CPU.
+
+    Raises: CheckpointError when `checkpoint` is damaged or another training's; AvarcError when the loss is not finite;
+    Interrupted on Ctrl-C.
     """
     identity = asdict(recipe) | {"betas": list(recipe.betas), "subject": subject}
     optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas)
@@ -81,27 +87,38 @@ def train(
     start = _resume(checkpoint, identity, model, optimizer, averaged)
     shown: dict[str, float] = {}
     model.train()
-    for step in range(start, recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(step)
-        loss, values = loss_of_step(step)
-        if not math.isfinite(loss.item()):
-            raise AvarcError(
-                f"the loss is {loss.item()} at step {step}", "training diverged", "start again with a smaller --lr"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
-        decay = min(recipe.average, (1 + step) / (10 + step))  # a short memory while everything still moves
-        for key, value in model.state_dict().items():
-            averaged[key].lerp_(value, 1 - decay)
-        shown = {k: 0.98 * shown.get(k, v) + 0.02 * v for k, v in values.items()}
-        progress(step + 1, shown)
-        if (step + 1) % recipe.save_every == 0:
-            _save(checkpoint, identity, model, optimizer, averaged, step + 1)
+    with _interruptible(checkpoint):
+        for step in range(start, recipe.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate(step)
+            loss, values = loss_of_step(step)
+            if not math.isfinite(loss.item()):
+                raise AvarcError(
+                    f"the loss is {loss.item()} at step {step}", "training diverged", "start again with a smaller --lr"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            optimizer.step()
+            decay = min(recipe.average, (1 + step) / (10 + step))  # a short memory while everything still moves
+            for key, value in model.state_dict().items():
+                averaged[key].lerp_(value, 1 - decay)
+            shown = {k: 0.98 * shown.get(k, v) + 0.02 * v for k, v in values.items()}
+            progress(step + 1, shown)
+            if (step + 1) % recipe.save_every == 0:
+                _save(checkpoint, identity, model, optimizer, averaged, step + 1)
     model.load_state_dict(averaged)
     model.eval()
+
+
+@contextmanager
+def _interruptible(checkpoint: Path) -> Iterator[None]:
+    """Ctrl-C as an Interrupted that says what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"the last checkpoint is in '{checkpoint}'" if checkpoint.exists() else "nothing was saved yet"
+        raise Interrupted("training was interrupted", kept, "run the same command again") from None
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -32,7 +32,7 @@ def save_var(model: VAR, path: Path, *, class_names: Sequence[str], tokenizer_sh
 
 def _save(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
     try:
-        write_whole(path, save({k: v.detach().contiguous() for k, v in tensors.items()}, metadata))
+        write_whole(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata))
     except OSError as error:
         raise AvarcError(
             f"cannot write '{path}'", error.strerror or str(error), "free some space, or name another"

@@ -18,20 +18,31 @@ REVIVE_UNTIL = 0.6  # share of the training after which codes are left to settle
 
 
 def train_tokenizer(
-    config: VQVAEConfig, images: TrainingImages, recipe: Recipe, checkpoint: Path, progress: Progress
+    config: VQVAEConfig,
+    images: TrainingImages,
+    recipe: Recipe,
+    checkpoint: Path,
+    progress: Progress,
+    *,
+    device: torch.device,
 ) -> VQVAE:
-    """A VQ-VAE that reconstructs `images`; resumes from `checkpoint`. Same seed, same threads, same weights."""
+    """A VQ-VAE on `device` that reconstructs `images`; resumes from `checkpoint`.
+
+    On a CPU the same seed and number of threads give the same weights, bit for bit.
+    Raises: as `train`.
+    """
     torch.manual_seed(recipe.seed)
     model = VQVAE(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     nn.init.normal_(model.quantize.embedding.weight, std=0.5)
-    used_V = torch.zeros(config.vocab_size)
+    model.to(device)  # only now: the CPU's generator makes the same first weights for every device
+    used_V = torch.zeros(config.vocab_size, device=device)
 
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
         x, _, generator = images.batch(step, recipe.batch_size)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.to(device).contiguous(memory_format=torch.channels_last)
         f = model.encode(x)
         f_hat, vq_loss, index_N = _quantize_with_loss(model, f)
-        used_V.index_add_(0, index_N, torch.ones(len(index_N)))
+        used_V.add_(index_N.bincount(minlength=config.vocab_size))
         if step % REVIVE_EVERY == REVIVE_EVERY - 1:
             if step < REVIVE_UNTIL * recipe.steps:
                 _revive(model, f.detach(), used_V, generator)
@@ -68,4 +79,4 @@ def _revive(model: VQVAE, f: Tensor, used_V: Tensor, generator: torch.Generator)
         r = r - model.quantize.contribution(k, index_Bpp)
     pool = torch.cat(residuals)
     chosen = torch.randint(len(pool), (len(unused),), generator=generator)
-    model.quantize.embedding.weight[unused] = pool[chosen]
+    model.quantize.embedding.weight[unused] = pool[chosen.to(pool.device)]

@@ -36,12 +36,13 @@ def main(rounds: int) -> None:
     with torch.inference_mode():
         teacher = vqvae.quantize.teacher_input(tokens)
     model = VARLikelihood(golden.var(), vqvae.quantize)
+    plan = parse_plan("exhaustive", segments=10, candidates=10, samples=1)
     request = Request(
         candidates=CLASSES,
-        plan=parse_plan("exhaustive", segments=10, candidates=10, samples=1),
+        plan=plan,
         score=score_function("log-likelihood"),
         log_prior=np.zeros(10),
-        tokens_per_batch=auto_tokens(model, torch.device("cpu"), fixed=True),
+        tokens_per_batch=auto_tokens(model, plan, torch.device("cpu"), fixed=True),
         keep_tokens=True,
     )
     weights, ids = golden.tensors("var"), torch.from_numpy(CLASSES)

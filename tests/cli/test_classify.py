@@ -152,6 +152,7 @@ def test_images_are_encoded_and_classified_in_one_go(tiny_files, cache, models, 
     image = str(tiny_files / "img" / "000.png")
     assert main(["classify", image, *models, "--preprocess", "none", "--json"]) == 0
     (shown,) = json.loads(capsys.readouterr().out)["images"]
+    assert shown["path"] == "000.png"
     assert len(shown["classes"]) == 5 and 0 < shown["classes"][0]["posterior"] <= 1
     run = tmp_path / "run"
     assert main(["classify", str(tiny_files / "img"), *models, "--preprocess", "none", "--out", str(run)]) == 0
@@ -181,6 +182,7 @@ def test_unreadable_images_are_listed_and_the_exit_code_is_3(tiny_files, models,
         (["--plan", "4:1:4"], "hold 3 an image"),
         (["--classes", "0,77"], "77"),
         (["--classes", "nonsense"], "nonsense"),
+        (["--classes", ""], "empty"),
         (["--score", "nonsense"], "nonsense"),
         (["--precision", "int4"], "int4"),
         (["--precision", "tf32"], "CUDA"),
@@ -202,6 +204,7 @@ def test_a_wrong_request_is_one_message_and_exit_code_2(cache, models, capsys, o
 
 def test_staged_runs_cannot_save_likelihoods(cache, models, tmp_path, capsys):
     assert classify(cache, models, "--plan", "2:5,4:1", "--save-likelihood", "--out", tmp_path / "run") == 2
+    assert classify(cache, models, "--plan", "2:1", "--save-likelihood", "--out", tmp_path / "run") == 2
     assert "exhaustive" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -221,6 +224,15 @@ def test_a_finished_run_is_not_scored_again_and_another_request_is_refused(label
     assert classify(labelled, models, "--plan", "2:5,4:1", "--out", run) == 2
     assert "plan" in capsys.readouterr().err
     assert {p.name: p.read_bytes() for p in run.iterdir()} == before
+
+
+def test_images_with_another_plan_need_another_folder(tiny_files, models, tmp_path, capsys):
+    command = ["classify", str(tiny_files / "img"), *models, "--preprocess", "none", "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main(command) == 0, "the same again is done already"
+    assert main([*command, "--plan", "2:5,4:1:3"]) == 2
+    assert "plan: 4:1 there, 2:5,4:1:3 now" in capsys.readouterr().err
 
 
 def test_an_out_folder_with_other_things_in_it_is_left_alone(labelled, models, tmp_path, capsys):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from avarc_cli import load_classifier
 from avarc_cli.cli import main
-from avarc_cli.errors import UnreadableImage, UsageError
+from avarc_cli.errors import AvarcError, UnreadableImage, UsageError
 from avarc_cli.zoo.files import ASSETS
 
 TEST_IMAGES = ASSETS / "digits" / "test"
@@ -36,8 +36,11 @@ def test_several_images_come_back_in_order(classifier):
 
 def test_what_cannot_be_read_is_an_avarc_error(classifier, tmp_path):
     (tmp_path / "x.png").write_text("no image")
-    with pytest.raises(UnreadableImage, match=r"x\.png"):
+    good = sorted((TEST_IMAGES / "7").iterdir())[0]
+    with pytest.raises(AvarcError, match=r"x\.png"):
         classifier.classify(tmp_path / "x.png")
+    with pytest.raises(UnreadableImage, match=r"x\.png"):
+        classifier.classify_all([good, tmp_path / "x.png"])
     with pytest.raises(UsageError, match="does not exist"):
         classifier.classify(tmp_path / "nowhere.png")
 
@@ -60,5 +63,7 @@ def test_the_demo_reports_what_it_measured(tmp_path, capsys):
     assert min(staged["agreement_with_exhaustive"], paper["agreement_with_exhaustive"]) > 0.95
     picture = np.asarray(Image.open(Path(shown["picture"])))
     assert picture.std() > 10
+    assert main(["demo", "--json", "--out", str(tmp_path / "demo")]) == 0, "a second time, from what is there"
+    assert json.loads(capsys.readouterr().out) == shown
     records = (tmp_path / "demo" / "exhaustive" / "predictions.jsonl").read_text().splitlines()
     assert len(records) == 360

@@ -1,15 +1,34 @@
 """Weights that are wrong are told so: the file, the first few keys, and what was expected."""
 
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import load_golden
+from safetensors.torch import save_file
 
+import avarc_cli
+from avarc_cli import environment
 from avarc_cli.cli import main
-from avarc_cli.errors import AvarcError, CheckpointError, UsageError
-from avarc_cli.loading import load_model, load_tokenizer
+from avarc_cli.errors import CheckpointError, UsageError
+from avarc_cli.loading import load_model, load_tokenizer, pick_device, set_precision
 from avarc_cli.models.var import VAR
 from avarc_cli.models.vqvae import VQVAE
+
+DIGITS = Path(avarc_cli.__file__).parent / "assets" / "digits"
+TF32 = torch.backends.cuda.matmul, torch.backends.cudnn
+
+
+@pytest.fixture
+def tf32_flags():
+    """The process's TF32 flags, put back afterwards."""
+    before = [flags.allow_tf32 for flags in TF32]
+    yield
+    for flags, value in zip(TF32, before, strict=True):
+        flags.allow_tf32 = value
 
 
 def test_the_configuration_is_read_off_the_tensors(golden):
@@ -72,14 +91,107 @@ def test_a_generator_file_needs_its_tokenizer(tiny_files):
 
 def test_a_tokenizer_of_another_codebook_is_refused(tmp_path):
     torch.save(load_golden("var_tiny_shared_aln").tensors("var"), tmp_path / "VAR.pth")
-    with pytest.raises(AvarcError, match="another tokenizer") as error:
-        load_model(str(tmp_path / "VAR.pth"), "digits-vqvae")
+    torch.save(load_tokenizer("digits").network.state_dict(), tmp_path / "VAE.pth")
+    with pytest.raises(CheckpointError, match="another tokenizer") as error:
+        load_model(str(tmp_path / "VAR.pth"), str(tmp_path / "VAE.pth"))
     assert "64 codes of 8" in error.value.why and "128 of 8" in error.value.why
 
 
-def test_wrappers_half_precision_and_safetensors_load_alike(tiny, tiny_files, tmp_path):
-    from safetensors.torch import save_file
+def test_a_tokenizer_of_other_scales_is_refused(tiny, tiny_files):
+    var = str(tiny_files / "VAR.pth")
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(CheckpointError, match="another tokenizer") as error:
+            load(var, "digits-vqvae")
+        assert f"scales {tiny.patch_nums};" in error.value.why and "(1, 2, 3, 5, 8)" in error.value.why
 
+
+def test_a_tokenizer_file_of_other_scales_than_the_card_says_is_refused(tiny, tmp_path):
+    save_file(tiny.tensors("vae"), tmp_path / "vae.safetensors", {"patch_nums": "1,2,4"})
+    with pytest.raises(CheckpointError, match="digits reads the tokens of another tokenizer") as error:
+        load_tokenizer("digits", str(tmp_path / "vae.safetensors"))
+    assert "(1, 2, 3, 5, 8)" in error.value.why and "(1, 2, 4)" in error.value.why
+
+
+def test_a_generator_that_names_its_tokenizers_digest_takes_no_other(tiny, tiny_files, tmp_path):
+    vae, var = tiny_files / "VAE.pth", str(tmp_path / "var.safetensors")
+    ours, other = hashlib.sha256(vae.read_bytes()).hexdigest(), "ab" * 32
+    tensors = tiny.tensors("var")
+    save_file(tensors, var, {"family": "var", "tokenizer_sha256": ours})
+    assert load_model(var, str(vae)).tokenizer.sha256 == ours
+    save_file(tensors, var, {"family": "var", "tokenizer_sha256": other})
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(CheckpointError, match="another tokenizer") as error:
+            load(var, str(vae))
+        assert ours in error.value.why and other in error.value.why
+
+
+def test_the_shipped_digits_belong_together():
+    assert load_model("digits").tokenizer.file == str(DIGITS / "vqvae.safetensors")
+
+
+def test_a_file_of_an_unknown_family_is_refused(tiny, tiny_files, tmp_path):
+    for part, args in (("var", ("var.safetensors", tiny_files / "VAE.pth")), ("vae", ("vae.safetensors",))):
+        save_file(tiny.tensors(part), tmp_path / f"{part}.safetensors", {"family": "painter"})
+        with pytest.raises(CheckpointError, match="family 'painter'"):
+            load_tokenizer(*(str(tmp_path / name) for name in args), patch_nums=tiny.patch_nums)
+
+
+class FlagsStub(torch.nn.Module):
+    """A tokenizer network that tells the TF32 flags it runs under."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def encode(self, images):
+        return torch.tensor([flags.allow_tf32 for flags in TF32])
+
+    tokenize = encode
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_the_tokenizer_computes_in_full_float32_in_a_run_of_any_precision(tf32_flags, precision):
+    loaded = load_tokenizer("digits", device="cpu")
+    assert not torch.backends.cudnn.allow_tf32
+    set_precision(precision, torch.device("cuda"))
+    tokenizer = replace(loaded, network=FlagsStub())
+    images = torch.zeros(1, 3, 16, 16)
+    for tf32 in (False, True):  # even when somebody else turned convolutions in TF32 on
+        torch.backends.cudnn.allow_tf32 = tf32
+        assert not tokenizer.encode(images).any() and not tokenizer.quantize(images).any()
+        assert [flags.allow_tf32 for flags in TF32] == [precision == "tf32", tf32], "put back as they were"
+
+
+def test_a_tf32_run_has_tf32_in_matrix_products_only(tf32_flags):
+    for precision in ("tf32", "fp32"):
+        torch.backends.cudnn.allow_tf32 = True
+        set_precision(precision, torch.device("cuda"))
+        assert [flags.allow_tf32 for flags in TF32] == [precision == "tf32", False]
+    with pytest.raises(UsageError, match="needs a CUDA device"):
+        set_precision("tf32", torch.device("cpu"))
+
+
+def test_loading_a_tokenizer_turns_convolutions_in_tf32_off(tf32_flags):
+    torch.backends.cudnn.allow_tf32 = True
+    load_tokenizer("digits", device="cpu")
+    assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("device", ["meta", "hpu", "vulkan", "mtia", "privateuseone", "gpu", "", "cuda:99", "xpu:99"])
+def test_a_device_that_cannot_compute_is_one_message(device):
+    with pytest.raises(UsageError, match="cannot use device") as error:
+        pick_device(device)
+    assert error.value.why and len(error.value.why) < 300
+
+
+def test_a_run_records_the_processor_or_gpu_by_name(monkeypatch):
+    model = load_model("digits", device="cpu")
+    assert model.protocol()["device_name"] == environment.machine()["cpu"]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"the GPU at {device}")
+    assert replace(model, device="cuda:1").protocol()["device_name"] == "the GPU at cuda:1"
+
+
+def test_wrappers_half_precision_and_safetensors_load_alike(tiny, tiny_files, tmp_path):
     tensors = tiny.tensors("var")
     variants = {
         "bare.pth": tensors,

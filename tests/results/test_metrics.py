@@ -41,7 +41,11 @@ def test_without_labels_there_is_no_accuracy():
 
 def stage(candidates, scores, survivors):
     return StageScores(
-        candidates=np.array(candidates), scores=np.array(scores, float), survivors=np.array(survivors), seconds=0.0
+        candidates=np.array(candidates),
+        scores=np.array(scores, float),
+        log_likelihood=np.array(scores, float),
+        survivors=np.array(survivors),
+        seconds=0.0,
     )
 
 

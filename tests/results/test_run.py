@@ -1,6 +1,8 @@
 """A run when the machine is too small, or the user impatient."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -89,8 +91,14 @@ def test_running_out_of_memory_halves_the_batch_says_so_and_finishes(tmp_path, e
     said = []
     result = classify(make_run(Small(100, error), plan=plan), RunFolder(tmp_path / "run"), say=said.append)
     assert result.metrics["accuracy"] == 1.0 and len(result.records) == 10
-    assert any("instead of 512" in message for message in said)
+    assert said and all(message.startswith("out of memory: going on with") for message in said)
     assert len(said) <= 3, "the smaller batch is kept for the rest of the run"
+
+
+def test_when_one_image_is_too_much_its_batch_is_halved():
+    said = []
+    assert classify(make_run(Small(40)), None, say=said.append).metrics["accuracy"] == 1.0
+    assert "batches of 256 tokens instead of 512" in "".join(said)
 
 
 def test_a_machine_without_room_for_one_pair_is_told_so(tmp_path):
@@ -133,6 +141,61 @@ def test_a_damaged_run_json_is_named(tmp_path, content):
     (tmp_path / "run" / "run.json").write_text(content)
     with pytest.raises(AvarcError, match=r"run\.json"):
         classify(make_run(Small(10**6)), RunFolder(tmp_path / "run"))
+
+
+def test_a_resumed_run_starts_at_a_whole_group(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    classify(make_run(Small(10**6), tokens_per_batch=256), RunFolder(whole))  # groups of 4 images
+    lines = (whole / "predictions.jsonl").read_bytes().splitlines(keepends=True)
+    cut.mkdir()
+    (cut / "run.json").write_bytes((whole / "run.json").read_bytes())
+    (cut / "predictions.jsonl.part").write_bytes(b"".join(lines[:6]) + lines[6][:9])
+    seen = []
+    run = make_run(Small(10**6), tokens_per_batch=256)
+    classify(run, RunFolder(cut), progress=lambda done, _: seen.append(done))
+    assert seen == [4, 8, 10]
+    assert (cut / "predictions.jsonl").read_bytes() == b"".join(lines)
+
+
+def test_two_processes_cannot_write_one_run(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.lock(), pytest.raises(AvarcError, match="another process"):
+        _in_another_process(tmp_path / "run")
+
+
+def _in_another_process(path):
+    """The lock is the process's, so the rival must be one."""
+    code = (
+        "import sys, pathlib; from avarc_cli.results.folder import RunFolder; from avarc_cli.errors import AvarcError\n"
+        "try:\n    with RunFolder(pathlib.Path(sys.argv[1])).lock(): pass\n"
+        "except AvarcError as e: sys.exit(e.what)"
+    )
+    rival = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    if rival.returncode:
+        raise AvarcError(rival.stderr)
+
+
+def test_a_kill_before_the_first_prediction_leaves_a_usable_folder(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.json.tmp").write_text("{")
+    (folder / "run.lock").touch()
+    assert classify(make_run(Small(10**6)), RunFolder(folder)).metrics["accuracy"] == 1.0
+
+
+def test_a_finished_run_gives_its_numbers_again(tmp_path):
+    first = classify(make_run(Small(10**6)), RunFolder(tmp_path / "run"))
+    again = classify(make_run(Small(0)), RunFolder(tmp_path / "run"))
+    assert again.metrics == first.metrics and again.records == first.records
+
+
+def test_values_that_are_no_numbers_stop_the_run(tmp_path):
+    class Overflowing(Small):
+        def extend(self, state, stop, *, keep_prefix):
+            return super().extend(state, stop, keep_prefix=keep_prefix) * float("nan")
+
+    with pytest.raises(AvarcError, match="not a number"):
+        classify(make_run(Overflowing(10**6)), None)
 
 
 def test_lines_hold_no_times_and_metrics_do(tmp_path):
