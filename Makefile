@@ -36,7 +36,7 @@ format: $(STAMP) ## fix what can be fixed
 	$(BIN)/ruff format
 
 ASSETS := avarc_cli/assets/digits
-DIGITS := --augment affine --seed 0
+DIGITS := --augment affine --seed 0 --device cpu
 digits: $(STAMP) ## train the embedded model again (docs/digits.md)
 	$(BIN)/python -m avarc_cli.train.digits build/digits
 	$(BIN)/avarc train tokenizer build/digits/train $(DIGITS) --image-size 16 --patch-nums 1,2,3,5,8 \

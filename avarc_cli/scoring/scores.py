@@ -19,7 +19,7 @@ IntN = npt.NDArray[np.int64]
 
 # Standard deviation of the rounding error of one token's log-probability, in nats, against float64
 # (docs/numbers.md has the command and the figures); errors of L tokens add up as sqrt(L).
-TOKEN_NOISE = {"fp32": 2e-6, "tf32": 2e-3, "bf16": 2e-2, "fp16": 2e-3}
+TOKEN_NOISE = {"fp32": 2e-6, "tf32": 1.2e-3, "bf16": 1e-2, "fp16": 1.2e-3}
 
 
 @dataclass(frozen=True)
