@@ -75,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Args:
         args: the words after `avarc`; those of the process when None.
     """
-    # Read when torch loads: threads that wait by spinning are several times slower on a shared machine (docs/numbers.md)
+    # Read when torch loads: threads that wait by spinning are far slower on a shared machine (docs/numbers.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     console.configure(mode=console.Mode.HUMAN, debug=False)
     try:
