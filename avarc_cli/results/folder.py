@@ -119,11 +119,10 @@ class RunFolder:
             )
 
     def _cut_unfinished_group(self, images: int, group: int) -> None:
-        data = self.journal.read_bytes()
-        ends = [i + 1 for i, byte in enumerate(data) if byte == ord("\n")]
-        whole = len(ends) if len(ends) == images else len(ends) // group * group
+        lines = self.journal.read_bytes().split(b"\n")[:-1]  # what follows the last line end was cut by a kill
+        whole = len(lines) if len(lines) == images else len(lines) // group * group
         with self.journal.open("r+b") as file:
-            file.truncate(ends[whole - 1] if whole else 0)
+            file.truncate(sum(len(line) + 1 for line in lines[:whole]))
 
 
 def _parse(path: Path) -> list[dict[str, Any]]:
