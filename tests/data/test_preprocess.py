@@ -16,7 +16,7 @@ from avarc_cli.errors import UnreadableImage, UsageError
 
 MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"]
 FORMATS = {"1": "png", "CMYK": "tiff", "YCbCr": "tiff", "F": "tiff", "HSV": "tiff", "PA": "tiff"}
-quick = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -235,7 +235,7 @@ def encoded(format: str) -> bytes:
     return buffer.getvalue()
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.sampled_from([encoded(format) for format in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM")]),
     edits=st.lists(st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4),

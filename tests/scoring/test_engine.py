@@ -81,7 +81,7 @@ plans = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plans, st.integers(1, 200), st.integers(0, 5), st.sampled_from(["log-likelihood", "pmi"]))
 def test_any_batching_gives_the_definitions_winner_and_scores(plan, per_batch, seed, score):
     model, data = Counting(seed), tokens(seed=seed)
@@ -98,7 +98,7 @@ def test_any_batching_gives_the_definitions_winner_and_scores(plan, per_batch, s
         assert sorted(result.order) == list(range(7))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(plans, st.integers(1, 200))
 def test_no_cell_is_scored_twice_and_batches_stay_within_the_limit(plan, per_batch):
     model, data = Counting(), tokens()

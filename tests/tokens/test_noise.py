@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from avarc_cli.tokens import neighbour_noise
@@ -11,7 +11,6 @@ keys = st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**40), st.integers(0
 
 
 @given(st.lists(keys, min_size=2, max_size=6, unique=True), st.randoms())
-@settings(deadline=None)
 def test_noise_depends_on_nothing_but_seed_index_and_sample(wanted, random):
     first = {key: neighbour_noise(*key, SHAPE) for key in wanted}
     random.shuffle(wanted)

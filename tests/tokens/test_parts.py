@@ -50,7 +50,7 @@ def test_a_part_damaged_before_the_assembly_says_how_to_go_on(tmp_path):
         list(parts.all())
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_bytes_are_noticed_or_harmless(tmp_path, data):
     parts = make_parts(tmp_path)

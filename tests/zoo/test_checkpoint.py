@@ -48,7 +48,7 @@ def test_wrappers_are_unwrapped(tmp_path, wrap, zipped):
     assert checkpoint.path == path
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prefixes=st.lists(st.sampled_from(["module.", "_orig_mod.", "base_model.model."]), max_size=4))
 def test_prefixes_are_stripped_in_any_order(tmp_path, prefixes):
     assert same(read(saved(tmp_path, {"".join(prefixes) + key: t for key, t in WEIGHTS.items()})).tensors)
@@ -121,7 +121,7 @@ def test_a_truncated_file_is_told_from_a_whole_one(tmp_path, kind, kept):
         read(path)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(start=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"\x10\0\0\0\0\0\0\0{"]), rest=st.binary(max_size=80))
 def test_no_bytes_end_in_another_error(tmp_path, start, rest):
     (tmp_path / "noise").write_bytes(start + rest)
