@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+USER := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format digits clean
@@ -11,33 +12,38 @@ help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
 
 # Made anew, never patched: a half-finished environment leaves no stamp and is cleared by the next run.
-$(STAMP): pyproject.toml constraints.txt
+$(USER): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "avarc needs Python 3.10 or newer; name one with: make PYTHON=python3.11" >&2; exit 1; }
 	@echo "making $(VENV) (once; a few minutes where torch must be downloaded)"
 	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install -q -c constraints.txt -e .
+	@touch $@
+
+# What only tests and checks need is several times as large as avarc: `make demo` does not wait for it.
+$(DEV): $(USER)
 	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## classify the embedded handwritten digits
+demo: $(USER) ## classify the embedded handwritten digits
 	$(BIN)/avarc demo
 
-test: $(STAMP) ## run every test
+test: $(DEV) ## run every test
 	$(BIN)/pytest
 
-lint: $(STAMP) ## style, types and the import contract
+lint: $(DEV) ## style, types and the import contract
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(STAMP) ## fix what can be fixed
+format: $(DEV) ## fix what can be fixed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 ASSETS := avarc_cli/assets/digits
 DIGITS := --augment affine --seed 0 --device cpu
-digits: $(STAMP) ## train the embedded model again (docs/digits.md)
+digits: $(DEV) ## train the embedded model again (docs/digits.md)
 	$(BIN)/python -m avarc_cli.train.digits build/digits
 	$(BIN)/avarc train tokenizer build/digits/train $(DIGITS) --image-size 16 --patch-nums 1,2,3,5,8 \
 		--vocab 128 --channels 8 --width 32 --multipliers 1,2 --blocks 1 \

@@ -76,3 +76,7 @@ class Tokenizer(Protocol):
     def quantize(self, latents: Tensor) -> Tensor:
         """Tokens (B, L), int64."""
         ...
+
+    def decode(self, tokens_BL: Tensor) -> Tensor:
+        """The images that tokens (B, L) int64 stand for, (B, 3, H, H) float32 in [-1, 1]."""
+        ...

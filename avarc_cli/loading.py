@@ -85,6 +85,11 @@ class LoadedTokenizer:
             tokens: Tensor = self.network.tokenize(latents.to(self.device))
         return tokens
 
+    def decode(self, tokens_BL: Tensor) -> Tensor:
+        with full_float32():
+            images: Tensor = self.network.reconstruct(tokens_BL.to(self.device))
+        return images.contiguous()
+
 
 @dataclass(frozen=True)
 class LoadedModel:

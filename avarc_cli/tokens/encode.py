@@ -153,6 +153,7 @@ def _header(
         seed=seed if samples > 1 else 0,
         latents=latents,
         class_names=images.class_names,
+        dataset=images.dataset,
         source=images.source,
         images=len(images),
         images_sha256=hashlib.sha256(listed.encode()).hexdigest(),

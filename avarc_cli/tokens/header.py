@@ -21,8 +21,8 @@ class CacheHeader:
     format: version of the layout; tokenizer, tokenizer_file, tokenizer_sha256: its name, file name, and digest of
     the file; patch_nums: side of each scale; image_size: pixels a side; preprocess: protocol text;
     samples: S; sigma: standard deviation of the neighbours' noise on the latents, and seed of it (both 0 when S is 1);
-    latents: whether they are kept; class_names: what labels index into; source: what was encoded, as the user named
-    it; images: how many that were, unreadable ones included; images_sha256: digest of their names and labels.
+    latents: whether they are kept; class_names: what labels index into; dataset: the known
+    dataset it is ("imagenet-r"), or ""; source: what was encoded, as the user named it; images: how many that were, unreadable ones included; images_sha256: digest of their names and labels.
     """
 
     format: int = FORMAT
@@ -38,6 +38,7 @@ class CacheHeader:
     seed: int
     latents: bool
     class_names: tuple[str, ...]
+    dataset: str
     source: str
     images: int
     images_sha256: str
@@ -68,7 +69,8 @@ class CacheHeader:
             fix = "upgrade avarc: pip install --upgrade avarc" if version > FORMAT else "encode the images again"
             raise CacheError(f"'{path}' has another format", f"it is version {version}, this is {FORMAT}", fix)
         names = [field.name for field in dataclasses.fields(cls)]
-        kept = {name: values[name] for name in names}
+        kept = {name: values[name] for name in names if name != "dataset"}
+        kept["dataset"] = values.get("dataset", "")  # the first caches did not tell
         lists = {name: tuple(kept[name]) for name in ("patch_nums", "class_names")}
         header = cls(**(kept | lists))
         numbers = (*header.patch_nums, header.image_size, header.samples, header.vocab_size, header.images)
