@@ -190,12 +190,16 @@ class Classifier:
         """run.json: everything that the numbers depend on."""
         header = cache.header
         fields = ("source", "images_sha256", "preprocess", "samples", "sigma", "seed")
-        tokens = {name: getattr(header, name) for name in fields} | {"images": len(cache)}
+        tokens = {name: getattr(header, name) for name in fields}
+        tokens |= {"images": len(cache), "length": self.model.likelihood.segment_ends[-1]}
+        classes = self.model.classes
         return self.model.protocol() | {
             "tokens": tokens,
             "plan": str(request.plan),
             "score": self.score.name,
             "candidates": self.candidates.tolist(),
+            "candidate_ids": [classes.ids[c] for c in self.candidates],
+            "candidate_names": [classes.names[c] for c in self.candidates],
             "log_prior": self.log_prior.tolist() if self.options.priors else None,
             "tokens_per_batch": request.tokens_per_batch,
             "deterministic": self.options.deterministic,

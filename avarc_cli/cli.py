@@ -18,6 +18,7 @@ from avarc_cli.commands.classify import classify
 from avarc_cli.commands.demo import demo
 from avarc_cli.commands.doctor import doctor
 from avarc_cli.commands.encode import encode
+from avarc_cli.commands.export import export
 from avarc_cli.commands.models import models
 from avarc_cli.errors import EXIT_DONE, EXIT_FAILED, AvarcError, Interrupted
 
@@ -64,7 +65,7 @@ def _global_options(
     console.configure(mode=chosen, debug=debug)
 
 
-for command in (demo, encode, classify, models, doctor):
+for command in (demo, encode, classify, export, models, doctor):
     app.command()(command)
 app.add_typer(train.app, name="train")
 

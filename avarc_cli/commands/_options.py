@@ -35,6 +35,10 @@ TokenizerOpt = Annotated[
     str | None,
     typer.Option("--tokenizer", help="A tokenizer's name or file; a named model implies it, a file does not."),
 ]
+PrecisionOpt = Annotated[str, typer.Option("--precision", help="fp32, tf32 (CUDA), bf16 or fp16.")]
+BatchSizeOpt = Annotated[
+    str, typer.Option("--batch-size", help="Pairs of image and class scored at once, or auto.")
+]
 DeviceOpt = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 PreprocessOpt = Annotated[
     str | None,

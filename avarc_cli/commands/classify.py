@@ -40,11 +40,9 @@ def classify(
     score: Annotated[
         str, typer.Option("--score", help="log-likelihood: log p(x|y); pmi: log p(x|y) - log p(x).")
     ] = "log-likelihood",
-    precision: Annotated[str, typer.Option("--precision", help="fp32, tf32 (CUDA), bf16 or fp16.")] = "fp32",
+    precision: opt.PrecisionOpt = "fp32",
     device: opt.DeviceOpt = "auto",
-    batch_size: Annotated[
-        str, typer.Option("--batch-size", help="Pairs of image and class scored at once, or auto.")
-    ] = "auto",
+    batch_size: opt.BatchSizeOpt = "auto",
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Fixed batch shapes: reruns agree bit for bit.")
     ] = False,

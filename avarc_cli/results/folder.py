@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -79,6 +80,14 @@ class RunFolder:
         """Whether there is nothing left to do: predictions.jsonl is the last file to appear."""
         return self.predictions.exists()
 
+    def read_protocol(self) -> dict[str, Any]:
+        """run.json."""
+        return _read_object(self.path / "run.json")
+
+    def read_predictions(self) -> list[dict[str, Any]]:
+        """The lines of a finished run's predictions.jsonl."""
+        return _parse(self.predictions)
+
     def read_metrics(self) -> dict[str, Any]:
         """metrics.json of a finished run."""
         return _read_object(self.metrics)
@@ -103,6 +112,10 @@ class RunFolder:
         write_whole(self.metrics, json.dumps(metrics, indent=1).encode())
         os.replace(self.journal, self.predictions)
         self._seconds_file.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete the run. Raises: OSError."""
+        shutil.rmtree(self.path)
 
     def _compare(self, run_file: Path, asked: dict[str, Any]) -> None:
         there = _read_object(run_file)

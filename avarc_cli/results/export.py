@@ -1,0 +1,184 @@
+"""A finished run's likelihoods in files that need nothing of avarc: npz, HDF5, Parquet.
+
+Rows are streamed: memory holds one image at a time, whatever the run. Shapes: N images, K candidates, L tokens.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from avarc_cli.errors import UsageError
+from avarc_cli.results.saved import SavedRun
+from avarc_cli.tokens.files import TEMPORARY, flush_to_disk, only_writer
+
+Progress = Callable[[int], None]
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is exported: columns that fit into memory, and the rows of the one that may not."""
+
+    run: SavedRun
+    columns: npt.NDArray[np.int64]  # which of the run's candidates
+    per_token: bool
+
+    @property
+    def small(self) -> dict[str, Any]:
+        """Every array but log_likelihood; `protocol` is run.json as text."""
+        protocol, records = self.run.protocol, self.run.records
+        return {
+            "candidates": self.run.candidates[self.columns],
+            "class_ids": np.array(protocol["candidate_ids"])[self.columns],
+            "class_names": np.array(protocol["candidate_names"])[self.columns],
+            "gt_label": np.array([UNKNOWN if r["label"] is None else r["label"] for r in records], dtype=np.int64),
+            "prediction": np.array([r["prediction"] for r in records], dtype=np.int64),
+            "path": np.array([r["path"] for r in records], dtype=np.str_),
+            "sequence_length": np.int64(self.run.sequence_length),
+            "protocol": np.str_(json.dumps(protocol, sort_keys=True)),
+        }
+
+    @property
+    def dtype(self) -> npt.DTypeLike:
+        return np.float32 if self.per_token else np.float64
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of log_likelihood: (N, K), or (N, K, L) by token."""
+        length = (self.run.sequence_length,) if self.per_token else ()
+        return (len(self.run.records), len(self.columns), *length)
+
+    def rows(self) -> Iterator[npt.NDArray[Any]]:
+        """log_likelihood, image by image."""
+        read = self.run.token_log_prob if self.per_token else self.run.log_likelihood
+        for record in self.run.records:
+            yield read(record["index"])[self.columns]
+
+
+def export(table: Table, out: Path, progress: Progress) -> None:
+    """Write the table; the format follows from the name.
+
+    `.npz`, `.h5` or `.hdf5`, `.parquet`: one file for all images. A name without a suffix: a folder of one npz an
+    image. What is there under that name is replaced once the new one is whole.
+
+    Raises: UsageError for another suffix, or Parquet without pyarrow; OSError.
+    """
+    write = writer(out)
+    with only_writer(out):
+        temporary = out.with_name(out.name + TEMPORARY)
+        _remove(temporary)
+        write(table, temporary, progress)
+        _remove(out)
+        os.replace(temporary, out)
+
+
+def writer(out: Path) -> Callable[[Table, Path, Progress], None]:
+    """The function that writes this kind of file. Raises UsageError when there is none, before any work is done."""
+    if out.suffix not in _WRITERS:
+        raise UsageError(
+            f"cannot export to '{out.name}'",
+            f"there is no format '{out.suffix}'",
+            "name a file ending in .npz, .h5 or .parquet, or a folder (no suffix) for one npz an image",
+        )
+    if out.suffix == ".parquet":
+        _pyarrow()
+    if out.exists() and (out.suffix == "") != out.is_dir():
+        raise UsageError(f"cannot write '{out}'", f"it is a {'folder' if out.is_dir() else 'file'}", "name another")
+    if out.is_dir() and not all(entry.suffix == ".npz" for entry in out.iterdir()):
+        raise UsageError(f"'{out}' is not empty", "it holds other things than an earlier export", "name another folder")
+    return _WRITERS[out.suffix]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write_folder(table: Table, folder: Path, progress: Progress) -> None:
+    folder.mkdir()
+    small = table.small
+    per_image = ("gt_label", "prediction", "path")
+    shared = {name: array for name, array in small.items() if name not in per_image}
+    for i, row in enumerate(table.rows()):
+        own = {name: small[name][i] for name in per_image}
+        np.savez(
+            folder / f"{table.run.records[i]['index']}.npz", allow_pickle=False, log_likelihood=row, **own, **shared
+        )
+        progress(i + 1)
+
+
+def _write_npz(table: Table, path: Path, progress: Progress) -> None:
+    """np.savez, but for log_likelihood, which goes in row by row."""
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        for name, array in table.small.items():
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, np.asarray(array), allow_pickle=False)
+            archive.writestr(f"{name}.npy", buffer.getvalue())
+        member: AbstractContextManager[IO[bytes]] = archive.open("log_likelihood.npy", "w", force_zip64=True)
+        with member as file:
+            descr = np.lib.format.dtype_to_descr(np.dtype(table.dtype))
+            header = {"descr": descr, "fortran_order": False, "shape": table.shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for i, row in enumerate(table.rows()):
+                file.write(np.ascontiguousarray(row, dtype=table.dtype).tobytes())
+                progress(i + 1)
+    flush_to_disk(path)
+
+
+def _write_hdf5(table: Table, path: Path, progress: Progress) -> None:
+    with h5py.File(path, "w") as file:
+        for name, array in table.small.items():
+            text = np.asarray(array).dtype.kind == "U"
+            file[name] = np.asarray(array, dtype=h5py.string_dtype()) if text else array
+        rows = file.create_dataset("log_likelihood", shape=table.shape, dtype=table.dtype)
+        for i, row in enumerate(table.rows()):
+            rows[i] = row
+            progress(i + 1)
+    flush_to_disk(path)
+
+
+def _write_parquet(table: Table, path: Path, progress: Progress) -> None:
+    """One row an image; what is the same for all stands in the schema's metadata, as JSON."""
+    arrow, parquet = _pyarrow()
+    small = table.small
+    per_image = {"path": arrow.string(), "gt_label": arrow.int64(), "prediction": arrow.int64()}
+    value = arrow.list_(arrow.from_numpy_dtype(np.dtype(table.dtype)))
+    likelihood = arrow.list_(value) if table.per_token else value
+    shared = {name: json.dumps(small[name].tolist()) for name in ("candidates", "class_ids", "class_names")}
+    shared |= {"sequence_length": str(small["sequence_length"]), "protocol": str(small["protocol"])}
+    schema = arrow.schema({**per_image, "log_likelihood": likelihood}, metadata=shared)
+    with parquet.ParquetWriter(path, schema) as file:
+        for i, row in enumerate(table.rows()):
+            own = {name: [small[name][i].item()] for name in per_image}
+            file.write_batch(arrow.record_batch({**own, "log_likelihood": [row.tolist()]}, schema=schema))
+            progress(i + 1)
+    flush_to_disk(path)
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UsageError(
+            "Parquet needs pyarrow", "it is not installed", "pip install 'avarc[data]', or export to .npz or .h5"
+        ) from None
+    return pyarrow, parquet
+
+
+_WRITERS = {"": _write_folder, ".npz": _write_npz, ".h5": _write_hdf5, ".hdf5": _write_hdf5, ".parquet": _write_parquet}

@@ -1,0 +1,134 @@
+"""A finished run, read back: its protocol, its predictions, and the likelihoods that it saved.
+
+Shapes: N images, K candidates, L tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from avarc_cli.data.labels import LabelSpace, resolve_classes
+from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.results.folder import RunFolder
+
+AGAIN = "delete the run folder and classify again"
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """Open one with `open_run`.
+
+    protocol: run.json; records: the lines of predictions.jsonl, in the order of the images.
+    """
+
+    path: Path
+    protocol: dict[str, Any]
+    records: list[dict[str, Any]]
+
+    @property
+    def candidates(self) -> npt.NDArray[np.int64]:
+        """Class ids of the candidates (K,)."""
+        return np.array(self.protocol["candidates"], dtype=np.int64)
+
+    @property
+    def sequence_length(self) -> int:
+        """L, tokens of an image."""
+        return int(self.protocol["tokens"]["length"])
+
+    def columns(self, classes: str | None) -> npt.NDArray[np.int64]:
+        """Positions among the candidates of these classes (data.labels.resolve_classes); all of them for None.
+
+        Raises: UsageError for one that is no candidate of the run.
+        """
+        candidates = self.candidates.tolist()
+        if classes is None:
+            return np.arange(len(candidates))
+        ids, names = ([f"class {i}" for i in range(max(candidates) + 1)] for _ in range(2))
+        for c, own_id, name in zip(
+            candidates, self.protocol["candidate_ids"], self.protocol["candidate_names"], strict=True
+        ):
+            ids[c], names[c] = own_id, name
+        chosen = resolve_classes(classes, LabelSpace(f"the run '{self.path}'", tuple(ids), tuple(names)))
+        if absent := [ids[c] for c in chosen if c not in candidates]:
+            raise UsageError(
+                f"no candidates of this run: {', '.join(absent[:4])}",
+                f"it chose among {len(candidates)} classes",
+                "export others from the token cache, which scores what is asked",
+            )
+        return np.array([candidates.index(c) for c in chosen], dtype=np.int64)
+
+    def log_likelihood(self, index: int) -> npt.NDArray[np.float64]:
+        """log p(x | y) of one image under every candidate, in nats, (K,) float64.
+
+        Raises: UsageError for a run that did not save it; AvarcError for a damaged file.
+        """
+        if self._npz(index).exists():
+            sums: npt.NDArray[np.float64] = self.token_log_prob(index).sum(axis=1, dtype=np.float64)
+            return sums
+        path = self.path / "json" / f"{index}.json"
+        if not path.exists():
+            raise self._not_saved("the likelihoods", "--save-json or --save-likelihood")
+        stages = _read(path, lambda: json.loads(path.read_text())["stages"])
+        if len(stages) > 1:
+            raise UsageError(
+                f"'{self.path}' holds likelihoods of parts of the images",
+                f"its plan {self.protocol['plan']} drops candidates on the way",
+                "classify with --plan exhaustive, or export from the token cache",
+            )
+        return np.array(stages[0]["log_likelihood"], dtype=np.float64)
+
+    def token_log_prob(self, index: int) -> npt.NDArray[np.float32]:
+        """log p of each token of one image under every candidate, in nats, (K, L) float32. Raises as log_likelihood."""
+        path = self._npz(index)
+        if not path.exists():
+            raise self._not_saved("token log-probabilities", "--save-likelihood")
+
+        def read() -> npt.NDArray[np.float32]:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+                array: npt.NDArray[np.float32] = file["log_likelihood"]
+            if array.shape != (len(self.candidates), self.sequence_length):
+                raise ValueError(f"its shape is {array.shape}")
+            return array
+
+        array: npt.NDArray[np.float32] = _read(path, read)
+        return array
+
+    def _npz(self, index: int) -> Path:
+        return self.path / "likelihood" / f"{index}.npz"
+
+    def _not_saved(self, what: str, option: str) -> UsageError:
+        return UsageError(
+            f"'{self.path}' did not save {what}",
+            f"it was classified without {option}",
+            f"classify again into another folder with {option}, or export from the token cache",
+        )
+
+
+def open_run(path: Path) -> SavedRun:
+    """A finished run folder.
+
+    Raises: UsageError when it is no run, or one that is not finished; AvarcError when it is damaged.
+    """
+    if not (path / "run.json").is_file():
+        raise UsageError(f"'{path}' is not a run", "it has no run.json", "name a folder that avarc classify --out made")
+    folder = RunFolder(path)
+    if not folder.finished:
+        raise UsageError(
+            f"the run in '{path}' is not finished", "it was interrupted", "repeat its command to finish it"
+        )
+    return SavedRun(path, folder.read_protocol(), folder.read_predictions())
+
+
+def _read(path: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise AvarcError(f"'{path}' is damaged", str(error), AGAIN) from None

@@ -1,0 +1,115 @@
+"""Exported likelihoods: the same numbers in every format, readable without avarc."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from avarc_cli.cli import main
+
+DIGITS = "avarc_cli/assets/digits/test"
+IMAGES, CLASSES, TOKENS = 6, 10, 103
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, request):
+    """A token cache and a finished run with everything saved."""
+    folder = tmp_path_factory.mktemp("run")
+    images = str(request.config.rootpath / DIGITS)
+    assert main(["encode", images, "--limit", str(IMAGES), "--out", str(folder / "t.h5")]) == 0
+    saved = ["--save-json", "--save-likelihood", "--out", str(folder / "run")]
+    assert main(["classify", str(folder / "t.h5"), *saved]) == 0
+    return folder
+
+
+def test_the_five_lines_of_the_manual_rebuild_the_accuracy(run, tmp_path):
+    assert main(["export", str(run / "run"), "--out", str(tmp_path / "all.npz")]) == 0
+    file = np.load(tmp_path / "all.npz")
+    predicted = file["candidates"][file["log_likelihood"].argmax(axis=1)]
+    metrics = json.loads((run / "run" / "metrics.json").read_text())
+    assert np.mean(predicted == file["gt_label"]) == metrics["accuracy"]
+    assert predicted.tolist() == file["prediction"].tolist()
+    assert file["log_likelihood"].shape == (IMAGES, CLASSES) and file["log_likelihood"].dtype == np.float64
+    assert file["class_names"].tolist() == [str(i) for i in range(10)] and len(file["path"]) == IMAGES
+
+
+def test_all_formats_hold_the_same_tokens(run, tmp_path):
+    for name in ("all.npz", "all.h5", "folder"):
+        assert main(["export", str(run / "run"), "--per-token", "--out", str(tmp_path / name)]) == 0
+    npz = np.load(tmp_path / "all.npz")["log_likelihood"]
+    assert npz.shape == (IMAGES, CLASSES, TOKENS) and npz.dtype == np.float32
+    with h5py.File(tmp_path / "all.h5") as file:
+        assert np.array_equal(file["log_likelihood"], npz)
+        assert file["class_ids"].asstr()[3] == "3"
+    for i in range(IMAGES):
+        one, saved = np.load(tmp_path / "folder" / f"{i}.npz"), np.load(run / "run" / "likelihood" / f"{i}.npz")
+        assert np.array_equal(one["log_likelihood"], npz[i])
+        assert all(np.array_equal(one[key], saved[key]) for key in saved)
+
+
+def test_parquet_holds_lists_and_says_what_they_are_of(run, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs avarc[data]")
+    for name in ("some.npz", "some.parquet"):
+        assert main(["export", str(run / "run"), "--classes", "7,2", "--out", str(tmp_path / name)]) == 0
+    table, npz = parquet.read_table(tmp_path / "some.parquet"), np.load(tmp_path / "some.npz")
+    assert json.loads(table.schema.metadata[b"candidates"]) == npz["candidates"].tolist() == [2, 7]
+    assert np.array_equal(table["log_likelihood"].to_pylist(), npz["log_likelihood"])
+    assert table["gt_label"].to_pylist() == npz["gt_label"].tolist()
+
+
+def test_a_cache_is_scored_for_the_classes_that_are_asked(run, tmp_path):
+    assert main(["export", str(run / "t.h5"), "--classes", "2,7", "--out", str(tmp_path / "cache.npz")]) == 0
+    assert main(["export", str(run / "run"), "--classes", "2,7", "--out", str(tmp_path / "run.npz")]) == 0
+    ours, theirs = np.load(tmp_path / "cache.npz"), np.load(tmp_path / "run.npz")
+    assert ours["log_likelihood"] == pytest.approx(theirs["log_likelihood"], abs=1e-3)
+    assert [p.name for p in tmp_path.iterdir() if "cache" in p.name] == ["cache.npz"], "its working folder is gone"
+
+
+def test_an_export_replaces_an_earlier_one_and_nothing_else(run, tmp_path, capsys):
+    source, out = str(run / "run"), tmp_path / "out"
+    assert main(["export", source, "--out", str(out)]) == main(["export", source, "--out", str(out)]) == 0
+    (out / "thesis.tex").write_text("years of work")
+    assert main(["export", source, "--out", str(out)]) == 2
+    assert "it holds other things" in capsys.readouterr().err and (out / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "x.csv"], "there is no format '.csv'"),
+        (["--out", "x.npz", "--classes", "12"], "not classes of"),
+        (["--out", "x.npz", "--classes", "0-9"], "not classes of"),
+    ],
+)
+def test_what_cannot_be_exported_is_said(run, tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(run / "run"), *options]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_run_that_saved_nothing_or_too_little_says_which_option_was_missing(run, tmp_path, capsys):
+    cache = str(run / "t.h5")
+    assert main(["classify", cache, "--out", str(tmp_path / "bare")]) == 0
+    assert main(["export", str(tmp_path / "bare"), "--out", str(tmp_path / "x.npz")]) == 2
+    assert "without --save-json or --save-likelihood" in capsys.readouterr().err
+    assert main(["classify", cache, "--plan", "3:3,5:1", "--save-json", "--out", str(tmp_path / "staged")]) == 0
+    assert main(["export", str(tmp_path / "staged"), "--out", str(tmp_path / "x.npz")]) == 2
+    assert "classify with --plan exhaustive" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "staged"), "--per-token", "--out", str(tmp_path / "x.npz")]) == 2
+    assert "with --save-likelihood" in capsys.readouterr().err
+
+
+def test_a_damaged_file_of_a_run_is_named(run, tmp_path, capsys):
+    assert main(["classify", str(run / "t.h5"), "--save-likelihood", "--out", str(tmp_path / "run")]) == 0
+    victim = tmp_path / "run" / "likelihood" / "3.npz"
+    victim.write_bytes(victim.read_bytes()[:200])
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "x.npz")]) == 1
+    assert f"'{victim}' is damaged" in capsys.readouterr().err and not (tmp_path / "x.npz").exists()
+
+
+def test_an_interrupted_run_must_be_finished_first(run, tmp_path, capsys):
+    assert main(["classify", str(run / "t.h5"), "--save-json", "--out", str(tmp_path / "run")]) == 0
+    (tmp_path / "run" / "predictions.jsonl").rename(tmp_path / "run" / "predictions.jsonl.part")
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "x.npz")]) == 2
+    assert "is not finished" in capsys.readouterr().err
