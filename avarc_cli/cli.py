@@ -20,6 +20,7 @@ from avarc_cli.commands.doctor import doctor
 from avarc_cli.commands.encode import encode
 from avarc_cli.commands.export import export
 from avarc_cli.commands.models import models
+from avarc_cli.commands.sample import sample
 from avarc_cli.errors import EXIT_DONE, EXIT_FAILED, AvarcError, Interrupted
 
 
@@ -65,7 +66,7 @@ def _global_options(
     console.configure(mode=chosen, debug=debug)
 
 
-for command in (demo, encode, classify, export, models, doctor):
+for command in (demo, encode, classify, export, sample, models, doctor):
     app.command()(command)
 app.add_typer(train.app, name="train")
 

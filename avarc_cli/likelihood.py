@@ -15,6 +15,9 @@ class LikelihoodModel(Protocol):
 
     A segment's activations depend on the segment and what came before, never on what follows. So scoring can stop
     after any segment, drop pairs, and go on. States belong to the model that made them; the engine only passes them.
+
+    A model may also have `adapter(class_id_N int64) -> (N,) int64`: pairs whose classes have different adapters never
+    share a batch. Without it, every class has adapter 0.
     """
 
     segment_ends: tuple[int, ...]
@@ -40,6 +43,10 @@ class LikelihoodModel(Protocol):
 
     def select(self, state: Any, keep_Q: Tensor) -> Any:
         """The state of these pairs only, in this order."""
+        ...
+
+    def sample(self, class_id_B: Tensor, **how: Any) -> Tensor:
+        """Tokens (B, L) int64 drawn from p(x | class). How: guidance, top_k, top_p, generators (one an image)."""
         ...
 
     def bytes_per_token(self, *, kept: bool) -> int:

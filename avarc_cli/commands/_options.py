@@ -68,6 +68,15 @@ def select_images(data: list[Path], subset: str | None, per_class: int | None, l
     return open_images(data).select(classes_of(subset) if subset else None, per_class, limit)
 
 
+def check_file(path: Path, *suffixes: str) -> None:
+    """Raises UsageError for a file that cannot be written under this name, before any work is done."""
+    what = f"cannot write '{path}'"
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(what, f"there is no format '{path.suffix}'", f"name a file ending in {' or '.join(suffixes)}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(what, "it is a folder" if path.is_dir() else f"'{path.parent}' is no folder", "name another")
+
+
 def parse_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
     """Comma-separated positive whole numbers. Raises UsageError for anything else."""
     if text is None:

@@ -10,6 +10,7 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _summary
+from avarc_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from avarc_cli.results.saved import SavedRun
@@ -44,6 +45,8 @@ def export(
     from avarc_cli.results import export as library
     from avarc_cli.results.saved import open_run
 
+    if out.absolute() == source.absolute():
+        raise UsageError(f"'{out}' would be replaced by its own export", "it is the source", "name another --out")
     library.writer(out)  # a wrong name is told before anything is scored
     if not _summary.is_cache([source]):
         _write(open_run(source), classes, per_token, out)

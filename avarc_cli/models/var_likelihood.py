@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
 from avarc_cli.models.var import VAR, Condition, KeyValue, read_config
+from avarc_cli.models.var_sampling import sample
 from avarc_cli.models.vqvae import VQVAE, MultiScaleQuantizer
 from avarc_kernels import linear_log_prob
 
@@ -101,6 +103,10 @@ class VARLikelihood:
             sequence_P=state.sequence_P[keep_Q],
             past=past,
         )
+
+    def sample(self, class_id_B: Tensor, **how: Any) -> Tensor:
+        """Tokens (B, L) drawn from p(x | class); `models.var_sampling.sample` has the options."""
+        return sample(self.var, self.quantizer, class_id_B, **how)
 
     def bytes_per_token(self, *, kept: bool) -> int:
         c = self.var.config

@@ -5,6 +5,8 @@ Shapes: B images, T positions of a scale, V codes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ def sample(
     guidance: float = 1.5,
     top_k: int = 0,
     top_p: float = 0.0,
-    generator: torch.Generator | None = None,
+    generators: Sequence[torch.Generator],
 ) -> Tensor:
     """Tokens (B, L), int64, of one image a class id; `VQVAE.reconstruct` turns them into pictures.
 
@@ -30,7 +32,7 @@ def sample(
         guidance: strength g; scale k of K uses (1 + t) conditional - t unconditional logits with t = g k / (K - 1).
         top_k: sample among so many likeliest codes (0: all); top_p: then among the likeliest that hold this much
             probability (0: all).
-        generator: randomness, on the model's device.
+        generators: one an image, on the model's device: a picture does not depend on the others of its batch.
     """
     sides, batch = var.config.patch_nums, len(class_id_B)
     both_2B = torch.cat([class_id_B, torch.full_like(class_id_B, var.config.num_classes)])
@@ -42,8 +44,10 @@ def sample(
         conditional, unconditional = var.head(hidden.float()).chunk(2)
         t = guidance * k / max(len(sides) - 1, 1)
         logits_BTV = restrict((1 + t) * conditional - t * unconditional, top_k, top_p)
-        drawn = torch.multinomial(logits_BTV.flatten(0, 1).softmax(-1), 1, generator=generator)
-        tokens.append(drawn.view(batch, -1))
+        drawn = [
+            torch.multinomial(p, 1, generator=g)[:, 0] for p, g in zip(logits_BTV.softmax(-1), generators, strict=True)
+        ]
+        tokens.append(torch.stack(drawn))
         latents = latents + quantizer.contribution(k, tokens[-1].unflatten(1, (side, side)))
         if k + 1 < len(sides):
             following = quantizer.shrink(k + 1, latents).flatten(2).transpose(1, 2)

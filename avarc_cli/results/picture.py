@@ -1,4 +1,4 @@
-"""A contact sheet: images with their most probable classes as bars. Drawn with Pillow alone."""
+"""Pictures of pictures, drawn with Pillow alone: a contact sheet with probabilities as bars, a grid with names."""
 
 from __future__ import annotations
 
@@ -43,3 +43,24 @@ def contact_sheet(
             draw.text((text_x, y + 2), text, PAPER if inside else INK, font)
             y += BAR_HEIGHT + GAP
     sheet.save(path)
+
+
+def grid(pixels_KNHH3: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Write a PNG with one row a class: its name, then its pictures. Small pictures are enlarged, pixel by pixel.
+
+    Args:
+        pixels_KNHH3: uint8, N pictures of each of K classes. names: of the classes.
+    """
+    classes, count, side = pixels_KNHH3.shape[:3]
+    shown = side * max(1, SIDE // side)
+    font = ImageFont.load_default(14)
+    left = MARGIN + GAP + round(max(font.getlength(name) for name in names))
+    sheet = Image.new("RGB", (left + count * (shown + GAP) + MARGIN, classes * (shown + GAP) + 2 * MARGIN), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for k, (name, row) in enumerate(zip(names, pixels_KNHH3, strict=True)):
+        y = MARGIN + k * (shown + GAP)
+        draw.text((left - GAP, y + shown / 2), name, INK, font, anchor="rm")
+        for n, picture in enumerate(row):
+            enlarged = Image.fromarray(picture).resize((shown, shown), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (left + GAP + n * (shown + GAP), y))
+    sheet.save(path, format="PNG")

@@ -4,19 +4,37 @@ import torch
 from avarc_cli.models.var_sampling import restrict, sample
 
 
+def streams(count, seed=0):
+    return [torch.Generator().manual_seed(seed + i) for i in range(count)]
+
+
 @torch.inference_mode()
 def test_greedy_guided_pictures_are_the_references(golden):
     var, vqvae = golden.var(), golden.vqvae()
     labels = torch.from_numpy(golden.arrays["greedy_labels"])
-    tokens = sample(var, vqvae.quantize, labels, guidance=float(golden.arrays["greedy_cfg"]), top_k=1)
+    tokens = sample(
+        var,
+        vqvae.quantize,
+        labels,
+        guidance=float(golden.arrays["greedy_cfg"]),
+        top_k=1,
+        generators=streams(len(labels)),
+    )
     picture = (vqvae.reconstruct(tokens) + 1) / 2
     assert np.abs(picture.numpy() - golden.arrays["greedy_image"]).max() <= golden.tolerances["reconstruction"]
 
 
 def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(tiny):
     var, vqvae, labels = tiny.var(), tiny.vqvae(), torch.tensor([1, 2])
-    draw = lambda seed: sample(var, vqvae.quantize, labels, generator=torch.Generator().manual_seed(seed))  # noqa: E731
-    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
+    draw = lambda seed: sample(var, vqvae.quantize, labels, generators=streams(2, seed))  # noqa: E731
+    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(9))
+
+
+def test_a_picture_does_not_depend_on_the_others_of_its_batch(tiny):
+    var, vqvae, labels = tiny.var(), tiny.vqvae(), torch.tensor([1, 2, 0])
+    together = sample(var, vqvae.quantize, labels, generators=streams(3))
+    alone = sample(var, vqvae.quantize, labels[1:2], generators=streams(3)[1:2])
+    assert torch.equal(together[1:2], alone)
 
 
 def test_top_k_keeps_the_k_likeliest():

@@ -88,6 +88,12 @@ def test_what_cannot_be_exported_is_said(run, tmp_path, monkeypatch, capsys, opt
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_a_source_is_never_replaced_by_its_export(run, capsys):
+    before = (run / "t.h5").read_bytes()
+    assert main(["export", str(run / "t.h5"), "--out", str(run / "t.h5")]) == 2
+    assert "it is the source" in capsys.readouterr().err and (run / "t.h5").read_bytes() == before
+
+
 def test_a_run_that_saved_nothing_or_too_little_says_which_option_was_missing(run, tmp_path, capsys):
     cache = str(run / "t.h5")
     assert main(["classify", cache, "--out", str(tmp_path / "bare")]) == 0

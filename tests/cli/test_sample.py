@@ -1,0 +1,57 @@
+"""avarc sample: pictures that a model draws of its classes."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avarc_cli.cli import main
+from avarc_cli.loading import load_model
+from avarc_cli.sampling import Sampling, draw
+
+
+def test_more_pictures_and_other_classes_change_none_that_were_drawn():
+    model = load_model("digits")
+    few, many = draw(model, [3], 2, Sampling(seed=1)), draw(model, [8, 3], 4, Sampling(seed=1))
+    assert few.shape == (1, 2, 16, 16, 3) and few.dtype == np.uint8
+    assert np.array_equal(few[0], many[1, :2])
+    assert not np.array_equal(few, draw(model, [3], 2, Sampling(seed=2)))
+
+
+def test_what_is_drawn_of_a_class_is_classified_as_that_class(tmp_path):
+    model = load_model("digits")
+    classes = [0, 4, 7]
+    for class_id, row in zip(classes, draw(model, classes, 4, Sampling()), strict=True):
+        folder = tmp_path / "drawn" / str(class_id)
+        folder.mkdir(parents=True)
+        for n, picture in enumerate(row):
+            Image.fromarray(picture).save(folder / f"{n}.png")
+    assert main(["classify", str(tmp_path / "drawn"), "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["accuracy"] >= 0.75
+
+
+def test_the_picture_has_one_row_a_class(tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    assert main(["sample", "3", "1", "--count", "5", "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == ["3", "1"]
+    with Image.open(out) as picture:
+        assert picture.width > 2 * picture.height > 0
+        assert len(picture.convert("L").getcolors(1 << 16)) > 20, "and it shows something"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["eleven", "--out", "x.png"], "not classes of"),
+        (["3", "--out", "x.jpg"], "there is no format '.jpg'"),
+        (["3", "--out", "missing/x.png"], "'missing' is no folder"),
+        (["3", "--out", "x.png", "--top-p", "1.5"], "top-p lies in [0, 1]"),
+        (["3", "--out", "x.png", "--guidance", "-1"], "guidance and top-k are at least 0"),
+        (["3", "--out", "x.png", "--model", "digits-vqvae"], "is a tokenizer"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_and_leaves_nothing(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", *options]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
