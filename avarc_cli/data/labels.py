@@ -24,12 +24,13 @@ class LabelSpace:
     """The classes of a model, in the order of its class indices.
 
     ids: unique names (synsets, or the class names themselves); names: what people call them (not always unique:
-    ImageNet has two cranes and two maillots).
+    ImageNet has two cranes and two maillots); long_names: with all synonyms, as datasets on the hub have them.
     """
 
     name: str
     ids: tuple[str, ...]
     names: tuple[str, ...]
+    long_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -39,8 +40,8 @@ class LabelSpace:
 def imagenet1k() -> LabelSpace:
     """The 1000 classes of ImageNet-1k: ids are synsets, in sorted order."""
     lines = (ASSETS / "labels" / "imagenet1k.tsv").read_text("utf-8").splitlines()[1:]
-    _, ids, names, _ = zip(*(line.split("\t") for line in lines), strict=True)
-    return LabelSpace("imagenet1k", ids, names)
+    _, ids, names, long_names = zip(*(line.split("\t") for line in lines), strict=True)
+    return LabelSpace("imagenet1k", ids, names, long_names)
 
 
 @cache
@@ -50,7 +51,7 @@ def subset_names() -> tuple[str, ...]:
 
 
 def subset(spec: str) -> tuple[str, ...]:
-    """The classes of a named subset ("imagenet100"), or of a text file with one class a line.
+    """The classes of a named subset ("imagenet100", "imagenet-r"), or of a text file with one class a line.
 
     Raises: UsageError when it is neither, or the file holds no class or is not text.
     """
@@ -72,13 +73,15 @@ def subset(spec: str) -> tuple[str, ...]:
 def resolve_classes(spec: str, space: LabelSpace) -> list[int]:
     """Indices in the space, sorted and unique, of what a user wrote.
 
-    spec: "0,5,7" (indices, in a space whose ids are no numbers themselves), comma-separated ids or human names, the
-    name of a subset, or a text file with one of these a line. Classes win over a file of the same name.
+    spec: "all", "0,5,7" (indices, in a space whose ids are no numbers themselves), comma-separated ids or human names,
+    the name of a subset, or a text file with one of these a line. Classes win over a file of the same name.
 
     Raises: UsageError naming the first few unknown or ambiguous ones, with the closest names.
     """
     listed = tuple(part.strip() for part in spec.split(",") if part.strip())
-    finder = _Finder(space)
+    if spec == "all":
+        return list(range(len(space)))
+    finder = _finder(space)
     is_list = bool(listed) and all(finder.find(name) is not None for name in listed)
     if not is_list and (spec in subset_names() or os.path.isfile(spec)):
         listed = subset(spec)
@@ -97,8 +100,15 @@ def match(class_names: Sequence[str], space: LabelSpace) -> np.ndarray:
     By id, else by human name (case does not matter, `_` is a space). Never by order, and never by a name that two
     classes share.
     """
-    finder = _Finder(space)
-    return np.array([finder.by_name.get(normalise(name), -1) for name in class_names], dtype=np.int64)
+    finder = _finder(space)
+    found = (finder.named(name) for name in class_names)
+    return np.array([-1 if index is None else index for index in found], dtype=np.int64)
+
+
+def human_name(class_name: str) -> str:
+    """What people call a class: "goldfish" for n01443537; names that are no synsets stay as they are."""
+    index = _finder(imagenet1k()).by_id.get(class_name)
+    return class_name if index is None else imagenet1k().names[index]
 
 
 def normalise(name: str) -> str:
@@ -117,15 +127,27 @@ class _Finder:
 
     def __init__(self, space: LabelSpace) -> None:
         self.space = space
-        names = [normalise(name) for name in space.names]
-        self.count = Counter(names)
-        self.by_name = {name: index for index, name in enumerate(names) if self.count[name] == 1}
-        self.by_name |= {normalise(label): index for index, label in enumerate(space.ids)}  # an id wins over a name
+        self.count = Counter(map(normalise, space.names))
+        self.by_id = {label: index for index, label in enumerate(space.ids)}
+        self.by_name: dict[str, int] = {}
+        for names in (space.long_names, space.names, space.ids):  # an id wins over a name
+            normalised = [normalise(name) for name in names]
+            count = Counter(normalised)
+            self.by_name |= {name: index for index, name in enumerate(normalised) if count[name] == 1}
+            shared = [name for name in count if count[name] > 1]  # also of letters: A and a are one when normalised
+            for name in shared:
+                self.by_name.pop(name, None)
         # In a space of digits "7" is a class name. Taking it for an index as well would give it two meanings.
         self.indices_allowed = not any(label.isdecimal() for label in space.ids)
 
+    def named(self, name: str) -> int | None:
+        """The class with this id or name."""
+        index = self.by_id.get(name)
+        return self.by_name.get(normalise(name)) if index is None else index
+
     def find(self, name: str) -> int | None:
-        index = self.by_name.get(normalise(name))
+        """The class with this id, name or index."""
+        index = self.named(name)
         if index is None and self.indices_allowed and name.isdecimal() and int(name) < len(self.space):
             return int(name)
         return index
@@ -141,6 +163,11 @@ class _Finder:
         indices = f", indices 0 to {len(self.space) - 1}" if self.indices_allowed else ""
         why = f"it has {len(self.space)} classes{indices}"
         return UsageError(what, why, _suggestion(names[0], (*self.space.names, *self.space.ids)))
+
+
+@cache
+def _finder(space: LabelSpace) -> _Finder:
+    return _Finder(space)
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:

@@ -6,16 +6,18 @@ Lanczos, then `CenterCrop`), to the pixel.
 
 from __future__ import annotations
 
-import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from avarc_cli.data.pictures import open_regular
 from avarc_cli.errors import UnreadableImage, UsageError
 
 MODES = ("resize-crop", "fit", "none")
@@ -89,16 +91,19 @@ class Preprocess:
         Raises: UnreadableImage when the file cannot be decoded, is far too large or too elongated, or, in mode
         "none", is not size x size already.
         """
-        image = load_rgb(path)
+        return self.square(load_rgb(path), str(path))
+
+    def square(self, image: Image.Image, name: str) -> np.ndarray:
+        """Pixels (size, size, 3), uint8, of an RGB image that is called `name`. Raises as calling it on a file does."""
         if self.mode == "none":
             if image.size != (self.size, self.size):
                 raise UnreadableImage(
-                    f"'{path}' has the wrong size",
+                    f"'{name}' has the wrong size",
                     f"it is {image.width} x {image.height} pixels, the tokenizer reads {self.size} x {self.size}",
                     "use --preprocess resize-crop or fit",
                 )
             return np.array(image)
-        return np.array(_centre_crop(_resize(image, self.shorter_edge, path), self.size))
+        return np.array(_centre_crop(_resize(image, self.shorter_edge, name), self.size))
 
 
 def load_rgb(path: Path) -> Image.Image:
@@ -111,22 +116,25 @@ def load_rgb(path: Path) -> Image.Image:
     Raises: UnreadableImage for what is missing, not allowed, not an image, truncated, in a colour space Pillow
     cannot convert, or of more than MAX_PIXELS pixels.
     """
+    return read_rgb(lambda: open_regular(path), str(path))
+
+
+def read_rgb(open_file: Callable[[], BinaryIO], name: str) -> Image.Image:
+    """As `load_rgb`, of what `open_file` opens; `name` is how errors call it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow reports odd metadata as warnings; MAX_PIXELS is checked below
-            if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block for ever
-                raise _unreadable(path, "it is not a regular file")
-            with Image.open(path) as image:
+            with open_file() as file, Image.open(file) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise _unreadable(path, f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
+                    raise _unreadable(name, f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
                 image.load()
                 return _to_rgb(_upright(image))
     except DECODING_ERRORS as error:
-        raise _unreadable(path, _reason(error)) from error
+        raise _unreadable(name, _reason(error)) from error
 
 
-def _unreadable(path: Path, why: str) -> UnreadableImage:
-    return UnreadableImage(f"cannot read '{path}'", why)
+def _unreadable(name: str, why: str) -> UnreadableImage:
+    return UnreadableImage(f"cannot read '{name}'", why)
 
 
 def _reason(error: BaseException) -> str:
@@ -171,12 +179,12 @@ def _to_8_bit(grey_HW: np.ndarray) -> np.ndarray:
     return np.rint(grey_HW.astype(np.float64) * (255.0 / white)).astype(np.uint8)
 
 
-def _resize(image: Image.Image, shorter_edge: int, path: Path) -> Image.Image:
+def _resize(image: Image.Image, shorter_edge: int, name: str) -> Image.Image:
     """Scale so that the shorter edge has that many pixels; the longer one is rounded down, as torchvision does."""
     short, long = sorted(image.size)
     longer_edge = int(shorter_edge * long / short)
     if shorter_edge * longer_edge > MAX_PIXELS:
-        raise _unreadable(path, f"{image.width} x {image.height} pixels is too elongated to be scaled")
+        raise _unreadable(name, f"{image.width} x {image.height} pixels is too elongated to be scaled")
     size = (shorter_edge, longer_edge) if image.width <= image.height else (longer_edge, shorter_edge)
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -94,20 +93,20 @@ class TrainingImages:
     """
 
     def __init__(self, images: ImageSet, size: int, augment: Augment, *, seed: int) -> None:
-        if not images.paths:
+        if not len(images):
             raise UsageError("there are no images to train on", f"{images.source} is empty")
         self.images, self.size, self.augment, self.seed = images, size, augment, seed
         self._preprocess = Preprocess("fit", augment.loaded_side(size))
         self._threads = ThreadPoolExecutor(4)  # Pillow lets go of the interpreter while it decodes
         side = self._preprocess.size
-        fits = len(images.paths) * side * side * 3 <= IN_MEMORY_BYTES
-        self._memory = self._decode(np.arange(len(images.paths))) if fits else None
+        fits = len(images) * side * side * 3 <= IN_MEMORY_BYTES
+        self._memory = self._decode(np.arange(len(images))) if fits else None
 
     def __str__(self) -> str:
         return f"{len(self)} images of {self.images.source}, {self.size} pixels, {self.augment}"
 
     def __len__(self) -> int:
-        return len(self.images.paths)
+        return len(self.images)
 
     def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor, torch.Generator]:
         """Augmented images (B, 3, H, H), labels (B,), and the step's own generator for further randomness."""
@@ -125,12 +124,12 @@ class TrainingImages:
         return np.array([order[int(e)][o] for e, o in zip(epochs, offsets, strict=True)])
 
     def _decode(self, rows: np.ndarray) -> Tensor:
-        arrays = list(self._threads.map(self._load, [self.images.paths[i] for i in rows]))
+        arrays = list(self._threads.map(self._load, rows.tolist()))
         return torch.from_numpy(np.stack(arrays))
 
-    def _load(self, path: Path) -> np.ndarray:
+    def _load(self, row: int) -> np.ndarray:
         try:
-            return self._preprocess(path)
+            return self.images.load(row, self._preprocess)
         except UnreadableImage as error:
             raise AvarcError(error.what, error.why, "remove it from the training images, or repair it") from None
 

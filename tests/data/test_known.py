@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from avarc_cli.data import LabelSpace, datasets, human_name, imagenet1k, match, resolve_classes, subset
+from avarc_cli.data.known import dataset, named_by_path
+from avarc_cli.data.targets import default_candidates, find_targets
+from avarc_cli.errors import UsageError
+
+
+def test_the_known_datasets_have_the_classes_they_are_published_with():
+    sizes = {name: (len(known.ids), len(known.candidates)) for name, known in datasets().items()}
+    assert sizes == {
+        "imagenet-val": (1000, 1000),
+        "imagenet-train": (1000, 1000),
+        "imagenet-v2": (1000, 1000),
+        "imagenet-a": (200, 200),
+        "imagenet-r": (200, 200),
+        "imagenet-sketch": (1000, 1000),
+        "objectnet": (113, 125),
+    }
+    for known in datasets().values():
+        assert list(known.ids) == sorted(set(known.ids)) and len(known.names) == len(known.ids)
+
+
+def test_objectnet_maps_each_object_to_its_classes_of_imagenet():
+    known = datasets()["objectnet"]
+    chair = known.ids.index("chair")
+    assert known.answers[chair] == (423, 559, 765)  # barber chair, folding chair, rocking chair
+    assert known.ids[known.names.index("Bath towel")] == "full_sized_towel"
+    assert known.border == 2
+
+
+def test_candidate_lists_can_be_named():
+    assert len(resolve_classes("imagenet-a", imagenet1k())) == len(resolve_classes("imagenet-r", imagenet1k())) == 200
+    assert resolve_classes("objectnet", imagenet1k()) == list(datasets()["objectnet"].candidates)
+    assert resolve_classes("all", imagenet1k()) == list(range(1000))
+    assert set(subset("imagenetr100")) < set(subset("imagenet-r"))
+    assert set(subset("imageneta100")) < set(subset("imagenet-a"))
+
+
+def test_the_assets_are_the_facts_they_were_made_from():
+    facts = Path(__file__).parents[3] / "shared" / "data" / "label_spaces.json"
+    if not facts.is_file():
+        pytest.skip("the collected facts lie beside a development checkout only")
+    told = json.loads(facts.read_text())
+    for name in ("imagenet_a", "imagenet_r"):
+        assert list(datasets()[name.replace("_", "-")].candidates) == told[name]
+    ours = datasets()["objectnet"]
+    assert {n: list(a) for n, a in zip(ours.names, ours.answers, strict=True)} == {
+        name: sorted(entry["imagenet"]) for name, entry in told["objectnet"].items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/data/imagenet/val", "imagenet-val"),
+        ("/data/ImageNet-1k/train", "imagenet-train"),
+        ("/x/imagenetv2-matched-frequency-format-val", "imagenet-v2"),
+        ("/x/imagenet-r", "imagenet-r"),
+        ("/x/imagenet_a/val", "imagenet-a"),
+        ("/x/sketch", "imagenet-sketch"),
+        ("/x/objectnet-1.0/images", "objectnet"),
+        ("/home/imagenet-r-experiments/photos", ""),
+        ("/data/animals", ""),
+        ("/data/imagenet/val/../other", ""),
+    ],
+)
+def test_a_path_may_name_its_dataset(path, name):
+    assert named_by_path(path) == name
+
+
+def test_an_unknown_dataset_is_told_with_the_closest_names():
+    with pytest.raises(UsageError, match="no dataset 'imagenet-rr'") as error:
+        dataset("imagenet-rr")
+    assert "imagenet-r" in error.value.fix
+
+
+def test_people_read_names_and_not_synsets():
+    assert human_name("n01443537") == "goldfish"
+    assert human_name("my class") == "my class"
+
+
+def test_names_with_all_synonyms_are_matched_as_hub_datasets_have_them():
+    assert match(["tench, Tinca tinca", "goldfish, Carassius auratus"], imagenet1k()).tolist() == [0, 1]
+
+
+def test_letters_that_differ_only_in_case_are_different_classes():
+    letters = LabelSpace("letters", ("a", "A", "b"), ("a", "A", "b"))
+    assert match(["A", "a", "B"], letters).tolist() == [1, 0, 2]
+
+
+def test_classes_of_imagenet_stand_for_themselves():
+    targets = find_targets(["n01443537", "nonsense", "tench"], "imagenet-val", imagenet1k())
+    assert targets.label.tolist() == [1, -1, 0]
+    assert np.array_equal(targets.counts_as, np.arange(1000))
+    assert targets.of(np.array([0, -1, 2, 1])).tolist() == [1, -1, 0, -1]
+
+
+def test_a_prediction_counts_as_the_object_that_it_maps_to():
+    names = ("banana", "chair", "spork")
+    targets = find_targets(names, "objectnet", imagenet1k())
+    chair = {p for p in range(1000) if targets.counts_as[p] == targets.label[1]}
+    assert chair == {423, 559, 765}
+    assert targets.label.tolist() == [954, 423, -1]
+    assert targets.called[423] == ("chair", "Chair")
+    assert targets.counts_as[954] == 954
+
+
+def test_an_object_outside_the_map_is_no_class_of_imagenet_even_if_a_name_agrees():
+    assert find_targets(["tench"], "", imagenet1k()).label.tolist() == [0]
+    assert find_targets(["tench"], "objectnet", imagenet1k()).label.tolist() == [-1]
+    added = LabelSpace("with a bank", (*imagenet1k().ids, "stapler remover"), (*imagenet1k().names, "stapler remover"))
+    assert find_targets(["stapler_remover"], "objectnet", added).label.tolist() == [1000]
+
+
+def test_the_map_serves_a_model_that_knows_only_some_of_the_classes():
+    few = LabelSpace("few", ("n03196217", "n02769748"), ("digital clock", "backpack"))
+    targets = find_targets(["alarm_clock", "backpack", "chair"], "objectnet", few)
+    assert targets.label.tolist() == [0, 1, -1]
+
+
+@pytest.mark.parametrize(("name", "count"), [("imagenet-a", 200), ("imagenet-r", 200), ("objectnet", 125)])
+def test_images_of_a_part_of_imagenet_have_that_part_as_candidates(name, count):
+    chosen = default_candidates(name, imagenet1k())
+    assert chosen.tolist() == list(datasets()[name].candidates) and len(chosen) == count
+    more = LabelSpace("with a bank", (*imagenet1k().ids, "mine"), (*imagenet1k().names, "mine"))
+    assert default_candidates(name, more).tolist() == [*chosen.tolist(), 1000]
+
+
+@pytest.mark.parametrize("name", ["", "imagenet-val", "imagenet-sketch", "from a later version"])
+def test_other_images_may_be_of_any_class(name):
+    assert default_candidates(name, imagenet1k()) is None
+
+
+def test_a_model_of_other_classes_has_all_its_classes_as_candidates():
+    assert default_candidates("imagenet-r", LabelSpace("digits", tuple("0123456789"), tuple("0123456789"))) is None

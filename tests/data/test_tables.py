@@ -1,0 +1,168 @@
+"""Parquet and Arrow files as the hub publishes image datasets."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_datasets import picture
+
+from avarc_cli.data import Preprocess, imagenet1k, open_images
+from avarc_cli.errors import UnreadableImage, UsageError
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+IDS = imagenet1k().ids
+FIT = Preprocess("fit", 8)
+NAMES = ["ant", "bee", "cat"]
+
+
+def table(rows: list[dict], features: dict | None, image_type=None):
+    kind = image_type or pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    fields = [("image", kind)]
+    if rows and "label" in rows[0]:
+        fields.append(("label", pa.string() if isinstance(rows[0]["label"], str) else pa.int64()))
+    schema = pa.schema(fields)
+    if features is not None:
+        schema = schema.with_metadata({b"huggingface": json.dumps({"info": {"features": features}}).encode()})
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def hub(names: list[str]) -> dict:
+    return {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+
+
+def rows(labels, start: int = 0) -> list[dict]:
+    return [
+        {"image": {"bytes": picture(start + i), "path": f"x_{i}.png"}, "label": label} for i, label in enumerate(labels)
+    ]
+
+
+def write(path: Path, data, group: int = 2) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(data, path, row_group_size=group)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, data.schema) as stream:
+            stream.write_table(data, max_chunksize=group)
+    return path
+
+
+def classes(images) -> list[str | None]:
+    return [images.class_names[k] if k >= 0 else None for k in images.labels]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_hub_dataset_has_its_images_labels_and_names(tmp_path, suffix):
+    for i in range(2):
+        write(tmp_path / f"data/test-0000{i}-of-00002.{suffix}", table(rows([2, 0, 1, -1, 2], start=5 * i), hub(NAMES)))
+    images = open_images([tmp_path])
+    assert classes(images) == ["cat", "ant", "bee", None, "cat"] * 2
+    assert images.names[6] == f"data/test-00001-of-00002.{suffix}/0000001/x_1.png"
+    again = pickle.loads(pickle.dumps(images))
+    for i in (9, 0, 4, 5):  # from any row group, in any order
+        (tmp_path / "reference").write_bytes(picture(i))
+        assert np.array_equal(again.load(i, FIT), FIT(tmp_path / "reference"))
+    part = images.select(["cat"], 1, None)
+    assert len(part) == 1 and np.array_equal(part.load(0, FIT), images.load(0, FIT))
+
+
+def test_imagenets_class_column_stands_for_synsets(tmp_path):
+    data = table(rows([0, 134, 517]), hub(list(imagenet1k().long_names)))
+    images = open_images([write(tmp_path / "imagenet-1k/data/validation-00000-of-00014.parquet", data)])
+    assert images.dataset == "imagenet-val"
+    assert images.class_names == (IDS[0], IDS[134], IDS[517])  # its two cranes are not one
+
+
+@pytest.mark.parametrize(
+    ("labels", "features", "expected"),
+    [
+        (["bee", "ant"], None, ["bee", "ant"]),
+        ([4, 2], None, ["4", "2"]),
+        ([1, 0], {"label": {"_type": "Value"}}, ["1", "0"]),
+        ([1, 0], hub(["crane", "crane"]), ["crane (1)", "crane (0)"]),
+    ],
+)
+def test_labels_without_the_hubs_metadata(tmp_path, labels, features, expected):
+    images = open_images([write(tmp_path / "x.parquet", table(rows(labels), features))])
+    assert classes(images) == expected
+
+
+def test_numbers_without_names_are_imagenets_when_the_dataset_is(tmp_path):
+    path = write(tmp_path / "x.parquet", table(rows([388, 1]), None))
+    assert open_images([path], "imagenet-val").class_names == (IDS[1], IDS[388])
+
+
+def test_images_may_be_a_plain_column_of_bytes_and_have_no_labels(tmp_path):
+    data = table([{"image": picture(0)}, {"image": None}], None, image_type=pa.binary())
+    images = open_images([write(tmp_path / "x.parquet", data)])
+    assert images.labels.tolist() == [-1, -1] and images.load(0, FIT).shape == (8, 8, 3)
+    with pytest.raises(UnreadableImage, match="row 1"):
+        images.load(1, FIT)
+
+
+def test_a_row_may_name_a_picture_beside_the_table(tmp_path):
+    (tmp_path / "beside.png").write_bytes(picture(3))
+    data = table(
+        [{"image": {"bytes": None, "path": "beside.png"}}, {"image": {"bytes": None, "path": "gone.png"}}], None
+    )
+    images = open_images([write(tmp_path / "x.parquet", data)])
+    assert images.load(0, FIT).shape == (8, 8, 3)
+    with pytest.raises(UnreadableImage):
+        images.load(1, FIT)
+
+
+def test_a_table_without_images_says_what_it_has(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": ["a"], "number": [1]}), path)
+    with pytest.raises(UsageError, match="no column of images") as error:
+        open_images([path])
+    assert "text (string), number (int64)" in error.value.why
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize("kept", [0, 10, 0.5, 0.98])
+def test_a_damaged_table_is_a_usage_error_or_an_unreadable_image(tmp_path, suffix, kept):
+    path = write(tmp_path / f"x.{suffix}", table(rows([0, 1, 2]), hub(NAMES)))
+    data = path.read_bytes()
+    path.write_bytes(data[: kept if isinstance(kept, int) else int(len(data) * kept)])
+    with pytest.raises((UsageError, UnreadableImage)) as error:
+        read_all(path)
+    assert str(path) in error.value.what
+
+
+def read_all(path: Path) -> None:
+    images = open_images([path])
+    for i in range(len(images)):
+        images.load(i, FIT)
+    if len(images) < 3:
+        raise UsageError(f"'{path}' is cut", "an Arrow stream may end after any whole batch, and then does not say so")
+
+
+def test_labels_beyond_the_names_and_files_of_other_columns_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="have no name"):
+        open_images([write(tmp_path / "a.parquet", table(rows([3]), hub(NAMES)))])
+    write(tmp_path / "set/1.parquet", table(rows([0]), hub(NAMES)))
+    write(tmp_path / "set/2.parquet", table(rows([0]), hub(NAMES[::-1])))
+    with pytest.raises(UsageError, match="other columns"):
+        open_images([tmp_path / "set"])
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+    path = write(tmp_path / "x.parquet", table(rows([0]), hub(NAMES)))
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("pyarrow"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UsageError, match="needs pyarrow") as error:
+        open_images([path])
+    assert "avarc[data]" in error.value.fix

@@ -1,0 +1,273 @@
+"""Tar files, read in place: plain ones, WebDataset shards, and damaged ones."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_datasets import picture, tar
+
+from avarc_cli.data import Preprocess, datasets, imagenet1k, open_images
+from avarc_cli.data.tar import DamagedTar, Scan
+from avarc_cli.errors import UnreadableImage, UsageError
+
+IDS = imagenet1k().ids
+FIT = Preprocess("fit", 8)
+FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
+
+
+def pixels(data: bytes, tmp_path: Path) -> np.ndarray:
+    path = tmp_path / "reference"
+    path.write_bytes(data)
+    return FIT(path)
+
+
+def classes(images) -> list[str | None]:
+    return [images.class_names[k] if k >= 0 else None for k in images.labels]
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    names=st.lists(
+        st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"), min_size=1, max_size=120),
+        min_size=1,
+        max_size=5,
+    ),
+    format=st.sampled_from(FORMATS),
+)
+def test_members_lie_where_pythons_own_reader_finds_them(tmp_path, names, format):
+    path = tmp_path / "x.tar"
+    members = {f"d{i}/{name}": bytes([i]) * (i * 700) for i, name in enumerate(names)}
+    try:
+        tar(path, members, format)
+    except (ValueError, UnicodeEncodeError):
+        return  # too long for ustar
+    scan = Scan(str(path))
+    found = [(m.name, m.offset, m.size) for m in scan]
+    with tarfile.open(path) as archive:
+        expected = [(m.name, m.offset_data, m.size) for m in archive if m.isfile()]
+    assert found == expected and scan.complete
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_may_be_long(tmp_path, format):
+    names = ["d/" + "a" * 150 + ".jpg", "b.jpg", "é" * 80 + ".jpg"]
+    assert [m.name for m in Scan(str(tar(tmp_path / "x.tar", dict.fromkeys(names, b"x"), format)))] == names
+
+
+def test_a_flipped_bit_in_a_header_is_noticed(tmp_path):
+    path = tar(tmp_path / "x.tar", {"a.jpg": b"x"}, tarfile.GNU_FORMAT)
+    data = bytearray(path.read_bytes())
+    data[0] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(DamagedTar, match="at byte 0 is damaged"):
+        list(Scan(str(path)))
+
+
+def shards(root: Path, per_shard: int = 3, count: int = 2, label=lambda i: {"cls": str(i % 2 * 388).encode()}) -> Path:
+    """Shards of samples; the label of sample i is files by suffix."""
+    for s in range(count):
+        members = {}
+        for i in range(s * per_shard, (s + 1) * per_shard):
+            members |= {f"{i:06d}.{suffix}": data for suffix, data in label(i).items()}
+            members[f"{i:06d}.{('jpg', 'png', 'webp')[i % 3]}"] = picture(i, ("JPEG", "PNG", "WEBP")[i % 3])
+        tar(root / f"shard-{s:03d}.tar", members)
+    return root
+
+
+def test_a_folder_of_shards_is_read_in_place_and_in_order(tmp_path):
+    root = shards(tmp_path / "wds")
+    images = open_images([root])
+    assert images.names[:3] == ("shard-000.tar/000000.jpg", "shard-000.tar/000001.png", "shard-000.tar/000002.webp")
+    assert classes(images) == ["0", "388", "0", "388", "0", "388"]
+    for i in (5, 0, 3):  # random access
+        data = picture(i, ("JPEG", "PNG", "WEBP")[i % 3])
+        assert np.array_equal(images.load(i, FIT), pixels(data, tmp_path))
+    assert sorted(p.name for p in root.iterdir()) == ["shard-000.tar", "shard-001.tar"]  # nothing unpacked
+
+
+def test_a_set_travels_to_worker_processes(tmp_path):
+    images = pickle.loads(pickle.dumps(open_images([shards(tmp_path / "wds")]).select(None, 1, None)))
+    assert images.names == ("shard-000.tar/000000.jpg", "shard-000.tar/000001.png")
+    assert np.array_equal(images.load(1, FIT), pixels(picture(1), tmp_path))
+
+
+def test_single_shards_are_inputs_too(tmp_path):
+    root = shards(tmp_path / "wds")
+    one = open_images([root / "shard-001.tar"])
+    assert one.names[0] == "000003.jpg"
+    both = open_images([root / "shard-001.tar", root / "shard-000.tar"])
+    assert both.names[0].endswith("wds/shard-001.tar/000003.jpg") and len(set(both.names)) == 6
+
+
+def test_numbers_are_imagenets_when_the_dataset_is(tmp_path):
+    root = shards(tmp_path / "wds")
+    images = open_images([root], "imagenet-val")
+    assert (images.dataset, images.class_names) == ("imagenet-val", (IDS[0], IDS[388]))
+    assert any("taken for indices of ImageNet-1k" in note for note in images.notes)
+    assert any("taken for class numbers" in note for note in open_images([root]).notes)
+    named = shards(tmp_path / "imagenet" / "val")
+    assert open_images([named]).class_names == (IDS[0], IDS[388])
+
+
+def test_numbers_of_imagenet_r_are_either_indices_or_places_among_its_200(tmp_path):
+    known = datasets()["imagenet-r"]
+    by_index = shards(tmp_path / "a", label=lambda i: {"cls": str((1, 388)[i % 2]).encode()})
+    assert open_images([by_index], "imagenet-r").class_names == (IDS[1], IDS[388])
+    by_place = shards(tmp_path / "b", label=lambda i: {"cls": str((0, 199)[i % 2]).encode()})
+    assert open_images([by_place], "imagenet-r").class_names == (known.ids[0], known.ids[199])
+    wrong = shards(tmp_path / "c", label=lambda i: {"cls": b"700"})
+    with pytest.raises(UsageError, match="is not ImageNet-R"):
+        open_images([wrong], "imagenet-r")
+
+
+def test_a_list_of_class_names_beside_the_shards_names_the_numbers(tmp_path):
+    root = shards(tmp_path / "set" / "test", label=lambda i: {"cls": str(i % 2).encode()})
+    (tmp_path / "set" / "classnames.txt").write_text("ant\nbee\n")
+    assert classes(open_images([root])) == ["ant", "bee", "ant", "bee", "ant", "bee"]
+    (tmp_path / "set" / "classnames.txt").write_text("ant\n")
+    with pytest.raises(UsageError, match="does not name every class"):
+        open_images([root])
+
+
+def test_a_list_of_imagenets_names_stands_for_its_synsets_and_tells_the_cranes_apart(tmp_path):
+    root = shards(tmp_path / "wds", label=lambda i: {"cls": str((134, 517)[i % 2]).encode()})
+    (root / "classnames.txt").write_text("\n".join(imagenet1k().names))
+    assert open_images([root]).class_names == ("n02012849", "n03126707")
+
+
+def test_a_name_that_two_classes_share_is_kept_apart_by_number(tmp_path):
+    root = shards(tmp_path / "wds", label=lambda i: {"cls": str(i % 2).encode()})
+    (root / "classnames.txt").write_text("crane\ncrane\n")
+    images = open_images([root])
+    assert images.class_names == ("crane (0)", "crane (1)")
+    assert any("several classes are called crane" in note for note in images.notes)
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        (lambda i: {"cls": (b"ant", b"bee")[i % 2]}, ["ant", "bee"]),
+        (lambda i: {"txt": (b"ant", b"bee\n")[i % 2]}, ["ant", "bee"]),
+        (
+            lambda i: {"json": json.dumps({"label": i % 2, "class_name": ("ant", "bee")[i % 2]}).encode()},
+            ["ant", "bee"],
+        ),
+        (lambda i: {"json": json.dumps({"label": i % 2}).encode()}, ["0", "1"]),
+        (lambda i: {"json": b"[", "cls": b"3"}, ["3"]),
+        (lambda i: {"txt": b"caption number %d" % i}, []),
+        (lambda i: {}, []),
+    ],
+)
+def test_labels_may_be_names_or_json_or_short_texts_but_captions_are_none(tmp_path, label, expected):
+    assert list(open_images([shards(tmp_path / "wds", label=label)]).class_names) == expected
+
+
+def test_keys_with_dots_do_not_lose_images(tmp_path):
+    """ImageNet-A's file names begin with a probability, so that the first dot does not end a key."""
+    names = ["n01443537/0.01_goldfish.jpg", "n01443537/0.02_goldfish.jpg"]
+    assert open_images([tar(tmp_path / "x.tar", {name: picture() for name in names})]).names == tuple(names)
+
+
+def test_a_tar_of_class_folders_needs_no_unpacking(tmp_path):
+    members = {"imagenet-r/n01443537/art_0.jpg": picture(0), "imagenet-r/n01484850/art_1.jpg": picture(1)}
+    path = tar(tmp_path / "imagenet-r.tar", members | {"imagenet-r/README.txt": b"hello"})
+    images = open_images([path])
+    assert images.dataset == "imagenet-r" and classes(images) == ["n01443537", "n01484850"]
+
+
+def test_splits_in_one_folder_must_be_told_apart(tmp_path):
+    for split in ("train", "validation"):
+        tar(tmp_path / f"imagenet1k-{split}-00.tar", {"0.jpg": picture(0), "0.cls": b"7"})
+    with pytest.raises(UsageError, match="several splits"):
+        open_images([tmp_path])
+    images = open_images([tmp_path], "imagenet-val")
+    assert images.names == ("0.jpg",) and images.class_names == (IDS[7],)
+
+
+def test_a_member_that_is_cut_is_one_unreadable_image_and_is_noted(tmp_path):
+    root = shards(tmp_path / "wds", count=1)
+    path = root / "shard-000.tar"
+    images = open_images([root])
+    offset, size = int(images.pictures.offset[2]), int(images.pictures.size[2])
+    path.write_bytes(path.read_bytes()[: offset + size // 2])
+    cut = open_images([root])
+    assert len(cut) == 3 and any("ends without an end mark" in note for note in cut.notes)
+    cut.load(1, FIT)
+    with pytest.raises(UnreadableImage, match="the tar ends within it"):
+        cut.load(2, FIT)
+
+
+def test_a_picture_in_a_shard_may_be_broken(tmp_path):
+    path = tar(
+        tmp_path / "x.tar", {"a.jpg": picture(0, "JPEG")[:200], "b.png": b"text", "c.png": b"", "d.png": picture()}
+    )
+    images = open_images([path])
+    for i in range(3):
+        with pytest.raises(UnreadableImage) as error:
+            images.load(i, FIT)
+        assert str(path) not in error.value.why
+    assert images.load(3, FIT).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("damage", [b"\xff" * 512, b"not a tar at all, but long enough " * 40])
+def test_a_corrupt_tar_is_a_usage_error_that_names_the_place(tmp_path, damage):
+    root = shards(tmp_path / "wds", count=1)
+    path = root / "shard-000.tar"
+    data = bytearray(path.read_bytes())
+    data[1024 : 1024 + len(damage)] = damage
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match="is not a readable tar") as error:
+        open_images([root])
+    assert "byte 1,024" in error.value.why
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 6000), st.binary(min_size=1, max_size=8)), min_size=1, max_size=3),
+    format=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+)
+def test_damaged_tars_give_members_or_an_error_and_never_a_crash(tmp_path, edits, format):
+    path = tmp_path / "x.tar"
+    names = {"a" * 150 + ".jpg": b"x" * 600, "é.png": b"y" * 10, "c.cls": b"1"}
+    data = bytearray(tar(path, names, format).read_bytes())
+    for place, patch in edits:
+        data[place : place + len(patch)] = patch
+    path.write_bytes(data)
+    try:
+        for member in Scan(str(path)):
+            assert member.size >= 0
+    except DamagedTar:
+        pass
+
+
+def test_a_compressed_tar_says_what_to_do(tmp_path):
+    path = tmp_path / "x.tar"
+    path.write_bytes(b"\x1f\x8b\x08\x00rest")
+    with pytest.raises(UsageError, match="is compressed"):
+        open_images([path])
+
+
+def test_a_tar_without_images_has_none(tmp_path):
+    with pytest.raises(UsageError, match="no images in"):
+        open_images([tar(tmp_path / "x.tar", {"readme.txt": b"hello"})])
+    (tmp_path / "empty.tar").touch()
+    with pytest.raises(UsageError, match="no images in"):
+        open_images([tmp_path / "empty.tar"])
+
+
+def test_absurd_sizes_in_a_header_are_no_crash(tmp_path):
+    data = bytearray(tar(tmp_path / "x.tar", {"a.png": picture()}, tarfile.GNU_FORMAT).read_bytes())
+    for size in (b"\x80" + b"\xff" * 11, b"\x80" + b"\0" * 4 + b"\x7f" + b"\xff" * 6, b"77777777777\0"):
+        data[124:136] = size
+        data[148:156] = b"%06o\0 " % (sum(data[:148]) + sum(data[156:512]) + 8 * 32)
+        (tmp_path / "x.tar").write_bytes(data)
+        with pytest.raises((UsageError, UnreadableImage)) as error:
+            open_images([tmp_path / "x.tar"]).load(0, FIT)
+        assert "is damaged" in error.value.why or "the tar ends within it" in error.value.why
