@@ -3,52 +3,91 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.models.var import VAR, VARConfig
-from avarc_cli.models.vqvae import VQVAE
+from avarc_cli.models.vqvae import VQVAE, MultiScaleQuantizer
 from avarc_cli.train.images import TrainingImages
 from avarc_cli.train.loop import Progress, Recipe, train
+
+
+class TokenBatches(Protocol):
+    """What a generator is trained on; `str` of it says what that is."""
+
+    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor, torch.Generator]:
+        """Tokens (B, L), class ids (B,), and the step's own generator: a function of the step alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Batches of tokens that are made of augmented images when they are needed."""
+
+    tokenizer: VQVAE
+    images: TrainingImages
+
+    def __str__(self) -> str:
+        return str(self.images)
+
+    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor, torch.Generator]:
+        """As TokenBatches; on the tokenizer's device."""
+        x, label_B, generator = self.images.batch(step, batch_size)
+        with torch.no_grad():
+            tokens_BL = self.tokenizer.tokenize(self.tokenizer.encode(x.to(self.tokenizer.quant_conv.weight.device)))
+        return tokens_BL, label_B, generator
 
 
 def train_var(
     config: VARConfig,
     tokenizer: VQVAE,
-    images: TrainingImages,
+    data: TokenBatches,
     recipe: Recipe,
     checkpoint: Path,
     progress: Progress,
     *,
     class_dropout: float = 0.1,
+    start: VAR | None = None,
 ) -> VAR:
-    """A VAR fitted to the tokens of augmented `images`, on the tokenizer's device; resumes from `checkpoint`.
+    """A VAR fitted to the tokens of `data`, on the tokenizer's device; resumes from `checkpoint`.
 
+    `start`: a VAR of that shape, which is trained further, in place; None begins anew.
     Raises: as `train`.
     """
     torch.manual_seed(recipe.seed)
     device = tokenizer.quant_conv.weight.device
-    model = initialise(VAR(config)).to(device)
+    model = (initialise(VAR(config)) if start is None else start.requires_grad_(True)).to(device)
 
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
-        x, label_B, generator = images.batch(step, recipe.batch_size)
-        with torch.no_grad():
-            tokens_BL = tokenizer.tokenize(tokenizer.encode(x.to(device)))
-            teacher = tokenizer.quantize.teacher_input(tokens_BL)
+        tokens_BL, label_B, generator = data.batch(step, recipe.batch_size)
         dropped_B = torch.rand(len(label_B), generator=generator) < class_dropout
-        class_B = torch.where(dropped_B, config.num_classes, label_B).to(device)
-        x_BLC = torch.cat([model.embed_start(class_B), model.embed_rest(teacher)], dim=1)
-        hidden_BLC, _ = model.hidden(x_BLC, model.condition(class_B), config.ends)
-        loss = F.cross_entropy(model.head(hidden_BLC).flatten(0, 1), tokens_BL.flatten())
+        class_B = torch.where(dropped_B, config.num_classes, label_B)
+        loss = token_loss(model, tokenizer.quantize, tokens_BL.to(device), class_B.to(device))
         return loss, {"bits/token": loss.item() / math.log(2)}
 
-    subject = f"{config} on {images}, class dropout {class_dropout}"
+    subject = f"{config} on {data}, class dropout {class_dropout}"
     train(model, loss_of_step, recipe, checkpoint, progress, subject=subject)
     return model
+
+
+def token_loss(model: VAR, quantizer: MultiScaleQuantizer, tokens_BL: Tensor, class_B: Tensor) -> Tensor:
+    """-log p(token | before, class) in nats, averaged over batch and positions; with gradients."""
+    return -token_log_prob(model, quantizer, tokens_BL, class_B).mean()
+
+
+def token_log_prob(model: VAR, quantizer: MultiScaleQuantizer, tokens_BL: Tensor, class_B: Tensor) -> Tensor:
+    """log p(token | before, class) in nats, (B, L); with gradients."""
+    with torch.no_grad():
+        teacher = quantizer.teacher_input(tokens_BL)
+    x_BLC = torch.cat([model.embed_start(class_B), model.embed_rest(teacher)], dim=1)
+    hidden_BLC, _ = model.hidden(x_BLC, model.condition(class_B), model.config.ends)
+    logits = model.head(hidden_BLC).flatten(0, 1)
+    return -F.cross_entropy(logits, tokens_BL.flatten(), reduction="none").view_as(tokens_BL)
 
 
 @torch.no_grad()

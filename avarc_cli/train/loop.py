@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, UsageError
 
 Progress = Callable[[int, dict[str, float]], None]  # (steps done, running averages)
+GoOn = Callable[[int, dict[str, Tensor]], bool]  # (steps done, averaged weights) -> whether to go on
 LossOfStep = Callable[[int], tuple[Tensor, dict[str, float]]]  # step -> (loss, what to show)
 
 
@@ -65,10 +66,11 @@ def train(
     model: nn.Module,
     loss_of_step: LossOfStep,
     recipe: Recipe,
-    checkpoint: Path,
+    checkpoint: Path | None,
     progress: Progress,
     *,
     subject: str,
+    go_on: GoOn = lambda step, averaged: True,
 ) -> None:
     """Train in place; afterwards the model holds the averaged weights.
 
@@ -77,6 +79,7 @@ def train(
     stopped.
 
     A checkpoint does not depend on the model's device; one begun on a GPU can be finished on a CPU.
+    Without a `checkpoint` nothing is kept: for trainings of minutes. `go_on` may end the training before its time.
 
     Raises: CheckpointError when `checkpoint` is damaged or another training's; AvarcError when the loss is not finite;
     Interrupted on Ctrl-C.
@@ -84,7 +87,7 @@ def train(
     identity = asdict(recipe) | {"betas": list(recipe.betas), "subject": subject}
     optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas)
     averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    start = _resume(checkpoint, identity, model, optimizer, averaged)
+    start = _resume(checkpoint, identity, model, optimizer, averaged) if checkpoint else 0
     shown: dict[str, float] = {}
     model.train()
     with _interruptible(checkpoint):
@@ -105,19 +108,22 @@ def train(
                 averaged[key].lerp_(value, 1 - decay)
             shown = {k: 0.98 * shown.get(k, v) + 0.02 * v for k, v in values.items()}
             progress(step + 1, shown)
-            if (step + 1) % recipe.save_every == 0:
+            if not go_on(step + 1, averaged):
+                break
+            if checkpoint and (step + 1) % recipe.save_every == 0:
                 _save(checkpoint, identity, model, optimizer, averaged, step + 1)
     model.load_state_dict(averaged)
     model.eval()
 
 
 @contextmanager
-def _interruptible(checkpoint: Path) -> Iterator[None]:
+def _interruptible(checkpoint: Path | None) -> Iterator[None]:
     """Ctrl-C as an Interrupted that says what is kept."""
     try:
         yield
     except KeyboardInterrupt:
-        kept = f"the last checkpoint is in '{checkpoint}'" if checkpoint.exists() else "nothing was saved yet"
+        saved = checkpoint is not None and checkpoint.exists()
+        kept = f"the last checkpoint is in '{checkpoint}'" if saved else "nothing was saved yet"
         raise Interrupted("training was interrupted", kept, "run the same command again") from None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +28,33 @@ def save_var(model: VAR, path: Path, *, class_names: Sequence[str], tokenizer_sh
     level_1L = torch.arange(len(counts)).repeat_interleave(counts)[None]
     metadata = {"family": "var", "class_names": json.dumps(list(class_names)), "tokenizer_sha256": tokenizer_sha256}
     _save(model.state_dict() | {"lvl_1L": level_1L}, metadata, path)
+
+
+def save_lora(factors: Mapping[str, tuple[Tensor, Tensor]], folder: Path, *, base_sha256: str) -> None:
+    """A LoRA adapter in PEFT's own folder format: adapter_config.json and adapter_model.safetensors.
+
+    Args:
+        factors: name of a linear -> (A (r, in), B (out, r)), which adds B A to its weight.
+        base_sha256: of the file that the adapter belongs to.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, (a, b) in factors.items():
+        tensors |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+    rank = len(next(iter(factors.values()))[0])
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": None,
+        "r": rank,
+        "lora_alpha": rank,  # scale alpha / r = 1
+        "target_modules": sorted({name.split(".", 2)[2] for name in factors}),  # without blocks.i
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    folder.mkdir(exist_ok=True)
+    _save(tensors, {"base_sha256": base_sha256}, folder / "adapter_model.safetensors")
+    write_whole(folder / "adapter_config.json", json.dumps(config, indent=1).encode())
 
 
 def _save(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:

@@ -3,26 +3,31 @@
 Read are safetensors, and torch pickles with weights_only (a file that needs more than tensors and numbers is refused).
 The format is told by the first bytes, not by the name. Unwrapped are `trainer`, `var_wo_ddp`, `state_dict` and `model`;
 stripped are the prefixes of DDP, torch.compile and PEFT, in any order; LoRA weights are merged (`zoo.lora`).
+
+Safetensors are memory-mapped. A file that was kept (`keep`) is not hashed again, and a kept pickle not unpickled again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from avarc_cli.errors import CheckpointError, UsageError
-from avarc_cli.zoo import lora
+from avarc_cli.errors import AvarcError, CheckpointError, UsageError
+from avarc_cli.zoo import lora, notes, places
 
 WRAPPERS = ("trainer", "var_wo_ddp", "state_dict", "model")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT's names, new and old
 PREFIXES = ("module.", "base_model.model.")
 EXPECTED = "expected is a safetensors file, or one written by torch.save"
 AGAIN = "download or copy it again"
@@ -38,7 +43,7 @@ class Checkpoint:
     """
 
     path: Path
-    sha256: str  # of the file's bytes, in hex
+    sha256: str  # of the file's bytes, in hex; of the pickle's, where its safetensors copy was read
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
 
@@ -51,20 +56,79 @@ def read(path: Path) -> Checkpoint:
         CheckpointError: it cannot be read, is damaged, holds code, or holds something other than a state dict.
     """
     path = Path(path)
-    start, sha256 = _first_bytes_and_sha256(path)
-    if not start:
-        raise CheckpointError(f"{path} is empty", EXPECTED, AGAIN)
-    if start[8:9] == b"{":  # eight bytes of length, then JSON
-        tensors, metadata = _read_safetensors(path)
-    elif start.startswith((b"PK", b"\x80")):  # torch's zip; its older plain pickle
-        tensors, metadata = _unwrap(_read_pickle(path), path)
-    else:
-        raise CheckpointError(f"{path} is not a weights file", f"it is {_guess(start)}; {EXPECTED}", AGAIN)
+    start = _first_bytes(path)
+    note = notes.find(path)
+    sha256 = note.sha256 if note else notes.digest(path)
+    tensors, metadata = (note and _read_copy(note)) or _read_source(path, start)
     tensors, merged = lora.merge(_strip(tensors, path), metadata, path)
     return Checkpoint(path, sha256, tensors, metadata | merged)
 
 
-def _first_bytes_and_sha256(path: Path) -> tuple[bytes, str]:
+def adapted(base: Checkpoint, folder: Path) -> Checkpoint:
+    """A model with a LoRA adapter merged into it, which is a folder as PEFT saves them.
+
+    Its sha256 is that of the two files' digests: with another adapter it is another model.
+
+    Raises: UsageError when the folder holds no adapter; CheckpointError when it is damaged or does not fit the model.
+    """
+    file = next((path for name in ADAPTER_FILES if (path := folder / name).is_file()), None)
+    if file is None or not (folder / lora.CONFIG).is_file():
+        lacking = lora.CONFIG if file else f"{ADAPTER_FILES[0]}, nor {ADAPTER_FILES[1]}"
+        raise UsageError(f"'{folder}' holds no LoRA adapter", f"there is no {lacking} in it", "name PEFT's own folder")
+    tensors, metadata = _read_source(file, _first_bytes(file))
+    meant_for = metadata.get("base_sha256", base.sha256)
+    if meant_for != base.sha256:
+        raise CheckpointError(
+            f"{file} is an adapter of another model",
+            f"it was trained on the one of sha256 {meant_for}; {base.path} has {base.sha256}",
+            "name the model that it was trained on",
+        )
+    own = _strip(tensors, file)
+    whole = {key: tensor for key, tensor in own.items() if "lora_" not in key}
+    if strange := [key for key in whole if key not in base.tensors or base.tensors[key].shape != whole[key].shape]:
+        raise CheckpointError(f"{file} does not fit {base.path}", f"it has {few(strange)}", "name the right model")
+    merged, said = lora.merge(base.tensors | own, {}, file)
+    sha256 = hashlib.sha256(f"{base.sha256} {notes.digest(file)}".encode()).hexdigest()
+    return replace(base, tensors=merged, sha256=sha256, metadata=base.metadata | said)
+
+
+def keep(path: Path, sha256: str | None = None) -> notes.Note:
+    """Make every later `read` of this file fast: note its sha256, and copy a pickle's tensors to safetensors.
+
+    Args:
+        path: the weights file. Nothing is written beside it (`notes`).
+        sha256: of its bytes, where that is known already.
+
+    Returns: the note, an earlier one where nothing has changed.
+    Raises: as `read`; AvarcError when the copy cannot be written.
+    """
+    note = notes.find(path)
+    start = _first_bytes(path)
+    pickled = not _is_safetensors(start)
+    if note is not None and (note.whole_copy() or not pickled):
+        return note
+    seen = notes.look(path)  # before it is read: should it change meanwhile, the note does not fit
+    sha256 = sha256 or (note.sha256 if note else notes.digest(path))
+    note = notes.Note(os.path.realpath(path), sha256, seen)
+    tensors, metadata = _read_source(path, start)
+    try:
+        if pickled:
+            copy = notes.copy_file(sha256)
+            with places.replacing(copy) as temporary:
+                save_file(_separate(tensors), temporary, metadata)
+            stat = copy.stat()
+            note = replace(note, copy=str(copy), copy_size=stat.st_size, copy_mtime_ns=stat.st_mtime_ns)
+        notes.write(note)
+    except (OSError, SafetensorError) as problem:
+        raise AvarcError(
+            f"cannot keep a copy of {path.name} that loads at once",
+            f"{places.weights_folder()}: {problem}",
+            f"free {path.stat().st_size / 1e9:.1f} GB there, or set AVARC_HOME to a folder with more space",
+        ) from None
+    return note
+
+
+def _first_bytes(path: Path) -> bytes:
     if not path.exists():
         raise UsageError(f"there is no file {path}", fix="check the path, or name a model that `avarc models` lists")
     if path.is_dir():
@@ -72,15 +136,46 @@ def _first_bytes_and_sha256(path: Path) -> tuple[bytes, str]:
         found = f"; in it are {few(inside)}" if inside else ""
         raise CheckpointError(f"{path} is a folder", f"{EXPECTED}{found}", "name the file itself")
     try:
-        digest = hashlib.sha256()
         with path.open("rb") as file:
             start = file.read(64)
-            digest.update(start)
-            while block := file.read(1 << 20):
-                digest.update(block)
     except OSError as problem:
         raise CheckpointError(f"{path} cannot be read", str(problem), "check its permissions") from None
-    return start, digest.hexdigest()
+    if not start:
+        raise CheckpointError(f"{path} is empty", EXPECTED, AGAIN)
+    return start
+
+
+def _is_safetensors(start: bytes) -> bool:
+    return start[8:9] == b"{"  # eight bytes of length, then JSON
+
+
+def _read_source(path: Path, start: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    if _is_safetensors(start):
+        return _read_safetensors(path)
+    if start.startswith((b"PK", b"\x80")):  # torch's zip; its older plain pickle
+        return _unwrap(_read_pickle(path), path)
+    raise CheckpointError(f"{path} is not a weights file", f"it is {_guess(start)}; {EXPECTED}", AGAIN)
+
+
+def _read_copy(note: notes.Note) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
+    """A kept copy; None where there is none, or a damaged one: the source is still there."""
+    copy = note.whole_copy()
+    try:
+        return _read_safetensors(copy) if copy else None
+    except CheckpointError:
+        return None
+
+
+def _separate(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors that share no memory, as safetensors wants them."""
+    storages: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        tensor = tensor.contiguous()
+        apart[name] = tensor.clone() if place in storages else tensor
+        storages.add(place)
+    return apart
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
