@@ -1,0 +1,126 @@
+"""Charts of a report as inline SVG: they follow the page's colours, light or dark, and print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from avarc_cli.page import text
+
+LEFT, TOP, WIDTH, HEIGHT = 46, 12, 320, 220  # of the plotting area, in pixels
+LOG_FROM = 30  # candidates from which on their number is drawn on a logarithmic axis
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images whose prediction has a probability in [low, high): how many, their mean probability, the share right."""
+
+    low: float
+    high: float
+    images: int
+    confidence: float
+    accuracy: float
+
+
+def bins(confidence: Sequence[float], right: Sequence[bool], count: int = 10) -> list[Bin]:
+    """Equal-width bins of the prediction's probability; empty ones are left out."""
+    members: list[list[tuple[float, bool]]] = [[] for _ in range(count)]
+    for share, hit in zip(confidence, right, strict=True):
+        members[min(int(share * count), count - 1)].append((share, hit))
+    return [
+        Bin(i / count, (i + 1) / count, len(m), sum(c for c, _ in m) / len(m), sum(h for _, h in m) / len(m))
+        for i, m in enumerate(members)
+        if m
+    ]
+
+
+def calibration_error(binned: Sequence[Bin]) -> float:
+    """Expected calibration error: the mean distance of share right and probability, weighted by images."""
+    total = sum(b.images for b in binned)
+    return sum(b.images * abs(b.accuracy - b.confidence) for b in binned) / total if total else 0.0
+
+
+def reliability(binned: Sequence[Bin]) -> str:
+    """Share right over the probability of the prediction: on the diagonal where the model knows what it knows."""
+    parts = [*_frame([(v, f"{v:.0%}") for v in (0, 0.25, 0.5, 0.75, 1)], [(v, f"{v:.0%}") for v in (0, 0.5, 1)])]
+    parts.append(f'<line x1="{_x(0)}" y1="{_y(0)}" x2="{_x(1)}" y2="{_y(1)}" class="grid" stroke-dasharray="4 4"/>')
+    for b in binned:
+        x, width, y = _x(b.low) + 2, _x(b.high) - _x(b.low) - 4, _y(b.accuracy)
+        said = f"{b.images} images said {b.confidence:.1%}, {b.accuracy:.1%} right"
+        parts.append(
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{max(_y(0) - y, 1):.1f}" class="fill">'
+            f"<title>{said}</title></rect>"
+        )
+        above = y - 4 if y > TOP + 12 else y + 13
+        inside = "" if y > TOP + 12 else ' style="fill:var(--paper)"'
+        parts.append(f'<text x="{x + width / 2:.1f}" y="{above:.1f}" text-anchor="middle"{inside}>{b.images}</text>')
+        parts.append(f'<circle cx="{_x(b.confidence):.1f}" cy="{y:.1f}" r="3.5" class="dot"/>')
+    alt = "; ".join(f"{b.low:.0%} to {b.high:.0%}: {b.images} images, {b.accuracy:.1%} right" for b in binned)
+    return _svg(parts, f"reliability diagram. {alt}", "probability of the prediction")
+
+
+def survivors(segments: Sequence[int], left: Sequence[float], candidates: int, total: int) -> str:
+    """Candidates in play after every segment.
+
+    Args:
+        segments: where each stage ends, counted from 1. left: candidates that survive it, on average.
+        candidates: at the beginning. total: segments of the model.
+    """
+    high = max(float(candidates), 2.0)
+    logarithmic = candidates >= LOG_FROM
+
+    def share(value: float) -> float:
+        return math.log(max(value, 1)) / math.log(high) if logarithmic else value / high
+
+    points = [(0.0, float(candidates))]
+    for end, after in zip(segments, left, strict=True):
+        points += [(end / total, points[-1][1]), (end / total, after)]
+    points.append((1.0, points[-1][1]))
+    ticks = [(share(v), f"{v:,.0f}") for v in sorted({1.0, float(candidates), *(round(v) for v in left)})]
+    parts = [*_frame([(k / total, str(k)) for k in range(1, total + 1)], _apart(ticks))]
+    path = "L".join(f"{_x(a):.1f} {_y(share(v)):.1f}" for a, v in points)
+    parts.append(f'<path d="M{path}L{_x(1):.1f} {_y(0):.1f}L{_x(0):.1f} {_y(0):.1f}Z" class="area"/>')
+    parts.append(f'<path d="M{path}" class="step"/>')
+    story = ", ".join(f"{v:.3g} after {end}" for end, v in zip(segments, left, strict=True))
+    return _svg(parts, f"candidates left: {candidates} at first, {story}", "scales scored")
+
+
+def _apart(ticks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Without those whose text would lie on another's."""
+    kept: list[tuple[float, str]] = []
+    for tick in reversed(ticks):
+        if all(abs(tick[0] - other[0]) * HEIGHT > 13 for other in kept):
+            kept.append(tick)
+    return kept
+
+
+def _frame(x_ticks: Sequence[tuple[float, str]], y_ticks: Sequence[tuple[float, str]]) -> list[str]:
+    parts = [
+        f'<line x1="{_x(0)}" x2="{_x(1)}" y1="{_y(v):.1f}" y2="{_y(v):.1f}" class="grid"/>'
+        f'<text class="muted" x="{LEFT - 6}" y="{_y(v) + 4:.1f}" text-anchor="end">{label}</text>'
+        for v, label in y_ticks
+    ]
+    parts += [
+        f'<text class="muted" x="{_x(v):.1f}" y="{_y(0) + 16}" text-anchor="middle">{label}</text>'
+        for v, label in x_ticks
+    ]
+    return parts
+
+
+def _svg(parts: Sequence[str], alt: str, x_label: str) -> str:
+    width, height = LEFT + WIDTH + 14, TOP + HEIGHT + 40
+    middle = LEFT + WIDTH / 2
+    label = f'<text class="muted" x="{middle}" y="{TOP + HEIGHT + 34}" text-anchor="middle">{text(x_label)}</text>'
+    return (
+        f'<svg class="chart" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{text(alt)}">{"".join(parts)}{label}</svg>'
+    )
+
+
+def _x(share: float) -> float:
+    return LEFT + WIDTH * share
+
+
+def _y(share: float) -> float:
+    return TOP + HEIGHT * (1 - share)

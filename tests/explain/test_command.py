@@ -1,0 +1,235 @@
+"""avarc explain from the command line: files, choices of images and classes, and what people get wrong."""
+
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avarc_cli.cli import main
+from avarc_cli.data.datasets import open_images
+from avarc_cli.explain.choose import Verdict, select
+from avarc_cli.tokens import read
+
+
+@pytest.fixture(scope="module")
+def models(tiny_files):
+    return ["--model", str(tiny_files / "VAR.pth"), "--tokenizer", str(tiny_files / "VAE.pth")]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_files, tiny, tmp_path_factory):
+    """Six images in folders named by class number; the first is a golden one, in the folder of its right class."""
+    root = tmp_path_factory.mktemp("data") / "img"
+    rng = np.random.default_rng(0)
+    best = int(tiny.arrays["log_likelihood"][0, :10].argmax())
+    for i in range(6):
+        pixels = tiny.arrays["image_uint8"][0] if i == 0 else rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        path = root / str(best if i == 0 else (best + i) % 10) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def cache(folder, models):
+    out = folder.parent / "t.h5"
+    assert main(["-q", "encode", str(folder), *models, "--preprocess", "none", "--out", str(out)]) == 0
+    return out
+
+
+def explain(*words):
+    return main(["explain", *map(str, words)])
+
+
+def explained(capsys, *words):
+    assert explain(*words, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+class Images(HTMLParser):
+    """The pictures of a page, and anything that would need a network."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.alts, self.sources, self.values, self.tags = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.tags.append(tag)
+        self.sources += [v for k, v in attributes if k in ("src", "href", "srcset")]
+        if tag == "img":
+            self.alts.append(found["alt"])
+            self.values += [found["data-values"].split()] if "data-values" in found else []
+
+
+def test_arrays_hold_the_formula_on_the_references_log_probabilities(cache, models, tiny, tmp_path, capsys):
+    row = next(i for i, path in enumerate(read(cache).paths) if path.endswith("0.png"))
+    words = ["--rows", row, "--class", 2, "--vs", 7, "--out", tmp_path / "a.html", "--npz", tmp_path / "a.npz"]
+    told = explained(capsys, cache, *models, *words)["explained"][0]["comparisons"]
+    golden = tiny.arrays["log_likelihood"][0]
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert (arrays["row"], arrays["subject"], arrays["rival"]) == ([row], [2], [7])
+        assert arrays["subject_name"] == ["2"] and arrays["path"][0].endswith("0.png")
+        np.testing.assert_allclose(arrays["log_prob_subject"][0], tiny.arrays["token_log_prob"][0, 2], atol=2e-4)
+        for name, (a, b) in {"map_subject": (2, 10), "map_rival": (7, 10), "map_contrast": (2, 7)}.items():
+            assert arrays[name].shape == (1, 4, 4)
+            assert arrays[name].sum() == pytest.approx(golden[a] - golden[b], abs=1e-3)
+        np.testing.assert_allclose(arrays["scale_weight"], (np.arange(1, 5) / 4) ** 2)
+    expected = [golden[a] - golden[b] for a, b in ((2, 10), (7, 10), (2, 7))]
+    assert [t["log_likelihood_ratio"] for t in told] == pytest.approx(expected, abs=1e-3)
+    assert [t["map_sum"] for t in told] == pytest.approx(expected, abs=1e-3)
+
+
+def test_pictures_are_drawn_and_are_the_same_every_time(cache, models, tmp_path):
+    assert explain(cache, *models, "--rows", "0-1", "--out", tmp_path / "two.png") == 0
+    assert Image.open(tmp_path / "two.png").size == (1560, 1560)
+    for name in ("a.svg", "b.svg"):
+        assert explain(cache, *models, "--rows", "0", "--out", tmp_path / name) == 0
+    assert (tmp_path / "a.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_a_page_needs_nothing_else_and_tells_every_value(cache, models, tmp_path):
+    assert explain(cache, *models, "--out", tmp_path / "a.html", "--npz", tmp_path / "a.npz") == 0
+    page = Images((tmp_path / "a.html").read_text())
+    assert all(source.startswith("data:") for source in page.sources)
+    assert page.tags.count("article") == 6
+    assert len(page.alts) == 6 * (1 + 3 + 4) and all(page.alts)
+    with np.load(tmp_path / "a.npz") as arrays:
+        shown = [float(v.replace("−", "-")) for v in page.values[0]]
+        np.testing.assert_allclose(shown, arrays["map_subject"][0].ravel(), atol=6e-4)
+
+
+def test_a_cache_is_shown_in_the_order_of_surprise(cache, models, tmp_path, capsys):
+    told = explained(capsys, cache, *models, "--out", tmp_path / "a.html")["explained"]
+    surprises = [t["surprise"] for t in told]
+    assert len(told) == 6 and surprises == sorted(surprises, reverse=True)
+    few = explained(capsys, cache, *models, "--out", tmp_path / "a.html", "--limit", 2)["explained"]
+    assert few == told[:2]
+
+
+def test_listed_images_and_rows_stay_in_their_order(folder, cache, models, tmp_path, capsys):
+    files = open_images([folder]).paths[2::-1]
+    told = explained(capsys, *files, *models, "--preprocess", "none", "--out", tmp_path / "a.html")["explained"]
+    assert [t["path"] for t in told] == [path.as_posix() for path in files]
+    told = explained(capsys, cache, *models, "--rows", "4,1", "--out", tmp_path / "a.html")["explained"]
+    assert [t["row"] for t in told] == [4, 1]
+
+
+def test_only_wrong_and_only_right_share_out_the_images(cache, models, tmp_path, capsys):
+    out = ["--out", tmp_path / "a.html"]
+    right = explained(capsys, cache, *models, *out, "--only", "right")["explained"]
+    wrong = explained(capsys, cache, *models, *out, "--only", "wrong")["explained"]
+    assert all(t["prediction"] == t["label"] for t in right) and all(t["prediction"] != t["label"] for t in wrong)
+    assert sorted(t["row"] for t in right + wrong) == list(range(6))
+
+
+def test_unsure_means_a_low_probability():
+    sure = [
+        Verdict(row=i, path=str(i), order=(0, 1), posterior=(p, 1 - p)) for i, p in enumerate((0.95, 0.6, 0.9, 0.7))
+    ]
+    assert [v.row for v in select(sure, "unsure", 9, sort=True)] == [1, 3]
+    assert [v.row for v in select(sure, None, 2, sort=True)] == [1, 3]
+
+
+def test_a_class_can_be_compared_with_the_label(cache, models, tmp_path, capsys):
+    told = explained(capsys, cache, *models, "--vs", "label", "--only", "wrong", "--out", tmp_path / "a.html")
+    for t in told["explained"]:
+        assert t["comparisons"][-1]["maps"] == f"{t['prediction']} vs {t['label']}"
+
+
+def test_scales_and_uniform_weights_change_the_sum_as_documented(cache, models, tmp_path, capsys):
+    def arrays(*words):
+        assert (
+            explain(cache, *models, "--rows", 0, "--out", tmp_path / "a.html", "--npz", tmp_path / "a.npz", *words) == 0
+        )
+        with np.load(tmp_path / "a.npz") as file:
+            return {name: file[name] for name in file.files}
+
+    plain, part, uniform = arrays(), arrays("--scales", "2-3"), arrays("--weights", "uniform")
+    token = (plain["log_prob_subject"].astype(float) - plain["log_prob_rival"])[0]
+    assert plain["map_contrast"].sum() == pytest.approx(token.sum(), abs=1e-6)
+    assert part["map_contrast"].sum() == pytest.approx(token[1:14].sum(), abs=1e-6)
+    weight = np.repeat([16, 4, 16 / 9, 1], [1, 4, 9, 16])
+    assert uniform["map_contrast"].sum() == pytest.approx((token * weight).sum(), abs=1e-6)
+
+
+def test_an_image_that_is_gone_is_decoded_from_its_tokens(folder, models, tmp_path):
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(next(folder.glob("*/1.png")).read_bytes())
+    assert main(["-q", "encode", str(copy), *models, "--preprocess", "none", "--out", str(tmp_path / "t.h5")]) == 0
+    for gone in (False, True):
+        if gone:
+            copy.unlink()
+        assert explain(tmp_path / "t.h5", *models, "--out", tmp_path / "a.html") == 0
+        assert ("decoded from its tokens" in (tmp_path / "a.html").read_text()) == gone
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--class", "bathtub"], "not classes of"),
+        (["--vs", "bathtub"], "not classes of"),
+        (["--class", "3", "--vs", "3"], "with itself"),
+        (["--class", "1,2"], "2 classes"),
+        (["--rows", "6"], "rows 0 to 5"),
+        (["--rows", "2-9"], "rows 0 to 5"),
+        (["--rows", "x"], "3,10-12"),
+        (["--only", "blue"], "wrong, right, unsure"),
+        (["--limit", "0"], "at least 1"),
+        (["--limit", "100"], "at most 40"),
+        (["--scales", "3-9"], "scales 1 to 4"),
+        (["--scales", "all"], "4-10"),
+        (["--weights", "equal"], "paper and uniform"),
+        (["--upsample", "cubic"], "area and nearest"),
+        (["--out", "why.pdf"], ".png .svg .html"),
+        (["--out", "why"], ".png .svg .html"),
+        (["--npz", "why.h5"], "npz"),
+        (["--preprocess", "fit"], "encoded already"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_requests_end_with_advice(cache, models, tmp_path, monkeypatch, capsys, words, told):
+    monkeypatch.chdir(tmp_path)
+    assert explain(cache, *models, *words) == 2
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_unlabelled_images_are_neither_wrong_nor_right(tiny_files, models, tmp_path, capsys):
+    words = [tiny_files / "img", *models, "--preprocess", "none", "--out", tmp_path / "a.png"]
+    assert explain(*words, "--only", "wrong") == 2
+    assert "cannot tell which images are wrong" in capsys.readouterr().err
+    assert explain(*words, "--class", "label") == 2
+    assert "nobody told the label" in capsys.readouterr().err
+
+
+def test_a_folder_in_the_place_of_the_picture_is_refused(cache, models, tmp_path, capsys):
+    (tmp_path / "a.png").mkdir()
+    assert explain(cache, *models, "--out", tmp_path / "a.png") == 2
+    assert "it is a folder" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert explain(cache, *models, "--out", tmp_path / "file" / "a.png") == 1
+    assert "the operating system refused" in capsys.readouterr().err
+
+
+def test_an_unreadable_image_is_left_out_and_told(folder, models, tmp_path, capsys):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    good = next(folder.glob("*/2.png"))
+    words = [good, tmp_path / "broken.png", *models, "--preprocess", "none", "--out", tmp_path / "a.html"]
+    assert explain(*words) == 3
+    assert "broken.png" in capsys.readouterr().err
+    assert (tmp_path / "a.html").exists()
+
+
+@pytest.mark.parametrize("suffix", ["png", "html"])
+def test_any_file_name_can_be_shown(folder, models, tmp_path, suffix):
+    odd = tmp_path / "a $x^$ <b>&amp; 日本 \udcff\n.png"
+    odd.write_bytes(next(folder.glob("*/2.png")).read_bytes())
+    out = tmp_path / f"out.{suffix}"
+    assert explain(odd, *models, "--preprocess", "none", "--out", out) == 0
+    if suffix == "html":
+        assert "a $x^$ &lt;b&gt;&amp;amp; 日本 \\udcff" in out.read_text()

@@ -1,0 +1,193 @@
+"""Explanations against facts: the reference's numbers, a digit in a corner, what hiding the evidence does."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from avarc_cli.data.labels import LabelSpace
+from avarc_cli.explain.choose import Comparison, Verdict
+from avarc_cli.explain.explain import explain
+from avarc_cli.explain.explanation import headline, percent, signed
+from avarc_cli.explain.maps import Weighting, combine
+from avarc_cli.models.var_likelihood import VARLikelihood
+from avarc_cli.scoring.tokens import token_log_probs
+
+_script = Path(__file__).parent.parent / "benchmarks" / "deletion.py"
+_spec = importlib.util.spec_from_file_location("deletion", _script)
+deletion = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(deletion)
+
+
+class Cache:
+    """The golden images' tokens, as much of a cache as explanations need."""
+
+    def __init__(self, golden):
+        self.golden = golden
+        self.header = type("Header", (), {"patch_nums": golden.patch_nums})
+
+    def tokens(self, rows):
+        return self.golden.tokens().numpy()[rows][:, None]
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return VARLikelihood(tiny.var(), tiny.vqvae().quantize)
+
+
+def verdict(golden, row, label=0):
+    scores = golden.arrays["log_likelihood"][row, :10]
+    order = np.argsort(-scores, kind="stable")
+    posterior = np.exp(scores - np.logaddexp.reduce(scores))
+    return Verdict(
+        row=row,
+        path=f"{row}.png",
+        order=tuple(order.tolist()),
+        posterior=tuple(posterior[order].tolist()),
+        label_name=f"class {label}",
+        label=label,
+        label_rank=int(np.flatnonzero(order == label)[0]),
+    )
+
+
+def explained(tiny, model, comparison, row=0):
+    names = tuple(f"class {i}" for i in range(10))
+    classes = LabelSpace("ten", names, names)
+    (e,) = explain(
+        model,
+        classes,
+        Cache(tiny),
+        [verdict(tiny, row)],
+        comparison,
+        pixels=lambda row: (tiny.arrays["image_uint8"][row], False),
+        tokens_per_batch=64,
+    )
+    return e
+
+
+def test_token_log_probs_are_the_references(golden):
+    model = VARLikelihood(golden.var(), golden.vqvae().quantize)
+    classes = golden.arrays["classes"]
+    ours = token_log_probs(model, golden.tokens(), classes, 10_000)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, golden.arrays["token_log_prob"], atol=golden.tolerances["token_log_prob"])
+
+
+def test_batches_change_nothing_but_rounding(tiny, model):
+    few = token_log_probs(model, tiny.tokens(), [3, 10, 1], 1)
+    np.testing.assert_allclose(few, token_log_probs(model, tiny.tokens(), [3, 10, 1], 90), atol=1e-4)
+    np.testing.assert_allclose(few[:, 1], tiny.arrays["token_log_prob"][:, 10], atol=2e-4)
+
+
+def test_classes_of_different_adapters_never_share_a_batch(tiny, model):
+    seen = []
+
+    class Adapted:
+        segment_ends = model.segment_ends
+
+        def adapter(self, class_id_N):
+            return np.where(np.asarray(class_id_N) >= 8, class_id_N, 0)
+
+        def begin(self, tokens_BL, sequence_P, class_id_P):
+            seen.append(sorted(set(class_id_P.tolist())))
+            return model.begin(tokens_BL, sequence_P, class_id_P)
+
+        extend = staticmethod(model.extend)
+
+    ours = token_log_probs(Adapted(), tiny.tokens(), [8, 1, 9, 2], 10_000)
+    assert seen == [[1, 2], [8], [9]]
+    expected = tiny.arrays["token_log_prob"][:, [8, 1, 9, 2]]
+    np.testing.assert_allclose(ours, expected, atol=2e-4)
+
+
+def test_the_panels_are_the_formula_on_golden_log_probabilities(tiny, model):
+    token = tiny.arrays["token_log_prob"][1].astype(np.float64)
+    e = explained(tiny, model, Comparison(subject=2, rival=7), row=1)
+    for panel, (a, b) in zip(e.panels(Weighting()), [(2, 10), (7, 10), (2, 7)], strict=True):
+        expected = combine(token[a] - token[b], tiny.patch_nums, Weighting())
+        np.testing.assert_allclose(panel.cells, expected, atol=1e-3)
+        difference = tiny.arrays["log_likelihood"][1, a] - tiny.arrays["log_likelihood"][1, b]
+        assert panel.total == pytest.approx(difference, abs=1e-3)
+        assert panel.difference == pytest.approx(difference, abs=1e-3)
+    assert [p.title for p in e.panels(Weighting())] == [
+        "class 2 vs unconditional",
+        "class 7 vs unconditional",
+        "class 2 vs class 7",
+    ]
+
+
+def test_leads_end_at_the_difference_of_the_log_likelihoods(tiny, model):
+    e = explained(tiny, model, Comparison())
+    total = tiny.arrays["log_likelihood"][0]
+    rival = e.class_ids[e.rival]
+    leads = dict(e.leads())
+    assert {e.names[e.subject], e.names[e.rival], "class 0"} <= leads.keys()
+    for name, lead in leads.items():
+        assert lead[-1] == pytest.approx(total[int(name.split()[1])] - total[rival], abs=2e-3)
+        assert len(lead) == len(tiny.patch_nums)
+
+
+def test_a_model_without_p_x_is_compared_with_the_rival_only(tiny, model):
+    class Bare:
+        segment_ends, num_classes, unconditional = model.segment_ends, 10, None
+        begin, extend = staticmethod(model.begin), staticmethod(model.extend)
+
+    e = explained(tiny, Bare(), Comparison())
+    assert e.unconditional is None
+    assert len(e.panels(Weighting())) == 1
+
+
+def test_numbers_for_people():
+    assert [signed(v) for v in (1.26, -3, 0.04, -0.04)] == ["+1.3", "−3.0", "0.0", "0.0"]
+    assert [percent(v) for v in (0.5, 0.99951, 0.0001, 0.0)] == ["50.0%", "> 99.9%", "< 0.1%", "0.0%"]
+
+
+def test_the_headline_says_what_was_said_and_whether_it_is_right(tiny, model):
+    e = explained(tiny, model, Comparison())
+    right = e.names[0] == "class 0"
+    assert headline(e).endswith("rightly" if right else "the label is class 0")
+    assert e.correct is right
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return deletion.Digits(step=30)
+
+
+def test_a_digit_pasted_into_a_corner_moves_the_evidence_there(digits):
+    """The share of the absolute evidence in each quarter, over twelve digits of half the size."""
+    p_x, patch_nums = digits.model.likelihood.unconditional, digits.model.tokenizer.patch_nums
+    small = [np.array(Image.fromarray(p).resize((8, 8), Image.Resampling.LANCZOS)) for p in digits.pixels]
+    shares = {}
+    for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        pasted = np.zeros_like(digits.pixels)
+        y, x = 8 * corner[0], 8 * corner[1]
+        pasted[:, y : y + 8, x : x + 8] = small
+        tokens = tokens_of(digits, pasted)
+        log_prob = token_log_probs(digits.model.likelihood, tokens, [*range(10), p_x], 8192)
+        best = log_prob[:, :10].sum(-1).argmax(1)
+        maps = [np.abs(combine(log_prob[i, b] - log_prob[i, 10], patch_nums, Weighting())) for i, b in enumerate(best)]
+        quarters = np.mean([m.reshape(2, 4, 2, 4).sum(axis=(1, 3)) / m.sum() for m in maps], axis=0)
+        shares[corner] = quarters
+        assert np.unravel_index(quarters.argmax(), (2, 2)) == corner, quarters
+    for corner, quarters in shares.items():
+        assert quarters[corner] == max(other[corner] for other in shares.values())
+        assert quarters[corner] > 0.28
+
+
+@pytest.mark.slow  # 144 images are scored: with fewer, luck would decide
+def test_hiding_the_strongest_evidence_hurts_the_prediction_more_than_hiding_any_other():
+    """docs/explain.md has the whole curves; here eight of 64 cells are hidden, with half the margins seen there."""
+    curves = deletion.deletion(deletion.Digits(step=10), hidden=(8,))
+    top, random, bottom = (curves[name][0, 0] for name in deletion.ORDERS)
+    assert top < random - 2.5
+    assert random < bottom - 2.5
+
+
+def tokens_of(digits, pixels):
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.inference_mode():
+        return digits.model.tokenizer.quantize(digits.model.tokenizer.encode(x))

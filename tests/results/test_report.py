@@ -1,0 +1,256 @@
+"""avarc report: the page of a finished run, in a parser and in a browser, and runs that lack something."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avarc_cli.cli import main
+from avarc_cli.results import charts
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+VOID = {"meta", "link", "img", "br"}
+
+
+@pytest.fixture(scope="module")
+def made(tiny_files, tmp_path_factory):
+    """Twelve images of four classes, encoded: (folder, model options)."""
+    folder = tmp_path_factory.mktemp("report")
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        path = folder / "img" / str(i % 4) / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    models = ["--model", str(tiny_files / "VAR.pth"), "--tokenizer", str(tiny_files / "VAE.pth")]
+    data = [str(folder / "img"), *models, "--preprocess", "none"]
+    assert main(["-q", "encode", *data, "--out", str(folder / "t.h5")]) == 0
+    return folder, models
+
+
+def classify(made, name, *options):
+    folder, models = made
+    words = ["-q", "classify", str(folder / "t.h5"), *models, "--out", str(folder / name), *options]
+    assert main(words) == 0
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def full(made):
+    """A run that saved everything, and its page."""
+    run = classify(made, "full", "--save-json", "--save-likelihood")
+    assert main(["report", str(run)]) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def bare(made):
+    return classify(made, "bare", "--plan", "2:3,4:1")
+
+
+@pytest.fixture
+def copy(full, tmp_path):
+    shutil.copytree(full, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.images, self.links, self.headings, self.ids = [], [], [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in VOID:
+            self.open.append(tag)
+        found = dict(attributes)
+        self.links += [v for k, v in attributes if k in ("src", "href", "srcset", "action", "data")]
+        if tag == "img":
+            self.images.append(found)
+        if tag == "svg":
+            assert found["role"] == "img" and found["aria-label"]
+
+    def handle_startendtag(self, tag, attributes):
+        """<line .../> inside SVG: opened and closed at once."""
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("h1", "h2"):
+            self.headings.append(data)
+
+
+def test_the_page_has_every_part_and_needs_nothing_else(full):
+    text = (full / "report.html").read_text()
+    page = Page(text)
+    assert page.headings == [
+        "full",
+        "Is it as sure as it should be?",
+        "Candidates left by scale",
+        "What is taken for what",
+        "Class by class",
+        "The hardest images",
+        "Protocol",
+    ]
+    assert all(link.startswith("data:") for link in page.links)
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert len(page.images) == 8 * (1 + 1 + 4)  # eight images: input, one map, four scales
+    assert all(image["alt"] for image in page.images)
+    assert "prefers-color-scheme: dark" in text and "@media print" in text
+
+
+def test_the_numbers_are_those_of_the_run(full):
+    text = (full / "report.html").read_text()
+    metrics = json.loads((full / "metrics.json").read_text())
+    records = [json.loads(line) for line in (full / "predictions.jsonl").read_text().splitlines()]
+    assert f"<b>{metrics['accuracy']:.2%}</b>" in text
+    low, high = metrics["accuracy_95"]
+    assert f"95 % interval {low:.1%} to {high:.1%}" in text
+    for label in range(4):
+        for predicted in {r["prediction_name"] for r in records}:
+            count = sum((r["label"], r["prediction_name"]) == (label, predicted) for r in records)
+            assert f'title="{label} taken for {predicted}: {count}"' in text
+    wrongest = min(records, key=lambda r: next((b["posterior"] for b in r["best"] if b["class"] == r["label"]), 0))
+    assert text.index(f"<h3>{wrongest['path']}</h3>") == text.index("<h3>")
+
+
+def test_a_map_of_saved_likelihoods_sums_to_the_margin(full):
+    text = (full / "report.html").read_text()
+    records = {r["path"]: r for r in map(json.loads, (full / "predictions.jsonl").read_text().splitlines())}
+    for article in text.split("<article")[1:]:
+        record = records[re.search(r"<h3>(.*?)</h3>", article)[1]]
+        shown = re.search(r'<img [^>]*alt="map of [^"]*: sum (\S+) nats', article)[1]
+        assert float(shown.replace("−", "-")) == pytest.approx(record["margin"], abs=0.051)
+
+
+def test_a_run_without_likelihoods_is_told_to_have_no_maps(bare, capsys):
+    assert main(["report", str(bare)]) == 0
+    assert "saved no likelihoods" in capsys.readouterr().err
+    text = (bare / "report.html").read_text()
+    assert "No maps of the hardest images" in text and "--tokens CACHE" in text
+    page = Page(text)
+    assert len(page.images) == 8  # the pictures are there all the same
+    assert "As the plan says" in text
+
+
+def test_its_maps_come_from_the_cache_and_the_model_if_both_are_named(bare, made, tmp_path):
+    folder, models = made
+    out = tmp_path / "page.html"
+    assert main(["report", str(bare), "--tokens", str(folder / "t.h5"), *models, "--out", str(out)]) == 0
+    page = Page(out.read_text())
+    assert len(page.images) == 8 * (1 + 3 + 4)  # with p(x): three maps
+
+
+def test_a_run_on_images_keeps_its_tokens_and_finds_its_model_by_name(tmp_path, made):
+    digit = tmp_path / "zero.png"
+    Image.new("RGB", (16, 16)).save(digit)
+    assert main(["-q", "classify", str(digit), "--out", str(tmp_path / "run")]) == 0
+    assert main(["report", str(tmp_path / "run")]) == 0
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "vs unconditional" in text
+    assert "No image has a label" in text
+
+
+def test_another_model_or_other_images_are_refused(bare, made, tmp_path, capsys):
+    folder, models = made
+    cache = ["--tokens", str(folder / "t.h5")]
+    assert main(["report", str(bare), *cache, "--model", "digits"]) == 2
+    assert "is not the model of the run" in capsys.readouterr().err
+    one = tmp_path / "one.h5"
+    first = next((folder / "img").glob("*/00.png"))
+    assert main(["-q", "encode", str(first), *models, "--preprocess", "none", "--out", str(one)]) == 0
+    assert main(["report", str(bare), "--tokens", str(one), *models]) == 2
+    assert "other images than the run" in capsys.readouterr().err
+
+
+def test_no_images_no_cards(full, tmp_path):
+    assert main(["report", str(full), "--hardest", "0", "--out", str(tmp_path / "a.html")]) == 0
+    assert not Page((tmp_path / "a.html").read_text()).images
+
+
+def test_an_unfinished_run_is_told_to_be_one(copy, capsys):
+    (copy / "predictions.jsonl").rename(copy / "predictions.jsonl.part")
+    assert main(["report", str(copy)]) == 2
+    assert "not finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", "{"),
+        ("run.json", "{}"),
+        ("run.json", '{"plan": "4:1", "candidates": [0], "tokens": {}, "model": {"name": "m"}}'),
+        ("metrics.json", "[]"),
+        ("metrics.json", '{"images": 12}'),
+        ("predictions.jsonl", "x\n"),
+        ("predictions.jsonl", "3\n"),
+        ("predictions.jsonl", '{"index": 0}\n'),
+        ("predictions.jsonl", ""),
+        ("json/3.json", "{}"),
+    ],
+)
+def test_a_damaged_run_is_told_to_be_one(copy, capsys, name, content):
+    (copy / name).write_text(content)
+    assert main(["report", str(copy)]) == 1
+    told = capsys.readouterr().err
+    assert ("is damaged" in told or "cannot read" in told) and "bug" not in told
+    assert "copy" in told
+
+
+def test_a_damaged_likelihood_costs_the_maps_not_the_page(copy, capsys):
+    for file in (copy / "likelihood").iterdir():
+        file.write_bytes(b"no zip")
+    assert main(["report", str(copy)]) == 0
+    assert "is damaged" in capsys.readouterr().err
+    assert "No maps of the hardest images" in (copy / "report.html").read_text()
+
+
+@pytest.mark.parametrize("words", [["--out", "report.pdf"], ["--hardest", "-1"], ["--hardest", "9999"]])
+def test_wrong_requests_end_with_advice(full, words):
+    assert main(["report", str(full), *words]) == 2
+
+
+def test_what_is_no_run_is_told_to_be_none(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is not a run" in capsys.readouterr().err
+
+
+def test_bins_and_calibration_error_by_hand():
+    binned = charts.bins([0.95, 0.91, 1.0, 0.55], [True, False, True, True])
+    assert [(b.low, b.images) for b in binned] == [(0.5, 1), (0.9, 3)]
+    assert binned[1].confidence == pytest.approx(2.86 / 3) and binned[1].accuracy == pytest.approx(2 / 3)
+    assert charts.calibration_error(binned) == pytest.approx((abs(0.55 - 1) + abs(2.86 - 2)) / 4)
+    assert charts.calibration_error([]) == 0
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)")
+def test_a_browser_shows_every_picture_and_has_nothing_to_complain_about(full, tmp_path):
+    """The page itself is asked how many pictures were decoded, and whether a value appeared under the pointer."""
+    probe = """<script>
+    addEventListener('error', event => document.body.dataset.failed = event.message);
+    addEventListener('load', () => {
+      const images = [...document.images], map = document.querySelector('img[data-values]');
+      const box = map.getBoundingClientRect(), at = {clientX: box.x + 2, clientY: box.y + 2, bubbles: true};
+      map.dispatchEvent(new PointerEvent('pointermove', at));
+      document.body.dataset.shown = images.filter(i => i.complete && i.naturalWidth > 0).length;
+      document.body.dataset.tip = document.getElementById('value').textContent;
+      document.body.dataset.wide = document.documentElement.scrollWidth > innerWidth;
+    });</script>"""
+    page = tmp_path / "page.html"
+    page.write_text((full / "report.html").read_text().replace("<body>", f"<body>{probe}"))
+    words = (
+        "--headless --no-sandbox --disable-gpu --disable-background-networking --enable-logging=stderr --v=0".split()
+    )
+    words += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,900", "--dump-dom", page.as_uri()]
+    done = subprocess.run([CHROMIUM, *words], capture_output=True, text=True, timeout=120, check=True)
+    body = re.search(r"<body [^>]*>", done.stdout)[0]
+    assert 'data-shown="48"' in body, body
+    assert re.search(r'data-tip="row 1, column 1: [+−]?[\d.]+ nats in this cell"', body), body
+    assert 'data-wide="false"' in body and "data-failed" not in body
+    assert "CONSOLE" not in done.stderr
