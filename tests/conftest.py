@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import math
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+os.environ["AVARC_HOME"] = tempfile.mkdtemp(prefix="avarc-tests-")  # not the names that this machine's user gave
 
 import numpy as np
 import pytest
@@ -19,6 +23,8 @@ from hypothesis import settings
 
 from avarc_cli.models.var import VAR
 from avarc_cli.models.vqvae import VQVAE
+
+atexit.register(shutil.rmtree, os.environ["AVARC_HOME"], ignore_errors=True)
 
 # The same examples in every run: a failure belongs to the change that causes it. New ones: HYPOTHESIS_PROFILE=explore.
 settings.register_profile("fixed", derandomize=True, deadline=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.zoo.cards import AssetFile, HubFile, LocalFile, ModelCard, TokenizerCard, Weights
+from avarc_cli.zoo.card import AssetFile, Card, HubFile, LocalFile, Weights
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
@@ -26,7 +26,7 @@ def locate(weights: Weights) -> Path | None:
     return path if path.is_file() else None
 
 
-def require(card: ModelCard | TokenizerCard) -> Path:
+def require(card: Card) -> Path:
     """The card's weights; an AvarcError that tells how to get them where they are not here."""
     path = locate(card.weights)
     if path is not None:
@@ -37,7 +37,7 @@ def require(card: ModelCard | TokenizerCard) -> Path:
         raise AvarcError(
             what,
             why=f"the Hugging Face cache does not hold {weights.filename} of {weights.repo}",
-            fix=f"{download_command(weights)}   (or name a file you have by its path)",
+            fix=f"{download_command(card)}   (or name a file you have by its path)",
         )
     if isinstance(weights, AssetFile):
         raise AvarcError(
@@ -45,10 +45,11 @@ def require(card: ModelCard | TokenizerCard) -> Path:
             why=f"{ASSETS / weights.filename} is missing, though avarc is shipped with it",
             fix="install avarc again",
         )
-    raise UsageError(what, why=f"there is no file {weights.path}", fix="check the path")
+    raise UsageError(
+        what, why=f"there is no file {weights.path}", fix=f"put it back, or: avarc models remove {card.name}"
+    )
 
 
-def download_command(weights: HubFile) -> str:
-    """The shell command (huggingface_hub's own) that puts the file where `locate` finds it."""
-    pinned = f" --revision {weights.revision}" if weights.revision else ""
-    return f"hf download {weights.repo} {weights.filename}{pinned}"
+def download_command(card: Card) -> str:
+    """The shell command that puts the card's file where `locate` finds it."""
+    return f"avarc download {card.name}"

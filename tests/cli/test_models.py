@@ -29,14 +29,17 @@ def test_the_list_names_every_card_with_its_facts(capsys):
 @pytest.mark.parametrize("name", ["digits", "var-d16", "var-vqvae-512"])
 def test_one_card_is_shown_whole(capsys, name):
     card = cards.any_card(name)
-    out = shown(capsys, "models", name)
+    out = shown(capsys, "models", "show", name)
     assert card.license in out
     assert card.source in out
     assert ", ".join(map(str, card.patch_nums)) in out
 
 
 def test_a_published_card_says_how_to_get_the_file(capsys):
-    assert "hf download FoundationVision/var var_d16.pth" in shown(capsys, "models", "var-d16")
+    out = shown(capsys, "models", "show", "var-d16")
+    assert "avarc download var-d16" in out
+    assert "unpinned" in out
+    assert "var_d16.pth" in out
 
 
 @pytest.mark.parametrize("words", [("--json", "models"), ("models", "--json")])
@@ -45,12 +48,13 @@ def test_json_holds_every_card(capsys, words):
     assert [card["name"] for card in listed["models"]] == [card.name for card in cards.model_cards()]
     assert [card["name"] for card in listed["tokenizers"]] == [card.name for card in cards.tokenizer_cards()]
     d16 = next(card for card in listed["models"] if card["name"] == "var-d16")
-    assert d16["weights"] == {"repo": "FoundationVision/var", "filename": "var_d16.pth", "revision": None}
+    unpinned = {"revision": None, "sha256": None}
+    assert d16["weights"] == {"repo": "FoundationVision/var", "filename": "var_d16.pth", **unpinned}
     assert d16["num_tokens"] == 680
 
 
 def test_json_of_one_card_is_that_card(capsys):
-    assert json.loads(shown(capsys, "models", "var-d36", "--json"))["patch_nums"][-1] == 32
+    assert json.loads(shown(capsys, "models", "show", "var-d36", "--json"))["patch_nums"][-1] == 32
 
 
 def test_quiet_lists_bare_names(capsys):
@@ -58,5 +62,10 @@ def test_quiet_lists_bare_names(capsys):
 
 
 def test_an_unknown_name_is_wrong_usage_and_suggests_a_near_one(capsys):
-    assert main(["models", "var-16"]) == 2
+    assert main(["models", "show", "var-16"]) == 2
     assert "did you mean var-d16" in capsys.readouterr().err
+
+
+def test_a_name_without_show_is_answered_with_the_command(capsys):
+    assert main(["models", "var-d16"]) == 2
+    assert "avarc models show var-d16" in capsys.readouterr().err

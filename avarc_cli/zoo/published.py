@@ -1,0 +1,108 @@
+"""The cards of what is shipped with avarc or published on the Hugging Face hub: facts only.
+
+Sizes and file names: https://github.com/FoundationVision/VAR and https://github.com/thu-ml/CCA.
+No card pins a revision or a sha256 yet: whoever knows them from the hub itself may add them.
+"""
+
+from __future__ import annotations
+
+from avarc_cli.zoo.card import AssetFile, HubFile, ModelCard, TokenizerCard
+
+SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+SCALES_DIGITS = (1, 2, 3, 5, 8)
+
+_VAR = "avarc_cli.models.var:VAR"
+_VQVAE = "avarc_cli.models.vqvae:VQVAE"
+_DIGITS_LICENSE = "weights MIT; images CC BY 4.0 (UCI Optical Recognition of Handwritten Digits)"
+_DIGITS_SOURCE = "scikit-learn handwritten digits"
+
+
+def _published(name: str, *, params: int, weights: HubFile, source: str, size: int = 256) -> ModelCard:
+    """A class-conditional VAR on ImageNet-1k."""
+    return ModelCard(
+        name=name,
+        family="var",
+        builder=_VAR,
+        tokenizer=f"var-vqvae-{size}",
+        image_size=size,
+        patch_nums=SCALES_512 if size == 512 else SCALES_256,
+        num_classes=1000,
+        label_space="imagenet1k",
+        params=params,
+        license="MIT",
+        source=source,
+        weights=weights,
+        preprocess="resize-crop",
+    )
+
+
+def _var(depth: int, params: int, size: int = 256) -> ModelCard:
+    weights = HubFile("FoundationVision/var", f"var_d{depth}.pth")
+    return _published(f"var-d{depth}", params=params, weights=weights, source="arXiv:2404.02905", size=size)
+
+
+def _cca(depth: int, params: int) -> ModelCard:
+    weights = HubFile("ChenDRAG/CCA_VAR", f"CCA_VAR_Guidance_Free/VAR_d{depth}_CCA.pth")
+    return _published(f"var-d{depth}-cca", params=params, weights=weights, source="arXiv:2410.09347")
+
+
+def _var_tokenizer(size: int, patch_nums: tuple[int, ...]) -> TokenizerCard:
+    """One file serves both sizes: the network is convolutional, only the scales differ."""
+    return TokenizerCard(
+        name=f"var-vqvae-{size}",
+        family="vqvae",
+        builder=_VQVAE,
+        image_size=size,
+        patch_nums=patch_nums,
+        params=109_000_000,
+        weights=HubFile("FoundationVision/var", "vae_ch160v4096z32.pth"),
+        license="MIT",
+        source="arXiv:2404.02905",
+        preprocess="resize-crop",
+    )
+
+
+MODELS = (
+    ModelCard(
+        name="digits",
+        family="var",
+        builder=_VAR,
+        tokenizer="digits-vqvae",
+        image_size=16,
+        patch_nums=SCALES_DIGITS,
+        num_classes=10,
+        label_space="digits",
+        params=1_252_872,
+        license=_DIGITS_LICENSE,
+        source=_DIGITS_SOURCE,
+        weights=AssetFile("digits/var.safetensors"),
+        preprocess="fit",
+    ),
+    _var(16, 310_000_000),
+    _var(20, 600_000_000),
+    _var(24, 1_000_000_000),
+    _var(30, 2_000_000_000),
+    _var(36, 2_300_000_000, size=512),
+    _cca(16, 310_000_000),
+    _cca(20, 600_000_000),
+    _cca(24, 1_000_000_000),
+    _cca(30, 2_000_000_000),
+)
+
+TOKENIZERS = (
+    TokenizerCard(
+        name="digits-vqvae",
+        family="vqvae",
+        builder=_VQVAE,
+        image_size=16,
+        patch_nums=SCALES_DIGITS,
+        params=715_419,
+        weights=AssetFile("digits/vqvae.safetensors"),
+        license=_DIGITS_LICENSE,
+        source=_DIGITS_SOURCE,
+        preprocess="fit",
+    ),
+    _var_tokenizer(256, SCALES_256),
+    _var_tokenizer(512, SCALES_512),
+)

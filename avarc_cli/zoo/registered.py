@@ -1,0 +1,159 @@
+"""The user's own names: checkpoints that were registered, and revisions that published ones were downloaded at.
+
+They are kept in one small file, `models.json` in the configuration folder, which is always written whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.zoo import places, published
+from avarc_cli.zoo.card import Card, HubFile, LocalFile, ModelCard, TokenizerCard
+
+FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What `models.json` holds; revisions maps a published card's name to a commit."""
+
+    models: tuple[ModelCard, ...] = ()
+    tokenizers: tuple[TokenizerCard, ...] = ()
+    revisions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def cards(self) -> tuple[Card, ...]:
+        """The registered checkpoints."""
+        return (*self.models, *self.tokenizers)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the registered checkpoints."""
+        return [card.name for card in self.cards]
+
+
+def file() -> Path:
+    """Where the names are kept."""
+    return places.config_folder() / "models.json"
+
+
+def load() -> Registered:
+    """The user's names. Raises AvarcError when the file cannot be read."""
+    try:
+        text = file().read_text("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return Registered()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise _unreadable(str(problem)) from None
+    try:
+        data = json.loads(text)
+        if data["format"] != FORMAT:
+            raise _unreadable(f"its format is {data['format']}, this avarc reads {FORMAT}")
+        return Registered(
+            tuple(ModelCard(**_fields(entry)) for entry in data["models"]),
+            tuple(TokenizerCard(**_fields(entry)) for entry in data["tokenizers"]),
+            {str(name): str(revision) for name, revision in data["revisions"].items()},
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as problem:
+        raise _unreadable(f"{type(problem).__name__}: {problem}") from None
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError for a name that is taken, or that is not a name."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"'{name}' cannot be a name", "letters, digits, '.', '-' and '_', beginning with a letter or digit"
+        )
+    if name in load().names:
+        raise UsageError(f"the name '{name}' is taken", "you registered it before", f"avarc models remove {name}")
+    if any(card.name == name for card in _published()):
+        raise UsageError(f"the name '{name}' is taken", "by one that avarc knows", "choose another")
+
+
+def add(card: Card) -> None:
+    """Register a checkpoint under its card's name. Raises UsageError as `check_name`."""
+    check_name(card.name)
+    user = load()
+    if isinstance(card, ModelCard):
+        _save(dataclasses.replace(user, models=(*user.models, card)))
+    else:
+        _save(dataclasses.replace(user, tokenizers=(*user.tokenizers, card)))
+
+
+def remove(name: str) -> Card:
+    """Forget a registered checkpoint (its file stays) and return its card.
+
+    Raises: UsageError for a name that is not registered, or of a tokenizer that a registered model reads.
+    """
+    user = load()
+    gone = next((card for card in user.cards if card.name == name), None)
+    if gone is None:
+        known = ", ".join(user.names) or "none"
+        raise UsageError(f"'{name}' is not a checkpoint that you registered", f"registered are: {known}")
+    if readers := [model.name for model in user.models if model.tokenizer == name]:
+        raise UsageError(f"'{name}' is needed", f"{', '.join(readers)} reads its tokens", "remove that first")
+    _save(
+        dataclasses.replace(
+            user,
+            models=tuple(card for card in user.models if card is not gone),
+            tokenizers=tuple(card for card in user.tokenizers if card is not gone),
+        )
+    )
+    return gone
+
+
+def pin(name: str, revision: str | None) -> None:
+    """From now on the published card of that name means this revision; None: what its card says."""
+    user = load()
+    revisions = {other: commit for other, commit in user.revisions.items() if other != name}
+    if revision is not None:
+        revisions[name] = revision
+    if revisions != user.revisions:
+        _save(dataclasses.replace(user, revisions=revisions))
+
+
+def published_revision(name: str) -> str:
+    """What the published card itself says: its commit, or `main`."""
+    weights = next((card.weights for card in _published() if card.name == name), None)
+    return (isinstance(weights, HubFile) and weights.revision) or "main"
+
+
+def _published() -> tuple[Card, ...]:
+    return (*published.MODELS, *published.TOKENIZERS)
+
+
+def _fields(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {**entry, "patch_nums": tuple(entry["patch_nums"]), "weights": LocalFile(Path(entry["weights"]))}
+
+
+def _entry(card: Card) -> dict[str, Any]:
+    assert isinstance(card.weights, LocalFile)  # no other is registered
+    return {**dataclasses.asdict(card), "weights": str(card.weights.path)}
+
+
+def _save(user: Registered) -> None:
+    data = {
+        "format": FORMAT,
+        "models": [_entry(card) for card in user.models],
+        "tokenizers": [_entry(card) for card in user.tokenizers],
+        "revisions": dict(user.revisions),
+    }
+    try:
+        with places.replacing(file()) as temporary:
+            temporary.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
+    except OSError as problem:
+        raise AvarcError(
+            f"cannot write {file()}", problem.strerror or str(problem), "set AVARC_HOME to a folder that you can write"
+        ) from None
+
+
+def _unreadable(why: str) -> AvarcError:
+    return AvarcError(f"cannot read {file()}, which holds the names you registered", why, "repair it, or take it away")

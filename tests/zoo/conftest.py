@@ -1,0 +1,188 @@
+"""A hub on loopback: it speaks the Hugging Face hub's protocol, and breaks it when a test says so."""
+
+import hashlib
+import io
+import random
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
+
+import pytest
+import torch
+
+from avarc_cli.zoo import hub as hub_module
+
+COMMIT, OLD_COMMIT = "c0ffee" + "0" * 34, "01d" + "0" * 37
+VAR, CCA = "FoundationVision/var", "ChenDRAG/CCA_VAR"
+
+
+def weights(seed, size=100_000):
+    """A checkpoint as torch writes it: (bytes, tensors)."""
+    tensors = {"w": torch.randn(size, generator=torch.Generator().manual_seed(seed)), "b": torch.arange(3)}
+    file = io.BytesIO()
+    torch.save({"trainer": {"var_wo_ddp": tensors}, "epoch": seed}, file)
+    return file.getvalue(), tensors
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+@dataclass
+class Seen:
+    """A request that was made."""
+
+    command: str
+    path: str
+    headers: Mapping[str, str]
+
+
+class Hub:
+    """files: (repo, name) -> content. rules: called with each request before it is answered; true: it was."""
+
+    def __init__(self, url, cdn_url):
+        self.url, self.cdn_url = url, cdn_url
+        self.files, self.requests, self.rules = {}, [], []
+
+    def rule(self, answer):
+        self.rules.append(answer)
+        return answer
+
+    def seen(self, method="GET"):
+        return [request for request in self.requests if request.command == method]
+
+    def answer(self, request):
+        self.requests.append(Seen(request.command, request.path, request.headers))
+        if not any(rule(request) for rule in list(self.rules)):
+            (self._blob if request.path.startswith("/cdn/") else self._resolve)(request)
+
+    def _resolve(self, request):
+        repo, _, rest = unquote(request.path)[1:].partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        if repo not in {known for known, _ in self.files}:
+            return request.reply(401, {"X-Error-Code": "RepoNotFound"})
+        if revision not in {"main", "v1", COMMIT, OLD_COMMIT}:
+            return request.reply(404, {"X-Error-Code": "RevisionNotFound"})
+        if (repo, name) not in self.files:
+            return request.reply(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+        content = self.files[repo, name]
+        headers = {
+            "X-Repo-Commit": OLD_COMMIT if revision in {"v1", OLD_COMMIT} else COMMIT,
+            "X-Linked-Etag": f'"{sha256(content)}"',
+            "X-Linked-Size": str(len(content)),
+            "Location": f"{self.cdn_url}/cdn/{repo}/{name}",
+        }
+        return request.reply(302, headers)
+
+    def _blob(self, request):
+        repo, name = request.path.removeprefix("/cdn/").split("/", 2)[:2], request.path.split("/", 4)[4]
+        content = self.files["/".join(repo), name]
+        begin = int((request.headers.get("Range") or "bytes=0-")[6:-1])
+        if begin >= len(content):
+            return request.reply(416, {"Content-Range": f"bytes */{len(content)}"})
+        if "Range" not in request.headers:
+            return request.reply(200, {}, content)
+        span = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+        return request.reply(206, {"Content-Range": span}, content[begin:])
+
+
+class Request(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.server.hub.answer(self)
+
+    do_HEAD = do_GET
+
+    @property
+    def is_blob(self):
+        """A request for content, not for where it lies."""
+        return self.command == "GET" and self.path.startswith("/cdn/")
+
+    def reply(self, status, headers=None, body=b"", send=None):
+        """Answer; Content-Length is of `body` unless given (None: none), `send` is what really goes out."""
+        headers = {"Content-Length": str(len(body)), **(headers or {})}
+        self.send_response(status)
+        for name, value in headers.items():
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body if send is None else send)
+        if send is not None or headers["Content-Length"] is None:
+            self.close_connection = True
+        return True
+
+    def log_message(self, *args):
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """A client that hangs up is no news."""
+
+
+@contextmanager
+def serving():
+    server = Server(("127.0.0.1", 0), Request)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield server, f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def server():
+    """A hub with every published file, its content on another host, as the real one has it."""
+    from avarc_cli.zoo import published
+
+    with ExitStack() as stack:
+        first, url = stack.enter_context(serving())
+        second, cdn_url = stack.enter_context(serving())
+        first.hub = second.hub = hub = Hub(url, cdn_url)
+        hub.files = {(VAR, "var_d16.pth"): weights(16)[0], (VAR, "vae_ch160v4096z32.pth"): weights(1, 1000)[0]}
+        hub.files[CCA, "CCA_VAR_Guidance_Free/VAR_d16_CCA.pth"] = weights(17)[0]
+        assert {card.weights.repo for card in published.MODELS[1:]} == {VAR, CCA}
+        yield hub
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Folders of a new user: no names, no token, an empty Hugging Face cache."""
+    monkeypatch.setenv("AVARC_HOME", str(tmp_path / "avarc"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def hub(server, home, monkeypatch):
+    """The server, as this process's Hugging Face hub; nobody waits longer than 10 ms for a retry."""
+    use(server.url, monkeypatch)
+    monkeypatch.setattr(hub_module, "PAUSES", (0.01,))
+    return server
+
+
+def use(url, monkeypatch):
+    """What HF_ENDPOINT does in a new process."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def megabyte(server):
+    """The tokenizer's file is a megabyte of noise: long enough to be cut."""
+    server.files[VAR, "vae_ch160v4096z32.pth"] = random.Random(0).randbytes(1 << 20)

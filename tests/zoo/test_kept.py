@@ -1,0 +1,155 @@
+"""Weights that were read once load fast ever after, and are known by the digest of the file they came from."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from zoo.conftest import sha256, weights
+
+from avarc_cli.errors import AvarcError, CheckpointError
+from avarc_cli.zoo import checkpoint, notes, places
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@pytest.fixture
+def pickled(tmp_path):
+    """A pickle in a wrapper, and its tensors."""
+    content, tensors = weights(3, 1000)
+    path = tmp_path / "w.pth"
+    path.write_bytes(content)
+    return path, tensors
+
+
+def forbid(monkeypatch, *names):
+    """From now on these functions must not be called."""
+    for name in names:
+        module, _, function = name.rpartition(".")
+        monkeypatch.setattr({"checkpoint": checkpoint, "notes": notes}[module], function, None)
+
+
+def test_a_kept_pickle_is_neither_hashed_nor_unpickled_again(pickled, monkeypatch):
+    path, tensors = pickled
+    before = checkpoint.read(path)
+    note = checkpoint.keep(path)
+    forbid(monkeypatch, "notes.digest", "checkpoint._read_pickle")
+    after = checkpoint.read(path)
+    assert after.path == before.path == path
+    assert after.sha256 == before.sha256 == note.sha256 == sha256(path.read_bytes())
+    assert after.metadata == before.metadata == {"epoch": "3"}
+    assert after.tensors.keys() == tensors.keys()
+    assert all(torch.equal(after.tensors[key], tensor) for key, tensor in tensors.items())
+    assert checkpoint.keep(path) == note, "keeping it twice does nothing"
+
+
+def test_safetensors_are_only_noted(tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    save_file({"w": torch.ones(3)}, path)
+    assert checkpoint.keep(path).copy is None
+    assert [p.suffix for p in places.weights_folder().iterdir()] == [".json"]
+    forbid(monkeypatch, "notes.digest")
+    assert checkpoint.read(path).sha256 == sha256(path.read_bytes())
+
+
+def test_nothing_is_written_beside_the_file(pickled):
+    before = sorted(pickled[0].parent.iterdir())
+    checkpoint.keep(pickled[0])
+    assert sorted(set(pickled[0].parent.iterdir()) - {places.config_folder()}) == before
+
+
+def test_a_file_that_changed_is_read_anew(pickled):
+    path, _ = pickled
+    checkpoint.keep(path)
+    stat, (content, tensors) = path.stat(), weights(4, 1000)
+    assert len(content) == stat.st_size, "or this test would be too easy"
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as `cp -p` and rsync do
+    assert checkpoint.read(path).sha256 == sha256(content)
+    assert torch.equal(checkpoint.read(path).tensors["w"], tensors["w"])
+    assert checkpoint.keep(path).sha256 == sha256(content)
+
+
+@pytest.mark.parametrize("harm", ["delete", "cut", "flip", "note"])
+def test_a_copy_or_note_that_was_harmed_costs_time_but_no_result(pickled, harm):
+    path, tensors = pickled
+    note = checkpoint.keep(path)
+    copy = next(places.weights_folder().glob("*.safetensors"))
+    if harm == "delete":
+        copy.unlink()
+    elif harm == "cut":
+        copy.write_bytes(copy.read_bytes()[:100])
+    elif harm == "flip":
+        content = bytearray(copy.read_bytes())
+        content[-9] ^= 255
+        copy.write_bytes(content)
+    else:
+        next(places.weights_folder().glob("*.json")).write_text("{}")
+    read = checkpoint.read(path)
+    assert read.sha256 == note.sha256 and torch.equal(read.tensors["w"], tensors["w"])
+    assert not notes.is_kept(path)
+    assert checkpoint.keep(path).whole_copy() and notes.is_kept(path)
+
+
+def test_the_hubs_two_names_of_a_file_share_a_note(pickled, tmp_path):
+    (tmp_path / "snapshot.pth").symlink_to(pickled[0])
+    checkpoint.keep(tmp_path / "snapshot.pth")
+    assert notes.is_kept(pickled[0])
+
+
+def test_adapters_are_merged_as_the_file_beside_says_also_from_a_copy(tmp_path):
+    base, a, b = torch.zeros(2, 2), torch.ones(1, 2), torch.ones(2, 1)
+    tensors = {"m.base_layer.weight": base, "m.lora_A.default.weight": a, "m.lora_B.default.weight": b}
+    torch.save(tensors, tmp_path / "w.pth")
+    checkpoint.keep(tmp_path / "w.pth")
+    for alpha in (1, 5):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha}))
+        assert checkpoint.read(tmp_path / "w.pth").tensors["m.weight"][0, 0] == alpha
+
+
+def test_tensors_that_share_memory_or_are_strided_are_kept_right(tmp_path):
+    whole = torch.arange(6.0).view(2, 3)
+    tensors = {
+        "a": whole,
+        "same": whole,
+        "row": whole[1],
+        "turned": whole.T,
+        "none": torch.zeros(0),
+        "one": whole[0, 2],
+    }
+    torch.save(tensors, tmp_path / "w.pth")
+    checkpoint.keep(tmp_path / "w.pth")
+    read = checkpoint.read(tmp_path / "w.pth").tensors
+    assert all(torch.equal(read[key], tensor) for key, tensor in tensors.items())
+
+
+def test_a_pickle_with_code_is_not_kept(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00echo\x85R.")
+    with pytest.raises(CheckpointError, match="more than weights"):
+        checkpoint.keep(tmp_path / "w.pth")
+    assert not places.weights_folder().exists()
+
+
+def test_no_space_for_a_copy_is_one_message_and_leaves_nothing(pickled, monkeypatch):
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(AvarcError, match="cannot keep a copy") as caught:
+        checkpoint.keep(pickled[0])
+    assert "No space left" in caught.value.why
+    assert not list(places.weights_folder().iterdir())
+    assert checkpoint.read(pickled[0]).sha256
+
+
+def test_folders_are_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/x/config")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x/cache")
+    assert places.config_folder() == tmp_path / "avarc"
+    monkeypatch.delenv("AVARC_HOME")
+    assert (str(places.config_folder()), str(places.weights_folder())) == ("/x/config/avarc", "/x/cache/avarc/weights")
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(places.config_folder()) == "/home/me/.config/avarc"
