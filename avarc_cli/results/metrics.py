@@ -7,6 +7,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from avarc_cli.scoring.calibration import expected_calibration_error
+
 Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
 TOP = (1, 3, 5)
 
@@ -51,15 +55,23 @@ def compute(records: Sequence[dict[str, Any]], *, seconds: float, candidates: in
         "correct": right,
         "top_k": {str(k): sum(rank < k for rank in ranks) / count for k in TOP if k == 1 or k < candidates},
         "per_class": _per_class(labelled),
+        "expected_calibration_error": expected_calibration_error(
+            np.array([r["posterior"] for r in labelled]), np.array(ranks) == 0
+        ),
     }
     return metrics
 
 
-def _per_class(labelled: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | int]]:
+def _per_class(labelled: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | int | str]]:
     by_class: dict[str, list[bool]] = defaultdict(list)
+    names: dict[str, str] = {}
     for record in sorted(labelled, key=lambda r: r["label"]):
         by_class[record["label_id"]].append(record["label_rank"] == 0)
-    return {name: {"images": len(hits), "accuracy": sum(hits) / len(hits)} for name, hits in by_class.items()}
+        names[record["label_id"]] = record["label_name"]
+    return {
+        label: {"name": names[label], "images": len(hits), "accuracy": sum(hits) / len(hits)}
+        for label, hits in by_class.items()
+    }
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -12,27 +12,44 @@ from typing import Any
 import numpy as np
 
 from avarc_cli.data.labels import LabelSpace
+from avarc_cli.data.targets import Targets
 from avarc_cli.scoring.scores import ImageScores, near_tie
 
 UNKNOWN = -1
 BEST = 5  # classes listed with each prediction
+SEGMENTS = "segments/{}.npy"  # of image {}, float64 (N, S, K)
 
 
 @dataclass(frozen=True)
 class Naming:
-    """What the candidates are called."""
+    """What the candidates are called, and which of them count as right.
+
+    targets: how the dataset's classes stand to the model's; None where each counts as itself.
+    """
 
     classes: LabelSpace
     candidates: np.ndarray  # class ids (N,)
+    targets: Targets | None = None
 
     def of(self, position: int) -> dict[str, Any]:
         class_id = int(self.candidates[position])
         return {"class": class_id, "id": self.classes.ids[class_id], "name": self.classes.names[class_id]}
 
+    def right(self, label: int) -> np.ndarray:
+        """Which candidates count as right for a label, (N,) bool: in ObjectNet several classes may be one object."""
+        counts_as = self.candidates if self.targets is None else self.targets.counts_as[self.candidates]
+        right: np.ndarray = counts_as == label
+        return right
+
+    def label(self, label: int) -> tuple[str, str]:
+        """Id and name of a label: the dataset's own, where its classes are others than the model's."""
+        own = (self.classes.ids[label], self.classes.names[label])
+        return own if self.targets is None else self.targets.called.get(label, own)
+
 
 @dataclass(frozen=True)
 class Image:
-    """Which image a result is about: its row in the run, its path, its class id or UNKNOWN."""
+    """Which image a result is about: its row in the run, its path, its class id (Targets.of) or UNKNOWN."""
 
     index: int
     path: str
@@ -43,7 +60,8 @@ def line(image: Image, scores: ImageScores, naming: Naming, *, num_tokens: int, 
     """A line of predictions.jsonl. It holds no times, so that a rerun gives the same bytes."""
     winner = int(scores.order[0])
     known = image.label != UNKNOWN
-    where: np.ndarray = np.nonzero(naming.candidates[scores.order] == image.label)[0]
+    where: np.ndarray = np.nonzero(naming.right(image.label)[scores.order])[0] if known else np.empty(0)
+    label_id, label_name = naming.label(image.label) if known else (None, None)
     predicted = naming.of(winner)
     return {
         "index": image.index,
@@ -52,7 +70,8 @@ def line(image: Image, scores: ImageScores, naming: Naming, *, num_tokens: int, 
         "prediction_id": predicted["id"],
         "prediction_name": predicted["name"],
         "label": image.label if known else None,
-        "label_id": naming.classes.ids[image.label] if known else None,
+        "label_id": label_id,
+        "label_name": label_name,
         "label_rank": int(where[0]) if len(where) else None,
         "posterior": float(scores.posterior[winner]),
         "score": float(scores.scores[winner]),
@@ -77,6 +96,7 @@ def detail(image: Image, scores: ImageScores, naming: Naming, protocol: Mapping[
     ids = naming.candidates
     stages = [
         {
+            "segments": stage.segments,
             "candidates": ids[stage.candidates].tolist(),
             "log_likelihood": stage.log_likelihood.tolist(),
             "score": stage.scores.tolist(),
@@ -85,14 +105,15 @@ def detail(image: Image, scores: ImageScores, naming: Naming, protocol: Mapping[
         }
         for stage in scores.stages
     ]
-    winner = naming.of(int(scores.order[0]))
+    first = int(scores.order[0])
+    winner = naming.of(first)
     data = {
         "index": image.index,
         "path": image.path,
         "label": image.label if image.label != UNKNOWN else None,
         "prediction": winner["class"],
         "prediction_name": winner["name"],
-        "correct": None if image.label == UNKNOWN else winner["class"] == image.label,
+        "correct": None if image.label == UNKNOWN else bool(naming.right(image.label)[first]),
         "stages": stages,
         "configuration": dict(protocol),
     }
@@ -108,8 +129,17 @@ def likelihood(image: Image, scores: ImageScores, naming: Naming) -> bytes:
         log_likelihood=scores.token_log_prob,
         candidates=naming.candidates.astype(np.int64),
         gt_label=np.int64(image.label),
+        gt_labels=naming.candidates[naming.right(image.label)].astype(np.int64),
         sequence_length=np.int64(scores.token_log_prob.shape[1]),
     )
+    return buffer.getvalue()
+
+
+def segments(scores: ImageScores) -> bytes:
+    """segments/{index}.npy: sums of log p over each segment of each sample, float64 (N, S, K)."""
+    assert scores.segment_log_prob is not None, "the run was not asked for sums of segments"
+    buffer = io.BytesIO()
+    np.save(buffer, scores.segment_log_prob)
     return buffer.getvalue()
 
 

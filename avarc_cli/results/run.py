@@ -42,6 +42,7 @@ class Run:
     protocol: Mapping[str, Any]
     save_json: bool = False
     save_likelihood: bool = False
+    save_segments: bool = False
     fixed_shapes: bool = False
 
 
@@ -88,6 +89,7 @@ def classify(
             raise Interrupted("interrupted" + kept, fix="run the same command again to go on") from None
         seconds = folder.seconds if folder else session.seconds
         metrics = compute(done, seconds=seconds, candidates=len(run.request.candidates))
+        metrics["temperature"] = run.request.temperature
         if folder:
             folder.finish(metrics)
     return RunResult(records=done, metrics=metrics, scores=session.scores)
@@ -166,8 +168,8 @@ class _Session:
 
 
 def _record(run: Run, image: Image, scores: ImageScores) -> dict[str, Any]:
-    ends, last = run.model.segment_ends, run.request.plan.stages[-1]
-    return records.line(image, scores, run.naming, num_tokens=ends[last.segments - 1], precision=run.precision)
+    num_tokens = run.model.segment_ends[scores.segments - 1]
+    return records.line(image, scores, run.naming, num_tokens=num_tokens, precision=run.precision)
 
 
 def _write_images(run: Run, folder: RunFolder, pairs: list[tuple[Image, ImageScores]]) -> None:
@@ -176,3 +178,5 @@ def _write_images(run: Run, folder: RunFolder, pairs: list[tuple[Image, ImageSco
             folder.write(f"json/{image.index}.json", records.detail(image, scores, run.naming, run.protocol))
         if run.save_likelihood:
             folder.write(f"likelihood/{image.index}.npz", records.likelihood(image, scores, run.naming))
+        if run.save_segments:
+            folder.write(records.SEGMENTS.format(image.index), records.segments(scores))

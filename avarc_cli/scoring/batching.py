@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 
 import torch
 
+from avarc_cli.errors import UsageError
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.engine import Request
 from avarc_cli.scoring.plan import Plan
@@ -14,22 +16,55 @@ from avarc_cli.scoring.plan import Plan
 CPU_BYTES = 64 << 20  # a tensor beyond 32 MiB is mapped and unmapped by malloc at every use: three times slower
 GPU_SHARE = 0.5  # of the free memory; the prefix of the survivors needs room too
 MAX_TOKENS = 1 << 17
+PROCESS_BYTES = 512 << 20  # Python, torch, the tokens of a group
 SHARE_OF_PEAK = 0.6  # what a forward pass reaches of the matrix product rate; only for the estimate of time
 
 
-def auto_tokens(model: LikelihoodModel, plan: Plan, device: torch.device, *, fixed: bool) -> int:
+def auto_tokens(
+    model: LikelihoodModel, plan: Plan, device: torch.device, *, fixed: bool, memory: int | None = None
+) -> int:
     """Tokens of one forward pass.
 
-    On a CPU, and where batches must not depend on the state of the machine (`fixed`), a function of model and plan
-    alone. A batch whose prefix is kept needs room for it twice: while it is made, and while survivors are selected.
+    On a CPU, and where batches must not depend on the state of the machine (`fixed`), a function of model, plan and
+    `memory` alone. A batch whose prefix is kept needs room for it twice: while it is made, and while survivors are
+    selected; the prefixes of a group's survivors take at most as much as a batch.
+
+    Args:
+        memory: bytes that the whole run may take on its device, weights included; None for no limit of one's own.
+    Raises: UsageError when `memory` does not hold the weights and the smallest batch.
     """
-    budget = CPU_BYTES
+    budget, least = CPU_BYTES, model.segment_ends[-1] // 4
     if device.type == "cuda" and not fixed:
         budget = int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE)
     per_token = model.bytes_per_token(kept=False)
-    if device.type == "cuda" and not plan.single_stage:
+    if (device.type == "cuda" or memory is not None) and not plan.single_stage:
         per_token += 2 * model.bytes_per_token(kept=True)
-    return max(model.segment_ends[-1] // 4, min(MAX_TOKENS, budget // per_token))
+    if memory is not None:
+        resident = int(getattr(model, "resident_bytes", 0)) + PROCESS_BYTES
+        free = (memory - resident) // 2  # the other half for survivors' prefixes
+        if free < least * per_token:
+            needs = (resident + 2 * least * per_token) / 2**30
+            raise UsageError(
+                f"{memory / 2**30:.1f} GiB is too little", f"this model and plan need {needs:.1f}", "raise --memory"
+            )
+        budget = free if device.type == "cuda" else min(budget, free)
+    return max(least, min(MAX_TOKENS, budget // per_token))
+
+
+def prefix_tokens(model: LikelihoodModel, memory: int | None) -> int | None:
+    """Tokens whose keys and values fit into the half of `memory` that batches leave; None without a limit."""
+    if memory is None:
+        return None
+    resident = int(getattr(model, "resident_bytes", 0)) + PROCESS_BYTES
+    return max(0, (memory - resident) // 2) // model.bytes_per_token(kept=True)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from "8GiB", "500MiB" or "8GB". Raises UsageError for anything else."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([GM])(i?)B", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise UsageError(f"cannot read '{text}' as an amount of memory", fix="write it as 8GiB or 500MiB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** (3 if match[2] == "G" else 2))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ stage goes on from its kept prefix. Shapes: G images of a group, N candidates, S
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from avarc_cli.errors import AvarcError
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.plan import Plan, Stage
-from avarc_cli.scoring.scores import FloatN, ImageScores, ScoreFunction, StageScores, rank, summarise
+from avarc_cli.scoring.scores import FloatN, ImageScores, ScoreFunction, StageScores, summarise
 
 Int = npt.NDArray[np.int64]
 MAX_IMAGES = 256  # of a group: what a kill can lose
@@ -30,7 +31,10 @@ class Request:
     """What to score every image on.
 
     candidates: class ids (N,); log_prior: (N,) nats, added to every score; score: the score function;
-    tokens_per_batch: tokens of all pairs of one forward pass; keep_tokens: return token log-probabilities.
+    offset_per_token: (N,) nats, added to a score for every token it counts; None adds nothing;
+    tokens_per_batch: tokens of all pairs of one forward pass; prefix_tokens: the most whose keys and values are held
+    between two passes, None for no limit; temperature: of the posterior;
+    keep_tokens: return token log-probabilities; keep_segments: return their sums over each segment of each sample.
     """
 
     candidates: Int
@@ -38,35 +42,49 @@ class Request:
     score: ScoreFunction
     log_prior: FloatN
     tokens_per_batch: int
+    offset_per_token: FloatN | None = None
+    prefix_tokens: int | None = None
+    temperature: float = 1.0
     keep_tokens: bool = False
+    keep_segments: bool = False
 
     @property
     def columns(self) -> int:
         """Candidates, and the unconditional class where the score needs it."""
         return len(self.candidates) + self.score.needs_unconditional
 
+    def prior(self, tokens: int) -> FloatN:
+        """What is added to a score on so many tokens, (N,) nats."""
+        return self.log_prior if self.offset_per_token is None else self.log_prior + self.offset_per_token * tokens
+
     def tokens_per_image(self, model: LikelihoodModel) -> int:
-        """Token log-probabilities that scoring one image takes."""
+        """Token log-probabilities that scoring one image takes; an estimate where margins decide."""
         ends = model.segment_ends
         unconditional = self.plan.tokens(1, ends) if self.score.needs_unconditional else 0
         return self.plan.tokens(len(self.candidates), ends) + unconditional
 
     def kept_tokens(self, model: LikelihoodModel) -> int:
-        """The most tokens of one image whose keys and values are kept between two stages."""
+        """The most tokens of one image whose keys and values are kept between two stages, on average over images."""
         stages = list(enumerate(self.plan.stages))
         kept = [
-            model.segment_ends[s.segments - 1] * s.samples * (s.keep + self.score.needs_unconditional)
+            model.segment_ends[s.segments - 1] * s.samples * (s.goes_on + self.score.needs_unconditional)
             for i, s in stages
             if self.plan.needs_prefix(i)
         ]
-        return max(kept, default=0)
+        return math.ceil(max(kept, default=0))
 
     def images_per_group(self, model: LikelihoodModel) -> int:
         """Images whose first stage fills one forward pass, and whose kept prefixes need no more memory than that."""
         first = self.plan.stages[0]
-        scored = self.columns * first.samples * model.segment_ends[first.segments - 1]
+        columns = self._columns_of_one_adapter(model)
+        scored = columns * first.samples * model.segment_ends[first.segments - 1]
         kept = self.kept_tokens(model) * model.bytes_per_token(kept=True) // model.bytes_per_token(kept=False)
         return max(1, min(MAX_IMAGES, self.tokens_per_batch // max(scored, kept)))
+
+    def _columns_of_one_adapter(self, model: LikelihoodModel) -> int:
+        """Those of the lowest adapter: classes added with adapters of their own leave the groups as they were."""
+        adapter_N = adapters(model, self.candidates)
+        return int((adapter_N == adapter_N.min()).sum()) + self.score.needs_unconditional
 
 
 @dataclass
@@ -84,6 +102,13 @@ class _Track:
         return _Track(self.image[rows], self.candidate[rows], self.sample[rows], self.done, state)
 
 
+def adapters(model: LikelihoodModel, class_id_N: Int) -> Int:
+    """The adapter that each class is scored with (N,); 0 is the model itself, and all there is without adapters."""
+    adapter = getattr(model, "adapter", np.zeros_like)
+    adapter_N: Int = np.asarray(adapter(class_id_N), dtype=np.int64)
+    return adapter_N
+
+
 def score_group(model: LikelihoodModel, tokens_GSL: Int, request: Request) -> list[ImageScores]:
     """Score a group of images together.
 
@@ -98,7 +123,7 @@ class _Group:
     """The cells of one group.
 
     The unconditional class, if needed, is a column before the candidates that no stage drops; it comes first because
-    nobody's score is known without it.
+    nobody's score is known without it. An image with one candidate left is decided, and leaves the group.
     """
 
     def __init__(self, model: LikelihoodModel, tokens_GSL: Int, request: Request) -> None:
@@ -108,8 +133,10 @@ class _Group:
         self.pinned = int(request.score.needs_unconditional)
         ids = [*([model.unconditional] if self.pinned else []), *request.candidates.tolist()]
         self.class_id = np.array(ids, dtype=np.int64)
+        self.adapter = adapters(model, self.class_id)
         self.sums = np.full((images, len(ids), samples, len(model.segment_ends)), np.nan)
         self.alive = np.ones((images, len(ids)), dtype=bool)
+        self.undecided = np.ones(images, dtype=bool)
         self.scored = np.zeros(images, dtype=np.int64)
         self.token_log_prob = np.zeros((images, len(ids), length), np.float32) if request.keep_tokens else None
         self.tracks: list[_Track] = []
@@ -124,11 +151,13 @@ class _Group:
             self._advance(stage, keep_prefix=self.request.plan.needs_prefix(number))
             log_p_GN, scores_GN = self._scores(stage)
             self._drop(stage, scores_GN)
-            seconds = (time.perf_counter() - started) / len(history)
-            for g, stages in enumerate(history):
+            taking_part = np.nonzero(self.undecided)[0]
+            seconds = (time.perf_counter() - started) / len(taking_part)
+            for g in taking_part:
                 took_part = np.nonzero(before[g, self.pinned :])[0]
-                stages.append(
+                history[g].append(
                     StageScores(
+                        segments=stage.segments,
                         candidates=took_part,
                         scores=scores_GN[g, took_part],
                         log_likelihood=log_p_GN[g, took_part],
@@ -136,14 +165,19 @@ class _Group:
                         seconds=seconds,
                     )
                 )
+            self.undecided = self.alive[:, self.pinned :].sum(1) > 1
+            if not self.undecided.any():
+                break
         return [self._summary(g, tuple(stages)) for g, stages in enumerate(history)]
 
     def _begin_samples(self, stage: Stage) -> None:
-        """Pairs of the survivors with the samples that no stage has looked at yet."""
+        """Pairs of the survivors with the samples that no stage has looked at yet; a track to each adapter."""
         if stage.samples > self.samples_begun:
             new = np.arange(self.samples_begun, stage.samples)
-            image, candidate = (a.repeat(len(new)) for a in np.nonzero(self.alive))
-            self.tracks.append(_Track(image, candidate, np.tile(new, len(image) // len(new))))
+            open_GN = self.alive & self.undecided[:, None]
+            for adapter in np.unique(self.adapter):
+                image, candidate = (a.repeat(len(new)) for a in np.nonzero(open_GN & (self.adapter == adapter)))
+                self.tracks.append(_Track(image, candidate, np.tile(new, len(image) // len(new))))
             self.samples_begun = stage.samples
 
     def _advance(self, stage: Stage, *, keep_prefix: bool) -> None:
@@ -159,12 +193,23 @@ class _Group:
                     # memory is bounded by the survivors plus one batch, however many candidates there are.
                     self._drop(stage, self._scores(stage)[1])
                     self.tracks = [self._survivors(t) for t in [*self.tracks, chunk]]
+                    self._give_up_prefixes()
                 else:
                     chunk.state = None
                     self.tracks.append(chunk)
 
+    def _give_up_prefixes(self) -> None:
+        """Let go of the largest prefixes until the rest fits; their pairs begin anew: work done twice."""
+        limit = self.request.prefix_tokens
+        while limit is not None and sum(self._held(t) for t in self.tracks) > limit:
+            largest = max(self.tracks, key=self._held)
+            largest.state, largest.done = None, 0
+
+    def _held(self, track: _Track) -> int:
+        return 0 if track.state is None else len(track.image) * self.model.segment_ends[track.done - 1]
+
     def _survivors(self, track: _Track) -> _Track:
-        alive = self.alive[track.image, track.candidate]
+        alive = self.alive[track.image, track.candidate] & self.undecided[track.image]
         return track if alive.all() else track.take(self.model, np.nonzero(alive)[0])
 
     def _chunks(self, track: _Track, stage: Stage) -> Iterator[_Track]:
@@ -210,22 +255,30 @@ class _Group:
         unconditional_G = log_p[:, 0] if self.pinned else np.full(len(log_p), np.nan)
         log_p_GN = log_p[:, self.pinned :]
         rows = [self.request.score.formula(row, x) for row, x in zip(log_p_GN, unconditional_G, strict=True)]
-        return log_p_GN, np.stack(rows) + self.request.log_prior
+        return log_p_GN, np.stack(rows) + self.request.prior(self.model.segment_ends[stage.segments - 1])
+
+    def _prior(self, stages: tuple[StageScores, ...]) -> FloatN:
+        """What was added to each candidate's last score, (N,)."""
+        prior_N = np.zeros(len(self.request.candidates))
+        for took, stage in zip(stages, self.request.plan.stages, strict=False):
+            added_N = self.request.prior(self.model.segment_ends[stage.segments - 1])
+            prior_N[took.candidates] = added_N[took.candidates]
+        return prior_N
 
     def _drop(self, stage: Stage, scores_GN: FloatN) -> None:
-        """Drop whoever has `keep` fully scored candidates before it; not yet scored ones stay."""
-        for alive_N, scores_N in zip(self.alive[:, self.pinned :], scores_GN, strict=True):
-            ready = np.nonzero(alive_N & ~np.isnan(scores_N))[0]
-            alive_N[ready[rank(scores_N[ready])][stage.keep :]] = False
+        """Drop whom the stage's rule drops; not yet scored candidates stay."""
+        self.alive[:, self.pinned :] = stage.survivors(self.alive[:, self.pinned :], scores_GN)
 
     def _summary(self, g: int, stages: tuple[StageScores, ...]) -> ImageScores:
-        last = self.request.plan.stages[-1]
+        last = self.request.plan.stages[len(stages) - 1]
         unconditional = self.sums[g, 0, : last.samples, : last.segments].sum(-1).mean() if self.pinned else np.nan
         return summarise(
             stages,
             len(self.request.candidates),
-            log_prior_N=self.request.log_prior,
+            log_prior_N=self._prior(stages),
             tokens_scored=int(self.scored[g]),
+            temperature=self.request.temperature,
             unconditional=float(unconditional),
             token_log_prob=None if self.token_log_prob is None else self.token_log_prob[g, self.pinned :],
+            segment_log_prob=self.sums[g, self.pinned :].copy() if self.request.keep_segments else None,
         )

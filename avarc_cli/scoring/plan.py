@@ -3,28 +3,71 @@
 Written `segments:keep[:samples]` per stage, comma-separated. `6:10,10:3,10:1:3` scores every candidate on 6 segments
 and keeps 10, scores those on 10 segments and keeps 3, then averages each survivor over 3 samples (the image's own
 tokens and 2 smoothing neighbours) and keeps 1. Source: A-VARC+, arXiv:2510.12060.
+
+`6:<8.5` keeps whoever is at most 8.5 nats behind the leader, so that easy images lose candidates sooner than hard
+ones; `scoring.conformal` chooses such margins. An image with one candidate left is decided, and scored no further.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from avarc_cli.errors import UsageError
 
 PAPER = "6:10,10:3,10:1:3"
-HOW = "write segments:keep[:samples] per stage, e.g. 6:10,10:3,10:1:3, or exhaustive, or paper"
+HOW = (
+    "write segments:keep[:samples] per stage, e.g. 6:10,10:3,10:1:3 (or <nats in place of keep: who is at most so far "
+    "behind the leader), or exhaustive, or paper"
+)
+STAGE = re.compile(r"(\d+) *: *(?:(\d+)|< *(\d+(?:\.\d+)?(?:e[-+]?\d+)?)) *(?:: *(\d+))?", re.ASCII)
+Bool = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Score what is left on the first `segments` segments, averaged over `samples` samples; keep the best `keep`."""
+    """Score what is left on the first `segments` segments, averaged over `samples` samples; then drop candidates.
+
+    keep: the best so many survive; margin: of these, who is at most so many nats behind the leader;
+    expected: candidates of an image that go on to the next stage, on average, where a margin decides (a decided image
+    counts as none). Only estimates of time and memory depend on it; None expects the worst.
+    """
 
     segments: int
     keep: int
     samples: int = 1
+    margin: float = math.inf
+    expected: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.segments}:{self.keep}" + (f":{self.samples}" if self.samples > 1 else "")
+        rule = str(self.keep) if math.isinf(self.margin) else f"<{self.margin!r}"
+        return f"{self.segments}:{rule}" + (f":{self.samples}" if self.samples > 1 else "")
+
+    @property
+    def goes_on(self) -> float:
+        """Candidates of an image that the next stage scores, on average."""
+        if self.expected is not None:
+            return self.expected
+        return self.keep if self.keep > 1 else 0
+
+    def survivors(self, alive_GN: Bool, scores_GN: npt.NDArray[np.float64]) -> Bool:
+        """Who of the candidates in play (G images, N candidates) is left; scores that are nan are yet to come.
+
+        Whoever is dropped on a part of the scores would be dropped on all of them too: more scores can only raise
+        the leader, and the number of those before.
+        """
+        ready = alive_GN & ~np.isnan(scores_GN)
+        score = np.where(ready, scores_GN, -np.inf)
+        stays = score >= score.max(axis=1, keepdims=True) - self.margin
+        if self.keep < ready.shape[1]:
+            place = np.argsort(np.argsort(-score, axis=1, kind="stable"), axis=1)  # equal scores: the first wins
+            stays &= place < self.keep
+        left: Bool = alive_GN & (stays | ~ready)
+        return left
 
 
 @dataclass(frozen=True)
@@ -50,47 +93,58 @@ class Plan:
         """Whether a stage after stage `number` (0-based) goes on to more segments."""
         return any(later.segments > self.stages[number].segments for later in self.stages[number + 1 :])
 
-    def tokens(self, candidates: int, ends: tuple[int, ...]) -> int:
-        """Tokens scored for one image with so many candidates (prefixes are never scored twice)."""
-        total = 0
-        done: dict[int, int] = {}  # sample -> tokens
+    def new_tokens(self, ends: tuple[int, ...]) -> list[int]:
+        """Tokens that each stage scores for one candidate that has come so far (prefixes are never scored twice)."""
+        done = [0] * self.samples
+        counts = []
         for stage in self.stages:
-            for sample in range(stage.samples):
-                new = ends[stage.segments - 1] - done.get(sample, 0)
-                if new > 0:
-                    total += candidates * new
-                    done[sample] = ends[stage.segments - 1]
-            candidates = min(candidates, stage.keep)
-        return total
+            end = ends[stage.segments - 1]
+            counts.append(sum(max(0, end - before) for before in done[: stage.samples]))
+            done[: stage.samples] = [max(end, before) for before in done[: stage.samples]]
+        return counts
+
+    def tokens(self, candidates: int, ends: tuple[int, ...]) -> int:
+        """Tokens scored for one image with so many candidates; expected ones where margins decide."""
+        total, left = 0.0, float(candidates)
+        for stage, new in zip(self.stages, self.new_tokens(ends), strict=True):
+            total += left * new
+            left = min(left, stage.goes_on)
+        return round(total)
 
 
 def parse_plan(text: str, *, segments: int, candidates: int, samples: int) -> Plan:
     """The plan that `text` describes, checked against what there is to score.
 
     Args:
-        text: "exhaustive", "paper", or stages as in the module's docstring.
+        text: "exhaustive" (or "exhaustive:3", averaged over 3 samples), "paper", or stages as in the module's
+            docstring.
         segments: segments of the model; candidates: classes to choose from; samples: samples in the cache.
     Raises: UsageError for a plan that cannot be carried out, naming the stage.
     """
-    written = {"exhaustive": f"{segments}:1", "paper": PAPER}.get(text.strip(), text.strip())
-    plan = Plan(tuple(_parse_stage(part, text) for part in written.split(",")))
+    written = PAPER if text.strip() == "paper" else text.strip().replace("exhaustive", f"{segments}:1", 1)
+    stages: list[Stage] = []
     have = candidates
-    for number, stage in enumerate(plan.stages, start=1):
+    for number, part in enumerate(written.split(","), start=1):
+        stage = _parse_stage(part, text, have)
         for problem in _problems(stage, segments, have, samples):
             raise UsageError(f"plan '{text}', stage {number} ({stage}): {problem[0]}", problem[1], problem[2])
+        stages.append(stage)
         have = stage.keep
     if have != 1:
         raise UsageError(
             f"plan '{text}' ends with {have} candidates", "a prediction is one class", "let the last stage keep 1"
         )
-    return plan
+    return Plan(tuple(stages))
 
 
-def _parse_stage(part: str, text: str) -> Stage:
-    numbers = part.strip().split(":")
-    if len(numbers) not in (2, 3) or not all(n.strip().isascii() and n.strip().isdigit() for n in numbers):
+def _parse_stage(part: str, text: str, have: int) -> Stage:
+    found = STAGE.fullmatch(part.strip())
+    if found is None:
         raise UsageError(f"cannot read plan '{text}'", f"'{part}' is not a stage", HOW)
-    return Stage(*(int(n) for n in numbers))
+    segments, keep, margin, samples = found.groups()
+    if margin is not None:
+        return Stage(int(segments), have, int(samples or 1), float(margin))
+    return Stage(int(segments), int(keep), int(samples or 1))
 
 
 def _problems(stage: Stage, segments: int, have: int, samples: int) -> list[tuple[str, str, str]]:

@@ -19,7 +19,7 @@ IntN = npt.NDArray[np.int64]
 
 # Standard deviation of the rounding error of one token's log-probability, in nats, against float64
 # (docs/numbers.md has the command and the figures); errors of L tokens add up as sqrt(L).
-TOKEN_NOISE = {"fp32": 2e-6, "tf32": 1.2e-3, "bf16": 1e-2, "fp16": 1.2e-3}
+TOKEN_NOISE = {"fp32": 2e-6, "tf32": 1.2e-3, "bf16": 1e-2, "fp16": 1.2e-3, "int8": 6e-2, "fp8": 0.12}
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,11 @@ def score_function(name: str) -> ScoreFunction:
 class StageScores:
     """One stage of one image. Positions index the run's candidate list.
 
-    scores: what the stage ranked by, prior included; log_likelihood: log p(x|y) alone, averaged over samples.
+    segments: so many were scored; scores: what the stage ranked by, prior included;
+    log_likelihood: log p(x|y) alone, averaged over samples.
     """
 
+    segments: int
     candidates: IntN
     scores: FloatN
     log_likelihood: FloatN
@@ -65,12 +67,14 @@ class StageScores:
 class ImageScores:
     """All that scoring one image gave.
 
+    stages: those that the image took part in; a decided image skips the rest.
     order: candidate positions, best first: who survived longest, then who scored higher.
     scores: each candidate's score in the last stage that it took part in (so comparable within a stage only).
     posterior: probability of each candidate, see `posterior`.
     margin: winner minus runner-up in the last stage where both were scored; inf with one candidate.
     tokens_scored: token log-probabilities computed for this image.
     token_log_prob: (N, L) float32 of the image's own tokens, if asked for and the plan has one stage.
+    segment_log_prob: (N, S, K) sums of log p(token) over each segment of each sample, if asked for.
     """
 
     stages: tuple[StageScores, ...]
@@ -81,11 +85,12 @@ class ImageScores:
     tokens_scored: int
     unconditional: float
     token_log_prob: npt.NDArray[np.float32] | None = None
+    segment_log_prob: npt.NDArray[np.float64] | None = None
 
-
-def rank(scores_N: FloatN) -> IntN:
-    """Positions from the best score to the worst; equal scores in the order of the candidates."""
-    return np.argsort(-scores_N, kind="stable")
+    @property
+    def segments(self) -> int:
+        """Segments that the winner was scored on."""
+        return self.stages[-1].segments
 
 
 def summarise(
@@ -94,49 +99,63 @@ def summarise(
     *,
     log_prior_N: FloatN,
     tokens_scored: int,
+    temperature: float = 1.0,
     unconditional: float = math.nan,
     token_log_prob: npt.NDArray[np.float32] | None = None,
+    segment_log_prob: npt.NDArray[np.float64] | None = None,
 ) -> ImageScores:
     """Put the stages of one image together. Stage scores already include the prior."""
-    reached = np.zeros(num_candidates, dtype=np.int64)
-    scores = np.full(num_candidates, -np.inf)
-    for stage in stages:
-        reached[stage.candidates] += 1
-        scores[stage.candidates] = stage.scores
-    order = np.lexsort((np.arange(num_candidates), -scores, -reached))
+    by_stage_JN = np.full((len(stages), num_candidates), np.nan)
+    for j, stage in enumerate(stages):
+        by_stage_JN[j, stage.candidates] = stage.scores
+    reached_N = (~np.isnan(by_stage_JN)).sum(0)  # stages; at least the first
+    scores_N = by_stage_JN[reached_N - 1, np.arange(num_candidates)]
+    order = np.lexsort((np.arange(num_candidates), -scores_N, -reached_N))
     margin = math.inf
     if num_candidates > 1:
-        last = stages[reached[order[1]] - 1]
-        by_position = dict(zip(last.candidates.tolist(), last.scores.tolist(), strict=True))
-        margin = by_position[int(order[0])] - by_position[int(order[1])]
+        last_N = by_stage_JN[reached_N[order[1]] - 1]
+        margin = float(last_N[order[0]] - last_N[order[1]])
     return ImageScores(
         stages=stages,
         order=order,
-        scores=scores - log_prior_N,
-        posterior=posterior(stages, num_candidates),
+        scores=scores_N - log_prior_N,
+        posterior=posterior(by_stage_JN, temperature),
         margin=margin,
         tokens_scored=tokens_scored,
         unconditional=unconditional,
         token_log_prob=token_log_prob,
+        segment_log_prob=segment_log_prob,
     )
 
 
-def posterior(stages: tuple[StageScores, ...], num_candidates: int) -> FloatN:
-    """p(y | x) over the candidates, (N,), summing to one.
+def posterior(by_stage_JXN: FloatN, temperature: float = 1.0) -> FloatN:
+    """p(y | x) over the candidates, (..., N), summing to one.
 
-    A stage's softmax splits the probability that its candidates hold together: those it drops keep their
-    share, those it keeps pass theirs on to the next stage, which has seen more of the image.
+    A stage's softmax of score / temperature splits the probability that its candidates hold together: those it drops
+    keep their share, those it keeps pass theirs on to the next stage, which has seen more of the image. A share is
+    what its candidate can be expected to have in the end: given a part of an image, the expectation of the posterior
+    given all of it is the posterior given the part.
+
+    Args:
+        by_stage_JXN: scores, stage by stage, (J, ..., N); nan marks who took no part in a stage.
+        temperature: above 1 evens probabilities out (Guo et al. 2017, arXiv:1706.04599).
     """
-    result = np.zeros(num_candidates)
-    mass = 1.0
-    for stage in stages:
-        share = np.exp(stage.scores - stage.scores.max())
-        share *= mass / share.sum()
-        result[stage.candidates] = share
-        mass = float(result[stage.survivors].sum())
+    result = np.zeros(by_stage_JXN.shape[1:])
+    for j, scores in enumerate(by_stage_JXN):
+        part = ~np.isnan(scores)
+        mass = np.where(part, result, 0.0).sum(-1, keepdims=True) if j else 1.0
+        score = np.where(part, scores, -np.inf)
+        best = np.where(part.any(-1, keepdims=True), score.max(-1, keepdims=True), 0.0)  # a decided image has no part
+        share = np.exp((score - best) / temperature)
+        result = np.where(part, share * mass / share.sum(-1, keepdims=True).clip(min=1.0), result)
     return result
 
 
 def near_tie(margin: float, num_tokens: int, precision: str) -> bool:
-    """Whether rounding could have chosen the winner: a margin below two standard deviations of its own noise."""
-    return margin < 2 * TOKEN_NOISE[precision] * math.sqrt(2 * num_tokens)
+    """Whether rounding could have chosen the winner."""
+    return margin < rounding_noise(num_tokens, precision)
+
+
+def rounding_noise(num_tokens: int, precision: str) -> float:
+    """Two standard deviations of the rounding error of a difference of two scores of so many tokens, in nats."""
+    return 2 * TOKEN_NOISE[precision] * math.sqrt(2 * num_tokens)

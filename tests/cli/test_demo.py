@@ -56,11 +56,15 @@ def test_the_assets_are_360_images_and_small_weights():
 def test_the_demo_reports_what_it_measured(tmp_path, capsys):
     assert main(["--json", "demo", "--out", str(tmp_path / "demo")]) == 0
     shown = json.loads(capsys.readouterr().out)
-    exhaustive, staged, paper = (shown["plans"][name] for name in ("exhaustive", "staged", "paper-style"))
+    exhaustive, staged, paper, adaptive = shown["plans"].values()
+    assert list(shown["plans"]) == ["exhaustive", "staged", "paper-style", "adaptive"]
     assert exhaustive["accuracy"] >= 0.98 and exhaustive["agreement_with_exhaustive"] == 1.0
     assert exhaustive["tokens_scored_per_image"] == 1030
     assert staged["tokens_scored_per_image"] < paper["tokens_scored_per_image"] < 1030
     assert min(staged["agreement_with_exhaustive"], paper["agreement_with_exhaustive"]) > 0.95
+    assert adaptive["agreement_with_exhaustive"] >= 0.995 and adaptive["tokens_scored_per_image"] <= 0.35 * 1030
+    unseen = shown["adaptive_on_unseen"]
+    assert unseen["images"] == 110 and unseen["agreement"] >= 0.995 and unseen["share_of_exhaustive"] <= 0.35
     picture = np.asarray(Image.open(Path(shown["picture"])))
     assert picture.std() > 10
     assert main(["demo", "--json", "--out", str(tmp_path / "demo")]) == 0, "a second time, from what is there"

@@ -4,13 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avarc_cli.results.metrics import compute, wilson
-from avarc_cli.scoring.scores import StageScores, near_tie, posterior
+from avarc_cli.scoring.scores import near_tie, posterior
 
 
 def record(label, rank, **more):
     known = label is not None
-    base = {"label": label, "label_id": str(label) if known else None, "label_rank": rank, "near_tie": False}
-    return base | {"tokens_scored": 10, "bits_per_token": 2.0} | more
+    base = {"label": label, "label_id": str(label) if known else None, "label_name": "x", "label_rank": rank, "near_tie": False}
+    return base | {"tokens_scored": 10, "bits_per_token": 2.0, "posterior": 0.75} | more
 
 
 def test_the_interval_is_wilsons():
@@ -30,8 +30,12 @@ def test_metrics_of_four_images_by_hand():
     m = compute(records, seconds=10.0, candidates=3)
     assert (m["images"], m["labelled"], m["correct"], m["label_not_a_candidate"], m["near_ties"]) == (5, 3, 2, 1, 1)
     assert m["accuracy"] == pytest.approx(2 / 3) and m["top_k"] == {"1": m["accuracy"]}
-    assert m["per_class"] == {"0": {"images": 2, "accuracy": 0.5}, "1": {"images": 1, "accuracy": 1.0}}
+    assert m["per_class"] == {
+        "0": {"name": "x", "images": 2, "accuracy": 0.5},
+        "1": {"name": "x", "images": 1, "accuracy": 1.0},
+    }
     assert m["seconds_per_image"] == 2.0 and m["bits_per_token"] == 2.0
+    assert m["expected_calibration_error"] == pytest.approx(0.75 - 2 / 3), "all are in one bin of confidence"
 
 
 def test_without_labels_there_is_no_accuracy():
@@ -39,25 +43,21 @@ def test_without_labels_there_is_no_accuracy():
     assert m["labelled"] == 0 and "accuracy" not in m
 
 
-def stage(candidates, scores, survivors):
-    return StageScores(
-        candidates=np.array(candidates),
-        scores=np.array(scores, float),
-        log_likelihood=np.array(scores, float),
-        survivors=np.array(survivors),
-        seconds=0.0,
-    )
-
-
 def test_the_posterior_of_one_stage_is_the_softmax():
-    p = posterior((stage([0, 1, 2], [0.0, np.log(2), np.log(5)], [2]),), 3)
-    assert p == pytest.approx([1 / 8, 2 / 8, 5 / 8])
+    assert posterior(np.log([[1, 2, 5]])) == pytest.approx([1 / 8, 2 / 8, 5 / 8])
 
 
 def test_survivors_share_what_their_stage_left_them():
-    first = stage([0, 1, 2], [0.0, np.log(2), np.log(5)], [1, 2])
-    second = stage([1, 2], [np.log(3), 0.0], [1])
-    assert posterior((first, second), 3) == pytest.approx([1 / 8, 7 / 8 * 3 / 4, 7 / 8 / 4])
+    first, second = np.log([1, 2, 5]), np.array([np.nan, np.log(3), 0.0])
+    expected = [1 / 8, 7 / 8 * 3 / 4, 7 / 8 / 4]
+    assert posterior(np.stack([first, second])) == pytest.approx(expected)
+    decided = np.full(3, np.nan)
+    both = posterior(np.stack([np.stack([first, first]), np.stack([second, decided])]))
+    assert both == pytest.approx(np.array([expected, [1 / 8, 2 / 8, 5 / 8]])), "an image decided after one stage"
+
+
+def test_a_temperature_evens_the_posterior_out():
+    assert posterior(np.log([[1, 4, 25]]), temperature=2.0) == pytest.approx([1 / 8, 2 / 8, 5 / 8])
 
 
 def test_a_near_tie_is_a_margin_within_the_noise():

@@ -1,5 +1,7 @@
 """The engine against brute force: whatever the plan and the batching, the same cells and the same decisions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avarc_cli.models.var_likelihood import VARLikelihood
+from avarc_cli.scoring.conformal import ScoreTable, simulate
 from avarc_cli.scoring.engine import Request, score_group
 from avarc_cli.scoring.plan import parse_plan
-from avarc_cli.scoring.scores import score_function
+from avarc_cli.scoring.scores import posterior, score_function
 
 
 class Counting:
@@ -20,7 +23,7 @@ class Counting:
     unconditional = 99
 
     def __init__(self, seed=0):
-        self.seed, self.seen, self.largest = seed, [], 0
+        self.seed, self.seen, self.largest, self.continued = seed, [], 0, 0
 
     def log_prob(self, tokens_L, class_id):
         rng = np.random.default_rng([self.seed, int(class_id), *map(int, tokens_L)])
@@ -36,6 +39,7 @@ class Counting:
         for t, c in zip(state["tokens"], state["class"], strict=True):
             self.seen += [(tuple(t.tolist()), int(c), k) for k in range(state["at"], stop)]
         self.largest = max(self.largest, len(rows) * (end - start))
+        self.continued += state["at"] > 0
         state["at"], state["kept"] = stop, keep_prefix
         return torch.from_numpy(np.stack(rows))
 
@@ -65,24 +69,32 @@ def tokens(images=3, samples=3, seed=0):
 def by_hand(model, tokens_SL, plan, candidates, prior):
     """The definition: score who is left on the first segments, averaged over samples; keep the best."""
     left, scores = list(range(len(candidates))), {}
-    for stage in plan.stages:
+    for number, stage in enumerate(plan.stages):
+        if number and len(left) == 1:
+            break
         end = model.segment_ends[stage.segments - 1]
         for c in left:
             sums = [
                 model.log_prob(tokens_SL[s], candidates[c])[:end].astype(np.float64).sum() for s in range(stage.samples)
             ]
             scores[c] = np.mean(sums) + prior[c]
-        left = sorted(left, key=lambda c: (-scores[c], c))[: stage.keep]
+        best = max(scores[c] for c in left)
+        left = [
+            c for c in sorted(left, key=lambda c: (-scores[c], c))[: stage.keep] if scores[c] >= best - stage.margin
+        ]
     return left[0], scores
 
 
 plans = st.sampled_from(
     ["exhaustive", "2:5,4:1", "1:6,2:3,4:1:3", "2:3,4:3:2,4:1:3", "3:4,2:2,4:1:2", "1:1", "4:7,4:1:3"]
 )
+adaptive = st.sampled_from(
+    ["1:<1,2:<2,3:<2,4:1", "1:<0.5,4:1", "2:<3,4:<1,4:1:3", "1:<1:3,2:<1:3,3:<1:3,4:1:3", "1:5,2:<1.5,4:1", "1:<0,4:1"]
+)
 
 
 @settings(max_examples=60)
-@given(plans, st.integers(1, 200), st.integers(0, 5), st.sampled_from(["log-likelihood", "pmi"]))
+@given(plans | adaptive, st.integers(1, 200), st.integers(0, 5), st.sampled_from(["log-likelihood", "pmi"]))
 def test_any_batching_gives_the_definitions_winner_and_scores(plan, per_batch, seed, score):
     model, data = Counting(seed), tokens(seed=seed)
     prior = np.random.default_rng(seed).normal(size=7)
@@ -107,6 +119,69 @@ def test_no_cell_is_scored_twice_and_batches_stay_within_the_limit(plan, per_bat
     assert len(model.seen) == len(set(model.seen))
     assert model.largest <= max(per_batch, 10)  # one pair is the least there is
     assert [r.tokens_scored for r in results] == [asked.plan.tokens(7, model.segment_ends)] * 3
+
+
+@settings(max_examples=30)
+@given(adaptive, st.integers(1, 200), st.integers(0, 1000))
+def test_images_progress_at_their_own_pace_and_the_simulation_knows_it(plan, per_batch, seed):
+    model, data = Counting(seed), tokens(images=4, seed=seed)
+    full = score_group(model, data, replace(request("exhaustive:3"), keep_segments=True))
+    table = ScoreTable.of(np.stack([r.segment_log_prob for r in full]), np.zeros(7), model.segment_ends)
+    model.seen.clear()
+    asked = request(plan, per_batch=per_batch)
+    outcome = simulate(asked.plan, table)
+    results = score_group(model, data, asked)
+    assert len(model.seen) == len(set(model.seen)), "a cell was scored twice"
+    assert [r.order[0] for r in results] == outcome.winner_n.tolist()
+    assert [r.tokens_scored for r in results] == outcome.tokens_n.tolist()
+    for g, result in enumerate(results):
+        assert len(result.stages) == (~np.isnan(outcome.by_stage_JnN[:, g])).any(1).sum()
+        assert result.posterior == pytest.approx(posterior(outcome.by_stage_JnN[:, [g]])[0])
+        assert len(result.stages[-1].survivors) == 1
+
+
+@settings(max_examples=40)
+@given(plans | adaptive, st.integers(1, 200), st.integers(0, 60))
+def test_prefixes_beyond_their_limit_are_scored_again_and_the_numbers_stay(plan, per_batch, limit):
+    """Memory is bounded by the limit and one batch; without the limit no cell is scored twice (above)."""
+    data, free, tight = tokens(), Counting(), Counting()
+    asked = request(plan, per_batch=per_batch)
+    expected = score_group(free, data, asked)
+    results = score_group(tight, data, replace(asked, prefix_tokens=limit))
+    for a, b in zip(expected, results, strict=True):
+        assert a.order.tolist() == b.order.tolist() and a.posterior == pytest.approx(b.posterior)
+        assert b.tokens_scored >= a.tokens_scored
+    assert set(tight.seen) == set(free.seen) and tight.largest <= max(per_batch, 10)
+    if limit == 0 and free.continued:
+        assert not tight.continued, "a prefix was kept"
+
+
+class Adapted(Counting):
+    """Classes from 5 on are scored with an adapter each; notes the classes of every batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def adapter(self, class_id_N):
+        return np.where((class_id_N >= 5) & (class_id_N < 7), class_id_N, 0)
+
+    def extend(self, state, stop, *, keep_prefix):
+        self.batches.append(tuple(zip(map(tuple, state["tokens"].tolist()), state["class"].tolist(), strict=True)))
+        return super().extend(state, stop, keep_prefix=keep_prefix)
+
+
+@pytest.mark.parametrize("score", ["log-likelihood", "pmi"])
+def test_classes_with_adapters_of_their_own_leave_the_batches_of_the_others_alone(score):
+    alone, together = Adapted(), Adapted()
+    asked = request("exhaustive", range(5), per_batch=130, score=score)
+    more = request("exhaustive", range(7), per_batch=130, score=score)
+    assert asked.images_per_group(alone) == more.images_per_group(together)
+    score_group(alone, tokens(), asked)
+    score_group(together, tokens(), more)
+    old = [b for b in together.batches if {together.adapter(np.array(c)).item() for _, c in b} == {0}]
+    assert old == alone.batches
+    assert all(len({together.adapter(np.array(c)).item() for _, c in b}) == 1 for b in together.batches)
 
 
 def test_token_log_probabilities_come_back_in_the_order_of_the_candidates():

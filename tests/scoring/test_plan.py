@@ -1,4 +1,7 @@
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from avarc_cli.errors import UsageError
 from avarc_cli.scoring.plan import Plan, Stage, parse_plan
@@ -23,9 +26,45 @@ def test_the_papers_plan_costs_what_the_arithmetic_says():
     assert parse_plan("paper", **TEN).tokens(100, ends) == 100 * 91 + 10 * (680 - 91) + 3 * 2 * 680
 
 
+def test_margins_take_the_place_of_numbers_to_keep():
+    plan = parse_plan("3:<8.25, 6:10, 10:<0.5:3, 10:1:3", **TEN)
+    assert plan.stages == (Stage(3, 100, 1, 8.25), Stage(6, 10), Stage(10, 10, 3, 0.5), Stage(10, 1, 3))
+    assert parse_plan(str(plan), **TEN) == plan
+    assert parse_plan("exhaustive:3", **TEN) == Plan((Stage(10, 1, 3),))
+
+
+def test_what_a_margin_leaves_is_counted_as_expected_or_at_its_worst():
+    ends = (1, 5, 14, 30, 55, 91, 155, 255, 424, 680)
+    assert parse_plan("6:<5,10:1", **TEN).tokens(100, ends) == 68_000
+    assert Plan((Stage(6, 100, 1, 5.0, expected=2.5), Stage(10, 1))).tokens(100, ends) == round(9100 + 2.5 * 589)
+    assert Plan((Stage(6, 1), Stage(10, 1))).tokens(100, ends) == 9100, "one that is left needs no more"
+
+
+@given(st.integers(1, 8), st.floats(0, 3), st.integers(0, 1000), st.lists(st.booleans(), min_size=8, max_size=8))
+def test_survivors_are_the_best_within_the_margin_and_what_is_not_scored_yet(keep, margin, seed, scored):
+    scores = np.random.default_rng(seed).normal(size=8).round(1)  # rounded: ties
+    alive = np.random.default_rng(seed + 1).random(8) < 0.8
+    scores[~np.array(scored)] = np.nan
+    (left,) = Stage(1, keep, 1, margin).survivors(alive[None], scores[None])
+    ready = [c for c in range(8) if alive[c] and scored[c]]
+    best = sorted(ready, key=lambda c: (-scores[c], c))[:keep]
+    expected = {c for c in best if scores[c] >= max(scores[ready]) - margin} | {
+        c for c in range(8) if alive[c] and not scored[c]
+    }
+    assert set(np.nonzero(left)[0]) == expected
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("6:<5", "ends with 100"),
+        ("6:<-5,10:1", "cannot read"),
+        ("6:<nan,10:1", "cannot read"),
+        ("6:<inf,10:1", "cannot read"),
+        ("6:<,10:1", "cannot read"),
+        ("exhaustive:4", "hold 3 an image"),
+        ("exhaustively", "cannot read"),
+        ("11:<5,10:1", "no segment 11"),
         ("6:10,10:3", "ends with 3"),
         ("6:200,10:1", "it keeps 200"),
         ("6:10,10:20,10:1", "only 10 candidates are left"),

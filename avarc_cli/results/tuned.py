@@ -1,0 +1,110 @@
+"""Tuned plans: adaptive margins with their promise, as a file that says what it was made for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avarc_cli import __version__
+from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.scoring.conformal import expecting
+from avarc_cli.scoring.plan import Plan, parse_plan
+from avarc_cli.tokens.files import write_whole
+from avarc_cli.tokens.header import differences
+
+FORMAT = 1
+ANY_SAMPLES = 1 << 16  # how many a cache holds is checked when the plan meets it
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedPlan:
+    """A plan whose margins were calibrated.
+
+    made_for: what the promise depends on (model, tokenizer, candidates, priors, precision, preprocessing, ...);
+    guarantee: agreement promised, and from how many images; calibration: which images, and what it cost on them;
+    held_out: agreement and cost on images that took no part, where there were any;
+    temperature: of the posterior; None without labelled images.
+    """
+
+    plan: Plan
+    temperature: float | None
+    made_for: Mapping[str, Any]
+    guarantee: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    held_out: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the file holds, but for its digest."""
+        return {
+            "format": FORMAT,
+            "avarc": __version__,
+            "plan": str(self.plan),
+            "goes_on": [stage.expected for stage in self.plan.stages[:-1]],
+            "temperature": self.temperature,
+            "made_for": dict(self.made_for),
+            "guarantee": dict(self.guarantee),
+            "calibration": dict(self.calibration),
+            "held_out": None if self.held_out is None else dict(self.held_out),
+        }
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all. Raises OSError."""
+        content = self.to_dict()
+        write_whole(path, json.dumps(content | {"sha256": _digest(content)}, indent=1).encode())
+
+    def check(self, now: Mapping[str, Any], path: Path) -> None:
+        """Raises UsageError, with both values, where one of these is not what the plan was made for."""
+        differing = differences({name: self.made_for.get(name) for name in now}, now)
+        if differing:
+            raise UsageError(
+                f"the promise of '{path}' does not hold here",
+                differing,
+                "tune a plan for this: avarc tune TOKENS.h5 --model ... --out plan.json",
+            )
+
+
+def read(path: Path) -> TunedPlan:
+    """The plan in a file.
+
+    Raises: UsageError when there is no such file; AvarcError when it is damaged, changed by hand, or of another format.
+    """
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        digest, version = values.pop("sha256"), values["format"]
+        if version != FORMAT:
+            fix = "upgrade avarc: pip install --upgrade avarc" if version > FORMAT else "tune it again"
+            raise AvarcError(f"'{path}' has another format", f"it is version {version}, this is {FORMAT}", fix)
+        if digest != _digest(values):
+            raise ValueError("its content is not what was tuned")
+        return _from_dict(values)
+    except FileNotFoundError:
+        raise UsageError(f"there is no plan '{path}'", fix="make one: avarc tune TOKENS.h5 --out plan.json") from None
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise AvarcError(f"cannot use the plan '{path}'", why, "make it again: avarc tune") from None
+
+
+def _from_dict(values: Mapping[str, Any]) -> TunedPlan:
+    made_for = values["made_for"]
+    plan = parse_plan(
+        values["plan"],
+        segments=made_for["segments"],
+        candidates=len(made_for["candidates"]),
+        samples=ANY_SAMPLES,
+    )
+    return TunedPlan(
+        plan=expecting(plan, values["goes_on"]),
+        temperature=values["temperature"],
+        made_for=made_for,
+        guarantee=values["guarantee"],
+        calibration=values["calibration"],
+        held_out=values["held_out"],
+    )
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,43 @@
+"""Posteriors that mean what they say: a temperature, and how far confidence and accuracy are apart.
+
+Source: Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv:1706.04599.
+Shapes: n images, N candidates, J stages.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from avarc_cli.scoring.scores import FloatN, IntN, posterior
+
+BINS = 15
+COOLEST, HOTTEST = 0.25, 1024.0  # likelihoods of thousands of tokens are overconfident, hardly ever the reverse
+TINY = 1e-300
+
+
+def fit_temperature(by_stage_JnN: FloatN, label_n: IntN) -> float:
+    """The temperature that makes the labels most probable.
+
+    Args:
+        by_stage_JnN: scores as scoring.scores.posterior takes them. label_n: positions of the right candidates.
+    """
+    low, high = np.log(COOLEST), np.log(HOTTEST)
+    for _ in range(4):  # each round narrows the range to a tenth
+        grid = np.linspace(low, high, 21)
+        best = int(np.argmin([negative_log_likelihood(by_stage_JnN, label_n, float(t)) for t in np.exp(grid)]))
+        low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    return float(np.exp((low + high) / 2))
+
+
+def negative_log_likelihood(by_stage_JnN: FloatN, label_n: IntN, temperature: float) -> float:
+    """Mean of -log p(label), nats; a probability that is 0 in floating point counts as 1e-300."""
+    posterior_nN = posterior(by_stage_JnN, temperature)
+    return -float(np.log(posterior_nN[np.arange(len(label_n)), label_n].clip(min=TINY)).mean())
+
+
+def expected_calibration_error(confidence_n: FloatN, right_n: npt.NDArray[np.bool_]) -> float:
+    """Mean distance of confidence and accuracy over 15 bins of equal width, weighted by their images."""
+    bin_n = np.minimum((np.asarray(confidence_n) * BINS).astype(np.int64), BINS - 1)
+    too_sure_n = np.asarray(confidence_n) - np.asarray(right_n)
+    return float(np.abs(np.bincount(bin_n, too_sure_n, BINS)).sum() / len(bin_n))
