@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
+from avarc_cli.commands import _weights
 from avarc_cli.errors import EXIT_UNREADABLE
+
+if TYPE_CHECKING:
+    from avarc_cli.tokens import EncodeResult, Shard
 
 
 def encode(
@@ -23,6 +27,7 @@ def encode(
     ] = 1,
     sigma: opt.SigmaOpt = 0.1,
     seed: opt.SeedOpt = 0,
+    dataset: opt.DatasetOpt = None,
     subset: opt.SubsetOpt = None,
     per_class: opt.PerClassOpt = None,
     limit: opt.LimitOpt = None,
@@ -30,23 +35,41 @@ def encode(
     patch_nums: Annotated[
         str | None, typer.Option("--patch-nums", help="Scales of a tokenizer file that does not name them: 1,2,3,4.")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images that the tokenizer reads at once.")] = 16,
-    workers: opt.WorkersOpt = 0,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", help="Images that the tokenizer reads at once; default: 16 of 256 pixels."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", help="Processes that decode images; default: 1 beside a CPU, more beside a GPU."),
+    ] = None,
+    shard: Annotated[
+        str, typer.Option("--shard", help="i/n: do share i (from 1) of n; run all n with the same OUT, or join OUTs.")
+    ] = "1/1",
+    engine: Annotated[
+        str,
+        typer.Option("--engine", help="local, or ray: units are tasks of a Ray cluster; needs avarc[ray]."),
+    ] = "local",
     device: opt.DeviceOpt = "auto",
+    yes: _weights.YesOpt = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a cache of another request.")] = False,
     as_json: opt.JsonOpt = False,
 ) -> None:
     """Turn images into a token cache, which every model with the same tokenizer can read.
 
-    Interrupted or killed, it goes on where it stopped when run again, and the file is the same byte for byte.
+    Interrupted or killed, it goes on where it stopped when run again, and the file is the same byte for byte. So it
+    is when several processes, on one machine or many, each do a --shard of it.
 
     Example: avarc encode val/ --model var-d16 --samples 3 --out val.h5
     """
     from avarc_cli import tokens
     from avarc_cli.data.preprocess import Preprocess
     from avarc_cli.loading import load_tokenizer
+    from avarc_cli.tokens.units import default_workers
 
-    images = opt.select_images(data, subset, per_class, limit)
+    share = tokens.Shard.parse(shard)
+    _weights.ensure(model, tokenizer, yes=yes, tokenizer_only=True)
+    images = opt.select_images(data, subset, per_class, limit, dataset)
     scales = opt.parse_numbers(patch_nums, "--patch-nums")
     reader = load_tokenizer(model, tokenizer, patch_nums=scales, device=device)
     pixels = Preprocess(preprocess or reader.preprocess, reader.image_size)
@@ -64,13 +87,24 @@ def encode(
             seed=seed,
             latents=latents,
             batch_size=batch_size,
-            workers=workers,
+            workers=default_workers(str(reader.device)) if workers is None else workers,
+            shard=share,
+            engine=engine,
             overwrite=overwrite,
             progress=bar.update,
+            say=console.warn,
         )
     opt.list_unreadable(done.unreadable)
-    said = "was there already" if done.already_done else f"{done.images:,} images"
-    summary = {"cache": done.path, "images": done.images, "unreadable": dict(done.unreadable)}
-    console.result(summary, f"{out}: {said}", brief=str(out))
+    summary = {"cache": done.path, "images": done.images, "unreadable": dict(done.unreadable), "whole": done.whole}
+    console.result(summary, f"{out}: {_said(done, share)}", brief=str(out))
     if done.unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
+
+
+def _said(done: EncodeResult, share: Shard) -> str:
+    if done.whole:
+        return "was there already" if done.already_done else f"{done.images:,} images"
+    if done.others_at_work:
+        return f"shard {share} is done ({done.images:,} images); the last shard to end makes the cache"
+    units = f"{done.units} of {done.all_units} units ({done.images:,} images)"
+    return f"{units}, shard {share} is done; run the others with the same --out, or join theirs: avarc cache merge"

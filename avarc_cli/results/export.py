@@ -42,6 +42,7 @@ class Table:
         protocol, records = self.run.protocol, self.run.records
         return {
             "candidates": self.run.candidates[self.columns],
+            "counts_as": np.array(protocol["counts_as"], dtype=np.int64)[self.columns],
             "class_ids": np.array(protocol["candidate_ids"])[self.columns],
             "class_names": np.array(protocol["candidate_names"])[self.columns],
             "gt_label": np.array([UNKNOWN if r["label"] is None else r["label"] for r in records], dtype=np.int64),
@@ -159,7 +160,7 @@ def _write_parquet(table: Table, path: Path, progress: Progress) -> None:
     per_image = {"path": arrow.string(), "gt_label": arrow.int64(), "prediction": arrow.int64()}
     value = arrow.list_(arrow.from_numpy_dtype(np.dtype(table.dtype)))
     likelihood = arrow.list_(value) if table.per_token else value
-    shared = {name: json.dumps(small[name].tolist()) for name in ("candidates", "class_ids", "class_names")}
+    shared = {name: json.dumps(small[name].tolist()) for name in ("candidates", "counts_as", "class_ids", "class_names")}
     shared |= {"sequence_length": str(small["sequence_length"]), "protocol": str(small["protocol"])}
     schema = arrow.schema({**per_image, "log_likelihood": likelihood}, metadata=shared)
     with parquet.ParquetWriter(path, schema) as file:

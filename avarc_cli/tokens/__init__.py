@@ -3,6 +3,19 @@
 from avarc_cli.tokens.cache import TokenCache, read
 from avarc_cli.tokens.encode import EncodeResult, encode
 from avarc_cli.tokens.header import CacheHeader
+from avarc_cli.tokens.merge import merge
 from avarc_cli.tokens.noise import neighbour_noise
+from avarc_cli.tokens.shards import Shard
+from avarc_cli.tokens.verify import verify
 
-__all__ = ["CacheHeader", "EncodeResult", "TokenCache", "encode", "neighbour_noise", "read"]
+__all__ = [
+    "CacheHeader",
+    "EncodeResult",
+    "Shard",
+    "TokenCache",
+    "encode",
+    "merge",
+    "neighbour_noise",
+    "read",
+    "verify",
+]

@@ -2,6 +2,7 @@
 
 `/tokens` uint16 (N, S, L), `/labels` int32 (N,), `/paths` utf-8 (N,), optional `/latents` float16 (N, Z, h, w);
 root attributes `avarc` (JSON, `CacheHeader`) and `unreadable` (JSON, [[name, reason], ...] of the images left out).
+A part of a cache (`encode --shard`) has an attribute `share` (JSON, `Share`) and `/rows` int64 (N,) beside them.
 N images, S samples (0 the image, others its smoothing neighbours), L tokens; Z channels, h side of the latents.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +19,14 @@ import h5py
 import numpy as np
 
 from avarc_cli.errors import CacheError, UsageError
-from avarc_cli.tokens.header import CacheHeader
+from avarc_cli.tokens.header import CacheHeader, Share
+from avarc_cli.tokens.write import Block
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import Tokenizer
 
+PARTS = ".parts"  # suffix of the folder beside an unfinished cache
+ROWS_AT_ONCE = 2048
 # What h5py and our own checks raise on files that are damaged or somebody else's.
 DAMAGED = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, MemoryError)
 
@@ -31,7 +35,8 @@ DAMAGED = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeErro
 class TokenCache:
     """An opened cache: header, labels and names are in memory, tokens stay on disk.
 
-    labels: (N,) int32; paths: names below the source; unreadable: (name, reason) of the images left out.
+    labels: (N,) int32; paths: names below the source; unreadable: (name, reason) of the images left out;
+    share: which part of a cache this is, None for a whole one; rows: of a part, (N,) int64 indices in the full set.
     """
 
     path: Path
@@ -39,6 +44,8 @@ class TokenCache:
     labels: np.ndarray
     paths: tuple[str, ...]
     unreadable: tuple[tuple[str, str], ...]
+    share: Share | None = None
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -72,6 +79,20 @@ class TokenCache:
         if not self.header.latents:
             raise CacheError(f"'{self.path}' holds no latents", fix="encode the images again with --latents")
         return self._read("latents", rows)
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+        """Tokens and latents (None where there are none) of these rows, as they are stored, a few thousand at a time.
+
+        Raises: CacheError when the file became unreadable.
+        """
+        stop = len(self) if stop is None else stop
+        try:
+            with h5py.File(self.path, "r") as file:
+                for first in range(start, stop, ROWS_AT_ONCE):
+                    block = slice(first, min(first + ROWS_AT_ONCE, stop))
+                    yield file["tokens"][block], file["latents"][block] if self.header.latents else None
+        except DAMAGED as error:
+            raise _damaged(self.path, str(error)) from error
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Raises: CacheError, with the values side by side, unless this tokenizer gives such tokens."""
@@ -107,73 +128,57 @@ class TokenCache:
         return values[inverse]
 
 
-def read(path: str | Path) -> TokenCache:
+def read(path: str | Path, *, parts_too: bool = False) -> TokenCache:
     """Open a token cache.
 
-    Raises: CacheError when the file is missing, cut short, not HDF5, no token cache, or of another format version.
+    parts_too: whether a part of a cache will do, too.
+
+    Raises: CacheError when the file is missing, cut short, not HDF5, no token cache, of another format version, or
+        only a part of a cache.
     """
     path = Path(path)
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
         fix = "make one: avarc encode DATA --model NAME --out tokens.h5"
+        unfinished = path.with_name(path.name + PARTS)
+        if unfinished.is_dir():
+            why, fix = f"what is finished of it lies in '{unfinished}'", "run the same avarc encode again to finish it"
+            raise CacheError(f"the token cache '{path}' {what} yet", why, fix)
         raise CacheError(f"the token cache '{path}' {what}", fix=fix)
     try:
         with h5py.File(path, "r") as file:
-            if "avarc" not in file.attrs:
-                raise CacheError(f"'{path}' is an HDF5 file, but not a token cache", "it has no attribute 'avarc'")
-            header = CacheHeader.from_json(file.attrs["avarc"], path)
-            _check_layout(file, header)
-            paths = tuple(name.decode("utf-8", "surrogateescape") for name in file["paths"][:])
-            labels = file["labels"][:]
-            unreadable = tuple((str(name), str(why)) for name, why in json.loads(file.attrs["unreadable"]))
+            cache = _open(path, file)
     except DAMAGED as error:
         raise _damaged(path, str(error)) from error
+    if cache.share is not None and not parts_too:
+        there, every = len(cache.share.units), cache.share.count(cache.header.images)
+        what = f"'{path}' is a part of a token cache"
+        fix = "encode the other shards to the same file, or join them: avarc cache merge"
+        raise CacheError(what, f"it holds {there} of {every} units", fix)
+    return cache
+
+
+def _open(path: Path, file: h5py.File) -> TokenCache:
+    if "avarc" not in file.attrs:
+        raise CacheError(f"'{path}' is an HDF5 file, but not a token cache", "it has no attribute 'avarc'")
+    header = CacheHeader.from_json(file.attrs["avarc"], path)
+    share = Share.from_json(file.attrs["share"]) if "share" in file.attrs else None
+    _check_layout(file, header, share)
+    labels = file["labels"][:]
     if labels.size and not (labels.min() >= -1 and labels.max() < len(header.class_names)):
-        raise _damaged(path, f"labels up to {labels.max()} with {len(header.class_names)} class names")
-    return TokenCache(path, header, labels, paths, unreadable)
+        raise ValueError(f"labels up to {labels.max()} with {len(header.class_names)} class names")
+    return TokenCache(
+        path,
+        header,
+        labels,
+        tuple(name.decode("utf-8", "surrogateescape") for name in file["paths"][:]),
+        tuple((str(name), str(why)) for name, why in json.loads(file.attrs["unreadable"])),
+        share,
+        None if share is None else file["rows"][:],
+    )
 
 
-def write(
-    path: Path,
-    header: CacheHeader,
-    *,
-    labels: np.ndarray,
-    names: Sequence[str],
-    blocks: Iterable[tuple[np.ndarray, np.ndarray | None]],
-    unreadable: Sequence[tuple[str, str]],
-) -> None:
-    """Write a cache file; the same arguments give the same bytes.
-
-    Args:
-        labels, names: of the N images, in order.
-        blocks: their tokens (n, S, L) uint16 and latents (n, Z, h, w) float16 or None, any number of rows at a time.
-
-    Raises: OSError.
-    """
-    paths = [name.encode("utf-8", "surrogateescape") for name in names]
-    width = max(map(len, paths))  # text of varying length would go to a heap, which has no checksums either
-    try:
-        # v108: older layouts have no checksums, and HDF5 hangs on some damaged files of theirs.
-        with h5py.File(path, "w", libver=("v108", "v108")) as file:
-            for name, text in (("avarc", header.to_json()), ("unreadable", json.dumps(unreadable))):
-                file.attrs.create(name, text.encode(), dtype=h5py.string_dtype("utf-8", len(text)))
-            file.create_dataset("labels", data=labels.astype(np.int32))
-            file.create_dataset("paths", data=np.array(paths, dtype=h5py.string_dtype("utf-8", width)))
-            shape = (len(names), header.samples, header.num_tokens)
-            file.create_dataset("tokens", shape, np.uint16)
-            start = 0
-            for tokens, latents in blocks:
-                stop = start + len(tokens)
-                file["tokens"][start:stop] = tokens
-                if latents is not None and len(latents):
-                    every = file.require_dataset("latents", (len(names), *latents.shape[1:]), np.float16)
-                    every[start:stop] = latents
-                start = stop
-    except RuntimeError as error:  # what h5py makes of a full disk when it closes the file
-        raise OSError(str(error)) from error
-
-
-def _check_layout(file: h5py.File, header: CacheHeader) -> None:
+def _check_layout(file: h5py.File, header: CacheHeader, share: Share | None) -> None:
     """Raises: ValueError naming the dataset that is missing or not as the header says."""
     count = len(file["labels"])
     expected: dict[str, tuple[str, tuple[int | None, ...]]] = {
@@ -183,6 +188,8 @@ def _check_layout(file: h5py.File, header: CacheHeader) -> None:
     }
     if header.latents:
         expected["latents"] = ("f2", (count, None, None, None))
+    if share is not None:
+        expected["rows"] = ("i8", (count,))
     for name, (kind, shape) in expected.items():
         dataset = file[name]
         sides = zip(dataset.shape, shape, strict=True)  # ValueError for another number of dimensions

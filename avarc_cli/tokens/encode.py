@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 import math
-import os
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.environment import lacks_memory
 from avarc_cli.errors import AvarcError, CacheError, Interrupted, UsageError
-from avarc_cli.tokens.cache import read, write
-from avarc_cli.tokens.files import TEMPORARY, check_space, flush_to_disk, lock_of, only_writer
-from avarc_cli.tokens.header import CacheHeader, differences
-from avarc_cli.tokens.parts import Parts
-from avarc_cli.tokens.units import UnitEncoder, decode
+from avarc_cli.tokens.assemble import pack, unpack
+from avarc_cli.tokens.cache import PARTS, TokenCache, read
+from avarc_cli.tokens.header import differences
+from avarc_cli.tokens.locks import WHOLE_PLACE, Turn, lock_of, one_of_the_writers
+from avarc_cli.tokens.parts import Parts, recorded_request, remove_parts
+from avarc_cli.tokens.request import Request, describe
+from avarc_cli.tokens.shards import Shard
+from avarc_cli.tokens.units import UnitEncoder
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import Tokenizer
 
-MAX_VOCABULARY = 2**16  # tokens are stored as uint16
+ENGINES = ("local", "ray")
+ALL = Shard()
 Progress = Callable[[int, int], None]
 
 
@@ -34,15 +32,24 @@ Progress = Callable[[int, int], None]
 class EncodeResult:
     """What `encode` did.
 
-    path: the cache; images: how many it holds; encoded: images read in this call (the others were there already);
-    unreadable: (name, reason) of the images left out; already_done: the cache existed, nothing was to do.
+    path: the cache; images: how many it holds (or, while other shards are at work, this shard did);
+    encoded: images read in this call (the others were there already); unreadable: (name, reason) of the images left
+    out; already_done: nothing was to do; units: finished ones; all_units: of so many, unequal while shards are missing.
     """
 
     path: Path
     images: int
     encoded: int
     unreadable: list[tuple[str, str]]
+    units: int
+    all_units: int
     already_done: bool = False
+    others_at_work: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the cache is there with all its images."""
+        return self.units == self.all_units and not self.others_at_work
 
 
 def encode(
@@ -55,11 +62,14 @@ def encode(
     sigma: float = 0.1,
     seed: int = 0,
     latents: bool = False,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
-    unit: int = 256,
+    unit: int | None = None,
+    shard: Shard = ALL,
+    engine: str = "local",
     overwrite: bool = False,
     progress: Progress = lambda done, total: None,
+    say: Callable[[str], None] = lambda message: None,
 ) -> EncodeResult:
     """Tokenise the images into the cache `out`, going on where an earlier call with the same request stopped.
 
@@ -67,50 +77,47 @@ def encode(
         samples: S; beside the image itself, S - 1 neighbours: its latents plus noise, quantised again.
         sigma, seed: standard deviation and seed of that noise.
         latents: keep the latents as well, as float16.
-        batch_size: images the tokenizer reads at once. workers: processes that decode images; 0 is this process.
-        unit: images a part; a kill loses at most so many.
+        batch_size: images the tokenizer reads at once; None: `request.default_batch`. Work that goes on keeps the
+            batches it began with, since they decide about roundings.
+        workers: processes that decode images; 0 is this process.
+        unit: images a part; a kill loses at most so many. None: `request.default_unit`; kept like the batches.
+        shard: do only this share of the units. All shards of one `out` may run at once, wherever they see its folder.
+            The last one to end makes the cache. While nobody is at work, `out` holds what is finished.
+        engine: "local", or "ray": units are tasks of a Ray cluster.
         overwrite: replace a cache, or unfinished parts, of another request; a finished cache is made anew.
         progress: called with (images done, images in all).
+        say: called with what the caller should know, in words.
 
     Raises: UsageError for numbers out of range; CacheError when `out` or its parts were made by another request;
-        AvarcError when no image is readable, nothing can be written, or another process writes to `out`;
+        AvarcError when no image is readable, nothing can be written, or another process is at the same units;
         Interrupted on Ctrl-C. Finished units stay in `OUT.parts`, except when no image is readable.
     """
     _validate(samples=samples, sigma=sigma, seed=seed, batch_size=batch_size, workers=workers, unit=unit)
+    if engine not in ENGINES:
+        raise UsageError(f"no engine '{engine}'", f"there are {', '.join(ENGINES)}")
+    if overwrite and shard.of > 1:
+        why = "each shard would drop what the others did"
+        raise UsageError("--overwrite does not go with --shard", why, f"delete '{out}' and '{out}.parts' first")
     if not len(images):
         raise UsageError(f"there are no images to encode in '{images.source}'")
-    _validate_tokenizer(tokenizer, preprocess)
-    header = _header(images, tokenizer, preprocess, samples=samples, sigma=sigma, seed=seed, latents=latents)
-    request = header.to_dict() | {"unit": unit}
-    parts = Parts(out.with_name(out.name + ".parts"), len(images), unit, (samples, tokenizer.num_tokens), latents)
-    if out.is_dir() or not out.parent.is_dir():
-        why = "it is a folder" if out.is_dir() else f"there is no folder '{out.parent}'"
-        raise AvarcError(f"cannot write '{out}'", why, "name a file in a folder that exists")
+    _check_place(out)
+    header = describe(images, tokenizer, preprocess, samples=samples, sigma=sigma, seed=seed, latents=latents)
+    request = Request.make(header, batch_size, unit)
+    run = _Run(images, tokenizer, preprocess, out, request, shard, workers, engine, overwrite, progress, say)
     try:
-        if out.exists() and not overwrite:
-            finished = _finished(out, header)
-            made_for = parts.request()
-            if made_for is None and (parts.folder.exists() or lock_of(out).exists()):
-                with only_writer(out):  # a kill between the last rename and the end of the cleaning left something
-                    parts.remove()
-            if made_for != request:  # else an --overwrite was stopped, and goes on
-                return finished
-        with only_writer(out):
-            parts.open(request, overwrite=overwrite)
-            encoder = UnitEncoder(tokenizer, header, batch_size)
-            encoded = _encode_missing(images, preprocess, parts, encoder, workers=workers, progress=progress)
-            return _assemble(images, header, parts, out, encoded)
+        return run.do()
     except KeyboardInterrupt:
-        kept = f"interrupted; {parts.finished()} of {parts.count} units are kept in '{parts.folder}'"
+        parts = run.parts()
+        kept = f"interrupted; {len(parts.finished())} of {parts.count} units are kept in '{parts.folder}'"
         raise Interrupted(kept, fix="run the same command again to go on from there") from None
     except OSError as error:
         fix = "free some space or name another place, and run the same again: finished units are kept"
         raise AvarcError(f"cannot write '{out}'", error.strerror or str(error), fix) from error
 
 
-def _validate(*, samples: int, sigma: float, seed: int, batch_size: int, workers: int, unit: int) -> None:
+def _validate(*, samples: int, sigma: float, seed: int, batch_size: int | None, workers: int, unit: int | None) -> None:
     for name, number in (("samples", samples), ("batch size", batch_size), ("unit", unit)):
-        if number < 1:
+        if number is not None and number < 1:
             raise UsageError(f"{name} is {number}, must be at least 1")
     if workers < 0:
         raise UsageError(f"workers is {workers}, must be at least 0")
@@ -120,99 +127,148 @@ def _validate(*, samples: int, sigma: float, seed: int, batch_size: int, workers
         raise UsageError(f"sigma is {sigma}, must be a number of at least 0")
 
 
-def _validate_tokenizer(tokenizer: Tokenizer, preprocess: Preprocess) -> None:
-    if tokenizer.vocab_size > MAX_VOCABULARY:
-        why = f"its vocabulary has {tokenizer.vocab_size} entries, a cache holds tokens below {MAX_VOCABULARY}"
-        raise CacheError(f"tokens of {tokenizer.name} do not fit a token cache", why)
-    if preprocess.size != tokenizer.image_size:
-        why = f"it gives {preprocess.size} pixels a side, {tokenizer.name} reads {tokenizer.image_size}"
-        raise UsageError(f"preprocessing '{preprocess}' does not fit the tokenizer", why)
+def _check_place(out: Path) -> None:
+    if not out.parent.is_dir():
+        why = f"there is no folder '{out.parent}'"
+    elif out.is_dir():
+        why = "it is a folder"
+    elif out.exists() and not out.is_file():
+        why = "it is a device or a pipe, and a cache is written to a file"
+    else:
+        return
+    raise AvarcError(f"cannot write '{out}'", why, "name a file in a folder that exists")
 
 
-def _header(
-    images: ImageSet,
-    tokenizer: Tokenizer,
-    preprocess: Preprocess,
-    *,
-    samples: int,
-    sigma: float,
-    seed: int,
-    latents: bool,
-) -> CacheHeader:
-    listed = json.dumps([images.names, images.labels.tolist()])
-    return CacheHeader(
-        tokenizer=tokenizer.name,
-        tokenizer_file=Path(tokenizer.file).name,
-        tokenizer_sha256=tokenizer.sha256,
-        vocab_size=tokenizer.vocab_size,
-        patch_nums=tuple(tokenizer.patch_nums),
-        image_size=tokenizer.image_size,
-        preprocess=str(preprocess),
-        samples=samples,
-        sigma=float(sigma) if samples > 1 else 0.0,  # without neighbours neither plays a part
-        seed=seed if samples > 1 else 0,
-        latents=latents,
-        class_names=images.class_names,
-        dataset=images.dataset,
-        source=images.source,
-        images=len(images),
-        images_sha256=hashlib.sha256(listed.encode()).hexdigest(),
-    )
+@dataclass
+class _Run:
+    """One call of `encode`, whose arguments these are; the request changes when it goes on with earlier work."""
 
+    images: ImageSet
+    tokenizer: Tokenizer
+    preprocess: Preprocess
+    out: Path
+    request: Request
+    shard: Shard
+    workers: int
+    engine: str
+    overwrite: bool
+    progress: Progress
+    say: Callable[[str], None]
+    encoded: int = 0
 
-def _finished(out: Path, header: CacheHeader) -> EncodeResult:
-    """The result when the cache is there. Raises: CacheError when it was made by another request."""
-    cache = read(out)
-    if differing := differences(cache.header.to_dict(), header.to_dict()):
-        fix = "name another file, or add --overwrite"
-        raise CacheError(f"'{out}' exists and was made by another request", differing, fix)
-    return EncodeResult(out, len(cache), 0, list(cache.unreadable), already_done=True)
+    def parts(self) -> Parts:
+        folder = self.out.with_name(self.out.name + PARTS)
+        header = self.request.header
+        shape = (header.samples, header.num_tokens)
+        return Parts(folder, len(self.images), self.request.unit, shape, header.latents)
 
+    def do(self) -> EncodeResult:
+        folder = self.parts().folder
+        done = self._done_before()
+        if done and not folder.exists() and not lock_of(self.out).exists():
+            return done
+        with one_of_the_writers(self.out, wait=self.shard.of > 1) as turn:
+            done = self._done_before()  # by whoever was waited for
+            if done:
+                if done.whole and turn.alone():
+                    remove_parts(folder)  # a kill between the last rename and the end of the cleaning left something
+                return done
+            units = self._open(turn)
+            turn.let_others_in()
+            self._encode(sorted(set(units) - self.parts().finished()), units)
+            turn.come_back()
+            return self._close(units, alone=turn.alone())
 
-def _encode_missing(
-    images: ImageSet, preprocess: Preprocess, parts: Parts, encoder: UnitEncoder, *, workers: int, progress: Progress
-) -> int:
-    """Do the units that have no part yet; the number of images in them. Raises: AvarcError, OSError."""
-    missing = list(parts.missing())
-    to_do = [index for number in missing for index in parts.images(number)]
-    ticks = itertools.count(len(images) - len(to_do))
+    def _done_before(self) -> EncodeResult | None:
+        """The result when there is nothing to do. Raises: CacheError when the cache is another request's."""
+        if self.overwrite or not self.out.exists():
+            return None
+        cache = read(self.out, parts_too=True)
+        if differing := differences(cache.header.to_dict(), self.request.header.to_dict()):
+            fix = "name another file, or add --overwrite"
+            raise CacheError(f"'{self.out}' exists and was made by another request", differing, fix)
+        recorded = recorded_request(self.parts().folder)
+        if recorded is not None and self.request.going_on(recorded):
+            return None  # an --overwrite was stopped, or another shard is at work
+        there, every = 1, 1
+        if cache.share is not None:
+            there, every = len(cache.share.units), cache.share.count(len(self.images))
+            if not set(self.shard.units(every)) <= set(cache.share.units):
+                return None
+        return EncodeResult(self.out, len(cache), 0, list(cache.unreadable), there, every, already_done=True)
 
-    def tick() -> None:
-        progress(next(ticks), len(images))
+    def _open(self, turn: Turn) -> range:
+        """Make the folder of parts ready, claim this shard's units and return them. Raises: AvarcError, OSError."""
+        folder, part = self.parts().folder, self._part_of_cache()
+        recorded = recorded_request(folder) or (Request.of(part).to_dict() if part else None)
+        if recorded is not None:
+            self._go_on(recorded)
+        parts = self.parts()
+        units = self.shard.units(parts.count)
+        turn.claim(units if self.shard.of > 1 else range(WHOLE_PLACE))
+        parts.open(self.request.to_dict())
+        parts.clean(units)
+        if part is not None:
+            unpack(part, parts)
+        return units
 
-    tick()
-    try:
-        with closing(decode(images, preprocess, to_do, workers)) as decoded:
-            for number in missing:
-                unit = itertools.islice(decoded, len(parts.images(number)))
-                parts.save(number, encoder.part(unit, tick))
-    except (RuntimeError, MemoryError) as error:
-        if not lacks_memory(error):
-            raise
-        fix = "free some memory, and run the same again: finished units are kept"
-        raise AvarcError("not enough memory to encode one image", str(error).split("\n", maxsplit=1)[0], fix) from error
-    return len(to_do)
+    def _part_of_cache(self) -> TokenCache | None:
+        """The cache file, when it is a part to go on with."""
+        if self.overwrite or not self.out.exists():
+            return None
+        cache = read(self.out, parts_too=True)
+        return cache if cache.share is not None else None
 
+    def _go_on(self, recorded: dict[str, object]) -> None:
+        """Take over the grain of the work that was begun. Raises: CacheError when it was for something else."""
+        same = self.request.going_on(recorded)
+        if same is None and not self.overwrite:
+            raise CacheError(
+                f"'{self.parts().folder}' holds the unfinished work of another request",
+                differences(recorded, self.request.to_dict()),
+                "ask for the same again to finish it, or drop it with --overwrite",
+            )
+        if same is not None and same.batch_size != self.request.batch_size and self.request.batch_chosen:
+            self.say(f"going on with batches of {same.batch_size} images, as it began: roundings depend on them")
+        self.request = same or self.request
 
-def _assemble(images: ImageSet, header: CacheHeader, parts: Parts, out: Path, encoded: int) -> EncodeResult:
-    """The parts become the cache, and go. Raises: AvarcError when no image is readable; OSError."""
-    rows: list[int] = []
-    unreadable: list[tuple[str, str]] = []
-    for part in parts.all():
-        rows += part.rows.tolist()
-        unreadable += [(bad.name, bad.reason) for bad in part.unreadable]
-    if not rows:
-        parts.remove()  # the next run shall look at the images again
-        name, reason = unreadable[0]
-        what = f"none of the {len(images)} images of '{images.source}' is readable"
-        raise AvarcError(what, f"the first is '{name}': {reason}")
-    temporary = parts.folder / f"cache.h5{TEMPORARY}"
-    names = [images.names[row] for row in rows]
-    # Asked before, since HDF5 answers with tracebacks. The parts hold all but names and labels.
-    check_space(temporary, parts.size() + len(rows) * (4 + max(len(os.fsencode(name)) for name in names)) + 2**16)
-    blocks = ((part.tokens, part.latents) for part in parts.all())
-    write(temporary, header, labels=images.labels[rows], names=names, blocks=blocks, unreadable=unreadable)
-    flush_to_disk(temporary)
-    os.replace(temporary, out)
-    parts.remove()
-    return EncodeResult(out, len(rows), encoded, unreadable)
+    def _encode(self, numbers: list[int], share: Iterable[int]) -> None:
+        """Make these units; progress counts the images of the share. Raises: AvarcError, OSError."""
+        parts = self.parts()
+        units = {number: parts.images(number) for number in numbers}
+        total, to_do = (sum(len(parts.images(number)) for number in some) for some in (share, numbers))
+        done = total - to_do
+
+        def tick(images: int) -> None:
+            nonlocal done
+            done += images
+            self.progress(done, total)
+
+        tick(0)
+        if not units:
+            return
+        request = self.request
+        encoder = UnitEncoder(self.images, self.preprocess, self.tokenizer, request.header, request.batch_size)
+        if self.engine == "ray":
+            from avarc_cli.tokens import ray_units
+
+            made = ray_units.parts(encoder, units, tick)
+        else:
+            made = encoder.parts(units, self.workers, tick)
+        for number, part in made:
+            parts.save(number, part)
+        self.encoded += to_do
+
+    def _close(self, units: range, *, alone: bool) -> EncodeResult:
+        """The cache, or this shard's share of it. Raises: AvarcError, OSError."""
+        parts = self.parts()
+        finished = parts.finished() if alone else parts.finished() & set(units)
+        while damaged := parts.damaged(sorted(finished)):
+            self._encode(damaged, finished)
+        if not alone:
+            rows, unreadable = parts.summary(units)
+            every = len(parts.finished())
+            return EncodeResult(self.out, rows, self.encoded, unreadable, every, parts.count, others_at_work=True)
+        packed = pack(parts, self.images, self.request.header, self.request.batch_size, self.out)
+        there = parts.count - packed.missing
+        return EncodeResult(self.out, packed.images, self.encoded, packed.unreadable, there, parts.count)

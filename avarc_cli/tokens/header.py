@@ -21,8 +21,9 @@ class CacheHeader:
     format: version of the layout; tokenizer, tokenizer_file, tokenizer_sha256: its name, file name, and digest of
     the file; patch_nums: side of each scale; image_size: pixels a side; preprocess: protocol text;
     samples: S; sigma: standard deviation of the neighbours' noise on the latents, and seed of it (both 0 when S is 1);
-    latents: whether they are kept; class_names: what labels index into; dataset: the known
-    dataset it is ("imagenet-r"), or ""; source: what was encoded, as the user named it; images: how many that were, unreadable ones included; images_sha256: digest of their names and labels.
+    latents: whether they are kept; class_names: what labels index into; dataset: the known dataset it is
+    ("imagenet-r"), "" for any other; source: what was encoded, as the user named it; images: how many that were,
+    unreadable ones included; images_sha256: digest of their names and labels.
     """
 
     format: int = FORMAT
@@ -63,20 +64,50 @@ class CacheHeader:
 
         Raises: CacheError for another format version; KeyError, TypeError, ValueError for what is no header.
         """
-        values = json.loads(text)
+        values = {"dataset": ""} | json.loads(text)  # the first caches did not tell their dataset
         version = values["format"]
         if version != FORMAT:
             fix = "upgrade avarc: pip install --upgrade avarc" if version > FORMAT else "encode the images again"
             raise CacheError(f"'{path}' has another format", f"it is version {version}, this is {FORMAT}", fix)
-        names = [field.name for field in dataclasses.fields(cls)]
-        kept = {name: values[name] for name in names if name != "dataset"}
-        kept["dataset"] = values.get("dataset", "")  # the first caches did not tell
+        kept = {field.name: values[field.name] for field in dataclasses.fields(cls)}
         lists = {name: tuple(kept[name]) for name in ("patch_nums", "class_names")}
         header = cls(**(kept | lists))
         numbers = (*header.patch_nums, header.image_size, header.samples, header.vocab_size, header.images)
         if not all(type(number) is int and number > 0 for number in numbers):
             raise ValueError("a size in its header is not a positive whole number")
         return header
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which part of a cache a file holds, when it was not encoded as a whole.
+
+    unit: images a unit, of the numbering here; batch_size: images the tokenizer read at once; units: the numbers of
+    those that are in the file, increasing; unreadable: indices in the full set of the images left out of it.
+    """
+
+    unit: int
+    batch_size: int
+    units: tuple[int, ...]
+    unreadable: tuple[int, ...]
+
+    def to_json(self) -> str:
+        """One line with sorted keys."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Share:
+        """Raises: KeyError, TypeError, ValueError for what is none."""
+        values = json.loads(text)
+        numbers = {name: tuple(int(number) for number in values[name]) for name in ("units", "unreadable")}
+        share = cls(unit=int(values["unit"]), batch_size=int(values["batch_size"]), **numbers)
+        if share.unit < 1 or not share.units or sorted(set(share.units)) != list(share.units) or share.units[0] < 0:
+            raise ValueError("its units are not increasing numbers")
+        return share
+
+    def count(self, images: int) -> int:
+        """How many units so many images make."""
+        return -(-images // self.unit)
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:

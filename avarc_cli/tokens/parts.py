@@ -12,16 +12,15 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from avarc_cli.errors import AvarcError, CacheError
+from avarc_cli.errors import AvarcError
 from avarc_cli.tokens.files import TEMPORARY, write_whole
-from avarc_cli.tokens.header import differences
 
 # What zip files and arrays in them are known to raise when their bytes are not as they were written.
 DAMAGED = (
@@ -38,6 +37,9 @@ DAMAGED = (
     zlib.error,
     zipfile.BadZipFile,
 )
+
+
+REQUEST = "request.json"
 
 
 @dataclass(frozen=True)
@@ -85,43 +87,35 @@ class Parts:
         """Indices in the full set of a unit's images."""
         return range(number * self.unit, min((number + 1) * self.unit, self.total))
 
-    def open(self, request: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Make the folder ready for the request: keep the parts of an equal one, clean up what a kill left.
+    def open(self, request: Mapping[str, Any]) -> None:
+        """Make the folder ready for the request: keep the parts of an equal one, drop those of another.
 
-        Raises: CacheError when it holds parts of another request and `overwrite` is not set; OSError.
+        Nobody else may open it meanwhile, or be at work in it for another request. Raises: OSError.
         """
-        made_for = self.request()
-        if made_for is not None and not overwrite and (differing := differences(made_for, request)):
-            raise CacheError(
-                f"'{self.folder}' holds the unfinished work of another request",
-                differing,
-                "ask for the same again to finish it, or drop it with --overwrite",
-            )
-        if made_for != request:
+        if recorded_request(self.folder) != request:
             self.remove()  # without a request nothing says what the parts are
             self.folder.mkdir()
-            write_whole(self.folder / "request.json", json.dumps(request, sort_keys=True, indent=1).encode())
+            write_whole(self.folder / REQUEST, json.dumps(request, sort_keys=True, indent=1).encode())
+
+    def clean(self, units: range) -> None:
+        """Delete what a kill left half-written of these units, and of the assembly. Raises: OSError."""
         for temporary in self.folder.glob(f"*{TEMPORARY}"):
-            temporary.unlink()
+            number = temporary.name.partition(".")[0]
+            if not number.isdecimal() or int(number) in units:
+                temporary.unlink()
 
     def remove(self) -> None:
         """Delete the folder, if it is there. Raises: OSError."""
-        if self.folder.exists():
-            # First: a folder that lost only some of its parts to a kill must not pass for a usable one.
-            (self.folder / "request.json").unlink(missing_ok=True)
-            shutil.rmtree(self.folder)
+        remove_parts(self.folder)
 
-    def missing(self) -> Iterator[int]:
-        """Numbers of the units that are still to be done; a damaged part counts as missing."""
-        for number in range(self.count):
-            try:
-                self.load(number)
-            except DAMAGED:
-                yield number
+    def finished(self) -> set[int]:
+        """Numbers of the units that have a part. They appear whole; whether a disk damaged one, `damaged` tells."""
+        names = (path.name for path in self.folder.glob("*.npz"))
+        return {int(name[:-4]) for name in names if name[:-4].isdecimal()} & set(range(self.count))
 
-    def finished(self) -> int:
-        """How many units have a part, damaged or not."""
-        return sum(self._path(number).exists() for number in range(self.count))
+    def damaged(self, numbers: Iterable[int]) -> list[int]:
+        """Those of these units whose part cannot be used."""
+        return [number for number in numbers if not self._is_whole(number)]
 
     def size(self) -> int:
         """Bytes of all parts and the request."""
@@ -156,22 +150,46 @@ class Parts:
             raise ValueError(f"part {number} has latents of {len(part.latents)} of {len(part.rows)} images")
         return part
 
-    def all(self) -> Iterator[Part]:
-        """Every unit in order, for the assembly. Raises: AvarcError when one was damaged since it was written."""
-        for number in range(self.count):
+    def stream(self, numbers: Iterable[int]) -> Iterator[Part]:
+        """These units, one after the other. Raises: AvarcError when one was damaged since it was written."""
+        for number in numbers:
             try:
                 yield self.load(number)
             except DAMAGED as error:
                 what = f"'{self._path(number)}' was damaged while it was in use"
                 raise AvarcError(what, str(error), "run the same command again: it is made anew") from error
 
+    def _is_whole(self, number: int) -> bool:
+        try:
+            self.load(number)
+        except DAMAGED:
+            return False
+        return True
+
+    def summary(self, numbers: Iterable[int]) -> tuple[int, list[tuple[str, str]]]:
+        """Readable images of these units, and (name, reason) of the others. Raises: AvarcError, like `stream`."""
+        images, unreadable = 0, []
+        for part in self.stream(numbers):
+            images += len(part.rows)
+            unreadable += [(bad.name, bad.reason) for bad in part.unreadable]
+        return images, unreadable
+
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.npz"
 
-    def request(self) -> dict[str, Any] | None:
-        """What the parts were made for; None when there is no folder, or nothing in it can be used."""
-        try:
-            request = json.loads((self.folder / "request.json").read_bytes())
-        except (FileNotFoundError, ValueError):
-            return None
-        return request if isinstance(request, dict) else None
+
+def recorded_request(folder: Path) -> dict[str, Any] | None:
+    """What the parts in a folder were made for; None when there is no folder, or nothing in it can be used."""
+    try:
+        request = json.loads((folder / REQUEST).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return request if isinstance(request, dict) else None
+
+
+def remove_parts(folder: Path) -> None:
+    """Delete a folder of parts, if it is there. Raises: OSError."""
+    if folder.exists():
+        # First: a folder that lost only some of its parts to a kill must not pass for a usable one.
+        (folder / REQUEST).unlink(missing_ok=True)
+        shutil.rmtree(folder)

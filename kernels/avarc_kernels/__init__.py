@@ -4,8 +4,21 @@ An op is `x.py` (definition, contract and dispatch) and, where there is a faster
 imported only when chosen. This package imports torch and triton only and raises ValueError.
 """
 
-from avarc_kernels.attention import segment_attention
+from avarc_kernels.adaln import adaln, gated_residual_adaln
+from avarc_kernels.attention import block_causal_attention
+from avarc_kernels.dispatch import triton_missing
+from avarc_kernels.gelu import linear_gelu
 from avarc_kernels.likelihood import linear_log_prob
 from avarc_kernels.quantize import nearest_code
+from avarc_kernels.rows import quantize_rows
 
-__all__ = ["linear_log_prob", "nearest_code", "segment_attention"]
+__all__ = [
+    "adaln",
+    "block_causal_attention",
+    "gated_residual_adaln",
+    "linear_gelu",
+    "linear_log_prob",
+    "nearest_code",
+    "quantize_rows",
+    "triton_missing",
+]

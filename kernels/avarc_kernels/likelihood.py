@@ -6,25 +6,42 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avarc_kernels.dispatch import chosen
+
 ROWS_IN_FLIGHT = 1024  # 1024 x 4096 float32 logits are 16 MiB: they stay in the cache of a large CPU
 
 
-def linear_log_prob(hidden_MC: Tensor, weight_VC: Tensor, bias_V: Tensor | None, target_M: Tensor) -> Tensor:
+def linear_log_prob(
+    hidden_MC: Tensor, weight_VC: Tensor, bias_V: Tensor | None, target_M: Tensor, *, backend: str = "torch"
+) -> Tensor:
     """log softmax(hidden @ weight.T + bias) at the target, in nats, never holding all (M, V) logits.
 
-    Rows are taken `ROWS_IN_FLIGHT` at a time, so the peak is that many rows of logits.
-
     Args:
-        hidden_MC: last hidden states, in the head's dtype.
-        weight_VC, bias_V: the head.
+        hidden_MC: last hidden states: float32, bfloat16 or float16, the weight's dtype; any row stride.
+        weight_VC, bias_V: the head; the bias in any floating dtype.
         target_M: token ids in [0, V), int64.
-    Returns: log_prob_M, float32, each <= 0.
-    Raises: ValueError when shapes disagree.
+        backend: "torch" takes `ROWS_IN_FLIGHT` rows at a time, so the peak is that many rows of logits, which are
+            rounded to the inputs' dtype; "triton" keeps logits in registers, in float32, and writes one partial
+            log-sum-exp for each 512 columns. float32 products are TF32 where torch.backends.cuda.matmul.allow_tf32.
+    Returns: log_prob_M, float32, each <= 0; at most twice as far from float64 as the definition (logits, log_softmax,
+        gather) in float32 is.
+    Raises: ValueError when shapes or dtypes disagree, or the backend cannot run.
+    Source: the sum in arXiv:2510.12060; online softmax, arXiv:1805.02867.
     """
-    if hidden_MC.shape[-1] != weight_VC.shape[-1] or hidden_MC.shape[:-1] != target_M.shape:
+    bias_shape = (len(weight_VC),) if bias_V is None else tuple(bias_V.shape)
+    if (
+        hidden_MC.shape[-1] != weight_VC.shape[-1]
+        or hidden_MC.shape[:-1] != target_M.shape
+        or bias_shape != (len(weight_VC),)
+    ):
         raise ValueError(
-            f"hidden {tuple(hidden_MC.shape)}, weight {tuple(weight_VC.shape)}, target {tuple(target_M.shape)}"
+            f"hidden {tuple(hidden_MC.shape)}, weight {tuple(weight_VC.shape)}, bias {bias_shape}, "
+            f"target {tuple(target_M.shape)}"
         )
+    if chosen(backend, ("torch", "triton"), hidden_MC) == "triton":
+        from avarc_kernels import likelihood_triton
+
+        return likelihood_triton.linear_log_prob(hidden_MC, weight_VC, bias_V, target_M)
     log_prob_M = torch.empty(target_M.shape, dtype=torch.float32, device=hidden_MC.device)
     for start in range(0, len(target_M), ROWS_IN_FLIGHT):
         rows = slice(start, start + ROWS_IN_FLIGHT)

@@ -34,20 +34,21 @@ def test_a_part_comes_back_as_it_was_saved(tmp_path):
     assert np.array_equal(back.tokens, PART.tokens)
     assert np.array_equal(back.latents, PART.latents)
     assert back.unreadable == PART.unreadable
-    assert list(parts.missing()) == [0, 2]
-    assert parts.finished() == 1
+    assert parts.finished() == {1}
+    assert parts.damaged(range(3)) == [0, 2]
+    assert parts.summary([1]) == (2, [("caf\udce9.png", "why")])
 
 
 @pytest.mark.parametrize("changes", [{"sample_shape": (1, 5)}, {"unit": 4}, {"total": 5}])
-def test_a_part_of_another_request_counts_as_missing(tmp_path, changes):
+def test_a_part_of_another_request_counts_as_damaged(tmp_path, changes):
     make_parts(tmp_path).save(1, PART)
-    assert 1 in make_parts(tmp_path, **changes).missing()
+    assert make_parts(tmp_path, **changes).damaged([1]) == [1]
 
 
 def test_a_part_damaged_before_the_assembly_says_how_to_go_on(tmp_path):
     parts = make_parts(tmp_path, total=6)
     with pytest.raises(AvarcError, match="damaged while it was in use"):
-        list(parts.all())
+        list(parts.stream([0]))
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])

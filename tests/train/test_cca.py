@@ -78,6 +78,16 @@ def test_an_adapter_is_a_folder_as_peft_reads_it(tmp_path, request):
     assert tensors["base_model.model.blocks.0.attn.mat_qkv.lora_A.weight"].shape == (2, 128)
     assert all(t.abs().max() > 0 for t in tensors.values()), "and it has learnt something"
 
+    runs = {name: tmp_path / name for name in ("with", "without")}
+    cache = str(tmp_path / "t.h5")
+    assert main(["encode", images, "--limit", "3", "--out", cache]) == 0
+    for name, options in {"with": ["--lora", str(out)], "without": []}.items():
+        assert main(["classify", cache, *options, "--save-json", "--out", str(runs[name])]) == 0
+    asked = {name: json.loads((run / "run.json").read_text())["model"] for name, run in runs.items()}
+    assert asked["with"]["name"] == "digits with adapter" and asked["with"]["sha256"] != asked["without"]["sha256"]
+    scores = {name: json.loads((run / "json" / "0.json").read_text())["stages"][0] for name, run in runs.items()}
+    assert scores["with"]["score"] != scores["without"]["score"], "and classify uses what it has learnt"
+
 
 def test_images_of_classes_that_the_model_does_not_have_are_refused(tmp_path, request, capsys):
     (tmp_path / "img" / "eleven").mkdir(parents=True)

@@ -1,0 +1,171 @@
+"""avarc cache: what is in a token cache, whether it is whole, several to one, and pictures of its tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from avarc_cli import console
+from avarc_cli.commands import _options as opt
+from avarc_cli.commands import _weights
+from avarc_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from avarc_cli.tokens.cache import TokenCache
+
+app = typer.Typer(
+    help="Look into token caches, check them, join them.\n\nExample: avarc cache info val.h5", no_args_is_help=True
+)
+
+CacheArg = Annotated[Path, typer.Argument(metavar="CACHE", help="A token cache (avarc encode makes them).")]
+SHOWN = 12  # tokens of an image in the table
+
+
+@app.command()
+def info(cache: CacheArg, as_json: opt.JsonOpt = False) -> None:
+    """Say what a cache holds, who made it, and how.
+
+    Example: avarc cache info val.h5
+    """
+    from avarc_cli.tokens.cache import read
+
+    opened = read(cache, parts_too=True)
+    facts = _facts(opened)
+    shown = {name.replace("_", " "): _text(value) for name, value in facts.items()}
+    console.result(facts, console.fields(str(cache), shown), brief=str(len(opened)))
+
+
+@app.command()
+def verify(cache: CacheArg, as_json: opt.JsonOpt = False) -> None:
+    """Read all of a cache and compare it with its checksums; a damaged one is an error that names the rows.
+
+    Example: avarc cache verify val.h5
+    """
+    from avarc_cli import tokens
+
+    opened = tokens.read(cache, parts_too=True)
+    verified = tokens.verify(opened)
+    verified.check(cache)
+    said = f"all {verified.runs} checksums are right" if verified.runs else "readable, but too old to have checksums"
+    data = {"cache": cache, "images": len(opened), "checksums": verified.runs, "damaged": []}
+    console.result(data, f"{cache}: {len(opened):,} images, {said}", brief=str(cache))
+
+
+@app.command()
+def merge(
+    caches: Annotated[list[Path], typer.Argument(metavar="CACHE...", help="The caches to join, two or more.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The cache to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    as_json: opt.JsonOpt = False,
+) -> None:
+    """Join the shards of one encoding run, or caches of different images by the same tokenizer.
+
+    Joined shards are byte for byte the file of a run that was never divided. Other caches follow each other in the
+    order given; their class names are joined.
+
+    Example: avarc cache merge shard-1.h5 shard-2.h5 --out val.h5
+    """
+    from avarc_cli import tokens
+
+    merged = tokens.merge(caches, out, overwrite=overwrite)
+    of = "shards" if merged.shards else "caches"
+    data = {"cache": out, "images": merged.images, "sources": caches, "unreadable": dict(merged.unreadable)}
+    console.result(data, f"{out}: {merged.images:,} images of {len(caches)} {of}", brief=str(out))
+
+
+@app.command()
+def head(
+    cache: CacheArg,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many images to show.")] = 5,
+    start: Annotated[int, typer.Option("--start", min=0, help="The first row to show, from 0.")] = 0,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", help="Also draw what the tokens stand for (PNG): a line an image, with neighbours."),
+    ] = None,
+    model: opt.ModelOpt = "digits",
+    tokenizer: opt.TokenizerOpt = None,
+    device: opt.DeviceOpt = "auto",
+    yes: _weights.YesOpt = False,
+    as_json: opt.JsonOpt = False,
+) -> None:
+    """Show the first images of a cache, or those from a row on: names, labels, tokens, and pictures of the tokens.
+
+    Example: avarc cache head val.h5 --rows 3 --picture rows.png --model var-d16
+    """
+    from avarc_cli.tokens.cache import read
+
+    if picture is not None:
+        opt.check_file(picture, ".png")
+    opened = read(cache, parts_too=True)
+    if start >= len(opened):
+        raise UsageError(f"there is no row {start}", f"'{cache}' holds {len(opened)} images, from 0")
+    wanted = range(start, min(start + rows, len(opened)))
+    tokens_NSL = opened.tokens(wanted)
+    listed = [_row(opened, row, tokens_SL) for row, tokens_SL in zip(wanted, tokens_NSL, strict=True)]
+    if picture is not None:
+        _weights.ensure(model, tokenizer, yes=yes, tokenizer_only=True)
+        _draw(opened, wanted, tokens_NSL, picture, model, tokenizer, device)
+    cells = [(each["row"], each["name"], each["label"], _begin(each["tokens"][0])) for each in listed]
+    table = console.table(str(cache), ("row", "image", "label", "tokens"), cells)
+    console.result({"cache": cache, "rows": listed, "picture": picture}, table, brief="\n".join(c[1] for c in cells))
+
+
+def _facts(cache: TokenCache) -> dict[str, Any]:
+    header, share = cache.header, cache.share
+    return {
+        "images": len(cache),
+        "unreadable": len(cache.unreadable),
+        "part": None if share is None else f"{len(share.units)} of {share.count(header.images)} units of {share.unit}",
+        "dataset": header.dataset or None,
+        "source": header.source,
+        "classes": len(header.class_names),
+        "labelled": int((cache.labels >= 0).sum()),
+        "tokenizer": header.tokenizer,
+        "tokenizer_file": header.tokenizer_file,
+        "tokenizer_sha256": header.tokenizer_sha256,
+        "scales": header.patch_nums,
+        "tokens_an_image": header.num_tokens,
+        "vocabulary": header.vocab_size,
+        "preprocess": header.preprocess,
+        "samples": header.samples,
+        "sigma": header.sigma,
+        "seed": header.seed,
+        "latents": header.latents,
+        "bytes": cache.path.stat().st_size,
+        "format": header.format,
+    }
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(str(each) for each in value)
+    if isinstance(value, bool) or value is None:
+        return {None: "-", True: "yes", False: "no"}[value]
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _row(cache: TokenCache, row: int, tokens_SL: np.ndarray) -> dict[str, Any]:
+    label = int(cache.labels[row])
+    named = cache.header.class_names[label] if label >= 0 else None
+    return {"row": row, "name": cache.paths[row], "label": named, "tokens": tokens_SL.tolist()}
+
+
+def _begin(tokens: list[int]) -> str:
+    return " ".join(str(token) for token in tokens[:SHOWN]) + (" ..." if len(tokens) > SHOWN else "")
+
+
+def _draw(
+    cache: TokenCache, rows: range, tokens_NSL: np.ndarray, out: Path, model: str, tokenizer: str | None, device: str
+) -> None:
+    from avarc_cli.loading import load_tokenizer
+    from avarc_cli.results.picture import grid
+    from avarc_cli.tokens.reconstruct import reconstruct
+
+    reader = load_tokenizer(model, tokenizer, patch_nums=cache.header.patch_nums, device=device)
+    cache.check(reader)
+    grid(reconstruct(reader, tokens_NSL), [cache.paths[row] for row in rows], out)
+    console.note(f"{out}: {len(rows)} images as the tokens show them")

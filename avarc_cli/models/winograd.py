@@ -1,0 +1,132 @@
+"""3x3 convolutions with a quarter of the multiplications, for inference on a CPU.
+
+Winograd's F(4x4, 3x3): 4x4 outputs are a linear map of 36 products, where the plain sum takes 144. The products of all
+tiles are 36 matrix products over the channels. Source: arXiv:1509.09308, section 4; the interpolation points are
+0, +-5/8, +-3/2 and infinity in place of 0, +-1, +-2 and infinity, which halves the rounding error (the idea is that of
+arXiv:1803.10986): it is then 1.2 to 1.6 times that of oneDNN's plain convolutions (tests/models/test_winograd.py).
+
+Shapes: B images, C and O channels in and out, H and W rows and columns, a multiple of 4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+A, B = 5 / 8, 3 / 2  # the points are 0, A, -A, B, -B and infinity
+STRIP = 2**21  # bytes of a strip's tiles, for each thread: what is transformed is still in the cache when it is used
+WIDEST, NARROWEST = 320 * 320, 128 * 128  # C * O between which it pays: beyond, the weights take much memory
+
+
+def speed_up(module: nn.Module) -> None:
+    """Replace the convolutions of a module in which this pays; for inference only, the weights are fixed then."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d) and _pays(child):
+            setattr(module, name, WinogradConv(child))
+        else:
+            speed_up(child)
+
+
+def _pays(conv: nn.Conv2d) -> bool:
+    plain = (conv.kernel_size, conv.stride, conv.padding, conv.groups) == ((3, 3), (1, 1), (1, 1), 1)
+    return plain and NARROWEST <= conv.in_channels * conv.out_channels <= WIDEST
+
+
+class WinogradConv(nn.Module):
+    """What an `nn.Conv2d(C, O, 3, padding=1)` computes, without gradients."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.plain = conv  # for sides that are no multiple of 4
+        points = [0.0, A, -A, B, -B]
+        rows = [[1.0, p, p * p] for p in points]
+        scales = [math.prod(p - q for q in points if q != p) for p in points]
+        scaled = [[x / scale for x in row] for row, scale in zip(rows, scales, strict=True)]
+        g = torch.tensor([*scaled, [0.0, 0.0, 1.0]], dtype=torch.float64, device=conv.weight.device)
+        weight = torch.einsum("ai,ocij,bj->abco", g, conv.weight.detach().double(), g)
+        self.weight_36CO = weight.flatten(0, 1).to(conv.weight.dtype).contiguous()
+
+    @torch.no_grad()
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        height, width = x_BCHW.shape[2:]
+        if height % 4 or width % 4:
+            return self.plain(x_BCHW)
+        x_BHWC = _pad(x_BCHW.permute(0, 2, 3, 1))
+        y_BHWO = x_BCHW.new_empty(len(x_BCHW), height, width, self.weight_36CO.shape[2])
+        strip = _Strip(self, height // 4, width // 4, like=x_BHWC)
+        for x_HWC, y_HWO in zip(x_BHWC, y_BHWO, strict=True):
+            for start in range(0, height, 4 * strip.rows):
+                stop = start + 4 * strip.rows
+                strip.convolve(x_HWC[start : stop + 2], y_HWO[start:stop])
+        return y_BHWO.permute(0, 3, 1, 2)
+
+
+class _Strip:
+    """Room for some rows of tiles, used again for each strip of an image: fresh memory would cost as much as the sums.
+
+    rows, columns: tiles of a strip; all strips are alike.
+    """
+
+    def __init__(self, conv: WinogradConv, height: int, width: int, *, like: Tensor) -> None:
+        _, c, o = conv.weight_36CO.shape
+        most = STRIP * torch.get_num_threads() // (36 * width * c * like.element_size())
+        self.conv, self.columns = conv, width
+        self.rows = max(n for n in range(1, height + 1) if height % n == 0 and n <= max(1, most))
+        self.lines_in = like.new_empty(6, self.rows, 4 * width + 2, c)
+        self.tiles = like.new_empty(6, 6, self.rows, width, c)
+        self.products = like.new_empty(6, 6, self.rows, width, o)
+        self.lines_out = like.new_empty(4, 6, self.rows, width, o)
+        self.outputs = like.new_empty(4, 4, self.rows, width, o)
+        self.scratch = like.new_empty(2, 6, self.rows, width, o)
+
+    def convolve(self, x_HWC: Tensor, y_HWO: Tensor) -> None:
+        """Rows of whole tiles to y; x has one row and one column more on each side."""
+        last_row, last_column = 4 * self.rows - 3, 4 * self.columns - 3  # beginnings of tiles
+        _to_points([x_HWC[i : i + last_row : 4] for i in range(6)], self.lines_in)
+        _to_points([self.lines_in[:, :, i : i + last_column : 4] for i in range(6)], self.tiles.unbind(1))
+        count = self.rows * self.columns
+        tiles, products = self.tiles.view(36, count, -1), self.products.view(36, count, -1)
+        torch.bmm(tiles, self.conv.weight_36CO, out=products)
+        _from_points(self.products.unbind(1), self.lines_out, self.scratch)
+        _from_points(self.lines_out.unbind(1), self.outputs, self.scratch[:, :4])
+        y = y_HWO.view(self.rows, 4, self.columns, 4, -1)
+        torch.add(self.outputs.permute(2, 0, 3, 1, 4), _bias(self.conv.plain, y), out=y)
+
+
+def _pad(x_BHWC: Tensor) -> Tensor:
+    """One row and column of zeros on each side. F.pad would write zeros everywhere first."""
+    size, height, width, channels = x_BHWC.shape
+    padded = x_BHWC.new_empty(size, height + 2, width + 2, channels)
+    for border in (padded[:, 0], padded[:, -1], padded[:, :, 0], padded[:, :, -1]):
+        border.zero_()
+    padded[:, 1:-1, 1:-1] = x_BHWC
+    return padded
+
+
+def _bias(conv: nn.Conv2d, like: Tensor) -> Tensor:
+    return conv.bias if conv.bias is not None else like.new_zeros(())
+
+
+def _to_points(d: Sequence[Tensor], out: Sequence[Tensor] | Tensor) -> None:
+    """Six values of a polynomial's product, from six inputs d."""
+    for p, other, plus, minus in ((A, B, 1, 2), (B, A, 3, 4)):
+        torch.sub(d[4], d[2], alpha=other * other, out=out[0])
+        torch.sub(d[3], d[1], alpha=other * other, out=out[5])
+        torch.add(out[0], out[5], alpha=p, out=out[plus])
+        torch.sub(out[0], out[5], alpha=p, out=out[minus])
+    for first, last in ((0, 0), (1, 5)):
+        torch.sub(d[first + 4], d[first + 2], alpha=A * A + B * B, out=out[last])
+        out[last].add_(d[first], alpha=(A * B) ** 2)
+
+
+def _from_points(m: Sequence[Tensor], out: Tensor, scratch: Tensor) -> None:
+    """Four outputs from six products m. scratch: two tensors like m's."""
+    even_a, even_b = torch.add(m[1], m[2], out=scratch[0]), torch.add(m[3], m[4], out=scratch[1])
+    torch.add(m[0], even_a, out=out[0]).add_(even_b)
+    torch.mul(even_a, A**2, out=out[2]).add_(even_b, alpha=B**2)
+    odd_a, odd_b = torch.sub(m[1], m[2], out=scratch[0]), torch.sub(m[3], m[4], out=scratch[1])
+    torch.mul(odd_a, A, out=out[1]).add_(odd_b, alpha=B)
+    torch.mul(odd_a, A**3, out=out[3]).add_(odd_b, alpha=B**3).add_(m[5])

@@ -1,0 +1,37 @@
+"""A share of the work: which of n processes, each started with the same request, does which units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from avarc_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Share `number` (1-based) of `of` equal ones; the default is all of the work.
+
+    Raises: UsageError unless 1 <= number <= of.
+    """
+
+    number: int = 1
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.of:
+            raise UsageError(f"there is no shard {self}", "shards are numbered from 1", "write --shard 1/8 to 8/8")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """The shard that "i/n" names. Raises: UsageError."""
+        number, slash, of = text.partition("/")
+        if not (slash and number.strip().isdecimal() and of.strip().isdecimal()):
+            raise UsageError(f"cannot read --shard '{text}'", "it is a number and a count", "write --shard 1/8 to 8/8")
+        return cls(int(number), int(of))
+
+    def units(self, count: int) -> range:
+        """The units of this share, of so many in all; shares differ by one unit at most, and some may be empty."""
+        return range(count * (self.number - 1) // self.of, count * self.number // self.of)

@@ -1,0 +1,126 @@
+"""`python -m avarc_kernels.bench`: checks every kernel against float64 and times it beside what else there is.
+
+Run it once on a GPU machine for the whole table. Without a GPU the kernels run in Triton's interpreter, on small
+shapes and for their results only; PyTorch's implementations are timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import torch
+
+from avarc_kernels.bench.measure import HAS_GPU, Case, Figure, matmul_rate, measure
+
+OPS = {
+    "linear_log_prob": "likelihood",
+    "block_causal_attention": "attention",
+    "adaln": "adaln",  # and the gated one
+    "linear_gelu": "gelu",
+    "nearest_code": "quantize",
+    "quantize_rows": "rows",
+}
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def main() -> int:
+    """Exit status 0 when every kernel kept its promise, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m avarc_kernels.bench", description=__doc__)
+    parser.add_argument("--op", choices=OPS, action="append", help="only this op; may be given several times")
+    parser.add_argument("--quick", action="store_true", help="d16 only, fewer pairs, one half precision")
+    parser.add_argument("--json", action="store_true", help="one JSON object with all figures")
+    options = parser.parse_args()
+    if not HAS_GPU:
+        os.environ["TRITON_INTERPRET"] = "1"  # triton is not imported yet
+    torch.manual_seed(0)
+    torch.set_grad_enabled(False)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    dtypes = [torch.float32, torch.bfloat16, torch.float16] if HAS_GPU else [torch.float32]
+    dtypes = dtypes[:2] if options.quick else dtypes
+    peaks = {str(d).removeprefix("torch."): matmul_rate(d) for d in dtypes}
+    machine = _machine() | {"matmul_rate": peaks}
+    if not options.json:
+        print(_headline(machine), flush=True)
+    figures = []
+    for case in _cases(options.op or list(OPS), dtypes, quick=options.quick):
+        of_case = [measure(case, name, timed=HAS_GPU or name != "triton") for name in case.calls if _possible(name)]
+        figures += of_case
+        if not options.json:
+            _show(case, of_case, peaks)
+    wrong = [f for f in figures if f.wrong]
+    if options.json:
+        print(json.dumps(machine | {"figures": [asdict(f) for f in figures], "wrong": len(wrong)}))
+    else:
+        print(f"\n{len(wrong)} of our own implementations failed or were further from float64 than promised.")
+    return 1 if wrong else 0
+
+
+def _possible(name: str) -> bool:
+    """Without a GPU only our own two and what plain PyTorch does eagerly are run."""
+    if name == "triton":
+        return HAS_TRITON
+    return HAS_GPU or name in ("torch", "full logits", "dense mask", "full matrix")
+
+
+def _cases(ops: list[str], dtypes: list[torch.dtype], *, quick: bool) -> Iterator[Case]:
+    pairs = (8 if quick else 64) if HAS_GPU else 1
+    sizes = (["d16"] if quick else ["d16", "d30"]) if HAS_GPU else ["small"]
+    for op in ops:
+        module = importlib.import_module(f"avarc_kernels.bench.{OPS[op]}")
+        for dtype in dtypes:
+            yield from module.cases(dtype, pairs=pairs, sizes=sizes)
+
+
+def _machine() -> dict[str, object]:
+    triton = importlib.import_module("triton").__version__ if HAS_TRITON else None
+    name = torch.cuda.get_device_name() if HAS_GPU else f"CPU, {torch.get_num_threads()} threads"
+    return {"device": name, "torch": torch.__version__, "triton": triton}
+
+
+def _headline(machine: dict[str, object]) -> str:
+    lines = [f"{machine['device']}, torch {machine['torch']}, triton {machine['triton']}"]
+    if not HAS_TRITON:
+        lines.append("triton is not installed: PyTorch's implementations only.")
+    elif not HAS_GPU:
+        lines.append("No GPU: kernels are checked in Triton's interpreter and not timed; shapes are small.")
+    peaks = machine["matmul_rate"]
+    assert isinstance(peaks, dict)
+    lines.append("matmul: " + ", ".join(f"{d} {rate / 1e12:.3g} TFLOP/s" for d, rate in peaks.items()))
+    return "\n".join(lines)
+
+
+def _show(case: Case, figures: list[Figure], peaks: dict[str, float]) -> None:
+    ours = next((f for f in figures if f.name == "triton"), figures[0])
+    print(f"\n{case.op}  {case.shape}  {ours.dtype}")
+    print(
+        f"  {'':24}{'ms':>10}{'ours x':>9}{'of peak':>9}{'GB/s':>8}{'MiB':>9}{'ours/it':>9}{'error':>11}{'allowed':>11}"
+    )
+    for f in figures:
+        if f.failed:
+            print(f"  {f.name:24}{f.failed}")
+            continue
+        cells = [
+            _cell(f.seconds and f.seconds * 1e3, 10, ".3f"),
+            _cell(f.seconds and ours.seconds and f.seconds / ours.seconds, 9, ".2f"),
+            _cell(f.flops_per_second and f.flops_per_second / peaks[f.dtype], 9, ".0%"),
+            _cell(f.bytes_per_second and f.bytes_per_second / 1e9, 8, ".0f"),
+            _cell(f.memory and f.memory / 2**20, 9, ".1f"),
+            _cell(f.memory and ours.memory and ours.memory / f.memory, 9, ".1%"),
+            _cell(f.error, 11, ".1e"),
+            _cell(f.allowed, 11, ".1e"),
+        ]
+        print(f"  {f.name:24}" + "".join(cells) + ("  WRONG" if f.wrong else ""), flush=True)
+
+
+def _cell(value: float | None, width: int, form: str) -> str:
+    return f"{'-' if value is None else format(value, form):>{width}}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""linear_gelu against eager and compiled PyTorch, and cuBLASLt's own epilogue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from avarc_kernels import linear_gelu
+from avarc_kernels.bench.measure import DEVICE, SIDES, WIDTHS, Case, against, compiled
+
+CHECKED = 1024  # rows in float64
+
+
+def definition(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Product, bias, GELU: three passes over the result."""
+    return F.gelu(x @ weight.T + bias, approximate="tanh")
+
+
+def cases(dtype: torch.dtype, *, pairs: int, sizes: list[str]) -> Iterator[Case]:
+    rows = pairs * sum(p * p for p in SIDES)
+    for size in sizes:
+        width = WIDTHS[size][0]
+        x = torch.randn(rows, width, device=DEVICE).to(dtype)
+        weight = (torch.randn(4 * width, width, device=DEVICE) / width**0.5).to(dtype)
+        bias = torch.randn(4 * width, device=DEVICE).to(dtype)
+        args = (x, weight, bias)
+        yield Case(
+            op="linear_gelu",
+            shape=f"{size} M={rows} C={width} F={4 * width}",
+            dtype=dtype,
+            calls={
+                "triton": partial(linear_gelu, *args, backend="triton"),
+                "torch": partial(linear_gelu, *args),
+                "torch, compiled": compiled(partial(linear_gelu, *args)),
+                "cuBLASLt": partial(linear_gelu, *args, backend="cublaslt"),
+            },
+            check=against(
+                definition(x[:CHECKED].double(), weight.double(), bias.double()), definition(x[:CHECKED], weight, bias)
+            ),
+            flops=8.0 * rows * width * width,
+        )

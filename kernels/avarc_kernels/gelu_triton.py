@@ -1,0 +1,84 @@
+"""`linear_gelu` in Triton: a tiled product whose epilogue adds the bias and applies GELU."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from avarc_kernels.dispatch import dot_precision
+
+HALF = {"BLOCK_M": 128, "BLOCK_F": 256, "BLOCK_C": 64, "num_warps": 8, "num_stages": 3}  # 144 KiB of shared memory
+FULL = {"BLOCK_M": 64, "BLOCK_F": 64, "BLOCK_C": 32, "num_warps": 4, "num_stages": 3}  # 48 KiB
+
+
+@triton.jit
+def _linear_gelu_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    M,
+    F,
+    C,
+    stride_x,
+    stride_weight,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """gelu(x @ weight.T + bias) with gelu(a) = a sigmoid(2 sqrt(2/pi) (a + 0.044715 a^3)), which is its tanh form."""
+    tiles_m, tiles_f = tl.cdiv(M, BLOCK_M), tl.cdiv(F, BLOCK_F)
+    pid = tl.program_id(0)
+    group = pid // (GROUP * tiles_f) * GROUP  # GROUP tiles of rows go through the columns together: they share L2
+    height = tl.minimum(tiles_m - group, GROUP)
+    within = pid % (GROUP * tiles_f)
+    m = (group + within % height).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)  # int64: M * F passes 2**31
+    f = within // height * BLOCK_F + tl.arange(0, BLOCK_F)
+    c = tl.arange(0, BLOCK_C)
+    row_ok, column_ok = m < M, f < F
+    total = tl.zeros((BLOCK_M, BLOCK_F), tl.float32)
+    x_ptrs = x_ptr + m[:, None] * stride_x + c[None, :]
+    weight_ptrs = weight_ptr + f.to(tl.int64)[None, :] * stride_weight + c[:, None]
+    for first in range(0, C, BLOCK_C):
+        channel_ok = c < C - first
+        x = tl.load(x_ptrs, mask=row_ok[:, None] & channel_ok[None, :], other=0.0)
+        weight = tl.load(weight_ptrs, mask=column_ok[None, :] & channel_ok[:, None], other=0.0)
+        total = tl.dot(x, weight, total, input_precision=PRECISION)
+        x_ptrs += BLOCK_C
+        weight_ptrs += BLOCK_C
+    a = total + tl.load(bias_ptr + f, mask=column_ok, other=0.0).to(tl.float32)[None, :]
+    inner = 1.5957691216057308 * (a + 0.044715 * a * a * a)  # 2 sqrt(2/pi)
+    out = a / (1.0 + tl.exp(-inner))  # far below zero: a / inf = -0
+    out_ptrs = out_ptr + m[:, None] * F + f[None, :]
+    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=row_ok[:, None] & column_ok[None, :])
+
+
+def linear_gelu(x_MC: Tensor, weight_FC: Tensor, bias_F: Tensor) -> Tensor:
+    """See `gelu.linear_gelu`. Raises: ValueError when C is not contiguous."""
+    if x_MC.stride(1) != 1 or weight_FC.stride(1) != 1:
+        raise ValueError(f"triton wants contiguous channels: strides are {x_MC.stride()} and {weight_FC.stride()}")
+    rows, features = len(x_MC), len(weight_FC)
+    out_MF = torch.empty(rows, features, dtype=x_MC.dtype, device=x_MC.device)
+    config = FULL if x_MC.dtype == torch.float32 else HALF
+    tiles = triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(features, config["BLOCK_F"])
+    if tiles:
+        _linear_gelu_kernel[(tiles,)](
+            x_MC,
+            weight_FC,
+            bias_F.contiguous(),
+            out_MF,
+            rows,
+            features,
+            x_MC.shape[1],
+            x_MC.stride(0),
+            weight_FC.stride(0),
+            PRECISION=dot_precision(x_MC.dtype),
+            GROUP=8,
+            enable_fp_fusion=True,
+            **config,
+        )
+    return out_MF

@@ -1,0 +1,76 @@
+"""How much of an encoding run's wall time the tokenizer works, and how little memory it takes.
+
+Photo-sized JPEGs through the published VQ-VAE's shape (random weights), with and without decoding processes.
+Results: docs/encoding.md. python tests/benchmarks/encode_wait.py [IMAGES]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from encoder import PUBLISHED
+from PIL import Image
+from torch import Tensor
+
+from avarc_cli.data import Preprocess, open_images
+from avarc_cli.loading import LoadedTokenizer
+from avarc_cli.models.vqvae import VQVAE
+from avarc_cli.tokens import encode
+
+
+class Timed:
+    """A tokenizer that counts the seconds spent in it."""
+
+    def __init__(self, tokenizer: LoadedTokenizer) -> None:
+        self._tokenizer, self.seconds = tokenizer, 0.0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._tokenizer, name)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self._count(self._tokenizer.encode, images)
+
+    def quantize(self, latents: Tensor) -> Tensor:
+        return self._count(self._tokenizer.quantize, latents)
+
+    def _count(self, function, argument: Tensor) -> Tensor:
+        begin = time.perf_counter()
+        result = function(argument)
+        self.seconds += time.perf_counter() - begin
+        return result
+
+
+def photos(folder: Path, count: int) -> None:
+    """JPEGs of 500 x 375 pixels, as ImageNet's are on average: smooth, with some noise."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 10, 3), dtype=np.uint8)).resize((500, 375))
+        noisy = np.asarray(coarse).astype(np.int16) + rng.integers(-8, 9, (375, 500, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{i:04d}.jpg", quality=90)
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 8
+    network = VQVAE(PUBLISHED).eval().to(memory_format=torch.channels_last)
+    network.speed_up()
+    loaded = LoadedTokenizer(network, "random", "random", "0" * 64, "resize-crop", {})
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "img").mkdir()
+        photos(Path(folder) / "img", count)
+        for workers in (0, 1):
+            tokenizer = Timed(loaded)
+            images, out = open_images([Path(folder) / "img"]), Path(folder) / f"{workers}.h5"
+            begin = time.perf_counter()
+            encode(images, tokenizer, Preprocess("resize-crop", 256), out, batch_size=2, workers=workers)
+            wall = time.perf_counter() - begin
+            share = tokenizer.seconds / wall
+            print(f"workers {workers}: {wall / count:.2f} s an image, {share:.1%} of it in the tokenizer", flush=True)
+
+
+if __name__ == "__main__":
+    main()

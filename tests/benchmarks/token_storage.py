@@ -1,0 +1,71 @@
+"""Ways to store tokens: size, and the time to write and read them. Results: docs/encoding.md.
+
+python tests/benchmarks/token_storage.py [CACHE.h5 ...]    (hdf5plugin is needed for the blosc2 lines only)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+IMAGES, TOKENS, VOCABULARY, ROWS = 20_000, 680, 4096, 256
+
+
+def ways() -> dict[str, dict]:
+    """Name -> arguments of create_dataset. scaleoffset is HDF5's own packing to as many bits as needed."""
+    chunk = {"chunks": True}
+    found = {
+        "raw": {},
+        "shuffle + LZF": chunk | {"shuffle": True, "compression": "lzf"},
+        "shuffle + gzip 1": chunk | {"shuffle": True, "compression": "gzip", "compression_opts": 1},
+        "scaleoffset (12 of 16 bits)": chunk | {"scaleoffset": 0},
+    }
+    if importlib.util.find_spec("hdf5plugin"):
+        import hdf5plugin
+
+        filters = hdf5plugin.Blosc2(cname="zstd", clevel=3, filters=hdf5plugin.Blosc2.BITSHUFFLE)
+        found["bitshuffle + zstd 3 (blosc2)"] = chunk | dict(filters)
+    return found
+
+
+def measure(tokens: np.ndarray, options: dict, path: Path) -> tuple[float, float, float, float]:
+    """Megabytes; seconds to write all, to read all in order, and to read 64 images in 100 random places."""
+    if options.get("chunks"):
+        options = options | {"chunks": (ROWS, *tokens.shape[1:])}
+    begin = time.perf_counter()
+    with h5py.File(path, "w", libver=("v108", "v108")) as file:
+        file.create_dataset("tokens", data=tokens, **options)
+    written = time.perf_counter()
+    with h5py.File(path, "r") as file:
+        for start in range(0, len(tokens), ROWS):
+            file["tokens"][start : start + ROWS]
+        read = time.perf_counter()
+        places = np.random.default_rng(0).integers(0, max(1, len(tokens) - 64), 100)
+        for start in places:
+            file["tokens"][start : start + 64]
+    done = time.perf_counter()
+    return path.stat().st_size / 1e6, written - begin, read - written, done - read
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    sets = {f"random, {VOCABULARY} codes": rng.integers(0, VOCABULARY, (IMAGES, 1, TOKENS), dtype=np.uint16)}
+    for name in sys.argv[1:]:
+        with h5py.File(name) as file:
+            sets[name] = file["tokens"][:]
+    for name, tokens in sets.items():
+        print(f"{name}: {tokens.shape}\n| way | MB | write s | read s | 100 random reads s |\n|---|---|---|---|---|")
+        for way, options in ways().items():
+            with tempfile.TemporaryDirectory() as folder:
+                size, *seconds = measure(tokens, options, Path(folder) / "t.h5")
+            print(f"| {way} | {size:.1f} | " + " | ".join(f"{s:.2f}" for s in seconds) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What disks, folders and strange names do to encoding and to caches."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from avarc_cli.data import Preprocess
+from avarc_cli.errors import AvarcError, CacheError
+from avarc_cli.tokens import encode, read, verify
+
+PRE = Preprocess("none", 8)
+
+
+def test_a_cache_cut_at_any_byte_is_refused(images, stub_tokenizer, tmp_path):
+    out = tmp_path / "t.h5"
+    encode(images, stub_tokenizer(), PRE, out, samples=2, latents=True)
+    whole = out.read_bytes()
+    cut = tmp_path / "cut.h5"
+    lengths = {*range(0, len(whole), 9), *range(len(whole) - 100, len(whole))}
+    for length in lengths:
+        cut.write_bytes(whole[:length])
+        with pytest.raises(CacheError, match="damaged"):
+            read(cut)
+
+
+def test_changed_bytes_are_found_or_harmless(images, stub_tokenizer, tmp_path):
+    out = tmp_path / "t.h5"
+    encode(images, stub_tokenizer(), PRE, out, samples=2, latents=True)
+    whole, original = out.read_bytes(), read(out)
+    tokens, latents = original.tokens(range(11)), original.latents(range(11))
+    found = 0
+    for place in np.random.default_rng(0).permutation(len(whole))[:200].tolist():
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        out.write_bytes(changed)
+        try:
+            cache = read(out)
+            verify(cache).check(out)
+        except CacheError:
+            found += 1
+            continue
+        assert (cache.header, cache.paths) == (original.header, original.paths)
+        assert np.array_equal(cache.labels, original.labels)
+        assert np.array_equal(cache.tokens(range(11)), tokens)
+        assert np.array_equal(cache.latents(range(11)), latents)
+    assert found > 100
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("/dev/full", "it is a device or a pipe"),
+        ("pipe", "it is a device or a pipe"),
+        ("none/t.h5", "there is no folder"),
+    ],
+)
+def test_a_place_that_is_no_file_is_refused_before_anything_is_computed(images, stub_tokenizer, tmp_path, place, why):
+    os.mkfifo(tmp_path / "pipe")
+
+    def never() -> None:
+        raise AssertionError("computed")
+
+    with pytest.raises(AvarcError, match="cannot write") as error:
+        encode(images, stub_tokenizer(never), PRE, tmp_path / place)
+    assert why in error.value.why
+
+
+def test_a_device_is_no_cache_to_read_either():
+    with pytest.raises(CacheError, match="is not a regular file"):
+        read("/dev/null")
+
+
+def test_an_unfinished_cache_says_where_its_work_lies(images, stub_tokenizer, tmp_path):
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(AvarcError):
+        encode(images, stub_tokenizer(stop), PRE, tmp_path / "t.h5")
+    with pytest.raises(CacheError, match="does not exist yet") as error:
+        read(tmp_path / "t.h5")
+    assert "t.h5.parts" in error.value.why and "again" in error.value.fix
+
+
+def test_a_folder_that_may_not_be_written_to_is_told(images, stub_tokenizer, tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    if os.access(folder, os.W_OK):
+        pytest.skip("root may write anywhere")
+    with pytest.raises(AvarcError, match="cannot write") as error:
+        encode(images, stub_tokenizer(), PRE, folder / "t.h5")
+    assert "denied" in error.value.why
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(folder)]
+    if os.getuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a file system cannot be mounted here; test_kill.py fills a disk by a limit on file sizes")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_keeps_what_is_finished(images, stub_tokenizer, tmp_path, small_disk: Path):
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(8 * 1024))
+    out = small_disk / "t.h5"
+    with pytest.raises(AvarcError, match="cannot write") as error:
+        encode(images, stub_tokenizer(), PRE, out, unit=2, latents=True)
+    assert "No space left" in error.value.why and "finished units are kept" in error.value.fix
+    kept = len(list((small_disk / "t.h5.parts").glob("*.npz")))
+    assert kept > 0 and not list(small_disk.rglob("*.tmp"))
+    ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
+    assert encode(images, stub_tokenizer(), PRE, out, unit=2, latents=True).encoded == 11 - 2 * kept
+    encode(images, stub_tokenizer(), PRE, tmp_path / "whole.h5", unit=2, latents=True)
+    assert out.read_bytes() == (tmp_path / "whole.h5").read_bytes()
