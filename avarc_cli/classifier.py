@@ -20,19 +20,22 @@ import torch
 
 from avarc_cli import environment
 from avarc_cli.data.datasets import ImageSet, open_images
+from avarc_cli.data.known import datasets
 from avarc_cli.data.labels import match, resolve_classes
 from avarc_cli.data.preprocess import Preprocess
+from avarc_cli.data.targets import default_candidates, find_targets
 from avarc_cli.errors import UnreadableImage, UsageError
 from avarc_cli.loading import LoadedModel, load_model
-from avarc_cli.results import records
+from avarc_cli.results import records, tuned
 from avarc_cli.results.run import Run, classify
-from avarc_cli.scoring.batching import auto_tokens
+from avarc_cli.scoring.batching import auto_tokens, parse_bytes, prefix_tokens
 from avarc_cli.scoring.engine import Request
 from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.scoring.scores import score_function
 from avarc_cli.tokens.cache import TokenCache, read
 from avarc_cli.tokens.encode import encode
 
+AUTO = "auto"  # --plan: the tuned plan that lies beside the model's weights
 MAX_SAMPLES = 1 << 16  # of images that are yet to be encoded, as many as the plan asks for
 
 
@@ -40,17 +43,23 @@ MAX_SAMPLES = 1 << 16  # of images that are yet to be encoded, as many as the pl
 class Options:
     """How to score.
 
-    plan: "exhaustive", "paper" or stages (scoring.plan); classes: candidates as in data.labels.resolve_classes, None
-    for all; priors: file of `class<TAB>weight` lines, None for equal; score: name of a score function;
-    batch_size: pairs of a forward pass as "auto" or a number; deterministic: the same batch shapes in every run.
+    plan: "exhaustive", "paper" or stages (scoring.plan), a file FILE.json that `avarc tune` wrote, or "auto" for the
+    one that comes with the model; classes: candidates as in data.labels.resolve_classes, None
+    for those of the dataset; dataset: the known one that the images are of (data.known), else "";
+    priors: file of `class<TAB>weight` lines, None for equal; score: name of a score function;
+    batch_size: pairs of a forward pass as "auto" or a number; deterministic: the same batch shapes in every run;
+    offsets: add the offsets that a class bank stores to the scores of its classes.
     """
 
     plan: str = "exhaustive"
     classes: str | None = None
+    dataset: str = ""
     priors: str | None = None
     score: str = "log-likelihood"
     batch_size: str = "auto"
     deterministic: bool = False
+    offsets: bool = True
+    memory: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,12 +89,12 @@ class Classifier:
 
     def __init__(self, model: LoadedModel, options: Options) -> None:
         self.model, self.options = model, options
-        likelihood, classes = model.likelihood, model.classes
-        chosen = (
-            resolve_classes(options.classes, classes) if options.classes is not None else range(likelihood.num_classes)
-        )
-        self.candidates = np.array(list(chosen), dtype=np.int64)
+        likelihood = model.likelihood
+        self.candidates, self.candidates_of = _candidates(options, model)
         self.log_prior = _log_prior(options.priors, self.candidates, model)
+        offset_N = model.offsets[self.candidates]  # of a whole image; a part of it has its share
+        self.offset_per_token = offset_N / likelihood.segment_ends[-1] if options.offsets else None
+        self.tuned = self._tuned_plan()
         self.score = score_function(options.score)
         if self.score.needs_unconditional and likelihood.unconditional is None:
             raise UsageError(
@@ -100,7 +109,10 @@ class Classifier:
             every class where those are asked for.
         """
         segments = len(self.model.likelihood.segment_ends)
-        plan = parse_plan(self.options.plan, segments=segments, candidates=len(self.candidates), samples=samples)
+        text = str(self.tuned.plan) if self.tuned else self.options.plan
+        plan = parse_plan(text, segments=segments, candidates=len(self.candidates), samples=samples)
+        if self.tuned:
+            plan = self.tuned.plan  # the same, with what it is expected to leave
         if keep_tokens and not (plan.single_stage and plan.stages[0].segments == segments):
             raise UsageError(
                 f"token log-probabilities cannot be saved with plan '{plan}'",
@@ -109,7 +121,14 @@ class Classifier:
             )
         return plan
 
-    def request(self, samples: int, *, keep_tokens: bool = False, tokens_per_batch: int | None = None) -> Request:
+    def request(
+        self,
+        samples: int,
+        *,
+        keep_tokens: bool = False,
+        keep_segments: bool = False,
+        tokens_per_batch: int | None = None,
+    ) -> Request:
         """What the engine is asked for. `tokens_per_batch` continues an earlier run's automatic choice."""
         plan = self.plan(samples, keep_tokens=keep_tokens)
         return Request(
@@ -117,28 +136,41 @@ class Classifier:
             plan=plan,
             score=self.score,
             log_prior=self.log_prior,
+            offset_per_token=self.offset_per_token,
             tokens_per_batch=self._tokens_per_batch(plan, tokens_per_batch),
+            prefix_tokens=prefix_tokens(self.model.likelihood, self._memory()),
+            temperature=(self.tuned.temperature if self.tuned else None) or 1.0,
             keep_tokens=keep_tokens,
+            keep_segments=keep_segments,
         )
 
     def run(
         self, cache: TokenCache, request: Request, *, save_json: bool = False, save_likelihood: bool = False
     ) -> Run:
-        """A run over a token cache. Raises CacheError when the cache is another tokenizer's."""
+        """A run over a token cache.
+
+        Raises: CacheError when the cache is another tokenizer's; UsageError where a tuned plan is for other ones.
+        """
         cache.check(self.model.tokenizer)
-        class_of = np.append(
-            match(cache.header.class_names, self.model.classes), records.UNKNOWN
-        )  # last answers for -1
+        if self.tuned:
+            self.tuned.check(self.tokens_made_for(cache, request.plan.samples), self._plan_path)
+        targets = find_targets(cache.header.class_names, cache.header.dataset, self.model.classes)
         return Run(
             model=self.model.likelihood,
             cache=cache,
-            labels=class_of[cache.labels],
+            labels=targets.of(cache.labels),
             request=request,
-            naming=records.Naming(self.model.classes, self.candidates),
+            naming=records.Naming(self.model.classes, self.candidates, targets),
             precision=self.model.precision,
-            protocol=self._protocol(cache, request) | {"save_json": save_json, "save_likelihood": save_likelihood},
+            protocol=self._protocol(cache, request)
+            | {
+                "counts_as": targets.counts_as[self.candidates].tolist(),
+                "save_json": save_json,
+                "save_likelihood": save_likelihood,
+            },
             save_json=save_json,
             save_likelihood=save_likelihood,
+            save_segments=request.keep_segments,
             fixed_shapes=self.options.deterministic,
         )
 
@@ -177,34 +209,84 @@ class Classifier:
             for image, scores in result.scores
         ]
 
+    def made_for(self) -> dict[str, Any]:
+        """What a tuned plan's promise depends on, but for the tokens.
+
+        Not the score: both score functions differ by a constant of the image, so that they rank classes alike.
+        """
+        model = self.model.protocol()
+        return {
+            "model": model["model"]["sha256"],
+            "tokenizer": model["tokenizer"]["sha256"],
+            "bank": model["bank"],
+            "offsets": self.options.offsets,
+            "precision": self.model.precision,
+            "segments": len(self.model.likelihood.segment_ends),
+            "candidates": self.candidates.tolist(),
+            "log_prior": self.log_prior.tolist() if self.log_prior.any() else None,
+        }
+
+    @staticmethod
+    def tokens_made_for(cache: TokenCache, samples: int) -> dict[str, Any]:
+        """What a tuned plan's promise depends on in the tokens, if the plan looks at so many samples."""
+        return {"preprocess": cache.header.preprocess, "sigma": cache.header.sigma if samples > 1 else None}
+
+    @property
+    def _plan_path(self) -> Path:
+        if self.options.plan == AUTO:
+            return Path(self.model.file).with_name("plan.json")
+        return Path(self.options.plan)
+
+    def _tuned_plan(self) -> tuned.TunedPlan | None:
+        path = self._plan_path
+        if path.suffix != ".json":
+            return None
+        if self.options.plan == AUTO and not path.exists():
+            raise UsageError(
+                f"no tuned plan comes with {self.model.name}",
+                f"there is no '{path}'",
+                f"tune one: avarc tune TOKENS.h5 --model {self.model.name} --out plan.json; then --plan plan.json",
+            )
+        plan = tuned.read(path)
+        plan.check(self.made_for(), path)
+        return plan
+
     def _tokens_per_batch(self, plan: Plan, earlier: int | None) -> int:
         text, likelihood = self.options.batch_size, self.model.likelihood
         if text == "auto":
             device = torch.device(self.model.device)
-            return earlier or auto_tokens(likelihood, plan, device, fixed=self.options.deterministic)
+            return earlier or auto_tokens(
+                likelihood, plan, device, fixed=self.options.deterministic, memory=self._memory()
+            )
         if not text.isdecimal() or int(text) < 1:
             raise UsageError(f"batch size '{text}'", "it is a number of pairs of at least 1, or auto")
         return int(text) * likelihood.segment_ends[-1]
 
+    def _memory(self) -> int | None:
+        """Bytes that the run may take; None where no limit was given."""
+        return None if self.options.memory is None else parse_bytes(self.options.memory)
+
     def _protocol(self, cache: TokenCache, request: Request) -> dict[str, Any]:
         """run.json: everything that the numbers depend on."""
         header = cache.header
-        fields = ("source", "images_sha256", "preprocess", "samples", "sigma", "seed")
+        fields = ("source", "dataset", "images_sha256", "preprocess", "patch_nums", "samples", "sigma", "seed")
         tokens = {name: getattr(header, name) for name in fields}
         tokens |= {"images": len(cache), "length": self.model.likelihood.segment_ends[-1]}
         classes = self.model.classes
         return self.model.protocol() | {
             "tokens": tokens,
             "plan": str(request.plan),
+            "tuned_plan": self.tuned.to_dict() if self.tuned else None,
             "score": self.score.name,
             "candidates": self.candidates.tolist(),
             "candidate_ids": [classes.ids[c] for c in self.candidates],
             "candidate_names": [classes.names[c] for c in self.candidates],
             "log_prior": self.log_prior.tolist() if self.options.priors else None,
             "tokens_per_batch": request.tokens_per_batch,
+            "prefix_tokens": request.prefix_tokens,
+            "offsets": self.options.offsets,
             "deterministic": self.options.deterministic,
-            "attention": "torch scaled_dot_product_attention, one unmasked call a segment",
-            "kernels": "torch",
+            "attention": environment.attention(self.model.kernels),
             "threads": torch.get_num_threads(),
             "versions": environment.versions(),
         }
@@ -217,6 +299,9 @@ def load_classifier(
     class_names: str | None = None,
     precision: str = "fp32",
     device: str = "auto",
+    kernels: str = "auto",
+    bank: Path | None = None,
+    lora: Path | None = None,
     **options: Any,
 ) -> Classifier:
     """A classifier ready to use.
@@ -225,12 +310,34 @@ def load_classifier(
         model: name of a model card (`avarc models`), or path of a checkpoint; then `tokenizer` is needed.
         tokenizer: name of a tokenizer card, or path, in place of the implied one.
         class_names: text file with one class a line, for a checkpoint that does not name its classes.
-        precision: "fp32", "tf32", "bf16" or "fp16". device: "auto", "cpu", "cuda", ...
-        **options: fields of `Options`: plan, classes, priors, score, batch_size, deterministic.
+        precision: "fp32", "tf32", "bf16", "fp16", "int8" or "fp8". device: "auto", "cpu", "cuda", ...
+        kernels: "auto", "triton" or "torch".
+        bank: folder with classes that were added to the model (avarc add-class).
+        lora: folder with a LoRA adapter, as PEFT saves them, to merge into the weights.
+        **options: fields of `Options`: plan, classes, dataset, priors, score, batch_size, deterministic, offsets.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for before deterministic runs on CUDA
-    loaded = load_model(model, tokenizer, class_names=class_names, precision=precision, device=device)
+    loaded = load_model(
+        model,
+        tokenizer,
+        class_names=class_names,
+        precision=precision,
+        device=device,
+        kernels=kernels,
+        bank=bank,
+        lora=lora,
+    )
     return Classifier(loaded, Options(**options))
+
+
+def _candidates(options: Options, model: LoadedModel) -> tuple[np.ndarray, str]:
+    """Class ids (N,) int64, and the title of the dataset that they are of, where they follow from it."""
+    if options.classes is not None:
+        return np.array(resolve_classes(options.classes, model.classes), dtype=np.int64), ""
+    chosen = default_candidates(options.dataset, model.classes)
+    if chosen is None:
+        return np.arange(model.likelihood.num_classes), ""
+    return chosen, datasets()[options.dataset].title
 
 
 def _log_prior(path: str | None, candidates: np.ndarray, model: LoadedModel) -> np.ndarray:

@@ -13,14 +13,20 @@ import typer
 from typer.core import TyperGroup
 
 from avarc_cli import __version__, console
-from avarc_cli.commands import train
+from avarc_cli.commands import cache, classes, data, models, train
+from avarc_cli.commands.add_class import add_class
+from avarc_cli.commands.bench import bench
 from avarc_cli.commands.classify import classify
 from avarc_cli.commands.demo import demo
 from avarc_cli.commands.doctor import doctor
+from avarc_cli.commands.download import download
 from avarc_cli.commands.encode import encode
+from avarc_cli.commands.explain import explain
 from avarc_cli.commands.export import export
-from avarc_cli.commands.models import models
+from avarc_cli.commands.incremental import incremental
+from avarc_cli.commands.report import report
 from avarc_cli.commands.sample import sample
+from avarc_cli.commands.tune import tune
 from avarc_cli.errors import EXIT_DONE, EXIT_FAILED, AvarcError, Interrupted
 
 
@@ -66,9 +72,13 @@ def _global_options(
     console.configure(mode=chosen, debug=debug)
 
 
-for command in (demo, encode, classify, export, sample, models, doctor):
+for command in (demo, encode, classify, tune, explain, report, export, sample, add_class, incremental, download, bench, doctor):
     app.command()(command)
+app.add_typer(classes.app, name="classes")
+app.add_typer(cache.app, name="cache")
+app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
+app.add_typer(models.app, name="models")
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -12,14 +13,14 @@ from pathlib import Path
 import torch
 
 from avarc_cli import __version__
+from avarc_kernels import triton_missing
 
 PACKAGES = ("torch", "numpy", "pillow", "h5py", "safetensors", "huggingface_hub")
 _EXTRAS = (
-    ("flash-attn", "flash", "attention kernels for NVIDIA GPUs; not used by this version"),
-    ("triton", "triton", "our own GPU kernels; not used by this version"),
+    ("flash-attn", "flash", "another attention for NVIDIA GPUs, compared in the kernels' bench"),
+    ("triton", "triton", "our own GPU kernels (--kernels)"),
     ("peft", "peft", "training LoRA adapters; reading them needs nothing; not used by this version"),
     ("ray", "ray", "work spread over a cluster; not used by this version"),
-    ("matplotlib", "plots", "plots in reports; not used by this version"),
     ("scikit-learn", "digits", "training the embedded digits model again"),
 )
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -53,6 +54,15 @@ class Choice:
     why: str
 
 
+@dataclass(frozen=True)
+class Finding:
+    """Something that costs speed, why, and what helps."""
+
+    what: str
+    why: str
+    fix: str
+
+
 def versions() -> dict[str, str]:
     """Versions that a number may depend on: avarc, python and the packages that compute or read."""
     installed = {name: _version(name) for name in PACKAGES}
@@ -65,7 +75,7 @@ def machine() -> dict[str, str | int | None]:
     return {
         "system": platform.platform(),
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": _cores(),
         "torch_threads": torch.get_num_threads(),
         "memory": memory(),
     }
@@ -101,7 +111,73 @@ def devices() -> tuple[Device, ...]:
 def choices() -> tuple[Choice, ...]:
     """Which device, attention, precision and kernels are used unless an option says otherwise."""
     cuda = torch.cuda.is_available()
-    return (_device_choice(cuda), _attention_choice(cuda), _precision_choice(cuda), _kernel_choice())
+    return (_device_choice(cuda), _attention_choice(cuda), _precision_choice(cuda), _kernel_choice(cuda))
+
+
+def attention(kernels: str) -> str:
+    """Which attention these kernels mean, in words."""
+    if kernels == "triton":
+        return "avarc's block-causal kernel, QK-norm inside"
+    return "torch scaled_dot_product_attention, one unmasked call a segment"
+
+
+def findings() -> tuple[Finding, ...]:
+    """What makes scoring slower on this machine than it could be, most costly first; empty when nothing does."""
+    return tuple(
+        finding for look in (_no_gpu, _busy, _threads, _waiting, _low_precision, _packages) for finding in look()
+    )
+
+
+def _no_gpu() -> Iterator[Finding]:
+    if not torch.cuda.is_available():
+        why = "one pair of image and class of var-d16 takes 0.3 T operations; a CPU core does about 0.1 T a second"
+        fix = "avarc classify --plan paper scores a third of the tokens; --precision int8; a small model"
+        yield Finding("no GPU", why, fix)
+
+
+def _busy() -> Iterator[Finding]:
+    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 1.5 * _cores():
+        why = f"{load:.1f} processes want {_cores()} cores: the average of the last minute"
+        yield Finding("other processes are running", why, "wait for them, or expect proportionally less")
+
+
+def _threads() -> Iterator[Finding]:
+    threads, cores = torch.get_num_threads(), _cores()
+    if threads != cores:
+        why = "some cores are idle" if threads < cores else "threads wait for each other"
+        yield Finding(f"{threads} threads on {cores} cores", why, f"set OMP_NUM_THREADS={cores}")
+
+
+def _waiting() -> Iterator[Finding]:
+    policy = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+    if policy.upper() != "PASSIVE":
+        why = "threads that spin while they wait are 4 to 6 times slower when another process runs"
+        yield Finding(f"OMP_WAIT_POLICY is {policy}", why, "unset it: avarc sets PASSIVE")
+
+
+def _low_precision() -> Iterator[Finding]:
+    if torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability(0)
+        if capability < (8, 0):
+            yield Finding("no bf16 and no tf32", f"compute capability {capability[0]}.{capability[1]}", "use fp16")
+        elif capability < (8, 9):
+            yield Finding("no fp8", f"compute capability {capability[0]}.{capability[1]}, it takes 8.9", "use bf16")
+        return
+    if not torch.cpu._is_vnni_supported():
+        why = "this CPU adds 8-bit products without VNNI: int8 is at most twice as fast as fp32, with 7-bit weights"
+        yield Finding("int8 gains little", why, "a CPU with AVX512-VNNI or AMX")
+    if not torch.cpu._is_avx512_bf16_supported():
+        why = "this CPU has no bf16 products, torch converts each number: a third of the speed of fp32 when measured"
+        yield Finding("bf16 and fp16 are slow", why, "use fp32 or int8")
+
+
+def _packages() -> Iterator[Finding]:
+    if torch.cuda.is_available() and (why := triton_missing(torch.device("cuda"))):
+        yield Finding("our kernels do not run", why, "pip install 'avarc[triton]'")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def extras() -> tuple[Extra, ...]:
@@ -131,18 +207,20 @@ def _attention_choice(cuda: bool) -> Choice:
             "math": torch.backends.cuda.math_sdp_enabled(),
         }
         why += f"; enabled are {', '.join(name for name, on in enabled.items() if on)}"
-    return Choice("attention", "torch scaled_dot_product_attention", why)
+    kernels = "torch" if triton_missing(torch.device("cuda" if cuda else "cpu")) else "triton"
+    return Choice("attention", attention(kernels), why)
 
 
 def _precision_choice(cuda: bool) -> Choice:
     if not cuda:
-        return Choice("precision", "fp32", "the reference's own; --precision bf16 also runs on a CPU, seldom faster")
+        return Choice("precision", "fp32", "the reference's own; int8 is faster on a CPU, bf16 seldom")
     half = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     return Choice("precision", "fp32", f"the reference's own; this GPU is faster with --precision {half} or tf32")
 
 
-def _kernel_choice() -> Choice:
-    return Choice("kernels", "torch", "this version has no kernels of its own beside the definitions in torch")
+def _kernel_choice(cuda: bool) -> Choice:
+    why = triton_missing(torch.device("cuda" if cuda else "cpu"))
+    return Choice("kernels", "torch", why) if why else Choice("kernels", "triton", "our kernels run on this GPU")
 
 
 def _version(package: str) -> str | None:

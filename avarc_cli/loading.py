@@ -6,17 +6,23 @@ import importlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from avarc_cli import bank as banks
 from avarc_cli import environment
+from avarc_cli.bank import Bank, Base
 from avarc_cli.data.labels import LabelSpace, imagenet1k
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.models import precision as precisions
+from avarc_cli.models import var_added
+from avarc_cli.models.precision import Precision
 from avarc_cli.zoo import checkpoint, files
 from avarc_cli.zoo.cards import (
     SCALES_256,
@@ -27,14 +33,15 @@ from avarc_cli.zoo.cards import (
     tokenizer_card,
     tokenizer_cards,
 )
+from avarc_kernels import triton_missing
 
 # family -> module with `scales(tensors, source) -> patch_nums` and
-# `build(tensors, tokenizer network, dtype=, device=, source=) -> LikelihoodModel`
+# `build(tensors, tokenizer network, precision=, kernels=, device=, source=) -> LikelihoodModel`
 FAMILIES = {"var": "avarc_cli.models.var_likelihood"}
 # family -> "module:Class" with `from_state_dict(tensors, patch_nums, source=)` and what LoadedTokenizer calls
 TOKENIZERS = {"vqvae": "avarc_cli.models.vqvae:VQVAE"}
+KERNELS = ("auto", "triton", "torch")
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
-PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 IMAGENET_CLASSES = 1000
 
 
@@ -103,6 +110,8 @@ class LoadedModel:
     sha256: str
     precision: str
     device: str
+    kernels: str = "torch"
+    bank: Bank | None = None  # where the classes after the model's own come from
 
     def protocol(self) -> dict[str, Any]:
         """What a number from this model depends on."""
@@ -114,10 +123,23 @@ class LoadedModel:
                 "sha256": self.tokenizer.sha256,
             },
             "label_space": self.classes.name,
+            "bank": None if self.bank is None else self.bank.protocol(),
             "precision": self.precision,
             "device": self.device,
             "device_name": _device_name(torch.device(self.device)),
+            "kernels": self.kernels,
         }
+
+
+    def as_base(self) -> Base:
+        """What a class bank says about the model it was made for."""
+        return Base(name=self.name, sha256=self.sha256, tokenizer_sha256=self.tokenizer.sha256)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Nats to add to each class's score (num_classes,), so that old and added classes compare fairly."""
+        own = len(self.classes) - (len(self.bank.additions) if self.bank else 0)
+        return np.zeros(own) if self.bank is None else self.bank.offsets(own)
 
 
 def load_tokenizer(
@@ -159,6 +181,9 @@ def load_model(
     class_names: str | None = None,
     precision: str = "fp32",
     device: str = "auto",
+    kernels: str = "auto",
+    bank: Path | None = None,
+    lora: Path | None = None,
 ) -> LoadedModel:
     """A model ready to score, with its tokenizer.
 
@@ -166,11 +191,14 @@ def load_model(
         model: name of a model card, or path of a checkpoint (then `tokenizer` is needed).
         tokenizer: name of a tokenizer card or path, in place of the implied one.
         class_names: text file with one class a line, in the order of the model's class ids.
-        precision: "fp32", "tf32" (CUDA only), "bf16" or "fp16".
+        precision: "fp32", "tf32" (CUDA only), "bf16", "fp16", "int8" or "fp8" (CUDA only).
+        kernels: "torch", "triton", or "auto": triton where it runs.
+        bank: folder with classes that were added to this model (avarc add-class).
+        lora: folder with a LoRA adapter, as PEFT saves them, to merge into the weights.
     Raises: as load_tokenizer.
     """
     place = pick_device(device)
-    set_precision(precision, place)
+    computes, runs = set_precision(precision, place), pick_kernels(kernels, place)
     name, path, implied, space, family = _locate(model)
     if tokenizer is None and implied is None:
         raise UsageError(
@@ -179,15 +207,33 @@ def load_model(
             f"add --tokenizer NAME|FILE; published VARs read {tokenizer_cards()[1].name}",
         )
     read = checkpoint.read(path)
+    if lora is not None:
+        read, name = checkpoint.adapted(read, lora), f"{name} with {lora.name}"
     module = _family(read, family)
     scales = module.scales(read.tensors, str(path))
     loaded = _read_tokenizer(tokenizer or str(implied), scales, place)
     _check_pair(str(path), read.metadata.get("tokenizer_sha256"), scales, loaded)
     likelihood: LikelihoodModel = module.build(
-        read.tensors, loaded.network, dtype=PRECISIONS[precision], device=place, source=str(path)
+        read.tensors, loaded.network, precision=computes, kernels=runs, device=place, source=str(path)
     )
     classes = _class_space(likelihood.num_classes, space, class_names, read.metadata)
-    return LoadedModel(likelihood, loaded, classes, name, str(path), read.sha256, precision, str(place))
+    model_alone = LoadedModel(likelihood, loaded, classes, name, str(path), read.sha256, precision, str(place), runs)
+    return model_alone if bank is None else with_bank(model_alone, banks.read(bank))
+
+
+def with_bank(model: LoadedModel, bank: Bank) -> LoadedModel:
+    """The model with the bank's classes after its own; those keep their ids and, bit for bit, their scores.
+
+    Raises: UsageError for a bank of another model, CheckpointError for a damaged addition.
+    """
+    bank.check(model.as_base())
+    base = var_added.base_of(model.likelihood)
+    additions = [
+        var_added.AddedClass.from_tensors(bank.tensors(a), a.scale, base.var.config, str(bank.path / a.file))
+        for a in bank.additions
+    ]
+    likelihood: LikelihoodModel = var_added.VARAdded(base, additions) if additions else base
+    return replace(model, likelihood=likelihood, classes=bank.extend(model.classes), bank=bank)
 
 
 def is_path(name: str) -> bool:
@@ -211,17 +257,28 @@ def pick_device(device: str) -> torch.device:
     return place
 
 
-def set_precision(precision: str, device: torch.device) -> None:
-    """Allow or forbid TF32 in float32 matrix products; convolutions, which only tokenizers have, never use it.
+def pick_kernels(kernels: str, device: torch.device) -> str:
+    """The implementation that "auto" or a name stands for. Raises UsageError for one that cannot run there."""
+    if kernels not in KERNELS:
+        raise UsageError(f"no kernels '{kernels}'", f"there are {', '.join(KERNELS)}")
+    why = triton_missing(device)
+    if kernels == "triton" and why is not None:
+        raise UsageError("cannot use the triton kernels", why, "use --kernels auto, or torch")
+    if kernels == "auto":
+        return "torch" if why or device.type != "cuda" else "triton"
+    return kernels
 
+
+def set_precision(precision: str, device: torch.device) -> Precision:
+    """The precision of this name; allows or forbids TF32 in float32 matrix products, which is a switch of torch's.
+
+    Convolutions, which only tokenizers have, never use TF32.
     Raises: UsageError for a precision that is not to be had.
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"no precision '{precision}'", f"there are {', '.join(PRECISIONS)}")
-    if precision == "tf32" and device.type != "cuda":
-        raise UsageError("tf32 needs a CUDA device", f"this run uses {device}", "use --precision fp32")
+    computes = precisions.find(precision, device)
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = False  # torch's default is True
+    return computes
 
 
 @contextmanager
@@ -270,6 +327,8 @@ def _read_tokenizer(spec: str, patch_nums: tuple[int, ...] | None, device: torch
     make = getattr(importlib.import_module(module), kind).from_state_dict
     scales = patch_nums or _read_scales(read.metadata, str(path)) or SCALES_256
     network = make(read.tensors, scales, source=str(path)).to(device, memory_format=torch.channels_last)
+    if device.type == "cpu":
+        network.speed_up()
     torch.backends.cudnn.allow_tf32 = False  # torch's default is True
     preprocess = read.metadata.get("preprocess", preprocess)
     return LoadedTokenizer(network, name, str(path), read.sha256, preprocess, read.metadata)

@@ -27,7 +27,10 @@ JsonOpt = Annotated[
 ]
 """`as_json: JsonOpt = False`: sets the console's mode by itself, so that a command need not look at it."""
 
-DataArg = Annotated[list[Path], typer.Argument(help="A folder of images, image files, or a text file of paths.")]
+DataArg = Annotated[
+    list[Path],
+    typer.Argument(help="A folder of images, image files, .tar or .parquet files, or a text file of paths."),
+]
 ModelOpt = Annotated[
     str, typer.Option("--model", "-m", help="A model's name (avarc models) or the path of a checkpoint.")
 ]
@@ -35,11 +38,26 @@ TokenizerOpt = Annotated[
     str | None,
     typer.Option("--tokenizer", help="A tokenizer's name or file; a named model implies it, a file does not."),
 ]
-PrecisionOpt = Annotated[str, typer.Option("--precision", help="fp32, tf32 (CUDA), bf16 or fp16.")]
+PrecisionOpt = Annotated[str, typer.Option("--precision", help="fp32, tf32 (CUDA), bf16, fp16, int8 or fp8 (CUDA).")]
+KernelsOpt = Annotated[
+    str, typer.Option("--kernels", help="auto (triton where it runs), triton, or torch: plain PyTorch.")
+]
+MemoryOpt = Annotated[
+    str | None, typer.Option("--memory", help="Stay within this much memory, weights included: 8GiB, 500MiB.")
+]
 BatchSizeOpt = Annotated[
     str, typer.Option("--batch-size", help="Pairs of image and class scored at once, or auto.")
 ]
+BankOpt = Annotated[
+    Path | None, typer.Option("--bank", help="Class bank whose classes come after the model's own (avarc add-class).")
+]
+OffsetsOpt = Annotated[
+    bool, typer.Option("--offset/--no-offset", help="Add the offsets that a bank stores to its classes' scores.")
+]
 DeviceOpt = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
+LoraOpt = Annotated[
+    Path | None, typer.Option("--lora", help="A LoRA adapter, in PEFT's folder format, to merge into the model.")
+]
 PreprocessOpt = Annotated[
     str | None,
     typer.Option(
@@ -51,6 +69,14 @@ PreprocessOpt = Annotated[
 SubsetOpt = Annotated[
     str | None, typer.Option("--subset", help="Only images of these classes: a file with one a line, or a known name.")
 ]
+DatasetOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        help="Which known dataset the images are (imagenet-val, -train, -v2, -a, -r, -sketch, objectnet), or none. "
+        "Default: recognised from folders and names.",
+    ),
+]
 PerClassOpt = Annotated[int | None, typer.Option("--per-class", help="Only the first so many images of each class.")]
 LimitOpt = Annotated[int | None, typer.Option("--limit", help="Only the first so many images.")]
 WorkersOpt = Annotated[int, typer.Option("--workers", help="Processes that decode images; 0 decodes in this one.")]
@@ -60,12 +86,26 @@ SigmaOpt = Annotated[
 SeedOpt = Annotated[int, typer.Option("--seed", help="Seed of the random numbers.")]
 
 
-def select_images(data: list[Path], subset: str | None, per_class: int | None, limit: int | None) -> ImageSet:
-    """The images that the data options name."""
+def select_images(
+    data: list[Path], subset: str | None, per_class: int | None, limit: int | None, dataset: str | None = None
+) -> ImageSet:
+    """The images that the data options name; tells what was recognised.
+
+    Of ObjectNet's 313 objects those without a class of ImageNet are left out, unless a subset names them.
+    """
     from avarc_cli.data.datasets import open_images
     from avarc_cli.data.labels import subset as classes_of
 
-    return open_images(data).select(classes_of(subset) if subset else None, per_class, limit)
+    images = open_images(data, dataset)
+    for message in images.notes:
+        console.note(message)
+    if subset is None and (left_out := images.without_answer()):
+        covered = [name for name in images.class_names if name not in left_out]
+        kept = images.select(covered, None, None)
+        of = f"{len(images) - len(kept):,} images of {len(left_out)} objects that ImageNet has no class for"
+        console.note(f"left out {of} (--subset FILE with their names keeps them)")
+        images = kept
+    return images.select(classes_of(subset) if subset else None, per_class, limit)
 
 
 def check_file(path: Path, *suffixes: str) -> None:

@@ -35,7 +35,7 @@ def check_request(data: Sequence[Path], out: Path | None, saves: bool, *, images
     if is_cache(data) and any(value is not None for value in images_only):
         raise UsageError(
             f"'{data[0]}' is encoded already",
-            "--subset, --per-class and --preprocess choose images and pixels before encoding",
+            "--dataset, --subset, --per-class and --preprocess choose images and pixels before encoding",
             "use them with avarc encode; --classes chooses candidates",
         )
 
@@ -53,16 +53,23 @@ def announce(classifier: Classifier, run: Run) -> None:
     """The one-line plan, and what the user may not expect about labels."""
     import torch
 
+    from avarc_cli.data.labels import human_name
     from avarc_cli.scoring.batching import estimate
 
     cost = estimate(run.model, run.request, len(run.cache), torch.device(classifier.model.device))
     where = f"{classifier.model.precision} on {classifier.model.device}"
     console.note(f"{len(run.cache):,} images x {len(run.request.candidates)} classes, {where}: {cost}")
+    limit = run.request.prefix_tokens
+    if limit is not None and run.request.kept_tokens(run.model) > limit:
+        console.warn("--memory does not hold the prefixes of an image's candidates: some tokens are scored again")
+    if classifier.candidates_of:
+        count = len(run.request.candidates)
+        console.note(f"candidates: the {count} classes of {classifier.candidates_of}; --classes all for every class")
     named = run.cache.header.class_names
     unmatched = int((run.labels[run.cache.labels >= 0] < 0).sum())
     if named and unmatched:
         of = f"{unmatched} of {len(run.cache)} images"
-        shown = ", ".join(named[:3])
+        shown = ", ".join(human_name(name) for name in named[:3])
         console.warn(
             f"the labels of {of} are not used: their classes (like {shown}) are not among the model's "
             f"({classifier.model.classes.name}); --class-names can name those"
@@ -104,6 +111,9 @@ def numbers(metrics: dict[str, Any]) -> dict[str, str]:
     shown["speed"] = f"{1 / seconds:.1f} images/s" if seconds and seconds < 1 else f"{seconds or 0:.1f} s per image"
     shown["tokens scored"] = f"{metrics['tokens_scored_per_image']:,.0f} per image"
     shown["near-ties"] = str(metrics["near_ties"])
+    if "expected_calibration_error" in metrics:
+        error = f"{metrics['expected_calibration_error']:.4f}"
+        shown["calibration error"] = f"{error} at temperature {metrics.get('temperature', 1.0):.3f}"
     return shown
 
 

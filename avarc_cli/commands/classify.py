@@ -10,7 +10,7 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands import _summary
+from avarc_cli.commands import _summary, _weights
 from avarc_cli.errors import EXIT_UNREADABLE
 
 if TYPE_CHECKING:
@@ -25,10 +25,19 @@ def classify(
     model: opt.ModelOpt = "digits",
     tokenizer: opt.TokenizerOpt = None,
     plan: Annotated[
-        str, typer.Option("--plan", help="exhaustive, paper, or segments:keep[:samples] per stage: 6:10,10:3,10:1:3.")
+        str,
+        typer.Option(
+            "--plan",
+            help="exhaustive, paper, segments:keep[:samples] per stage (6:10,10:3,10:1:3), FILE.json of avarc tune, or "
+            "auto for the tuned plan that comes with the model.",
+        ),
     ] = "exhaustive",
     classes: Annotated[
-        str | None, typer.Option("--classes", help="Candidates: a file, a known subset, or a list like 0,5,7.")
+        str | None,
+        typer.Option(
+            "--classes",
+            help="Candidates: all, a file, a known subset, or a list like 0,5,7. Default: those of the dataset.",
+        ),
     ] = None,
     class_names: Annotated[
         str | None,
@@ -40,8 +49,14 @@ def classify(
     score: Annotated[
         str, typer.Option("--score", help="log-likelihood: log p(x|y); pmi: log p(x|y) - log p(x).")
     ] = "log-likelihood",
+    bank: opt.BankOpt = None,
+    lora: opt.LoraOpt = None,
+    offset: opt.OffsetsOpt = True,
     precision: opt.PrecisionOpt = "fp32",
+    kernels: opt.KernelsOpt = "auto",
+    memory: opt.MemoryOpt = None,
     device: opt.DeviceOpt = "auto",
+    yes: _weights.YesOpt = False,
     batch_size: opt.BatchSizeOpt = "auto",
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Fixed batch shapes: reruns agree bit for bit.")
@@ -56,6 +71,7 @@ def classify(
     preprocess: opt.PreprocessOpt = None,
     sigma: opt.SigmaOpt = 0.1,
     seed: opt.SeedOpt = 0,
+    dataset: opt.DatasetOpt = None,
     subset: opt.SubsetOpt = None,
     per_class: opt.PerClassOpt = None,
     limit: opt.LimitOpt = None,
@@ -72,19 +88,28 @@ def classify(
     from avarc_cli.results.folder import RunFolder
     from avarc_cli.tokens.cache import read
 
-    _summary.check_request(data, out, save_json or save_likelihood, images_only=[subset, per_class, preprocess])
+    images_only = [dataset, subset, per_class, preprocess]
+    _summary.check_request(data, out, save_json or save_likelihood, images_only=images_only)
+    _weights.ensure(model, tokenizer, yes=yes)
+    images = None if _summary.is_cache(data) else opt.select_images(data, subset, per_class, limit, dataset)
     classifier = load_classifier(
         model,
         tokenizer,
         class_names=class_names,
         precision=precision,
+        kernels=kernels,
+        memory=memory,
         device=device,
         plan=plan,
         classes=classes,
+        dataset=images.dataset if images else read(data[0]).header.dataset,
         priors=priors,
         score=score,
         batch_size=batch_size,
         deterministic=deterministic,
+        bank=bank,
+        lora=lora,
+        offsets=offset,
     )
     wanted = classifier.plan(keep_tokens=save_likelihood)  # a wrong plan is told before images are encoded
     folder = RunFolder(out) if out else None
@@ -94,8 +119,7 @@ def classify(
     with tempfile.TemporaryDirectory() as scratch:
         unreadable: list[tuple[str, str]] = []
         cache_path = data[0]
-        if not _summary.is_cache(data):
-            images = opt.select_images(data, subset, per_class, limit)
+        if images:
             options = {"preprocess": preprocess, "sigma": sigma, "seed": seed, "workers": workers}
             with console.progress("encoding", len(images)) as bar:
                 encoded = classifier.encode(

@@ -1,4 +1,4 @@
-"""avarc doctor: what this machine has, and what avarc picks on it."""
+"""avarc doctor: what this machine has, what avarc picks on it, and what is slow and why."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GIB = 2**30
 
 
 def doctor(as_json: JsonOpt = False) -> None:
-    """Show versions, devices, and what avarc picks on this machine and why.
+    """Show versions, devices, what avarc picks on this machine, and what is slow on it and why.
 
     Example: avarc doctor --json
     """
@@ -22,13 +22,22 @@ def doctor(as_json: JsonOpt = False) -> None:
 
     versions, machine = environment.versions(), environment.machine()
     devices, choices, extras = environment.devices(), environment.choices(), environment.extras()
+    findings = environment.findings()
     console.result(
-        {"versions": versions, "machine": machine, "devices": devices, "choices": choices, "extras": extras},
+        {
+            "versions": versions,
+            "machine": machine,
+            "devices": devices,
+            "choices": choices,
+            "findings": findings,
+            "extras": extras,
+        },
         console.stack(
             console.fields("Versions", versions),
             console.fields("Machine", machine | {"memory": _gib(machine["memory"])}),
             console.table("Devices", ("--device", "what", "memory"), [_device_row(device) for device in devices]),
             console.table("Used by default", ("", "picked", "why"), [(c.what, c.picked, c.why) for c in choices]),
+            console.table("What is slow here", ("", "why", "what helps"), [(f.what, f.why, f.fix) for f in findings]),
             console.table(
                 "Optional packages",
                 ("package", "installed", "brings", "install"),

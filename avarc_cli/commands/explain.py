@@ -61,6 +61,7 @@ def explain(
         typer.Option("--class-names", help="File that names the checkpoint's classes, one a line, in order."),
     ] = None,
     bank: opt.BankOpt = None,
+    lora: opt.LoraOpt = None,
     offset: opt.OffsetsOpt = True,
     precision: opt.PrecisionOpt = "fp32",
     device: opt.DeviceOpt = "auto",
@@ -98,6 +99,7 @@ def explain(
         dataset=images.dataset if images else read(data[0]).header.dataset,
         batch_size=batch_size,
         bank=bank,
+        lora=lora,
         offsets=offset,
     )
     comparison = choose.parse_comparison(subject, rival, classifier.model.classes)

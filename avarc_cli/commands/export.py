@@ -9,7 +9,7 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands import _summary
+from avarc_cli.commands import _summary, _weights
 from avarc_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,8 +29,11 @@ def export(
     ] = False,
     model: opt.ModelOpt = "digits",
     tokenizer: opt.TokenizerOpt = None,
+    bank: opt.BankOpt = None,
+    lora: opt.LoraOpt = None,
     precision: opt.PrecisionOpt = "fp32",
     device: opt.DeviceOpt = "auto",
+    yes: _weights.YesOpt = False,
     batch_size: opt.BatchSizeOpt = "auto",
     limit: opt.LimitOpt = None,
     as_json: opt.JsonOpt = False,
@@ -56,10 +59,19 @@ def export(
     from avarc_cli.results.run import classify
     from avarc_cli.tokens.cache import read
 
-    classifier = load_classifier(
-        model, tokenizer, precision=precision, device=device, classes=classes, batch_size=batch_size
-    )
+    _weights.ensure(model, tokenizer, yes=yes)
     cache = read(source).first(limit)
+    classifier = load_classifier(
+        model,
+        tokenizer,
+        precision=precision,
+        device=device,
+        classes=classes,
+        dataset=cache.header.dataset,
+        batch_size=batch_size,
+        bank=bank,
+        lora=lora,
+    )
     folder = RunFolder(out.with_name(out.name + ".run"))
     request = classifier.request(
         cache.header.samples, keep_tokens=per_token, tokens_per_batch=folder.recorded("tokens_per_batch")

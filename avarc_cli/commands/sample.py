@@ -9,6 +9,7 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
+from avarc_cli.commands import _weights
 
 
 def sample(
@@ -25,8 +26,11 @@ def sample(
     seed: opt.SeedOpt = 0,
     model: opt.ModelOpt = "digits",
     tokenizer: opt.TokenizerOpt = None,
+    bank: opt.BankOpt = None,
+    lora: opt.LoraOpt = None,
     precision: opt.PrecisionOpt = "fp32",
     device: opt.DeviceOpt = "auto",
+    yes: _weights.YesOpt = False,
     as_json: opt.JsonOpt = False,
 ) -> None:
     """Draw pictures of classes: what the model, or a class that was added to it, believes them to look like.
@@ -40,7 +44,8 @@ def sample(
 
     opt.check_file(out, ".png")
     how = sampling.Sampling(guidance=guidance, top_k=top_k, top_p=top_p, seed=seed)
-    loaded = load_model(model, tokenizer, precision=precision, device=device)
+    _weights.ensure(model, tokenizer, yes=yes)
+    loaded = load_model(model, tokenizer, precision=precision, device=device, bank=bank, lora=lora)
     ids = list(dict.fromkeys(i for spec in classes for i in resolve_classes(spec, loaded.classes)))
     names = [loaded.classes.names[i] for i in ids]
     with console.progress("drawing", len(ids), unit="classes") as bar:

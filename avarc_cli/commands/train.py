@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
+from avarc_cli.commands import _weights
 from avarc_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ OutOpt = Annotated[Path, typer.Option("--out", "-o", help="Weights to write (saf
 StepsOpt = Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps.")]
 BatchOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Images a step.")]
 RateOpt = Annotated[float, typer.Option("--lr", help="Peak learning rate.")]
+DropoutOpt = Annotated[
+    float, typer.Option("--class-dropout", help="Share of images trained on as unconditional.")
+]
 AugmentOpt = Annotated[
     str,
     typer.Option("--augment", help="crop (random crop), affine (rotate, scale, shear, shift: small objects) or none."),
@@ -109,13 +114,12 @@ def var(
     steps: StepsOpt = 20_000,
     batch_size: BatchOpt = 32,
     lr: RateOpt = 3e-4,
-    class_dropout: Annotated[
-        float, typer.Option("--class-dropout", help="Share of images trained on as unconditional.")
-    ] = 0.1,
+    class_dropout: DropoutOpt = 0.1,
     augment: AugmentOpt = "crop",
     flip: FlipOpt = False,
     seed: SeedOpt = 0,
     device: opt.DeviceOpt = "auto",
+    yes: _weights.YesOpt = False,
     as_json: opt.JsonOpt = False,
 ) -> None:
     """Train a VAR on the tokens of a folder with one sub-folder a class.
@@ -126,7 +130,7 @@ def var(
     from avarc_cli.loading import load_tokenizer
     from avarc_cli.models.var import VARConfig
     from avarc_cli.train import save
-    from avarc_cli.train.generator import train_var
+    from avarc_cli.train.generator import EncodedImages, train_var
     from avarc_cli.train.images import Augment, TrainingImages
     from avarc_cli.train.loop import Recipe
 
@@ -140,6 +144,7 @@ def var(
         raise UsageError(
             f"width {width}, class dropout {class_dropout}", "width is a multiple of 64, class dropout in [0, 1)"
         )
+    _weights.ensure(tokenizer, yes=yes)
     reader = load_tokenizer(tokenizer, device=device)  # the generator is trained where its tokenizer is
     config = VARConfig(
         depth=depth,
@@ -154,15 +159,79 @@ def var(
     recipe = Recipe(steps=steps, batch_size=batch_size, lr=lr, seed=seed)
     images = TrainingImages(chosen, reader.image_size, Augment(mode=augment, flip=flip), seed=seed)
     with _progress("training VAR", steps) as progress:
-        model = train_var(config, reader.network, images, recipe, checkpoint, progress, class_dropout=class_dropout)
+        tokens = EncodedImages(reader.network, images)
+        model = train_var(config, reader.network, tokens, recipe, checkpoint, progress, class_dropout=class_dropout)
     save.save_var(model, out, class_names=chosen.class_names, tokenizer_sha256=reader.sha256)
     _finish(out, checkpoint)
 
 
-def _checkpoint(out: Path) -> Path:
+@app.command()
+def cca(
+    data: opt.DataArg,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Weights to write (safetensors), or with --rank a folder as PEFT's.")
+    ],
+    model: opt.ModelOpt = "digits",
+    tokenizer: opt.TokenizerOpt = None,
+    rank: Annotated[int, typer.Option("--rank", min=0, help="Train LoRA of this rank; 0 trains every weight.")] = 0,
+    beta: Annotated[float, typer.Option("--beta", help="How fast a gain in log-likelihood (nats) saturates.")] = 0.02,
+    weight: Annotated[float, typer.Option("--weight", help="Weight lambda of the pairs with another class.")] = 1.0,
+    class_dropout: DropoutOpt = 0.1,
+    steps: StepsOpt = 500,
+    batch_size: BatchOpt = 32,
+    lr: RateOpt = 2e-5,
+    augment: AugmentOpt = "crop",
+    flip: FlipOpt = False,
+    seed: SeedOpt = 0,
+    device: opt.DeviceOpt = "auto",
+    yes: _weights.YesOpt = False,
+    as_json: opt.JsonOpt = False,
+) -> None:
+    """Fine-tune a generator to tell classes apart (condition contrastive alignment), whole or as a LoRA adapter.
+
+    Example: avarc train cca photos/ --model var-d16 --rank 16 --out adapter/
+    """
+    import torch
+
+    from avarc_cli.data.datasets import open_images
+    from avarc_cli.data.labels import match
+    from avarc_cli.loading import load_model
+    from avarc_cli.train import cca, save
+    from avarc_cli.train.generator import EncodedImages
+    from avarc_cli.train.images import Augment, TrainingImages
+    from avarc_cli.train.loop import Recipe
+
+    checkpoint = _checkpoint(out, folder=rank > 0)
+    contrast = cca.Contrast(beta=beta, weight=weight, class_dropout=class_dropout)
+    _weights.ensure(model, tokenizer, yes=yes)
+    loaded = load_model(model, tokenizer, device=device)
+    chosen = open_images(data)
+    class_of = match(chosen.class_names, loaded.classes)
+    if not chosen.class_names or (chosen.labels < 0).any() or (class_of < 0).any():
+        unknown = [name for name, i in zip(chosen.class_names, class_of, strict=True) if i < 0]
+        why = f"{loaded.name} has none called {', '.join(unknown[:4])}" if unknown else "every image needs one"
+        raise UsageError("images without a class of the model", why, "use one sub-folder a class, named as the model's")
+    labelled = replace(chosen, labels=class_of[chosen.labels].astype("int32"))
+    reader, var = loaded.tokenizer, loaded.likelihood.var
+    images = TrainingImages(labelled, reader.image_size, Augment(mode=augment, flip=flip), seed=seed)
+    tokens = EncodedImages(reader.network, images)
+    recipe = Recipe(steps=steps, batch_size=batch_size, lr=lr, seed=seed, weight_decay=0.0)
+    student = cca.student_of(var, rank, torch.Generator().manual_seed(seed))
+    with _progress("aligning", steps) as progress:
+        cca.train_cca(var, student, reader.network.quantize, tokens, recipe, contrast, checkpoint, progress)
+    if rank:
+        save.save_lora(cca.adapter_of(student), out, base_sha256=loaded.sha256)
+    else:
+        save.save_var(student, out, class_names=loaded.classes.ids, tokenizer_sha256=reader.sha256)
+    _finish(out, checkpoint)
+
+
+def _checkpoint(out: Path, *, folder: bool = False) -> Path:
     """Where the training of `out` is kept; asked for first, because a bad name must not cost a training."""
-    if out.is_dir() or not out.parent.is_dir():
-        raise UsageError(f"cannot write '{out}'", "it is a folder" if out.is_dir() else f"'{out.parent}' is no folder")
+    if not out.parent.is_dir():
+        raise UsageError(f"cannot write '{out}'", f"'{out.parent}' is no folder")
+    if out.exists() and out.is_dir() != folder:
+        raise UsageError(f"cannot write '{out}'", f"it is a {'folder' if out.is_dir() else 'file'}", "name another")
     return out.with_name(out.name + ".ckpt")
 
 

@@ -50,6 +50,7 @@ def tune(
         str | None, typer.Option("--priors", help="File of class<TAB>weight lines; default: all classes equal.")
     ] = None,
     bank: opt.BankOpt = None,
+    lora: opt.LoraOpt = None,
     offset: opt.OffsetsOpt = True,
     precision: opt.PrecisionOpt = "fp32",
     device: opt.DeviceOpt = "auto",
@@ -93,6 +94,7 @@ def tune(
         priors=priors,
         batch_size=batch_size,
         bank=bank,
+        lora=lora,
         offsets=offset,
     )
     run, table = _scores(classifier, cache, out, "calibrating")

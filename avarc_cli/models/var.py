@@ -11,52 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avarc_cli.errors import CheckpointError
-from avarc_cli.models.loading import build, take
-from avarc_kernels import segment_attention
+from avarc_cli.models.loading import build
+from avarc_cli.models.precision import FP32, Precision, linear, quantized
+from avarc_cli.models.var_config import EXPECTED, read_config
+from avarc_cli.models.var_config import VARConfig as VARConfig
+from avarc_kernels import adaln, block_causal_attention, gated_residual_adaln, linear_gelu
 
-EXPECTED = "VAR transformer"
 BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")  # in published files; we compute what they hold
-HEAD_WIDTH = 64  # of a model without QK-norm, whose file does not tell
 MAX_LOG_SCALE = math.log(100)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VARConfig:
-    """Shape of a VAR: depth blocks of `width` channels and `heads` heads; patch_nums are the scales' sides."""
-
-    depth: int
-    width: int
-    heads: int
-    num_classes: int
-    patch_nums: tuple[int, ...]
-    vocab_size: int
-    z_channels: int
-    shared_aln: bool = False
-    qk_norm: bool = True
-    mlp_ratio: float = 4.0
-
-    @property
-    def ends(self) -> tuple[int, ...]:
-        """End position of each scale; the last is L."""
-        return tuple(accumulate(p * p for p in self.patch_nums))
-
-    @property
-    def flops(self) -> int:
-        """Operations to score one pair: linears, attention without masked tiles, head; a multiply-add counts as 2."""
-        linears = (8 + 4 * self.mlp_ratio) * self.width**2 * self.depth * self.ends[-1]
-        attention = (
-            4 * self.width * self.depth * sum(p * p * e for p, e in zip(self.patch_nums, self.ends, strict=True))
-        )
-        return round(linears + attention + 2 * self.width * self.vocab_size * self.ends[-1])
+NORM_EPS = 1e-12  # a shorter query or key is divided by this
 
 
 class KeyValue(NamedTuple):
@@ -69,32 +38,23 @@ class KeyValue(NamedTuple):
 class Condition(NamedTuple):
     """Class modulation of N classes: (N, 1, 6, C) for each block, (N, 1, 2, C) for the head.
 
-    row_P is each pair's row in these tables; None when pair i has row i. A block's rows are looked up when the block
-    runs: for all pairs and blocks at once they would be larger than the activations.
+    row_P is each pair's row in these tables; None when pair i has row i. Rows are looked up where they are used: for
+    all pairs and blocks at once they would be larger than the activations.
     """
 
     blocks: list[Tensor]
     head: Tensor
     row_P: Tensor | None = None
 
-    def of(self, table: Tensor) -> Tensor:
-        """The table's row of each pair."""
-        return table if self.row_P is None else table[self.row_P]
-
     def select(self, keep_Q: Tensor) -> Condition:
-        """The conditions of these pairs, with the tables cut to the classes they need."""
-        row_Q = keep_Q if self.row_P is None else self.row_P[keep_Q]
-        used, row_Q = row_Q.unique(return_inverse=True)
-        return Condition([table[used] for table in self.blocks], self.head[used], row_Q)
+        """The conditions of these pairs."""
+        return self._replace(row_P=keep_Q if self.row_P is None else self.row_P[keep_Q])
 
-
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """The layer in its own dtype, whatever the activations' is."""
-    return layer(x.to(layer.weight.dtype))
-
-
-def _modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+    def before(self, i: int, branch: int) -> tuple[Tensor, Tensor]:
+        """Scale and shift (N, C) before block i's attention (branch 0) or MLP (1), or, after the last, the head."""
+        if i == len(self.blocks):
+            return self.head[:, 0, 0], self.head[:, 0, 1]
+        return self.blocks[i][:, 0, 2 + branch], self.blocks[i][:, 0, 4 + branch]
 
 
 class Attention(nn.Module):
@@ -106,20 +66,30 @@ class Attention(nn.Module):
         if c.qk_norm:
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, c.heads, 1, 1), math.log(4)))
 
-    def forward(self, x_PTC: Tensor, ends: Sequence[int], past: KeyValue | None) -> tuple[Tensor, KeyValue]:
-        dtype = self.mat_qkv.weight.dtype
+    def forward(
+        self, x_PTC: Tensor, ends: Sequence[int], past: KeyValue | None, kernels: str
+    ) -> tuple[Tensor, KeyValue]:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x_PTC.to(dtype), self.mat_qkv.weight, bias)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        scale = 0.25 / math.sqrt(q.shape[-1])
+        qkv = linear(self.mat_qkv, x_PTC, bias).unflatten(-1, (3, self.heads, -1))  # (P, T, 3, H, D)
+        scale, gain_H = 0.25 / math.sqrt(qkv.shape[-1]), None
+        qk, v = qkv[:, :, :2], qkv[:, :, 2].transpose(1, 2)
         if self.qk_norm:
-            gain = self.scale_mul_1H11.clamp_max(MAX_LOG_SCALE).exp()
-            q, k = (F.normalize(q.float(), dim=-1) * gain).to(dtype), F.normalize(k.float(), dim=-1).to(dtype)
-            scale = 1.0
+            scale, gain_H = 1.0, self.scale_mul_1H11.clamp_max(MAX_LOG_SCALE).exp().flatten()
+            if kernels == "torch":  # both at once, and a prefix's keys once: the op would do it in every stage
+                qk, gain_H = _normalize(qk, gain_H), None
+        q, k = qk.permute(2, 0, 3, 1, 4)
         if past is not None:
             k, v = torch.cat([past.k, k], dim=2), torch.cat([past.v, v], dim=2)
-        out = segment_attention(q, k, v, ends, scale)
-        return self.proj(out.transpose(1, 2).flatten(2)), KeyValue(k, v)
+        out = block_causal_attention(q, k, v, ends, scale=scale, gain_H=gain_H, backend=kernels)
+        return linear(self.proj, out.transpose(1, 2).flatten(2)), KeyValue(k, v)
+
+
+def _normalize(qk_PT2HD: Tensor, gain_H: Tensor) -> Tensor:
+    """Queries and keys of length one, queries times their head's gain."""
+    qk = qk_PT2HD.float()
+    length_PT2H1 = torch.linalg.vector_norm(qk, dim=-1, keepdim=True).clamp_min(NORM_EPS)
+    divisor = length_PT2H1 / torch.stack([gain_H, torch.ones_like(gain_H)])[..., None]
+    return (qk / divisor).to(qk_PT2HD.dtype)
 
 
 class FeedForward(nn.Module):
@@ -128,8 +98,25 @@ class FeedForward(nn.Module):
         hidden = round(c.width * c.mlp_ratio)
         self.fc1, self.fc2 = nn.Linear(c.width, hidden), nn.Linear(hidden, c.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(_linear(self.fc1, x), approximate="tanh"))
+    def forward(self, x: Tensor, kernels: str) -> Tensor:
+        if kernels == "triton" and x.is_cuda and isinstance(self.fc1, nn.Linear):
+            rows = x.flatten(0, -2).to(self.fc1.weight.dtype)
+            hidden = linear_gelu(rows, self.fc1.weight, self.fc1.bias, backend="cublaslt").unflatten(0, x.shape[:-1])
+        else:
+            hidden = gelu(linear(self.fc1, x))
+        return linear(self.fc2, hidden)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form; without gradients x is overwritten.
+
+    On a CPU as x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)), the same function: torch's exp is three times faster than
+    its tanh.
+    """
+    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32:
+        return F.gelu(x, approximate="tanh")
+    inner = torch.addcmul(x, x * x, x, value=0.044715).mul_(2 * math.sqrt(2 / math.pi))
+    return x.mul_(inner.sigmoid_())
 
 
 def _ada_lin(width: int, vectors: int) -> nn.Sequential:
@@ -137,7 +124,7 @@ def _ada_lin(width: int, vectors: int) -> nn.Sequential:
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each with a class-wise scale, shift and gate. The residual stream is float32."""
+    """Attention and MLP, the class-wise modulation that goes before them, and their gates (see VAR.hidden)."""
 
     def __init__(self, c: VARConfig) -> None:
         super().__init__()
@@ -146,15 +133,6 @@ class Block(nn.Module):
             self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, c.width))
         else:
             self.ada_lin = _ada_lin(c.width, 6)
-
-    def forward(
-        self, x_PTC: Tensor, modulation: Tensor, ends: Sequence[int], past: KeyValue | None
-    ) -> tuple[Tensor, KeyValue]:
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
-        y, present = self.attn(_modulate(x_PTC, scale1, shift1), ends, past)
-        x_PTC = torch.addcmul(x_PTC, gamma1, y.float())
-        y = self.ffn(_modulate(x_PTC, scale2, shift2))
-        return torch.addcmul(x_PTC, gamma2, y.float()), present
 
 
 class HeadNorm(nn.Module):
@@ -169,6 +147,7 @@ class VAR(nn.Module):
     def __init__(self, config: VARConfig) -> None:
         super().__init__()
         self.config = c = config
+        self.precision, self.kernels = FP32, "torch"
         first, total = c.patch_nums[0] ** 2, c.ends[-1]
         self.word_embed = nn.Linear(c.z_channels, c.width)
         self.class_emb = nn.Embedding(c.num_classes + 1, c.width)
@@ -196,14 +175,26 @@ class VAR(nn.Module):
         """The blocks, with their type."""
         return cast("list[Block]", list(self.blocks))
 
-    def set_precision(self, dtype: torch.dtype) -> VAR:
-        """Run the linears of the blocks in `dtype`; norms, residual stream, class modulation and head stay float32."""
+    def set_precision(self, precision: Precision) -> VAR:
+        """Run the linears of the blocks in this precision; norms, residual stream, class modulation and head stay
+        float32.
+
+        Raises: UsageError for widths that it does not take.
+        """
+        self.precision = precision
         for block in self.layers:
-            for part in (block.attn.mat_qkv, block.attn.proj, block.ffn):
-                part.to(dtype)
             for name in ("q_bias", "v_bias"):
                 bias = getattr(block.attn, name)
-                bias.data = bias.data.to(dtype)
+                bias.data = bias.data.to(precision.activations)
+            for owner, name in ((block.attn, "mat_qkv"), (block.attn, "proj"), (block.ffn, "fc1"), (block.ffn, "fc2")):
+                layer = getattr(owner, name)
+                layer = quantized(layer, precision) if precision.quantized else layer.to(precision.product)
+                setattr(owner, name, layer)
+        return self
+
+    def set_kernels(self, kernels: str) -> VAR:
+        """Which implementation of its operations runs: "torch" or "triton"."""
+        self.kernels = kernels
         return self
 
     def condition(self, class_id_N: Tensor) -> Condition:
@@ -254,52 +245,17 @@ class VAR(nn.Module):
             keep: whether to return keys and values; they are the largest part of the memory.
         """
         present: list[KeyValue] = []
+        run: dict[str, Any] = {"dtype": self.precision.activations, "backend": self.kernels}
+        row_P = condition.row_P
+        branch_PTC = adaln(x_PTC, *condition.before(0, 0), row_P, **run)
         for i, block in enumerate(self.layers):
-            x_PTC, kv = block(x_PTC, condition.of(condition.blocks[i]), ends, past[i] if past else None)
+            gates = condition.blocks[i][:, 0, 0], condition.blocks[i][:, 0, 1]
+            y, kv = block.attn(branch_PTC, ends, past[i] if past else None, self.kernels)
             if keep:
                 present.append(KeyValue(kv.k.contiguous(), kv.v.contiguous()))  # views would keep all of qkv alive
-        scale, shift = condition.of(condition.head).unbind(2)
-        return _modulate(x_PTC, scale, shift), present if keep else None
-
-
-def read_config(tensors: Mapping[str, Tensor], source: str) -> VARConfig:
-    """The shape of the VAR that these tensors make up. Raises CheckpointError when they do not."""
-
-    def shape(key: str, ndim: int) -> torch.Size:
-        found = take(tensors, key, source=source, expected=EXPECTED).shape
-        if len(found) != ndim:
-            raise CheckpointError(f"{source} does not fit a {EXPECTED}", f"'{key}' has shape {tuple(found)}")
-        return found
-
-    depth = 0
-    while f"blocks.{depth}.attn.mat_qkv.weight" in tensors:
-        depth += 1
-    rows, width = shape("class_emb.weight", 2)
-    qk_norm = "blocks.0.attn.scale_mul_1H11" in tensors
-    heads = shape("blocks.0.attn.scale_mul_1H11", 4)[1] if qk_norm else max(width // HEAD_WIDTH, 1)
-    return VARConfig(
-        depth=depth,
-        width=width,
-        heads=heads,
-        num_classes=rows - 1,
-        patch_nums=_read_patch_nums(tensors, source, first=shape("pos_start", 3)[1], total=shape("pos_1LC", 3)[1]),
-        vocab_size=shape("head.weight", 2)[0],
-        z_channels=shape("word_embed.weight", 2)[1],
-        shared_aln="shared_ada_lin.1.weight" in tensors,
-        qk_norm=qk_norm,
-        mlp_ratio=shape("blocks.0.ffn.fc1.weight", 2)[0] / width,
-    )
-
-
-def _read_patch_nums(tensors: Mapping[str, Tensor], source: str, first: int, total: int) -> tuple[int, ...]:
-    level_L = take(tensors, "lvl_1L", source=source, expected=EXPECTED).flatten().long()
-    counts = level_L.bincount().tolist() if len(level_L) and level_L.min() >= 0 else []
-    sides = tuple(math.isqrt(n) for n in counts)
-    in_order = bool((level_L.diff() >= 0).all())
-    if not in_order or [p * p for p in sides] != counts or counts[:1] != [first] or sum(counts) != total:
-        raise CheckpointError(
-            f"{source} does not fit a {EXPECTED}",
-            f"'lvl_1L' gives scales of {counts[:12]} positions; expected squares, {first} first, {total} in all",
-            "the file is damaged: download it again",
-        )
-    return sides
+            x_PTC, branch_PTC = gated_residual_adaln(x_PTC, y, gates[0], *condition.before(i, 1), row_P, **run)
+            y = block.ffn(branch_PTC, self.kernels)
+            if i + 1 == len(self.blocks):
+                run["dtype"] = self.head.weight.dtype
+            x_PTC, branch_PTC = gated_residual_adaln(x_PTC, y, gates[1], *condition.before(i + 1, 0), row_P, **run)
+        return branch_PTC, present if keep else None

@@ -13,14 +13,23 @@ import torch
 from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
-from avarc_cli.models.var import VAR, Condition, KeyValue, read_config
+from avarc_cli.models.precision import Precision
+from avarc_cli.models.var import VAR, Condition, KeyValue
+from avarc_cli.models.var_classes import ClassTable
+from avarc_cli.models.var_config import read_config
 from avarc_cli.models.var_sampling import sample
 from avarc_cli.models.vqvae import VQVAE, MultiScaleQuantizer
 from avarc_kernels import linear_log_prob
 
 
 def build(
-    tensors: Mapping[str, Tensor], tokenizer: VQVAE, *, dtype: torch.dtype, device: torch.device, source: str
+    tensors: Mapping[str, Tensor],
+    tokenizer: VQVAE,
+    *,
+    precision: Precision,
+    kernels: str = "torch",
+    device: torch.device,
+    source: str,
 ) -> VARLikelihood:
     """What `loading.FAMILIES` asks for. Raises CheckpointError when generator and tokenizer do not fit."""
     var = VAR.from_state_dict(tensors, source=source)
@@ -32,7 +41,7 @@ def build(
             f"the tokenizer {theirs.vocab_size} of {theirs.z_channels}",
             "pass the tokenizer that it was trained with",
         )
-    return VARLikelihood(var.to(device).set_precision(dtype), tokenizer.quantize)
+    return VARLikelihood(var.to(device).set_precision(precision).set_kernels(kernels), tokenizer.quantize)
 
 
 def scales(tensors: Mapping[str, Tensor], source: str) -> tuple[int, ...]:
@@ -62,16 +71,16 @@ class VARLikelihood:
         self.num_classes = var.config.num_classes
         self.unconditional: int | None = var.config.num_classes
         self.flops_per_token = var.config.flops // var.config.ends[-1]
+        self.classes = ClassTable(var)
 
     @torch.inference_mode()
     def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor) -> VARState:
         device = self.var.pos_1LC.device
         tokens_BL, class_id_P = tokens_BL.to(device), class_id_P.to(device)
-        classes_N, row_P = class_id_P.unique(return_inverse=True)
         return VARState(
             tokens_BL=tokens_BL,
             rest_BLC=self.var.embed_rest(self.quantizer.teacher_input(tokens_BL)),
-            condition=self.var.condition(classes_N)._replace(row_P=row_P),
+            condition=self.classes.of(class_id_P),
             class_id_P=class_id_P,
             sequence_P=sequence_P.to(device),
         )
@@ -89,8 +98,9 @@ class VARLikelihood:
         hidden_PTC, state.past = self.var.hidden(x, state.condition, ends, state.past, keep=keep_prefix)
         state.scale = stop
         target_PT = state.tokens_BL[state.sequence_P, start:end]
-        head = self.var.head
-        return linear_log_prob(hidden_PTC.flatten(0, 1), head.weight, head.bias, target_PT.flatten()).view_as(target_PT)
+        head, rows = self.var.head, hidden_PTC.flatten(0, 1)
+        log_prob = linear_log_prob(rows, head.weight, head.bias, target_PT.flatten(), backend=self.var.kernels)
+        return log_prob.view_as(target_PT)
 
     @torch.inference_mode()
     def select(self, state: VARState, keep_Q: Tensor) -> VARState:
@@ -110,11 +120,17 @@ class VARLikelihood:
 
     def bytes_per_token(self, *, kept: bool) -> int:
         c = self.var.config
-        item = self.var.layers[0].attn.mat_qkv.weight.element_size()
+        item = self.var.precision.activations.itemsize
         if kept:
             return 2 * c.depth * c.width * item
         stream, branch = 4 * c.width * 4, (4 + 2 * c.mlp_ratio) * c.width * item  # float32 residual; qkv, MLP in `item`
         return int(stream + branch)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the weights and of the table of class modulation, whatever is scored."""
+        tensors = {t.data_ptr(): t.nbytes for t in [*self.var.parameters(), *self.var.buffers()] if not t.is_mkldnn}
+        return sum(tensors.values()) + self.classes.bytes
 
     def _position(self, scale: int) -> int:
         return self.segment_ends[scale - 1] if scale else 0

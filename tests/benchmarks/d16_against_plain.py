@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import load_golden
-from plain_var import token_log_prob
 
+from avarc_cli.bench.plain import token_log_prob
 from avarc_cli.models.var_likelihood import VARLikelihood
 from avarc_cli.scoring.batching import auto_tokens
 from avarc_cli.scoring.engine import Request, score_group

@@ -1,6 +1,6 @@
 """The rounding noise of one token's log-probability, in nats, that scoring.scores.TOKEN_NOISE is set from.
 
-fp32 is compared with the reference implementation's float32, bf16 and fp16 with our fp32; on golden models.
+fp32 is compared with the reference implementation's float32, the others with our fp32; on golden models.
 
 usage: python tests/benchmarks/token_noise.py [GOLDEN ...]
 """
@@ -14,11 +14,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import load_golden
 
+from avarc_cli.models.precision import PRECISIONS
 from avarc_cli.models.var_likelihood import VARLikelihood
 
 
-def token_log_prob(golden, dtype):
-    model = VARLikelihood(golden.var().set_precision(dtype), golden.vqvae().quantize)
+def token_log_prob(golden, precision):
+    model = VARLikelihood(golden.var().set_precision(PRECISIONS[precision]), golden.vqvae().quantize)
     tokens, classes = golden.tokens(), torch.from_numpy(golden.arrays["classes"]).long()
     pairs = torch.cartesian_prod(torch.arange(len(tokens)), torch.arange(len(classes)))
     state = model.begin(tokens, pairs[:, 0], classes[pairs[:, 1]])
@@ -28,11 +29,11 @@ def token_log_prob(golden, dtype):
 def main(names):
     for name in names:
         golden = load_golden(name)
-        fp32 = token_log_prob(golden, torch.float32)
+        fp32 = token_log_prob(golden, "fp32")
         reference = torch.from_numpy(golden.arrays["token_log_prob"])
         print(f"{name}: fp32 {(fp32 - reference).std():.1e}", end="", flush=True)
-        for label, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-            print(f", {label} {(token_log_prob(golden, dtype) - fp32).std():.1e}", end="", flush=True)
+        for label in ("bf16", "fp16", "int8", "fp8"):  # on a CPU int8 has 7-bit weights: the coarser kind
+            print(f", {label} {(token_log_prob(golden, label) - fp32).std():.1e}", end="", flush=True)
         print(" nats")
 
 

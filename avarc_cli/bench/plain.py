@@ -6,6 +6,7 @@ Written from the equations alone, over the tensors of a published state dict; no
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -13,15 +14,20 @@ from torch.nn import functional as F
 
 
 @torch.inference_mode()
-def token_log_prob(w: dict[str, Tensor], tokens_L: Tensor, teacher: Tensor, class_id_P: Tensor) -> Tensor:
-    """log p of each token under each class, (P, L). `teacher` is the quantiser's input for scales 2..K, (1, L-1, Z)."""
+def token_log_prob(w: Mapping[str, Tensor], tokens_L: Tensor, teacher: Tensor, class_id_P: Tensor) -> Tensor:
+    """log p of each token under each class, (P, L): of the first L tokens, where fewer are given.
+
+    Args:
+        w: a published state dict; tokens_L: int64, whole scales; teacher: the quantiser's input for them from scale 2
+        on, (1, L - first scale, Z).
+    """
     depth = sum(key.endswith("mat_qkv.weight") for key in w)
-    level_L = w["lvl_1L"].flatten()
+    level_L = w["lvl_1L"].flatten()[: len(tokens_L)]
     mask_LL = torch.where(level_L[:, None] >= level_L[None, :], 0.0, -math.inf)
     cond_PC = w["class_emb.weight"][class_id_P]
     start = cond_PC[:, None] + w["pos_start"]
     rest = F.linear(teacher, w["word_embed.weight"], w["word_embed.bias"]).expand(len(class_id_P), -1, -1)
-    x = torch.cat([start, rest], 1) + w["pos_1LC"] + w["lvl_embed.weight"][level_L]
+    x = torch.cat([start, rest], 1) + w["pos_1LC"][:, : len(tokens_L)] + w["lvl_embed.weight"][level_L]
     for i in range(depth):
         x = _block(w, f"blocks.{i}.", x, cond_PC, mask_LL)
     scale, shift = _modulation(w, "head_nm.ada_lin.1", cond_PC, 2)
@@ -30,12 +36,12 @@ def token_log_prob(w: dict[str, Tensor], tokens_L: Tensor, teacher: Tensor, clas
     return logits.log_softmax(-1).gather(-1, tokens_L.expand(len(x), -1)[..., None])[..., 0]
 
 
-def _modulation(w: dict[str, Tensor], key: str, cond_PC: Tensor, parts: int) -> tuple[Tensor, ...]:
+def _modulation(w: Mapping[str, Tensor], key: str, cond_PC: Tensor, parts: int) -> tuple[Tensor, ...]:
     out = F.linear(F.silu(cond_PC), w[key + ".weight"], w[key + ".bias"])
     return out.view(len(cond_PC), 1, parts, -1).unbind(2)
 
 
-def _block(w: dict[str, Tensor], p: str, x: Tensor, cond_PC: Tensor, mask_LL: Tensor) -> Tensor:
+def _block(w: Mapping[str, Tensor], p: str, x: Tensor, cond_PC: Tensor, mask_LL: Tensor) -> Tensor:
     gamma1, gamma2, scale1, scale2, shift1, shift2 = _modulation(w, p + "ada_lin.1", cond_PC, 6)
     gain = w[p + "attn.scale_mul_1H11"].clamp_max(math.log(100)).exp()
     y = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (scale1 + 1) + shift1

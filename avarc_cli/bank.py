@@ -1,0 +1,177 @@
+"""The class bank on disk: which classes were added to which model, and one safetensors file an addition.
+
+    BANK/bank.json                 base model, and the classes in the order of their ids
+    BANK/<name>-<digest>.safetensors
+
+Reading only: `incremental.editing` changes banks. The base model's own file is never touched.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from avarc_cli.data.labels import LabelSpace, normalise
+from avarc_cli.errors import CheckpointError, UsageError
+
+FORMAT = 1
+FILE = "bank.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Addition:
+    """One added class.
+
+    file, sha256: its safetensors file in the bank; method: "embedding", "adaln" or "lora"; scale: of the low-rank
+    changes, alpha / rank; offset: nats added to its score; facts: how it was fitted, for `avarc classes show`.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    method: str
+    scale: float
+    offset: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """The model that the classes were added to; its file's digest decides, the name is for people."""
+
+    name: str
+    sha256: str
+    tokenizer_sha256: str
+
+
+@dataclass(frozen=True)
+class Bank:
+    """A bank that was read: its base and its classes, in the order of their ids; the files are read when needed."""
+
+    path: Path
+    base: Base
+    additions: tuple[Addition, ...] = ()
+
+    def check(self, base: Base) -> None:
+        """Raises: UsageError, with both digests, unless the bank was made for this model and tokenizer."""
+        pairs = (
+            ("model", self.base.sha256, base.sha256),
+            ("tokenizer", self.base.tokenizer_sha256, base.tokenizer_sha256),
+        )
+        differing = [f"{what} sha256: {there} there, {here} here" for what, there, here in pairs if there != here]
+        if differing:
+            raise UsageError(
+                f"the bank '{self.path}' was made for another model: {self.base.name}, not {base.name}",
+                "; ".join(differing),
+                f"use --model {self.base.name} (the very file), or another --bank",
+            )
+
+    def find(self, name: str) -> Addition:
+        """The added class of that name (case does not matter). Raises: UsageError with the closest names."""
+        by_name = {normalise(a.name): a for a in self.additions}
+        if normalise(name) in by_name:
+            return by_name[normalise(name)]
+        close = [by_name[n].name for n in difflib.get_close_matches(normalise(name), by_name, n=3)]
+        known = ", ".join(a.name for a in self.additions) or "none yet"
+        raise UsageError(
+            f"the bank '{self.path}' has no class '{name}'"
+            + (f"; did you mean {' or '.join(close)}?" if close else ""),
+            f"its classes are: {known}",
+            f"avarc classes list --bank {self.path}",
+        )
+
+    def tensors(self, addition: Addition) -> dict[str, Tensor]:
+        """What an addition holds. Raises: CheckpointError naming the file when it is missing or damaged."""
+        path = self.path / addition.file
+        try:
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() != addition.sha256:
+                raise ValueError(f"its sha256 is not {addition.sha256}, as {FILE} says")
+            return load(data)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(
+                f"'{path}' is damaged or missing, so class '{addition.name}' cannot be scored",
+                str(error),
+                f"restore the file, or: avarc classes remove '{addition.name}' --bank {self.path}",
+            ) from None
+
+    def state(self, addition: Addition) -> str:
+        """Whether an addition's file is "whole", "damaged" or "missing"."""
+        try:
+            data = (self.path / addition.file).read_bytes()
+        except OSError:
+            return "missing"
+        return "whole" if hashlib.sha256(data).hexdigest() == addition.sha256 else "damaged"
+
+    def extend(self, classes: LabelSpace) -> LabelSpace:
+        """The base's classes, then the added ones. Raises: UsageError when a name is there already."""
+        known = {normalise(name) for name in (*classes.ids, *classes.names)}
+        names = tuple(a.name for a in self.additions)
+        if twice := [name for name in names if normalise(name) in known]:
+            raise UsageError(
+                f"class '{twice[0]}' of the bank '{self.path}' is also a class of {classes.name}",
+                fix=f"avarc classes rename '{twice[0]}' NEW --bank {self.path}",
+            )
+        said = f"{classes.name} and {len(names)} added"
+        return LabelSpace(said, classes.ids + names, classes.names + names) if names else classes
+
+    def offsets(self, base_classes: int) -> np.ndarray:
+        """Nats to add to the score of every class (N,): none for the base's own."""
+        return np.array([0.0] * base_classes + [a.offset for a in self.additions])
+
+    def protocol(self) -> dict[str, Any]:
+        """What a number from a model with this bank depends on."""
+        return {a.name: {"sha256": a.sha256, "offset": a.offset} for a in self.additions}
+
+    def to_json(self) -> str:
+        """bank.json."""
+        values = {"format": FORMAT, "base": asdict(self.base), "classes": [asdict(a) for a in self.additions]}
+        return json.dumps(values, indent=1)
+
+
+def read(path: Path) -> Bank:
+    """Read a bank.
+
+    Raises: UsageError when there is none; CheckpointError when its bank.json is damaged or of another format.
+    """
+    file = path / FILE
+    if not file.is_file():
+        why = f"there is no '{file}'" if path.is_dir() else f"there is no folder '{path}'"
+        raise UsageError(f"'{path}' is not a class bank", why, "avarc add-class makes one")
+    try:
+        values = json.loads(file.read_bytes())
+        if values["format"] != FORMAT:
+            raise CheckpointError(
+                f"'{file}' has another format", f"it is {values['format']}, this avarc reads {FORMAT}"
+            )
+        bank = Bank(path, Base(**values["base"]), tuple(Addition(**entry) for entry in values["classes"]))
+        _check(bank)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why, fix = f"{type(error).__name__}: {error}", "restore it from a copy; the additions beside it are untouched"
+        raise CheckpointError(f"'{file}' is damaged", why, fix) from None
+    return bank
+
+
+def _check(bank: Bank) -> None:
+    """Raises: ValueError, TypeError for values that no bank has."""
+    texts = [t for a in bank.additions for t in (a.name, a.file, a.sha256, a.method)]
+    texts += [bank.base.name, bank.base.sha256, bank.base.tokenizer_sha256]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a name or a digest is no text")
+    if not all(math.isfinite(a.offset) and math.isfinite(a.scale) for a in bank.additions):
+        raise ValueError("an offset or a scale is no number")
+    if any(Path(a.file).name != a.file for a in bank.additions):
+        raise ValueError("a file lies outside the bank")
+    if len({normalise(a.name) for a in bank.additions}) != len(bank.additions):
+        raise ValueError("two classes have the same name")

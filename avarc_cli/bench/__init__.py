@@ -1,0 +1,1 @@
+"""Speed: avarc against plain PyTorch on one machine, in one run."""

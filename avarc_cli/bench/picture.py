@@ -1,0 +1,24 @@
+"""The bars of a bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from avarc_cli.bench.measure import Report
+
+
+def bars(report: Report, path: Path) -> None:
+    """Write a picture of pairs a second, plain PyTorch first."""
+    from matplotlib.figure import Figure
+
+    labels = [f"{r.name}, {r.precision}, {r.kernels}" for r in report.results]
+    rates = [r.pairs_per_second for r in report.results]
+    figure = Figure(figsize=(7, 1 + 0.45 * len(labels)), layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.barh(labels, rates, color=["#adc6d9", *["#0072b2"] * (len(labels) - 1)])
+    axes.bar_label(drawn, [f"{r.pairs_per_second:.3g}  ({r.speedup:.2f}x)" for r in report.results], padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.set_xlabel("pairs of image and class a second")
+    axes.set_title(f"{report.shape} on {report.device}, {report.threads} threads, {report.pairs} pairs")
+    figure.savefig(path, dpi=120)

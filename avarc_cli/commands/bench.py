@@ -1,0 +1,126 @@
+"""avarc bench: how fast this machine scores, and against what."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from avarc_cli import console
+from avarc_cli.commands import _options as opt
+from avarc_cli.commands import _weights
+
+if TYPE_CHECKING:
+    from avarc_cli.bench.measure import Report
+
+
+def bench(
+    shape: Annotated[
+        str, typer.Option("--shape", help="d16, d20, d24, d30, or depth:width:heads; the weights are random.")
+    ] = "d16",
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A model's shape and weights, in place of --shape.")
+    ] = None,
+    tokenizer: opt.TokenizerOpt = None,
+    scales: Annotated[str | None, typer.Option("--scales", help="Sides of the scales, comma-separated.")] = None,
+    classes: Annotated[int, typer.Option("--classes", min=1, help="Candidates an image, for images/s.")] = 100,
+    plan: Annotated[str, typer.Option("--plan", help="Plan whose tokens are counted.")] = "paper",
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs of image and class that are timed.")] = 4,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; the fastest counts.")] = 2,
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", help="Only these precisions, comma-separated. Default: all that are present."),
+    ] = None,
+    kernels: Annotated[
+        str | None, typer.Option("--kernels", help="Only torch or triton. Default: all that are present.")
+    ] = None,
+    device: opt.DeviceOpt = "auto",
+    yes: _weights.YesOpt = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny shape: whether it works, not how fast it is.")] = False,
+    picture: Annotated[Path | None, typer.Option("--picture", help="Write a bar chart to this PNG file.")] = None,
+    as_json: opt.JsonOpt = False,
+) -> None:
+    """Time scoring in every precision and backend, against plain PyTorch in the same run.
+
+    Example: avarc bench --shape d16 --precision int8 --picture bench.png
+    """
+    if picture:
+        opt.check_file(picture, ".png")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler announces itself on stderr
+    from avarc_cli.bench import measure as library
+    from avarc_cli.bench.picture import bars
+    from avarc_cli.loading import load_model, pick_device, pick_kernels
+    from avarc_cli.models.var_added import base_of
+    from avarc_cli.scoring.plan import parse_plan
+
+    place = pick_device(device)
+    if quick:
+        shape, scales, pairs = "2:64:2", scales or "1,2,3,4", min(pairs, 2)
+    if model:
+        _weights.ensure(model, tokenizer, yes=yes)
+        var, shape = base_of(load_model(model, tokenizer, device=device).likelihood).var, model
+    else:
+        var = library.random_var(library.parse_shape(shape, opt.parse_numbers(scales, "--scales") or library.SCALES))
+    segments = len(var.config.patch_nums)
+    wanted = parse_plan("exhaustive" if quick else plan, segments=segments, candidates=classes, samples=64)
+    console.note(f"{pairs} pairs on {place}, {rounds} rounds and one to warm up")
+    report = library.measure(
+            var, shape, plan=wanted, classes=classes, pairs=pairs, rounds=rounds, device=place, precision=precision,
+            kernels=None if kernels is None else pick_kernels(kernels, place),
+        )  # fmt: skip
+    if picture:
+        bars(report, picture)
+    _show(report, picture)
+
+
+def _show(report: Report, picture: Path | None) -> None:
+    rows = [
+        [
+            f"{r.name}, {r.kernels}",
+            r.precision,
+            f"{r.speedup:.2f}x",
+            f"{r.pairs_per_second:.3g}",
+            f"{r.images_per_second:.3g}",
+            f"{r.tokens_per_second:,.0f}",
+            f"{r.flops / 1e9:,.0f} G",
+            f"{r.share_of_peak:.0%}",
+            "unknown" if r.memory is None else f"{r.memory >> 20:,} MiB",
+            f"{r.error_mean:.1e} / {r.error_max:.1e}",
+        ]
+        for r in report.results
+    ]
+    columns = [
+        "",
+        "precision",
+        "speed",
+        "pairs/s",
+        "images/s",
+        "tokens/s",
+        "FLOP/s",
+        "of peak",
+        "memory",
+        "error, nats",
+    ]
+    ops = [
+        [f"{r.name}, {r.precision}, {r.kernels}", ", ".join(f"{n} {s:.0%}" for n, s in r.ops[:5])]
+        for r in report.results
+    ]
+    reuse, pruning = report.tokens_again / report.tokens_plan, report.tokens_exhaustive / report.tokens_again
+    peak = f"matrix products {report.peak_flops / 1e9:,.0f} GFLOP/s"
+    title = f"{report.shape} on {report.device}, {report.threads} threads; {peak}"
+    factors = (
+        f"plan {report.plan} on {report.classes} classes: {pruning:.2f}x fewer tokens than exhaustive, "
+        f"and kept prefixes {reuse:.2f}x fewer again ({report.tokens_plan:,} of {report.tokens_exhaustive:,})"
+    )
+    fastest = max(report.results, key=lambda r: r.speedup)
+    console.result(
+        {"report": report, "reuse_factor": reuse, "plan_factor": pruning, "picture": picture},
+        console.stack(
+            console.table(title, columns, rows),
+            console.table("Where the time goes", ("", "operations"), ops),
+            factors if picture is None else f"{factors}\n{picture}: pairs a second",
+        ),
+        brief=f"{fastest.speedup:.2f}",
+    )

@@ -1,0 +1,93 @@
+"""avarc classes: what a class bank holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from avarc_cli import console
+from avarc_cli.commands._options import JsonOpt
+
+if TYPE_CHECKING:
+    from avarc_cli.bank import Addition, Bank
+
+app = typer.Typer(
+    help="List, show, remove and rename the classes of a bank.\n\nExample: avarc classes list --bank animals",
+    no_args_is_help=True,
+)
+
+BankOpt = Annotated[Path, typer.Option("--bank", help="The class bank: a folder that avarc add-class made.")]
+NameArg = Annotated[str, typer.Argument(help="An added class.")]
+
+
+@app.command("list")
+def list_classes(bank: BankOpt, as_json: JsonOpt = False) -> None:
+    """List the added classes, in the order of their ids.
+
+    Example: avarc classes list --bank animals
+    """
+    from avarc_cli import bank as banks
+
+    read = banks.read(bank)
+    rows = [
+        [a.name, a.method, a.facts.get("images"), a.facts.get("started from"), f"{a.offset:+.2f}", read.state(a)]
+        for a in read.additions
+    ]
+    columns = ["class", "method", "images", "started from", "offset (nats)", "file"]
+    title = f"{len(rows)} classes added to {read.base.name} ({read.base.sha256[:12]})"
+    data = {"bank": bank, "base": read.base, "classes": [_facts(read, a) for a in read.additions]}
+    console.result(data, console.table(title, columns, rows), brief="\n".join(a.name for a in read.additions))
+
+
+@app.command()
+def show(name: NameArg, bank: BankOpt, as_json: JsonOpt = False) -> None:
+    """Show one added class with all that is known about it.
+
+    Example: avarc classes show zebra --bank animals
+    """
+    from avarc_cli import bank as banks
+
+    read = banks.read(bank)
+    addition = read.find(name)
+    facts = _facts(read, addition)
+    console.result(facts, console.fields(addition.name, facts), brief=addition.name)
+
+
+@app.command()
+def remove(
+    names: Annotated[list[str], typer.Argument(help="Added classes.")], bank: BankOpt, as_json: JsonOpt = False
+) -> None:
+    """Remove classes from a bank; the others score as before.
+
+    Example: avarc classes remove zebra --bank animals
+    """
+    from avarc_cli.incremental import editing
+
+    left = editing.remove(bank, names)
+    said = f"removed {', '.join(names)}; {len(left.additions)} classes are left in {bank}"
+    console.result({"bank": bank, "removed": names, "classes": [a.name for a in left.additions]}, said)
+
+
+@app.command()
+def rename(
+    name: NameArg,
+    new: Annotated[str, typer.Argument(help="Its new name.")],
+    bank: BankOpt,
+    as_json: JsonOpt = False,
+) -> None:
+    """Rename an added class; its scores stay as they are.
+
+    Example: avarc classes rename zebra "grevy's zebra" --bank animals
+    """
+    from avarc_cli.incremental import editing
+
+    changed = editing.rename(bank, name, new)
+    console.result({"bank": bank, "classes": [a.name for a in changed.additions]}, f"'{name}' is '{new}' now")
+
+
+def _facts(read: Bank, addition: Addition) -> dict[str, object]:
+    """An addition as data: where it lies, whether it is whole, how it was fitted."""
+    own = {"name": addition.name, "method": addition.method, "offset": addition.offset}
+    return own | dict(addition.facts) | {"file": read.path / addition.file, "state": read.state(addition)}

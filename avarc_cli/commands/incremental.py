@@ -1,0 +1,164 @@
+"""avarc incremental: how well a model learns classes one task after the other, and what it forgets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from avarc_cli import console
+from avarc_cli.commands import _examples, _weights
+from avarc_cli.commands import _options as opt
+from avarc_cli.errors import EXIT_UNREADABLE, UsageError
+
+if TYPE_CHECKING:
+    from avarc_cli.incremental.examples import Examples, Variation
+    from avarc_cli.incremental.measures import Measures
+    from avarc_cli.incremental.protocol import Results
+    from avarc_cli.loading import LoadedTokenizer
+
+DIGITS = Path("digits")  # as DATA: scikit-learn's digits
+
+
+def incremental(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder with one sub-folder a class (or with train/ and test/, each such), a token cache, or "
+            "digits: the digits of scikit-learn."
+        ),
+    ],
+    base: Annotated[str, typer.Option("--base", help="Classes known from the start: 0-4, or cat+dog.")],
+    tasks: Annotated[str, typer.Option("--tasks", help="Classes added later, task by task: 5-6,7-9 or fox+owl,bee.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for model, bank and results; resumes what is there.")
+    ],
+    test: Annotated[
+        Path | None, typer.Option("--test", help="Test images or cache. Default: DATA's test/, or a fifth of DATA.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="A model that knows the base classes only. Default: trained here, small."),
+    ] = None,
+    tokenizer: opt.TokenizerOpt = None,
+    method: _examples.MethodOpt = "lora",
+    rank: _examples.RankOpt = 8,
+    steps: _examples.StepsOpt = None,
+    lr: _examples.RateOpt = None,
+    batch_size: _examples.BatchOpt = 32,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="finetune: train all weights on each task, for comparison.")
+    ] = None,
+    base_steps: Annotated[int, typer.Option("--base-steps", min=1, help="Steps to train the base model.")] = 1500,
+    base_depth: Annotated[int, typer.Option("--base-depth", min=1, help="Its blocks.")] = 3,
+    base_width: Annotated[int, typer.Option("--base-width", min=64, help="Its channels, a multiple of 64.")] = 64,
+    augment: _examples.AugmentOpt = None,
+    flip: _examples.FlipOpt = None,
+    variants: _examples.VariantsOpt = None,
+    preprocess: opt.PreprocessOpt = None,
+    seed: opt.SeedOpt = 0,
+    device: opt.DeviceOpt = "auto",
+    yes: _weights.YesOpt = False,
+    as_json: opt.JsonOpt = False,
+) -> None:
+    """Add classes task by task without old images; report accuracy, forgetting and backward transfer.
+
+    Example: avarc incremental digits --base 0-4 --tasks 5-6,7-9 --baseline finetune --out runs/digits
+    """
+    from avarc_cli.incremental import plot, protocol
+    from avarc_cli.incremental.examples import Variation
+    from avarc_cli.incremental.fit import FitOptions
+    from avarc_cli.incremental.split import parse_split
+    from avarc_cli.loading import load_model, load_tokenizer
+
+    if baseline not in (None, "finetune"):
+        raise UsageError(f"no baseline '{baseline}'", "there is finetune")
+    options = FitOptions(method=method, rank=rank, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
+    variation = Variation(preprocess=preprocess, augment=augment, flip=flip, variants=variants, seed=seed)
+    shape = protocol.BaseShape(depth=base_depth, width=base_width, steps=base_steps)
+    reads = tokenizer or ("digits-vqvae" if model is None else None)
+    _weights.ensure(model or str(reads), tokenizer, yes=yes, tokenizer_only=model is None)
+    given = load_model(model, tokenizer, device=device) if model else None
+    reader = given.tokenizer if given else load_tokenizer(str(reads), device=device)
+    asked = {
+        "incremental": {"data": str(data), "test": test and str(test), "base": base, "tasks": tasks},
+        "variation": vars(variation),
+        "model": given.sha256 if given else vars(shape),
+        "tokenizer": reader.sha256,
+        "fit": vars(options),
+    }
+    protocol.open_folder(out, asked)
+    train, tested = _tokens(out, data, test, reader, variation)
+    split = parse_split(base, tasks, train.class_names)
+    protocol.check_data(train, tested, split)
+    if given is None:
+        path = protocol.train_base(out, reader, train, split, shape, seed, _examples.progress)
+        given = load_model(str(path), reads, device=device)
+    protocol.check_base(given, split)
+    protocol.add_tasks(out, given, train, split, options, _examples.progress)
+    with console.progress("testing", None) as bar:
+        with_offset, without = protocol.evaluate(out, given, tested, split, bar.update)
+    tuned = protocol.finetune(out, given, train, tested, split, options, _examples.progress) if baseline else None
+    results = protocol.Results(split, with_offset, without, tuned)
+    protocol.write_results(out, results)
+    plot.draw(results, out / "incremental.png")
+    _show(results, out)
+    if train.unreadable or tested.unreadable:
+        raise typer.Exit(EXIT_UNREADABLE)
+
+
+def _tokens(
+    out: Path, data: Path, test: Path | None, reader: LoadedTokenizer, variation: Variation
+) -> tuple[Examples, Examples]:
+    """Training and test images as tokens, kept in OUT so that they are encoded once."""
+    from avarc_cli.incremental import examples, protocol
+    from avarc_cli.train.digits import write_digits
+
+    files = out / "train.npz", out / "test.npz"
+    if not all(file.exists() for file in files):
+        if data == DIGITS and not data.exists():
+            data = out / "digits"
+            write_digits(data)
+        if test is None and (data / "train").is_dir() and (data / "test").is_dir():
+            data, test = data / "train", data / "test"
+        train = _read(data, reader, variation)
+        if test is None:
+            train, tested = protocol.hold_out_test(train, protocol.TEST_SHARE, variation.seed)
+        else:
+            tested = _read(test, reader, replace(variation, variants=0))
+        for part, file in zip((train, tested), files, strict=True):
+            part.save(file)
+    return examples.load(files[0]), examples.load(files[1])
+
+
+def _read(data: Path, reader: LoadedTokenizer, variation: Variation) -> Examples:
+    from avarc_cli.incremental.examples import by_class, concatenate
+
+    source = _examples.open_source([data], reader)
+    return concatenate(_examples.encode(source, by_class(source, None, str(data)), reader, variation).values())
+
+
+def _show(results: Results, out: Path) -> None:
+    split = results.split
+    runs = {"classes added": results.with_offset, "without offsets": results.without_offset}
+    runs |= {"all weights fine-tuned": results.baseline} if results.baseline else {}
+    matrix = [_row(i, results.with_offset, split.titles) for i in range(len(split.tasks))]
+    title = "Accuracy on the tasks known so far"
+    numbers = [
+        [name, *(f"{x:.2%}" for x in (m.overall, m.average_accuracy, m.forgetting)), f"{m.backward_transfer:+.2%}"]
+        for name, m in runs.items()
+    ]
+    columns = ["", "all images right", "average accuracy", "forgetting", "backward transfer"]
+    human = console.stack(
+        console.table(title, ["after learning", *(f"on {t}" for t in split.titles)], matrix),
+        console.table("In the end", columns, numbers),
+        f"{out}: incremental.json, incremental.png, bank/",
+    )
+    brief = f"{results.with_offset.average_accuracy:.4f}\t{results.with_offset.forgetting:.4f}"
+    console.result(results.as_dict() | {"out": out}, human, brief=brief)
+
+
+def _row(i: int, measures: Measures, titles: tuple[str, ...]) -> list[str]:
+    return [titles[i], *("" if x != x else f"{x:.2%}" for x in measures.matrix[i].tolist())]

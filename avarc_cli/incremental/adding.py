@@ -1,0 +1,118 @@
+"""Adding classes to a model: fit, compare with the old ones, store; one class after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from avarc_cli import __version__
+from avarc_cli.bank import Bank
+from avarc_cli.data.labels import normalise
+from avarc_cli.errors import UsageError
+from avarc_cli.incremental.editing import NewClass, check_name, open_or_new, store
+from avarc_cli.incremental.examples import Examples
+from avarc_cli.incremental.fit import FEW, FitOptions, Fitted, fit_class
+from avarc_cli.incremental.offsets import Calibration, calibrate
+from avarc_cli.loading import LoadedModel, with_bank
+from avarc_cli.models.var_added import VARAdded, base_of
+from avarc_cli.train.loop import Progress
+
+ProgressOf = Callable[[str, int], AbstractContextManager[Progress]]  # (class, steps) -> the progress of its training
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One class that was added."""
+
+    name: str
+    images: int
+    started_from: str
+    fitted: Fitted
+    calibration: Calibration | None
+
+    @property
+    def offset(self) -> float:
+        """Nats added to its score; 0 where none was fitted."""
+        return self.calibration.offset if self.calibration else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Existing:
+    """What becomes of names that the bank has already: refused, unless one of these is asked for."""
+
+    replace: bool = False
+    skip: bool = False
+
+
+def check_names(names: list[str], model: LoadedModel, bank: Bank, existing: Existing) -> list[str]:
+    """The names to add: none that the model has; of those that the bank has, what `existing` says.
+
+    Raises: UsageError.
+    """
+    there = {normalise(a.name) for a in bank.additions}
+    if existing.skip:
+        names = [name for name in names if normalise(name) not in there]
+    known = model.classes if existing.replace else bank.extend(model.classes)
+    for name in names:
+        check_name(name, known)
+    if len({normalise(name) for name in names}) < len(names):
+        raise UsageError("two of the classes have the same name", ", ".join(names), "case and _ make no difference")
+    return names
+
+
+def add_classes(
+    model: LoadedModel,
+    path: Path,
+    examples: Mapping[str, Examples],
+    options: FitOptions,
+    *,
+    fit_offset: bool,
+    existing: Existing,
+    progress_of: ProgressOf,
+) -> Iterator[Outcome]:
+    """Fit each class to its images and store it in the bank at `path` before the next begins.
+
+    Args:
+        model: without a bank. examples: class name -> its images; names as `check_names` gave them.
+    Raises: UsageError for what cannot be added; AvarcError when a training diverges or the bank cannot be written.
+    """
+    base = base_of(model.likelihood)
+    for name, images in examples.items():
+        bank = open_or_new(path, model.as_base())
+        others = tuple(a for a in bank.additions if normalise(a.name) != normalise(name))
+        present = with_bank(model, replace(bank, additions=others))
+        with progress_of(name, options.recipe().steps) as progress:
+            fitted = fit_class(base, images, options, progress)
+        calibration = _calibrate(present, images, fitted, options) if fit_offset else None
+        outcome = Outcome(name, len(images), model.classes.names[fitted.closest], fitted, calibration)
+        store(path, model.as_base(), [_new_class(outcome, options)], replacing=existing.replace)
+        yield outcome
+
+
+def _calibrate(present: LoadedModel, images: Examples, fitted: Fitted, options: FitOptions) -> Calibration:
+    likelihood = present.likelihood
+    earlier = likelihood.additions if isinstance(likelihood, VARAdded) else []
+    extended = VARAdded(base_of(likelihood), [*earlier, fitted.added])
+    held_out_NL = images.tokens[torch.from_numpy(fitted.held_out), 0]
+    device = torch.device(present.device)
+    return calibrate(extended, present.offsets, held_out_NL, seed=options.seed, device=device)
+
+
+def _new_class(outcome: Outcome, options: FitOptions) -> NewClass:
+    fitted = outcome.fitted
+    facts = {
+        "images": outcome.images,
+        "held out": 0 if outcome.images < FEW else len(fitted.held_out),
+        "started from": outcome.started_from,
+        "steps": fitted.steps,
+        "bits per token before": round(fitted.bits_before, 4),
+        "bits per token after": round(fitted.bits_after, 4),
+        "parameters": sum(p.numel() for p in fitted.added.parameters()),
+        "seed": options.seed,
+        "avarc": __version__,
+    }
+    return NewClass(name=outcome.name, added=fitted.added, method=options.method, offset=outcome.offset, facts=facts)

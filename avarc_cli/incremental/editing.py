@@ -1,0 +1,159 @@
+"""Changes to a class bank: each reads it again under its lock, and replaces bank.json in one rename."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from avarc_cli.bank import FILE, Addition, Bank, Base, read
+from avarc_cli.data.labels import LabelSpace, normalise
+from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.models.var_added import AddedClass
+from avarc_cli.tokens.files import only_writer, write_whole
+
+WAIT = 30.0  # seconds for another process's change, which takes a moment
+FORBIDDEN = re.compile(r"[,\x00-\x1f\x7f]")  # names stand in comma-separated lists and in lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewClass:
+    """A fitted class that is to be stored."""
+
+    name: str
+    added: AddedClass
+    method: str
+    offset: float
+    facts: dict[str, Any]
+
+
+def check_name(name: str, classes: LabelSpace) -> None:
+    """Raises: UsageError for a name that cannot be one, or that one of `classes` (the model's, the bank's) has."""
+    if not name.strip() or name != name.strip() or FORBIDDEN.search(name):
+        raise UsageError(
+            f"'{name}' cannot be a class name", "it is empty, or holds a comma, a control character or space around"
+        )
+    if normalise(name) in {normalise(known) for known in (*classes.ids, *classes.names)}:
+        raise UsageError(
+            f"there is a class '{name}' already",
+            f"among {classes.name}",
+            "choose another name, or --replace an added one",
+        )
+
+
+def open_or_new(path: Path, base: Base) -> Bank:
+    """The bank at `path`, checked against `base`; an empty one where there is none.
+
+    Raises: UsageError for a bank of another model, and for a folder that holds other things.
+    """
+    if not (path / FILE).exists():
+        if path.exists() and (not path.is_dir() or any(not e.name.startswith(FILE) for e in path.iterdir())):
+            raise UsageError(f"'{path}' is not a class bank", f"it exists, and has no {FILE}", "name another --bank")
+        return Bank(path, base)
+    bank = read(path)
+    bank.check(base)
+    return bank
+
+
+def store(path: Path, base: Base, new: Sequence[NewClass], *, replacing: bool = False) -> Bank:
+    """Add these classes to the bank at `path`, all or none; the bank as it is now.
+
+    Waits for another process that is changing the bank. With `replacing`, a class of the same name goes; others keep
+    their order and files.
+
+    Raises: UsageError when a name was taken meanwhile; AvarcError when the bank stays locked or cannot be written.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with _editing(path):
+        bank = open_or_new(path, base)
+        names = {normalise(c.name) for c in new}
+        taken = [a for a in bank.additions if normalise(a.name) in names]
+        if taken and not replacing:
+            raise UsageError(
+                f"there is a class '{taken[0].name}' already", f"in '{path}'", "rename one, or --replace it"
+            )
+        kept = tuple(a for a in bank.additions if a not in taken)
+        changed = replace(bank, additions=kept + tuple(_write(path, c) for c in new))
+        _commit(changed, taken)
+    return changed
+
+
+def remove(path: Path, names: Sequence[str]) -> Bank:
+    """Remove added classes and their files. Raises: UsageError for unknown names; as `store`."""
+    return _change(path, lambda bank: replace(bank, additions=_without(bank, names)))
+
+
+def rename(path: Path, old: str, new: str) -> Bank:
+    """Rename an added class. Raises: UsageError for an unknown or a taken name; as `store`."""
+
+    def renamed(bank: Bank) -> Bank:
+        found = bank.find(old)
+        others = tuple(a.name for a in bank.additions if a is not found)
+        check_name(new, LabelSpace(f"the classes of '{path}'", others, others))
+        return replace(bank, additions=tuple(replace(a, name=new) if a is found else a for a in bank.additions))
+
+    return _change(path, renamed)
+
+
+def _without(bank: Bank, names: Sequence[str]) -> tuple[Addition, ...]:
+    gone = [bank.find(name) for name in names]
+    return tuple(a for a in bank.additions if a not in gone)
+
+
+def _change(path: Path, change: Callable[[Bank], Bank]) -> Bank:
+    read(path)  # before a lock is made in a folder that is no bank
+    with _editing(path):
+        bank = read(path)
+        changed = change(bank)
+        files = {a.file for a in changed.additions}
+        _commit(changed, [a for a in bank.additions if a.file not in files])
+    return changed
+
+
+def _write(path: Path, new: NewClass) -> Addition:
+    tensors = {key: tensor.cpu().contiguous() for key, tensor in new.added.tensors().items()}
+    rank = max((len(t) for key, t in tensors.items() if ".lora_A." in key), default=0)
+    # One entry: safetensors writes several in any order, and the same addition shall be the same bytes.
+    data = save(tensors, {"lora_alpha": f"{new.added.scale * rank:g}"})
+    digest = hashlib.sha256(data).hexdigest()
+    slug = re.sub(r"[^\w-]+", "-", new.name).strip("-")[:40] or "class"
+    file = f"{slug}-{digest[:12]}.safetensors"
+    write_whole(path / file, data)
+    return Addition(
+        name=new.name,
+        file=file,
+        sha256=digest,
+        method=new.method,
+        scale=new.added.scale,
+        offset=new.offset,
+        facts=new.facts,
+    )
+
+
+def _commit(bank: Bank, gone: Sequence[Addition]) -> None:
+    write_whole(bank.path / FILE, bank.to_json().encode())
+    for addition in gone:
+        (bank.path / addition.file).unlink(missing_ok=True)
+
+
+@contextmanager
+def _editing(path: Path) -> Iterator[None]:
+    """Hold the bank's lock, waiting for another holder. Raises: AvarcError when it stays locked."""
+    until = time.monotonic() + WAIT
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(only_writer(path / FILE))
+                break
+            except AvarcError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
+        yield

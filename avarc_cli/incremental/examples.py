@@ -1,0 +1,232 @@
+"""A class's images as tokens: each image, and variants of it to train on.
+
+Shapes: N images, S samples (0 is the image, the others its variants), L tokens; H side of the tokenizer's input.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avarc_cli.data.datasets import ImageSet, open_images
+from avarc_cli.data.labels import SHOWN, normalise
+from avarc_cli.data.preprocess import Preprocess
+from avarc_cli.errors import AvarcError, UnreadableImage, UsageError
+from avarc_cli.likelihood import Tokenizer
+from avarc_cli.tokens.cache import TokenCache
+from avarc_cli.tokens.cache import read as read_cache
+from avarc_cli.tokens.files import write_whole
+from avarc_cli.train.images import Augment
+
+ENCODED_AT_ONCE = 32
+ENOUGH, MOST = 512, 256  # images and variants of a class to train on; variants of one image at most
+Source: TypeAlias = "ImageSet | TokenCache"
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Labelled tokens in memory. tokens: (N, S, L) int64; labels: (N,) index into class_names."""
+
+    tokens: Tensor
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def variants(self) -> int:
+        """Variants of each image, itself not counted."""
+        return self.tokens.shape[1] - 1
+
+    def take(self, rows: np.ndarray | Sequence[int]) -> Examples:
+        """These images only."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        return Examples(self.tokens[torch.from_numpy(chosen)], self.labels[chosen], self.class_names)
+
+    def of(self, class_name: str) -> Examples:
+        """The images of one class."""
+        return self.take(np.flatnonzero(self.labels == self.class_names.index(class_name)))
+
+    def relabel(self, class_names: Sequence[str]) -> Examples:
+        """The images of these classes, their labels counted in this order; the others go."""
+        position = {normalise(name): i for i, name in enumerate(class_names)}
+        new = np.array([position.get(normalise(name), -1) for name in self.class_names] + [-1])[self.labels]
+        kept = np.flatnonzero(new >= 0)
+        return Examples(self.tokens[torch.from_numpy(kept)], new[kept], tuple(class_names), self.unreadable)
+
+    def save(self, path: Path) -> None:
+        """Write everything to an npz file, whole or not at all. Raises OSError."""
+        buffer = io.BytesIO()
+        facts = json.dumps({"class_names": self.class_names, "unreadable": self.unreadable})
+        tokens = self.tokens.numpy().astype(np.uint16)  # as in a cache
+        np.savez(buffer, tokens=tokens, labels=self.labels, facts=np.array(facts))
+        write_whole(path, buffer.getvalue())
+
+
+@dataclass(frozen=True, eq=False)
+class TokenPool:
+    """Training batches of `examples`: images and variants at random, a function of (seed, step) alone."""
+
+    examples: Examples
+    seed: int
+
+    def __str__(self) -> str:
+        e = self.examples
+        return f"{len(e)} images of {', '.join(e.class_names)} in {e.tokens.shape[1]} variants, seed {self.seed}"
+
+    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor, torch.Generator]:
+        """Tokens (B, L), labels (B,), and the step's own generator."""
+        rng = np.random.default_rng([self.seed, step])
+        image_B = rng.integers(len(self.examples), size=batch_size)
+        variant_B = rng.integers(self.examples.tokens.shape[1], size=batch_size)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        label_B = torch.from_numpy(self.examples.labels[image_B]).long()
+        return self.examples.tokens[image_B, variant_B], label_B, generator
+
+
+def concatenate(parts: Iterable[Examples]) -> Examples:
+    """Classes of one source together; each image keeps as many variants as the class with the fewest has."""
+    every = list(parts)
+    kept = min(part.tokens.shape[1] for part in every)
+    tokens = torch.cat([part.tokens[:, :kept] for part in every])
+    labels = np.concatenate([part.labels for part in every])
+    unreadable = tuple(bad for part in every for bad in part.unreadable)
+    return Examples(tokens, labels, every[0].class_names, unreadable)
+
+
+def load(path: Path) -> Examples:
+    """What `Examples.save` wrote. Raises AvarcError when the file is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as npz:
+            facts = json.loads(str(npz["facts"]))
+            tokens = torch.from_numpy(npz["tokens"].astype(np.int64))
+            unreadable = tuple((name, why) for name, why in facts["unreadable"])
+            return Examples(tokens, npz["labels"], tuple(facts["class_names"]), unreadable)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise AvarcError(f"'{path}' is damaged", str(error), "delete it, and run the same again") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variation:
+    """How images become tokens to train on; None is what suits the tokenizer and the number of images.
+
+    preprocess: of the image itself; augment, flip: of its variants (train.images.Augment); variants: how many of each.
+    """
+
+    preprocess: str | None = None
+    augment: str | None = None
+    flip: bool | None = None
+    variants: int | None = None
+    seed: int = 0
+
+    def protocol(self, tokenizer: Tokenizer) -> str:
+        """The preprocessing mode."""
+        return self.preprocess or tokenizer.preprocess
+
+    def changes(self, tokenizer: Tokenizer) -> Augment:
+        """The augmentation: crops of photographs, which may be mirrored; small distortions of anything else."""
+        mode = self.augment or ("crop" if self.protocol(tokenizer) == "resize-crop" else "affine")
+        return Augment(mode=mode, flip=mode == "crop" if self.flip is None else self.flip)
+
+    def count(self, images: int) -> int:
+        """Variants of each image of a class of so many: 16, more of few, so that there is enough to train on."""
+        return min(MOST, max(16, -(-ENOUGH // max(1, images)))) if self.variants is None else self.variants
+
+
+def open_source(data: Sequence[Path], tokenizer: Tokenizer, *, is_cache: bool) -> Source:
+    """Images, or a token cache of this tokenizer; nothing is encoded yet. Raises UsageError, CacheError."""
+    if not is_cache:
+        return open_images(data)
+    cache = read_cache(data[0])
+    cache.check(tokenizer)
+    return cache
+
+
+def class_names(source: Source) -> tuple[str, ...]:
+    """What the labels of a source index into."""
+    return source.header.class_names if isinstance(source, TokenCache) else source.class_names
+
+
+def by_class(source: Source, name: str | None, said: str) -> dict[str, np.ndarray]:
+    """Class name -> rows of its images: all of them under `name`, or, of labelled ones without a name, each class's.
+
+    Of a labelled set that has a class `name`, the rows of that class.
+    Raises: UsageError when the images have no labels and there is no name, or a name that fits no class of several.
+    """
+    names, labels = class_names(source), source.labels
+    if name is None:
+        if not names or (labels < 0).any():
+            raise UsageError(
+                f"the images of '{said}' have no classes",
+                "without a name, each class needs a sub-folder",
+                f"avarc add-class NAME {said} ...",
+            )
+        return {c: np.flatnonzero(labels == i) for i, c in enumerate(names) if (labels == i).any()}
+    same = [i for i, c in enumerate(names) if normalise(c) == normalise(name)]
+    if not same and len(names) > 1:
+        raise UsageError(
+            f"'{said}' holds {len(names)} classes, none of them '{name}'",
+            f"they are {', '.join(names[:SHOWN])}",
+            "leave the name out to add them all, or name one of its sub-folders",
+        )
+    return {name: np.flatnonzero(labels == same[0]) if same else np.arange(len(source))}
+
+
+def encode(
+    source: Source, rows: np.ndarray, tokenizer: Tokenizer, variation: Variation, progress: Callable[[], None]
+) -> Examples:
+    """These images of a source, each with its variants; of a cache, its smoothing neighbours are the variants.
+
+    Unreadable images are left out and listed. `progress` is called after each image.
+    Raises: AvarcError when none is readable; CacheError.
+    """
+    if isinstance(source, TokenCache):
+        tokens = torch.from_numpy(source.tokens(rows))
+        for _ in rows:
+            progress()
+        return Examples(tokens, source.labels[rows].astype(np.int64), class_names(source))
+    mode, changes, variants = variation.protocol(tokenizer), variation.changes(tokenizer), variation.count(len(rows))
+    clean = Preprocess(mode, tokenizer.image_size)
+    large = Preprocess("fit" if mode == "none" else mode, changes.loaded_side(tokenizer.image_size))
+    encoded: list[Tensor] = []
+    readable: list[int] = []
+    unreadable: list[tuple[str, str]] = []
+    for row in rows.tolist():
+        generator = torch.Generator().manual_seed(variation.seed * 1_000_003 + row)  # the row's own, whoever is beside
+        try:
+            shown = _signed(source.load(row, clean))[None]
+            if variants:
+                pixels = torch.from_numpy(source.load(row, large)).expand(variants, -1, -1, -1)
+                shown = torch.cat([shown, changes(pixels, tokenizer.image_size, generator)])
+        except UnreadableImage as error:
+            unreadable.append((source.names[row], error.why))
+        else:
+            encoded.append(_encode(tokenizer, shown))
+            readable.append(row)
+        progress()
+    if not encoded:
+        name, reason = unreadable[0]
+        raise AvarcError(f"none of the {len(rows)} images of '{source.source}' is readable", f"'{name}': {reason}")
+    labels = source.labels[readable].astype(np.int64)
+    return Examples(torch.stack(encoded), labels, source.class_names, tuple(unreadable))
+
+
+def _signed(pixels_HH3: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels_HH3).permute(2, 0, 1).float() / 127.5 - 1
+
+
+@torch.inference_mode()
+def _encode(tokenizer: Tokenizer, images_S3HH: Tensor) -> Tensor:
+    parts = images_S3HH.split(ENCODED_AT_ONCE)
+    return torch.cat([tokenizer.quantize(tokenizer.encode(part)) for part in parts]).cpu()

@@ -1,0 +1,50 @@
+"""The class modulation of a VAR, computed once a class and kept.
+
+Shapes: N classes, C width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from avarc_cli.models.var import VAR, Condition
+
+CLASSES_AT_ONCE = 64  # always the same ones together, so that a row's bits never depend on who is asked for
+
+
+class ClassTable:
+    """Modulation of every class (num_classes + 1 rows a block), filled as classes are asked for."""
+
+    def __init__(self, var: VAR) -> None:
+        self.var = var
+        self.rows = var.config.num_classes + 1
+        self.tables: Condition | None = None
+        self.filled: set[int] = set()
+
+    def of(self, class_id_P: Tensor) -> Condition:
+        """The condition of pairs of these classes."""
+        for group in (class_id_P // CLASSES_AT_ONCE).unique().tolist():
+            if group not in self.filled:
+                self._fill(group)
+                self.filled.add(group)
+        assert self.tables is not None
+        return self.tables._replace(row_P=class_id_P)
+
+    def _fill(self, group: int) -> None:
+        start = group * CLASSES_AT_ONCE
+        stop = min(start + CLASSES_AT_ONCE, self.rows)
+        made = self.var.condition(torch.arange(start, stop, device=self.var.pos_1LC.device))
+        if self.tables is None:
+            self.tables = Condition(*([self._table(t) for t in made.blocks], self._table(made.head)))
+        for table, rows in zip([*self.tables.blocks, self.tables.head], [*made.blocks, made.head], strict=True):
+            table[start:stop] = rows
+
+    def _table(self, rows: Tensor) -> Tensor:
+        return rows.new_empty(self.rows, *rows.shape[1:])
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the whole table."""
+        c = self.var.config
+        return 4 * self.rows * c.width * (6 * c.depth + 2)

@@ -1,0 +1,56 @@
+"""What each precision costs on the embedded digits model: error of the log-likelihood, predictions that change.
+
+fp8 is computed on the CPU with the numbers that a GPU would multiply; tf32 needs a CUDA device.
+
+usage: python tests/benchmarks/precision_error.py [IMAGES]
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from avarc_cli.classifier import load_classifier
+from avarc_cli.data.datasets import open_images
+from avarc_cli.models.precision import PRECISIONS
+from avarc_cli.tokens import read
+from avarc_cli.zoo.files import ASSETS
+
+
+def log_likelihoods(name, tokens):
+    var = load_classifier("digits").model.likelihood
+    var.var.set_precision(PRECISIONS[name])
+    classes = torch.arange(var.num_classes)
+    started = time.process_time()
+    rows = []
+    for chunk in tokens.split(8):
+        pairs = torch.cartesian_prod(torch.arange(len(chunk)), classes)
+        state = var.begin(chunk, pairs[:, 0], pairs[:, 1])
+        rows.append(var.extend(state, len(var.segment_ends), keep_prefix=False).view(len(chunk), len(classes), -1))
+    return torch.cat(rows).double(), time.process_time() - started
+
+
+def main(images):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokens.h5"
+        held_out = open_images([ASSETS / "digits" / "test"]).select(None, images // 10, None)
+        load_classifier("digits").encode(held_out, path)
+        cache = read(path)
+        tokens = torch.from_numpy(cache.tokens(range(len(cache)))[:, 0])
+    exact, seconds = log_likelihoods("fp32", tokens)
+    best = exact.sum(-1).argmax(1)
+    print(f"{len(tokens)} images, {exact.shape[-1]} tokens; fp32 {seconds:.1f} s of CPU time")
+    for name in ("bf16", "fp16", "int8", "fp8"):
+        found, seconds = log_likelihoods(name, tokens)
+        total, token = (found - exact).sum(-1), found - exact
+        changed = int((found.sum(-1).argmax(1) != best).sum())
+        print(
+            f"{name}: log-likelihood error mean {total.abs().mean():.3f}, max {total.abs().max():.3f} nats "
+            f"(bias {total.mean():+.3f}); token std {token.std():.1e}; {changed} predictions changed; {seconds:.1f} s"
+        )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 360)
