@@ -6,10 +6,10 @@ USER := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format digits clean
+.PHONY: help demo test lint format digits digits-0-4 clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
 
 # Made anew, never patched: a half-finished environment leaves no stamp and is cleared by the next run.
 $(USER): pyproject.toml constraints.txt
@@ -52,6 +52,15 @@ digits: $(DEV) ## train the embedded model again (docs/digits.md)
 		--steps 8000 --batch-size 32 --lr 1.5e-3 --out build/var.safetensors
 	rm -rf $(ASSETS) && mkdir $(ASSETS)
 	cp -r build/digits/test build/vqvae.safetensors build/var.safetensors $(ASSETS)
+	$(BIN)/avarc encode $(ASSETS)/test --samples 3 --out build/digits.h5
+	$(BIN)/avarc tune build/digits.h5 --agreement 0.995 --hold-out 110 --out $(ASSETS)/plan.json
+
+digits-0-4: $(DEV) ## train the model that knows the digits 0 to 4 only (docs/add-class.md)
+	$(BIN)/python -m avarc_cli.train.digits build/digits
+	rm -rf build/digits-0-4 && mkdir build/digits-0-4
+	cp -r build/digits/train/0 build/digits/train/1 build/digits/train/2 build/digits/train/3 build/digits/train/4 build/digits-0-4
+	$(BIN)/avarc train var build/digits-0-4 --tokenizer digits-vqvae $(DIGITS) --depth 4 --width 64 \
+		--steps 4000 --batch-size 32 --lr 3e-3 --out $(ASSETS)-0-4/var.safetensors
 
 clean: ## remove the environment and the tools' caches
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -72,7 +72,21 @@ def _global_options(
     console.configure(mode=chosen, debug=debug)
 
 
-for command in (demo, encode, classify, tune, explain, report, export, sample, add_class, incremental, download, bench, doctor):
+for command in (
+    demo,
+    encode,
+    classify,
+    tune,
+    explain,
+    report,
+    export,
+    sample,
+    add_class,
+    incremental,
+    download,
+    bench,
+    doctor,
+):
     app.command()(command)
 app.add_typer(classes.app, name="classes")
 app.add_typer(cache.app, name="cache")

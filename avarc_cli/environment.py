@@ -20,7 +20,7 @@ _EXTRAS = (
     ("flash-attn", "flash", "another attention for NVIDIA GPUs, compared in the kernels' bench"),
     ("triton", "triton", "our own GPU kernels (--kernels)"),
     ("peft", "peft", "training LoRA adapters; reading them needs nothing; not used by this version"),
-    ("ray", "ray", "work spread over a cluster; not used by this version"),
+    ("ray", "ray", "avarc encode --engine ray: units spread over a cluster"),
     ("scikit-learn", "digits", "training the embedded digits model again"),
 )
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -207,8 +207,7 @@ def _attention_choice(cuda: bool) -> Choice:
             "math": torch.backends.cuda.math_sdp_enabled(),
         }
         why += f"; enabled are {', '.join(name for name, on in enabled.items() if on)}"
-    kernels = "torch" if triton_missing(torch.device("cuda" if cuda else "cpu")) else "triton"
-    return Choice("attention", attention(kernels), why)
+    return Choice("attention", attention("torch"), why)
 
 
 def _precision_choice(cuda: bool) -> Choice:
@@ -220,7 +219,7 @@ def _precision_choice(cuda: bool) -> Choice:
 
 def _kernel_choice(cuda: bool) -> Choice:
     why = triton_missing(torch.device("cuda" if cuda else "cpu"))
-    return Choice("kernels", "torch", why) if why else Choice("kernels", "triton", "our kernels run on this GPU")
+    return Choice("kernels", "torch", why or "--kernels triton is there, but was never timed; see avarc_kernels.bench")
 
 
 def _version(package: str) -> str | None:

@@ -130,7 +130,6 @@ class LoadedModel:
             "kernels": self.kernels,
         }
 
-
     def as_base(self) -> Base:
         """What a class bank says about the model it was made for."""
         return Base(name=self.name, sha256=self.sha256, tokenizer_sha256=self.tokenizer.sha256)
@@ -192,7 +191,7 @@ def load_model(
         tokenizer: name of a tokenizer card or path, in place of the implied one.
         class_names: text file with one class a line, in the order of the model's class ids.
         precision: "fp32", "tf32" (CUDA only), "bf16", "fp16", "int8" or "fp8" (CUDA only).
-        kernels: "torch", "triton", or "auto": triton where it runs.
+        kernels: "torch", "triton", or "auto" (`pick_kernels`).
         bank: folder with classes that were added to this model (avarc add-class).
         lora: folder with a LoRA adapter, as PEFT saves them, to merge into the weights.
     Raises: as load_tokenizer.
@@ -258,15 +257,16 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_kernels(kernels: str, device: torch.device) -> str:
-    """The implementation that "auto" or a name stands for. Raises UsageError for one that cannot run there."""
+    """The implementation that "auto" or a name stands for: plain PyTorch, while no GPU has timed our own kernels.
+
+    Raises: UsageError for one that is unknown or cannot run there.
+    """
     if kernels not in KERNELS:
         raise UsageError(f"no kernels '{kernels}'", f"there are {', '.join(KERNELS)}")
     why = triton_missing(device)
     if kernels == "triton" and why is not None:
         raise UsageError("cannot use the triton kernels", why, "use --kernels auto, or torch")
-    if kernels == "auto":
-        return "torch" if why or device.type != "cuda" else "triton"
-    return kernels
+    return "torch" if kernels == "auto" else kernels
 
 
 def set_precision(precision: str, device: torch.device) -> Precision:

@@ -11,6 +11,7 @@ import torch
 
 from avarc_cli.errors import UsageError
 from avarc_cli.loading import LoadedModel
+from avarc_cli.models.var_sampling import stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ def draw(
     device = model.tokenizer.device
     pictures = np.empty((len(classes), count, *[model.tokenizer.image_size] * 2, 3), dtype=np.uint8)
     for k, class_id in enumerate(classes):
-        streams = [_stream(how.seed, class_id, number, device) for number in range(count)]
+        streams = [stream(how.seed, class_id, number, device) for number in range(count)]
         tokens_BL = model.likelihood.sample(
             torch.full((count,), class_id, device=device),
             guidance=how.guidance,
@@ -63,8 +64,3 @@ def draw(
         pictures[k] = pixels.permute(0, 2, 3, 1).cpu().numpy()
         progress(k + 1)
     return pictures
-
-
-def _stream(seed: int, class_id: int, number: int, device: torch.device) -> torch.Generator:
-    state = np.random.SeedSequence([seed, class_id, number]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))

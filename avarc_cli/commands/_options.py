@@ -40,14 +40,12 @@ TokenizerOpt = Annotated[
 ]
 PrecisionOpt = Annotated[str, typer.Option("--precision", help="fp32, tf32 (CUDA), bf16, fp16, int8 or fp8 (CUDA).")]
 KernelsOpt = Annotated[
-    str, typer.Option("--kernels", help="auto (triton where it runs), triton, or torch: plain PyTorch.")
+    str, typer.Option("--kernels", help="auto (torch), torch: plain PyTorch, or triton: our own for NVIDIA GPUs.")
 ]
 MemoryOpt = Annotated[
     str | None, typer.Option("--memory", help="Stay within this much memory, weights included: 8GiB, 500MiB.")
 ]
-BatchSizeOpt = Annotated[
-    str, typer.Option("--batch-size", help="Pairs of image and class scored at once, or auto.")
-]
+BatchSizeOpt = Annotated[str, typer.Option("--batch-size", help="Pairs of image and class scored at once, or auto.")]
 BankOpt = Annotated[
     Path | None, typer.Option("--bank", help="Class bank whose classes come after the model's own (avarc add-class).")
 ]

@@ -27,9 +27,7 @@ OutOpt = Annotated[Path, typer.Option("--out", "-o", help="Weights to write (saf
 StepsOpt = Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps.")]
 BatchOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Images a step.")]
 RateOpt = Annotated[float, typer.Option("--lr", help="Peak learning rate.")]
-DropoutOpt = Annotated[
-    float, typer.Option("--class-dropout", help="Share of images trained on as unconditional.")
-]
+DropoutOpt = Annotated[float, typer.Option("--class-dropout", help="Share of images trained on as unconditional.")]
 AugmentOpt = Annotated[
     str,
     typer.Option("--augment", help="crop (random crop), affine (rotate, scale, shear, shift: small objects) or none."),
@@ -196,6 +194,7 @@ def cca(
     from avarc_cli.data.datasets import open_images
     from avarc_cli.data.labels import match
     from avarc_cli.loading import load_model
+    from avarc_cli.models.var_added import base_of
     from avarc_cli.train import cca, save
     from avarc_cli.train.generator import EncodedImages
     from avarc_cli.train.images import Augment, TrainingImages
@@ -212,7 +211,7 @@ def cca(
         why = f"{loaded.name} has none called {', '.join(unknown[:4])}" if unknown else "every image needs one"
         raise UsageError("images without a class of the model", why, "use one sub-folder a class, named as the model's")
     labelled = replace(chosen, labels=class_of[chosen.labels].astype("int32"))
-    reader, var = loaded.tokenizer, loaded.likelihood.var
+    reader, var = loaded.tokenizer, base_of(loaded.likelihood).var
     images = TrainingImages(labelled, reader.image_size, Augment(mode=augment, flip=flip), seed=seed)
     tokens = EncodedImages(reader.network, images)
     recipe = Recipe(steps=steps, batch_size=batch_size, lr=lr, seed=seed, weight_decay=0.0)

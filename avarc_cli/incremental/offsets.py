@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from avarc_cli.incremental.scoring import log_likelihoods
 from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.models.var_sampling import stream
 from avarc_cli.scoring.scores import FloatN
 
 RIVALS = 20  # old classes that are compared with: the ones that the new images are likeliest under
@@ -45,7 +46,7 @@ def draw(model: LikelihoodModel, classes: Sequence[int], seed: int, device: torc
     """Tokens (len(classes) * DRAWN, L) drawn from p(x | class), class by class; every image by its own stream."""
     tokens = []
     for class_id in classes:
-        streams = [torch.Generator(device).manual_seed(_stream_seed(seed, class_id, i)) for i in range(DRAWN)]
+        streams = [stream(seed, class_id, i, device) for i in range(DRAWN)]
         class_B = torch.full((DRAWN,), class_id, device=device)
         tokens.append(model.sample(class_B, guidance=0.0, generators=streams).cpu())
     return torch.cat(tokens)
@@ -108,7 +109,3 @@ def _rivals(model: LikelihoodModel, tokens_NL: Tensor, old: int, device: torch.d
     looked_at = tokens_NL[:: max(1, len(tokens_NL) // RIVALS)]
     log_p_K = log_likelihoods(model, looked_at, range(old), device=device).max(0)
     return sorted(np.argsort(-log_p_K)[:RIVALS].tolist())
-
-
-def _stream_seed(seed: int, class_id: int, number: int) -> int:
-    return int(np.random.SeedSequence([seed, class_id, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,6 +54,12 @@ def sample(
             following = quantizer.shrink(k + 1, latents).flatten(2).transpose(1, 2)
             x = var.embed_scale(k + 1, following).repeat(2, 1, 1)
     return torch.cat(tokens, dim=1)
+
+
+def stream(seed: int, class_id: int, number: int, device: torch.device) -> torch.Generator:
+    """The randomness of picture `number` of a class: it depends on nothing else."""
+    state = np.random.SeedSequence([seed, class_id, number]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
 
 
 def restrict(logits_BTV: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from avarc_cli.errors import UsageError
 from avarc_cli.results.saved import SavedRun
-from avarc_cli.tokens.files import TEMPORARY, flush_to_disk, only_writer
+from avarc_cli.tokens.files import TEMPORARY, flush_to_disk
+from avarc_cli.tokens.locks import only_writer
 
 Progress = Callable[[int], None]
 UNKNOWN = -1
@@ -160,7 +161,9 @@ def _write_parquet(table: Table, path: Path, progress: Progress) -> None:
     per_image = {"path": arrow.string(), "gt_label": arrow.int64(), "prediction": arrow.int64()}
     value = arrow.list_(arrow.from_numpy_dtype(np.dtype(table.dtype)))
     likelihood = arrow.list_(value) if table.per_token else value
-    shared = {name: json.dumps(small[name].tolist()) for name in ("candidates", "counts_as", "class_ids", "class_names")}
+    shared = {
+        name: json.dumps(small[name].tolist()) for name in ("candidates", "counts_as", "class_ids", "class_names")
+    }
     shared |= {"sequence_length": str(small["sequence_length"]), "protocol": str(small["protocol"])}
     schema = arrow.schema({**per_image, "log_likelihood": likelihood}, metadata=shared)
     with parquet.ParquetWriter(path, schema) as file:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.tokens.files import only_writer, write_whole
+from avarc_cli.tokens.files import write_whole
+from avarc_cli.tokens.locks import only_writer
 
 JOURNAL = "predictions.jsonl.part"
 SECONDS = "seconds.part"

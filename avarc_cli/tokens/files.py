@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from avarc_cli.tokens.locks import only_writer as only_writer
-
 TEMPORARY = ".tmp"  # suffix of what is not finished
 
 

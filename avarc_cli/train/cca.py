@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
@@ -92,7 +92,7 @@ def student_of(var: VAR, rank: int, generator: torch.Generator) -> VAR:
         return student.requires_grad_(True)
     student.requires_grad_(False)
     for name in adapted_linears(var.config, "lora"):
-        linear = student.get_submodule(name)
+        linear = cast("nn.Linear", student.get_submodule(name))
         rows, columns = linear.weight.shape
         a = torch.randn(rank, columns, generator=generator) / columns**0.5
         low_rank = LowRank(a, torch.zeros(rows, rank), 1.0).to(linear.weight.device)
@@ -102,6 +102,6 @@ def student_of(var: VAR, rank: int, generator: torch.Generator) -> VAR:
 
 def adapter_of(student: VAR) -> dict[str, tuple[Tensor, Tensor]]:
     """What a LoRA student has learnt: name of a linear -> (A (r, in), B (out, r)); W + B A is its weight."""
-    adapted = [(name, m) for name, m in student.named_modules() if parametrize.is_parametrized(m, "weight")]
-    low_rank = {name: cast("LowRank", m.parametrizations.weight[0]) for name, m in adapted}
-    return {name: (part.a.detach(), part.b.detach()) for name, part in low_rank.items()}
+    end = ".parametrizations.weight.0"
+    parts = {name.removesuffix(end): m for name, m in student.named_modules() if isinstance(m, LowRank)}
+    return {name: (part.a.detach(), part.b.detach()) for name, part in parts.items()}

@@ -58,9 +58,24 @@ def save_lora(factors: Mapping[str, tuple[Tensor, Tensor]], folder: Path, *, bas
 
 
 def _save(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+    content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata)
     try:
-        write_whole(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata))
+        write_whole(path, in_order(content))
     except OSError as error:
         raise AvarcError(
             f"cannot write '{path}'", error.strerror or str(error), "free some space, or name another"
         ) from None
+
+
+def in_order(content: bytes) -> bytes:
+    """The same safetensors file with its metadata sorted: the library writes it in another order in every process.
+
+    So equal weights make equal files, and their sha256 is the same.
+    """
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]

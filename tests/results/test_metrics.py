@@ -9,7 +9,13 @@ from avarc_cli.scoring.scores import near_tie, posterior
 
 def record(label, rank, **more):
     known = label is not None
-    base = {"label": label, "label_id": str(label) if known else None, "label_name": "x", "label_rank": rank, "near_tie": False}
+    base = {
+        "label": label,
+        "label_id": str(label) if known else None,
+        "label_name": "x",
+        "label_rank": rank,
+        "near_tie": False,
+    }
     return base | {"tokens_scored": 10, "bits_per_token": 2.0, "posterior": 0.75} | more
 
 
