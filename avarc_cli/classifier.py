@@ -219,7 +219,7 @@ class Classifier:
             "model": model["model"]["sha256"],
             "tokenizer": model["tokenizer"]["sha256"],
             "bank": model["bank"],
-            "offsets": self.options.offsets,
+            "offsets": self.options.offsets if self.model.bank else None,
             "precision": self.model.precision,
             "segments": len(self.model.likelihood.segment_ends),
             "candidates": self.candidates.tolist(),
@@ -269,7 +269,7 @@ class Classifier:
     def _protocol(self, cache: TokenCache, request: Request) -> dict[str, Any]:
         """run.json: everything that the numbers depend on."""
         header = cache.header
-        fields = ("source", "dataset", "images_sha256", "preprocess", "patch_nums", "samples", "sigma", "seed")
+        fields = ("source", "dataset", "images_sha256", "preprocess", "precision", "patch_nums", "samples", "sigma", "seed")
         tokens = {name: getattr(header, name) for name in fields}
         tokens |= {"images": len(cache), "length": self.model.likelihood.segment_ends[-1]}
         classes = self.model.classes
@@ -284,7 +284,7 @@ class Classifier:
             "log_prior": self.log_prior.tolist() if self.options.priors else None,
             "tokens_per_batch": request.tokens_per_batch,
             "prefix_tokens": request.prefix_tokens,
-            "offsets": self.options.offsets,
+            "offsets": self.options.offsets if self.model.bank else None,
             "deterministic": self.options.deterministic,
             "attention": environment.attention(self.model.kernels),
             "threads": torch.get_num_threads(),

@@ -101,8 +101,8 @@ def main(args: Sequence[str] | None = None) -> int:
     Args:
         args: the words after `avarc`; those of the process when None.
     """
-    # Read when torch loads: threads that wait by spinning are far slower on a shared machine (docs/numbers.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch loads: how long threads spin before they sleep (docs/performance.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     console.configure(mode=console.Mode.HUMAN, debug=False)
     try:
         code = _run(args)

@@ -72,6 +72,11 @@ class Tokenizer(Protocol):
     @property
     def num_tokens(self) -> int: ...
     @property
+    def precision(self) -> str:
+        """Of the encoder: "fp32" or "bf16"."""
+        ...
+
+    @property
     def preprocess(self) -> str:
         """Default preprocessing mode (data.preprocess)."""
         ...

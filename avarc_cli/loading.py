@@ -49,8 +49,8 @@ IMAGENET_CLASSES = 1000
 class LoadedTokenizer:
     """An image tokenizer on its device, with the identity that token caches record (likelihood.Tokenizer).
 
-    It always computes in full float32, whatever the precision of the run: a token is an argmin, and one that flips
-    changes all after it.
+    It computes in full float32, whatever the precision of the run: a token is an argmin, and one that flips changes
+    all after it. The encoder alone can be had in bfloat16 (`at`); codes are looked up in float32 even then.
     """
 
     network: Any  # a module of one of TOKENIZERS
@@ -59,6 +59,15 @@ class LoadedTokenizer:
     sha256: str
     preprocess: str
     metadata: Mapping[str, str]
+    precision: str = "fp32"
+
+    def at(self, precision: str) -> LoadedTokenizer:
+        """The same tokenizer with its encoder in "fp32" or "bf16" (CUDA). Raises UsageError for what is not to be had."""
+        if precision not in ("fp32", "bf16"):
+            raise UsageError(f"images are not encoded in {precision}", "there are fp32 and, on a GPU, bf16")
+        if precision == "bf16" and self.device.type != "cuda":
+            raise UsageError("encoding in bf16 needs a CUDA device", f"this run uses {self.device}", "use fp32")
+        return replace(self, precision=precision)
 
     @property
     def patch_nums(self) -> tuple[int, ...]:
@@ -83,9 +92,10 @@ class LoadedTokenizer:
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
         pixels = images_B3HW.to(self.device).contiguous(memory_format=torch.channels_last)
-        with full_float32():
+        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with full_float32(), half:
             latents: Tensor = self.network.encode(pixels)
-        return latents.contiguous()
+        return latents.float().contiguous()
 
     def quantize(self, latents: Tensor) -> Tensor:
         with full_float32():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does
 os.environ["AVARC_HOME"] = tempfile.mkdtemp(prefix="avarc-tests-")  # not the names that this machine's user gave
 
 import numpy as np

@@ -131,6 +131,7 @@ def _facts(cache: TokenCache) -> dict[str, Any]:
         "tokens_an_image": header.num_tokens,
         "vocabulary": header.vocab_size,
         "preprocess": header.preprocess,
+        "precision": header.precision,
         "samples": header.samples,
         "sigma": header.sigma,
         "seed": header.seed,

@@ -50,6 +50,9 @@ def encode(
         str,
         typer.Option("--engine", help="local, or ray: units are tasks of a Ray cluster; needs avarc[ray]."),
     ] = "local",
+    precision: Annotated[
+        str, typer.Option("--precision", help="Of the encoder: fp32, or bf16 on a GPU, which changes some tokens.")
+    ] = "fp32",
     device: opt.DeviceOpt = "auto",
     yes: _weights.YesOpt = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a cache of another request.")] = False,
@@ -71,7 +74,7 @@ def encode(
     _weights.ensure(model, tokenizer, yes=yes, tokenizer_only=True)
     images = opt.select_images(data, subset, per_class, limit, dataset)
     scales = opt.parse_numbers(patch_nums, "--patch-nums")
-    reader = load_tokenizer(model, tokenizer, patch_nums=scales, device=device)
+    reader = load_tokenizer(model, tokenizer, patch_nums=scales, device=device).at(precision)
     pixels = Preprocess(preprocess or reader.preprocess, reader.image_size)
     console.note(
         f"{len(images):,} images to {reader.num_tokens} tokens x {samples} samples, {pixels}, by {reader.name}"

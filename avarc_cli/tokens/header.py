@@ -20,6 +20,7 @@ class CacheHeader:
 
     format: version of the layout; tokenizer, tokenizer_file, tokenizer_sha256: its name, file name, and digest of
     the file; patch_nums: side of each scale; image_size: pixels a side; preprocess: protocol text;
+    precision: of the encoder;
     samples: S; sigma: standard deviation of the neighbours' noise on the latents, and seed of it (both 0 when S is 1);
     latents: whether they are kept; class_names: what labels index into; dataset: the known dataset it is
     ("imagenet-r"), "" for any other; source: what was encoded, as the user named it; images: how many that were,
@@ -34,6 +35,7 @@ class CacheHeader:
     patch_nums: tuple[int, ...]
     image_size: int
     preprocess: str
+    precision: str
     samples: int
     sigma: float
     seed: int
@@ -64,7 +66,7 @@ class CacheHeader:
 
         Raises: CacheError for another format version; KeyError, TypeError, ValueError for what is no header.
         """
-        values = {"dataset": ""} | json.loads(text)  # the first caches did not tell their dataset
+        values = {"dataset": "", "precision": "fp32"} | json.loads(text)  # the first caches did not tell
         version = values["format"]
         if version != FORMAT:
             fix = "upgrade avarc: pip install --upgrade avarc" if version > FORMAT else "encode the images again"

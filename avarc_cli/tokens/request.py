@@ -100,6 +100,7 @@ def describe(
         patch_nums=tuple(tokenizer.patch_nums),
         image_size=tokenizer.image_size,
         preprocess=str(preprocess),
+        precision=tokenizer.precision,
         samples=samples,
         sigma=float(sigma) if samples > 1 else 0.0,  # without neighbours neither plays a part
         seed=seed if samples > 1 else 0,

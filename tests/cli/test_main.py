@@ -67,7 +67,7 @@ def test_an_interrupt_ends_with_130_and_a_short_message(failing, capsys):
     assert capsys.readouterr().err.startswith("error: interrupted\n")
 
 
-@pytest.mark.parametrize("words", [["models", "--no-such-option"], ["no-such-command"], ["models", "a", "b"]])
+@pytest.mark.parametrize("words", [["models", "--no-such-option"], ["no-such-command"], ["doctor", "a"]])
 def test_wrong_usage_ends_with_2_on_stderr(capsys, words):
     assert main(words) == 2
     out, err = capsys.readouterr()

@@ -22,6 +22,7 @@ class StubTokenizer:
     patch_nums = (1, 2)
     image_size = 8
     vocab_size = 64
+    precision = "fp32"
     preprocess = "none"
     num_tokens = 5
 
