@@ -169,6 +169,7 @@ def measure(
     best: dict[tuple[str, str, str], tuple[float, float]] = {}
     outs, memory = {}, {}
     for round_ in range(rounds + 1):  # the first warms up, and is measured for memory
+        peak = max(peak, _product_rate(device))  # again and again: another process may have disturbed one
         for key, run in ways.items():
             torch.backends.cuda.matmul.allow_tf32 = key[1] == "tf32"
             if round_ == 0:
