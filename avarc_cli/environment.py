@@ -19,7 +19,8 @@ PACKAGES = ("torch", "numpy", "pillow", "h5py", "safetensors", "huggingface_hub"
 _EXTRAS = (
     ("flash-attn", "flash", "another attention for NVIDIA GPUs, compared in the kernels' bench"),
     ("triton", "triton", "our own GPU kernels (--kernels)"),
-    ("peft", "peft", "training LoRA adapters; reading them needs nothing; not used by this version"),
+    ("pyarrow", "data", "Parquet and Arrow datasets, avarc export to Parquet"),
+    ("peft", "peft", "to go on with our LoRA adapters in PEFT; avarc reads and writes them without it"),
     ("ray", "ray", "avarc encode --engine ray: units spread over a cluster"),
     ("scikit-learn", "digits", "training the embedded digits model again"),
 )

@@ -62,7 +62,7 @@ class LoadedTokenizer:
     precision: str = "fp32"
 
     def at(self, precision: str) -> LoadedTokenizer:
-        """The same tokenizer with its encoder in "fp32" or "bf16" (CUDA). Raises UsageError for what is not to be had."""
+        """The same tokenizer with its encoder in "fp32" or "bf16" (CUDA). Raises UsageError for anything else."""
         if precision not in ("fp32", "bf16"):
             raise UsageError(f"images are not encoded in {precision}", "there are fp32 and, on a GPU, bf16")
         if precision == "bf16" and self.device.type != "cuda":
@@ -241,7 +241,7 @@ def with_bank(model: LoadedModel, bank: Bank) -> LoadedModel:
         var_added.AddedClass.from_tensors(bank.tensors(a), a.scale, base.var.config, str(bank.path / a.file))
         for a in bank.additions
     ]
-    likelihood: LikelihoodModel = var_added.VARAdded(base, additions) if additions else base
+    likelihood: LikelihoodModel = var_added.add(base, additions) if additions else base
     return replace(model, likelihood=likelihood, classes=bank.extend(model.classes), bank=bank)
 
 

@@ -13,6 +13,8 @@ from avarc_cli.errors import UsageError
 from avarc_cli.loading import LoadedModel
 from avarc_cli.models.var_sampling import stream
 
+MOST_GUIDANCE = 1000  # far beyond any use; float32 ends at 1e38
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -29,10 +31,10 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.guidance < 0 or self.top_k < 0 or not 0 <= self.top_p <= 1:
+        if not (0 <= self.guidance <= MOST_GUIDANCE and self.top_k >= 0 and 0 <= self.top_p <= 1):
             raise UsageError(
                 f"guidance {self.guidance}, top-k {self.top_k}, top-p {self.top_p}",
-                "guidance and top-k are at least 0, top-p lies in [0, 1]",
+                f"guidance lies in [0, {MOST_GUIDANCE}], top-k is at least 0, top-p lies in [0, 1]",
             )
 
 

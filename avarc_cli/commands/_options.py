@@ -81,7 +81,7 @@ WorkersOpt = Annotated[int, typer.Option("--workers", help="Processes that decod
 SigmaOpt = Annotated[
     float, typer.Option("--sigma", help="Standard deviation of the neighbours' noise, in units of the latents.")
 ]
-SeedOpt = Annotated[int, typer.Option("--seed", help="Seed of the random numbers.")]
+SeedOpt = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the random numbers.")]
 
 
 def select_images(

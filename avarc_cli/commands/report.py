@@ -38,6 +38,7 @@ def report(
     ] = None,
     tokenizer: opt.TokenizerOpt = None,
     bank: opt.BankOpt = None,
+    lora: opt.LoraOpt = None,
     device: opt.DeviceOpt = "auto",
     as_json: opt.JsonOpt = False,
 ) -> None:
@@ -61,7 +62,7 @@ def report(
     saved = open_run(run)
     metrics = RunFolder(run).read_metrics()
     check(saved, metrics)
-    shown = _hardest(saved, hardest, tokens, model, tokenizer, bank, device)
+    shown = _hardest(saved, hardest, tokens, model, tokenizer, bank, lora, device)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_whole(page, render(saved, metrics, shown).encode())
     if shown.note:
@@ -77,6 +78,7 @@ def _hardest(
     model: str | None,
     tokenizer: str | None,
     bank: Path | None,
+    lora: Path | None,
     device: str,
 ) -> Hardest:
     """Cards of the hardest images; where they cannot be made, the page says why instead, unless the user insisted."""
@@ -95,7 +97,7 @@ def _hardest(
             if of_run.has_likelihoods(saved) and not insisted:
                 made = of_run.from_likelihoods(saved, verdicts)
             else:
-                made = _score_again(saved, verdicts, tokens, model, tokenizer, bank, device)
+                made = _score_again(saved, verdicts, tokens, model, tokenizer, bank, lora, device)
             for explanation in made:
                 cards.append(gallery.card(explanation, Weighting()))
                 bar.update(len(cards))
@@ -115,6 +117,7 @@ def _score_again(
     model: str | None,
     tokenizer: str | None,
     bank: Path | None,
+    lora: Path | None,
     device: str,
 ) -> Iterator[Explanation]:
     """For a run without saved likelihoods: its tokens and its model, if both are to be had."""
@@ -129,7 +132,8 @@ def _score_again(
             "and the token cache that it was made from is not in the run folder",
             f"avarc report {saved.path} --tokens CACHE, or classify with --save-likelihood",
         )
-    classifier = load_classifier(model or saved.protocol["model"]["name"], tokenizer, device=device, bank=bank)
+    name = model or saved.protocol["model"]["name"]
+    classifier = load_classifier(name, tokenizer, device=device, bank=bank, lora=lora)
     cache = read(path)
     batch = classifier.request(cache.header.samples).tokens_per_batch
     return of_run.from_tokens(saved, verdicts, cache, classifier.model, batch)

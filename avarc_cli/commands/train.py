@@ -33,7 +33,6 @@ AugmentOpt = Annotated[
     typer.Option("--augment", help="crop (random crop), affine (rotate, scale, shear, shift: small objects) or none."),
 ]
 FlipOpt = Annotated[bool, typer.Option("--flip", help="Mirror half of the images.")]
-SeedOpt = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the random numbers.")]
 
 
 @app.command()
@@ -58,7 +57,7 @@ def tokenizer(
     lr: RateOpt = 3e-4,
     augment: AugmentOpt = "crop",
     flip: FlipOpt = False,
-    seed: SeedOpt = 0,
+    seed: opt.SeedOpt = 0,
     device: opt.DeviceOpt = "auto",
     as_json: opt.JsonOpt = False,
 ) -> None:
@@ -115,7 +114,7 @@ def var(
     class_dropout: DropoutOpt = 0.1,
     augment: AugmentOpt = "crop",
     flip: FlipOpt = False,
-    seed: SeedOpt = 0,
+    seed: opt.SeedOpt = 0,
     device: opt.DeviceOpt = "auto",
     yes: _weights.YesOpt = False,
     as_json: opt.JsonOpt = False,
@@ -180,7 +179,7 @@ def cca(
     lr: RateOpt = 2e-5,
     augment: AugmentOpt = "crop",
     flip: FlipOpt = False,
-    seed: SeedOpt = 0,
+    seed: opt.SeedOpt = 0,
     device: opt.DeviceOpt = "auto",
     yes: _weights.YesOpt = False,
     as_json: opt.JsonOpt = False,

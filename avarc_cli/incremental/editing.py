@@ -113,8 +113,7 @@ def _change(path: Path, change: Callable[[Bank], Bank]) -> Bank:
     with _editing(path):
         bank = read(path)
         changed = change(bank)
-        files = {a.file for a in changed.additions}
-        _commit(changed, [a for a in bank.additions if a.file not in files])
+        _commit(changed, bank.additions)
     return changed
 
 
@@ -138,10 +137,11 @@ def _write(path: Path, new: NewClass) -> Addition:
     )
 
 
-def _commit(bank: Bank, gone: Sequence[Addition]) -> None:
+def _commit(bank: Bank, before: Sequence[Addition]) -> None:
+    """Write the bank, then delete the files that only earlier additions had: equal additions share one."""
     write_whole(bank.path / FILE, bank.to_json().encode())
-    for addition in gone:
-        (bank.path / addition.file).unlink(missing_ok=True)
+    for file in {a.file for a in before} - {a.file for a in bank.additions}:
+        (bank.path / file).unlink(missing_ok=True)
 
 
 @contextmanager

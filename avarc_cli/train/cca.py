@@ -22,7 +22,7 @@ from avarc_cli.models.var import VAR
 from avarc_cli.models.var_added import LowRank, adapted_linears
 from avarc_cli.models.vqvae import MultiScaleQuantizer
 from avarc_cli.train.generator import TokenBatches, token_log_prob
-from avarc_cli.train.loop import Progress, Recipe, train
+from avarc_cli.train.loop import Progress, Recipe, fingerprint, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,9 @@ def train_cca(
         own, other = gain_2B.detach().chunk(2)
         return loss, {"loss": loss.item(), "own": own.mean().item(), "others": other.mean().item()}
 
-    subject = f"CCA {contrast} of {reference.config} on {data}"
+    weights = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    models = f"{weights} weights of {fingerprint(reference)}, tokens of {fingerprint(quantizer)}"
+    subject = f"CCA {contrast}, {models}, {reference.config} on {data}"
     train(student, loss_of_step, recipe, checkpoint, progress, subject=subject)
 
 

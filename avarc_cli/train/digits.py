@@ -15,15 +15,22 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from avarc_cli.errors import UsageError
+
 HELD_OUT = 360
 SPLIT_SEED = 0  # chosen once, before any model was trained
 SIDE = 32  # pixels
 
 
 def write_digits(folder: Path) -> None:
-    """Write both parts; the split is stratified by class and always the same."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    """Write both parts; the split is stratified by class and always the same. Raises: UsageError without sklearn."""
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError:
+        raise UsageError(
+            "the digits come with scikit-learn", "it is not installed", "pip install 'avarc[digits]'"
+        ) from None
 
     pixels_N64, label_N = load_digits(return_X_y=True)
     rows = np.arange(len(label_N))

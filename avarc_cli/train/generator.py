@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from avarc_cli.models.var import VAR, VARConfig
 from avarc_cli.models.vqvae import VQVAE, MultiScaleQuantizer
 from avarc_cli.train.images import TrainingImages
-from avarc_cli.train.loop import Progress, Recipe, train
+from avarc_cli.train.loop import Progress, Recipe, fingerprint, train
 
 
 class TokenBatches(Protocol):
@@ -70,7 +70,8 @@ def train_var(
         loss = token_loss(model, tokenizer.quantize, tokens_BL.to(device), class_B.to(device))
         return loss, {"bits/token": loss.item() / math.log(2)}
 
-    subject = f"{config} on {data}, class dropout {class_dropout}"
+    made_of = f"tokens of {fingerprint(tokenizer)}, starting from {fingerprint(model)}"
+    subject = f"{config} on {data}, {made_of}, class dropout {class_dropout}"
     train(model, loss_of_step, recipe, checkpoint, progress, subject=subject)
     return model
 

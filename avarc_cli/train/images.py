@@ -6,6 +6,7 @@ Shapes: B images, S side as loaded, H side of the network's input. Pixels are ui
 from __future__ import annotations
 
 import math
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -103,7 +104,8 @@ class TrainingImages:
         self._memory = self._decode(np.arange(len(images))) if fits else None
 
     def __str__(self) -> str:
-        return f"{len(self)} images of {self.images.source}, {self.size} pixels, {self.augment}"
+        labels = zlib.crc32(np.ascontiguousarray(self.images.labels))
+        return f"{len(self)} images of {self.images.source}, {self.size} pixels, {self.augment}, labels {labels:08x}"
 
     def __len__(self) -> int:
         return len(self.images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import pickle
@@ -114,6 +115,14 @@ def train(
                 _save(checkpoint, identity, model, optimizer, averaged, step + 1)
     model.load_state_dict(averaged)
     model.eval()
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A short digest of a module's weights, for the `subject` of a training that depends on them."""
+    digest = hashlib.sha256()
+    for tensor in module.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 @contextmanager

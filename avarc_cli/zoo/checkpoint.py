@@ -67,7 +67,7 @@ def read(path: Path) -> Checkpoint:
 def adapted(base: Checkpoint, folder: Path) -> Checkpoint:
     """A model with a LoRA adapter merged into it, which is a folder as PEFT saves them.
 
-    Its sha256 is that of the two files' digests: with another adapter it is another model.
+    Its sha256 is made of the digests of both and the adapter's configuration: another adapter, another model.
 
     Raises: UsageError when the folder holds no adapter; CheckpointError when it is damaged or does not fit the model.
     """
@@ -88,7 +88,8 @@ def adapted(base: Checkpoint, folder: Path) -> Checkpoint:
     if strange := [key for key in whole if key not in base.tensors or base.tensors[key].shape != whole[key].shape]:
         raise CheckpointError(f"{file} does not fit {base.path}", f"it has {few(strange)}", "name the right model")
     merged, said = lora.merge(base.tensors | own, {}, file)
-    sha256 = hashlib.sha256(f"{base.sha256} {notes.digest(file)}".encode()).hexdigest()
+    digests = (base.sha256, notes.digest(file), notes.digest(folder / lora.CONFIG))  # the last for alpha
+    sha256 = hashlib.sha256(" ".join(digests).encode()).hexdigest()
     return replace(base, tensors=merged, sha256=sha256, metadata=base.metadata | said)
 
 

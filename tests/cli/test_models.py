@@ -58,7 +58,7 @@ def test_json_of_one_card_is_that_card(capsys):
 
 
 def test_quiet_lists_bare_names(capsys):
-    assert shown(capsys, "--quiet", "models").splitlines()[:2] == ["digits", "var-d16"]
+    assert shown(capsys, "--quiet", "models").splitlines()[:2] == ["digits", "digits-0-4"]
 
 
 def test_an_unknown_name_is_wrong_usage_and_suggests_a_near_one(capsys):

@@ -47,7 +47,9 @@ def test_the_picture_has_one_row_a_class(tmp_path, capsys):
         (["3", "--out", "x.jpg"], "there is no format '.jpg'"),
         (["3", "--out", "missing/x.png"], "'missing' is no folder"),
         (["3", "--out", "x.png", "--top-p", "1.5"], "top-p lies in [0, 1]"),
-        (["3", "--out", "x.png", "--guidance", "-1"], "guidance and top-k are at least 0"),
+        (["3", "--out", "x.png", "--guidance", "-1"], "guidance lies in [0, 1000]"),
+        (["3", "--out", "x.png", "--guidance", "nan"], "guidance lies in [0, 1000]"),
+        (["3", "--out", "x.png", "--seed", "-1"], "--seed"),
         (["3", "--out", "x.png", "--model", "digits-vqvae"], "is a tokenizer"),
     ],
 )

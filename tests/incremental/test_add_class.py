@@ -156,6 +156,8 @@ def test_replace_and_skip_existing_say_what_becomes_of_a_known_name(setting, ban
     assert [c["name"] for c in replaced] == ["blue", "coral", "dark", "amber"]
     assert replaced[:3] == after[1:] and replaced[3]["file"] != before[0]["file"]
     assert len(list(bank.glob("*.safetensors"))) == 4, "the replaced file is gone"
+    assert run(setting, "amber", setting.colours / "coral", *IMAGES, "--bank", bank, "--replace") == 0
+    assert listed(bank, capsys) == replaced and (bank / replaced[3]["file"]).is_file(), "the same again is kept"
 
 
 def test_a_bank_of_another_model_is_refused_with_both_digests(setting, bank, tmp_path, capsys):

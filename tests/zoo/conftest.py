@@ -151,7 +151,7 @@ def server():
         first.hub = second.hub = hub = Hub(url, cdn_url)
         hub.files = {(VAR, "var_d16.pth"): weights(16)[0], (VAR, "vae_ch160v4096z32.pth"): weights(1, 1000)[0]}
         hub.files[CCA, "CCA_VAR_Guidance_Free/VAR_d16_CCA.pth"] = weights(17)[0]
-        assert {card.weights.repo for card in published.MODELS[1:]} == {VAR, CCA}
+        assert {c.weights.repo for c in published.MODELS if not c.name.startswith("digits")} == {VAR, CCA}
         yield hub
 
 
