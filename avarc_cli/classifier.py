@@ -33,9 +33,12 @@ from avarc_cli.scoring.engine import Request
 from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.scoring.scores import score_function
 from avarc_cli.tokens.cache import TokenCache, read
-from avarc_cli.tokens.encode import encode
+from avarc_cli.tokens.encode import EncodeResult, encode
+from avarc_cli.tokens.units import default_workers
 
-AUTO = "auto"  # --plan: the tuned plan that lies beside the model's weights
+AUTO = "auto"  # --plan: the tuned plan that lies beside the model's weights; --batch-size: what fits
+# What run.json says of a cache's header:
+RECORDED = ("source", "dataset", "images_sha256", "preprocess", "precision", "patch_nums", "samples", "sigma", "seed")
 MAX_SAMPLES = 1 << 16  # of images that are yet to be encoded, as many as the plan asks for
 
 
@@ -48,7 +51,8 @@ class Options:
     for those of the dataset; dataset: the known one that the images are of (data.known), else "";
     priors: file of `class<TAB>weight` lines, None for equal; score: name of a score function;
     batch_size: pairs of a forward pass as "auto" or a number; deterministic: the same batch shapes in every run;
-    offsets: add the offsets that a class bank stores to the scores of its classes.
+    offsets: add the offsets that a class bank stores to the scores of its classes;
+    memory: what the run may take, weights included, as "8GiB" or "500MiB"; None without a limit.
     """
 
     plan: str = "exhaustive"
@@ -89,6 +93,8 @@ class Classifier:
 
     def __init__(self, model: LoadedModel, options: Options) -> None:
         self.model, self.options = model, options
+        self.batch_size = None if options.batch_size == AUTO else _parse_batch_size(options.batch_size)
+        self.memory = None if options.memory is None else parse_bytes(options.memory)
         likelihood = model.likelihood
         self.candidates, self.candidates_of = _candidates(options, model)
         self.log_prior = _log_prior(options.priors, self.candidates, model)
@@ -138,7 +144,7 @@ class Classifier:
             log_prior=self.log_prior,
             offset_per_token=self.offset_per_token,
             tokens_per_batch=self._tokens_per_batch(plan, tokens_per_batch),
-            prefix_tokens=prefix_tokens(self.model.likelihood, self._memory()),
+            prefix_tokens=prefix_tokens(self.model.likelihood, self.memory),
             temperature=(self.tuned.temperature if self.tuned else None) or 1.0,
             keep_tokens=keep_tokens,
             keep_segments=keep_segments,
@@ -174,11 +180,17 @@ class Classifier:
             fixed_shapes=self.options.deterministic,
         )
 
-    def encode(self, images: ImageSet, out: Path, **options: Any) -> Any:
-        """Encode images for this classifier, with the samples its plan needs (tokens.encode has the options)."""
+    def encode(
+        self, images: ImageSet, out: Path, *, preprocess: str | None = None, workers: int | None = None, **options: Any
+    ) -> EncodeResult:
+        """Encode images for this classifier, with the samples its plan needs (tokens.encode has the options).
+
+        preprocess: None for the tokenizer's own; workers: None for as many as the device needs.
+        """
         tokenizer = self.model.tokenizer
-        preprocess = Preprocess(options.pop("preprocess", None) or tokenizer.preprocess, tokenizer.image_size)
-        return encode(images, tokenizer, preprocess, out, samples=self.plan().samples, **options)
+        pixels = Preprocess(preprocess or tokenizer.preprocess, tokenizer.image_size)
+        workers = default_workers(self.model.device) if workers is None else workers
+        return encode(images, tokenizer, pixels, out, samples=self.plan().samples, workers=workers, **options)
 
     def classify(self, image: str | Path) -> Prediction:
         """Classify one image file. Raises as `classify_all`."""
@@ -191,7 +203,7 @@ class Classifier:
         """
         paths = [Path(image) for image in images]
         with tempfile.TemporaryDirectory() as folder:
-            encoded = self.encode(open_images(paths), Path(folder) / "tokens.h5")
+            encoded = self.encode(open_images(paths), Path(folder) / "tokens.h5", workers=0)
             if encoded.unreadable:
                 name, reason = encoded.unreadable[0]
                 raise UnreadableImage(f"cannot read '{name}'", reason)
@@ -239,7 +251,7 @@ class Classifier:
 
     def _tuned_plan(self) -> tuned.TunedPlan | None:
         path = self._plan_path
-        if path.suffix != ".json":
+        if path.suffix.lower() != ".json":
             return None
         if self.options.plan == AUTO and not path.exists():
             raise UsageError(
@@ -252,25 +264,16 @@ class Classifier:
         return plan
 
     def _tokens_per_batch(self, plan: Plan, earlier: int | None) -> int:
-        text, likelihood = self.options.batch_size, self.model.likelihood
-        if text == "auto":
-            device = torch.device(self.model.device)
-            return earlier or auto_tokens(
-                likelihood, plan, device, fixed=self.options.deterministic, memory=self._memory()
-            )
-        if not text.isdecimal() or int(text) < 1:
-            raise UsageError(f"batch size '{text}'", "it is a number of pairs of at least 1, or auto")
-        return int(text) * likelihood.segment_ends[-1]
-
-    def _memory(self) -> int | None:
-        """Bytes that the run may take; None where no limit was given."""
-        return None if self.options.memory is None else parse_bytes(self.options.memory)
+        likelihood = self.model.likelihood
+        if self.batch_size is not None:
+            return self.batch_size * likelihood.segment_ends[-1]
+        device = torch.device(self.model.device)
+        return earlier or auto_tokens(likelihood, plan, device, fixed=self.options.deterministic, memory=self.memory)
 
     def _protocol(self, cache: TokenCache, request: Request) -> dict[str, Any]:
         """run.json: everything that the numbers depend on."""
         header = cache.header
-        fields = ("source", "dataset", "images_sha256", "preprocess", "precision", "patch_nums", "samples", "sigma", "seed")
-        tokens = {name: getattr(header, name) for name in fields}
+        tokens = {name: getattr(header, name) for name in RECORDED}
         tokens |= {"images": len(cache), "length": self.model.likelihood.segment_ends[-1]}
         classes = self.model.classes
         return self.model.protocol() | {
@@ -314,7 +317,8 @@ def load_classifier(
         kernels: "auto", "triton" or "torch".
         bank: folder with classes that were added to the model (avarc add-class).
         lora: folder with a LoRA adapter, as PEFT saves them, to merge into the weights.
-        **options: fields of `Options`: plan, classes, dataset, priors, score, batch_size, deterministic, offsets.
+        **options: fields of `Options`: plan, classes, dataset, priors, score, batch_size, deterministic, offsets,
+            memory.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for before deterministic runs on CUDA
     loaded = load_model(
@@ -328,6 +332,12 @@ def load_classifier(
         lora=lora,
     )
     return Classifier(loaded, Options(**options))
+
+
+def _parse_batch_size(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"batch size '{text}'", "it is a number of pairs of at least 1, or auto")
+    return int(text)
 
 
 def _candidates(options: Options, model: LoadedModel) -> tuple[np.ndarray, str]:

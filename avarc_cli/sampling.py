@@ -12,6 +12,7 @@ import torch
 from avarc_cli.errors import UsageError
 from avarc_cli.loading import LoadedModel
 from avarc_cli.models.var_sampling import stream
+from avarc_cli.tokens.reconstruct import to_pixels
 
 MOST_GUIDANCE = 1000  # far beyond any use; float32 ends at 1e38
 
@@ -61,8 +62,6 @@ def draw(
             top_p=how.top_p,
             generators=streams,
         )
-        images_B3HW = model.tokenizer.decode(tokens_BL)
-        pixels = ((images_B3HW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        pictures[k] = pixels.permute(0, 2, 3, 1).cpu().numpy()
+        pictures[k] = to_pixels(model.tokenizer.decode(tokens_BL))
         progress(k + 1)
     return pictures

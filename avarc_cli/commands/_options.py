@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,9 @@ ModelOpt = Annotated[
 TokenizerOpt = Annotated[
     str | None,
     typer.Option("--tokenizer", help="A tokenizer's name or file; a named model implies it, a file does not."),
+]
+ClassNamesOpt = Annotated[
+    str | None, typer.Option("--class-names", help="File that names the checkpoint's classes, one a line, in order.")
 ]
 PrecisionOpt = Annotated[str, typer.Option("--precision", help="fp32, tf32 (CUDA), bf16, fp16, int8 or fp8 (CUDA).")]
 KernelsOpt = Annotated[
@@ -77,7 +81,14 @@ DatasetOpt = Annotated[
 ]
 PerClassOpt = Annotated[int | None, typer.Option("--per-class", help="Only the first so many images of each class.")]
 LimitOpt = Annotated[int | None, typer.Option("--limit", help="Only the first so many images.")]
-WorkersOpt = Annotated[int, typer.Option("--workers", help="Processes that decode images; 0 decodes in this one.")]
+WorkersOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=0,
+        help="Processes that decode images; 0 decodes in this one. Default: 1 beside a CPU, more beside a GPU.",
+    ),
+]
 SigmaOpt = Annotated[
     float, typer.Option("--sigma", help="Standard deviation of the neighbours' noise, in units of the latents.")
 ]
@@ -113,6 +124,18 @@ def check_file(path: Path, *suffixes: str) -> None:
         raise UsageError(what, f"there is no format '{path.suffix}'", f"name a file ending in {' or '.join(suffixes)}")
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(what, "it is a folder" if path.is_dir() else f"'{path.parent}' is no folder", "name another")
+
+
+def check_not_given(context: typer.Context, names: Collection[str], where: str, why: str) -> None:
+    """Raises UsageError for those of a command's parameters that were given where they would change nothing."""
+    given = [p.opts[0] for p in context.command.params if p.name in names and _is_given(context, p.name)]
+    if given:
+        raise UsageError(f"no use for {', '.join(given)} {where}", why, f"leave out {', '.join(given)}")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def parse_numbers(text: str | None, option: str) -> tuple[int, ...] | None:

@@ -32,6 +32,10 @@ def check_request(data: Sequence[Path], out: Path | None, saves: bool, *, images
         raise UsageError(
             "nowhere to save to", "--save-json and --save-likelihood write into the run folder", "add --out"
         )
+    if len(data) > 1 and any(is_cache([path]) for path in data):
+        raise UsageError(
+            "token caches are classified one at a time", f"there are {len(data)} inputs", "join them: avarc cache merge"
+        )
     if is_cache(data) and any(value is not None for value in images_only):
         raise UsageError(
             f"'{data[0]}' is encoded already",
@@ -66,10 +70,10 @@ def announce(classifier: Classifier, run: Run) -> None:
         count = len(run.request.candidates)
         console.note(f"candidates: the {count} classes of {classifier.candidates_of}; --classes all for every class")
     named = run.cache.header.class_names
-    unmatched = int((run.labels[run.cache.labels >= 0] < 0).sum())
+    unmatched = run.cache.labels[(run.cache.labels >= 0) & (run.labels < 0)].tolist()
     if named and unmatched:
-        of = f"{unmatched} of {len(run.cache)} images"
-        shown = ", ".join(human_name(name) for name in named[:3])
+        of = f"{len(unmatched)} of {len(run.cache)} images"
+        shown = ", ".join(human_name(named[k]) for k in sorted(set(unmatched))[:3])
         console.warn(
             f"the labels of {of} are not used: their classes (like {shown}) are not among the model's "
             f"({classifier.model.classes.name}); --class-names can name those"

@@ -28,10 +28,7 @@ def add_class(
     bank: Annotated[Path, typer.Option("--bank", help="Folder that keeps the added classes; made if need be.")],
     model: opt.ModelOpt = "digits",
     tokenizer: opt.TokenizerOpt = None,
-    class_names: Annotated[
-        str | None,
-        typer.Option("--class-names", help="File that names the checkpoint's classes, one a line, in order."),
-    ] = None,
+    class_names: opt.ClassNamesOpt = None,
     lora: opt.LoraOpt = None,
     method: _examples.MethodOpt = "lora",
     rank: _examples.RankOpt = 8,

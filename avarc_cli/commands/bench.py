@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def bench(
+    context: typer.Context,
     shape: Annotated[
         str, typer.Option("--shape", help="d16, d20, d24, d30, or depth:width:heads; the weights are random.")
     ] = "d16",
@@ -26,7 +27,10 @@ def bench(
     tokenizer: opt.TokenizerOpt = None,
     scales: Annotated[str | None, typer.Option("--scales", help="Sides of the scales, comma-separated.")] = None,
     classes: Annotated[int, typer.Option("--classes", min=1, help="Candidates an image, for images/s.")] = 100,
-    plan: Annotated[str, typer.Option("--plan", help="Plan whose tokens are counted.")] = "paper",
+    plan: Annotated[
+        str | None,
+        typer.Option("--plan", help="Plan whose tokens are counted. Default: paper where it fits, else exhaustive."),
+    ] = None,
     pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs of image and class that are timed.")] = 4,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; the fastest counts.")] = 2,
     precision: Annotated[
@@ -48,6 +52,7 @@ def bench(
     """
     if picture:
         opt.check_file(picture, ".png")
+    _check_together(context, model is not None, quick)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler announces itself on stderr
     from avarc_cli.bench import measure as library
     from avarc_cli.bench.picture import bars
@@ -64,7 +69,9 @@ def bench(
     else:
         var = library.random_var(library.parse_shape(shape, opt.parse_numbers(scales, "--scales") or library.SCALES))
     segments = len(var.config.patch_nums)
-    wanted = parse_plan("exhaustive" if quick else plan, segments=segments, candidates=classes, samples=64)
+    if plan is None:
+        plan = "paper" if segments == 10 and classes >= 10 and not quick else "exhaustive"
+    wanted = parse_plan(plan, segments=segments, candidates=classes, samples=64)
     console.note(f"{pairs} pairs on {place}, {rounds} rounds and one to warm up")
     report = library.measure(
             var, shape, plan=wanted, classes=classes, pairs=pairs, rounds=rounds, device=place, precision=precision,
@@ -73,6 +80,15 @@ def bench(
     if picture:
         bars(report, picture)
     _show(report, picture)
+
+
+def _check_together(context: typer.Context, model: bool, quick: bool) -> None:
+    if model:
+        opt.check_not_given(context, {"shape", "scales"}, "with --model", "the model has its own shape")
+    else:
+        opt.check_not_given(context, {"tokenizer"}, "without --model", "only a model's file needs one")
+    if quick:
+        opt.check_not_given(context, {"shape", "plan"}, "with --quick", "it times a tiny shape, scored exhaustively")
 
 
 def _show(report: Report, picture: Path | None) -> None:

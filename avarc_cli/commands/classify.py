@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _summary, _weights
-from avarc_cli.errors import EXIT_UNREADABLE
+from avarc_cli.errors import EXIT_UNREADABLE, CacheError
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
+    from avarc_cli.data.datasets import ImageSet
     from avarc_cli.results.folder import RunFolder
     from avarc_cli.results.run import RunResult
     from avarc_cli.tokens.cache import TokenCache
+    from avarc_cli.tokens.encode import EncodeResult
 
 
 def classify(
+    context: typer.Context,
     data: Annotated[list[Path], typer.Argument(help="A token cache, a folder of images, image files, or a list.")],
     model: opt.ModelOpt = "digits",
     tokenizer: opt.TokenizerOpt = None,
@@ -39,10 +42,7 @@ def classify(
             help="Candidates: all, a file, a known subset, or a list like 0,5,7. Default: those of the dataset.",
         ),
     ] = None,
-    class_names: Annotated[
-        str | None,
-        typer.Option("--class-names", help="File that names the checkpoint's classes, one a line, in order."),
-    ] = None,
+    class_names: opt.ClassNamesOpt = None,
     priors: Annotated[
         str | None, typer.Option("--priors", help="File of class<TAB>weight lines; default: all classes equal.")
     ] = None,
@@ -75,7 +75,7 @@ def classify(
     subset: opt.SubsetOpt = None,
     per_class: opt.PerClassOpt = None,
     limit: opt.LimitOpt = None,
-    workers: opt.WorkersOpt = 0,
+    workers: opt.WorkersOpt = None,
     as_json: opt.JsonOpt = False,
 ) -> None:
     """Classify images by the class under which a generator finds them most likely.
@@ -90,6 +90,8 @@ def classify(
 
     images_only = [dataset, subset, per_class, preprocess]
     _summary.check_request(data, out, save_json or save_likelihood, images_only=images_only)
+    if _summary.is_cache(data):
+        opt.check_not_given(context, {"sigma", "seed", "workers"}, f"with '{data[0]}'", "it is encoded already")
     _weights.ensure(model, tokenizer, yes=yes)
     images = None if _summary.is_cache(data) else opt.select_images(data, subset, per_class, limit, dataset)
     classifier = load_classifier(
@@ -121,10 +123,7 @@ def classify(
         cache_path = data[0]
         if images:
             options = {"preprocess": preprocess, "sigma": sigma, "seed": seed, "workers": workers}
-            with console.progress("encoding", len(images)) as bar:
-                encoded = classifier.encode(
-                    images, (out or Path(scratch)) / "tokens.h5", progress=bar.update, **options
-                )
+            encoded = _encode(classifier, images, out or Path(scratch), options)
             cache_path, unreadable = encoded.path, encoded.unreadable
         cache = read(cache_path).first(limit)
         result = _score(classifier, cache, folder, save_json, save_likelihood)
@@ -132,6 +131,15 @@ def classify(
         _summary.show(cache, result, unreadable, out)
     if unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
+
+
+def _encode(classifier: Classifier, images: ImageSet, folder: Path, options: dict[str, Any]) -> EncodeResult:
+    """The images as FOLDER/tokens.h5. Raises CacheError where that was made by another request."""
+    with console.progress("encoding", len(images)) as bar:
+        try:
+            return classifier.encode(images, folder / "tokens.h5", progress=bar.update, **options)
+        except CacheError as error:
+            raise CacheError(error.what, error.why, "name another --out") from None
 
 
 def _score(

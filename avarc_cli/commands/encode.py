@@ -39,10 +39,7 @@ def encode(
         int | None,
         typer.Option("--batch-size", help="Images that the tokenizer reads at once; default: 16 of 256 pixels."),
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", help="Processes that decode images; default: 1 beside a CPU, more beside a GPU."),
-    ] = None,
+    workers: opt.WorkersOpt = None,
     shard: Annotated[
         str, typer.Option("--shard", help="i/n: do share i (from 1) of n; run all n with the same OUT, or join OUTs.")
     ] = "1/1",

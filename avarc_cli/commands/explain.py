@@ -56,10 +56,7 @@ def explain(
     classes: Annotated[
         str | None, typer.Option("--classes", help="Candidates: a file, a known subset, or a list like 0,5,7.")
     ] = None,
-    class_names: Annotated[
-        str | None,
-        typer.Option("--class-names", help="File that names the checkpoint's classes, one a line, in order."),
-    ] = None,
+    class_names: opt.ClassNamesOpt = None,
     bank: opt.BankOpt = None,
     lora: opt.LoraOpt = None,
     offset: opt.OffsetsOpt = True,
@@ -68,7 +65,7 @@ def explain(
     yes: _weights.YesOpt = False,
     batch_size: opt.BatchSizeOpt = "auto",
     preprocess: opt.PreprocessOpt = None,
-    workers: opt.WorkersOpt = 0,
+    workers: opt.WorkersOpt = None,
     as_json: opt.JsonOpt = False,
 ) -> None:
     """Show which parts of an image speak for a class, and which against it, in nats.
@@ -84,6 +81,7 @@ def explain(
 
     write.check_out(out, npz)
     choose.check_only(only)
+    write.how_many(out, limit, None)  # a wrong limit is told before images are encoded and scored
     weighting = Weighting(weights=weights, scales=parse_scales(scales), upsample=upsample)
     _summary.check_request(data, None, False, images_only=[preprocess])
     _weights.ensure(model, tokenizer, yes=yes)

@@ -10,13 +10,15 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _summary, _weights
-from avarc_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from avarc_cli.results.saved import SavedRun
 
+OF_A_CACHE = {"model", "tokenizer", "class_names", "bank", "lora", "precision", "device", "batch_size", "limit"}
+
 
 def export(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(help="A token cache, which is scored, or the folder of a finished run.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="FILE.npz, FILE.h5 or FILE.parquet; a folder gets one npz an image.")
@@ -29,6 +31,7 @@ def export(
     ] = False,
     model: opt.ModelOpt = "digits",
     tokenizer: opt.TokenizerOpt = None,
+    class_names: opt.ClassNamesOpt = None,
     bank: opt.BankOpt = None,
     lora: opt.LoraOpt = None,
     precision: opt.PrecisionOpt = "fp32",
@@ -48,10 +51,9 @@ def export(
     from avarc_cli.results import export as library
     from avarc_cli.results.saved import open_run
 
-    if out.absolute() == source.absolute():
-        raise UsageError(f"'{out}' would be replaced by its own export", "it is the source", "name another --out")
     library.writer(out)  # a wrong name is told before anything is scored
     if not _summary.is_cache([source]):
+        opt.check_not_given(context, OF_A_CACHE, f"with '{source}'", "it is a run, scored already by its own model")
         _write(open_run(source), classes, per_token, out)
         return
     from avarc_cli.classifier import load_classifier
@@ -64,6 +66,7 @@ def export(
     classifier = load_classifier(
         model,
         tokenizer,
+        class_names=class_names,
         precision=precision,
         device=device,
         classes=classes,

@@ -23,6 +23,7 @@ DIGITS = Path("digits")  # as DATA: scikit-learn's digits
 
 
 def incremental(
+    context: typer.Context,
     data: Annotated[
         Path,
         typer.Argument(
@@ -73,6 +74,9 @@ def incremental(
     from avarc_cli.incremental.split import parse_split
     from avarc_cli.loading import load_model, load_tokenizer
 
+    if model is not None:
+        shape_of_base = {"base_steps", "base_depth", "base_width"}
+        opt.check_not_given(context, shape_of_base, "with --model", "the base model is trained already")
     if baseline not in (None, "finetune"):
         raise UsageError(f"no baseline '{baseline}'", "there is finetune")
     options = FitOptions(method=method, rank=rank, steps=steps, lr=lr, batch_size=batch_size, seed=seed)

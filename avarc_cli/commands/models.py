@@ -75,6 +75,7 @@ def show(
 
 @app.command()
 def add(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="The name to give it: letters, digits, '.', '-' and '_'.")],
     file: Annotated[Path, typer.Argument(help="A generator's or a tokenizer's checkpoint. It stays where it is.")],
     tokenizer: Annotated[
@@ -96,6 +97,8 @@ def add(
     from avarc_cli import loading
     from avarc_cli.zoo import registered
 
+    if tokenizer is not None:
+        opt.check_not_given(context, {"patch_nums"}, "with --tokenizer", "a generator has its tokenizer's scales")
     where = file.resolve()
     registered.check_name(name)
     if tokenizer is None:

@@ -37,6 +37,10 @@ def report(
         str | None, typer.Option("--model", "-m", help="The run's model, where its name does not say where it lies.")
     ] = None,
     tokenizer: opt.TokenizerOpt = None,
+    class_names: Annotated[
+        str | None,
+        typer.Option("--class-names", help="File that names the checkpoint's classes, one a line, in order."),
+    ] = None,
     bank: opt.BankOpt = None,
     lora: opt.LoraOpt = None,
     device: opt.DeviceOpt = "auto",
@@ -62,7 +66,7 @@ def report(
     saved = open_run(run)
     metrics = RunFolder(run).read_metrics()
     check(saved, metrics)
-    shown = _hardest(saved, hardest, tokens, model, tokenizer, bank, lora, device)
+    shown = _hardest(saved, hardest, tokens, model, tokenizer, class_names, bank, lora, device)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_whole(page, render(saved, metrics, shown).encode())
     if shown.note:
@@ -77,6 +81,7 @@ def _hardest(
     tokens: Path | None,
     model: str | None,
     tokenizer: str | None,
+    class_names: str | None,
     bank: Path | None,
     lora: Path | None,
     device: str,
@@ -97,7 +102,7 @@ def _hardest(
             if of_run.has_likelihoods(saved) and not insisted:
                 made = of_run.from_likelihoods(saved, verdicts)
             else:
-                made = _score_again(saved, verdicts, tokens, model, tokenizer, bank, lora, device)
+                made = _score_again(saved, verdicts, tokens, model, tokenizer, class_names, bank, lora, device)
             for explanation in made:
                 cards.append(gallery.card(explanation, Weighting()))
                 bar.update(len(cards))
@@ -116,6 +121,7 @@ def _score_again(
     tokens: Path | None,
     model: str | None,
     tokenizer: str | None,
+    class_names: str | None,
     bank: Path | None,
     lora: Path | None,
     device: str,
@@ -132,8 +138,15 @@ def _score_again(
             "and the token cache that it was made from is not in the run folder",
             f"avarc report {saved.path} --tokens CACHE, or classify with --save-likelihood",
         )
-    name = model or saved.protocol["model"]["name"]
-    classifier = load_classifier(name, tokenizer, device=device, bank=bank, lora=lora)
+    classifier = load_classifier(
+        model or saved.protocol["model"]["name"].split(" with ")[0],  # an adapter's name comes after "with"
+        tokenizer,
+        class_names=class_names,
+        precision=saved.protocol.get("precision", "fp32"),
+        device=device,
+        bank=bank,
+        lora=lora,
+    )
     cache = read(path)
     batch = classifier.request(cache.header.samples).tokens_per_batch
     return of_run.from_tokens(saved, verdicts, cache, classifier.model, batch)

@@ -26,6 +26,7 @@ def sample(
     seed: opt.SeedOpt = 0,
     model: opt.ModelOpt = "digits",
     tokenizer: opt.TokenizerOpt = None,
+    class_names: opt.ClassNamesOpt = None,
     bank: opt.BankOpt = None,
     lora: opt.LoraOpt = None,
     precision: opt.PrecisionOpt = "fp32",
@@ -45,7 +46,9 @@ def sample(
     opt.check_file(out, ".png")
     how = sampling.Sampling(guidance=guidance, top_k=top_k, top_p=top_p, seed=seed)
     _weights.ensure(model, tokenizer, yes=yes)
-    loaded = load_model(model, tokenizer, precision=precision, device=device, bank=bank, lora=lora)
+    loaded = load_model(
+        model, tokenizer, class_names=class_names, precision=precision, device=device, bank=bank, lora=lora
+    )
     ids = list(dict.fromkeys(i for spec in classes for i in resolve_classes(spec, loaded.classes)))
     names = [loaded.classes.names[i] for i in ids]
     with console.progress("drawing", len(ids), unit="classes") as bar:

@@ -42,10 +42,7 @@ def tune(
     classes: Annotated[
         str | None, typer.Option("--classes", help="Candidates: a file, a known subset, or a list like 0,5,7.")
     ] = None,
-    class_names: Annotated[
-        str | None,
-        typer.Option("--class-names", help="File that names the checkpoint's classes, one a line, in order."),
-    ] = None,
+    class_names: opt.ClassNamesOpt = None,
     priors: Annotated[
         str | None, typer.Option("--priors", help="File of class<TAB>weight lines; default: all classes equal.")
     ] = None,
@@ -77,8 +74,11 @@ def tune(
     from avarc_cli.scoring import conformal
     from avarc_cli.tokens.cache import read
 
+    opt.check_file(out, ".json")
     if hold_out and evaluate:
         raise UsageError("--hold-out and --evaluate exclude each other", "both say what to measure on")
+    if not 0 < agreement < 1:
+        raise UsageError(f"cannot promise an agreement of {agreement}", "it is a share between 0 and 1")
     cache, promised = read(tokens).first(limit), Fraction(str(agreement))
     conformal.rank_of_level(promised, len(cache) - hold_out)  # too few are told before anything is scored
     _weights.ensure(model, tokenizer, yes=yes)

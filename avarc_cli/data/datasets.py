@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 
@@ -64,15 +65,7 @@ class ImageSet:
 
         Raises: UnreadableImage.
         """
-        where = self.pictures.where(index)
-        image = read_rgb(lambda: self.pictures.open(index), where)
-        border = datasets()[self.dataset].border if self.dataset else 0
-        if border:
-            width, height = image.size
-            if min(width, height) <= 2 * border:
-                raise UnreadableImage(f"cannot read '{where}'", f"{width} x {height} pixels are all border")
-            image = image.crop((border, border, width - border, height - border))
-        return preprocess.square(image, where)
+        return load_pixels(lambda: self.pictures.open(index), self.pictures.where(index), self.dataset, preprocess)
 
     def without_answer(self) -> tuple[str, ...]:
         """The classes of a known dataset that no class of ImageNet-1k answers for: 200 of ObjectNet's."""
@@ -142,6 +135,18 @@ class ImageSet:
     def _take(self, rows: np.ndarray) -> ImageSet:
         names = tuple(self.names[row] for row in rows.tolist())
         return replace(self, pictures=self.pictures.take(rows), labels=self.labels[rows], names=names)
+
+
+def load_pixels(open_file: Callable[[], BinaryIO], where: str, dataset: str, preprocess: Preprocess) -> np.ndarray:
+    """As `ImageSet.load`, of one image of this dataset, "" for any; `where` is how errors call it."""
+    image = read_rgb(open_file, where)
+    known = datasets().get(dataset)
+    if known and known.border:
+        border, (width, height) = known.border, image.size
+        if min(width, height) <= 2 * border:
+            raise UnreadableImage(f"cannot read '{where}'", f"{width} x {height} pixels are all border")
+        image = image.crop((border, border, width - border, height - border))
+    return preprocess.square(image, where)
 
 
 def open_images(inputs: Sequence[Path], dataset: str | None = None) -> ImageSet:

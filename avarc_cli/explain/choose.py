@@ -81,10 +81,8 @@ def _verdict(image: Image, scores: ImageScores, naming: Naming, row: int) -> Ver
 def select(every: Sequence[Verdict], only: str | None, limit: int, *, sort: bool) -> list[Verdict]:
     """The images to explain, the most surprising first where `sort` says so.
 
-    Raises: UsageError for an unknown `only`, a limit below 1, or when no image fits.
+    Raises: UsageError for an unknown `only`, or when no image fits.
     """
-    if limit < 1:
-        raise UsageError(f"{limit} images were asked for, must be at least 1")
     check_only(only)
     if only in ("wrong", "right") and not any(v.label_name for v in every):
         why = "no image has a label among the model's classes"

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from avarc_cli.data.datasets import ImageSet
+from avarc_cli.data.datasets import ImageSet, load_pixels
 from avarc_cli.data.labels import LabelSpace
+from avarc_cli.data.pictures import open_regular
 from avarc_cli.data.preprocess import MODES, Preprocess
 from avarc_cli.errors import UnreadableImage
 from avarc_cli.explain.choose import Comparison, Verdict
@@ -19,6 +20,7 @@ from avarc_cli.likelihood import LikelihoodModel, Tokenizer
 from avarc_cli.results.records import UNKNOWN
 from avarc_cli.scoring.tokens import token_log_probs
 from avarc_cli.tokens.cache import TokenCache
+from avarc_cli.tokens.reconstruct import reconstruct
 
 Pixels = Callable[[int], tuple[np.ndarray, bool]]  # row -> (H, H, 3) uint8, and whether it was decoded from tokens
 
@@ -118,14 +120,20 @@ def pixels_of_cache(cache: TokenCache, tokenizer: Tokenizer) -> Pixels:
     """The image file that a row came from, if it is still there; else what its tokens decode to."""
 
     def load(row: int) -> tuple[np.ndarray, bool]:
-        found = source_pixels(cache.header.source, cache.paths[row], cache.header.preprocess)
-        return (decode(cache, row, tokenizer), True) if found is None else (found, False)
+        header = cache.header
+        found = source_pixels(header.source, cache.paths[row], header.preprocess, header.dataset)
+        if found is None:
+            return reconstruct(tokenizer, cache.tokens([row])[:, :1])[0, 0], True
+        return found, False
 
     return load
 
 
-def source_pixels(source: str, name: str, preprocess: str) -> np.ndarray | None:
-    """The image `name` below a cache's or run's source, made ready as its protocol says; None when it is not there."""
+def source_pixels(source: str, name: str, preprocess: str, dataset: str) -> np.ndarray | None:
+    """The image `name` below a cache's or run's source, made ready as its protocol says; None when it is not there.
+
+    dataset: the known one that it is of, else "".
+    """
     mode, size = preprocess.partition(" ")[0], re.search(r"(\d+)(?: lanczos)?$", preprocess)
     path = Path(source) if Path(source).is_file() and Path(source).name == name else Path(source) / name
     if not path.is_file() and ", " in source:  # of several inputs, a name begins with its input
@@ -133,13 +141,6 @@ def source_pixels(source: str, name: str, preprocess: str) -> np.ndarray | None:
     if mode not in MODES or size is None or not path.is_file():
         return None
     try:
-        return Preprocess(mode, int(size[1]))(path)
+        return load_pixels(lambda: open_regular(path), str(path), dataset, Preprocess(mode, int(size[1])))
     except UnreadableImage:
         return None
-
-
-def decode(cache: TokenCache, row: int, tokenizer: Tokenizer) -> np.ndarray:
-    """What the tokens of a row look like, (H, H, 3) uint8."""
-    with torch.inference_mode():
-        image_3HW = tokenizer.decode(torch.from_numpy(cache.tokens([row])[:, 0]))[0].cpu()
-    return ((image_3HW.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()

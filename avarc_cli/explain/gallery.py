@@ -76,7 +76,7 @@ def plain_card(verdict: Verdict, protocol: Mapping[str, Any]) -> str:
     """An image of a run without its maps: the picture, if it is still there, and what the model said."""
     tokens = protocol["tokens"]
     names = dict(zip(protocol["candidates"], protocol.get("candidate_names", ()), strict=False))
-    pixels = source_pixels(tokens["source"], verdict.path, tokens["preprocess"])
+    pixels = source_pixels(tokens["source"], verdict.path, tokens["preprocess"], tokens.get("dataset", ""))
     picture = "" if pixels is None else page.picture(pixels, f"input: {verdict.path}", side=SMALL)
     rows = [
         [page.text(names.get(c, c)), percent(share)] for c, share in zip(verdict.order, verdict.posterior, strict=True)

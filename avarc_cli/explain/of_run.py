@@ -45,7 +45,7 @@ def from_likelihoods(run: SavedRun, verdicts: Sequence[Verdict]) -> Iterator[Exp
             subject=subject,
             rival=rival,
             patch_nums=tuple(tokens["patch_nums"]),
-            pixels=source_pixels(tokens["source"], verdict.path, tokens["preprocess"]),
+            pixels=source_pixels(tokens["source"], verdict.path, tokens["preprocess"], tokens.get("dataset", "")),
         )
 
 
@@ -75,11 +75,21 @@ def from_tokens(
 
 
 def check_model(run: SavedRun, model: LoadedModel) -> None:
-    """Raises UsageError when the weights are not the run's."""
+    """Raises UsageError when the weights, or the classes that a bank added to them, are not the run's."""
     there = run.protocol["model"].get("sha256")
     if there != model.sha256:
         why = f"sha256 is {there} in the run, {model.sha256} for {model.name}"
-        raise UsageError(f"{model.name} is not the model of the run", why, "name the run's: --model FILE")
+        adapted = " with " in run.protocol["model"]["name"] and " with " not in model.name
+        fix = "add the adapter of the run: --lora DIR" if adapted else "name the run's: --model FILE"
+        raise UsageError(f"{model.name} is not the model of the run", why, fix)
+    made_with = run.protocol.get("bank") or {}  # an empty bank adds nothing
+    given = (model.bank.protocol() if model.bank else None) or {}
+    named = zip(run.candidates.tolist(), run.protocol["candidate_ids"], strict=True)
+    first = len(model.classes) - len(given)  # of the added classes, whose order decides which has which id
+    if made_with != given or any(model.classes.ids[c] != own for c, own in named if c >= first):
+        what = f"the run was made {'with another' if made_with and given else 'with a' if made_with else 'without a'}"
+        why = f"it added {', '.join(made_with) or 'no class'} to the model"
+        raise UsageError(f"{what} class bank", why, "add --bank DIR" if made_with else "leave out --bank")
 
 
 def has_likelihoods(run: SavedRun) -> bool:

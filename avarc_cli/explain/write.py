@@ -46,8 +46,10 @@ def check_out(out: Path, npz: Path | None) -> None:
 def how_many(out: Path, limit: int | None, listed: int | None) -> int:
     """How many images to show: what the user wants, all that he listed one by one, or a good number of a whole set.
 
-    Raises: UsageError for more images than the kind of file is good for.
+    Raises: UsageError for a limit below 1, or more images than the kind of file is good for.
     """
+    if limit is not None and limit < 1:
+        raise UsageError(f"{limit} images were asked for, must be at least 1")
     kind = out.suffix.lower()
     wanted = limit if limit is not None else listed if listed is not None else LIMITS[kind]
     if wanted > MOST[kind]:

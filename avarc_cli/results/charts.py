@@ -35,12 +35,6 @@ def bins(confidence: Sequence[float], right: Sequence[bool], count: int = 10) ->
     ]
 
 
-def calibration_error(binned: Sequence[Bin]) -> float:
-    """Expected calibration error: the mean distance of share right and probability, weighted by images."""
-    total = sum(b.images for b in binned)
-    return sum(b.images * abs(b.accuracy - b.confidence) for b in binned) / total if total else 0.0
-
-
 def reliability(binned: Sequence[Bin]) -> str:
     """Share right over the probability of the prediction: on the diagonal where the model knows what it knows."""
     parts = [*_frame([(v, f"{v:.0%}") for v in (0, 0.25, 0.5, 0.75, 1)], [(v, f"{v:.0%}") for v in (0, 0.5, 1)])]

@@ -40,17 +40,17 @@ class Table:
     @property
     def small(self) -> dict[str, Any]:
         """Every array but log_likelihood; `protocol` is run.json as text."""
-        protocol, records = self.run.protocol, self.run.records
+        run, records = self.run, self.run.records
         return {
-            "candidates": self.run.candidates[self.columns],
-            "counts_as": np.array(protocol["counts_as"], dtype=np.int64)[self.columns],
-            "class_ids": np.array(protocol["candidate_ids"])[self.columns],
-            "class_names": np.array(protocol["candidate_names"])[self.columns],
+            "candidates": run.candidates[self.columns],
+            "counts_as": np.array(run.recorded("counts_as"), dtype=np.int64)[self.columns],
+            "class_ids": np.array(run.recorded("candidate_ids"))[self.columns],
+            "class_names": np.array(run.recorded("candidate_names"))[self.columns],
             "gt_label": np.array([UNKNOWN if r["label"] is None else r["label"] for r in records], dtype=np.int64),
             "prediction": np.array([r["prediction"] for r in records], dtype=np.int64),
             "path": np.array([r["path"] for r in records], dtype=np.str_),
-            "sequence_length": np.int64(self.run.sequence_length),
-            "protocol": np.str_(json.dumps(protocol, sort_keys=True)),
+            "sequence_length": np.int64(run.sequence_length),
+            "protocol": np.str_(json.dumps(run.protocol, sort_keys=True)),
         }
 
     @property
@@ -74,17 +74,19 @@ def export(table: Table, out: Path, progress: Progress) -> None:
     """Write the table; the format follows from the name.
 
     `.npz`, `.h5` or `.hdf5`, `.parquet`: one file for all images. A name without a suffix: a folder of one npz an
-    image. What is there under that name is replaced once the new one is whole.
+    image. The name appears once the export is whole; nothing that is there is ever replaced.
 
-    Raises: UsageError for another suffix, or Parquet without pyarrow; OSError.
+    Raises: UsageError as `writer`; AvarcError for a damaged run; OSError.
     """
     write = writer(out)
     with only_writer(out):
         temporary = out.with_name(out.name + TEMPORARY)
-        _remove(temporary)
-        write(table, temporary, progress)
-        _remove(out)
-        os.replace(temporary, out)
+        _remove(temporary)  # of an export that was killed
+        try:
+            write(table, temporary, progress)
+            os.replace(temporary, out)
+        finally:
+            _remove(temporary)
 
 
 def writer(out: Path) -> Callable[[Table, Path, Progress], None]:
@@ -97,10 +99,10 @@ def writer(out: Path) -> Callable[[Table, Path, Progress], None]:
         )
     if out.suffix == ".parquet":
         _pyarrow()
-    if out.exists() and (out.suffix == "") != out.is_dir():
-        raise UsageError(f"cannot write '{out}'", f"it is a {'folder' if out.is_dir() else 'file'}", "name another")
-    if out.is_dir() and not all(entry.suffix == ".npz" for entry in out.iterdir()):
-        raise UsageError(f"'{out}' is not empty", "it holds other things than an earlier export", "name another folder")
+    if out.exists():
+        raise UsageError(f"'{out}' exists already", "an export replaces nothing", "name another, or delete it first")
+    if not out.parent.is_dir():
+        raise UsageError(f"cannot write '{out}'", f"'{out.parent}' is no folder", "make it, or name another")
     return _WRITERS[out.suffix]
 
 

@@ -65,6 +65,8 @@ class RunFolder:
 
     def prepare(self) -> None:
         """Make the folder if need be. Raises UsageError when it holds other things than a run and its tokens."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"cannot write a run to '{self.path}'", "it is not a folder", "name another --out")
         self.path.mkdir(parents=True, exist_ok=True)
         known = (self.path / "run.json").exists()
         ours = ("tokens.h5", "run.json.tmp", "run.lock")  # what a kill before the first prediction may leave

@@ -66,6 +66,7 @@ def check(run: SavedRun, metrics: Mapping[str, Any]) -> None:
     _require(metrics, METRICS, f"{run.path}/metrics.json")
     if metrics["labelled"]:
         needed = {"accuracy": NUMBER, "accuracy_95": list, "correct": int, "top_k": dict}
+        needed |= {"expected_calibration_error": NUMBER} if "expected_calibration_error" in metrics else {}
         _require(metrics, needed, f"{run.path}/metrics.json")
     for number, record in enumerate(run.records, start=1):
         where = f"{run.path}/predictions.jsonl, line {number}"
@@ -91,7 +92,7 @@ def report(run: SavedRun, metrics: Mapping[str, Any], hardest: Hardest) -> str:
     name = run.path.resolve().name
     sections = [_head(run, metrics, name), _tiles(metrics)]
     if labelled:
-        sections += [_calibration_and_cost(run, labelled), _confusion(labelled), _per_class(labelled)]
+        sections += [_calibration_and_cost(run, metrics, labelled), _confusion(labelled), _per_class(labelled)]
     else:
         sections += [
             "<p>No image has a label among the candidates: there is nothing to compare the predictions with.</p>"
@@ -138,13 +139,14 @@ def _unit(seconds: float) -> str:
     return "images a second" if seconds < 1 else "an image"
 
 
-def _calibration_and_cost(run: SavedRun, labelled: Sequence[dict[str, Any]]) -> str:
+def _calibration_and_cost(run: SavedRun, metrics: Mapping[str, Any], labelled: Sequence[dict[str, Any]]) -> str:
     binned = charts.bins([r["posterior"] for r in labelled], [r["label_rank"] == 0 for r in labelled])
-    error = charts.calibration_error(binned)
+    error = metrics.get("expected_calibration_error")  # over more bins than the diagram has; old runs lack it
+    told = "" if error is None else f" Expected calibration error {error:.1%}."
     return (
         '<div class="row pair"><section><h2>Is it as sure as it should be?</h2>'
         f"<figure>{charts.reliability(binned)}<figcaption>Share of images that are right, over the probability of the "
-        f"prediction; bars bear the number of images. Expected calibration error {error:.1%}.</figcaption></figure>"
+        f"prediction; bars bear the number of images.{told}</figcaption></figure>"
         f"</section>{_cost(run)}</div>"
     )
 

@@ -33,15 +33,28 @@ class SavedRun:
     protocol: dict[str, Any]
     records: list[dict[str, Any]]
 
+    def recorded(self, *fields: str) -> Any:
+        """A field of run.json, or one inside another. Raises: AvarcError for a run that does not tell it."""
+        value: Any = self.protocol
+        for field in fields:
+            if not isinstance(value, dict) or field not in value:
+                raise AvarcError(
+                    f"'{self.path / 'run.json'}' has no {'.'.join(fields)}",
+                    "another version of avarc made the run, or the file was changed",
+                    "classify again into another folder",
+                )
+            value = value[field]
+        return value
+
     @property
     def candidates(self) -> npt.NDArray[np.int64]:
         """Class ids of the candidates (K,)."""
-        return np.array(self.protocol["candidates"], dtype=np.int64)
+        return np.array(self.recorded("candidates"), dtype=np.int64)
 
     @property
     def sequence_length(self) -> int:
         """L, tokens of an image."""
-        return int(self.protocol["tokens"]["length"])
+        return int(self.recorded("tokens", "length"))
 
     def columns(self, classes: str | None) -> npt.NDArray[np.int64]:
         """Positions among the candidates of these classes (data.labels.resolve_classes); all of them for None.
@@ -53,7 +66,7 @@ class SavedRun:
             return np.arange(len(candidates))
         ids, names = ([f"class {i}" for i in range(max(candidates) + 1)] for _ in range(2))
         for c, own_id, name in zip(
-            candidates, self.protocol["candidate_ids"], self.protocol["candidate_names"], strict=True
+            candidates, self.recorded("candidate_ids"), self.recorded("candidate_names"), strict=True
         ):
             ids[c], names[c] = own_id, name
         chosen = resolve_classes(classes, LabelSpace(f"the run '{self.path}'", tuple(ids), tuple(names)))
@@ -105,10 +118,12 @@ class SavedRun:
         return self.path / "likelihood" / f"{index}.npz"
 
     def _not_saved(self, what: str, option: str) -> UsageError:
+        tokens = self.path / "tokens.h5"
+        cache = f"'{tokens}'" if tokens.exists() else "its token cache"
         return UsageError(
             f"'{self.path}' did not save {what}",
             f"it was classified without {option}",
-            f"classify again into another folder with {option}, or export from the token cache",
+            f"classify again into another folder with {option}, or export from {cache}, which scores again",
         )
 
 

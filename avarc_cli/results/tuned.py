@@ -74,6 +74,8 @@ def read(path: Path) -> TunedPlan:
     """
     try:
         values = json.loads(path.read_text("utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no JSON object")
         digest, version = values.pop("sha256"), values["format"]
         if version != FORMAT:
             fix = "upgrade avarc: pip install --upgrade avarc" if version > FORMAT else "tune it again"

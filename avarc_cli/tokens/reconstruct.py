@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 if TYPE_CHECKING:
@@ -15,5 +16,12 @@ if TYPE_CHECKING:
 def reconstruct(tokenizer: Tokenizer, tokens_NSL: np.ndarray) -> np.ndarray:
     """The images of tokens (N, S, L), one at a time, as pixels (N, S, H, H, 3) uint8."""
     images = [tokenizer.decode(torch.from_numpy(tokens_SL)) for tokens_SL in tokens_NSL.astype(np.int64)]
-    pixels = torch.stack(images).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 1, 3, 4, 2).cpu().numpy()
+    return to_pixels(torch.stack(images))
+
+
+def to_pixels(images_3HW: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """Decoded images (..., 3, H, W) in [-1, 1] as pixels (..., H, W, 3) uint8."""
+    pixels: npt.NDArray[np.uint8] = (
+        images_3HW.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).cpu().numpy()
+    )
+    return pixels

@@ -104,7 +104,7 @@ class TrainingImages:
         self._memory = self._decode(np.arange(len(images))) if fits else None
 
     def __str__(self) -> str:
-        labels = zlib.crc32(np.ascontiguousarray(self.images.labels))
+        labels = zlib.crc32(self.images.labels.tobytes())
         return f"{len(self)} images of {self.images.source}, {self.size} pixels, {self.augment}, labels {labels:08x}"
 
     def __len__(self) -> int:

@@ -30,6 +30,26 @@ def test_a_quick_bench_reports_every_precision_and_draws_it(tmp_path, capsys):
     assert Image.open(tmp_path / "b.png").size[0] > 100
 
 
+def test_a_model_with_fewer_scales_than_the_papers_is_counted_exhaustively(capsys):
+    options = ["--model", "digits", "--rounds", "1", "--pairs", "1", "--precision", "fp32", "--kernels", "torch"]
+    assert main(["bench", *options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["report"]["plan"] == "5:1" and found["plan_factor"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--model", "digits", "--shape", "d16", "--scales", "1,2"], "no use for --shape, --scales with --model"),
+        (["--quick", "--shape", "d16", "--plan", "paper"], "no use for --shape, --plan with --quick"),
+        (["--tokenizer", "digits-vqvae"], "no use for --tokenizer without --model"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(capsys, options, says):
+    assert main(["bench", *options]) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_the_papers_plan_counts_what_the_paper_counts():
     plan = parse_plan("paper", segments=10, candidates=100, samples=3)
     assert library.tokens_again(plan, 100, ENDS) == 100 * 91 + 10 * 680 + 3 * 3 * 680

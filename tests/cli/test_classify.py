@@ -194,6 +194,8 @@ def test_unreadable_images_are_listed_and_the_exit_code_is_3(tiny_files, models,
         (["--priors", "/nowhere"], "/nowhere"),
         (["--class-names", "/nowhere"], "/nowhere"),
         (["--subset", "imagenet100"], "encoded already"),
+        (["--sigma", "0.1", "--workers", "0"], "no use for --sigma, --workers"),
+        (["--seed", "1"], "no use for --seed"),
     ],
 )
 def test_a_wrong_request_is_one_message_and_exit_code_2(cache, models, capsys, options, says):
@@ -233,6 +235,23 @@ def test_images_with_another_plan_need_another_folder(tiny_files, models, tmp_pa
     assert main(command) == 0, "the same again is done already"
     assert main([*command, "--plan", "2:5,4:1:3"]) == 2
     assert "plan: 4:1 there, 2:5,4:1:3 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--sigma", "0.2"), ("--seed", "1"), ("--preprocess", "fit")])
+def test_images_with_other_tokens_need_another_folder(tiny_files, models, tmp_path, capsys, option, value):
+    command = ["classify", str(tiny_files / "img"), *models, "--plan", "4:1:2", "--out", str(tmp_path / "run")]
+    assert main([*command, "--preprocess", "none"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--preprocess", "none", option, value]) == 1
+    err = capsys.readouterr().err
+    assert f"{option[2:]}: " in err and "name another --out" in err and "overwrite" not in err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--batch-size", "0"), ("--memory", "lots")])
+def test_a_wrong_limit_is_told_before_anything_is_encoded(tiny_files, models, tmp_path, capsys, option, value):
+    command = ["classify", str(tiny_files / "img"), *models, "--out", str(tmp_path / "run")]
+    assert main([*command, option, value]) == 2
+    assert f"'{value}'" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_an_out_folder_with_other_things_in_it_is_left_alone(labelled, models, tmp_path, capsys):

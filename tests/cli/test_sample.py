@@ -31,6 +31,13 @@ def test_what_is_drawn_of_a_class_is_classified_as_that_class(tmp_path):
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["accuracy"] >= 0.75
 
 
+def test_classes_can_be_given_names(tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("\n".join(f"digit {c}" for c in range(10)))
+    named = ["--class-names", str(tmp_path / "names.txt"), "--count", "1", "--out", str(tmp_path / "x.png"), "--json"]
+    assert main(["sample", "digit 3", *named]) == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == ["digit 3"]
+
+
 def test_the_picture_has_one_row_a_class(tmp_path, capsys):
     out = tmp_path / "grid.png"
     assert main(["sample", "3", "1", "--count", "5", "--out", str(out), "--json"]) == 0

@@ -134,6 +134,7 @@ def test_tuning_goes_on_where_it_was_interrupted(cache, models, plan, tmp_path, 
         (["--agreement", "0.995"], "at least 199"),
         (["--agreement", "0.9", "--hold-out", "20"], "at least 9"),
         (["--agreement", "1"], "share between 0 and 1"),
+        (["--agreement", "nan"], "share between 0 and 1"),
         (["--agreement", "0.9", "--classes", "3"], "one class"),
         (["--agreement", "0.9", "--samples", "4"], "hold 3 an image"),
         (["--agreement", "0.9", "--hold-out", "2", "--evaluate", "x.h5"], "exclude each other"),
@@ -143,6 +144,13 @@ def test_what_cannot_be_promised_is_refused(cache, models, tmp_path, capsys, opt
     assert main(["tune", str(cache), *models, *options, "--out", str(tmp_path / "plan.json")]) == 2
     out, err = capsys.readouterr()
     assert out == "" and says in err and "Traceback" not in err and not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize("name", ["plan", "plan.txt", "none/plan.json", "folder.json"])
+def test_a_place_where_classify_would_not_find_the_plan_is_refused_first(models, tmp_path, capsys, name):
+    (tmp_path / "folder.json").mkdir()
+    assert main(["tune", "none.h5", *models, "--out", str(tmp_path / name)]) == 2
+    assert f"cannot write '{tmp_path / name}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

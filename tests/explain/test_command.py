@@ -1,16 +1,21 @@
 """avarc explain from the command line: files, choices of images and classes, and what people get wrong."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from avarc_cli import classifier
 from avarc_cli.cli import main
 from avarc_cli.data.datasets import open_images
+from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.explain.choose import Verdict, select
-from avarc_cli.tokens import read
+from avarc_cli.explain.explain import pixels_of_cache, pixels_of_images, source_pixels
+from avarc_cli.loading import load_tokenizer
+from avarc_cli.tokens import encode, read
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +171,33 @@ def test_an_image_that_is_gone_is_decoded_from_its_tokens(folder, models, tmp_pa
             copy.unlink()
         assert explain(tmp_path / "t.h5", *models, "--out", tmp_path / "a.html") == 0
         assert ("decoded from its tokens" in (tmp_path / "a.html").read_text()) == gone
+
+
+def test_objectnets_border_is_not_shown(models, tmp_path):
+    """As the tokenizer saw it: from the images, from their cache, and from a run."""
+    inside = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    framed = np.full((68, 68, 3), (255, 0, 0), dtype=np.uint8)
+    framed[2:-2, 2:-2] = inside
+    path = tmp_path / "objectnet" / "0" / "a.png"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(framed).save(path)
+    images = replace(open_images([path]), dataset="objectnet")
+    tokenizer = load_tokenizer(models[1], models[3])
+    preprocess = Preprocess("none", 64)
+    encode(images, tokenizer, preprocess, tmp_path / "t.h5")
+    cache = read(tmp_path / "t.h5")
+    for pixels in (pixels_of_images(images, cache, preprocess), pixels_of_cache(cache, tokenizer)):
+        shown, decoded = pixels(0)
+        assert not decoded and (shown == inside).all()
+    assert (source_pixels(path.as_posix(), "a.png", "none 64", "objectnet") == inside).all()
+    assert source_pixels(path.as_posix(), "a.png", "none 64", "") is None, "68 x 68 pixels are no 64 x 64"
+
+
+@pytest.mark.parametrize(("limit", "told"), [(0, "at least 1"), (41, "at most 40")])
+def test_a_wrong_limit_is_told_before_anything_is_loaded(cache, models, tmp_path, monkeypatch, capsys, limit, told):
+    monkeypatch.setattr(classifier, "load_classifier", lambda *a, **k: pytest.fail("loaded"))
+    assert explain(cache, *models, "--out", tmp_path / "a.png", "--limit", limit) == 2
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ import pytest
 from avarc_cli.cli import main
 from avarc_cli.errors import Interrupted
 
-OPTIONS = ["--base", "amber+blue", "--tasks", "coral,dark", "--base-steps", "40", "--base-depth", "1"]
-OPTIONS += ["--steps", "12", "--batch-size", "8"]
+OPTIONS = ["--base", "amber+blue", "--tasks", "coral,dark", "--steps", "12", "--batch-size", "8"]
+SMALL = ["--base-steps", "40", "--base-depth", "1"]
 
 
 def run(setting, out, *options, data=None, tokenizer=True):
-    words = ["incremental", data or setting.cache, *OPTIONS, "--out", out, *options]
+    small = [] if "--model" in options else SMALL
+    words = ["incremental", data or setting.cache, *OPTIONS, *small, "--out", out, *options]
     reads = setting.models[2:] if tokenizer else []
     return main([str(word) for word in [*words, *reads]])
 
@@ -76,6 +77,11 @@ def test_a_stopped_run_goes_on_to_the_same_result(setting, finished, tmp_path, m
     assert (tmp_path / "run" / "incremental.json").read_bytes() == (finished / "incremental.json").read_bytes()
     banks = [json.loads((run / "bank" / "bank.json").read_text())["classes"] for run in (tmp_path / "run", finished)]
     assert banks[0] == banks[1], "with the digests of what was learnt"
+
+
+def test_the_shape_of_a_base_that_is_given_is_refused(setting, tmp_path, capsys):
+    assert run(setting, tmp_path / "a", "--model", "x.safetensors", "--base-steps", "9", "--base-depth", "2") == 2
+    assert "no use for --base-steps, --base-depth with --model" in capsys.readouterr().err
 
 
 def test_a_model_of_ones_own_must_know_the_base_and_nothing_else(setting, finished, tmp_path, capsys):

@@ -66,12 +66,29 @@ def test_a_cache_is_scored_for_the_classes_that_are_asked(run, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if "cache" in p.name] == ["cache.npz"], "its working folder is gone"
 
 
-def test_an_export_replaces_an_earlier_one_and_nothing_else(run, tmp_path, capsys):
-    source, out = str(run / "run"), tmp_path / "out"
-    assert main(["export", source, "--out", str(out)]) == main(["export", source, "--out", str(out)]) == 0
-    (out / "thesis.tex").write_text("years of work")
-    assert main(["export", source, "--out", str(out)]) == 2
-    assert "it holds other things" in capsys.readouterr().err and (out / "thesis.tex").exists()
+def test_classes_can_be_given_names(run, tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(f"digit {c}" for c in range(10)))
+    named = ["--class-names", str(tmp_path / "names.txt"), "--classes", "digit 3,digit 5"]
+    assert main(["export", str(run / "t.h5"), *named, "--out", str(tmp_path / "x.npz")]) == 0
+    assert np.load(tmp_path / "x.npz")["class_names"].tolist() == ["digit 3", "digit 5"]
+
+
+@pytest.mark.parametrize("name", ["out", "out.npz", "out.h5"])
+def test_an_export_replaces_nothing_that_is_there(run, tmp_path, capsys, name):
+    out = tmp_path / name
+    assert main(["export", str(run / "run"), "--out", str(out)]) == 0
+    assert main(["export", str(run / "run"), "--out", str(out)]) == 2
+    assert "exists already" in capsys.readouterr().err and out.exists()
+
+
+def test_a_run_of_another_version_says_what_it_does_not_tell(run, tmp_path, capsys):
+    assert main(["classify", str(run / "t.h5"), "--save-json", "--out", str(tmp_path / "run")]) == 0
+    protocol = json.loads((tmp_path / "run" / "run.json").read_text())
+    del protocol["candidate_ids"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(protocol))
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "x.npz")]) == 1
+    assert "has no candidate_ids" in capsys.readouterr().err
+    assert not [path for path in tmp_path.iterdir() if path.name != "run"], "and nothing is left behind"
 
 
 @pytest.mark.parametrize(
@@ -88,10 +105,16 @@ def test_what_cannot_be_exported_is_said(run, tmp_path, monkeypatch, capsys, opt
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_options_of_scoring_are_refused_for_a_run(run, tmp_path, capsys):
+    options = ["--model", "digits", "--limit", "3", "--precision", "fp32"]
+    assert main(["export", str(run / "run"), "--out", str(tmp_path / "x.npz"), *options]) == 2
+    assert "no use for --model, --precision, --limit" in capsys.readouterr().err
+
+
 def test_a_source_is_never_replaced_by_its_export(run, capsys):
     before = (run / "t.h5").read_bytes()
     assert main(["export", str(run / "t.h5"), "--out", str(run / "t.h5")]) == 2
-    assert "it is the source" in capsys.readouterr().err and (run / "t.h5").read_bytes() == before
+    assert "exists already" in capsys.readouterr().err and (run / "t.h5").read_bytes() == before
 
 
 def test_a_run_that_saved_nothing_or_too_little_says_which_option_was_missing(run, tmp_path, capsys):

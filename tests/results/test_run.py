@@ -202,3 +202,9 @@ def test_lines_hold_no_times_and_metrics_do(tmp_path):
     classify(make_run(Small(10**6)), RunFolder(tmp_path / "run"))
     assert "second" not in (tmp_path / "run" / "predictions.jsonl").read_text()
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["seconds_per_image"] > 0
+
+
+def test_a_run_does_not_take_the_place_of_a_file(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UsageError, match="it is not a folder"):
+        RunFolder(tmp_path / "run").prepare()

@@ -95,6 +95,11 @@ def test_what_cannot_be_registered_is_told(both, capsys, monkeypatch):
     assert registered.load() == before
 
 
+def test_scales_of_a_generator_are_its_tokenizers(mine, capsys):
+    assert add("my-var", mine / "VAR.pth", "--tokenizer", mine / "vae.safetensors", "--patch-nums", "1,2") == 2
+    assert "no use for --patch-nums with --tokenizer" in capsys.readouterr().err
+
+
 def test_a_tokenizer_that_a_model_reads_is_not_removed(both, capsys):
     for name, said in (("my-vq", "my-var reads its tokens"), ("var-d16", "not a checkpoint that you registered")):
         assert main(["models", "remove", name]) == 2
