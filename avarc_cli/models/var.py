@@ -233,7 +233,7 @@ class VAR(nn.Module):
         ends: Sequence[int],
         past: Sequence[KeyValue] | None = None,
         *,
-        keep: bool = False,
+        keep: int = 0,
     ) -> tuple[Tensor, list[KeyValue] | None]:
         """Last hidden states (P, T, C), modulated for the head, and, to go on from, every block's keys and values.
 
@@ -242,7 +242,8 @@ class VAR(nn.Module):
             condition: of each pair.
             ends: end of each of these scales, counted in the T positions.
             past: keys and values of the scales before, one entry a block; None at the start.
-            keep: whether to return keys and values; they are the largest part of the memory.
+            keep: of how many positions, from the very first, to return keys and values; they are the largest part of
+                the memory.
         """
         present: list[KeyValue] = []
         run: dict[str, Any] = {"dtype": self.precision.activations, "backend": self.kernels}
@@ -252,7 +253,7 @@ class VAR(nn.Module):
             gates = condition.blocks[i][:, 0, 0], condition.blocks[i][:, 0, 1]
             y, kv = block.attn(branch_PTC, ends, past[i] if past else None, self.kernels)
             if keep:
-                present.append(KeyValue(kv.k.contiguous(), kv.v.contiguous()))  # views would keep all of qkv alive
+                present.append(KeyValue(*(t[:, :, :keep].contiguous() for t in kv)))  # views would keep all of qkv
             x_PTC, branch_PTC = gated_residual_adaln(x_PTC, y, gates[0], *condition.before(i, 1), row_P, **run)
             y = block.ffn(branch_PTC, self.kernels)
             if i + 1 == len(self.blocks):

@@ -173,11 +173,15 @@ class VARAdded:
         adapter = int(adapters[0])
         return AddedState(adapter, self.models[adapter].begin(tokens_BL, sequence_P, self._own(adapter, class_id_P)))
 
-    def extend(self, state: AddedState, stop: int, *, keep_prefix: bool) -> Tensor:
-        return self.models[state.adapter].extend(state.state, stop, keep_prefix=keep_prefix)
+    def extend(self, state: AddedState, stop: int, *, keep: int) -> Tensor:
+        return self.models[state.adapter].extend(state.state, stop, keep=keep)
 
     def select(self, state: AddedState, keep_Q: Tensor) -> AddedState:
         return AddedState(state.adapter, self.models[state.adapter].select(state.state, keep_Q))
+
+    def fork(self, state: AddedState, keep_Q: Tensor, tokens_BL: Tensor, sequence_Q: Tensor, stop: int) -> AddedState:
+        model = self.models[state.adapter]
+        return AddedState(state.adapter, model.fork(state.state, keep_Q, tokens_BL, sequence_Q, stop))
 
     def sample(self, class_id_B: Tensor, **how: Any) -> Tensor:
         """Tokens (B, L) drawn from p(x | class), each class by its own model; `models.var_sampling.sample` says how."""

@@ -58,8 +58,9 @@ class VARState:
     condition: Condition
     class_id_P: Tensor
     sequence_P: Tensor
-    past: list[KeyValue] | None = None
     scale: int = 0  # scales scored so far
+    kept: int = 0  # and of how many of them `past` holds keys and values
+    past: list[KeyValue] | None = None
 
 
 class VARLikelihood:
@@ -86,17 +87,17 @@ class VARLikelihood:
         )
 
     @torch.inference_mode()
-    def extend(self, state: VARState, stop: int, *, keep_prefix: bool) -> Tensor:
+    def extend(self, state: VARState, stop: int, *, keep: int) -> Tensor:
         start, first = self._position(state.scale), self.segment_ends[0]
         end = self._position(stop)
-        if end <= start or (state.scale > 0 and state.past is None):
-            raise ValueError(f"cannot go on from scale {state.scale} to {stop} (prefix kept: {state.past is not None})")
+        if end <= start or state.kept < state.scale:
+            raise ValueError(f"cannot go on from scale {state.scale} to {stop}: {state.kept} were kept")
         x = state.rest_BLC[:, max(start - first, 0) : end - first][state.sequence_P]
         if start == 0:
             x = torch.cat([self.var.embed_start(state.class_id_P), x], dim=1)
         ends = [self.segment_ends[k] - start for k in range(state.scale, stop)]
-        hidden_PTC, state.past = self.var.hidden(x, state.condition, ends, state.past, keep=keep_prefix)
-        state.scale = stop
+        hidden_PTC, state.past = self.var.hidden(x, state.condition, ends, state.past, keep=self._position(keep))
+        state.scale, state.kept = stop, keep
         target_PT = state.tokens_BL[state.sequence_P, start:end]
         head, rows = self.var.head, hidden_PTC.flatten(0, 1)
         log_prob = linear_log_prob(rows, head.weight, head.bias, target_PT.flatten(), backend=self.var.kernels)
@@ -113,6 +114,14 @@ class VARLikelihood:
             sequence_P=state.sequence_P[keep_Q],
             past=past,
         )
+
+    @torch.inference_mode()
+    def fork(self, state: VARState, keep_Q: Tensor, tokens_BL: Tensor, sequence_Q: Tensor, stop: int) -> VARState:
+        if state.past is None or state.kept < stop:
+            raise ValueError(f"cannot go on from scale {stop}: {state.kept} were kept")
+        keep_Q, end = keep_Q.to(state.class_id_P.device), self._position(stop)
+        past = [KeyValue(k[keep_Q, :, :end], v[keep_Q, :, :end]) for k, v in state.past]
+        return replace(self.begin(tokens_BL, sequence_Q, state.class_id_P[keep_Q]), scale=stop, kept=stop, past=past)
 
     def sample(self, class_id_B: Tensor, **how: Any) -> Tensor:
         """Tokens (B, L) drawn from p(x | class); `models.var_sampling.sample` has the options."""

@@ -24,6 +24,7 @@ from avarc_cli.scoring.scores import FloatN, ImageScores, ScoreFunction, StageSc
 Int = npt.NDArray[np.int64]
 MAX_IMAGES = 256  # of a group: what a kill can lose
 MAX_PAIRS = 1 << 14  # of a forward pass: attention kernels count pairs times heads in limited grids
+LEAST_SHARED = 1 / 64  # of the tokens: less in common with the image is not worth a batch of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +66,14 @@ class Request:
 
     def kept_tokens(self, model: LikelihoodModel) -> int:
         """The most tokens of one image whose keys and values are kept between two stages, on average over images."""
-        stages = list(enumerate(self.plan.stages))
-        kept = [
-            model.segment_ends[s.segments - 1] * s.samples * (s.goes_on + self.score.needs_unconditional)
-            for i, s in stages
-            if self.plan.needs_prefix(i)
-        ]
-        return math.ceil(max(kept, default=0))
+        most, ends = 0.0, model.segment_ends
+        for number, stage in enumerate(self.plan.stages):
+            columns = stage.goes_on + self.score.needs_unconditional
+            if self.plan.needs_prefix(number):
+                most = max(most, columns * stage.samples * ends[stage.segments - 1])
+            elif self.plan.samples_grow(number) and stage.segments > 1:  # at most so many are shared with neighbours
+                most = max(most, columns * ends[stage.segments - 2])
+        return math.ceil(most)
 
     def images_per_group(self, model: LikelihoodModel) -> int:
         """Images whose first stage fills one forward pass, and whose kept prefixes need no more memory than that."""
@@ -89,17 +91,30 @@ class Request:
 
 @dataclass
 class _Track:
-    """Pairs that stand at the same segment, with the model's state once they have begun."""
+    """Pairs that stand at the same segment, with the model's state once they have begun.
+
+    done: segments scored; kept: segments whose keys and values the state holds.
+    """
 
     image: Int
     candidate: Int
     sample: Int
     done: int = 0
+    kept: int = 0
     state: Any = None
 
     def take(self, model: LikelihoodModel, rows: Int) -> _Track:
         state = None if self.state is None else model.select(self.state, torch.from_numpy(rows))
-        return _Track(self.image[rows], self.candidate[rows], self.sample[rows], self.done, state)
+        return _Track(self.image[rows], self.candidate[rows], self.sample[rows], self.done, self.kept, state)
+
+    @property
+    def clean(self) -> bool:
+        """Whether these are the images' own tokens; no track mixes them with neighbours."""
+        return bool(self.sample[0] == 0)
+
+    def let_go(self) -> None:
+        """Give up keys and values."""
+        self.state, self.kept = None, 0
 
 
 def adapters(model: LikelihoodModel, class_id_N: Int) -> Int:
@@ -107,6 +122,14 @@ def adapters(model: LikelihoodModel, class_id_N: Int) -> Int:
     adapter = getattr(model, "adapter", np.zeros_like)
     adapter_N: Int = np.asarray(adapter(class_id_N), dtype=np.int64)
     return adapter_N
+
+
+def shared_segments(tokens_GSL: Int, segment_ends: tuple[int, ...]) -> Int:
+    """How many of its first segments each sample has in common with sample 0, (G, S); 0 where it is not worth it."""
+    same_GSL = (tokens_GSL == tokens_GSL[:, :1]).cumprod(-1)
+    ends = np.array([0, *segment_ends])
+    shared_GS: Int = same_GSL[..., ends[1:] - 1].sum(-1)
+    return np.where(ends[shared_GS] < LEAST_SHARED * ends[-1], 0, shared_GS)
 
 
 def score_group(model: LikelihoodModel, tokens_GSL: Int, request: Request) -> list[ImageScores]:
@@ -123,7 +146,8 @@ class _Group:
     """The cells of one group.
 
     The unconditional class, if needed, is a column before the candidates that no stage drops; it comes first because
-    nobody's score is known without it. An image with one candidate left is decided, and leaves the group.
+    nobody's score is known without it. An image with one candidate left is decided, and leaves the group. A neighbour
+    whose first segments are the image's own goes on from the image's keys and values of those.
     """
 
     def __init__(self, model: LikelihoodModel, tokens_GSL: Int, request: Request) -> None:
@@ -139,6 +163,7 @@ class _Group:
         self.undecided = np.ones(images, dtype=bool)
         self.scored = np.zeros(images, dtype=np.int64)
         self.token_log_prob = np.zeros((images, len(ids), length), np.float32) if request.keep_tokens else None
+        self.shared_GS = shared_segments(tokens_GSL, model.segment_ends)
         self.tracks: list[_Track] = []
         self.samples_begun = 0
 
@@ -147,8 +172,7 @@ class _Group:
         for number, stage in enumerate(self.request.plan.stages):
             started = time.perf_counter()
             before = self.alive.copy()
-            self._begin_samples(stage)
-            self._advance(stage, keep_prefix=self.request.plan.needs_prefix(number))
+            self._advance(number)
             log_p_GN, scores_GN = self._scores(stage)
             self._drop(stage, scores_GN)
             taking_part = np.nonzero(self.undecided)[0]
@@ -170,68 +194,137 @@ class _Group:
                 break
         return [self._summary(g, tuple(stages)) for g, stages in enumerate(history)]
 
-    def _begin_samples(self, stage: Stage) -> None:
-        """Pairs of the survivors with the samples that no stage has looked at yet; a track to each adapter."""
-        if stage.samples > self.samples_begun:
-            new = np.arange(self.samples_begun, stage.samples)
-            open_GN = self.alive & self.undecided[:, None]
-            for adapter in np.unique(self.adapter):
-                image, candidate = (a.repeat(len(new)) for a in np.nonzero(open_GN & (self.adapter == adapter)))
-                self.tracks.append(_Track(image, candidate, np.tile(new, len(image) // len(new))))
-            self.samples_begun = stage.samples
-
-    def _advance(self, stage: Stage, *, keep_prefix: bool) -> None:
-        """Bring every surviving pair to the stage's last segment."""
-        tracks = [self._survivors(track) for track in self.tracks]
-        waiting = [t for t in tracks if t.done < stage.segments and len(t.image) and t.sample[0] < stage.samples]
-        self.tracks = [t for t in tracks if not any(t is w for w in waiting)]
-        for track in waiting:
+    def _advance(self, number: int) -> None:
+        """Bring every surviving pair to the last segment of stage `number`, with the samples that are new in it."""
+        stage = self.request.plan.stages[number]
+        if self.samples_begun == 0:
+            self._begin_images()
+        new = np.arange(self.samples_begun, stage.samples)
+        tracks, self.tracks = [self._survivors(track) for track in self.tracks], []
+        apart = [np.empty((0, 3), np.int64)]
+        for track in tracks:
+            if not len(track.image):
+                continue
+            if track.sample[0] >= stage.samples:
+                self.tracks.append(track)
+                continue
             for chunk in self._chunks(track, stage):
-                self._extend(chunk, stage.segments, keep_prefix=keep_prefix)
-                if keep_prefix:
-                    # Who is behind `keep` others already cannot come back, so its prefix need not be held:
-                    # memory is bounded by the survivors plus one batch, however many candidates there are.
-                    self._drop(stage, self._scores(stage)[1])
-                    self.tracks = [self._survivors(t) for t in [*self.tracks, chunk]]
-                    self._give_up_prefixes()
-                else:
-                    chunk.state = None
-                    self.tracks.append(chunk)
+                self._extend(chunk, number)
+                forks, rest = self._fork(chunk, number, new)
+                apart.append(rest)
+                parts = [part for fork in forks for part in self._chunks(fork, stage)]
+                for part in parts:
+                    self._extend(part, number)
+                self._settle([chunk, *parts], number)
+        for track in self._by_adapter(np.concatenate(apart)):
+            for chunk in self._chunks(track, stage):
+                self._extend(chunk, number)
+                self._settle([chunk], number)
+        self.samples_begun = max(stage.samples, self.samples_begun)
 
-    def _give_up_prefixes(self) -> None:
+    def _begin_images(self) -> None:
+        """Every candidate with the image's own tokens; the neighbours come after, since they may go on from it."""
+        images, columns = self.alive.shape
+        image, candidate = (a.flatten() for a in np.indices((images, columns)))
+        self.tracks = list(self._by_adapter(np.stack([image, candidate, np.zeros_like(image)], 1)))
+        self.samples_begun = 1
+
+    def _by_adapter(self, pairs_P3: Int) -> Iterator[_Track]:
+        """A track to each adapter that these pairs (image, candidate, sample) have, in order."""
+        pairs_P3 = pairs_P3[np.lexsort(pairs_P3.T[::-1])]
+        adapter_P = self.adapter[pairs_P3[:, 1]]
+        for adapter in np.unique(adapter_P):
+            yield _Track(*pairs_P3[adapter_P == adapter].T)
+
+    def _fork(self, track: _Track, number: int, new: Int) -> tuple[list[_Track], Int]:
+        """New samples of a track's pairs: those that go on from segments they share with the image, and the rest."""
+        row = np.arange(len(track.image) if track.clean else 0).repeat(len(new))
+        pairs_P3 = np.stack([track.image[row], track.candidate[row], np.resize(new, len(row))], 1)
+        shared = self.shared_GS[pairs_P3[:, 0], pairs_P3[:, 2]]
+        goes_on = self.request.plan.needs_prefix(number)
+        settled = (shared >= track.done) & (not goes_on)  # a score like the image's, and nothing left to do
+        shared = np.where(settled, track.done, np.minimum(shared, track.kept))
+        forks = []
+        for segments in np.unique(shared[shared > 0]).tolist():
+            here = shared == segments
+            image, candidate, sample = pairs_P3[here].T
+            fork = _Track(image, candidate, sample, done=segments)
+            self.sums[image, candidate, sample, :segments] = self.sums[image, candidate, 0, :segments]
+            if segments < track.done or goes_on:
+                fork.state = self.model.fork(
+                    track.state, torch.from_numpy(row[here]), *self._sequences(fork), stop=segments
+                )
+                fork.kept = segments
+            forks.append(fork)
+        return forks, pairs_P3[shared == 0]
+
+    def _settle(self, tracks: list[_Track], number: int) -> None:
+        """Keep of what was just scored only what later stages go on from."""
+        plan = self.request.plan
+        for track in tracks:
+            if not plan.needs_prefix(number) and not (plan.samples_grow(number) and track.clean):
+                track.let_go()
+        self.tracks += tracks
+        if any(track.kept for track in tracks):
+            # Who is behind `keep` others already cannot come back, so its prefix need not be held: memory is
+            # bounded by the survivors plus one batch, however many candidates there are.
+            self._drop(plan.stages[number], self._scores(plan.stages[number])[1])
+            self.tracks = [self._survivors(track) for track in self.tracks]
+            self._give_up_prefixes(number)
+
+    def _give_up_prefixes(self, number: int) -> None:
         """Let go of the largest prefixes until the rest fits; their pairs begin anew: work done twice."""
         limit = self.request.prefix_tokens
         while limit is not None and sum(self._held(t) for t in self.tracks) > limit:
             largest = max(self.tracks, key=self._held)
-            largest.state, largest.done = None, 0
+            largest.let_go()
+            if self.request.plan.needs_prefix(number):
+                largest.done = 0
 
     def _held(self, track: _Track) -> int:
-        return 0 if track.state is None else len(track.image) * self.model.segment_ends[track.done - 1]
+        return len(track.image) * self.model.segment_ends[track.kept - 1] if track.kept else 0
+
+    def _keep(self, track: _Track, number: int) -> int:
+        """Segments of the track whose keys and values will be needed after stage `number` has scored them."""
+        plan = self.request.plan
+        if plan.needs_prefix(number):
+            return plan.stages[number].segments
+        if not track.clean:
+            return 0
+        shared = self.shared_GS[track.image, self.samples_begun : plan.samples]
+        return int(shared[shared < plan.stages[number].segments].max(initial=0))
 
     def _survivors(self, track: _Track) -> _Track:
         alive = self.alive[track.image, track.candidate] & self.undecided[track.image]
         return track if alive.all() else track.take(self.model, np.nonzero(alive)[0])
 
     def _chunks(self, track: _Track, stage: Stage) -> Iterator[_Track]:
+        """The track in parts that one forward pass can take to the stage's last segment."""
         ends = self.model.segment_ends
         new = ends[stage.segments - 1] - (ends[track.done - 1] if track.done else 0)
-        pairs = min(MAX_PAIRS, max(1, self.request.tokens_per_batch // new))
-        if len(track.image) <= pairs:
+        pairs = min(MAX_PAIRS, max(1, self.request.tokens_per_batch // max(1, new)))
+        if 0 < len(track.image) <= pairs or new <= 0:
             yield track
             return
         for start in range(0, len(track.image), pairs):
             yield track.take(self.model, np.arange(start, min(start + pairs, len(track.image))))
 
-    def _extend(self, track: _Track, stop: int, *, keep_prefix: bool) -> None:
-        ends, samples = self.model.segment_ends, self.tokens.shape[1]
+    def _sequences(self, track: _Track) -> tuple[torch.Tensor, torch.Tensor]:
+        """The token sequences that a track's pairs have (B, L), and which of them each pair has (P,)."""
+        samples = self.tokens.shape[1]
+        sequences, sequence_P = np.unique(track.image * samples + track.sample, return_inverse=True)
+        return self.tokens.flatten(0, 1)[torch.from_numpy(sequences)], torch.from_numpy(sequence_P)
+
+    def _extend(self, track: _Track, number: int) -> None:
+        """Score the track up to the last segment of stage `number`, if it has not come so far."""
+        ends, stop = self.model.segment_ends, self.request.plan.stages[number].segments
+        if track.done >= stop:
+            return
         if track.state is None:
-            sequences, sequence_P = np.unique(track.image * samples + track.sample, return_inverse=True)
-            track.state = self.model.begin(
-                self.tokens.flatten(0, 1)[torch.from_numpy(sequences)],
-                torch.from_numpy(sequence_P),
-                torch.from_numpy(self.class_id[track.candidate]),
-            )
-        log_prob_PT = self.model.extend(track.state, stop, keep_prefix=keep_prefix).cpu()
+            class_id_P = torch.from_numpy(self.class_id[track.candidate])
+            track.state = self.model.begin(*self._sequences(track), class_id_P)
+        keep = self._keep(track, number)
+        log_prob_PT = self.model.extend(track.state, stop, keep=keep).cpu()
         if not bool(log_prob_PT.isfinite().all()):
             raise AvarcError(
                 "the model gave a log-probability that is not a number",
@@ -247,7 +340,7 @@ class _Group:
             clean = track.sample == 0
             self.token_log_prob[track.image[clean], track.candidate[clean], start : ends[stop - 1]] = log_prob_PT[clean]
         np.add.at(self.scored, track.image, ends[stop - 1] - start)
-        track.done = stop
+        track.done, track.kept = stop, keep
 
     def _scores(self, stage: Stage) -> tuple[FloatN, FloatN]:
         """log p(x|y), and the score with the prior, of every candidate (G, N); nan where a cell is missing."""

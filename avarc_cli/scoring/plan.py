@@ -93,6 +93,10 @@ class Plan:
         """Whether a stage after stage `number` (0-based) goes on to more segments."""
         return any(later.segments > self.stages[number].segments for later in self.stages[number + 1 :])
 
+    def samples_grow(self, number: int) -> bool:
+        """Whether a stage after stage `number` (0-based) looks at more samples."""
+        return any(later.samples > self.stages[number].samples for later in self.stages[number + 1 :])
+
     def new_tokens(self, ends: tuple[int, ...]) -> list[int]:
         """Tokens that each stage scores for one candidate that has come so far (prefixes are never scored twice)."""
         done = [0] * self.samples
