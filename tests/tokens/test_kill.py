@@ -1,4 +1,4 @@
-"""kill -9 or SIGTERM at every step of an encoding run: a rerun finishes, and the file is the same bytes.
+"""kill -9 or SIGTERM at every step of an encoding run, and at random moments: a rerun gives the same bytes.
 
 One helper process imports torch once and forks a child for every point of death.
 """
@@ -22,8 +22,6 @@ torch.set_num_threads(1)
 os.fsync = lambda descriptor: None  # a kill is no power cut: the kernel keeps what was written
 stub = runpy.run_path(sys.argv[1])
 folder = Path(sys.argv[2])
-images = stub["make_images"](folder / "images", 5)
-images.paths[3].write_bytes(b"unreadable")
 OUT = folder / "t.h5"
 STEPS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "fcntl.lockf", "shutil.rmtree"}
 
@@ -76,6 +74,8 @@ def leftovers():
 '''
 
 EVERY_STEP = """
+images = stub["make_images"](folder / "images", 5)
+images.paths[3].write_bytes(b"unreadable")
 run(out=folder / "whole.h5")
 whole = (folder / "whole.h5").read_bytes()
 step = 0
@@ -140,6 +140,36 @@ assert leftovers() == ["t.h5"], leftovers()
 """
 
 
+RANDOM_MOMENTS = """
+import random, time
+
+images = stub["make_images"](folder / "many", 40)
+pause = lambda: time.sleep(0.002)
+run(out=folder / "whole.h5")
+whole = (folder / "whole.h5").read_bytes()
+began = time.monotonic()
+in_child(lambda: run(pause))
+length = time.monotonic() - began
+OUT.unlink()
+moment = random.Random(0)
+for number in range(50):  # each goes on with what the one before left behind
+    pid = os.fork()
+    if pid == 0:
+        run(pause)
+        os._exit(0)
+    time.sleep(moment.uniform(0, length))
+    os.kill(pid, signal_at(number))
+    os.waitpid(pid, 0)
+    if OUT.exists():
+        assert OUT.read_bytes() == whole, number
+        if moment.random() < 0.5:
+            OUT.unlink()
+run()
+assert OUT.read_bytes() == whole
+assert sorted(path.name for path in folder.iterdir()) == ["many", "t.h5", "whole.h5"]
+"""
+
+
 def run_helper(body: str, tmp_path: Path) -> None:
     script, log = tmp_path / "helper.py", tmp_path / "log"
     script.write_text(HELPER + body)
@@ -153,3 +183,7 @@ def run_helper(body: str, tmp_path: Path) -> None:
 
 def test_after_a_kill_at_any_step_or_a_full_disk_a_rerun_gives_the_same_bytes(tmp_path):
     run_helper(EVERY_STEP + FULL_DISK, tmp_path)
+
+
+def test_after_kills_at_50_random_moments_a_rerun_gives_the_same_bytes(tmp_path):
+    run_helper(RANDOM_MOMENTS, tmp_path)
