@@ -13,6 +13,13 @@ from avarc_cli.models.var import VAR, Condition
 CLASSES_AT_ONCE = 64  # always the same ones together, so that a row's bits never depend on who is asked for
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor there; a GPU's copy is only queued, so that nobody waits for the work before it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 class ClassTable:
     """Modulation of every class (num_classes + 1 rows a block), filled as classes are asked for."""
 
@@ -23,13 +30,13 @@ class ClassTable:
         self.filled: set[int] = set()
 
     def of(self, class_id_P: Tensor) -> Condition:
-        """The condition of pairs of these classes."""
+        """The condition of pairs of these classes. Of ids on the host, the device need not be waited for."""
         for group in (class_id_P // CLASSES_AT_ONCE).unique().tolist():
             if group not in self.filled:
                 self._fill(group)
                 self.filled.add(group)
         assert self.tables is not None
-        return self.tables._replace(row_P=class_id_P)
+        return self.tables._replace(row_P=to_device(class_id_P, self.var.pos_1LC.device))
 
     def _fill(self, group: int) -> None:
         start = group * CLASSES_AT_ONCE

@@ -15,7 +15,7 @@ from torch import Tensor
 from avarc_cli.errors import CheckpointError
 from avarc_cli.models.precision import Precision
 from avarc_cli.models.var import VAR, Condition, KeyValue
-from avarc_cli.models.var_classes import ClassTable
+from avarc_cli.models.var_classes import ClassTable, to_device
 from avarc_cli.models.var_config import read_config
 from avarc_cli.models.var_sampling import sample
 from avarc_cli.models.vqvae import VQVAE, MultiScaleQuantizer
@@ -77,13 +77,13 @@ class VARLikelihood:
     @torch.inference_mode()
     def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor) -> VARState:
         device = self.var.pos_1LC.device
-        tokens_BL, class_id_P = tokens_BL.to(device), class_id_P.to(device)
+        tokens_BL = to_device(tokens_BL, device)
         return VARState(
             tokens_BL=tokens_BL,
             rest_BLC=self.var.embed_rest(self.quantizer.teacher_input(tokens_BL)),
             condition=self.classes.of(class_id_P),
-            class_id_P=class_id_P,
-            sequence_P=sequence_P.to(device),
+            class_id_P=to_device(class_id_P, device),
+            sequence_P=to_device(sequence_P, device),
         )
 
     @torch.inference_mode()
@@ -131,7 +131,7 @@ class VARLikelihood:
         c = self.var.config
         item = self.var.precision.activations.itemsize
         if kept:
-            return 2 * c.depth * c.width * item
+            return 2 * c.depth * c.width * self.var.precision.attention.itemsize
         stream, branch = 4 * c.width * 4, (4 + 2 * c.mlp_ratio) * c.width * item  # float32 residual; qkv, MLP in `item`
         return int(stream + branch)
 

@@ -117,6 +117,24 @@ class _Track:
         self.state, self.kept = None, 0
 
 
+class _Unread:
+    """The log-probabilities of a track's last segments, on their way from the device."""
+
+    def __init__(self, track: _Track, stop: int, log_prob_PT: torch.Tensor) -> None:
+        self.pairs = track.image, track.candidate, track.sample
+        self.start, self.stop = track.done, stop
+        self._host_PT, self._arrival = log_prob_PT.to("cpu", non_blocking=True), None
+        if log_prob_PT.is_cuda:
+            self._arrival = torch.cuda.Event()
+            self._arrival.record(torch.cuda.current_stream(log_prob_PT.device))
+
+    def wait(self) -> torch.Tensor:
+        """(P, T) float32 on the host."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return self._host_PT
+
+
 def adapters(model: LikelihoodModel, class_id_N: Int) -> Int:
     """The adapter that each class is scored with (N,); 0 is the model itself, and all there is without adapters."""
     adapter = getattr(model, "adapter", np.zeros_like)
@@ -165,6 +183,7 @@ class _Group:
         self.token_log_prob = np.zeros((images, len(ids), length), np.float32) if request.keep_tokens else None
         self.shared_GS = shared_segments(tokens_GSL, model.segment_ends)
         self.tracks: list[_Track] = []
+        self.unread: list[_Unread] = []
         self.samples_begun = 0
 
     def run(self) -> list[ImageScores]:
@@ -220,6 +239,7 @@ class _Group:
             for chunk in self._chunks(track, stage):
                 self._extend(chunk, number)
                 self._settle([chunk], number)
+        self._read()
         self.samples_begun = max(stage.samples, self.samples_begun)
 
     def _begin_images(self) -> None:
@@ -245,6 +265,8 @@ class _Group:
         settled = (shared >= track.done) & (not goes_on)  # a score like the image's, and nothing left to do
         shared = np.where(settled, track.done, np.minimum(shared, track.kept))
         forks = []
+        if shared.any():
+            self._read()
         for segments in np.unique(shared[shared > 0]).tolist():
             here = shared == segments
             image, candidate, sample = pairs_P3[here].T
@@ -265,7 +287,9 @@ class _Group:
             if not plan.needs_prefix(number) and not (plan.samples_grow(number) and track.clean):
                 track.let_go()
         self.tracks += tracks
+        self._read(but=1)  # a GPU works on the last batch while the host takes in the one before and begins the next
         if any(track.kept for track in tracks):
+            self._read()
             # Who is behind `keep` others already cannot come back, so its prefix need not be held: memory is
             # bounded by the survivors plus one batch, however many candidates there are.
             self._drop(plan.stages[number], self._scores(plan.stages[number])[1])
@@ -324,23 +348,29 @@ class _Group:
             class_id_P = torch.from_numpy(self.class_id[track.candidate])
             track.state = self.model.begin(*self._sequences(track), class_id_P)
         keep = self._keep(track, number)
-        log_prob_PT = self.model.extend(track.state, stop, keep=keep).cpu()
-        if not bool(log_prob_PT.isfinite().all()):
-            raise AvarcError(
-                "the model gave a log-probability that is not a number",
-                "low precisions overflow in large models",
-                "use --precision bf16 or fp32",
-            )
-        start = ends[track.done - 1] if track.done else 0
-        for k in range(track.done, stop):
-            first = ends[k - 1] if k else 0
-            columns = log_prob_PT[:, first - start : ends[k] - start]
-            self.sums[track.image, track.candidate, track.sample, k] = columns.double().sum(1).numpy()
-        if self.token_log_prob is not None:
-            clean = track.sample == 0
-            self.token_log_prob[track.image[clean], track.candidate[clean], start : ends[stop - 1]] = log_prob_PT[clean]
-        np.add.at(self.scored, track.image, ends[stop - 1] - start)
+        self.unread.append(_Unread(track, stop, self.model.extend(track.state, stop, keep=keep)))
+        np.add.at(self.scored, track.image, ends[stop - 1] - (ends[track.done - 1] if track.done else 0))
         track.done, track.kept = stop, keep
+
+    def _read(self, but: int = 0) -> None:
+        """Take in what was scored, but for the last `but` batches."""
+        ends = (0, *self.model.segment_ends)
+        while len(self.unread) > but:
+            batch = self.unread.pop(0)
+            log_prob_PT = batch.wait()
+            if not bool(log_prob_PT.isfinite().all()):
+                raise AvarcError(
+                    "the model gave a log-probability that is not a number",
+                    "low precisions overflow in large models",
+                    "use --precision bf16 or fp32",
+                )
+            image, candidate, sample = batch.pairs
+            start = ends[batch.start]
+            for k in range(batch.start, batch.stop):
+                columns = log_prob_PT[:, ends[k] - start : ends[k + 1] - start]
+                self.sums[image, candidate, sample, k] = columns.double().sum(1).numpy()
+            if self.token_log_prob is not None and sample[0] == 0:
+                self.token_log_prob[image, candidate, start : ends[batch.stop]] = log_prob_PT
 
     def _scores(self, stage: Stage) -> tuple[FloatN, FloatN]:
         """log p(x|y), and the score with the prior, of every candidate (G, N); nan where a cell is missing."""

@@ -20,9 +20,10 @@ def linear_log_prob(
         hidden_MC: last hidden states: float32, bfloat16 or float16, the weight's dtype; any row stride.
         weight_VC, bias_V: the head; the bias in any floating dtype.
         target_M: token ids in [0, V), int64.
-        backend: "torch" takes `ROWS_IN_FLIGHT` rows at a time, so the peak is that many rows of logits, which are
-            rounded to the inputs' dtype; "triton" keeps logits in registers, in float32, and writes one partial
-            log-sum-exp for each 512 columns. float32 products are TF32 where torch.backends.cuda.matmul.allow_tf32.
+        backend: "torch" takes `ROWS_IN_FLIGHT` rows at a time, so the peak is that many rows of logits, which a CPU
+            (and PyTorch before 2.8) rounds to the inputs' dtype; "triton" keeps logits in registers, in float32, and
+            writes one partial log-sum-exp for each 512 columns. float32 products are TF32 where
+            torch.backends.cuda.matmul.allow_tf32.
     Returns: log_prob_M, float32, each <= 0; at most twice as far from float64 as the definition (logits, log_softmax,
         gather) in float32 is.
     Raises: ValueError when shapes or dtypes disagree, or the backend cannot run.
@@ -45,7 +46,15 @@ def linear_log_prob(
     log_prob_M = torch.empty(target_M.shape, dtype=torch.float32, device=hidden_MC.device)
     for start in range(0, len(target_M), ROWS_IN_FLIGHT):
         rows = slice(start, start + ROWS_IN_FLIGHT)
-        logits_RV = F.linear(hidden_MC[rows], weight_VC, bias_V).float()
+        logits_RV = _logits(hidden_MC[rows], weight_VC, bias_V)
         at_target_R = logits_RV.gather(-1, target_M[rows, None]).squeeze(-1)
         log_prob_M[rows] = at_target_R - logits_RV.logsumexp(-1)
     return log_prob_M.clamp_(max=0.0)  # rounding can leave +1e-7 where one token has all the probability
+
+
+def _logits(hidden_RC: Tensor, weight_VC: Tensor, bias_V: Tensor | None) -> Tensor:
+    """hidden @ weight.T + bias, (R, V) float32."""
+    if hidden_RC.is_cuda and hidden_RC.dtype in (torch.bfloat16, torch.float16) and hasattr(torch.ops.aten.mm, "dtype"):
+        logits_RV = torch.mm(hidden_RC, weight_VC.T, out_dtype=torch.float32)
+        return logits_RV if bias_V is None else logits_RV.add_(bias_V)
+    return F.linear(hidden_RC, weight_VC, bias_V).float()

@@ -44,6 +44,18 @@ def test_linear_log_prob_is_its_definition(monkeypatch, rows, offset):
     assert rows == 0 or bounded(ours, log_prob_definition, hidden, weight, bias, target)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU rounds the logits of half-precision numbers")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_half_precision_numbers_are_float32_on_cuda(dtype):
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(40, 64, device="cuda") * 4).to(dtype), torch.randn(96, 64, device="cuda").to(dtype)
+    bias, target = torch.randn(96, device="cuda").to(dtype), torch.randint(96, (40,), device="cuda")
+    ours = linear_log_prob(hidden, weight, bias, target)
+    truth = log_prob_definition(hidden.double(), weight.double(), bias.double(), target)
+    assert float((ours.double() - truth).abs().max()) < 1e-4
+
+
 def test_probabilities_of_all_tokens_sum_to_one():
     torch.manual_seed(0)
     hidden, weight = torch.randn(1, 16).expand(50, -1), torch.randn(50, 16)
