@@ -1,6 +1,7 @@
 """The rounding noise of one token's log-probability, in nats, that scoring.scores.TOKEN_NOISE is set from.
 
-fp32 is compared with the reference implementation's float32, the others with our fp32; on golden models.
+fp32 is compared with the reference implementation's float32, the others with our fp32; on golden models. tf32 is
+computed on the CPU with the numbers that a GPU would multiply.
 
 usage: python tests/benchmarks/token_noise.py [GOLDEN ...]
 """
@@ -9,17 +10,40 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import load_golden
 
-from avarc_cli.models.precision import PRECISIONS
+from avarc_cli.models.precision import PRECISIONS, find
 from avarc_cli.models.var_likelihood import VARLikelihood
 
 
+def tf32(x):
+    """Rounded to the 10 bits of mantissa that TF32 products see; their sums are float32."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+class TF32(TorchFunctionMode):
+    """Linears and attention on rounded numbers."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is F.linear:
+            args = (tf32(args[0].contiguous()), tf32(args[1].contiguous()), *args[2:])
+        if function is F.scaled_dot_product_attention:
+            args = (*(tf32(x.contiguous()) for x in args[:3]), *args[3:])
+        return function(*args, **(kwargs or {}))
+
+
+def precision_of(name):
+    """As this CPU computes it; what it does not have, as written down."""
+    return PRECISIONS[name] if name in ("tf32", "fp8") else find(name, torch.device("cpu"))
+
+
 def token_log_prob(golden, precision):
-    model = VARLikelihood(golden.var().set_precision(PRECISIONS[precision]), golden.vqvae().quantize)
+    model = VARLikelihood(golden.var().set_precision(precision_of(precision)), golden.vqvae().quantize)
     tokens, classes = golden.tokens(), torch.from_numpy(golden.arrays["classes"]).long()
     pairs = torch.cartesian_prod(torch.arange(len(tokens)), torch.arange(len(classes)))
     state = model.begin(tokens, pairs[:, 0], classes[pairs[:, 1]])
@@ -32,7 +56,9 @@ def main(names):
         fp32 = token_log_prob(golden, "fp32")
         reference = torch.from_numpy(golden.arrays["token_log_prob"])
         print(f"{name}: fp32 {(fp32 - reference).std():.1e}", end="", flush=True)
-        for label in ("bf16", "fp16", "int8", "fp8"):  # on a CPU int8 has 7-bit weights: the coarser kind
+        with TF32():
+            print(f", tf32 {(token_log_prob(golden, 'tf32') - fp32).std():.1e}", end="", flush=True)
+        for label in ("bf16", "fp16", "int8", "fp8"):  # on a CPU without VNNI int8 has 7-bit weights: the coarser kind
             print(f", {label} {(token_log_prob(golden, label) - fp32).std():.1e}", end="", flush=True)
         print(" nats")
 
