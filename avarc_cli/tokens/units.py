@@ -5,8 +5,10 @@ Shapes: B images of a batch, S samples, L tokens; latents (B, Z, h, w).
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -82,7 +84,7 @@ def decode(
             sampler=batches,
             num_workers=min(workers, len(batches)),
             collate_fn=_unchanged,  # arrays, through a pipe: tensors need more shared memory than containers have
-            worker_init_fn=_leave_interrupts_to_parent,
+            worker_init_fn=_begin_worker,
             generator=torch.Generator(),  # the loader draws a number: not from the caller's stream
         )
     try:
@@ -99,8 +101,17 @@ def _unchanged(decoded: Any) -> Any:
     return decoded
 
 
-def _leave_interrupts_to_parent(_: int) -> None:
+def _begin_worker(_: int) -> None:
+    """Leave interrupts to the parent, and end with it: torch's worker may wait for ever to hand over a last batch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HELPER = '''
 import os, runpy, resource, signal, sys
 from pathlib import Path
@@ -172,6 +174,48 @@ assert sorted(path.name for path in folder.iterdir()) == ["many", "t.h5", "whole
 """
 
 
+WORKERS = """
+import time
+
+stub = runpy.run_path(sys.argv[1])
+images = stub["make_images"](folder / "images", 200)
+pids = folder / "pids"
+pids.mkdir()
+load = type(images).load
+
+
+def noted(self, *arguments):
+    (pids / str(os.getpid())).touch()
+    return load(self, *arguments)
+
+
+type(images).load = noted
+
+
+class Large(stub["StubTokenizer"]):  # a batch is more than a pipe holds, so that workers wait to hand it over
+    image_size = 64
+
+    def encode(self, images):
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+pixels = Preprocess("fit", 64)
+assert in_child(lambda: encode(images, Large(), pixels, OUT, batch_size=8, workers=2)) == -9
+workers = [int(path.name) for path in pids.iterdir()]
+assert len(workers) == 2
+while any(map(alive, workers)):
+    time.sleep(0.05)
+"""
+
+
 def run_helper(body: str, tmp_path: Path) -> None:
     script, log = tmp_path / "helper.py", tmp_path / "log"
     script.write_text(HELPER + body)
@@ -179,7 +223,7 @@ def run_helper(body: str, tmp_path: Path) -> None:
     conftest = Path(__file__).with_name("conftest.py")
     with log.open("w") as file:  # not a pipe: orphaned workers would keep it open
         command = [sys.executable, str(script), str(conftest), str(tmp_path / "work")]
-        done = subprocess.run(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, check=False)
+        done = subprocess.run(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, check=False, timeout=300)
     assert done.returncode == 0, log.read_text()
 
 
@@ -189,3 +233,8 @@ def test_after_a_kill_at_any_step_or_a_full_disk_a_rerun_gives_the_same_bytes(tm
 
 def test_after_kills_at_50_random_moments_a_rerun_gives_the_same_bytes(tmp_path):
     run_helper(RANDOM_MOMENTS, tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks the processes up in /proc")
+def test_processes_that_decode_end_when_their_parent_is_killed(tmp_path):
+    run_helper(WORKERS, tmp_path)
