@@ -146,6 +146,7 @@ class Classifier:
             tokens_per_batch=self._tokens_per_batch(plan, tokens_per_batch),
             prefix_tokens=prefix_tokens(self.model.likelihood, self.memory),
             temperature=(self.tuned.temperature if self.tuned else None) or 1.0,
+            share=not self.options.deterministic,
             keep_tokens=keep_tokens,
             keep_segments=keep_segments,
         )

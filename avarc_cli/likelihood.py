@@ -33,11 +33,11 @@ class LikelihoodModel(Protocol):
         """A state with nothing scored: pair i is sequence `sequence_P[i]` under class `class_id_P[i]`."""
         ...
 
-    def extend(self, state: Any, stop: int, *, keep: int) -> Tensor:
+    def extend(self, state: Any, stop: int, *, hold: int) -> Tensor:
         """Score the segments from where the state stands up to (not including) segment `stop`.
 
         Args:
-            keep: of how many segments, from the first, the state holds keys and values afterwards: `stop` when it is
+            hold: of how many segments, from the first, the state holds keys and values afterwards: `stop` when it is
                 to be extended again, fewer when only `fork` needs them, 0 when nobody does.
         Returns: log p(token | before, class) in nats, (P, T) float32. The state moves on.
         """
@@ -51,7 +51,7 @@ class LikelihoodModel(Protocol):
         """A state of these pairs' classes with other sequences that begin with the same `stop` segments.
 
         Pair i is sequence `sequence_Q[i]` of tokens_BL under the class of pair `keep_Q[i]`. The new state stands at
-        segment `stop`, whose keys and values `state` must have kept; it is left as it was.
+        segment `stop`, whose keys and values `state` must hold; it is left as it was.
         """
         ...
 

@@ -121,6 +121,7 @@ class LoadedModel:
     precision: str
     device: str
     kernels: str = "torch"
+    arithmetic: str = ""  # what the precision means on this device
     bank: Bank | None = None  # where the classes after the model's own come from
 
     def protocol(self) -> dict[str, Any]:
@@ -135,6 +136,7 @@ class LoadedModel:
             "label_space": self.classes.name,
             "bank": None if self.bank is None else self.bank.protocol(),
             "precision": self.precision,
+            "arithmetic": self.arithmetic,
             "device": self.device,
             "device_name": _device_name(torch.device(self.device)),
             "kernels": self.kernels,
@@ -226,7 +228,10 @@ def load_model(
         read.tensors, loaded.network, precision=computes, kernels=runs, device=place, source=str(path)
     )
     classes = _class_space(likelihood.num_classes, space, class_names, read.metadata)
-    model_alone = LoadedModel(likelihood, loaded, classes, name, str(path), read.sha256, precision, str(place), runs)
+    model_alone = LoadedModel(
+        *(likelihood, loaded, classes, name, str(path), read.sha256, precision, str(place), runs),
+        arithmetic=precisions.arithmetic(computes, place),
+    )
     return model_alone if bank is None else with_bank(model_alone, banks.read(bank))
 
 

@@ -139,7 +139,7 @@ class _Bench:
             rows = []
             for class_id_Q in self.class_id_P.split(at_once):
                 state = model.begin(self.tokens_L[None], torch.zeros_like(class_id_Q), class_id_Q)
-                rows.append(model.extend(state, len(self.config.ends), keep=0))
+                rows.append(model.extend(state, len(self.config.ends), hold=0))
             return torch.cat(rows)
 
         return run

@@ -30,7 +30,8 @@ class Precision:
 
     activations: dtype of what goes into the linears and comes out; product: dtype of the numbers that they multiply;
     attention: dtype of queries, keys and values.
-    Norms, residual stream, class modulation and sums of log-probabilities are float32 in every precision.
+    Norms, residual stream, class modulation and sums of log-probabilities are float32 in every precision, and on a CPU
+    the head.
     """
 
     name: str
@@ -85,6 +86,19 @@ def missing(name: str, device: torch.device) -> str | None:
     if name == "int8" and device.type not in ("cpu", "cuda"):
         return "its 8-bit products are written for cpu and cuda"
     return None
+
+
+def arithmetic(precision: Precision, device: torch.device) -> str:
+    """What is computed how, in words: it depends on the processor too, and so do the numbers."""
+    dtypes = {
+        "products": precision.product,
+        "activations": precision.activations,
+        "attention": precision.attention,
+    }
+    words = [f"{what} {str(dtype).removeprefix('torch.')}" for what, dtype in dtypes.items()]
+    if precision.name == "int8" and device.type == "cpu" and not cpu_has_vnni():
+        words.append("weights of 7 bits")
+    return ", ".join(words)
 
 
 def available(device: torch.device) -> tuple[str, ...]:

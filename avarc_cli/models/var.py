@@ -243,7 +243,7 @@ class VAR(nn.Module):
         ends: Sequence[int],
         past: Sequence[KeyValue] | None = None,
         *,
-        keep: int = 0,
+        hold: int = 0,
     ) -> tuple[Tensor, list[KeyValue] | None]:
         """Last hidden states (P, T, C), modulated for the head, and, to go on from, every block's keys and values.
 
@@ -252,7 +252,7 @@ class VAR(nn.Module):
             condition: of each pair.
             ends: end of each of these scales, counted in the T positions.
             past: keys and values of the scales before, one entry a block; None at the start.
-            keep: of how many positions, from the very first, to return keys and values; they are the largest part of
+            hold: of how many positions, from the very first, to return keys and values; they are the largest part of
                 the memory.
         """
         present: list[KeyValue] = []
@@ -262,11 +262,11 @@ class VAR(nn.Module):
         for i, block in enumerate(self.layers):
             gates = condition.blocks[i][:, 0, 0], condition.blocks[i][:, 0, 1]
             y, kv = block.attn(branch_PTC, ends, past[i] if past else None, self.precision.attention, self.kernels)
-            if keep:
-                present.append(KeyValue(*(t[:, :, :keep].contiguous() for t in kv)))  # views would keep all of qkv
+            if hold:
+                present.append(KeyValue(*(t[:, :, :hold].contiguous() for t in kv)))  # views would keep all of qkv
             x_PTC, branch_PTC = gated_residual_adaln(x_PTC, y, gates[0], *condition.before(i, 1), row_P, **run)
             y = block.ffn(branch_PTC, self.kernels)
             if i + 1 == len(self.blocks):
                 run["dtype"] = self.head.weight.dtype
             x_PTC, branch_PTC = gated_residual_adaln(x_PTC, y, gates[1], *condition.before(i + 1, 0), row_P, **run)
-        return branch_PTC, present if keep else None
+        return branch_PTC, present if hold else None

@@ -173,8 +173,8 @@ class VARAdded:
         adapter = int(adapters[0])
         return AddedState(adapter, self.models[adapter].begin(tokens_BL, sequence_P, self._own(adapter, class_id_P)))
 
-    def extend(self, state: AddedState, stop: int, *, keep: int) -> Tensor:
-        return self.models[state.adapter].extend(state.state, stop, keep=keep)
+    def extend(self, state: AddedState, stop: int, *, hold: int) -> Tensor:
+        return self.models[state.adapter].extend(state.state, stop, hold=hold)
 
     def select(self, state: AddedState, keep_Q: Tensor) -> AddedState:
         return AddedState(state.adapter, self.models[state.adapter].select(state.state, keep_Q))

@@ -59,7 +59,7 @@ class VARState:
     class_id_P: Tensor
     sequence_P: Tensor
     scale: int = 0  # scales scored so far
-    kept: int = 0  # and of how many of them `past` holds keys and values
+    held: int = 0  # of so many of them `past` holds keys and values
     past: list[KeyValue] | None = None
 
 
@@ -87,17 +87,17 @@ class VARLikelihood:
         )
 
     @torch.inference_mode()
-    def extend(self, state: VARState, stop: int, *, keep: int) -> Tensor:
+    def extend(self, state: VARState, stop: int, *, hold: int) -> Tensor:
         start, first = self._position(state.scale), self.segment_ends[0]
         end = self._position(stop)
-        if end <= start or state.kept < state.scale:
-            raise ValueError(f"cannot go on from scale {state.scale} to {stop}: {state.kept} were kept")
+        if end <= start or state.held < state.scale:
+            raise ValueError(f"cannot go on from scale {state.scale} to {stop}: {state.held} are held")
         x = state.rest_BLC[:, max(start - first, 0) : end - first][state.sequence_P]
         if start == 0:
             x = torch.cat([self.var.embed_start(state.class_id_P), x], dim=1)
         ends = [self.segment_ends[k] - start for k in range(state.scale, stop)]
-        hidden_PTC, state.past = self.var.hidden(x, state.condition, ends, state.past, keep=self._position(keep))
-        state.scale, state.kept = stop, keep
+        hidden_PTC, state.past = self.var.hidden(x, state.condition, ends, state.past, hold=self._position(hold))
+        state.scale, state.held = stop, hold
         target_PT = state.tokens_BL[state.sequence_P, start:end]
         head, rows = self.var.head, hidden_PTC.flatten(0, 1)
         log_prob = linear_log_prob(rows, head.weight, head.bias, target_PT.flatten(), backend=self.var.kernels)
@@ -105,7 +105,7 @@ class VARLikelihood:
 
     @torch.inference_mode()
     def select(self, state: VARState, keep_Q: Tensor) -> VARState:
-        keep_Q = keep_Q.to(state.class_id_P.device)
+        keep_Q = to_device(keep_Q, state.class_id_P.device)
         past = [KeyValue(k[keep_Q], v[keep_Q]) for k, v in state.past] if state.past else None
         return replace(
             state,
@@ -117,11 +117,20 @@ class VARLikelihood:
 
     @torch.inference_mode()
     def fork(self, state: VARState, keep_Q: Tensor, tokens_BL: Tensor, sequence_Q: Tensor, stop: int) -> VARState:
-        if state.past is None or state.kept < stop:
-            raise ValueError(f"cannot go on from scale {stop}: {state.kept} were kept")
-        keep_Q, end = keep_Q.to(state.class_id_P.device), self._position(stop)
-        past = [KeyValue(k[keep_Q, :, :end], v[keep_Q, :, :end]) for k, v in state.past]
-        return replace(self.begin(tokens_BL, sequence_Q, state.class_id_P[keep_Q]), scale=stop, kept=stop, past=past)
+        if state.past is None or state.held < stop:
+            raise ValueError(f"cannot go on from scale {stop}: {state.held} are held")
+        device, end = self.var.pos_1LC.device, self._position(stop)
+        keep_Q, tokens_BL = to_device(keep_Q, device), to_device(tokens_BL, device)
+        return VARState(
+            tokens_BL=tokens_BL,
+            rest_BLC=self.var.embed_rest(self.quantizer.teacher_input(tokens_BL)),
+            condition=state.condition.select(keep_Q),
+            class_id_P=state.class_id_P[keep_Q],
+            sequence_P=to_device(sequence_Q, device),
+            scale=stop,
+            held=stop,
+            past=[KeyValue(k[keep_Q, :, :end], v[keep_Q, :, :end]) for k, v in state.past],
+        )
 
     def sample(self, class_id_B: Tensor, **how: Any) -> Tensor:
         """Tokens (B, L) drawn from p(x | class); `models.var_sampling.sample` has the options."""

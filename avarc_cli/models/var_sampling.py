@@ -41,8 +41,8 @@ def sample(
     x, past, tokens = var.embed_start(both_2B), None, []
     latents = torch.zeros(batch, quantizer.embedding.embedding_dim, sides[-1], sides[-1], device=var.pos_1LC.device)
     for k, side in enumerate(sides):
-        hidden, past = var.hidden(x, condition, [side * side], past, keep=var.config.ends[-1])
-        conditional, unconditional = var.head(hidden.float()).chunk(2)
+        hidden, past = var.hidden(x, condition, [side * side], past, hold=var.config.ends[-1])
+        conditional, unconditional = var.head(hidden).float().chunk(2)
         t = guidance * k / max(len(sides) - 1, 1)
         logits_BTV = restrict((1 + t) * conditional - t * unconditional, top_k, top_p)
         drawn = [

@@ -37,7 +37,7 @@ def auto_tokens(
     if device.type == "cuda" and not fixed:
         budget = int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE)
     per_token = model.bytes_per_token(kept=False)
-    if (device.type == "cuda" or memory is not None) and not plan.single_stage:
+    if (device.type == "cuda" or memory is not None) and (len(plan.stages) > 1 or plan.samples > 1):
         per_token += 2 * model.bytes_per_token(kept=True)
     if memory is not None:
         resident = int(getattr(model, "resident_bytes", 0)) + PROCESS_BYTES

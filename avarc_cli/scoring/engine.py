@@ -1,7 +1,9 @@
 """Scoring by plan: which (image, candidate, sample, segment) cells to compute, in which batches.
 
-The engine knows a model only through the LikelihoodModel interface, and never computes a cell twice: what survives a
-stage goes on from its kept prefix. Shapes: G images of a group, N candidates, S samples, K segments, P pairs, L tokens.
+The engine knows a model only through the LikelihoodModel interface, and computes no cell twice unless the memory for
+prefixes is limited: what survives a stage goes on from its keys and values.
+
+Shapes: G images of a group, N candidates, S samples, K segments, P pairs, L tokens.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ class Request:
     offset_per_token: (N,) nats, added to a score for every token it counts; None adds nothing;
     tokens_per_batch: tokens of all pairs of one forward pass; prefix_tokens: the most whose keys and values are held
     between two passes, None for no limit; temperature: of the posterior;
+    share: let neighbours go on from what they share with their image; off where batches must not depend on tokens;
     keep_tokens: return token log-probabilities; keep_segments: return their sums over each segment of each sample.
     """
 
@@ -46,6 +49,7 @@ class Request:
     offset_per_token: FloatN | None = None
     prefix_tokens: int | None = None
     temperature: float = 1.0
+    share: bool = True
     keep_tokens: bool = False
     keep_segments: bool = False
 
@@ -93,28 +97,29 @@ class Request:
 class _Track:
     """Pairs that stand at the same segment, with the model's state once they have begun.
 
-    done: segments scored; kept: segments whose keys and values the state holds.
+    done: segments scored; held: of so many of them the state holds keys and values. A track that is to be extended
+    holds all of them, or has not begun.
     """
 
     image: Int
     candidate: Int
     sample: Int
     done: int = 0
-    kept: int = 0
+    held: int = 0
     state: Any = None
 
     def take(self, model: LikelihoodModel, rows: Int) -> _Track:
         state = None if self.state is None else model.select(self.state, torch.from_numpy(rows))
-        return _Track(self.image[rows], self.candidate[rows], self.sample[rows], self.done, self.kept, state)
+        return _Track(self.image[rows], self.candidate[rows], self.sample[rows], self.done, self.held, state)
 
     @property
     def clean(self) -> bool:
-        """Whether these are the images' own tokens; no track mixes them with neighbours."""
+        """Whether these are the images' own tokens; no track mixes them with neighbours, and none is empty here."""
         return bool(self.sample[0] == 0)
 
     def let_go(self) -> None:
         """Give up keys and values."""
-        self.state, self.kept = None, 0
+        self.state, self.held = None, 0
 
 
 class _Unread:
@@ -123,7 +128,7 @@ class _Unread:
     def __init__(self, track: _Track, stop: int, log_prob_PT: torch.Tensor) -> None:
         self.pairs = track.image, track.candidate, track.sample
         self.start, self.stop = track.done, stop
-        self._host_PT, self._arrival = log_prob_PT.to("cpu", non_blocking=True), None
+        self._host_PT, self._arrival = log_prob_PT.to("cpu", non_blocking=log_prob_PT.is_cuda), None
         if log_prob_PT.is_cuda:
             self._arrival = torch.cuda.Event()
             self._arrival.record(torch.cuda.current_stream(log_prob_PT.device))
@@ -165,7 +170,8 @@ class _Group:
 
     The unconditional class, if needed, is a column before the candidates that no stage drops; it comes first because
     nobody's score is known without it. An image with one candidate left is decided, and leaves the group. A neighbour
-    whose first segments are the image's own goes on from the image's keys and values of those.
+    whose first segments are the image's own goes on from the image's keys and values of those that are scored when it
+    begins.
     """
 
     def __init__(self, model: LikelihoodModel, tokens_GSL: Int, request: Request) -> None:
@@ -181,13 +187,15 @@ class _Group:
         self.undecided = np.ones(images, dtype=bool)
         self.scored = np.zeros(images, dtype=np.int64)
         self.token_log_prob = np.zeros((images, len(ids), length), np.float32) if request.keep_tokens else None
-        self.shared_GS = shared_segments(tokens_GSL, model.segment_ends)
+        self.shared_GS = shared_segments(tokens_GSL, model.segment_ends) * request.share
         self.tracks: list[_Track] = []
+        self.waiting: list[_Track] = []  # tracks that the stage at hand has not come to
         self.unread: list[_Unread] = []
         self.samples_begun = 0
 
     def run(self) -> list[ImageScores]:
         history: list[list[StageScores]] = [[] for _ in self.alive]
+        self._begin_images()
         for number, stage in enumerate(self.request.plan.stages):
             started = time.perf_counter()
             before = self.alive.copy()
@@ -216,36 +224,30 @@ class _Group:
     def _advance(self, number: int) -> None:
         """Bring every surviving pair to the last segment of stage `number`, with the samples that are new in it."""
         stage = self.request.plan.stages[number]
-        if self.samples_begun == 0:
-            self._begin_images()
         new = np.arange(self.samples_begun, stage.samples)
-        tracks, self.tracks = [self._survivors(track) for track in self.tracks], []
-        apart = [np.empty((0, 3), np.int64)]
-        for track in tracks:
-            if not len(track.image):
-                continue
-            if track.sample[0] >= stage.samples:
-                self.tracks.append(track)
-                continue
+        self.waiting, self.tracks = self.tracks, []
+        from_scratch = []
+        while self.waiting:
+            track = self._aside(self._survivors(self.waiting.pop(0)), stage)
             for chunk in self._chunks(track, stage):
                 self._extend(chunk, number)
-                forks, rest = self._fork(chunk, number, new)
-                apart.append(rest)
-                parts = [part for fork in forks for part in self._chunks(fork, stage)]
-                for part in parts:
-                    self._extend(part, number)
-                self._settle([chunk, *parts], number)
-        for track in self._by_adapter(np.concatenate(apart)):
+                if len(new) and chunk.clean:
+                    start, pairs_P3 = self._starts(chunk, number, new)
+                    from_scratch.append(pairs_P3[start == 0])
+                    for neighbours in self._fork(chunk, number, start, pairs_P3):
+                        self._extend(neighbours, number)
+                        self._settle(neighbours, number)
+                self._settle(chunk, number)
+        for track in self._by_adapter(np.concatenate(from_scratch)) if from_scratch else ():
             for chunk in self._chunks(track, stage):
                 self._extend(chunk, number)
-                self._settle([chunk], number)
+                self._settle(chunk, number)
         self._read()
         self.samples_begun = max(stage.samples, self.samples_begun)
 
     def _begin_images(self) -> None:
         """Every candidate with the image's own tokens; the neighbours come after, since they may go on from it."""
-        images, columns = self.alive.shape
-        image, candidate = (a.flatten() for a in np.indices((images, columns)))
+        image, candidate = (a.flatten() for a in np.indices(self.alive.shape))
         self.tracks = list(self._by_adapter(np.stack([image, candidate, np.zeros_like(image)], 1)))
         self.samples_begun = 1
 
@@ -256,42 +258,53 @@ class _Group:
         for adapter in np.unique(adapter_P):
             yield _Track(*pairs_P3[adapter_P == adapter].T)
 
-    def _fork(self, track: _Track, number: int, new: Int) -> tuple[list[_Track], Int]:
-        """New samples of a track's pairs: those that go on from segments they share with the image, and the rest."""
-        row = np.arange(len(track.image) if track.clean else 0).repeat(len(new))
-        pairs_P3 = np.stack([track.image[row], track.candidate[row], np.resize(new, len(row))], 1)
-        shared = self.shared_GS[pairs_P3[:, 0], pairs_P3[:, 2]]
-        goes_on = self.request.plan.needs_prefix(number)
-        settled = (shared >= track.done) & (not goes_on)  # a score like the image's, and nothing left to do
-        shared = np.where(settled, track.done, np.minimum(shared, track.kept))
-        forks = []
-        if shared.any():
-            self._read()
-        for segments in np.unique(shared[shared > 0]).tolist():
-            here = shared == segments
-            image, candidate, sample = pairs_P3[here].T
-            fork = _Track(image, candidate, sample, done=segments)
-            self.sums[image, candidate, sample, :segments] = self.sums[image, candidate, 0, :segments]
-            if segments < track.done or goes_on:
-                fork.state = self.model.fork(
-                    track.state, torch.from_numpy(row[here]), *self._sequences(fork), stop=segments
-                )
-                fork.kept = segments
-            forks.append(fork)
-        return forks, pairs_P3[shared == 0]
+    def _aside(self, track: _Track, stage: Stage) -> _Track:
+        """The track without the samples that the stage does not look at; those wait for one that does."""
+        later = track.sample >= stage.samples
+        if not later.any():
+            return track
+        self.tracks.append(track.take(self.model, np.nonzero(later)[0]))
+        return track.take(self.model, np.nonzero(~later)[0])
 
-    def _settle(self, tracks: list[_Track], number: int) -> None:
-        """Keep of what was just scored only what later stages go on from."""
-        plan = self.request.plan
-        for track in tracks:
-            if not plan.needs_prefix(number) and not (plan.samples_grow(number) and track.clean):
-                track.let_go()
-        self.tracks += tracks
-        self._read(but=1)  # a GPU works on the last batch while the host takes in the one before and begins the next
-        if any(track.kept for track in tracks):
+    def _starts(self, track: _Track, number: int, new: Int) -> tuple[Int, Int]:
+        """After how many segments the new samples of a clean track's pairs start (P,), and these pairs (P, 3)."""
+        last = max(stage.segments for stage in self.request.plan.stages[number:])
+        row = np.arange(len(track.image)).repeat(len(new))
+        pairs_P3 = np.stack([track.image[row], track.candidate[row], np.tile(new, len(track.image))], 1)
+        shared = self.shared_GS[pairs_P3[:, 0], pairs_P3[:, 2]]
+        known = (shared >= last) & (track.done >= last)
+        return np.where(known, last, np.minimum(shared, track.held)), pairs_P3
+
+    def _fork(self, track: _Track, number: int, start_P: Int, pairs_P3: Int) -> Iterator[_Track]:
+        """Tracks of the pairs that start after what they share with the image, as many at once as a pass can take."""
+        plan, ends = self.request.plan, self.model.segment_ends
+        rows_to_a_pair = len(start_P) // len(track.image)
+        if start_P.any():
             self._read()
+        for start in np.unique(start_P[start_P > 0]).tolist():
+            which = np.nonzero(start_P == start)[0]
+            at_once = self._pairs(ends[max(start, plan.stages[number].segments) - 1])
+            for part in np.split(which, range(at_once, len(which), at_once)):
+                image, candidate, sample = pairs_P3[part].T
+                fork = _Track(image, candidate, sample, done=start)
+                self.sums[image, candidate, sample, :start] = self.sums[image, candidate, 0, :start]
+                if any(stage.segments > start for stage in plan.stages[number:]):
+                    row = torch.from_numpy(part // rows_to_a_pair)
+                    fork.state = self.model.fork(track.state, row, *self._sequences(fork), stop=start)
+                    fork.held = start
+                yield fork
+
+    def _settle(self, track: _Track, number: int) -> None:
+        """Hold of what was just scored only what later stages go on from."""
+        plan = self.request.plan
+        self.tracks.append(track)
+        if not plan.needs_prefix(number) and not (plan.samples_grow(number) and track.clean):
+            track.let_go()
+        self._read(but=1)  # a GPU works on the last batch while the host takes in the one before and begins the next
+        if track.held:
             # Who is behind `keep` others already cannot come back, so its prefix need not be held: memory is
             # bounded by the survivors plus one batch, however many candidates there are.
+            self._read()
             self._drop(plan.stages[number], self._scores(plan.stages[number])[1])
             self.tracks = [self._survivors(track) for track in self.tracks]
             self._give_up_prefixes(number)
@@ -299,39 +312,45 @@ class _Group:
     def _give_up_prefixes(self, number: int) -> None:
         """Let go of the largest prefixes until the rest fits; their pairs begin anew: work done twice."""
         limit = self.request.prefix_tokens
-        while limit is not None and sum(self._held(t) for t in self.tracks) > limit:
-            largest = max(self.tracks, key=self._held)
+        tracks = [*self.tracks, *self.waiting]
+        while limit is not None and sum(map(self._tokens_held, tracks)) > limit:
+            largest = max(tracks, key=self._tokens_held)
             largest.let_go()
-            if self.request.plan.needs_prefix(number):
+            if any(stage.segments > largest.done for stage in self.request.plan.stages[number:]):
                 largest.done = 0
 
-    def _held(self, track: _Track) -> int:
-        return len(track.image) * self.model.segment_ends[track.kept - 1] if track.kept else 0
+    def _tokens_held(self, track: _Track) -> int:
+        return len(track.image) * self.model.segment_ends[track.held - 1] if track.held else 0
 
-    def _keep(self, track: _Track, number: int) -> int:
+    def _hold(self, track: _Track, number: int) -> int:
         """Segments of the track whose keys and values will be needed after stage `number` has scored them."""
         plan = self.request.plan
+        stop = plan.stages[number].segments
         if plan.needs_prefix(number):
-            return plan.stages[number].segments
+            return stop
         if not track.clean:
             return 0
         shared = self.shared_GS[track.image, self.samples_begun : plan.samples]
-        return int(shared[shared < plan.stages[number].segments].max(initial=0))
+        return int(shared[shared < stop].max(initial=0))
 
     def _survivors(self, track: _Track) -> _Track:
         alive = self.alive[track.image, track.candidate] & self.undecided[track.image]
         return track if alive.all() else track.take(self.model, np.nonzero(alive)[0])
 
     def _chunks(self, track: _Track, stage: Stage) -> Iterator[_Track]:
-        """The track in parts that one forward pass can take to the stage's last segment."""
-        ends = self.model.segment_ends
-        new = ends[stage.segments - 1] - (ends[track.done - 1] if track.done else 0)
-        pairs = min(MAX_PAIRS, max(1, self.request.tokens_per_batch // max(1, new)))
-        if 0 < len(track.image) <= pairs or new <= 0:
+        """The track in parts that one forward pass can take to the stage's last segment; nothing of an empty one."""
+        ends = (0, *self.model.segment_ends)
+        new = max(0, ends[stage.segments] - ends[track.done])
+        at_once = self._pairs(new) if new else len(track.image)
+        if 0 < len(track.image) <= at_once:
             yield track
             return
-        for start in range(0, len(track.image), pairs):
-            yield track.take(self.model, np.arange(start, min(start + pairs, len(track.image))))
+        for start in range(0, len(track.image), at_once or 1):
+            yield track.take(self.model, np.arange(start, min(start + at_once, len(track.image))))
+
+    def _pairs(self, tokens: int) -> int:
+        """How many pairs of so many tokens a forward pass takes."""
+        return min(MAX_PAIRS, max(1, self.request.tokens_per_batch // tokens))
 
     def _sequences(self, track: _Track) -> tuple[torch.Tensor, torch.Tensor]:
         """The token sequences that a track's pairs have (B, L), and which of them each pair has (P,)."""
@@ -344,13 +363,14 @@ class _Group:
         ends, stop = self.model.segment_ends, self.request.plan.stages[number].segments
         if track.done >= stop:
             return
+        assert track.held == track.done, "it goes on from what was let go"
         if track.state is None:
             class_id_P = torch.from_numpy(self.class_id[track.candidate])
             track.state = self.model.begin(*self._sequences(track), class_id_P)
-        keep = self._keep(track, number)
-        self.unread.append(_Unread(track, stop, self.model.extend(track.state, stop, keep=keep)))
+        hold = self._hold(track, number)
+        self.unread.append(_Unread(track, stop, self.model.extend(track.state, stop, hold=hold)))
         np.add.at(self.scored, track.image, ends[stop - 1] - (ends[track.done - 1] if track.done else 0))
-        track.done, track.kept = stop, keep
+        track.done, track.held = stop, hold
 
     def _read(self, but: int = 0) -> None:
         """Take in what was scored, but for the last `but` batches."""

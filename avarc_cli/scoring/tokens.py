@@ -42,7 +42,7 @@ def token_log_probs(
             state = model.begin(
                 tokens_BL[torch.from_numpy(used)], torch.from_numpy(sequence), torch.from_numpy(classes_K[column])
             )
-            log_prob_BKL[image, column] = model.extend(state, segments, keep=0).cpu().numpy()
+            log_prob_BKL[image, column] = model.extend(state, segments, hold=0).cpu().numpy()
     if not np.isfinite(log_prob_BKL).all():
         raise AvarcError(
             "the model gave a log-probability that is not a number",

@@ -110,10 +110,10 @@ def test_a_kept_prefix_goes_on_to_the_same_scores(tiny):
     base = base_model(tiny)
     model, new = VARAdded(base, [added(base, "lora")]), base.num_classes
     tokens, last = tiny.tokens(), len(base.segment_ends)
-    whole = model.extend(model.begin(tokens, torch.arange(2), torch.full((2,), new)), last, keep=0)
+    whole = model.extend(model.begin(tokens, torch.arange(2), torch.full((2,), new)), last, hold=0)
     state = model.begin(tokens, torch.arange(2), torch.full((2,), new))
-    first = model.extend(state, 2, keep=2)
-    rest = model.extend(model.select(state, torch.tensor([1])), last, keep=0)
+    first = model.extend(state, 2, hold=2)
+    rest = model.extend(model.select(state, torch.tensor([1])), last, hold=0)
     assert torch.allclose(torch.cat([first[1:], rest], dim=1), whole[1:], atol=1e-5)
 
 

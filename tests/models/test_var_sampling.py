@@ -37,6 +37,13 @@ def test_a_picture_does_not_depend_on_the_others_of_its_batch(tiny):
     assert torch.equal(together[1:2], alone)
 
 
+def test_a_head_in_half_precision_draws_as_well(tiny):  # as on CUDA
+    var, vqvae = tiny.var(), tiny.vqvae()
+    var.head.to(torch.bfloat16)
+    tokens = sample(var, vqvae.quantize, torch.tensor([1]), generators=streams(1))
+    assert tokens.shape == (1, var.config.ends[-1]) and int(tokens.max()) < var.config.vocab_size
+
+
 def test_top_k_keeps_the_k_likeliest():
     logits = torch.tensor([[[0.0, 3.0, 1.0, 2.0]]])
     assert restrict(logits, 2, 0.0).isfinite().tolist() == [[[False, True, False, True]]]

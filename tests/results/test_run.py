@@ -34,7 +34,7 @@ class Small:
     def begin(self, tokens_BL, sequence_P, class_id_P):
         return {"tokens": tokens_BL[sequence_P], "class": class_id_P, "at": 0}
 
-    def extend(self, state, stop, *, keep):
+    def extend(self, state, stop, *, hold):
         start, end = (self.segment_ends[state["at"] - 1] if state["at"] else 0), self.segment_ends[stop - 1]
         if len(state["class"]) * (end - start) > self.room:
             raise self.error
@@ -113,10 +113,10 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 
 def test_an_interrupted_run_says_what_is_kept_and_goes_on_from_there(tmp_path):
     class Impatient(Small):
-        def extend(self, state, stop, *, keep):
+        def extend(self, state, stop, *, hold):
             if int(state["tokens"][0, 0]) == 3:
                 raise KeyboardInterrupt
-            return super().extend(state, stop, keep=keep)
+            return super().extend(state, stop, hold=hold)
 
     folder = tmp_path / "run"
     with pytest.raises(Interrupted, match="3 of 10 images are kept"):
@@ -191,8 +191,8 @@ def test_a_finished_run_gives_its_numbers_again(tmp_path):
 
 def test_values_that_are_no_numbers_stop_the_run(tmp_path):
     class Overflowing(Small):
-        def extend(self, state, stop, *, keep):
-            return super().extend(state, stop, keep=keep) * float("nan")
+        def extend(self, state, stop, *, hold):
+            return super().extend(state, stop, hold=hold) * float("nan")
 
     with pytest.raises(AvarcError, match="not a number"):
         classify(make_run(Overflowing(10**6)), None)
