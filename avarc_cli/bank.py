@@ -158,7 +158,9 @@ def read(path: Path) -> Bank:
         bank = Bank(path, Base(**values["base"]), tuple(Addition(**entry) for entry in values["classes"]))
         _check(bank)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why, fix = f"{type(error).__name__}: {error}", "restore it from a copy; the additions beside it are untouched"
+        told = isinstance(error, (OSError, ValueError))
+        why = str(error) if told else "it does not hold the entries of a class bank"
+        fix = "restore it from a copy; the additions beside it are untouched"
         raise CheckpointError(f"'{file}' is damaged", why, fix) from None
     return bank
 

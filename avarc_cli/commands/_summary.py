@@ -39,7 +39,7 @@ def check_request(data: Sequence[Path], out: Path | None, saves: bool, *, images
     if is_cache(data) and any(value is not None for value in images_only):
         raise UsageError(
             f"'{data[0]}' is encoded already",
-            "--dataset, --subset, --per-class and --preprocess choose images and pixels before encoding",
+            "--dataset, --subset, --per-class, --preprocess and --workers are about images that are to be encoded",
             "use them with avarc encode; --classes chooses candidates",
         )
 

@@ -32,7 +32,10 @@ def check(
     data: Annotated[list[Path], typer.Argument(help="A folder, tar shards, Parquet files, or a list of paths.")],
     dataset: opt.DatasetOpt = None,
     decode: Annotated[
-        str, typer.Option("--decode", help="Images to decode, spread over the set: a number, or all.")
+        str,
+        typer.Option(
+            "--decode", help="Images to decode, spread over the set: a number, or all (as is done with at most 100)."
+        ),
     ] = "0",
     as_json: opt.JsonOpt = False,
 ) -> None:

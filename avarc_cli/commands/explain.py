@@ -83,7 +83,7 @@ def explain(
     choose.check_only(only)
     write.how_many(out, limit, None)  # a wrong limit is told before images are encoded and scored
     weighting = Weighting(weights=weights, scales=parse_scales(scales), upsample=upsample)
-    _summary.check_request(data, None, False, images_only=[preprocess])
+    _summary.check_request(data, None, False, images_only=[preprocess, workers])
     _weights.ensure(model, tokenizer, yes=yes)
     images = None if _summary.is_cache(data) else opt.select_images(data, None, None, None)
     classifier = load_classifier(

@@ -18,6 +18,7 @@ from avarc_cli.data.preprocess import read_rgb
 from avarc_cli.errors import UnreadableImage, UsageError
 
 EXAMPLES = 5
+FEW = 100  # images that are decoded without being asked: it takes no time
 THREADS = 4  # Pillow lets go of the interpreter while it decodes
 
 
@@ -63,7 +64,8 @@ def check(
     """Look at images without encoding them.
 
     Args:
-        dataset: as open_images. decode: images to decode, spread evenly over the set; None for all.
+        dataset: as open_images. decode: images to decode, spread evenly over the set; None for all. Of at most `FEW`
+            images all are.
         progress: called with images decoded and to decode.
     Raises: UsageError as open_images.
     """
@@ -71,7 +73,7 @@ def check(
     known = datasets().get(images.dataset)
     counts = np.bincount(images.labels[images.labels >= 0], minlength=len(images.class_names))
     broken = dict(images.pictures.broken())
-    rows = _spread(len(images), decode)
+    rows = _spread(len(images), None if len(images) <= FEW else decode)
     broken |= _decode(images, [row for row in rows if row not in broken], progress)
     listed = [f"{images.names[row]}: {reason}" for row, reason in sorted(broken.items())]
     problems = [_problem("images that cannot be read", listed, unreadable=True)]

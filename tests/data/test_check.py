@@ -10,6 +10,7 @@ import pytest
 from small_datasets import fill, picture, tar
 
 from avarc_cli.cli import main
+from avarc_cli.data import check as check_module
 from avarc_cli.data import datasets
 from avarc_cli.data.check import check
 
@@ -47,16 +48,18 @@ def test_objectnets_other_objects_are_no_problem(tmp_path):
     assert (report.expected_classes, report.layout) == (313, "folders in images/")
 
 
-def test_what_cannot_be_read_is_listed_and_is_exit_code_3(tmp_path, capsys):
+def test_what_cannot_be_read_is_listed_and_is_exit_code_3(tmp_path, capsys, monkeypatch):
     root = fill(tmp_path / "x", "cat/1.png", "cat/5.png")
     (root / "cat/0.png").touch()
     (root / "cat/2.jpg").write_bytes(picture(2, "JPEG", (64, 64))[:900])
     (root / "cat/3.png").write_text("not a picture")
     (root / "cat/4.png").symlink_to("gone")
+    monkeypatch.setattr(check_module, "FEW", 0)
     assert main(["--quiet", "data", "check", str(root)]) == 3
     count, what = capsys.readouterr().out.split(maxsplit=1)
     assert (count, what) == ("2", "images that cannot be read\n")  # without decoding: the empty one, the dead link
-    assert main(["--json", "data", "check", str(root), "--decode", "all"]) == 3
+    monkeypatch.undo()
+    assert main(["--json", "data", "check", str(root)]) == 3  # so few are decoded without being asked
     (problem,) = json.loads(capsys.readouterr().out)["problems"]
     assert problem["count"] == 4 and problem["examples"][0] == "cat/0.png: it is empty"
     assert "not an image" in problem["examples"][2]
