@@ -1,0 +1,55 @@
+"""`avarc classify --memory` against the peak memory of the process that ran it, d16 shape, the paper's plan.
+
+Random weights and images; the peak is the largest resident set that the operating system counted for the command.
+Results: docs/performance.md.
+
+usage: python tests/benchmarks/memory.py [CLASSES] [MEMORY ...]
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from conftest import load_golden
+
+AVARC = [sys.executable, "-m", "avarc_cli", "--quiet"]
+
+
+def peak_of(command):
+    """Exit code, peak bytes and seconds of a command."""
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    return os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024, time.monotonic() - began
+
+
+def main(classes, limits):
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        golden = load_golden("var_d16")
+        torch.save(golden.tensors("var"), folder / "VAR.pth")
+        torch.save(golden.tensors("vae"), folder / "VAE.pth")
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(folder / "0.png")
+        models = ["--model", str(folder / "VAR.pth"), "--tokenizer", str(folder / "VAE.pth")]
+        tokens = str(folder / "t.h5")
+        encode = [*AVARC, "encode", str(folder / "0.png"), *models, "--preprocess", "none", "--samples", "3"]
+        subprocess.run([*encode, "--out", tokens], check=True, stdout=subprocess.DEVNULL)
+        candidates = ",".join(map(str, range(classes)))
+        for limit in limits:
+            options = ["--plan", "paper", "--classes", candidates, "--out", str(folder / f"run-{limit}")]
+            command = [*AVARC, "classify", tokens, *models, *options]
+            code, peak, seconds = peak_of(command if limit == "none" else [*command, "--memory", limit])
+            print(f"--memory {limit}: exit {code}, peak {peak / 2**30:.2f} GiB, {seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20, sys.argv[2:] or ["none", "1GiB", "3GiB", "4GiB", "8GiB"])
