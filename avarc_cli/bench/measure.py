@@ -24,7 +24,7 @@ from avarc_kernels import triton_missing
 
 SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # VAR's at 256 px
 OPS_SHOWN = 8
-BATCH_TOKENS = 1024  # what scoring.batching gives a d16 on a CPU
+BATCH_TOKENS = 2048  # what scoring.batching gives a d16 on a CPU
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.engine import Request
 from avarc_cli.scoring.plan import Plan
 
-CPU_BYTES = 64 << 20  # a tensor beyond 32 MiB is mapped and unmapped by malloc at every use: three times slower
+# Of a batch on a CPU. Its largest tensor, the MLP's, is a quarter of that: from 32 MiB on malloc maps and unmaps a
+# tensor at every use, and what goes over it is three times slower.
+CPU_BYTES = 128 << 20
 GPU_SHARE = 0.5  # of the free memory; the prefix of the survivors needs room too
 MAX_TOKENS = 1 << 17
 PROCESS_BYTES = 512 << 20  # Python, torch, the tokens of a group

@@ -27,7 +27,7 @@ from avarc_cli.scoring.plan import parse_plan
 from avarc_cli.scoring.scores import score_function
 
 CPU = torch.device("cpu")
-PAIRS = 2  # of a plain pass; 1 to 8 took the same time a pair
+PAIRS = 2  # of a plain pass: 10 were slower
 
 
 class Plain:
