@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.errors import UsageError
+from avarc_kernels import quantize_rows
 
-FP8_MAX = 448.0  # the largest float8_e4m3fn
 FP8_CAPABILITY = (8, 9)  # the first CUDA devices that multiply float8
 CACHED = 1 << 16  # numbers of a thread that one step after another goes over: they stay in a core's cache
 CHANNELS = 16  # CUDA's 8-bit products want channels in multiples of this
@@ -144,8 +144,11 @@ def quantized(layer: nn.Linear, precision: Precision) -> QuantizedLinear:
 class QuantizedLinear(nn.Module):
     """A linear that multiplies 8-bit numbers.
 
-    It keeps the weight it was made from: a class bank's low-rank changes add to that.
+    It keeps the weight it was made from: a class bank's low-rank changes add to that. kernels: which `quantize_rows`
+    runs, "torch" or "triton".
     """
+
+    kernels = "torch"
 
     def __init__(self, layer: nn.Linear, activations: torch.dtype) -> None:
         super().__init__()
@@ -180,7 +183,7 @@ class Int8LinearCPU(QuantizedLinear):
         super().__init__(layer, activations)
         levels = 127 if cpu_has_vnni() else 63
         weight_NK = layer.weight.detach().float()
-        scale_N = _scale(weight_NK, levels)[:, 0]
+        scale_N = weight_NK.abs().amax(1).clamp_min(1e-30) / levels
         bytes_NK = (weight_NK / scale_N[:, None]).round_().to(torch.int8)
         self.register_buffer("packed", torch.ops.onednn.qlinear_prepack(bytes_NK, None), persistent=False)
         self.register_buffer("scale_N", scale_N, persistent=False)
@@ -213,17 +216,15 @@ class Int8Linear(QuantizedLinear):
 
     def __init__(self, layer: nn.Linear, activations: torch.dtype) -> None:
         super().__init__(layer, activations)
-        scale_N1 = _scale(layer.weight.detach().float(), 127)
-        bytes_NK = (layer.weight.detach().float() / scale_N1).round_().to(torch.int8)
+        bytes_NK, scale_N = quantize_rows(layer.weight.detach(), torch.int8)
         self.register_buffer("bytes_KN", bytes_NK.contiguous().T, persistent=False)
-        self.register_buffer("scale_N", scale_N1[:, 0], persistent=False)
+        self.register_buffer("scale_N", scale_N, persistent=False)
 
     def product(self, x_MK: Tensor, bias_N: Tensor | None) -> Tensor:
-        scale_M1 = _scale(x_MK.float(), 127)
-        bytes_MK = (x_MK / scale_M1).round_().to(torch.int8)
+        bytes_MK, scale_M = quantize_rows(x_MK, torch.int8, backend=self.kernels)
         lacking = max(0, INT_MM_ROWS - len(bytes_MK))
         sums_MN = torch._int_mm(F.pad(bytes_MK, (0, 0, 0, lacking)), self.bytes_KN)[: len(bytes_MK)]
-        y_MN = (sums_MN * scale_M1).mul_(self.scale_N)
+        y_MN = (sums_MN * scale_M[:, None]).mul_(self.scale_N)
         return (y_MN if bias_N is None else y_MN.add_(bias_N)).to(x_MK.dtype)
 
 
@@ -235,26 +236,19 @@ class Float8Linear(QuantizedLinear):
 
     def __init__(self, layer: nn.Linear, activations: torch.dtype) -> None:
         super().__init__(layer, activations)
-        weight_NK = layer.weight.detach().float()
-        scale_N1 = _scale(weight_NK, FP8_MAX)
-        self.register_buffer("float8_NK", (weight_NK / scale_N1).to(torch.float8_e4m3fn), persistent=False)
-        self.register_buffer("scale_N", scale_N1[:, 0], persistent=False)
+        float8_NK, scale_N = quantize_rows(layer.weight.detach(), torch.float8_e4m3fn)
+        self.register_buffer("float8_NK", float8_NK, persistent=False)
+        self.register_buffer("scale_N", scale_N, persistent=False)
 
     def product(self, x_MK: Tensor, bias_N: Tensor | None) -> Tensor:
-        scale_M1 = _scale(x_MK.float(), FP8_MAX)
+        float8_MK, scale_M = quantize_rows(x_MK, torch.float8_e4m3fn, backend=self.kernels)
         y_MN: Tensor = torch._scaled_mm(
-            (x_MK / scale_M1).to(torch.float8_e4m3fn),
+            float8_MK,
             self.float8_NK.T,
-            scale_a=scale_M1,
+            scale_a=scale_M[:, None],
             scale_b=self.scale_N[None],
             bias=None if bias_N is None else bias_N.to(torch.bfloat16),
             out_dtype=torch.bfloat16,
             use_fast_accum=x_MK.device.type == "cuda",
         )
         return y_MN
-
-
-def _scale(x_MK: Tensor, levels: float) -> Tensor:
-    """What makes a row's largest magnitude `levels`, (M, 1) float32; 1 / levels for a row of zeros."""
-    largest_M1 = x_MK.abs().amax(1, keepdim=True)
-    return torch.where(largest_M1 == 0, 1.0, largest_M1) / levels

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.models.loading import build
-from avarc_cli.models.precision import CACHED, FP32, Precision, linear, quantized
+from avarc_cli.models.precision import CACHED, FP32, Precision, QuantizedLinear, linear, quantized
 from avarc_cli.models.var_config import EXPECTED, read_config
 from avarc_cli.models.var_config import VARConfig as VARConfig
 from avarc_kernels import adaln, block_causal_attention, gated_residual_adaln, linear_gelu
@@ -206,6 +206,9 @@ class VAR(nn.Module):
     def set_kernels(self, kernels: str) -> VAR:
         """Which implementation of its operations runs: "torch" or "triton"."""
         self.kernels = kernels
+        for module in self.modules():
+            if isinstance(module, QuantizedLinear):
+                module.kernels = kernels
         return self
 
     def condition(self, class_id_N: Tensor) -> Condition:

@@ -7,6 +7,7 @@ promise float32 arithmetic whatever the inputs are held to PyTorch's float32 ins
 import pytest
 import torch
 
+from avarc_cli.models.precision import Int8Linear
 from avarc_kernels import (
     adaln,
     block_causal_attention,
@@ -262,6 +263,15 @@ def test_quantize_rows_to_float8(triton_device):
     assert torch.equal(scale, expected_scale)
     if triton_device == "cuda":  # the interpreter's own conversion to float8 does not round as a GPU's does
         assert torch.equal(q.float(), expected.float())
+
+
+def test_8_bit_linears_quantise_their_input_through_the_kernel_to_the_same_bits(triton_device):
+    torch.manual_seed(0)
+    layer = Int8Linear(torch.nn.Linear(64, 96, device=triton_device).requires_grad_(False), torch.float32)
+    x = torch.randn(20, 64, device=triton_device)
+    expected = layer(x)
+    layer.kernels = "triton"
+    assert torch.equal(layer(x), expected)
 
 
 # what all have in common
