@@ -28,13 +28,6 @@ MAX_LOG_SCALE = math.log(100)
 NORM_EPS = 1e-12  # a shorter query or key is divided by this
 
 
-class KeyValue(NamedTuple):
-    """A prefix's keys and values in one block, each (P, H, positions, D)."""
-
-    k: Tensor
-    v: Tensor
-
-
 class Condition(NamedTuple):
     """Class modulation of N classes: (N, 1, 6, C) for each block, (N, 1, 2, C) for the head.
 
@@ -67,9 +60,15 @@ class Attention(nn.Module):
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, c.heads, 1, 1), math.log(4)))
 
     def forward(
-        self, x_PTC: Tensor, ends: Sequence[int], past: KeyValue | None, dtype: torch.dtype, kernels: str
-    ) -> tuple[Tensor, KeyValue]:
-        """Branch output (P, T, C), and keys and values so far. dtype: of the attention."""
+        self,
+        x_PTC: Tensor,
+        ends: Sequence[int],
+        past: Tensor | None,
+        kept: Tensor | None,
+        dtype: torch.dtype,
+        kernels: str,
+    ) -> Tensor:
+        """Branch output (P, T, C). past, kept: this block's part of them (see VAR.hidden); dtype: of the attention."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = linear(self.mat_qkv, x_PTC, bias).unflatten(-1, (3, self.heads, -1))  # (P, T, 3, H, D)
         scale, gain_H = 0.25 / math.sqrt(qkv.shape[-1]), None
@@ -80,10 +79,27 @@ class Attention(nn.Module):
                 qk, gain_H = _normalize(qk, gain_H), None
         q, k = qk.to(dtype).permute(2, 0, 3, 1, 4)
         v = v.to(dtype)
-        if past is not None:
-            k, v = torch.cat([past.k, k], dim=2), torch.cat([past.v, v], dim=2)
+        k, v = _with_prefix(k, v, past, kept)
         out = block_causal_attention(q, k, v, ends, scale=scale, gain_H=gain_H, backend=kernels)
-        return linear(self.proj, out.transpose(1, 2).flatten(2)), KeyValue(k, v)
+        return linear(self.proj, out.transpose(1, 2).flatten(2))
+
+
+def _with_prefix(k: Tensor, v: Tensor, past: Tensor | None, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Keys and values of prefix and new positions; the first of them are written to `kept`.
+
+    k, v: (P, H, T, D) of the new positions; past, kept: (2, P, H, positions, D).
+    """
+    before = 0 if past is None else past.shape[3]
+    if kept is not None and kept.shape[3] == before + k.shape[2]:  # all are kept: read them from where they stay
+        kept[0, :, :, before:], kept[1, :, :, before:] = k, v
+        if past is not None and past.data_ptr() != kept.data_ptr():
+            kept[:, :, :, :before] = past
+        return kept[0], kept[1]
+    if past is not None:
+        k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+    if kept is not None:
+        kept[0], kept[1] = k[:, :, : kept.shape[3]], v[:, :, : kept.shape[3]]
+    return k, v
 
 
 def _normalize(qk_PT2HD: Tensor, gain_H: Tensor) -> Tensor:
@@ -244,32 +260,34 @@ class VAR(nn.Module):
         x_PTC: Tensor,
         condition: Condition,
         ends: Sequence[int],
-        past: Sequence[KeyValue] | None = None,
-        *,
-        hold: int = 0,
-    ) -> tuple[Tensor, list[KeyValue] | None]:
-        """Last hidden states (P, T, C), modulated for the head, and, to go on from, every block's keys and values.
+        past: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """Last hidden states (P, T, C), modulated for the head.
 
         Args:
             x_PTC: embedded input of the scales at hand, float32.
             condition: of each pair.
             ends: end of each of these scales, counted in the T positions.
-            past: keys and values of the scales before, one entry a block; None at the start.
-            hold: of how many positions, from the very first, to return keys and values; they are the largest part of
-                the memory.
+            past: keys and values of the scales before, (blocks, 2, P, H, positions, D); None at the start.
+            kept: where to write those of the first positions, to go on from, of the same form with as many positions as
+                are wanted; they are the largest part of the memory. It may begin with `past` itself.
         """
-        present: list[KeyValue] = []
         run: dict[str, Any] = {"dtype": self.precision.activations, "backend": self.kernels}
         row_P = condition.row_P
         branch_PTC = adaln(x_PTC, *condition.before(0, 0), row_P, **run)
         for i, block in enumerate(self.layers):
             gates = condition.blocks[i][:, 0, 0], condition.blocks[i][:, 0, 1]
-            y, kv = block.attn(branch_PTC, ends, past[i] if past else None, self.precision.attention, self.kernels)
-            if hold:
-                present.append(KeyValue(*(t[:, :, :hold].contiguous() for t in kv)))  # views would keep all of qkv
+            prefixes = (None if prefix is None else prefix[i] for prefix in (past, kept))
+            y = block.attn(branch_PTC, ends, *prefixes, self.precision.attention, self.kernels)
             x_PTC, branch_PTC = gated_residual_adaln(x_PTC, y, gates[0], *condition.before(i, 1), row_P, **run)
             y = block.ffn(branch_PTC, self.kernels)
             if i + 1 == len(self.blocks):
                 run["dtype"] = self.head.weight.dtype
             x_PTC, branch_PTC = gated_residual_adaln(x_PTC, y, gates[1], *condition.before(i + 1, 0), row_P, **run)
-        return branch_PTC, present if hold else None
+        return branch_PTC
+
+    def prefix_shape(self, pairs: int, positions: int) -> tuple[int, ...]:
+        """Of `past` and `kept`."""
+        c = self.config
+        return (c.depth, 2, pairs, c.heads, positions, c.width // c.heads)

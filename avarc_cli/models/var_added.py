@@ -155,7 +155,8 @@ class VARAdded:
 
     def __init__(self, base: VARLikelihood, additions: Sequence[AddedClass]) -> None:
         self.base, self.additions = base, tuple(additions)
-        self.models = [base, *(VARLikelihood(added.attach(base.var), base.quantizer) for added in additions)]
+        twins = (added.attach(base.var) for added in additions)
+        self.models = [base, *(VARLikelihood(twin, base.quantizer, base.workspace) for twin in twins)]
         self.segment_ends = base.segment_ends
         self.num_classes = base.num_classes + len(additions)
         self.unconditional: int | None = self.num_classes

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
 from avarc_cli.models.precision import Precision
-from avarc_cli.models.var import VAR, Condition, KeyValue
+from avarc_cli.models.prefix import Workspace
+from avarc_cli.models.var import VAR, Condition
 from avarc_cli.models.var_classes import ClassTable, to_device
 from avarc_cli.models.var_config import read_config
 from avarc_cli.models.var_sampling import sample
@@ -60,14 +61,15 @@ class VARState:
     sequence_P: Tensor
     scale: int = 0  # scales scored so far
     held: int = 0  # of so many of them `past` holds keys and values
-    past: list[KeyValue] | None = None
+    past: Tensor | None = None
 
 
 class VARLikelihood:
     """log p(tokens of a scale | coarser scales, class), for any run of scales."""
 
-    def __init__(self, var: VAR, quantizer: MultiScaleQuantizer) -> None:
+    def __init__(self, var: VAR, quantizer: MultiScaleQuantizer, workspace: Workspace | None = None) -> None:
         self.var, self.quantizer = var, quantizer
+        self.workspace = workspace or Workspace()  # models that never score at once may share one
         self.segment_ends = var.config.ends
         self.num_classes = var.config.num_classes
         self.unconditional: int | None = var.config.num_classes
@@ -96,8 +98,12 @@ class VARLikelihood:
         if start == 0:
             x = torch.cat([self.var.embed_start(state.class_id_P), x], dim=1)
         ends = [self.segment_ends[k] - start for k in range(state.scale, stop)]
-        hidden_PTC, state.past = self.var.hidden(x, state.condition, ends, state.past, hold=self._position(hold))
-        state.scale, state.held = stop, hold
+        kept = None
+        if hold:
+            shape = self.var.prefix_shape(len(x), self._position(hold))
+            kept = self.workspace.lend(shape, self.var.precision.attention, x.device)
+        hidden_PTC = self.var.hidden(x, state.condition, ends, state.past, kept)
+        state.scale, state.held, state.past = stop, hold, kept
         target_PT = state.tokens_BL[state.sequence_P, start:end]
         head, rows = self.var.head, hidden_PTC.flatten(0, 1)
         log_prob = linear_log_prob(rows, head.weight, head.bias, target_PT.flatten(), backend=self.var.kernels)
@@ -106,13 +112,12 @@ class VARLikelihood:
     @torch.inference_mode()
     def select(self, state: VARState, keep_Q: Tensor) -> VARState:
         keep_Q = to_device(keep_Q, state.class_id_P.device)
-        past = [KeyValue(k[keep_Q], v[keep_Q]) for k, v in state.past] if state.past else None
         return replace(
             state,
             class_id_P=state.class_id_P[keep_Q],
             condition=state.condition.select(keep_Q),
             sequence_P=state.sequence_P[keep_Q],
-            past=past,
+            past=None if state.past is None else state.past[:, :, keep_Q],
         )
 
     @torch.inference_mode()
@@ -129,7 +134,7 @@ class VARLikelihood:
             sequence_P=to_device(sequence_Q, device),
             scale=stop,
             held=stop,
-            past=[KeyValue(k[keep_Q, :, :end], v[keep_Q, :, :end]) for k, v in state.past],
+            past=state.past[:, :, keep_Q, :, :end],
         )
 
     def sample(self, class_id_B: Tensor, **how: Any) -> Tensor:

@@ -38,10 +38,14 @@ def sample(
     sides, batch = var.config.patch_nums, len(class_id_B)
     both_2B = torch.cat([class_id_B, torch.full_like(class_id_B, var.config.num_classes)])
     condition = var.condition(both_2B)
-    x, past, tokens = var.embed_start(both_2B), None, []
+    x, start, tokens = var.embed_start(both_2B), 0, []
+    shape = var.prefix_shape(len(both_2B), var.config.ends[-1])
+    prefix = torch.empty(shape, dtype=var.precision.attention, device=x.device)
     latents = torch.zeros(batch, quantizer.embedding.embedding_dim, sides[-1], sides[-1], device=var.pos_1LC.device)
     for k, side in enumerate(sides):
-        hidden, past = var.hidden(x, condition, [side * side], past, hold=var.config.ends[-1])
+        stop = var.config.ends[k]
+        past = prefix[..., :start, :] if start else None
+        hidden, start = var.hidden(x, condition, [side * side], past, prefix[..., :stop, :]), stop
         conditional, unconditional = var.head(hidden).float().chunk(2)
         t = guidance * k / max(len(sides) - 1, 1)
         logits_BTV = restrict((1 + t) * conditional - t * unconditional, top_k, top_p)

@@ -86,7 +86,7 @@ def token_log_prob(model: VAR, quantizer: MultiScaleQuantizer, tokens_BL: Tensor
     with torch.no_grad():
         teacher = quantizer.teacher_input(tokens_BL)
     x_BLC = torch.cat([model.embed_start(class_B), model.embed_rest(teacher)], dim=1)
-    hidden_BLC, _ = model.hidden(x_BLC, model.condition(class_B), model.config.ends)
+    hidden_BLC = model.hidden(x_BLC, model.condition(class_B), model.config.ends)
     logits = model.head(hidden_BLC).flatten(0, 1)
     return -F.cross_entropy(logits, tokens_BL.flatten(), reduction="none").view_as(tokens_BL)
 

@@ -68,7 +68,7 @@ def test_logits_are_the_references(golden):
     class_id = torch.from_numpy(golden.arrays["classes"][:1]).long()
     rest = var.embed_rest(vqvae.quantize.teacher_input(golden.tokens()[:1]))
     x = torch.cat([var.embed_start(class_id), rest], dim=1)
-    hidden, _ = var.hidden(x, var.condition(class_id), var.config.ends)
+    hidden = var.hidden(x, var.condition(class_id), var.config.ends)
     assert close(var.head(hidden), golden.arrays["logits_first_class"], golden.tolerances["token_log_prob"])
 
 
