@@ -25,7 +25,7 @@ class Workspace:
         self._lent: Callable[[], Tensor | None] = lambda: None
 
     def lend(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """An uninitialised tensor of this shape. It is given back when nobody refers to it; views of it do not count."""
+        """An uninitialised tensor of this shape, given back when nobody refers to it any more; views do not count."""
         if self._lent() is not None:
             return torch.empty(shape, dtype=dtype, device=device)
         size = math.prod(shape)

@@ -3,6 +3,7 @@
 import torch
 
 from avarc_cli.models.prefix import Workspace
+from avarc_cli.models.var_likelihood import VARLikelihood
 
 CPU = torch.device("cpu")
 
@@ -29,3 +30,17 @@ def test_more_or_another_dtype_is_there_when_it_is_asked_for():
         lent = workspace.lend(shape, dtype, CPU)
         assert lent.shape == shape and lent.dtype == dtype
         del lent
+
+
+def test_two_states_of_a_model_do_not_disturb_each_other(tiny):
+    model = VARLikelihood(tiny.var(), tiny.vqvae().quantize)
+    tokens, pair, last = tiny.tokens(), torch.zeros(1, dtype=torch.int64), len(model.segment_ends)
+    states = [model.begin(tokens[[i]], pair, pair + i) for i in range(2)]
+    expected = [
+        model.extend(model.begin(tokens[[i]], pair, pair + i), last, hold=0)[:, model.segment_ends[1] :]
+        for i in range(2)
+    ]
+    for state in states:
+        model.extend(state, 2, hold=2)
+    for state, rest in zip(states, expected, strict=True):
+        assert torch.allclose(model.extend(state, last, hold=0), rest, atol=1e-5)
