@@ -195,17 +195,29 @@ def test_neighbours_go_on_from_what_they_share_with_their_image(data, per_batch,
     assert model.largest <= max(per_batch, 10)
 
 
+def test_without_sharing_batches_do_not_depend_on_the_tokens():
+    asked = replace(request("2:5,4:1:3", per_batch=50), share=False)
+    apart, alike = Counting(), Counting()
+    score_group(apart, neighbours([[0, 0], [0, 0]]), asked)
+    results = score_group(alike, neighbours([[4, 2], [0, 1]]), asked)
+    assert len(alike.seen) == len(apart.seen)
+    assert [r.tokens_scored for r in results] == [asked.plan.tokens(7, Counting.segment_ends)] * 2
+
+
 def test_on_a_real_model_what_is_shared_changes_no_score(golden):
     model = VARLikelihood(golden.var(), golden.vqvae().quantize)
     own = golden.tokens()[:, None].numpy()
-    data = np.concatenate([own, own, (own + 1) % golden.meta["config"]["vocab_size"]], 1)
-    data[:, 1, model.segment_ends[2] :] = data[:, 2, model.segment_ends[2] :]  # the first neighbour shares 3 scales
-    apart = [score_group(model, data[:, [s]], request("exhaustive", range(10), samples=1, keep=True)) for s in range(3)]
-    staged = score_group(model, data, request("2:8,4:3,4:1:3", range(10), per_batch=200))
+    data = np.concatenate([own] * 4, 1)
+    for sample, scales in ((1, 3), (2, 2), (3, 3)):  # a neighbour, and how many scales it shares with its image
+        end = model.segment_ends[scales - 1]
+        data[:, sample, end:] = (data[:, sample, end:] + sample) % golden.meta["config"]["vocab_size"]
+    apart = [score_group(model, data[:, [s]], request("exhaustive", range(10), samples=1, keep=True)) for s in range(4)]
+    staged = score_group(model, data, request("2:8,4:3,4:1:4", range(10), per_batch=200, samples=4))
     for g, result in enumerate(staged):
         last = result.stages[-1]
         expected = np.mean([a[g].scores for a in apart], 0)[last.candidates]
         assert np.abs(last.scores - expected).max() < 1e-3
+        assert result.tokens_scored < request("2:8,4:3,4:1:4", range(10), samples=4).plan.tokens(10, model.segment_ends)
 
 
 @settings(max_examples=30)
