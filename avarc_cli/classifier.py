@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from avarc_cli.data.known import datasets
 from avarc_cli.data.labels import match, resolve_classes
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.data.targets import default_candidates, find_targets
-from avarc_cli.errors import UnreadableImage, UsageError
+from avarc_cli.errors import CacheError, UnreadableImage, UsageError
 from avarc_cli.loading import LoadedModel, load_model
 from avarc_cli.results import records, tuned
 from avarc_cli.results.run import Run, classify
@@ -159,6 +160,8 @@ class Classifier:
         Raises: CacheError when the cache is another tokenizer's; UsageError where a tuned plan is for other ones.
         """
         cache.check(self.model.tokenizer)
+        if not len(cache):
+            raise CacheError(f"'{cache.path}' holds no images", "there is nothing to classify")
         if self.tuned:
             self.tuned.check(self.tokens_made_for(cache, request.plan.samples), self._plan_path)
         targets = find_targets(cache.header.class_names, cache.header.dataset, self.model.classes)
@@ -336,8 +339,8 @@ def load_classifier(
 
 
 def _parse_batch_size(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"batch size '{text}'", "it is a number of pairs of at least 1, or auto")
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
+        raise UsageError(f"batch size '{text[:20]}'", "it is a number of pairs from 1 to 999999999, or auto")
     return int(text)
 
 

@@ -86,7 +86,7 @@ def check_model(run: SavedRun, model: LoadedModel) -> None:
     given = (model.bank.protocol() if model.bank else None) or {}
     named = zip(run.candidates.tolist(), run.protocol["candidate_ids"], strict=True)
     first = len(model.classes) - len(given)  # of the added classes, whose order decides which has which id
-    if made_with != given or any(model.classes.ids[c] != own for c, own in named if c >= first):
+    if made_with != given or any(model.classes.ids[c : c + 1] != (own,) for c, own in named if c >= first):
         what = f"the run was made {'with another' if made_with and given else 'with a' if made_with else 'without a'}"
         why = f"it added {', '.join(made_with) or 'no class'} to the model"
         raise UsageError(f"{what} class bank", why, "add --bank DIR" if made_with else "leave out --bank")

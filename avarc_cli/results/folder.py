@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.results.damage import AGAIN, check_record
 from avarc_cli.tokens.files import write_whole
 from avarc_cli.tokens.locks import only_writer
 
@@ -54,7 +55,7 @@ class RunFolder:
         if not self.journal.exists():
             return []
         if self._seconds_file.exists():
-            self.seconds = float(self._seconds_file.read_text())
+            self.seconds = _read_seconds(self._seconds_file)
         self._cut_unfinished_group(images, group)
         return _parse(self.journal)
 
@@ -143,9 +144,20 @@ class RunFolder:
 
 def _parse(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_bytes().splitlines()]
+        records = [json.loads(line) for line in path.read_bytes().splitlines()]
     except ValueError as error:
-        raise AvarcError(f"'{path}' is damaged", str(error), "delete the run folder and classify again") from None
+        raise AvarcError(f"'{path}' is damaged", str(error), AGAIN) from None
+    for number, record in enumerate(records, start=1):
+        check_record(record, f"{path}, line {number}")
+    return records
+
+
+def _read_seconds(path: Path) -> float:
+    try:
+        return float(path.read_text())
+    except ValueError:
+        fix = "delete it: only the time that the finished images took is lost"
+        raise AvarcError(f"'{path}' is damaged", "it holds no number of seconds", fix) from None
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from avarc_cli import page
 from avarc_cli.errors import AvarcError
 from avarc_cli.page import text
 from avarc_cli.results import charts
+from avarc_cli.results.damage import AGAIN, MAYBE, NUMBER, require
 from avarc_cli.results.metrics import wilson
-from avarc_cli.results.saved import AGAIN, SavedRun
+from avarc_cli.results.saved import SavedRun
 
 MATRIX = 20  # classes in the confusion matrix; of more, those that are confused most
 LONG = 40  # rows of a table that is shown at once; longer ones are folded
@@ -32,20 +33,7 @@ STYLE = """
 .matrix td.miss { background: color-mix(in srgb, var(--vermilion) var(--share), transparent); }
 summary { cursor: pointer; color: var(--blue); margin: .4rem 0; } pre { overflow-x: auto; font-size: .8rem; }
 """
-NUMBER, MAYBE = (int, float), (int, float, type(None))
-PROTOCOL = {"plan": str, "candidates": list, "tokens": dict, "model": dict}
 METRICS = {"images": int, "labelled": int, "near_ties": int, "tokens_scored_per_image": MAYBE, "bits_per_token": MAYBE}
-RECORD = {
-    "index": int,
-    "path": str,
-    "prediction_id": str,
-    "prediction_name": str,
-    "posterior": NUMBER,
-    "label_id": (str, type(None)),
-    "label_rank": (int, type(None)),
-    "best": list,
-}
-BEST = {"class": int, "posterior": NUMBER}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,31 +47,16 @@ class Hardest:
 
 
 def check(run: SavedRun, metrics: Mapping[str, Any]) -> None:
-    """Raises AvarcError when the files of the run do not hold what a report shows."""
-    _require(run.protocol, PROTOCOL, f"{run.path}/run.json")
-    _require(run.protocol["model"], {"name": str}, f"{run.path}/run.json")
-    _require(run.protocol["tokens"], {"source": str, "preprocess": str}, f"{run.path}/run.json")
-    _require(metrics, METRICS, f"{run.path}/metrics.json")
+    """Raises AvarcError when metrics.json does not hold what a report shows, or not of this run."""
+    where = f"{run.path}/metrics.json"
+    require(metrics, METRICS, where)
     if metrics["labelled"]:
         needed = {"accuracy": NUMBER, "accuracy_95": list, "correct": int, "top_k": dict}
         needed |= {"expected_calibration_error": NUMBER} if "expected_calibration_error" in metrics else {}
-        _require(metrics, needed, f"{run.path}/metrics.json")
-    for number, record in enumerate(run.records, start=1):
-        where = f"{run.path}/predictions.jsonl, line {number}"
-        _require(record, RECORD, where)
-        for best in record["best"]:
-            _require(best, BEST, where)
+        require(metrics, needed, where)
     if len(run.records) != metrics["images"]:
         why = f"{len(run.records)} predictions, and metrics of {metrics['images']} images"
         raise AvarcError(f"'{run.path}' is damaged", why, AGAIN)
-
-
-def _require(there: Any, fields: Mapping[str, Any], where: str) -> None:
-    """Raises AvarcError unless these fields are there and of these types."""
-    lost = [name for name, kind in fields.items() if not isinstance(there, Mapping) or name not in there]
-    lost += [name for name, kind in fields.items() if name not in lost and not isinstance(there[name], kind)]
-    if lost:
-        raise AvarcError(f"'{where}' is damaged", f"it has no {', '.join(lost)} that can be read", AGAIN)
 
 
 def report(run: SavedRun, metrics: Mapping[str, Any], hardest: Hardest) -> str:

@@ -17,9 +17,8 @@ import numpy.typing as npt
 
 from avarc_cli.data.labels import LabelSpace, resolve_classes
 from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.results.damage import AGAIN, check_protocol
 from avarc_cli.results.folder import RunFolder
-
-AGAIN = "delete the run folder and classify again"
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,9 @@ def open_run(path: Path) -> SavedRun:
         raise UsageError(
             f"the run in '{path}' is not finished", "it was interrupted", "repeat its command to finish it"
         )
-    return SavedRun(path, folder.read_protocol(), folder.read_predictions())
+    protocol = folder.read_protocol()
+    check_protocol(protocol, f"{path / 'run.json'}")
+    return SavedRun(path, protocol, folder.read_predictions())
 
 
 def _read(path: Path, read: Callable[[], Any]) -> Any:

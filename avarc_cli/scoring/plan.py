@@ -24,7 +24,7 @@ HOW = (
     "write segments:keep[:samples] per stage, e.g. 6:10,10:3,10:1:3 (or <nats in place of keep: who is at most so far "
     "behind the leader), or exhaustive, or paper"
 )
-STAGE = re.compile(r"(\d+) *: *(?:(\d+)|< *(\d+(?:\.\d+)?(?:e[-+]?\d+)?)) *(?:: *(\d+))?", re.ASCII)
+STAGE = re.compile(r"(\d{1,9}) *: *(?:(\d{1,9})|< *(\d+(?:\.\d+)?(?:e[-+]?\d+)?)) *(?:: *(\d{1,9}))?", re.ASCII)
 Bool = npt.NDArray[np.bool_]
 
 

@@ -77,6 +77,9 @@ class CacheHeader:
         numbers = (*header.patch_nums, header.image_size, header.samples, header.vocab_size, header.images)
         if not all(type(number) is int and number > 0 for number in numbers):
             raise ValueError("a size in its header is not a positive whole number")
+        texts = [getattr(header, field.name) for field in dataclasses.fields(cls) if field.type == "str"]
+        if not all(isinstance(text, str) for text in (*texts, *header.class_names)):
+            raise ValueError("a name in its header is no text")
         return header
 
 

@@ -1,0 +1,83 @@
+"""Run folders whose JSON was changed: the file is named, whatever is in it."""
+
+import json
+
+import pytest
+from results.test_run import Small, make_run
+
+from avarc_cli.errors import AvarcError
+from avarc_cli.results.folder import RunFolder
+from avarc_cli.results.run import classify
+from avarc_cli.results.saved import open_run
+
+PROTOCOL = {
+    "plan": "2:1",
+    "candidates": [0, 1, 2, 3],
+    "candidate_ids": list("abcd"),
+    "tokens": {"source": "x", "preprocess": "none", "length": 16},
+    "model": {"name": "small"},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    classify(make_run(Small(10**6)), RunFolder(tmp_path / "run"))
+    asked = json.loads((tmp_path / "run/run.json").read_text())
+    (tmp_path / "run/run.json").write_text(json.dumps(asked | PROTOCOL))
+    return tmp_path / "run"
+
+
+def test_a_run_as_it_was_written_is_read(folder):
+    assert len(open_run(folder).records) == 10
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"plan": "nonsense"},
+        {"plan": 5},
+        {"candidates": None},
+        {"candidates": []},
+        {"candidates": [1, 2]},
+        {"candidates": ["x"] * 4},
+        {"candidate_ids": [1, 2, 3, 4]},
+        {"tokens": {"source": "x", "preprocess": "none", "length": "x"}},
+        {"tokens": []},
+        {"model": "small"},
+    ],
+)
+def test_a_changed_run_json_is_named(folder, changed):
+    asked = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(asked | changed))
+    with pytest.raises(AvarcError, match=r"run\.json' is damaged"):
+        open_run(folder)
+
+
+@pytest.mark.parametrize("line", ["5", "null", "{}", '{"index": "x"}', "[1"])
+def test_a_changed_line_of_predictions_is_named(folder, line):
+    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    (folder / "predictions.jsonl").write_text("\n".join([*lines[:3], line, *lines[4:]]) + "\n")
+    with pytest.raises(AvarcError, match=r"predictions\.jsonl.* is damaged"):
+        open_run(folder)
+
+
+@pytest.mark.parametrize(("field", "value"), [("posterior", float("nan")), ("label_rank", "0"), ("near_tie", 1)])
+def test_a_changed_value_of_a_prediction_is_named(folder, field, value):
+    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    lines[0] = json.dumps(json.loads(lines[0]) | {field: value})
+    (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(AvarcError, match="line 1' is damaged") as caught:
+        open_run(folder)
+    assert field in caught.value.why
+
+
+def test_a_journal_and_its_time_that_were_changed_are_named_when_the_run_goes_on(folder):
+    (folder / "run.json").write_text(json.dumps({"plan": "exhaustive"}))
+    (folder / "predictions.jsonl").rename(folder / "predictions.jsonl.part")
+    (folder / "seconds.part").write_text("")
+    with pytest.raises(AvarcError, match=r"seconds\.part' is damaged"):
+        classify(make_run(Small(10**6)), RunFolder(folder))
+    (folder / "seconds.part").unlink()
+    (folder / "predictions.jsonl.part").write_text("5\n" * 10)
+    with pytest.raises(AvarcError, match="line 1' is damaged"):
+        classify(make_run(Small(10**6)), RunFolder(folder))
