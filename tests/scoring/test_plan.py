@@ -80,6 +80,7 @@ def test_survivors_are_the_best_within_the_margin_and_what_is_not_scored_yet(kee
         ("-6:1", "cannot read"),
         ("1:2:3:4", "cannot read"),
         ("６:1", "cannot read"),
+        ("5:" + "1" * 5000, "cannot read"),
     ],
 )
 def test_a_plan_that_cannot_be_carried_out_is_refused_with_one_message(text, says):

@@ -125,6 +125,15 @@ def test_a_header_with_odd_values_is_refused(cache, field, value):
         read(cache.path)
 
 
+@pytest.mark.parametrize("field", ["source", "dataset", "preprocess", "tokenizer", "precision", "images_sha256"])
+@pytest.mark.parametrize("value", [None, 5, ["x"]])
+def test_a_header_whose_names_are_no_texts_is_refused(cache, field, value):
+    with h5py.File(cache.path, "r+") as file:
+        file.attrs["avarc"] = json.dumps(json.loads(file.attrs["avarc"]) | {field: value})
+    with pytest.raises(CacheError):
+        read(cache.path)
+
+
 @pytest.mark.parametrize("dataset", ["tokens", "labels", "paths", "latents"])
 def test_missing_and_misshapen_datasets_are_refused(cache, dataset):
     with h5py.File(cache.path, "r+") as file:
