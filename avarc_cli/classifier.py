@@ -36,6 +36,7 @@ from avarc_cli.scoring.scores import score_function
 from avarc_cli.tokens.cache import TokenCache, read
 from avarc_cli.tokens.encode import EncodeResult, encode
 from avarc_cli.tokens.units import default_workers
+from avarc_cli.tokens.verify import verify
 
 AUTO = "auto"  # --plan: the tuned plan that lies beside the model's weights; --batch-size: what fits
 # What run.json says of a cache's header:
@@ -107,7 +108,8 @@ class Classifier:
             raise UsageError(
                 f"{model.name} gives no p(x)", f"the score '{options.score}' needs it", "use log-likelihood"
             )
-        torch.use_deterministic_algorithms(options.deterministic)
+        if options.deterministic != torch.are_deterministic_algorithms_enabled():
+            torch.use_deterministic_algorithms(options.deterministic)  # it imports the compiler: 1.7 s and 150 MB
 
     def plan(self, samples: int = MAX_SAMPLES, *, keep_tokens: bool = False) -> Plan:
         """The plan for images with so many samples.
@@ -157,11 +159,13 @@ class Classifier:
     ) -> Run:
         """A run over a token cache.
 
-        Raises: CacheError when the cache is another tokenizer's; UsageError where a tuned plan is for other ones.
+        Raises: CacheError when the cache is another tokenizer's, empty, or differs from its checksums; UsageError where
+            a tuned plan is for other ones.
         """
         cache.check(self.model.tokenizer)
         if not len(cache):
             raise CacheError(f"'{cache.path}' holds no images", "there is nothing to classify")
+        verify(cache).check(cache.path)
         if self.tuned:
             self.tuned.check(self.tokens_made_for(cache, request.plan.samples), self._plan_path)
         targets = find_targets(cache.header.class_names, cache.header.dataset, self.model.classes)

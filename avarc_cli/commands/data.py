@@ -71,6 +71,8 @@ def _shown(report: Report) -> RenderableType:
     if report.problems:
         rows = [(p.what, p.count, "\n".join(p.examples)) for p in report.problems]
         parts.append(console.table("Problems", ["what", "count", "for example"], rows))
-    else:
+    elif report.decoded or not report.images:
         parts.append("nothing missing, nothing broken")
+    else:
+        parts.append("nothing missing; whether an image is broken inside, --decode N|all tells")
     return console.stack(*parts)

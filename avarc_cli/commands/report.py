@@ -71,8 +71,8 @@ def report(
     write_whole(page, render(saved, metrics, shown).encode())
     if shown.note:
         console.note(shown.note)
-    data = {"page": page, "images": len(saved.records), "explained": len(shown.cards), "note": shown.note}
-    console.result(data, f"{page}: {len(saved.records):,} images, {len(shown.cards)} explained", brief=str(page))
+    data = {"page": page, "images": len(saved.records), "explained": shown.explained, "note": shown.note}
+    console.result(data, f"{page}: {len(saved.records):,} images, {shown.explained} explained", brief=str(page))
 
 
 def _hardest(
@@ -97,6 +97,7 @@ def _hardest(
     insisted = tokens is not None or model is not None
     note = "Orange speaks for the first class of a pair, purple for the second; point at a map for its values."
     cards: list[str] = []
+    explained = True
     try:
         with console.progress("explaining", len(verdicts)) as bar:
             if of_run.has_likelihoods(saved) and not insisted:
@@ -111,8 +112,9 @@ def _hardest(
             raise
         note = f"No maps of the hardest images: {problem.what}; {problem.why}."
         note += f" To have them: {problem.fix}." if problem.fix else ""
-        cards = [gallery.plain_card(verdict, saved.protocol) for verdict in verdicts]
-    return Hardest(cards=cards, note=note, style=gallery.STYLE, script=gallery.SCRIPT)
+        cards, explained = [gallery.plain_card(verdict, saved.protocol) for verdict in verdicts], False
+    shown = len(cards) if explained else 0
+    return Hardest(cards=cards, note=note, style=gallery.STYLE, script=gallery.SCRIPT, explained=shown)
 
 
 def _score_again(

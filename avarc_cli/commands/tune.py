@@ -80,6 +80,8 @@ def tune(
     if not 0 < agreement < 1:
         raise UsageError(f"cannot promise an agreement of {agreement}", "it is a share between 0 and 1")
     cache, promised = read(tokens).first(limit), Fraction(str(agreement))
+    if limit is not None and len(cache) == limit:
+        console.warn("--limit takes the first images; the promise holds for images like these, not for the others")
     conformal.rank_of_level(promised, len(cache) - hold_out)  # too few are told before anything is scored
     _weights.ensure(model, tokenizer, yes=yes)
     classifier = load_classifier(

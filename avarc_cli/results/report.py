@@ -38,10 +38,14 @@ METRICS = {"images": int, "labelled": int, "near_ties": int, "tokens_scored_per_
 
 @dataclass(frozen=True, kw_only=True)
 class Hardest:
-    """The part about single images: cards of HTML with the style and script they need, and what there is to say."""
+    """The part about single images: cards of HTML with the style and script they need, and what there is to say.
+
+    explained: cards that have maps.
+    """
 
     cards: Sequence[str]
     note: str
+    explained: int = 0
     style: str = ""
     script: str = ""
 

@@ -45,9 +45,11 @@ def auto_tokens(
         resident = int(getattr(model, "resident_bytes", 0)) + PROCESS_BYTES
         free = (memory - resident) // 2  # the other half for survivors' prefixes
         if free < least * per_token:
-            needs = (resident + 2 * least * per_token) / 2**30
+            needs = -(-(resident + 2 * least * per_token) // 2**20)
             raise UsageError(
-                f"{memory / 2**30:.1f} GiB is too little", f"this model and plan need {needs:.1f}", "raise --memory"
+                f"{memory >> 20:,} MiB is too little",
+                f"this model and plan need {needs:,} MiB",
+                f"use --memory {needs}MiB or more",
             )
         budget = free if device.type == "cuda" else min(budget, free)
     return max(least, min(MAX_TOKENS, budget // per_token))

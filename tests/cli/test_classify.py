@@ -260,6 +260,14 @@ def test_a_wrong_limit_is_told_before_anything_is_encoded(tiny_files, models, tm
     assert f"'{value}'" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+def test_a_cache_that_differs_from_its_checksums_is_refused(labelled, models, tmp_path, capsys):
+    damaged = shutil.copy(labelled, tmp_path / "t.h5")
+    with h5py.File(damaged, "r+") as file:
+        file["tokens"][0, 0, 0] ^= 1  # another code of the vocabulary
+    assert classify(damaged, models) == 1
+    assert "/tokens of rows 0 to 11 differs from its checksum" in capsys.readouterr().err
+
+
 def test_an_out_folder_with_other_things_in_it_is_left_alone(labelled, models, tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("years of work")
     assert classify(labelled, models, "--out", tmp_path) == 2
