@@ -22,9 +22,9 @@ import torch
 from avarc_cli import environment
 from avarc_cli.data.datasets import ImageSet, open_images
 from avarc_cli.data.known import datasets
+from avarc_cli.data.label_mapping import default_candidates, find_targets
 from avarc_cli.data.labels import match, resolve_classes
 from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.data.targets import default_candidates, find_targets
 from avarc_cli.errors import CacheError, UnreadableImage, UsageError
 from avarc_cli.loading import LoadedModel, load_model
 from avarc_cli.results import records, tuned
@@ -35,7 +35,7 @@ from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.scoring.scores import score_function
 from avarc_cli.tokens.cache import TokenCache, read
 from avarc_cli.tokens.encode import EncodeResult, encode
-from avarc_cli.tokens.units import default_workers
+from avarc_cli.tokens.encoder import default_workers
 from avarc_cli.tokens.verify import verify
 
 AUTO = "auto"  # --plan: the tuned plan that lies beside the model's weights; --batch-size: what fits

@@ -19,11 +19,11 @@ from avarc_cli import environment
 from avarc_cli.bank import Bank, Base
 from avarc_cli.data.labels import LabelSpace, imagenet1k
 from avarc_cli.errors import CheckpointError, UsageError
+from avarc_cli.layers import precision as precisions
+from avarc_cli.layers.precision import Precision
 from avarc_cli.likelihood import LikelihoodModel
-from avarc_cli.models import precision as precisions
-from avarc_cli.models import var_added
-from avarc_cli.models.precision import Precision
-from avarc_cli.zoo import checkpoint, files
+from avarc_cli.models.var import added as var_added
+from avarc_cli.zoo import checkpoint, local_files
 from avarc_cli.zoo.cards import (
     SCALES_256,
     ModelCard,
@@ -37,9 +37,9 @@ from avarc_kernels import triton_missing
 
 # family -> module with `scales(tensors, source) -> patch_nums` and
 # `build(tensors, tokenizer network, precision=, kernels=, device=, source=) -> LikelihoodModel`
-FAMILIES = {"var": "avarc_cli.models.var_likelihood"}
+FAMILIES = {"var": "avarc_cli.models.var.likelihood"}
 # family -> "module:Class" with `from_state_dict(tensors, patch_nums, source=)` and what LoadedTokenizer calls
-TOKENIZERS = {"vqvae": "avarc_cli.models.vqvae:VQVAE"}
+TOKENIZERS = {"vqvae": "avarc_cli.tokenizers.vqvae:VQVAE"}
 KERNELS = ("auto", "triton", "torch")
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 IMAGENET_CLASSES = 1000
@@ -323,7 +323,7 @@ def _locate(model: str) -> tuple[str, Path, str | None, str | None, str]:
     card = any_card(model)
     if isinstance(card, TokenizerCard):
         raise UsageError(f"'{model}' is a tokenizer", "it has no classes", "name a model: avarc models lists them")
-    return card.name, files.require(card), card.tokenizer, card.label_space, card.family
+    return card.name, local_files.require(card), card.tokenizer, card.label_space, card.family
 
 
 def _read_tokenizer(spec: str, patch_nums: tuple[int, ...] | None, device: torch.device) -> LoadedTokenizer:
@@ -331,7 +331,7 @@ def _read_tokenizer(spec: str, patch_nums: tuple[int, ...] | None, device: torch
         name, path, preprocess, family = Path(spec).name, Path(spec), "resize-crop", "vqvae"
     else:
         card = tokenizer_card(spec)
-        name, path, preprocess, family = card.name, files.require(card), card.preprocess, card.family
+        name, path, preprocess, family = card.name, local_files.require(card), card.preprocess, card.family
         patch_nums = patch_nums or card.patch_nums
     read = checkpoint.read(path)
     if "class_emb.weight" in read.tensors:

@@ -11,7 +11,7 @@ import torch
 
 from avarc_cli.errors import UsageError
 from avarc_cli.loading import LoadedModel
-from avarc_cli.models.var_sampling import stream
+from avarc_cli.models.var.sampling import stream
 from avarc_cli.tokens.reconstruct import to_pixels
 
 MOST_GUIDANCE = 1000  # far beyond any use; float32 ends at 1e38

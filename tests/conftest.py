@@ -21,8 +21,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from avarc_cli.models.var import VAR
-from avarc_cli.models.vqvae import VQVAE
+from avarc_cli.models.var.network import VAR
+from avarc_cli.tokenizers.vqvae import VQVAE
 
 atexit.register(shutil.rmtree, os.environ["AVARC_HOME"], ignore_errors=True)
 

@@ -32,7 +32,7 @@ def ensure(model: str, tokenizer: str | None = None, *, yes: bool, tokenizer_onl
         tokenizer_only: whether the command loads no generator.
     Raises: AvarcError naming `avarc download NAME` where they are missing and stay so.
     """
-    from avarc_cli.zoo import cards, files
+    from avarc_cli.zoo import cards, local_files
 
     known: dict[str, Card] = {card.name: card for card in cards.model_cards()}
     known |= {card.name: card for card in cards.tokenizer_cards()}
@@ -40,13 +40,13 @@ def ensure(model: str, tokenizer: str | None = None, *, yes: bool, tokenizer_onl
     wanted = [] if tokenizer_only and isinstance(card, cards.ModelCard) else [model]
     wanted.append(tokenizer or (card.tokenizer if isinstance(card, cards.ModelCard) else model))
     named = [known[name] for name in dict.fromkeys(wanted) if name in known]
-    missing = [c for c in named if isinstance(c.weights, cards.HubFile) and files.locate(c.weights) is None]
+    missing = [c for c in named if isinstance(c.weights, cards.HubFile) and local_files.locate(c.weights) is None]
     if missing and not (yes or _agreed(missing)):
-        files.require(missing[0])  # raises, and says how to get it
+        local_files.require(missing[0])  # raises, and says how to get it
     if missing:
         fetch([card.weights for card in missing if isinstance(card.weights, cards.HubFile)])
     for card in named:
-        path = files.locate(card.weights)
+        path = local_files.locate(card.weights)
         if path is not None and not isinstance(card.weights, cards.AssetFile):
             keep(path)
 
@@ -77,9 +77,9 @@ def fetch(wanted: Sequence[HubFile], *, folder: Path | None = None, offline: boo
 def keep(path: Path, sha256: str | None = None) -> None:
     """Make later loads of a file fast (zoo.checkpoint.keep); where that fails, say so: it loads all the same."""
     from avarc_cli.errors import AvarcError
-    from avarc_cli.zoo import notes
+    from avarc_cli.zoo import weights_index
 
-    if notes.is_kept(path):
+    if weights_index.is_kept(path):
         return
     from avarc_cli.zoo import checkpoint  # loads torch
 

@@ -57,7 +57,7 @@ def bench(
     from avarc_cli.bench import measure as library
     from avarc_cli.bench.picture import bars
     from avarc_cli.loading import load_model, pick_device, pick_kernels
-    from avarc_cli.models.var_added import base_of
+    from avarc_cli.models.var.added import base_of
     from avarc_cli.scoring.plan import parse_plan
 
     place = pick_device(device)

@@ -35,7 +35,7 @@ def demo(
     from avarc_cli.classifier import load_classifier
     from avarc_cli.data.datasets import open_images
     from avarc_cli.data.preprocess import Preprocess
-    from avarc_cli.zoo.files import ASSETS
+    from avarc_cli.zoo.local_files import ASSETS
 
     images = open_images([ASSETS / "digits" / "test"])
     out.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def encode(
     from avarc_cli import tokens
     from avarc_cli.data.preprocess import Preprocess
     from avarc_cli.loading import load_tokenizer
-    from avarc_cli.tokens.units import default_workers
+    from avarc_cli.tokens.encoder import default_workers
 
     share = tokens.Shard.parse(shard)
     _weights.ensure(model, tokenizer, yes=yes, tokenizer_only=True)

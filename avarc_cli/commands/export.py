@@ -12,7 +12,7 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _summary, _weights
 
 if TYPE_CHECKING:
-    from avarc_cli.results.saved import SavedRun
+    from avarc_cli.results.read_run import SavedRun
 
 OF_A_CACHE = {"model", "tokenizer", "class_names", "bank", "lora", "precision", "device", "batch_size", "limit"}
 
@@ -49,7 +49,7 @@ def export(
     Example: avarc export runs/val --out val.npz
     """
     from avarc_cli.results import export as library
-    from avarc_cli.results.saved import open_run
+    from avarc_cli.results.read_run import open_run
 
     library.writer(out)  # a wrong name is told before anything is scored
     if not _summary.is_cache([source]):

@@ -122,12 +122,12 @@ def remove(
 
     Example: avarc models remove photos
     """
-    from avarc_cli.zoo import notes, registered
+    from avarc_cli.zoo import registered, weights_index
     from avarc_cli.zoo.card import LocalFile
 
     card = registered.remove(name)
     assert isinstance(card.weights, LocalFile)  # no other is registered
-    notes.forget(card.weights.path)
+    weights_index.forget(card.weights.path)
     console.result({"removed": name}, f"{name} is forgotten; {card.weights.path} stays where it is", brief=name)
 
 
@@ -137,7 +137,7 @@ def _model_card(name: str, file: Path, loaded: Any, tokenizer: str, license: str
     return ModelCard(
         name=name,
         family="var",
-        builder="avarc_cli.models.var:VAR",
+        builder="avarc_cli.models.var.network:VAR",
         tokenizer=tokenizer,
         image_size=loaded.tokenizer.image_size,
         patch_nums=loaded.tokenizer.patch_nums,
@@ -157,7 +157,7 @@ def _tokenizer_card(name: str, file: Path, loaded: Any, license: str) -> Card:
     return TokenizerCard(
         name=name,
         family="vqvae",
-        builder="avarc_cli.models.vqvae:VQVAE",
+        builder="avarc_cli.tokenizers.vqvae:VQVAE",
         image_size=loaded.image_size,
         patch_nums=loaded.patch_nums,
         params=None,
@@ -169,9 +169,9 @@ def _tokenizer_card(name: str, file: Path, loaded: Any, license: str) -> Card:
 
 
 def _row(card: Card) -> tuple[object, ...]:
-    from avarc_cli.zoo import files
+    from avarc_cli.zoo import local_files
 
-    here = "yes" if files.locate(card.weights) else "no"
+    here = "yes" if local_files.locate(card.weights) else "no"
     size = (_millions(card.params), card.image_size, card.num_tokens)
     licence = card.license.split(";")[0]  # the whole of it stands in the card
     return (card.name, card.family, *size, licence, _origin(card.weights), here)
@@ -179,14 +179,14 @@ def _row(card: Card) -> tuple[object, ...]:
 
 def _facts(card: Card) -> dict[str, object]:
     """The card as data, with what follows from it."""
-    from avarc_cli.zoo import files
+    from avarc_cli.zoo import local_files
 
-    return dataclasses.asdict(card) | {"num_tokens": card.num_tokens, "path": files.locate(card.weights)}
+    return dataclasses.asdict(card) | {"num_tokens": card.num_tokens, "path": local_files.locate(card.weights)}
 
 
 def _details(card: Card) -> dict[str, object]:
     """The card as people read it."""
-    from avarc_cli.zoo import cards, files
+    from avarc_cli.zoo import cards, local_files
 
     facts = _facts(card)
     scales = ", ".join(map(str, card.patch_nums))
@@ -201,7 +201,7 @@ def _details(card: Card) -> dict[str, object]:
         facts["file"] = card.weights.filename
         facts["revision"] = card.weights.revision or "unpinned: main, as it is when you download"
         facts["sha256"] = card.weights.sha256 or "not in the card: the hub's own is checked"
-        facts["get it"] = files.download_command(card)
+        facts["get it"] = local_files.download_command(card)
     return {key.replace("_", " "): value for key, value in facts.items() if key not in {"name", "num_tokens"}}
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from avarc_cli.explain.choose import Verdict
     from avarc_cli.explain.explanation import Explanation
+    from avarc_cli.results.read_run import SavedRun
     from avarc_cli.results.report import Hardest
-    from avarc_cli.results.saved import SavedRun
 
 MOST_IMAGES = 200
 
@@ -53,10 +53,10 @@ def report(
     Example: avarc report runs/val --out val.html
     """
     from avarc_cli.results.folder import RunFolder
+    from avarc_cli.results.read_run import open_run
     from avarc_cli.results.report import check
     from avarc_cli.results.report import report as render
-    from avarc_cli.results.saved import open_run
-    from avarc_cli.tokens.files import write_whole
+    from avarc_cli.storage import write_whole
 
     page = out or run / "report.html"
     if page.suffix.lower() not in (".html", ".htm") or page.is_dir():
@@ -87,7 +87,8 @@ def _hardest(
     device: str,
 ) -> Hardest:
     """Cards of the hardest images; where they cannot be made, the page says why instead, unless the user insisted."""
-    from avarc_cli.explain import gallery, of_run
+    from avarc_cli.explain import from_run as of_run
+    from avarc_cli.explain import gallery
     from avarc_cli.explain.maps import Weighting
     from avarc_cli.results.report import Hardest
 
@@ -130,7 +131,7 @@ def _score_again(
 ) -> Iterator[Explanation]:
     """For a run without saved likelihoods: its tokens and its model, if both are to be had."""
     from avarc_cli.classifier import load_classifier
-    from avarc_cli.explain import of_run
+    from avarc_cli.explain import from_run as of_run
     from avarc_cli.tokens.cache import read
 
     path = tokens or saved.path / "tokens.h5"

@@ -67,7 +67,7 @@ def tokenizer(
     """
     from avarc_cli.data.datasets import open_images
     from avarc_cli.loading import pick_device
-    from avarc_cli.models.vqvae import VQVAEConfig
+    from avarc_cli.tokenizers.vqvae import VQVAEConfig
     from avarc_cli.train import save
     from avarc_cli.train.images import Augment, TrainingImages
     from avarc_cli.train.loop import Recipe
@@ -125,7 +125,7 @@ def var(
     """
     from avarc_cli.data.datasets import open_images
     from avarc_cli.loading import load_tokenizer
-    from avarc_cli.models.var import VARConfig
+    from avarc_cli.models.var.network import VARConfig
     from avarc_cli.train import save
     from avarc_cli.train.generator import EncodedImages, train_var
     from avarc_cli.train.images import Augment, TrainingImages
@@ -193,7 +193,7 @@ def cca(
     from avarc_cli.data.datasets import open_images
     from avarc_cli.data.labels import match
     from avarc_cli.loading import load_model
-    from avarc_cli.models.var_added import base_of
+    from avarc_cli.models.var.added import base_of
     from avarc_cli.train import cca, save
     from avarc_cli.train.generator import EncodedImages
     from avarc_cli.train.images import Augment, TrainingImages

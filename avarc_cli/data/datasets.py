@@ -13,12 +13,12 @@ from typing import BinaryIO
 import numpy as np
 
 from avarc_cli.data.folders import IMAGE_SUFFIXES, open_folder
+from avarc_cli.data.image_source import Files, Pictures, join
 from avarc_cli.data.known import datasets
 from avarc_cli.data.labels import SHOWN, close_names, imagenet1k, match, normalise
 from avarc_cli.data.listing import UNKNOWN, Listing, number_classes, settle, shown
-from avarc_cli.data.pictures import Files, Pictures, join
+from avarc_cli.data.per_class import first_of_each
 from avarc_cli.data.preprocess import Preprocess, read_rgb
-from avarc_cli.data.sampling import first_of_each
 from avarc_cli.data.tables import SUFFIXES as TABLE_SUFFIXES
 from avarc_cli.data.tables import open_tables
 from avarc_cli.data.webdataset import open_shards

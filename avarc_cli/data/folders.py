@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from avarc_cli.data import truth
+from avarc_cli.data import imagenet_val as truth
+from avarc_cli.data.image_source import Files
 from avarc_cli.data.known import NONE, SYNSET, dataset, datasets, named_by_path
 from avarc_cli.data.listing import Listing, number_classes, settle
-from avarc_cli.data.pictures import Files
 from avarc_cli.errors import UsageError
 
 # fmt: off

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from avarc_cli.data.image_source import Pictures
 from avarc_cli.data.known import NONE, Dataset, dataset, datasets, named_by_path
 from avarc_cli.data.labels import SHOWN, human_name, imagenet1k, match
-from avarc_cli.data.pictures import Pictures
 from avarc_cli.errors import UsageError
 
 UNKNOWN = -1  # the label of an image whose class nobody told

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from avarc_cli.data.pictures import open_regular
+from avarc_cli.data.image_source import open_regular
 from avarc_cli.errors import UnreadableImage, UsageError
 
 MODES = ("resize-crop", "fit", "none")

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from avarc_cli.data.image_source import open_regular
 from avarc_cli.data.listing import Listing, name_positions, number_classes, numbered_classes, settle
-from avarc_cli.data.pictures import open_regular
 from avarc_cli.errors import UnreadableImage, UsageError
 
 SUFFIXES = (".parquet", ".arrow")

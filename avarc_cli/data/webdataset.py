@@ -13,10 +13,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from avarc_cli.data import truth
+from avarc_cli.data import imagenet_val as truth
 from avarc_cli.data.folders import IMAGE_SUFFIXES
+from avarc_cli.data.image_source import EMPTY
 from avarc_cli.data.listing import Listing, name_positions, number_classes, numbered_classes, settle
-from avarc_cli.data.pictures import EMPTY
 from avarc_cli.data.tar import DamagedTar, Member, Scan
 from avarc_cli.errors import UnreadableImage, UsageError
 

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from avarc_cli.data.datasets import ImageSet, load_pixels
+from avarc_cli.data.image_source import open_regular
 from avarc_cli.data.labels import LabelSpace
-from avarc_cli.data.pictures import open_regular
 from avarc_cli.data.preprocess import MODES, Preprocess
 from avarc_cli.errors import UnreadableImage
 from avarc_cli.explain.choose import Comparison, Verdict
 from avarc_cli.explain.explanation import SHOWN_LEADS, Explanation
 from avarc_cli.likelihood import LikelihoodModel, Tokenizer
 from avarc_cli.results.records import UNKNOWN
-from avarc_cli.scoring.tokens import token_log_probs
+from avarc_cli.scoring.token_log_probs import token_log_probs
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.tokens.reconstruct import reconstruct
 

@@ -14,7 +14,7 @@ from avarc_cli.explain.figure import draw
 from avarc_cli.explain.gallery import gallery
 from avarc_cli.explain.maps import Weighting, combine
 from avarc_cli.results.records import UNKNOWN
-from avarc_cli.tokens.files import write_whole
+from avarc_cli.storage import write_whole
 
 SUFFIXES = (".png", ".svg", ".html")
 LIMITS = {".html": 24, ".png": 6, ".svg": 6}  # images that are shown unless the user wants more

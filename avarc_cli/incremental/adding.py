@@ -18,7 +18,7 @@ from avarc_cli.incremental.examples import Examples
 from avarc_cli.incremental.fit import FEW, FitOptions, Fitted, fit_class
 from avarc_cli.incremental.offsets import Calibration, calibrate
 from avarc_cli.loading import LoadedModel, with_bank
-from avarc_cli.models.var_added import VARAdded, base_of
+from avarc_cli.models.var.added import VARAdded, base_of
 from avarc_cli.train.loop import Progress
 
 ProgressOf = Callable[[str, int], AbstractContextManager[Progress]]  # (class, steps) -> the progress of its training

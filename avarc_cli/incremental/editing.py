@@ -16,9 +16,9 @@ from safetensors.torch import save
 from avarc_cli.bank import FILE, Addition, Bank, Base, read
 from avarc_cli.data.labels import LabelSpace, normalise
 from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.models.var_added import AddedClass
-from avarc_cli.tokens.files import write_whole
-from avarc_cli.tokens.locks import only_writer
+from avarc_cli.models.var.added import AddedClass
+from avarc_cli.storage import write_whole
+from avarc_cli.work.locks import only_writer
 
 WAIT = 30.0  # seconds for another process's change, which takes a moment
 FORBIDDEN = re.compile(r"[,\x00-\x1f\x7f]")  # names stand in comma-separated lists and in lines

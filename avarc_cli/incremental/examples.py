@@ -22,9 +22,9 @@ from avarc_cli.data.labels import SHOWN, normalise
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import AvarcError, UnreadableImage, UsageError
 from avarc_cli.likelihood import Tokenizer
+from avarc_cli.storage import write_whole
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.tokens.cache import read as read_cache
-from avarc_cli.tokens.files import write_whole
 from avarc_cli.train.images import Augment
 
 ENCODED_AT_ONCE = 32

@@ -32,11 +32,11 @@ from avarc_cli.incremental.measures import Measures, measure
 from avarc_cli.incremental.scoring import Progress, log_likelihoods, silent
 from avarc_cli.incremental.split import Split
 from avarc_cli.loading import LoadedModel, LoadedTokenizer, with_bank
-from avarc_cli.models.var import VAR, VARConfig
-from avarc_cli.models.var_added import base_of
-from avarc_cli.models.var_likelihood import VARLikelihood
+from avarc_cli.models.var.added import base_of
+from avarc_cli.models.var.likelihood import VARLikelihood
+from avarc_cli.models.var.network import VAR, VARConfig
 from avarc_cli.scoring.scores import FloatN
-from avarc_cli.tokens.files import write_whole
+from avarc_cli.storage import write_whole
 from avarc_cli.tokens.header import differences
 from avarc_cli.train.generator import train_var
 from avarc_cli.train.loop import Recipe

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from avarc_cli.errors import UsageError
-from avarc_cli.results.saved import SavedRun
-from avarc_cli.tokens.files import TEMPORARY, flush_to_disk
-from avarc_cli.tokens.locks import only_writer
+from avarc_cli.results.read_run import SavedRun
+from avarc_cli.storage import TEMPORARY, flush_to_disk
+from avarc_cli.work.locks import only_writer
 
 Progress = Callable[[int], None]
 UNKNOWN = -1

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.results.damage import AGAIN, check_record
-from avarc_cli.tokens.files import write_whole
-from avarc_cli.tokens.locks import only_writer
+from avarc_cli.results.validate import AGAIN, check_record
+from avarc_cli.storage import write_whole
+from avarc_cli.work.locks import only_writer
 
 JOURNAL = "predictions.jsonl.part"
 SECONDS = "seconds.part"

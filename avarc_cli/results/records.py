@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from avarc_cli.data.label_mapping import Targets
 from avarc_cli.data.labels import LabelSpace
-from avarc_cli.data.targets import Targets
 from avarc_cli.scoring.scores import ImageScores, near_tie
 
 UNKNOWN = -1

@@ -12,9 +12,9 @@ from avarc_cli import page
 from avarc_cli.errors import AvarcError
 from avarc_cli.page import text
 from avarc_cli.results import charts
-from avarc_cli.results.damage import AGAIN, MAYBE, NUMBER, require
 from avarc_cli.results.metrics import wilson
-from avarc_cli.results.saved import SavedRun
+from avarc_cli.results.read_run import SavedRun
+from avarc_cli.results.validate import AGAIN, MAYBE, NUMBER, require
 
 MATRIX = 20  # classes in the confusion matrix; of more, those that are confused most
 LONG = 40  # rows of a table that is shown at once; longer ones are folded

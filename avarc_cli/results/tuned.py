@@ -13,7 +13,7 @@ from avarc_cli import __version__
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.scoring.conformal import expecting
 from avarc_cli.scoring.plan import Plan, parse_plan
-from avarc_cli.tokens.files import write_whole
+from avarc_cli.storage import write_whole
 from avarc_cli.tokens.header import differences
 
 FORMAT = 1

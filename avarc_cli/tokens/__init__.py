@@ -5,8 +5,8 @@ from avarc_cli.tokens.encode import EncodeResult, encode
 from avarc_cli.tokens.header import CacheHeader
 from avarc_cli.tokens.merge import merge
 from avarc_cli.tokens.noise import neighbour_noise
-from avarc_cli.tokens.shards import Shard
 from avarc_cli.tokens.verify import verify
+from avarc_cli.work.shards import Shard
 
 __all__ = [
     "CacheHeader",

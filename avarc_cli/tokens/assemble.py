@@ -11,11 +11,11 @@ import numpy as np
 
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.errors import AvarcError
+from avarc_cli.storage import TEMPORARY
 from avarc_cli.tokens.cache import TokenCache
-from avarc_cli.tokens.files import TEMPORARY
 from avarc_cli.tokens.header import CacheHeader, Share
-from avarc_cli.tokens.parts import Part, Parts, Unreadable
 from avarc_cli.tokens.write import write_whole_cache
+from avarc_cli.work.chunks import Part, Parts, Unreadable
 
 
 @dataclass(frozen=True)

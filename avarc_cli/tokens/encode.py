@@ -13,12 +13,12 @@ from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import AvarcError, CacheError, Interrupted, UsageError
 from avarc_cli.tokens.assemble import pack, unpack
 from avarc_cli.tokens.cache import PARTS, TokenCache, read
+from avarc_cli.tokens.encoder import UnitEncoder
 from avarc_cli.tokens.header import differences
-from avarc_cli.tokens.locks import WHOLE_PLACE, Turn, lock_of, one_of_the_writers
-from avarc_cli.tokens.parts import Parts, recorded_request, remove_parts
 from avarc_cli.tokens.request import Request, describe
-from avarc_cli.tokens.shards import Shard
-from avarc_cli.tokens.units import UnitEncoder
+from avarc_cli.work.chunks import Parts, recorded_request, remove_parts
+from avarc_cli.work.locks import WHOLE_PLACE, Turn, lock_of, one_of_the_writers
+from avarc_cli.work.shards import Shard
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import Tokenizer
@@ -250,7 +250,7 @@ class _Run:
         request = self.request
         encoder = UnitEncoder(self.images, self.preprocess, self.tokenizer, request.header, request.batch_size)
         if self.engine == "ray":
-            from avarc_cli.tokens import ray_units
+            from avarc_cli.work import ray_chunks as ray_units
 
             made = ray_units.parts(encoder, units, tick)
         else:

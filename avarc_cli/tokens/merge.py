@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from avarc_cli.errors import AvarcError, CacheError, UsageError
+from avarc_cli.storage import TEMPORARY
 from avarc_cli.tokens.cache import TokenCache, read
-from avarc_cli.tokens.files import TEMPORARY
 from avarc_cli.tokens.header import CacheHeader, Share, differences
-from avarc_cli.tokens.locks import only_writer
 from avarc_cli.tokens.verify import verify
 from avarc_cli.tokens.write import Block, write_whole_cache
+from avarc_cli.work.locks import only_writer
 
 # What caches of different images need not share.
 OF_THE_IMAGES = frozenset({"class_names", "dataset", "images", "images_sha256"})

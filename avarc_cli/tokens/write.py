@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from avarc_cli.tokens.files import check_space, flush_to_disk
+from avarc_cli.storage import check_space, flush_to_disk
 from avarc_cli.tokens.header import CacheHeader, Share
 
 CHECKED_ROWS = 256  # rows under one checksum

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from avarc_cli.errors import UsageError
-from avarc_cli.models.var import VAR
-from avarc_cli.models.var_added import LowRank, adapted_linears
-from avarc_cli.models.vqvae import MultiScaleQuantizer
+from avarc_cli.models.var.added import LowRank, adapted_linears
+from avarc_cli.models.var.network import VAR
+from avarc_cli.tokenizers.vqvae import MultiScaleQuantizer
 from avarc_cli.train.generator import TokenBatches, token_log_prob
 from avarc_cli.train.loop import Progress, Recipe, fingerprint, train
 

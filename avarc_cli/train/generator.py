@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avarc_cli.models.var import VAR, VARConfig
-from avarc_cli.models.vqvae import VQVAE, MultiScaleQuantizer
+from avarc_cli.models.var.network import VAR, VARConfig
+from avarc_cli.tokenizers.vqvae import VQVAE, MultiScaleQuantizer
 from avarc_cli.train.images import TrainingImages
 from avarc_cli.train.loop import Progress, Recipe, fingerprint, train
 

@@ -11,9 +11,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from avarc_cli.errors import AvarcError
-from avarc_cli.models.var import VAR
-from avarc_cli.models.vqvae import VQVAE
-from avarc_cli.tokens.files import write_whole
+from avarc_cli.models.var.network import VAR
+from avarc_cli.storage import write_whole
+from avarc_cli.tokenizers.vqvae import VQVAE
 
 
 def save_tokenizer(model: VQVAE, path: Path, *, preprocess: str) -> None:

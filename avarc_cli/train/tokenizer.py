@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avarc_cli.models.vqvae import VQVAE, VQVAEConfig
+from avarc_cli.tokenizers.vqvae import VQVAE, VQVAEConfig
 from avarc_cli.train.images import TrainingImages
 from avarc_cli.train.loop import Progress, Recipe, train
 

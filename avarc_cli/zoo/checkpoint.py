@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from avarc_cli.errors import AvarcError, CheckpointError, UsageError
-from avarc_cli.zoo import lora, notes, places
+from avarc_cli.zoo import lora, paths, weights_index
 
 WRAPPERS = ("trainer", "var_wo_ddp", "state_dict", "model")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT's names, new and old
@@ -57,8 +57,8 @@ def read(path: Path) -> Checkpoint:
     """
     path = Path(path)
     start = _first_bytes(path)
-    note = notes.find(path)
-    sha256 = note.sha256 if note else notes.digest(path)
+    note = weights_index.find(path)
+    sha256 = note.sha256 if note else weights_index.digest(path)
     tensors, metadata = (note and _read_copy(note)) or _read_source(path, start)
     tensors, merged = lora.merge(_strip(tensors, path), metadata, path)
     return Checkpoint(path, sha256, tensors, metadata | merged)
@@ -88,12 +88,16 @@ def adapted(base: Checkpoint, folder: Path) -> Checkpoint:
     if strange := [key for key in whole if key not in base.tensors or base.tensors[key].shape != whole[key].shape]:
         raise CheckpointError(f"{file} does not fit {base.path}", f"it has {few(strange)}", "name the right model")
     merged, said = lora.merge(base.tensors | own, {}, file)
-    digests = (base.sha256, notes.digest(file), notes.digest(folder / lora.CONFIG))  # the last for alpha
+    digests = (
+        base.sha256,
+        weights_index.digest(file),
+        weights_index.digest(folder / lora.CONFIG),
+    )
     sha256 = hashlib.sha256(" ".join(digests).encode()).hexdigest()
     return replace(base, tensors=merged, sha256=sha256, metadata=base.metadata | said)
 
 
-def keep(path: Path, sha256: str | None = None) -> notes.Note:
+def keep(path: Path, sha256: str | None = None) -> weights_index.Note:
     """Make every later `read` of this file fast: note its sha256, and copy a pickle's tensors to safetensors.
 
     Args:
@@ -103,27 +107,27 @@ def keep(path: Path, sha256: str | None = None) -> notes.Note:
     Returns: the note, an earlier one where nothing has changed.
     Raises: as `read`; AvarcError when the copy cannot be written.
     """
-    note = notes.find(path)
+    note = weights_index.find(path)
     start = _first_bytes(path)
     pickled = not _is_safetensors(start)
     if note is not None and (note.whole_copy() or not pickled):
         return note
-    seen = notes.look(path)  # before it is read: should it change meanwhile, the note does not fit
-    sha256 = sha256 or (note.sha256 if note else notes.digest(path))
-    note = notes.Note(os.path.realpath(path), sha256, seen)
+    seen = weights_index.look(path)  # before it is read: should it change meanwhile, the note does not fit
+    sha256 = sha256 or (note.sha256 if note else weights_index.digest(path))
+    note = weights_index.Note(os.path.realpath(path), sha256, seen)
     tensors, metadata = _read_source(path, start)
     try:
         if pickled:
-            copy = notes.copy_file(sha256)
-            with places.replacing(copy) as temporary:
+            copy = weights_index.copy_file(sha256)
+            with paths.replacing(copy) as temporary:
                 save_file(_separate(tensors), temporary, metadata)
             stat = copy.stat()
             note = replace(note, copy=str(copy), copy_size=stat.st_size, copy_mtime_ns=stat.st_mtime_ns)
-        notes.write(note)
+        weights_index.write(note)
     except (OSError, SafetensorError) as problem:
         raise AvarcError(
             f"cannot keep a copy of {path.name} that loads at once",
-            f"{places.weights_folder()}: {problem}",
+            f"{paths.weights_folder()}: {problem}",
             f"free {path.stat().st_size / 1e9:.1f} GB there, or set AVARC_HOME to a folder with more space",
         ) from None
     return note
@@ -158,7 +162,7 @@ def _read_source(path: Path, start: bytes) -> tuple[dict[str, torch.Tensor], dic
     raise CheckpointError(f"{path} is not a weights file", f"it is {_guess(start)}; {EXPECTED}", AGAIN)
 
 
-def _read_copy(note: notes.Note) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
+def _read_copy(note: weights_index.Note) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
     """A kept copy; None where there is none, or a damaged one: the source is still there."""
     copy = note.whole_copy()
     try:

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from avarc_cli.errors import AvarcError
-from avarc_cli.zoo import files, hub, notes
+from avarc_cli.zoo import hub, local_files, weights_index
 from avarc_cli.zoo.card import HubFile
 from avarc_cli.zoo.fetch import disk_trouble, fetch
 
@@ -81,7 +81,7 @@ def plan(file: HubFile, *, folder: Path | None, offline: bool, say: hub.Say) -> 
         say: hears about waiting, and that the hub could not be asked about a file that is here.
     Raises: as hub.look_up; AvarcError when offline and the file is not here.
     """
-    here = files.locate(file)
+    here = local_files.locate(file)
     if offline or constants.HF_HUB_OFFLINE or (here and hub.is_commit(file.revision)):
         if here is None:
             raise AvarcError(
@@ -133,7 +133,7 @@ def carry_out(planned: Planned, progress: Progress, say: hub.Say) -> Downloaded:
                 if not _is_right(planned, progress, say):  # nobody else made it meanwhile
                     _make(planned, progress, say)
         path = target if planned.folder or planned.remote is None else _link(planned, planned.remote)
-        sha256, size = planned.sha256 or notes.digest(path), path.stat().st_size
+        sha256, size = planned.sha256 or weights_index.digest(path), path.stat().st_size
     except OSError as problem:
         raise disk_trouble(planned.partial, problem) from None
     progress(size, size, "verified" if planned.sha256 else "")
@@ -184,7 +184,7 @@ def _cached_blob(planned: Planned) -> Path | None:
     if planned.folder is None:
         return None
     if planned.remote is None:
-        return files.locate(planned.file)
+        return local_files.locate(planned.file)
     blob = _storage(planned.file) / "blobs" / planned.remote.sha256
     return blob if blob.exists() else None
 
@@ -240,7 +240,7 @@ def _lock(planned: Planned, say: hub.Say) -> Iterator[None]:
 
 def _digest(path: Path, progress: Progress) -> str:
     size = path.stat().st_size
-    return notes.digest(path, lambda done: progress(done, size, "checking sha256"))
+    return weights_index.digest(path, lambda done: progress(done, size, "checking sha256"))
 
 
 def _storage(file: HubFile) -> Path:

@@ -12,8 +12,8 @@ SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 SCALES_DIGITS = (1, 2, 3, 5, 8)
 
-_VAR = "avarc_cli.models.var:VAR"
-_VQVAE = "avarc_cli.models.vqvae:VQVAE"
+_VAR = "avarc_cli.models.var.network:VAR"
+_VQVAE = "avarc_cli.tokenizers.vqvae:VQVAE"
 _DIGITS_LICENSE = "weights MIT; images CC BY 4.0 (UCI Optical Recognition of Handwritten Digits)"
 _DIGITS_SOURCE = "scikit-learn handwritten digits"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.zoo import places, published
+from avarc_cli.zoo import paths, published
 from avarc_cli.zoo.card import Card, HubFile, LocalFile, ModelCard, TokenizerCard
 
 FORMAT = 1
@@ -42,7 +42,7 @@ class Registered:
 
 def file() -> Path:
     """Where the names are kept."""
-    return places.config_folder() / "models.json"
+    return paths.config_folder() / "models.json"
 
 
 def load() -> Registered:
@@ -147,7 +147,7 @@ def _save(user: Registered) -> None:
         "revisions": dict(user.revisions),
     }
     try:
-        with places.replacing(file()) as temporary:
+        with paths.replacing(file()) as temporary:
             temporary.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
     except OSError as problem:
         raise AvarcError(

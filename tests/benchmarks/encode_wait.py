@@ -19,7 +19,7 @@ from torch import Tensor
 
 from avarc_cli.data import Preprocess, open_images
 from avarc_cli.loading import LoadedTokenizer
-from avarc_cli.models.vqvae import VQVAE
+from avarc_cli.tokenizers.vqvae import VQVAE
 from avarc_cli.tokens import encode
 
 

@@ -12,7 +12,7 @@ import torch
 from avarc_cli.data.datasets import open_images
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.loading import load_tokenizer
-from avarc_cli.zoo.files import ASSETS
+from avarc_cli.zoo.local_files import ASSETS
 
 
 @torch.inference_mode()

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import load_golden
 
 from avarc_cli.bench.plain import token_log_prob
-from avarc_cli.models.precision import available, find
-from avarc_cli.models.var_likelihood import VARLikelihood
+from avarc_cli.layers.precision import available, find
+from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.scoring.batching import auto_tokens
 from avarc_cli.scoring.engine import Request, score_group, shared_segments
 from avarc_cli.scoring.plan import parse_plan

@@ -14,9 +14,9 @@ import torch
 
 from avarc_cli.classifier import load_classifier
 from avarc_cli.data.datasets import open_images
-from avarc_cli.models.precision import PRECISIONS
+from avarc_cli.layers.precision import PRECISIONS
 from avarc_cli.tokens import read
-from avarc_cli.zoo.files import ASSETS
+from avarc_cli.zoo.local_files import ASSETS
 
 
 def log_likelihoods(name, tokens):

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import load_golden
 
-from avarc_cli.models.precision import PRECISIONS, find
-from avarc_cli.models.var_likelihood import VARLikelihood
+from avarc_cli.layers.precision import PRECISIONS, find
+from avarc_cli.models.var.likelihood import VARLikelihood
 
 
 def tf32(x):

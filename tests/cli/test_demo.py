@@ -10,7 +10,7 @@ from PIL import Image
 from avarc_cli import load_classifier
 from avarc_cli.cli import main
 from avarc_cli.errors import AvarcError, UnreadableImage, UsageError
-from avarc_cli.zoo.files import ASSETS
+from avarc_cli.zoo.local_files import ASSETS
 
 TEST_IMAGES = ASSETS / "digits" / "test"
 

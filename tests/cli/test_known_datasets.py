@@ -10,7 +10,7 @@ from PIL import Image
 from avarc_cli.classifier import Classifier, Options
 from avarc_cli.cli import main
 from avarc_cli.data import LabelSpace, datasets, imagenet1k
-from avarc_cli.data.targets import find_targets
+from avarc_cli.data.label_mapping import find_targets
 from avarc_cli.errors import UsageError
 from avarc_cli.results.metrics import compute
 from avarc_cli.results.records import Image as Shown

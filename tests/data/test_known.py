@@ -8,7 +8,7 @@ import pytest
 
 from avarc_cli.data import LabelSpace, datasets, human_name, imagenet1k, match, resolve_classes, subset
 from avarc_cli.data.known import dataset, named_by_path
-from avarc_cli.data.targets import default_candidates, find_targets
+from avarc_cli.data.label_mapping import default_candidates, find_targets
 from avarc_cli.errors import UsageError
 
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from small_datasets import fill, picture
 
-from avarc_cli.data import Preprocess, datasets, imagenet1k, open_images, truth
+from avarc_cli.data import Preprocess, datasets, imagenet1k, open_images
+from avarc_cli.data import imagenet_val as truth
 from avarc_cli.errors import UnreadableImage, UsageError
 
 IDS = imagenet1k().ids

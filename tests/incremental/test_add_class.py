@@ -10,7 +10,7 @@ from conftest import load_golden
 
 from avarc_cli.cli import main
 from avarc_cli.incremental import editing
-from avarc_cli.tokens.locks import only_writer
+from avarc_cli.work.locks import only_writer
 
 FIT = ["--method", "lora", "--rank", "2", "--steps", "8", "--batch-size", "4"]
 IMAGES = ["--variants", "1"]
@@ -192,7 +192,7 @@ def test_two_processes_may_add_at_once(setting, tmp_path, capsys):
 def test_a_bank_that_stays_locked_is_one_message(setting, bank, monkeypatch, capsys):
     monkeypatch.setattr(editing, "WAIT", 0.1)
     hold = (
-        "import sys\nfrom pathlib import Path\nfrom avarc_cli.tokens.locks import only_writer\n"
+        "import sys\nfrom pathlib import Path\nfrom avarc_cli.work.locks import only_writer\n"
         "with only_writer(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     words = [sys.executable, "-c", hold, str(bank / "bank.json")]

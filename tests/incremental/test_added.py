@@ -6,9 +6,9 @@ import torch
 
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.incremental.scoring import log_likelihoods
-from avarc_cli.models.var import VAR
-from avarc_cli.models.var_added import METHODS, ROW, AddedClass, VARAdded, adapted_linears, base_of
-from avarc_cli.models.var_likelihood import VARLikelihood
+from avarc_cli.models.var.added import METHODS, ROW, AddedClass, VARAdded, adapted_linears, base_of
+from avarc_cli.models.var.likelihood import VARLikelihood
+from avarc_cli.models.var.network import VAR
 from avarc_cli.zoo import lora
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ promise float32 arithmetic whatever the inputs are held to PyTorch's float32 ins
 import pytest
 import torch
 
-from avarc_cli.models.precision import Int8Linear
+from avarc_cli.layers.precision import Int8Linear
 from avarc_kernels import (
     adaln,
     block_causal_attention,

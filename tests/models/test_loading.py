@@ -15,8 +15,8 @@ from avarc_cli import environment
 from avarc_cli.cli import main
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.loading import load_model, load_tokenizer, pick_device, set_precision
-from avarc_cli.models.var import VAR
-from avarc_cli.models.vqvae import VQVAE
+from avarc_cli.models.var.network import VAR
+from avarc_cli.tokenizers.vqvae import VQVAE
 
 DIGITS = Path(avarc_cli.__file__).parent / "assets" / "digits"
 TF32 = torch.backends.cuda.matmul, torch.backends.cudnn

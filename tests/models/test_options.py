@@ -10,7 +10,7 @@ from avarc_cli.errors import UsageError
 from avarc_cli.loading import load_model, pick_kernels
 from avarc_cli.scoring.batching import auto_tokens
 from avarc_cli.scoring.plan import parse_plan
-from avarc_cli.zoo.files import ASSETS
+from avarc_cli.zoo.local_files import ASSETS
 
 CPU = torch.device("cpu")
 IMAGE = sorted((ASSETS / "digits" / "test" / "7").iterdir())[0]

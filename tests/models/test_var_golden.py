@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import load_golden
 
-from avarc_cli.models.var_likelihood import VARLikelihood
+from avarc_cli.models.var.likelihood import VARLikelihood
 
 
 def close(ours: torch.Tensor, theirs: np.ndarray, tolerance: float) -> bool:

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from avarc_cli.models.var_sampling import restrict, sample
+from avarc_cli.models.var.sampling import restrict, sample
 
 
 def streams(count, seed=0):

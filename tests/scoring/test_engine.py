@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avarc_cli.models.var_likelihood import VARLikelihood
+from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.scoring.conformal import ScoreTable, simulate
 from avarc_cli.scoring.engine import Request, score_group
 from avarc_cli.scoring.plan import parse_plan

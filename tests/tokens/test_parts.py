@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from avarc_cli.errors import AvarcError
-from avarc_cli.tokens.parts import DAMAGED, Part, Parts, Unreadable
+from avarc_cli.work.chunks import DAMAGED, Part, Parts, Unreadable
 
 PART = Part(
     rows=np.array([3, 5]),

@@ -201,7 +201,7 @@ def test_a_shard_that_another_process_does_already_is_refused(shard, images, stu
 
     def meanwhile():
         if not refused:
-            code = "import sys\nfrom avarc_cli.tokens.locks import one_of_the_writers\nfrom pathlib import Path\n"
+            code = "import sys\nfrom avarc_cli.work.locks import one_of_the_writers\nfrom pathlib import Path\n"
             code += "with one_of_the_writers(Path(sys.argv[1]), wait=True) as turn: turn.claim(range(3, 6))"
             done = subprocess.run(
                 [sys.executable, "-c", code, str(tmp_path / "t.h5")], check=False, capture_output=True, text=True

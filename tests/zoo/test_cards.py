@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from avarc_cli.errors import UsageError
-from avarc_cli.zoo import cards, files
+from avarc_cli.zoo import cards, local_files
 
 MODELS = cards.model_cards()
 TOKENIZERS = cards.tokenizer_cards()
@@ -59,7 +59,7 @@ SHIPPED = [card for card in (*MODELS, *TOKENIZERS) if isinstance(card.weights, c
 
 @pytest.mark.parametrize("card", [card for card in SHIPPED if card.params is not None], ids=by_name)
 def test_a_shipped_file_has_as_many_parameters_as_its_card_says(card):
-    with files.require(card).open("rb") as file:
+    with local_files.require(card).open("rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
     counted = sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
     assert counted == pytest.approx(card.params, rel=0.05)  # a file also holds a few buffers

@@ -11,7 +11,7 @@ from zoo.conftest import CCA, COMMIT, OLD_COMMIT, VAR, sha256
 
 from avarc_cli.cli import main
 from avarc_cli.errors import EXIT_USAGE
-from avarc_cli.zoo import cards, files
+from avarc_cli.zoo import cards, local_files
 
 D16, VAE = "var_d16.pth", "vae_ch160v4096z32.pth"
 
@@ -35,7 +35,7 @@ def test_a_model_comes_with_its_tokenizer_verified_into_the_hubs_own_cache(hub, 
     assert "not pinned" in err and COMMIT in err
     found = hf_hub_download(VAR, D16, local_files_only=True, cache_dir=home / "hub")
     assert found == got[0]["path"], "the hub's own client finds it where it would have put it"
-    assert files.require(cards.model_card("var-d16")) == Path(found)
+    assert local_files.require(cards.model_card("var-d16")) == Path(found)
     assert not list(home.rglob("*.incomplete"))
 
 
@@ -69,7 +69,7 @@ def test_a_revision_is_remembered_and_main_undoes_it(hub, capsys):
     assert got[0]["commit"] == OLD_COMMIT
     assert got[1]["commit"] == COMMIT, "the tokenizer was not named"
     assert cards.model_card("var-d16").weights.revision == OLD_COMMIT
-    assert OLD_COMMIT in str(files.require(cards.model_card("var-d16")))
+    assert OLD_COMMIT in str(local_files.require(cards.model_card("var-d16")))
     assert main(["models", "show", "var-d16"]) == 0
     assert OLD_COMMIT in capsys.readouterr().out
     download(capsys, "var-d16", "--revision", "main")
@@ -92,7 +92,7 @@ def test_a_plain_folder_holds_the_files_and_nothing_else(hub, home, capsys):
         VAE,
     }
     assert Path(got[0]["path"]).read_bytes() == hub.files[CCA, "CCA_VAR_Guidance_Free/VAR_d16_CCA.pth"]
-    assert files.locate(cards.model_card("var-d16-cca").weights) is None
+    assert local_files.locate(cards.model_card("var-d16-cca").weights) is None
     assert all(one["was_here"] for one in download(capsys, "var-d16-cca", "--dir", folder)[1])
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from zoo.conftest import sha256, weights
 
 from avarc_cli.errors import AvarcError, CheckpointError
-from avarc_cli.zoo import checkpoint, notes, places
+from avarc_cli.zoo import checkpoint, paths, weights_index
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -27,14 +27,14 @@ def forbid(monkeypatch, *names):
     """From now on these functions must not be called."""
     for name in names:
         module, _, function = name.rpartition(".")
-        monkeypatch.setattr({"checkpoint": checkpoint, "notes": notes}[module], function, None)
+        monkeypatch.setattr({"checkpoint": checkpoint, "weights_index": weights_index}[module], function, None)
 
 
 def test_a_kept_pickle_is_neither_hashed_nor_unpickled_again(pickled, monkeypatch):
     path, tensors = pickled
     before = checkpoint.read(path)
     note = checkpoint.keep(path)
-    forbid(monkeypatch, "notes.digest", "checkpoint._read_pickle")
+    forbid(monkeypatch, "weights_index.digest", "checkpoint._read_pickle")
     after = checkpoint.read(path)
     assert after.path == before.path == path
     assert after.sha256 == before.sha256 == note.sha256 == sha256(path.read_bytes())
@@ -48,15 +48,15 @@ def test_safetensors_are_only_noted(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
     save_file({"w": torch.ones(3)}, path)
     assert checkpoint.keep(path).copy is None
-    assert [p.suffix for p in places.weights_folder().iterdir()] == [".json"]
-    forbid(monkeypatch, "notes.digest")
+    assert [p.suffix for p in paths.weights_folder().iterdir()] == [".json"]
+    forbid(monkeypatch, "weights_index.digest")
     assert checkpoint.read(path).sha256 == sha256(path.read_bytes())
 
 
 def test_nothing_is_written_beside_the_file(pickled):
     before = sorted(pickled[0].parent.iterdir())
     checkpoint.keep(pickled[0])
-    assert sorted(set(pickled[0].parent.iterdir()) - {places.config_folder()}) == before
+    assert sorted(set(pickled[0].parent.iterdir()) - {paths.config_folder()}) == before
 
 
 def test_a_file_that_changed_is_read_anew(pickled):
@@ -75,7 +75,7 @@ def test_a_file_that_changed_is_read_anew(pickled):
 def test_a_copy_or_note_that_was_harmed_costs_time_but_no_result(pickled, harm):
     path, tensors = pickled
     note = checkpoint.keep(path)
-    copy = next(places.weights_folder().glob("*.safetensors"))
+    copy = next(paths.weights_folder().glob("*.safetensors"))
     if harm == "delete":
         copy.unlink()
     elif harm == "cut":
@@ -85,17 +85,17 @@ def test_a_copy_or_note_that_was_harmed_costs_time_but_no_result(pickled, harm):
         content[-9] ^= 255
         copy.write_bytes(content)
     else:
-        next(places.weights_folder().glob("*.json")).write_text("{}")
+        next(paths.weights_folder().glob("*.json")).write_text("{}")
     read = checkpoint.read(path)
     assert read.sha256 == note.sha256 and torch.equal(read.tensors["w"], tensors["w"])
-    assert not notes.is_kept(path)
-    assert checkpoint.keep(path).whole_copy() and notes.is_kept(path)
+    assert not weights_index.is_kept(path)
+    assert checkpoint.keep(path).whole_copy() and weights_index.is_kept(path)
 
 
 def test_the_hubs_two_names_of_a_file_share_a_note(pickled, tmp_path):
     (tmp_path / "snapshot.pth").symlink_to(pickled[0])
     checkpoint.keep(tmp_path / "snapshot.pth")
-    assert notes.is_kept(pickled[0])
+    assert weights_index.is_kept(pickled[0])
 
 
 def test_adapters_are_merged_as_the_file_beside_says_also_from_a_copy(tmp_path):
@@ -128,7 +128,7 @@ def test_a_pickle_with_code_is_not_kept(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00echo\x85R.")
     with pytest.raises(CheckpointError, match="more than weights"):
         checkpoint.keep(tmp_path / "w.pth")
-    assert not places.weights_folder().exists()
+    assert not paths.weights_folder().exists()
 
 
 def test_no_space_for_a_copy_is_one_message_and_leaves_nothing(pickled, monkeypatch):
@@ -140,16 +140,16 @@ def test_no_space_for_a_copy_is_one_message_and_leaves_nothing(pickled, monkeypa
     with pytest.raises(AvarcError, match="cannot keep a copy") as caught:
         checkpoint.keep(pickled[0])
     assert "No space left" in caught.value.why
-    assert not list(places.weights_folder().iterdir())
+    assert not list(paths.weights_folder().iterdir())
     assert checkpoint.read(pickled[0]).sha256
 
 
 def test_folders_are_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", "/x/config")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x/cache")
-    assert places.config_folder() == tmp_path / "avarc"
+    assert paths.config_folder() == tmp_path / "avarc"
     monkeypatch.delenv("AVARC_HOME")
-    assert (str(places.config_folder()), str(places.weights_folder())) == ("/x/config/avarc", "/x/cache/avarc/weights")
+    assert (str(paths.config_folder()), str(paths.weights_folder())) == ("/x/config/avarc", "/x/cache/avarc/weights")
     monkeypatch.delenv("XDG_CONFIG_HOME")
     monkeypatch.setenv("HOME", "/home/me")
-    assert str(places.config_folder()) == "/home/me/.config/avarc"
+    assert str(paths.config_folder()) == "/home/me/.config/avarc"

@@ -13,7 +13,7 @@ from PIL import Image
 from zoo.conftest import VAR
 
 from avarc_cli.cli import main
-from avarc_cli.zoo import cards, files, notes
+from avarc_cli.zoo import cards, local_files, weights_index
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def test_with_yes_they_are_downloaded_and_used(hub, capsys, tmp_path, picture):
     hub.files[VAR, "vae_ch160v4096z32.pth"] = (tmp_path / "vae.pth").read_bytes()
     words = ["encode", picture, "--out", str(tmp_path / "t.h5"), "--model", "var-vqvae-256", "--yes", "--workers", "0"]
     main([*words, "--patch-nums", ",".join(map(str, tiny.patch_nums))])
-    path = files.locate(cards.tokenizer_card("var-vqvae-256").weights)
-    assert path is not None and notes.is_kept(path)
+    path = local_files.locate(cards.tokenizer_card("var-vqvae-256").weights)
+    assert path is not None and weights_index.is_kept(path)
     assert [r.path for r in hub.seen("HEAD") if "var_d16" in r.path] == [], "encode needs no generator"
     assert (tmp_path / "t.h5").exists(), capsys.readouterr().err
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from avarc_cli.cli import main
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.loading import load_model
-from avarc_cli.zoo import cards, notes, registered
+from avarc_cli.zoo import cards, registered, weights_index
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -39,7 +39,7 @@ def test_a_registered_pair_is_loaded_by_name(both, tiny, capsys):
     loaded = load_model("my-var")
     assert torch.equal(loaded.likelihood.var.head.weight, tiny.tensors("var")["head.weight"])
     assert (loaded.tokenizer.name, loaded.tokenizer.preprocess, loaded.name) == ("my-vq", "fit", "my-var")
-    assert notes.is_kept(both / "VAR.pth"), "and quickly"
+    assert weights_index.is_kept(both / "VAR.pth"), "and quickly"
     capsys.readouterr()
     assert main(["--quiet", "models"]) == 0
     assert {"my-var", "my-vq", "digits"} <= set(capsys.readouterr().out.split())
@@ -67,7 +67,7 @@ def test_what_was_removed_is_unknown_and_its_file_stays(both):
     assert main(["models", "remove", "my-vq"]) == 0
     with pytest.raises(UsageError, match="no model is called"):
         cards.model_card("my-var")
-    assert (both / "VAR.pth").exists() and not notes.is_kept(both / "VAR.pth")
+    assert (both / "VAR.pth").exists() and not weights_index.is_kept(both / "VAR.pth")
     assert registered.load() == registered.Registered()
 
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avarc_cli.models.loading import build
-from avarc_cli.models.precision import CACHED, FP32, Precision, QuantizedLinear, linear, quantized
-from avarc_cli.models.var_config import EXPECTED, read_config
-from avarc_cli.models.var_config import VARConfig as VARConfig
+from avarc_cli.layers.precision import CACHED, FP32, Precision, QuantizedLinear, linear, quantized
+from avarc_cli.layers.state_dict import build
+from avarc_cli.models.var.config import EXPECTED, read_config
+from avarc_cli.models.var.config import VARConfig as VARConfig
 from avarc_kernels import adaln, block_causal_attention, gated_residual_adaln, linear_gelu
 
 BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")  # in published files; we compute what they hold

@@ -7,9 +7,9 @@ import torch
 from conftest import load_golden
 
 from avarc_cli.errors import UsageError
-from avarc_cli.models import precision as precisions
-from avarc_cli.models.precision import PRECISIONS, Float8Linear, Int8Linear, Int8LinearCPU, cpu_has_vnni, find
-from avarc_cli.models.var_likelihood import VARLikelihood
+from avarc_cli.layers import precision as precisions
+from avarc_cli.layers.precision import PRECISIONS, Float8Linear, Int8Linear, Int8LinearCPU, cpu_has_vnni, find
+from avarc_cli.models.var.likelihood import VARLikelihood
 
 CPU = torch.device("cpu")
 KINDS = [

@@ -2,8 +2,8 @@
 
 import torch
 
-from avarc_cli.models.prefix import Workspace
-from avarc_cli.models.var_likelihood import VARLikelihood
+from avarc_cli.layers.kv_cache import Workspace
+from avarc_cli.models.var.likelihood import VARLikelihood
 
 CPU = torch.device("cpu")
 

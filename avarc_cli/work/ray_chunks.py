@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.tokens.parts import Part
-from avarc_cli.tokens.units import UnitEncoder
+from avarc_cli.tokens.encoder import UnitEncoder
+from avarc_cli.work.chunks import Part
 
 RETRIES = 5  # of one unit whose worker died
 AHEAD = 2  # units queued for each worker

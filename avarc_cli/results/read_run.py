@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from avarc_cli.data.labels import LabelSpace, resolve_classes
 from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.results.damage import AGAIN, check_protocol
 from avarc_cli.results.folder import RunFolder
+from avarc_cli.results.validate import AGAIN, check_protocol
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from avarc_cli.models.var import VAR, Condition
+from avarc_cli.models.var.network import VAR, Condition
 
 CLASSES_AT_ONCE = 64  # always the same ones together, so that a row's bits never depend on who is asked for
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.errors import CheckpointError
-from avarc_cli.models import winograd
-from avarc_cli.models.loading import build, take
+from avarc_cli.layers import winograd
+from avarc_cli.layers.state_dict import build, take
 from avarc_kernels import nearest_code
 
 EXPECTED = "VQ-VAE (VAR tokenizer)"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from avarc_cli.errors import AvarcError
-from avarc_cli.tokens.files import TEMPORARY, write_whole
+from avarc_cli.storage import TEMPORARY, write_whole
 
 # What zip files and arrays in them are known to raise when their bytes are not as they were written.
 DAMAGED = (

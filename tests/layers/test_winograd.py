@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from avarc_cli.models import winograd
-from avarc_cli.models.vqvae import VQVAE, VQVAEConfig
-from avarc_cli.models.winograd import WinogradConv
+from avarc_cli.layers import winograd
+from avarc_cli.layers.winograd import WinogradConv
+from avarc_cli.tokenizers.vqvae import VQVAE, VQVAEConfig
 
 
 def error(y: torch.Tensor, truth: torch.Tensor) -> float:

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.zoo import cards, files
+from avarc_cli.zoo import cards, local_files
 from avarc_cli.zoo.cards import AssetFile, HubFile, LocalFile
 
 COMMIT = "0" * 39 + "1"
@@ -30,39 +30,39 @@ def hub_cache(tmp_path, monkeypatch):
 
 def test_a_downloaded_file_is_found_in_the_hub_cache(hub_cache):
     card = cards.model_card("var-d16-cca")
-    assert files.locate(card.weights) is None
+    assert local_files.locate(card.weights) is None
     path = hub_cache(card.weights.repo, card.weights.filename)
-    assert files.locate(card.weights) == path
-    assert files.require(card) == path
+    assert local_files.locate(card.weights) == path
+    assert local_files.require(card) == path
 
 
 def test_a_pinned_revision_is_not_satisfied_by_another(hub_cache):
     path = hub_cache("a/b", "w.pth")
-    assert files.locate(HubFile("a/b", "w.pth", revision=COMMIT)) == path
-    assert files.locate(HubFile("a/b", "w.pth", revision="f" * 40)) is None
+    assert local_files.locate(HubFile("a/b", "w.pth", revision=COMMIT)) == path
+    assert local_files.locate(HubFile("a/b", "w.pth", revision="f" * 40)) is None
 
 
 @pytest.mark.usefixtures("hub_cache")
 def test_missing_weights_name_the_command_that_gets_them():
     with pytest.raises(AvarcError, match="var-d16") as caught:
-        files.require(cards.model_card("var-d16"))
+        local_files.require(cards.model_card("var-d16"))
     assert caught.value.fix.startswith("avarc download var-d16 ")
 
 
 def test_shipped_and_local_files_are_found_or_explained(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "ASSETS", tmp_path)
+    monkeypatch.setattr(local_files, "ASSETS", tmp_path)
     card = cards.model_card("digits")
     with pytest.raises(AvarcError, match="'digits'") as caught:
-        files.require(card)
+        local_files.require(card)
     assert caught.value.fix == "install avarc again"
     (tmp_path / "digits").mkdir()
     (tmp_path / card.weights.filename).touch()
-    assert files.require(card) == tmp_path / card.weights.filename
-    assert files.locate(AssetFile("nothing")) is None
-    assert files.locate(LocalFile(tmp_path)) is None, "a folder is no weights file"
+    assert local_files.require(card) == tmp_path / card.weights.filename
+    assert local_files.locate(AssetFile("nothing")) is None
+    assert local_files.locate(LocalFile(tmp_path)) is None, "a folder is no weights file"
 
 
 def test_a_local_file_that_is_not_there_is_a_usage_error(tmp_path):
     card = dataclasses.replace(cards.model_card("digits"), weights=LocalFile(tmp_path / "gone.pth"))
     with pytest.raises(UsageError, match="gone"):
-        files.require(card)
+        local_files.require(card)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
-from avarc_cli.models.loading import take
+from avarc_cli.layers.state_dict import take
 
 EXPECTED = "VAR transformer"
 HEAD_WIDTH = 64  # of a model without QK-norm, whose file does not tell

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
-from avarc_cli.models.precision import Precision
-from avarc_cli.models.prefix import Workspace
-from avarc_cli.models.var import VAR, Condition
-from avarc_cli.models.var_classes import ClassTable, to_device
-from avarc_cli.models.var_config import read_config
-from avarc_cli.models.var_sampling import sample
-from avarc_cli.models.vqvae import VQVAE, MultiScaleQuantizer
+from avarc_cli.layers.kv_cache import Workspace
+from avarc_cli.layers.precision import Precision
+from avarc_cli.models.var.class_table import ClassTable, to_device
+from avarc_cli.models.var.config import read_config
+from avarc_cli.models.var.network import VAR, Condition
+from avarc_cli.models.var.sampling import sample
+from avarc_cli.tokenizers.vqvae import VQVAE, MultiScaleQuantizer
 from avarc_kernels import linear_log_prob
 
 

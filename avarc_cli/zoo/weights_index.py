@@ -2,7 +2,7 @@
 
 A note names the file, how it looked (size and times, as git's index has them), its sha256, and for a pickle the copy
 of its tensors as safetensors, which loads memory-mapped. A file that looks otherwise now has no note. Notes and copies
-lie in `places.weights_folder()`, never in the hub's cache, and may be deleted at any time.
+lie in `paths.weights_folder()`, never in the hub's cache, and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avarc_cli.errors import CheckpointError
-from avarc_cli.zoo import places
+from avarc_cli.zoo import paths
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def is_kept(path: Path) -> bool:
 
 def write(note: Note) -> None:
     """Remember it. Raises: OSError."""
-    with places.replacing(_note_file(Path(note.source))) as temporary:
+    with paths.replacing(_note_file(Path(note.source))) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(note), indent=2) + "\n", "utf-8")
 
 
@@ -103,9 +103,9 @@ def forget(path: Path) -> None:
 
 def copy_file(sha256: str) -> Path:
     """Where the copy of a pickle with that digest lies."""
-    return places.weights_folder() / f"{sha256}.safetensors"
+    return paths.weights_folder() / f"{sha256}.safetensors"
 
 
 def _note_file(path: Path) -> Path:
     key = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]
-    return places.weights_folder() / f"{key}.json"
+    return paths.weights_folder() / f"{key}.json"

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avarc_cli.models.var import VAR
-from avarc_cli.models.vqvae import MultiScaleQuantizer
+from avarc_cli.models.var.network import VAR
+from avarc_cli.tokenizers.vqvae import MultiScaleQuantizer
 
 
 @torch.inference_mode()

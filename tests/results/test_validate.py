@@ -7,8 +7,8 @@ from results.test_run import Small, make_run
 
 from avarc_cli.errors import AvarcError
 from avarc_cli.results.folder import RunFolder
+from avarc_cli.results.read_run import open_run
 from avarc_cli.results.run import classify
-from avarc_cli.results.saved import open_run
 
 PROTOCOL = {
     "plan": "2:1",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small_datasets import fill
 
 from avarc_cli.data import open_images
-from avarc_cli.data.sampling import first_of_each
+from avarc_cli.data.per_class import first_of_each
 
 
 @given(

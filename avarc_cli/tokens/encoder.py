@@ -27,7 +27,7 @@ from avarc_cli.environment import lacks_memory
 from avarc_cli.errors import AvarcError, UnreadableImage
 from avarc_cli.tokens.header import CacheHeader
 from avarc_cli.tokens.noise import neighbour_noise
-from avarc_cli.tokens.parts import Part, Unreadable
+from avarc_cli.work.chunks import Part, Unreadable
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import Tokenizer

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from avarc_cli.errors import CheckpointError, UsageError
-from avarc_cli.models.var import VAR, VARConfig
-from avarc_cli.models.var_likelihood import VARLikelihood, VARState
+from avarc_cli.models.var.likelihood import VARLikelihood, VARState
+from avarc_cli.models.var.network import VAR, VARConfig
 
 METHODS = ("embedding", "adaln", "lora")
 ROW = "class_emb"  # key of the row in an addition's file

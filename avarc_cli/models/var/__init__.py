@@ -1,0 +1,1 @@
+"""VAR, the visual autoregressive transformer (arXiv:2404.02905)."""

@@ -1,0 +1,1 @@
+"""Image tokenizers, one network per file: pure torch, no I/O."""
