@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from avarc_cli.layout import TokenLayout
+
 
 class LikelihoodModel(Protocol):
     """A generator as the scoring engine sees it: token log-probabilities, segment by segment.
@@ -73,6 +75,8 @@ class Tokenizer(Protocol):
     def file(self) -> str: ...
     @property
     def sha256(self) -> str: ...
+    @property
+    def layout(self) -> TokenLayout: ...
     @property
     def patch_nums(self) -> tuple[int, ...]: ...
     @property

@@ -21,6 +21,7 @@ from avarc_cli.data.labels import LabelSpace, imagenet1k
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.precision import Precision
+from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.models.var import added as var_added
 from avarc_cli.zoo import checkpoint, local_files
@@ -68,6 +69,11 @@ class LoadedTokenizer:
         if precision == "bf16" and self.device.type != "cuda":
             raise UsageError("encoding in bf16 needs a CUDA device", f"this run uses {self.device}", "use fp32")
         return replace(self, precision=precision)
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Where the tokens lie."""
+        return TokenLayout.multi_scale(self.patch_nums)
 
     @property
     def patch_nums(self) -> tuple[int, ...]:

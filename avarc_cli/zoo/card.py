@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from avarc_cli.layout import TokenLayout
+
 
 @dataclass(frozen=True)
 class HubFile:
@@ -58,6 +60,11 @@ class TokenizerCard:
     preprocess: str
 
     @property
+    def layout(self) -> TokenLayout:
+        """Where the tokens lie."""
+        return TokenLayout.multi_scale(self.patch_nums)
+
+    @property
     def num_tokens(self) -> int:
         """Tokens per image."""
         return sum(p * p for p in self.patch_nums)
@@ -84,6 +91,11 @@ class ModelCard:
     source: str
     weights: Weights
     preprocess: str
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Where the tokens lie."""
+        return TokenLayout.multi_scale(self.patch_nums)
 
     @property
     def num_tokens(self) -> int:
