@@ -26,7 +26,8 @@ from avarc_cli.data.label_mapping import default_candidates, find_targets
 from avarc_cli.data.labels import match, resolve_classes
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import CacheError, UnreadableImage, UsageError
-from avarc_cli.loading import LoadedModel, load_model
+from avarc_cli.loaded import LoadedModel
+from avarc_cli.loading import load_model
 from avarc_cli.results import records, tuned
 from avarc_cli.results.run import Run, classify
 from avarc_cli.scoring.batching import auto_tokens, parse_bytes, prefix_tokens

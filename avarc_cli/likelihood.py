@@ -1,25 +1,35 @@
-"""The interfaces that generators and tokenizers offer to scoring and encoding; `loading` makes both from files.
+"""The interfaces between scoring, training and encoding on one side, and model families on the other.
 
-Shapes: B token sequences, L tokens, P pairs of (sequence, class), T tokens of the segments at hand.
+A family of generators is a `GeneratorFamily`, which builds a `LikelihoodModel` from a checkpoint; a family of
+tokenizers is a `TokenizerFamily`, which builds a `TokenizerNetwork`. `families` finds them by name or by their tensors.
+Code above this module never imports a network.
+
+Shapes: B token sequences, L tokens, P pairs of (sequence, class), T tokens of the segments at hand, N classes,
+C channels of a class embedding.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
 
+from avarc_cli.errors import UsageError
+from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.precision import Precision
 from avarc_cli.layout import TokenLayout
 
 
-class LikelihoodModel(Protocol):
+class LikelihoodModel(ABC):
     """A generator as the scoring engine sees it: token log-probabilities, segment by segment.
 
     A segment's activations depend on the segment and what came before, never on what follows. So scoring can stop
     after any segment, drop pairs, and go on. States belong to the model that made them; the engine only passes them.
-
-    A model may also have `adapter(class_id_N int64) -> (N,) int64`: pairs whose classes have different adapters never
-    share a batch. Without it, every class has adapter 0.
     """
 
     segment_ends: tuple[int, ...]
@@ -31,10 +41,11 @@ class LikelihoodModel(Protocol):
     flops_per_token: int
     """Floating-point operations to score one token of one pair, on average; for estimates of time."""
 
+    @abstractmethod
     def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor) -> Any:
         """A state with nothing scored: pair i is sequence `sequence_P[i]` under class `class_id_P[i]`."""
-        ...
 
+    @abstractmethod
     def extend(self, state: Any, stop: int, *, hold: int) -> Tensor:
         """Score the segments from where the state stands up to (not including) segment `stop`.
 
@@ -43,31 +54,139 @@ class LikelihoodModel(Protocol):
                 to be extended again, fewer when only `fork` needs them, 0 when nobody does.
         Returns: log p(token | before, class) in nats, (P, T) float32. The state moves on.
         """
-        ...
 
+    @abstractmethod
     def select(self, state: Any, keep_Q: Tensor) -> Any:
         """The state of these pairs only, in this order."""
-        ...
 
+    @abstractmethod
     def fork(self, state: Any, keep_Q: Tensor, tokens_BL: Tensor, sequence_Q: Tensor, stop: int) -> Any:
         """A state of these pairs' classes with other sequences that begin with the same `stop` segments.
 
         Pair i is sequence `sequence_Q[i]` of tokens_BL under the class of pair `keep_Q[i]`. The new state stands at
         segment `stop`, whose keys and values `state` must hold; it is left as it was.
         """
-        ...
 
-    def sample(self, class_id_B: Tensor, **how: Any) -> Tensor:
-        """Tokens (B, L) int64 drawn from p(x | class). How: guidance, top_k, top_p, generators (one an image)."""
-        ...
+    @abstractmethod
+    def sample(
+        self,
+        class_id_B: Tensor,
+        *,
+        generators: Sequence[torch.Generator],
+        guidance: float = 1.5,
+        top_k: int = 0,
+        top_p: float = 0.0,
+    ) -> Tensor:
+        """Tokens (B, L) int64 drawn from p(x | class).
 
+        Args:
+            generators: one for each image, on the model's device, so that an image does not depend on the others.
+            guidance: strength of classifier-free guidance; 0 samples from p(x | class) itself.
+            top_k: draw only from this many of the likeliest codes; 0 for all.
+            top_p: draw only from the likeliest codes that together hold this probability; 0 for all.
+        """
+
+    @abstractmethod
     def bytes_per_token(self, *, kept: bool) -> int:
-        """Estimate of the memory a token of a pair needs while it is scored, or (kept) afterwards as prefix."""
+        """Estimated memory for one token of one pair while it is scored or, with `kept`, in the KV cache afterwards."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the weights and tables that scoring always needs."""
+        return 0
+
+    def adapter(self, class_id_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The adapter that each class is scored with, (N,); pairs of different adapters never share a batch."""
+        return np.zeros_like(class_id_N)
+
+
+class TrainableModel(LikelihoodModel):
+    """A likelihood model whose weights can be trained, and to which classes can be added."""
+
+    family: ClassVar[str]
+    """Name of its family."""
+    config: GeneratorConfig
+    """Its shape; equal shapes have equal texts."""
+    network: nn.Module
+    """The weights. Class id `num_classes` is the unconditional class."""
+
+    @abstractmethod
+    def with_network(self, network: nn.Module) -> TrainableModel:
+        """The same model with another network of this family, such as a copy or one of `one_class_network`."""
+
+    @abstractmethod
+    def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor) -> Tensor:
+        """log p(token | before, class) in nats, (B, L), in one pass and with gradients."""
+
+    @abstractmethod
+    def class_embedding(self, class_id: int) -> Tensor:
+        """A class's row (C,) in the table of class embeddings."""
+
+    @abstractmethod
+    def low_rank_targets(self, method: str) -> dict[str, tuple[int, int]]:
+        """Linears of the network that a low-rank method changes: name -> (out, in).
+
+        Args:
+            method: "adaln", the linears that turn a class into a modulation; "lora", those of attention and MLP.
+        """
+
+    @abstractmethod
+    def one_class_network(self, row_C: nn.Parameter) -> nn.Module:
+        """A network with the one class 0, whose embedding is `row_C`. It shares every other tensor with this one."""
+
+    @abstractmethod
+    def finish_network(self, network: nn.Module) -> nn.Module:
+        """Give a network of `one_class_network`, once its linears have changed, this model's precision and kernels."""
+
+    @abstractmethod
+    def with_more_classes(self, count: int) -> TrainableModel:
+        """A copy with classes added before the unconditional one; each starts as the mean of the old embeddings."""
+
+    @abstractmethod
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint, under the published keys."""
+
+
+class TokenizerNetwork(Protocol):
+    """A tokenizer's network. Images are (B, 3, H, H) float32 in [-1, 1]."""
+
+    @property
+    def layout(self) -> TokenLayout: ...
+    @property
+    def image_size(self) -> int:
+        """H, pixels."""
+        ...
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def inferred(self) -> Mapping[str, str]:
+        """Values of the configuration that no file states: name -> what was assumed, and why."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents before quantisation, (B, Z, h, w)."""
+        ...
+
+    def tokenize(self, latents: Tensor) -> Tensor:
+        """Tokens (B, L), int64."""
+        ...
+
+    def reconstruct(self, tokens_BL: Tensor) -> Tensor:
+        """Images (B, 3, H, H) float32 in [-1, 1]."""
+        ...
+
+    def speed_up(self) -> None:
+        """Prepare for fast inference on a CPU; gradients are no longer available."""
+        ...
+
+    def checkpoint_metadata(self) -> dict[str, str]:
+        """What a checkpoint must state beside the tensors."""
         ...
 
 
 class Tokenizer(Protocol):
-    """An image tokenizer as the encoder sees it. Images are (B, 3, H, H) float32 in [-1, 1]."""
+    """A loaded tokenizer as the encoder sees it. Images are (B, 3, H, H) float32 in [-1, 1]."""
 
     @property
     def name(self) -> str: ...
@@ -78,13 +197,9 @@ class Tokenizer(Protocol):
     @property
     def layout(self) -> TokenLayout: ...
     @property
-    def patch_nums(self) -> tuple[int, ...]: ...
-    @property
     def image_size(self) -> int: ...
     @property
     def vocab_size(self) -> int: ...
-    @property
-    def num_tokens(self) -> int: ...
     @property
     def precision(self) -> str:
         """Of the encoder: "fp32" or "bf16"."""
@@ -105,4 +220,110 @@ class Tokenizer(Protocol):
 
     def decode(self, tokens_BL: Tensor) -> Tensor:
         """The images that tokens (B, L) int64 stand for, (B, 3, H, H) float32 in [-1, 1]."""
+        ...
+
+
+class GeneratorConfig(Protocol):
+    """The configuration of a generator, as its family read it."""
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Of the tokens that the generator models."""
+        ...
+
+    @property
+    def inferred(self) -> Mapping[str, str]:
+        """Values that no file states: name -> what was assumed, and why."""
+        ...
+
+
+class GeneratorFamily(ABC):
+    """Generators of one architecture."""
+
+    name: ClassVar[str]
+    """In cards, checkpoint metadata and commands: "var"."""
+    title: ClassVar[str]
+    """In messages: "VAR transformer"."""
+    signature: ClassVar[tuple[str, ...]]
+    """Keys of tensors that every checkpoint of the family has and, together, no other family's."""
+
+    @abstractmethod
+    def read_config(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> GeneratorConfig:
+        """The configuration of a checkpoint.
+
+        Args:
+            tensors: under the published keys. stated: what files say beside them, for what tensors cannot tell.
+            source: the checkpoint, for messages.
+        Raises: CheckpointError when the tensors are none of the family.
+        """
+
+    @abstractmethod
+    def build(
+        self,
+        config: Any,
+        tensors: Mapping[str, Tensor],
+        tokenizer: TokenizerNetwork,
+        *,
+        precision: Precision,
+        kernels: str,
+        device: torch.device,
+        source: str,
+    ) -> LikelihoodModel:
+        """The model of a checkpoint, ready to score.
+
+        Args:
+            config: from `read_config`. tokenizer: the one that the generator was trained with.
+            kernels: "torch" or "triton".
+        Raises: CheckpointError when the tensors are incomplete, or tokenizer and generator do not fit.
+        """
+
+    def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> TrainableModel:
+        """An initialised model to train, on the tokenizer's device; `shape` is the family's own. Uses torch's seed."""
+        raise UsageError(f"a {self.title} cannot be trained here", "training is not implemented for this family")
+
+    def reference_token_log_prob(
+        self, tensors: Mapping[str, Tensor], model: LikelihoodModel, tokens_L: Tensor, class_id_P: Tensor
+    ) -> Tensor:
+        """What a straightforward PyTorch implementation computes in one pass, (P, L); for benchmarks and tests."""
+        raise UsageError(f"there is no plain {self.title} to compare with", "this family has no reference")
+
+
+class TokenizerFamily(ABC):
+    """Image tokenizers of one architecture; name, title and signature as of a `GeneratorFamily`."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    signature: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def build(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> TokenizerNetwork:
+        """The network of a checkpoint (a torch module, in evaluation mode, on the CPU).
+
+        Raises: CheckpointError when the tensors are incomplete, or something that they cannot tell is stated nowhere.
+        """
+
+    def new(self, **shape: Any) -> TokenizerNetwork:
+        """An initialised network to train, on the CPU; `shape` is the family's own. Uses torch's seed.
+
+        Raises: UsageError for a shape that does not fit together.
+        """
+        raise UsageError(f"a {self.title} cannot be trained here", "training is not implemented for this family")
+
+    def training_loss(self, network: TokenizerNetwork) -> TokenizerLoss:
+        """The loss that trains a network of `new`."""
+        raise UsageError(f"a {self.title} cannot be trained here", "training is not implemented for this family")
+
+
+class TokenizerLoss(Protocol):
+    """A training loss; it may keep statistics from step to step."""
+
+    def __call__(
+        self, images: Tensor, step: int, steps: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a batch, and numbers to show.
+
+        Args:
+            images: (B, 3, H, H) float32 in [-1, 1]. step: from 0, of this many `steps` of the training.
+            generator: the step's own, on the CPU.
+        """
         ...

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 
 from avarc_cli.errors import UsageError
-from avarc_cli.loading import LoadedModel
-from avarc_cli.models.var.sampling import stream
+from avarc_cli.layers.sampling import image_generator
+from avarc_cli.loaded import LoadedModel
 from avarc_cli.tokens.reconstruct import to_pixels
 
 MOST_GUIDANCE = 1000  # far beyond any use; float32 ends at 1e38
@@ -54,7 +54,7 @@ def draw(
     device = model.tokenizer.device
     pictures = np.empty((len(classes), count, *[model.tokenizer.image_size] * 2, 3), dtype=np.uint8)
     for k, class_id in enumerate(classes):
-        streams = [stream(how.seed, class_id, number, device) for number in range(count)]
+        streams = [image_generator(how.seed, class_id, number, device) for number in range(count)]
         tokens_BL = model.likelihood.sample(
             torch.full((count,), class_id, device=device),
             guidance=how.guidance,

@@ -21,8 +21,12 @@ import pytest
 import torch
 from hypothesis import settings
 
+from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.models.var.config import read_config
+from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.models.var.network import VAR
-from avarc_cli.tokenizers.vqvae import VQVAE
+from avarc_cli.tokenizers.vqvae.family import FAMILY as VQVAE_FAMILY
+from avarc_cli.tokenizers.vqvae.network import VQVAE
 
 atexit.register(shutil.rmtree, os.environ["AVARC_HOME"], ignore_errors=True)
 
@@ -37,6 +41,11 @@ TINY = ("var_tiny", "var_tiny_shared_aln", "var_tiny_no_qk_norm")
 _spec = importlib.util.spec_from_file_location("golden_fill", GOLDEN / "fill.py")
 fill = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(fill)
+
+
+def read_var(tensors: dict[str, torch.Tensor], source: str = "the state dict") -> VAR:
+    """A VAR with these tensors, its configuration read off them."""
+    return VAR.from_state_dict(read_config(tensors, ConfigSources(), source), tensors, source=source)
 
 
 @dataclass
@@ -71,10 +80,14 @@ class Golden:
         return tensors
 
     def var(self) -> VAR:
-        return VAR.from_state_dict(self.tensors("var"))
+        return read_var(self.tensors("var"), source=self.name)
 
     def vqvae(self) -> VQVAE:
-        return VQVAE.from_state_dict(self.tensors("vae"), self.patch_nums)
+        stated = ConfigSources((("the golden file", {"patch_nums": list(self.patch_nums)}),))
+        return VQVAE_FAMILY.build(self.tensors("vae"), stated, self.name)
+
+    def likelihood(self) -> VARLikelihood:
+        return VARLikelihood(self.var(), self.vqvae().quantize)
 
     def images(self) -> torch.Tensor:
         return torch.from_numpy(self.arrays["image_uint8"]).permute(0, 3, 1, 2).float() / 255 * 2 - 1

@@ -17,8 +17,9 @@ from torch.profiler import ProfilerActivity, profile
 from avarc_cli.bench import plain
 from avarc_cli.errors import UsageError
 from avarc_cli.layers import precision as precisions
+from avarc_cli.models.var.config import VARConfig
 from avarc_cli.models.var.likelihood import VARLikelihood
-from avarc_cli.models.var.network import VAR, VARConfig
+from avarc_cli.models.var.network import VAR
 from avarc_cli.scoring.plan import Plan
 from avarc_kernels import triton_missing
 

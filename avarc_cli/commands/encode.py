@@ -74,7 +74,7 @@ def encode(
     reader = load_tokenizer(model, tokenizer, patch_nums=scales, device=device).at(precision)
     pixels = Preprocess(preprocess or reader.preprocess, reader.image_size)
     console.note(
-        f"{len(images):,} images to {reader.num_tokens} tokens x {samples} samples, {pixels}, by {reader.name}"
+        f"{len(images):,} images to {reader.layout.num_tokens} tokens x {samples} samples, {pixels}, by {reader.name}"
     )
     with console.progress("encoding", len(images)) as bar:
         done = tokens.encode(

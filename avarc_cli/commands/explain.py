@@ -101,7 +101,7 @@ def explain(
         offsets=offset,
     )
     comparison = choose.parse_comparison(subject, rival, classifier.model.classes)
-    weighting.of_scales(classifier.model.tokenizer.patch_nums)  # wrong scales are told before images are scored
+    weighting.of_scales(classifier.model.tokenizer.layout.sides)  # wrong scales are told before images are scored
     with tempfile.TemporaryDirectory() as scratch:
         unreadable: list[tuple[str, str]] = []
         if images:

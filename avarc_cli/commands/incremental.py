@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     from avarc_cli.incremental.examples import Examples, Variation
     from avarc_cli.incremental.measures import Measures
     from avarc_cli.incremental.protocol import Results
-    from avarc_cli.loading import LoadedTokenizer
+    from avarc_cli.incremental.scoring import Progress
+    from avarc_cli.loaded import LoadedTokenizer
 
 DIGITS = Path("digits")  # as DATA: scikit-learn's digits
 
@@ -68,7 +71,7 @@ def incremental(
 
     Example: avarc incremental digits --base 0-4 --tasks 5-6,7-9 --baseline finetune --out runs/digits
     """
-    from avarc_cli.incremental import plot, protocol
+    from avarc_cli.incremental import protocol
     from avarc_cli.incremental.examples import Variation
     from avarc_cli.incremental.fit import FitOptions
     from avarc_cli.incremental.split import parse_split
@@ -94,23 +97,28 @@ def incremental(
         "fit": vars(options),
     }
     protocol.open_folder(out, asked)
-    train, tested = _tokens(out, data, test, reader, variation)
-    split = parse_split(base, tasks, train.class_names)
-    protocol.check_data(train, tested, split)
-    if given is None:
-        path = protocol.train_base(out, reader, train, split, shape, seed, _examples.progress)
-        given = load_model(str(path), reads, device=device)
-    protocol.check_base(given, split)
-    protocol.add_tasks(out, given, train, split, options, _examples.progress)
-    with console.progress("testing", None) as bar:
-        with_offset, without = protocol.evaluate(out, given, tested, split, bar.update)
-    tuned = protocol.finetune(out, given, train, tested, split, options, _examples.progress) if baseline else None
-    results = protocol.Results(split, with_offset, without, tuned)
-    protocol.write_results(out, results)
-    plot.draw(results, out / "incremental.png")
+    data_tokens = train, tested = _tokens(out, data, test, reader, variation)
+    results = protocol.run(
+        out,
+        data_tokens,
+        parse_split(base, tasks, train.class_names),
+        tokenizer=reader,
+        model=given,
+        base=shape,
+        options=options,
+        baseline=baseline is not None,
+        seed=seed,
+        reporting=protocol.Reporting(_examples.progress, _testing),
+    )
     _show(results, out)
     if train.unreadable or tested.unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
+
+
+@contextmanager
+def _testing() -> Iterator[Progress]:
+    with console.progress("testing", None) as bar:
+        yield bar.update
 
 
 def _tokens(

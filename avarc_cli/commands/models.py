@@ -103,11 +103,11 @@ def add(
     registered.check_name(name)
     if tokenizer is None:
         reader = loading.load_tokenizer(str(where), patch_nums=opt.parse_numbers(patch_nums, "--patch-nums"))
-        card: Card = _tokenizer_card(name, where, reader, license)
+        card: Card = reader.card(name, license=license)
     else:
         _weights.ensure(tokenizer, yes=yes)
         reads = str(Path(tokenizer).resolve()) if loading.is_path(tokenizer) else tokenizer
-        card = _model_card(name, where, loading.load_model(str(where), reads), reads, license)
+        card = loading.load_model(str(where), reads).card(name, tokenizer=reads, license=license)
     _weights.keep(where)
     registered.add(card)
     console.result(_facts(card), console.fields(f"{name} is registered", _details(card)), brief=name)
@@ -131,48 +131,11 @@ def remove(
     console.result({"removed": name}, f"{name} is forgotten; {card.weights.path} stays where it is", brief=name)
 
 
-def _model_card(name: str, file: Path, loaded: Any, tokenizer: str, license: str) -> Card:
-    from avarc_cli.zoo.card import LocalFile, ModelCard
-
-    return ModelCard(
-        name=name,
-        family="var",
-        builder="avarc_cli.models.var.network:VAR",
-        tokenizer=tokenizer,
-        image_size=loaded.tokenizer.image_size,
-        patch_nums=loaded.tokenizer.patch_nums,
-        num_classes=loaded.likelihood.num_classes,
-        label_space=loaded.classes.name,
-        params=None,
-        license=license,
-        source=str(file),
-        weights=LocalFile(file),
-        preprocess=loaded.tokenizer.preprocess,
-    )
-
-
-def _tokenizer_card(name: str, file: Path, loaded: Any, license: str) -> Card:
-    from avarc_cli.zoo.card import LocalFile, TokenizerCard
-
-    return TokenizerCard(
-        name=name,
-        family="vqvae",
-        builder="avarc_cli.tokenizers.vqvae:VQVAE",
-        image_size=loaded.image_size,
-        patch_nums=loaded.patch_nums,
-        params=None,
-        license=license,
-        source=str(file),
-        weights=LocalFile(file),
-        preprocess=loaded.preprocess,
-    )
-
-
 def _row(card: Card) -> tuple[object, ...]:
     from avarc_cli.zoo import local_files
 
     here = "yes" if local_files.locate(card.weights) else "no"
-    size = (_millions(card.params), card.image_size, card.num_tokens)
+    size = (_millions(card.params), card.image_size, card.layout.num_tokens)
     licence = card.license.split(";")[0]  # the whole of it stands in the card
     return (card.name, card.family, *size, licence, _origin(card.weights), here)
 
@@ -181,7 +144,8 @@ def _facts(card: Card) -> dict[str, object]:
     """The card as data, with what follows from it."""
     from avarc_cli.zoo import local_files
 
-    return dataclasses.asdict(card) | {"num_tokens": card.num_tokens, "path": local_files.locate(card.weights)}
+    facts = dataclasses.asdict(card) | {"layout": card.layout.to_dict(), "num_tokens": card.layout.num_tokens}
+    return facts | {"path": local_files.locate(card.weights)}
 
 
 def _details(card: Card) -> dict[str, object]:
@@ -189,10 +153,9 @@ def _details(card: Card) -> dict[str, object]:
     from avarc_cli.zoo import cards, local_files
 
     facts = _facts(card)
-    scales = ", ".join(map(str, card.patch_nums))
     facts |= {
         "params": _millions(card.params),
-        "patch_nums": f"{scales} (tokens per side of each scale; {card.num_tokens} in all)",
+        "layout": f"{card.layout} ({card.layout.num_tokens} tokens)",
         "image_size": f"{card.image_size} pixels",
         "weights": _origin(card.weights),
         "path": facts["path"] or "not on this machine",

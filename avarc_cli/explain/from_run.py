@@ -10,7 +10,7 @@ from avarc_cli.errors import UsageError
 from avarc_cli.explain.choose import Comparison, Verdict, select
 from avarc_cli.explain.explain import classes_at_hand, describe, explain, pixels_of_cache, source_pixels
 from avarc_cli.explain.explanation import Explanation
-from avarc_cli.loading import LoadedModel
+from avarc_cli.loaded import LoadedModel
 from avarc_cli.results.read_run import SavedRun
 from avarc_cli.results.records import UNKNOWN
 from avarc_cli.tokens.cache import TokenCache

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from avarc_cli import __version__
+from avarc_cli.added_classes import AddedClassesModel, base_of
 from avarc_cli.bank import Bank
 from avarc_cli.data.labels import normalise
 from avarc_cli.errors import UsageError
@@ -17,8 +18,8 @@ from avarc_cli.incremental.editing import NewClass, check_name, open_or_new, sto
 from avarc_cli.incremental.examples import Examples
 from avarc_cli.incremental.fit import FEW, FitOptions, Fitted, fit_class
 from avarc_cli.incremental.offsets import Calibration, calibrate
-from avarc_cli.loading import LoadedModel, with_bank
-from avarc_cli.models.var.added import VARAdded, base_of
+from avarc_cli.loaded import LoadedModel
+from avarc_cli.loading import with_bank
 from avarc_cli.train.loop import Progress
 
 ProgressOf = Callable[[str, int], AbstractContextManager[Progress]]  # (class, steps) -> the progress of its training
@@ -95,8 +96,8 @@ def add_classes(
 
 def _calibrate(present: LoadedModel, images: Examples, fitted: Fitted, options: FitOptions) -> Calibration:
     likelihood = present.likelihood
-    earlier = likelihood.additions if isinstance(likelihood, VARAdded) else []
-    extended = VARAdded(base_of(likelihood), [*earlier, fitted.added])
+    earlier = likelihood.added if isinstance(likelihood, AddedClassesModel) else ()
+    extended = AddedClassesModel(base_of(likelihood), [*earlier, fitted.added])
     held_out_NL = images.tokens[torch.from_numpy(fitted.held_out), 0]
     device = torch.device(present.device)
     return calibrate(extended, present.offsets, held_out_NL, seed=options.seed, device=device)

@@ -13,10 +13,10 @@ from typing import Any
 
 from safetensors.torch import save
 
+from avarc_cli.added_classes import AddedClass
 from avarc_cli.bank import FILE, Addition, Bank, Base, read
 from avarc_cli.data.labels import LabelSpace, normalise
 from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.models.var.added import AddedClass
 from avarc_cli.storage import write_whole
 from avarc_cli.work.locks import only_writer
 

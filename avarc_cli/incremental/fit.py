@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avarc_cli.added_classes import METHODS, AddedClass
 from avarc_cli.errors import UsageError
 from avarc_cli.incremental.examples import Examples, TokenPool
 from avarc_cli.incremental.scoring import log_likelihoods
-from avarc_cli.models.var.added import METHODS, AddedClass
-from avarc_cli.models.var.likelihood import VARLikelihood
-from avarc_cli.train.generator import token_loss
+from avarc_cli.likelihood import TrainableModel
 from avarc_cli.train.loop import Progress, Recipe, train
 
 FEW = 5  # images; with fewer, none can be spared to stop by
@@ -86,31 +85,30 @@ def hold_out(count: int, seed: int) -> np.ndarray:
     return np.sort(chosen)
 
 
-def closest_class(base: VARLikelihood, tokens_NL: Tensor, device: torch.device) -> int:
+def closest_class(base: TrainableModel, tokens_NL: Tensor, device: torch.device) -> int:
     """The class of the base under which these images are likeliest."""
     classes = range(base.num_classes)
     return int(log_likelihoods(base, tokens_NL[:LOOKED_AT], classes, device=device).mean(0).argmax())
 
 
-def fit_class(base: VARLikelihood, examples: Examples, options: FitOptions, progress: Progress) -> Fitted:
+def fit_class(base: TrainableModel, examples: Examples, options: FitOptions, progress: Progress) -> Fitted:
     """Fit one class to the images of `examples`, all of which are its own.
 
     Raises: UsageError for options out of range; AvarcError when training diverges; Interrupted.
     """
-    recipe, device = options.recipe(), base.var.pos_1LC.device
+    recipe, device = options.recipe(), next(base.network.parameters()).device
     held_out = hold_out(len(examples), options.seed)
     few = len(examples) < FEW
     trained = examples if few else examples.take(np.setdiff1d(np.arange(len(examples)), held_out))
     closest = closest_class(base, examples.tokens[:, 0], device)
     generator = torch.Generator().manual_seed(options.seed)
-    start_C = base.var.class_emb.weight[closest]
     rank = 1 if options.method == "adaln" else options.rank  # one class gives its modulation one input
-    added = AddedClass.new(base.var.config, start_C, options.method, rank, generator)
-    var, pool = added.attach(base.var), TokenPool(trained, options.seed)
+    added = AddedClass.new(base, closest, options.method, rank=rank, generator=generator)
+    model, pool = added.attach(base), TokenPool(trained, options.seed)
 
     def loss(tokens_BL: Tensor) -> Tensor:
         class_B = torch.zeros(len(tokens_BL), dtype=torch.int64, device=device)
-        return token_loss(var, base.quantizer, tokens_BL.to(device), class_B)
+        return -model.token_log_prob(tokens_BL.to(device), class_B).mean()
 
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
         value = loss(pool.batch(step, options.batch_size)[0])

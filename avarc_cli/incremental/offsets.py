@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avarc_cli.incremental.scoring import log_likelihoods
+from avarc_cli.layers.sampling import image_generator
 from avarc_cli.likelihood import LikelihoodModel
-from avarc_cli.models.var.sampling import stream
 from avarc_cli.scoring.scores import FloatN
 
 RIVALS = 20  # old classes that are compared with: the ones that the new images are likeliest under
@@ -46,7 +46,7 @@ def draw(model: LikelihoodModel, classes: Sequence[int], seed: int, device: torc
     """Tokens (len(classes) * DRAWN, L) drawn from p(x | class), class by class; every image by its own stream."""
     tokens = []
     for class_id in classes:
-        streams = [stream(seed, class_id, i, device) for i in range(DRAWN)]
+        streams = [image_generator(seed, class_id, i, device) for i in range(DRAWN)]
         class_B = torch.full((DRAWN,), class_id, device=device)
         tokens.append(model.sample(class_B, guidance=0.0, generators=streams).cpu())
     return torch.cat(tokens)

@@ -12,49 +12,46 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from avarc_cli import bank as banks
 from avarc_cli.data.labels import match, normalise
 from avarc_cli.errors import UsageError
-from avarc_cli.incremental.adding import Existing, Outcome, ProgressOf, add_classes, check_names
+from avarc_cli.incremental import plot
+from avarc_cli.incremental.adding import Existing, ProgressOf, add_classes, check_names
+from avarc_cli.incremental.baseline import finetune
 from avarc_cli.incremental.editing import open_or_new
 from avarc_cli.incremental.examples import Examples, TokenPool
 from avarc_cli.incremental.fit import FitOptions
 from avarc_cli.incremental.measures import Measures, measure
 from avarc_cli.incremental.scoring import Progress, log_likelihoods, silent
 from avarc_cli.incremental.split import Split
-from avarc_cli.loading import LoadedModel, LoadedTokenizer, with_bank
-from avarc_cli.models.var.added import base_of
-from avarc_cli.models.var.likelihood import VARLikelihood
-from avarc_cli.models.var.network import VAR, VARConfig
-from avarc_cli.scoring.scores import FloatN
+from avarc_cli.loaded import LoadedModel, LoadedTokenizer
+from avarc_cli.loading import load_model, with_bank
 from avarc_cli.storage import write_whole
 from avarc_cli.tokens.header import differences
-from avarc_cli.train.generator import train_var
+from avarc_cli.train import generator
 from avarc_cli.train.loop import Recipe
-from avarc_cli.train.save import save_var
-from avarc_cli.zoo import checkpoint
+from avarc_cli.train.save import save_generator
 
-FINETUNE_RATE = 1e-3
-TEST_SHARE = 0.2
+TEST_SHARE = 0.2  # of each class, where the data has no test images of its own
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseShape:
-    """A base model that the protocol trains itself: small, for CPUs."""
+    """A base model that the protocol trains itself: small, for CPUs. Raises: UsageError for a width."""
 
-    depth: int = 3
-    width: int = 64
-    steps: int = 1500
-    lr: float = 4e-3
+    depth: int = 3  # blocks
+    width: int = 64  # channels, a multiple of 64
+    steps: int = 1500  # of the training
+    lr: float = 4e-3  # peak learning rate
 
     def __post_init__(self) -> None:
         if self.width % 64 or self.width < 64:
@@ -63,12 +60,12 @@ class BaseShape:
 
 @dataclass(frozen=True)
 class Results:
-    """What the protocol found: with the bank's offsets, without, and the baseline's where it was asked for."""
+    """What the protocol found."""
 
     split: Split
-    with_offset: Measures
+    with_offset: Measures  # with the offsets that the class bank stores
     without_offset: Measures
-    baseline: Measures | None
+    baseline: Measures | None  # of fine-tuning all weights, where it was asked for
 
     def as_dict(self) -> dict[str, Any]:
         """incremental.json."""
@@ -78,6 +75,56 @@ class Results:
             "without_offset": self.without_offset.as_dict(),
             "finetune": self.baseline and self.baseline.as_dict(),
         }
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """How a run of the protocol shows its progress."""
+
+    training: ProgressOf  # (what is learnt, steps) -> the progress of a training
+    testing: Callable[[], AbstractContextManager[Progress]]
+
+
+def run(
+    folder: Path,
+    data: tuple[Examples, Examples],
+    split: Split,
+    *,
+    tokenizer: LoadedTokenizer,
+    model: LoadedModel | None = None,
+    base: BaseShape | None = None,
+    options: FitOptions | None = None,
+    baseline: bool = False,
+    seed: int = 0,
+    reporting: Reporting,
+) -> Results:
+    """Run the protocol, or what is left of it, in a folder that `open_folder` prepared.
+
+    Args:
+        data: tokens of training and of test images.
+        tokenizer: the one that gave the tokens.
+        model: a model that knows the base classes only; None trains one of shape `base`.
+        options: how classes are fitted.
+        baseline: also fine-tune all weights on each task, for comparison.
+    Returns: the results, which are also written as incremental.json and incremental.png.
+    Raises: UsageError for classes without images, and a model that does not know the base classes or knows later
+        ones; as `add_classes` and `train.generator.fit`.
+    """
+    train, test = data
+    options = options or FitOptions()
+    check_data(train, test, split)
+    if model is None:
+        path = train_base(folder, tokenizer, train, split, base or BaseShape(), seed, reporting.training)
+        model = replace(load_model(str(path), tokenizer.file, device=str(tokenizer.device)), tokenizer=tokenizer)
+    check_base(model, split)
+    add_tasks(folder, model, train, split, options, reporting.training)
+    with reporting.testing() as progress:
+        with_offset, without_offset = evaluate(folder, model, test, split, progress)
+    tuned = finetune(folder, model, train, test, split, options, reporting.training) if baseline else None
+    results = Results(split, with_offset, without_offset, tuned)
+    write_whole(folder / "incremental.json", json.dumps(results.as_dict(), indent=1).encode())
+    plot.draw(results, folder / "incremental.png")
+    return results
 
 
 def open_folder(path: Path, asked: Mapping[str, Any]) -> None:
@@ -125,41 +172,36 @@ def train_base(
     seed: int,
     progress_of: ProgressOf,
 ) -> Path:
-    """Train the base model on the base classes alone, unless it is there; its file. Raises: as `train_var`."""
+    """Train the base model on the base classes alone, unless an earlier run did; its file.
+
+    Raises: as `train.generator.fit`.
+    """
     out = folder / "base.safetensors"
     if out.exists():
         return out
-    config = VARConfig(
-        depth=shape.depth,
-        width=shape.width,
-        heads=shape.width // 64,
-        num_classes=len(split.base),
-        patch_nums=tokenizer.patch_nums,
-        vocab_size=tokenizer.vocab_size,
-        z_channels=tokenizer.network.config.z_channels,
-    )
     recipe = Recipe(steps=shape.steps, batch_size=32, lr=shape.lr, seed=seed, save_every=250)
     pool, resume = TokenPool(train.relabel(split.base), seed), folder / "base.ckpt"
     with progress_of("the base classes", recipe.steps) as progress:
-        model = train_var(config, tokenizer.network, pool, recipe, resume, progress)
-    save_var(model, out, class_names=split.base, tokenizer_sha256=tokenizer.sha256)
+        network_shape = {"depth": shape.depth, "width": shape.width}
+        model = generator.new_generator("var", tokenizer, len(split.base), network_shape, seed=seed)
+        generator.fit(model, tokenizer, pool, recipe, resume, progress)
+    save_generator(model, out, class_names=split.base, tokenizer_sha256=tokenizer.sha256)
     resume.unlink(missing_ok=True)
     return out
 
 
 def add_tasks(
     folder: Path, model: LoadedModel, train: Examples, split: Split, options: FitOptions, progress_of: ProgressOf
-) -> list[Outcome]:
-    """Add the classes of every task but the first to folder/bank, those that are there excepted."""
+) -> None:
+    """Add the classes of every task but the first to folder/bank, except those that it has already."""
     later, existing = [name for task in split.tasks[1:] for name in task], Existing(skip=True)
     bank = open_or_new(folder / "bank", model.as_base())
     names = check_names(later, model, bank, existing)
     examples = {name: train.relabel([name]) for name in names}
-    return list(
-        add_classes(
-            model, folder / "bank", examples, options, fit_offset=True, existing=existing, progress_of=progress_of
-        )
-    )
+    for _ in add_classes(
+        model, folder / "bank", examples, options, fit_offset=True, existing=existing, progress_of=progress_of
+    ):
+        pass  # each class is stored as soon as it is fitted
 
 
 def check_base(model: LoadedModel, split: Split) -> None:
@@ -184,72 +226,8 @@ def evaluate(
     buffer = io.BytesIO()
     np.savez(buffer, scores=scores_NK, offsets=offsets, labels=shown.labels, classes=np.array(split.classes))
     write_whole(folder / "scores.npz", buffer.getvalue())
-    return _measure([scores_NK + offsets] * len(split.tasks), shown, split), _measure(
-        [scores_NK] * len(split.tasks), shown, split
+    with_offset, without_offset = (
+        measure([scores] * len(split.tasks), shown.labels, split.task_indices, split.classes)
+        for scores in (scores_NK + offsets, scores_NK)
     )
-
-
-def write_results(folder: Path, results: Results) -> None:
-    """Write incremental.json."""
-    write_whole(folder / "incremental.json", json.dumps(results.as_dict(), indent=1).encode())
-
-
-def finetune(
-    folder: Path,
-    model: LoadedModel,
-    train: Examples,
-    test: Examples,
-    split: Split,
-    options: FitOptions,
-    progress_of: ProgressOf,
-) -> Measures:
-    """The baseline: all weights are trained on each task's images alone, as many steps as the additions took."""
-    base, device = base_of(model.likelihood), torch.device(model.device)
-    ids = match(split.base, model.classes).tolist()
-    ids += range(base.num_classes, base.num_classes + len(split.classes) - len(split.base))
-    shown = test.relabel(split.classes)
-    var = _with_rows(base.var, len(split.classes) - len(split.base))
-    steps = options.recipe().steps
-    (folder / "finetune").mkdir(exist_ok=True)
-    scores = []
-    for i, task in enumerate(split.tasks):
-        if i:
-            relabelled = train.relabel(task)
-            class_id = np.array(ids)[[split.classes.index(name) for name in task]]
-            pool = TokenPool(replace(relabelled, labels=class_id[relabelled.labels]), options.seed)
-            recipe = Recipe(steps=steps * len(task), batch_size=options.batch_size, lr=FINETUNE_RATE, seed=options.seed)
-            var = _tuned(folder / "finetune" / f"task{i}", var, model.tokenizer, pool, recipe, progress_of)
-        tuned = VARLikelihood(var.eval(), base.quantizer)
-        scores.append(log_likelihoods(tuned, shown.tokens[:, 0], ids, device=device))
-    return _measure(scores, shown, split)
-
-
-def _tuned(
-    path: Path, var: VAR, tokenizer: LoadedTokenizer, pool: TokenPool, recipe: Recipe, progress_of: ProgressOf
-) -> VAR:
-    """The baseline after one more task, from its file where it is there."""
-    out, resume = path.with_suffix(".safetensors"), path.with_suffix(".ckpt")
-    if out.exists():
-        return VAR.from_state_dict(checkpoint.read(out).tensors, source=str(out)).to(var.pos_1LC.device)
-    with progress_of(f"{path.stem} by fine-tuning", recipe.steps) as progress:
-        tuned = train_var(var.config, tokenizer.network, pool, recipe, resume, progress, start=var)
-    names = [str(i) for i in range(var.config.num_classes)]
-    save_var(tuned, out, class_names=names, tokenizer_sha256=tokenizer.sha256)
-    resume.unlink(missing_ok=True)
-    return tuned
-
-
-def _with_rows(var: VAR, count: int) -> VAR:
-    """A copy with `count` classes more, before "unconditional"; their rows begin as the mean of the old ones."""
-    tensors: dict[str, Tensor] = {key: value.clone() for key, value in var.state_dict().items()}
-    rows = tensors["class_emb.weight"]
-    new = rows[:-1].mean(0, keepdim=True).expand(count, -1)
-    tensors["class_emb.weight"] = torch.cat([rows[:-1], new, rows[-1:]])
-    copy = VAR(replace(var.config, num_classes=var.config.num_classes + count)).to(var.pos_1LC.device)
-    copy.load_state_dict(tensors)
-    return copy
-
-
-def _measure(scores_TNK: list[FloatN], shown: Examples, split: Split) -> Measures:
-    tasks = [[split.classes.index(name) for name in task] for task in split.tasks]
-    return measure(scores_TNK, shown.labels, tasks, split.classes)
+    return with_offset, without_offset

@@ -30,6 +30,11 @@ class Split:
         return tuple(name for task in self.tasks for name in task)
 
     @property
+    def task_indices(self) -> list[list[int]]:
+        """Positions in `classes` of each task's classes."""
+        return [[self.classes.index(name) for name in task] for task in self.tasks]
+
+    @property
     def titles(self) -> tuple[str, ...]:
         """What each task is called in tables."""
         return tuple(task[0] if len(task) == 1 else f"{task[0]}..{task[-1]}" for task in self.tasks)

@@ -99,8 +99,8 @@ class TokenCache:
         there, here = self.header, tokenizer
         pairs = (
             ("tokenizer sha256", there.tokenizer_sha256, here.sha256),
-            ("scales", there.patch_nums, tuple(here.patch_nums)),
-            ("tokens an image", there.num_tokens, here.num_tokens),
+            ("scales", there.patch_nums, here.layout.sides),
+            ("tokens an image", there.num_tokens, here.layout.num_tokens),
             ("image size", there.image_size, here.image_size),
             ("vocabulary", there.vocab_size, here.vocab_size),
         )

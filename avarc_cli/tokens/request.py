@@ -97,7 +97,7 @@ def describe(
         tokenizer_file=Path(tokenizer.file).name,
         tokenizer_sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
-        patch_nums=tuple(tokenizer.patch_nums),
+        patch_nums=tokenizer.layout.sides,
         image_size=tokenizer.image_size,
         preprocess=str(preprocess),
         precision=tokenizer.precision,

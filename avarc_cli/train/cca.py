@@ -8,41 +8,44 @@ Shapes: B images, L tokens.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
+from avarc_cli.added_classes import base_of
+from avarc_cli.data.datasets import ImageSet
+from avarc_cli.data.labels import match
 from avarc_cli.errors import UsageError
-from avarc_cli.models.var.added import LowRank, adapted_linears
-from avarc_cli.models.var.network import VAR
-from avarc_cli.tokenizers.vqvae import MultiScaleQuantizer
-from avarc_cli.train.generator import TokenBatches, token_log_prob
+from avarc_cli.layers import low_rank
+from avarc_cli.layers.low_rank import LowRank
+from avarc_cli.likelihood import TrainableModel
+from avarc_cli.loaded import LoadedModel, LoadedTokenizer
+from avarc_cli.train.generator import EncodedImages, TokenBatches
+from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Progress, Recipe, fingerprint, train
+from avarc_cli.train.save import check_output, resume_file, save_generator, save_lora
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """beta: how fast a difference of log-likelihoods (nats an image) saturates; weight: lambda, of the negatives;
-    class_dropout: share of images that stay "unconditional" and count as positives."""
+    """The loss. Raises: UsageError for numbers out of range."""
 
-    beta: float = 0.02
-    weight: float = 1.0
-    class_dropout: float = 0.1
+    beta: float = 0.02  # how fast a difference of log-likelihoods (nats per image) saturates
+    weight: float = 1.0  # lambda, of the pairs with another image's class
+    class_dropout: float = 0.1  # fraction of images that stay unconditional, and count as positives
 
     def __post_init__(self) -> None:
         if not (self.beta > 0 and self.weight >= 0 and 0 <= self.class_dropout < 1):
             raise UsageError(f"{self}", "beta is above 0, the weight at least 0, class dropout in [0, 1)")
 
     def loss(self, gain_2B: Tensor, negative_B: Tensor) -> Tensor:
-        """The mean loss an image.
+        """The mean loss per image.
 
         Args:
-            gain_2B: g in nats of the images under their own classes, then of the same under others'.
+            gain_2B: g in nats of the images under their own classes, then of the same images under others'.
             negative_B: which of the second half are negatives; the others count as positives with weight 1.
         """
         own_B, other_B = (self.beta * gain_2B).chunk(2)
@@ -50,60 +53,90 @@ class Contrast:
         return (second_B - F.logsigmoid(own_B)).mean() / max(self.weight, 1.0)
 
 
-def train_cca(
-    reference: VAR,
-    student: VAR,
-    quantizer: MultiScaleQuantizer,
+def align(
+    images: ImageSet,
+    out: Path,
+    model: LoadedModel,
+    recipe: Recipe,
+    *,
+    contrast: Contrast | None = None,
+    rank: int = 0,
+    augment: Augment | None = None,
+    progress: Progress = lambda step, values: None,
+) -> None:
+    """Fine-tune a generator on images of its own classes and write it to `out`.
+
+    Resumes as `train_tokenizer` does.
+
+    Args:
+        rank: 0 trains every weight and writes a safetensors file; otherwise the rank of a LoRA adapter, which is
+            written to the folder `out` as PEFT saves them.
+        augment: None for random crops.
+    Raises: UsageError for images without a class of the model; otherwise as `train_tokenizer`.
+    """
+    check_output(out, folder=rank > 0)
+    class_of = match(images.class_names, model.classes)
+    if not images.class_names or (images.labels < 0).any() or (class_of < 0).any():
+        unknown = [name for name, i in zip(images.class_names, class_of, strict=True) if i < 0]
+        why = f"{model.name} has none called {', '.join(unknown[:4])}" if unknown else "every image needs one"
+        raise UsageError("images without a class of the model", why, "use one sub-folder a class, named as the model's")
+    labelled = replace(images, labels=class_of[images.labels].astype("int32"))
+    batches = TrainingImages(labelled, model.tokenizer.image_size, augment or Augment(), seed=recipe.seed)
+    reference = base_of(model.likelihood)
+    student = student_of(reference, rank, torch.Generator().manual_seed(recipe.seed))
+    data, checkpoint = EncodedImages(model.tokenizer, batches), resume_file(out)
+    fit(reference, student, model.tokenizer, data, recipe, contrast or Contrast(), checkpoint, progress)
+    if rank:
+        save_lora(low_rank.attached(student.network), out, base_sha256=model.sha256)
+    else:
+        save_generator(student, out, class_names=model.classes.ids, tokenizer_sha256=model.tokenizer.sha256)
+    checkpoint.unlink(missing_ok=True)
+
+
+def fit(
+    reference: TrainableModel,
+    student: TrainableModel,
+    tokenizer: LoadedTokenizer,
     data: TokenBatches,
     recipe: Recipe,
     contrast: Contrast,
     checkpoint: Path,
     progress: Progress,
 ) -> None:
-    """Train `student` in place: the trainable parameters of a model that begins equal to `reference`.
+    """Train the trainable parameters of `student`, a model that begins equal to `reference`, in place.
 
-    Raises: as `train.loop.train`.
+    Raises: as `loop.train`.
     """
-    reference.requires_grad_(False)
-    device, unconditional = reference.pos_1LC.device, reference.config.num_classes
+    network = reference.network.requires_grad_(False)
+    device = next(network.parameters()).device
 
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
         tokens_BL, label_B, generator = data.batch(step, recipe.batch_size)
         tokens_2BL = tokens_BL.to(device).repeat(2, 1)
         other_B = label_B.roll(1)
         dropped_B = torch.rand(len(label_B), generator=generator) < contrast.class_dropout
-        class_2B = torch.cat([label_B, other_B]).masked_fill(dropped_B.repeat(2), unconditional).to(device)
+        class_2B = torch.cat([label_B, other_B]).masked_fill(dropped_B.repeat(2), reference.num_classes).to(device)
         with torch.no_grad():
-            before_2B = token_log_prob(reference, quantizer, tokens_2BL, class_2B).sum(1)
-        gain_2B = token_log_prob(student, quantizer, tokens_2BL, class_2B).sum(1) - before_2B
+            before_2B = reference.token_log_prob(tokens_2BL, class_2B).sum(1)
+        gain_2B = student.token_log_prob(tokens_2BL, class_2B).sum(1) - before_2B
         negative_B = (~dropped_B & (other_B != label_B)).to(device)
         loss = contrast.loss(gain_2B, negative_B)
         own, other = gain_2B.detach().chunk(2)
         return loss, {"loss": loss.item(), "own": own.mean().item(), "others": other.mean().item()}
 
-    weights = sum(p.numel() for p in student.parameters() if p.requires_grad)
-    models = f"{weights} weights of {fingerprint(reference)}, tokens of {fingerprint(quantizer)}"
-    subject = f"CCA {contrast}, {models}, {reference.config} on {data}"
-    train(student, loss_of_step, recipe, checkpoint, progress, subject=subject)
+    weights = sum(p.numel() for p in student.network.parameters() if p.requires_grad)
+    networks = f"{weights} weights of {fingerprint(network)}, tokens of {fingerprint(tokenizer.network)}"
+    subject = f"CCA {contrast}, {networks}, {reference.config} on {data}"
+    train(student.network, loss_of_step, recipe, checkpoint, progress, subject=subject)
 
 
-def student_of(var: VAR, rank: int, generator: torch.Generator) -> VAR:
-    """A copy to train, which begins equal to `var`: all of it, or, with a rank, LoRA of its attention and MLP alone."""
-    student = copy.deepcopy(var)
+def student_of(model: TrainableModel, rank: int, generator: torch.Generator) -> TrainableModel:
+    """A copy to train, equal to `model` at first: all its weights or, with a rank, LoRA of attention and MLP."""
+    network = copy.deepcopy(model.network)
     if not rank:
-        return student.requires_grad_(True)
-    student.requires_grad_(False)
-    for name in adapted_linears(var.config, "lora"):
-        linear = cast("nn.Linear", student.get_submodule(name))
-        rows, columns = linear.weight.shape
-        a = torch.randn(rank, columns, generator=generator) / columns**0.5
-        low_rank = LowRank(a, torch.zeros(rows, rank), 1.0).to(linear.weight.device)
-        parametrize.register_parametrization(linear, "weight", low_rank)
-    return student
-
-
-def adapter_of(student: VAR) -> dict[str, tuple[Tensor, Tensor]]:
-    """What a LoRA student has learnt: name of a linear -> (A (r, in), B (out, r)); W + B A is its weight."""
-    end = ".parametrizations.weight.0"
-    parts = {name.removesuffix(end): m for name, m in student.named_modules() if isinstance(m, LowRank)}
-    return {name: (part.a.detach(), part.b.detach()) for name, part in parts.items()}
+        return model.with_network(network.requires_grad_(True))
+    network.requires_grad_(False)
+    device = next(network.parameters()).device
+    targets = model.low_rank_targets("lora")
+    low_rank.attach(network, {name: LowRank.new(targets[name], rank, generator).to(device) for name in targets})
+    return model.with_network(network)

@@ -5,48 +5,64 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from avarc_cli.errors import AvarcError
-from avarc_cli.models.var.network import VAR
+from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.layers.low_rank import LowRank
+from avarc_cli.likelihood import TrainableModel
 from avarc_cli.storage import write_whole
-from avarc_cli.tokenizers.vqvae import VQVAE
 
 
-def save_tokenizer(model: VQVAE, path: Path, *, preprocess: str) -> None:
-    """A tokenizer file: published keys; metadata family, patch_nums and default preprocessing."""
-    scales = ",".join(map(str, model.config.patch_nums))
-    _save(model.state_dict(), {"family": "vqvae", "patch_nums": scales, "preprocess": preprocess}, path)
+def check_output(out: Path, *, folder: bool = False) -> None:
+    """Check that `out` can be written, before any training: a bad name must not cost one. Raises: UsageError."""
+    if not out.parent.is_dir():
+        raise UsageError(f"cannot write '{out}'", f"'{out.parent}' is no folder")
+    if out.exists() and out.is_dir() != folder:
+        raise UsageError(f"cannot write '{out}'", f"it is a {'folder' if out.is_dir() else 'file'}", "name another")
 
 
-def save_var(model: VAR, path: Path, *, class_names: Sequence[str], tokenizer_sha256: str) -> None:
-    """A generator file: published keys with `lvl_1L`, which holds the scales; metadata family and class names."""
-    counts = torch.tensor([p * p for p in model.config.patch_nums])
-    level_1L = torch.arange(len(counts)).repeat_interleave(counts)[None]
-    metadata = {"family": "var", "class_names": json.dumps(list(class_names)), "tokenizer_sha256": tokenizer_sha256}
-    _save(model.state_dict() | {"lvl_1L": level_1L}, metadata, path)
+def resume_file(out: Path) -> Path:
+    """Where the unfinished training of `out` is kept."""
+    return out.with_name(out.name + ".ckpt")
 
 
-def save_lora(factors: Mapping[str, tuple[Tensor, Tensor]], folder: Path, *, base_sha256: str) -> None:
+def save_tokenizer(network: Any, path: Path, *, family: str, preprocess: str) -> None:
+    """A tokenizer file: published keys; the metadata names family, what tensors cannot tell, and preprocessing."""
+    metadata = {"family": family, **network.checkpoint_metadata(), "preprocess": preprocess}
+    _save(network.state_dict(), metadata, path)
+
+
+def save_generator(model: TrainableModel, path: Path, *, class_names: Sequence[str], tokenizer_sha256: str) -> None:
+    """A generator file: published keys; the metadata names family, classes and the tokenizer's file."""
+    metadata = {
+        "family": model.family,
+        "class_names": json.dumps(list(class_names)),
+        "tokenizer_sha256": tokenizer_sha256,
+    }
+    _save(model.checkpoint_tensors(), metadata, path)
+
+
+def save_lora(changes: Mapping[str, LowRank], folder: Path, *, base_sha256: str) -> None:
     """A LoRA adapter in PEFT's own folder format: adapter_config.json and adapter_model.safetensors.
 
     Args:
-        factors: name of a linear -> (A (r, in), B (out, r)), which adds B A to its weight.
+        changes: by name of the linear, of scale 1.
         base_sha256: of the file that the adapter belongs to.
     """
     tensors: dict[str, Tensor] = {}
-    for name, (a, b) in factors.items():
-        tensors |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
-    rank = len(next(iter(factors.values()))[0])
+    for name, change in changes.items():
+        prefix = f"base_model.model.{name}"
+        tensors |= {f"{prefix}.lora_A.weight": change.a, f"{prefix}.lora_B.weight": change.b}
+    rank = len(next(iter(changes.values())).a)
     config = {
         "peft_type": "LORA",
         "base_model_name_or_path": None,
         "r": rank,
         "lora_alpha": rank,  # scale alpha / r = 1
-        "target_modules": sorted({name.split(".", 2)[2] for name in factors}),  # without blocks.i
+        "target_modules": sorted({name.split(".", 2)[2] for name in changes}),  # without blocks.i
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,

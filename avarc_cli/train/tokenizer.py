@@ -1,82 +1,62 @@
-"""Training of the multi-scale VQ-VAE (arXiv:2404.02905, section 3.2, without the perceptual and adversarial losses)."""
+"""Training of a tokenizer on a set of images."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from avarc_cli.tokenizers.vqvae import VQVAE, VQVAEConfig
-from avarc_cli.train.images import TrainingImages
+from avarc_cli import families
+from avarc_cli.data.datasets import ImageSet
+from avarc_cli.likelihood import TokenizerNetwork
+from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Progress, Recipe, train
-
-COMMITMENT = 0.25  # weight of pulling the latents to the codes; pulling the codes to the latents weighs 1
-REVIVE_EVERY = 100  # steps between replacements of codes that nobody chose
-REVIVE_UNTIL = 0.6  # share of the training after which codes are left to settle
+from avarc_cli.train.save import check_output, resume_file, save_tokenizer
 
 
 def train_tokenizer(
-    config: VQVAEConfig,
-    images: TrainingImages,
+    images: ImageSet,
+    out: Path,
+    shape: Mapping[str, Any],
     recipe: Recipe,
-    checkpoint: Path,
-    progress: Progress,
     *,
+    image_size: int,
+    family: str = "vqvae",
+    augment: Augment | None = None,
     device: torch.device,
-) -> VQVAE:
-    """A VQ-VAE on `device` that reconstructs `images`; resumes from `checkpoint`.
+    progress: Progress = lambda step, values: None,
+) -> TokenizerNetwork:
+    """Train a tokenizer that reconstructs `images` and write it to `out` (safetensors).
 
-    On a CPU the same seed and number of threads give the same weights, bit for bit.
-    Raises: as `train`.
+    A stopped training goes on from OUT.ckpt when it is called again with the same arguments. On a CPU the same seed
+    and number of threads give the same weights, bit for bit.
+
+    Args:
+        shape: of the network, in the family's own terms (`TokenizerFamily.new`).
+        image_size: side of the images, pixels.
+        augment: None for random crops.
+    Raises: UsageError for a shape that does not fit; AvarcError for an unreadable image, a loss that is not finite, or
+        an output that cannot be written; CheckpointError for an OUT.ckpt of another training; Interrupted on Ctrl-C.
     """
+    check_output(out)
+    augment = augment or Augment()
+    known = families.TOKENIZERS.get(family)
     torch.manual_seed(recipe.seed)
-    model = VQVAE(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    nn.init.normal_(model.quantize.embedding.weight, std=0.5)
-    model.to(device)  # only now: the CPU's generator makes the same first weights for every device
-    used_V = torch.zeros(config.vocab_size, device=device)
+    network: Any = known.new(image_size=image_size, **shape)
+    network.to(device)  # only now: the CPU's generator makes the same first weights for every device
+    loss = known.training_loss(network)
+    batches = TrainingImages(images, image_size, augment, seed=recipe.seed)
 
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
-        x, _, generator = images.batch(step, recipe.batch_size)
-        x = x.to(device).contiguous(memory_format=torch.channels_last)
-        f = model.encode(x)
-        f_hat, vq_loss, index_N = _quantize_with_loss(model, f)
-        used_V.add_(index_N.bincount(minlength=config.vocab_size))
-        if step % REVIVE_EVERY == REVIVE_EVERY - 1:
-            if step < REVIVE_UNTIL * recipe.steps:
-                _revive(model, f.detach(), used_V, generator)
-            used_V.zero_()
-        image = model.decoder(model.post_quant_conv(f + (f_hat - f).detach()))
-        error = F.mse_loss(image, x)
-        loss = F.l1_loss(image, x) + error + vq_loss
-        return loss, {"rmse": error.item() ** 0.5, "vq": vq_loss.item()}
+        x, _, generator = batches.batch(step, recipe.batch_size)
+        return loss(x.to(device).contiguous(memory_format=torch.channels_last), step, recipe.steps, generator)
 
-    train(model, loss_of_step, recipe, checkpoint, progress, subject=f"{config} on {images}")
-    return model
-
-
-def _quantize_with_loss(model: VQVAE, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantised latents, the codebook loss averaged over scales, and the chosen codes (all scales, flat)."""
-    with torch.no_grad():
-        tokens_BL = model.tokenize(f)
-    losses = []
-    f_hat = f
-    for f_hat in model.quantize.accumulate(tokens_BL):
-        losses.append(F.mse_loss(f_hat, f.detach()) + COMMITMENT * F.mse_loss(f, f_hat.detach()))
-    return f_hat, torch.stack(losses).mean(), tokens_BL.flatten()
-
-
-@torch.no_grad()
-def _revive(model: VQVAE, f: Tensor, used_V: Tensor, generator: torch.Generator) -> None:
-    """Give unused codes the value of a residual that some scale had to quantise."""
-    unused = (used_V == 0).nonzero().flatten()
-    if len(unused) == 0:
-        return
-    r, residuals = f, []
-    for k, index_Bpp in enumerate(model.quantize.split(model.tokenize(f))):
-        residuals.append(model.quantize.residual(k, r))
-        r = r - model.quantize.contribution(k, index_Bpp)
-    pool = torch.cat(residuals)
-    chosen = torch.randint(len(pool), (len(unused),), generator=generator)
-    model.quantize.embedding.weight[unused] = pool[chosen.to(pool.device)]
+    checkpoint = resume_file(out)
+    train(network, loss_of_step, recipe, checkpoint, progress, subject=f"{network.config} on {batches}")
+    save_tokenizer(network, out, family=family, preprocess="resize-crop" if augment.mode == "crop" else "fit")
+    checkpoint.unlink(missing_ok=True)
+    trained: TokenizerNetwork = network
+    return trained

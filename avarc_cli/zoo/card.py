@@ -42,65 +42,34 @@ Weights: TypeAlias = HubFile | AssetFile | LocalFile
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerCard:
-    """An image tokenizer. A token cache belongs to one of these, and serves every model that names it.
-
-    builder is "module:Class", imported on first use; preprocess a mode of `avarc_cli.data.preprocess`;
-    params is None where nobody has counted.
-    """
+    """An image tokenizer. A token cache belongs to one of these, and serves every model that names it."""
 
     name: str
-    family: str
-    builder: str
+    family: str  # a name in families.TOKENIZERS
     image_size: int  # pixels
-    patch_nums: tuple[int, ...]  # tokens per side of each scale
-    params: int | None
+    layout: TokenLayout  # of its tokens
+    params: int | None  # None where unknown
     weights: Weights
     license: str
-    source: str
-    preprocess: str
-
-    @property
-    def layout(self) -> TokenLayout:
-        """Where the tokens lie."""
-        return TokenLayout.multi_scale(self.patch_nums)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens per image."""
-        return sum(p * p for p in self.patch_nums)
+    source: str  # paper, or where it comes from
+    preprocess: str  # a mode of data.preprocess
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """A generator that gives log p(tokens | class).
-
-    tokenizer is the name of a TokenizerCard; likelihood is "exact", or "bound" for a model that only bounds it.
-    """
+    """A generator that gives log p(tokens | class)."""
 
     name: str
-    family: str
-    builder: str
-    tokenizer: str
+    family: str  # a name in families.GENERATORS
+    tokenizer: str  # name of a TokenizerCard, or a file
     image_size: int  # pixels
-    patch_nums: tuple[int, ...]  # tokens per side of each scale
+    layout: TokenLayout  # of the tokens that it models
     num_classes: int
-    label_space: str
-    likelihood: str = "exact"
-    params: int | None
+    label_space: str  # what its class ids mean
+    params: int | None  # None where unknown
     license: str
-    source: str
+    source: str  # paper, or where it comes from
     weights: Weights
-    preprocess: str
-
-    @property
-    def layout(self) -> TokenLayout:
-        """Where the tokens lie."""
-        return TokenLayout.multi_scale(self.patch_nums)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens per image."""
-        return sum(p * p for p in self.patch_nums)
 
 
 Card: TypeAlias = ModelCard | TokenizerCard

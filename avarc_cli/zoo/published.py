@@ -1,19 +1,18 @@
 """The cards of what is shipped with avarc or published on the Hugging Face hub: facts only.
 
 Sizes and file names: https://github.com/FoundationVision/VAR and https://github.com/thu-ml/CCA.
-No card pins a revision or a sha256 yet: whoever knows them from the hub itself may add them.
+No card pins a revision or a sha256 yet: they were not available when the cards were written.
 """
 
 from __future__ import annotations
 
+from avarc_cli.layout import TokenLayout
 from avarc_cli.zoo.card import AssetFile, HubFile, ModelCard, TokenizerCard
 
-SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
-SCALES_DIGITS = (1, 2, 3, 5, 8)
+SCALES_256 = TokenLayout.multi_scale((1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
+SCALES_512 = TokenLayout.multi_scale((1, 2, 3, 4, 6, 9, 13, 18, 24, 32))
+SCALES_DIGITS = TokenLayout.multi_scale((1, 2, 3, 5, 8))
 
-_VAR = "avarc_cli.models.var.network:VAR"
-_VQVAE = "avarc_cli.tokenizers.vqvae:VQVAE"
 _DIGITS_LICENSE = "weights MIT; images CC BY 4.0 (UCI Optical Recognition of Handwritten Digits)"
 _DIGITS_SOURCE = "scikit-learn handwritten digits"
 
@@ -23,17 +22,15 @@ def _published(name: str, *, params: int, weights: HubFile, source: str, size: i
     return ModelCard(
         name=name,
         family="var",
-        builder=_VAR,
         tokenizer=f"var-vqvae-{size}",
         image_size=size,
-        patch_nums=SCALES_512 if size == 512 else SCALES_256,
+        layout=SCALES_512 if size == 512 else SCALES_256,
         num_classes=1000,
         label_space="imagenet1k",
         params=params,
         license="MIT",
         source=source,
         weights=weights,
-        preprocess="resize-crop",
     )
 
 
@@ -47,14 +44,13 @@ def _cca(depth: int, params: int) -> ModelCard:
     return _published(f"var-d{depth}-cca", params=params, weights=weights, source="arXiv:2410.09347")
 
 
-def _var_tokenizer(size: int, patch_nums: tuple[int, ...]) -> TokenizerCard:
+def _var_tokenizer(size: int, layout: TokenLayout) -> TokenizerCard:
     """One file serves both sizes: the network is convolutional, only the scales differ."""
     return TokenizerCard(
         name=f"var-vqvae-{size}",
         family="vqvae",
-        builder=_VQVAE,
         image_size=size,
-        patch_nums=patch_nums,
+        layout=layout,
         params=109_000_000,
         weights=HubFile("FoundationVision/var", "vae_ch160v4096z32.pth"),
         license="MIT",
@@ -67,32 +63,28 @@ MODELS = (
     ModelCard(
         name="digits",
         family="var",
-        builder=_VAR,
         tokenizer="digits-vqvae",
         image_size=16,
-        patch_nums=SCALES_DIGITS,
+        layout=SCALES_DIGITS,
         num_classes=10,
         label_space="digits",
         params=1_252_872,
         license=_DIGITS_LICENSE,
         source=_DIGITS_SOURCE,
         weights=AssetFile("digits/var.safetensors"),
-        preprocess="fit",
     ),
     ModelCard(
         name="digits-0-4",
         family="var",
-        builder=_VAR,
         tokenizer="digits-vqvae",
         image_size=16,
-        patch_nums=SCALES_DIGITS,
+        layout=SCALES_DIGITS,
         num_classes=5,
         label_space="digits",
         params=323_076,
         license=_DIGITS_LICENSE,
         source=_DIGITS_SOURCE,
         weights=AssetFile("digits-0-4/var.safetensors"),
-        preprocess="fit",
     ),
     _var(16, 310_000_000),
     _var(20, 600_000_000),
@@ -109,9 +101,8 @@ TOKENIZERS = (
     TokenizerCard(
         name="digits-vqvae",
         family="vqvae",
-        builder=_VQVAE,
         image_size=16,
-        patch_nums=SCALES_DIGITS,
+        layout=SCALES_DIGITS,
         params=715_419,
         weights=AssetFile("digits/vqvae.safetensors"),
         license=_DIGITS_LICENSE,

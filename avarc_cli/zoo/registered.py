@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.layout import TokenLayout
 from avarc_cli.zoo import paths, published
 from avarc_cli.zoo.card import Card, HubFile, LocalFile, ModelCard, TokenizerCard
 
-FORMAT = 1
+FORMAT = 2  # 1 had the sides of scales, patch_nums, in place of a layout, and three fields that had no use
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -55,11 +56,11 @@ def load() -> Registered:
         raise _unreadable(str(problem)) from None
     try:
         data = json.loads(text)
-        if data["format"] != FORMAT:
+        if data["format"] not in (1, FORMAT):
             raise _unreadable(f"its format is {data['format']}, this avarc reads {FORMAT}")
         return Registered(
-            tuple(ModelCard(**_fields(entry)) for entry in data["models"]),
-            tuple(TokenizerCard(**_fields(entry)) for entry in data["tokenizers"]),
+            tuple(ModelCard(**_fields(entry, ModelCard)) for entry in data["models"]),
+            tuple(TokenizerCard(**_fields(entry, TokenizerCard)) for entry in data["tokenizers"]),
             {str(name): str(revision) for name, revision in data["revisions"].items()},
         )
     except (AttributeError, KeyError, TypeError, ValueError) as problem:
@@ -130,13 +131,17 @@ def _published() -> tuple[Card, ...]:
     return (*published.MODELS, *published.TOKENIZERS)
 
 
-def _fields(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {**entry, "patch_nums": tuple(entry["patch_nums"]), "weights": LocalFile(Path(entry["weights"]))}
+def _fields(entry: Mapping[str, Any], kind: type[Card]) -> dict[str, Any]:
+    """A card's fields; those that format 1 had beside them are left out."""
+    sides = entry.get("patch_nums")
+    layout = TokenLayout.from_dict(entry["layout"]) if sides is None else TokenLayout.multi_scale(sides)
+    known = {field.name: entry[field.name] for field in dataclasses.fields(kind) if field.name in entry}
+    return {**known, "layout": layout, "weights": LocalFile(Path(entry["weights"]))}
 
 
 def _entry(card: Card) -> dict[str, Any]:
     assert isinstance(card.weights, LocalFile)  # no other is registered
-    return {**dataclasses.asdict(card), "weights": str(card.weights.path)}
+    return {**dataclasses.asdict(card), "layout": card.layout.to_dict(), "weights": str(card.weights.path)}
 
 
 def _save(user: Registered) -> None:

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from avarc_cli.data import Preprocess, open_images
-from avarc_cli.loading import LoadedTokenizer
-from avarc_cli.tokenizers.vqvae import VQVAE
+from avarc_cli.loaded import LoadedTokenizer
+from avarc_cli.tokenizers.vqvae.network import VQVAE
 from avarc_cli.tokens import encode
 
 

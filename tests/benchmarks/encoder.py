@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avarc_cli.tokenizers import vqvae
-from avarc_cli.tokenizers.vqvae import VQVAE, VQVAEConfig
+from avarc_cli.tokenizers.vqvae.config import VQVAEConfig
+from avarc_cli.tokenizers.vqvae.network import VQVAE
 
 PUBLISHED = VQVAEConfig(
     vocab_size=4096, z_channels=32, ch=160, ch_mult=(1, 1, 2, 2, 4), patch_nums=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16)

@@ -32,7 +32,7 @@ def colours(tmp_path_factory):
 def models(tiny, tiny_files, tmp_path_factory):
     """The tiny generator, and its tokenizer as `avarc train` writes one: the file knows its scales."""
     tokenizer = tmp_path_factory.mktemp("tokenizer") / "vq.safetensors"
-    save_tokenizer(tiny.vqvae(), tokenizer, preprocess="fit")
+    save_tokenizer(tiny.vqvae(), tokenizer, family="vqvae", preprocess="fit")
     return ["--model", str(tiny_files / "VAR.pth"), "--tokenizer", str(tokenizer)]
 
 

@@ -3,25 +3,25 @@
 import numpy as np
 import pytest
 import torch
+from conftest import read_var
 
+from avarc_cli.added_classes import METHODS, ROW, AddedClass, AddedClassesModel, base_of, targets_of
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.incremental.scoring import log_likelihoods
-from avarc_cli.models.var.added import METHODS, ROW, AddedClass, VARAdded, adapted_linears, base_of
 from avarc_cli.models.var.likelihood import VARLikelihood
-from avarc_cli.models.var.network import VAR
 from avarc_cli.zoo import lora
 
 CPU = torch.device("cpu")
 
 
 def base_model(golden):
-    return VARLikelihood(golden.var(), golden.vqvae().quantize)
+    return golden.likelihood()
 
 
 def added(base, method, seed=0, rank=3):
     """An addition with noise in all of its parameters."""
-    config, generator = base.var.config, torch.Generator().manual_seed(seed)
-    new = AddedClass.new(config, base.var.class_emb.weight[seed % config.num_classes], method, rank, generator)
+    generator = torch.Generator().manual_seed(seed)
+    new = AddedClass.new(base, seed % base.num_classes, method, rank=rank, generator=generator)
     for parameter in new.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return new.requires_grad_(False)
@@ -35,8 +35,8 @@ def scores(model, tokens, ids=None):
 def test_old_classes_and_other_additions_score_bit_for_bit_as_before(golden, method):
     base, tokens = base_model(golden), golden.tokens().repeat(3, 1)
     alone = scores(base, tokens)
-    one = scores(VARAdded(base, [added(base, method)]), tokens)
-    two = scores(VARAdded(base, [added(base, method), added(base, "lora", seed=1)]), tokens)
+    one = scores(AddedClassesModel(base, [added(base, method)]), tokens)
+    two = scores(AddedClassesModel(base, [added(base, method), added(base, "lora", seed=1)]), tokens)
     assert np.array_equal(one[:, :-1], alone) and np.array_equal(two[:, :-1], one)
     assert (np.abs(one[:, -1:] - alone) > 1e-3).all(), "and the new class is another one"
 
@@ -50,16 +50,15 @@ def test_an_addition_scores_as_the_base_with_its_weights_merged(golden, method):
     whole["class_emb.weight"][0] = new.tensors()[ROW]
     merged, said = lora.merge(whole | factors, {"lora_alpha": "3"}, golden.name)
     assert ("lora" in said) == (method != "embedding")
-    expected = scores(VARLikelihood(VAR.from_state_dict(merged), base.quantizer), golden.tokens(), [0])
-    found = scores(VARAdded(base, [new]), golden.tokens(), [base.num_classes])
+    expected = scores(VARLikelihood(read_var(merged), base.quantizer), golden.tokens(), [0])
+    found = scores(AddedClassesModel(base, [new]), golden.tokens(), [base.num_classes])
     assert np.abs(found - expected).max() < 1e-4
 
 
 def test_a_new_addition_scores_as_the_class_that_it_starts_from(golden):
     base = base_model(golden)
-    start = base.var.class_emb.weight[4]
-    new = AddedClass.new(base.var.config, start, "lora", 2, torch.Generator().manual_seed(0)).requires_grad_(False)
-    both = scores(VARAdded(base, [new]), golden.tokens(), [4, base.num_classes])
+    new = AddedClass.new(base, 4, "lora", rank=2, generator=torch.Generator().manual_seed(0)).requires_grad_(False)
+    both = scores(AddedClassesModel(base, [new]), golden.tokens(), [4, base.num_classes])
     assert np.abs(both[:, 0] - both[:, 1]).max() < 1e-5
 
 
@@ -67,8 +66,8 @@ def test_stored_tensors_make_the_same_addition(golden):
     base = base_model(golden)
     for method in METHODS:
         new = added(base, method)
-        again = AddedClass.from_tensors(new.tensors(), 1.0, base.var.config, "file").requires_grad_(False)
-        found = [scores(VARAdded(base, [a]), golden.tokens()) for a in (new, again)]
+        again = AddedClass.from_tensors(base, new.tensors(), 1.0, "file").requires_grad_(False)
+        found = [scores(AddedClassesModel(base, [a]), golden.tokens()) for a in (new, again)]
         assert np.array_equal(*found)
 
 
@@ -85,12 +84,12 @@ def test_tensors_that_do_not_fit_are_refused(tiny):
     ]
     for wrong in damaged:
         with pytest.raises(CheckpointError, match=r"a\.safetensors does not fit this model"):
-            AddedClass.from_tensors(wrong, 1.0, base.var.config, "a.safetensors")
+            AddedClass.from_tensors(base, wrong, 1.0, "a.safetensors")
 
 
 def test_unconditional_is_no_added_class_and_scores_as_before(tiny):
     base = base_model(tiny)
-    model = VARAdded(base, [added(base, "lora"), added(base, "embedding")])
+    model = AddedClassesModel(base, [added(base, "lora"), added(base, "embedding")])
     assert model.unconditional not in range(model.num_classes)
     assert np.array_equal(
         scores(model, tiny.tokens(), [model.unconditional]), scores(base, tiny.tokens(), [base.unconditional])
@@ -101,14 +100,14 @@ def test_unconditional_is_no_added_class_and_scores_as_before(tiny):
 
 def test_pairs_of_two_adapters_in_one_batch_are_a_mistake(tiny):
     base = base_model(tiny)
-    model = VARAdded(base, [added(base, "lora")])
+    model = AddedClassesModel(base, [added(base, "lora")])
     with pytest.raises(ValueError, match=r"adapters \[0, 1\]"):
         model.begin(tiny.tokens()[:1], torch.tensor([0, 0]), torch.tensor([0, base.num_classes]))
 
 
 def test_a_kept_prefix_goes_on_to_the_same_scores(tiny):
     base = base_model(tiny)
-    model, new = VARAdded(base, [added(base, "lora")]), base.num_classes
+    model, new = AddedClassesModel(base, [added(base, "lora")]), base.num_classes
     tokens, last = tiny.tokens(), len(base.segment_ends)
     whole = model.extend(model.begin(tokens, torch.arange(2), torch.full((2,), new)), last, hold=0)
     state = model.begin(tokens, torch.arange(2), torch.full((2,), new))
@@ -119,7 +118,7 @@ def test_a_kept_prefix_goes_on_to_the_same_scores(tiny):
 
 def test_an_added_class_is_sampled_by_its_own_model(tiny):
     base = base_model(tiny)
-    model = VARAdded(base, [added(base, "lora", seed=3)])
+    model = AddedClassesModel(base, [added(base, "lora", seed=3)])
 
     def draw(likelihood, ids):
         streams = [torch.Generator().manual_seed(i) for i in range(len(ids))]
@@ -133,8 +132,9 @@ def test_an_added_class_is_sampled_by_its_own_model(tiny):
 def test_guidance_leads_an_added_class_away_from_unconditional(tiny):
     """An addition that is still a copy of class 4 is drawn as class 4 is, guidance included."""
     base = base_model(tiny)
-    start, generator = base.var.class_emb.weight[4], torch.Generator().manual_seed(0)
-    model = VARAdded(base, [AddedClass.new(base.var.config, start, "lora", 2, generator).requires_grad_(False)])
+    generator = torch.Generator().manual_seed(0)
+    copied = AddedClass.new(base, 4, "lora", rank=2, generator=generator).requires_grad_(False)
+    model = AddedClassesModel(base, [copied])
     drawn = [
         model.sample(torch.tensor([class_id]), guidance=3.0, generators=[torch.Generator().manual_seed(1)])
         for class_id in (4, base.num_classes)
@@ -143,11 +143,13 @@ def test_guidance_leads_an_added_class_away_from_unconditional(tiny):
 
 
 def test_methods_change_what_they_say(golden):
-    config = golden.var().config
-    assert adapted_linears(config, "embedding") == []
-    assert all("ada_lin" in name for name in adapted_linears(config, "adaln"))
-    assert len(adapted_linears(config, "lora")) == 4 * config.depth
+    base = base_model(golden)
+    assert targets_of(base, "embedding") == {}
+    assert all("ada_lin" in name for name in targets_of(base, "adaln"))
+    assert len(targets_of(base, "lora")) == 4 * base.config.depth
+    shapes = {name: tuple(base.network.get_submodule(name).weight.shape) for name in targets_of(base, "lora")}
+    assert shapes == targets_of(base, "lora")
     with pytest.raises(UsageError, match="no method 'nonsense'"):
-        adapted_linears(config, "nonsense")
-    with pytest.raises(UsageError, match="VARs only"):
+        targets_of(base, "nonsense")
+    with pytest.raises(UsageError, match="nor can classes be added"):
         base_of(object())

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from avarc_cli.added_classes import METHODS, AddedClassesModel
 from avarc_cli.errors import UsageError
 from avarc_cli.incremental.examples import Examples, TokenPool, Variation, concatenate, load
 from avarc_cli.incremental.fit import FitOptions, closest_class, fit_class, hold_out
 from avarc_cli.incremental.scoring import log_likelihoods
-from avarc_cli.models.var.added import METHODS, VARAdded
 from avarc_cli.models.var.likelihood import VARLikelihood
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def test_fitting_changes_no_bit_of_the_base_and_makes_its_images_likelier(base, 
     assert all(parameter.grad is None for parameter in base.var.parameters())
     assert fitted.bits_after < fitted.bits_before and 0 < fitted.steps <= 12
     held_out = examples.tokens[torch.from_numpy(fitted.held_out), 0]
-    scores = log_likelihoods(VARAdded(base, [fitted.added]), held_out, [fitted.closest, 10], device=CPU)
+    scores = log_likelihoods(AddedClassesModel(base, [fitted.added]), held_out, [fitted.closest, 10], device=CPU)
     bits = -scores.mean(0) / 30 / math.log(2)
     assert bits == pytest.approx([fitted.bits_before, fitted.bits_after], abs=1e-3)
 
@@ -62,7 +62,7 @@ def test_training_that_no_longer_helps_is_stopped_and_undone(base, examples):
     fitted = fit_class(base, strangers, options, lambda step, values: seen.append(step))
     assert fitted.steps <= 20 and seen[-1] == fitted.steps + 40 < 120, "four looks at every tenth step without gain"
     held_out = tokens[hold_out(10, 0), 0]
-    found = log_likelihoods(VARAdded(base, [fitted.added]), held_out, [10], device=CPU)
+    found = log_likelihoods(AddedClassesModel(base, [fitted.added]), held_out, [10], device=CPU)
     assert -found.mean() / 30 / math.log(2) == pytest.approx(fitted.bits_after, abs=1e-3), "the best weights are kept"
 
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from avarc_cli.layers import winograd
 from avarc_cli.layers.winograd import WinogradConv
-from avarc_cli.tokenizers.vqvae import VQVAE, VQVAEConfig
+from avarc_cli.tokenizers.vqvae.config import VQVAEConfig
+from avarc_cli.tokenizers.vqvae.network import VQVAE
 
 
 def error(y: torch.Tensor, truth: torch.Tensor) -> float:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from avarc_cli.cli import main
+from avarc_cli.devices import pick_kernels
 from avarc_cli.errors import UsageError
-from avarc_cli.loading import load_model, pick_kernels
+from avarc_cli.loading import load_model
 from avarc_cli.scoring.batching import auto_tokens
 from avarc_cli.scoring.plan import parse_plan
 from avarc_cli.zoo.local_files import ASSETS

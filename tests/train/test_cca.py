@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 from avarc_cli.cli import main
 from avarc_cli.errors import UsageError
+from avarc_cli.layers import low_rank
 from avarc_cli.loading import load_model
-from avarc_cli.train.cca import Contrast, adapter_of, student_of
+from avarc_cli.train.cca import Contrast, student_of
 
 DIGITS = "avarc_cli/assets/digits"
 SHORT = ["--augment", "affine", "--steps", "2", "--batch-size", "4", "--lr", "1e-3"]
@@ -41,19 +42,19 @@ def test_numbers_out_of_range_are_refused(wrong):
 
 
 def test_a_student_begins_as_its_teacher_and_shares_nothing(tiny):
-    var = tiny.var()
-    whole = student_of(var, 0, torch.Generator())
+    model = tiny.likelihood()
+    whole = student_of(model, 0, torch.Generator())
     assert all(
         p.requires_grad and p.data_ptr() != q.data_ptr()
-        for p, q in zip(whole.parameters(), var.parameters(), strict=True)
+        for p, q in zip(whole.network.parameters(), model.network.parameters(), strict=True)
     )
-    adapted = student_of(var, 2, torch.Generator().manual_seed(0))
-    x = torch.randn(3, var.config.width)
-    for block, taught in zip(var.layers, adapted.layers, strict=True):
+    adapted = student_of(model, 2, torch.Generator().manual_seed(0)).network
+    x = torch.randn(3, model.config.width)
+    for block, taught in zip(model.network.layers, adapted.layers, strict=True):
         assert torch.equal(block.ffn.fc1(x), taught.ffn.fc1(x))
     trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
     assert trained and all("parametrizations.weight.0" in name for name in trained)
-    names = {name.split(".", 2)[2] for name in adapter_of(adapted)}
+    names = {name.split(".", 2)[2] for name in low_rank.attached(adapted)}
     assert names == {"attn.mat_qkv", "attn.proj", "ffn.fc1", "ffn.fc2"}
 
 

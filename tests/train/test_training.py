@@ -212,19 +212,20 @@ def test_json_may_stand_at_the_end(folder, trained, tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
-    ("command", "function"), [(TOKENIZER, "tokenizer.train_tokenizer"), (VAR, "generator.train_var")]
+    ("command", "function"), [(TOKENIZER, "tokenizer.train_tokenizer"), (VAR, "generator.train_generator")]
 )
 def test_the_device_reaches_the_training(folder, trained, tmp_path, monkeypatch, command, function):
     """As far as it can be told without a second device that does arithmetic."""
     monkeypatch.chdir(folder)
     seen = []
 
-    def spy(config, *args, device=None, **options):
-        seen.append(device or args[0].quant_conv.weight.device)
+    def spy(images, out, *args, device=None, **options):
+        seen.append(device or args[0].device)
         raise AvarcError("far enough")
 
     monkeypatch.setattr(f"avarc_cli.train.{function}", spy)
-    monkeypatch.setattr("avarc_cli.loading.pick_device", torch.device)
+    for module in ("loading", "devices"):
+        monkeypatch.setattr(f"avarc_cli.{module}.pick_device", torch.device)
     assert main([*command, "--device", "meta"]) == 1
     assert seen == [torch.device("meta")]
 

@@ -1,12 +1,12 @@
 """Cards: facts that agree with each other, and names that are found or explained."""
 
-import importlib
 import json
 import math
 import struct
 
 import pytest
 
+from avarc_cli import families
 from avarc_cli.errors import UsageError
 from avarc_cli.zoo import cards, local_files
 
@@ -26,31 +26,26 @@ def test_names_are_unique_across_models_and_tokenizers():
 @pytest.mark.parametrize("card", MODELS, ids=by_name)
 def test_a_model_and_its_tokenizer_agree(card):
     tokenizer = cards.tokenizer_card(card.tokenizer)
-    assert (card.image_size, card.patch_nums, card.preprocess) == (
-        tokenizer.image_size,
-        tokenizer.patch_nums,
-        tokenizer.preprocess,
-    )
+    assert (card.image_size, card.layout) == (tokenizer.image_size, tokenizer.layout)
     assert cards.model_card(card.name) is card
 
 
 @pytest.mark.parametrize("card", [*MODELS, *TOKENIZERS], ids=by_name)
 def test_scales_grow_from_one_to_the_latent_grid(card):
-    assert card.patch_nums[0] == 1
-    assert list(card.patch_nums) == sorted(set(card.patch_nums))
-    assert card.image_size % card.patch_nums[-1] == 0
-    assert card.num_tokens == sum(p**2 for p in card.patch_nums)
+    sides = card.layout.sides
+    assert sides[0] == 1 and list(sides) == sorted(set(sides))
+    assert card.image_size % sides[-1] == 0
 
 
 @pytest.mark.parametrize("card", [*MODELS, *TOKENIZERS], ids=by_name)
-def test_builders_exist(card):
-    module, name = card.builder.split(":")
-    assert isinstance(getattr(importlib.import_module(module), name), type)
+def test_families_are_registered(card):
+    registry = families.GENERATORS if card in MODELS else families.TOKENIZERS
+    assert registry.get(card.family).name == card.family
 
 
 def test_published_sizes_are_those_of_the_paper():
-    assert cards.tokenizer_card("var-vqvae-256").num_tokens == 680
-    assert cards.tokenizer_card("var-vqvae-512").num_tokens == 2240
+    assert cards.tokenizer_card("var-vqvae-256").layout.num_tokens == 680
+    assert cards.tokenizer_card("var-vqvae-512").layout.num_tokens == 2240
     assert {card.name for card in MODELS if card.image_size == 512} == {"var-d36"}
 
 

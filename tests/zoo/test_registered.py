@@ -47,8 +47,9 @@ def test_a_registered_pair_is_loaded_by_name(both, tiny, capsys):
 
 def test_a_card_of_ones_own_has_the_facts_of_the_file(both, tiny, capsys):
     card = cards.model_card("my-var")
-    assert (card.patch_nums, card.num_classes) == (tiny.patch_nums, tiny.meta["config"]["num_classes"])
-    assert card.preprocess == "fit" and card.image_size == cards.tokenizer_card("my-vq").image_size
+    reader = cards.tokenizer_card("my-vq")
+    assert (card.layout.sides, card.num_classes) == (tiny.patch_nums, tiny.meta["config"]["num_classes"])
+    assert reader.preprocess == "fit" and card.image_size == reader.image_size
     capsys.readouterr()
     assert main(["models", "show", "my-vq", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)

@@ -1,36 +1,44 @@
-"""The shape of a VAR, and how to read it off a checkpoint's tensors."""
+"""The shape of a VAR, and how it is read off a checkpoint's tensors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
+from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.state_dict import take
+from avarc_cli.layout import TokenLayout
 
-EXPECTED = "VAR transformer"
-HEAD_WIDTH = 64  # of a model without QK-norm, whose file does not tell
+TITLE = "VAR transformer"
+HEAD_WIDTH = 64  # channels of a head in every published VAR
 
 
 @dataclass(frozen=True, kw_only=True)
 class VARConfig:
-    """Shape of a VAR: depth blocks of `width` channels and `heads` heads; patch_nums are the scales' sides."""
+    """Shape of a VAR."""
 
-    depth: int
-    width: int
+    depth: int  # blocks
+    width: int  # C, channels of the residual stream
     heads: int
-    num_classes: int
-    patch_nums: tuple[int, ...]
-    vocab_size: int
-    z_channels: int
-    shared_aln: bool = False
-    qk_norm: bool = True
-    mlp_ratio: float = 4.0
+    num_classes: int  # without the unconditional class
+    patch_nums: tuple[int, ...]  # side of each scale, coarse to fine
+    vocab_size: int  # V
+    z_channels: int  # Z, channels of the tokenizer's latents
+    shared_aln: bool = False  # one class modulation for all blocks
+    qk_norm: bool = True  # queries and keys of length one
+    mlp_ratio: float = 4.0  # hidden width of the MLP / C
+    inferred: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # see GeneratorConfig
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The scales."""
+        return TokenLayout.multi_scale(self.patch_nums)
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -47,13 +55,19 @@ class VARConfig:
         return round(linears + attention + 2 * self.width * self.vocab_size * self.ends[-1])
 
 
-def read_config(tensors: Mapping[str, Tensor], source: str) -> VARConfig:
-    """The shape of the VAR that these tensors make up. Raises CheckpointError when they do not."""
+def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> VARConfig:
+    """The shape of the VAR that these tensors make up.
+
+    The tensors tell everything but the number of heads of a model without QK-norm, which `stated` may hold as
+    "num_heads" (the reference's name); otherwise heads have 64 channels, as in every published VAR.
+
+    Raises: CheckpointError when the tensors are no VAR.
+    """
 
     def shape(key: str, ndim: int) -> torch.Size:
-        found = take(tensors, key, source=source, expected=EXPECTED).shape
+        found = take(tensors, key, source=source, expected=TITLE).shape
         if len(found) != ndim:
-            raise CheckpointError(f"{source} does not fit a {EXPECTED}", f"'{key}' has shape {tuple(found)}")
+            raise CheckpointError(f"{source} does not fit a {TITLE}", f"'{key}' has shape {tuple(found)}")
         return found
 
     depth = 0
@@ -61,7 +75,11 @@ def read_config(tensors: Mapping[str, Tensor], source: str) -> VARConfig:
         depth += 1
     rows, width = shape("class_emb.weight", 2)
     qk_norm = "blocks.0.attn.scale_mul_1H11" in tensors
-    heads = shape("blocks.0.attn.scale_mul_1H11", 4)[1] if qk_norm else max(width // HEAD_WIDTH, 1)
+    inferred: dict[str, str] = {}
+    if qk_norm:
+        heads = shape("blocks.0.attn.scale_mul_1H11", 4)[1]
+    else:
+        heads, inferred = _heads(width, stated, source)
     return VARConfig(
         depth=depth,
         width=width,
@@ -73,17 +91,31 @@ def read_config(tensors: Mapping[str, Tensor], source: str) -> VARConfig:
         shared_aln="shared_ada_lin.1.weight" in tensors,
         qk_norm=qk_norm,
         mlp_ratio=shape("blocks.0.ffn.fc1.weight", 2)[0] / width,
+        inferred=inferred,
     )
 
 
+def _heads(width: int, stated: ConfigSources, source: str) -> tuple[int, dict[str, str]]:
+    """Heads of a model without QK-norm, and what was inferred about them."""
+    heads = stated.whole_number("num_heads", "heads")
+    if heads is None:
+        heads = max(width // HEAD_WIDTH, 1)
+        return heads, {"heads": f"{heads}, of {HEAD_WIDTH} channels as in every published VAR"}
+    if width % heads:
+        raise CheckpointError(
+            f"{source} cannot have {heads} heads", f"its {width} channels do not divide among them", "correct num_heads"
+        )
+    return heads, {}
+
+
 def _read_patch_nums(tensors: Mapping[str, Tensor], source: str, first: int, total: int) -> tuple[int, ...]:
-    level_L = take(tensors, "lvl_1L", source=source, expected=EXPECTED).flatten().long()
+    level_L = take(tensors, "lvl_1L", source=source, expected=TITLE).flatten().long()
     counts = level_L.bincount().tolist() if len(level_L) and level_L.min() >= 0 else []
     sides = tuple(math.isqrt(n) for n in counts)
     in_order = bool((level_L.diff() >= 0).all())
     if not in_order or [p * p for p in sides] != counts or counts[:1] != [first] or sum(counts) != total:
         raise CheckpointError(
-            f"{source} does not fit a {EXPECTED}",
+            f"{source} does not fit a {TITLE}",
             f"'lvl_1L' gives scales of {counts[:12]} positions; expected squares, {first} first, {total} in all",
             "the file is damaged: download it again",
         )

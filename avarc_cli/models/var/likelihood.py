@@ -5,49 +5,23 @@ Shapes: B token sequences, P pairs, N distinct classes, L tokens, T tokens of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from avarc_cli.errors import CheckpointError
 from avarc_cli.layers.kv_cache import Workspace
-from avarc_cli.layers.precision import Precision
+from avarc_cli.likelihood import TrainableModel
 from avarc_cli.models.var.class_table import ClassTable, to_device
-from avarc_cli.models.var.config import read_config
+from avarc_cli.models.var.config import VARConfig
+from avarc_cli.models.var.loss import token_log_prob
 from avarc_cli.models.var.network import VAR, Condition
 from avarc_cli.models.var.sampling import sample
-from avarc_cli.tokenizers.vqvae import VQVAE, MultiScaleQuantizer
+from avarc_cli.tokenizers.vqvae.network import MultiScaleQuantizer
 from avarc_kernels import linear_log_prob
-
-
-def build(
-    tensors: Mapping[str, Tensor],
-    tokenizer: VQVAE,
-    *,
-    precision: Precision,
-    kernels: str = "torch",
-    device: torch.device,
-    source: str,
-) -> VARLikelihood:
-    """What `loading.FAMILIES` asks for. Raises CheckpointError when generator and tokenizer do not fit."""
-    var = VAR.from_state_dict(tensors, source=source)
-    ours, theirs = var.config, tokenizer.config
-    if (ours.vocab_size, ours.z_channels) != (theirs.vocab_size, theirs.z_channels):
-        raise CheckpointError(
-            f"{source} reads the tokens of another tokenizer",
-            f"it has {ours.vocab_size} codes of {ours.z_channels} channels, "
-            f"the tokenizer {theirs.vocab_size} of {theirs.z_channels}",
-            "pass the tokenizer that it was trained with",
-        )
-    return VARLikelihood(var.to(device).set_precision(precision).set_kernels(kernels), tokenizer.quantize)
-
-
-def scales(tensors: Mapping[str, Tensor], source: str) -> tuple[int, ...]:
-    """p_1..p_K of the tokens that the generator reads. Raises CheckpointError when these tensors are no VAR."""
-    return read_config(tensors, source).patch_nums
 
 
 @dataclass
@@ -64,11 +38,15 @@ class VARState:
     past: Tensor | None = None
 
 
-class VARLikelihood:
+class VARLikelihood(TrainableModel):
     """log p(tokens of a scale | coarser scales, class), for any run of scales."""
 
+    family = "var"
+
     def __init__(self, var: VAR, quantizer: MultiScaleQuantizer, workspace: Workspace | None = None) -> None:
-        self.var, self.quantizer = var, quantizer
+        self.network = self.var = var
+        self.config = var.config
+        self.quantizer = quantizer
         self.workspace = workspace or Workspace()  # models that never score at once may share one
         self.segment_ends = var.config.ends
         self.num_classes = var.config.num_classes
@@ -137,9 +115,68 @@ class VARLikelihood:
             past=state.past[:, :, keep_Q, :, :end],
         )
 
-    def sample(self, class_id_B: Tensor, **how: Any) -> Tensor:
-        """Tokens (B, L) drawn from p(x | class); `models.var_sampling.sample` has the options."""
-        return sample(self.var, self.quantizer, class_id_B, **how)
+    def sample(
+        self,
+        class_id_B: Tensor,
+        *,
+        generators: Sequence[torch.Generator],
+        guidance: float = 1.5,
+        top_k: int = 0,
+        top_p: float = 0.0,
+    ) -> Tensor:
+        return sample(
+            self.var,
+            self.quantizer,
+            class_id_B,
+            generators=generators,
+            guidance=guidance,
+            top_k=top_k,
+            top_p=top_p,
+        )
+
+    def with_network(self, network: nn.Module) -> VARLikelihood:
+        return VARLikelihood(cast("VAR", network), self.quantizer, self.workspace)
+
+    def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor) -> Tensor:
+        return token_log_prob(self.var, self.quantizer, tokens_BL, class_id_B)
+
+    def class_embedding(self, class_id: int) -> Tensor:
+        return self.var.class_emb.weight[class_id]
+
+    def low_rank_targets(self, method: str) -> dict[str, tuple[int, int]]:
+        shapes = linear_shapes(self.var.config)
+        return {name: shape for name, shape in shapes.items() if ("ada_lin" in name) == (method == "adaln")}
+
+    def one_class_network(self, row_C: nn.Parameter) -> VAR:
+        with torch.device("meta"):
+            twin = VAR(replace(self.var.config, num_classes=1))
+        tensors = self.var.state_dict()
+        tensors["class_emb.weight"] = tensors["class_emb.weight"][[0, -1]]
+        twin.load_state_dict(tensors, assign=True)
+        twin.eval().requires_grad_(False)
+        parametrize.register_parametrization(twin.class_emb, "weight", _FirstRow(row_C))
+        return twin
+
+    def finish_network(self, network: nn.Module) -> VAR:
+        twin = cast("VAR", network)
+        twin.precision = self.var.precision
+        if self.var.precision.quantized:  # from the changed weights
+            twin.set_precision(self.var.precision)
+        return twin.set_kernels(self.var.kernels)
+
+    def with_more_classes(self, count: int) -> VARLikelihood:
+        tensors = {key: value.clone() for key, value in self.var.state_dict().items()}
+        rows = tensors["class_emb.weight"]
+        new = rows[:-1].mean(0, keepdim=True).expand(count, -1)
+        tensors["class_emb.weight"] = torch.cat([rows[:-1], new, rows[-1:]])
+        grown = VAR(replace(self.var.config, num_classes=self.num_classes + count)).to(rows.device)
+        grown.load_state_dict(tensors)
+        return self.with_network(grown)
+
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        counts = torch.tensor([p * p for p in self.var.config.patch_nums])
+        level_1L = torch.arange(len(counts)).repeat_interleave(counts)[None]  # tells a reader the scales
+        return self.var.state_dict() | {"lvl_1L": level_1L}
 
     def bytes_per_token(self, *, kept: bool) -> int:
         c = self.var.config
@@ -157,3 +194,31 @@ class VARLikelihood:
 
     def _position(self, scale: int) -> int:
         return self.segment_ends[scale - 1] if scale else 0
+
+
+class _FirstRow(nn.Module):
+    """A table of class embeddings (2, C) whose first row is `row_C`; the second is the unconditional class's."""
+
+    def __init__(self, row_C: nn.Parameter) -> None:
+        super().__init__()
+        self.row_C = row_C
+
+    def forward(self, table_2C: Tensor) -> Tensor:
+        return torch.stack([self.row_C, table_2C[1]])
+
+
+def linear_shapes(config: VARConfig) -> dict[str, tuple[int, int]]:
+    """(out, in) of every linear that a low-rank method may change: class modulation, attention, MLP."""
+    width, hidden = config.width, round(config.width * config.mlp_ratio)
+    of_block = {
+        "attn.mat_qkv": (3 * width, width),
+        "attn.proj": (width, width),
+        "ffn.fc1": (hidden, width),
+        "ffn.fc2": (width, hidden),
+    }
+    shapes = {"head_nm.ada_lin.1": (2 * width, width)}
+    if config.shared_aln:
+        shapes["shared_ada_lin.1"] = (6 * width, width)
+    else:
+        of_block["ada_lin.1"] = (6 * width, width)
+    return shapes | {f"blocks.{i}.{name}": shape for i in range(config.depth) for name, shape in of_block.items()}

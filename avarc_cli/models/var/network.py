@@ -19,8 +19,7 @@ from torch.nn import functional as F
 
 from avarc_cli.layers.precision import CACHED, FP32, Precision, QuantizedLinear, linear, quantized
 from avarc_cli.layers.state_dict import build
-from avarc_cli.models.var.config import EXPECTED, read_config
-from avarc_cli.models.var.config import VARConfig as VARConfig
+from avarc_cli.models.var.config import TITLE, VARConfig
 from avarc_kernels import adaln, block_causal_attention, gated_residual_adaln, linear_gelu
 
 BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")  # in published files; we compute what they hold
@@ -184,14 +183,13 @@ class VAR(nn.Module):
         self.head = nn.Linear(c.width, c.vocab_size)
 
     @classmethod
-    def from_state_dict(cls, tensors: Mapping[str, Tensor], *, source: str = "the state dict") -> VAR:
-        """A VAR with these tensors, its configuration read off them.
+    def from_state_dict(cls, config: VARConfig, tensors: Mapping[str, Tensor], *, source: str) -> VAR:
+        """A VAR of this shape with these tensors.
 
         Raises: CheckpointError naming `source` and the first few offending keys.
         """
-        config = read_config(tensors, source)
         weights = {k: v for k, v in tensors.items() if k.rpartition(".")[2] not in BUFFERS}
-        return build(lambda: cls(config), weights, source=source, expected=EXPECTED)
+        return build(lambda: cls(config), weights, source=source, expected=TITLE)
 
     @property
     def layers(self) -> list[Block]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from avarc_cli.layers.sampling import restrict
 from avarc_cli.models.var.network import VAR
-from avarc_cli.tokenizers.vqvae import MultiScaleQuantizer
+from avarc_cli.tokenizers.vqvae.network import MultiScaleQuantizer
 
 
 @torch.inference_mode()
@@ -26,14 +26,9 @@ def sample(
     top_p: float = 0.0,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """Tokens (B, L), int64, of one image a class id; `VQVAE.reconstruct` turns them into pictures.
+    """Tokens (B, L) int64, one image for each class id; arguments as `LikelihoodModel.sample`.
 
-    Args:
-        class_id_B: classes, int64.
-        guidance: strength g; scale k of K uses (1 + t) conditional - t unconditional logits with t = g k / (K - 1).
-        top_k: sample among so many likeliest codes (0: all); top_p: then among the likeliest that hold this much
-            probability (0: all).
-        generators: one an image, on the model's device: a picture does not depend on the others of its batch.
+    Scale k of K (from 0) uses (1 + t) conditional - t unconditional logits with t = guidance * k / (K - 1).
     """
     sides, batch = var.config.patch_nums, len(class_id_B)
     both_2B = torch.cat([class_id_B, torch.full_like(class_id_B, var.config.num_classes)])
@@ -58,22 +53,3 @@ def sample(
             following = quantizer.shrink(k + 1, latents).flatten(2).transpose(1, 2)
             x = var.embed_scale(k + 1, following).repeat(2, 1, 1)
     return torch.cat(tokens, dim=1)
-
-
-def stream(seed: int, class_id: int, number: int, device: torch.device) -> torch.Generator:
-    """The randomness of picture `number` of a class: it depends on nothing else."""
-    state = np.random.SeedSequence([seed, class_id, number]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
-
-
-def restrict(logits_BTV: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Logits with everything outside the top k, then outside the nucleus of probability top_p, at -inf."""
-    if top_k > 0:
-        least = logits_BTV.topk(min(top_k, logits_BTV.shape[-1])).values[..., -1:]
-        logits_BTV = logits_BTV.masked_fill(logits_BTV < least, -torch.inf)
-    if top_p > 0:
-        ordered, index = logits_BTV.sort(dim=-1, descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # probability of what is likelier
-        outside = torch.zeros_like(before, dtype=torch.bool).scatter(-1, index, before >= top_p)
-        logits_BTV = logits_BTV.masked_fill(outside, -torch.inf)
-    return logits_BTV

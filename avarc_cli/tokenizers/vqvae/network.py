@@ -7,7 +7,6 @@ Shapes: B images, Z latent channels, h latent side, K scales with sides p_1..p_K
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -15,39 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avarc_cli.errors import CheckpointError
 from avarc_cli.layers import winograd
-from avarc_cli.layers.state_dict import build, take
+from avarc_cli.layout import TokenLayout
+from avarc_cli.tokenizers.vqvae.config import VQVAEConfig
 from avarc_kernels import nearest_code
 
-EXPECTED = "VQ-VAE (VAR tokenizer)"
-SHARED_CONVS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class VQVAEConfig:
-    """Shape of a VQ-VAE.
-
-    ch: width of the first level, pixels side; ch_mult: width of each level as a multiple of it;
-    blocks: residual blocks a level in the encoder (the decoder has one more); patch_nums: p_1..p_K.
-    """
-
-    vocab_size: int
-    z_channels: int
-    ch: int
-    ch_mult: tuple[int, ...]
-    patch_nums: tuple[int, ...]
-    blocks: int = 2
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels a side of one latent position."""
-        return 2 ** (len(self.ch_mult) - 1)
-
-    @property
-    def image_size(self) -> int:
-        """Side in pixels of the images that give p_K x p_K latents."""
-        return self.patch_nums[-1] * self.downsampling
+SHARED_CONVS = 4  # 3x3 convolutions that the scales share
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -252,17 +224,29 @@ class VQVAE(nn.Module):
         self.quantize = MultiScaleQuantizer(config.vocab_size, z, config.patch_nums)
         self.quant_conv, self.post_quant_conv = nn.Conv2d(z, z, 3, padding=1), nn.Conv2d(z, z, 3, padding=1)
 
-    @classmethod
-    def from_state_dict(
-        cls, tensors: Mapping[str, Tensor], patch_nums: tuple[int, ...], *, source: str = "the state dict"
-    ) -> VQVAE:
-        """A VQ-VAE with these tensors; training statistics (`quantize.ema_vocab_hit_SV`) are ignored.
+    @property
+    def layout(self) -> TokenLayout:
+        """The scales."""
+        return TokenLayout.multi_scale(self.config.patch_nums)
 
-        Raises: CheckpointError naming `source` and the first few offending keys.
-        """
-        tensors = {k: v for k, v in tensors.items() if k != "quantize.ema_vocab_hit_SV"}
-        config = _read_config(tensors, patch_nums, source)
-        return build(lambda: cls(config), tensors, source=source, expected=EXPECTED)
+    @property
+    def image_size(self) -> int:
+        """Side of the images, pixels."""
+        return self.config.image_size
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.config.vocab_size
+
+    @property
+    def inferred(self) -> Mapping[str, str]:
+        """What no file states (likelihood.TokenizerNetwork)."""
+        return self.config.inferred
+
+    def checkpoint_metadata(self) -> dict[str, str]:
+        """The scales, which the tensors do not tell."""
+        return {"patch_nums": ",".join(map(str, self.config.patch_nums))}
 
     def speed_up(self) -> None:
         """Encode faster on a CPU, from now on without gradients; latents change by roundings."""
@@ -286,32 +270,3 @@ class VQVAE(nn.Module):
         """Images (B, 3, H, W) from tokens."""
         *_, f_hat = self.quantize.accumulate(tokens_BL)
         return self.decode(f_hat)
-
-
-def _read_config(tensors: Mapping[str, Tensor], patch_nums: tuple[int, ...], source: str) -> VQVAEConfig:
-    def shape(key: str, ndim: int) -> torch.Size:
-        found = take(tensors, key, source=source, expected=EXPECTED).shape
-        if len(found) != ndim:
-            raise CheckpointError(f"{source} does not fit a {EXPECTED}", f"'{key}' has shape {tuple(found)}")
-        return found
-
-    ch = shape("encoder.conv_in.weight", 4)[0]
-    widths: list[int] = []
-    while (key := f"encoder.down.{len(widths)}.block.0.conv1.weight") in tensors:
-        widths.append(shape(key, 4)[0])
-    blocks = sum(f"encoder.down.0.block.{j}.conv1.weight" in tensors for j in range(len(tensors)))
-    if not widths or ch % 32 or any(w % ch for w in widths):
-        raise CheckpointError(
-            f"{source} does not fit a {EXPECTED}",
-            f"its levels are {widths} channels wide; expected multiples of the first width {ch}, itself one of 32",
-            "pass the tokenizer's checkpoint here",
-        )
-    vocab_size, z_channels = shape("quantize.embedding.weight", 2)
-    return VQVAEConfig(
-        vocab_size=vocab_size,
-        z_channels=z_channels,
-        ch=ch,
-        ch_mult=tuple(w // ch for w in widths),
-        patch_nums=patch_nums,
-        blocks=blocks,
-    )

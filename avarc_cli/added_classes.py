@@ -1,0 +1,184 @@
+"""A model with classes that were added later: each has its own embedding and low-rank changes, on one frozen base.
+
+Nothing of the base is copied or written, and a class that was not added is scored by the base alone.
+
+Shapes: P pairs, N classes, C channels of a class embedding, r rank; B token sequences, L tokens, T tokens of the
+segments at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from avarc_cli.errors import CheckpointError, UsageError
+from avarc_cli.layers import low_rank
+from avarc_cli.layers.low_rank import LowRank
+from avarc_cli.likelihood import LikelihoodModel, TrainableModel
+
+METHODS = ("embedding", "adaln", "lora")
+ROW = "class_emb"  # key of the embedding in the file of an added class
+PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"  # the other keys are PEFT's
+
+
+class AddedClass(nn.Module):
+    """What one added class consists of: the parameters that are trained and stored, and nothing of the base."""
+
+    def __init__(self, row_C: Tensor, changes: Mapping[str, LowRank]) -> None:
+        """row_C: the class embedding. changes: of the base's linears, by name, all of one scale."""
+        super().__init__()
+        self.row_C = nn.Parameter(row_C)
+        self.names = tuple(changes)
+        self.low_rank = nn.ModuleList(changes.values())
+
+    @classmethod
+    def new(cls, base: TrainableModel, start: int, method: str, *, rank: int, generator: torch.Generator) -> AddedClass:
+        """A class that scores exactly as class `start` of the base: every B is zero.
+
+        Raises: UsageError for an unknown method, and for one that the base has no linears for.
+        """
+        targets = targets_of(base, method)
+        changes = {name: LowRank.new(shape, rank, generator) for name, shape in targets.items()}
+        row_C = base.class_embedding(start)
+        return cls(row_C.detach().float().clone(), changes).to(row_C.device)
+
+    @classmethod
+    def from_tensors(cls, base: TrainableModel, tensors: Mapping[str, Tensor], scale: float, source: str) -> AddedClass:
+        """The class that `tensors` gave. Raises CheckpointError when they are none, or do not fit the base."""
+        names = sorted(key.removeprefix(PREFIX).removesuffix(A) for key in tensors if key.endswith(A))
+        factors = {n: (tensors[f"{PREFIX}{n}{A}"], tensors.get(f"{PREFIX}{n}{B}", torch.empty(0))) for n in names}
+        shapes = {name: shape for method in METHODS[1:] for name, shape in base.low_rank_targets(method).items()}
+        wrong = [
+            name
+            for name, (a, b) in factors.items()
+            if name not in shapes or (b.shape[0], a.shape[-1]) != shapes[name] or b.shape[1:] != a.shape[:1]
+        ]
+        row, expected = tensors.get(ROW), base.class_embedding(0)
+        if row is None or row.shape != expected.shape or wrong or len(tensors) != 1 + 2 * len(names):
+            why = f"'{wrong[0]}' does not fit" if wrong else f"expected '{ROW}' {tuple(expected.shape)} and LoRA pairs"
+            raise CheckpointError(f"{source} does not fit this model", why, "remove the class and add it again")
+        changes = {name: LowRank(a.float(), b.float(), scale) for name, (a, b) in factors.items()}
+        return cls(row.float(), changes).to(expected.device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is stored: the embedding, and the factors under PEFT's names."""
+        stored = {ROW: self.row_C.detach()}
+        for name, change in self.changes.items():
+            stored |= {f"{PREFIX}{name}{A}": change.a.detach(), f"{PREFIX}{name}{B}": change.b.detach()}
+        return stored
+
+    @property
+    def changes(self) -> dict[str, LowRank]:
+        """The low-rank changes, by the name of the linear."""
+        return dict(zip(self.names, cast("list[LowRank]", list(self.low_rank)), strict=True))
+
+    @property
+    def scale(self) -> float:
+        """Of the low-rank changes: alpha / rank."""
+        return next((change.scale for change in self.changes.values()), 1.0)
+
+    def attach(self, base: TrainableModel) -> TrainableModel:
+        """A model of this class alone. It shares every tensor with `base`, and changes none."""
+        network = base.one_class_network(self.row_C)
+        low_rank.attach(network, self.changes)
+        return base.with_network(base.finish_network(network))
+
+
+def targets_of(base: TrainableModel, method: str) -> dict[str, tuple[int, int]]:
+    """Linears of the base that a method changes: name -> (out, in). Raises: as `AddedClass.new`."""
+    if method not in METHODS:
+        raise UsageError(f"no method '{method}'", f"there are {', '.join(METHODS)}")
+    targets = {} if method == "embedding" else base.low_rank_targets(method)
+    if method != "embedding" and not targets:
+        raise UsageError(
+            f"method '{method}' does not apply to the family '{base.family}'",
+            "it has no such linears",
+            "use --method embedding",
+        )
+    return targets
+
+
+@dataclass
+class AddedState:
+    """A state of one of the models."""
+
+    adapter: int  # 0 is the base, i the i-th added class
+    state: Any
+
+
+class AddedClassesModel(LikelihoodModel):
+    """The base's classes, then the added ones; the unconditional class comes last and never collides with them.
+
+    Adapter 0 is the base, adapter i the i-th added class. They never share a batch, so an old class is scored in the
+    same batches, to the same bits, whatever was added.
+    """
+
+    def __init__(self, base: TrainableModel, added: Sequence[AddedClass]) -> None:
+        self.base, self.added = base, tuple(added)
+        self.models: list[TrainableModel] = [base, *(one.attach(base) for one in added)]
+        self.segment_ends = base.segment_ends
+        self.num_classes = base.num_classes + len(added)
+        self.unconditional = None if base.unconditional is None else self.num_classes
+        self.flops_per_token = base.flops_per_token
+
+    def adapter(self, class_id_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        added_N = np.maximum(class_id_N - self.base.num_classes + 1, 0)
+        return np.where(class_id_N == self.num_classes, 0, added_N)
+
+    def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor) -> AddedState:
+        adapters = np.unique(self.adapter(class_id_P.cpu().numpy()))
+        if len(adapters) != 1:
+            raise ValueError(f"pairs of adapters {adapters.tolist()} in one batch")
+        adapter = int(adapters[0])
+        own_P = self._own_class_ids(adapter, class_id_P)
+        return AddedState(adapter, self.models[adapter].begin(tokens_BL, sequence_P, own_P))
+
+    def extend(self, state: AddedState, stop: int, *, hold: int) -> Tensor:
+        return self.models[state.adapter].extend(state.state, stop, hold=hold)
+
+    def select(self, state: AddedState, keep_Q: Tensor) -> AddedState:
+        return AddedState(state.adapter, self.models[state.adapter].select(state.state, keep_Q))
+
+    def fork(self, state: AddedState, keep_Q: Tensor, tokens_BL: Tensor, sequence_Q: Tensor, stop: int) -> AddedState:
+        model = self.models[state.adapter]
+        return AddedState(state.adapter, model.fork(state.state, keep_Q, tokens_BL, sequence_Q, stop))
+
+    def sample(self, class_id_B: Tensor, *, generators: Sequence[torch.Generator], **options: Any) -> Tensor:
+        adapter_B = self.adapter(class_id_B.cpu().numpy())
+        tokens_BL = torch.empty(len(class_id_B), self.segment_ends[-1], dtype=torch.int64, device=class_id_B.device)
+        for adapter in np.unique(adapter_B).tolist():
+            rows = np.flatnonzero(adapter_B == adapter).tolist()
+            own = self._own_class_ids(adapter, class_id_B[rows])
+            own_generators = [generators[i] for i in rows]
+            tokens_BL[rows] = self.models[adapter].sample(own, generators=own_generators, **options)
+        return tokens_BL
+
+    def _own_class_ids(self, adapter: int, class_id_P: Tensor) -> Tensor:
+        """The class ids as the model of that adapter counts them."""
+        if adapter:
+            return torch.zeros_like(class_id_P)
+        return torch.where(class_id_P == self.num_classes, self.base.num_classes, class_id_P)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the base; added classes share all but their own small tensors."""
+        return self.base.resident_bytes
+
+    def bytes_per_token(self, *, kept: bool) -> int:
+        return self.base.bytes_per_token(kept=kept)
+
+
+def base_of(model: LikelihoodModel) -> TrainableModel:
+    """The model without added classes. Raises UsageError for a family that cannot be trained."""
+    base = model.base if isinstance(model, AddedClassesModel) else model
+    if not isinstance(base, TrainableModel):
+        raise UsageError(
+            "this model cannot be trained, nor can classes be added to it", f"it is a {type(base).__name__}"
+        )
+    return base

@@ -1,0 +1,49 @@
+"""Which device and which kernels a run uses."""
+
+from __future__ import annotations
+
+import torch
+
+from avarc_cli import environment
+from avarc_cli.errors import UsageError
+from avarc_kernels import triton_missing
+
+KERNELS = ("auto", "triton", "torch")
+DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
+
+
+def pick_device(device: str) -> torch.device:
+    """The device that "auto" or a name stands for. Raises UsageError for one that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    what, fix = f"cannot use device '{device}'", "use auto or cpu; avarc doctor lists devices"
+    try:
+        place = torch.device(device)
+        if place.type not in DEVICE_TYPES:  # meta, for one, is always there and computes nothing
+            raise UsageError(what, f"avarc runs on {', '.join(DEVICE_TYPES)}", fix)
+        torch.empty(0, device=place)
+    except (ImportError, RuntimeError, AssertionError) as error:
+        raise UsageError(what, str(error).partition("\n")[0].partition(". ")[0], fix) from None
+    return place
+
+
+def pick_kernels(kernels: str, device: torch.device) -> str:
+    """The implementation that "auto" or a name stands for: plain PyTorch, until our own kernels are timed on a GPU.
+
+    Raises: UsageError for one that is unknown or cannot run there.
+    """
+    if kernels not in KERNELS:
+        raise UsageError(f"no kernels '{kernels}'", f"there are {', '.join(KERNELS)}")
+    why = triton_missing(device)
+    if kernels == "triton" and why is not None:
+        raise UsageError("cannot use the triton kernels", why, "use --kernels auto, or torch")
+    return "torch" if kernels == "auto" else kernels
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "xpu":
+        return torch.xpu.get_device_name(device)
+    return str(environment.machine()["cpu"])  # with mps the GPU is part of it

@@ -1,0 +1,129 @@
+"""The registry of model families: generators and tokenizers by name, or recognised by a checkpoint's tensors.
+
+A family is named as "module:OBJECT" and imported when it is first needed. Other packages register theirs through the
+entry point group `avarc.families`: the entry point's name is the family's name, and its object is a
+`likelihood.GeneratorFamily` or a `likelihood.TokenizerFamily`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, TypeVar, cast
+
+from torch import Tensor
+
+from avarc_cli.errors import AvarcError, CheckpointError, UsageError
+from avarc_cli.likelihood import GeneratorFamily, TokenizerFamily
+
+GROUP = "avarc.families"
+_Family = TypeVar("_Family", GeneratorFamily, TokenizerFamily)
+
+
+class Registry(Generic[_Family]):
+    """The families of one kind."""
+
+    def __init__(self, kind: type[GeneratorFamily | TokenizerFamily], what: str, own: Mapping[str, str]) -> None:
+        """kind: their base class. what: a noun for messages. own: avarc's, name -> "module:OBJECT"."""
+        self.kind, self.what, self.own = kind, what, own
+
+    def names(self) -> tuple[str, ...]:
+        """Every registered name, avarc's own first. Raises: as `all`."""
+        return tuple(self.all())
+
+    def get(self, name: str) -> _Family:
+        """The family of that name. Raises: UsageError listing what there is; as `all`."""
+        if name in self.own:
+            return self._own(name)
+        if name not in self.all():
+            raise UsageError(
+                f"there is no {self.what} family '{name}'",
+                f"there are {', '.join(self.names())}",
+                "upgrade avarc, or install the package that provides the family",
+            )
+        return self.all()[name]
+
+    def all(self) -> dict[str, _Family]:
+        """Name -> family, other packages' included.
+
+        Raises: AvarcError for a family of another package that cannot be imported, or whose name is taken.
+        """
+        families = {name: self._own(name) for name in self.own}
+        for entry in entry_points(group=GROUP):
+            family = _load(entry)
+            if not isinstance(family, self.kind):
+                continue
+            if entry.name in families:
+                raise AvarcError(
+                    f"two packages register the {self.what} family '{entry.name}'",
+                    f"one is {entry.value}",
+                    "uninstall one of them",
+                )
+            families[entry.name] = cast("_Family", family)
+        return families
+
+    def recognise(self, tensors: Mapping[str, Tensor], stated: str | None, source: str) -> _Family:
+        """The family of a checkpoint.
+
+        Args:
+            tensors: under the network's own keys. stated: the family that the file or the user names, if any.
+            source: the checkpoint, for messages.
+        Raises: CheckpointError when a stated family is unknown, and when no family, or more than one, has these
+            tensors; it lists what every family misses.
+        """
+        families = self.all()
+        if stated is not None:
+            if stated in families:
+                return families[stated]
+            raise CheckpointError(
+                f"{source} holds a {self.what} of the unknown family '{stated}'",
+                f"known are {', '.join(families)}",
+                "upgrade avarc, install the package that provides the family, or pass another file",
+            )
+        missing = {name: missing_tensors(family, tensors) for name, family in families.items()}
+        found = [families[name] for name, keys in missing.items() if not keys]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise CheckpointError(
+                f"{source} fits several {self.what} families",
+                f"its tensors are those of {' and of '.join(family.title for family in found)}",
+                'name the family in a file {"family": "..."} given with --model-config or --tokenizer-config',
+            )
+        tried = "; ".join(f"it misses {', '.join(keys)} of a {families[name].title}" for name, keys in missing.items())
+        raise CheckpointError(
+            f"{source} is not a {self.what} that avarc knows",
+            f"{tried}; its {len(tensors)} tensors begin with {', '.join(sorted(tensors)[:4])}",
+            f"pass a {self.what}'s checkpoint here (avarc models lists what each model needs)",
+        )
+
+    def _own(self, name: str) -> _Family:
+        module, _, attribute = self.own[name].partition(":")
+        return cast("_Family", getattr(import_module(module), attribute))
+
+
+def missing_tensors(family: GeneratorFamily | TokenizerFamily, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Keys of the family's signature that a checkpoint does not have."""
+    return [key for key in family.signature if key not in tensors]
+
+
+@cache
+def _load(entry: EntryPoint) -> object:
+    try:
+        return entry.load()
+    except Exception as error:  # another package's import may raise anything
+        raise AvarcError(
+            f"the model family '{entry.name}' cannot be loaded",
+            f"importing {entry.value} raised {type(error).__name__}: {error}",
+            "repair or uninstall the package that registers it",
+        ) from error
+
+
+GENERATORS: Registry[GeneratorFamily] = Registry(
+    GeneratorFamily, "generator", {"var": "avarc_cli.models.var.family:FAMILY"}
+)
+TOKENIZERS: Registry[TokenizerFamily] = Registry(
+    TokenizerFamily, "tokenizer", {"vqvae": "avarc_cli.tokenizers.vqvae.family:FAMILY"}
+)

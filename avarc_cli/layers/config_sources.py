@@ -1,0 +1,70 @@
+"""What files state about a model beside its tensors, in the order in which they are believed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from avarc_cli.errors import CheckpointError
+from avarc_cli.layout import TokenLayout
+
+
+@dataclass(frozen=True)
+class ConfigSources:
+    """Configuration values from several places; the first place that states a value wins."""
+
+    sources: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    """(where it is stated, its values) in order of precedence. Values are JSON's, or text in safetensors metadata."""
+
+    def find(self, *names: str) -> tuple[Any, str] | None:
+        """The value of the first of these names that a place states, and that place; None where none does."""
+        for where, values in self.sources:
+            for name in names:
+                if values.get(name) is not None:
+                    return values[name], where
+        return None
+
+    def whole_number(self, *names: str) -> int | None:
+        """A positive whole number. Raises: CheckpointError for any other value, naming the place."""
+        found = self.find(*names)
+        if found is None:
+            return None
+        numbers = _positive_numbers([found[0]])
+        if numbers is None:
+            raise _unreadable(names[0], *found)
+        return numbers[0]
+
+    def layout(self, *names: str) -> TokenLayout | None:
+        """A token layout, stated as "layout" in its JSON form, or under one of `names` as the sides of scales.
+
+        Sides are a list, or text with commas. Raises: CheckpointError for any other value, naming the place.
+        """
+        found = self.find(*names, "layout")
+        if found is None:
+            return None
+        value = found[0].split(",") if isinstance(found[0], str) else found[0]
+        try:
+            if isinstance(value, Mapping):
+                return TokenLayout.from_dict(value)
+            sides = _positive_numbers(value) if isinstance(value, (list, tuple)) else None
+            if sides:
+                return TokenLayout.multi_scale(sides)
+        except (KeyError, TypeError, ValueError):
+            pass
+        raise _unreadable([*names, "layout"][0], *found)
+
+
+def _positive_numbers(values: list[Any] | tuple[Any, ...]) -> tuple[int, ...] | None:
+    """The values as whole numbers; None when one is not a positive whole number."""
+    texts = [str(value).strip() for value in values if not isinstance(value, bool)]
+    good = len(texts) == len(values) and all(text.isascii() and text.isdecimal() and int(text) > 0 for text in texts)
+    return tuple(int(text) for text in texts) if good else None
+
+
+def _unreadable(name: str, value: Any, where: str) -> CheckpointError:
+    return CheckpointError(
+        f"'{name}' in {where} cannot be read",
+        f"it is {str(value)[:60]!r}; expected are positive whole numbers",
+        "correct it, or state the value with --model-config or --tokenizer-config",
+    )

@@ -1,0 +1,43 @@
+"""Low-rank changes of a linear's weight: W + scale B A (LoRA, arXiv:2106.09685).
+
+They are torch parametrizations: the linear's own weight is neither copied nor written.
+Shapes: r rank; W is (out, in), A (r, in), B (out, r).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+class LowRank(nn.Module):
+    """W -> W + scale B A, computed in float32 and returned in the dtype of W."""
+
+    def __init__(self, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
+        super().__init__()
+        self.a, self.b, self.scale = nn.Parameter(a), nn.Parameter(b), scale
+
+    @classmethod
+    def new(cls, shape: tuple[int, int], rank: int, generator: torch.Generator) -> LowRank:
+        """A change of a weight of this shape that begins as none: B is zero."""
+        rows, columns = shape
+        return cls(torch.randn(rank, columns, generator=generator) / columns**0.5, torch.zeros(rows, rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return (weight.float() + self.scale * (self.b @ self.a)).to(weight.dtype)
+
+
+def attach(network: nn.Module, changes: Mapping[str, LowRank]) -> None:
+    """Change the weights of these linears (by name) of the network."""
+    for name, change in changes.items():
+        linear = network.get_submodule(name)
+        parametrize.register_parametrization(linear, "weight", change)
+
+
+def attached(network: nn.Module) -> dict[str, LowRank]:
+    """The changes that were attached to a network, by the name of the linear."""
+    end = ".parametrizations.weight.0"
+    return {name.removesuffix(end): m for name, m in network.named_modules() if isinstance(m, LowRank)}

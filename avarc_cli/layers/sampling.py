@@ -1,0 +1,32 @@
+"""Drawing tokens: a random stream for each image, and the usual restrictions of the distribution.
+
+Shapes: B images, T positions, V codes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def image_generator(seed: int, class_id: int, number: int, device: torch.device) -> torch.Generator:
+    """The random stream of image `number` of a class: it depends on nothing else."""
+    state = np.random.SeedSequence([seed, class_id, number]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
+
+
+def restrict(logits_BTV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Logits with -inf outside the `top_k` likeliest codes, then outside the nucleus of probability `top_p`.
+
+    0 leaves out either restriction. Source of the nucleus: arXiv:1904.09751.
+    """
+    if top_k > 0:
+        least = logits_BTV.topk(min(top_k, logits_BTV.shape[-1])).values[..., -1:]
+        logits_BTV = logits_BTV.masked_fill(logits_BTV < least, -torch.inf)
+    if top_p > 0:
+        ordered, index = logits_BTV.sort(dim=-1, descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # probability of the likelier codes
+        outside = torch.zeros_like(before, dtype=torch.bool).scatter(-1, index, before >= top_p)
+        logits_BTV = logits_BTV.masked_fill(outside, -torch.inf)
+    return logits_BTV

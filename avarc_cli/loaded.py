@@ -1,0 +1,171 @@
+"""A tokenizer and a model as they were loaded: the networks, and what a run records about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avarc_cli.bank import Bank, Base
+from avarc_cli.data.labels import LabelSpace
+from avarc_cli.devices import device_name
+from avarc_cli.errors import UsageError
+from avarc_cli.layout import TokenLayout
+from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.zoo.card import LocalFile, ModelCard, TokenizerCard
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """An image tokenizer on its device, with the identity that token caches record (likelihood.Tokenizer).
+
+    It computes in full float32, whatever the precision of the run: a token is an argmin, and one that flips changes
+    all after it. The encoder alone can run in bfloat16 (`at`); codes are looked up in float32 even then.
+    """
+
+    network: Any  # a likelihood.TokenizerNetwork, and a torch module
+    family: str  # a name in families.TOKENIZERS
+    name: str  # of its card, or of its file
+    file: str
+    sha256: str  # of the file
+    preprocess: str  # default preprocessing mode
+    layout: TokenLayout
+    precision: str = "fp32"  # of the encoder
+
+    def at(self, precision: str) -> LoadedTokenizer:
+        """The same tokenizer with its encoder in "fp32" or "bf16" (CUDA). Raises UsageError for anything else."""
+        if precision not in ("fp32", "bf16"):
+            raise UsageError(f"images are not encoded in {precision}", "there are fp32 and, on a GPU, bf16")
+        if precision == "bf16" and self.device.type != "cuda":
+            raise UsageError("encoding in bf16 needs a CUDA device", f"this run uses {self.device}", "use fp32")
+        return replace(self, precision=precision)
+
+    @property
+    def image_size(self) -> int:
+        return int(self.network.image_size)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.network.vocab_size)
+
+    @property
+    def inferred(self) -> Mapping[str, str]:
+        """Values of its configuration that no file states: name -> what was assumed, and why."""
+        return dict(self.network.inferred)
+
+    def card(self, name: str, *, license: str) -> TokenizerCard:
+        """A card for this file, under a name of the user's."""
+        return TokenizerCard(
+            name=name,
+            family=self.family,
+            image_size=self.image_size,
+            layout=self.layout,
+            params=None,
+            license=license,
+            source=self.file,
+            weights=LocalFile(Path(self.file)),
+            preprocess=self.preprocess,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        place: torch.device = next(self.network.parameters()).device
+        return place
+
+    def encode(self, images_B3HW: Tensor) -> Tensor:
+        pixels = images_B3HW.to(self.device).contiguous(memory_format=torch.channels_last)
+        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with full_float32(), half:
+            latents: Tensor = self.network.encode(pixels)
+        return latents.float().contiguous()
+
+    def quantize(self, latents: Tensor) -> Tensor:
+        with full_float32():
+            tokens: Tensor = self.network.tokenize(latents.to(self.device))
+        return tokens
+
+    def decode(self, tokens_BL: Tensor) -> Tensor:
+        with full_float32():
+            images: Tensor = self.network.reconstruct(tokens_BL.to(self.device))
+        return images.contiguous()
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A likelihood model with its tokenizer, its classes, and what a run records about it."""
+
+    likelihood: LikelihoodModel
+    family: str  # a name in families.GENERATORS
+    tokenizer: LoadedTokenizer
+    classes: LabelSpace  # what the class ids mean
+    name: str  # of its card, or of its file
+    file: str
+    sha256: str  # of the file
+    precision: str
+    device: str
+    kernels: str = "torch"
+    arithmetic: str = ""  # what the precision means on this device
+    inferred: Mapping[str, str] = field(default_factory=dict)  # values that no file states: name -> what was assumed
+    bank: Bank | None = None  # where the classes after the model's own come from
+
+    def protocol(self) -> dict[str, Any]:
+        """What a number from this model depends on."""
+        return {
+            "model": {"name": self.name, "file": Path(self.file).name, "sha256": self.sha256},
+            "tokenizer": {
+                "name": self.tokenizer.name,
+                "file": Path(self.tokenizer.file).name,
+                "sha256": self.tokenizer.sha256,
+            },
+            "label_space": self.classes.name,
+            "bank": None if self.bank is None else self.bank.protocol(),
+            "precision": self.precision,
+            "arithmetic": self.arithmetic,
+            "device": self.device,
+            "device_name": device_name(torch.device(self.device)),
+            "kernels": self.kernels,
+        } | ({"inferred": dict(self.inferred)} if self.inferred else {})
+
+    def card(self, name: str, *, tokenizer: str, license: str) -> ModelCard:
+        """A card for this file, under a name of the user's; tokenizer: name or path of the one that it reads."""
+        return ModelCard(
+            name=name,
+            family=self.family,
+            tokenizer=tokenizer,
+            image_size=self.tokenizer.image_size,
+            layout=self.tokenizer.layout,
+            num_classes=self.likelihood.num_classes,
+            label_space=self.classes.name,
+            params=None,
+            license=license,
+            source=self.file,
+            weights=LocalFile(Path(self.file)),
+        )
+
+    def as_base(self) -> Base:
+        """What a class bank says about the model it was made for."""
+        return Base(name=self.name, sha256=self.sha256, tokenizer_sha256=self.tokenizer.sha256)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Nats to add to each class's score (num_classes,), so that old and added classes compare fairly."""
+        own = len(self.classes) - (len(self.bank.additions) if self.bank else 0)
+        return np.zeros(own) if self.bank is None else self.bank.offsets(own)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """No TF32 inside, not even in a tf32 run."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before

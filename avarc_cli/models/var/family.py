@@ -1,0 +1,81 @@
+"""The VAR family as the registry sees it: reading a configuration, building a model, starting a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avarc_cli.errors import CheckpointError, UsageError
+from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.precision import Precision
+from avarc_cli.likelihood import GeneratorFamily, TokenizerNetwork
+from avarc_cli.models.var import config as configs
+from avarc_cli.models.var.config import VARConfig
+from avarc_cli.models.var.initialise import initialise
+from avarc_cli.models.var.likelihood import VARLikelihood
+from avarc_cli.models.var.network import VAR
+from avarc_cli.tokenizers.vqvae.network import VQVAE
+
+
+class VARFamily(GeneratorFamily):
+    name = VARLikelihood.family
+    title = configs.TITLE
+    signature = ("blocks.0.attn.mat_qkv.weight", "lvl_embed.weight", "pos_1LC")
+
+    def read_config(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> VARConfig:
+        return configs.read_config(tensors, stated, source)
+
+    def build(
+        self,
+        config: VARConfig,
+        tensors: Mapping[str, Tensor],
+        tokenizer: TokenizerNetwork,
+        *,
+        precision: Precision,
+        kernels: str,
+        device: torch.device,
+        source: str,
+    ) -> VARLikelihood:
+        vqvae = _vqvae(tokenizer, source)
+        ours, theirs = config, vqvae.config
+        if (ours.vocab_size, ours.z_channels) != (theirs.vocab_size, theirs.z_channels):
+            raise CheckpointError(
+                f"{source} reads the tokens of another tokenizer",
+                f"it has {ours.vocab_size} codes of {ours.z_channels} channels, "
+                f"the tokenizer {theirs.vocab_size} of {theirs.z_channels}",
+                "pass the tokenizer that it was trained with",
+            )
+        var = VAR.from_state_dict(config, tensors, source=source).to(device)
+        return VARLikelihood(var.set_precision(precision).set_kernels(kernels), vqvae.quantize)
+
+    def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> VARLikelihood:
+        """An initialised VAR; `shape` is depth, width (a multiple of 64), and optionally shared_aln."""
+        vqvae = _vqvae(tokenizer, "a new VAR")
+        if shape["width"] % configs.HEAD_WIDTH:
+            raise UsageError(f"a VAR of width {shape['width']}", f"it is a multiple of {configs.HEAD_WIDTH}")
+        config = VARConfig(
+            **shape,
+            heads=shape["width"] // configs.HEAD_WIDTH,
+            num_classes=num_classes,
+            patch_nums=vqvae.config.patch_nums,
+            vocab_size=vqvae.config.vocab_size,
+            z_channels=vqvae.config.z_channels,
+        )
+        var = initialise(VAR(config)).to(vqvae.quant_conv.weight.device)
+        return VARLikelihood(var, vqvae.quantize)
+
+
+def _vqvae(tokenizer: TokenizerNetwork, source: str) -> VQVAE:
+    if not isinstance(tokenizer, VQVAE):
+        raise CheckpointError(
+            f"{source} reads the tokens of another tokenizer",
+            f"a {configs.TITLE} needs a multi-scale VQ-VAE, not a {type(tokenizer).__name__}",
+            "pass the tokenizer that it was trained with",
+        )
+    return tokenizer
+
+
+FAMILY = VARFamily()
