@@ -13,7 +13,7 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.errors import EXIT_UNREADABLE
 
 if TYPE_CHECKING:
-    from avarc_cli.incremental.adding import Outcome
+    from avarc_cli.incremental.adding import AddingResult
 
 
 def add_class(
@@ -58,7 +58,7 @@ def add_class(
     from avarc_cli.incremental import adding
     from avarc_cli.incremental.editing import open_or_new
     from avarc_cli.incremental.examples import Variation, by_class
-    from avarc_cli.incremental.fit import FEW, FitOptions
+    from avarc_cli.incremental.fit import MIN_TO_VALIDATE, FitOptions
     from avarc_cli.loading import load_model
 
     options = FitOptions(method=method, rank=rank, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
@@ -71,8 +71,11 @@ def add_class(
     rows = by_class(source, name, data[0])
     names = adding.check_names(list(rows), loaded, open_or_new(bank, loaded.as_base()), existing)
     examples = _examples.encode(source, {n: rows[n] for n in names}, loaded.tokenizer, variation)
-    for few in (n for n in names if len(examples[n]) < FEW):
-        console.warn(f"class '{few}' has {len(examples[few])} images: below {FEW}, nothing is held out to stop by")
+    for name in (n for n in names if len(examples[n]) < MIN_TO_VALIDATE):
+        console.warn(
+            f"class '{name}' has only {len(examples[name])} images (fewer than {MIN_TO_VALIDATE}): "
+            "training without a validation split or early stopping"
+        )
     added = adding.add_classes(
         loaded, bank, examples, options, fit_offset=offset, existing=existing, progress_of=_examples.progress
     )
@@ -82,7 +85,7 @@ def add_class(
         raise typer.Exit(EXIT_UNREADABLE)
 
 
-def _show(outcomes: list[Outcome], bank: Path, unreadable: list[tuple[str, str]]) -> None:
+def _show(outcomes: list[AddingResult], bank: Path, unreadable: list[tuple[str, str]]) -> None:
     columns = ["class", "images", "started from", "steps", "bits/token", "offset (nats)", "old right", "new right"]
     rows, data = [], []
     for o in outcomes:

@@ -137,7 +137,7 @@ def _tokens(
             data, test = data / "train", data / "test"
         train = _read(data, reader, variation)
         if test is None:
-            train, tested = protocol.hold_out_test(train, protocol.TEST_SHARE, variation.seed)
+            train, tested = protocol.hold_out_test(train, protocol.TEST_FRACTION, variation.seed)
         else:
             tested = _read(test, reader, replace(variation, variants=0))
         for part, file in zip((train, tested), files, strict=True):

@@ -1,4 +1,4 @@
-"""Adding classes to a model: fit, compare with the old ones, store; one class after the other."""
+"""Adding classes to a model, one after the other: fit, calibrate against the old ones, store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from avarc_cli.data.labels import normalise
 from avarc_cli.errors import UsageError
 from avarc_cli.incremental.editing import NewClass, check_name, open_or_new, store
 from avarc_cli.incremental.examples import Examples
-from avarc_cli.incremental.fit import FEW, FitOptions, Fitted, fit_class
+from avarc_cli.incremental.fit import MIN_TO_VALIDATE, FitOptions, Fitted, fit_class
 from avarc_cli.incremental.offsets import Calibration, calibrate
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import with_bank
@@ -26,14 +26,14 @@ ProgressOf = Callable[[str, int], AbstractContextManager[Progress]]  # (class, s
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AddingResult:
     """One class that was added."""
 
     name: str
     images: int
-    started_from: str
+    started_from: str  # name of the class that its fit started from
     fitted: Fitted
-    calibration: Calibration | None
+    calibration: Calibration | None  # None where no offset was fitted
 
     @property
     def offset(self) -> float:
@@ -43,25 +43,29 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Existing:
-    """What becomes of names that the bank has already: refused, unless one of these is asked for."""
+    """What to do with names that the bank has already. By default they are an error."""
 
-    replace: bool = False
-    skip: bool = False
+    replace: bool = False  # fit the class again
+    skip: bool = False  # leave it as it is
 
 
 def check_names(names: list[str], model: LoadedModel, bank: Bank, existing: Existing) -> list[str]:
-    """The names to add: none that the model has; of those that the bank has, what `existing` says.
+    """The names to add, with those that the bank has treated as `existing` says.
 
-    Raises: UsageError.
+    Raises: UsageError for names that the model has, that cannot be class names, or that appear twice.
     """
-    there = {normalise(a.name) for a in bank.additions}
+    stored = {normalise(a.name) for a in bank.additions}
     if existing.skip:
-        names = [name for name in names if normalise(name) not in there]
+        names = [name for name in names if normalise(name) not in stored]
     known = model.classes if existing.replace else bank.extend(model.classes)
     for name in names:
         check_name(name, known)
     if len({normalise(name) for name in names}) < len(names):
-        raise UsageError("two of the classes have the same name", ", ".join(names), "case and _ make no difference")
+        raise UsageError(
+            "two of the classes have the same name",
+            ", ".join(names),
+            "names that differ only in case or underscores are the same",
+        )
     return names
 
 
@@ -74,11 +78,13 @@ def add_classes(
     fit_offset: bool,
     existing: Existing,
     progress_of: ProgressOf,
-) -> Iterator[Outcome]:
-    """Fit each class to its images and store it in the bank at `path` before the next begins.
+) -> Iterator[AddingResult]:
+    """Fit each class to its images and store it in the bank at `path` before the next one begins.
 
     Args:
-        model: without a bank. examples: class name -> its images; names as `check_names` gave them.
+        model: without a bank.
+        examples: class name -> its images; names as `check_names` gave them.
+        fit_offset: also fit an offset that makes the scores of old and new classes comparable.
     Raises: UsageError for what cannot be added; AvarcError when a training diverges or the bank cannot be written.
     """
     base = base_of(model.likelihood)
@@ -89,26 +95,26 @@ def add_classes(
         with progress_of(name, options.recipe().steps) as progress:
             fitted = fit_class(base, images, options, progress)
         calibration = _calibrate(present, images, fitted, options) if fit_offset else None
-        outcome = Outcome(name, len(images), model.classes.names[fitted.closest], fitted, calibration)
-        store(path, model.as_base(), [_new_class(outcome, options)], replacing=existing.replace)
-        yield outcome
+        result = AddingResult(name, len(images), model.classes.names[fitted.closest], fitted, calibration)
+        store(path, model.as_base(), [_new_class(result, options)], replacing=existing.replace)
+        yield result
 
 
 def _calibrate(present: LoadedModel, images: Examples, fitted: Fitted, options: FitOptions) -> Calibration:
     likelihood = present.likelihood
     earlier = likelihood.added if isinstance(likelihood, AddedClassesModel) else ()
     extended = AddedClassesModel(base_of(likelihood), [*earlier, fitted.added])
-    held_out_NL = images.tokens[torch.from_numpy(fitted.held_out), 0]
+    validation_NL = images.tokens[torch.from_numpy(fitted.validation), 0]
     device = torch.device(present.device)
-    return calibrate(extended, present.offsets, held_out_NL, seed=options.seed, device=device)
+    return calibrate(extended, present.offsets, validation_NL, seed=options.seed, device=device)
 
 
-def _new_class(outcome: Outcome, options: FitOptions) -> NewClass:
-    fitted = outcome.fitted
+def _new_class(result: AddingResult, options: FitOptions) -> NewClass:
+    fitted = result.fitted
     facts = {
-        "images": outcome.images,
-        "held out": 0 if outcome.images < FEW else len(fitted.held_out),
-        "started from": outcome.started_from,
+        "images": result.images,
+        "held out": 0 if result.images < MIN_TO_VALIDATE else len(fitted.validation),
+        "started from": result.started_from,
         "steps": fitted.steps,
         "bits per token before": round(fitted.bits_before, 4),
         "bits per token after": round(fitted.bits_after, 4),
@@ -116,4 +122,4 @@ def _new_class(outcome: Outcome, options: FitOptions) -> NewClass:
         "seed": options.seed,
         "avarc": __version__,
     }
-    return NewClass(name=outcome.name, added=fitted.added, method=options.method, offset=outcome.offset, facts=facts)
+    return NewClass(name=result.name, added=fitted.added, method=options.method, offset=result.offset, facts=facts)

@@ -1,4 +1,4 @@
-"""Changes to a class bank: each reads it again under its lock, and replaces bank.json in one rename."""
+"""Changes to a class bank. Each one reads the bank again under its lock and replaces bank.json atomically."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.storage import write_whole
 from avarc_cli.work.locks import only_writer
 
-WAIT = 30.0  # seconds for another process's change, which takes a moment
-FORBIDDEN = re.compile(r"[,\x00-\x1f\x7f]")  # names stand in comma-separated lists and in lines
+WAIT = 30.0  # seconds to wait for another process's change, which takes milliseconds
+FORBIDDEN = re.compile(r"[,\x00-\x1f\x7f]")  # names are used in comma-separated lists and one to a line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,28 +31,29 @@ class NewClass:
     name: str
     added: AddedClass
     method: str
-    offset: float
-    facts: dict[str, Any]
+    offset: float  # nats
+    facts: dict[str, Any]  # about the fit, for `avarc classes show`
 
 
 def check_name(name: str, classes: LabelSpace) -> None:
-    """Raises: UsageError for a name that cannot be one, or that one of `classes` (the model's, the bank's) has."""
+    """Check the name of a new class. Raises: UsageError for an unusable one, and one that `classes` has already."""
     if not name.strip() or name != name.strip() or FORBIDDEN.search(name):
         raise UsageError(
-            f"'{name}' cannot be a class name", "it is empty, or holds a comma, a control character or space around"
+            f"'{name}' cannot be a class name",
+            "a name is not empty and has no commas, no control characters and no spaces at either end",
         )
     if normalise(name) in {normalise(known) for known in (*classes.ids, *classes.names)}:
         raise UsageError(
-            f"there is a class '{name}' already",
+            f"the class '{name}' exists already",
             f"among {classes.name}",
             "choose another name, or --replace an added one",
         )
 
 
 def open_or_new(path: Path, base: Base) -> Bank:
-    """The bank at `path`, checked against `base`; an empty one where there is none.
+    """The bank at `path`, checked against `base`; an empty one where none exists.
 
-    Raises: UsageError for a bank of another model, and for a folder that holds other things.
+    Raises: UsageError for a bank of another model, and for a folder with other contents.
     """
     if not (path / FILE).exists():
         if path.exists() and (not path.is_dir() or any(not e.name.startswith(FILE) for e in path.iterdir())):
@@ -64,10 +65,10 @@ def open_or_new(path: Path, base: Base) -> Bank:
 
 
 def store(path: Path, base: Base, new: Sequence[NewClass], *, replacing: bool = False) -> Bank:
-    """Add these classes to the bank at `path`, all or none; the bank as it is now.
+    """Add these classes to the bank at `path`, all or none, and return the changed bank.
 
-    Waits for another process that is changing the bank. With `replacing`, a class of the same name goes; others keep
-    their order and files.
+    Waits for another process that is changing the bank. With `replacing`, classes of the same names are removed; the
+    others keep their order and files.
 
     Raises: UsageError when a name was taken meanwhile; AvarcError when the bank stays locked or cannot be written.
     """
@@ -78,7 +79,7 @@ def store(path: Path, base: Base, new: Sequence[NewClass], *, replacing: bool = 
         taken = [a for a in bank.additions if normalise(a.name) in names]
         if taken and not replacing:
             raise UsageError(
-                f"there is a class '{taken[0].name}' already", f"in '{path}'", "rename one, or --replace it"
+                f"the class '{taken[0].name}' exists already", f"in '{path}'", "rename one, or --replace it"
             )
         kept = tuple(a for a in bank.additions if a not in taken)
         changed = replace(bank, additions=kept + tuple(_write(path, c) for c in new))
@@ -104,12 +105,12 @@ def rename(path: Path, old: str, new: str) -> Bank:
 
 
 def _without(bank: Bank, names: Sequence[str]) -> tuple[Addition, ...]:
-    gone = [bank.find(name) for name in names]
-    return tuple(a for a in bank.additions if a not in gone)
+    removed = [bank.find(name) for name in names]
+    return tuple(a for a in bank.additions if a not in removed)
 
 
 def _change(path: Path, change: Callable[[Bank], Bank]) -> Bank:
-    read(path)  # before a lock is made in a folder that is no bank
+    read(path)  # before a lock file is created in a folder that is no bank
     with _editing(path):
         bank = read(path)
         changed = change(bank)
@@ -120,7 +121,7 @@ def _change(path: Path, change: Callable[[Bank], Bank]) -> Bank:
 def _write(path: Path, new: NewClass) -> Addition:
     tensors = {key: tensor.cpu().contiguous() for key, tensor in new.added.tensors().items()}
     rank = max((len(t) for key, t in tensors.items() if ".lora_A." in key), default=0)
-    # One entry: safetensors writes several in any order, and the same addition shall be the same bytes.
+    # One metadata entry: safetensors writes several in any order, and the same class must give the same bytes.
     data = save(tensors, {"lora_alpha": f"{new.added.scale * rank:g}"})
     digest = hashlib.sha256(data).hexdigest()
     slug = re.sub(r"[^\w-]+", "-", new.name).strip("-")[:40] or "class"
@@ -138,7 +139,7 @@ def _write(path: Path, new: NewClass) -> Addition:
 
 
 def _commit(bank: Bank, before: Sequence[Addition]) -> None:
-    """Write the bank, then delete the files that only earlier additions had: equal additions share one."""
+    """Write the bank, then delete the files that no class uses any more; equal classes share one file."""
     write_whole(bank.path / FILE, bank.to_json().encode())
     for file in {a.file for a in before} - {a.file for a in bank.additions}:
         (bank.path / file).unlink(missing_ok=True)
@@ -148,10 +149,10 @@ def _commit(bank: Bank, before: Sequence[Addition]) -> None:
 def _editing(path: Path) -> Iterator[None]:
     """Hold the bank's lock, waiting for another holder. Raises: AvarcError when it stays locked."""
     until = time.monotonic() + WAIT
-    with ExitStack() as held:
+    with ExitStack() as stack:
         while True:
             try:
-                held.enter_context(only_writer(path / FILE))
+                stack.enter_context(only_writer(path / FILE))
                 break
             except AvarcError:
                 if time.monotonic() > until:

@@ -1,6 +1,6 @@
-"""A class's images as tokens: each image, and variants of it to train on.
+"""A class's images as tokens: each image, and augmented versions of it to train on.
 
-Shapes: N images, S samples (0 is the image, the others its variants), L tokens; H side of the tokenizer's input.
+Shapes: N images, S samples (0 is the image, the others augmented versions), L tokens; H side of the tokenizer's input.
 """
 
 from __future__ import annotations
@@ -27,26 +27,29 @@ from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.tokens.cache import read as read_cache
 from avarc_cli.train.images import Augment
 
-ENCODED_AT_ONCE = 32
-ENOUGH, MOST = 512, 256  # images and variants of a class to train on; variants of one image at most
+BATCH_SIZE = 32  # images that the tokenizer encodes at once
+# How many augmented versions of each image are made, unless the user says. Chosen on the digits, by hand.
+DEFAULT_VARIANTS = 16
+MIN_EXAMPLES = 512  # of a class in all; fewer images get more versions each
+MAX_VARIANTS = 256
 Source: TypeAlias = "ImageSet | TokenCache"
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Labelled tokens in memory. tokens: (N, S, L) int64; labels: (N,) index into class_names."""
+    """Labelled tokens in memory."""
 
-    tokens: Tensor
-    labels: np.ndarray
+    tokens: Tensor  # (N, S, L) int64
+    labels: np.ndarray  # (N,) int64, index into class_names
     class_names: tuple[str, ...]
-    unreadable: tuple[tuple[str, str], ...] = ()
+    unreadable: tuple[tuple[str, str], ...] = ()  # (name, reason) of images that were left out
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @property
     def variants(self) -> int:
-        """Variants of each image, itself not counted."""
+        """Augmented versions of each image."""
         return self.tokens.shape[1] - 1
 
     def take(self, rows: np.ndarray | Sequence[int]) -> Examples:
@@ -59,14 +62,14 @@ class Examples:
         return self.take(np.flatnonzero(self.labels == self.class_names.index(class_name)))
 
     def relabel(self, class_names: Sequence[str]) -> Examples:
-        """The images of these classes, their labels counted in this order; the others go."""
+        """The images of these classes only, with labels that index into this list."""
         position = {normalise(name): i for i, name in enumerate(class_names)}
         new = np.array([position.get(normalise(name), -1) for name in self.class_names] + [-1])[self.labels]
         kept = np.flatnonzero(new >= 0)
         return Examples(self.tokens[torch.from_numpy(kept)], new[kept], tuple(class_names), self.unreadable)
 
     def save(self, path: Path) -> None:
-        """Write everything to an npz file, whole or not at all. Raises OSError."""
+        """Write everything to an npz file, atomically. Raises OSError."""
         buffer = io.BytesIO()
         facts = json.dumps({"class_names": self.class_names, "unreadable": self.unreadable})
         tokens = self.tokens.numpy().astype(np.uint16)  # as in a cache
@@ -76,7 +79,7 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class TokenPool:
-    """Training batches of `examples`: images and variants at random, a function of (seed, step) alone."""
+    """Training batches of random images and versions of `examples`, a function of (seed, step) alone."""
 
     examples: Examples
     seed: int
@@ -96,7 +99,7 @@ class TokenPool:
 
 
 def concatenate(parts: Iterable[Examples]) -> Examples:
-    """Classes of one source together; each image keeps as many variants as the class with the fewest has."""
+    """Classes of one source together; each image keeps as many versions as the class with the fewest has."""
     every = list(parts)
     kept = min(part.tokens.shape[1] for part in every)
     tokens = torch.cat([part.tokens[:, :kept] for part in every])
@@ -106,7 +109,7 @@ def concatenate(parts: Iterable[Examples]) -> Examples:
 
 
 def load(path: Path) -> Examples:
-    """What `Examples.save` wrote. Raises AvarcError when the file is damaged."""
+    """Read what `Examples.save` wrote. Raises AvarcError when the file is damaged."""
     try:
         with np.load(path, allow_pickle=False) as npz:
             facts = json.loads(str(npz["facts"]))
@@ -114,20 +117,17 @@ def load(path: Path) -> Examples:
             unreadable = tuple((name, why) for name, why in facts["unreadable"])
             return Examples(tokens, npz["labels"], tuple(facts["class_names"]), unreadable)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise AvarcError(f"'{path}' is damaged", str(error), "delete it, and run the same again") from None
+        raise AvarcError(f"'{path}' is damaged", str(error), "delete it and run the same command again") from None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variation:
-    """How images become tokens to train on; None is what suits the tokenizer and the number of images.
+    """How images become tokens to train on. None chooses by tokenizer and number of images."""
 
-    preprocess: of the image itself; augment, flip: of its variants (train.images.Augment); variants: how many of each.
-    """
-
-    preprocess: str | None = None
-    augment: str | None = None
+    preprocess: str | None = None  # of the image itself
+    augment: str | None = None  # of its augmented versions (train.images.Augment)
     flip: bool | None = None
-    variants: int | None = None
+    variants: int | None = None  # augmented versions of each image
     seed: int = 0
 
     def protocol(self, tokenizer: Tokenizer) -> str:
@@ -135,13 +135,15 @@ class Variation:
         return self.preprocess or tokenizer.preprocess
 
     def changes(self, tokenizer: Tokenizer) -> Augment:
-        """The augmentation: crops of photographs, which may be mirrored; small distortions of anything else."""
+        """The augmentation: crops and mirror images of photographs, small distortions of anything else."""
         mode = self.augment or ("crop" if self.protocol(tokenizer) == "resize-crop" else "affine")
         return Augment(mode=mode, flip=mode == "crop" if self.flip is None else self.flip)
 
     def count(self, images: int) -> int:
-        """Variants of each image of a class of so many: 16, more of few, so that there is enough to train on."""
-        return min(MOST, max(16, -(-ENOUGH // max(1, images)))) if self.variants is None else self.variants
+        """Augmented versions of each image, in a class of this many images."""
+        if self.variants is not None:
+            return self.variants
+        return min(MAX_VARIANTS, max(DEFAULT_VARIANTS, -(-MIN_EXAMPLES // max(1, images))))
 
 
 def open_source(data: Sequence[Path], tokenizer: Tokenizer, *, is_cache: bool) -> Source:
@@ -158,25 +160,27 @@ def class_names(source: Source) -> tuple[str, ...]:
     return source.header.class_names if isinstance(source, TokenCache) else source.class_names
 
 
-def by_class(source: Source, name: str | None, said: str) -> dict[str, np.ndarray]:
-    """Class name -> rows of its images: all of them under `name`, or, of labelled ones without a name, each class's.
+def by_class(source: Source, name: str | None, title: str) -> dict[str, np.ndarray]:
+    """Class name -> rows of its images.
 
-    Of a labelled set that has a class `name`, the rows of that class.
-    Raises: UsageError when the images have no labels and there is no name, or a name that fits no class of several.
+    Args:
+        name: the class to take from a labelled source, or the class of all images of another; None takes every class.
+        title: the source, for messages.
+    Raises: UsageError when there are neither labels nor a name, or the name is none of several classes.
     """
     names, labels = class_names(source), source.labels
     if name is None:
         if not names or (labels < 0).any():
             raise UsageError(
-                f"the images of '{said}' have no classes",
+                f"the images of '{title}' have no classes",
                 "without a name, each class needs a sub-folder",
-                f"avarc add-class NAME {said} ...",
+                f"avarc add-class NAME {title} ...",
             )
         return {c: np.flatnonzero(labels == i) for i, c in enumerate(names) if (labels == i).any()}
     same = [i for i, c in enumerate(names) if normalise(c) == normalise(name)]
     if not same and len(names) > 1:
         raise UsageError(
-            f"'{said}' holds {len(names)} classes, none of them '{name}'",
+            f"'{title}' holds {len(names)} classes, none of them '{name}'",
             f"they are {', '.join(names[:SHOWN])}",
             "leave the name out to add them all, or name one of its sub-folders",
         )
@@ -186,10 +190,10 @@ def by_class(source: Source, name: str | None, said: str) -> dict[str, np.ndarra
 def encode(
     source: Source, rows: np.ndarray, tokenizer: Tokenizer, variation: Variation, progress: Callable[[], None]
 ) -> Examples:
-    """These images of a source, each with its variants; of a cache, its smoothing neighbours are the variants.
+    """These images of a source, each with its augmented versions; those of a token cache are its smoothed samples.
 
     Unreadable images are left out and listed. `progress` is called after each image.
-    Raises: AvarcError when none is readable; CacheError.
+    Raises: AvarcError when no image is readable; CacheError.
     """
     if isinstance(source, TokenCache):
         tokens = torch.from_numpy(source.tokens(rows))
@@ -203,7 +207,7 @@ def encode(
     readable: list[int] = []
     unreadable: list[tuple[str, str]] = []
     for row in rows.tolist():
-        generator = torch.Generator().manual_seed(variation.seed * 1_000_003 + row)  # the row's own, whoever is beside
+        generator = torch.Generator().manual_seed(variation.seed * 1_000_003 + row)  # depends on the row alone
         try:
             shown = _signed(source.load(row, clean))[None]
             if variants:
@@ -228,5 +232,5 @@ def _signed(pixels_HH3: np.ndarray) -> Tensor:
 
 @torch.inference_mode()
 def _encode(tokenizer: Tokenizer, images_S3HH: Tensor) -> Tensor:
-    parts = images_S3HH.split(ENCODED_AT_ONCE)
+    parts = images_S3HH.split(BATCH_SIZE)
     return torch.cat([tokenizer.quantize(tokenizer.encode(part)) for part in parts]).cpu()

@@ -1,6 +1,6 @@
-"""Fitting p(x | new class): its row and low-rank changes are trained, every tensor of the base is frozen.
+"""Fitting p(x | new class): its embedding and low-rank changes are trained, every tensor of the base is frozen.
 
-Shapes: N images, S samples (the image and its variants), L tokens, K classes, C width.
+Shapes: N images, S samples (the image and its augmented versions), L tokens, K classes, C width.
 """
 
 from __future__ import annotations
@@ -20,27 +20,25 @@ from avarc_cli.incremental.scoring import log_likelihoods
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.train.loop import Progress, Recipe, train
 
-FEW = 5  # images; with fewer, none can be spared to stop by
-HELD_OUT = 0.2  # share of the images that training stops by and that the offset is fitted on
-LOOKED_AT = 32  # images that the closest class is chosen by
-CHECKS = 12  # looks at the held-out images in a full-length training
-PATIENCE = 3  # looks without improvement that end it
+MIN_TO_VALIDATE = 5  # images; a class with fewer is trained without a validation split or early stopping
+VALIDATION_FRACTION = 0.2  # of the images: for early stopping, and for fitting the offset
+IMAGES_TO_MATCH = 32  # the closest class is chosen by at most this many
+EVALUATIONS = 12  # of the validation loss in a training of full length
+PATIENCE = 3  # evaluations without improvement that end a training
+# Chosen on the digits, by hand:
 STEPS = {"embedding": 200, "adaln": 300, "lora": 300}
-RATE = {"embedding": 3e-2, "adaln": 1e-2, "lora": 3e-3}
-assert set(STEPS) == set(RATE) == set(METHODS)
+LEARNING_RATE = {"embedding": 3e-2, "adaln": 1e-2, "lora": 3e-3}
+assert set(STEPS) == set(LEARNING_RATE) == set(METHODS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """How a class is fitted. rank: of the low-rank changes; steps, lr: None for the method's own.
+    """How a class is fitted. Raises: UsageError for an unknown method and numbers out of range."""
 
-    Raises: UsageError for an unknown method and numbers out of range.
-    """
-
-    method: str = "lora"
-    rank: int = 8
-    steps: int | None = None
-    lr: float | None = None
+    method: str = "lora"  # one of added_classes.METHODS
+    rank: int = 8  # of the low-rank changes
+    steps: int | None = None  # None for the method's own
+    lr: float | None = None  # peak learning rate; None for the method's own
     batch_size: int = 32
     seed: int = 0
 
@@ -53,53 +51,49 @@ class FitOptions:
         """The training recipe."""
         return Recipe(
             steps=STEPS[self.method] if self.steps is None else self.steps,
-            lr=RATE[self.method] if self.lr is None else self.lr,
+            lr=LEARNING_RATE[self.method] if self.lr is None else self.lr,
             batch_size=self.batch_size,
             seed=self.seed,
             warmup=0.05,
-            average=0.95,
+            ema_decay=0.95,
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """One fitted class.
-
-    closest: class id it started from; steps: of the training that it is the result of; bits_before, bits_after: per
-    token of the held-out images, under the closest class and under the new one; held_out: rows of those images.
-    """
+    """One fitted class."""
 
     added: AddedClass
-    closest: int
-    steps: int
-    bits_before: float
-    bits_after: float
-    held_out: np.ndarray
+    closest: int  # id of the class that it started from
+    steps: int  # of training, up to the best validation loss
+    bits_before: float  # per token of the validation images, under the closest class
+    bits_after: float  # the same under the new class
+    validation: np.ndarray  # rows of the validation images
 
 
-def hold_out(count: int, seed: int) -> np.ndarray:
-    """Rows of the images that are kept from training, sorted; all of them when there are too few to keep any."""
-    if count < FEW:
+def validation_split(count: int, seed: int) -> np.ndarray:
+    """Rows of the validation images, sorted; every row when there are too few images to leave any out of training."""
+    if count < MIN_TO_VALIDATE:
         return np.arange(count)
-    chosen = np.random.default_rng([seed, count]).permutation(count)[: max(1, round(HELD_OUT * count))]
+    chosen = np.random.default_rng([seed, count]).permutation(count)[: max(1, round(VALIDATION_FRACTION * count))]
     return np.sort(chosen)
 
 
 def closest_class(base: TrainableModel, tokens_NL: Tensor, device: torch.device) -> int:
-    """The class of the base under which these images are likeliest."""
+    """The class of the base under which these images are most likely."""
     classes = range(base.num_classes)
-    return int(log_likelihoods(base, tokens_NL[:LOOKED_AT], classes, device=device).mean(0).argmax())
+    return int(log_likelihoods(base, tokens_NL[:IMAGES_TO_MATCH], classes, device=device).mean(0).argmax())
 
 
 def fit_class(base: TrainableModel, examples: Examples, options: FitOptions, progress: Progress) -> Fitted:
-    """Fit one class to the images of `examples`, all of which are its own.
+    """Fit one class to the images of `examples`, which are all of that class.
 
     Raises: UsageError for options out of range; AvarcError when training diverges; Interrupted.
     """
     recipe, device = options.recipe(), next(base.network.parameters()).device
-    held_out = hold_out(len(examples), options.seed)
-    few = len(examples) < FEW
-    trained = examples if few else examples.take(np.setdiff1d(np.arange(len(examples)), held_out))
+    validation = validation_split(len(examples), options.seed)
+    few = len(examples) < MIN_TO_VALIDATE
+    trained = examples if few else examples.take(np.setdiff1d(np.arange(len(examples)), validation))
     closest = closest_class(base, examples.tokens[:, 0], device)
     generator = torch.Generator().manual_seed(options.seed)
     rank = 1 if options.method == "adaln" else options.rank  # one class gives its modulation one input
@@ -114,30 +108,37 @@ def fit_class(base: TrainableModel, examples: Examples, options: FitOptions, pro
         value = loss(pool.batch(step, options.batch_size)[0])
         return value, {"bits/token": value.item() / math.log(2)}
 
-    watch = _Watch(added, lambda: loss(examples.tokens[held_out, 0]), recipe.steps)
-    before = watch.look(0, added.state_dict())
-    train(added, loss_of_step, recipe, None, progress, subject="", go_on=watch)
-    added.load_state_dict(watch.best)
-    return Fitted(added, closest, watch.best_step, before / math.log(2), watch.lowest / math.log(2), held_out)
+    stopping = _EarlyStopping(added, lambda: loss(examples.tokens[validation, 0]), recipe.steps)
+    before = stopping.evaluate(0, added.state_dict())
+    train(added, loss_of_step, recipe, None, progress, subject="", should_continue=stopping)
+    added.load_state_dict(stopping.best)
+    return Fitted(
+        added=added,
+        closest=closest,
+        steps=stopping.best_step,
+        bits_before=before / math.log(2),
+        bits_after=stopping.lowest / math.log(2),
+        validation=validation,
+    )
 
 
-class _Watch:
-    """Looks at the held-out images now and then, keeps the best weights, and ends a training that no longer helps."""
+class _EarlyStopping:
+    """Evaluates the validation loss at intervals, keeps the best weights, and ends a training that no longer helps."""
 
     def __init__(self, added: AddedClass, loss: Callable[[], Tensor], steps: int) -> None:
-        self.added, self.loss, self.every = added, loss, max(1, steps // CHECKS)
+        self.added, self.loss, self.every = added, loss, max(1, steps // EVALUATIONS)
         self.lowest, self.best_step = math.inf, 0
         self.best: dict[str, Tensor] = {}
 
     def __call__(self, step: int, averaged: dict[str, Tensor]) -> bool:
-        """Whether to go on after this step."""
+        """Whether to continue after this step."""
         if step % self.every == 0:
-            self.look(step, averaged)
+            self.evaluate(step, averaged)
         return step - self.best_step < (PATIENCE + 1) * self.every
 
     @torch.no_grad()
-    def look(self, step: int, weights: dict[str, Tensor]) -> float:
-        """The held-out loss under these weights, in nats per token; the addition keeps its own."""
+    def evaluate(self, step: int, weights: dict[str, Tensor]) -> float:
+        """The validation loss with these weights, in nats per token; the added class keeps its own."""
         current = _copy(self.added.state_dict())
         self.added.load_state_dict(weights)
         loss = self.loss().item()

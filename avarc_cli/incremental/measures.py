@@ -1,4 +1,4 @@
-"""What class-incremental learning is judged by.
+"""The usual measures of class-incremental learning.
 
 R[i, j] is the accuracy on the test images of task j after task i was learnt, among all classes known by then; task 0
 is the base. With T tasks in all:
@@ -22,12 +22,11 @@ IntN = np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class Measures:
-    """Results of a protocol. matrix: R (T, T), nan above the diagonal; overall: share of all test images that are
-    right in the end, whatever their task; per_class: accuracy of each class in the end."""
+    """Results of a protocol."""
 
-    matrix: FloatN
-    overall: float
-    per_class: dict[str, float]
+    matrix: FloatN  # R (T, T), nan above the diagonal
+    overall: float  # accuracy on all test images in the end
+    per_class: dict[str, float]  # the same for each class
 
     @property
     def average_accuracy(self) -> float:
@@ -42,7 +41,7 @@ class Measures:
 
     @property
     def forgetting(self) -> float:
-        """F: what was lost of the best accuracy that earlier tasks ever had."""
+        """F: the mean loss from the best accuracy that each earlier task ever had."""
         best = np.nanmax(self.matrix[:-1, :-1], axis=0)
         return float((best - self.matrix[-1, :-1]).mean())
 

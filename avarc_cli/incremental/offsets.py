@@ -1,8 +1,8 @@
 """Offsets between old and added classes, fitted without a single old image.
 
-An addition is fitted to its own images alone; nobody told it what the other classes' images look like, so its scores
-may lie too high or too low beside theirs. One number a new class, in nats, is fitted so that a softmax over scores
-separates held-out images of the new classes from images that the model itself draws of its old ones.
+A class is fitted to its own images alone, so its scores may be too high or too low compared with those of other classes.
+One number per new class, in nats, is fitted so that a softmax over scores separates validation images of the new class
+from images that the model itself samples from its old ones.
 
 Shapes: N images, K classes, L tokens.
 """
@@ -23,32 +23,28 @@ from avarc_cli.layers.sampling import image_generator
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.scores import FloatN
 
-RIVALS = 20  # old classes that are compared with: the ones that the new images are likeliest under
-DRAWN = 20  # images of each
-RIDGE = 1e-3  # keeps the fit finite where the classes are perfectly apart
-ITERATIONS = 200
+CONTRAST_CLASSES = 20  # old classes to compare with: those under which the new images are most likely
+SAMPLED = 20  # images of each
+RIDGE = 1e-3  # keeps the fit finite where the classes are perfectly separable
+ITERATIONS = 200  # of L-BFGS at most; it converges in tens
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """An offset in nats, and what it does to the images that it was fitted on.
+    """An offset, and the accuracy on the images that it was fitted on: (without the offset, with it)."""
 
-    old, new: share of right answers among images drawn of old classes, and among held-out images of the new one, as
-    (without the offset, with it).
-    """
-
-    offset: float
-    old: tuple[float, float]
-    new: tuple[float, float]
+    offset: float  # nats
+    old: tuple[float, float]  # on images sampled from old classes
+    new: tuple[float, float]  # on validation images of the new class
 
 
-def draw(model: LikelihoodModel, classes: Sequence[int], seed: int, device: torch.device) -> Tensor:
-    """Tokens (len(classes) * DRAWN, L) drawn from p(x | class), class by class; every image by its own stream."""
+def sample(model: LikelihoodModel, classes: Sequence[int], seed: int, device: torch.device) -> Tensor:
+    """Tokens (len(classes) * SAMPLED, L) drawn from p(x | class), class by class; each image has its own generator."""
     tokens = []
     for class_id in classes:
-        streams = [image_generator(seed, class_id, i, device) for i in range(DRAWN)]
-        class_B = torch.full((DRAWN,), class_id, device=device)
-        tokens.append(model.sample(class_B, guidance=0.0, generators=streams).cpu())
+        generators = [image_generator(seed, class_id, i, device) for i in range(SAMPLED)]
+        class_B = torch.full((SAMPLED,), class_id, device=device)
+        tokens.append(model.sample(class_B, guidance=0.0, generators=generators).cpu())
     return torch.cat(tokens)
 
 
@@ -62,24 +58,27 @@ def calibrate(
         new_images_NL: tokens of images of the new class that it was not trained on.
     """
     new = len(old_offsets)
-    rivals = _rivals(model, new_images_NL, new, device)
-    tokens_NL = torch.cat([draw(model, rivals, seed, device), new_images_NL])
-    scores_NK = log_likelihoods(model, tokens_NL, [*rivals, new], device=device)
-    scores_NK[:, :-1] += old_offsets[rivals]
-    label_N = np.arange(len(rivals) + 1).repeat([DRAWN] * len(rivals) + [len(new_images_NL)])
-    # Drawn images are more typical of their class than real ones, so a gain for the new class cannot be trusted.
+    contrast = _contrast_classes(model, new_images_NL, new, device)
+    tokens_NL = torch.cat([sample(model, contrast, seed, device), new_images_NL])
+    scores_NK = log_likelihoods(model, tokens_NL, [*contrast, new], device=device)
+    scores_NK[:, :-1] += old_offsets[contrast]
+    label_N = np.arange(len(contrast) + 1).repeat([SAMPLED] * len(contrast) + [len(new_images_NL)])
+    # Sampled images are more typical of their class than real ones, so a gain for the new class cannot be trusted.
     offset = min(0.0, float(fit_offsets(scores_NK, label_N, free=1)[0]))
-    with_offset = scores_NK + np.array([0.0] * len(rivals) + [offset])
-    right = [scores.argmax(1) == label_N for scores in (scores_NK, with_offset)]
-    is_new = label_N == len(rivals)
-    old_share, new_share = ([float(hits[who].mean()) for hits in right] for who in (~is_new, is_new))
-    return Calibration(offset, (old_share[0], old_share[1]), (new_share[0], new_share[1]))
+    with_offset = scores_NK + np.array([0.0] * len(contrast) + [offset])
+    before_N, after_N = (scores.argmax(1) == label_N for scores in (scores_NK, with_offset))
+    is_new_N = label_N == len(contrast)
+    return Calibration(
+        offset=offset,
+        old=(float(before_N[~is_new_N].mean()), float(after_N[~is_new_N].mean())),
+        new=(float(before_N[is_new_N].mean()), float(after_N[is_new_N].mean())),
+    )
 
 
 def fit_offsets(scores_NK: FloatN, label_N: npt.NDArray[np.int64], *, free: int) -> FloatN:
     """Offsets (free,) of the last `free` columns that make softmax(a (scores + offsets)) likeliest, with a > 0.
 
-    Every class weighs the same, however many images it has. Convex in a and a * offsets.
+    Every class has the same weight, however many images it has. Convex in a and a * offsets.
     """
     scores = torch.from_numpy(scores_NK - scores_NK.max(1, keepdims=True))
     spread = float(scores.std()) or 1.0  # a and the shifts become numbers of about 1
@@ -102,10 +101,10 @@ def fit_offsets(scores_NK: FloatN, label_N: npt.NDArray[np.int64], *, free: int)
     return offsets
 
 
-def _rivals(model: LikelihoodModel, tokens_NL: Tensor, old: int, device: torch.device) -> list[int]:
-    """The old classes that the new images are likeliest under: at most RIVALS, all where there are no more."""
-    if old <= RIVALS:
+def _contrast_classes(model: LikelihoodModel, tokens_NL: Tensor, old: int, device: torch.device) -> list[int]:
+    """The old classes under which the new images are most likely, at most CONTRAST_CLASSES."""
+    if old <= CONTRAST_CLASSES:
         return list(range(old))
-    looked_at = tokens_NL[:: max(1, len(tokens_NL) // RIVALS)]
-    log_p_K = log_likelihoods(model, looked_at, range(old), device=device).max(0)
-    return sorted(np.argsort(-log_p_K)[:RIVALS].tolist())
+    some_NL = tokens_NL[:: max(1, len(tokens_NL) // CONTRAST_CLASSES)]
+    log_p_K = log_likelihoods(model, some_NL, range(old), device=device).max(0)
+    return sorted(np.argsort(-log_p_K)[:CONTRAST_CLASSES].tolist())

@@ -1,4 +1,4 @@
-"""A picture of a protocol: the matrix of accuracies, and what is known on average after each task."""
+"""A figure of a protocol: the matrix of accuracies, and the mean accuracy after each task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OURS, BASELINE = "#0072b2", "#d55e00"  # Okabe and Ito: apart for the colour-bli
 
 
 def draw(results: Results, path: Path) -> None:
-    """Write the picture (PNG)."""
+    """Write the figure (PNG)."""
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
     titles = results.split.titles

@@ -1,6 +1,6 @@
 """The class-incremental protocol: base classes, then tasks of new ones, no old image seen again; accuracy after each.
 
-Everything lies in one folder, and each step leaves a file, so that a stopped run goes on:
+Everything lies in one folder, and each step leaves a file, so that a stopped run can be resumed:
 
     run.json                what was asked        base.safetensors   the base model, where it is trained here
     train.npz, test.npz     tokens                bank/              the added classes
@@ -41,7 +41,7 @@ from avarc_cli.train import generator
 from avarc_cli.train.loop import Recipe
 from avarc_cli.train.save import save_generator
 
-TEST_SHARE = 0.2  # of each class, where the data has no test images of its own
+TEST_FRACTION = 0.2  # of each class, where the data has no test images of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,15 +142,17 @@ def open_folder(path: Path, asked: Mapping[str, Any]) -> None:
     except (ValueError, AttributeError) as error:
         raise UsageError(f"cannot read '{file}'", str(error), "name another folder, or delete this one") from None
     if differing:
-        raise UsageError(f"'{path}' holds another run", differing, "repeat its options to go on, or name another --out")
+        raise UsageError(
+            f"'{path}' holds another run", differing, "repeat its options to resume it, or name another --out"
+        )
 
 
-def hold_out_test(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
-    """(training, test) parts of one set: of each class, this share is for testing, at least one image."""
+def hold_out_test(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
+    """(training, test) parts of one set: this fraction of each class is for testing, at least one image."""
     rng, test = np.random.default_rng(seed), []
     for label in range(len(examples.class_names)):
         rows = rng.permutation(np.flatnonzero(examples.labels == label))
-        test += rows[: max(1, round(share * len(rows)))].tolist()
+        test += rows[: max(1, round(fraction * len(rows)))].tolist()
     train = examples.take(np.setdiff1d(np.arange(len(examples)), test))
     return replace(train, unreadable=examples.unreadable), examples.take(sorted(test))
 

@@ -1,4 +1,4 @@
-"""Which classes come first and which later: what a user wrote, read."""
+"""Parsing of --base and --tasks: which classes are known from the start, and which are added when."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Split:
 
     @property
     def titles(self) -> tuple[str, ...]:
-        """What each task is called in tables."""
+        """A short name of each task, for tables."""
         return tuple(task[0] if len(task) == 1 else f"{task[0]}..{task[-1]}" for task in self.tasks)
 
 
@@ -45,12 +45,12 @@ def parse_split(base: str, tasks: str, class_names: Sequence[str]) -> Split:
 
     base: one group of classes; tasks: groups with a comma between. A group: names with `+` between, and ranges of
     numbers (`5-7`), where the classes are called so.
-    Raises: UsageError for unknown classes (with the closest names), and for one that comes twice.
+    Raises: UsageError for unknown classes (with the closest names), and for one that appears twice.
     """
     groups = [_group(base, class_names), *(_group(task, class_names) for task in tasks.split(","))]
     listed = [name for group in groups for name in group]
     if twice := sorted({name for name in listed if listed.count(name) > 1}):
-        raise UsageError(f"class '{twice[0]}' comes twice", f"in --base '{base}' and --tasks '{tasks}'", HOW)
+        raise UsageError(f"class '{twice[0]}' appears twice", f"in --base '{base}' and --tasks '{tasks}'", HOW)
     return Split(tuple(groups))
 
 

@@ -25,20 +25,19 @@ LOADED_SIDE = {"none": 1.0, "crop": 1.125, "affine": 2.0}  # times the network's
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """What a training image may look like instead.
+    """Random changes of training images.
 
-    mode: "none"; "crop", a random crop of the image at 1.125 times the size, as VAR trains;
-    "affine", a random rotation, scaling, shear and shift, for small centred objects such as digits.
-    flip: mirror half of the images (not for anything with a handedness).
-    degrees, zoom, shear, shift: half-widths of the uniform ranges; shift as a share of the side.
+    "crop" takes a random crop of the image at 1.125 times the size, as VAR trains. "affine" rotates, scales, shears and
+    shifts, for small centred objects such as digits. "none" changes nothing.
     """
 
     mode: str = "crop"
-    flip: bool = False
+    flip: bool = False  # mirror half of the images; not for anything with a handedness
+    # Half-widths of the uniform ranges of "affine":
     degrees: float = 10.0
-    zoom: float = 0.12
+    zoom: float = 0.12  # natural logarithm of the factor
     shear: float = 0.15
-    shift: float = 0.08
+    shift: float = 0.08  # fraction of the side
 
     def __post_init__(self) -> None:
         if self.mode not in LOADED_SIDE:
@@ -85,12 +84,12 @@ def _random_crop(x: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 
 class TrainingImages:
-    """Batches of a labelled image set, in an order that follows from (seed, step) alone, so that runs resume.
+    """Batches of a labelled image set, in an order that depends on (seed, step) alone, so that a training can resume.
 
-    Batches are made on the CPU, whatever the device that trains: order and augmentation do not depend on it.
+    Batches are made on the CPU, so that order and augmentation do not depend on the device.
 
-    Raises: UsageError without images; AvarcError for an unreadable one, here or, when they do not fit in memory, by
-    `batch`: a training cannot go on without it, because the order of all others would change.
+    Raises: UsageError without images; AvarcError for an unreadable image, here or, when the images do not fit in memory,
+    in `batch`. Leaving it out would change the order of all others.
     """
 
     def __init__(self, images: ImageSet, size: int, augment: Augment, *, seed: int) -> None:
@@ -98,7 +97,7 @@ class TrainingImages:
             raise UsageError("there are no images to train on", f"{images.source} is empty")
         self.images, self.size, self.augment, self.seed = images, size, augment, seed
         self._preprocess = Preprocess("fit", augment.loaded_side(size))
-        self._threads = ThreadPoolExecutor(4)  # Pillow lets go of the interpreter while it decodes
+        self._threads = ThreadPoolExecutor(4)  # Pillow releases the GIL while it decodes
         side = self._preprocess.size
         fits = len(images) * side * side * 3 <= IN_MEMORY_BYTES
         self._memory = self._decode(np.arange(len(images))) if fits else None
@@ -133,7 +132,7 @@ class TrainingImages:
         try:
             return self.images.load(row, self._preprocess)
         except UnreadableImage as error:
-            raise AvarcError(error.what, error.why, "remove it from the training images, or repair it") from None
+            raise AvarcError(error.what, error.why, "remove it from the training images, or replace it") from None
 
 
 def _mix(seed: int, step: int) -> int:

@@ -1,4 +1,4 @@
-"""The training loop that tokenizer and generator share: AdamW, warm-up and decay, averaging, checkpoints, resume."""
+"""The training loop of tokenizers and generators: AdamW, learning-rate schedule, weight averaging, checkpoints."""
 
 from __future__ import annotations
 
@@ -18,31 +18,28 @@ from torch import Tensor, nn
 from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, UsageError
 
 Progress = Callable[[int, dict[str, float]], None]  # (steps done, running averages)
-GoOn = Callable[[int, dict[str, Tensor]], bool]  # (steps done, averaged weights) -> whether to go on
+ShouldContinue = Callable[[int, dict[str, Tensor]], bool]  # (steps done, averaged weights) -> whether to continue
 LossOfStep = Callable[[int], tuple[Tensor, dict[str, float]]]  # step -> (loss, what to show)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How long and how hard to train.
+    """Hyperparameters of a training; the defaults are VAR's (arXiv:2404.02905) where it has them.
 
-    steps: optimizer steps; lr: peak learning rate; warmup, flat: shares of the steps (linear up, then level);
-    final: last learning rate as a share of the peak; clip: largest gradient norm;
-    average: decay of the exponential moving average of the weights, which is what is saved;
-    save_every: steps between checkpoints.
+    Raises: UsageError for numbers out of range.
     """
 
-    steps: int
-    batch_size: int
-    lr: float
-    warmup: float = 0.05
-    flat: float = 0.1
-    final: float = 0.01
+    steps: int  # optimizer steps
+    batch_size: int  # images per step
+    lr: float  # peak learning rate
+    warmup: float = 0.05  # fraction of the steps with a linearly rising rate
+    hold: float = 0.1  # fraction of the steps at the peak, after the warm-up
+    final: float = 0.01  # last learning rate / peak
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 2.0
-    average: float = 0.999
-    save_every: int = 500
+    clip: float = 2.0  # largest gradient norm
+    ema_decay: float = 0.999  # of the exponential moving average of the weights, which is what is saved
+    save_every: int = 500  # steps between checkpoints
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -53,8 +50,11 @@ class Recipe:
             raise UsageError(f"the learning rate is {self.lr}", "it must be a positive number", "write --lr 3e-4")
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up from 0.005 of the peak, level, then linear to `final` ("lin0")."""
-        warm, level = self.warmup * self.steps, (self.warmup + self.flat) * self.steps
+        """Learning rate of a step: linear warm-up from 0.005 of the peak, constant, then linear to `final`.
+
+        Source: the schedule "lin0" of VAR's code.
+        """
+        warm, level = self.warmup * self.steps, (self.warmup + self.hold) * self.steps
         if step < warm:
             return self.lr * (0.005 + 0.995 * step / warm)
         if step < level:
@@ -71,16 +71,18 @@ def train(
     progress: Progress,
     *,
     subject: str,
-    go_on: GoOn = lambda step, averaged: True,
+    should_continue: ShouldContinue = lambda step, averaged: True,
 ) -> None:
     """Train in place; afterwards the model holds the averaged weights.
 
-    Every `save_every` steps `checkpoint` is replaced in one rename; when it exists and was made by the same recipe on
-    the same `subject` (what is trained on what), training goes on from there, with the same result as if it had not
-    stopped.
+    `checkpoint` is replaced every `save_every` steps. When it exists and was made with the same recipe and `subject`
+    (what is trained, and on what), training resumes from it, with the same result as if it had never stopped. It does
+    not depend on the device: a training begun on a GPU can be finished on a CPU.
 
-    A checkpoint does not depend on the model's device; one begun on a GPU can be finished on a CPU.
-    Without a `checkpoint` nothing is kept: for trainings of minutes. `go_on` may end the training before its time.
+    Args:
+        loss_of_step: the loss of a step, and numbers to show; a function of the step alone.
+        checkpoint: None saves nothing, for trainings of minutes.
+        should_continue: called after each step; false ends the training early.
 
     Raises: CheckpointError when `checkpoint` is damaged or another training's; AvarcError when the loss is not finite;
     Interrupted on Ctrl-C.
@@ -104,12 +106,13 @@ def train(
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             optimizer.step()
-            decay = min(recipe.average, (1 + step) / (10 + step))  # a short memory while everything still moves
+            # A short memory at first, while the weights still change fast: the warm-up of TensorFlow's moving averages.
+            decay = min(recipe.ema_decay, (1 + step) / (10 + step))
             for key, value in model.state_dict().items():
                 averaged[key].lerp_(value, 1 - decay)
-            shown = {k: 0.98 * shown.get(k, v) + 0.02 * v for k, v in values.items()}
+            shown = {k: 0.98 * shown.get(k, v) + 0.02 * v for k, v in values.items()}  # over about 50 steps
             progress(step + 1, shown)
-            if not go_on(step + 1, averaged):
+            if not should_continue(step + 1, averaged):
                 break
             if checkpoint and (step + 1) % recipe.save_every == 0:
                 _save(checkpoint, identity, model, optimizer, averaged, step + 1)
@@ -137,7 +140,7 @@ def _interruptible(checkpoint: Path | None) -> Iterator[None]:
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """No decay on norms, biases, embeddings and positions: whatever is not the weight of a linear or a convolution."""
+    """Weight decay for the weights of linears and convolutions only: not for norms, biases, embeddings, positions."""
     decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     trained = [p for p in model.parameters() if p.requires_grad]
     return [

@@ -31,7 +31,7 @@ def train_tokenizer(
 ) -> TokenizerNetwork:
     """Train a tokenizer that reconstructs `images` and write it to `out` (safetensors).
 
-    A stopped training goes on from OUT.ckpt when it is called again with the same arguments. On a CPU the same seed
+    A stopped training resumes from OUT.ckpt when this is called again with the same arguments. On a CPU the same seed
     and number of threads give the same weights, bit for bit.
 
     Args:

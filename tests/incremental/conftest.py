@@ -51,7 +51,7 @@ def setting(colours, models, tmp_path_factory):
 def few_drawn_images():
     """Offsets are fitted on two images of each old class: quick, and as good for these tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("avarc_cli.incremental.offsets.DRAWN", 2)
+        patch.setattr("avarc_cli.incremental.offsets.SAMPLED", 2)
         yield
 
 

@@ -9,7 +9,7 @@ import torch
 from avarc_cli.added_classes import METHODS, AddedClassesModel
 from avarc_cli.errors import UsageError
 from avarc_cli.incremental.examples import Examples, TokenPool, Variation, concatenate, load
-from avarc_cli.incremental.fit import FitOptions, closest_class, fit_class, hold_out
+from avarc_cli.incremental.fit import FitOptions, closest_class, fit_class, validation_split
 from avarc_cli.incremental.scoring import log_likelihoods
 from avarc_cli.models.var.likelihood import VARLikelihood
 
@@ -41,7 +41,7 @@ def test_fitting_changes_no_bit_of_the_base_and_makes_its_images_likelier(base, 
     assert all(torch.equal(tensor, before[key]) for key, tensor in base.var.state_dict().items())
     assert all(parameter.grad is None for parameter in base.var.parameters())
     assert fitted.bits_after < fitted.bits_before and 0 < fitted.steps <= 12
-    held_out = examples.tokens[torch.from_numpy(fitted.held_out), 0]
+    held_out = examples.tokens[torch.from_numpy(fitted.validation), 0]
     scores = log_likelihoods(AddedClassesModel(base, [fitted.added]), held_out, [fitted.closest, 10], device=CPU)
     bits = -scores.mean(0) / 30 / math.log(2)
     assert bits == pytest.approx([fitted.bits_before, fitted.bits_after], abs=1e-3)
@@ -55,26 +55,26 @@ def test_it_starts_from_the_class_under_which_the_images_are_likeliest(base, exa
 def test_training_that_no_longer_helps_is_stopped_and_undone(base, examples):
     """The held-out images have nothing in common with the others: learning those soon harms these."""
     tokens = examples.tokens.clone()
-    tokens[hold_out(10, 0)] = (tokens[hold_out(10, 0)] + 31) % 64
+    tokens[validation_split(10, 0)] = (tokens[validation_split(10, 0)] + 31) % 64
     seen = []
     options = FitOptions(method="lora", steps=120, lr=3e-2, batch_size=2)
     strangers = Examples(tokens, examples.labels, examples.class_names)
     fitted = fit_class(base, strangers, options, lambda step, values: seen.append(step))
     assert fitted.steps <= 20 and seen[-1] == fitted.steps + 40 < 120, "four looks at every tenth step without gain"
-    held_out = tokens[hold_out(10, 0), 0]
+    held_out = tokens[validation_split(10, 0), 0]
     found = log_likelihoods(AddedClassesModel(base, [fitted.added]), held_out, [10], device=CPU)
     assert -found.mean() / 30 / math.log(2) == pytest.approx(fitted.bits_after, abs=1e-3), "the best weights are kept"
 
 
 def test_a_fifth_is_held_out_but_nothing_of_few_images():
-    assert len(hold_out(100, 0)) == 20 and len(hold_out(5, 0)) == 1
-    assert hold_out(4, 0).tolist() == [0, 1, 2, 3] and hold_out(1, 0).tolist() == [0]
-    assert not np.array_equal(hold_out(100, 0), hold_out(100, 1))
+    assert len(validation_split(100, 0)) == 20 and len(validation_split(5, 0)) == 1
+    assert validation_split(4, 0).tolist() == [0, 1, 2, 3] and validation_split(1, 0).tolist() == [0]
+    assert not np.array_equal(validation_split(100, 0), validation_split(100, 1))
 
 
 def test_one_image_is_enough(base, examples):
     fitted = fit(base, examples.take([0]), method="embedding", steps=6)
-    assert fitted.bits_after < fitted.bits_before and fitted.held_out.tolist() == [0]
+    assert fitted.bits_after < fitted.bits_before and fitted.validation.tolist() == [0]
 
 
 @pytest.mark.parametrize("wrong", [{"method": "magic"}, {"steps": 0}, {"lr": -1.0}, {"batch_size": 0}])

@@ -55,7 +55,7 @@ def test_a_trained_pair_classifies_what_it_was_trained_on(folder, trained, tmp_p
 def test_saved_files_carry_scales_preprocessing_and_class_names(trained):
     vq, var = trained
     tokenizer = load_tokenizer(str(vq))
-    assert tokenizer.patch_nums == (1, 2, 4) and tokenizer.preprocess == "fit" and tokenizer.image_size == 8
+    assert tokenizer.layout.sides == (1, 2, 4) and tokenizer.preprocess == "fit" and tokenizer.image_size == 8
     model = load_model(str(var), str(vq))
     assert model.classes.ids == ("left", "right") and model.likelihood.unconditional == 2
 
@@ -107,7 +107,7 @@ def fit(steps_until_death, checkpoint, recipe, seed=0):
     return model
 
 
-RECIPE = Recipe(steps=40, batch_size=8, lr=0.2, save_every=10, average=0.9)
+RECIPE = Recipe(steps=40, batch_size=8, lr=0.2, save_every=10, ema_decay=0.9)
 
 
 def test_a_resumed_training_ends_with_the_same_weights(tmp_path):
@@ -128,7 +128,7 @@ def test_an_interruption_before_the_first_checkpoint_says_that_nothing_is_kept(t
 def test_a_checkpoint_of_another_recipe_is_refused_with_both_values(tmp_path):
     fit(None, tmp_path / "a.ckpt", RECIPE)
     with pytest.raises(CheckpointError, match=r"lr: 0\.2 there, 0\.01 here"):
-        fit(None, tmp_path / "a.ckpt", Recipe(steps=40, batch_size=8, lr=0.01, save_every=10, average=0.9))
+        fit(None, tmp_path / "a.ckpt", Recipe(steps=40, batch_size=8, lr=0.01, save_every=10, ema_decay=0.9))
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
