@@ -64,7 +64,7 @@ def check_names(names: list[str], model: LoadedModel, bank: Bank, existing: Exis
         raise UsageError(
             "two of the classes have the same name",
             ", ".join(names),
-            "names that differ only in case or underscores are the same",
+            "case and underscores are ignored",
         )
     return names
 

@@ -1,8 +1,8 @@
 """Offsets between old and added classes, fitted without a single old image.
 
-A class is fitted to its own images alone, so its scores may be too high or too low compared with those of other classes.
-One number per new class, in nats, is fitted so that a softmax over scores separates validation images of the new class
-from images that the model itself samples from its old ones.
+A class is fitted to its own images alone, so its scores may be too high or too low compared with those of others. One
+number per new class, in nats, is fitted so that a softmax over scores separates validation images of the new class from
+images that the model itself samples from its old ones.
 
 Shapes: N images, K classes, L tokens.
 """

@@ -142,9 +142,7 @@ def open_folder(path: Path, asked: Mapping[str, Any]) -> None:
     except (ValueError, AttributeError) as error:
         raise UsageError(f"cannot read '{file}'", str(error), "name another folder, or delete this one") from None
     if differing:
-        raise UsageError(
-            f"'{path}' holds another run", differing, "repeat its options to resume it, or name another --out"
-        )
+        raise UsageError(f"'{path}' holds another run", differing, "repeat its options to resume it, or change --out")
 
 
 def hold_out_test(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:

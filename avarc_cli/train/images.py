@@ -88,8 +88,8 @@ class TrainingImages:
 
     Batches are made on the CPU, so that order and augmentation do not depend on the device.
 
-    Raises: UsageError without images; AvarcError for an unreadable image, here or, when the images do not fit in memory,
-    in `batch`. Leaving it out would change the order of all others.
+    Raises: UsageError without images; AvarcError for an unreadable image, here or, when the images do not fit in
+    memory, in `batch`. Leaving it out would change the order of all others.
     """
 
     def __init__(self, images: ImageSet, size: int, augment: Augment, *, seed: int) -> None:

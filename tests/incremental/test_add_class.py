@@ -119,8 +119,8 @@ def test_an_unreadable_image_is_listed_and_the_class_added(setting, tmp_path, ca
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["3", "{colours}/coral"], "there is a class '3' already"),
-        (["Amber", "{colours}/coral"], "there is a class 'Amber' already"),
+        (["3", "{colours}/coral"], "the class '3' exists already"),
+        (["Amber", "{colours}/coral"], "the class 'Amber' exists already"),
         (["a,b", "{colours}/coral"], "cannot be a class name"),
         (["", "{colours}/coral"], "cannot be a class name"),
         (["x\ny", "{colours}/coral"], "cannot be a class name"),
@@ -132,7 +132,7 @@ def test_an_unreadable_image_is_listed_and_the_class_added(setting, tmp_path, ca
         (["coral", "{colours}/coral", "--steps", "0"], "--steps"),
         (["coral", "{colours}/coral", "--lr", "nan"], "learning rate"),
         (["coral", "{colours}/coral", "--augment", "magic"], "no augmentation 'magic'"),
-        (["{colours}"], "there is a class 'amber' already"),
+        (["{colours}"], "the class 'amber' exists already"),
     ],
 )
 def test_a_wrong_request_is_one_message_and_changes_nothing(setting, bank, tmp_path, capsys, words, says):
@@ -208,4 +208,4 @@ def test_a_bank_that_stays_locked_is_one_message(setting, bank, monkeypatch, cap
 def test_a_name_that_another_process_took_meanwhile_is_refused(setting, bank, monkeypatch, capsys):
     monkeypatch.setattr("avarc_cli.incremental.adding.check_names", lambda names, *rest: names)
     assert run(setting, "Blue", setting.cache, "--bank", bank) == 2
-    assert "there is a class 'blue' already" in capsys.readouterr().err
+    assert "the class 'blue' exists already" in capsys.readouterr().err

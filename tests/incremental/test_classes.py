@@ -49,7 +49,7 @@ def test_a_renamed_class_scores_as_before(setting, bank, tmp_path, capsys):
         (["show", "zebra"], "its classes are: amber, blue"),
         (["remove", "amber", "zebra"], "no class 'zebra'"),
         (["rename", "zebra", "x"], "no class 'zebra'"),
-        (["rename", "amber", "Blue"], "there is a class 'Blue' already"),
+        (["rename", "amber", "Blue"], "the class 'Blue' exists already"),
         (["rename", "amber", "a,b"], "cannot be a class name"),
     ],
 )

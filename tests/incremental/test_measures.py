@@ -78,7 +78,7 @@ def test_splits_are_written_as_ranges_and_names():
     ("base", "tasks", "says"),
     [
         ("0-4", "5-12", "no class '10'"),
-        ("0-4", "4-6", "class '4' comes twice"),
+        ("0-4", "4-6", "class '4' appears twice"),
         ("0-4", "5-6,,7", "no class ''"),
         ("", "5", "no class ''"),
         ("4-0", "5", "no class"),
