@@ -16,11 +16,11 @@ if INTERPRETED:
     os.environ["TRITON_INTERPRET"] = "1"
     from avarc_kernels import (  # noqa: F401
         adaln_triton,
-        attention_triton,
-        gelu_triton,
-        likelihood_triton,
-        quantize_triton,
-        rows_triton,
+        block_causal_attention_triton,
+        linear_gelu_triton,
+        linear_log_prob_triton,
+        nearest_code_triton,
+        quantize_rows_triton,
     )
 
     del os.environ["TRITON_INTERPRET"]

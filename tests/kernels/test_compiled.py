@@ -16,7 +16,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from avarc_kernels import adaln_triton, attention_triton, gelu_triton, likelihood_triton, quantize_triton, rows_triton
+from avarc_kernels import adaln_triton, block_causal_attention_triton, linear_gelu_triton, linear_log_prob_triton, nearest_code_triton, quantize_rows_triton
 
 POINTERS = {{torch.float32: "fp32", torch.bfloat16: "bf16", torch.int64: "i64", torch.int32: "i32", torch.int8: "i8",
             torch.float8_e4m3fn: "fp8e4nv"}}
@@ -63,18 +63,18 @@ qkv = torch.empty(2, 680, 3, 16, 64, **half).permute(2, 0, 3, 1, 4)
 hidden, head = torch.empty(100, 1024, **half), torch.empty(4096, 1024, **half)
 target = torch.zeros(100, dtype=torch.int64)
 
-compiled(likelihood_triton, "_linear_log_prob_kernel",
-         lambda: likelihood_triton.linear_log_prob(hidden, head, torch.empty(4096), target))
-compiled(attention_triton, "_block_causal_attention_kernel",
-         lambda: attention_triton.block_causal_attention(*qkv, [424, 680], 1.0, torch.ones(16)))
-compiled(gelu_triton, "_linear_gelu_kernel", lambda: gelu_triton.linear_gelu(hidden, head, torch.empty(4096, **half)))
+compiled(linear_log_prob_triton, "_linear_log_prob_kernel",
+         lambda: linear_log_prob_triton.linear_log_prob(hidden, head, torch.empty(4096), target))
+compiled(block_causal_attention_triton, "_block_causal_attention_kernel",
+         lambda: block_causal_attention_triton.block_causal_attention(*qkv, [424, 680], 1.0, torch.ones(16)))
+compiled(linear_gelu_triton, "_linear_gelu_kernel", lambda: linear_gelu_triton.linear_gelu(hidden, head, torch.empty(4096, **half)))
 compiled(adaln_triton, "_adaln_kernel", lambda: adaln_triton.adaln(x, scale, shift, row, torch.bfloat16))
 compiled(adaln_triton, "_adaln_kernel", lambda: adaln_triton.gated_residual_adaln(
     x, x.bfloat16(), gate, scale, shift, None, torch.bfloat16))
-compiled(quantize_triton, "_nearest_code_kernel",
-         lambda: quantize_triton.nearest_code(torch.empty(9, 32), torch.empty(4096, 32), torch.empty(4096)))
-compiled(rows_triton, "_quantize_rows_kernel", lambda: rows_triton.quantize_rows(hidden, torch.int8))
-compiled(rows_triton, "_quantize_rows_kernel", lambda: rows_triton.quantize_rows(hidden, torch.float8_e4m3fn))
+compiled(nearest_code_triton, "_nearest_code_kernel",
+         lambda: nearest_code_triton.nearest_code(torch.empty(9, 32), torch.empty(4096, 32), torch.empty(4096)))
+compiled(quantize_rows_triton, "_quantize_rows_kernel", lambda: quantize_rows_triton.quantize_rows(hidden, torch.int8))
+compiled(quantize_rows_triton, "_quantize_rows_kernel", lambda: quantize_rows_triton.quantize_rows(hidden, torch.float8_e4m3fn))
 """
 
 

@@ -11,21 +11,21 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import torch
 
 from avarc_kernels.bench.measure import HAS_GPU, Case, Figure, matmul_rate, measure
 
-OPS = {
-    "linear_log_prob": "likelihood",
-    "block_causal_attention": "attention",
-    "adaln": "adaln",  # and the gated one
-    "linear_gelu": "gelu",
-    "nearest_code": "quantize",
-    "quantize_rows": "rows",
-}
+OPS = (  # each is a module of this folder
+    "linear_log_prob",
+    "block_causal_attention",
+    "adaln",  # and gated_residual_adaln
+    "linear_gelu",
+    "nearest_code",
+    "quantize_rows",
+)
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -48,7 +48,7 @@ def main() -> int:
     if not options.json:
         print(_headline(machine), flush=True)
     figures = []
-    for case in _cases(options.op or list(OPS), dtypes, quick=options.quick):
+    for case in _cases(options.op or OPS, dtypes, quick=options.quick):
         of_case = [measure(case, name, timed=HAS_GPU or name != "triton") for name in case.calls if _possible(name)]
         figures += of_case
         if not options.json:
@@ -68,11 +68,11 @@ def _possible(name: str) -> bool:
     return HAS_GPU or name in ("torch", "full logits", "dense mask", "full matrix")
 
 
-def _cases(ops: list[str], dtypes: list[torch.dtype], *, quick: bool) -> Iterator[Case]:
+def _cases(ops: Sequence[str], dtypes: list[torch.dtype], *, quick: bool) -> Iterator[Case]:
     pairs = (8 if quick else 64) if HAS_GPU else 1
     sizes = (["d16"] if quick else ["d16", "d30"]) if HAS_GPU else ["small"]
     for op in ops:
-        module = importlib.import_module(f"avarc_kernels.bench.{OPS[op]}")
+        module = importlib.import_module(f"avarc_kernels.bench.{op}")
         for dtype in dtypes:
             yield from module.cases(dtype, pairs=pairs, sizes=sizes)
 

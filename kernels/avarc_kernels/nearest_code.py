@@ -29,9 +29,9 @@ def nearest_code(z_NZ: Tensor, codebook_VZ: Tensor, *, backend: str = "torch") -
         raise ValueError(f"vectors of {z_NZ.shape[-1]} channels against a codebook of {codebook_VZ.shape[-1]}")
     norm_V = codebook_VZ.square().sum(1)
     if chosen(backend, ("torch", "triton"), z_NZ) == "triton":
-        from avarc_kernels import quantize_triton
+        from avarc_kernels import nearest_code_triton
 
-        return quantize_triton.nearest_code(z_NZ, codebook_VZ, norm_V)
+        return nearest_code_triton.nearest_code(z_NZ, codebook_VZ, norm_V)
     index_N = torch.empty(len(z_NZ), dtype=torch.int64, device=z_NZ.device)
     for start in range(0, len(z_NZ), ROWS_IN_FLIGHT):
         z_RZ = z_NZ[start : start + ROWS_IN_FLIGHT]

@@ -25,9 +25,9 @@ def quantize_rows(x_MC: Tensor, dtype: torch.dtype, *, backend: str = "torch") -
     if dtype not in LARGEST or x_MC.ndim != 2 or x_MC.shape[1] == 0:
         raise ValueError(f"no rows of {dtype} from a tensor of shape {tuple(x_MC.shape)}")
     if chosen(backend, ("torch", "triton"), x_MC) == "triton":
-        from avarc_kernels import rows_triton
+        from avarc_kernels import quantize_rows_triton
 
-        return rows_triton.quantize_rows(x_MC, dtype)
+        return quantize_rows_triton.quantize_rows(x_MC, dtype)
     x = x_MC.float()
     scale_M = x.abs().amax(1).clamp_min(SMALLEST) / LARGEST[dtype]
     scaled = x / scale_M[:, None]  # at most a rounding error past the largest, which rounds back to it

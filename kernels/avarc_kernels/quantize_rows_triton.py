@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avarc_kernels.rows import LARGEST, SMALLEST
+from avarc_kernels.quantize_rows import LARGEST, SMALLEST
 
 
 @triton.jit

@@ -47,9 +47,9 @@ def block_causal_attention(
     """
     _check(q_PHTD, k_PHSD, v_PHSD, ends, scale, gain_H)
     if chosen(backend, ("torch", "flash", "triton"), q_PHTD) == "triton":
-        from avarc_kernels import attention_triton
+        from avarc_kernels import block_causal_attention_triton
 
-        return attention_triton.block_causal_attention(q_PHTD, k_PHSD, v_PHSD, ends, scale, gain_H)
+        return block_causal_attention_triton.block_causal_attention(q_PHTD, k_PHSD, v_PHSD, ends, scale, gain_H)
     if gain_H is not None:
         q_PHTD, k_PHSD = unit_length(q_PHTD, gain_H), unit_length(k_PHSD)
     attend = _flash if backend == "flash" else _sdpa

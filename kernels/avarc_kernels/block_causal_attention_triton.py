@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avarc_kernels.attention import NORM_EPS
+from avarc_kernels.block_causal_attention import NORM_EPS
 from avarc_kernels.dispatch import dot_precision
 
 # By what ptxas says for sm_90: the next larger ones spill registers (float32), or nobody has timed them.

@@ -40,9 +40,9 @@ def linear_log_prob(
             f"target {tuple(target_M.shape)}"
         )
     if chosen(backend, ("torch", "triton"), hidden_MC) == "triton":
-        from avarc_kernels import likelihood_triton
+        from avarc_kernels import linear_log_prob_triton
 
-        return likelihood_triton.linear_log_prob(hidden_MC, weight_VC, bias_V, target_M)
+        return linear_log_prob_triton.linear_log_prob(hidden_MC, weight_VC, bias_V, target_M)
     log_prob_M = torch.empty(target_M.shape, dtype=torch.float32, device=hidden_MC.device)
     for start in range(0, len(target_M), ROWS_IN_FLIGHT):
         rows = slice(start, start + ROWS_IN_FLIGHT)

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avarc_kernels import block_causal_attention
-from avarc_kernels.attention import unit_length
 from avarc_kernels.bench.measure import DEVICE, HAS_GPU, SIDES, WIDTHS, Case, against, compiled
+from avarc_kernels.block_causal_attention import unit_length
 
 ENDS = tuple(accumulate(p * p for p in SIDES))
 PARTS = {

@@ -25,9 +25,9 @@ def linear_gelu(x_MC: Tensor, weight_FC: Tensor, bias_F: Tensor, *, backend: str
     if not x_MC.dtype == weight_FC.dtype == bias_F.dtype:
         raise ValueError(f"x is {x_MC.dtype}, weight {weight_FC.dtype}, bias {bias_F.dtype}")
     if chosen(backend, ("torch", "cublaslt", "triton"), x_MC) == "triton":
-        from avarc_kernels import gelu_triton
+        from avarc_kernels import linear_gelu_triton
 
-        return gelu_triton.linear_gelu(x_MC, weight_FC, bias_F)
+        return linear_gelu_triton.linear_gelu(x_MC, weight_FC, bias_F)
     if backend == "cublaslt":
         if x_MC.device.type != "cuda":
             raise ValueError("backend 'cublaslt' cannot run: on a CPU torch's epilogue is another GELU")
