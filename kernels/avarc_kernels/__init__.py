@@ -1,7 +1,7 @@
-"""The operations that generative classification spends its time in.
+"""The operations that dominate the run time of generative classification.
 
-An op is `x.py` (definition, contract and dispatch) and, where there is a faster one, `x_triton.py`,
-imported only when chosen. This package imports torch and triton only and raises ValueError.
+Each operation is `x.py` (contract, PyTorch implementation, dispatch) and `x_triton.py` (the Triton kernel, imported
+only when selected). The package depends on torch and, optionally, triton; invalid arguments raise ValueError.
 """
 
 from avarc_kernels.adaln import adaln, gated_residual_adaln

@@ -1,6 +1,6 @@
 """Block-causal attention without a mask.
 
-Shapes: P sequences, H heads, T new positions, S prefix and new ones, D head width.
+Shapes: P sequences, H heads, T new positions, S positions of prefix and new ones, D head width.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avarc_kernels.dispatch import chosen
+from avarc_kernels.dispatch import select_backend
 
-NORM_EPS = 1e-12  # a shorter query or key is divided by this
+NORM_EPS = 1e-12  # lower bound of the norm that a query or key is divided by
 
 
 def block_causal_attention(
@@ -26,32 +26,35 @@ def block_causal_attention(
     gain_H: Tensor | None = None,
     backend: str = "torch",
 ) -> Tensor:
-    """Attention in which every position sees its own segment and all that came before, nothing later.
+    """Attention in which every position sees its own segment and everything before it, and nothing later.
 
-    Equals masked attention with a block-causal mask, but nothing is computed for what is masked.
+    Equals attention under a block-causal mask, but computes nothing for masked positions.
 
     Args:
         q_PHTD: queries of the T new positions: float32, bfloat16 or float16.
         k_PHSD, v_PHSD: keys and values of the prefix followed by the new positions, S >= T, in q's dtype.
-            Any strides; "triton" and "flash" want D contiguous.
-        ends: end of each new segment, counted in new positions, increasing; the last is T.
+            Any strides; "triton" and "flash" need D contiguous.
+        ends: end of each new segment, counted in new positions, increasing; the last one is T.
         scale: multiplies q @ k.T before the softmax; positive.
-        gain_H: when given, queries and keys are divided by their lengths first and queries multiplied by their
-            head's gain (QK-norm); so a prefix keeps its keys as the linear made them. float32, positive.
-        backend: "torch" is one unmasked call of PyTorch's scaled_dot_product_attention a segment, "flash" one of
-            flash-attn's (half precision, CUDA), "triton" one kernel for all segments with the QK-norm inside.
-    Returns: (P, H, T, D), in q's dtype; at most twice as far from float64 as masked attention in q's dtype is.
-    Raises: ValueError when shapes or dtypes disagree, when the segment ends do not cover the new positions, or the
-        backend cannot run.
-    Source: the mask in arXiv:2404.02905, section 3; flash attention, arXiv:2307.08691.
+        gain_H: if given, QK-norm: queries and keys are first divided by their L2 norms, and queries multiplied by
+            their head's gain, so the KV cache can hold keys as the linear made them. float32, positive.
+        backend: "torch" calls PyTorch's scaled_dot_product_attention, without a mask, once per segment; "flash" does
+            the same with flash-attn (half precision, CUDA); "triton" is one kernel for all segments, QK-norm included.
+    Returns: (P, H, T, D) in q's dtype; the error against float64 is at most twice that of masked attention in q's
+        dtype.
+    Raises: ValueError when shapes or dtypes disagree, when the segment ends do not cover the new positions, or when
+        the backend cannot run or cannot compute the gradients that an input requires.
+    Source: the mask of section 3 in arXiv:2404.02905; FlashAttention-2, arXiv:2307.08691.
     """
     _check(q_PHTD, k_PHSD, v_PHSD, ends, scale, gain_H)
-    if chosen(backend, ("torch", "flash", "triton"), q_PHTD) == "triton":
+    if select_backend(backend, ("torch", "flash", "triton"), q_PHTD, k_PHSD, v_PHSD, gain_H) == "triton":
         from avarc_kernels import block_causal_attention_triton
 
-        return block_causal_attention_triton.block_causal_attention(q_PHTD, k_PHSD, v_PHSD, ends, scale, gain_H)
+        return block_causal_attention_triton.block_causal_attention(
+            q_PHTD, k_PHSD, v_PHSD, ends, scale, gain_H, NORM_EPS
+        )
     if gain_H is not None:
-        q_PHTD, k_PHSD = unit_length(q_PHTD, gain_H), unit_length(k_PHSD)
+        q_PHTD, k_PHSD = qk_norm(q_PHTD, gain_H), qk_norm(k_PHSD)
     attend = _flash if backend == "flash" else _sdpa
     prefix = k_PHSD.shape[2] - q_PHTD.shape[2]
     outs = [
@@ -61,28 +64,28 @@ def block_causal_attention(
     return torch.cat(outs, dim=2) if len(outs) > 1 else outs[0]
 
 
-def unit_length(x_PHSD: Tensor, gain_H: Tensor | None = None) -> Tensor:
-    """Vectors divided by their length, at least 1e-12, and multiplied by their head's gain; in x's dtype."""
+def qk_norm(x_PHSD: Tensor, gain_H: Tensor | None = None) -> Tensor:
+    """Vectors divided by their L2 norms (at least `NORM_EPS`) and multiplied by their head's gain; in x's dtype."""
     x = x_PHSD if x_PHSD.dtype == torch.float64 else x_PHSD.float()
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(NORM_EPS)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(NORM_EPS)
     if gain_H is not None:
-        length = length / gain_H[:, None, None]  # here rather than on the vectors: D times less
-    unit: Tensor = x / length
+        norm = norm / gain_H[:, None, None]  # here instead of on the vectors: D times less work
+    unit: Tensor = x / norm
     return unit.to(x_PHSD.dtype)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, ends: Sequence[int], scale: float, gain_H: Tensor | None) -> None:
     new, prefix = q.shape[2], k.shape[2] - q.shape[2]
     if not ends or ends[-1] != new or prefix < 0 or list(ends) != sorted({*ends}) or ends[0] <= 0:
-        raise ValueError(f"segment ends {list(ends)} do not cover {new} new positions after {prefix}")
+        raise ValueError(f"segment ends {list(ends)} do not cover {new} new positions after a prefix of {prefix}")
     if k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
         raise ValueError(f"queries {tuple(q.shape)}, keys {tuple(k.shape)}, values {tuple(v.shape)}")
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"queries are {q.dtype}, keys {k.dtype}, values {v.dtype}")
     if scale <= 0:
-        raise ValueError(f"a scale of {scale}, which is not positive")
+        raise ValueError(f"scale {scale} is not positive")
     if gain_H is not None and gain_H.shape != q.shape[1:2]:
-        raise ValueError(f"{tuple(gain_H.shape)} gains for {q.shape[1]} heads")
+        raise ValueError(f"gains of shape {tuple(gain_H.shape)} for {q.shape[1]} heads")
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
