@@ -1,8 +1,8 @@
 """What the tests and the benchmark compare the operations with: their definitions, and how large an error may be.
 
-A definition takes the tensors of the operation of the same name, computes in their dtype, and is written for clarity.
-Evaluated in float64, it gives the expected result. The rule for the error, after flash-attention's tests: at most twice
-that of the same definition in the dtype of the inputs, plus 1e-6.
+Definitions are written for clarity and compute in the dtype of their inputs; most have the name of their operation.
+Evaluated in float64, they give the expected result. The rule for the error, after flash-attention's tests: at most
+twice that of the same definition in the dtype of the inputs, plus 1e-6.
 
 `quantize_rows` has no definition here: its contract is a bound on |x - q * scale|, and equal bits in all backends.
 Shapes are those of each operation's own module.
