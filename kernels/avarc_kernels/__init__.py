@@ -1,16 +1,16 @@
-"""The operations that generative classification spends its time in.
+"""The operations that dominate the run time of generative classification.
 
-An op is `x.py` (definition, contract and dispatch) and, where there is a faster one, `x_triton.py`,
-imported only when chosen. This package imports torch and triton only and raises ValueError.
+Each operation is `x.py` (contract, PyTorch implementation, dispatch) and `x_triton.py` (the Triton kernel, imported
+only when selected). The package depends on torch and, optionally, triton; invalid arguments raise ValueError.
 """
 
 from avarc_kernels.adaln import adaln, gated_residual_adaln
-from avarc_kernels.attention import block_causal_attention
+from avarc_kernels.block_causal_attention import block_causal_attention
 from avarc_kernels.dispatch import triton_missing
-from avarc_kernels.gelu import linear_gelu
-from avarc_kernels.likelihood import linear_log_prob
-from avarc_kernels.quantize import nearest_code
-from avarc_kernels.rows import quantize_rows
+from avarc_kernels.linear_gelu import linear_gelu
+from avarc_kernels.linear_log_prob import linear_log_prob
+from avarc_kernels.nearest_code import nearest_code
+from avarc_kernels.quantize_rows import quantize_rows
 
 __all__ = [
     "adaln",

@@ -1,4 +1,4 @@
-"""`adaln` and `gated_residual_adaln` in Triton: one program a row of the stream, which stays in registers."""
+"""`adaln` and `gated_residual_adaln` in Triton: one program per row of the stream, which stays in registers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from avarc_kernels.adaln import EPS
 
 
 @triton.jit
@@ -26,35 +24,46 @@ def _adaln_kernel(
     stride_scale,
     stride_shift,
     EPS: tl.constexpr,
-    GATED: tl.constexpr,  # whether x + gate * y comes first; else y, gate and stream are not touched
+    GATED: tl.constexpr,  # whether x + gate * y comes first; if not, y, gate and stream are not accessed
     HAS_ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """out = layer_norm(x + gate * y) * (1 + scale) + shift, mean and variance over two passes in registers."""
-    m = tl.program_id(0).to(tl.int64)  # int64: P * T * C passes 2**31
-    pair = m // T
-    row = tl.load(row_ptr + pair).to(tl.int64) if HAS_ROWS else pair
+    """One row of AdaLN [1], after a gated residual if GATED:
+
+        stream = x + gate * y
+        mean = sum_c stream_c / C
+        var = sum_c (stream_c - mean)^2 / C     (a second pass, in registers: no cancellation)
+        out = (stream - mean) / sqrt(var + EPS) * (1 + scale) + shift
+
+    References:
+        [1] Scalable Diffusion Models with Transformers, arXiv:2212.09748
+    """
+    m = tl.program_id(0).to(tl.int64)  # int64: P * T * C can exceed 2**31
+    sequence = m // T
+    row = tl.load(row_ptr + sequence).to(tl.int64) if HAS_ROWS else sequence
     c = tl.arange(0, BLOCK_C)
-    ok = c < C
-    x = tl.load(x_ptr + m * C + c, mask=ok, other=0.0).to(tl.float32)
+    mask = c < C
+    x = tl.load(x_ptr + m * C + c, mask=mask, other=0.0).to(tl.float32)
     if GATED:
-        y = tl.load(y_ptr + m * C + c, mask=ok, other=0.0).to(tl.float32)
-        gate = tl.load(gate_ptr + row * stride_gate + c, mask=ok, other=0.0).to(tl.float32)
+        y = tl.load(y_ptr + m * C + c, mask=mask, other=0.0).to(tl.float32)
+        gate = tl.load(gate_ptr + row * stride_gate + c, mask=mask, other=0.0).to(tl.float32)
         stream = (x + gate * y).to(stream_ptr.dtype.element_ty)
-        tl.store(stream_ptr + m * C + c, stream, mask=ok)
-        x = stream.to(tl.float32)  # what the next branch will read, rounding included
+        tl.store(stream_ptr + m * C + c, stream, mask=mask)
+        x = stream.to(tl.float32)  # normalise what the next branch reads, rounding included
     mean = tl.sum(x, 0) / C
-    centred = tl.where(ok, x - mean, 0.0)
-    variance = tl.sum(centred * centred, 0) / C
-    scale = tl.load(scale_ptr + row * stride_scale + c, mask=ok, other=0.0).to(tl.float32)
-    shift = tl.load(shift_ptr + row * stride_shift + c, mask=ok, other=0.0).to(tl.float32)
-    out = centred * (1.0 / tl.sqrt(variance + EPS)) * (1.0 + scale) + shift
-    tl.store(out_ptr + m * C + c, out.to(out_ptr.dtype.element_ty), mask=ok)
+    centered = tl.where(mask, x - mean, 0.0)
+    var = tl.sum(centered * centered, 0) / C
+    scale = tl.load(scale_ptr + row * stride_scale + c, mask=mask, other=0.0).to(tl.float32)
+    shift = tl.load(shift_ptr + row * stride_shift + c, mask=mask, other=0.0).to(tl.float32)
+    out = centered * (1.0 / tl.sqrt(var + EPS)) * (1.0 + scale) + shift
+    tl.store(out_ptr + m * C + c, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def adaln(x_PTC: Tensor, scale_NC: Tensor, shift_NC: Tensor, row_P: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """See `adaln.adaln`. Raises: ValueError when x is not contiguous or a table's rows are not."""
-    return _launch(x_PTC, None, None, scale_NC, shift_NC, row_P, dtype)[1]
+def adaln(
+    x_PTC: Tensor, scale_NC: Tensor, shift_NC: Tensor, row_P: Tensor | None, dtype: torch.dtype, eps: float
+) -> Tensor:
+    """See `adaln.adaln`. Raises: ValueError when x, or a row of a table, is not contiguous."""
+    return _launch(x_PTC, None, None, scale_NC, shift_NC, row_P, dtype, eps)[1]
 
 
 def gated_residual_adaln(
@@ -65,9 +74,10 @@ def gated_residual_adaln(
     shift_NC: Tensor,
     row_P: Tensor | None,
     dtype: torch.dtype,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """See `adaln.gated_residual_adaln`. Raises: ValueError when x or y is not contiguous or a table's rows are not."""
-    return _launch(x_PTC, y_PTC, gate_NC, scale_NC, shift_NC, row_P, dtype)
+    """See `adaln.gated_residual_adaln`. Raises: ValueError when x, y, or a row of a table, is not contiguous."""
+    return _launch(x_PTC, y_PTC, gate_NC, scale_NC, shift_NC, row_P, dtype, eps)
 
 
 def _launch(
@@ -78,17 +88,18 @@ def _launch(
     shift: Tensor,
     row: Tensor | None,
     dtype: torch.dtype,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
     tables = [t for t in (gate, scale, shift) if t is not None]
     if any(t is not None and not t.is_contiguous() for t in (x, y)) or any(t.stride(1) != 1 for t in tables):
-        raise ValueError("triton wants a contiguous stream and branch, and class tables whose rows are contiguous")
-    pairs, positions, width = x.shape
+        raise ValueError("triton needs a contiguous stream and branch, and class tables with contiguous rows")
+    sequences, positions, width = x.shape
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     stream = x if y is None else torch.empty_like(x)
     if x.numel() == 0:
         return stream, out
     block = triton.next_power_of_2(width)
-    _adaln_kernel[(pairs * positions,)](
+    _adaln_kernel[(sequences * positions,)](
         x,
         x if y is None else y,
         scale if gate is None else gate,
@@ -102,7 +113,7 @@ def _launch(
         0 if gate is None else gate.stride(0),
         scale.stride(0),
         shift.stride(0),
-        EPS=EPS,
+        EPS=eps,
         GATED=y is not None,
         HAS_ROWS=row is not None,
         BLOCK_C=block,

@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: always the one that was asked for."""
+"""What all operations share: the choice of a backend. The one that runs is always the one that was asked for."""
 
 from __future__ import annotations
 
@@ -8,28 +8,43 @@ import os
 import torch
 from torch import Tensor
 
+INFERENCE_ONLY = ("triton", "cublaslt")  # backends without a backward pass
+
 
 def triton_missing(device: torch.device) -> str | None:
     """Why the Triton kernels cannot run on this device; None when they can."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"Triton's kernels need a CUDA device, the tensors are on {device.type}"
+        return f"Triton kernels need a CUDA device, and the tensors are on {device.type}"
     return None
 
 
-def chosen(backend: str, offered: tuple[str, ...], x: Tensor) -> str:
-    """`backend`, checked.
+def select_backend(backend: str, offered: tuple[str, ...], x: Tensor, *others: Tensor | None) -> str:
+    """Return `backend` after checking that it can run.
 
-    Raises: ValueError when the op does not offer it or when it cannot run on x's device.
+    Args:
+        backend: the caller's choice.
+        offered: the backends of this operation.
+        x: the operation's main input; its device is the one that counts.
+        others: all other floating-point inputs; None for an optional one that is absent.
+    Raises: ValueError when the operation does not have this backend, when the backend cannot run on x's device, or
+        when it has no backward pass and an input requires gradients: they would be lost silently.
     """
     if backend not in offered:
-        raise ValueError(f"backend '{backend}' is none of {', '.join(offered)}")
+        raise ValueError(f"unknown backend '{backend}': the choices are {', '.join(offered)}")
     if backend == "triton" and (why := triton_missing(x.device)):
         raise ValueError(f"backend 'triton' cannot run: {why}")
+    if backend in INFERENCE_ONLY and torch.is_grad_enabled():
+        for tensor in (x, *others):
+            if tensor is not None and tensor.requires_grad:
+                raise ValueError(
+                    f"backend '{backend}' computes no gradients, and an input of shape {tuple(tensor.shape)} requires "
+                    "them: use backend='torch', or call it under torch.no_grad()"
+                )
     return backend
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """What a kernel's tl.dot does with float32 inputs: PyTorch's own setting for products, so that backends agree."""
+    """Input precision of tl.dot for this dtype: float32 follows PyTorch's TF32 setting, so that backends agree."""
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"

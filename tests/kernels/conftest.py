@@ -1,36 +1,74 @@
-"""Without a GPU the kernels of these tests run in Triton's interpreter, which must be chosen before triton is imported.
+"""Backends, devices and dtypes for the tests of the kernels.
 
-The choice is withdrawn at once and made again for each test of this folder only: other tests, and the processes that
-they start, see a machine without Triton's device, as users do.
+Without a GPU the Triton kernels run in Triton's interpreter. TRITON_INTERPRET must be set when triton and the kernel
+modules are imported, so they are imported here. Then it is unset, and set again only for tests of this folder that need
+it: all others, and the processes they start, see a machine that cannot run Triton, as users do.
 """
 
-import importlib.util
+import importlib
 import os
+import pkgutil
+from typing import NamedTuple
 
 import pytest
 import torch
 
-INTERPRETED = importlib.util.find_spec("triton") is not None and not torch.cuda.is_available()
+import avarc_kernels
 
-if INTERPRETED:
+HAS_GPU = torch.cuda.is_available()
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+NEEDS_TRITON = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed (it has wheels for Linux only)")
+NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="the interpreter has float32 only")]
+
+if HAS_TRITON and not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
-    from avarc_kernels import (  # noqa: F401
-        adaln_triton,
-        attention_triton,
-        gelu_triton,
-        likelihood_triton,
-        quantize_triton,
-        rows_triton,
-    )
-
+    for module in pkgutil.iter_modules(avarc_kernels.__path__, "avarc_kernels."):
+        if module.name.endswith("_triton"):
+            importlib.import_module(module.name)
     del os.environ["TRITON_INTERPRET"]
 
 
-@pytest.fixture
-def triton_device(monkeypatch) -> str:
-    """Where the Triton kernels run: compiled on a GPU, else interpreted on the CPU (slow, float32 only)."""
-    pytest.importorskip("triton", reason="triton is not installed (it has no wheels but for Linux)")
-    if torch.cuda.is_available():
-        return "cuda"
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    return "cpu"
+class Target(NamedTuple):
+    """What a test runs an operation on."""
+
+    backend: str
+    device: str
+    dtype: torch.dtype
+
+
+TORCH = pytest.param(("torch", torch.float32), id="torch")
+TRITON = pytest.param(("triton", torch.float32), id="triton", marks=NEEDS_TRITON)
+TRITON_HALF = [
+    pytest.param(("triton", torch.bfloat16), id="triton-bfloat16", marks=NEEDS_GPU),
+    pytest.param(("triton", torch.float16), id="triton-float16", marks=NEEDS_GPU),
+]
+
+
+@pytest.fixture(params=[TORCH, TRITON, *TRITON_HALF])
+def target(request, monkeypatch) -> Target:
+    """Each backend and dtype: the torch backend on the CPU, the Triton kernels on a GPU where there is one."""
+    return _target(*request.param, monkeypatch)
+
+
+@pytest.fixture(params=[TORCH, TRITON])
+def float32_target(request, monkeypatch) -> Target:
+    """Each backend, for tests in which the dtype does not matter."""
+    return _target(*request.param, monkeypatch)
+
+
+@pytest.fixture(params=[TRITON, *TRITON_HALF])
+def triton_target(request, monkeypatch) -> Target:
+    """The Triton backend in each dtype."""
+    return _target(*request.param, monkeypatch)
+
+
+@pytest.fixture(params=[TRITON])
+def triton_device(request, monkeypatch) -> str:
+    """The device of the Triton backend, for tests in which the dtype does not matter."""
+    return _target(*request.param, monkeypatch).device
+
+
+def _target(backend: str, dtype: torch.dtype, monkeypatch) -> Target:
+    if backend == "triton" and not HAS_GPU:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    return Target(backend, "cuda" if backend == "triton" and HAS_GPU else "cpu", dtype)

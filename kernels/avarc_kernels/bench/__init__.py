@@ -1,1 +1,1 @@
-"""Is each kernel right, and is it fast? `python -m avarc_kernels.bench`; one file an op."""
+"""Checks and times every kernel: `python -m avarc_kernels.bench`. One file per operation."""

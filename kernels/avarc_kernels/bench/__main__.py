@@ -1,7 +1,7 @@
-"""`python -m avarc_kernels.bench`: checks every kernel against float64 and times it beside what else there is.
+"""Check every kernel against float64 and time it next to the alternatives: `python -m avarc_kernels.bench`.
 
-Run it once on a GPU machine for the whole table. Without a GPU the kernels run in Triton's interpreter, on small
-shapes and for their results only; PyTorch's implementations are timed.
+Run it on a machine with a GPU for the whole table. Without one, the kernels run in Triton's interpreter on small shapes
+and are checked only; PyTorch's implementations are timed.
 """
 
 from __future__ import annotations
@@ -11,30 +11,31 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import torch
 
 from avarc_kernels.bench.measure import HAS_GPU, Case, Figure, matmul_rate, measure
 
-OPS = {
-    "linear_log_prob": "likelihood",
-    "block_causal_attention": "attention",
-    "adaln": "adaln",  # and the gated one
-    "linear_gelu": "gelu",
-    "nearest_code": "quantize",
-    "quantize_rows": "rows",
-}
+OPS = (  # each is a module of this folder
+    "linear_log_prob",
+    "block_causal_attention",
+    "adaln",  # and gated_residual_adaln
+    "linear_gelu",
+    "nearest_code",
+    "quantize_rows",
+)
+CPU_IMPLEMENTATIONS = ("torch", "full logits", "dense mask", "full matrix")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def main() -> int:
-    """Exit status 0 when every kernel kept its promise, else 1."""
+    """Return 0 if all our implementations ran and stayed within their error bounds, else 1."""
     parser = argparse.ArgumentParser(prog="python -m avarc_kernels.bench", description=__doc__)
-    parser.add_argument("--op", choices=OPS, action="append", help="only this op; may be given several times")
+    parser.add_argument("--op", choices=OPS, action="append", help="only this operation; repeatable")
     parser.add_argument("--quick", action="store_true", help="d16 only, fewer pairs, one half precision")
-    parser.add_argument("--json", action="store_true", help="one JSON object with all figures")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with all figures")
     options = parser.parse_args()
     if not HAS_GPU:
         os.environ["TRITON_INTERPRET"] = "1"  # triton is not imported yet
@@ -48,8 +49,8 @@ def main() -> int:
     if not options.json:
         print(_headline(machine), flush=True)
     figures = []
-    for case in _cases(options.op or list(OPS), dtypes, quick=options.quick):
-        of_case = [measure(case, name, timed=HAS_GPU or name != "triton") for name in case.calls if _possible(name)]
+    for case in _cases(options.op or OPS, dtypes, quick=options.quick):
+        of_case = [measure(case, name, timed=HAS_GPU or name != "triton") for name in case.calls if _can_run(name)]
         figures += of_case
         if not options.json:
             _show(case, of_case, peaks)
@@ -57,22 +58,22 @@ def main() -> int:
     if options.json:
         print(json.dumps(machine | {"figures": [asdict(f) for f in figures], "wrong": len(wrong)}))
     else:
-        print(f"\n{len(wrong)} of our own implementations failed or were further from float64 than promised.")
+        print(f"\n{len(wrong)} of our implementations failed or exceeded their error bounds.")
     return 1 if wrong else 0
 
 
-def _possible(name: str) -> bool:
-    """Without a GPU only our own two and what plain PyTorch does eagerly are run."""
+def _can_run(name: str) -> bool:
+    """Whether this machine can run the implementation: without a GPU, ours and eager PyTorch only."""
     if name == "triton":
         return HAS_TRITON
-    return HAS_GPU or name in ("torch", "full logits", "dense mask", "full matrix")
+    return HAS_GPU or name in CPU_IMPLEMENTATIONS
 
 
-def _cases(ops: list[str], dtypes: list[torch.dtype], *, quick: bool) -> Iterator[Case]:
+def _cases(ops: Sequence[str], dtypes: list[torch.dtype], *, quick: bool) -> Iterator[Case]:
     pairs = (8 if quick else 64) if HAS_GPU else 1
     sizes = (["d16"] if quick else ["d16", "d30"]) if HAS_GPU else ["small"]
     for op in ops:
-        module = importlib.import_module(f"avarc_kernels.bench.{OPS[op]}")
+        module = importlib.import_module(f"avarc_kernels.bench.{op}")
         for dtype in dtypes:
             yield from module.cases(dtype, pairs=pairs, sizes=sizes)
 
@@ -88,7 +89,7 @@ def _headline(machine: dict[str, object]) -> str:
     if not HAS_TRITON:
         lines.append("triton is not installed: PyTorch's implementations only.")
     elif not HAS_GPU:
-        lines.append("No GPU: kernels are checked in Triton's interpreter and not timed; shapes are small.")
+        lines.append("No GPU: kernels are checked in Triton's interpreter on small shapes, and not timed.")
     peaks = machine["matmul_rate"]
     assert isinstance(peaks, dict)
     lines.append("matmul: " + ", ".join(f"{d} {rate / 1e12:.3g} TFLOP/s" for d, rate in peaks.items()))
@@ -115,7 +116,7 @@ def _show(case: Case, figures: list[Figure], peaks: dict[str, float]) -> None:
             _cell(f.error, 11, ".1e"),
             _cell(f.allowed, 11, ".1e"),
         ]
-        print(f"  {f.name:24}" + "".join(cells) + ("  WRONG" if f.wrong else ""), flush=True)
+        print(f"  {f.name:24}" + "".join(cells) + (f"  WRONG: {f.mismatch}" if f.wrong else ""), flush=True)
 
 
 def _cell(value: float | None, width: int, form: str) -> str:

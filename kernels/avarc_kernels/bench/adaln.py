@@ -7,17 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from avarc_kernels import adaln, gated_residual_adaln
-from avarc_kernels.bench.measure import DEVICE, SIDES, WIDTHS, Call, Case, against, compiled
+from avarc_kernels import adaln, gated_residual_adaln, testing
+from avarc_kernels.bench.measure import DEVICE, SIDES, WIDTHS, Call, Case, compiled
 
 CLASSES = 100
-
-
-def definition(x: Tensor, scale: Tensor, shift: Tensor, row: Tensor) -> Tensor:
-    """LayerNorm written out, class rows expanded to pairs."""
-    centred = x - x.mean(-1, keepdim=True)
-    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-    return normed * (1 + scale[row][:, None]) + shift[row][:, None]
 
 
 def cases(dtype: torch.dtype, *, pairs: int, sizes: list[str]) -> Iterator[Case]:
@@ -27,10 +20,10 @@ def cases(dtype: torch.dtype, *, pairs: int, sizes: list[str]) -> Iterator[Case]
         y = torch.randn(pairs, length, width, device=DEVICE).to(dtype)
         gate, scale, shift = torch.randn(CLASSES, 3, width, device=DEVICE).unbind(1)
         row = torch.arange(pairs, device=DEVICE) % CLASSES
-        args, gated = (x, scale, shift, row), (x, y, gate, scale, shift, row)
         shape = f"{size} P={pairs} T={length} C={width}"
+        args, gated = (x, scale, shift, row), (x, y, gate, scale, shift, row)
         yield _case("adaln", shape, dtype, x[:1], args, _adaln_calls(args, dtype), 4 + dtype.itemsize)
-        stream = x[:1] + gate[row[:1]][:, None] * y[:1].float()
+        stream = testing.gated_residual(x[:1], y[:1].float(), gate, row[:1])
         calls = _gated_calls(gated, dtype)
         yield _case("gated_residual_adaln", shape, dtype, stream, args, calls, 8 + 2 * dtype.itemsize)
 
@@ -44,11 +37,17 @@ def _case(
     calls: dict[str, Call],
     bytes_per_number: int,
 ) -> Case:
+    """stream: what is normalised, of the first sequence, which is the one that is checked."""
     x, scale, shift, row = args
-    exact = definition(stream.double(), scale.double(), shift.double(), row[:1])
-    plain = definition(stream, scale, shift, row[:1]).to(dtype)
+    expected, bound = testing.float64_reference(testing.adaln, stream, scale, shift, row[:1], result_dtype=dtype)
     return Case(
-        op=op, shape=shape, dtype=dtype, calls=calls, check=against(exact, plain), traffic=x.numel() * bytes_per_number
+        op=op,
+        shape=shape,
+        dtype=dtype,
+        calls=calls,
+        expected=expected,
+        bound=bound,
+        traffic=x.numel() * bytes_per_number,
     )
 
 

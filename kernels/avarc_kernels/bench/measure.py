@@ -1,79 +1,89 @@
-"""What an op's file hands over, and how it is timed and checked."""
+"""What the file of an operation provides, and how it is checked and timed."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 
 import torch
 from torch import Tensor
 
+from avarc_kernels.testing import assert_within, max_error
+
 Call = Callable[[], Tensor]
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
-WIDTHS = {"d16": (1024, 16), "d30": (1920, 30), "small": (128, 2)}  # width, heads; heads are 64 wide
-SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16) if HAS_GPU else (1, 2, 3, 4, 5, 6)  # the interpreter is slow
+WIDTHS = {"d16": (1024, 16), "d30": (1920, 30), "small": (128, 2)}  # width, heads; heads have 64 channels
+SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16) if HAS_GPU else (1, 2, 3, 4, 5, 6)  # fewer: the interpreter is slow
 VOCABULARY = 4096 if HAS_GPU else 600
+CHECKED_ROWS = 1024  # of matmuls: float64 is slow on most GPUs
 CPU_REPEATS = 5
+OURS = ("triton", "torch")  # implementations whose error is bounded; the others are shown for comparison
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One op on one shape in one dtype.
-
-    calls: implementations by name: "triton" is ours, "torch" our definition, others what it is compared with.
-    check: (error of a result, error allowed): of any call's result against float64.
-    flops, traffic: useful operations (a multiply-add counts as 2) and bytes that must move, per call.
-    """
+    """One operation on one shape in one dtype."""
 
     op: str
     shape: str
     dtype: torch.dtype
-    calls: dict[str, Call]
-    check: Callable[[Tensor], tuple[float, float]]
-    flops: float = 0.0
-    traffic: float = 0.0
+    calls: dict[str, Call]  # implementations by name; `OURS` and others
+    expected: Tensor  # the first rows of the result, in float64
+    bound: float  # on the absolute error of our implementations
+    compared: Callable[[Tensor], Tensor] = lambda result: result  # what is compared to `expected`
+    flops: float = 0.0  # useful operations per call; a multiply-add counts as 2
+    traffic: float = 0.0  # bytes that a call must move
 
 
 @dataclass(kw_only=True)
 class Figure:
-    """One call of a case, measured. times are seconds, memory bytes above what was allocated before."""
+    """One measured call of a case."""
 
     op: str
     shape: str
     dtype: str
     name: str
     seconds: float | None = None
-    memory: int | None = None
-    error: float | None = None
+    memory: int | None = None  # bytes allocated at the peak, minus those allocated before
+    error: float | None = None  # largest absolute error
     allowed: float | None = None
     flops_per_second: float | None = None
     bytes_per_second: float | None = None
-    failed: str = field(default="")
+    failed: str = ""  # the exception, if there was one
+    mismatch: str = ""  # where the error is largest, if it exceeds what is allowed
 
     @property
     def wrong(self) -> bool:
-        """Whether one of our own implementations broke its promise, or did not run."""
-        off = self.error is not None and self.allowed is not None and not self.error <= self.allowed
-        return self.name in ("triton", "torch") and (off or bool(self.failed))
+        """Whether one of our implementations failed or exceeded its error bound."""
+        return self.name in OURS and bool(self.failed or self.mismatch)
 
 
 def measure(case: Case, name: str, *, timed: bool) -> Figure:
-    """Check the call against float64 and, where `timed`, time it."""
+    """Check one implementation against float64 and, if `timed`, time it."""
     figure = Figure(op=case.op, shape=case.shape, dtype=str(case.dtype).removeprefix("torch."), name=name)
     call = case.calls[name]
     try:
-        figure.error, figure.allowed = case.check(call())
+        _check(case, call, figure)
         if timed:
             figure.seconds = seconds(call)
-            figure.memory = peak(call)
+            figure.memory = peak_memory(call)
             figure.flops_per_second = case.flops / figure.seconds or None
             figure.bytes_per_second = case.traffic / figure.seconds or None
-    except Exception as e:  # noqa: BLE001 - a kernel or a rival that fails must not hide the figures of the others
+    except Exception as e:  # noqa: BLE001 - one implementation that fails must not hide the figures of the others
         figure.failed = f"{type(e).__name__}: {str(e).strip().partition(chr(10))[0][:200]}"
     return figure
+
+
+def _check(case: Case, call: Call, figure: Figure) -> None:
+    actual = case.compared(call())[: len(case.expected)]
+    figure.error, figure.allowed = max_error(actual, case.expected), case.bound
+    try:
+        assert_within(actual, case.expected, case.bound, op=case.op)
+    except AssertionError as e:
+        figure.mismatch = str(e)
 
 
 def seconds(call: Call) -> float:
@@ -90,8 +100,8 @@ def seconds(call: Call) -> float:
     return median(times)
 
 
-def peak(call: Call) -> int | None:
-    """Bytes that a call allocates at most, its result included; None on a CPU, where nobody counts."""
+def peak_memory(call: Call) -> int | None:
+    """Bytes that a call allocates at its peak, its result included; None on a CPU, where torch does not count them."""
     if not HAS_GPU:
         return None
     torch.cuda.synchronize()
@@ -102,19 +112,10 @@ def peak(call: Call) -> int | None:
 
 
 def matmul_rate(dtype: torch.dtype) -> float:
-    """Operations a second of a large square product: the machine's own peak, to measure kernels by."""
+    """Operations per second of a large square matmul: the peak that this machine reaches."""
     n = 8192 if HAS_GPU else 1024
     a, b = torch.randn(2, n, n, device=DEVICE).to(dtype)
     return 2 * n**3 / seconds(lambda: a @ b)
-
-
-def against(truth: Tensor, plain: Tensor) -> Callable[[Tensor], tuple[float, float]]:
-    """The tolerance rule: at most twice as far from float64 as PyTorch's own result, plus 1e-6.
-
-    `truth` and `plain` may cover the first rows only.
-    """
-    allowed = 2 * (plain.double() - truth).abs().max().item() + 1e-6
-    return lambda ours: ((ours[: len(truth)].double() - truth).abs().max().item(), allowed)
 
 
 def compiled(call: Call) -> Call:

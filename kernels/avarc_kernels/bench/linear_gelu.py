@@ -6,18 +6,9 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from avarc_kernels import linear_gelu
-from avarc_kernels.bench.measure import DEVICE, SIDES, WIDTHS, Case, against, compiled
-
-CHECKED = 1024  # rows in float64
-
-
-def definition(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Product, bias, GELU: three passes over the result."""
-    return F.gelu(x @ weight.T + bias, approximate="tanh")
+from avarc_kernels import linear_gelu, testing
+from avarc_kernels.bench.measure import CHECKED_ROWS, DEVICE, SIDES, WIDTHS, Case, compiled
 
 
 def cases(dtype: torch.dtype, *, pairs: int, sizes: list[str]) -> Iterator[Case]:
@@ -28,6 +19,7 @@ def cases(dtype: torch.dtype, *, pairs: int, sizes: list[str]) -> Iterator[Case]
         weight = (torch.randn(4 * width, width, device=DEVICE) / width**0.5).to(dtype)
         bias = torch.randn(4 * width, device=DEVICE).to(dtype)
         args = (x, weight, bias)
+        expected, bound = testing.float64_reference(testing.linear_gelu, x[:CHECKED_ROWS], weight, bias)
         yield Case(
             op="linear_gelu",
             shape=f"{size} M={rows} C={width} F={4 * width}",
@@ -38,8 +30,7 @@ def cases(dtype: torch.dtype, *, pairs: int, sizes: list[str]) -> Iterator[Case]
                 "torch, compiled": compiled(partial(linear_gelu, *args)),
                 "cuBLASLt": partial(linear_gelu, *args, backend="cublaslt"),
             },
-            check=against(
-                definition(x[:CHECKED].double(), weight.double(), bias.double()), definition(x[:CHECKED], weight, bias)
-            ),
+            expected=expected,
+            bound=bound,
             flops=8.0 * rows * width * width,
         )
