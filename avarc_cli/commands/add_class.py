@@ -71,11 +71,11 @@ def add_class(
     rows = by_class(source, name, data[0])
     names = adding.check_names(list(rows), loaded, open_or_new(bank, loaded.as_base()), existing)
     examples = _examples.encode(source, {n: rows[n] for n in names}, loaded.tokenizer, variation)
-    for name in (n for n in names if len(examples[n]) < MIN_TO_VALIDATE):
-        console.warn(
-            f"class '{name}' has only {len(examples[name])} images (fewer than {MIN_TO_VALIDATE}): "
-            "training without a validation split or early stopping"
-        )
+    for name, count in ((n, len(examples[n])) for n in names):
+        if count < MIN_TO_VALIDATE:
+            only = "1 image" if count == 1 else f"{count} images"
+            why = "training without a validation split or early stopping"
+            console.warn(f"class '{name}' has only {only} (fewer than {MIN_TO_VALIDATE}): {why}")
     added = adding.add_classes(
         loaded, bank, examples, options, fit_offset=offset, existing=existing, progress_of=_examples.progress
     )

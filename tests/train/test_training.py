@@ -153,7 +153,7 @@ def test_a_learning_rate_is_a_positive_number(lr):
 
 
 def test_the_learning_rate_warms_up_stays_and_falls():
-    recipe = Recipe(steps=1000, batch_size=1, lr=1.0, warmup=0.1, flat=0.1, final=0.01)
+    recipe = Recipe(steps=1000, batch_size=1, lr=1.0, warmup=0.1, hold=0.1, final=0.01)
     rates = [recipe.rate(step) for step in (0, 50, 100, 199, 600, 999)]
     assert rates[0] == pytest.approx(0.005) and rates[1] == pytest.approx(0.5025)
     assert rates[2] == rates[3] == 1.0 and rates[4] == pytest.approx(0.505) and rates[5] < 0.012
