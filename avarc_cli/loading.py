@@ -225,7 +225,7 @@ def load_model(
         )
     read = checkpoint.read(path)
     if lora is not None:
-        read, name = checkpoint.adapted(read, lora), f"{name} with {lora.name}"
+        read, name = checkpoint.with_adapter(read, lora), f"{name} with {lora.name}"
     module = _family(read, family)
     scales = module.scales(read.tensors, str(path))
     loaded = _read_tokenizer(tokenizer or str(implied), scales, place)
