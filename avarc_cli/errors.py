@@ -43,7 +43,10 @@ class UsageError(AvarcError):
 
 
 class UnreadableImage(AvarcError):
-    """One image could not be read; the run goes on without it and lists it at the end."""
+    """One image could not be read; the run goes on without it and lists it at the end.
+
+    Token caches store `why` for each image: changing the texts changes the bytes of caches.
+    """
 
     exit_code = EXIT_UNREADABLE
 

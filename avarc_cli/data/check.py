@@ -73,12 +73,7 @@ def check(
     unreadable = dict(images.encoded.find_unreadable())
     rows = _spread(len(images), None if len(images) <= ALWAYS_DECODED else decode)
     unreadable |= _decode(images, [row for row in rows if row not in unreadable], progress)
-    listed = [f"{images.names[row]}: {reason}" for row, reason in sorted(unreadable.items())]
-    problems = [_problem("images that cannot be read", listed, unreadable=True)]
-    problems += _check_labels(images)
-    problems += _compare_with_published(images, known) if known else _check_synsets(images.class_names)
-    if inputs[0].is_dir():
-        problems += _check_folders(inputs, images)
+    problems = _find_problems(inputs, images, known, unreadable)
     return DatasetReport(
         source=images.source,
         dataset=images.dataset,
@@ -102,6 +97,23 @@ def parse_decode(text: str) -> int | None:
     if not text.isdecimal():
         raise UsageError(f"--decode '{text}' is not valid", "it must be a number of images, or all")
     return int(text)
+
+
+def _find_problems(
+    inputs: Sequence[Path], images: ImageSet, known: Dataset | None, unreadable: dict[int, str]
+) -> list[Problem]:
+    """Every kind of problem, including those with a count of 0.
+
+    Args:
+        unreadable: reasons by row.
+    """
+    listed = [f"{images.names[row]}: {reason}" for row, reason in sorted(unreadable.items())]
+    problems = [_problem("images that cannot be read", listed, unreadable=True)]
+    problems += _check_labels(images)
+    problems += _compare_with_published(images, known) if known else _check_synsets(images.class_names)
+    if inputs[0].is_dir():
+        problems += _check_folders(inputs, images)
+    return problems
 
 
 def _problem(what: str, examples: Iterable[str], *, unreadable: bool = False) -> Problem:

@@ -146,7 +146,7 @@ def load_pixels(open_file: Callable[[], BinaryIO], location: str, dataset: str, 
     if known and known.border:
         border, (width, height) = known.border, image.size
         if min(width, height) <= 2 * border:
-            raise UnreadableImage(f"cannot read '{location}'", f"its {width} x {height} pixels are all border")
+            raise UnreadableImage(f"cannot read '{location}'", f"{width} x {height} pixels are all border")
         image = image.crop((border, border, width - border, height - border))
     return preprocess.apply(image, location)
 

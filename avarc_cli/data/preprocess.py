@@ -100,7 +100,7 @@ class Preprocess:
             if image.size != (self.size, self.size):
                 raise UnreadableImage(
                     f"'{name}' has the wrong size",
-                    f"it is {image.width} x {image.height} pixels, the tokenizer takes {self.size} x {self.size}",
+                    f"it is {image.width} x {image.height} pixels, the tokenizer reads {self.size} x {self.size}",
                     "use --preprocess resize-crop or fit",
                 )
             return np.array(image)
@@ -139,9 +139,9 @@ def _unreadable(name: str, why: str) -> UnreadableImage:
 
 
 def _reason(error: BaseException) -> str:
-    """The cause in one line, without the path: `what` has it already, and caches must not contain machine paths."""
+    """The cause in one line, without the path: token caches store it, and must not contain machine paths."""
     if isinstance(error, UnidentifiedImageError):
-        return "it is not an image, or not in a format that Pillow supports"
+        return "it is not an image, or of a kind Pillow does not know"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return " ".join(str(error).split()) or type(error).__name__
@@ -188,7 +188,7 @@ def _resize(image: Image.Image, shorter_edge: int, name: str) -> Image.Image:
     short, long = sorted(image.size)
     longer_edge = int(shorter_edge * long / short)
     if shorter_edge * longer_edge > MAX_PIXELS:
-        raise _unreadable(name, f"{image.width} x {image.height} pixels are too elongated to be scaled")
+        raise _unreadable(name, f"{image.width} x {image.height} pixels is too elongated to be scaled")
     size = (shorter_edge, longer_edge) if image.width <= image.height else (longer_edge, shorter_edge)
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 

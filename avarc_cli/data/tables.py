@@ -63,7 +63,7 @@ class TableImages:
                 return open_regular(os.path.join(os.path.dirname(path), value["path"]))
             value = value.get("bytes")
         if value is None:
-            raise UnreadableImage(f"cannot read {self.location(row)}", "the row contains no image")
+            raise UnreadableImage(f"cannot read {self.location(row)}", "the row holds no picture")
         return io.BytesIO(value)
 
     def location(self, row: int) -> str:

@@ -25,7 +25,7 @@ CLASS_LISTS = ("classnames.txt", "classes.txt")  # beside the shards or in the f
 JSON_NAMES = ("synset", "wnid", "class_name", "label_name", "class")  # fields of a .json that may name the class
 JSON_NUMBERS = ("label", "cls", "class_id", "class")
 MAX_LABEL_SIZE = 1 << 20  # bytes of a .cls, .json or .txt; larger files are not labels
-TRUNCATED = "the tar ends within the image"
+TRUNCATED = "the tar ends within it"
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}  # by the first two bytes
 
 

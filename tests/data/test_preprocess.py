@@ -73,7 +73,7 @@ def test_none_rejects_another_size_and_reports_both(tmp_path):
     path = save(Image.fromarray(noise(30, 32)), tmp_path / "x.png")
     with pytest.raises(UnreadableImage) as error:
         Preprocess("none", 32)(path)
-    assert error.value.why == "it is 30 x 32 pixels, the tokenizer takes 32 x 32"
+    assert error.value.why == "it is 30 x 32 pixels, the tokenizer reads 32 x 32"
 
 
 def test_the_description_contains_mode_and_sizes():

@@ -200,7 +200,7 @@ def test_a_truncated_tar_is_noted_and_has_one_unreadable_image(tmp_path):
     truncated = open_images([root])
     assert len(truncated) == 3 and any("has no end-of-archive mark" in note for note in truncated.notes)
     truncated.load(1, FIT)
-    with pytest.raises(UnreadableImage, match="the tar ends within the image"):
+    with pytest.raises(UnreadableImage, match="the tar ends within it"):
         truncated.load(2, FIT)
 
 
@@ -270,4 +270,4 @@ def test_huge_sizes_in_a_header_are_reported(tmp_path):
         (tmp_path / "x.tar").write_bytes(data)
         with pytest.raises((UsageError, UnreadableImage)) as error:
             open_images([tmp_path / "x.tar"]).load(0, FIT)
-        assert "is corrupt" in error.value.why or "the tar ends within the image" in error.value.why
+        assert "is corrupt" in error.value.why or "the tar ends within it" in error.value.why
