@@ -125,6 +125,8 @@ def test_numbers_of_imagenet_r_are_indices_or_positions_among_its_200_classes(tm
     wrong = shards(tmp_path / "c", label=lambda i: {"cls": b"700"})
     with pytest.raises(UsageError, match="is not ImageNet-R"):
         open_images([wrong], "imagenet-r")
+    with pytest.raises(UsageError, match="no dataset 'imagenet-rr'"):
+        open_images([wrong], "imagenet-rr")
 
 
 def test_a_class_list_beside_the_shards_names_the_numbers(tmp_path):

@@ -58,9 +58,12 @@ class Hub:
         return [request for request in self.requests if request.command == method]
 
     def answer(self, request):
+        if request.path.startswith("/api/"):  # huggingface_hub may ask for facts about the client, once per process
+            return request.reply(404)
         self.requests.append(Seen(request.command, request.path, request.headers))
         if not any(rule(request) for rule in list(self.rules)):
             (self._blob if request.path.startswith("/cdn/") else self._resolve)(request)
+        return None
 
     def _resolve(self, request):
         repo, _, rest = unquote(request.path)[1:].partition("/resolve/")
