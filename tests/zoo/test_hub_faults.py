@@ -8,7 +8,7 @@ import time
 import pytest
 from huggingface_hub import get_hf_file_metadata
 from zoo.conftest import VAR, sha256, use
-from zoo.download_faults import FILE, cut, download, fails, installed, partial, works
+from zoo.faults import FILE, cut, download, fails, installed, partial, works
 
 from avarc_cli.zoo import hub as hub_module
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from zoo.conftest import VAR
-from zoo.download_faults import FILE, NAME, download, fails, installed, partial, works
+from zoo.faults import FILE, NAME, download, fails, installed, partial, works
 
 pytestmark = pytest.mark.usefixtures("megabyte")
 
