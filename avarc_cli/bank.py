@@ -1,9 +1,9 @@
-"""The class bank on disk: which classes were added to which model, and one safetensors file an addition.
+"""The class bank on disk: the classes that were added to a model, with one safetensors file each.
 
-    BANK/bank.json                 base model, and the classes in the order of their ids
-    BANK/<name>-<digest>.safetensors
+    BANK/bank.json                      base model, and the classes in the order of their ids
+    BANK/<name>-<digest>.safetensors    tensors of one class
 
-Reading only: `incremental.editing` changes banks. The base model's own file is never touched.
+This module only reads; `incremental.editing` changes banks. The file of the base model is never changed.
 """
 
 from __future__ import annotations
@@ -31,37 +31,33 @@ FILE = "bank.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Addition:
-    """One added class.
-
-    file, sha256: its safetensors file in the bank; method: "embedding", "adaln" or "lora"; scale: of the low-rank
-    changes, alpha / rank; offset: nats added to its score; facts: how it was fitted, for `avarc classes show`.
-    """
+    """One added class."""
 
     name: str
-    file: str
-    sha256: str
-    method: str
-    scale: float
-    offset: float
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    file: str  # name of its safetensors file in the bank
+    sha256: str  # of that file, in hex
+    method: str  # "embedding", "adaln" or "lora"
+    scale: float  # of the low-rank changes: alpha / rank
+    offset: float  # nats added to its score
+    facts: Mapping[str, Any] = field(default_factory=dict)  # how it was fitted, for `avarc classes show`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """The model that the classes were added to; its file's digest decides, the name is for people."""
+    """The model that the classes were added to."""
 
-    name: str
-    sha256: str
-    tokenizer_sha256: str
+    name: str  # for messages; the digests identify the model
+    sha256: str  # of the model's file, in hex
+    tokenizer_sha256: str  # of the tokenizer's file, in hex
 
 
 @dataclass(frozen=True)
 class Bank:
-    """A bank that was read: its base and its classes, in the order of their ids; the files are read when needed."""
+    """The contents of bank.json. The tensors are read when they are needed."""
 
-    path: Path
+    path: Path  # of the folder
     base: Base
-    additions: tuple[Addition, ...] = ()
+    additions: tuple[Addition, ...] = ()  # in the order of their class ids
 
     def check(self, base: Base) -> None:
         """Raises: UsageError, with both digests, unless the bank was made for this model and tokenizer."""
@@ -78,7 +74,7 @@ class Bank:
             )
 
     def find(self, name: str) -> Addition:
-        """The added class of that name (case does not matter). Raises: UsageError with the closest names."""
+        """The added class with this name, ignoring case. Raises: UsageError with the closest names."""
         by_name = {normalise(a.name): a for a in self.additions}
         if normalise(name) in by_name:
             return by_name[normalise(name)]
@@ -92,7 +88,7 @@ class Bank:
         )
 
     def tensors(self, addition: Addition) -> dict[str, Tensor]:
-        """What an addition holds. Raises: CheckpointError naming the file when it is missing or damaged."""
+        """The tensors of an added class. Raises: CheckpointError with the file if it is missing or corrupt."""
         path = self.path / addition.file
         try:
             data = path.read_bytes()
@@ -101,13 +97,13 @@ class Bank:
             return load(data)
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(
-                f"'{path}' is damaged or missing, so class '{addition.name}' cannot be scored",
+                f"'{path}' is corrupt or missing, so class '{addition.name}' cannot be scored",
                 str(error),
                 f"restore the file, or: avarc classes remove '{addition.name}' --bank {self.path}",
             ) from None
 
     def state(self, addition: Addition) -> str:
-        """Whether an addition's file is "whole", "damaged" or "missing"."""
+        """The state of an added class's file, for `avarc classes`: "whole", "damaged" or "missing"."""
         try:
             data = (self.path / addition.file).read_bytes()
         except OSError:
@@ -115,7 +111,7 @@ class Bank:
         return "whole" if hashlib.sha256(data).hexdigest() == addition.sha256 else "damaged"
 
     def extend(self, classes: LabelSpace) -> LabelSpace:
-        """The base's classes, then the added ones. Raises: UsageError when a name is there already."""
+        """The base's classes followed by the added ones. Raises: UsageError if a name occurs in both."""
         known = {normalise(name) for name in (*classes.ids, *classes.names)}
         names = tuple(a.name for a in self.additions)
         if twice := [name for name in names if normalise(name) in known]:
@@ -123,19 +119,20 @@ class Bank:
                 f"class '{twice[0]}' of the bank '{self.path}' is also a class of {classes.name}",
                 fix=f"avarc classes rename '{twice[0]}' NEW --bank {self.path}",
             )
-        said = f"{classes.name} and {len(names)} added"
-        return LabelSpace(said, classes.ids + names, classes.names + names) if names else classes
+        if not names:
+            return classes
+        return LabelSpace(f"{classes.name} and {len(names)} added", classes.ids + names, classes.names + names)
 
     def offsets(self, base_classes: int) -> np.ndarray:
-        """Nats to add to the score of every class (N,): none for the base's own."""
+        """Nats to add to the score of every class, (N,) float64; zero for the base's own."""
         return np.array([0.0] * base_classes + [a.offset for a in self.additions])
 
     def protocol(self) -> dict[str, Any]:
-        """What a number from a model with this bank depends on."""
+        """What results of a model with this bank depend on, for run.json."""
         return {a.name: {"sha256": a.sha256, "offset": a.offset} for a in self.additions}
 
     def to_json(self) -> str:
-        """bank.json."""
+        """The text of bank.json."""
         values = {"format": FORMAT, "base": asdict(self.base), "classes": [asdict(a) for a in self.additions]}
         return json.dumps(values, indent=1)
 
@@ -143,12 +140,12 @@ class Bank:
 def read(path: Path) -> Bank:
     """Read a bank.
 
-    Raises: UsageError when there is none; CheckpointError when its bank.json is damaged or of another format.
+    Raises: UsageError if there is none; CheckpointError if its bank.json is corrupt or has another format.
     """
     file = path / FILE
     if not file.is_file():
         why = f"there is no '{file}'" if path.is_dir() else f"there is no folder '{path}'"
-        raise UsageError(f"'{path}' is not a class bank", why, "avarc add-class makes one")
+        raise UsageError(f"'{path}' is not a class bank", why, "avarc add-class creates one")
     try:
         values = json.loads(file.read_bytes())
         if values["format"] != FORMAT:
@@ -158,22 +155,22 @@ def read(path: Path) -> Bank:
         bank = Bank(path, Base(**values["base"]), tuple(Addition(**entry) for entry in values["classes"]))
         _check(bank)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        told = isinstance(error, (OSError, ValueError))
-        why = str(error) if told else "it does not hold the entries of a class bank"
-        fix = "restore it from a copy; the additions beside it are untouched"
-        raise CheckpointError(f"'{file}' is damaged", why, fix) from None
+        has_reason = isinstance(error, (OSError, ValueError))
+        why = str(error) if has_reason else "it does not have the entries of a class bank"
+        fix = "restore it from a copy; the files of the added classes are not affected"
+        raise CheckpointError(f"'{file}' is corrupt", why, fix) from None
     return bank
 
 
 def _check(bank: Bank) -> None:
-    """Raises: ValueError, TypeError for values that no bank has."""
+    """Raises: ValueError, TypeError for values that are not valid in a bank."""
     texts = [t for a in bank.additions for t in (a.name, a.file, a.sha256, a.method)]
     texts += [bank.base.name, bank.base.sha256, bank.base.tokenizer_sha256]
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError("a name or a digest is no text")
+        raise ValueError("a name or a digest is not text")
     if not all(math.isfinite(a.offset) and math.isfinite(a.scale) for a in bank.additions):
-        raise ValueError("an offset or a scale is no number")
+        raise ValueError("an offset or a scale is not a finite number")
     if any(Path(a.file).name != a.file for a in bank.additions):
-        raise ValueError("a file lies outside the bank")
+        raise ValueError("a file is outside the bank")
     if len({normalise(a.name) for a in bank.additions}) != len(bank.additions):
         raise ValueError("two classes have the same name")

@@ -22,7 +22,7 @@ import torch
 from avarc_cli import environment
 from avarc_cli.data.datasets import ImageSet, open_images
 from avarc_cli.data.known import datasets
-from avarc_cli.data.label_mapping import default_candidates, find_targets
+from avarc_cli.data.label_mapping import default_candidates, map_labels
 from avarc_cli.data.labels import match, resolve_classes
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import CacheError, UnreadableImage, UsageError
@@ -169,11 +169,11 @@ class Classifier:
         verify(cache).check(cache.path)
         if self.tuned:
             self.tuned.check(self.tokens_made_for(cache, request.plan.samples), self._plan_path)
-        targets = find_targets(cache.header.class_names, cache.header.dataset, self.model.classes)
+        targets = map_labels(cache.header.class_names, cache.header.dataset, self.model.classes)
         return Run(
             model=self.model.likelihood,
             cache=cache,
-            labels=targets.of(cache.labels),
+            labels=targets.to_model(cache.labels),
             request=request,
             naming=records.Naming(self.model.classes, self.candidates, targets),
             precision=self.model.precision,

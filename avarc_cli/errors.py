@@ -5,6 +5,10 @@ Library code raises these; `cli.main` shows them without a traceback and exits w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+MAX_NAMES = 5  # names in one message: enough to show the pattern
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -39,7 +43,10 @@ class UsageError(AvarcError):
 
 
 class UnreadableImage(AvarcError):
-    """One image could not be read; the run goes on without it and lists it at the end."""
+    """One image could not be read; the run goes on without it and lists it at the end.
+
+    Token caches store `why` for each image: changing the texts changes the bytes of caches.
+    """
 
     exit_code = EXIT_UNREADABLE
 
@@ -56,3 +63,9 @@ class Interrupted(AvarcError):
     """The user stopped the work; what was finished is kept."""
 
     exit_code = 130
+
+
+def shorten_list(names: Sequence[str], limit: int = MAX_NAMES) -> str:
+    """The first few names, and how many more there are: "a, b, c and 7 more"."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -106,7 +106,7 @@ def load_model(
     path, name = (local_files.require(card), card.name) if card else (Path(model), Path(model).name)
     read = checkpoint.read(path)
     if lora is not None:
-        read, name = checkpoint.adapted(read, lora), f"{name} with {lora.name}"
+        read, name = checkpoint.with_adapter(read, lora), f"{name} with {lora.name}"
     stated = _stated(read, model_config, "--model-config")
     named = _stated_family(stated) or (card.family if card else None)
     family = families.GENERATORS.recognise(read.tensors, named, str(path))

@@ -108,7 +108,7 @@ def select_images(
     images = open_images(data, dataset)
     for message in images.notes:
         console.note(message)
-    if subset is None and (left_out := images.without_answer()):
+    if subset is None and (left_out := images.classes_outside_imagenet()):
         covered = [name for name in images.class_names if name not in left_out]
         kept = images.select(covered, None, None)
         of = f"{len(images) - len(kept):,} images of {len(left_out)} objects that ImageNet has no class for"

@@ -1,4 +1,4 @@
-"""Weights that a command needs and that may not be here: downloaded on the way, if the user wants that."""
+"""Makes sure that the weights a command needs are on this machine, and downloads missing ones if the user agrees."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ YesOpt = Annotated[bool, typer.Option("--yes", "-y", help="Download missing weig
 
 
 def ensure(model: str, tokenizer: str | None = None, *, yes: bool, tokenizer_only: bool = False) -> None:
-    """See to it that the named weights are here, before a command loads them: one line, right at its beginning.
+    """Make sure that the named weights are available; commands call this first.
 
-    Missing ones are downloaded with `yes`, or when the user at the terminal says so; a pickle that another tool
-    downloaded gets its copy that loads at once. Values that are paths, or no known names, are left to the loader.
+    Missing weights are downloaded with `yes`, or if the user agrees at the terminal. Pickles are converted to
+    safetensors once. Values that are paths or unknown names are left to the loader.
 
     Args:
         model: the value of --model: a name or a path.
-        tokenizer: the value of --tokenizer, None for the one that the model's card implies.
+        tokenizer: the value of --tokenizer; None for the one that the model's card implies.
         yes: the value of `YesOpt`.
         tokenizer_only: whether the command loads no generator.
-    Raises: AvarcError naming `avarc download NAME` where they are missing and stay so.
+    Raises: AvarcError with the command `avarc download NAME` if weights are missing and not downloaded.
     """
     from avarc_cli.zoo import cards, local_files
 
@@ -41,57 +41,59 @@ def ensure(model: str, tokenizer: str | None = None, *, yes: bool, tokenizer_onl
     wanted.append(tokenizer or (card.tokenizer if isinstance(card, cards.ModelCard) else model))
     named = [known[name] for name in dict.fromkeys(wanted) if name in known]
     missing = [c for c in named if isinstance(c.weights, cards.HubFile) and local_files.locate(c.weights) is None]
-    if missing and not (yes or _agreed(missing)):
-        local_files.require(missing[0])  # raises, and says how to get it
+    if missing and not (yes or _ask(missing)):
+        local_files.require(missing[0])  # raises the error that says how to download it
     if missing:
-        fetch([card.weights for card in missing if isinstance(card.weights, cards.HubFile)])
+        download_files([card.weights for card in missing if isinstance(card.weights, cards.HubFile)])
     for card in named:
         path = local_files.locate(card.weights)
         if path is not None and not isinstance(card.weights, cards.AssetFile):
-            keep(path)
+            convert_and_cache(path)
 
 
-def fetch(wanted: Sequence[HubFile], *, folder: Path | None = None, offline: bool = False) -> list[Downloaded]:
-    """Download files, each with its progress bar; the first byte comes when there is space for all.
+def download_files(wanted: Sequence[HubFile], *, folder: Path | None = None, offline: bool = False) -> list[Downloaded]:
+    """Download files, each with a progress bar, after checking that there is space for all of them.
 
     Args:
-        wanted: with the revisions to get.
+        wanted: with the revisions to download.
         folder: a plain folder, or None for the Hugging Face cache.
-        offline: ask nobody.
+        offline: do not use the network; verify cached files.
     """
     from avarc_cli.zoo import download
 
-    planned = [download.plan(file, folder=folder, offline=offline, say=console.note) for file in dict.fromkeys(wanted)]
-    download.check_space(planned)
-    done = []
-    for one in planned:
-        with console.progress(one.file.filename, None, unit="MB") as bar:
+    plans = [
+        download.make_plan(file, folder=folder, offline=offline, notify=console.note) for file in dict.fromkeys(wanted)
+    ]
+    download.check_space(plans)
+    downloaded = []
+    for plan in plans:
+        with console.progress(plan.file.filename, None, unit="MB") as bar:
 
-            def show(here: int, total: int | None, what: str, bar: console.ProgressBar = bar) -> None:
-                bar.update(here // 10**6, None if total is None else total // 10**6, note=what)
+            def show(done: int, total: int | None, activity: str, bar: console.ProgressBar = bar) -> None:
+                bar.update(done // 10**6, None if total is None else total // 10**6, note=activity)
 
-            done.append(download.carry_out(one, show, console.note))
-    return done
+            downloaded.append(download.execute(plan, show, console.note))
+    return downloaded
 
 
-def keep(path: Path, sha256: str | None = None) -> None:
-    """Make later loads of a file fast (zoo.checkpoint.keep); where that fails, say so: it loads all the same."""
+def convert_and_cache(path: Path, sha256: str | None = None) -> None:
+    """Make later loads of a file fast (checkpoint.convert_and_cache). A failure is only a warning: it still loads."""
     from avarc_cli.errors import AvarcError
     from avarc_cli.zoo import weights_index
 
-    if weights_index.is_kept(path):
+    if weights_index.is_indexed(path):
         return
-    from avarc_cli.zoo import checkpoint  # loads torch
+    from avarc_cli.zoo import checkpoint  # imports torch
 
-    console.note(f"{path.name}: preparing it once, so that it loads at once")
+    console.note(f"{path.name}: preparing it once, so that later loads are fast")
     try:
-        checkpoint.keep(path, sha256)
+        checkpoint.convert_and_cache(path, sha256)
     except AvarcError as problem:
         console.warn(f"{problem.what} ({problem.why})")
 
 
-def _agreed(missing: Sequence[Card]) -> bool:
-    """Ask, where somebody is there to answer."""
+def _ask(missing: Sequence[Card]) -> bool:
+    """Ask the user whether to download; False if there is no terminal to ask at."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()) or console.mode() is not console.Mode.HUMAN:
         return False
     names = " and ".join(card.name for card in missing)

@@ -1,4 +1,4 @@
-"""avarc classes: what a class bank holds."""
+"""avarc classes: the classes in a class bank."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-BankOpt = Annotated[Path, typer.Option("--bank", help="The class bank: a folder that avarc add-class made.")]
+BankOpt = Annotated[Path, typer.Option("--bank", help="The class bank: a folder created by avarc add-class.")]
 NameArg = Annotated[str, typer.Argument(help="An added class.")]
 
 
@@ -43,7 +43,7 @@ def list_classes(bank: BankOpt, as_json: JsonOpt = False) -> None:
 
 @app.command()
 def show(name: NameArg, bank: BankOpt, as_json: JsonOpt = False) -> None:
-    """Show one added class with all that is known about it.
+    """Show all details of one added class.
 
     Example: avarc classes show zebra --bank animals
     """
@@ -66,8 +66,8 @@ def remove(
     from avarc_cli.incremental import editing
 
     left = editing.remove(bank, names)
-    said = f"removed {', '.join(names)}; {len(left.additions)} classes are left in {bank}"
-    console.result({"bank": bank, "removed": names, "classes": [a.name for a in left.additions]}, said)
+    message = f"removed {', '.join(names)}; {len(left.additions)} classes are left in {bank}"
+    console.result({"bank": bank, "removed": names, "classes": [a.name for a in left.additions]}, message)
 
 
 @app.command()
@@ -84,10 +84,10 @@ def rename(
     from avarc_cli.incremental import editing
 
     changed = editing.rename(bank, name, new)
-    console.result({"bank": bank, "classes": [a.name for a in changed.additions]}, f"'{name}' is '{new}' now")
+    console.result({"bank": bank, "classes": [a.name for a in changed.additions]}, f"'{name}' is now '{new}'")
 
 
 def _facts(read: Bank, addition: Addition) -> dict[str, object]:
-    """An addition as data: where it lies, whether it is whole, how it was fitted."""
+    """An added class as data: its file and the state of it, and how it was fitted."""
     own = {"name": addition.name, "method": addition.method, "offset": addition.offset}
     return own | dict(addition.facts) | {"file": read.path / addition.file, "state": read.state(addition)}

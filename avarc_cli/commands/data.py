@@ -1,4 +1,4 @@
-"""avarc data: what a folder of images is, and what is missing in it or broken."""
+"""avarc data: inspect image datasets."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from avarc_cli.errors import EXIT_FAILED, EXIT_UNREADABLE
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from avarc_cli.data.check import Report
+    from avarc_cli.data.check import DatasetReport
 
 app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()
 def _data() -> None:
-    """Look at data sets of images.
+    """Inspect image datasets.
 
     Example: avarc data check val/
     """
@@ -34,14 +34,15 @@ def check(
     decode: Annotated[
         str,
         typer.Option(
-            "--decode", help="Images to decode, spread over the set: a number, or all (as is done with at most 100)."
+            "--decode",
+            help="Images to decode, spread over the set: a number, or all. Up to 100 are always decoded.",
         ),
     ] = "0",
     as_json: opt.JsonOpt = False,
 ) -> None:
-    """Say which dataset DATA is, how many images and classes it has, and what is missing or broken.
+    """Show which dataset DATA is, how many images and classes it has, and what is missing or invalid.
 
-    Exit codes: 0 nothing to complain of; 3 some images cannot be read, and nothing else; 1 something else.
+    Exit codes: 0 no problems; 3 the only problem is images that cannot be read; 1 any other problem.
 
     Example: avarc data check imagenet-r/ --decode 500
     """
@@ -51,20 +52,20 @@ def check(
     wanted = parse_decode(decode)
     with console.progress("decoding", wanted) as bar:
         report = check_images(data, dataset, decode=wanted, progress=bar.update)
-    console.result(report, _shown(report), brief="\n".join(f"{p.count}\t{p.what}" for p in report.problems))
+    console.result(report, _render(report), brief="\n".join(f"{p.count}\t{p.what}" for p in report.problems))
     if report.problems:
         raise typer.Exit(EXIT_UNREADABLE if all(p.unreadable for p in report.problems) else EXIT_FAILED)
 
 
-def _shown(report: Report) -> RenderableType:
+def _render(report: DatasetReport) -> RenderableType:
     fewest, most = report.per_class or (0, 0)
     images, classes = f"{report.images:,}", f"{report.classes:,}"
     facts = {
-        "dataset": report.dataset or "none of the known ones",
+        "dataset": report.dataset or "not a known one",
         "layout": report.layout,
         "images": images + (f" of {report.expected_images:,} published" if report.expected_images else ""),
         "classes": classes + (f" of {report.expected_classes:,} published" if report.expected_classes else ""),
-        "images a class": f"{fewest:,} to {most:,}" if report.per_class else "no labels",
+        "images per class": f"{fewest:,} to {most:,}" if report.per_class else "no labels",
         "decoded": f"{report.decoded:,}" if report.decoded else "none (--decode N|all)",
     }
     parts: list[RenderableType] = [console.fields(report.source, facts), *report.notes]
@@ -72,7 +73,7 @@ def _shown(report: Report) -> RenderableType:
         rows = [(p.what, p.count, "\n".join(p.examples)) for p in report.problems]
         parts.append(console.table("Problems", ["what", "count", "for example"], rows))
     elif report.decoded or not report.images:
-        parts.append("nothing missing, nothing broken")
+        parts.append("no problems found")
     else:
-        parts.append("nothing missing; whether an image is broken inside, --decode N|all tells")
+        parts.append("no problems found; no image was decoded (--decode N|all does)")
     return console.stack(*parts)

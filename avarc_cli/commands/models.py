@@ -1,4 +1,4 @@
-"""avarc models: what can be loaded, whether it is here, and names for checkpoints of one's own."""
+"""avarc models: the models that can be loaded, and names for your own checkpoints."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from avarc_cli.errors import UsageError
 if TYPE_CHECKING:
     from avarc_cli.zoo.card import Card, Weights
 
-COLUMNS = ("name", "family", "params", "pixels", "tokens", "licence", "from", "here")
+COLUMNS = ("name", "family", "params", "pixels", "tokens", "license", "source", "local")
 
 
 class _Models(TyperGroup):
-    """`avarc models NAME` is what one tries first: say what it is called."""
+    """Answers the likely mistake `avarc models NAME` with the right command."""
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]  # a Click Context
         if args[0] not in self.commands:
             commands = ", ".join(sorted(self.commands))
             raise UsageError(
-                f"avarc models has no command '{args[0]}'", f"there are {commands}", f"avarc models show {args[0]}"
+                f"avarc models has no command '{args[0]}'",
+                f"the commands are {commands}",
+                f"avarc models show {args[0]}",
             )
         return super().resolve_command(ctx, args)
 
@@ -37,7 +39,7 @@ app = typer.Typer(cls=_Models, invoke_without_command=True)
 
 @app.callback()
 def models(context: typer.Context, as_json: opt.JsonOpt = False) -> None:
-    """List models and tokenizers: size, licence, source, and whether they are here.
+    """List models and tokenizers: size, license, source, and whether they are on this machine.
 
     Example: avarc models
     """
@@ -51,8 +53,8 @@ def models(context: typer.Context, as_json: opt.JsonOpt = False) -> None:
         console.stack(
             console.table("Models", COLUMNS, [_row(card) for card in known]),
             console.table("Tokenizers", COLUMNS, [_row(card) for card in tokenizers]),
-            "`avarc models show NAME` tells all about one, `avarc download NAME` gets it, `avarc models add NAME FILE` "
-            "gives a checkpoint of your own a name.",
+            "`avarc models show NAME` shows details, `avarc download NAME` downloads the weights, "
+            "`avarc models add NAME FILE` registers your own checkpoint.",
         ),
         brief="\n".join([card.name for card in known] + [card.name for card in tokenizers]),
     )
@@ -63,7 +65,7 @@ def show(
     name: Annotated[str, typer.Argument(help="A model or tokenizer.")],
     as_json: opt.JsonOpt = False,
 ) -> None:
-    """Show all that is known about a model or tokenizer.
+    """Show all details of a model or tokenizer.
 
     Example: avarc models show var-d16
     """
@@ -76,21 +78,23 @@ def show(
 @app.command()
 def add(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="The name to give it: letters, digits, '.', '-' and '_'.")],
-    file: Annotated[Path, typer.Argument(help="A generator's or a tokenizer's checkpoint. It stays where it is.")],
+    name: Annotated[str, typer.Argument(help="The new name: letters, digits, '.', '-' and '_'.")],
+    file: Annotated[Path, typer.Argument(help="Checkpoint of a generator or a tokenizer. It is not copied.")],
     tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="Name or file of the tokenizer that a generator reads.")
+        str | None, typer.Option("--tokenizer", help="Name or file of the tokenizer of a generator.")
     ] = None,
     patch_nums: Annotated[
-        str | None, typer.Option("--patch-nums", help="Scales of a tokenizer file that does not name them: 1,2,3,4.")
+        str | None,
+        typer.Option("--patch-nums", help="Scales of a tokenizer, if its file has none: 1,2,3,4."),
     ] = None,
-    license: Annotated[str, typer.Option("--license", help="Its licence, for the list.")] = "unknown",
+    license: Annotated[str, typer.Option("--license", help="Its license, for the list.")] = "unknown",
     yes: _weights.YesOpt = False,
     as_json: opt.JsonOpt = False,
 ) -> None:
-    """Give a checkpoint of your own a name, which --model and --tokenizer then understand.
+    """Register your own checkpoint under a name for --model and --tokenizer.
 
-    The file is read and checked once; a pickle is also copied to safetensors, so that it loads at once.
+    The file is read and checked once. A pickle is also converted to safetensors in avarc's cache, so that later loads
+    are fast.
 
     Example: avarc models add photos photos.safetensors --tokenizer photos-vq
     """
@@ -98,27 +102,27 @@ def add(
     from avarc_cli.zoo import registered
 
     if tokenizer is not None:
-        opt.check_not_given(context, {"patch_nums"}, "with --tokenizer", "a generator has its tokenizer's scales")
-    where = file.resolve()
+        opt.check_not_given(context, {"patch_nums"}, "with --tokenizer", "a generator has the scales of its tokenizer")
+    path = file.resolve()
     registered.check_name(name)
     if tokenizer is None:
-        reader = loading.load_tokenizer(str(where), patch_nums=opt.parse_numbers(patch_nums, "--patch-nums"))
+        reader = loading.load_tokenizer(str(path), patch_nums=opt.parse_numbers(patch_nums, "--patch-nums"))
         card: Card = reader.card(name, license=license)
     else:
         _weights.ensure(tokenizer, yes=yes)
         reads = str(Path(tokenizer).resolve()) if loading.is_path(tokenizer) else tokenizer
-        card = loading.load_model(str(where), reads).card(name, tokenizer=reads, license=license)
-    _weights.keep(where)
+        card = loading.load_model(str(path), reads).card(name, tokenizer=reads, license=license)
+    _weights.convert_and_cache(path)
     registered.add(card)
     console.result(_facts(card), console.fields(f"{name} is registered", _details(card)), brief=name)
 
 
 @app.command()
 def remove(
-    name: Annotated[str, typer.Argument(help="A name that `avarc models add` gave.")],
+    name: Annotated[str, typer.Argument(help="A name from `avarc models add`.")],
     as_json: opt.JsonOpt = False,
 ) -> None:
-    """Forget a name that was given with `avarc models add`; the checkpoint itself stays.
+    """Remove a name that was registered with `avarc models add`; the checkpoint itself is kept.
 
     Example: avarc models remove photos
     """
@@ -128,20 +132,20 @@ def remove(
     card = registered.remove(name)
     assert isinstance(card.weights, LocalFile)  # no other is registered
     weights_index.forget(card.weights.path)
-    console.result({"removed": name}, f"{name} is forgotten; {card.weights.path} stays where it is", brief=name)
+    console.result({"removed": name}, f"{name} is removed; {card.weights.path} is kept", brief=name)
 
 
 def _row(card: Card) -> tuple[object, ...]:
     from avarc_cli.zoo import local_files
 
-    here = "yes" if local_files.locate(card.weights) else "no"
+    is_local = "yes" if local_files.locate(card.weights) else "no"
     size = (_millions(card.params), card.image_size, card.layout.num_tokens)
-    licence = card.license.split(";")[0]  # the whole of it stands in the card
-    return (card.name, card.family, *size, licence, _origin(card.weights), here)
+    license = card.license.split(";")[0]  # `avarc models show` has the rest
+    return (card.name, card.family, *size, license, _origin(card.weights), is_local)
 
 
 def _facts(card: Card) -> dict[str, object]:
-    """The card as data, with what follows from it."""
+    """The card as data, with derived values."""
     from avarc_cli.zoo import local_files
 
     facts = dataclasses.asdict(card) | {"layout": card.layout.to_dict(), "num_tokens": card.layout.num_tokens}
@@ -149,7 +153,7 @@ def _facts(card: Card) -> dict[str, object]:
 
 
 def _details(card: Card) -> dict[str, object]:
-    """The card as people read it."""
+    """The card as text for people."""
     from avarc_cli.zoo import cards, local_files
 
     facts = _facts(card)
@@ -162,9 +166,9 @@ def _details(card: Card) -> dict[str, object]:
     }
     if isinstance(card.weights, cards.HubFile):
         facts["file"] = card.weights.filename
-        facts["revision"] = card.weights.revision or "unpinned: main, as it is when you download"
-        facts["sha256"] = card.weights.sha256 or "not in the card: the hub's own is checked"
-        facts["get it"] = local_files.download_command(card)
+        facts["revision"] = card.weights.revision or "unpinned: main at the time of the download"
+        facts["sha256"] = card.weights.sha256 or "not in the card: the hub's is used to verify"
+        facts["download with"] = local_files.download_command(card)
     return {key.replace("_", " "): value for key, value in facts.items() if key not in {"name", "num_tokens"}}
 
 
@@ -173,7 +177,7 @@ def _origin(weights: Weights) -> str:
 
     if isinstance(weights, cards.HubFile):
         return f"{weights.repo} ({weights.revision[:8] if weights.revision else 'unpinned'})"
-    return "shipped with avarc" if isinstance(weights, cards.AssetFile) else str(weights.path)
+    return "included in avarc" if isinstance(weights, cards.AssetFile) else str(weights.path)
 
 
 def _millions(params: int | None) -> str:

@@ -1,4 +1,4 @@
-"""Images from disk: reading, preprocessing, data sets, label spaces."""
+"""Images from disk: reading, preprocessing, datasets, label spaces."""
 
 from avarc_cli.data.datasets import ImageSet, open_images
 from avarc_cli.data.known import Dataset, datasets

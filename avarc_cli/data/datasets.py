@@ -1,4 +1,4 @@
-"""Sets of images: folders, files, text files of paths, tar shards, tables; and parts of sets."""
+"""Image sets: opened from folders, files, text files of paths, tar shards and tables, and reduced to parts."""
 
 from __future__ import annotations
 
@@ -12,209 +12,211 @@ from typing import BinaryIO
 
 import numpy as np
 
-from avarc_cli.data.folders import IMAGE_SUFFIXES, open_folder
-from avarc_cli.data.image_source import Files, Pictures, join
+from avarc_cli.data.folders import FLAT, FOLDERS, IMAGE_SUFFIXES, open_folder
+from avarc_cli.data.image_source import ImageFiles, ImageSource, join
 from avarc_cli.data.known import datasets
-from avarc_cli.data.labels import SHOWN, close_names, imagenet1k, match, normalise
-from avarc_cli.data.listing import UNKNOWN, Listing, number_classes, settle, shown
-from avarc_cli.data.per_class import first_of_each
+from avarc_cli.data.labels import UNKNOWN, close_names, human_name, imagenet1k, match, normalise
+from avarc_cli.data.per_class import first_per_class
 from avarc_cli.data.preprocess import Preprocess, read_rgb
+from avarc_cli.data.scanned_input import ScannedInput, number_classes, resolve_dataset
 from avarc_cli.data.tables import SUFFIXES as TABLE_SUFFIXES
 from avarc_cli.data.tables import open_tables
 from avarc_cli.data.webdataset import open_shards
-from avarc_cli.errors import UnreadableImage, UsageError
+from avarc_cli.errors import MAX_NAMES, UnreadableImage, UsageError, shorten_list
 
 LIST_SUFFIXES = frozenset({".lst", ".tsv", ".txt"})
-SPLIT = re.compile(r"(?:^|[-_./])(train|validation|val|test)(?=[-_./])")  # part of a shard's or a table's name
-IMAGE, LIST = "image files", "a list of image files"
-PLAIN = (IMAGE, LIST, "folders", "images side by side")  # layouts that need no word
-SPLIT_OF = {"imagenet-train": {"train"}, "imagenet-val": {"val", "validation"}}
+SPLIT = re.compile(r"(?:^|[-_./])(train|validation|val|test)(?=[-_./])")  # in the name of a shard or table
+SPLITS_OF = {"imagenet-train": {"train"}, "imagenet-val": {"val", "validation"}}
+IMAGE, LIST = "image files", "list of image files"
+PLAIN_LAYOUTS = (IMAGE, LIST, FOLDERS, FLAT)  # so common that no note is needed
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images in a fixed order.
+    """N images in a fixed order."""
 
-    pictures: where they are; labels: (N,) int32 index into class_names, -1 unknown; class_names: sorted, synsets in
-    datasets of ImageNet's classes; source: what the user named; names: each path below the source, with forward
-    slashes, as caches record it; dataset: which known dataset this is ("imagenet-r"), "" for any other; layout: how
-    it lies on disk, for people; notes: what was recognised, and what else the user should know.
-    """
-
-    pictures: Pictures
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    source: str
-    names: tuple[str, ...]
-    dataset: str = ""
-    layout: str = ""
-    notes: tuple[str, ...] = ()
+    encoded: ImageSource  # the encoded images
+    labels: np.ndarray  # (N,) int32, index into class_names, or UNKNOWN
+    class_names: tuple[str, ...]  # sorted; synsets if the dataset has ImageNet's classes
+    source: str  # the inputs, as the user wrote them
+    names: tuple[str, ...]  # (N,) path of each image below the source, with forward slashes, as caches record it
+    dataset: str = ""  # name of the known dataset ("imagenet-r"), "" for any other
+    layout: str = ""  # how the images are stored, in words
+    notes: tuple[str, ...] = ()  # what was recognized, and what else the user should know
 
     def __len__(self) -> int:
         return len(self.names)
 
     @cached_property
     def paths(self) -> tuple[Path, ...]:
-        """The image files, where the set is one of files; a million of them take a gigabyte, so `load` does without."""
-        return tuple(Path(self.pictures.where(row)) for row in range(len(self)))
+        """The image files, if the set consists of files. `load` does not use them: a million take a gigabyte."""
+        return tuple(Path(self.encoded.location(row)) for row in range(len(self)))
 
     def load(self, index: int, preprocess: Preprocess) -> np.ndarray:
-        """Pixels (size, size, 3), uint8 RGB, of one image; safe to call in worker processes and threads.
+        """Read and preprocess one image, after cropping ObjectNet's red border. Safe in worker processes and threads.
 
-        ObjectNet's red border is cut off before anything else.
-
+        Returns: pixels (size, size, 3), uint8 RGB.
         Raises: UnreadableImage.
         """
-        return load_pixels(lambda: self.pictures.open(index), self.pictures.where(index), self.dataset, preprocess)
+        return load_pixels(lambda: self.encoded.open(index), self.encoded.location(index), self.dataset, preprocess)
 
-    def without_answer(self) -> tuple[str, ...]:
-        """The classes of a known dataset that no class of ImageNet-1k answers for: 200 of ObjectNet's."""
+    def classes_outside_imagenet(self) -> tuple[str, ...]:
+        """The classes of a known dataset that no class of ImageNet-1k corresponds to: 200 of ObjectNet's."""
         known = datasets().get(self.dataset)
-        return tuple(n for n in self.class_names if n not in known.ids) if known and known.of_objects else ()
+        if known is None or not known.has_own_classes:
+            return ()
+        return tuple(name for name in self.class_names if name not in known.ids)
 
     def select(self, classes: Sequence[str] | None, per_class: int | None, limit: int | None) -> ImageSet:
-        """A part of the set, in the same order.
+        """A part of the set, in the same order. The selections are applied in the order of the arguments.
 
-        classes: keep these only, by id or human name (case does not matter, `_` is a space); class_names shrinks.
-        per_class: keep the first so many of each class, in the order of their names (in ImageNet-R, of every style in
-        turn); unlabelled images go.
-        limit: of what is left, keep the first so many.
-
-        Raises: UsageError for classes the set does not have, numbers below 1, and per_class without labels.
+        Args:
+            classes: keep only these, by id or human name (ignoring case; `_` is a space). class_names shrinks.
+            per_class: keep this many images of each class, the first by name (in ImageNet-R, one of each style in
+                turn). Drops unlabeled images.
+            limit: keep the first images up to this number.
+        Raises: UsageError for classes that the set does not have, numbers below 1, and per_class without labels.
         """
         for option, number in (("per class", per_class), ("in all", limit)):
             if number is not None and number < 1:
-                raise UsageError(f"{number} images {option} were asked for, must be at least 1")
-        kept = self if classes is None else self._of_classes(classes)
+                raise UsageError(f"cannot select {number} images {option}", "the number must be at least 1")
+        selected = self if classes is None else self._of_classes(classes)
         if per_class is not None:
-            kept = kept._first_of_each(per_class)
-        return kept if limit is None else kept._take(np.arange(min(limit, len(kept))))
+            selected = selected._first_per_class(per_class)
+        return selected if limit is None else selected._take(np.arange(min(limit, len(selected))))
 
     def _of_classes(self, classes: Sequence[str]) -> ImageSet:
         known = self._spellings()
         missing = [name for name in classes if normalise(name) not in known]
         if missing:
-            close = close_names(missing[0], known) or self.class_names[:SHOWN]
-            why = f"its classes are named like {', '.join(close)}" if close else "its images have no labels"
-            raise UsageError(f"'{self.source}' has no images of {shown(missing)}", why)
+            close = close_names(missing[0], known) or self.class_names[:MAX_NAMES]
+            why = f"it has classes like {', '.join(close)}" if close else "its images have no labels"
+            listed = shorten_list([human_name(name) for name in missing])
+            raise UsageError(f"'{self.source}' has no images of {listed}", why)
         wanted = sorted({index for name in classes for index in known[normalise(name)]})
-        renumbered = np.full(len(self.class_names) + 1, UNKNOWN, dtype=np.int32)  # the last entry answers for -1
-        renumbered[wanted] = np.arange(len(wanted))
-        labels = renumbered[self.labels]
+        new_label = np.full(len(self.class_names) + 1, UNKNOWN, dtype=np.int32)  # the last entry is for -1
+        new_label[wanted] = np.arange(len(wanted))
+        labels = new_label[self.labels]
         names = tuple(self.class_names[index] for index in wanted)
         return replace(self, labels=labels, class_names=names)._take(np.flatnonzero(labels != UNKNOWN))
 
     def _spellings(self) -> dict[str, list[int]]:
-        """Classes by everything they may be called: folder, human name, and the synsets of ImageNet that they are."""
-        spelled: dict[str, list[int]] = defaultdict(list)
+        """Class indices by every normalized name of a class: folder, human name, and synsets of ImageNet."""
+        by_name: dict[str, list[int]] = defaultdict(list)
         for index, name in enumerate(self.class_names):
-            spelled[normalise(name)].append(index)
+            by_name[normalise(name)].append(index)
         known, space = datasets().get(self.dataset), imagenet1k()
-        also: list[tuple[str, tuple[str, ...]]]
-        if known is None or not known.of_objects:
+        aliases: list[tuple[str, tuple[str, ...]]]
+        if known is None or not known.has_own_classes:
             found = zip(self.class_names, match(self.class_names, space).tolist(), strict=True)
-            also = [(name, (space.names[i], space.ids[i])) for name, i in found if i != UNKNOWN]
+            aliases = [(name, (space.names[i], space.ids[i])) for name, i in found if i != UNKNOWN]
         else:
-            also = [(label, (title, *synsets)) for label, title, synsets in known.spellings()]
-        own = {spelling: list(indices) for spelling, indices in spelled.items()}
-        for name, others in also:
+            aliases = [(label, (title, *synsets)) for label, title, synsets in known.spellings()]
+        own = {name: list(indices) for name, indices in by_name.items()}
+        for name, others in aliases:
             for other in others:
-                spelled[normalise(other)] += own.get(normalise(name), [])
-        return {spelling: sorted(set(indices)) for spelling, indices in spelled.items() if indices}
+                by_name[normalise(other)] += own.get(normalise(name), [])
+        return {name: sorted(set(indices)) for name, indices in by_name.items() if indices}
 
-    def _first_of_each(self, per_class: int) -> ImageSet:
+    def _first_per_class(self, per_class: int) -> ImageSet:
         if not self.class_names:
             raise UsageError(
-                f"cannot take images of each class of '{self.source}'",
+                f"cannot select images per class from '{self.source}'",
                 "its images have no labels",
-                "put them in one sub-folder a class, or use --limit",
+                "put each class in its own sub-folder, or use --limit",
             )
-        by_style = bool(self.dataset) and datasets()[self.dataset].styles
-        return self._take(first_of_each(self.labels, self.names, per_class, by_style=by_style))
+        by_style = bool(self.dataset) and datasets()[self.dataset].has_styles
+        return self._take(first_per_class(self.labels, self.names, per_class, by_style=by_style))
 
     def _take(self, rows: np.ndarray) -> ImageSet:
         names = tuple(self.names[row] for row in rows.tolist())
-        return replace(self, pictures=self.pictures.take(rows), labels=self.labels[rows], names=names)
+        return replace(self, encoded=self.encoded.take(rows), labels=self.labels[rows], names=names)
 
 
-def load_pixels(open_file: Callable[[], BinaryIO], where: str, dataset: str, preprocess: Preprocess) -> np.ndarray:
-    """As `ImageSet.load`, of one image of this dataset, "" for any; `where` is how errors call it."""
-    image = read_rgb(open_file, where)
+def load_pixels(open_file: Callable[[], BinaryIO], location: str, dataset: str, preprocess: Preprocess) -> np.ndarray:
+    """As `ImageSet.load`, for one image.
+
+    Args:
+        open_file: opens the encoded image.
+        location: how errors refer to the image.
+        dataset: name of the known dataset that it belongs to, or "".
+    """
+    image = read_rgb(open_file, location)
     known = datasets().get(dataset)
     if known and known.border:
         border, (width, height) = known.border, image.size
         if min(width, height) <= 2 * border:
-            raise UnreadableImage(f"cannot read '{where}'", f"{width} x {height} pixels are all border")
+            raise UnreadableImage(f"cannot read '{location}'", f"{width} x {height} pixels are all border")
         image = image.crop((border, border, width - border, height - border))
-    return preprocess.square(image, where)
+    return preprocess.apply(image, location)
 
 
 def open_images(inputs: Sequence[Path], dataset: str | None = None) -> ImageSet:
-    """The images of folders, files, lists, tar shards and tables, without opening any of them.
+    """List the images of folders, files, lists, tar shards and tables, without opening any image.
 
-    A folder with class sub-folders gives labelled images (a class is a sub-folder that holds images, at any depth;
-    images beside the sub-folders are unlabelled); a flat folder gives unlabelled ones. Hidden files, and in folders
-    files whose suffix is no image's, are passed over. A folder without images may hold .tar, .parquet or .arrow files
-    instead. A .txt, .tsv or .lst file lists paths, relative to itself, one a line, with the class after a tab if
-    known. Any other file is an image.
-    Order: a folder's images sorted by name; lists, shards, tables and several inputs as given. With several inputs a
-    name begins with the input it came from.
+    In a folder, a class is a sub-folder that contains images, at any depth; images outside of sub-folders are
+    unlabeled. Hidden files and files without an image suffix are skipped. A folder without images may contain .tar,
+    .parquet or .arrow files instead. A .txt, .tsv or .lst file lists one path per line, relative to itself, optionally
+    followed by a tab and the class. Any other file is an image.
+
+    The images of a folder are sorted by name; those of lists, shards, tables and several inputs are in the given order.
+    With several inputs, each name begins with its input.
 
     Args:
-        dataset: which known dataset it is (docs/datasets.md), "none" for none of them; found out when None.
-    Raises: UsageError for a path that does not exist or cannot be listed, when there is no image at all, and for what
-        a known dataset's layout lacks.
+        inputs: the files and folders.
+        dataset: name of the known dataset (docs/datasets.md), "none" for any other, None to detect it.
+    Raises: UsageError if a path does not exist or cannot be listed, if there is no image at all, or if what a known
+        dataset's layout requires is missing.
     """
-    listings = []
-    for group in _grouped(inputs):
-        listing = _open_images(group, inputs, dataset) if _kind(group[0]) == IMAGE else _open_input(group, dataset)
-        if len(inputs) > 1 and len(group) == 1 and listing.layout != IMAGE:
-            listing = replace(listing, names=[f"{group[0].as_posix()}/{name}" for name in listing.names])
-        listings.append(listing)
-    source = ", ".join(path.as_posix() for path in inputs[:SHOWN])
-    source += f" and {len(inputs) - SHOWN} more" if len(inputs) > SHOWN else ""
-    if not any(len(listing.names) for listing in listings):
+    parts = []
+    for group in _group(inputs):
+        scanned = _scan_files(group, inputs, dataset) if _kind(group[0]) == IMAGE else _scan(group, dataset)
+        if len(inputs) > 1 and len(group) == 1 and scanned.layout != IMAGE:
+            scanned = replace(scanned, names=[f"{group[0].as_posix()}/{name}" for name in scanned.names])
+        parts.append(scanned)
+    source = shorten_list([path.as_posix() for path in inputs])
+    if not any(len(scanned.names) for scanned in parts):
         kinds = " ".join(sorted({*IMAGE_SUFFIXES, *TABLE_SUFFIXES, ".tar"}))
         raise UsageError(f"no images in '{source}'", f"looked for {kinds}", "name a folder of images, or files")
-    return _merge(listings, source)
+    return _merge(parts, source)
 
 
-def _merge(listings: Sequence[Listing], source: str) -> ImageSet:
-    used = [np.unique(listing.labels[listing.labels != UNKNOWN]) for listing in listings]
-    present = {listing.classes[i] for listing, rows in zip(listings, used, strict=True) for i in rows.tolist()}
+def _merge(parts: Sequence[ScannedInput], source: str) -> ImageSet:
+    """Join scanned inputs; classes without images are dropped, the others numbered in sorted order."""
+    used = [np.unique(scanned.labels[scanned.labels != UNKNOWN]) for scanned in parts]
+    present = {scanned.classes[i] for scanned, indices in zip(parts, used, strict=True) for i in indices.tolist()}
     class_names = tuple(sorted(present))
     position = {name: i for i, name in enumerate(class_names)}
     labels = []
-    for listing in listings:
-        renumbered = [position.get(name, UNKNOWN) for name in listing.classes]
-        labels.append(np.array([*renumbered, UNKNOWN], dtype=np.int32)[listing.labels])  # the last answers for -1
-    names = tuple(name for listing in listings for name in listing.names)
-    kinds = {listing.dataset for listing in listings}
-    dataset = kinds.pop() if len(kinds) == 1 else ""
-    if len(kinds) and any(datasets()[kind].border for kind in kinds if kind):
-        raise UsageError(f"'{source}' mixes ObjectNet with other images", "only its own have a border to cut")
-    notes = [note for listing in listings for note in (_recognised(listing), *listing.notes) if note]
-    same = same_classes(class_names)
-    notes += [f"classes that differ only in spelling: {shown(same)}"] if same else []
+    for scanned in parts:
+        new_label = [position.get(name, UNKNOWN) for name in scanned.classes]
+        labels.append(np.array([*new_label, UNKNOWN], dtype=np.int32)[scanned.labels])  # the last entry is for -1
+    found = {scanned.dataset for scanned in parts}
+    dataset = found.pop() if len(found) == 1 else ""
+    if any(datasets()[name].border for name in found if name):
+        raise UsageError(f"'{source}' mixes ObjectNet with other images", "only ObjectNet's have a border to crop")
+    notes = [note for scanned in parts for note in (_describe(scanned), *scanned.notes) if note]
+    variants = spelling_variants(class_names)
+    notes += [f"classes that differ only in spelling: {shorten_list(variants)}"] if variants else []
     return ImageSet(
-        pictures=join([listing.pictures for listing in listings]),
+        encoded=join([scanned.encoded for scanned in parts]),
         labels=np.concatenate(labels),
         class_names=class_names,
         source=source,
-        names=names,
+        names=tuple(name for scanned in parts for name in scanned.names),
         dataset=dataset,
-        layout="; ".join(dict.fromkeys(listing.layout for listing in listings)),
+        layout="; ".join(dict.fromkeys(scanned.layout for scanned in parts)),
         notes=tuple(dict.fromkeys(notes)),
     )
 
 
-def _recognised(listing: Listing) -> str:
-    if listing.dataset:
-        return f"recognised {datasets()[listing.dataset].title} ({listing.dataset}): {listing.layout}"
-    return "" if listing.layout in PLAIN else listing.layout
+def _describe(scanned: ScannedInput) -> str:
+    if scanned.dataset:
+        return f"recognized {datasets()[scanned.dataset].title} ({scanned.dataset}): {scanned.layout}"
+    return "" if scanned.layout in PLAIN_LAYOUTS else scanned.layout
 
 
-def same_classes(class_names: Sequence[str]) -> list[str]:
+def spelling_variants(class_names: Sequence[str]) -> list[str]:
     """Names that differ only in case, spaces and underscores: "great white shark and great_white_shark"."""
     by_name: dict[str, list[str]] = defaultdict(list)
     for name in class_names:
@@ -222,40 +224,41 @@ def same_classes(class_names: Sequence[str]) -> list[str]:
     return [" and ".join(names) for names in by_name.values() if len(names) > 1]
 
 
-def _grouped(inputs: Sequence[Path]) -> list[list[Path]]:
-    """Inputs in runs of what belongs together: shards, tables, images; folders, lists and the rest each alone."""
-    runs: list[tuple[str, list[Path]]] = []
+def _group(inputs: Sequence[Path]) -> list[list[Path]]:
+    """Group consecutive shards, tables or image files; each folder, list or other input is a group by itself."""
+    groups: list[tuple[str, list[Path]]] = []
     for path in inputs:
         kind = _kind(path)
-        if runs and kind and runs[-1][0] == kind:
-            runs[-1][1].append(path)
+        if groups and kind and groups[-1][0] == kind:
+            groups[-1][1].append(path)
         else:
-            runs.append((kind, [path]))
-    return [paths for _, paths in runs]
+            groups.append((kind, [path]))
+    return [paths for _, paths in groups]
 
 
 def _kind(path: Path) -> str:
+    """The suffix of a shard or table, IMAGE, or "" for anything else."""
     suffix = path.suffix.lower()
     try:
-        if not path.is_file():  # folders too may be called x.parquet
+        if not path.is_file():  # a folder too may be named x.parquet
             return ""
-    except ValueError:  # a path with a null character: told when it is opened
+    except ValueError:  # a path with a null character: reported when it is opened
         return ""
     if suffix == ".tar" or suffix in TABLE_SUFFIXES:
         return suffix
     return "" if suffix in LIST_SUFFIXES else IMAGE
 
 
-def _open_input(group: Sequence[Path], dataset: str | None) -> Listing:
+def _scan(group: Sequence[Path], dataset: str | None) -> ScannedInput:
     path = group[0]
     try:
         if path.is_dir():
-            return _open_folder(path, dataset)
+            return _scan_folder(path, dataset)
         if not path.exists():
             raise UsageError(f"'{path}' does not exist", fix="name a folder of images, image files, or a list of paths")
         suffix = path.suffix.lower()
         if suffix in LIST_SUFFIXES:
-            return _open_list(path, dataset)
+            return _scan_list(path, dataset)
         if suffix == ".tar" or suffix in TABLE_SUFFIXES:
             reader = open_shards if suffix == ".tar" else open_tables
             folder = path.parent.as_posix() if len(group) == 1 else ""
@@ -263,45 +266,46 @@ def _open_input(group: Sequence[Path], dataset: str | None) -> Listing:
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UsageError(f"cannot open '{path}'", reason.lower()) from error
-    return _open_images(group, group, dataset)  # a pipe, say: told when it is read
+    return _scan_files(group, group, dataset)  # for example a pipe: reported when it is read
 
 
-def _open_images(group: Sequence[Path], inputs: Sequence[Path], dataset: str | None) -> Listing:
-    """Single files, whatever their suffix."""
+def _scan_files(group: Sequence[Path], inputs: Sequence[Path], dataset: str | None) -> ScannedInput:
+    """Single image files, whatever their suffix."""
     paths = tuple(path.as_posix() for path in group)
     names = paths if len(inputs) > 1 else (group[0].name,)
     unknown = np.full(len(group), UNKNOWN, dtype=np.int32)
-    return settle(Listing(Files("", paths), names, unknown, (), layout=IMAGE), dataset, paths[0])
+    return resolve_dataset(ScannedInput(ImageFiles("", paths), names, unknown, (), layout=IMAGE), dataset, paths[0])
 
 
-def _open_folder(folder: Path, dataset: str | None) -> Listing:
-    """Images, or, where there are none, the shards or tables in it."""
-    listing = open_folder(folder, dataset)
-    if len(listing.names):
-        return listing
+def _scan_folder(folder: Path, dataset: str | None) -> ScannedInput:
+    """The images of a folder, or, if there are none, of the shards or tables in it."""
+    scanned = open_folder(folder, dataset)
+    if len(scanned.names):
+        return scanned
     for suffixes, reader in (((".tar",), open_shards), (TABLE_SUFFIXES, open_tables)):
         files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in suffixes)
         files = [name for name in files if not any(part.startswith(".") for part in name.split("/"))]
         if files:
-            return reader(str(folder), _one_split(files, dataset, folder), dataset)
-    return listing
+            return reader(str(folder), _of_one_split(files, dataset, folder), dataset)
+    return scanned
 
 
-def _one_split(files: list[str], dataset: str | None, folder: Path) -> list[str]:
-    """The files of one split, where their names speak of several. Raises: UsageError when none is chosen."""
+def _of_one_split(files: list[str], dataset: str | None, folder: Path) -> list[str]:
+    """The files of one split. Raises: UsageError if the names contain several splits and the dataset selects none."""
     found = {name: SPLIT.search(name) for name in files}
     splits = {match[1] for match in found.values() if match}
     if len(splits) < 2:
         return files
-    chosen = SPLIT_OF.get(dataset or "", set()) & splits
+    chosen = SPLITS_OF.get(dataset or "", set()) & splits
     if not chosen:
         fix = f"name the files of one: '{folder}'/*{min(splits)}*"
-        raise UsageError(f"'{folder}' holds several splits", ", ".join(sorted(splits)), fix)
+        raise UsageError(f"'{folder}' contains several splits", ", ".join(sorted(splits)), fix)
     return [name for name, match in found.items() if match and match[1] in chosen]
 
 
-def _open_list(path: Path, dataset: str | None) -> Listing:
-    # Names that are no UTF-8 survive as surrogates. Not splitlines(): it also splits at characters names may hold.
+def _scan_list(path: Path, dataset: str | None) -> ScannedInput:
+    # surrogateescape preserves names that are not UTF-8. splitlines() would also split at characters that names may
+    # contain.
     text = path.read_text("utf-8-sig", errors="surrogateescape")
     names: list[str] = []
     class_names: list[str | None] = []
@@ -311,6 +315,6 @@ def _open_list(path: Path, dataset: str | None) -> Listing:
             names.append(name)
             class_names.append(class_name.strip() or None)
     labels, classes = number_classes(class_names)
-    pictures = Files(path.parent.as_posix(), names)
+    images = ImageFiles(path.parent.as_posix(), names)
     names = [PurePosixPath(name).as_posix() for name in names]
-    return settle(Listing(pictures, names, labels, classes, layout=LIST), dataset, str(path))
+    return resolve_dataset(ScannedInput(images, names, labels, classes, layout=LIST), dataset, str(path))

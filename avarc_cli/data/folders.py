@@ -1,4 +1,4 @@
-"""Folders of images: one sub-folder a class, and the layouts in which the known datasets lie on disk."""
+"""Folders of images: one sub-folder per class, and the folder layouts of the known datasets."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from avarc_cli.data import imagenet_val as truth
-from avarc_cli.data.image_source import Files
-from avarc_cli.data.known import NONE, SYNSET, dataset, datasets, named_by_path
-from avarc_cli.data.listing import Listing, number_classes, settle
+from avarc_cli.data import imagenet_val
+from avarc_cli.data.image_source import ImageFiles
+from avarc_cli.data.known import NO_DATASET, SYNSET, dataset_from_path, datasets, get_dataset
+from avarc_cli.data.scanned_input import ScannedInput, number_classes, resolve_dataset
 from avarc_cli.errors import UsageError
 
 # fmt: off
@@ -22,36 +22,43 @@ IMAGE_SUFFIXES = frozenset({
     ".webp",
 })
 # fmt: on
-GLANCE = 2000  # entries of a folder that tell its layout: more than any known dataset has classes
+MAX_PEEK = 2000  # entries of a folder that are read to detect its layout; more than any known dataset has classes
+MIN_OBJECTS = 100  # of ObjectNet's 113 class folders, for the folder to be ObjectNet whatever it is called
 WRAPPERS = re.compile(r"(images?|data|clsloc|ilsvrc.*|imagenet.*|objectnet.*|sketch|train(ing)?|val(idation)?|img.*)")
-DEPTH = 4  # folders between what the user names and the classes: ILSVRC/Data/CLS-LOC/val
+MAX_DEPTH = 4  # folders between the given one and the classes, as in ILSVRC/Data/CLS-LOC/val
+FOLDERS, FLAT = "folders", "flat folder"  # layouts
 
 
-def open_folder(folder: Path, wanted: str | None) -> Listing:
-    """The images of a folder, sorted by name.
+def open_folder(folder: Path, requested: str | None) -> ScannedInput:
+    """List the images of a folder, sorted by name.
 
-    A class is a sub-folder that holds images, at any depth; images beside the sub-folders are unlabelled. Known
-    datasets are found, and their classes named by id, also where they lie some folders deeper.
+    A class is a sub-folder that contains images, at any depth; images outside of sub-folders are unlabeled. Known
+    datasets are detected up to MAX_DEPTH folders deeper, and their classes named by id.
 
     Args:
-        wanted: the dataset it is; None to find out; "none" for none.
-    Raises: UsageError for a folder with several parts (train and val), and as truth.read_truth and listing.settle.
+        requested: name of the dataset, "none" for no known one, None to detect it.
+    Raises: UsageError for a folder with several splits (train and val), and as imagenet_val.read_labels and
+        resolve_dataset.
     """
-    place = _Place(str(folder), "") if wanted == NONE else _find(str(folder), wanted)
-    names = sorted(walk(place.folder, place.below, frozenset()))
-    pictures = Files(str(folder), names)
-    start = len(place.below)
-    if wanted in (None, "imagenet-val") and truth.is_flat(names[:GLANCE]):
-        return _flat(place.folder, names, pictures)
-    labels, classes = number_classes(_class_of(name, start) for name in names)
-    layout = f"folders in {place.below}" if place.below else "folders"
-    found = "" if wanted == NONE else place.dataset
-    listing = Listing(pictures, names, labels, classes, found, layout if classes else "images side by side")
-    return settle(listing, wanted, place.folder)
+    root = _Folder(str(folder), "") if requested == NO_DATASET else _find_root(str(folder), requested)
+    names = sorted(walk(root.path, root.prefix, frozenset()))
+    images = ImageFiles(str(folder), names)
+    if requested in (None, "imagenet-val") and imagenet_val.is_flat(names[:MAX_PEEK]):
+        return _flat_validation(root.path, names, images)
+    labels, classes = number_classes(_class_of(name, len(root.prefix)) for name in names)
+    layout = f"{FOLDERS} in {root.prefix}" if root.prefix else FOLDERS
+    detected = "" if requested == NO_DATASET else root.dataset
+    scanned = ScannedInput(images, names, labels, classes, detected, layout if classes else FLAT)
+    return resolve_dataset(scanned, requested, root.path)
 
 
-def walk(folder: str, below: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """Names of the images in a folder and its sub-folders; links are followed, but never back to an ancestor."""
+def walk(folder: str, prefix: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[str]:
+    """Names of the images in a folder and its sub-folders. Follows links, except back to an ancestor.
+
+    Args:
+        prefix: put in front of each name.
+        ancestors: (device, inode) of the folders above.
+    """
     status = os.stat(folder)
     identity = (status.st_dev, status.st_ino)
     if identity in ancestors:
@@ -61,37 +68,39 @@ def walk(folder: str, below: str, ancestors: frozenset[tuple[int, int]]) -> Iter
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from walk(entry.path, f"{below}{entry.name}/", ancestors | {identity})
+                yield from walk(entry.path, f"{prefix}{entry.name}/", ancestors | {identity})
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and (
-                entry.is_file() or not os.path.exists(entry.path)  # a dead link is listed, later, as unreadable
+                entry.is_file() or not os.path.exists(entry.path)  # a dead link is listed, and later found unreadable
             ):
-                yield below + entry.name
+                yield prefix + entry.name
 
 
 def _class_of(name: str, start: int) -> str | None:
+    """The folder in `name` that begins at `start`; None if the image itself begins there."""
     stop = name.find("/", start)
     return None if stop < 0 else name[start:stop]
 
 
-def _flat(folder: str, names: Sequence[str], pictures: Files) -> Listing:
-    synsets, told_by = truth.read_truth(folder, names)
+def _flat_validation(folder: str, names: Sequence[str], images: ImageFiles) -> ScannedInput:
+    """ImageNet's validation images in one folder, with labels from a file if there is one."""
+    synsets, label_file = imagenet_val.read_labels(folder, names)
     labels, classes = number_classes(synsets)
-    layout = "validation images side by side, " + (f"labels from {told_by}" if told_by else "without labels")
-    notes = () if told_by else (f"these ImageNet validation images have no labels: {truth.HOW}",)
-    return Listing(pictures, names, labels, classes, "imagenet-val", layout, notes)
+    layout = "flat folder of validation images, " + (f"labels from {label_file}" if label_file else "without labels")
+    notes = () if label_file else (imagenet_val.NO_LABELS,)
+    return ScannedInput(images, names, labels, classes, "imagenet-val", layout, notes)
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A folder that may hold classes; below: its name below what the user named, with a slash at its end."""
+class _Folder:
+    """A folder that may contain classes."""
 
-    folder: str
-    below: str
+    path: str
+    prefix: str  # its path below the folder that the user gave, with a slash at the end unless empty
 
     @cached_property
     def _entries(self) -> list[os.DirEntry[str]]:
-        with os.scandir(self.folder) as entries:
-            return [entry for entry in itertools.islice(entries, GLANCE) if not entry.name.startswith(".")]
+        with os.scandir(self.path) as entries:
+            return [entry for entry in itertools.islice(entries, MAX_PEEK) if not entry.name.startswith(".")]
 
     @cached_property
     def folders(self) -> list[str]:
@@ -103,22 +112,28 @@ class _Place:
 
     @cached_property
     def dataset(self) -> str:
-        """The dataset that lies here, as folder and file names tell; "" for none."""
+        """The known dataset whose classes are in this folder, judging by folder and file names; "" for none."""
         if not self.folders:
-            return "imagenet-val" if truth.is_flat(self.files) else ""
-        spoken = named_by_path(self.folder)
-        if spoken == "imagenet-v2" and all(name.isdecimal() for name in self.folders):
-            return spoken
-        if len(set(datasets()["objectnet"].ids).intersection(self.folders)) >= (1 if spoken == "objectnet" else 100):
+            return "imagenet-val" if imagenet_val.is_flat(self.files) else ""
+        named = dataset_from_path(self.path)
+        if named == "imagenet-v2" and all(name.isdecimal() for name in self.folders):
+            return named
+        objects = len(set(datasets()["objectnet"].ids).intersection(self.folders))
+        if objects >= (1 if named == "objectnet" else MIN_OBJECTS):
             return "objectnet"
         synsets = [name for name in self.folders if SYNSET.fullmatch(name)]
-        return self._of_synsets(spoken, synsets) if synsets and 2 * len(synsets) >= len(self.folders) else ""
+        return self._dataset_of_synsets(named, synsets) if synsets and 2 * len(synsets) >= len(self.folders) else ""
 
-    def _of_synsets(self, spoken: str, synsets: list[str]) -> str:
-        if spoken and spoken != "objectnet":
-            return spoken
-        first = next(walk(os.path.join(self.folder, synsets[0]), "", frozenset()), "")
-        if truth.VALIDATION.match(first):
+    def _dataset_of_synsets(self, named: str, synsets: list[str]) -> str:
+        """The dataset with these class folders.
+
+        Args:
+            named: the dataset that the path is named after, or "".
+        """
+        if named and named != "objectnet":
+            return named
+        first = next(walk(os.path.join(self.path, synsets[0]), "", frozenset()), "")
+        if imagenet_val.FILE_NAME.match(first):
             return "imagenet-val"
         if re.match(rf"{SYNSET.pattern}_\d+\.JPEG", first):
             return "imagenet-train"
@@ -126,29 +141,28 @@ class _Place:
         return next(same, "")
 
 
-def _find(folder: str, wanted: str | None) -> _Place:
-    """Where the classes of a known dataset begin; the folder itself when none is recognised.
+def _find_root(folder: str, requested: str | None) -> _Folder:
+    """The folder that contains the classes of a known dataset; the given folder itself if none is recognized.
 
-    Raises: UsageError when there are several such places and none is the wanted one.
+    Raises: UsageError if there are several such folders, and not exactly one of the requested dataset.
     """
-    if wanted is not None:
-        dataset(wanted)
-    here = _Place(folder, "")
-    places = list(_known_places(here, DEPTH))
-    fitting = [place for place in places if place.dataset == wanted] or places
+    if requested is not None:
+        get_dataset(requested)  # raises if there is no such dataset
+    given = _Folder(folder, "")
+    found = list(_known_folders(given, MAX_DEPTH))
+    fitting = [root for root in found if root.dataset == requested] or found
     if len(fitting) > 1:
-        found = ", ".join(f"{place.below.rstrip('/')} ({place.dataset})" for place in fitting)
-        fix = f"name one of them: {fitting[-1].folder}"
-        raise UsageError(f"'{folder}' holds several sets of images", found, fix)
-    return fitting[0] if fitting else here
+        listed = ", ".join(f"{root.prefix.rstrip('/')} ({root.dataset})" for root in fitting)
+        raise UsageError(f"'{folder}' contains several image sets", listed, f"name one of them: {fitting[-1].path}")
+    return fitting[0] if fitting else given
 
 
-def _known_places(place: _Place, depth: int) -> Iterator[_Place]:
-    """Places of known datasets, here or in folders whose names say that they only wrap them."""
-    if place.dataset:
-        yield place
-    elif depth and not place.files:
-        for name in place.folders:
+def _known_folders(folder: _Folder, depth: int) -> Iterator[_Folder]:
+    """Folders of known datasets: this one, or those inside it whose names say that they only wrap a dataset."""
+    if folder.dataset:
+        yield folder
+    elif depth and not folder.files:
+        for name in folder.folders:
             if WRAPPERS.fullmatch(re.sub(r"[^a-z0-9]", "", name.lower())):
-                inner = _Place(os.path.join(place.folder, name), f"{place.below}{name}/")
-                yield from _known_places(inner, depth - 1)
+                inner = _Folder(os.path.join(folder.path, name), f"{folder.prefix}{name}/")
+                yield from _known_folders(inner, depth - 1)

@@ -1,4 +1,4 @@
-"""Where the pictures of a set lie: files on disk, or several such places one after the other."""
+"""Where encoded images are stored: files on disk, or several such sources one after the other."""
 
 from __future__ import annotations
 
@@ -12,50 +12,50 @@ import numpy as np
 
 from avarc_cli.errors import UnreadableImage
 
-EMPTY = "it is empty"
+EMPTY = "the file is empty"
 
 
-class Pictures(Protocol):
-    """Encoded pictures in a fixed order. They travel to worker processes, which open each by its row."""
+class ImageSource(Protocol):
+    """Encoded images in a fixed order. It is pickled to worker processes, which open each image by its row."""
 
     def __len__(self) -> int: ...
 
     def open(self, row: int) -> BinaryIO:
-        """The encoded picture. Raises: OSError or UnreadableImage."""
+        """The encoded image. Raises: OSError or UnreadableImage."""
 
-    def where(self, row: int) -> str:
-        """Its place, for people."""
+    def location(self, row: int) -> str:
+        """Where the image is stored, for messages: a path, or a position in a larger file."""
 
-    def take(self, rows: np.ndarray) -> Pictures:
-        """These rows, in this order."""
+    def take(self, rows: np.ndarray) -> ImageSource:
+        """The images in these rows, in this order."""
 
-    def broken(self) -> Iterator[tuple[int, str]]:
-        """Rows that cannot be read, and why, as far as that shows without reading them."""
+    def find_unreadable(self) -> Iterator[tuple[int, str]]:
+        """Rows that cannot be read, each with the reason, as far as this is known without reading any image."""
 
 
 @dataclass(frozen=True)
-class Files:
-    """Image files. root: the folder that their names are relative to; a million names cost a million short strings."""
+class ImageFiles:
+    """Image files. The paths are not stored joined: a set may have a million of them."""
 
-    root: str
+    root: str  # the folder that the names are relative to
     names: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.names)
 
     def open(self, row: int) -> BinaryIO:
-        return open_regular(self.where(row))
+        return open_regular(self.location(row))
 
-    def where(self, row: int) -> str:
+    def location(self, row: int) -> str:
         return os.path.join(self.root, self.names[row])
 
-    def take(self, rows: np.ndarray) -> Files:
-        return Files(self.root, tuple(self.names[row] for row in rows.tolist()))
+    def take(self, rows: np.ndarray) -> ImageFiles:
+        return ImageFiles(self.root, tuple(self.names[row] for row in rows.tolist()))
 
-    def broken(self) -> Iterator[tuple[int, str]]:
+    def find_unreadable(self) -> Iterator[tuple[int, str]]:
         for row in range(len(self)):
             try:
-                status = os.stat(self.where(row))
+                status = os.stat(self.location(row))
             except (OSError, ValueError) as error:
                 yield row, str(getattr(error, "strerror", None) or error).lower()
                 continue
@@ -66,46 +66,46 @@ class Files:
 
 
 @dataclass(frozen=True, eq=False)
-class Joined:
-    """Several places as one. part, row: which picture of which part each is, (N,) int64."""
+class JoinedImages:
+    """Several sources as one."""
 
-    parts: tuple[Pictures, ...]
-    part: np.ndarray
-    row: np.ndarray
+    sources: tuple[ImageSource, ...]
+    source: np.ndarray  # (N,) int64, index into sources
+    row: np.ndarray  # (N,) int64, row in that source
 
     def __len__(self) -> int:
-        return len(self.part)
+        return len(self.source)
 
     def open(self, row: int) -> BinaryIO:
-        part: Pictures = self.parts[self.part[row]]
-        return part.open(int(self.row[row]))
+        source: ImageSource = self.sources[self.source[row]]
+        return source.open(int(self.row[row]))
 
-    def where(self, row: int) -> str:
-        part: Pictures = self.parts[self.part[row]]
-        return part.where(int(self.row[row]))
+    def location(self, row: int) -> str:
+        source: ImageSource = self.sources[self.source[row]]
+        return source.location(int(self.row[row]))
 
-    def take(self, rows: np.ndarray) -> Joined:
-        return Joined(self.parts, self.part[rows], self.row[rows])
+    def take(self, rows: np.ndarray) -> JoinedImages:
+        return JoinedImages(self.sources, self.source[rows], self.row[rows])
 
-    def broken(self) -> Iterator[tuple[int, str]]:
-        for number, part in enumerate(self.parts):
-            reasons = dict(part.broken())
-            for row in np.flatnonzero(self.part == number) if reasons else ():
+    def find_unreadable(self) -> Iterator[tuple[int, str]]:
+        for number, source in enumerate(self.sources):
+            reasons = dict(source.find_unreadable())
+            for row in np.flatnonzero(self.source == number) if reasons else ():
                 if int(self.row[row]) in reasons:
                     yield int(row), reasons[int(self.row[row])]
 
 
-def join(parts: Sequence[Pictures]) -> Pictures:
-    """The pictures of all parts, in order."""
-    if len(parts) == 1:
-        return parts[0]
-    sizes = [len(part) for part in parts]
+def join(sources: Sequence[ImageSource]) -> ImageSource:
+    """The images of all sources, in order."""
+    if len(sources) == 1:
+        return sources[0]
+    sizes = [len(source) for source in sources]
     rows = [np.arange(size, dtype=np.int64) for size in sizes]
-    return Joined(tuple(parts), np.repeat(np.arange(len(parts)), sizes), np.concatenate(rows))
+    return JoinedImages(tuple(sources), np.repeat(np.arange(len(sources)), sizes), np.concatenate(rows))
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """A file to read. Raises: OSError; UnreadableImage for what is no regular file, such as a pipe."""
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block for ever
+    """Open a file for reading. Raises: OSError; UnreadableImage if it is not a regular file but, say, a pipe."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block forever
         raise UnreadableImage(f"cannot read '{os.fspath(path)}'", "it is not a regular file")
     return open(path, "rb")

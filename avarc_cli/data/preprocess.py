@@ -1,7 +1,7 @@
-"""From an image file to the square RGB pixels a tokenizer reads.
+"""From an image file to the square RGB pixels that a tokenizer takes.
 
-Pillow only; the resizing and cropping rules are those of the published pipelines (torchvision's `Resize(int)` with
-Lanczos, then `CenterCrop`), to the pixel.
+Uses Pillow only. Resizing and cropping follow the published pipelines (torchvision's `Resize(int)` with Lanczos, then
+`CenterCrop`) to the pixel.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from avarc_cli.data.image_source import open_regular
 from avarc_cli.errors import UnreadableImage, UsageError
 
 MODES = ("resize-crop", "fit", "none")
-MAX_PIXELS = 2**27  # 134 million: 400 MB as RGB. Larger files are mistakes, or decompression bombs
+MAX_PIXELS = 2**27  # 134 million: 400 MB as RGB. Larger files are mistakes or decompression bombs
 
-ORIENTATION = 0x0112  # the EXIF tag
-UPRIGHT = {
+ORIENTATION = 0x0112  # EXIF tag
+TRANSPOSE = {  # value of that tag to what turns the image upright; 1 is upright already
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -34,7 +34,7 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What Pillow's decoders are known to raise on damaged files, beside OSError.
+# What Pillow's decoders are known to raise on corrupt files.
 DECODING_ERRORS = (
     OSError,
     SyntaxError,
@@ -57,16 +57,16 @@ DECODING_ERRORS = (
 class Preprocess:
     """How an image becomes `size` x `size` pixels.
 
-    mode: "resize-crop" scales the shorter edge to round(1.125 * size) with Lanczos and crops the centre (VAR's);
-        "fit" scales the shorter edge to `size` with Lanczos and crops the centre;
-        "none" takes images that already are size x size, and no others.
-    size: side of the result in pixels.
-
     Raises: UsageError for an unknown mode or a size below 1.
     """
 
     mode: str
+    """"resize-crop" scales the shorter edge to round(1.125 * size) with Lanczos and crops the center, as VAR does;
+    "fit" scales the shorter edge to `size` with Lanczos and crops the center;
+    "none" accepts only images that are size x size already."""
+
     size: int
+    """Side of the result in pixels."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -76,25 +76,26 @@ class Preprocess:
 
     @property
     def shorter_edge(self) -> int:
-        """Length in pixels the shorter edge is scaled to before the crop."""
+        """Length in pixels that the shorter edge is scaled to before the crop."""
         return round(1.125 * self.size) if self.mode == "resize-crop" else self.size
 
     def __str__(self) -> str:
-        """The protocol, as results record it."""
+        """The description that results and token caches record."""
         if self.mode == "none":
             return f"none {self.size}"
         return f"{self.mode} {self.shorter_edge}->{self.size} lanczos"
 
     def __call__(self, path: Path) -> np.ndarray:
-        """Pixels (size, size, 3), uint8 RGB, of the image in the file.
+        """Read and preprocess an image file.
 
-        Raises: UnreadableImage when the file cannot be decoded, is far too large or too elongated, or, in mode
-        "none", is not size x size already.
+        Returns: pixels (size, size, 3), uint8 RGB.
+        Raises: UnreadableImage if the file cannot be decoded, is far too large or too elongated, or, in mode "none",
+            is not size x size already.
         """
-        return self.square(load_rgb(path), str(path))
+        return self.apply(load_rgb(path), str(path))
 
-    def square(self, image: Image.Image, name: str) -> np.ndarray:
-        """Pixels (size, size, 3), uint8, of an RGB image that is called `name`. Raises as calling it on a file does."""
+    def apply(self, image: Image.Image, name: str) -> np.ndarray:
+        """Preprocess an RGB image; errors refer to it as `name`. Returns and raises as for a file."""
         if self.mode == "none":
             if image.size != (self.size, self.size):
                 raise UnreadableImage(
@@ -103,24 +104,24 @@ class Preprocess:
                     "use --preprocess resize-crop or fit",
                 )
             return np.array(image)
-        return np.array(_centre_crop(_resize(image, self.shorter_edge, name), self.size))
+        return np.array(_center_crop(_resize(image, self.shorter_edge, name), self.size))
 
 
 def load_rgb(path: Path) -> Image.Image:
-    """The image in the file: upright, RGB, 8 bits.
+    """Read an image file as 8-bit RGB, upright.
 
-    EXIF orientation is applied. Transparency is laid over white, as viewers show it. Grey, palette, CMYK, YCbCr and
-    1-bit images are converted; 16-bit and floating-point grey is scaled to 8 bits (see `_to_8_bit`). Of an animation
-    the first frame counts.
+    Applies the EXIF orientation, composites transparency over white, converts grayscale, palette, CMYK, YCbCr and 1-bit
+    images, and scales 16-bit and floating-point grayscale to 8 bits (see `_to_8_bit`). Takes the first frame of an
+    animation.
 
-    Raises: UnreadableImage for what is missing, not allowed, not an image, truncated, in a colour space Pillow
-    cannot convert, or of more than MAX_PIXELS pixels.
+    Raises: UnreadableImage if the file is missing, not permitted, not an image, truncated, in a color space that Pillow
+        cannot convert, or larger than MAX_PIXELS.
     """
     return read_rgb(lambda: open_regular(path), str(path))
 
 
 def read_rgb(open_file: Callable[[], BinaryIO], name: str) -> Image.Image:
-    """As `load_rgb`, of what `open_file` opens; `name` is how errors call it."""
+    """As `load_rgb`, but from what `open_file` opens; errors refer to it as `name`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow reports odd metadata as warnings; MAX_PIXELS is checked below
@@ -138,7 +139,7 @@ def _unreadable(name: str, why: str) -> UnreadableImage:
 
 
 def _reason(error: BaseException) -> str:
-    """One line about the cause, without the path (`what` names it already, and caches must not hold machine paths)."""
+    """The cause in one line, without the path: token caches store it, and must not contain machine paths."""
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image, or of a kind Pillow does not know"
     if isinstance(error, OSError) and error.strerror:
@@ -149,9 +150,9 @@ def _reason(error: BaseException) -> str:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(ORIENTATION)
-    except DECODING_ERRORS:  # the pixels are fine, only their metadata is not: most viewers show such files as stored
+    except DECODING_ERRORS:  # only the metadata is corrupt: most viewers show such files as they are stored
         return image
-    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+    return image.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -165,22 +166,25 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bit(grey_HW: np.ndarray) -> np.ndarray:
-    """Integers are taken as 16-bit; floats as 0..1, 0..255 or 0..65535, the narrowest range that holds them.
+def _to_8_bit(gray_HW: np.ndarray) -> np.ndarray:
+    """Scale grayscale values to 0..255.
 
-    Raises: ValueError for values outside 0..65535, whose meaning nobody can guess.
+    The range of integers is taken to be 0..65535; that of floats is the narrowest of 0..1, 0..255 and 0..65535 that
+    contains them.
+
+    Raises: ValueError for values outside 0..65535, as their range cannot be inferred.
     """
-    low, high = float(grey_HW.min()), float(grey_HW.max())
+    low, high = float(gray_HW.min()), float(gray_HW.max())
     if not (low >= 0 and high <= 65535):  # also true of NaN
         raise ValueError(f"its values run from {low:g} to {high:g}, which is neither 8 nor 16 bits")
     white = 65535.0
-    if grey_HW.dtype.kind == "f" and high <= 255:
+    if gray_HW.dtype.kind == "f" and high <= 255:
         white = 255.0 if high > 1 else 1.0
-    return np.rint(grey_HW.astype(np.float64) * (255.0 / white)).astype(np.uint8)
+    return np.rint(gray_HW.astype(np.float64) * (255.0 / white)).astype(np.uint8)
 
 
 def _resize(image: Image.Image, shorter_edge: int, name: str) -> Image.Image:
-    """Scale so that the shorter edge has that many pixels; the longer one is rounded down, as torchvision does."""
+    """Scale the shorter edge to that many pixels; the longer one is rounded down, as torchvision does."""
     short, long = sorted(image.size)
     longer_edge = int(shorter_edge * long / short)
     if shorter_edge * longer_edge > MAX_PIXELS:
@@ -189,7 +193,7 @@ def _resize(image: Image.Image, shorter_edge: int, name: str) -> Image.Image:
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _centre_crop(image: Image.Image, size: int) -> Image.Image:
-    # round() takes halves to the even number, and torchvision does the same
+def _center_crop(image: Image.Image, size: int) -> Image.Image:
+    # round() rounds halves to even, as torchvision does
     left, top = (round((edge - size) / 2.0) for edge in image.size)
     return image.crop((left, top, left + size, top + size))

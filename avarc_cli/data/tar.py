@@ -1,6 +1,6 @@
-"""Reading tar files in place: where each member lies, without unpacking, and without tarfile's memory for each.
+"""The members of a tar file and their byte offsets, without unpacking it and without tarfile's memory per member.
 
-POSIX.1-1988 (ustar), POSIX.1-2001 (pax) and GNU headers, as https://www.gnu.org/software/tar/manual has them.
+Reads POSIX.1-1988 (ustar), POSIX.1-2001 (pax) and GNU headers: https://www.gnu.org/software/tar/manual.
 """
 
 from __future__ import annotations
@@ -11,31 +11,33 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-BLOCK = 512
-FILES = (b"0", b"\0", b"7")
+BLOCK_SIZE = 512  # bytes
+REGULAR_FILE = (b"0", b"\0", b"7")  # type flags
 LONG_NAME, PAX = b"L", b"x"
-ADLER = 65_521
-MAX_SIZE = 10**18  # bytes of a member
-MAX_EXTENSION = 1 << 20  # bytes of a long name or of pax records; more is damage
+ADLER_MODULUS = 65_521
+MAX_SIZE = 10**18  # bytes of a member; a larger number means that the header is corrupt
+MAX_EXTENSION = 1 << 20  # bytes of a long name or of pax records; likewise
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file in a tar: its name, and where its bytes are."""
+    """A file in a tar."""
 
     name: str
-    offset: int
-    size: int
+    offset: int  # bytes, of its content
+    size: int  # bytes
 
 
-class DamagedTar(Exception):
-    """What is no tar header where one should be, with its place."""
+class CorruptTar(Exception):
+    """There is no valid header at a position that must have one."""
 
 
-class Scan:
-    """The members of a tar file, in order; `complete` says afterwards whether the archive had its end mark.
+class TarScanner:
+    """Iterates over the files in a tar, in order.
 
-    Raises: DamagedTar, OSError while iterating.
+    Afterwards, `complete` says whether the archive has its end-of-archive mark.
+
+    Raises: CorruptTar and OSError while iterating.
     """
 
     def __init__(self, path: str) -> None:
@@ -51,50 +53,55 @@ class Scan:
         position = 0
         long_name, pax = "", dict[str, str]()
         while position < self._size:
-            block = os.pread(self._fd, BLOCK, position)
-            if block.count(0) == BLOCK:
+            block = os.pread(self._fd, BLOCK_SIZE, position)
+            if block.count(0) == BLOCK_SIZE:
                 self.complete = True
                 return
-            if len(block) < BLOCK:  # cut within a header: what came before is whole
+            if len(block) < BLOCK_SIZE:  # truncated within a header: everything before it is intact
                 return
-            size, kind = self._check(block, position), block[156:157]
-            data = position + BLOCK
+            size, kind = self._check_header(block, position), block[156:157]
+            data = position + BLOCK_SIZE
             if kind in (LONG_NAME, PAX):
-                text = self._extension(data, size)
+                text = self._read_extension(data, size)
                 long_name = text.split(b"\0")[0].decode("utf-8", "surrogateescape") if kind == LONG_NAME else long_name
-                pax = _records(text, position) if kind == PAX else pax
+                pax = _pax_records(text, position) if kind == PAX else pax
             else:
                 size = int(pax.get("size", size))
                 name = pax.get("path") or long_name or _name(block)
-                if kind in FILES and not name.endswith("/"):
+                if kind in REGULAR_FILE and not name.endswith("/"):
                     yield Member(name, data, size)
                 long_name, pax = "", {}
-            position = data + -(-size // BLOCK) * BLOCK
+            position = data + -(-size // BLOCK_SIZE) * BLOCK_SIZE
 
-    def _check(self, block: bytes, position: int) -> int:
-        """The member's size. Raises: DamagedTar when the block is no header."""
+    def _check_header(self, block: bytes, position: int) -> int:
+        """The size of the member in bytes. Raises: CorruptTar if the block is not a header."""
         try:
             expected = int(block[148:156].strip(b" \0"), 8)
             size = _number(block[124:136])
         except ValueError:
-            raise DamagedTar(f"there is no tar header at byte {position:,}") from None
-        if (_sum(block) - sum(block[148:156]) + 8 * 0x20 - expected) % ADLER or size > MAX_SIZE:
-            raise DamagedTar(f"the tar header at byte {position:,} is damaged")
+            raise CorruptTar(f"there is no tar header at byte {position:,}") from None
+        # The checksum is the sum of all bytes, with its own eight counted as spaces.
+        if (_sum(block) - sum(block[148:156]) + 8 * 0x20 - expected) % ADLER_MODULUS or size > MAX_SIZE:
+            raise _corrupt_header(position)
         return size
 
-    def _extension(self, position: int, size: int) -> bytes:
+    def _read_extension(self, position: int, size: int) -> bytes:
         if size > MAX_EXTENSION:
-            raise DamagedTar(f"the tar header at byte {position:,} is damaged")
+            raise _corrupt_header(position)
         return os.pread(self._fd, size, position)
 
 
+def _corrupt_header(position: int) -> CorruptTar:
+    return CorruptTar(f"the tar header at byte {position:,} is corrupt")
+
+
 def _sum(block: bytes) -> int:
-    """The sum of the bytes, modulo ADLER: what Adler-32 keeps in its lower half, at a tenth of the time of sum()."""
+    """The sum of the bytes modulo ADLER_MODULUS: the lower half of Adler-32, at a tenth of the time of sum()."""
     return (zlib.adler32(block) & 0xFFFF) - 1
 
 
 def _number(field: bytes) -> int:
-    """Octal digits, or, with the first bit set, a binary number (GNU, for more than 8 GB)."""
+    """Octal digits or, if the first bit is set, a binary number (GNU's extension for sizes from 8 GB)."""
     if field[0] & 0x80:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     return int(field.strip(b" \0") or b"0", 8)
@@ -102,20 +109,20 @@ def _number(field: bytes) -> int:
 
 def _name(block: bytes) -> str:
     name, prefix = block[:100].partition(b"\0")[0], block[345:500].partition(b"\0")[0]
-    posix = block[257:263] == b"ustar\0"  # GNU's own format has other things in the place of the prefix
-    return (prefix + b"/" + name if posix and prefix else name).decode("utf-8", "surrogateescape")
+    is_posix = block[257:263] == b"ustar\0"  # GNU's own format stores other things in the bytes of the prefix
+    return (prefix + b"/" + name if is_posix and prefix else name).decode("utf-8", "surrogateescape")
 
 
-def _records(text: bytes, position: int) -> dict[str, str]:
-    """pax: records of "length key=value\\n"."""
-    found = {}
+def _pax_records(text: bytes, position: int) -> dict[str, str]:
+    """Parse records of "length key=value\\n"."""
+    records = {}
     while text:
         length, _, _ = text.partition(b" ")
         if not (length.isdigit() and len(length) < 8 and len(length) + 1 < int(length) <= len(text)):
-            raise DamagedTar(f"the pax header at byte {position:,} is damaged")
+            raise CorruptTar(f"the pax header at byte {position:,} is corrupt")
         key, _, value = text[len(length) + 1 : int(length) - 1].partition(b"=")
-        found[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        records[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
         text = text[int(length) :]
-    if not re.fullmatch(r"[0-9]{1,18}", found.get("size", "0")):
-        raise DamagedTar(f"the pax header at byte {position:,} is damaged")
-    return found
+    if not re.fullmatch(r"[0-9]{1,18}", records.get("size", "0")):
+        raise CorruptTar(f"the pax header at byte {position:,} is corrupt")
+    return records

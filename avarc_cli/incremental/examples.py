@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from avarc_cli.data.datasets import ImageSet, open_images
-from avarc_cli.data.labels import SHOWN, normalise
+from avarc_cli.data.labels import normalise
 from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.errors import AvarcError, UnreadableImage, UsageError
+from avarc_cli.errors import AvarcError, UnreadableImage, UsageError, shorten_list
 from avarc_cli.likelihood import Tokenizer
 from avarc_cli.storage import write_whole
 from avarc_cli.tokens.cache import TokenCache
@@ -181,7 +181,7 @@ def by_class(source: Source, name: str | None, title: str) -> dict[str, np.ndarr
     if not same and len(names) > 1:
         raise UsageError(
             f"'{title}' holds {len(names)} classes, none of them '{name}'",
-            f"they are {', '.join(names[:SHOWN])}",
+            f"they are {shorten_list(names)}",
             "leave the name out to add them all, or name one of its sub-folders",
         )
     return {name: np.flatnonzero(labels == same[0]) if same else np.arange(len(source))}

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from avarc_cli.data.labels import SHOWN, close_names, normalise
-from avarc_cli.errors import UsageError
+from avarc_cli.data.labels import close_names, normalise
+from avarc_cli.errors import MAX_NAMES, UsageError
 
 _RANGE = re.compile(r"(\d+)-(\d+)")
 HOW = "write classes as 0+1+2, ranges of numbers as 0-4, tasks with a comma between: --base 0-4 --tasks 5-6,7-9"
@@ -63,6 +63,6 @@ def _group(text: str, class_names: Sequence[str]) -> tuple[str, ...]:
         names += [str(n) for n in span] or [part]
     unknown = [name for name in names if normalise(name) not in known]
     if unknown:
-        close = close_names(unknown[0], class_names) or list(class_names[:SHOWN])
+        close = close_names(unknown[0], class_names) or list(class_names[:MAX_NAMES])
         raise UsageError(f"the data has no class '{unknown[0]}'", f"its classes are named like {', '.join(close)}", HOW)
     return tuple(known[normalise(name)] for name in names)

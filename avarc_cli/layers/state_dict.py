@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from avarc_cli.errors import CheckpointError
+from avarc_cli.errors import CheckpointError, shorten_list
 
 Module = TypeVar("Module", bound=nn.Module)
-SHOWN = 4  # so many keys tell what is wrong; a thousand hide it
 
 
 def take(tensors: Mapping[str, Tensor], key: str, *, source: str, expected: str) -> Tensor:
@@ -20,7 +19,7 @@ def take(tensors: Mapping[str, Tensor], key: str, *, source: str, expected: str)
     if key not in tensors:
         raise CheckpointError(
             f"{source} is not a {expected} checkpoint",
-            f"it has no tensor '{key}'; its {len(tensors)} tensors begin with {_few(sorted(tensors))}",
+            f"it has no tensor '{key}'; its {len(tensors)} tensors begin with {shorten_list(sorted(tensors))}",
             f"pass the {expected} file here (avarc models lists what each model needs)",
         )
     return tensors[key]
@@ -43,7 +42,7 @@ def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, source: 
         if k in tensors and tensors[k].shape != w.shape
     ]
     problems = [
-        f"{len(keys)} {what}: {_few(keys)}"
+        f"{len(keys)} {what}: {shorten_list(keys)}"
         for what, keys in (("missing", missing), ("mis-shaped", misshaped), ("unknown", unknown))
         if keys
     ]
@@ -57,7 +56,7 @@ def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, source: 
     if not_finite:
         raise CheckpointError(
             f"{source} holds values that are not finite",
-            f"{len(not_finite)} tensors with NaN or infinity: {_few(not_finite)}",
+            f"{len(not_finite)} tensors with NaN or infinity: {shorten_list(not_finite)}",
             "the training run that wrote it diverged, or the file is damaged: use an earlier checkpoint",
         )
     module.load_state_dict({k: tensors[k].float() for k in wanted}, assign=True)
@@ -76,8 +75,3 @@ class _Uninitialised(TorchFunctionMode):
 def _is_finite(tensor: Tensor) -> bool:
     """One pass over the memory: the smallest and largest value are finite if all are (NaN wins in both)."""
     return tensor.numel() == 0 or all(bool(end.isfinite()) for end in tensor.aminmax())
-
-
-def _few(keys: list[str]) -> str:
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return ", ".join(keys[:SHOWN]) + more

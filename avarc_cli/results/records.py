@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from avarc_cli.data.label_mapping import Targets
+from avarc_cli.data.label_mapping import LabelMapping
 from avarc_cli.data.labels import LabelSpace
 from avarc_cli.scoring.scores import ImageScores, near_tie
 
@@ -29,7 +29,7 @@ class Naming:
 
     classes: LabelSpace
     candidates: np.ndarray  # class ids (N,)
-    targets: Targets | None = None
+    targets: LabelMapping | None = None
 
     def of(self, position: int) -> dict[str, Any]:
         class_id = int(self.candidates[position])
@@ -44,12 +44,12 @@ class Naming:
     def label(self, label: int) -> tuple[str, str]:
         """Id and name of a label: the dataset's own, where its classes are others than the model's."""
         own = (self.classes.ids[label], self.classes.names[label])
-        return own if self.targets is None else self.targets.called.get(label, own)
+        return own if self.targets is None else self.targets.display_names.get(label, own)
 
 
 @dataclass(frozen=True)
 class Image:
-    """Which image a result is about: its row in the run, its path, its class id (Targets.of) or UNKNOWN."""
+    """Which image a result is about: its row in the run, its path, its class id (LabelMapping.to_model) or UNKNOWN."""
 
     index: int
     path: str

@@ -1,1 +1,1 @@
-"""What models there are (cards), where their files lie (files), and how a file is read (checkpoint)."""
+"""The models that can be loaded (cards), their files (local_files, download) and how they are read (checkpoint)."""

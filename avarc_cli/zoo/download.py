@@ -1,7 +1,7 @@
-"""A published file onto this disk: looked up, room made sure of, fetched, verified, and only then put in its place.
+"""Downloads published files: looks them up, checks the disk space, fetches, verifies, and only then installs them.
 
-Its place is the Hugging Face cache, laid out as huggingface_hub documents it (blobs by sha256, snapshots by commit,
-refs by branch), so that other tools find the file and this one finds theirs; or a plain folder.
+They go into the Hugging Face cache, in the layout that huggingface_hub documents (blobs by sha256, snapshots by commit,
+refs by branch), so that other tools find files from avarc and avarc finds theirs; or into a plain folder.
 """
 
 from __future__ import annotations
@@ -20,195 +20,196 @@ from huggingface_hub.file_download import repo_folder_name
 from avarc_cli.errors import AvarcError
 from avarc_cli.zoo import hub, local_files, weights_index
 from avarc_cli.zoo.card import HubFile
-from avarc_cli.zoo.fetch import disk_trouble, fetch
+from avarc_cli.zoo.fetch import disk_error, fetch
 
 PARTIAL = ".incomplete"  # huggingface_hub's own suffix
+SHA256_LENGTH = 64  # hex digits; the name of a blob that is a large file
 
 Progress = Callable[[int, "int | None", str], None]
-"""(bytes done, bytes in all or None where unknown, what is being done)"""
+"""Receives the number of bytes done, in total (None if unknown), and what is being done."""
 
 
 @dataclass(frozen=True)
-class Planned:
-    """What is to be done for one file.
-
-    target is the file whose content is verified: a blob of the cache, or the file in a plain folder. remote is None
-    where the file is here and nobody was asked (offline, or a commit that is here).
-    """
+class DownloadPlan:
+    """What has to be done for one file."""
 
     file: HubFile
-    folder: Path | None
-    target: Path
+    folder: Path | None  # the plain folder; None for the Hugging Face cache
+    target: Path  # the file whose content is verified: a blob of the cache, or the file in the plain folder
     commit: str
-    sha256: str | None
-    remote: hub.Remote | None
+    sha256: str | None  # that the content must have; None if unknown
+    remote: hub.RemoteFile | None  # None if the hub was not asked: offline, or a commit that is in the cache
 
     @property
     def partial(self) -> Path:
-        """Where bytes gather until they are verified."""
+        """Where the content is written until it is verified."""
         return self.target.with_name(self.target.name + PARTIAL)
 
     @property
-    def missing(self) -> int:
-        """Bytes that the disk must still take, as far as that is known."""
+    def missing_bytes(self) -> int:
+        """Disk space that is still needed, as far as known."""
         if self.target.exists() or self.remote is None:
             return 0
-        here = self.partial.stat().st_size if self.partial.exists() else 0
-        return max(0, (self.remote.size or 0) - here)
+        done = self.partial.stat().st_size if self.partial.exists() else 0
+        return max(0, (self.remote.size or 0) - done)
 
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A verified file: where it is, and exactly what it is."""
+    """A verified file. The field names are keys of the JSON output of `avarc download`."""
 
     repo: str
     filename: str
     revision: str | None
-    commit: str
+    commit: str  # that the revision refers to
     sha256: str
     size: int  # bytes
     path: Path
-    was_here: bool
+    was_here: bool  # whether nothing had to be downloaded
 
 
-def plan(file: HubFile, *, folder: Path | None, offline: bool, say: hub.Say) -> Planned:
-    """Find out what is to be done. Nothing is written.
+def make_plan(file: HubFile, *, folder: Path | None, offline: bool, notify: hub.Notify) -> DownloadPlan:
+    """Find out what has to be done, without writing anything.
 
     Args:
-        file: with the wanted revision.
-        folder: a plain folder to put it in, or None for the Hugging Face cache.
-        offline: ask nobody; the file must be in the cache.
-        say: hears about waiting, and that the hub could not be asked about a file that is here.
-    Raises: as hub.look_up; AvarcError when offline and the file is not here.
+        file: with the requested revision.
+        folder: a plain folder to put the file into, or None for the Hugging Face cache.
+        offline: do not use the network; the file must be in the cache.
+        notify: called about waiting for retries, and if the hub is unreachable and a cached file is used.
+    Raises: as hub.look_up; AvarcError if offline and the file is not in the cache.
     """
-    here = local_files.locate(file)
-    if offline or constants.HF_HUB_OFFLINE or (here and hub.is_commit(file.revision)):
-        if here is None:
+    cached = local_files.locate(file)
+    if offline or constants.HF_HUB_OFFLINE or (cached and hub.is_commit(file.revision)):
+        if cached is None:
             raise AvarcError(
                 f"{file.filename} of {file.repo} is not on this machine",
-                f"{constants.HF_HUB_CACHE} does not hold it, and offline nobody is asked",
+                f"{constants.HF_HUB_CACHE} does not contain it, and offline it cannot be downloaded",
                 "run it again online, or copy the file from a machine that has it",
             )
-        return _of_cached(file, here, folder)
+        return _plan_for_cached(file, cached, folder)
     try:
-        remote = hub.look_up(file, say)
+        remote = hub.look_up(file, notify)
     except hub.Unreachable as problem:
-        if here is None:
+        if cached is None:
             raise
-        say(f"{problem.what}; the {file.filename} that is here is taken")
-        return _of_cached(file, here, folder)
+        notify(f"{problem.what}; using the cached {file.filename}")
+        return _plan_for_cached(file, cached, folder)
     target = folder / file.filename if folder else _storage(file) / "blobs" / remote.sha256
-    return Planned(file, folder, target, remote.commit, remote.sha256, remote)
+    return DownloadPlan(file, folder, target, remote.commit, remote.sha256, remote)
 
 
-def check_space(planned: Sequence[Planned]) -> None:
-    """Raises AvarcError when the disk cannot take what is missing, before the first byte is fetched."""
+def check_space(plans: Sequence[DownloadPlan]) -> None:
+    """Raises: AvarcError if a disk does not have enough space for all files, before the first byte is fetched."""
     disks: dict[int, tuple[Path, int]] = {}
-    for one in {one.target: one for one in planned}.values():
-        place = next(parent for parent in one.target.absolute().parents if parent.is_dir())
-        disk = place.stat().st_dev
-        disks[disk] = place, disks.get(disk, (place, 0))[1] + one.missing
-    for place, size in disks.values():
-        free = shutil.disk_usage(place).free
+    for each in {each.target: each for each in plans}.values():
+        folder = next(parent for parent in each.target.absolute().parents if parent.is_dir())
+        disk = folder.stat().st_dev
+        disks[disk] = folder, disks.get(disk, (folder, 0))[1] + each.missing_bytes
+    for folder, size in disks.values():
+        free = shutil.disk_usage(folder).free
         if size > free:
             raise AvarcError(
                 "there is not enough space for the download",
-                f"{size / 1e9:,.2f} GB are needed in {place}, {free / 1e9:,.2f} GB are free",
+                f"{size / 1e9:,.2f} GB are needed in {folder}, {free / 1e9:,.2f} GB are free",
                 "free some space, move the cache (HF_HOME), or use --dir on another disk",
             )
 
 
-def carry_out(planned: Planned, progress: Progress, say: hub.Say) -> Downloaded:
-    """Fetch what is missing, verify it, and put it in its place.
+def execute(plan: DownloadPlan, progress: Progress, notify: hub.Notify) -> Downloaded:
+    """Fetch the missing content, verify it, and install it.
 
-    Raises: AvarcError as `fetch`; when the content is not what the hub says it is (then it is deleted); when a plain
-        folder holds another file of this name. Interrupted, with what is here kept.
+    Raises: AvarcError as `fetch`; if the content is not what the hub says (it is deleted then); if a plain folder
+        contains another file with this name. Interrupted, with the downloaded part kept.
     """
-    file, target = planned.file, planned.target
+    file, target = plan.file, plan.target
     try:
-        was_here = _is_right(planned, progress, say)
+        was_here = _is_installed(plan, progress, notify)
         if not was_here:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _lock(planned, say):
-                if not _is_right(planned, progress, say):  # nobody else made it meanwhile
-                    _make(planned, progress, say)
-        path = target if planned.folder or planned.remote is None else _link(planned, planned.remote)
-        sha256, size = planned.sha256 or weights_index.digest(path), path.stat().st_size
+            with _lock(plan, notify):
+                if not _is_installed(plan, progress, notify):  # another process may have done it meanwhile
+                    _install(plan, progress, notify)
+        path = target if plan.folder or plan.remote is None else _link(plan, plan.remote)
+        sha256, size = plan.sha256 or weights_index.sha256_of_file(path), path.stat().st_size
     except OSError as problem:
-        raise disk_trouble(planned.partial, problem) from None
-    progress(size, size, "verified" if planned.sha256 else "")
-    return Downloaded(file.repo, file.filename, file.revision, planned.commit, sha256, size, path, was_here)
+        raise disk_error(plan.partial, problem) from None
+    progress(size, size, "verified" if plan.sha256 else "")
+    return Downloaded(file.repo, file.filename, file.revision, plan.commit, sha256, size, path, was_here)
 
 
-def _is_right(planned: Planned, progress: Progress, say: hub.Say) -> bool:
-    """Whether the verified file is here already. A damaged one in the cache is deleted, one of the user's is not."""
-    target, sha256 = planned.target, planned.sha256
+def _is_installed(plan: DownloadPlan, progress: Progress, notify: hub.Notify) -> bool:
+    """Whether the target exists with the right content. Otherwise deletes it, but only in the cache.
+
+    Raises: AvarcError if it is another file in a plain folder.
+    """
+    target, sha256 = plan.target, plan.sha256
     if not target.exists():
         return False
-    if sha256 is None or _digest(target, progress) == sha256:
+    if sha256 is None or _sha256(target, progress) == sha256:
         return True
-    if planned.folder:
+    if plan.folder:
         raise AvarcError(
-            f"{target} is another file than {planned.file.filename} of {planned.file.repo}",
+            f"{target} is another file than {plan.file.filename} of {plan.file.repo}",
             f"its sha256 is not {sha256}",
-            "take it away, or name another --dir",
+            "move or delete it, or use another --dir",
         )
     target.unlink()
-    say(f"{target} was damaged (its sha256 is wrong) and is deleted")
+    notify(f"{target} was corrupt (its sha256 is wrong) and has been deleted")
     return False
 
 
-def _make(planned: Planned, progress: Progress, say: hub.Say) -> None:
-    partial, cached = planned.partial, _cached_blob(planned)
+def _install(plan: DownloadPlan, progress: Progress, notify: hub.Notify) -> None:
+    """Get the content from the cache or the hub, verify it, and rename it to the target."""
+    partial, cached = plan.partial, _cached_blob(plan)
     if cached is not None:
         shutil.copyfile(cached, partial)
-    elif planned.remote is not None:
-        fetch(planned.remote, partial, lambda done, total: progress(done, total, ""), say)
+    elif plan.remote is not None:
+        fetch(plan.remote, partial, lambda done, total: progress(done, total, ""), notify)
     else:
-        raise AvarcError(f"{planned.target} was damaged", "its sha256 is wrong", "run it again online")
-    found = _digest(partial, progress)
-    if planned.sha256 not in (None, found):
+        raise AvarcError(f"{plan.target} was corrupt", "its sha256 is wrong", "run it again online")
+    found = _sha256(partial, progress)
+    if plan.sha256 not in (None, found):
         partial.unlink()
         raise AvarcError(
-            f"{planned.file.filename} of {planned.file.repo} came damaged, and was deleted",
-            f"its sha256 is {found}; the hub says {planned.sha256}",
-            "run it again; should it stay so, something on the way (HF_ENDPOINT, a proxy) changes files",
+            f"the downloaded {plan.file.filename} of {plan.file.repo} is corrupt and has been deleted",
+            f"its sha256 is {found}; the hub says {plan.sha256}",
+            "run it again; if it happens again, something on the way (HF_ENDPOINT, a proxy) changes files",
         )
     with partial.open("rb") as file:
         os.fsync(file.fileno())
-    os.replace(partial, planned.target)
+    os.replace(partial, plan.target)
 
 
-def _cached_blob(planned: Planned) -> Path | None:
-    """For a plain folder: the same content in the cache, so that it need not be fetched."""
-    if planned.folder is None:
+def _cached_blob(plan: DownloadPlan) -> Path | None:
+    """For a plain folder: a file in the cache with the same content, which need not be downloaded."""
+    if plan.folder is None:
         return None
-    if planned.remote is None:
-        return local_files.locate(planned.file)
-    blob = _storage(planned.file) / "blobs" / planned.remote.sha256
+    if plan.remote is None:
+        return local_files.locate(plan.file)
+    blob = _storage(plan.file) / "blobs" / plan.remote.sha256
     return blob if blob.exists() else None
 
 
-def _of_cached(file: HubFile, here: Path, folder: Path | None) -> Planned:
-    """The plan for a file of the cache: check it, or copy it. A blob's name is its sha256."""
-    blob = here.resolve()
-    sha256 = blob.name if len(blob.name) == 64 else None
-    commit = here.relative_to(_storage(file) / "snapshots").parts[0]
-    return Planned(file, folder, folder / file.filename if folder else here, commit, sha256, None)
+def _plan_for_cached(file: HubFile, cached: Path, folder: Path | None) -> DownloadPlan:
+    """The plan for a file in the cache: verify it, or copy it to the folder. The name of a blob is its sha256."""
+    blob = cached.resolve()
+    sha256 = blob.name if len(blob.name) == SHA256_LENGTH else None
+    commit = cached.relative_to(_storage(file) / "snapshots").parts[0]
+    return DownloadPlan(file, folder, folder / file.filename if folder else cached, commit, sha256, None)
 
 
-def _link(planned: Planned, remote: hub.Remote) -> Path:
-    """Let the commit's snapshot, and the branch or tag that was asked for, lead to the blob."""
-    storage = _storage(planned.file)
-    pointer = storage / "snapshots" / remote.commit / planned.file.filename
-    if not pointer.exists() or pointer.resolve() != planned.target.resolve():
+def _link(plan: DownloadPlan, remote: hub.RemoteFile) -> Path:
+    """Link the commit's snapshot to the blob, and the requested branch or tag to the commit. Returns the snapshot."""
+    storage = _storage(plan.file)
+    pointer = storage / "snapshots" / remote.commit / plan.file.filename
+    if not pointer.exists() or pointer.resolve() != plan.target.resolve():
         pointer.parent.mkdir(parents=True, exist_ok=True)
         pointer.unlink(missing_ok=True)
         try:
-            pointer.symlink_to(os.path.relpath(planned.target, pointer.parent))
-        except OSError:  # a file system without links
-            shutil.copyfile(planned.target, pointer)
-    revision = planned.file.revision or constants.DEFAULT_REVISION
+            pointer.symlink_to(os.path.relpath(plan.target, pointer.parent))
+        except OSError:  # the file system has no links
+            shutil.copyfile(plan.target, pointer)
+    revision = plan.file.revision or constants.DEFAULT_REVISION
     ref = storage / "refs" / revision
     if revision != remote.commit and (not ref.is_file() or ref.read_text() != remote.commit):
         ref.parent.mkdir(parents=True, exist_ok=True)
@@ -217,31 +218,32 @@ def _link(planned: Planned, remote: hub.Remote) -> Path:
 
 
 @contextmanager
-def _lock(planned: Planned, say: hub.Say) -> Iterator[None]:
-    """Only one process fetches a file; in the cache with the lock that huggingface_hub itself holds."""
-    if planned.folder:
-        path = planned.target.with_name(f".{planned.target.name}.lock")
+def _lock(plan: DownloadPlan, notify: hub.Notify) -> Iterator[None]:
+    """Let only one process download a file; in the cache with the same lock as huggingface_hub."""
+    if plan.folder:
+        path = plan.target.with_name(f".{plan.target.name}.lock")
     else:
-        folder = repo_folder_name(repo_id=planned.file.repo, repo_type="model")
-        path = Path(constants.HF_HUB_CACHE) / ".locks" / folder / f"{planned.target.name}.lock"
+        folder = repo_folder_name(repo_id=plan.file.repo, repo_type="model")
+        path = Path(constants.HF_HUB_CACHE) / ".locks" / folder / f"{plan.target.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
             stack.enter_context(FileLock(path, timeout=1))
         except Timeout:
-            say(f"another process is downloading {planned.file.filename}; waiting for it")
+            notify(f"another process is downloading {plan.file.filename}; waiting for it")
             stack.enter_context(FileLock(path))
         try:
             yield
         finally:
-            if planned.folder:
-                path.unlink(missing_ok=True)  # while it is held: a plain folder stays plain
+            if plan.folder:
+                path.unlink(missing_ok=True)  # while the lock is held; a plain folder contains no other files
 
 
-def _digest(path: Path, progress: Progress) -> str:
+def _sha256(path: Path, progress: Progress) -> str:
     size = path.stat().st_size
-    return weights_index.digest(path, lambda done: progress(done, size, "checking sha256"))
+    return weights_index.sha256_of_file(path, lambda done: progress(done, size, "checking sha256"))
 
 
 def _storage(file: HubFile) -> Path:
+    """The repository's folder in the Hugging Face cache."""
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=file.repo, repo_type="model")

@@ -1,7 +1,7 @@
-"""Bytes from the hub into a file, across cut connections and killed processes.
+"""Downloads the bytes of a file from the hub, and resumes after cut connections and killed processes.
 
-huggingface_hub's own download deletes an unfinished file when it fails, so a rerun would begin again. This one keeps
-it, asks for the rest (Range), and believes nothing about the answer that it has not checked.
+huggingface_hub's own download deletes an unfinished file when it fails, so the next run would start over. This one
+keeps the file, requests only the rest (Range), and checks every response before it writes anything.
 """
 
 from __future__ import annotations
@@ -18,99 +18,106 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from avarc_cli.errors import AvarcError, Interrupted
 from avarc_cli.zoo import hub
 
+REPORTS = 1000  # of progress per file, at most
+
 Progress = Callable[[int, "int | None"], None]
-"""(bytes that are here, bytes in all or None where unknown)"""
+"""Receives the number of bytes on disk, and in total (None if unknown)."""
 
 
-def fetch(remote: hub.Remote, partial: Path, progress: Progress, say: hub.Say) -> None:
-    """Make `partial` as long as the file is, keeping what it holds. Whether that is right, the caller must check.
+def fetch(remote: hub.RemoteFile, partial: Path, progress: Progress, notify: hub.Notify) -> None:
+    """Download the missing bytes of a file. The caller must verify the content.
 
-    Raises: AvarcError when the hub refuses, or fails too often in a row; when the disk is full. Interrupted.
-        In every case `partial` is left for the next attempt.
+    Args:
+        partial: may contain the beginning of the file already. In case of an error it is kept for the next attempt.
+        notify: called before waiting for a retry.
+    Raises: AvarcError if the hub refuses, fails too often in a row, or the disk is full; Interrupted.
     """
     try:
-        _persist(remote, partial, progress, say)
+        _fetch_with_retries(remote, partial, progress, notify)
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted: {_size(partial) / 1e6:,.0f} MB of {remote.file.filename} are here",
-            fix="run the same command again: it goes on from there",
+            f"interrupted: {_size(partial) / 1e6:,.0f} MB of {remote.file.filename} are downloaded",
+            fix="run the same command again: it continues from there",
         ) from None
 
 
-def _persist(remote: hub.Remote, partial: Path, progress: Progress, say: hub.Say) -> None:
-    """Request until all is here; failures count only while no new byte comes."""
+def _fetch_with_retries(remote: hub.RemoteFile, partial: Path, progress: Progress, notify: hub.Notify) -> None:
+    """Send requests until the file is complete. Failures are counted only while no new byte arrives."""
     most, failures = _size(partial), 0
     while True:
         try:
             return _request(remote, partial, progress)
         except AvarcError:
             raise
-        except Exception as problem:  # noqa: BLE001  # whatever the hub's client raises on what a server may send
+        except Exception as problem:  # noqa: BLE001  # the client may raise anything on an invalid response
             if _size(partial) > most:
                 most, failures = _size(partial), 0
-            seconds = hub.pause(problem, failures)
-            if seconds is None or failures == hub.RETRIES:
-                raise hub.told(problem, remote.file) from None
+            delay = hub.retry_delay(problem, failures)
+            if delay is None or failures == hub.MAX_RETRIES:
+                raise hub.to_avarc_error(problem, remote.file) from None
             failures += 1
-            hub.wait(seconds, problem, say)
+            hub.wait(delay, problem, notify)
 
 
-def _request(remote: hub.Remote, partial: Path, progress: Progress) -> None:
-    """One request for what is missing. Raises hub.BadAnswer, hub.Refused, or what the client raises."""
-    here = _size(partial)
-    if remote.size is not None and here > remote.size:
+def _request(remote: hub.RemoteFile, partial: Path, progress: Progress) -> None:
+    """Send one request for the missing bytes. Raises: InvalidResponse, ErrorStatus, and what the client raises."""
+    done = _size(partial)
+    if remote.size is not None and done > remote.size:
         partial.unlink()
-        here = 0
-    if here == remote.size:
+        done = 0
+    if done == remote.size:
         return
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # compressed, lengths and ranges mean nothing
-    if here:
-        headers["Range"] = f"bytes={here}-"
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # lengths and ranges must refer to plain bytes
+    if done:
+        headers["Range"] = f"bytes={done}-"
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     with get_session().stream("GET", remote.url, headers=headers, timeout=timeout) as response:
-        if response.status_code == 416:  # what is here is not a beginning of what it has
+        if response.status_code == 416:  # range not satisfiable: the partial file is not a beginning of this file
             partial.unlink(missing_ok=True)
-            raise hub.BadAnswer(f"it has no bytes from {here:,} on")
+            raise hub.InvalidResponse(f"it has no bytes from {done:,} on")
         if response.status_code >= 400:
-            raise hub.Refused(response.status_code, response.headers)
-        start, size = _extent(response.status_code, response.headers, here, remote.size)
+            raise hub.ErrorStatus(response.status_code, response.headers)
+        start, size = _check_response(response.status_code, response.headers, done, remote.size)
         _write(response.iter_bytes(), partial, start, size, progress)
     if _size(partial) != size:
-        raise hub.BadAnswer(f"the answer ended after {_size(partial):,} of {size:,} bytes")
+        raise hub.InvalidResponse(f"the response ended after {_size(partial):,} of {size:,} bytes")
 
 
-def _extent(status: int, headers: Mapping[str, str], here: int, size: int | None) -> tuple[int, int]:
-    """Where in the file the answer begins, and how long the file is.
+def _check_response(status: int, headers: Mapping[str, str], requested: int, size: int | None) -> tuple[int, int]:
+    """Check that the response contains the requested part of the file.
 
     Args:
-        here: where it was asked to begin; a server may ignore that, and begin at 0.
-        size: what the hub said before; None where it said nothing.
+        requested: first byte that was requested; a server may ignore it and begin at 0.
+        size: of the file, as the hub said before; None if it did not.
+    Returns: first byte of the response, and size of the file.
+    Raises: InvalidResponse.
     """
     if "html" in headers.get("content-type", ""):
-        raise hub.BadAnswer("it answers with a web page, perhaps of a proxy or a log-in, instead of the file")
-    start, length = 0, _length(headers)
+        raise hub.InvalidResponse("it returned a web page instead of the file, perhaps from a proxy or a login")
+    start, length = 0, _content_length(headers)
     if status == 206:
         span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("content-range", "").strip())
         start, length = (int(span[1]), int(span[2])) if span else (-1, -1)
     elif status != 200:
-        raise hub.BadAnswer(f"it answers with status {status}")
-    if start not in (0, here):
-        raise hub.BadAnswer(f"asked for the bytes from {here:,}, it answers with {headers.get('content-range')!r}")
+        raise hub.InvalidResponse(f"it responded with status {status}")
+    if start not in (0, requested):
+        found = headers.get("content-range")
+        raise hub.InvalidResponse(f"the bytes from {requested:,} on were requested, it returned {found!r}")
     if size is not None and length is not None and length != size:
-        raise hub.BadAnswer(f"it sends {length:,} bytes, though the file has {size:,}")
+        raise hub.InvalidResponse(f"it sends {length:,} bytes, but the file has {size:,}")
     known = size if size is not None else length
     if known is None:
-        raise hub.BadAnswer("it does not say how long the file is")
+        raise hub.InvalidResponse("it does not say how long the file is")
     return start, known
 
 
 def _write(chunks: Any, partial: Path, start: int, size: int, progress: Progress) -> None:
-    """Append, or begin again where the answer does; never more than `size` bytes."""
+    """Append the chunks, or overwrite the file if they begin at 0; never write more than `size` bytes in all."""
     try:
         file = partial.open("ab" if start else "wb")
     except OSError as problem:
-        raise disk_trouble(partial, problem) from None
-    done = told = start
+        raise disk_error(partial, problem) from None
+    done = reported = start
     progress(done, size)
     with file:
         for chunk in chunks:
@@ -119,25 +126,25 @@ def _write(chunks: Any, partial: Path, start: int, size: int, progress: Progress
                 file.write(wanted)
                 file.flush()
             except OSError as problem:
-                raise disk_trouble(partial, problem) from None
+                raise disk_error(partial, problem) from None
             done += len(wanted)
-            if done == size or done - told > size // 1000:  # a thousand steps are enough for any bar
+            if done == size or done - reported > size // REPORTS:
                 progress(done, size)
-                told = done
+                reported = done
             if done == size:
                 return
 
 
-def disk_trouble(path: Path, problem: OSError) -> AvarcError:
-    """A file that cannot be written, as what happened, why, and what to do."""
+def disk_error(path: Path, problem: OSError) -> AvarcError:
+    """The error to show for a file that cannot be written."""
     if problem.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return AvarcError(
             f"there is no space left for {path.name}",
             f"{problem.strerror}; {_size(path) / 1e6:,.0f} MB of it are in {path.parent}",
-            "free some space and run it again, it goes on from there; or move the cache (HF_HOME), or use --dir",
+            "free some space and run it again, it continues from there; or move the cache (HF_HOME), or use --dir",
         )
     return AvarcError(
-        f"cannot write {path}", problem.strerror or str(problem), "check the folder's permissions, or use --dir"
+        f"cannot write {path}", problem.strerror or str(problem), "check the permissions of the folder, or use --dir"
     )
 
 
@@ -148,7 +155,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _length(headers: Mapping[str, str]) -> int | None:
-    """What Content-Length says about the file: nothing, where the content is compressed all the same."""
+def _content_length(headers: Mapping[str, str]) -> int | None:
+    """Size of the file according to Content-Length; None if it is missing, or counts compressed bytes."""
     text = headers.get("content-length", "")
     return int(text) if text.isdecimal() and headers.get("content-encoding", "identity") == "identity" else None

@@ -1,4 +1,4 @@
-"""Where the files of a card lie on this machine. Nothing here uses the network."""
+"""Finds the weights files of cards on this machine, without using the network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
 def locate(weights: Weights) -> Path | None:
-    """The file on this disk, or None: shipped files, the Hugging Face cache, or the user's own path."""
+    """The path of a file that is included in avarc, in the Hugging Face cache, or the user's own; None if missing."""
     if isinstance(weights, AssetFile):
         path = ASSETS / weights.filename
     elif isinstance(weights, LocalFile):
@@ -20,14 +20,14 @@ def locate(weights: Weights) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(weights.repo, weights.filename, revision=weights.revision)
-        if not isinstance(cached, str):  # None, or a marker that the file is known not to exist
+        if not isinstance(cached, str):  # None, or a marker that the repository has no such file
             return None
         path = Path(cached)
     return path if path.is_file() else None
 
 
 def require(card: Card) -> Path:
-    """The card's weights; an AvarcError that tells how to get them where they are not here."""
+    """The path of a card's weights. Raises: AvarcError that says how to get them if they are missing."""
     path = locate(card.weights)
     if path is not None:
         return path
@@ -36,13 +36,13 @@ def require(card: Card) -> Path:
     if isinstance(weights, HubFile):
         raise AvarcError(
             what,
-            why=f"the Hugging Face cache does not hold {weights.filename} of {weights.repo}",
-            fix=f"{download_command(card)}   (or name a file you have by its path)",
+            why=f"the Hugging Face cache does not contain {weights.filename} of {weights.repo}",
+            fix=f"{download_command(card)}   (or use the path of a file that you have)",
         )
     if isinstance(weights, AssetFile):
         raise AvarcError(
             what,
-            why=f"{ASSETS / weights.filename} is missing, though avarc is shipped with it",
+            why=f"{ASSETS / weights.filename} is missing, which is part of avarc",
             fix="install avarc again",
         )
     raise UsageError(
@@ -51,5 +51,5 @@ def require(card: Card) -> Path:
 
 
 def download_command(card: Card) -> str:
-    """The shell command that puts the card's file where `locate` finds it."""
+    """The shell command that downloads the card's file to where `locate` finds it."""
     return f"avarc download {card.name}"

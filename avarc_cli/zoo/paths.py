@@ -1,7 +1,7 @@
-"""The user's own folders, and files in them that are whole or absent.
+"""The user's folders for settings and caches, and writing files in them atomically.
 
-AVARC_HOME, if set, holds everything; otherwise settings lie in $XDG_CONFIG_HOME/avarc and what can be made again in
-$XDG_CACHE_HOME/avarc, as other programs do it.
+Both are in AVARC_HOME if it is set. Otherwise settings are in $XDG_CONFIG_HOME/avarc and caches in
+$XDG_CACHE_HOME/avarc (XDG Base Directory Specification).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 
 
 def config_folder() -> Path:
-    """Where `models.json` lies: AVARC_HOME, or ~/.config/avarc."""
+    """Where `models.json` is: AVARC_HOME, or ~/.config/avarc."""
     return _folder("XDG_CONFIG_HOME", ".config")
 
 
 def weights_folder() -> Path:
-    """Where copies of weights that load fast lie: AVARC_HOME/weights, or ~/.cache/avarc/weights."""
+    """Where the index of weights and the converted copies are: AVARC_HOME/weights, or ~/.cache/avarc/weights."""
     return _folder("XDG_CACHE_HOME", ".cache") / "weights"
 
 

@@ -1,8 +1,8 @@
-"""What is remembered about a weights file, so that the next load neither hashes nor unpickles gigabytes.
+"""An index of weights files that were read before, so that the next load neither hashes nor unpickles gigabytes.
 
-A note names the file, how it looked (size and times, as git's index has them), its sha256, and for a pickle the copy
-of its tensors as safetensors, which loads memory-mapped. A file that looks otherwise now has no note. Notes and copies
-lie in `paths.weights_folder()`, never in the hub's cache, and may be deleted at any time.
+Like git's index, it identifies a file by path, size and times; a file for which these changed has no valid entry. An
+entry has the file's sha256, and, for a pickle, the path of a safetensors copy, which loads memory-mapped. Entries and
+copies are in `paths.weights_folder()`, never in the Hugging Face cache, and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -18,29 +18,38 @@ from pathlib import Path
 from avarc_cli.errors import CheckpointError
 from avarc_cli.zoo import paths
 
+HASH_BLOCK = 1 << 22  # bytes read at a time
+STAT_KEY = "look"  # of `stat` in the JSON of an entry
+
 
 @dataclass(frozen=True)
-class Look:
-    """How a file looks without reading it: size in bytes, times in nanoseconds. ctime cannot be set back."""
+class FileStat:
+    """What the file system knows about a file, to notice changes without reading it."""
 
-    size: int
+    size: int  # bytes
     mtime_ns: int
-    ctime_ns: int
+    ctime_ns: int  # unlike mtime, it cannot be set back
+
+    @classmethod
+    def of(cls, path: Path) -> FileStat:
+        """Raises: OSError."""
+        stat = path.stat()
+        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 @dataclass(frozen=True)
-class Note:
-    """source is the file's real path; copy the safetensors of its tensors, None where the source is one itself."""
+class IndexEntry:
+    """What is known about a weights file."""
 
-    source: str
-    sha256: str
-    look: Look
-    copy: str | None = None
-    copy_size: int = 0
+    source: str  # real path of the file
+    sha256: str  # of its bytes, in hex
+    stat: FileStat
+    copy: str | None = None  # path of the safetensors copy; None if the file is safetensors itself
+    copy_size: int = 0  # bytes
     copy_mtime_ns: int = 0
 
-    def whole_copy(self) -> Path | None:
-        """The copy, if it is there and was not touched since it was made."""
+    def valid_copy(self) -> Path | None:
+        """The copy, if it exists and did not change since it was made."""
         if self.copy is None:
             return None
         path = Path(self.copy)
@@ -51,12 +60,12 @@ class Note:
         return path if (stat.st_size, stat.st_mtime_ns) == (self.copy_size, self.copy_mtime_ns) else None
 
 
-def digest(path: Path, progress: Callable[[int], None] = lambda done: None) -> str:
-    """sha256 of a file's bytes, in hex; `progress` hears how many were read. Raises CheckpointError."""
+def sha256_of_file(path: Path, progress: Callable[[int], None] = lambda done: None) -> str:
+    """The sha256 of a file's bytes, in hex. `progress` gets the number of bytes read. Raises: CheckpointError."""
     sha256, done = hashlib.sha256(), 0
     try:
         with path.open("rb") as file:
-            while block := file.read(1 << 22):
+            while block := file.read(HASH_BLOCK):
                 sha256.update(block)
                 done += len(block)
                 progress(done)
@@ -65,47 +74,42 @@ def digest(path: Path, progress: Callable[[int], None] = lambda done: None) -> s
     return sha256.hexdigest()
 
 
-def look(path: Path) -> Look:
-    """Raises: OSError."""
-    stat = path.stat()
-    return Look(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-
-def find(path: Path) -> Note | None:
-    """The note of a file that still looks as it did; None where there is none, or none that can be read."""
+def find(path: Path) -> IndexEntry | None:
+    """The entry of a file that did not change since; None if there is none, or none that can be read."""
     try:
-        data = json.loads(_note_file(path).read_text("utf-8"))
-        note = Note(**{**data, "look": Look(**data["look"])})
-        return note if note.look == look(path) else None
-    except (OSError, TypeError, ValueError, KeyError):
-        return None  # a note only saves time
+        data = json.loads(_entry_file(path).read_text("utf-8"))
+        entry = IndexEntry(stat=FileStat(**data.pop(STAT_KEY)), **data)
+        return entry if entry.stat == FileStat.of(path) else None
+    except (AttributeError, OSError, TypeError, ValueError, KeyError):
+        return None  # the index only saves time
 
 
-def is_kept(path: Path) -> bool:
-    """Whether a load of this file would be fast."""
-    note = find(path)
-    return note is not None and (note.copy is None or note.whole_copy() is not None)
+def is_indexed(path: Path) -> bool:
+    """Whether loading this file needs neither hashing nor unpickling."""
+    entry = find(path)
+    return entry is not None and (entry.copy is None or entry.valid_copy() is not None)
 
 
-def write(note: Note) -> None:
-    """Remember it. Raises: OSError."""
-    with paths.replacing(_note_file(Path(note.source))) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(note), indent=2) + "\n", "utf-8")
+def write(entry: IndexEntry) -> None:
+    """Add or replace an entry. Raises: OSError."""
+    data = {STAT_KEY if key == "stat" else key: value for key, value in dataclasses.asdict(entry).items()}
+    with paths.replacing(_entry_file(Path(entry.source))) as temporary:
+        temporary.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
 
 
 def forget(path: Path) -> None:
-    """Delete what is remembered about a file, its copy included. Raises: OSError."""
-    note = find(path)
-    if note is not None and note.copy is not None:
-        Path(note.copy).unlink(missing_ok=True)
-    _note_file(path).unlink(missing_ok=True)
+    """Delete the entry of a file, and its copy. Raises: OSError."""
+    entry = find(path)
+    if entry is not None and entry.copy is not None:
+        Path(entry.copy).unlink(missing_ok=True)
+    _entry_file(path).unlink(missing_ok=True)
 
 
-def copy_file(sha256: str) -> Path:
-    """Where the copy of a pickle with that digest lies."""
+def copy_path(sha256: str) -> Path:
+    """Where the safetensors copy of a pickle with this sha256 is stored."""
     return paths.weights_folder() / f"{sha256}.safetensors"
 
 
-def _note_file(path: Path) -> Path:
+def _entry_file(path: Path) -> Path:
     key = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]
     return paths.weights_folder() / f"{key}.json"

@@ -10,7 +10,7 @@ from PIL import Image
 from avarc_cli.classifier import Classifier, Options
 from avarc_cli.cli import main
 from avarc_cli.data import LabelSpace, datasets, imagenet1k
-from avarc_cli.data.label_mapping import find_targets
+from avarc_cli.data.label_mapping import map_labels
 from avarc_cli.errors import UsageError
 from avarc_cli.results.metrics import compute
 from avarc_cli.results.records import Image as Shown
@@ -51,7 +51,7 @@ def test_a_prediction_of_objectnet_counts_if_it_maps_to_the_images_object(object
     cache = tmp_path / "t.h5"
     assert main(["encode", str(objectnet), *tokenizer, "--preprocess", "none", "--out", str(cache)]) == 0
     told = capsys.readouterr().err
-    assert "recognised ObjectNet" in told and "left out 2 images of 1 objects" in told
+    assert "recognized ObjectNet" in told and "left out 2 images of 1 objects" in told
     assert read(cache).header.dataset == "objectnet" and len(read(cache)) == 16
     out = tmp_path / "run"
     assert main(["--quiet", "classify", str(cache), *tokenizer, *class_names, "--out", str(out)]) == 0
@@ -101,7 +101,7 @@ def scores(order, candidates: int) -> ImageScores:
 
 def test_ranks_and_accuracy_follow_the_map_by_hand():
     """Chairs are 423, 559 and 765; clocks 409 and 530; a banana is 954; 0 is a tench."""
-    targets = find_targets(("alarm_clock", "banana", "chair", "spork"), "objectnet", imagenet1k())
+    targets = map_labels(("alarm_clock", "banana", "chair", "spork"), "objectnet", imagenet1k())
     naming = Naming(imagenet1k(), np.arange(1000), targets)
     cases = [  # dataset class, order of predictions, expected rank
         (2, (765, 0, 423), 0),
@@ -114,7 +114,7 @@ def test_ranks_and_accuracy_follow_the_map_by_hand():
     ]
     records = []
     for i, (label, order, rank) in enumerate(cases):
-        image = Shown(i, f"{i}.png", int(targets.of(np.array([label]))[0]))
+        image = Shown(i, f"{i}.png", int(targets.to_model(np.array([label]))[0]))
         record = line(image, scores(order, 1000), naming, num_tokens=1, precision="fp32")
         assert record["label_rank"] == rank, (label, order)
         records.append(record)
@@ -131,7 +131,7 @@ def test_ranks_and_accuracy_follow_the_map_by_hand():
 
 
 def test_only_some_of_an_objects_classes_may_be_candidates():
-    targets = find_targets(("chair",), "objectnet", imagenet1k())
+    targets = map_labels(("chair",), "objectnet", imagenet1k())
     naming = Naming(imagenet1k(), np.array([0, 765]), targets)
     image = Shown(0, "0.png", int(targets.label[0]))
     assert line(image, scores((1,), 2), naming, num_tokens=1, precision="fp32")["label_rank"] == 0

@@ -1,4 +1,4 @@
-"""avarc data check: what was recognised, what is missing, what is broken."""
+"""avarc data check: which dataset is recognized, and which problems are found."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def problems(report) -> dict[str, int]:
     return {problem.what: problem.count for problem in report.problems}
 
 
-def test_a_clean_folder_has_nothing_to_complain_of(tmp_path, capsys):
+def test_a_clean_folder_has_no_problems(tmp_path, capsys):
     fill(tmp_path / "x", "cat/1.png", "cat/2.png", "dog/3.png")
     assert main(["--json", "data", "check", str(tmp_path / "x"), "--decode", "all"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["images"], told["classes"], told["per_class"], told["decoded"]) == (3, 2, [1, 2], 3)
-    assert told["problems"] == [] and told["dataset"] == ""
+    output = json.loads(capsys.readouterr().out)
+    assert (output["images"], output["classes"], output["per_class"], output["decoded"]) == (3, 2, [1, 2], 3)
+    assert output["problems"] == [] and output["dataset"] == ""
 
 
-def test_what_a_known_dataset_lacks_is_told_by_name(tmp_path, capsys):
+def test_differences_from_a_known_dataset_are_listed_by_name(tmp_path, capsys):
     known = datasets()["imagenet-r"]
     fill(tmp_path / "imagenet-r", *(f"{synset}/art_0.jpg" for synset in known.ids[1:]), "n99999999/art_0.jpg")
     assert main(["data", "check", str(tmp_path / "imagenet-r")]) == 1
@@ -41,32 +41,32 @@ def test_what_a_known_dataset_lacks_is_told_by_name(tmp_path, capsys):
     }
 
 
-def test_objectnets_other_objects_are_no_problem(tmp_path):
+def test_objectnets_other_objects_are_not_a_problem(tmp_path):
     fill(tmp_path / "objectnet-1.0/images", "chair/1.png", "air_freshener/2.png")
     report = check([tmp_path / "objectnet-1.0"])
     assert problems(report) == {"classes of ObjectNet without images": 112, "images fewer than published": 50_271}
     assert (report.expected_classes, report.layout) == (313, "folders in images/")
 
 
-def test_what_cannot_be_read_is_listed_and_is_exit_code_3(tmp_path, capsys, monkeypatch):
+def test_unreadable_images_are_listed_and_give_exit_code_3(tmp_path, capsys, monkeypatch):
     root = fill(tmp_path / "x", "cat/1.png", "cat/5.png")
     (root / "cat/0.png").touch()
     (root / "cat/2.jpg").write_bytes(picture(2, "JPEG", (64, 64))[:900])
     (root / "cat/3.png").write_text("not a picture")
     (root / "cat/4.png").symlink_to("gone")
-    monkeypatch.setattr(check_module, "FEW", 0)
+    monkeypatch.setattr(check_module, "ALWAYS_DECODED", 0)
     assert main(["--quiet", "data", "check", str(root)]) == 3
     count, what = capsys.readouterr().out.split(maxsplit=1)
     assert (count, what) == ("2", "images that cannot be read\n")  # without decoding: the empty one, the dead link
     monkeypatch.undo()
-    assert main(["--json", "data", "check", str(root)]) == 3  # so few are decoded without being asked
+    assert main(["--json", "data", "check", str(root)]) == 3  # a set this small is always decoded
     (problem,) = json.loads(capsys.readouterr().out)["problems"]
-    assert problem["count"] == 4 and problem["examples"][0] == "cat/0.png: it is empty"
+    assert problem["count"] == 4 and problem["examples"][0] == "cat/0.png: the file is empty"
     assert "not an image" in problem["examples"][2]
 
 
 def bomb(side: int) -> bytes:
-    """A PNG that says it is so many pixels a side, and holds next to nothing."""
+    """A PNG whose header declares a large square, with almost no data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         crc = zlib.crc32(kind + data).to_bytes(4, "big")
@@ -83,7 +83,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
     assert problem.unreadable and "1600000000 pixels" in problem.examples[0]
 
 
-def test_stray_files_empty_folders_and_double_classes_are_told(tmp_path):
+def test_stray_files_empty_folders_and_duplicate_classes_are_reported(tmp_path):
     root = fill(tmp_path / "x", "great white shark/1.png", "great_white_shark/2.png", "ant/deep/3.png")
     (root / "ant/photo.jpgx").write_bytes(picture())
     (root / "ant/deep/noext").write_bytes(picture())
@@ -92,12 +92,12 @@ def test_stray_files_empty_folders_and_double_classes_are_told(tmp_path):
     found = problems(check([root]))
     assert found == {
         "classes that differ only in spelling": 1,
-        "files between the images whose suffix is no image's": 1,
+        "files without an image suffix in class folders": 1,
         "class folders without images": 1,
     }
 
 
-def test_a_label_file_with_unknown_synsets_is_told(tmp_path):
+def test_unknown_synsets_in_a_list_are_reported(tmp_path):
     fill(tmp_path, "1.png", "2.png")
     (tmp_path / "list.txt").write_text("1.png\tn01443537\n2.png\tn99999999\n3.png\n")
     report = check([tmp_path / "list.txt"])
@@ -115,20 +115,20 @@ def test_shards_and_tables_are_checked_too(tmp_path):
 
 
 @pytest.mark.parametrize("decode", ["-1", "x", "1.5", ""])
-def test_a_wrong_number_to_decode_is_a_usage_error(tmp_path, decode, capsys):
+def test_an_invalid_number_to_decode_is_a_usage_error(tmp_path, decode, capsys):
     assert main(["data", "check", str(fill(tmp_path / "x", "1.png")), "--decode", decode]) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_folder_without_images_and_one_that_is_missing_are_usage_errors(tmp_path, capsys):
+def test_an_empty_and_a_missing_folder_are_usage_errors(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["data", "check", str(tmp_path / "empty")]) == 2
     assert main(["data", "check", str(tmp_path / "none")]) == 2
     assert "no images in" in capsys.readouterr().err
 
 
-def test_a_folder_that_may_not_be_listed_is_a_usage_error(tmp_path, monkeypatch):
-    """Root may list anything, so the refusal is the operating system's by name only."""
+def test_a_folder_without_permission_is_a_usage_error(tmp_path, monkeypatch):
+    """Tests may run as root, which may list anything, so the error is simulated."""
     fill(tmp_path / "x", "cat/1.png")
     real = os.scandir
 

@@ -17,11 +17,11 @@ def touch(root: Path, *names: str) -> Path:
     return root
 
 
-def test_sub_folders_are_classes_and_the_order_is_that_of_names(tmp_path):
+def test_sub_folders_are_classes_and_images_are_sorted_by_name(tmp_path):
     root = touch(tmp_path / "d", "dog/10.png", "dog/9.png", "cat/deep/down/1.JPEG", "cat/0.jpg", "empty/readme.txt")
     found = open_images([root])
     assert found.names == ("cat/0.jpg", "cat/deep/down/1.JPEG", "dog/10.png", "dog/9.png")
-    assert found.class_names == ("cat", "dog")  # a folder without images is no class
+    assert found.class_names == ("cat", "dog")  # a folder without images is not a class
     assert found.labels.tolist() == [0, 0, 1, 1]
     assert found.labels.dtype == np.int32
     assert found.paths[1] == root / "cat/deep/down/1.JPEG"
@@ -29,24 +29,24 @@ def test_sub_folders_are_classes_and_the_order_is_that_of_names(tmp_path):
     assert len(found) == 4
 
 
-def test_a_flat_folder_is_unlabelled(tmp_path):
+def test_a_flat_folder_is_unlabeled(tmp_path):
     found = open_images([touch(tmp_path, "b.png", "a.webp", "notes.md")])
     assert found.names == ("a.webp", "b.png")
     assert found.labels.tolist() == [-1, -1]
     assert found.class_names == ()
 
 
-def test_images_beside_class_folders_are_unlabelled(tmp_path):
+def test_images_beside_class_folders_are_unlabeled(tmp_path):
     found = open_images([touch(tmp_path, "z.png", "cat/1.png")])
     assert dict(zip(found.names, found.labels.tolist(), strict=True)) == {"cat/1.png": 0, "z.png": -1}
 
 
-def test_hidden_files_and_other_files_are_passed_over(tmp_path):
+def test_hidden_and_other_files_are_skipped(tmp_path):
     touch(tmp_path, "cat/._1.png", ".cache/1.png", "cat/1.png", "cat/1.txt", "cat/noext")
     assert open_images([tmp_path]).names == ("cat/1.png",)
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path):
+def test_links_are_followed_but_loops_are_not(tmp_path):
     touch(tmp_path, "real/1.png", "set/own/2.png")
     (tmp_path / "set" / "linked").symlink_to(tmp_path / "real")
     (tmp_path / "set" / "own" / "loop").symlink_to(tmp_path / "set")
@@ -56,7 +56,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert found.names == ("linked/1.png", "own/2.png", "own/dead.png")  # the dead link is reported when it is read
 
 
-def test_single_files_are_taken_whatever_their_suffix(tmp_path):
+def test_single_files_may_have_any_suffix(tmp_path):
     touch(tmp_path, "photo", "x.png")
     assert open_images([tmp_path / "photo"]).names == ("photo",)
     both = open_images([tmp_path / "x.png", tmp_path / "photo"])
@@ -64,7 +64,7 @@ def test_single_files_are_taken_whatever_their_suffix(tmp_path):
     assert both.names == ((tmp_path / "x.png").as_posix(), (tmp_path / "photo").as_posix())
 
 
-def test_several_folders_share_their_classes_and_keep_their_names_apart(tmp_path):
+def test_several_folders_share_classes_and_keep_distinct_names(tmp_path):
     touch(tmp_path, "a/cat/1.png", "b/cat/1.png", "b/ant/1.png")
     found = open_images([tmp_path / "b", tmp_path / "a"])
     assert found.class_names == ("ant", "cat")
@@ -73,7 +73,7 @@ def test_several_folders_share_their_classes_and_keep_their_names_apart(tmp_path
     assert found.source == f"{tmp_path.as_posix()}/b, {tmp_path.as_posix()}/a"
 
 
-def test_a_list_names_paths_below_itself_and_their_classes(tmp_path):
+def test_a_list_contains_paths_relative_to_itself_and_classes(tmp_path):
     touch(tmp_path, "pics/b.png", "pics/a.png", "pics/with space.png")
     text = "\ufeffpics/b.png\tzebra\r\n\r\npics/a.png\n./pics/with space.png\tant \npics/none.png\tzebra\n"
     (tmp_path / "list.txt").write_text(text, newline="")
@@ -84,12 +84,12 @@ def test_a_list_names_paths_below_itself_and_their_classes(tmp_path):
     assert found.labels.tolist() == [1, -1, 0, 1]
 
 
-def test_a_list_may_name_files_that_are_no_utf_8(tmp_path):
+def test_names_in_a_list_need_not_be_utf_8(tmp_path):
     (tmp_path / "list.txt").write_bytes(b"caf\xe9.png\n")
     assert os.fsencode(open_images([tmp_path / "list.txt"]).paths[0]).endswith(b"/caf\xe9.png")
 
 
-def test_what_is_missing_or_empty_is_a_usage_error(tmp_path):
+def test_a_missing_or_empty_input_is_a_usage_error(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.txt").touch()
     with pytest.raises(UsageError, match="does not exist"):
@@ -133,7 +133,7 @@ def test_select_sorts_by_name_within_a_class_of_an_unsorted_list(tmp_path):
     assert open_images([tmp_path / "l.txt"]).select(None, 1, None).names == ("a.png", "c.png")
 
 
-def test_select_refuses_what_the_set_does_not_have(animals, tmp_path):
+def test_select_rejects_what_the_set_does_not_have(animals, tmp_path):
     with pytest.raises(UsageError, match="no images of catt") as error:
         animals.select(["catt", "ant"], None, None)
     assert "cat" in error.value.why
@@ -142,7 +142,7 @@ def test_select_refuses_what_the_set_does_not_have(animals, tmp_path):
     with pytest.raises(UsageError, match="-1 images in all"):
         animals.select(None, None, -1)
     flat = open_images([touch(tmp_path / "flat", "1.png")])
-    with pytest.raises(UsageError, match="of each class"):
+    with pytest.raises(UsageError, match="images per class"):
         flat.select(None, 1, None)
     with pytest.raises(UsageError, match="no labels"):
         flat.select(["cat"], None, None)

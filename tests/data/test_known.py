@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from avarc_cli.data import LabelSpace, datasets, human_name, imagenet1k, match, resolve_classes, subset
-from avarc_cli.data.known import dataset, named_by_path
-from avarc_cli.data.label_mapping import default_candidates, find_targets
+from avarc_cli.data.known import dataset_from_path, get_dataset
+from avarc_cli.data.label_mapping import default_candidates, map_labels
 from avarc_cli.errors import UsageError
 
 
@@ -30,7 +27,7 @@ def test_the_known_datasets_have_the_classes_they_are_published_with():
 def test_objectnet_maps_each_object_to_its_classes_of_imagenet():
     known = datasets()["objectnet"]
     chair = known.ids.index("chair")
-    assert known.answers[chair] == (423, 559, 765)  # barber chair, folding chair, rocking chair
+    assert known.accepted[chair] == (423, 559, 765)  # barber chair, folding chair, rocking chair
     assert known.ids[known.names.index("Bath towel")] == "full_sized_towel"
     assert known.border == 2
 
@@ -41,19 +38,6 @@ def test_candidate_lists_can_be_named():
     assert resolve_classes("all", imagenet1k()) == list(range(1000))
     assert set(subset("imagenetr100")) < set(subset("imagenet-r"))
     assert set(subset("imageneta100")) < set(subset("imagenet-a"))
-
-
-def test_the_assets_are_the_facts_they_were_made_from():
-    facts = Path(__file__).parents[3] / "shared" / "data" / "label_spaces.json"
-    if not facts.is_file():
-        pytest.skip("the collected facts lie beside a development checkout only")
-    told = json.loads(facts.read_text())
-    for name in ("imagenet_a", "imagenet_r"):
-        assert list(datasets()[name.replace("_", "-")].candidates) == told[name]
-    ours = datasets()["objectnet"]
-    assert {n: list(a) for n, a in zip(ours.names, ours.answers, strict=True)} == {
-        name: sorted(entry["imagenet"]) for name, entry in told["objectnet"].items()
-    }
 
 
 @pytest.mark.parametrize(
@@ -71,22 +55,22 @@ def test_the_assets_are_the_facts_they_were_made_from():
         ("/data/imagenet/val/../other", ""),
     ],
 )
-def test_a_path_may_name_its_dataset(path, name):
-    assert named_by_path(path) == name
+def test_datasets_are_detected_from_paths(path, name):
+    assert dataset_from_path(path) == name
 
 
-def test_an_unknown_dataset_is_told_with_the_closest_names():
+def test_an_unknown_dataset_is_reported_with_the_closest_names():
     with pytest.raises(UsageError, match="no dataset 'imagenet-rr'") as error:
-        dataset("imagenet-rr")
+        get_dataset("imagenet-rr")
     assert "imagenet-r" in error.value.fix
 
 
-def test_people_read_names_and_not_synsets():
+def test_synsets_have_human_names():
     assert human_name("n01443537") == "goldfish"
     assert human_name("my class") == "my class"
 
 
-def test_names_with_all_synonyms_are_matched_as_hub_datasets_have_them():
+def test_names_with_all_synonyms_are_matched_as_in_hub_datasets():
     assert match(["tench, Tinca tinca", "goldfish, Carassius auratus"], imagenet1k()).tolist() == [0, 1]
 
 
@@ -95,38 +79,38 @@ def test_letters_that_differ_only_in_case_are_different_classes():
     assert match(["A", "a", "B"], letters).tolist() == [1, 0, 2]
 
 
-def test_classes_of_imagenet_stand_for_themselves():
-    targets = find_targets(["n01443537", "nonsense", "tench"], "imagenet-val", imagenet1k())
-    assert targets.label.tolist() == [1, -1, 0]
-    assert np.array_equal(targets.counts_as, np.arange(1000))
-    assert targets.of(np.array([0, -1, 2, 1])).tolist() == [1, -1, 0, -1]
+def test_imagenet_classes_map_to_themselves():
+    mapping = map_labels(["n01443537", "nonsense", "tench"], "imagenet-val", imagenet1k())
+    assert mapping.label.tolist() == [1, -1, 0]
+    assert np.array_equal(mapping.counts_as, np.arange(1000))
+    assert mapping.to_model(np.array([0, -1, 2, 1])).tolist() == [1, -1, 0, -1]
 
 
-def test_a_prediction_counts_as_the_object_that_it_maps_to():
+def test_several_imagenet_classes_count_as_one_object():
     names = ("banana", "chair", "spork")
-    targets = find_targets(names, "objectnet", imagenet1k())
-    chair = {p for p in range(1000) if targets.counts_as[p] == targets.label[1]}
+    mapping = map_labels(names, "objectnet", imagenet1k())
+    chair = {p for p in range(1000) if mapping.counts_as[p] == mapping.label[1]}
     assert chair == {423, 559, 765}
-    assert targets.label.tolist() == [954, 423, -1]
-    assert targets.called[423] == ("chair", "Chair")
-    assert targets.counts_as[954] == 954
+    assert mapping.label.tolist() == [954, 423, -1]
+    assert mapping.display_names[423] == ("chair", "Chair")
+    assert mapping.counts_as[954] == 954
 
 
-def test_an_object_outside_the_map_is_no_class_of_imagenet_even_if_a_name_agrees():
-    assert find_targets(["tench"], "", imagenet1k()).label.tolist() == [0]
-    assert find_targets(["tench"], "objectnet", imagenet1k()).label.tolist() == [-1]
+def test_an_object_outside_the_map_is_unknown_even_if_an_imagenet_class_has_its_name():
+    assert map_labels(["tench"], "", imagenet1k()).label.tolist() == [0]
+    assert map_labels(["tench"], "objectnet", imagenet1k()).label.tolist() == [-1]
     added = LabelSpace("with a bank", (*imagenet1k().ids, "stapler remover"), (*imagenet1k().names, "stapler remover"))
-    assert find_targets(["stapler_remover"], "objectnet", added).label.tolist() == [1000]
+    assert map_labels(["stapler_remover"], "objectnet", added).label.tolist() == [1000]
 
 
-def test_the_map_serves_a_model_that_knows_only_some_of_the_classes():
+def test_the_map_works_for_a_model_with_only_some_of_the_classes():
     few = LabelSpace("few", ("n03196217", "n02769748"), ("digital clock", "backpack"))
-    targets = find_targets(["alarm_clock", "backpack", "chair"], "objectnet", few)
-    assert targets.label.tolist() == [0, 1, -1]
+    mapping = map_labels(["alarm_clock", "backpack", "chair"], "objectnet", few)
+    assert mapping.label.tolist() == [0, 1, -1]
 
 
 @pytest.mark.parametrize(("name", "count"), [("imagenet-a", 200), ("imagenet-r", 200), ("objectnet", 125)])
-def test_images_of_a_part_of_imagenet_have_that_part_as_candidates(name, count):
+def test_datasets_of_some_imagenet_classes_have_these_as_candidates(name, count):
     chosen = default_candidates(name, imagenet1k())
     assert chosen.tolist() == list(datasets()[name].candidates) and len(chosen) == count
     more = LabelSpace("with a bank", (*imagenet1k().ids, "mine"), (*imagenet1k().names, "mine"))
@@ -134,9 +118,9 @@ def test_images_of_a_part_of_imagenet_have_that_part_as_candidates(name, count):
 
 
 @pytest.mark.parametrize("name", ["", "imagenet-val", "imagenet-sketch", "from a later version"])
-def test_other_images_may_be_of_any_class(name):
+def test_other_datasets_have_all_classes_as_candidates(name):
     assert default_candidates(name, imagenet1k()) is None
 
 
-def test_a_model_of_other_classes_has_all_its_classes_as_candidates():
+def test_a_model_without_imagenet_classes_has_all_its_classes_as_candidates():
     assert default_candidates("imagenet-r", LabelSpace("digits", tuple("0123456789"), tuple("0123456789"))) is None

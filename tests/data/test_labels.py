@@ -11,7 +11,7 @@ DIGITS = LabelSpace("digits", tuple("0123456789"), tuple("0123456789"))
 SUBSETS = ("imagenet100", "imageneta100", "imagenetr100")
 
 
-def test_imagenet_has_its_thousand_classes_in_the_order_of_synsets():
+def test_imagenet_has_1000_classes_sorted_by_synset():
     space = imagenet1k()
     assert len(space) == 1000
     assert list(space.ids) == sorted(set(space.ids))
@@ -20,7 +20,7 @@ def test_imagenet_has_its_thousand_classes_in_the_order_of_synsets():
 
 
 @pytest.mark.parametrize("name", SUBSETS)
-def test_named_subsets_hold_a_hundred_classes_of_imagenet(name):
+def test_named_subsets_have_100_imagenet_classes(name):
     assert len(subset(name)) == 100
     indices = resolve_classes(name, imagenet1k())
     assert len(indices) == 100
@@ -43,7 +43,7 @@ def test_matching_is_by_name_and_never_by_order(indices):
     assert match(shouted, space).tolist() == [-1 if space.names[i].lower() in shared else i for i in indices]
 
 
-def test_matching_knows_no_numbers_and_no_ambiguous_names():
+def test_matching_ignores_numbers_and_ambiguous_names():
     assert match(["0", "crane", "Great_White_Shark", "nonsense"], imagenet1k()).tolist() == [-1, -1, 2, -1]
     assert match(["7", "0"], DIGITS).tolist() == [7, 0]
     assert match([], DIGITS).shape == (0,)
@@ -56,7 +56,7 @@ def test_classes_resolve_by_human_name_and_from_a_file(tmp_path):
     assert subset(str(tmp_path / "classes.txt")) == ("n01443537", "tench", "5")
 
 
-def test_in_a_space_of_numbers_a_number_is_a_name():
+def test_in_a_space_with_numbers_as_ids_a_number_is_an_id():
     odd = LabelSpace("odd", ("1", "3", "5"), ("one", "three", "five"))
     assert resolve_classes("3,1", odd) == [0, 1]
     assert resolve_classes("three", odd) == [1]
@@ -64,7 +64,7 @@ def test_in_a_space_of_numbers_a_number_is_a_name():
         resolve_classes("0,1", odd)
 
 
-def test_a_class_wins_over_a_file_of_the_same_name(tmp_path, monkeypatch):
+def test_a_class_takes_precedence_over_a_file_of_the_same_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tench").write_text("goldfish\n")
     assert resolve_classes("tench", imagenet1k()) == [0]
@@ -87,7 +87,7 @@ def test_a_class_wins_over_a_file_of_the_same_name(tmp_path, monkeypatch):
         ("²", "not classes"),
     ],
 )
-def test_unknown_classes_are_named_with_the_closest_ones(spec, shown):
+def test_unknown_classes_are_reported_with_the_closest_ones(spec, shown):
     with pytest.raises(UsageError) as error:
         resolve_classes(spec, imagenet1k())
     assert shown in str(error.value)

@@ -1,4 +1,4 @@
-"""Known datasets as they lie on disk."""
+"""Known datasets in the folder layouts that people have."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 from small_datasets import fill, picture
 
-from avarc_cli.data import Preprocess, datasets, imagenet1k, open_images
-from avarc_cli.data import imagenet_val as truth
+from avarc_cli.data import Preprocess, datasets, imagenet1k, imagenet_val, open_images
 from avarc_cli.errors import UnreadableImage, UsageError
 
 IDS = imagenet1k().ids
@@ -28,26 +27,26 @@ def test_folders_of_synsets_under_val_are_imagenet_validation(tmp_path, wanted):
     images = open_images([tmp_path / "imagenet/val"], wanted)
     assert (images.dataset, images.class_names) == ("imagenet-val", ("n01440764", "n01443537"))
     assert labels(images)["n01443537/ILSVRC2012_val_00000236.JPEG"] == "n01443537"
-    assert "recognised ImageNet validation (imagenet-val)" in images.notes[0]
+    assert "recognized ImageNet validation (imagenet-val)" in images.notes[0]
 
 
-def test_the_user_may_say_that_it_is_none(tmp_path):
+def test_none_turns_detection_off(tmp_path):
     fill(tmp_path / "val", "n01443537/1.png")
     assert open_images([tmp_path / "val"], "none").dataset == ""
     with pytest.raises(UsageError, match="no dataset 'imagenet'"):
         open_images([tmp_path / "val"], "imagenet")
 
 
-def test_file_names_tell_the_split_where_folders_do_not(tmp_path):
+def test_file_names_identify_the_split_if_folders_do_not(tmp_path):
     fill(tmp_path / "a", "n01443537/ILSVRC2012_val_00000236.JPEG")
     fill(tmp_path / "b", "n01443537/n01443537_10007.JPEG")
     fill(tmp_path / "c", "n01443537/1.jpg")
     assert [open_images([tmp_path / n]).dataset for n in "abc"] == ["imagenet-val", "imagenet-train", ""]
 
 
-def test_train_and_val_side_by_side_must_be_told_apart(tmp_path):
+def test_train_and_val_in_one_folder_need_a_choice(tmp_path):
     fill(tmp_path, "train/n01443537/1.JPEG", "val/n01443537/2.JPEG")
-    with pytest.raises(UsageError, match="several sets") as error:
+    with pytest.raises(UsageError, match="several image sets") as error:
         open_images([tmp_path])
     assert "train (imagenet-train), val (imagenet-val)" in error.value.why
     assert open_images([tmp_path], "imagenet-val").names == ("val/n01443537/2.JPEG",)
@@ -55,25 +54,25 @@ def test_train_and_val_side_by_side_must_be_told_apart(tmp_path):
     assert open_images([tmp_path], "none").class_names == ("train", "val")
 
 
-def test_the_folder_name_is_the_class_number_in_v2(tmp_path):
-    """Sorted as text, 10 comes before 2."""
+def test_folder_names_are_class_numbers_in_v2(tmp_path):
+    """Sorted as text, 10 comes before 2, so the position of a folder is not its number."""
     root = tmp_path / "imagenetv2-matched-frequency-format-val"
     fill(root, *(f"{k}/x{k}.jpeg" for k in (0, 1, 2, 10, 100, 999)))
     images = open_images([root])
     assert images.dataset == "imagenet-v2"
     assert labels(images) == {f"{k}/x{k}.jpeg": IDS[k] for k in (0, 1, 2, 10, 100, 999)}
-    assert open_images([tmp_path]).dataset == "imagenet-v2"  # the archive's own folder is looked into
+    assert open_images([tmp_path]).dataset == "imagenet-v2"  # the folder that the archive unpacks to is searched
     moved = fill(tmp_path / "elsewhere", "0/a.jpeg", "10/b.jpeg")
-    assert open_images([moved]).class_names == ("0", "10")  # might be anything, so it is nothing
+    assert open_images([moved]).class_names == ("0", "10")  # could be any dataset, so none is assumed
     assert open_images([moved], "imagenet-v2").class_names == (IDS[0], IDS[10])
 
 
-def test_numbered_folders_that_are_no_v2_stay_numbers(tmp_path):
+def test_numbered_folders_outside_of_v2_stay_numbers(tmp_path):
     fill(tmp_path / "digits/val", "0/a.png", "7/b.png")
     assert open_images([tmp_path / "digits/val"]).class_names == ("0", "7")
 
 
-def test_a_and_r_are_known_by_their_exact_classes(tmp_path):
+def test_a_and_r_are_detected_by_their_exact_classes(tmp_path):
     for name in ("imagenet-a", "imagenet-r"):
         root = fill(tmp_path / name[-1] / "stuff", *(f"{synset}/x_0.jpg" for synset in datasets()[name].ids))
         assert open_images([root]).dataset == name
@@ -82,7 +81,7 @@ def test_a_and_r_are_known_by_their_exact_classes(tmp_path):
         assert open_images([root]).dataset == ""
 
 
-def test_classes_may_be_folders_with_human_names_where_the_user_says_so(tmp_path):
+def test_class_folders_may_have_human_names_if_the_dataset_is_given(tmp_path):
     fill(tmp_path / "x", "Goldfish/1.png", "great_white_shark/2.png", "n01484850/3.png")
     images = open_images([tmp_path / "x"], "imagenet-r")
     assert images.class_names == ("n01443537", "n01484850")
@@ -93,7 +92,7 @@ def test_classes_may_be_folders_with_human_names_where_the_user_says_so(tmp_path
 
 @pytest.fixture
 def objectnet(tmp_path: Path) -> Path:
-    """Two known objects and one that ImageNet has no class for, with their border."""
+    """Two known objects and one that ImageNet has no class for; all images have the border."""
     for name in ("alarm_clock", "chair", "air_freshener"):
         pixels = np.full((14, 12, 3), (255, 0, 0), dtype=np.uint8)
         pixels[2:-2, 2:-2] = (0, 0, len(name) * 9)
@@ -106,29 +105,29 @@ def objectnet(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("below", ["", "images"])
-def test_objectnet_is_its_images_without_their_border(objectnet, below):
+def test_objectnet_images_lose_their_border(objectnet, below):
     images = open_images([objectnet / below])
     assert images.dataset == "objectnet" and images.class_names == ("air_freshener", "alarm_clock", "chair")
     pixels = images.load(1, Preprocess("fit", 8))
     assert pixels.shape == (8, 8, 3) and (pixels == (0, 0, len("alarm_clock") * 9)).all()
-    assert images.without_answer() == ("air_freshener",)
+    assert images.classes_outside_imagenet() == ("air_freshener",)
 
 
-def test_single_pictures_lose_their_border_too_where_the_user_says_what_they_are(objectnet):
+def test_single_images_lose_their_border_if_the_dataset_is_given(objectnet):
     path = objectnet / "images/chair/a.png"
     images = open_images([path], "objectnet")
     assert (images.load(0, Preprocess("fit", 8)) == (0, 0, len("chair") * 9)).all()
     assert open_images([path]).dataset == ""
 
 
-def test_an_objectnet_picture_that_is_all_border_is_unreadable(objectnet):
+def test_an_objectnet_image_that_is_all_border_is_unreadable(objectnet):
     Image.new("RGB", (4, 9)).save(objectnet / "images/chair/a.png")
     images = open_images([objectnet])
     with pytest.raises(UnreadableImage, match="chair"):
         images.load(2, Preprocess("fit", 8))
 
 
-def test_objectnet_classes_are_chosen_by_folder_name_title_or_synset(objectnet):
+def test_objectnet_classes_are_selected_by_folder_name_title_or_synset(objectnet):
     images = open_images([objectnet])
     for spelling in ("alarm_clock", "Alarm clock", "n02708093", "n03196217"):
         assert images.select([spelling], None, None).class_names == ("alarm_clock",)
@@ -143,25 +142,25 @@ SYNSET_OF = {1: "n01751748", 2: "n09193705", 293: "n01440764"}
 
 def kaggle(root: Path) -> None:
     rows = [f"ILSVRC2012_val_{n:08d},{s} 85 1 499 272 " for n, s in SYNSET_OF.items()]
-    (root / truth.KAGGLE).write_text("ImageId,PredictionString\n" + "\n".join(reversed(rows)) + "\n")
+    (root / imagenet_val.KAGGLE).write_text("ImageId,PredictionString\n" + "\n".join(reversed(rows)) + "\n")
 
 
-def line_by_line(root: Path) -> None:
-    (root / truth.SYNSETS).write_text("\n".join(SYNSET_OF.get(n, IDS[5]) for n in range(1, 400)) + "\n")
+def synset_per_line(root: Path) -> None:
+    (root / imagenet_val.SYNSETS).write_text("\n".join(SYNSET_OF.get(n, IDS[5]) for n in range(1, 400)) + "\n")
 
 
 def caffe(root: Path) -> None:
     rows = [f"ILSVRC2012_val_{n:08d}.JPEG {IDS.index(s)}" for n, s in SYNSET_OF.items()]
-    (root / truth.CAFFE).write_text("\n".join(rows))
+    (root / imagenet_val.CAFFE).write_text("\n".join(rows))
 
 
 def devkit(root: Path) -> None:
-    """The devkit's order is not the sorted one: here it is backwards."""
+    """The devkit's order is not the sorted one: here it is reversed."""
     data = root / "ILSVRC2012_devkit_t12" / "data"
     data.mkdir(parents=True)
     order = list(reversed(IDS))
     numbers = [1 + order.index(SYNSET_OF.get(n, IDS[5])) for n in range(1, 400)]
-    (data / truth.DEVKIT).write_text("\n".join(map(str, numbers)) + "\n")
+    (data / imagenet_val.DEVKIT).write_text("\n".join(map(str, numbers)) + "\n")
     (data / "map_clsloc.txt").write_text("".join(f"{s} {i} some_name\n" for i, s in enumerate(order, start=1)))
 
 
@@ -175,9 +174,9 @@ def meta(root: Path) -> None:
     io.savemat(data / "meta.mat", {"synsets": np.array(rows, dtype=kinds)})
 
 
-@pytest.mark.parametrize("write", [kaggle, line_by_line, caffe, devkit, meta])
+@pytest.mark.parametrize("write", [kaggle, synset_per_line, caffe, devkit, meta])
 @pytest.mark.parametrize("above", [False, True])
-def test_flat_validation_images_get_their_labels_from_the_file_beside(tmp_path, write, above):
+def test_flat_validation_images_get_labels_from_a_label_file(tmp_path, write, above):
     root = flat(tmp_path / "val")
     write(tmp_path if above else root)
     images = open_images([root])
@@ -185,13 +184,13 @@ def test_flat_validation_images_get_their_labels_from_the_file_beside(tmp_path, 
     assert labels(images) == {f"ILSVRC2012_val_{n:08d}.JPEG": s for n, s in SYNSET_OF.items()}
 
 
-def test_without_such_a_file_they_are_unlabelled_and_it_is_said(tmp_path):
+def test_without_a_label_file_they_are_unlabeled_with_a_note(tmp_path):
     images = open_images([flat(tmp_path / "val")])
     assert images.labels.tolist() == [-1, -1, -1]
-    assert any(truth.DEVKIT in note for note in images.notes)
+    assert any(imagenet_val.DEVKIT in note for note in images.notes)
 
 
-def test_ground_truth_without_the_devkits_order_is_refused(tmp_path):
+def test_ground_truth_without_the_devkits_class_order_is_rejected(tmp_path):
     root = flat(tmp_path / "val")
     devkit(tmp_path)
     (tmp_path / "ILSVRC2012_devkit_t12/data/map_clsloc.txt").unlink()
@@ -204,13 +203,13 @@ def test_ground_truth_without_the_devkits_order_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        (truth.KAGGLE, "ILSVRC2012_val_00000001,n99999999 1 2 3 4\n"),
-        (truth.SYNSETS, "n01440764\nn99999999\n"),
-        (truth.CAFFE, "ILSVRC2012_val_00000001.JPEG 1000\n"),
-        (truth.SYNSETS, "\x00\xff"),
+        (imagenet_val.KAGGLE, "ILSVRC2012_val_00000001,n99999999 1 2 3 4\n"),
+        (imagenet_val.SYNSETS, "n01440764\nn99999999\n"),
+        (imagenet_val.CAFFE, "ILSVRC2012_val_00000001.JPEG 1000\n"),
+        (imagenet_val.SYNSETS, "\x00\xff"),
     ],
 )
-def test_a_label_file_with_unknown_classes_is_refused(tmp_path, name, text):
+def test_a_label_file_with_unknown_classes_is_rejected(tmp_path, name, text):
     root = flat(tmp_path / "val")
     (root / name).write_bytes(text.encode("latin-1"))
     with pytest.raises(UsageError) as error:
@@ -218,8 +217,8 @@ def test_a_label_file_with_unknown_classes_is_refused(tmp_path, name, text):
     assert name in str(error.value)
 
 
-def test_images_of_some_classes_are_found_by_either_name(tmp_path):
-    """A file of synsets serves folders with human names, and the other way round."""
+def test_classes_are_selected_by_synset_or_human_name(tmp_path):
+    """Whichever of the two the folders have."""
     fill(tmp_path / "a", "goldfish/1.png", "tench/2.png")
     fill(tmp_path / "b", "n01443537/1.png", "n01440764/2.png")
     for folder in "ab":
@@ -228,7 +227,7 @@ def test_images_of_some_classes_are_found_by_either_name(tmp_path):
             assert len(images.select([name], None, None)) == 1
 
 
-def test_two_folders_of_one_class_are_told_and_chosen_together(tmp_path):
+def test_two_spellings_of_a_class_are_noted_and_selected_together(tmp_path):
     fill(tmp_path / "x", "great white shark/1.png", "great_white_shark/2.png", "crane/3.png")
     images = open_images([tmp_path / "x"])
     assert any("great white shark and great_white_shark" in note for note in images.notes)
@@ -237,7 +236,7 @@ def test_two_folders_of_one_class_are_told_and_chosen_together(tmp_path):
     assert len(open_images([tmp_path / "x"]).select(["great white shark"], None, None)) == 3
 
 
-def test_odd_names_and_loops_are_taken_as_they_are(tmp_path):
+def test_unusual_names_and_loops_work(tmp_path):
     root = fill(tmp_path / "x", "日本/é\n.png", "a b/' \".png", "a b/%00.PNG", "a b/🐟.png")
     with open(os.path.join(os.fsencode(root), b"caf\xe9.png"), "wb") as file:
         file.write(picture())
@@ -247,7 +246,7 @@ def test_odd_names_and_loops_are_taken_as_they_are(tmp_path):
     assert all(images.load(i, Preprocess("fit", 8)).shape == (8, 8, 3) for i in range(5))
 
 
-def test_several_inputs_may_be_of_different_kinds(tmp_path):
+def test_inputs_of_different_kinds_can_be_combined(tmp_path):
     fill(tmp_path, "f/cat/1.png", "g/cat/2.png", "single.png")
     (tmp_path / "list.txt").write_text("single.png\tdog\n")
     images = open_images([tmp_path / "f", tmp_path / "single.png", tmp_path / "g", tmp_path / "list.txt"])
@@ -256,7 +255,7 @@ def test_several_inputs_may_be_of_different_kinds(tmp_path):
     assert len(part) == 3 and all(part.load(i, Preprocess("fit", 8)).shape == (8, 8, 3) for i in range(3))
 
 
-def test_objectnet_is_not_mixed_with_what_has_no_border(objectnet, tmp_path):
+def test_objectnet_cannot_be_mixed_with_images_without_border(objectnet, tmp_path):
     fill(tmp_path, "other/cat/1.png")
     with pytest.raises(UsageError, match="mixes ObjectNet"):
         open_images([objectnet, tmp_path / "other"])

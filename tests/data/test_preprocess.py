@@ -69,14 +69,14 @@ def test_fit_and_none_leave_an_image_of_the_right_size_as_it_is(tmp_path):
     assert np.array_equal(Preprocess("none", 32)(path), image)
 
 
-def test_none_refuses_another_size_and_names_both(tmp_path):
+def test_none_rejects_another_size_and_reports_both(tmp_path):
     path = save(Image.fromarray(noise(30, 32)), tmp_path / "x.png")
     with pytest.raises(UnreadableImage) as error:
         Preprocess("none", 32)(path)
     assert error.value.why == "it is 30 x 32 pixels, the tokenizer reads 32 x 32"
 
 
-def test_the_protocol_text_names_mode_and_sizes():
+def test_the_description_contains_mode_and_sizes():
     assert str(Preprocess("resize-crop", 256)) == "resize-crop 288->256 lanczos"
     assert str(Preprocess("fit", 16)) == "fit 16->16 lanczos"
     assert str(Preprocess("none", 16)) == "none 16"
@@ -90,20 +90,20 @@ def test_unknown_modes_and_sizes_are_usage_errors():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_colour_mode_comes_out_as_rgb_or_as_a_listed_error(tmp_path, mode):
+def test_every_color_mode_becomes_rgb(tmp_path, mode):
     path = tmp_path / f"x.{FORMATS.get(mode, 'png')}"
     try:
         Image.new(mode, (4, 3)).save(path)
     except (OSError, KeyError):
-        pytest.skip(f"this Pillow writes no {mode}")
+        pytest.skip(f"this version of Pillow does not write {mode}")
     image = load_rgb(path)
     assert (image.mode, image.size) == ("RGB", (4, 3))
 
 
 @pytest.mark.parametrize(
-    ("value", "mode", "colour"),
+    ("value", "mode", "color"),
     [
-        ((255, 0, 0, 0), "RGBA", (255, 255, 255)),  # what lies under full transparency is not shown
+        ((255, 0, 0, 0), "RGBA", (255, 255, 255)),  # the color under full transparency is not visible
         ((10, 20, 30, 255), "RGBA", (10, 20, 30)),
         ((0, 0, 0, 128), "RGBA", (127, 127, 127)),
         ((40, 255), "LA", (40, 40, 40)),
@@ -114,13 +114,13 @@ def test_every_colour_mode_comes_out_as_rgb_or_as_a_listed_error(tmp_path, mode)
         (1, "1", (255, 255, 255)),
     ],
 )
-def test_colours_survive(tmp_path, value, mode, colour):
+def test_colors_are_preserved(tmp_path, value, mode, color):
     path = save(Image.new(mode, (2, 2), value), tmp_path / "x.png")
-    assert load_rgb(path).getpixel((1, 1)) == colour
+    assert load_rgb(path).getpixel((1, 1)) == color
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGB"])
-def test_a_transparent_colour_is_shown_as_white(tmp_path, mode):
+def test_a_transparent_color_becomes_white(tmp_path, mode):
     image = Image.new("RGB", (2, 1))
     image.putpixel((1, 0), (9, 9, 9))
     image = image.convert(mode, palette=Image.Palette.ADAPTIVE)
@@ -131,14 +131,14 @@ def test_a_transparent_colour_is_shown_as_white(tmp_path, mode):
 
 
 @pytest.mark.parametrize(("top", "expected"), [(1.0, 255), (255.0, 255), (65535.0, 255), (200.0, 200), (514.0, 2)])
-def test_floating_point_grey_is_scaled_by_the_range_it_needs(tmp_path, top, expected):
-    grey = np.array([[0.0, top]], dtype=np.float32)
-    path = save(Image.fromarray(grey), tmp_path / "x.tiff")
+def test_floating_point_gray_is_scaled_by_the_narrowest_range(tmp_path, top, expected):
+    gray = np.array([[0.0, top]], dtype=np.float32)
+    path = save(Image.fromarray(gray), tmp_path / "x.tiff")
     assert load_rgb(path).getpixel((1, 0)) == (expected,) * 3
 
 
 @pytest.mark.parametrize("value", [-1.0, 70000.0, np.nan])
-def test_floating_point_grey_nobody_can_guess_the_range_of_is_listed(tmp_path, value):
+def test_floating_point_gray_of_unknown_range_is_unreadable(tmp_path, value):
     path = save(Image.fromarray(np.array([[0.0, value]], dtype=np.float32)), tmp_path / "x.tiff")
     with pytest.raises(UnreadableImage, match="neither 8 nor 16 bits"):
         load_rgb(path)
@@ -154,9 +154,9 @@ def test_cmyk_is_converted_as_pillow_does(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
     shown = Image.new("RGB", (48, 32), "black")
-    shown.paste("white", (0, 0, 16, 16))  # white where the upright picture starts
+    shown.paste("white", (0, 0, 16, 16))  # white in the top left corner of the upright image
     undo = {5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, orientation)
-    stored = shown.transpose(module.UPRIGHT[undo]) if undo > 1 else shown
+    stored = shown.transpose(module.TRANSPOSE[undo]) if undo > 1 else shown
     exif = Image.Exif()
     exif[module.ORIENTATION] = orientation
     path = save(stored, tmp_path / f"x.{suffix}", exif=exif)
@@ -166,7 +166,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
     assert max(upright.getpixel(corner)[0] for corner in [(43, 4), (4, 27), (43, 27)]) < 50
 
 
-def test_damaged_exif_does_not_cost_the_picture(tmp_path):
+def test_corrupt_exif_is_ignored(tmp_path):
     image = Image.fromarray(noise(8, 8))
     for number, exif in enumerate((b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"x" * 40)):
         path = save(image, tmp_path / f"{number}.png", exif=exif)
@@ -174,7 +174,7 @@ def test_damaged_exif_does_not_cost_the_picture(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tiff", "webp", "bmp"])
-def test_truncated_files_are_listed(tmp_path, suffix):
+def test_truncated_files_are_unreadable(tmp_path, suffix):
     data = save(Image.fromarray(noise(64, 64)), tmp_path / f"x.{suffix}").read_bytes()
     for kept in (0, 1, 20, len(data) // 2):
         (tmp_path / "cut").write_bytes(data[:kept])
@@ -184,7 +184,7 @@ def test_truncated_files_are_listed(tmp_path, suffix):
         assert str(tmp_path) not in error.value.why
 
 
-def test_what_is_no_image_file_is_listed(tmp_path):
+def test_other_files_are_unreadable(tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "dead.png").symlink_to(tmp_path / "gone")
@@ -202,28 +202,28 @@ def test_what_is_no_image_file_is_listed(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
-def test_a_file_without_permission_is_listed(tmp_path):
+def test_a_file_without_permission_is_unreadable(tmp_path):
     path = save(Image.new("RGB", (2, 2)), tmp_path / "x.png")
     path.chmod(0)
     with pytest.raises(UnreadableImage, match="permission denied"):
         load_rgb(path)
 
 
-def test_decompression_bombs_are_refused_before_they_are_decoded(tmp_path):
-    for side in (12_000, 40_000):  # one beyond our limit, one beyond Pillow's as well
-        header = b"P4 %d %d\n" % (side, side)  # Pillow believes the header of a portable bitmap
+def test_decompression_bombs_are_rejected_before_decoding(tmp_path):
+    for side in (12_000, 40_000):  # one above our limit, one above Pillow's too
+        header = b"P4 %d %d\n" % (side, side)  # Pillow trusts the header of a portable bitmap
         (tmp_path / "x.pbm").write_bytes(header)
         with pytest.raises(UnreadableImage, match="pixels"):
             load_rgb(tmp_path / "x.pbm")
 
 
-def test_an_image_too_elongated_to_scale_is_refused(tmp_path):
+def test_an_image_too_elongated_to_scale_is_rejected(tmp_path):
     path = save(Image.new("L", (60_000, 1)), tmp_path / "x.png")
     with pytest.raises(UnreadableImage, match="too elongated"):
         Preprocess("resize-crop", 256)(path)
 
 
-def test_no_warning_of_pillow_escapes(tmp_path, recwarn):
+def test_pillow_warnings_are_suppressed(tmp_path, recwarn):
     image = Image.new("P", (4, 4))
     load_rgb(save(image, tmp_path / "x.png", transparency=bytes(range(4))))
     assert not list(recwarn)
@@ -240,11 +240,11 @@ def encoded(format: str) -> bytes:
     data=st.sampled_from([encoded(format) for format in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM")]),
     edits=st.lists(st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4),
 )
-def test_damaged_bytes_give_a_picture_or_a_listed_error_and_never_a_crash(tmp_path, data, edits):
-    damaged = bytearray(data)
+def test_corrupt_bytes_give_an_image_or_a_reported_error(tmp_path, data, edits):
+    corrupt = bytearray(data)
     for place, patch in edits:
-        damaged[place : place + len(patch)] = patch
-    (tmp_path / "x").write_bytes(damaged)
+        corrupt[place : place + len(patch)] = patch
+    (tmp_path / "x").write_bytes(corrupt)
     try:
         pixels = Preprocess("fit", 8)(tmp_path / "x")
     except UnreadableImage:

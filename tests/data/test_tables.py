@@ -1,4 +1,4 @@
-"""Parquet and Arrow files as the hub publishes image datasets."""
+"""Parquet and Arrow files, in the form in which the Hugging Face hub has image datasets."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ def test_a_hub_dataset_has_its_images_labels_and_names(tmp_path, suffix):
     assert len(part) == 1 and np.array_equal(part.load(0, FIT), images.load(0, FIT))
 
 
-def test_imagenets_class_column_stands_for_synsets(tmp_path):
+def test_a_class_list_in_imagenets_order_becomes_synsets(tmp_path):
     data = table(rows([0, 134, 517]), hub(list(imagenet1k().long_names)))
     images = open_images([write(tmp_path / "imagenet-1k/data/validation-00000-of-00014.parquet", data)])
     assert images.dataset == "imagenet-val"
-    assert images.class_names == (IDS[0], IDS[134], IDS[517])  # its two cranes are not one
+    assert images.class_names == (IDS[0], IDS[134], IDS[517])  # includes both cranes
 
 
 @pytest.mark.parametrize(
@@ -93,12 +93,12 @@ def test_labels_without_the_hubs_metadata(tmp_path, labels, features, expected):
     assert classes(images) == expected
 
 
-def test_numbers_without_names_are_imagenets_when_the_dataset_is(tmp_path):
+def test_numbers_without_names_are_imagenet_indices_in_imagenet_datasets(tmp_path):
     path = write(tmp_path / "x.parquet", table(rows([388, 1]), None))
     assert open_images([path], "imagenet-val").class_names == (IDS[1], IDS[388])
 
 
-def test_images_may_be_a_plain_column_of_bytes_and_have_no_labels(tmp_path):
+def test_images_may_be_a_column_of_bytes_without_labels(tmp_path):
     data = table([{"image": picture(0)}, {"image": None}], None, image_type=pa.binary())
     images = open_images([write(tmp_path / "x.parquet", data)])
     assert images.labels.tolist() == [-1, -1] and images.load(0, FIT).shape == (8, 8, 3)
@@ -106,7 +106,7 @@ def test_images_may_be_a_plain_column_of_bytes_and_have_no_labels(tmp_path):
         images.load(1, FIT)
 
 
-def test_a_row_may_name_a_picture_beside_the_table(tmp_path):
+def test_a_row_may_refer_to_an_image_file_beside_the_table(tmp_path):
     (tmp_path / "beside.png").write_bytes(picture(3))
     data = table(
         [{"image": {"bytes": None, "path": "beside.png"}}, {"image": {"bytes": None, "path": "gone.png"}}], None
@@ -117,7 +117,7 @@ def test_a_row_may_name_a_picture_beside_the_table(tmp_path):
         images.load(1, FIT)
 
 
-def test_a_table_without_images_says_what_it_has(tmp_path):
+def test_a_table_without_images_is_rejected_with_its_columns(tmp_path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"text": ["a"], "number": [1]}), path)
     with pytest.raises(UsageError, match="no column of images") as error:
@@ -127,7 +127,7 @@ def test_a_table_without_images_says_what_it_has(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 @pytest.mark.parametrize("kept", [0, 10, 0.5, 0.98])
-def test_a_damaged_table_is_a_usage_error_or_an_unreadable_image(tmp_path, suffix, kept):
+def test_a_corrupt_table_is_a_usage_error_or_an_unreadable_image(tmp_path, suffix, kept):
     path = write(tmp_path / f"x.{suffix}", table(rows([0, 1, 2]), hub(NAMES)))
     data = path.read_bytes()
     path.write_bytes(data[: kept if isinstance(kept, int) else int(len(data) * kept)])
@@ -141,11 +141,11 @@ def read_all(path: Path) -> None:
     for i in range(len(images)):
         images.load(i, FIT)
     if len(images) < 3:
-        raise UsageError(f"'{path}' is cut", "an Arrow stream may end after any whole batch, and then does not say so")
+        raise UsageError(f"'{path}' is truncated", "undetectable: an Arrow stream may end after any batch")
 
 
-def test_labels_beyond_the_names_and_files_of_other_columns_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="have no name"):
+def test_labels_without_a_name_and_files_with_other_columns_are_rejected(tmp_path):
+    with pytest.raises(UsageError, match="have no class name"):
         open_images([write(tmp_path / "a.parquet", table(rows([3]), hub(NAMES)))])
     write(tmp_path / "set/1.parquet", table(rows([0]), hub(NAMES)))
     write(tmp_path / "set/2.parquet", table(rows([0]), hub(NAMES[::-1])))
@@ -153,7 +153,7 @@ def test_labels_beyond_the_names_and_files_of_other_columns_are_refused(tmp_path
         open_images([tmp_path / "set"])
 
 
-def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+def test_without_pyarrow_the_error_names_the_extra(tmp_path, monkeypatch):
     path = write(tmp_path / "x.parquet", table(rows([0]), hub(NAMES)))
     real = builtins.__import__
 

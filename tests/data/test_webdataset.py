@@ -1,4 +1,4 @@
-"""Tar files, read in place: plain ones, WebDataset shards, and damaged ones."""
+"""Tar files, read in place: plain ones, WebDataset shards, and corrupt ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from small_datasets import picture, tar
 
 from avarc_cli.data import Preprocess, datasets, imagenet1k, open_images
-from avarc_cli.data.tar import DamagedTar, Scan
+from avarc_cli.data.tar import CorruptTar, TarScanner
 from avarc_cli.errors import UnreadableImage, UsageError
 
 IDS = imagenet1k().ids
@@ -41,37 +41,37 @@ def classes(images) -> list[str | None]:
     ),
     format=st.sampled_from(FORMATS),
 )
-def test_members_lie_where_pythons_own_reader_finds_them(tmp_path, names, format):
+def test_members_agree_with_the_tarfile_module(tmp_path, names, format):
     path = tmp_path / "x.tar"
     members = {f"d{i}/{name}": bytes([i]) * (i * 700) for i, name in enumerate(names)}
     try:
         tar(path, members, format)
     except (ValueError, UnicodeEncodeError):
         return  # too long for ustar
-    scan = Scan(str(path))
-    found = [(m.name, m.offset, m.size) for m in scan]
+    scanner = TarScanner(str(path))
+    found = [(m.name, m.offset, m.size) for m in scanner]
     with tarfile.open(path) as archive:
         expected = [(m.name, m.offset_data, m.size) for m in archive if m.isfile()]
-    assert found == expected and scan.complete
+    assert found == expected and scanner.complete
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_names_may_be_long(tmp_path, format):
     names = ["d/" + "a" * 150 + ".jpg", "b.jpg", "é" * 80 + ".jpg"]
-    assert [m.name for m in Scan(str(tar(tmp_path / "x.tar", dict.fromkeys(names, b"x"), format)))] == names
+    assert [m.name for m in TarScanner(str(tar(tmp_path / "x.tar", dict.fromkeys(names, b"x"), format)))] == names
 
 
-def test_a_flipped_bit_in_a_header_is_noticed(tmp_path):
+def test_a_flipped_bit_in_a_header_is_detected(tmp_path):
     path = tar(tmp_path / "x.tar", {"a.jpg": b"x"}, tarfile.GNU_FORMAT)
     data = bytearray(path.read_bytes())
     data[0] ^= 4
     path.write_bytes(data)
-    with pytest.raises(DamagedTar, match="at byte 0 is damaged"):
-        list(Scan(str(path)))
+    with pytest.raises(CorruptTar, match="at byte 0 is corrupt"):
+        list(TarScanner(str(path)))
 
 
 def shards(root: Path, per_shard: int = 3, count: int = 2, label=lambda i: {"cls": str(i % 2 * 388).encode()}) -> Path:
-    """Shards of samples; the label of sample i is files by suffix."""
+    """Shards of samples; `label` gives the label files of sample i by suffix."""
     for s in range(count):
         members = {}
         for i in range(s * per_shard, (s + 1) * per_shard):
@@ -89,16 +89,16 @@ def test_a_folder_of_shards_is_read_in_place_and_in_order(tmp_path):
     for i in (5, 0, 3):  # random access
         data = picture(i, ("JPEG", "PNG", "WEBP")[i % 3])
         assert np.array_equal(images.load(i, FIT), pixels(data, tmp_path))
-    assert sorted(p.name for p in root.iterdir()) == ["shard-000.tar", "shard-001.tar"]  # nothing unpacked
+    assert sorted(p.name for p in root.iterdir()) == ["shard-000.tar", "shard-001.tar"]  # nothing is unpacked
 
 
-def test_a_set_travels_to_worker_processes(tmp_path):
+def test_an_image_set_can_be_pickled(tmp_path):
     images = pickle.loads(pickle.dumps(open_images([shards(tmp_path / "wds")]).select(None, 1, None)))
     assert images.names == ("shard-000.tar/000000.jpg", "shard-000.tar/000001.png")
     assert np.array_equal(images.load(1, FIT), pixels(picture(1), tmp_path))
 
 
-def test_single_shards_are_inputs_too(tmp_path):
+def test_single_shards_can_be_inputs(tmp_path):
     root = shards(tmp_path / "wds")
     one = open_images([root / "shard-001.tar"])
     assert one.names[0] == "000003.jpg"
@@ -106,7 +106,7 @@ def test_single_shards_are_inputs_too(tmp_path):
     assert both.names[0].endswith("wds/shard-001.tar/000003.jpg") and len(set(both.names)) == 6
 
 
-def test_numbers_are_imagenets_when_the_dataset_is(tmp_path):
+def test_numbers_are_imagenet_indices_in_imagenet_datasets(tmp_path):
     root = shards(tmp_path / "wds")
     images = open_images([root], "imagenet-val")
     assert (images.dataset, images.class_names) == ("imagenet-val", (IDS[0], IDS[388]))
@@ -116,18 +116,20 @@ def test_numbers_are_imagenets_when_the_dataset_is(tmp_path):
     assert open_images([named]).class_names == (IDS[0], IDS[388])
 
 
-def test_numbers_of_imagenet_r_are_either_indices_or_places_among_its_200(tmp_path):
+def test_numbers_of_imagenet_r_are_indices_or_positions_among_its_200_classes(tmp_path):
     known = datasets()["imagenet-r"]
     by_index = shards(tmp_path / "a", label=lambda i: {"cls": str((1, 388)[i % 2]).encode()})
     assert open_images([by_index], "imagenet-r").class_names == (IDS[1], IDS[388])
-    by_place = shards(tmp_path / "b", label=lambda i: {"cls": str((0, 199)[i % 2]).encode()})
-    assert open_images([by_place], "imagenet-r").class_names == (known.ids[0], known.ids[199])
+    by_position = shards(tmp_path / "b", label=lambda i: {"cls": str((0, 199)[i % 2]).encode()})
+    assert open_images([by_position], "imagenet-r").class_names == (known.ids[0], known.ids[199])
     wrong = shards(tmp_path / "c", label=lambda i: {"cls": b"700"})
     with pytest.raises(UsageError, match="is not ImageNet-R"):
         open_images([wrong], "imagenet-r")
+    with pytest.raises(UsageError, match="no dataset 'imagenet-rr'"):
+        open_images([wrong], "imagenet-rr")
 
 
-def test_a_list_of_class_names_beside_the_shards_names_the_numbers(tmp_path):
+def test_a_class_list_beside_the_shards_names_the_numbers(tmp_path):
     root = shards(tmp_path / "set" / "test", label=lambda i: {"cls": str(i % 2).encode()})
     (tmp_path / "set" / "classnames.txt").write_text("ant\nbee\n")
     assert classes(open_images([root])) == ["ant", "bee", "ant", "bee", "ant", "bee"]
@@ -136,18 +138,18 @@ def test_a_list_of_class_names_beside_the_shards_names_the_numbers(tmp_path):
         open_images([root])
 
 
-def test_a_list_of_imagenets_names_stands_for_its_synsets_and_tells_the_cranes_apart(tmp_path):
+def test_a_class_list_in_imagenets_order_becomes_synsets(tmp_path):
     root = shards(tmp_path / "wds", label=lambda i: {"cls": str((134, 517)[i % 2]).encode()})
     (root / "classnames.txt").write_text("\n".join(imagenet1k().names))
     assert open_images([root]).class_names == ("n02012849", "n03126707")
 
 
-def test_a_name_that_two_classes_share_is_kept_apart_by_number(tmp_path):
+def test_repeated_class_names_get_their_number(tmp_path):
     root = shards(tmp_path / "wds", label=lambda i: {"cls": str(i % 2).encode()})
     (root / "classnames.txt").write_text("crane\ncrane\n")
     images = open_images([root])
     assert images.class_names == ("crane (0)", "crane (1)")
-    assert any("several classes are called crane" in note for note in images.notes)
+    assert any("several classes have the same name (crane)" in note for note in images.notes)
 
 
 @pytest.mark.parametrize(
@@ -165,12 +167,12 @@ def test_a_name_that_two_classes_share_is_kept_apart_by_number(tmp_path):
         (lambda i: {}, []),
     ],
 )
-def test_labels_may_be_names_or_json_or_short_texts_but_captions_are_none(tmp_path, label, expected):
+def test_labels_may_be_names_json_or_repeated_texts_but_not_captions(tmp_path, label, expected):
     assert list(open_images([shards(tmp_path / "wds", label=label)]).class_names) == expected
 
 
-def test_keys_with_dots_do_not_lose_images(tmp_path):
-    """ImageNet-A's file names begin with a probability, so that the first dot does not end a key."""
+def test_keys_may_contain_dots(tmp_path):
+    """ImageNet-A's file names begin with a probability, so the first dot does not end a key."""
     names = ["n01443537/0.01_goldfish.jpg", "n01443537/0.02_goldfish.jpg"]
     assert open_images([tar(tmp_path / "x.tar", {name: picture() for name in names})]).names == tuple(names)
 
@@ -182,7 +184,7 @@ def test_a_tar_of_class_folders_needs_no_unpacking(tmp_path):
     assert images.dataset == "imagenet-r" and classes(images) == ["n01443537", "n01484850"]
 
 
-def test_splits_in_one_folder_must_be_told_apart(tmp_path):
+def test_several_splits_in_one_folder_need_a_choice(tmp_path):
     for split in ("train", "validation"):
         tar(tmp_path / f"imagenet1k-{split}-00.tar", {"0.jpg": picture(0), "0.cls": b"7"})
     with pytest.raises(UsageError, match="several splits"):
@@ -191,20 +193,20 @@ def test_splits_in_one_folder_must_be_told_apart(tmp_path):
     assert images.names == ("0.jpg",) and images.class_names == (IDS[7],)
 
 
-def test_a_member_that_is_cut_is_one_unreadable_image_and_is_noted(tmp_path):
+def test_a_truncated_tar_is_noted_and_has_one_unreadable_image(tmp_path):
     root = shards(tmp_path / "wds", count=1)
     path = root / "shard-000.tar"
     images = open_images([root])
-    offset, size = int(images.pictures.offset[2]), int(images.pictures.size[2])
+    offset, size = int(images.encoded.offset[2]), int(images.encoded.size[2])
     path.write_bytes(path.read_bytes()[: offset + size // 2])
-    cut = open_images([root])
-    assert len(cut) == 3 and any("ends without an end mark" in note for note in cut.notes)
-    cut.load(1, FIT)
+    truncated = open_images([root])
+    assert len(truncated) == 3 and any("has no end-of-archive mark" in note for note in truncated.notes)
+    truncated.load(1, FIT)
     with pytest.raises(UnreadableImage, match="the tar ends within it"):
-        cut.load(2, FIT)
+        truncated.load(2, FIT)
 
 
-def test_a_picture_in_a_shard_may_be_broken(tmp_path):
+def test_invalid_images_in_a_shard_are_unreadable(tmp_path):
     path = tar(
         tmp_path / "x.tar", {"a.jpg": picture(0, "JPEG")[:200], "b.png": b"text", "c.png": b"", "d.png": picture()}
     )
@@ -217,7 +219,7 @@ def test_a_picture_in_a_shard_may_be_broken(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"\xff" * 512, b"not a tar at all, but long enough " * 40])
-def test_a_corrupt_tar_is_a_usage_error_that_names_the_place(tmp_path, damage):
+def test_a_corrupt_tar_is_a_usage_error_with_the_position(tmp_path, damage):
     root = shards(tmp_path / "wds", count=1)
     path = root / "shard-000.tar"
     data = bytearray(path.read_bytes())
@@ -233,28 +235,28 @@ def test_a_corrupt_tar_is_a_usage_error_that_names_the_place(tmp_path, damage):
     edits=st.lists(st.tuples(st.integers(0, 6000), st.binary(min_size=1, max_size=8)), min_size=1, max_size=3),
     format=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
 )
-def test_damaged_tars_give_members_or_an_error_and_never_a_crash(tmp_path, edits, format):
+def test_corrupt_tars_give_members_or_an_error(tmp_path, edits, format):
     path = tmp_path / "x.tar"
     names = {"a" * 150 + ".jpg": b"x" * 600, "é.png": b"y" * 10, "c.cls": b"1"}
     data = bytearray(tar(path, names, format).read_bytes())
-    for place, patch in edits:
-        data[place : place + len(patch)] = patch
+    for position, patch in edits:
+        data[position : position + len(patch)] = patch
     path.write_bytes(data)
     try:
-        for member in Scan(str(path)):
+        for member in TarScanner(str(path)):
             assert member.size >= 0
-    except DamagedTar:
+    except CorruptTar:
         pass
 
 
-def test_a_compressed_tar_says_what_to_do(tmp_path):
+def test_a_compressed_tar_is_rejected(tmp_path):
     path = tmp_path / "x.tar"
     path.write_bytes(b"\x1f\x8b\x08\x00rest")
     with pytest.raises(UsageError, match="is compressed"):
         open_images([path])
 
 
-def test_a_tar_without_images_has_none(tmp_path):
+def test_a_tar_without_images_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="no images in"):
         open_images([tar(tmp_path / "x.tar", {"readme.txt": b"hello"})])
     (tmp_path / "empty.tar").touch()
@@ -262,7 +264,7 @@ def test_a_tar_without_images_has_none(tmp_path):
         open_images([tmp_path / "empty.tar"])
 
 
-def test_absurd_sizes_in_a_header_are_no_crash(tmp_path):
+def test_huge_sizes_in_a_header_are_reported(tmp_path):
     data = bytearray(tar(tmp_path / "x.tar", {"a.png": picture()}, tarfile.GNU_FORMAT).read_bytes())
     for size in (b"\x80" + b"\xff" * 11, b"\x80" + b"\0" * 4 + b"\x7f" + b"\xff" * 6, b"77777777777\0"):
         data[124:136] = size
@@ -270,4 +272,4 @@ def test_absurd_sizes_in_a_header_are_no_crash(tmp_path):
         (tmp_path / "x.tar").write_bytes(data)
         with pytest.raises((UsageError, UnreadableImage)) as error:
             open_images([tmp_path / "x.tar"]).load(0, FIT)
-        assert "is damaged" in error.value.why or "the tar ends within it" in error.value.why
+        assert "is corrupt" in error.value.why or "the tar ends within it" in error.value.why

@@ -74,7 +74,7 @@ def test_a_damaged_addition_is_named_and_can_be_removed(setting, bank, capsys):
     words = ["classify", setting.cache, *setting.models, "--limit", "2", "--bank", bank]
     assert main([*map(str, words)]) == 1
     err = capsys.readouterr().err
-    assert f"'{file}' is damaged or missing, so class 'amber' cannot be scored" in err
+    assert f"'{file}' is corrupt or missing, so class 'amber' cannot be scored" in err
     assert "avarc classes remove 'amber'" in err
     states = {c["name"]: c["state"] for c in classes(capsys, "list", "--bank", bank)["classes"]}
     assert states == {"amber": "damaged", "blue": "whole"}

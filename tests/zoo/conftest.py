@@ -1,4 +1,4 @@
-"""A hub on loopback: it speaks the Hugging Face hub's protocol, and breaks it when a test says so."""
+"""A local server with the Hugging Face hub's protocol, which breaks the protocol when a test says so."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ VAR, CCA = "FoundationVision/var", "ChenDRAG/CCA_VAR"
 
 
 def weights(seed, size=100_000):
-    """A checkpoint as torch writes it: (bytes, tensors)."""
+    """A checkpoint written by torch: (bytes, tensors)."""
     tensors = {"w": torch.randn(size, generator=torch.Generator().manual_seed(seed)), "b": torch.arange(3)}
     file = io.BytesIO()
     torch.save({"trainer": {"var_wo_ddp": tensors}, "epoch": seed}, file)
@@ -33,7 +33,7 @@ def sha256(content):
 
 @dataclass
 class Seen:
-    """A request that was made."""
+    """A request that the server received."""
 
     command: str
     path: str
@@ -41,7 +41,10 @@ class Seen:
 
 
 class Hub:
-    """files: (repo, name) -> content. rules: called with each request before it is answered; true: it was."""
+    """What the server answers.
+
+    files: (repo, name) -> content. rules: called with each request first; true if they answered it.
+    """
 
     def __init__(self, url, cdn_url):
         self.url, self.cdn_url = url, cdn_url
@@ -55,9 +58,12 @@ class Hub:
         return [request for request in self.requests if request.command == method]
 
     def answer(self, request):
+        if request.path.startswith("/api/"):  # huggingface_hub may ask for facts about the client, once per process
+            return request.reply(404)
         self.requests.append(Seen(request.command, request.path, request.headers))
         if not any(rule(request) for rule in list(self.rules)):
             (self._blob if request.path.startswith("/cdn/") else self._resolve)(request)
+        return None
 
     def _resolve(self, request):
         repo, _, rest = unquote(request.path)[1:].partition("/resolve/")
@@ -99,11 +105,11 @@ class Request(BaseHTTPRequestHandler):
 
     @property
     def is_blob(self):
-        """A request for content, not for where it lies."""
+        """A request for content, not for its location."""
         return self.command == "GET" and self.path.startswith("/cdn/")
 
     def reply(self, status, headers=None, body=b"", send=None):
-        """Answer; Content-Length is of `body` unless given (None: none), `send` is what really goes out."""
+        """Respond. Content-Length is that of `body` unless given (None omits it); `send` is sent instead of `body`."""
         headers = {"Content-Length": str(len(body)), **(headers or {})}
         self.send_response(status)
         for name, value in headers.items():
@@ -124,7 +130,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request, client_address):
-        """A client that hangs up is no news."""
+        """Ignore clients that close the connection."""
 
 
 @contextmanager
@@ -142,7 +148,7 @@ def serving():
 
 @pytest.fixture
 def server():
-    """A hub with every published file, its content on another host, as the real one has it."""
+    """A hub with published files, whose content is on another host, as on the real one."""
     from avarc_cli.zoo import published
 
     with ExitStack() as stack:
@@ -157,7 +163,7 @@ def server():
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """Folders of a new user: no names, no token, an empty Hugging Face cache."""
+    """Folders of a new user: no registered names, no token, an empty Hugging Face cache."""
     monkeypatch.setenv("AVARC_HOME", str(tmp_path / "avarc"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
@@ -167,14 +173,14 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hub(server, home, monkeypatch):
-    """The server, as this process's Hugging Face hub; nobody waits longer than 10 ms for a retry."""
+    """The server, as the Hugging Face hub of this process; the delay of retries is 10 ms."""
     use(server.url, monkeypatch)
-    monkeypatch.setattr(hub_module, "PAUSES", (0.01,))
+    monkeypatch.setattr(hub_module, "BACKOFF", (0.01,))
     return server
 
 
 def use(url, monkeypatch):
-    """What HF_ENDPOINT does in a new process."""
+    """Change the endpoint, as HF_ENDPOINT does for a new process."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
     monkeypatch.setattr(
         "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -184,5 +190,5 @@ def use(url, monkeypatch):
 
 @pytest.fixture
 def megabyte(server):
-    """The tokenizer's file is a megabyte of noise: long enough to be cut."""
+    """Make the tokenizer's file a megabyte of noise: long enough for connections to break."""
     server.files[VAR, "vae_ch160v4096z32.pth"] = random.Random(0).randbytes(1 << 20)

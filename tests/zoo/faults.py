@@ -1,4 +1,4 @@
-"""What the tests of misbehaving hubs, networks and disks share: one file of a megabyte, fetched by the command."""
+"""Helpers for tests of failing hubs, networks and disks, which run the command for one file of a megabyte."""
 
 from zoo.conftest import VAR, sha256
 
@@ -8,7 +8,7 @@ NAME, FILE = "var-vqvae-256", "vae_ch160v4096z32.pth"
 
 
 def download(capsys, *words):
-    """Run it: (exit code, stderr), having checked what must hold whatever happens."""
+    """Run the command: (exit code, stderr). Checks that errors are complete."""
     code = main(["download", NAME, *map(str, words)])
     err = capsys.readouterr().err
     assert "Traceback" not in err and "bug" not in err, err
@@ -16,8 +16,8 @@ def download(capsys, *words):
     return code, err
 
 
-def in_place(home):
-    """Every file that somebody might load; a blob's name must be its digest."""
+def installed(home):
+    """Every file that might be loaded. Checks that the name of a blob is its sha256."""
     found = [p for p in home.rglob("*") if p.is_file() and p.suffix == ".pth"]
     blobs = [p for p in home.rglob("blobs/*") if not p.name.endswith(".incomplete")]
     assert all(p.name == sha256(p.read_bytes()) for p in blobs)
@@ -32,20 +32,20 @@ def fails(hub, home, capsys, *words):
     code, err = download(capsys)
     assert code == 1, err
     assert all(word in err for word in words), err
-    assert not in_place(home)
+    assert not installed(home)
     return err
 
 
 def works(hub, home, capsys):
     code, err = download(capsys)
     assert code == 0, err
-    assert {sha256(p.read_bytes()) for p in in_place(home)} == {sha256(hub.files[VAR, FILE])}
+    assert {sha256(p.read_bytes()) for p in installed(home)} == {sha256(hub.files[VAR, FILE])}
     assert partial(home) is None
     return err
 
 
 def cut(hub, times, at=300_000):
-    """The connection breaks off after `at` bytes of each of the first answers."""
+    """Let the connection break after `at` bytes, the first `times` times."""
     left = [times]
 
     @hub.rule

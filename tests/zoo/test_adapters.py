@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's folder format: merged as PEFT merges them, refused where that would be wrong."""
+"""LoRA adapters in PEFT's folder format are merged as PEFT merges them, or rejected."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from avarc_cli.errors import CheckpointError, UsageError
-from avarc_cli.zoo.checkpoint import adapted, read
+from avarc_cli.zoo.checkpoint import read, with_adapter
 
 TARGETS = ["attn.mat_qkv", "attn.proj", "ffn.fc1", "ffn.fc2"]
 
@@ -35,17 +35,17 @@ def adapter(tmp_path):
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
 def test_an_adapter_adds_alpha_over_r_times_b_a(base, adapter, name):
     a, b = load_file(adapter / "adapter_model.safetensors").values()
-    if name.endswith(".bin"):  # what older versions of PEFT wrote
+    if name.endswith(".bin"):  # written by older versions of PEFT
         torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / name)
         (adapter / "adapter_model.safetensors").unlink()
-    merged = adapted(base, adapter)
+    merged = with_adapter(base, adapter)
     key = "blocks.0.ffn.fc1.weight"
     assert torch.allclose(merged.tensors[key], base.tensors[key] + 4 * b @ a)
     assert torch.equal(merged.tensors["blocks.0.ffn.fc1.bias"], base.tensors["blocks.0.ffn.fc1.bias"])
     assert merged.sha256 != base.sha256 and "alpha 8" in merged.metadata["lora"]
 
 
-def test_peft_itself_merges_to_the_same_weights(tiny, tmp_path):
+def test_peft_merges_to_the_same_weights(tiny, tmp_path):
     peft = pytest.importorskip("peft", reason="needs avarc[peft]")
     torch.manual_seed(1)
     var = tiny.var()
@@ -54,14 +54,14 @@ def test_peft_itself_merges_to_the_same_weights(tiny, tmp_path):
     model = peft.get_peft_model(tiny.var(), config)
     model.save_pretrained(tmp_path / "adapter")
     theirs = model.merge_and_unload().state_dict()
-    ours = adapted(read(tmp_path / "base.safetensors"), tmp_path / "adapter").tensors
+    ours = with_adapter(read(tmp_path / "base.safetensors"), tmp_path / "adapter").tensors
     assert theirs.keys() == ours.keys() and not torch.equal(
         ours["blocks.0.attn.proj.weight"], var.blocks[0].attn.proj.weight
     )
     assert all(torch.allclose(theirs[key], ours[key], atol=1e-6) for key in theirs)
 
 
-def test_what_we_save_is_loaded_by_peft(tiny, tmp_path):
+def test_peft_loads_our_adapters(tiny, tmp_path):
     peft = pytest.importorskip("peft", reason="needs avarc[peft]")
     from avarc_cli.train.cca import adapter_of, student_of
     from avarc_cli.train.save import save_lora
@@ -78,26 +78,26 @@ def test_what_we_save_is_loaded_by_peft(tiny, tmp_path):
         assert not torch.equal(block.ffn.fc2.weight, var.blocks[0].ffn.fc2.weight)
 
 
-def test_modules_that_were_trained_whole_replace_the_models(base, adapter):
+def test_tensors_without_low_rank_replace_the_models(base, adapter):
     file = adapter / "adapter_model.safetensors"
     bias = torch.zeros(6)
     save_file(load_file(file) | {"base_model.model.blocks.0.ffn.fc1.bias": bias}, file)
-    assert torch.equal(adapted(base, adapter).tensors["blocks.0.ffn.fc1.bias"], bias)
+    assert torch.equal(with_adapter(base, adapter).tensors["blocks.0.ffn.fc1.bias"], bias)
 
 
-def test_an_adapter_of_another_model_is_refused_with_both_hashes(base, adapter):
+def test_an_adapter_for_another_model_is_rejected_with_both_hashes(base, adapter):
     file = adapter / "adapter_model.safetensors"
     save_file(load_file(file), file, {"base_sha256": "f00d"})
     with pytest.raises(CheckpointError, match=f"sha256 f00d; .*{base.sha256}"):
-        adapted(base, adapter)
+        with_adapter(base, adapter)
 
 
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
         (lambda d: (d / "adapter_config.json").unlink(), UsageError, "no adapter_config.json"),
-        (lambda d: (d / "adapter_model.safetensors").unlink(), UsageError, "no adapter_model.safetensors, nor"),
-        (shutil.rmtree, UsageError, "holds no LoRA adapter"),
+        (lambda d: (d / "adapter_model.safetensors").unlink(), UsageError, "no adapter_model.safetensors or"),
+        (shutil.rmtree, UsageError, "contains no LoRA adapter"),
         (lambda d: (d / "adapter_model.safetensors").write_bytes(b"\x10"), CheckpointError, "adapter_model"),
         (lambda d: (d / "adapter_config.json").write_text("{"), CheckpointError, "cannot be read"),
         (
@@ -117,7 +117,7 @@ def test_an_adapter_of_another_model_is_refused_with_both_hashes(base, adapter):
         ),
     ],
 )
-def test_what_is_no_fitting_adapter_is_said(base, adapter, damage, error, message):
+def test_an_invalid_adapter_is_rejected(base, adapter, damage, error, message):
     damage(adapter)
     with pytest.raises(error, match=message):
-        adapted(base, adapter)
+        with_adapter(base, adapter)

@@ -1,4 +1,4 @@
-"""Cards: facts that agree with each other, and names that are found or explained."""
+"""Cards: their facts agree with each other, and unknown names are reported."""
 
 import json
 import math
@@ -49,11 +49,11 @@ def test_published_sizes_are_those_of_the_paper():
     assert {card.name for card in MODELS if card.image_size == 512} == {"var-d36"}
 
 
-SHIPPED = [card for card in (*MODELS, *TOKENIZERS) if isinstance(card.weights, cards.AssetFile)]
+INCLUDED = [card for card in (*MODELS, *TOKENIZERS) if isinstance(card.weights, cards.AssetFile)]
 
 
-@pytest.mark.parametrize("card", [card for card in SHIPPED if card.params is not None], ids=by_name)
-def test_a_shipped_file_has_as_many_parameters_as_its_card_says(card):
+@pytest.mark.parametrize("card", [card for card in INCLUDED if card.params is not None], ids=by_name)
+def test_an_included_file_has_as_many_parameters_as_its_card_says(card):
     with local_files.require(card).open("rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
     counted = sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
@@ -61,7 +61,7 @@ def test_a_shipped_file_has_as_many_parameters_as_its_card_says(card):
 
 
 @pytest.mark.parametrize(("find", "kind"), [(cards.model_card, "model"), (cards.tokenizer_card, "tokenizer")])
-def test_an_unknown_name_is_answered_with_the_whole_list(find, kind):
+def test_an_unknown_name_is_reported_with_all_known_names(find, kind):
     with pytest.raises(UsageError, match=f"no {kind} is called 'resnet'") as caught:
         find("resnet")
     known = MODELS if kind == "model" else TOKENIZERS
@@ -69,6 +69,6 @@ def test_an_unknown_name_is_answered_with_the_whole_list(find, kind):
     assert "did you mean" not in caught.value.what
 
 
-def test_a_misspelt_name_is_answered_with_the_closest():
+def test_a_misspelled_name_is_reported_with_the_closest():
     with pytest.raises(UsageError, match="did you mean var-d3"):
         cards.model_card("VAR-d3O")

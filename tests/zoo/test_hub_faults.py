@@ -1,4 +1,4 @@
-"""A hub and a network that misbehave: one clear message, never a traceback, never a wrong file in place."""
+"""Failing hubs and networks: one clear message, no traceback, and no unverified file is installed."""
 
 import gzip
 import os
@@ -8,7 +8,7 @@ import time
 import pytest
 from huggingface_hub import get_hf_file_metadata
 from zoo.conftest import VAR, sha256, use
-from zoo.faults import FILE, cut, download, fails, in_place, partial, works
+from zoo.faults import FILE, cut, download, fails, installed, partial, works
 
 from avarc_cli.zoo import hub as hub_module
 
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.usefixtures("megabyte")
 # ---- connections that break
 
 
-def test_a_connection_cut_in_the_middle_goes_on_where_it_stopped(hub, home, capsys):
+def test_a_broken_connection_is_resumed(hub, home, capsys):
     cut(hub, times=2)
     works(hub, home, capsys)
     ranges = [r.headers.get("Range") for r in hub.seen("GET") if r.path.startswith("/cdn/")]
     assert ranges == [None, "bytes=300000-", "bytes=600000-"]
 
 
-def test_what_came_before_the_hub_died_is_kept_for_the_next_run(hub, home, capsys):
+def test_bytes_from_before_the_hub_failed_are_kept_for_the_next_run(hub, home, capsys):
     cut(hub, times=1)
     hub.rule(lambda request: request.is_blob and request.reply(500))
     fails(hub, home, capsys, "internal error", "is kept")
@@ -35,13 +35,13 @@ def test_what_came_before_the_hub_died_is_kept_for_the_next_run(hub, home, capsy
     assert hub.seen("GET")[-1].headers["Range"] == "bytes=300000-"
 
 
-def test_a_server_that_never_sends_a_byte_is_given_up(hub, home, capsys):
+def test_a_server_that_never_sends_a_byte_is_abandoned(hub, home, capsys):
     cut(hub, times=99, at=0)
     fails(hub, home, capsys, "no connection")
-    assert len([r for r in hub.seen("GET") if r.path.startswith("/cdn/")]) == 1 + hub_module.RETRIES
+    assert len([r for r in hub.seen("GET") if r.path.startswith("/cdn/")]) == 1 + hub_module.MAX_RETRIES
 
 
-def test_a_server_that_ignores_the_range_is_read_from_the_beginning(hub, home, capsys):
+def test_if_a_server_ignores_the_range_the_download_starts_over(hub, home, capsys):
     cut(hub, times=1)
 
     @hub.rule
@@ -52,7 +52,7 @@ def test_a_server_that_ignores_the_range_is_read_from_the_beginning(hub, home, c
     assert len([r for r in hub.seen("GET") if r.path.startswith("/cdn/")]) == 2
 
 
-def test_a_server_that_ignores_the_range_and_always_breaks_off_is_given_up(hub, home, capsys):
+def test_a_server_that_ignores_the_range_and_always_fails_is_abandoned(hub, home, capsys):
     @hub.rule
     def breaks(request):
         content = hub.files[VAR, FILE]
@@ -62,7 +62,7 @@ def test_a_server_that_ignores_the_range_and_always_breaks_off_is_given_up(hub, 
 
 
 @pytest.mark.parametrize("span", ["bytes 0-99/100", "bytes 5-1048575/1048576", "bytes 7-", "nonsense", ""])
-def test_a_range_that_was_not_asked_for_is_not_appended(hub, home, capsys, span):
+def test_a_range_that_was_not_requested_is_not_appended(hub, home, capsys, span):
     cut(hub, times=1)
 
     @hub.rule
@@ -73,7 +73,7 @@ def test_a_range_that_was_not_asked_for_is_not_appended(hub, home, capsys, span)
     assert partial(home).stat().st_size == 300_000
 
 
-def test_a_partial_file_that_is_longer_than_the_file_is_begun_again(hub, home, capsys):
+def test_a_partial_file_longer_than_the_file_is_downloaded_again(hub, home, capsys):
     cut(hub, times=1)
     hub.rule(lambda request: request.is_blob and request.reply(403))
     fails(hub, home, capsys)
@@ -82,24 +82,24 @@ def test_a_partial_file_that_is_longer_than_the_file_is_begun_again(hub, home, c
     works(hub, home, capsys)
 
 
-def test_a_range_that_the_hub_says_it_has_not_is_begun_again(hub, home, capsys):
+def test_after_an_unsatisfiable_range_the_download_starts_over(hub, home, capsys):
     cut(hub, times=1)
     hub.rule(lambda request: request.is_blob and "Range" in request.headers and request.reply(416))
     works(hub, home, capsys)
 
 
-def test_a_partial_file_of_other_content_is_noticed_and_deleted(hub, home, capsys):
+def test_a_partial_file_with_other_content_is_deleted(hub, home, capsys):
     cut(hub, times=1)
     hub.rule(lambda request: request.is_blob and request.reply(403))
     fails(hub, home, capsys)
     partial(home).write_bytes(b"x" * 1000)
     hub.rules.clear()
-    fails(hub, home, capsys, "came damaged, and was deleted")
+    fails(hub, home, capsys, "is corrupt and has been deleted")
     assert partial(home) is None
     works(hub, home, capsys)
 
 
-# ---- content that is not what was promised
+# ---- wrong content
 
 
 def changed(hub, body, status=200, **headers):
@@ -107,31 +107,31 @@ def changed(hub, body, status=200, **headers):
     hub.rule(lambda request: request.is_blob and request.reply(status, headers, body(hub.files[VAR, FILE])))
 
 
-def test_a_wrong_hash_deletes_the_file_and_says_so(hub, home, capsys):
+def test_a_file_with_the_wrong_hash_is_deleted(hub, home, capsys):
     changed(hub, lambda content: b"x" + content[1:])
-    fails(hub, home, capsys, "came damaged, and was deleted", sha256(hub.files[VAR, FILE]))
+    fails(hub, home, capsys, "is corrupt and has been deleted", sha256(hub.files[VAR, FILE]))
     assert partial(home) is None
     hub.rules.clear()
     works(hub, home, capsys)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 1000])
-def test_content_cut_short_with_a_length_to_match_is_refused(hub, home, capsys, kept):
+def test_truncated_content_with_a_matching_length_is_rejected(hub, home, capsys, kept):
     changed(hub, lambda content: content[:kept])
-    fails(hub, home, capsys, f"{kept:,} bytes, though the file has 1,048,576")
+    fails(hub, home, capsys, f"{kept:,} bytes, but the file has 1,048,576")
 
 
-def test_content_cut_short_without_a_length_is_refused(hub, home, capsys):
+def test_truncated_content_without_a_length_is_rejected(hub, home, capsys):
     hub.rule(lambda request: request.is_blob and request.reply(200, {"Content-Length": None}, b"x" * 1000))
     fails(hub, home, capsys, "ended after 1,000 of 1,048,576 bytes")
 
 
-def test_more_than_the_file_has_is_never_written(hub, home, capsys):
+def test_bytes_beyond_the_size_are_never_written(hub, home, capsys):
     hub.rule(lambda request: request.is_blob and request.reply(200, {"Content-Length": None}, b"x" * (3 << 20)))
-    fails(hub, home, capsys, "came damaged")
+    fails(hub, home, capsys, "is corrupt")
 
 
-def test_a_web_page_instead_of_the_file_costs_nothing_that_is_here(hub, home, capsys):
+def test_a_web_page_instead_of_the_file_does_not_touch_the_partial_file(hub, home, capsys):
     cut(hub, times=1)
     page = {"Content-Type": "text/html; charset=utf-8", "Content-Length": None}
     hub.rule(lambda request: request.is_blob and request.reply(200, page, b"<html>log in</html>"))
@@ -139,27 +139,27 @@ def test_a_web_page_instead_of_the_file_costs_nothing_that_is_here(hub, home, ca
     assert partial(home).stat().st_size == 300_000
 
 
-def test_compressed_though_not_asked_for_it_is_unpacked(hub, home, capsys):
+def test_unrequested_compression_is_decoded(hub, home, capsys):
     changed(hub, gzip.compress, Content_Encoding="gzip")
     works(hub, home, capsys)
 
 
-def test_compressed_noise_is_refused(hub, home, capsys):
+def test_invalid_compressed_data_is_rejected(hub, home, capsys):
     changed(hub, lambda content: content, Content_Encoding="gzip")
     fails(hub, home, capsys, "cannot download")
 
 
 @pytest.mark.parametrize("status", [201, 204, 304])
-def test_a_status_that_carries_no_file_is_refused(hub, home, capsys, status):
+def test_a_status_without_content_is_rejected(hub, home, capsys, status):
     hub.rule(lambda request: request.is_blob and request.reply(status))
     fails(hub, home, capsys, "cannot download")
 
 
-# ---- answers about the file
+# ---- responses about the location of the file
 
 
-def about(hub, status=302, drop=(), **change):
-    """Answer the question where a file lies with other headers."""
+def respond(hub, status=302, drop=(), **change):
+    """Respond to requests for the location of the file with other headers."""
     change = {name.replace("_", "-"): value for name, value in change.items()}
 
     @hub.rule
@@ -177,42 +177,42 @@ def about(hub, status=302, drop=(), **change):
 
 
 @pytest.mark.parametrize("etag", ["", '"d41d8cd98f00b204e9800998ecf8427e-12"', "W/nonsense", '"../../../../x"', "é"])
-def test_without_a_sha256_nothing_is_fetched(hub, home, capsys, etag):
-    about(hub, X_Linked_Etag=etag)
+def test_without_a_sha256_nothing_is_downloaded(hub, home, capsys, etag):
+    respond(hub, X_Linked_Etag=etag)
     fails(hub, home, capsys, "cannot be verified")
     assert not hub.seen("GET")
 
 
-def test_an_etag_of_the_plain_kind_serves_as_well(hub, home, capsys):
-    about(hub, drop=("X-Linked-Etag",), ETag=f'"{sha256(hub.files[VAR, FILE])}"')
+def test_the_plain_etag_is_also_accepted(hub, home, capsys):
+    respond(hub, drop=("X-Linked-Etag",), ETag=f'"{sha256(hub.files[VAR, FILE])}"')
     works(hub, home, capsys)
 
 
 @pytest.mark.parametrize("commit", [None, "", "main", "../../../x", "c" * 39])
-def test_without_a_commit_it_is_no_hub(hub, home, capsys, commit):
-    about(hub, X_Repo_Commit=commit)
-    fails(hub, home, capsys, "does not answer as a Hugging Face hub")
+def test_a_response_without_a_commit_is_not_from_a_hub(hub, home, capsys, commit):
+    respond(hub, X_Repo_Commit=commit)
+    fails(hub, home, capsys, "does not respond like a Hugging Face hub")
 
 
-def test_a_web_page_for_every_question_is_no_hub(hub, home, capsys):
+def test_a_server_that_always_returns_a_web_page_is_not_a_hub(hub, home, capsys):
     hub.rule(lambda request: request.reply(200, {"Content-Type": "text/html"}, b"<html>please log in</html>"))
-    fails(hub, home, capsys, "does not answer as a Hugging Face hub", "proxy")
+    fails(hub, home, capsys, "does not respond like a Hugging Face hub", "proxy")
 
 
 @pytest.mark.parametrize("size", [None, "", "many", "-5", "0"])
-def test_a_size_that_is_told_only_with_the_content_is_enough(hub, home, capsys, size):
-    about(hub, X_Linked_Size=size)
+def test_the_size_may_come_only_with_the_content(hub, home, capsys, size):
+    respond(hub, X_Linked_Size=size)
     works(hub, home, capsys)
 
 
 @pytest.mark.parametrize("size", ["1", "1048575", "1048577"])
-def test_a_wrong_size_is_noticed(hub, home, capsys, size):
-    about(hub, X_Linked_Size=size)
+def test_a_wrong_size_is_detected(hub, home, capsys, size):
+    respond(hub, X_Linked_Size=size)
     fails(hub, home, capsys)
 
 
-def test_a_size_that_nobody_tells_is_refused(hub, home, capsys):
-    about(hub, drop=("X-Linked-Size",))
+def test_an_unknown_size_is_rejected(hub, home, capsys):
+    respond(hub, drop=("X-Linked-Size",))
     changed(hub, lambda content: content, Content_Length=None)
     fails(hub, home, capsys, "how long the file is")
 
@@ -221,7 +221,7 @@ def test_a_size_that_nobody_tells_is_refused(hub, home, capsys):
     "location",
     ["LOOP", "http://127.0.0.1:9/x", "http://[::1", "ftp://x/y", "http://h:99999/", "//", "\x7f", "http://é/"],
 )
-def test_redirects_that_lead_nowhere_are_told(hub, home, capsys, location):
+def test_invalid_redirects_are_reported(hub, home, capsys, location):
     @hub.rule
     def lost(request):
         return request.reply(302, {"Location": request.path if location == "LOOP" else location})
@@ -229,12 +229,12 @@ def test_redirects_that_lead_nowhere_are_told(hub, home, capsys, location):
     fails(hub, home, capsys)
 
 
-def test_a_redirect_loop_between_the_content_servers_ends(hub, home, capsys):
+def test_a_redirect_loop_of_the_content_server_ends(hub, home, capsys):
     hub.rule(lambda request: request.is_blob and request.reply(302, {"Location": request.path}))
     fails(hub, home, capsys, "cannot download")
 
 
-def test_noise_instead_of_http_is_told(hub, home, capsys):
+def test_invalid_http_is_reported(hub, home, capsys):
     @hub.rule
     def noise(request):
         request.wfile.write(os.urandom(2000))
@@ -245,25 +245,25 @@ def test_noise_instead_of_http_is_told(hub, home, capsys):
 
 
 @pytest.mark.parametrize("body", [b"[]", b'"x"', b"null", b'{"error": 5}', b"\xff\xfe", b'{"errors": [1]}'])
-def test_an_error_whose_body_is_odd_is_told_all_the_same(hub, home, capsys, body):
+def test_an_error_with_an_unusual_body_is_reported(hub, home, capsys, body):
     hub.rule(lambda request: request.reply(418, {"Content-Type": "application/json"}, body))
     fails(hub, home, capsys, "418")
 
 
-# ---- refusals
+# ---- error statuses
 
 
-@pytest.mark.parametrize("where", ["question", "content"])
+@pytest.mark.parametrize("where", ["lookup", "content"])
 @pytest.mark.parametrize(
     ("status", "headers", "words"),
     [
         (401, {}, ["private or gated", "HF_TOKEN"]),
-        (401, {"X-Error-Code": "RepoNotFound"}, ["is not there, or is private", "HF_TOKEN"]),
+        (401, {"X-Error-Code": "RepoNotFound"}, ["does not exist, or is private", "HF_TOKEN"]),
         (401, {"X-Error-Code": "GatedRepo"}, ["is gated", "ask for access", "HF_TOKEN"]),
         (403, {"X-Error-Code": "GatedRepo"}, ["is gated", "ask for access"]),
         (403, {}, ["may be gated"]),
-        (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, ["does not know your token"]),
-        (404, {"X-Error-Code": "RepoNotFound"}, ["is not there"]),
+        (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, ["does not recognize your token"]),
+        (404, {"X-Error-Code": "RepoNotFound"}, ["does not exist"]),
         (404, {"X-Error-Code": "EntryNotFound"}, ["no such file"]),
         (404, {"X-Error-Code": "RevisionNotFound"}, ["has no revision 'main'"]),
         (404, {}, ["404"]),
@@ -271,30 +271,30 @@ def test_an_error_whose_body_is_odd_is_told_all_the_same(hub, home, capsys, body
         (451, {}, ["451"]),
     ],
 )
-def test_a_refusal_is_told_in_words_and_not_repeated(hub, home, capsys, where, status, headers, words):
-    hub.rule(lambda request: (where == "question" or request.is_blob) and request.reply(status, headers))
+def test_a_refusal_is_explained_and_not_retried(hub, home, capsys, where, status, headers, words):
+    hub.rule(lambda request: (where == "lookup" or request.is_blob) and request.reply(status, headers))
     fails(hub, home, capsys, *words)
     assert len(hub.requests) <= 3
 
 
-def test_a_token_that_is_not_let_in_is_told_apart_from_none(hub, home, capsys, monkeypatch):
+def test_the_fix_for_a_gated_repository_depends_on_whether_there_is_a_token(hub, home, capsys, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     hub.rule(lambda request: request.reply(403, {"X-Error-Code": "GatedRepo"}))
     assert "hf auth login" not in fails(hub, home, capsys, "is gated", "your token must belong to that account")
 
 
-def test_a_wrong_revision_names_it(hub, home, capsys):
+def test_an_unknown_revision_is_reported_by_name(hub, home, capsys):
     code, err = download(capsys, "--revision", "v7")
     assert code == 1 and "no revision 'v7'" in err
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-@pytest.mark.parametrize("where", ["question", "content"])
-def test_a_trouble_that_passes_is_waited_for(hub, home, capsys, status, where):
+@pytest.mark.parametrize("where", ["lookup", "content"])
+def test_transient_errors_are_retried(hub, home, capsys, status, where):
     times = []
 
     @hub.rule
-    def passing(request):
+    def transient(request):
         if request.is_blob != (where == "content") or len(times) == 2:
             return False
         times.append(1)
@@ -304,14 +304,14 @@ def test_a_trouble_that_passes_is_waited_for(hub, home, capsys, status, where):
     assert err.count("trying again") == 2
 
 
-def test_a_trouble_that_stays_is_told(hub, home, capsys):
+def test_permanent_errors_are_reported(hub, home, capsys):
     hub.rule(lambda request: request.reply(503))
     fails(hub, home, capsys, "is not available", "503")
-    assert len(hub.requests) == 1 + hub_module.RETRIES
+    assert len(hub.requests) == 1 + hub_module.MAX_RETRIES
 
 
-@pytest.mark.parametrize("where", ["question", "content"])
-def test_the_hub_says_how_long_to_wait(hub, home, capsys, monkeypatch, where):
+@pytest.mark.parametrize("where", ["lookup", "content"])
+def test_the_delay_requested_by_the_hub_is_used(hub, home, capsys, monkeypatch, where):
     slept = []
     monkeypatch.setattr("avarc_cli.zoo.hub.time.sleep", slept.append)
 
@@ -324,22 +324,22 @@ def test_the_hub_says_how_long_to_wait(hub, home, capsys, monkeypatch, where):
     assert slept == [7.0]
 
 
-def test_a_wait_of_hours_is_told_instead_of_waited(hub, home, capsys):
+def test_a_requested_delay_of_hours_is_reported_and_not_waited_for(hub, home, capsys):
     hub.rule(lambda request: request.reply(429, {"Retry-After": "7200"}))
     fails(hub, home, capsys, "too many requests", "7,200 s", "120 min")
     assert len(hub.requests) == 1
 
 
-def test_every_way_to_ask_for_a_pause_is_understood():
-    asked = hub_module.asked_to_wait
-    assert asked({"retry-after": "3"}) == 3
-    assert asked({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+def test_every_header_that_requests_a_delay_is_understood():
+    delay = hub_module.requested_delay
+    assert delay({"retry-after": "3"}) == 3
+    assert delay({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
     soon = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 100))
-    assert 90 < asked({"retry-after": soon}) <= 100
-    assert asked({"ratelimit": '"resolvers";r=0;t=55'}) == 55
-    for nothing in ({}, {"retry-after": ""}, {"retry-after": "-1"}, {"retry-after": "soon"}, {"ratelimit": "r=3;t=9"}):
-        assert asked(nothing) is None
-    assert asked({"retry-after": "9" * 400}) > 1e9
+    assert 90 < delay({"retry-after": soon}) <= 100
+    assert delay({"ratelimit": '"resolvers";r=0;t=55'}) == 55
+    for headers in ({}, {"retry-after": ""}, {"retry-after": "-1"}, {"retry-after": "soon"}, {"ratelimit": "r=3;t=9"}):
+        assert delay(headers) is None
+    assert delay({"retry-after": "9" * 400}) > 1e9
 
 
 # ---- no network
@@ -352,15 +352,15 @@ def test_no_network_is_one_message_with_the_address(home, capsys, monkeypatch, u
     use(url, monkeypatch)
     code, err = download(capsys)
     assert code == 1 and f"there is no connection to {url}" in err
-    assert not in_place(home)
+    assert not installed(home)
 
 
-def test_a_server_that_does_not_speak_tls_is_told(hub, home, capsys, monkeypatch):
+def test_a_server_without_tls_is_reported(hub, home, capsys, monkeypatch):
     use(hub.url.replace("http:", "https:"), monkeypatch)
     fails(hub, home, capsys, "no connection", "SSL")
 
 
-def test_a_server_that_says_nothing_is_not_waited_for_forever(home, capsys, monkeypatch):
+def test_a_silent_server_times_out(home, capsys, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         use(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
         monkeypatch.setattr(hub_module, "get_hf_file_metadata", lambda url: get_hf_file_metadata(url, timeout=0.2))

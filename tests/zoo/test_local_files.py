@@ -1,4 +1,4 @@
-"""Finding weights on this machine, and saying how to get those that are not here."""
+"""Weights files are found on this machine, or reported with how to get them."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ COMMIT = "0" * 39 + "1"
 
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch):
-    """An empty Hugging Face cache; the returned function puts a file into it as a download would."""
+    """An empty Hugging Face cache; the returned function puts a file into it like a download."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
 
     def put(repo, filename):
@@ -43,13 +43,13 @@ def test_a_pinned_revision_is_not_satisfied_by_another(hub_cache):
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_missing_weights_name_the_command_that_gets_them():
+def test_missing_weights_are_reported_with_the_command_to_download_them():
     with pytest.raises(AvarcError, match="var-d16") as caught:
         local_files.require(cards.model_card("var-d16"))
     assert caught.value.fix.startswith("avarc download var-d16 ")
 
 
-def test_shipped_and_local_files_are_found_or_explained(tmp_path, monkeypatch):
+def test_included_and_local_files_are_found_or_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(local_files, "ASSETS", tmp_path)
     card = cards.model_card("digits")
     with pytest.raises(AvarcError, match="'digits'") as caught:
@@ -59,10 +59,10 @@ def test_shipped_and_local_files_are_found_or_explained(tmp_path, monkeypatch):
     (tmp_path / card.weights.filename).touch()
     assert local_files.require(card) == tmp_path / card.weights.filename
     assert local_files.locate(AssetFile("nothing")) is None
-    assert local_files.locate(LocalFile(tmp_path)) is None, "a folder is no weights file"
+    assert local_files.locate(LocalFile(tmp_path)) is None, "a folder is not a weights file"
 
 
-def test_a_local_file_that_is_not_there_is_a_usage_error(tmp_path):
+def test_a_missing_local_file_is_a_usage_error(tmp_path):
     card = dataclasses.replace(cards.model_card("digits"), weights=LocalFile(tmp_path / "gone.pth"))
     with pytest.raises(UsageError, match="gone"):
         local_files.require(card)

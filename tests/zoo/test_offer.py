@@ -1,4 +1,4 @@
-"""Commands whose weights are missing: they ask, they obey --yes, or they name the command to run."""
+"""Commands whose weights are missing ask, follow --yes, or name the command to run."""
 
 import os
 import pty
@@ -23,7 +23,7 @@ def picture(tmp_path):
     return str(path)
 
 
-NEEDY = [
+COMMANDS = [
     ("classify", "{image}", "--model", "var-d16"),
     ("classify", "{image}", "--model", "digits", "--tokenizer", "var-vqvae-256"),
     ("encode", "{image}", "--out", "{dir}/t.h5", "--model", "var-vqvae-256"),
@@ -33,8 +33,8 @@ NEEDY = [
 ]
 
 
-@pytest.mark.parametrize("words", NEEDY, ids=lambda words: " ".join(words[:2]))
-def test_without_anybody_to_ask_the_error_names_the_command(hub, capsys, tmp_path, picture, words):
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[:2]))
+def test_without_a_terminal_the_error_names_the_command(hub, capsys, tmp_path, picture, words):
     classes = tmp_path / "classes"
     for name in ("goldfish", "tench"):
         (classes / name).mkdir(parents=True)
@@ -45,21 +45,21 @@ def test_without_anybody_to_ask_the_error_names_the_command(hub, capsys, tmp_pat
     assert not hub.requests
 
 
-def test_with_yes_they_are_downloaded_and_used(hub, capsys, tmp_path, picture):
+def test_with_yes_weights_are_downloaded_and_used(hub, capsys, tmp_path, picture):
     tiny = load_golden("var_tiny")
     torch.save(tiny.tensors("vae"), tmp_path / "vae.pth")
     hub.files[VAR, "vae_ch160v4096z32.pth"] = (tmp_path / "vae.pth").read_bytes()
     words = ["encode", picture, "--out", str(tmp_path / "t.h5"), "--model", "var-vqvae-256", "--yes", "--workers", "0"]
     main([*words, "--patch-nums", ",".join(map(str, tiny.patch_nums))])
     path = local_files.locate(cards.tokenizer_card("var-vqvae-256").weights)
-    assert path is not None and weights_index.is_kept(path)
+    assert path is not None and weights_index.is_indexed(path)
     assert [r.path for r in hub.seen("HEAD") if "var_d16" in r.path] == [], "encode needs no generator"
     assert (tmp_path / "t.h5").exists(), capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("answer", "fetched"), [("y", True), ("n", False), ("\x04", False)])
 def test_at_a_terminal_the_user_is_asked(hub, home, picture, answer, fetched):
-    """The question goes to stderr; what was answered decides, and Ctrl-D is a no."""
+    """The question goes to stderr; Ctrl-D means no."""
     ours, theirs = pty.openpty()
     env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "0"}
     code = "import sys; from avarc_cli.commands._weights import ensure; ensure('var-vqvae-256', yes=False)"
@@ -67,17 +67,17 @@ def test_at_a_terminal_the_user_is_asked(hub, home, picture, answer, fetched):
         [sys.executable, "-c", code], env=env, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, text=True
     )
     os.close(theirs)
-    said = b""
-    while b"[y/N]" not in said:
-        said += os.read(ours, 1000)
+    output = b""
+    while b"[y/N]" not in output:
+        output += os.read(ours, 1000)
     os.write(ours, answer.encode() + (b"\n" if answer.isalpha() else b""))
     try:
         while more := os.read(ours, 1000):
-            said += more
+            output += more
     except OSError:
         pass  # the other side is closed
     process.communicate(timeout=60)
-    assert b"var-vqvae-256" in said
+    assert b"var-vqvae-256" in output
     assert bool(list(Path(home).rglob("*.pth"))) == fetched
     assert (process.returncode == 0) == fetched
-    assert fetched or b"avarc download var-vqvae-256" in said
+    assert fetched or b"avarc download var-vqvae-256" in output

@@ -1,4 +1,4 @@
-"""avarc models add and remove: a checkpoint of one's own under a name."""
+"""avarc models add and remove: names for the user's own checkpoints."""
 
 import json
 import shutil
@@ -39,13 +39,13 @@ def test_a_registered_pair_is_loaded_by_name(both, tiny, capsys):
     loaded = load_model("my-var")
     assert torch.equal(loaded.likelihood.var.head.weight, tiny.tensors("var")["head.weight"])
     assert (loaded.tokenizer.name, loaded.tokenizer.preprocess, loaded.name) == ("my-vq", "fit", "my-var")
-    assert weights_index.is_kept(both / "VAR.pth"), "and quickly"
+    assert weights_index.is_indexed(both / "VAR.pth"), "and loads fast"
     capsys.readouterr()
     assert main(["--quiet", "models"]) == 0
     assert {"my-var", "my-vq", "digits"} <= set(capsys.readouterr().out.split())
 
 
-def test_a_card_of_ones_own_has_the_facts_of_the_file(both, tiny, capsys):
+def test_the_card_of_a_registered_file_has_its_facts(both, tiny, capsys):
     card = cards.model_card("my-var")
     reader = cards.tokenizer_card("my-vq")
     assert (card.layout.sides, card.num_classes) == (tiny.patch_nums, tiny.meta["config"]["num_classes"])
@@ -63,12 +63,12 @@ def test_a_tokenizer_may_be_named_by_its_path(mine, monkeypatch):
     assert load_model("my-var").tokenizer.file == str(mine / "vae.safetensors")
 
 
-def test_what_was_removed_is_unknown_and_its_file_stays(both):
+def test_a_removed_name_is_unknown_and_its_file_is_kept(both):
     assert main(["models", "remove", "my-var"]) == 0
     assert main(["models", "remove", "my-vq"]) == 0
     with pytest.raises(UsageError, match="no model is called"):
         cards.model_card("my-var")
-    assert (both / "VAR.pth").exists() and not weights_index.is_kept(both / "VAR.pth")
+    assert (both / "VAR.pth").exists() and not weights_index.is_indexed(both / "VAR.pth")
     assert registered.load() == registered.Registered()
 
 
@@ -85,14 +85,14 @@ WRONG = [
 ]
 
 
-def test_what_cannot_be_registered_is_told(both, capsys, monkeypatch):
+def test_invalid_registrations_are_rejected(both, capsys, monkeypatch):
     monkeypatch.chdir(both)
     before = registered.load()
-    for words, said in WRONG:
+    for words, message in WRONG:
         capsys.readouterr()
         assert add(*words) in (1, 2), words
         err = capsys.readouterr().err
-        assert said in err and "Traceback" not in err, err
+        assert message in err and "Traceback" not in err, err
     assert registered.load() == before
 
 
@@ -101,22 +101,22 @@ def test_scales_of_a_generator_are_its_tokenizers(mine, capsys):
     assert "no use for --patch-nums with --tokenizer" in capsys.readouterr().err
 
 
-def test_a_tokenizer_that_a_model_reads_is_not_removed(both, capsys):
-    for name, said in (("my-vq", "my-var reads its tokens"), ("var-d16", "not a checkpoint that you registered")):
+def test_a_tokenizer_that_a_model_needs_is_not_removed(both, capsys):
+    for name, message in (("my-vq", "my-var reads its tokens"), ("var-d16", "not a checkpoint that you registered")):
         assert main(["models", "remove", name]) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
-def test_a_file_that_is_gone_is_told_with_what_to_do(both, capsys):
+def test_a_missing_registered_file_is_reported_with_a_fix(both, capsys):
     (both / "VAR.pth").unlink()
     assert main(["sample", "0", "--out", str(both / "s.png"), "--model", "my-var"]) == 2
     assert "avarc models remove my-var" in capsys.readouterr().err
     assert main(["download", "my-var"]) == 2
-    assert "is a file of yours" in capsys.readouterr().err
+    assert "is your own file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}', '{"format": 1, "models": [{}]}', "\0", "é"])
-def test_names_that_cannot_be_read_are_told_with_the_file(capsys, text):
+def test_names_that_cannot_be_read_are_reported_with_the_file(capsys, text):
     registered.file().parent.mkdir(parents=True)
     registered.file().write_text(text, "latin-1")
     with pytest.raises(AvarcError, match=r"models\.json"):
@@ -125,7 +125,7 @@ def test_names_that_cannot_be_read_are_told_with_the_file(capsys, text):
     assert "models.json" in capsys.readouterr().err
 
 
-def test_names_that_cannot_be_written_are_told(mine, capsys, monkeypatch):
+def test_names_that_cannot_be_written_are_reported(mine, capsys, monkeypatch):
     shutil.rmtree(mine / "avarc", ignore_errors=True)
     (mine / "avarc").write_text("a file where the folder should be")
     assert add("my-vq", mine / "vae.safetensors") == 1

@@ -1,4 +1,4 @@
-"""Weights that were read once load fast ever after, and are known by the digest of the file they came from."""
+"""After convert_and_cache, files load fast and are still identified by the sha256 of the original."""
 
 import json
 import os
@@ -24,91 +24,91 @@ def pickled(tmp_path):
 
 
 def forbid(monkeypatch, *names):
-    """From now on these functions must not be called."""
+    """Make calls of these functions fail."""
     for name in names:
         module, _, function = name.rpartition(".")
         monkeypatch.setattr({"checkpoint": checkpoint, "weights_index": weights_index}[module], function, None)
 
 
-def test_a_kept_pickle_is_neither_hashed_nor_unpickled_again(pickled, monkeypatch):
+def test_a_cached_pickle_is_neither_hashed_nor_unpickled_again(pickled, monkeypatch):
     path, tensors = pickled
     before = checkpoint.read(path)
-    note = checkpoint.keep(path)
-    forbid(monkeypatch, "weights_index.digest", "checkpoint._read_pickle")
+    entry = checkpoint.convert_and_cache(path)
+    forbid(monkeypatch, "weights_index.sha256_of_file", "checkpoint._read_pickle")
     after = checkpoint.read(path)
     assert after.path == before.path == path
-    assert after.sha256 == before.sha256 == note.sha256 == sha256(path.read_bytes())
+    assert after.sha256 == before.sha256 == entry.sha256 == sha256(path.read_bytes())
     assert after.metadata == before.metadata == {"epoch": "3"}
     assert after.tensors.keys() == tensors.keys()
     assert all(torch.equal(after.tensors[key], tensor) for key, tensor in tensors.items())
-    assert checkpoint.keep(path) == note, "keeping it twice does nothing"
+    assert checkpoint.convert_and_cache(path) == entry, "a second call does nothing"
 
 
-def test_safetensors_are_only_noted(tmp_path, monkeypatch):
+def test_safetensors_are_indexed_but_not_copied(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
     save_file({"w": torch.ones(3)}, path)
-    assert checkpoint.keep(path).copy is None
+    assert checkpoint.convert_and_cache(path).copy is None
     assert [p.suffix for p in paths.weights_folder().iterdir()] == [".json"]
-    forbid(monkeypatch, "weights_index.digest")
+    forbid(monkeypatch, "weights_index.sha256_of_file")
     assert checkpoint.read(path).sha256 == sha256(path.read_bytes())
 
 
 def test_nothing_is_written_beside_the_file(pickled):
     before = sorted(pickled[0].parent.iterdir())
-    checkpoint.keep(pickled[0])
+    checkpoint.convert_and_cache(pickled[0])
     assert sorted(set(pickled[0].parent.iterdir()) - {paths.config_folder()}) == before
 
 
-def test_a_file_that_changed_is_read_anew(pickled):
+def test_a_changed_file_is_read_again(pickled):
     path, _ = pickled
-    checkpoint.keep(path)
+    checkpoint.convert_and_cache(path)
     stat, (content, tensors) = path.stat(), weights(4, 1000)
-    assert len(content) == stat.st_size, "or this test would be too easy"
+    assert len(content) == stat.st_size, "otherwise the size would tell"
     path.write_bytes(content)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as `cp -p` and rsync do
     assert checkpoint.read(path).sha256 == sha256(content)
     assert torch.equal(checkpoint.read(path).tensors["w"], tensors["w"])
-    assert checkpoint.keep(path).sha256 == sha256(content)
+    assert checkpoint.convert_and_cache(path).sha256 == sha256(content)
 
 
-@pytest.mark.parametrize("harm", ["delete", "cut", "flip", "note"])
-def test_a_copy_or_note_that_was_harmed_costs_time_but_no_result(pickled, harm):
+@pytest.mark.parametrize("damage", ["delete", "truncate", "flip", "entry"])
+def test_a_damaged_copy_or_entry_costs_time_but_does_not_change_the_result(pickled, damage):
     path, tensors = pickled
-    note = checkpoint.keep(path)
+    entry = checkpoint.convert_and_cache(path)
     copy = next(paths.weights_folder().glob("*.safetensors"))
-    if harm == "delete":
+    if damage == "delete":
         copy.unlink()
-    elif harm == "cut":
+    elif damage == "truncate":
         copy.write_bytes(copy.read_bytes()[:100])
-    elif harm == "flip":
+    elif damage == "flip":
         content = bytearray(copy.read_bytes())
         content[-9] ^= 255
         copy.write_bytes(content)
     else:
         next(paths.weights_folder().glob("*.json")).write_text("{}")
     read = checkpoint.read(path)
-    assert read.sha256 == note.sha256 and torch.equal(read.tensors["w"], tensors["w"])
-    assert not weights_index.is_kept(path)
-    assert checkpoint.keep(path).whole_copy() and weights_index.is_kept(path)
+    assert read.sha256 == entry.sha256 and torch.equal(read.tensors["w"], tensors["w"])
+    assert not weights_index.is_indexed(path)
+    assert checkpoint.convert_and_cache(path).valid_copy() and weights_index.is_indexed(path)
 
 
-def test_the_hubs_two_names_of_a_file_share_a_note(pickled, tmp_path):
+def test_links_to_a_file_share_its_entry(pickled, tmp_path):
     (tmp_path / "snapshot.pth").symlink_to(pickled[0])
-    checkpoint.keep(tmp_path / "snapshot.pth")
-    assert weights_index.is_kept(pickled[0])
+    checkpoint.convert_and_cache(tmp_path / "snapshot.pth")
+    assert weights_index.is_indexed(pickled[0])
 
 
-def test_adapters_are_merged_as_the_file_beside_says_also_from_a_copy(tmp_path):
+def test_adapters_in_a_copy_are_merged_with_the_current_config(tmp_path):
     base, a, b = torch.zeros(2, 2), torch.ones(1, 2), torch.ones(2, 1)
     tensors = {"m.base_layer.weight": base, "m.lora_A.default.weight": a, "m.lora_B.default.weight": b}
     torch.save(tensors, tmp_path / "w.pth")
-    checkpoint.keep(tmp_path / "w.pth")
+    checkpoint.convert_and_cache(tmp_path / "w.pth")
     for alpha in (1, 5):
         (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha}))
         assert checkpoint.read(tmp_path / "w.pth").tensors["m.weight"][0, 0] == alpha
 
 
-def test_tensors_that_share_memory_or_are_strided_are_kept_right(tmp_path):
+def test_shared_and_strided_tensors_are_copied_correctly(tmp_path):
     whole = torch.arange(6.0).view(2, 3)
     tensors = {
         "a": whole,
@@ -119,32 +119,32 @@ def test_tensors_that_share_memory_or_are_strided_are_kept_right(tmp_path):
         "one": whole[0, 2],
     }
     torch.save(tensors, tmp_path / "w.pth")
-    checkpoint.keep(tmp_path / "w.pth")
+    checkpoint.convert_and_cache(tmp_path / "w.pth")
     read = checkpoint.read(tmp_path / "w.pth").tensors
     assert all(torch.equal(read[key], tensor) for key, tensor in tensors.items())
 
 
-def test_a_pickle_with_code_is_not_kept(tmp_path):
+def test_a_pickle_with_code_is_not_converted(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00echo\x85R.")
     with pytest.raises(CheckpointError, match="more than weights"):
-        checkpoint.keep(tmp_path / "w.pth")
+        checkpoint.convert_and_cache(tmp_path / "w.pth")
     assert not paths.weights_folder().exists()
 
 
-def test_no_space_for_a_copy_is_one_message_and_leaves_nothing(pickled, monkeypatch):
+def test_a_full_disk_is_one_message_and_leaves_no_files(pickled, monkeypatch):
     def full(tensors, path, metadata):
         path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(AvarcError, match="cannot keep a copy") as caught:
-        checkpoint.keep(pickled[0])
+    with pytest.raises(AvarcError, match="cannot write a safetensors copy") as caught:
+        checkpoint.convert_and_cache(pickled[0])
     assert "No space left" in caught.value.why
     assert not list(paths.weights_folder().iterdir())
     assert checkpoint.read(pickled[0]).sha256
 
 
-def test_folders_are_where_the_environment_says(monkeypatch, tmp_path):
+def test_folders_follow_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", "/x/config")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x/cache")
     assert paths.config_folder() == tmp_path / "avarc"
