@@ -12,18 +12,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from PIL import Image
+from small_datasets import noise
 
 from avarc_cli.cli import main
 from avarc_cli.scoring.engine import shared_segments
 from avarc_cli.tokens import read
+from avarc_cli.zoo.local_files import ASSETS
 
 EXHAUSTIVE = "exhaustive"
-
-
-@pytest.fixture(scope="module")
-def models(tiny_files):
-    return ["--model", str(tiny_files / "VAR.pth"), "--tokenizer", str(tiny_files / "VAE.pth")]
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +37,7 @@ def cache(tiny_files, models, tmp_path_factory):
 def labelled(tiny_files, models, tmp_path_factory):
     """Twelve images in folders named by class number, encoded with two neighbours each."""
     folder = tmp_path_factory.mktemp("labelled")
-    rng = np.random.default_rng(0)
-    for i in range(12):
-        path = folder / "img" / str(i % 4) / f"{i:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    noise(folder / "img", 12)
     out = folder / "t.h5"
     assert (
         main(["encode", str(folder / "img"), *models, "--preprocess", "none", "--samples", "3", "--out", str(out)]) == 0
@@ -310,3 +302,22 @@ def test_kill_9_at_any_moment_leaves_a_run_that_finishes_with_the_same_bytes(lab
 def _journal_lines(run: Path) -> int:
     journal = run / "predictions.jsonl.part"
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def test_a_run_in_int8_says_what_it_ran(tmp_path):
+    image = ASSETS / "digits" / "test" / "7"
+    words = [str(image), "--limit", "1", "--precision", "int8", "--memory", "2GiB", "--out", str(tmp_path / "run")]
+    assert main(["classify", *words]) == 0
+    asked = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (asked["precision"], asked["kernels"]) == ("int8", "torch")
+    assert "scaled_dot_product_attention" in asked["attention"]
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 nonsense", b"\x80\x02."])
+def test_a_damaged_file_is_one_message_through_the_command_line(tiny_files, tmp_path, capsys, content):
+    damaged = tmp_path / "damaged.pth"
+    damaged.write_bytes(content)
+    image = str(tiny_files / "img" / "000.png")
+    assert main(["classify", image, "--model", str(damaged), "--tokenizer", str(tiny_files / "VAE.pth")]) == 1
+    err = capsys.readouterr().err
+    assert "damaged.pth" in err and "Traceback" not in err and "bug" not in err

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from small_datasets import noise
 
 from avarc_cli.cli import main
 
@@ -13,19 +13,10 @@ IMAGES = 24
 
 
 @pytest.fixture(scope="module")
-def models(tiny_files):
-    return ["--model", str(tiny_files / "VAR.pth"), "--tokenizer", str(tiny_files / "VAE.pth")]
-
-
-@pytest.fixture(scope="module")
 def cache(models, tmp_path_factory):
     """Noise in folders named by class number, with two neighbours each."""
     folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for i in range(IMAGES):
-        path = folder / "img" / str(i % 4) / f"{i:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    noise(folder / "img", IMAGES)
     command = ["encode", str(folder / "img"), *models, "--preprocess", "none", "--samples", "3"]
     assert main([*command, "--out", str(folder / "t.h5")]) == 0
     return folder / "t.h5"

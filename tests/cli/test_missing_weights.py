@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import load_golden
+from fake_hub import VAR
 from PIL import Image
-from zoo.conftest import VAR
 
 from avarc_cli.cli import main
 from avarc_cli.zoo import cards, local_files, weights_index

@@ -8,8 +8,8 @@ import sys
 import time
 
 import pytest
-from zoo.conftest import VAR
-from zoo.faults import FILE, NAME, download, fails, in_place, partial, works
+from download_faults import FILE, NAME, download, fails, in_place, partial, works
+from fake_hub import VAR
 
 pytestmark = pytest.mark.usefixtures("megabyte")
 

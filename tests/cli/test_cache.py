@@ -14,11 +14,6 @@ from avarc_cli.tokens import read
 
 
 @pytest.fixture(scope="module")
-def models(tiny_files):
-    return ["--model", str(tiny_files / "VAR.pth"), "--tokenizer", str(tiny_files / "VAE.pth")]
-
-
-@pytest.fixture(scope="module")
 def encode(tiny_files, models):
     def run(out, *options):
         words = [

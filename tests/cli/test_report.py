@@ -6,16 +6,15 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from small_datasets import noise
 
 from avarc_cli import classifier
 from avarc_cli.cli import main
 from avarc_cli.loading import load_model
-from avarc_cli.results import charts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "link", "img", "br"}
@@ -25,11 +24,7 @@ VOID = {"meta", "link", "img", "br"}
 def made(tiny_files, tmp_path_factory):
     """Twelve images of four classes, encoded: (folder, model options)."""
     folder = tmp_path_factory.mktemp("report")
-    rng = np.random.default_rng(0)
-    for i in range(12):
-        path = folder / "img" / str(i % 4) / f"{i:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    noise(folder / "img", 12)
     models = ["--model", str(tiny_files / "VAR.pth"), "--tokenizer", str(tiny_files / "VAE.pth")]
     data = [str(folder / "img"), *models, "--preprocess", "none"]
     assert main(["-q", "encode", *data, "--out", str(folder / "t.h5")]) == 0
@@ -289,12 +284,6 @@ def test_wrong_requests_end_with_advice(full, words):
 def test_what_is_no_run_is_told_to_be_none(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "is not a run" in capsys.readouterr().err
-
-
-def test_bins_by_hand():
-    binned = charts.bins([0.95, 0.91, 1.0, 0.55], [True, False, True, True])
-    assert [(b.low, b.images) for b in binned] == [(0.5, 1), (0.9, 3)]
-    assert binned[1].confidence == pytest.approx(2.86 / 3) and binned[1].accuracy == pytest.approx(2 / 3)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)")
