@@ -56,7 +56,7 @@ class Golden:
 
     @property
     def tolerances(self) -> dict[str, float]:
-        return self.meta["tolerances"]
+        return dict(self.meta["tolerances"])
 
     def tensors(self, part: str) -> dict[str, Tensor]:
         """State dict of "var" or "vae" under the published keys, with the buffers that published files carry."""

@@ -10,6 +10,7 @@ import time
 import pytest
 from download_faults import FILE, NAME, download, fails, in_place, partial, works
 from fake_hub import VAR
+from programs import run
 
 pytestmark = pytest.mark.usefixtures("megabyte")
 
@@ -25,14 +26,7 @@ def test_space_is_made_sure_of_before_the_first_byte(hub, home, capsys, monkeypa
 
 def test_a_disk_that_fills_up_is_told_and_the_rerun_goes_on(hub, home, capsys):
     """RLIMIT_FSIZE stands in for the full disk: writes beyond it fail in the same place."""
-    code = (
-        "import resource, signal, sys\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"
-        "from avarc_cli.cli import main\n"
-        f"sys.exit(main(['download', '{NAME}']))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=environment(hub, home), capture_output=True, text=True)
+    done = run("small_disk", 500_000, "download", NAME, env=environment(hub, home))
     assert done.returncode == 1 and "no space left" in done.stderr and "goes on from there" in done.stderr, done.stderr
     assert 0 < partial(home).stat().st_size <= 500_000
     assert not in_place(home)
@@ -95,13 +89,7 @@ def test_interrupted_or_killed_it_goes_on_from_there(hub, home, capsys, how, cod
 
 
 def test_two_processes_fetch_a_file_once(hub, home):
-    code = (
-        "from avarc_cli.zoo import cards, download\n"
-        f"file = cards.any_card('{NAME}').weights\n"
-        "planned = download.plan(file, folder=None, offline=False, say=print)\n"
-        "download.carry_out(planned, lambda *how_far: None, print)\n"
-    )
-    words = [sys.executable, "-c", code]
+    words = [sys.executable, "-m", "avarc_cli", "download", NAME]
     started = [subprocess.Popen(words, env=environment(hub, home), stderr=subprocess.PIPE) for _ in range(2)]
     assert [process.communicate(timeout=60) and process.returncode for process in started] == [0, 0]
     assert len([r for r in hub.seen("GET") if r.path.startswith("/cdn/")]) == 1

@@ -2,8 +2,6 @@
 
 import os
 import pty
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 from conftest import load_golden
 from fake_hub import VAR
 from PIL import Image
+from programs import start
 
 from avarc_cli.cli import main
 from avarc_cli.zoo import cards, local_files, weights_index
@@ -62,10 +61,7 @@ def test_at_a_terminal_the_user_is_asked(hub, home, picture, answer, fetched):
     """The question goes to stderr; what was answered decides, and Ctrl-D is a no."""
     ours, theirs = pty.openpty()
     env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "0"}
-    code = "import sys; from avarc_cli.commands._weights import ensure; ensure('var-vqvae-256', yes=False)"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], env=env, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, text=True
-    )
+    process = start("ensure_weights", "var-vqvae-256", env=env, stdin=theirs, stderr=theirs)
     os.close(theirs)
     said = b""
     while b"[y/N]" not in said:
@@ -76,7 +72,7 @@ def test_at_a_terminal_the_user_is_asked(hub, home, picture, answer, fetched):
             said += more
     except OSError:
         pass  # the other side is closed
-    process.communicate(timeout=60)
+    process.wait(timeout=60)
     assert b"var-vqvae-256" in said
     assert bool(list(Path(home).rglob("*.pth"))) == fetched
     assert (process.returncode == 0) == fetched

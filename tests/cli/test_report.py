@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
+import programs
 import pytest
 import torch
 from PIL import Image
@@ -289,18 +291,9 @@ def test_what_is_no_run_is_told_to_be_none(tmp_path, capsys):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)")
 def test_a_browser_shows_every_picture_and_has_nothing_to_complain_about(full, tmp_path):
     """The page itself is asked how many pictures were decoded, and whether a value appeared under the pointer."""
-    probe = """<script>
-    addEventListener('error', event => document.body.dataset.failed = event.message);
-    addEventListener('load', () => {
-      const images = [...document.images], map = document.querySelector('img[data-values]');
-      const box = map.getBoundingClientRect(), at = {clientX: box.x + 2, clientY: box.y + 2, bubbles: true};
-      map.dispatchEvent(new PointerEvent('pointermove', at));
-      document.body.dataset.shown = images.filter(i => i.complete && i.naturalWidth > 0).length;
-      document.body.dataset.tip = document.getElementById('value').textContent;
-      document.body.dataset.wide = document.documentElement.scrollWidth > innerWidth;
-    });</script>"""
+    probe = Path(programs.__file__).with_name("report_probe.js").read_text()
     page = tmp_path / "page.html"
-    page.write_text((full / "report.html").read_text().replace("<body>", f"<body>{probe}"))
+    page.write_text((full / "report.html").read_text().replace("<body>", f"<body><script>{probe}</script>"))
     words = (
         "--headless --no-sandbox --disable-gpu --disable-background-networking --enable-logging=stderr --v=0".split()
     )

@@ -27,7 +27,7 @@ if INTERPRETED:
 
 
 @pytest.fixture
-def triton_device(monkeypatch) -> str:
+def triton_device(monkeypatch: pytest.MonkeyPatch) -> str:
     """Where the Triton kernels run: compiled on a GPU, else interpreted on the CPU (slow, float32 only)."""
     pytest.importorskip("triton", reason="triton is not installed (it has no wheels but for Linux)")
     if torch.cuda.is_available():
