@@ -30,7 +30,7 @@ def test_the_baseline_scores_a_prefix_as_it_scores_the_whole(tiny):
 
 
 @pytest.mark.parametrize("text", ["d", "16", "d16:2", "1:2", "3:64:5", "x", "0:64:1"])
-def test_a_shape_that_is_none_is_refused(text):
+def test_an_invalid_shape_is_refused(text):
     with pytest.raises(UsageError):
         library.parse_shape(text)
 
@@ -46,6 +46,6 @@ def test_memory_is_read_with_its_unit(text, size):
 
 
 @pytest.mark.parametrize("text", ["8", "0GiB", "-1GiB", "8gb", ""])
-def test_memory_without_sense_is_refused(text):
+def test_an_invalid_memory_size_is_refused(text):
     with pytest.raises(UsageError):
         parse_bytes(text)

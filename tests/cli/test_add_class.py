@@ -148,7 +148,7 @@ def test_a_wrong_request_is_one_message_and_changes_nothing(setting, bank, tmp_p
     assert (bank / "bank.json").read_bytes() == before
 
 
-def test_replace_and_skip_existing_say_what_becomes_of_a_known_name(setting, bank, capsys):
+def test_replace_and_skip_existing_decide_about_known_names(setting, bank, capsys):
     before = listed(bank, capsys)
     assert run(setting, setting.cache, "--bank", bank, "--skip-existing") == 0
     after = listed(bank, capsys)

@@ -13,7 +13,7 @@ from avarc_cli.data import check as check_module
 from avarc_cli.data import datasets
 
 
-def test_a_clean_folder_has_nothing_to_complain_of(tmp_path, capsys):
+def test_a_clean_folder_has_no_problems(tmp_path, capsys):
     fill(tmp_path / "x", "cat/1.png", "cat/2.png", "dog/3.png")
     assert main(["--json", "data", "check", str(tmp_path / "x"), "--decode", "all"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -21,7 +21,7 @@ def test_a_clean_folder_has_nothing_to_complain_of(tmp_path, capsys):
     assert told["problems"] == [] and told["dataset"] == ""
 
 
-def test_what_a_known_dataset_lacks_is_told_by_name(tmp_path, capsys):
+def test_missing_classes_of_a_known_dataset_are_listed_by_name(tmp_path, capsys):
     known = datasets()["imagenet-r"]
     fill(tmp_path / "imagenet-r", *(f"{synset}/art_0.jpg" for synset in known.ids[1:]), "n99999999/art_0.jpg")
     assert main(["data", "check", str(tmp_path / "imagenet-r")]) == 1

@@ -25,7 +25,7 @@ def download(capsys, *words):
     return code, json.loads(out)["files"] if out else None, err
 
 
-def test_a_model_comes_with_its_tokenizer_verified_into_the_hubs_own_cache(hub, home, capsys):
+def test_a_model_and_its_tokenizer_are_verified_and_stored_in_the_hub_cache(hub, home, capsys):
     code, got, err = download(capsys, "var-d16")
     assert code == 0
     assert [one["name"] for one in got] == ["var-d16", "var-vqvae-256"]
@@ -48,7 +48,7 @@ def test_a_second_time_nothing_is_fetched(hub, capsys):
     assert {one["path"] for one in got if "vqvae" in one["name"]} == {got[-1]["path"]}, "both sizes share one file"
 
 
-def test_what_the_hubs_client_has_downloaded_is_taken_over(hub, home, capsys):
+def test_a_file_downloaded_by_the_hubs_client_is_reused(hub, home, capsys):
     hf_hub_download(VAR, D16, cache_dir=home / "hub")
     fetched = len(hub.seen("GET"))
     assert download(capsys, "var-d16")[1][0]["was_here"]
@@ -113,7 +113,7 @@ def test_another_file_of_the_users_is_not_overwritten(hub, home, capsys):
     assert (home / D16).read_bytes() == b"my own"
 
 
-def test_offline_asks_nobody_and_says_what_is_missing(hub, capsys):
+def test_offline_makes_no_request_and_names_what_is_missing(hub, capsys):
     code, _, err = download(capsys, "var-d16", "--offline")
     assert code == 1 and "not on this machine" in err and "offline" in err
     assert not hub.requests
@@ -124,7 +124,7 @@ def test_offline_asks_nobody_and_says_what_is_missing(hub, capsys):
     assert len(hub.requests) == asked
 
 
-def test_the_hubs_own_offline_switch_is_heeded(hub, capsys, monkeypatch):
+def test_the_hubs_own_offline_switch_is_respected(hub, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert download(capsys, "var-d16")[0] == 1
     assert not hub.requests
@@ -159,7 +159,7 @@ def test_shipped_models_need_nothing_and_wrong_names_get_the_closest(hub, capsys
 
 
 @pytest.mark.parametrize("revision", ["", "../../x"])
-def test_a_revision_that_is_none_is_refused(hub, capsys, revision):
+def test_an_invalid_revision_is_refused(hub, capsys, revision):
     assert download(capsys, "var-d16", "--revision", revision)[0] == EXIT_USAGE
     assert not hub.requests
 

@@ -18,14 +18,14 @@ pytestmark = pytest.mark.usefixtures("megabyte")
 # ---- connections that break
 
 
-def test_a_connection_cut_in_the_middle_goes_on_where_it_stopped(hub, home, capsys):
+def test_a_broken_connection_resumes_where_it_stopped(hub, home, capsys):
     cut(hub, times=2)
     works(hub, home, capsys)
     ranges = [r.headers.get("Range") for r in hub.seen("GET") if r.path.startswith("/cdn/")]
     assert ranges == [None, "bytes=300000-", "bytes=600000-"]
 
 
-def test_what_came_before_the_hub_died_is_kept_for_the_next_run(hub, home, capsys):
+def test_bytes_received_before_the_hub_failed_are_kept(hub, home, capsys):
     cut(hub, times=1)
     hub.rule(lambda request: request.is_blob and request.reply(500))
     fails(hub, home, capsys, "internal error", "is kept")
@@ -35,7 +35,7 @@ def test_what_came_before_the_hub_died_is_kept_for_the_next_run(hub, home, capsy
     assert hub.seen("GET")[-1].headers["Range"] == "bytes=300000-"
 
 
-def test_a_server_that_never_sends_a_byte_is_given_up(hub, home, capsys):
+def test_retries_of_a_server_that_sends_nothing_are_limited(hub, home, capsys):
     cut(hub, times=99, at=0)
     fails(hub, home, capsys, "no connection")
     assert len([r for r in hub.seen("GET") if r.path.startswith("/cdn/")]) == 1 + hub_module.RETRIES
@@ -52,7 +52,7 @@ def test_a_server_that_ignores_the_range_is_read_from_the_beginning(hub, home, c
     assert len([r for r in hub.seen("GET") if r.path.startswith("/cdn/")]) == 2
 
 
-def test_a_server_that_ignores_the_range_and_always_breaks_off_is_given_up(hub, home, capsys):
+def test_retries_of_a_server_that_ignores_the_range_are_limited(hub, home, capsys):
     @hub.rule
     def breaks(request):
         content = hub.files[VAR, FILE]
@@ -62,7 +62,7 @@ def test_a_server_that_ignores_the_range_and_always_breaks_off_is_given_up(hub, 
 
 
 @pytest.mark.parametrize("span", ["bytes 0-99/100", "bytes 5-1048575/1048576", "bytes 7-", "nonsense", ""])
-def test_a_range_that_was_not_asked_for_is_not_appended(hub, home, capsys, span):
+def test_an_unrequested_range_is_not_appended(hub, home, capsys, span):
     cut(hub, times=1)
 
     @hub.rule
@@ -73,7 +73,7 @@ def test_a_range_that_was_not_asked_for_is_not_appended(hub, home, capsys, span)
     assert partial(home).stat().st_size == 300_000
 
 
-def test_a_partial_file_that_is_longer_than_the_file_is_begun_again(hub, home, capsys):
+def test_a_partial_file_longer_than_the_file_is_restarted(hub, home, capsys):
     cut(hub, times=1)
     hub.rule(lambda request: request.is_blob and request.reply(403))
     fails(hub, home, capsys)
@@ -82,13 +82,13 @@ def test_a_partial_file_that_is_longer_than_the_file_is_begun_again(hub, home, c
     works(hub, home, capsys)
 
 
-def test_a_range_that_the_hub_says_it_has_not_is_begun_again(hub, home, capsys):
+def test_an_unsatisfiable_range_is_restarted(hub, home, capsys):
     cut(hub, times=1)
     hub.rule(lambda request: request.is_blob and "Range" in request.headers and request.reply(416))
     works(hub, home, capsys)
 
 
-def test_a_partial_file_of_other_content_is_noticed_and_deleted(hub, home, capsys):
+def test_a_partial_file_with_other_content_is_deleted(hub, home, capsys):
     cut(hub, times=1)
     hub.rule(lambda request: request.is_blob and request.reply(403))
     fails(hub, home, capsys)
@@ -131,7 +131,7 @@ def test_more_than_the_file_has_is_never_written(hub, home, capsys):
     fails(hub, home, capsys, "came damaged")
 
 
-def test_a_web_page_instead_of_the_file_costs_nothing_that_is_here(hub, home, capsys):
+def test_a_web_page_instead_of_the_file_keeps_the_partial_file(hub, home, capsys):
     cut(hub, times=1)
     page = {"Content-Type": "text/html; charset=utf-8", "Content-Length": None}
     hub.rule(lambda request: request.is_blob and request.reply(200, page, b"<html>log in</html>"))
@@ -139,7 +139,7 @@ def test_a_web_page_instead_of_the_file_costs_nothing_that_is_here(hub, home, ca
     assert partial(home).stat().st_size == 300_000
 
 
-def test_compressed_though_not_asked_for_it_is_unpacked(hub, home, capsys):
+def test_unrequested_compression_is_decoded(hub, home, capsys):
     changed(hub, gzip.compress, Content_Encoding="gzip")
     works(hub, home, capsys)
 
@@ -183,35 +183,35 @@ def test_without_a_sha256_nothing_is_fetched(hub, home, capsys, etag):
     assert not hub.seen("GET")
 
 
-def test_an_etag_of_the_plain_kind_serves_as_well(hub, home, capsys):
+def test_a_plain_etag_with_the_sha256_is_accepted(hub, home, capsys):
     about(hub, drop=("X-Linked-Etag",), ETag=f'"{sha256(hub.files[VAR, FILE])}"')
     works(hub, home, capsys)
 
 
 @pytest.mark.parametrize("commit", [None, "", "main", "../../../x", "c" * 39])
-def test_without_a_commit_it_is_no_hub(hub, home, capsys, commit):
+def test_an_answer_without_a_commit_is_not_a_hub(hub, home, capsys, commit):
     about(hub, X_Repo_Commit=commit)
     fails(hub, home, capsys, "does not answer as a Hugging Face hub")
 
 
-def test_a_web_page_for_every_question_is_no_hub(hub, home, capsys):
+def test_a_login_page_for_every_request_is_not_a_hub(hub, home, capsys):
     hub.rule(lambda request: request.reply(200, {"Content-Type": "text/html"}, b"<html>please log in</html>"))
     fails(hub, home, capsys, "does not answer as a Hugging Face hub", "proxy")
 
 
 @pytest.mark.parametrize("size", [None, "", "many", "-5", "0"])
-def test_a_size_that_is_told_only_with_the_content_is_enough(hub, home, capsys, size):
+def test_a_size_that_comes_only_with_the_content_is_enough(hub, home, capsys, size):
     about(hub, X_Linked_Size=size)
     works(hub, home, capsys)
 
 
 @pytest.mark.parametrize("size", ["1", "1048575", "1048577"])
-def test_a_wrong_size_is_noticed(hub, home, capsys, size):
+def test_a_wrong_size_is_detected(hub, home, capsys, size):
     about(hub, X_Linked_Size=size)
     fails(hub, home, capsys)
 
 
-def test_a_size_that_nobody_tells_is_refused(hub, home, capsys):
+def test_an_unknown_size_is_refused(hub, home, capsys):
     about(hub, drop=("X-Linked-Size",))
     changed(hub, lambda content: content, Content_Length=None)
     fails(hub, home, capsys, "how long the file is")
@@ -221,7 +221,7 @@ def test_a_size_that_nobody_tells_is_refused(hub, home, capsys):
     "location",
     ["LOOP", "http://127.0.0.1:9/x", "http://[::1", "ftp://x/y", "http://h:99999/", "//", "\x7f", "http://é/"],
 )
-def test_redirects_that_lead_nowhere_are_told(hub, home, capsys, location):
+def test_broken_redirects_are_reported(hub, home, capsys, location):
     @hub.rule
     def lost(request):
         return request.reply(302, {"Location": request.path if location == "LOOP" else location})
@@ -234,7 +234,7 @@ def test_a_redirect_loop_between_the_content_servers_ends(hub, home, capsys):
     fails(hub, home, capsys, "cannot download")
 
 
-def test_noise_instead_of_http_is_told(hub, home, capsys):
+def test_noise_instead_of_http_is_reported(hub, home, capsys):
     @hub.rule
     def noise(request):
         request.wfile.write(os.urandom(2000))
@@ -245,7 +245,7 @@ def test_noise_instead_of_http_is_told(hub, home, capsys):
 
 
 @pytest.mark.parametrize("body", [b"[]", b'"x"', b"null", b'{"error": 5}', b"\xff\xfe", b'{"errors": [1]}'])
-def test_an_error_whose_body_is_odd_is_told_all_the_same(hub, home, capsys, body):
+def test_an_error_with_an_unexpected_body_is_reported(hub, home, capsys, body):
     hub.rule(lambda request: request.reply(418, {"Content-Type": "application/json"}, body))
     fails(hub, home, capsys, "418")
 
@@ -271,13 +271,13 @@ def test_an_error_whose_body_is_odd_is_told_all_the_same(hub, home, capsys, body
         (451, {}, ["451"]),
     ],
 )
-def test_a_refusal_is_told_in_words_and_not_repeated(hub, home, capsys, where, status, headers, words):
+def test_a_refusal_is_explained_and_not_retried(hub, home, capsys, where, status, headers, words):
     hub.rule(lambda request: (where == "question" or request.is_blob) and request.reply(status, headers))
     fails(hub, home, capsys, *words)
     assert len(hub.requests) <= 3
 
 
-def test_a_token_that_is_not_let_in_is_told_apart_from_none(hub, home, capsys, monkeypatch):
+def test_a_token_without_access_is_distinguished_from_no_token(hub, home, capsys, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     hub.rule(lambda request: request.reply(403, {"X-Error-Code": "GatedRepo"}))
     assert "hf auth login" not in fails(hub, home, capsys, "is gated", "your token must belong to that account")
@@ -290,7 +290,7 @@ def test_a_wrong_revision_names_it(hub, home, capsys):
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 @pytest.mark.parametrize("where", ["question", "content"])
-def test_a_trouble_that_passes_is_waited_for(hub, home, capsys, status, where):
+def test_a_temporary_error_is_retried(hub, home, capsys, status, where):
     times = []
 
     @hub.rule
@@ -304,14 +304,14 @@ def test_a_trouble_that_passes_is_waited_for(hub, home, capsys, status, where):
     assert err.count("trying again") == 2
 
 
-def test_a_trouble_that_stays_is_told(hub, home, capsys):
+def test_a_permanent_error_is_reported(hub, home, capsys):
     hub.rule(lambda request: request.reply(503))
     fails(hub, home, capsys, "is not available", "503")
     assert len(hub.requests) == 1 + hub_module.RETRIES
 
 
 @pytest.mark.parametrize("where", ["question", "content"])
-def test_the_hub_says_how_long_to_wait(hub, home, capsys, monkeypatch, where):
+def test_retry_after_is_respected(hub, home, capsys, monkeypatch, where):
     slept = []
     monkeypatch.setattr("avarc_cli.zoo.hub.time.sleep", slept.append)
 
@@ -324,13 +324,13 @@ def test_the_hub_says_how_long_to_wait(hub, home, capsys, monkeypatch, where):
     assert slept == [7.0]
 
 
-def test_a_wait_of_hours_is_told_instead_of_waited(hub, home, capsys):
+def test_a_wait_of_hours_is_reported_instead(hub, home, capsys):
     hub.rule(lambda request: request.reply(429, {"Retry-After": "7200"}))
     fails(hub, home, capsys, "too many requests", "7,200 s", "120 min")
     assert len(hub.requests) == 1
 
 
-def test_every_way_to_ask_for_a_pause_is_understood():
+def test_every_rate_limit_header_is_understood():
     asked = hub_module.asked_to_wait
     assert asked({"retry-after": "3"}) == 3
     assert asked({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
@@ -355,12 +355,12 @@ def test_no_network_is_one_message_with_the_address(home, capsys, monkeypatch, u
     assert not in_place(home)
 
 
-def test_a_server_that_does_not_speak_tls_is_told(hub, home, capsys, monkeypatch):
+def test_a_server_without_tls_is_reported(hub, home, capsys, monkeypatch):
     use(hub.url.replace("http:", "https:"), monkeypatch)
     fails(hub, home, capsys, "no connection", "SSL")
 
 
-def test_a_server_that_says_nothing_is_not_waited_for_forever(home, capsys, monkeypatch):
+def test_a_silent_server_times_out(home, capsys, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         use(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
         monkeypatch.setattr(hub_module, "get_hf_file_metadata", lambda url: get_hf_file_metadata(url, timeout=0.2))

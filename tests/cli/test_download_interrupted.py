@@ -18,13 +18,13 @@ pytestmark = pytest.mark.usefixtures("megabyte")
 # ---- the disk
 
 
-def test_space_is_made_sure_of_before_the_first_byte(hub, home, capsys, monkeypatch):
+def test_free_space_is_checked_before_the_first_byte(hub, home, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     fails(hub, home, capsys, "not enough space", "HF_HOME")
     assert not hub.seen("GET")
 
 
-def test_a_disk_that_fills_up_is_told_and_the_rerun_goes_on(hub, home, capsys):
+def test_a_full_disk_is_reported_and_the_rerun_resumes(hub, home, capsys):
     """RLIMIT_FSIZE stands in for the full disk: writes beyond it fail in the same place."""
     done = run("small_disk", 500_000, "download", NAME, env=environment(hub, home))
     assert done.returncode == 1 and "no space left" in done.stderr and "goes on from there" in done.stderr, done.stderr
@@ -33,7 +33,7 @@ def test_a_disk_that_fills_up_is_told_and_the_rerun_goes_on(hub, home, capsys):
     works(hub, home, capsys)
 
 
-def test_a_cache_that_may_not_be_written_is_told(hub, home, capsys):
+def test_an_unwritable_cache_is_reported(hub, home, capsys):
     (home / "hub").write_text("a file where the folder should be")
     code, err = download(capsys)
     assert code == 1 and "cannot write" in err
@@ -66,7 +66,7 @@ def slow(hub):
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9), (signal.SIGTERM, -15)])
-def test_interrupted_or_killed_it_goes_on_from_there(hub, home, capsys, how, code):
+def test_an_interrupted_or_killed_download_resumes(hub, home, capsys, how, code):
     slow(hub)
     process = subprocess.Popen(
         [sys.executable, "-m", "avarc_cli", "download", NAME],

@@ -33,7 +33,7 @@ NEEDY = [
 
 
 @pytest.mark.parametrize("words", NEEDY, ids=lambda words: " ".join(words[:2]))
-def test_without_anybody_to_ask_the_error_names_the_command(hub, capsys, tmp_path, picture, words):
+def test_without_a_terminal_the_error_names_the_command(hub, capsys, tmp_path, picture, words):
     classes = tmp_path / "classes"
     for name in ("goldfish", "tench"):
         (classes / name).mkdir(parents=True)

@@ -45,7 +45,7 @@ def test_a_registered_pair_is_loaded_by_name(both, tiny, capsys):
     assert {"my-var", "my-vq", "digits"} <= set(capsys.readouterr().out.split())
 
 
-def test_a_card_of_ones_own_has_the_facts_of_the_file(both, tiny, capsys):
+def test_a_registered_card_has_the_facts_of_its_file(both, tiny, capsys):
     card = cards.model_card("my-var")
     assert (card.patch_nums, card.num_classes) == (tiny.patch_nums, tiny.meta["config"]["num_classes"])
     assert card.preprocess == "fit" and card.image_size == cards.tokenizer_card("my-vq").image_size
@@ -62,7 +62,7 @@ def test_a_tokenizer_may_be_named_by_its_path(mine, monkeypatch):
     assert load_model("my-var").tokenizer.file == str(mine / "vae.safetensors")
 
 
-def test_what_was_removed_is_unknown_and_its_file_stays(both):
+def test_remove_forgets_the_name_and_keeps_the_file(both):
     assert main(["models", "remove", "my-var"]) == 0
     assert main(["models", "remove", "my-vq"]) == 0
     with pytest.raises(UsageError, match="no model is called"):
@@ -84,7 +84,7 @@ WRONG = [
 ]
 
 
-def test_what_cannot_be_registered_is_told(both, capsys, monkeypatch):
+def test_wrong_requests_register_nothing(both, capsys, monkeypatch):
     monkeypatch.chdir(both)
     before = registered.load()
     for words, said in WRONG:
@@ -95,7 +95,7 @@ def test_what_cannot_be_registered_is_told(both, capsys, monkeypatch):
     assert registered.load() == before
 
 
-def test_scales_of_a_generator_are_its_tokenizers(mine, capsys):
+def test_patch_nums_are_refused_for_a_generator(mine, capsys):
     assert add("my-var", mine / "VAR.pth", "--tokenizer", mine / "vae.safetensors", "--patch-nums", "1,2") == 2
     assert "no use for --patch-nums with --tokenizer" in capsys.readouterr().err
 
@@ -106,7 +106,7 @@ def test_a_tokenizer_that_a_model_reads_is_not_removed(both, capsys):
         assert said in capsys.readouterr().err
 
 
-def test_a_file_that_is_gone_is_told_with_what_to_do(both, capsys):
+def test_a_missing_file_is_reported_with_the_fix(both, capsys):
     (both / "VAR.pth").unlink()
     assert main(["sample", "0", "--out", str(both / "s.png"), "--model", "my-var"]) == 2
     assert "avarc models remove my-var" in capsys.readouterr().err
@@ -115,7 +115,7 @@ def test_a_file_that_is_gone_is_told_with_what_to_do(both, capsys):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}', '{"format": 1, "models": [{}]}', "\0", "é"])
-def test_names_that_cannot_be_read_are_told_with_the_file(capsys, text):
+def test_an_unreadable_registry_is_reported_with_its_file(capsys, text):
     registered.file().parent.mkdir(parents=True)
     registered.file().write_text(text, "latin-1")
     with pytest.raises(AvarcError, match=r"models\.json"):
@@ -124,7 +124,7 @@ def test_names_that_cannot_be_read_are_told_with_the_file(capsys, text):
     assert "models.json" in capsys.readouterr().err
 
 
-def test_names_that_cannot_be_written_are_told(mine, capsys, monkeypatch):
+def test_an_unwritable_registry_is_reported(mine, capsys, monkeypatch):
     shutil.rmtree(mine / "avarc", ignore_errors=True)
     (mine / "avarc").write_text("a file where the folder should be")
     assert add("my-vq", mine / "vae.safetensors") == 1

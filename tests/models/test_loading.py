@@ -52,7 +52,7 @@ def test_missing_misshaped_and_unknown_keys_are_named(tiny):
 
 
 @pytest.mark.parametrize("key", ["class_emb.weight", "lvl_1L", "pos_start", "head.weight", "blocks.0.ffn.fc1.weight"])
-def test_a_file_without_a_telling_tensor_is_no_var(tiny, key):
+def test_a_file_without_a_required_tensor_is_not_a_var(tiny, key):
     tensors = tiny.tensors("var")
     del tensors[key]
     with pytest.raises(CheckpointError, match="VAR"):

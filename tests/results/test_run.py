@@ -36,17 +36,17 @@ def test_when_one_image_is_too_much_its_batch_is_halved():
     assert "batches of 256 tokens instead of 512" in "".join(said)
 
 
-def test_a_machine_without_room_for_one_pair_is_told_so(tmp_path):
+def test_too_little_memory_for_one_pair_is_an_error(tmp_path):
     with pytest.raises(AvarcError, match="not enough memory to score one pair"):
         classify(make_run(SmallModel(0)), RunFolder(tmp_path / "run"))
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory():
+def test_other_errors_are_not_mistaken_for_out_of_memory():
     with pytest.raises(RuntimeError, match="shape"):
         classify(make_run(SmallModel(0, RuntimeError("shape mismatch"))), None)
 
 
-def test_an_interrupted_run_says_what_is_kept_and_goes_on_from_there(tmp_path):
+def test_an_interrupted_run_says_what_is_kept_and_resumes(tmp_path):
     class Impatient(SmallModel):
         def extend(self, state, stop, *, hold):
             if int(state["tokens"][0, 0]) == 3:
@@ -114,7 +114,7 @@ def test_a_finished_run_gives_its_numbers_again(tmp_path):
     assert again.metrics == first.metrics and again.records == first.records
 
 
-def test_values_that_are_no_numbers_stop_the_run(tmp_path):
+def test_nan_scores_stop_the_run(tmp_path):
     class Overflowing(SmallModel):
         def extend(self, state, stop, *, hold):
             return super().extend(state, stop, hold=hold) * float("nan")
@@ -123,13 +123,13 @@ def test_values_that_are_no_numbers_stop_the_run(tmp_path):
         classify(make_run(Overflowing(10**6)), None)
 
 
-def test_lines_hold_no_times_and_metrics_do(tmp_path):
+def test_predictions_contain_no_times_and_metrics_do(tmp_path):
     classify(make_run(SmallModel(10**6)), RunFolder(tmp_path / "run"))
     assert "second" not in (tmp_path / "run" / "predictions.jsonl").read_text()
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["seconds_per_image"] > 0
 
 
-def test_a_run_does_not_take_the_place_of_a_file(tmp_path):
+def test_a_run_does_not_replace_a_file(tmp_path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(UsageError, match="it is not a folder"):
         RunFolder(tmp_path / "run").prepare()

@@ -71,7 +71,7 @@ def test_a_changed_value_of_a_prediction_is_named(folder, field, value):
     assert field in caught.value.why
 
 
-def test_a_journal_and_its_time_that_were_changed_are_named_when_the_run_goes_on(folder):
+def test_a_changed_journal_or_time_is_named_on_resume(folder):
     (folder / "run.json").write_text(json.dumps({"plan": "exhaustive"}))
     (folder / "predictions.jsonl").rename(folder / "predictions.jsonl.part")
     (folder / "seconds.part").write_text("")

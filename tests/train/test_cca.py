@@ -9,7 +9,7 @@ from avarc_cli.errors import UsageError
 from avarc_cli.train.cca import Contrast, adapter_of, student_of
 
 
-def test_the_loss_is_the_papers():
+def test_the_loss_is_that_of_the_paper():
     own, other = [30.0, -10.0], [5.0, -40.0]
 
     def log_sigmoid(x):
@@ -33,7 +33,7 @@ def test_numbers_out_of_range_are_refused(wrong):
         Contrast(**wrong)
 
 
-def test_a_student_begins_as_its_teacher_and_shares_nothing(tiny):
+def test_a_student_starts_equal_to_its_teacher_without_sharing_memory(tiny):
     var = tiny.var()
     whole = student_of(var, 0, torch.Generator())
     assert all(
