@@ -1,25 +1,27 @@
-"""Fixtures: the reference's golden cases, as models in memory and as checkpoints on disk."""
+"""Settings of all tests, and fixtures for the golden cases: as models in memory and as checkpoints on disk."""
 
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import math
 import os
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does
-os.environ["AVARC_HOME"] = tempfile.mkdtemp(prefix="avarc-tests-")  # not the names that this machine's user gave
+os.environ["AVARC_HOME"] = tempfile.mkdtemp(prefix="avarc-tests-")  # without the names this user has registered
 
 import numpy as np
 import pytest
 import torch
+from golden import fill
 from hypothesis import settings
+from torch import Tensor
 
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.models.var.config import read_config
@@ -30,17 +32,15 @@ from avarc_cli.tokenizers.vqvae.network import VQVAE
 
 atexit.register(shutil.rmtree, os.environ["AVARC_HOME"], ignore_errors=True)
 
-# The same examples in every run: a failure belongs to the change that causes it. New ones: HYPOTHESIS_PROFILE=explore.
+pytest_plugins = ["fake_hub"]
+
+# The same examples in every run, so that a failure points to the change; HYPOTHESIS_PROFILE=explore draws new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = ("var_tiny", "var_tiny_shared_aln", "var_tiny_no_qk_norm")
-
-_spec = importlib.util.spec_from_file_location("golden_fill", GOLDEN / "fill.py")
-fill = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fill)
 
 
 def read_var(tensors: dict[str, torch.Tensor], source: str = "the state dict") -> VAR:
@@ -50,22 +50,25 @@ def read_var(tensors: dict[str, torch.Tensor], source: str = "the state dict") -
 
 @dataclass
 class Golden:
-    """One golden file: its arrays, and its weights under the published keys."""
+    """One golden file; golden/fill.py describes the format."""
 
     name: str
-    meta: dict
+    """File name without suffix."""
+    meta: dict[str, Any]
+    """Configuration, seed, scales and keys of the weights, tolerances."""
     arrays: dict[str, np.ndarray]
+    """Inputs, and the outputs of the original implementation."""
 
     @property
     def patch_nums(self) -> tuple[int, ...]:
         return tuple(self.meta["config"]["patch_nums"])
 
     @property
-    def tolerances(self) -> dict:
-        return self.meta["tolerances"]
+    def tolerances(self) -> dict[str, float]:
+        return dict(self.meta["tolerances"])
 
-    def tensors(self, part: str) -> dict[str, torch.Tensor]:
-        """State dict of "var" or "vae", with the buffers that published files carry."""
+    def tensors(self, part: str) -> dict[str, Tensor]:
+        """State dict of "var" or "vae" under the published keys, with the buffers that published files carry."""
         filled = fill.state_dict(self.meta[f"keys_{part}"], self.meta["seed"], self.meta["scales"])
         tensors = {key[4:]: torch.from_numpy(value) for key, value in filled.items()}
         if part == "vae":
@@ -89,10 +92,10 @@ class Golden:
     def likelihood(self) -> VARLikelihood:
         return VARLikelihood(self.var(), self.vqvae().quantize)
 
-    def images(self) -> torch.Tensor:
+    def images(self) -> Tensor:
         return torch.from_numpy(self.arrays["image_uint8"]).permute(0, 3, 1, 2).float() / 255 * 2 - 1
 
-    def tokens(self) -> torch.Tensor:
+    def tokens(self) -> Tensor:
         return torch.from_numpy(self.arrays["tokens"]).long()
 
 
@@ -101,20 +104,20 @@ def load_golden(name: str) -> Golden:
 
 
 @pytest.fixture(scope="session", params=TINY)
-def golden(request) -> Golden:
-    """Every tiny golden case in turn."""
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Each tiny golden case in turn."""
     return load_golden(request.param)
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Golden:
-    """The plain tiny case, where one will do."""
+    """One tiny golden case, for tests that need no more."""
     return load_golden("var_tiny")
 
 
 @pytest.fixture(scope="session")
-def tiny_files(tiny, tmp_path_factory) -> Path:
-    """A folder with VAR.pth, VAE.pth in published form and img/, the PNGs of the golden images."""
+def tiny_files(tiny: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with VAR.pth and VAE.pth in published form, and img/ with the golden images as PNG."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("tiny")

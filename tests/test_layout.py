@@ -39,7 +39,7 @@ def test_the_layouts_of_published_models():
 @pytest.mark.parametrize(
     "values", [{}, {"grids": []}, {"grids": [[0, 1]]}, {"grids": [[1]]}, {"tokens": 0}, {"tokens": "9"}, {"grids": 3}]
 )
-def test_what_is_no_layout_is_refused(values):
+def test_an_invalid_layout_is_refused(values):
     with pytest.raises((KeyError, TypeError, ValueError)):
         TokenLayout.from_dict(values)
 

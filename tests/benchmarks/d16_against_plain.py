@@ -5,7 +5,9 @@ usage: python tests/benchmarks/d16_against_plain.py [ROUNDS]
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +24,10 @@ from avarc_cli.scoring.plan import parse_plan
 from avarc_cli.scoring.scores import score_function
 
 CLASSES = np.arange(10)
+T = TypeVar("T")
 
 
-def timed(function):
+def timed(function: Callable[[], T]) -> tuple[T, float]:
     started = time.perf_counter()
     result = function()
     return result, time.perf_counter() - started

@@ -9,7 +9,9 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +31,7 @@ class Timed:
     def __init__(self, tokenizer: LoadedTokenizer) -> None:
         self._tokenizer, self.seconds = tokenizer, 0.0
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -38,7 +40,7 @@ class Timed:
     def quantize(self, latents: Tensor) -> Tensor:
         return self._count(self._tokenizer.quantize, latents)
 
-    def _count(self, function, argument: Tensor) -> Tensor:
+    def _count(self, function: Callable[[Tensor], Tensor], argument: Tensor) -> Tensor:
         begin = time.perf_counter()
         result = function(argument)
         self.seconds += time.perf_counter() - begin
@@ -56,9 +58,17 @@ def photos(folder: Path, count: int) -> None:
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 8
-    network = VQVAE(PUBLISHED).eval().to(memory_format=torch.channels_last)
+    network = VQVAE(PUBLISHED).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.speed_up()
-    loaded = LoadedTokenizer(network, "random", "random", "0" * 64, "resize-crop", {})
+    loaded = LoadedTokenizer(
+        network=network,
+        family="vqvae",
+        name="random",
+        file="random",
+        sha256="0" * 64,
+        preprocess="resize-crop",
+        layout=network.layout,
+    )
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "img").mkdir()
         photos(Path(folder) / "img", count)

@@ -28,7 +28,7 @@ def main() -> None:
     print(f"latents differ by {(full - half).std() / full.std():.2%} of their standard deviation")
     print(f"tokens changed: {changed_BL.float().mean():.2%}")
     start = 0
-    for side in tokenizer.patch_nums:
+    for side in tokenizer.layout.sides:
         print(f"  scale {side} x {side}: {changed_BL[:, start : start + side * side].float().mean():.2%}")
         start += side * side
 

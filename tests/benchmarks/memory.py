@@ -24,7 +24,7 @@ from conftest import load_golden
 AVARC = [sys.executable, "-m", "avarc_cli", "--quiet"]
 
 
-def peak_of(command):
+def peak_of(command: list[str]) -> tuple[int, int, float]:
     """Exit code, peak bytes and seconds of a command."""
     began = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -32,7 +32,7 @@ def peak_of(command):
     return os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024, time.monotonic() - began
 
 
-def main(classes, limits):
+def main(classes: int, limits: list[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         golden = load_golden("var_d16")

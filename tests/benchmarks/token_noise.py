@@ -7,21 +7,24 @@ usage: python tests/benchmarks/token_noise.py [GOLDEN ...]
 """
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conftest import load_golden
+from conftest import Golden, load_golden
 
-from avarc_cli.layers.precision import PRECISIONS, find
+from avarc_cli.layers.precision import PRECISIONS, Precision, find
 from avarc_cli.models.var.likelihood import VARLikelihood
 
 
-def tf32(x):
+def tf32(x: Tensor) -> Tensor:
     """Rounded to the 10 bits of mantissa that TF32 products see; their sums are float32."""
     return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
@@ -29,7 +32,9 @@ def tf32(x):
 class TF32(TorchFunctionMode):
     """Linears and attention on rounded numbers."""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
         if function is F.linear:
             args = (tf32(args[0].contiguous()), tf32(args[1].contiguous()), *args[2:])
         if function is F.scaled_dot_product_attention:
@@ -37,12 +42,12 @@ class TF32(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def precision_of(name):
+def precision_of(name: str) -> Precision:
     """As this CPU computes it; what it does not have, as written down."""
     return PRECISIONS[name] if name in ("tf32", "fp8") else find(name, torch.device("cpu"))
 
 
-def token_log_prob(golden, precision):
+def token_log_prob(golden: Golden, precision: str) -> Tensor:
     model = VARLikelihood(golden.var().set_precision(precision_of(precision)), golden.vqvae().quantize)
     tokens, classes = golden.tokens(), torch.from_numpy(golden.arrays["classes"]).long()
     pairs = torch.cartesian_prod(torch.arange(len(tokens)), torch.arange(len(classes)))
@@ -50,7 +55,7 @@ def token_log_prob(golden, precision):
     return model.extend(state, len(model.segment_ends), hold=0).view(len(tokens), len(classes), -1)
 
 
-def main(names):
+def main(names: list[str]) -> None:
     for name in names:
         golden = load_golden(name)
         fp32 = token_log_prob(golden, "fp32")

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,10 +18,10 @@ import numpy as np
 IMAGES, TOKENS, VOCABULARY, ROWS = 20_000, 680, 4096, 256
 
 
-def ways() -> dict[str, dict]:
+def ways() -> dict[str, dict[str, Any]]:
     """Name -> arguments of create_dataset. scaleoffset is HDF5's own packing to as many bits as needed."""
-    chunk = {"chunks": True}
-    found = {
+    chunk: dict[str, Any] = {"chunks": True}
+    found: dict[str, dict[str, Any]] = {
         "raw": {},
         "shuffle + LZF": chunk | {"shuffle": True, "compression": "lzf"},
         "shuffle + gzip 1": chunk | {"shuffle": True, "compression": "gzip", "compression_opts": 1},
@@ -34,7 +35,7 @@ def ways() -> dict[str, dict]:
     return found
 
 
-def measure(tokens: np.ndarray, options: dict, path: Path) -> tuple[float, float, float, float]:
+def measure(tokens: np.ndarray, options: dict[str, Any], path: Path) -> tuple[float, float, float, float]:
     """Megabytes; seconds to write all, to read all in order, and to read 64 images in 100 random places."""
     if options.get("chunks"):
         options = options | {"chunks": (ROWS, *tokens.shape[1:])}

@@ -31,7 +31,7 @@ class Clock:
 @pytest.mark.parametrize(
     ("mode", "shown"), [(Mode.HUMAN, "for [b]people[/b]\n"), (Mode.JSON, '{\n  "a": 1\n}\n'), (Mode.QUIET, "a1\n")]
 )
-def test_a_result_goes_to_stdout_in_the_mode_asked_for(capsys, mode, shown):
+def test_a_result_goes_to_stdout_in_the_requested_mode(capsys, mode, shown):
     console.configure(mode=mode)
     console.result({"a": 1}, "for [b]people[/b]", brief="a1")
     assert capsys.readouterr() == (shown, "")
@@ -46,7 +46,7 @@ def test_notes_are_left_out_when_quiet_and_warnings_are_not(capsys):
     assert capsys.readouterr() == ("", "by the way\nwarning: careful\nwarning: careful\n")
 
 
-def test_json_takes_what_results_are_made_of(capsys):
+def test_json_converts_the_types_of_results(capsys):
     @dataclasses.dataclass
     class Score:
         value: float
@@ -73,7 +73,7 @@ def test_json_takes_what_results_are_made_of(capsys):
     }
 
 
-def test_control_characters_and_broken_names_are_shown_not_obeyed(capsys):
+def test_control_characters_and_broken_names_are_escaped(capsys):
     console.note("a\x1b[31mb\udcffc")
     assert capsys.readouterr().err == "a\\x1b[31mb\\udcffc\n"
 
@@ -83,7 +83,7 @@ def test_long_lines_are_not_wrapped(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_table_shows_cells_as_they_are_and_numbers_stand_right(capsys):
+def test_table_cells_are_not_markup_and_numbers_are_right_aligned(capsys):
     console.result({}, console.table("T", ["name", "n"], [["[red]a[/red]", 5], ["b", 1000], ["c", None]]))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines[3] == "[red]a[/red]     5"
@@ -98,7 +98,7 @@ def test_a_table_in_a_pipe_is_as_wide_as_its_cells(capsys, monkeypatch):
     assert f"{'x' * 60}  {'y' * 60}" in capsys.readouterr().out
 
 
-def test_fields_and_stack_put_one_thing_below_another(capsys):
+def test_fields_and_stack_are_printed_line_by_line(capsys):
     console.result({}, console.stack(console.fields("T", {"a": 1}), "[end]"))
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == ["T", "a  1", "", "[end]"]
 
@@ -114,11 +114,11 @@ def test_fields_and_stack_put_one_thing_below_another(capsys):
         (11400, "3 h 10 min"),
     ],
 )
-def test_durations_are_said_in_words(seconds, words):
+def test_durations_are_written_in_words(seconds, words):
     assert console.duration(seconds) == words
 
 
-def test_progress_in_a_log_is_a_line_now_and_then(capsys):
+def test_progress_in_a_log_is_an_occasional_line(capsys):
     clock = Clock()
     with console.progress("encoding [b]", 1000, clock=clock) as bar:
         bar.update(400)  # a resumed run: what was done before is not speed
@@ -132,7 +132,7 @@ def test_progress_in_a_log_is_a_line_now_and_then(capsys):
     ]
 
 
-def test_progress_learns_its_total_and_slow_work_is_told_in_seconds_each(capsys):
+def test_progress_accepts_a_late_total_and_shows_slow_work_in_seconds_per_item(capsys):
     clock = Clock()
     with console.progress("scoring", None, unit="images", clock=clock) as bar:
         for done in range(4):

@@ -1,4 +1,4 @@
-"""The embedded model: the demo, the Python API, and what the package ships."""
+"""`avarc demo`: every plan on the embedded model and its held-out digits."""
 
 import json
 from pathlib import Path
@@ -7,49 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avarc_cli import load_classifier
 from avarc_cli.cli import main
-from avarc_cli.errors import AvarcError, UnreadableImage, UsageError
-from avarc_cli.zoo.local_files import ASSETS
-
-TEST_IMAGES = ASSETS / "digits" / "test"
-
-
-@pytest.fixture(scope="module")
-def classifier():
-    return load_classifier("digits")
-
-
-def test_three_lines_of_python_classify_an_image(classifier):
-    image = sorted((TEST_IMAGES / "7").iterdir())[0]
-    prediction = classifier.classify(str(image))
-    assert prediction.name == "7" and prediction.probability > 0.5
-    names, probabilities = zip(*prediction.top(10), strict=True)
-    assert sorted(names) == list("0123456789") and sum(probabilities) == pytest.approx(1)
-    assert list(probabilities) == sorted(probabilities, reverse=True)
-
-
-def test_several_images_come_back_in_order(classifier):
-    images = [sorted((TEST_IMAGES / digit).iterdir())[1] for digit in "90"]
-    assert [p.name for p in classifier.classify_all(images)] == ["9", "0"]
-
-
-def test_what_cannot_be_read_is_an_avarc_error(classifier, tmp_path):
-    (tmp_path / "x.png").write_text("no image")
-    good = sorted((TEST_IMAGES / "7").iterdir())[0]
-    with pytest.raises(AvarcError, match=r"x\.png"):
-        classifier.classify(tmp_path / "x.png")
-    with pytest.raises(UnreadableImage, match=r"x\.png"):
-        classifier.classify_all([good, tmp_path / "x.png"])
-    with pytest.raises(UsageError, match="does not exist"):
-        classifier.classify(tmp_path / "nowhere.png")
-
-
-def test_the_assets_are_360_images_and_small_weights():
-    images = list(TEST_IMAGES.rglob("*.png"))
-    assert len(images) == 360 and {p.parent.name for p in images} == set("0123456789")
-    weights = sum(p.stat().st_size for p in (ASSETS / "digits").glob("*.safetensors"))
-    assert weights <= 12e6
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def test_json_says_the_same(capsys):
     assert all(choice["why"] for choice in report["choices"])
 
 
-def test_a_gpu_is_picked_where_there_is_one(gpu, capsys):
+def test_an_available_gpu_is_chosen(gpu, capsys):
     assert environment.choices()[0].picked == environment.devices()[0].name == "cuda:0"
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
@@ -57,7 +57,7 @@ def test_a_gpu_is_picked_where_there_is_one(gpu, capsys):
 
 
 @pytest.mark.parametrize(("built", "why"), [(None, "built without CUDA"), ("12.8", "no usable GPU or driver")])
-def test_the_reason_for_the_cpu_is_told(monkeypatch, built, why):
+def test_the_reason_for_choosing_the_cpu_is_shown(monkeypatch, built, why):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", built)
     device = environment.choices()[0]
@@ -65,7 +65,7 @@ def test_the_reason_for_the_cpu_is_told(monkeypatch, built, why):
     assert why in device.why
 
 
-def test_memory_is_the_containers_where_that_is_less(tmp_path, monkeypatch):
+def test_memory_is_limited_by_the_container(tmp_path, monkeypatch):
     whole = environment.memory()
     limit, none = tmp_path / "memory.max", tmp_path / "unlimited"
     limit.write_text("1048576\n")

@@ -158,7 +158,7 @@ def test_the_dataset_chooses_the_candidates_unless_the_user_does():
     assert len(classifier(LabelSpace("two", ("a", "b"), ("a", "b")), dataset="imagenet-r").candidates) == 2
 
 
-def test_classify_tells_the_classifier_which_dataset_it_is(objectnet, models, tmp_path, monkeypatch):
+def test_classify_passes_the_dataset_to_the_classifier(objectnet, models, tmp_path, monkeypatch):
     """Of images and of a cache alike: the tiny model has too few classes to see it in the candidates."""
     asked = []
 

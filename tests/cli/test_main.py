@@ -55,7 +55,7 @@ def test_debug_shows_the_traceback_above_the_message(failing, capsys, monkeypatc
     assert err.index("raise error") < err.index("error: this is a bug")
 
 
-def test_a_refusal_of_the_machine_is_not_called_a_bug(failing, capsys):
+def test_an_operating_system_error_is_not_called_a_bug(failing, capsys):
     failing(OSError(28, "No space left on device", "/data/t.h5"))
     assert main(["models"]) == 1
     assert capsys.readouterr().err.startswith("error: No space left on device: /data/t.h5\n")
@@ -75,7 +75,7 @@ def test_wrong_usage_ends_with_2_on_stderr(capsys, words):
     assert "Usage: avarc" in err
 
 
-def test_a_reader_that_leaves_early_is_not_an_error_message():
+def test_a_closed_pipe_prints_no_error():
     process = subprocess.Popen(
         [sys.executable, "-m", "avarc_cli", "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -84,6 +84,6 @@ def test_a_reader_that_leaves_early_is_not_an_error_message():
     assert process.wait() == 1
 
 
-def test_the_version_is_told_in_every_mode(capsys):
+def test_version_is_printed(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"avarc {__version__}\n"

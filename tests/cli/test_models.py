@@ -27,7 +27,7 @@ def test_the_list_names_every_card_with_its_facts(capsys):
 
 
 @pytest.mark.parametrize("name", ["digits", "var-d16", "var-vqvae-512"])
-def test_one_card_is_shown_whole(capsys, name):
+def test_show_prints_the_whole_card(capsys, name):
     card = cards.any_card(name)
     out = shown(capsys, "models", "show", name)
     assert card.license in out

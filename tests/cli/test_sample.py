@@ -11,7 +11,7 @@ from avarc_cli.loading import load_model
 from avarc_cli.sampling import Sampling, draw
 
 
-def test_more_pictures_and_other_classes_change_none_that_were_drawn():
+def test_an_image_depends_on_its_class_and_number_only():
     model = load_model("digits")
     few, many = draw(model, [3], 2, Sampling(seed=1)), draw(model, [8, 3], 4, Sampling(seed=1))
     assert few.shape == (1, 2, 16, 16, 3) and few.dtype == np.uint8
@@ -19,7 +19,7 @@ def test_more_pictures_and_other_classes_change_none_that_were_drawn():
     assert not np.array_equal(few, draw(model, [3], 2, Sampling(seed=2)))
 
 
-def test_what_is_drawn_of_a_class_is_classified_as_that_class(tmp_path):
+def test_images_drawn_of_a_class_are_classified_as_that_class(tmp_path):
     model = load_model("digits")
     classes = [0, 4, 7]
     for class_id, row in zip(classes, draw(model, classes, 4, Sampling()), strict=True):
@@ -38,7 +38,7 @@ def test_classes_can_be_given_names(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["classes"] == ["digit 3"]
 
 
-def test_the_picture_has_one_row_a_class(tmp_path, capsys):
+def test_the_picture_has_one_row_per_class(tmp_path, capsys):
     out = tmp_path / "grid.png"
     assert main(["sample", "3", "1", "--count", "5", "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["classes"] == ["3", "1"]
@@ -60,7 +60,7 @@ def test_the_picture_has_one_row_a_class(tmp_path, capsys):
         (["3", "--out", "x.png", "--model", "digits-vqvae"], "is a tokenizer"),
     ],
 )
-def test_what_cannot_be_drawn_is_said_and_leaves_nothing(tmp_path, monkeypatch, capsys, options, message):
+def test_wrong_requests_write_nothing(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
     assert main(["sample", *options]) == 2
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -1,31 +1,24 @@
 """avarc tune and classify --plan FILE through the command line, on the tiny golden model."""
 
+import itertools
 import json
 import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from small_datasets import noise
 
 from avarc_cli.cli import main
+from avarc_cli.models.var.likelihood import VARLikelihood
 
 IMAGES = 24
-
-
-@pytest.fixture(scope="module")
-def models(tiny_files):
-    return ["--model", str(tiny_files / "VAR.pth"), "--tokenizer", str(tiny_files / "VAE.pth")]
 
 
 @pytest.fixture(scope="module")
 def cache(models, tmp_path_factory):
     """Noise in folders named by class number, with two neighbours each."""
     folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for i in range(IMAGES):
-        path = folder / "img" / str(i % 4) / f"{i:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    noise(folder / "img", IMAGES)
     command = ["encode", str(folder / "img"), *models, "--preprocess", "none", "--samples", "3"]
     assert main([*command, "--out", str(folder / "t.h5")]) == 0
     return folder / "t.h5"
@@ -46,7 +39,7 @@ def lines(run):
     return [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
 
 
-def test_a_tuned_plan_agrees_as_promised_and_costs_what_it_said(cache, models, plan, tmp_path):
+def test_a_tuned_plan_agrees_as_guaranteed_at_the_reported_cost(cache, models, plan, tmp_path):
     assert classify(cache, models, tmp_path / "all") == 0
     assert classify(cache, models, tmp_path / "tuned", "--plan", plan, "--save-json") == 0
     said = json.loads(plan.read_text())
@@ -89,40 +82,27 @@ def test_smoothed_scores_get_margins_too_and_held_out_images_are_measured(cache,
     assert main(["classify", str(cache), *models, "--plan", str(tmp_path / "plan.json"), "--score", "pmi"]) == 0
 
 
-def test_other_images_may_be_measured_on(cache, models, tmp_path, capsys):
+def test_agreement_can_be_measured_on_other_images(cache, models, tmp_path, capsys):
     command = ["--json", "tune", str(cache), *models, "--agreement", "0.8", "--evaluate", str(cache)]
     assert main([*command, "--out", str(tmp_path / "plan.json")]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["held_out"]["agreement"] == shown["calibration"]["agreement"]
 
 
-def test_tuning_goes_on_where_it_was_interrupted(cache, models, plan, tmp_path, monkeypatch, capsys):
-    from avarc_cli.results import run as run_module
+def test_an_interrupted_tuning_resumes(cache, models, plan, tmp_path, monkeypatch, capsys):
+    extend, calls = VARLikelihood.extend, itertools.count()
 
-    scored = []
-    whole = run_module._Session.score_next_group
-
-    def stop_after_two(self):
-        if len(scored) == 2:
+    def stop_half_way(*args, **options):
+        if next(calls) == 6:
             raise KeyboardInterrupt
-        scored.append(1)
-        whole(self)
+        return extend(*args, **options)
 
-    command = [
-        "tune",
-        str(cache),
-        *models,
-        "--agreement",
-        "0.9",
-        "--batch-size",
-        "20",
-        "--out",
-        str(tmp_path / "p.json"),
-    ]
+    words = ["--agreement", "0.9", "--batch-size", "20", "--out", str(tmp_path / "p.json")]
+    command = ["tune", str(cache), *models, *words]
     with monkeypatch.context() as patched:
-        patched.setattr(run_module._Session, "score_next_group", stop_after_two)
+        patched.setattr(VARLikelihood, "extend", stop_half_way)
         assert main(command) == 130
-    assert "images are kept" in capsys.readouterr().err and not (tmp_path / "p.json").exists()
+    assert "12 of 24 images are kept" in capsys.readouterr().err and not (tmp_path / "p.json").exists()
     assert main(["--quiet", *command]) == 0
     assert json.loads((tmp_path / "p.json").read_text())["plan"] == json.loads(plan.read_text())["plan"]
     assert [p.name for p in tmp_path.iterdir()] == ["p.json"]
@@ -140,14 +120,14 @@ def test_tuning_goes_on_where_it_was_interrupted(cache, models, plan, tmp_path, 
         (["--agreement", "0.9", "--hold-out", "2", "--evaluate", "x.h5"], "exclude each other"),
     ],
 )
-def test_what_cannot_be_promised_is_refused(cache, models, tmp_path, capsys, options, says):
+def test_an_impossible_guarantee_is_refused(cache, models, tmp_path, capsys, options, says):
     assert main(["tune", str(cache), *models, *options, "--out", str(tmp_path / "plan.json")]) == 2
     out, err = capsys.readouterr()
     assert out == "" and says in err and "Traceback" not in err and not (tmp_path / "plan.json").exists()
 
 
 @pytest.mark.parametrize("name", ["plan", "plan.txt", "none/plan.json", "folder.json"])
-def test_a_place_where_classify_would_not_find_the_plan_is_refused_first(models, tmp_path, capsys, name):
+def test_an_output_path_that_classify_could_not_read_is_refused_first(models, tmp_path, capsys, name):
     (tmp_path / "folder.json").mkdir()
     assert main(["tune", "none.h5", *models, "--out", str(tmp_path / name)]) == 2
     assert f"cannot write '{tmp_path / name}'" in capsys.readouterr().err
@@ -161,7 +141,7 @@ def test_a_place_where_classify_would_not_find_the_plan_is_refused_first(models,
         (["--save-likelihood"], "exhaustive"),
     ],
 )
-def test_a_plan_is_refused_where_its_promise_would_break(cache, models, plan, tmp_path, capsys, options, says):
+def test_a_plan_is_refused_where_its_guarantee_would_not_hold(cache, models, plan, tmp_path, capsys, options, says):
     assert classify(cache, models, tmp_path / "run", "--plan", plan, *options) == 2
     assert says in capsys.readouterr().err and not (tmp_path / "run").exists()
 

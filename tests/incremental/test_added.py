@@ -98,14 +98,14 @@ def test_unconditional_is_no_added_class_and_scores_as_before(tiny):
     assert model.adapter(ids).tolist() == [0, 0, 1, 2, 0]
 
 
-def test_pairs_of_two_adapters_in_one_batch_are_a_mistake(tiny):
+def test_pairs_of_two_adapters_in_one_batch_are_an_error(tiny):
     base = base_model(tiny)
     model = AddedClassesModel(base, [added(base, "lora")])
     with pytest.raises(ValueError, match=r"adapters \[0, 1\]"):
         model.begin(tiny.tokens()[:1], torch.tensor([0, 0]), torch.tensor([0, base.num_classes]))
 
 
-def test_a_kept_prefix_goes_on_to_the_same_scores(tiny):
+def test_extending_a_cached_prefix_gives_the_same_scores(tiny):
     base = base_model(tiny)
     model, new = AddedClassesModel(base, [added(base, "lora")]), base.num_classes
     tokens, last = tiny.tokens(), len(base.segment_ends)
@@ -129,7 +129,7 @@ def test_an_added_class_is_sampled_by_its_own_model(tiny):
     assert torch.equal(mixed[1:2], draw(model.models[1], [0, 0])[1:2])
 
 
-def test_guidance_leads_an_added_class_away_from_unconditional(tiny):
+def test_guidance_applies_to_added_classes(tiny):
     """An addition that is still a copy of class 4 is drawn as class 4 is, guidance included."""
     base = base_model(tiny)
     generator = torch.Generator().manual_seed(0)

@@ -52,7 +52,7 @@ def test_it_starts_from_the_class_under_which_the_images_are_likeliest(base, exa
     assert closest_class(base, examples.tokens[:, 0], CPU) == means.argmax()
 
 
-def test_training_that_no_longer_helps_is_stopped_and_undone(base, examples):
+def test_early_stopping_restores_the_best_weights(base, examples):
     """The held-out images have nothing in common with the others: learning those soon harms these."""
     tokens = examples.tokens.clone()
     tokens[validation_split(10, 0)] = (tokens[validation_split(10, 0)] + 31) % 64
@@ -111,7 +111,7 @@ class FakeTokenizer:
         self.preprocess = preprocess
 
 
-def test_what_is_not_said_suits_the_images():
+def test_default_augmentations_depend_on_the_preprocessing():
     photos, drawings = FakeTokenizer("resize-crop"), FakeTokenizer("fit")
     assert (Variation().changes(photos).mode, Variation().changes(photos).flip) == ("crop", True)
     assert (Variation().changes(drawings).mode, Variation().changes(drawings).flip) == ("affine", False)

@@ -41,7 +41,7 @@ def test_classes_may_come_in_any_order():
     assert m.overall == 1.0 and np.nanmin(m.matrix) == 1.0
 
 
-def test_an_offset_takes_back_a_class_that_wins_everything():
+def test_an_offset_corrects_a_class_that_wins_everything():
     rng = np.random.default_rng(0)
     label = np.arange(3).repeat(50)
     scores = 10 * np.eye(3)[label] + rng.normal(0, 3, (150, 3))

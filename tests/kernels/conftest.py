@@ -5,7 +5,7 @@ modules are imported, so they are imported here. Then it is unset, and set again
 it: all others, and the processes they start, see a machine that cannot run Triton, as users do.
 """
 
-import importlib
+import importlib.util
 import os
 import pkgutil
 from typing import NamedTuple
@@ -45,30 +45,31 @@ TRITON_HALF = [
 
 
 @pytest.fixture(params=[TORCH, TRITON, *TRITON_HALF])
-def target(request, monkeypatch) -> Target:
+def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Target:
     """Each backend and dtype: the torch backend on the CPU, the Triton kernels on a GPU where there is one."""
-    return _target(*request.param, monkeypatch)
+    return _target(request.param, monkeypatch)
 
 
 @pytest.fixture(params=[TORCH, TRITON])
-def float32_target(request, monkeypatch) -> Target:
+def float32_target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Target:
     """Each backend, for tests in which the dtype does not matter."""
-    return _target(*request.param, monkeypatch)
+    return _target(request.param, monkeypatch)
 
 
 @pytest.fixture(params=[TRITON, *TRITON_HALF])
-def triton_target(request, monkeypatch) -> Target:
+def triton_target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Target:
     """The Triton backend in each dtype."""
-    return _target(*request.param, monkeypatch)
+    return _target(request.param, monkeypatch)
 
 
 @pytest.fixture(params=[TRITON])
-def triton_device(request, monkeypatch) -> str:
+def triton_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The device of the Triton backend, for tests in which the dtype does not matter."""
-    return _target(*request.param, monkeypatch).device
+    return _target(request.param, monkeypatch).device
 
 
-def _target(backend: str, dtype: torch.dtype, monkeypatch) -> Target:
+def _target(choice: tuple[str, torch.dtype], monkeypatch: pytest.MonkeyPatch) -> Target:
+    backend, dtype = choice
     if backend == "triton" and not HAS_GPU:
         monkeypatch.setenv("TRITON_INTERPRET", "1")
     return Target(backend, "cuda" if backend == "triton" and HAS_GPU else "cpu", dtype)

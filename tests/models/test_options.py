@@ -1,20 +1,15 @@
 """--kernels and --memory: what they choose, what they refuse, what run.json says."""
 
-import json
-
 import pytest
 import torch
 
-from avarc_cli.cli import main
 from avarc_cli.devices import pick_kernels
 from avarc_cli.errors import UsageError
 from avarc_cli.loading import load_model
 from avarc_cli.scoring.batching import auto_tokens
 from avarc_cli.scoring.plan import parse_plan
-from avarc_cli.zoo.local_files import ASSETS
 
 CPU = torch.device("cpu")
-IMAGE = sorted((ASSETS / "digits" / "test" / "7").iterdir())[0]
 
 
 def test_auto_is_torch_on_a_cpu_and_triton_is_refused_there(monkeypatch):
@@ -24,15 +19,6 @@ def test_auto_is_torch_on_a_cpu_and_triton_is_refused_there(monkeypatch):
         pick_kernels("triton", CPU)
     with pytest.raises(UsageError):
         pick_kernels("cuda", CPU)
-
-
-def test_a_run_in_int8_says_what_it_ran(tmp_path):
-    assert (
-        main(["classify", str(IMAGE), "--precision", "int8", "--memory", "2GiB", "--out", str(tmp_path / "run")]) == 0
-    )
-    asked = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert (asked["precision"], asked["kernels"]) == ("int8", "torch")
-    assert "scaled_dot_product_attention" in asked["attention"]
 
 
 def test_less_memory_means_smaller_batches_and_too_little_is_refused():

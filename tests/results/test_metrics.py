@@ -62,7 +62,7 @@ def test_survivors_share_what_their_stage_left_them():
     assert both == pytest.approx(np.array([expected, [1 / 8, 2 / 8, 5 / 8]])), "an image decided after one stage"
 
 
-def test_a_temperature_evens_the_posterior_out():
+def test_a_temperature_flattens_the_posterior():
     assert posterior(np.log([[1, 4, 25]]), temperature=2.0) == pytest.approx([1 / 8, 2 / 8, 5 / 8])
 
 

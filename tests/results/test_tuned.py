@@ -35,7 +35,7 @@ def test_what_is_written_is_read_again(path):
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_any_damage_is_told_and_never_used(path, data):
+def test_any_damage_is_detected(path, data):
     whole = path.read_bytes()
     cut = data.draw(st.integers(0, len(whole) - 1))
     byte = data.draw(st.integers(0, 255))
@@ -57,13 +57,13 @@ def json_equal(a, b):
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "null", '{"sha256": 1}', '{"sha256": 1, "format": "x"}'])
-def test_what_is_no_plan_is_one_message(tmp_path, content):
+def test_a_file_that_is_not_a_plan_is_refused(tmp_path, content):
     (tmp_path / "plan.json").write_text(content)
     with pytest.raises(AvarcError, match=r"cannot use the plan|another format"):
         tuned.read(tmp_path / "plan.json")
 
 
-def test_a_margin_changed_by_hand_has_no_promise(path):
+def test_a_margin_changed_by_hand_is_refused(path):
     path.write_text(path.read_text().replace("7.125", "1.125"))
     with pytest.raises(AvarcError, match="not what was tuned"):
         tuned.read(path)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from results.test_run import Small, make_run
+from small_run import SmallModel, make_run
 
 from avarc_cli.errors import AvarcError
 from avarc_cli.results.folder import RunFolder
@@ -21,7 +21,7 @@ PROTOCOL = {
 
 @pytest.fixture
 def folder(tmp_path):
-    classify(make_run(Small(10**6)), RunFolder(tmp_path / "run"))
+    classify(make_run(SmallModel(10**6)), RunFolder(tmp_path / "run"))
     asked = json.loads((tmp_path / "run/run.json").read_text())
     (tmp_path / "run/run.json").write_text(json.dumps(asked | PROTOCOL))
     return tmp_path / "run"
@@ -71,13 +71,13 @@ def test_a_changed_value_of_a_prediction_is_named(folder, field, value):
     assert field in caught.value.why
 
 
-def test_a_journal_and_its_time_that_were_changed_are_named_when_the_run_goes_on(folder):
+def test_a_changed_journal_or_time_is_named_on_resume(folder):
     (folder / "run.json").write_text(json.dumps({"plan": "exhaustive"}))
     (folder / "predictions.jsonl").rename(folder / "predictions.jsonl.part")
     (folder / "seconds.part").write_text("")
     with pytest.raises(AvarcError, match=r"seconds\.part' is damaged"):
-        classify(make_run(Small(10**6)), RunFolder(folder))
+        classify(make_run(SmallModel(10**6)), RunFolder(folder))
     (folder / "seconds.part").unlink()
     (folder / "predictions.jsonl.part").write_text("5\n" * 10)
     with pytest.raises(AvarcError, match="line 1' is damaged"):
-        classify(make_run(Small(10**6)), RunFolder(folder))
+        classify(make_run(SmallModel(10**6)), RunFolder(folder))

@@ -5,8 +5,8 @@ import os
 
 import pytest
 import torch
+from fake_hub import sha256, weights
 from safetensors.torch import save_file
-from zoo.conftest import sha256, weights
 
 from avarc_cli.errors import AvarcError, CheckpointError
 from avarc_cli.zoo import checkpoint, paths, weights_index

@@ -23,7 +23,7 @@ def run(tmp_path_factory, request):
     return folder
 
 
-def test_the_five_lines_of_the_manual_rebuild_the_accuracy(run, tmp_path):
+def test_the_example_in_the_docs_gives_the_accuracy(run, tmp_path):
     assert main(["export", str(run / "run"), "--out", str(tmp_path / "all.npz")]) == 0
     file = np.load(tmp_path / "all.npz")
     predicted = file["counts_as"][file["log_likelihood"].argmax(axis=1)]
@@ -48,7 +48,7 @@ def test_all_formats_hold_the_same_tokens(run, tmp_path):
         assert all(np.array_equal(one[key], saved[key]) for key in saved if key != "gt_labels")
 
 
-def test_parquet_holds_lists_and_says_what_they_are_of(run, tmp_path):
+def test_parquet_holds_lists_with_their_candidates(run, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet", reason="needs avarc[data]")
     for name in ("some.npz", "some.parquet"):
         assert main(["export", str(run / "run"), "--classes", "7,2", "--out", str(tmp_path / name)]) == 0
@@ -58,7 +58,7 @@ def test_parquet_holds_lists_and_says_what_they_are_of(run, tmp_path):
     assert table["gt_label"].to_pylist() == npz["gt_label"].tolist()
 
 
-def test_a_cache_is_scored_for_the_classes_that_are_asked(run, tmp_path):
+def test_a_cache_is_scored_for_the_requested_classes(run, tmp_path):
     assert main(["export", str(run / "t.h5"), "--classes", "2,7", "--out", str(tmp_path / "cache.npz")]) == 0
     assert main(["export", str(run / "run"), "--classes", "2,7", "--out", str(tmp_path / "run.npz")]) == 0
     ours, theirs = np.load(tmp_path / "cache.npz"), np.load(tmp_path / "run.npz")
@@ -74,14 +74,14 @@ def test_classes_can_be_given_names(run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["out", "out.npz", "out.h5"])
-def test_an_export_replaces_nothing_that_is_there(run, tmp_path, capsys, name):
+def test_an_export_overwrites_nothing(run, tmp_path, capsys, name):
     out = tmp_path / name
     assert main(["export", str(run / "run"), "--out", str(out)]) == 0
     assert main(["export", str(run / "run"), "--out", str(out)]) == 2
     assert "exists already" in capsys.readouterr().err and out.exists()
 
 
-def test_a_run_of_another_version_says_what_it_does_not_tell(run, tmp_path, capsys):
+def test_a_run_of_another_version_names_the_missing_field(run, tmp_path, capsys):
     assert main(["classify", str(run / "t.h5"), "--save-json", "--out", str(tmp_path / "run")]) == 0
     protocol = json.loads((tmp_path / "run" / "run.json").read_text())
     del protocol["candidate_ids"]
@@ -99,7 +99,7 @@ def test_a_run_of_another_version_says_what_it_does_not_tell(run, tmp_path, caps
         (["--out", "x.npz", "--classes", "0-9"], "not classes of"),
     ],
 )
-def test_what_cannot_be_exported_is_said(run, tmp_path, monkeypatch, capsys, options, message):
+def test_wrong_requests_export_nothing(run, tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
     assert main(["export", str(run / "run"), *options]) == 2
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())

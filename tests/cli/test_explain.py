@@ -19,11 +19,6 @@ from avarc_cli.tokens import encode, read
 
 
 @pytest.fixture(scope="module")
-def models(tiny_files):
-    return ["--model", str(tiny_files / "VAR.pth"), "--tokenizer", str(tiny_files / "VAE.pth")]
-
-
-@pytest.fixture(scope="module")
 def folder(tiny_files, tiny, tmp_path_factory):
     """Six images in folders named by class number; the first is a golden one, in the folder of its right class."""
     root = tmp_path_factory.mktemp("data") / "img"

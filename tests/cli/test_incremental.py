@@ -79,12 +79,12 @@ def test_a_stopped_run_goes_on_to_the_same_result(setting, finished, tmp_path, m
     assert banks[0] == banks[1], "with the digests of what was learnt"
 
 
-def test_the_shape_of_a_base_that_is_given_is_refused(setting, tmp_path, capsys):
+def test_base_shape_options_are_refused_with_a_given_model(setting, tmp_path, capsys):
     assert run(setting, tmp_path / "a", "--model", "x.safetensors", "--base-steps", "9", "--base-depth", "2") == 2
     assert "no use for --base-steps, --base-depth with --model" in capsys.readouterr().err
 
 
-def test_a_model_of_ones_own_must_know_the_base_and_nothing_else(setting, finished, tmp_path, capsys):
+def test_a_given_model_must_know_the_base_classes_and_no_later_ones(setting, finished, tmp_path, capsys):
     own = ["--model", finished / "base.safetensors", "--steps", "2"]
     assert run(setting, tmp_path / "a", *own) == 0
     words = ["incremental", setting.cache, "--base", "amber", "--tasks", "blue", "--out", tmp_path / "b", *own]
@@ -129,7 +129,7 @@ def test_an_unreadable_image_is_listed_and_the_rest_is_done(setting, tmp_path, c
     assert (tmp_path / "run" / "incremental.json").exists()
 
 
-def test_folders_named_train_and_test_are_taken_as_such(setting, tmp_path):
+def test_folders_named_train_and_test_are_the_split(setting, tmp_path):
     for part, images in (("train", range(4)), ("test", range(4, 6))):
         for colour in ("amber", "blue", "coral", "dark"):
             (tmp_path / "data" / part / colour).mkdir(parents=True)

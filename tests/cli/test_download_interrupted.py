@@ -1,4 +1,4 @@
-"""Full disks, Ctrl-C, kills and other processes: downloads continue, and no unverified file is installed."""
+"""Full disks, Ctrl-C, kills and other processes: what is here is kept, and nothing wrong is ever in place."""
 
 import os
 import shutil
@@ -8,8 +8,9 @@ import sys
 import time
 
 import pytest
-from zoo.conftest import VAR
-from zoo.faults import FILE, NAME, download, fails, installed, partial, works
+from download_faults import FILE, NAME, download, fails, installed, partial, works
+from fake_hub import VAR
+from programs import run
 
 pytestmark = pytest.mark.usefixtures("megabyte")
 
@@ -17,22 +18,15 @@ pytestmark = pytest.mark.usefixtures("megabyte")
 # ---- the disk
 
 
-def test_space_is_checked_before_the_first_byte(hub, home, capsys, monkeypatch):
+def test_free_space_is_checked_before_the_first_byte(hub, home, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     fails(hub, home, capsys, "not enough space", "HF_HOME")
     assert not hub.seen("GET")
 
 
-def test_a_full_disk_is_reported_and_the_next_run_continues(hub, home, capsys):
-    """RLIMIT_FSIZE simulates the full disk: writes beyond it fail in the same place."""
-    code = (
-        "import resource, signal, sys\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"
-        "from avarc_cli.cli import main\n"
-        f"sys.exit(main(['download', '{NAME}']))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=environment(hub, home), capture_output=True, text=True)
+def test_a_full_disk_is_reported_and_the_rerun_resumes(hub, home, capsys):
+    """RLIMIT_FSIZE stands in for the full disk: writes beyond it fail in the same place."""
+    done = run("small_disk", 500_000, "download", NAME, env=environment(hub, home))
     assert done.returncode == 1 and "no space left" in done.stderr and "continues from there" in done.stderr, (
         done.stderr
     )
@@ -41,7 +35,7 @@ def test_a_full_disk_is_reported_and_the_next_run_continues(hub, home, capsys):
     works(hub, home, capsys)
 
 
-def test_a_cache_that_cannot_be_written_is_reported(hub, home, capsys):
+def test_an_unwritable_cache_is_reported(hub, home, capsys):
     (home / "hub").write_text("a file where the folder should be")
     code, err = download(capsys)
     assert code == 1 and "cannot write" in err
@@ -60,7 +54,7 @@ def environment(hub, home):
 
 
 def slow(hub):
-    """Send the first half of the content at once, and then nothing for 5 seconds."""
+    """The first half of the content comes at once, the rest when the test says so."""
 
     @hub.rule
     def waits(request):
@@ -74,7 +68,7 @@ def slow(hub):
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9), (signal.SIGTERM, -15)])
-def test_after_an_interrupt_or_kill_the_next_run_continues(hub, home, capsys, how, code):
+def test_an_interrupted_or_killed_download_resumes(hub, home, capsys, how, code):
     slow(hub)
     process = subprocess.Popen(
         [sys.executable, "-m", "avarc_cli", "download", NAME],
@@ -96,15 +90,9 @@ def test_after_an_interrupt_or_kill_the_next_run_continues(hub, home, capsys, ho
     assert hub.seen("GET")[-1].headers["Range"] == f"bytes={1 << 19}-"
 
 
-def test_two_processes_download_a_file_once(hub, home):
-    code = (
-        "from avarc_cli.zoo import cards, download\n"
-        f"file = cards.any_card('{NAME}').weights\n"
-        "plan = download.make_plan(file, folder=None, offline=False, notify=print)\n"
-        "download.execute(plan, lambda *progress: None, print)\n"
-    )
-    words = [sys.executable, "-c", code]
+def test_two_processes_fetch_a_file_once(hub, home):
+    words = [sys.executable, "-m", "avarc_cli", "download", NAME]
     started = [subprocess.Popen(words, env=environment(hub, home), stderr=subprocess.PIPE) for _ in range(2)]
     assert [process.communicate(timeout=60) and process.returncode for process in started] == [0, 0]
     assert len([r for r in hub.seen("GET") if r.path.startswith("/cdn/")]) == 1
-    assert len(installed(home)) == 2, "a blob and the link to it"
+    assert len(installed(home)) == 2, "a blob, and the name that leads to it"

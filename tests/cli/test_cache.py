@@ -14,11 +14,6 @@ from avarc_cli.tokens import read
 
 
 @pytest.fixture(scope="module")
-def models(tiny_files):
-    return ["--model", str(tiny_files / "VAR.pth"), "--tokenizer", str(tiny_files / "VAE.pth")]
-
-
-@pytest.fixture(scope="module")
 def encode(tiny_files, models):
     def run(out, *options):
         words = [
@@ -73,7 +68,7 @@ def test_verify_names_the_rows_that_changed(cache, tmp_path, capsys, dataset):
     assert code == 1 and f"/{dataset} of rows 0 to 1 differs" in said
 
 
-def test_verify_tells_a_cache_that_is_too_old_for_checksums(cache, tmp_path, capsys):
+def test_verify_recognizes_a_cache_without_checksums(cache, tmp_path, capsys):
     old = tmp_path / "old.h5"
     old.write_bytes(cache.read_bytes())
     with h5py.File(old, "r+") as file:
@@ -110,7 +105,7 @@ def test_a_part_of_a_cache_is_not_classified(encode, models, tmp_path, capsys):
     assert "avarc cache merge" in capsys.readouterr().err
 
 
-def test_head_shows_rows_and_draws_what_their_tokens_stand_for(cache, models, tiny, tmp_path, capsys):
+def test_head_shows_rows_and_draws_their_reconstructions(cache, models, tiny, tmp_path, capsys):
     picture = tmp_path / "rows.png"
     code, shown = asked(capsys, "head", cache, "--rows", "1", "--start", "1", "--picture", picture, *models)
     assert code == 0
@@ -128,7 +123,7 @@ def test_head_shows_rows_and_draws_what_their_tokens_stand_for(cache, models, ti
     assert "another tokenizer" in capsys.readouterr().err
 
 
-def test_caches_of_different_images_are_put_one_after_the_other(models, tmp_path, capsys):
+def test_caches_of_different_images_are_concatenated(models, tmp_path, capsys):
     rng = np.random.default_rng(0)
     caches = []
     for folder, classes in (("a", ("cat", "dog")), ("b", ("ant", "dog"))):

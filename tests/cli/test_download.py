@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_hub import CCA, COMMIT, OLD_COMMIT, VAR, sha256
 from huggingface_hub import hf_hub_download
-from zoo.conftest import CCA, COMMIT, OLD_COMMIT, VAR, sha256
 
 from avarc_cli.cli import main
 from avarc_cli.errors import EXIT_USAGE

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from subprocess import PIPE
 
 import numpy as np
 import pytest
 from conftest import load_golden
+from programs import start
 
 from avarc_cli.cli import main
 from avarc_cli.incremental import editing
@@ -146,7 +148,7 @@ def test_a_wrong_request_is_one_message_and_changes_nothing(setting, bank, tmp_p
     assert (bank / "bank.json").read_bytes() == before
 
 
-def test_replace_and_skip_existing_say_what_becomes_of_a_known_name(setting, bank, capsys):
+def test_replace_and_skip_existing_decide_about_known_names(setting, bank, capsys):
     before = listed(bank, capsys)
     assert run(setting, setting.cache, "--bank", bank, "--skip-existing") == 0
     after = listed(bank, capsys)
@@ -179,7 +181,7 @@ def test_two_processes_may_add_at_once(setting, tmp_path, capsys):
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "avarc_cli", "-q", "add-class", name, str(setting.cache), *options],
-            stderr=subprocess.PIPE,
+            stderr=PIPE,
         )
         for name in ("amber", "coral")
     ]
@@ -191,12 +193,7 @@ def test_two_processes_may_add_at_once(setting, tmp_path, capsys):
 
 def test_a_bank_that_stays_locked_is_one_message(setting, bank, monkeypatch, capsys):
     monkeypatch.setattr(editing, "WAIT", 0.1)
-    hold = (
-        "import sys\nfrom pathlib import Path\nfrom avarc_cli.work.locks import only_writer\n"
-        "with only_writer(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
-    )
-    words = [sys.executable, "-c", hold, str(bank / "bank.json")]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+    with start("hold_lock", "file", bank / "bank.json", stdin=PIPE, stdout=PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
         assert run(setting, "coral", setting.cache, "--bank", bank) == 1
         holder.stdin.close()

@@ -1,39 +1,49 @@
-"""A local server with the Hugging Face hub's protocol, which breaks the protocol when a test says so."""
+"""A Hugging Face hub on the loopback interface, with faults on request; the fixtures `hub`, `server` and `home`.
+
+It is a pytest plugin (see conftest.py), so these fixtures are available in every test.
+"""
+
+from __future__ import annotations
 
 import hashlib
 import io
 import random
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 import torch
+from torch import Tensor
 
 from avarc_cli.zoo import hub as hub_module
+from avarc_cli.zoo.cards import HubFile
 
 COMMIT, OLD_COMMIT = "c0ffee" + "0" * 34, "01d" + "0" * 37
 VAR, CCA = "FoundationVision/var", "ChenDRAG/CCA_VAR"
 
+Rule = Callable[["Handler"], object]
 
-def weights(seed, size=100_000):
-    """A checkpoint written by torch: (bytes, tensors)."""
+
+def weights(seed: int, size: int = 100_000) -> tuple[bytes, dict[str, Tensor]]:
+    """A checkpoint as torch writes it: (bytes, tensors)."""
     tensors = {"w": torch.randn(size, generator=torch.Generator().manual_seed(seed)), "b": torch.arange(3)}
     file = io.BytesIO()
     torch.save({"trainer": {"var_wo_ddp": tensors}, "epoch": seed}, file)
     return file.getvalue(), tensors
 
 
-def sha256(content):
+def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
 @dataclass
-class Seen:
-    """A request that the server received."""
+class Request:
+    """A request that the hub received."""
 
     command: str
     path: str
@@ -41,31 +51,34 @@ class Seen:
 
 
 class Hub:
-    """What the server answers.
+    """The hub's files and the requests it received, with rules that override its answers.
 
-    files: (repo, name) -> content. rules: called with each request first; true if they answered it.
+    A rule is called with each request before the hub answers; a rule that returns a true value has answered it.
     """
 
-    def __init__(self, url, cdn_url):
+    def __init__(self, url: str, cdn_url: str) -> None:
         self.url, self.cdn_url = url, cdn_url
-        self.files, self.requests, self.rules = {}, [], []
+        self.files: dict[tuple[str, str], bytes] = {}  # (repository, file name) -> content
+        self.requests: list[Request] = []
+        self.rules: list[Rule] = []
 
-    def rule(self, answer):
+    def rule(self, answer: Rule) -> Rule:
+        """Add a rule; also a decorator."""
         self.rules.append(answer)
         return answer
 
-    def seen(self, method="GET"):
+    def seen(self, method: str = "GET") -> list[Request]:
         return [request for request in self.requests if request.command == method]
 
-    def answer(self, request):
+    def answer(self, request: Handler) -> None:
         if request.path.startswith("/api/"):  # huggingface_hub may ask for facts about the client, once per process
-            return request.reply(404)
-        self.requests.append(Seen(request.command, request.path, request.headers))
+            request.reply(404)
+            return
+        self.requests.append(Request(request.command, request.path, dict(request.headers)))
         if not any(rule(request) for rule in list(self.rules)):
             (self._blob if request.path.startswith("/cdn/") else self._resolve)(request)
-        return None
 
-    def _resolve(self, request):
+    def _resolve(self, request: Handler) -> bool:
         repo, _, rest = unquote(request.path)[1:].partition("/resolve/")
         revision, _, name = rest.partition("/")
         if repo not in {known for known, _ in self.files}:
@@ -83,7 +96,7 @@ class Hub:
         }
         return request.reply(302, headers)
 
-    def _blob(self, request):
+    def _blob(self, request: Handler) -> bool:
         repo, name = request.path.removeprefix("/cdn/").split("/", 2)[:2], request.path.split("/", 4)[4]
         content = self.files["/".join(repo), name]
         begin = int((request.headers.get("Range") or "bytes=0-")[6:-1])
@@ -95,21 +108,36 @@ class Hub:
         return request.reply(206, {"Content-Range": span}, content[begin:])
 
 
-class Request(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    hub: Hub
 
-    def do_GET(self):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up is not an error."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_GET(self) -> None:
         self.server.hub.answer(self)
 
     do_HEAD = do_GET
 
     @property
-    def is_blob(self):
-        """A request for content, not for its location."""
+    def is_blob(self) -> bool:
+        """Whether this asks for a file's content, rather than for its location."""
         return self.command == "GET" and self.path.startswith("/cdn/")
 
-    def reply(self, status, headers=None, body=b"", send=None):
-        """Respond. Content-Length is that of `body` unless given (None omits it); `send` is sent instead of `body`."""
+    def reply(
+        self,
+        status: int,
+        headers: Mapping[str, str | None] | None = None,
+        body: bytes = b"",
+        send: bytes | None = None,
+    ) -> bool:
+        """Answer. Content-Length is that of `body` unless given (None omits it); `send` replaces what is sent."""
         headers = {"Content-Length": str(len(body)), **(headers or {})}
         self.send_response(status)
         for name, value in headers.items():
@@ -122,20 +150,13 @@ class Request(BaseHTTPRequestHandler):
             self.close_connection = True
         return True
 
-    def log_message(self, *args):
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request, client_address):
-        """Ignore clients that close the connection."""
-
-
 @contextmanager
-def serving():
-    server = Server(("127.0.0.1", 0), Request)
+def serving() -> Iterator[tuple[Server, str]]:
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
@@ -147,8 +168,8 @@ def serving():
 
 
 @pytest.fixture
-def server():
-    """A hub with published files, whose content is on another host, as on the real one."""
+def server() -> Iterator[Hub]:
+    """A hub with every published file; as on the real one, their content is on another host."""
     from avarc_cli.zoo import published
 
     with ExitStack() as stack:
@@ -157,13 +178,13 @@ def server():
         first.hub = second.hub = hub = Hub(url, cdn_url)
         hub.files = {(VAR, "var_d16.pth"): weights(16)[0], (VAR, "vae_ch160v4096z32.pth"): weights(1, 1000)[0]}
         hub.files[CCA, "CCA_VAR_Guidance_Free/VAR_d16_CCA.pth"] = weights(17)[0]
-        assert {c.weights.repo for c in published.MODELS if not c.name.startswith("digits")} == {VAR, CCA}
+        assert {c.weights.repo for c in published.MODELS if isinstance(c.weights, HubFile)} == {VAR, CCA}
         yield hub
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    """Folders of a new user: no registered names, no token, an empty Hugging Face cache."""
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A new user's folders: no registered names, no token, an empty Hugging Face cache."""
     monkeypatch.setenv("AVARC_HOME", str(tmp_path / "avarc"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
@@ -172,15 +193,15 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def hub(server, home, monkeypatch):
-    """The server, as the Hugging Face hub of this process; the delay of retries is 10 ms."""
+def hub(server: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The server, as this process's Hugging Face hub, with 10 ms between retries."""
     use(server.url, monkeypatch)
     monkeypatch.setattr(hub_module, "BACKOFF", (0.01,))
     return server
 
 
-def use(url, monkeypatch):
-    """Change the endpoint, as HF_ENDPOINT does for a new process."""
+def use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT does in a new process."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
     monkeypatch.setattr(
         "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -189,6 +210,6 @@ def use(url, monkeypatch):
 
 
 @pytest.fixture
-def megabyte(server):
-    """Make the tokenizer's file a megabyte of noise: long enough for connections to break."""
+def megabyte(server: Hub) -> None:
+    """Make the tokenizer's file a megabyte of noise: long enough to be interrupted."""
     server.files[VAR, "vae_ch160v4096z32.pth"] = random.Random(0).randbytes(1 << 20)

@@ -14,7 +14,7 @@ def classes(capsys, *words):
     return json.loads(out) if code == 0 else (code, err)
 
 
-def test_list_and_show_tell_how_a_class_was_fitted(bank, capsys):
+def test_list_and_show_report_how_a_class_was_fitted(bank, capsys):
     listed = classes(capsys, "list", "--bank", bank)
     assert [c["name"] for c in listed["classes"]] == ["amber", "blue"] and listed["base"]["name"] == "VAR.pth"
     shown = classes(capsys, "show", "AMBER", "--bank", bank)
@@ -23,7 +23,7 @@ def test_list_and_show_tell_how_a_class_was_fitted(bank, capsys):
     assert "2 classes added to VAR.pth" in capsys.readouterr().out
 
 
-def test_remove_takes_the_file_along_and_rename_leaves_it(bank, capsys):
+def test_remove_deletes_the_file_and_rename_keeps_it(bank, capsys):
     files = sorted(p.name for p in bank.glob("*.safetensors"))
     assert classes(capsys, "rename", "blue", "navy", "--bank", bank)["classes"] == ["amber", "navy"]
     assert sorted(p.name for p in bank.glob("*.safetensors")) == files
@@ -59,7 +59,7 @@ def test_a_wrong_name_is_one_message_and_changes_nothing(bank, capsys, words, sa
     assert code == 2 and says in err and (bank / "bank.json").read_bytes() == before
 
 
-def test_a_folder_that_is_no_bank_is_told(tmp_path, setting, capsys):
+def test_a_folder_that_is_not_a_bank_is_refused(tmp_path, setting, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     for folder in (tmp_path, tmp_path / "nowhere"):
         code, err = classes(capsys, "list", "--bank", folder)
@@ -108,7 +108,7 @@ def test_a_damaged_bank_file_is_named(bank, capsys, how):
     assert code == 1 and f"'{file}'" in err and "Traceback" not in err and "bug" not in err
 
 
-def test_a_name_that_the_model_has_too_is_told_when_it_is_loaded(setting, bank, capsys):
+def test_a_name_that_the_model_also_has_is_refused_when_loading(setting, bank, capsys):
     assert main(["classes", "rename", "blue", "3", "--bank", str(bank)]) == 0
     assert main(["classify", str(setting.cache), *setting.models, "--bank", str(bank)]) == 2
     assert "class '3' of the bank" in capsys.readouterr().err

@@ -1,16 +1,15 @@
-"""Commands whose weights are missing ask, follow --yes, or name the command to run."""
+"""Commands whose weights are missing: they ask, they obey --yes, or they name the command to run."""
 
 import os
 import pty
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import load_golden
+from fake_hub import VAR
 from PIL import Image
-from zoo.conftest import VAR
+from programs import start
 
 from avarc_cli.cli import main
 from avarc_cli.zoo import cards, local_files, weights_index
@@ -45,7 +44,7 @@ def test_without_a_terminal_the_error_names_the_command(hub, capsys, tmp_path, p
     assert not hub.requests
 
 
-def test_with_yes_weights_are_downloaded_and_used(hub, capsys, tmp_path, picture):
+def test_with_yes_they_are_downloaded_and_used(hub, capsys, tmp_path, picture):
     tiny = load_golden("var_tiny")
     torch.save(tiny.tensors("vae"), tmp_path / "vae.pth")
     hub.files[VAR, "vae_ch160v4096z32.pth"] = (tmp_path / "vae.pth").read_bytes()
@@ -59,25 +58,22 @@ def test_with_yes_weights_are_downloaded_and_used(hub, capsys, tmp_path, picture
 
 @pytest.mark.parametrize(("answer", "fetched"), [("y", True), ("n", False), ("\x04", False)])
 def test_at_a_terminal_the_user_is_asked(hub, home, picture, answer, fetched):
-    """The question goes to stderr; Ctrl-D means no."""
+    """The question goes to stderr; what was answered decides, and Ctrl-D is a no."""
     ours, theirs = pty.openpty()
     env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "0"}
-    code = "import sys; from avarc_cli.commands._weights import ensure; ensure('var-vqvae-256', yes=False)"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], env=env, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, text=True
-    )
+    process = start("ensure_weights", "var-vqvae-256", env=env, stdin=theirs, stderr=theirs)
     os.close(theirs)
-    output = b""
-    while b"[y/N]" not in output:
-        output += os.read(ours, 1000)
+    said = b""
+    while b"[y/N]" not in said:
+        said += os.read(ours, 1000)
     os.write(ours, answer.encode() + (b"\n" if answer.isalpha() else b""))
     try:
         while more := os.read(ours, 1000):
-            output += more
+            said += more
     except OSError:
         pass  # the other side is closed
-    process.communicate(timeout=60)
-    assert b"var-vqvae-256" in output
+    process.wait(timeout=60)
+    assert b"var-vqvae-256" in said
     assert bool(list(Path(home).rglob("*.pth"))) == fetched
     assert (process.returncode == 0) == fetched
-    assert fetched or b"avarc download var-vqvae-256" in output
+    assert fetched or b"avarc download var-vqvae-256" in said

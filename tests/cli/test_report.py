@@ -5,17 +5,18 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
-import numpy as np
+import programs
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from small_datasets import noise
 
 from avarc_cli import classifier
 from avarc_cli.cli import main
 from avarc_cli.loading import load_model
-from avarc_cli.results import charts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "link", "img", "br"}
@@ -25,11 +26,7 @@ VOID = {"meta", "link", "img", "br"}
 def made(tiny_files, tmp_path_factory):
     """Twelve images of four classes, encoded: (folder, model options)."""
     folder = tmp_path_factory.mktemp("report")
-    rng = np.random.default_rng(0)
-    for i in range(12):
-        path = folder / "img" / str(i % 4) / f"{i:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    noise(folder / "img", 12)
     models = ["--model", str(tiny_files / "VAR.pth"), "--tokenizer", str(tiny_files / "VAE.pth")]
     data = [str(folder / "img"), *models, "--preprocess", "none"]
     assert main(["-q", "encode", *data, "--out", str(folder / "t.h5")]) == 0
@@ -134,7 +131,7 @@ def test_a_map_of_saved_likelihoods_sums_to_the_margin(full):
         assert float(shown.replace("−", "-")) == pytest.approx(record["margin"], abs=0.051)
 
 
-def test_a_run_without_likelihoods_is_told_to_have_no_maps(bare, capsys):
+def test_a_run_without_likelihoods_has_no_maps_and_says_why(bare, capsys):
     assert main(["report", str(bare)]) == 0
     assert "saved no likelihoods" in capsys.readouterr().err
     text = (bare / "report.html").read_text()
@@ -144,7 +141,7 @@ def test_a_run_without_likelihoods_is_told_to_have_no_maps(bare, capsys):
     assert "As the plan says" in text
 
 
-def test_its_maps_come_from_the_cache_and_the_model_if_both_are_named(bare, made, tmp_path):
+def test_maps_are_computed_if_a_cache_and_a_model_are_given(bare, made, tmp_path):
     folder, models = made
     out = tmp_path / "page.html"
     assert main(["report", str(bare), "--tokens", str(folder / "t.h5"), *models, "--out", str(out)]) == 0
@@ -234,12 +231,12 @@ def test_a_run_with_an_adapter_is_explained_with_it(made, tmp_path, capsys):
     assert "vs unconditional" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_no_images_no_cards(full, tmp_path):
+def test_zero_hardest_images_leave_the_page_without_images(full, tmp_path):
     assert main(["report", str(full), "--hardest", "0", "--out", str(tmp_path / "a.html")]) == 0
     assert not Page((tmp_path / "a.html").read_text()).images
 
 
-def test_an_unfinished_run_is_told_to_be_one(copy, capsys):
+def test_an_unfinished_run_is_refused(copy, capsys):
     (copy / "predictions.jsonl").rename(copy / "predictions.jsonl.part")
     assert main(["report", str(copy)]) == 2
     assert "not finished" in capsys.readouterr().err
@@ -265,7 +262,7 @@ def test_an_unfinished_run_is_told_to_be_one(copy, capsys):
         ("json/3.json", "{}"),
     ],
 )
-def test_a_damaged_run_is_told_to_be_one(copy, capsys, name, content):
+def test_a_damaged_run_is_refused(copy, capsys, name, content):
     (copy / name).write_text(content)
     assert main(["report", str(copy)]) == 1
     told = capsys.readouterr().err
@@ -273,7 +270,7 @@ def test_a_damaged_run_is_told_to_be_one(copy, capsys, name, content):
     assert "copy" in told
 
 
-def test_a_damaged_likelihood_costs_the_maps_not_the_page(copy, capsys):
+def test_a_damaged_likelihood_removes_the_maps_but_not_the_page(copy, capsys):
     for file in (copy / "likelihood").iterdir():
         file.write_bytes(b"no zip")
     assert main(["report", str(copy)]) == 0
@@ -286,32 +283,17 @@ def test_wrong_requests_end_with_advice(full, words):
     assert main(["report", str(full), *words]) == 2
 
 
-def test_what_is_no_run_is_told_to_be_none(tmp_path, capsys):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "is not a run" in capsys.readouterr().err
 
 
-def test_bins_by_hand():
-    binned = charts.bins([0.95, 0.91, 1.0, 0.55], [True, False, True, True])
-    assert [(b.low, b.images) for b in binned] == [(0.5, 1), (0.9, 3)]
-    assert binned[1].confidence == pytest.approx(2.86 / 3) and binned[1].accuracy == pytest.approx(2 / 3)
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)")
-def test_a_browser_shows_every_picture_and_has_nothing_to_complain_about(full, tmp_path):
+def test_a_browser_shows_every_image_without_errors(full, tmp_path):
     """The page itself is asked how many pictures were decoded, and whether a value appeared under the pointer."""
-    probe = """<script>
-    addEventListener('error', event => document.body.dataset.failed = event.message);
-    addEventListener('load', () => {
-      const images = [...document.images], map = document.querySelector('img[data-values]');
-      const box = map.getBoundingClientRect(), at = {clientX: box.x + 2, clientY: box.y + 2, bubbles: true};
-      map.dispatchEvent(new PointerEvent('pointermove', at));
-      document.body.dataset.shown = images.filter(i => i.complete && i.naturalWidth > 0).length;
-      document.body.dataset.tip = document.getElementById('value').textContent;
-      document.body.dataset.wide = document.documentElement.scrollWidth > innerWidth;
-    });</script>"""
+    probe = Path(programs.__file__).with_name("report_probe.js").read_text()
     page = tmp_path / "page.html"
-    page.write_text((full / "report.html").read_text().replace("<body>", f"<body>{probe}"))
+    page.write_text((full / "report.html").read_text().replace("<body>", f"<body><script>{probe}</script>"))
     words = (
         "--headless --no-sandbox --disable-gpu --disable-background-networking --enable-logging=stderr --v=0".split()
     )

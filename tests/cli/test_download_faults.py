@@ -6,9 +6,9 @@ import socket
 import time
 
 import pytest
+from download_faults import FILE, cut, download, fails, installed, partial, works
+from fake_hub import VAR, sha256, use
 from huggingface_hub import get_hf_file_metadata
-from zoo.conftest import VAR, sha256, use
-from zoo.faults import FILE, cut, download, fails, installed, partial, works
 
 from avarc_cli.zoo import hub as hub_module
 

@@ -1,0 +1,146 @@
+"""`avarc train tokenizer` and `avarc train var`: what is trained loads and classifies; what is refused, and how."""
+
+import json
+
+import pytest
+import torch
+from small_datasets import halves
+
+from avarc_cli.cli import main
+from avarc_cli.errors import AvarcError
+from avarc_cli.loading import load_model, load_tokenizer
+
+SHAPE = ["--image-size", "8", "--patch-nums", "1,2,4", "--vocab", "16", "--channels", "4", "--width", "32"]
+SMALL = ["--multipliers", "1,1", "--blocks", "1", "--batch-size", "8", "--augment", "none"]
+TINY = ["--depth", "1", "--width", "64", "--batch-size", "8", "--augment", "none"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with training images in img/, where the tests run and write weights."""
+    folder = tmp_path_factory.mktemp("halves")
+    halves(folder / "img")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """Paths of a tokenizer and a VAR that were trained through the command line."""
+    images, vq, var = str(folder / "img"), folder / "vq.safetensors", folder / "var.safetensors"
+    assert main(["train", "tokenizer", images, *SHAPE, *SMALL, "--steps", "60", "--lr", "2e-3", "--out", str(vq)]) == 0
+    options = [*TINY, "--steps", "80", "--lr", "3e-3"]
+    assert main(["train", "var", images, "--tokenizer", str(vq), *options, "--out", str(var)]) == 0
+    return vq, var
+
+
+def test_a_trained_pair_classifies_what_it_was_trained_on(folder, trained, tmp_path, capsys):
+    vq, var = trained
+    models = ["--model", str(var), "--tokenizer", str(vq)]
+    assert main(["classify", str(folder / "img"), *models, "--out", str(tmp_path / "run")]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["accuracy"] == 1.0 and set(metrics["per_class"]) == {"left", "right"}
+    assert not list(folder.glob("*.ckpt")), "a finished training leaves no checkpoint"
+
+
+def test_saved_files_carry_scales_preprocessing_and_class_names(trained):
+    vq, var = trained
+    tokenizer = load_tokenizer(str(vq))
+    assert tokenizer.patch_nums == (1, 2, 4) and tokenizer.preprocess == "fit" and tokenizer.image_size == 8
+    model = load_model(str(var), str(vq))
+    assert model.classes.ids == ("left", "right") and model.likelihood.unconditional == 2
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_an_unreadable_training_image_is_named_and_nothing_is_done(folder, tmp_path, monkeypatch, capsys, in_memory):
+    bad = tmp_path / "img" / "left" / "bad.png"
+    bad.parent.mkdir(parents=True)
+    bad.write_bytes((folder / "img" / "left" / "01.png").read_bytes()[:60])
+    if not in_memory:
+        monkeypatch.setattr("avarc_cli.train.images.IN_MEMORY_BYTES", 0)
+    out = tmp_path / "x"
+    assert main(["train", "tokenizer", str(tmp_path / "img"), *SHAPE, *SMALL, "--steps", "1", "--out", str(out)]) == 1
+    err = capsys.readouterr().err
+    assert f"cannot read '{bad}'" in err and "why: " in err and "remove it from the training images" in err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["train", "tokenizer", "img", *SMALL, "--image-size", "9", "--out", "x"], "do not fit 9-pixel"),
+        (["train", "tokenizer", "img", *SHAPE, *SMALL, "--augment", "nonsense", "--out", "x"], "nonsense"),
+        (["train", "tokenizer", "img", *SHAPE, *SMALL, "--out", "nowhere/x"], "nowhere"),
+        (["train", "var", "img/left", "--tokenizer", "vq.safetensors", "--out", "x"], "without a class"),
+        (["train", "var", "img", "--tokenizer", "vq.safetensors", "--width", "65", "--out", "x"], "multiple of 64"),
+        (["train", "var", "img", "--tokenizer", "nonsense", "--out", "x"], "nonsense"),
+    ],
+)
+def test_a_wrong_request_is_one_message(folder, trained, monkeypatch, capsys, command, says):
+    monkeypatch.chdir(folder)
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert says in err and "Traceback" not in err
+
+
+TOKENIZER = ["train", "tokenizer", "img", *SHAPE, *SMALL, "--out", "x"]
+VAR = ["train", "var", "img", "--tokenizer", "vq.safetensors", *TINY, "--out", "x"]
+BOTH = ("steps", "0"), ("batch-size", "0"), ("seed", "-1"), ("seed", str(2**64)), ("width", "0"), ("width", "-64")
+BOTH += (("lr", "-1"), ("lr", "nan"), ("device", "nonsense"))
+OWN = ("vocab", "0"), ("channels", "0"), ("blocks", "0"), ("image-size", "0"), ("width", "48")
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        *((command, *pair) for command in (TOKENIZER, VAR) for pair in BOTH),
+        *((TOKENIZER, *pair) for pair in OWN),
+        (VAR, "depth", "0"),
+        (VAR, "class-dropout", "nan"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, list) else value,
+)
+def test_a_value_out_of_range_is_refused_by_name(folder, trained, monkeypatch, capsys, command, option, value):
+    monkeypatch.chdir(folder)
+    assert main([*command, f"--{option}", value]) == 2
+    err = capsys.readouterr().err
+    named = {"lr": "learning rate", "class-dropout": "class dropout"}.get(option, option)
+    assert named in err and "bug" not in err and "Traceback" not in err
+    assert not (folder / "x").exists() and not (folder / "x.ckpt").exists()
+
+
+@pytest.mark.parametrize("command", [TOKENIZER, VAR], ids=["tokenizer", "var"])
+def test_json_may_stand_at_the_end(folder, trained, tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(folder)
+    out = tmp_path / "weights"
+    assert main([*command, "--out", str(out), "--steps", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"weights": str(out)} and out.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "function"), [(TOKENIZER, "tokenizer.train_tokenizer"), (VAR, "generator.train_var")]
+)
+def test_the_device_reaches_the_training(folder, trained, tmp_path, monkeypatch, command, function):
+    """As far as it can be told without a second device that does arithmetic."""
+    monkeypatch.chdir(folder)
+    seen = []
+
+    def spy(config, *args, device=None, **options):
+        seen.append(device or args[0].quant_conv.weight.device)
+        raise AvarcError("far enough")
+
+    monkeypatch.setattr(f"avarc_cli.train.{function}", spy)
+    monkeypatch.setattr("avarc_cli.loading.pick_device", torch.device)
+    assert main([*command, "--device", "meta"]) == 1
+    assert seen == [torch.device("meta")]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_pair_trained_on_the_gpu_classifies_on_the_cpu(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    vq, var, run = (str(tmp_path / name) for name in ("vq.safetensors", "var.safetensors", "run"))
+    assert main([*TOKENIZER, "--out", vq, "--steps", "120", "--lr", "2e-3", "--device", "cuda"]) == 0
+    options = ["--tokenizer", vq, "--out", var, "--steps", "80", "--lr", "3e-3", "--device", "cuda"]
+    assert main([*VAR, *options]) == 0
+    assert main(["classify", "img", "--model", var, "--tokenizer", vq, "--out", run, "--device", "cpu"]) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["accuracy"] == 1.0

@@ -1,0 +1,81 @@
+"""Kill runs at random moments, finish each, and compare its files with those of an undisturbed run.
+
+Usage: kill_runs FOLDER, which ends with an AssertionError where a byte differs. Every run is begun five times with a
+slow model and killed at a random moment (SIGKILL, or SIGTERM every third time), then finished; at least 50 processes
+die in this way. Forking keeps that fast: the children need not import torch.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from small_run import SmallModel, make_run
+from torch import Tensor
+
+from avarc_cli.results.folder import RunFolder
+from avarc_cli.results.run import classify
+
+FILES = ["run.json", "predictions.jsonl", *(f"likelihood/{i}.npz" for i in range(10))]
+ATTEMPTS, KILLS = 5, 50
+
+
+class SlowModel(SmallModel):
+    def extend(self, state: Any, stop: int, **options: Any) -> Tensor:
+        time.sleep(0.002)
+        return super().extend(state, stop, **options)
+
+
+def run(folder: Path, model: type[SmallModel] = SmallModel) -> None:
+    request = make_run(model(10**6), tokens_per_batch=64)
+    request = replace(request, request=replace(request.request, keep_tokens=True), save_json=True, save_likelihood=True)
+    classify(request, RunFolder(folder))
+
+
+def run_and_kill(folder: Path, after: float, with_signal: int) -> bool:
+    """Begin or continue a run in a child process; whether the signal ended it, not its own success."""
+    pid = os.fork()
+    if pid == 0:
+        run(folder, SlowModel)
+        os._exit(0)
+    time.sleep(after)
+    os.kill(pid, with_signal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) < 0
+
+
+def names(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*")}
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.fsync = lambda fd: None  # what was written survives a kill; only a power cut could lose it
+    undisturbed = folder / "undisturbed"
+    run(undisturbed)
+    began = time.monotonic()
+    run(folder / "timed", SlowModel)
+    duration, moment = time.monotonic() - began, random.Random(0)
+    kills = 0
+    for number in range(100):
+        killed = folder / f"killed-{number}"
+        for attempt in range(ATTEMPTS):
+            with_signal = signal.SIGTERM if (number * ATTEMPTS + attempt) % 3 == 1 else signal.SIGKILL
+            kills += run_and_kill(killed, moment.uniform(0, duration), with_signal)
+        run(killed)
+        for file in FILES:
+            assert (killed / file).read_bytes() == (undisturbed / file).read_bytes(), (number, file)
+        assert names(killed) == names(undisturbed), number
+        if kills >= KILLS:
+            return
+    raise AssertionError(f"only {kills} runs were killed before they ended")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

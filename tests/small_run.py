@@ -1,0 +1,84 @@
+"""A run of ten images through a model that is computed by hand, with as little memory as a test wants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avarc_cli.data.labels import LabelSpace
+from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.results.records import Naming
+from avarc_cli.results.run import Run
+from avarc_cli.scoring.engine import Request
+from avarc_cli.scoring.plan import parse_plan
+from avarc_cli.scoring.scores import score_function
+from avarc_cli.tokens import TokenCache
+
+NAMES = tuple("abcd")
+
+
+class SmallModel:
+    """A likelihood model of four classes and two segments that runs out of memory beyond `capacity` tokens at once.
+
+    A token's log-probability is the negative squared difference between token and class id.
+    """
+
+    segment_ends = (4, 16)
+    num_classes = 4
+    unconditional = None
+    flops_per_token = 1
+
+    def __init__(self, capacity: int, error: BaseException | None = None) -> None:
+        """`error` is raised beyond the capacity; CUDA's by default."""
+        self.capacity, self.error = capacity, error or torch.OutOfMemoryError("CUDA out of memory")
+
+    def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor) -> dict[str, Any]:
+        return {"tokens": tokens_BL[sequence_P], "class": class_id_P, "at": 0}
+
+    def extend(self, state: dict[str, Any], stop: int, *, hold: int) -> Tensor:
+        start, end = (self.segment_ends[state["at"] - 1] if state["at"] else 0), self.segment_ends[stop - 1]
+        if len(state["class"]) * (end - start) > self.capacity:
+            raise self.error
+        state["at"] = stop
+        distance_PT: Tensor = state["tokens"][:, start:end] - state["class"][:, None]
+        return -(distance_PT**2).float()
+
+    def select(self, state: dict[str, Any], keep_Q: Tensor) -> dict[str, Any]:
+        return state | {"tokens": state["tokens"][keep_Q], "class": state["class"][keep_Q]}
+
+    def bytes_per_token(self, *, kept: bool) -> int:
+        return 1
+
+
+class SmallCache:
+    """Ten images, each of whose tokens are the id of its class."""
+
+    paths = tuple(f"{i}.png" for i in range(10))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def tokens(self, rows: Sequence[int]) -> np.ndarray:
+        return np.repeat(np.asarray(rows) % 4, 16).reshape(-1, 1, 16)
+
+
+def make_run(model: SmallModel, tokens_per_batch: int = 512, plan: str = "exhaustive") -> Run:
+    return Run(
+        model=cast(LikelihoodModel, model),
+        cache=cast(TokenCache, SmallCache()),
+        labels=np.arange(10) % 4,
+        request=Request(
+            candidates=np.arange(4),
+            plan=parse_plan(plan, segments=2, candidates=4, samples=1),
+            score=score_function("log-likelihood"),
+            log_prior=np.zeros(4),
+            tokens_per_batch=tokens_per_batch,
+        ),
+        naming=Naming(LabelSpace("letters", NAMES, NAMES), np.arange(4)),
+        precision="fp32",
+        protocol={"plan": plan},
+    )
