@@ -35,13 +35,13 @@ class LikelihoodModel(Protocol):
         """A state with nothing scored: pair i is sequence `sequence_P[i]` under class `class_id_P[i]`."""
         ...
 
-    def extend(self, state: Any, stop: int, *, hold: int) -> Tensor:
-        """Score the segments from where the state stands up to (not including) segment `stop`.
+    def extend(self, state: Any, stop: int, *, keep_cache_segments: int) -> Tensor:
+        """Score the segments after those that the state has scored, up to (not including) segment `stop`.
 
         Args:
-            hold: of how many segments, from the first, the state holds keys and values afterwards: `stop` when it is
-                to be extended again, fewer when only `fork` needs them, 0 when nobody does.
-        Returns: log p(token | before, class) in nats, (P, T) float32. The state moves on.
+            keep_cache_segments: segments, from the first, whose keys and values stay in the KV cache: `stop` if the
+                state is to be extended again, fewer if only `fork` needs them, 0 if nothing does.
+        Returns: log p(token | before, class) in nats, (P, T) float32. The state is updated in place.
         """
         ...
 
@@ -53,7 +53,7 @@ class LikelihoodModel(Protocol):
         """A state of these pairs' classes with other sequences that begin with the same `stop` segments.
 
         Pair i is sequence `sequence_Q[i]` of tokens_BL under the class of pair `keep_Q[i]`. The new state stands at
-        segment `stop`, whose keys and values `state` must hold; it is left as it was.
+        segment `stop`; `state` must have the keys and values before it, and is left as it was.
         """
         ...
 
@@ -61,8 +61,8 @@ class LikelihoodModel(Protocol):
         """Tokens (B, L) int64 drawn from p(x | class). How: guidance, top_k, top_p, generators (one an image)."""
         ...
 
-    def bytes_per_token(self, *, kept: bool) -> int:
-        """Estimate of the memory a token of a pair needs while it is scored, or (kept) afterwards as prefix."""
+    def bytes_per_token(self, *, cached: bool) -> int:
+        """Estimate of the memory that a token of a pair needs while it is scored, or (cached) in the KV cache."""
         ...
 
 

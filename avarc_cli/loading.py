@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from avarc_cli.bank import Bank, Base
 from avarc_cli.data.labels import LabelSpace, imagenet1k
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import precision as precisions
-from avarc_cli.layers.precision import Precision
+from avarc_cli.layers.precision import tf32
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.models.var import added as var_added
@@ -99,17 +98,17 @@ class LoadedTokenizer:
     def encode(self, images_B3HW: Tensor) -> Tensor:
         pixels = images_B3HW.to(self.device).contiguous(memory_format=torch.channels_last)
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-        with full_float32(), half:
+        with tf32(False), half:
             latents: Tensor = self.network.encode(pixels)
         return latents.float().contiguous()
 
     def quantize(self, latents: Tensor) -> Tensor:
-        with full_float32():
+        with tf32(False):
             tokens: Tensor = self.network.tokenize(latents.to(self.device))
         return tokens
 
     def decode(self, tokens_BL: Tensor) -> Tensor:
-        with full_float32():
+        with tf32(False):
             images: Tensor = self.network.reconstruct(tokens_BL.to(self.device))
         return images.contiguous()
 
@@ -215,7 +214,7 @@ def load_model(
     Raises: as load_tokenizer.
     """
     place = pick_device(device)
-    computes, runs = set_precision(precision, place), pick_kernels(kernels, place)
+    computes, runs = precisions.find(precision, place), pick_kernels(kernels, place)
     name, path, implied, space, family = _locate(model)
     if tokenizer is None and implied is None:
         raise UsageError(
@@ -290,30 +289,6 @@ def pick_kernels(kernels: str, device: torch.device) -> str:
     return "torch" if kernels == "auto" else kernels
 
 
-def set_precision(precision: str, device: torch.device) -> Precision:
-    """The precision of this name; allows or forbids TF32 in float32 matrix products, which is a switch of torch's.
-
-    Convolutions, which only tokenizers have, never use TF32.
-    Raises: UsageError for a precision that is not to be had.
-    """
-    computes = precisions.find(precision, device)
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = False  # torch's default is True
-    return computes
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """No TF32 inside, not even in a tf32 run."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
-
-
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -350,7 +325,6 @@ def _read_tokenizer(spec: str, patch_nums: tuple[int, ...] | None, device: torch
     network = make(read.tensors, scales, source=str(path)).to(device, memory_format=torch.channels_last)
     if device.type == "cpu":
         network.speed_up()
-    torch.backends.cudnn.allow_tf32 = False  # torch's default is True
     preprocess = read.metadata.get("preprocess", preprocess)
     return LoadedTokenizer(network, name, str(path), read.sha256, preprocess, read.metadata)
 

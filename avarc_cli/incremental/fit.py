@@ -15,9 +15,9 @@ from torch import Tensor
 
 from avarc_cli.errors import UsageError
 from avarc_cli.incremental.examples import Examples, TokenPool
-from avarc_cli.incremental.scoring import log_likelihoods
 from avarc_cli.models.var.added import METHODS, AddedClass
 from avarc_cli.models.var.likelihood import VARLikelihood
+from avarc_cli.scoring.exhaustive import log_likelihoods
 from avarc_cli.train.generator import token_loss
 from avarc_cli.train.loop import Progress, Recipe, train
 

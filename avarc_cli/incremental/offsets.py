@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avarc_cli.incremental.scoring import log_likelihoods
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.models.var.sampling import stream
+from avarc_cli.scoring.exhaustive import log_likelihoods
 from avarc_cli.scoring.scores import FloatN
 
 RIVALS = 20  # old classes that are compared with: the ones that the new images are likeliest under

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avarc_cli.layers.precision import tf32
 from avarc_cli.models.var.network import VAR, VARConfig
 from avarc_cli.tokenizers.vqvae import VQVAE, MultiScaleQuantizer
 from avarc_cli.train.images import TrainingImages
@@ -38,7 +39,7 @@ class EncodedImages:
     def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor, torch.Generator]:
         """As TokenBatches; on the tokenizer's device."""
         x, label_B, generator = self.images.batch(step, batch_size)
-        with torch.no_grad():
+        with torch.no_grad(), tf32(False):
             tokens_BL = self.tokenizer.tokenize(self.tokenizer.encode(x.to(self.tokenizer.quant_conv.weight.device)))
         return tokens_BL, label_B, generator
 
@@ -83,7 +84,7 @@ def token_loss(model: VAR, quantizer: MultiScaleQuantizer, tokens_BL: Tensor, cl
 
 def token_log_prob(model: VAR, quantizer: MultiScaleQuantizer, tokens_BL: Tensor, class_B: Tensor) -> Tensor:
     """log p(token | before, class) in nats, (B, L); with gradients."""
-    with torch.no_grad():
+    with torch.no_grad(), tf32(False):
         teacher = quantizer.teacher_input(tokens_BL)
     x_BLC = torch.cat([model.embed_start(class_B), model.embed_rest(teacher)], dim=1)
     hidden_BLC = model.hidden(x_BLC, model.condition(class_B), model.config.ends)

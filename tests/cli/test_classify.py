@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from avarc_cli.cli import main
-from avarc_cli.scoring.engine import shared_segments
+from avarc_cli.scoring.cache_policy import shared_segments
 from avarc_cli.tokens import read
 
 EXHAUSTIVE = "exhaustive"

@@ -9,9 +9,9 @@ import torch
 from avarc_cli.errors import UsageError
 from avarc_cli.incremental.examples import Examples, TokenPool, Variation, concatenate, load
 from avarc_cli.incremental.fit import FitOptions, closest_class, fit_class, hold_out
-from avarc_cli.incremental.scoring import log_likelihoods
 from avarc_cli.models.var.added import METHODS, VARAdded
 from avarc_cli.models.var.likelihood import VARLikelihood
+from avarc_cli.scoring.exhaustive import log_likelihoods
 
 CPU = torch.device("cpu")
 

@@ -37,10 +37,10 @@ def test_two_states_of_a_model_do_not_disturb_each_other(tiny):
     tokens, pair, last = tiny.tokens(), torch.zeros(1, dtype=torch.int64), len(model.segment_ends)
     states = [model.begin(tokens[[i]], pair, pair + i) for i in range(2)]
     expected = [
-        model.extend(model.begin(tokens[[i]], pair, pair + i), last, hold=0)[:, model.segment_ends[1] :]
+        model.extend(model.begin(tokens[[i]], pair, pair + i), last, keep_cache_segments=0)[:, model.segment_ends[1] :]
         for i in range(2)
     ]
     for state in states:
-        model.extend(state, 2, hold=2)
+        model.extend(state, 2, keep_cache_segments=2)
     for state, rest in zip(states, expected, strict=True):
-        assert torch.allclose(model.extend(state, last, hold=0), rest, atol=1e-5)
+        assert torch.allclose(model.extend(state, last, keep_cache_segments=0), rest, atol=1e-5)

@@ -13,8 +13,8 @@ from avarc_cli.errors import AvarcError, Interrupted, UsageError
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.records import Naming
 from avarc_cli.results.run import Run, classify
-from avarc_cli.scoring.engine import Request
 from avarc_cli.scoring.plan import parse_plan
+from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import score_function
 
 NAMES = tuple("abcd")
@@ -34,7 +34,7 @@ class Small:
     def begin(self, tokens_BL, sequence_P, class_id_P):
         return {"tokens": tokens_BL[sequence_P], "class": class_id_P, "at": 0}
 
-    def extend(self, state, stop, *, hold):
+    def extend(self, state, stop, *, keep_cache_segments):
         start, end = (self.segment_ends[state["at"] - 1] if state["at"] else 0), self.segment_ends[stop - 1]
         if len(state["class"]) * (end - start) > self.room:
             raise self.error
@@ -44,7 +44,7 @@ class Small:
     def select(self, state, keep_Q):
         return state | {"tokens": state["tokens"][keep_Q], "class": state["class"][keep_Q]}
 
-    def bytes_per_token(self, *, kept):
+    def bytes_per_token(self, *, cached):
         return 1
 
 
@@ -65,7 +65,7 @@ def make_run(model, tokens_per_batch=512, plan="exhaustive"):
         model=model,
         cache=Cache(),
         labels=np.arange(10) % 4,
-        request=Request(
+        request=ScoringRequest(
             candidates=np.arange(4),
             plan=parse_plan(plan, segments=2, candidates=4, samples=1),
             score=score_function("log-likelihood"),
@@ -113,10 +113,10 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 
 def test_an_interrupted_run_says_what_is_kept_and_goes_on_from_there(tmp_path):
     class Impatient(Small):
-        def extend(self, state, stop, *, hold):
+        def extend(self, state, stop, *, keep_cache_segments):
             if int(state["tokens"][0, 0]) == 3:
                 raise KeyboardInterrupt
-            return super().extend(state, stop, hold=hold)
+            return super().extend(state, stop, keep_cache_segments=keep_cache_segments)
 
     folder = tmp_path / "run"
     with pytest.raises(Interrupted, match="3 of 10 images are kept"):
@@ -191,8 +191,8 @@ def test_a_finished_run_gives_its_numbers_again(tmp_path):
 
 def test_values_that_are_no_numbers_stop_the_run(tmp_path):
     class Overflowing(Small):
-        def extend(self, state, stop, *, hold):
-            return super().extend(state, stop, hold=hold) * float("nan")
+        def extend(self, state, stop, *, keep_cache_segments):
+            return super().extend(state, stop, keep_cache_segments=keep_cache_segments) * float("nan")
 
     with pytest.raises(AvarcError, match="not a number"):
         classify(make_run(Overflowing(10**6)), None)

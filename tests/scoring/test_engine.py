@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.scoring.conformal import ScoreTable, simulate
-from avarc_cli.scoring.engine import Request, score_group
+from avarc_cli.scoring.engine import score_group
 from avarc_cli.scoring.plan import parse_plan
+from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import posterior, score_function
 
 
@@ -53,7 +54,7 @@ class Counting:
         self.peak = max(self.peak, sum(len(s.classes) * ends[s.held] for s in self.states))
         return state
 
-    def extend(self, state, stop, *, hold):
+    def extend(self, state, stop, *, keep_cache_segments):
         assert state.held == state.at, "the prefix was given up"
         start, end = (self.segment_ends[state.at - 1] if state.at else 0), self.segment_ends[stop - 1]
         rows = [self.log_prob(t, c)[start:end] for t, c in zip(state.tokens, state.classes, strict=True)]
@@ -61,7 +62,7 @@ class Counting:
             self.seen += [(tuple(t.tolist()), int(c), k) for k in range(state.at, stop)]
         self.largest = max(self.largest, len(rows) * (end - start))
         self.continued += state.at > 0
-        state.at, state.held = stop, hold
+        state.at, state.held = stop, keep_cache_segments
         self.state(tokens=(), classes=(), at=0, held=0)  # for the count
         return torch.from_numpy(np.stack(rows))
 
@@ -78,13 +79,13 @@ class Counting:
         assert torch.equal(state.tokens[keep_Q, :end], tokens_QL[:, :end]), "they do not begin alike"
         return self.state(tokens=tokens_QL, classes=state.classes[keep_Q], at=stop, held=stop)
 
-    def bytes_per_token(self, *, kept):
+    def bytes_per_token(self, *, cached):
         return 1
 
 
 def request(plan, candidates=range(7), *, per_batch=1000, score="log-likelihood", prior=None, samples=3, keep=False):
     ids = np.array(list(candidates), dtype=np.int64)
-    return Request(
+    return ScoringRequest(
         candidates=ids,
         plan=parse_plan(plan, segments=4, candidates=len(ids), samples=samples),
         score=score_function(score),
@@ -196,7 +197,7 @@ def test_neighbours_go_on_from_what_they_share_with_their_image(data, per_batch,
 
 
 def test_without_sharing_batches_do_not_depend_on_the_tokens():
-    asked = replace(request("2:5,4:1:3", per_batch=50), share=False)
+    asked = replace(request("2:5,4:1:3", per_batch=50), reuse_prefix=False)
     apart, alike = Counting(), Counting()
     score_group(apart, neighbours([[0, 0], [0, 0]]), asked)
     results = score_group(alike, neighbours([[4, 2], [0, 1]]), asked)
@@ -246,7 +247,7 @@ def test_prefixes_beyond_their_limit_are_scored_again_and_the_numbers_stay(plan,
     data, free, tight = neighbours(shared_GS), Counting(), Counting()
     asked = request(plan, per_batch=per_batch)
     expected = score_group(free, data, asked)
-    results = score_group(tight, data, replace(asked, prefix_tokens=limit))
+    results = score_group(tight, data, replace(asked, max_cached_tokens=limit))
     for a, b in zip(expected, results, strict=True):
         assert a.order.tolist() == b.order.tolist() and a.posterior == pytest.approx(b.posterior)
         assert b.tokens_scored >= a.tokens_scored
@@ -267,9 +268,9 @@ class Adapted(Counting):
     def adapter(self, class_id_N):
         return np.where((class_id_N >= 5) & (class_id_N < 7), class_id_N, 0)
 
-    def extend(self, state, stop, *, hold):
+    def extend(self, state, stop, *, keep_cache_segments):
         self.batches.append(tuple(zip(map(tuple, state.tokens.tolist()), state.classes.tolist(), strict=True)))
-        return super().extend(state, stop, hold=hold)
+        return super().extend(state, stop, keep_cache_segments=keep_cache_segments)
 
 
 @pytest.mark.parametrize("score", ["log-likelihood", "pmi"])
