@@ -3,8 +3,8 @@
 8-bit products have one scale per row of the input (a token) and one per row of the weight (an output channel), so that
 a token's score does not depend on the other tokens of its batch. The scales multiply the sums, which are exact in int8.
 
-TF32 is a switch of the whole process in torch. It is set around computations (`tf32`, `inference`), never at loading:
-two models of different precision can be used in turn.
+In torch, TF32 is a switch of the whole process. It is set around computations (`tf32`, `inference`) and never by
+loading, so models of different precision can be used in turn, though not in several threads at once.
 
 Shapes: M tokens, K input channels, N output channels.
 """
@@ -25,7 +25,10 @@ from avarc_cli.errors import UsageError
 from avarc_kernels import quantize_rows
 
 FP8_CAPABILITY = (8, 9)  # compute capability of the first GPUs that multiply float8 (torch._scaled_mm requires it)
-CACHED = 1 << 16  # numbers per thread that elementwise steps process at a time, so that they stay in a core's cache
+# Numbers per thread that successive elementwise steps process at a time, so that they stay in a core's cache. Of 2^12 to
+# 2^23, this was the fastest for the GELU of 2048 x 4096 numbers on one thread of a Xeon (2 MiB of L2): 13 ms; 50 ms in
+# one piece.
+CACHED = 1 << 16
 CHANNELS = 16  # torch._scaled_mm requires channels in multiples of 16, torch._int_mm of 8
 INT_MM_ROWS = 17  # torch._int_mm requires more than 16 rows
 
@@ -125,9 +128,9 @@ def cpu_has_bf16() -> bool:
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Whether float32 matrix products may use TF32 inside. Convolutions, which only tokenizers have, never do.
+    """Allow or forbid TF32 in float32 matrix products inside; forbid it in convolutions, which only tokenizers have.
 
-    Both flags are as before afterwards.
+    Afterwards, also after an exception, torch's flags are as they were before.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32

@@ -21,7 +21,9 @@ GPU_SHARE = 0.5  # of the free GPU memory; the rest is for the KV caches of surv
 # Largest batch. By arithmetic, a batch of this size takes an H100 100 ms for a d16, of which kernel launches are 1 ms
 # (docs/performance.md); not measured.
 MAX_TOKENS = 1 << 17
-PROCESS_BYTES = 512 << 20  # Python, torch, and the tokens of a group
+PROCESS_BYTES = 512 << 20  # Python, torch and the tokens of a group: 260 MiB once the digits model is loaded on a CPU
+# Of this machine's matrix product rate, for the estimate of time: plain PyTorch reaches 62 % with a d16 on a Xeon, avarc
+# 75 % in fp32 (docs/performance.md). Not measured on a GPU.
 FRACTION_OF_PEAK = 0.6
 
 

@@ -1,7 +1,24 @@
 """Scoring by plan: which pairs of image and class to score on which segments, in which batches.
 
 The engine knows a model only through the LikelihoodModel interface. It scores no cell (image, candidate, sample,
-segment) twice, unless the memory for KV caches is limited: survivors of a stage are extended from their caches.
+segment) twice, unless the memory for KV caches is limited: the survivors of a stage are extended from their caches.
+
+What happens for the plan 6:10,10:3,10:1:3: one image, 100 classes, 10 segments that end at token 1, 5, 14, 30, 55, 91,
+155, 255, 424 and 680, batches of at most 2048 tokens. Sample 1 has the same first 3 segments as the image (sample 0),
+sample 2 differs from the first on.
+
+    stage   sample  segments  pairs per batch      tokens per pair  KV cache after each batch
+    6:10    0       1-6       22, 22, 22, 22, 12   91               segments 1-6 of the best 10 pairs so far
+    10:3    0       7-10      2, 2, 3, 1, 2        589              segments 1-3 of the best 3 pairs so far
+    10:1:3  1       4-10      1, 1, 1              666              nothing
+            2       1-10      3                    680              nothing
+
+Pairs that are not among the best are dropped after each batch. The 10 survivors of the first stage are not regrouped:
+they are in the 5 batches that they were scored in. The second stage keeps segments 1-3 because sample 1 starts from
+them, by a fork of each survivor's cache; the image itself is not scored again. 19,028 tokens in all.
+
+Modules: request (what to score), log_prob_table (what has been scored, who is still in play), cache_policy (which keys
+and values are kept), and this one (the order of the work).
 
 Shapes: G images of a group, N candidates, S samples, P pairs, L tokens.
 """
@@ -22,7 +39,8 @@ from avarc_cli.scoring.plan import Stage, Step
 from avarc_cli.scoring.request import ScoringRequest, adapters
 from avarc_cli.scoring.scores import ImageScores, IntN
 
-# Of a forward pass. Attention kernels put pairs, or pairs times heads, in a grid dimension that CUDA limits to 65,535.
+# Pairs of one forward pass. PyTorch's attention kernels for CUDA have one block of a grid dimension per pair, and CUDA
+# limits that dimension to 65,535 (CUDA C++ Programming Guide, technical specifications). Not tried on a GPU.
 MAX_PAIRS = 1 << 14
 
 

@@ -11,8 +11,8 @@ from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.scores import FloatN, IntN, ScoreFunction
 
-# Images scored together. Results are written after each group, so this is the most that an interruption can lose.
-# Not measured.
+# Images scored together. Results are written after each group, so this is the most that an interruption can lose. Large
+# batches of small models could take more; not measured.
 MAX_IMAGES = 256
 
 

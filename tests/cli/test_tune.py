@@ -136,7 +136,7 @@ def test_tuning_goes_on_where_it_was_interrupted(cache, models, plan, tmp_path, 
         (["--agreement", "1"], "share between 0 and 1"),
         (["--agreement", "nan"], "share between 0 and 1"),
         (["--agreement", "0.9", "--classes", "3"], "one class"),
-        (["--agreement", "0.9", "--samples", "4"], "hold 3 an image"),
+        (["--agreement", "0.9", "--samples", "4"], "has 3 per image"),
         (["--agreement", "0.9", "--hold-out", "2", "--evaluate", "x.h5"], "exclude each other"),
     ],
 )
