@@ -25,9 +25,9 @@ from avarc_cli.errors import UsageError
 from avarc_kernels import quantize_rows
 
 FP8_CAPABILITY = (8, 9)  # compute capability of the first GPUs that multiply float8 (torch._scaled_mm requires it)
-# Numbers per thread that successive elementwise steps process at a time, so that they stay in a core's cache. Of 2^12 to
-# 2^23, this was the fastest for the GELU of 2048 x 4096 numbers on one thread of a Xeon (2 MiB of L2): 13 ms; 50 ms in
-# one piece.
+# Numbers per thread that successive elementwise steps process at a time, so that they stay in a core's cache. This was
+# the fastest of 2^12 to 2^23 for the GELU of 2048 x 4096 numbers on one thread of a Xeon (2 MiB of L2): 13 ms, against
+# 50 ms in one piece.
 CACHED = 1 << 16
 CHANNELS = 16  # torch._scaled_mm requires channels in multiples of 16, torch._int_mm of 8
 INT_MM_ROWS = 17  # torch._int_mm requires more than 16 rows

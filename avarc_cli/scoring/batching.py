@@ -22,8 +22,8 @@ GPU_SHARE = 0.5  # of the free GPU memory; the rest is for the KV caches of surv
 # (docs/performance.md); not measured.
 MAX_TOKENS = 1 << 17
 PROCESS_BYTES = 512 << 20  # Python, torch and the tokens of a group: 260 MiB once the digits model is loaded on a CPU
-# Of this machine's matrix product rate, for the estimate of time: plain PyTorch reaches 62 % with a d16 on a Xeon, avarc
-# 75 % in fp32 (docs/performance.md). Not measured on a GPU.
+# Of this machine's matrix product rate, to estimate times. With a d16 on a Xeon plain PyTorch reaches 62 %, avarc in
+# fp32 75 % (docs/performance.md). Not measured on a GPU.
 FRACTION_OF_PEAK = 0.6
 
 

@@ -17,8 +17,9 @@ from avarc_cli.scoring.log_prob_table import Pairs
 from avarc_cli.scoring.plan import Step
 from avarc_cli.scoring.scores import IntN
 
-# Fraction of an image's tokens. Samples that share less with their image are scored from scratch: what they would save
-# is not worth a forward pass of their own. Not measured.
+# Fraction of an image's tokens. Samples that share less with their image are scored from scratch, because the tokens
+# saved are not worth a forward pass of their own. On 60 digits with exhaustive:3, every value from 1/1000 to 1/8 took
+# the same time within noise (6.3 to 6.6 s on one thread), no reuse 7.3 s. Not measured on larger models.
 LEAST_SHARED = 1 / 64
 
 

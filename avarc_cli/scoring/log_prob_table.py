@@ -66,10 +66,11 @@ class LogProbTable:
 
     def __init__(self, request: ScoringRequest, segment_ends: tuple[int, ...], images: int, samples: int) -> None:
         self.request, self.ends = request, (0, *segment_ends)
-        self.has_unconditional = int(request.score.needs_unconditional)
+        self.first_candidate = int(request.score.needs_unconditional)
+        """Column of the first candidate."""
         columns, length = request.columns, segment_ends[-1]
         self.sums_GNSK = np.full((images, columns, samples, len(segment_ends)), np.nan)
-        """Columns on the second axis; nan where not scored yet."""
+        """The sums; N is the columns; nan where not scored yet."""
         self.token_log_prob = np.zeros((images, columns, length), np.float32) if request.keep_tokens else None
         """Of sample 0, (G, columns, L), if requested."""
         self.tokens_scored_G = np.zeros(images, dtype=np.int64)
@@ -118,7 +119,7 @@ class LogProbTable:
 
         Returns: log p(x|y), and the score with the prior, of every candidate (G, N); nan where cells are missing.
         """
-        first = self.has_unconditional
+        first = self.first_candidate
         log_p = self.sums_GNSK[:, :, : stage.samples, : stage.segments].sum(-1).mean(-1)
         unconditional_G = log_p[:, 0] if first else np.full(len(log_p), np.nan)
         log_p_GN = log_p[:, first:]
@@ -129,7 +130,7 @@ class LogProbTable:
 
     def close_stage(self, stage: Stage, seconds: float) -> None:
         """Drop candidates and record the stage of every image that took part in it."""
-        first = self.has_unconditional
+        first = self.first_candidate
         log_p_GN, scores_GN = self.drop(stage)
         images = np.nonzero(self.undecided_G)[0]
         for g in images:
@@ -151,7 +152,7 @@ class LogProbTable:
         return [self._result(g, tuple(stages)) for g, stages in enumerate(self._stages)]
 
     def _result(self, g: int, stages: tuple[StageScores, ...]) -> ImageScores:
-        request, first = self.request, self.has_unconditional
+        request, first = self.request, self.first_candidate
         last = request.plan.stages[len(stages) - 1]
         unconditional = self.sums_GNSK[g, 0, : last.samples, : last.segments].sum(-1).mean() if first else np.nan
         log_prior_N = np.zeros(len(request.candidates))  # what was added to each candidate's last score
