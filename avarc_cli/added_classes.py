@@ -139,8 +139,8 @@ class AddedClassesModel(LikelihoodModel):
         own_P = self._own_class_ids(adapter, class_id_P)
         return AddedState(adapter, self.models[adapter].begin(tokens_BL, sequence_P, own_P))
 
-    def extend(self, state: AddedState, stop: int, *, hold: int) -> Tensor:
-        return self.models[state.adapter].extend(state.state, stop, hold=hold)
+    def extend(self, state: AddedState, stop: int, *, keep_cache_segments: int) -> Tensor:
+        return self.models[state.adapter].extend(state.state, stop, keep_cache_segments=keep_cache_segments)
 
     def select(self, state: AddedState, keep_Q: Tensor) -> AddedState:
         return AddedState(state.adapter, self.models[state.adapter].select(state.state, keep_Q))
@@ -170,8 +170,8 @@ class AddedClassesModel(LikelihoodModel):
         """Memory of the base; added classes share all but their own small tensors."""
         return self.base.resident_bytes
 
-    def bytes_per_token(self, *, kept: bool) -> int:
-        return self.base.bytes_per_token(kept=kept)
+    def bytes_per_token(self, *, cached: bool) -> int:
+        return self.base.bytes_per_token(cached=cached)
 
 
 def base_of(model: LikelihoodModel) -> TrainableModel:

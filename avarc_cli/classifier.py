@@ -30,9 +30,9 @@ from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import load_model
 from avarc_cli.results import records, tuned
 from avarc_cli.results.run import Run, classify
-from avarc_cli.scoring.batching import auto_tokens, parse_bytes, prefix_tokens
-from avarc_cli.scoring.engine import Request
+from avarc_cli.scoring.batching import auto_tokens, max_cached_tokens, parse_bytes
 from avarc_cli.scoring.plan import Plan, parse_plan
+from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import score_function
 from avarc_cli.tokens.cache import TokenCache, read
 from avarc_cli.tokens.encode import EncodeResult, encode
@@ -138,25 +138,25 @@ class Classifier:
         keep_tokens: bool = False,
         keep_segments: bool = False,
         tokens_per_batch: int | None = None,
-    ) -> Request:
+    ) -> ScoringRequest:
         """What the engine is asked for. `tokens_per_batch` continues an earlier run's automatic choice."""
         plan = self.plan(samples, keep_tokens=keep_tokens)
-        return Request(
+        return ScoringRequest(
             candidates=self.candidates,
             plan=plan,
             score=self.score,
             log_prior=self.log_prior,
             offset_per_token=self.offset_per_token,
             tokens_per_batch=self._tokens_per_batch(plan, tokens_per_batch),
-            prefix_tokens=prefix_tokens(self.model.likelihood, self.memory),
+            max_cached_tokens=max_cached_tokens(self.model.likelihood, self.memory),
             temperature=(self.tuned.temperature if self.tuned else None) or 1.0,
-            share=not self.options.deterministic,
+            reuse_prefix=not self.options.deterministic,
             keep_tokens=keep_tokens,
             keep_segments=keep_segments,
         )
 
     def run(
-        self, cache: TokenCache, request: Request, *, save_json: bool = False, save_likelihood: bool = False
+        self, cache: TokenCache, request: ScoringRequest, *, save_json: bool = False, save_likelihood: bool = False
     ) -> Run:
         """A run over a token cache.
 
@@ -279,7 +279,7 @@ class Classifier:
         device = torch.device(self.model.device)
         return earlier or auto_tokens(likelihood, plan, device, fixed=self.options.deterministic, memory=self.memory)
 
-    def _protocol(self, cache: TokenCache, request: Request) -> dict[str, Any]:
+    def _protocol(self, cache: TokenCache, request: ScoringRequest) -> dict[str, Any]:
         """run.json: everything that the numbers depend on."""
         header = cache.header
         tokens = {name: getattr(header, name) for name in RECORDED}
@@ -295,7 +295,7 @@ class Classifier:
             "candidate_names": [classes.names[c] for c in self.candidates],
             "log_prior": self.log_prior.tolist() if self.options.priors else None,
             "tokens_per_batch": request.tokens_per_batch,
-            "prefix_tokens": request.prefix_tokens,
+            "prefix_tokens": request.max_cached_tokens,
             "offsets": self.options.offsets if self.model.bank else None,
             "deterministic": self.options.deterministic,
             "attention": environment.attention(self.model.kernels),

@@ -46,13 +46,13 @@ class LikelihoodModel(ABC):
         """A state with nothing scored: pair i is sequence `sequence_P[i]` under class `class_id_P[i]`."""
 
     @abstractmethod
-    def extend(self, state: Any, stop: int, *, hold: int) -> Tensor:
-        """Score the segments from where the state stands up to (not including) segment `stop`.
+    def extend(self, state: Any, stop: int, *, keep_cache_segments: int) -> Tensor:
+        """Score the segments after those that the state has scored, up to (not including) segment `stop`.
 
         Args:
-            hold: of how many segments, from the first, the state holds keys and values afterwards: `stop` when it is
-                to be extended again, fewer when only `fork` needs them, 0 when nobody does.
-        Returns: log p(token | before, class) in nats, (P, T) float32. The state moves on.
+            keep_cache_segments: segments, from the first, whose keys and values stay in the KV cache: `stop` if the
+                state is to be extended again, fewer if only `fork` needs them, 0 if nothing does.
+        Returns: log p(token | before, class) in nats, (P, T) float32. The state is updated in place.
         """
 
     @abstractmethod
@@ -64,7 +64,7 @@ class LikelihoodModel(ABC):
         """A state of these pairs' classes with other sequences that begin with the same `stop` segments.
 
         Pair i is sequence `sequence_Q[i]` of tokens_BL under the class of pair `keep_Q[i]`. The new state stands at
-        segment `stop`, whose keys and values `state` must hold; it is left as it was.
+        segment `stop`; `state` must have the keys and values before it, and is left as it was.
         """
 
     @abstractmethod
@@ -87,8 +87,8 @@ class LikelihoodModel(ABC):
         """
 
     @abstractmethod
-    def bytes_per_token(self, *, kept: bool) -> int:
-        """Estimated memory for one token of one pair while it is scored or, with `kept`, in the KV cache afterwards."""
+    def bytes_per_token(self, *, cached: bool) -> int:
+        """Estimated memory for one token of one pair while it is scored or, with `cached`, in the KV cache."""
 
     @property
     def resident_bytes(self) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from avarc_cli.bank import Bank, Base
 from avarc_cli.data.labels import LabelSpace
 from avarc_cli.devices import device_name
 from avarc_cli.errors import UsageError
+from avarc_cli.layers.precision import tf32
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.zoo.card import LocalFile, ModelCard, TokenizerCard
@@ -81,17 +81,17 @@ class LoadedTokenizer:
     def encode(self, images_B3HW: Tensor) -> Tensor:
         pixels = images_B3HW.to(self.device).contiguous(memory_format=torch.channels_last)
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-        with full_float32(), half:
+        with tf32(False), half:
             latents: Tensor = self.network.encode(pixels)
         return latents.float().contiguous()
 
     def quantize(self, latents: Tensor) -> Tensor:
-        with full_float32():
+        with tf32(False):
             tokens: Tensor = self.network.tokenize(latents.to(self.device))
         return tokens
 
     def decode(self, tokens_BL: Tensor) -> Tensor:
-        with full_float32():
+        with tf32(False):
             images: Tensor = self.network.reconstruct(tokens_BL.to(self.device))
         return images.contiguous()
 
@@ -157,15 +157,3 @@ class LoadedModel:
         """Nats to add to each class's score (num_classes,), so that old and added classes compare fairly."""
         own = len(self.classes) - (len(self.bank.additions) if self.bank else 0)
         return np.zeros(own) if self.bank is None else self.bank.offsets(own)
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """No TF32 inside, not even in a tf32 run."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -19,7 +19,6 @@ from avarc_cli.devices import pick_device, pick_kernels
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
-from avarc_cli.layers.precision import Precision
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
@@ -95,7 +94,7 @@ def load_model(
     Raises: as load_tokenizer.
     """
     place = pick_device(device)
-    computes, runs = set_precision(precision, place), pick_kernels(kernels, place)
+    computes, runs = precisions.find(precision, place), pick_kernels(kernels, place)
     card = None if is_path(model) else _model_card(model)
     if tokenizer is None and card is None:
         raise UsageError(
@@ -152,18 +151,6 @@ def is_path(name: str) -> bool:
     return name not in known and ("/" in name or Path(name).suffix != "" or Path(name).exists())
 
 
-def set_precision(precision: str, device: torch.device) -> Precision:
-    """The precision of this name; allows or forbids TF32 in float32 matrix products, which is a switch of torch's.
-
-    Convolutions, which only tokenizers have, never use TF32.
-    Raises: UsageError for a precision that is not to be had.
-    """
-    computes = precisions.find(precision, device)
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = False  # torch's default is True
-    return computes
-
-
 def _model_card(name: str) -> ModelCard:
     card = any_card(name)
     if isinstance(card, TokenizerCard):
@@ -194,7 +181,6 @@ def _read_tokenizer(
     module.to(device, memory_format=torch.channels_last)
     if device.type == "cpu":
         network.speed_up()
-    torch.backends.cudnn.allow_tf32 = False  # torch's default is True
     preprocess = read.metadata.get("preprocess", card.preprocess if card else "resize-crop")
     return LoadedTokenizer(
         network=network,

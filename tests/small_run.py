@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -13,15 +13,15 @@ from avarc_cli.data.labels import LabelSpace
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.results.records import Naming
 from avarc_cli.results.run import Run
-from avarc_cli.scoring.engine import Request
 from avarc_cli.scoring.plan import parse_plan
+from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import score_function
 from avarc_cli.tokens import TokenCache
 
 NAMES = tuple("abcd")
 
 
-class SmallModel:
+class SmallModel(LikelihoodModel):
     """A likelihood model of four classes and two segments that runs out of memory beyond `capacity` tokens at once.
 
     A token's log-probability is the negative squared difference between token and class id.
@@ -39,7 +39,7 @@ class SmallModel:
     def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor) -> dict[str, Any]:
         return {"tokens": tokens_BL[sequence_P], "class": class_id_P, "at": 0}
 
-    def extend(self, state: dict[str, Any], stop: int, *, hold: int) -> Tensor:
+    def extend(self, state: dict[str, Any], stop: int, *, keep_cache_segments: int) -> Tensor:
         start, end = (self.segment_ends[state["at"] - 1] if state["at"] else 0), self.segment_ends[stop - 1]
         if len(state["class"]) * (end - start) > self.capacity:
             raise self.error
@@ -50,7 +50,13 @@ class SmallModel:
     def select(self, state: dict[str, Any], keep_Q: Tensor) -> dict[str, Any]:
         return state | {"tokens": state["tokens"][keep_Q], "class": state["class"][keep_Q]}
 
-    def bytes_per_token(self, *, kept: bool) -> int:
+    def fork(self, *args: Any) -> NoReturn:
+        raise NotImplementedError("there is one sample per image")
+
+    def sample(self, *args: Any, **options: Any) -> NoReturn:
+        raise NotImplementedError("nothing is sampled here")
+
+    def bytes_per_token(self, *, cached: bool) -> int:
         return 1
 
 
@@ -68,10 +74,10 @@ class SmallCache:
 
 def make_run(model: SmallModel, tokens_per_batch: int = 512, plan: str = "exhaustive") -> Run:
     return Run(
-        model=cast(LikelihoodModel, model),
+        model=model,
         cache=cast(TokenCache, SmallCache()),
         labels=np.arange(10) % 4,
-        request=Request(
+        request=ScoringRequest(
             candidates=np.arange(4),
             plan=parse_plan(plan, segments=2, candidates=4, samples=1),
             score=score_function("log-likelihood"),

@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from avarc_cli.bench import plain
 from avarc_cli.errors import UsageError
 from avarc_cli.layers import precision as precisions
+from avarc_cli.layers.precision import tf32
 from avarc_cli.models.var.config import VARConfig
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.models.var.network import VAR
@@ -121,9 +122,9 @@ class _Bench:
         return self.teacher.expand(len(tokens_BL), -1, -1)
 
     def plain(self) -> Tensor:
-        return plain.token_log_prob(
-            self.weights | {"lvl_1L": self.lvl_1L}, self.tokens_L, self.teacher, self.class_id_P
-        )
+        weights = self.weights | {"lvl_1L": self.lvl_1L}
+        with tf32(False):
+            return plain.token_log_prob(weights, self.tokens_L, self.teacher, self.class_id_P)
 
     def ours(self, precision: str, kernels: str) -> Callable[[], Tensor]:
         with torch.device("meta"):
@@ -140,7 +141,7 @@ class _Bench:
             rows = []
             for class_id_Q in self.class_id_P.split(at_once):
                 state = model.begin(self.tokens_L[None], torch.zeros_like(class_id_Q), class_id_Q)
-                rows.append(model.extend(state, len(self.config.ends), hold=0))
+                rows.append(model.extend(state, len(self.config.ends), keep_cache_segments=0))
             return torch.cat(rows)
 
         return run
@@ -172,7 +173,6 @@ def measure(
     for round_ in range(rounds + 1):  # the first warms up, and is measured for memory
         peak = max(peak, _product_rate(device))  # again and again: another process may have disturbed one
         for key, run in ways.items():
-            torch.backends.cuda.matmul.allow_tf32 = key[1] == "tf32"
             if round_ == 0:
                 memory[key], outs[key] = _memory_of(run, device)
                 continue

@@ -63,8 +63,8 @@ def announce(classifier: Classifier, run: Run) -> None:
     cost = estimate(run.model, run.request, len(run.cache), torch.device(classifier.model.device))
     where = f"{classifier.model.precision} on {classifier.model.device}"
     console.note(f"{len(run.cache):,} images x {len(run.request.candidates)} classes, {where}: {cost}")
-    limit = run.request.prefix_tokens
-    if limit is not None and run.request.kept_tokens(run.model) > limit:
+    limit = run.request.max_cached_tokens
+    if limit is not None and run.request.cached_tokens(run.model) > limit:
         console.warn("--memory does not hold the prefixes of an image's candidates: some tokens are scored again")
     if classifier.candidates_of:
         count = len(run.request.candidates)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from avarc_cli.incremental.examples import Examples, Variation
     from avarc_cli.incremental.measures import Measures
     from avarc_cli.incremental.protocol import Results
-    from avarc_cli.incremental.scoring import Progress
     from avarc_cli.loaded import LoadedTokenizer
+    from avarc_cli.scoring.exhaustive import Progress
 
 DIGITS = Path("digits")  # as DATA: scikit-learn's digits
 

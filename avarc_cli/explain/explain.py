@@ -18,7 +18,7 @@ from avarc_cli.explain.choose import Comparison, Verdict
 from avarc_cli.explain.explanation import SHOWN_LEADS, Explanation
 from avarc_cli.likelihood import LikelihoodModel, Tokenizer
 from avarc_cli.results.records import UNKNOWN
-from avarc_cli.scoring.token_log_probs import token_log_probs
+from avarc_cli.scoring.exhaustive import token_log_probs
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.tokens.reconstruct import reconstruct
 

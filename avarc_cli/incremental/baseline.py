@@ -14,10 +14,10 @@ from avarc_cli.incremental.adding import ProgressOf
 from avarc_cli.incremental.examples import Examples, TokenPool
 from avarc_cli.incremental.fit import FitOptions
 from avarc_cli.incremental.measures import Measures, measure
-from avarc_cli.incremental.scoring import log_likelihoods
 from avarc_cli.incremental.split import Split
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
+from avarc_cli.scoring.exhaustive import log_likelihoods
 from avarc_cli.train.generator import fit
 from avarc_cli.train.loop import Recipe
 from avarc_cli.train.save import save_generator

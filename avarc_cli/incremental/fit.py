@@ -16,8 +16,8 @@ from torch import Tensor
 from avarc_cli.added_classes import METHODS, AddedClass
 from avarc_cli.errors import UsageError
 from avarc_cli.incremental.examples import Examples, TokenPool
-from avarc_cli.incremental.scoring import log_likelihoods
 from avarc_cli.likelihood import TrainableModel
+from avarc_cli.scoring.exhaustive import log_likelihoods
 from avarc_cli.train.loop import Progress, Recipe, train
 
 MIN_TO_VALIDATE = 5  # images; a class with fewer is trained without a validation split or early stopping

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avarc_cli.incremental.scoring import log_likelihoods
 from avarc_cli.layers.sampling import image_generator
 from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.scoring.exhaustive import log_likelihoods
 from avarc_cli.scoring.scores import FloatN
 
 CONTRAST_CLASSES = 20  # old classes to compare with: those under which the new images are most likely

@@ -31,10 +31,10 @@ from avarc_cli.incremental.editing import open_or_new
 from avarc_cli.incremental.examples import Examples, TokenPool
 from avarc_cli.incremental.fit import FitOptions
 from avarc_cli.incremental.measures import Measures, measure
-from avarc_cli.incremental.scoring import Progress, log_likelihoods, silent
 from avarc_cli.incremental.split import Split
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.loading import load_model, with_bank
+from avarc_cli.scoring.exhaustive import Progress, log_likelihoods
 from avarc_cli.storage import write_whole
 from avarc_cli.tokens.header import differences
 from avarc_cli.train import generator
@@ -214,7 +214,11 @@ def check_base(model: LoadedModel, split: Split) -> None:
 
 
 def evaluate(
-    folder: Path, model: LoadedModel, test: Examples, split: Split, progress: Progress = silent
+    folder: Path,
+    model: LoadedModel,
+    test: Examples,
+    split: Split,
+    progress: Progress = lambda done, total: None,
 ) -> tuple[Measures, Measures]:
     """Measures with and without offsets, from one scoring of all test images: no addition changes earlier scores."""
     extended = with_bank(model, banks.read(folder / "bank"))

@@ -1,6 +1,7 @@
-"""Where the keys and values of a prefix are written: memory that is allocated once and lent to one batch at a time.
+"""The key/value cache of a transformer that attends to a prefix.
 
-A prefix is one tensor (blocks, 2, P, H, S, D): keys before values, P pairs, H heads, S positions, D head width.
+Shapes: P sequences, H key/value heads (fewer than query heads in grouped-query attention), T new positions, S cached
+and new positions, D head width.
 """
 
 from __future__ import annotations
@@ -14,24 +15,99 @@ from torch import Tensor
 
 
 class Workspace:
-    """Memory of the largest prefix so far.
+    """One buffer that the caches of a model take turns using, so that memory is mapped once and not for every batch.
 
-    A batch's survivors are compacted out of it before the next batch is scored, so that memory is mapped once and not
-    anew in every batch. While somebody still holds what was lent, others get memory of their own.
+    While a tensor from `empty` is alive, the next one gets memory of its own; after that the buffer is free again. The
+    engine makes use of this: it copies a batch's survivors out of the buffer before it scores the next batch.
     """
 
     def __init__(self) -> None:
-        self._memory: Tensor | None = None
-        self._lent: Callable[[], Tensor | None] = lambda: None
+        self._buffer: Tensor | None = None
+        self._user: Callable[[], Tensor | None] = lambda: None  # weak reference to the tensor that uses the buffer
 
-    def lend(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """An uninitialised tensor of this shape, given back when nobody refers to it any more; views do not count."""
-        if self._lent() is not None:
+    def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Like torch.empty. Keep the tensor itself alive while it is in use: views of it do not reserve the buffer."""
+        if self._user() is not None:
             return torch.empty(shape, dtype=dtype, device=device)
         size = math.prod(shape)
-        if self._memory is None or self._memory.numel() < size or self._memory.dtype != dtype:
-            self._memory = None  # first, so that both are never there together
-            self._memory = torch.empty(size, dtype=dtype, device=device)
-        lent = self._memory[:size].view(*shape)
-        self._lent = weakref.ref(lent)
-        return lent
+        if self._buffer is None or self._buffer.numel() < size or self._buffer.dtype != dtype:
+            self._buffer = None  # free the old buffer before allocating the new one
+            self._buffer = torch.empty(size, dtype=dtype, device=device)
+        tensor = self._buffer[:size].view(*shape)
+        self._user = weakref.ref(tensor)
+        return tensor
+
+
+class KVCache:
+    """Keys and values of the first `length` positions of P sequences, for every layer.
+
+    A forward pass calls `append` once per layer, in order, and is complete with the last layer: then `length` grows. If
+    it fails before, the cache holds what it held. All layers lie in one tensor (layers, 2, P, H, positions, D), keys
+    before values, so that selecting sequences is one copy.
+    """
+
+    def __init__(self, layers: int, workspace: Workspace | None = None, *, capacity: int = 0) -> None:
+        """An empty cache; the first `append` sets P, H, D, dtype and device.
+
+        Args:
+            workspace: where to take memory from; None allocates it.
+            capacity: positions to allocate in the first pass, so that later passes append in place. With 0, every pass
+                allocates what it stores and copies the positions before.
+        """
+        self.layers, self.length = layers, 0
+        self.limit: int | None = None
+        """Positions that the next passes store at most; they attend to all, stored or not. None stores all."""
+        self._workspace, self._capacity = workspace or Workspace(), capacity
+        self._memory: Tensor | None = None  # of complete passes
+        self._next: Tensor | None = None  # where the pass that is running stores
+
+    def append(self, layer: int, k_PHTD: Tensor, v_PHTD: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's cached keys and values followed by the new ones, (P, H, S, D) each; stores the new ones.
+
+        Args:
+            k_PHTD, v_PHTD: of the new positions, in the dtype to store; any strides.
+        """
+        before, total = self.length, self.length + k_PHTD.shape[2]
+        stored = total if self.limit is None else min(total, self.limit)
+        if layer == 0:
+            self._next = self._allocate(k_PHTD, stored)
+        k, v = k_PHTD, v_PHTD
+        if self._next is not None and stored == total:  # attention reads them where they are stored
+            kv = self._next[layer, :, :, :, :total]
+            if self._memory is not None and self._memory is not self._next:
+                kv[:, :, :, :before] = self._memory[layer, :, :, :, :before]
+            kv[0, :, :, before:], kv[1, :, :, before:] = k, v
+            k, v = kv[0], kv[1]
+        else:
+            if self._memory is not None:
+                old = self._memory[layer, :, :, :, :before]
+                k, v = torch.cat([old[0], k], dim=2), torch.cat([old[1], v], dim=2)
+            if self._next is not None:
+                kv = self._next[layer, :, :, :, :stored]
+                kv[0], kv[1] = k[:, :, :stored], v[:, :, :stored]
+        if layer == self.layers - 1:
+            self._memory, self._next, self.length = self._next, None, stored
+        return k, v
+
+    def select(self, rows_Q: Tensor, length: int | None = None) -> KVCache:
+        """A cache with a copy of these sequences, with `length` the first positions only; this one stays as it is.
+
+        Raises: ValueError when fewer positions are cached.
+        """
+        length = self.length if length is None else length
+        if length > self.length:
+            raise ValueError(f"{self.length} positions are cached, not {length}")
+        selected = KVCache(self.layers, self._workspace)
+        if self._memory is not None and length:
+            selected._memory, selected.length = self._memory[:, :, rows_Q, :, :length], length
+        return selected
+
+    def _allocate(self, k_PHTD: Tensor, stored: int) -> Tensor | None:
+        """Memory for `stored` positions of every layer: what there is, if it has room for more positions."""
+        if stored == 0:
+            return None
+        if self._memory is not None and self.length < stored <= self._memory.shape[4]:
+            return self._memory
+        pairs, heads, _, width = k_PHTD.shape
+        shape = (self.layers, 2, pairs, heads, max(stored, self._capacity), width)
+        return self._workspace.empty(shape, k_PHTD.dtype, k_PHTD.device)

@@ -1,15 +1,21 @@
 """The precisions that a transformer's linears can run in, and the linears that multiply 8-bit numbers.
 
-An 8-bit product has one scale a row of the input (a token) and one a row of the weight (an output channel), so that
-what a token scores does not depend on the tokens beside it. The scales multiply the sums, which are exact in int8.
+8-bit products have one scale per row of the input (a token) and one per row of the weight (an output channel), so that
+a token's score does not depend on the other tokens of its batch. The scales multiply the sums, which are exact in int8.
 
-Shapes: M tokens, K channels in, N channels out.
+In torch, TF32 is a switch of the whole process. It is set around computations (`tf32`, `inference`) and never by
+loading, so models of different precision can be used in turn, though not in several threads at once.
+
+Shapes: M tokens, K input channels, N output channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import cast
+from functools import wraps
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,30 +24,34 @@ from torch.nn import functional as F
 from avarc_cli.errors import UsageError
 from avarc_kernels import quantize_rows
 
-FP8_CAPABILITY = (8, 9)  # the first CUDA devices that multiply float8
-CACHED = 1 << 16  # numbers of a thread that one step after another goes over: they stay in a core's cache
-CHANNELS = 16  # CUDA's 8-bit products want channels in multiples of this
-INT_MM_ROWS = 17  # and more rows than 16
+FP8_CAPABILITY = (8, 9)  # compute capability of the first GPUs that multiply float8 (torch._scaled_mm requires it)
+# Numbers per thread that successive elementwise steps process at a time, so that they stay in a core's cache. This was
+# the fastest of 2^12 to 2^23 for the GELU of 2048 x 4096 numbers on one thread of a Xeon (2 MiB of L2): 13 ms, against
+# 50 ms in one piece.
+CACHED = 1 << 16
+CHANNELS = 16  # torch._scaled_mm requires channels in multiples of 16, torch._int_mm of 8
+INT_MM_ROWS = 17  # torch._int_mm requires more than 16 rows
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How the blocks compute.
+    """How the blocks of a transformer compute.
 
-    activations: dtype of what goes into the linears and comes out; product: dtype of the numbers that they multiply;
-    attention: dtype of queries, keys and values.
     Norms, residual stream, class modulation and sums of log-probabilities are float32 in every precision, and on a CPU
     the head.
     """
 
     name: str
     activations: torch.dtype
+    """Of the inputs and outputs of linears."""
     product: torch.dtype
+    """Of the numbers that linears multiply."""
     attention: torch.dtype
+    """Of queries, keys and values."""
 
     @property
     def quantized(self) -> bool:
-        """Whether the numbers multiplied have scales of their own."""
+        """Whether linears multiply 8-bit numbers, which have scales."""
         return self.product in (torch.int8, torch.float8_e4m3fn)
 
 
@@ -61,13 +71,13 @@ PRECISIONS = {name: Precision(name, dtype, dtype, dtype) for name, dtype in _PLA
 def find(name: str, device: torch.device) -> Precision:
     """The precision of this name, as this device computes it.
 
-    Raises: UsageError for an unknown one, or one that the device does not have.
+    Raises: UsageError for an unknown precision, and for one that is not available on the device.
     """
     if name not in PRECISIONS:
         raise UsageError(f"no precision '{name}'", f"there are {', '.join(PRECISIONS)}")
     why = missing(name, device)
     if why is not None:
-        raise UsageError(f"{name} is not to be had on {device}", why, "use --precision fp32; avarc doctor tells more")
+        raise UsageError(f"{name} is not available on {device}", why, "use --precision fp32, or see avarc doctor")
     if name == "int8" and device.type == "cuda":
         return Precision("int8", torch.bfloat16, torch.int8, torch.bfloat16)
     if name == "int8" and cpu_has_bf16():
@@ -76,20 +86,20 @@ def find(name: str, device: torch.device) -> Precision:
 
 
 def missing(name: str, device: torch.device) -> str | None:
-    """What the device lacks for this precision; None when nothing."""
+    """Why this precision is not available on the device; None if it is."""
     if name in ("tf32", "fp8") and device.type != "cuda":
         return f"{name} needs a CUDA device"
     if name == "fp8" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
         return "its compute capability is below 8.9"
     if name == "int8" and device.type == "cpu" and "onednn" not in torch.backends.quantized.supported_engines:
-        return "this PyTorch was built without oneDNN, whose int8 products we use"
+        return "this PyTorch was built without oneDNN, which computes the int8 products"
     if name == "int8" and device.type not in ("cpu", "cuda"):
-        return "its 8-bit products are written for cpu and cuda"
+        return "its 8-bit products are implemented for cpu and cuda only"
     return None
 
 
 def arithmetic(precision: Precision, device: torch.device) -> str:
-    """What is computed how, in words: it depends on the processor too, and so do the numbers."""
+    """The dtypes of this precision on this device, in words: int8 depends on the processor, and so do its scores."""
     dtypes = {
         "products": precision.product,
         "activations": precision.activations,
@@ -102,7 +112,7 @@ def arithmetic(precision: Precision, device: torch.device) -> str:
 
 
 def available(device: torch.device) -> tuple[str, ...]:
-    """The precisions that the device has, in the order of PRECISIONS."""
+    """The precisions that are available on the device, in the order of PRECISIONS."""
     return tuple(name for name in PRECISIONS if missing(name, device) is None)
 
 
@@ -112,12 +122,48 @@ def cpu_has_vnni() -> bool:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 numbers itself (AVX512-BF16 or AMX), as torch sees it."""
+    """Whether the CPU has bfloat16 products (AVX512-BF16 or AMX), as torch sees it."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Allow or forbid TF32 in float32 matrix products inside; forbid it in convolutions, which only tokenizers have.
+
+    Afterwards, also after an exception, torch's flags are as they were before.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32, cudnn.allow_tf32 = allowed, False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+class HasPrecision(Protocol):
+    """A model that computes in one precision."""
+
+    @property
+    def precision(self) -> Precision: ...
+
+
+MethodT = TypeVar("MethodT", bound=Callable[..., Any])
+
+
+def inference(method: MethodT) -> MethodT:
+    """Run a method of a HasPrecision in inference mode, with TF32 products if and only if its precision is "tf32"."""
+
+    @wraps(method)
+    def run(self: HasPrecision, *args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode(), tf32(self.precision.name == "tf32"):
+            return method(self, *args, **kwargs)
+
+    return cast("MethodT", run)
+
+
 def linear(layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`layer` on `x` in the layer's own dtype; `bias` in place of the layer's own, where it has none."""
+    """`layer` on `x` in the layer's dtype, with `bias` if given instead of the layer's own."""
     if isinstance(layer, QuantizedLinear):
         return layer(x, bias)
     plain = cast("nn.Linear", layer)
@@ -127,12 +173,12 @@ def linear(layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
 def quantized(layer: nn.Linear, precision: Precision) -> QuantizedLinear:
     """The layer with 8-bit products, for the device that its weight is on.
 
-    Raises: UsageError for widths that the device's products do not take.
+    Raises: UsageError for numbers of channels that the device's products do not support.
     """
     if layer.weight.device.type == "cuda" and any(n % CHANNELS for n in layer.weight.shape):
         raise UsageError(
             f"a linear of {tuple(layer.weight.shape)} channels cannot run in 8 bits on CUDA",
-            f"the GPU's 8-bit products want multiples of {CHANNELS}",
+            f"the GPU's 8-bit products require multiples of {CHANNELS}",
             "use --precision bf16",
         )
     if precision.product == torch.float8_e4m3fn:
@@ -144,11 +190,11 @@ def quantized(layer: nn.Linear, precision: Precision) -> QuantizedLinear:
 class QuantizedLinear(nn.Module):
     """A linear that multiplies 8-bit numbers.
 
-    It keeps the weight it was made from: a class bank's low-rank changes add to that. kernels: which `quantize_rows`
-    runs, "torch" or "triton".
+    It keeps the weight that it was made from, because low-rank changes of a class bank are added to that weight.
     """
 
     kernels = "torch"
+    """The implementation of `quantize_rows`: "torch" or "triton"."""
 
     def __init__(self, layer: nn.Linear, activations: torch.dtype) -> None:
         super().__init__()
@@ -168,11 +214,12 @@ class QuantizedLinear(nn.Module):
 class Int8LinearCPU(QuantizedLinear):
     """int8 through oneDNN and FBGEMM, which PyTorch ships.
 
-    A row of the input becomes bytes, x = min + step * byte, in one pass; then
+    A row of the input is quantised to bytes, x = min + step * byte, in one pass. Then
 
         y = step * (bytes @ W.T) + min * (sum of W's row) + bias
 
-    Without VNNI, x86 adds pairs of byte products in 16 bits, which overflow silently; 7-bit weights cannot.
+    Without VNNI, x86 adds pairs of byte products in 16 bits. These sums overflow silently with 8-bit weights, so the
+    weights have 7 bits there.
     """
 
     packed: Tensor

@@ -18,7 +18,8 @@ from avarc_cli.results import records
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.metrics import compute
 from avarc_cli.results.records import Image
-from avarc_cli.scoring.engine import Request, score_group
+from avarc_cli.scoring.engine import score_group
+from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import ImageScores
 from avarc_cli.tokens.cache import TokenCache
 
@@ -36,7 +37,7 @@ class Run:
     model: LikelihoodModel
     cache: TokenCache
     labels: np.ndarray
-    request: Request
+    request: ScoringRequest
     naming: records.Naming
     precision: str
     protocol: Mapping[str, Any]

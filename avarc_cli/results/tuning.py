@@ -17,7 +17,7 @@ from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.metrics import wilson
 from avarc_cli.results.run import Progress, Run, classify
 from avarc_cli.scoring import calibration
-from avarc_cli.scoring.conformal import Outcome, ScoreTable, Tuning, lower_bound, needed, simulate
+from avarc_cli.scoring.conformal import ScoreTable, SimulatedResult, Tuning, lower_bound, needed, simulate
 from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.scores import FloatN, posterior
 
@@ -84,7 +84,7 @@ def guarantee(tuning: Tuning) -> dict[str, Any]:
         "level_images": tuning.level_images,
         "rank": tuning.rank,
         "needed": least,
-        "width_images": tuning.width_images,
+        "width_images": tuning.scale_images,
         "bound_95": bound,
         "statement": (
             f"On a new image of the same distribution the plan predicts what exhaustive scoring predicts with "
@@ -95,7 +95,7 @@ def guarantee(tuning: Tuning) -> dict[str, Any]:
     }
 
 
-def _calibration(outcome: Outcome, label_n: Int, known: Int, degrees: float) -> dict[str, float]:
+def _calibration(outcome: SimulatedResult, label_n: Int, known: Int, degrees: float) -> dict[str, float]:
     by_stage = outcome.by_stage_JnN[:, known]
     winner, label = outcome.winner_n[known], label_n[known]
     confidence: FloatN = posterior(by_stage, degrees)[np.arange(len(known)), winner]

@@ -10,16 +10,21 @@ import torch
 
 from avarc_cli.errors import UsageError
 from avarc_cli.likelihood import LikelihoodModel
-from avarc_cli.scoring.engine import Request
 from avarc_cli.scoring.plan import Plan
+from avarc_cli.scoring.request import ScoringRequest
 
-# Of a batch on a CPU. Its largest tensor, the MLP's, is a quarter of that: from 32 MiB on malloc maps and unmaps a
-# tensor at every use, and what goes over it is three times slower.
+# Memory of a batch on a CPU; its largest tensor, the MLP's, takes a quarter of it. From 32 MiB (the largest value of
+# glibc's mmap threshold, mallopt(3)) malloc maps and unmaps a tensor at every use: larger batches took 2.5 times as
+# long on the digits.
 CPU_BYTES = 128 << 20
-GPU_SHARE = 0.5  # of the free memory; the prefix of the survivors needs room too
+GPU_SHARE = 0.5  # of the free GPU memory; the rest is for the KV caches of survivors. Not measured
+# Largest batch. By arithmetic, a batch of this size takes an H100 100 ms for a d16, of which kernel launches are 1 ms
+# (docs/performance.md); not measured.
 MAX_TOKENS = 1 << 17
-PROCESS_BYTES = 512 << 20  # Python, torch, the tokens of a group
-SHARE_OF_PEAK = 0.6  # what a forward pass reaches of the matrix product rate; only for the estimate of time
+PROCESS_BYTES = 512 << 20  # Python, torch and the tokens of a group: 260 MiB once the digits model is loaded on a CPU
+# Of this machine's matrix product rate, to estimate times. With a d16 on a Xeon plain PyTorch reaches 62 %, avarc in
+# fp32 75 % (docs/performance.md). Not measured on a GPU.
+FRACTION_OF_PEAK = 0.6
 
 
 def auto_tokens(
@@ -27,23 +32,24 @@ def auto_tokens(
 ) -> int:
     """Tokens of one forward pass.
 
-    On a CPU, and where batches must not depend on the state of the machine (`fixed`), a function of model, plan and
-    `memory` alone. A batch whose prefix is kept needs room for it twice: while it is made, and while survivors are
-    selected; the prefixes of a group's survivors take at most as much as a batch.
+    On a CPU, and if batches must not depend on the state of the machine (`fixed`), this is a function of model, plan
+    and `memory` alone. A batch that is cached needs memory for its keys and values twice: where they are written, and
+    for the copy of the survivors. The caches of a group's survivors take at most as much as a batch.
 
     Args:
-        memory: bytes that the whole run may take on its device, weights included; None for no limit of one's own.
-    Raises: UsageError when `memory` does not hold the weights and the smallest batch.
+        fixed: do not look at the free memory.
+        memory: bytes that the whole run may take on its device, weights included; None for no limit.
+    Raises: UsageError if `memory` is too little for the weights and the smallest batch.
     """
     budget, least = CPU_BYTES, model.segment_ends[-1] // 4
     if device.type == "cuda" and not fixed:
         budget = int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE)
-    per_token = model.bytes_per_token(kept=False)
+    per_token = model.bytes_per_token(cached=False)
     if (device.type == "cuda" or memory is not None) and (len(plan.stages) > 1 or plan.samples > 1):
-        per_token += 2 * model.bytes_per_token(kept=True)
+        per_token += 2 * model.bytes_per_token(cached=True)
     if memory is not None:
-        resident = int(getattr(model, "resident_bytes", 0)) + PROCESS_BYTES
-        free = (memory - resident) // 2  # the other half for survivors' prefixes
+        resident = model.resident_bytes + PROCESS_BYTES
+        free = (memory - resident) // 2  # the other half is for the KV caches of survivors
         if free < least * per_token:
             needs = -(-(resident + 2 * least * per_token) // 2**20)
             raise UsageError(
@@ -55,12 +61,12 @@ def auto_tokens(
     return max(least, min(MAX_TOKENS, budget // per_token))
 
 
-def prefix_tokens(model: LikelihoodModel, memory: int | None) -> int | None:
-    """Tokens whose keys and values fit into the half of `memory` that batches leave; None without a limit."""
+def max_cached_tokens(model: LikelihoodModel, memory: int | None) -> int | None:
+    """Tokens whose keys and values fit in the half of `memory` that batches do not use; None without a limit."""
     if memory is None:
         return None
-    resident = int(getattr(model, "resident_bytes", 0)) + PROCESS_BYTES
-    return max(0, (memory - resident) // 2) // model.bytes_per_token(kept=True)
+    resident = model.resident_bytes + PROCESS_BYTES
+    return max(0, (memory - resident) // 2) // model.bytes_per_token(cached=True)
 
 
 def parse_bytes(text: str) -> int:
@@ -73,24 +79,30 @@ def parse_bytes(text: str) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run will take: pairs of image and class, token log-probabilities, seconds and bytes (both estimates)."""
+    """What a run takes."""
 
     pairs: int
+    """Pairs of image and class."""
     tokens: int
+    """Token log-probabilities."""
     seconds: float
+    """Estimate."""
     memory: int
+    """Estimate, in bytes."""
 
     def __str__(self) -> str:
         needs = f"about {_duration(self.seconds)} and {self.memory >> 20:,} MiB"
         return f"{self.pairs:,} pairs, {self.tokens:,} tokens, {needs}"
 
 
-def estimate(model: LikelihoodModel, request: Request, images: int, device: torch.device) -> Cost:
-    """The cost of scoring so many images, from the model's arithmetic and this machine's matrix product rate."""
+def estimate(model: LikelihoodModel, request: ScoringRequest, images: int, device: torch.device) -> Cost:
+    """The cost of scoring this many images, from the model's arithmetic and this machine's matrix product rate."""
     tokens = images * request.tokens_per_image(model)
-    kept = request.kept_tokens(model) * request.images_per_group(model)
-    memory = kept * model.bytes_per_token(kept=True) + request.tokens_per_batch * model.bytes_per_token(kept=False)
-    seconds = tokens * model.flops_per_token / (SHARE_OF_PEAK * _flops_per_second(device))
+    cached = request.cached_tokens(model) * request.images_per_group(model)
+    memory = cached * model.bytes_per_token(cached=True) + request.tokens_per_batch * model.bytes_per_token(
+        cached=False
+    )
+    seconds = tokens * model.flops_per_token / (FRACTION_OF_PEAK * _flops_per_second(device))
     return Cost(images * request.columns, tokens, seconds, memory)
 
 

@@ -1,4 +1,4 @@
-"""Posteriors that mean what they say: a temperature, and how far confidence and accuracy are apart.
+"""Calibration of the posterior: a temperature, and the gap between confidence and accuracy.
 
 Source: Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv:1706.04599.
 Shapes: n images, N candidates, J stages.
@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from avarc_cli.scoring.scores import FloatN, IntN, posterior
 
-BINS = 15
-COOLEST, HOTTEST = 0.25, 1024.0  # likelihoods of thousands of tokens are overconfident, hardly ever the reverse
+BINS = 15  # as in the source
+# Range of temperatures: likelihoods of thousands of tokens are overconfident, so it reaches far up. The digits' is 1.9.
+COOLEST, HOTTEST = 0.25, 1024.0
 TINY = 1e-300
 
 

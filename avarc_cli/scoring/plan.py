@@ -2,10 +2,10 @@
 
 Written `segments:keep[:samples]` per stage, comma-separated. `6:10,10:3,10:1:3` scores every candidate on 6 segments
 and keeps 10, scores those on 10 segments and keeps 3, then averages each survivor over 3 samples (the image's own
-tokens and 2 smoothing neighbours) and keeps 1. Source: A-VARC+, arXiv:2510.12060.
+tokens and 2 smoothed samples) and keeps 1. Source: A-VARC+, arXiv:2510.12060.
 
-`6:<8.5` keeps whoever is at most 8.5 nats behind the leader, so that easy images lose candidates sooner than hard
-ones; `scoring.conformal` chooses such margins. An image with one candidate left is decided, and scored no further.
+`6:<8.5` keeps the candidates that are at most 8.5 nats behind the best, so that easy images lose candidates sooner than
+hard ones; `scoring.conformal` chooses such margins. An image with one candidate left is decided and scored no further.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from avarc_cli.errors import UsageError
 
 PAPER = "6:10,10:3,10:1:3"
 HOW = (
-    "write segments:keep[:samples] per stage, e.g. 6:10,10:3,10:1:3 (or <nats in place of keep: who is at most so far "
-    "behind the leader), or exhaustive, or paper"
+    "write segments:keep[:samples] per stage, e.g. 6:10,10:3,10:1:3 (or <nats instead of keep: those at most this far "
+    "behind the best), or exhaustive, or paper"
 )
 STAGE = re.compile(r"(\d{1,9}) *: *(?:(\d{1,9})|< *(\d+(?:\.\d+)?(?:e[-+]?\d+)?)) *(?:: *(\d{1,9}))?", re.ASCII)
 Bool = npt.NDArray[np.bool_]
@@ -30,35 +30,34 @@ Bool = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Stage:
-    """Score what is left on the first `segments` segments, averaged over `samples` samples; then drop candidates.
-
-    keep: the best so many survive; margin: of these, who is at most so many nats behind the leader;
-    expected: candidates of an image that go on to the next stage, on average, where a margin decides (a decided image
-    counts as none). Only estimates of time and memory depend on it; None expects the worst.
-    """
+    """Score the remaining candidates on the first `segments` segments, averaged over `samples` samples; drop some."""
 
     segments: int
     keep: int
+    """Candidates that survive at most: the best."""
     samples: int = 1
     margin: float = math.inf
+    """Nats that a survivor is behind the best at most."""
     expected: float | None = None
+    """Mean number of candidates per image that the next stage scores, if a margin decides; decided images count as 0.
+    Only estimates of time and memory depend on it. None assumes that the margin drops nothing."""
 
     def __str__(self) -> str:
         rule = str(self.keep) if math.isinf(self.margin) else f"<{self.margin!r}"
         return f"{self.segments}:{rule}" + (f":{self.samples}" if self.samples > 1 else "")
 
     @property
-    def goes_on(self) -> float:
-        """Candidates of an image that the next stage scores, on average."""
+    def expected_survivors(self) -> float:
+        """Candidates per image that the next stage scores, on average."""
         if self.expected is not None:
             return self.expected
         return self.keep if self.keep > 1 else 0
 
     def survivors(self, alive_GN: Bool, scores_GN: npt.NDArray[np.float64]) -> Bool:
-        """Who of the candidates in play (G images, N candidates) is left; scores that are nan are yet to come.
+        """The candidates that survive (G images, N candidates), from those that are alive and their scores so far.
 
-        Whoever is dropped on a part of the scores would be dropped on all of them too: more scores can only raise
-        the leader, and the number of those before.
+        Scores that are nan are yet to come: those candidates survive. A candidate that is dropped on some of the scores
+        would be dropped on all of them too, since more scores can only raise the best score and a candidate's rank.
         """
         ready = alive_GN & ~np.isnan(scores_GN)
         score = np.where(ready, scores_GN, -np.inf)
@@ -68,6 +67,29 @@ class Stage:
             stays &= place < self.keep
         left: Bool = alive_GN & (stays | ~ready)
         return left
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage, and what the stages before and after it imply."""
+
+    stage: Stage
+    samples_begun: int
+    """Samples that earlier stages averaged; 1 in the first stage, where the images themselves begin."""
+    last_segments: int
+    """Most segments that this or a later stage scores."""
+    last_samples: int
+    """Most samples that this or a later stage averages."""
+
+    @property
+    def segments_grow(self) -> bool:
+        """Whether a later stage scores more segments."""
+        return self.last_segments > self.stage.segments
+
+    @property
+    def samples_grow(self) -> bool:
+        """Whether a later stage averages more samples."""
+        return self.last_samples > self.stage.samples
 
 
 @dataclass(frozen=True)
@@ -89,16 +111,17 @@ class Plan:
         """Whether every candidate gets its full score."""
         return len(self.stages) == 1
 
-    def needs_prefix(self, number: int) -> bool:
-        """Whether a stage after stage `number` (0-based) goes on to more segments."""
-        return any(later.segments > self.stages[number].segments for later in self.stages[number + 1 :])
-
-    def samples_grow(self, number: int) -> bool:
-        """Whether a stage after stage `number` (0-based) looks at more samples."""
-        return any(later.samples > self.stages[number].samples for later in self.stages[number + 1 :])
+    def steps(self) -> list[Step]:
+        """The stages in order, each with what the others imply for it."""
+        steps = []
+        for number, stage in enumerate(self.stages):
+            begun = max([1, *(earlier.samples for earlier in self.stages[:number])])
+            rest = self.stages[number:]
+            steps.append(Step(stage, begun, max(s.segments for s in rest), max(s.samples for s in rest)))
+        return steps
 
     def new_tokens(self, ends: tuple[int, ...]) -> list[int]:
-        """Tokens that each stage scores for one candidate that has come so far (prefixes are never scored twice)."""
+        """Tokens that each stage scores for one candidate that it gets; cached prefixes are not scored again."""
         done = [0] * self.samples
         counts = []
         for stage in self.stages:
@@ -108,11 +131,11 @@ class Plan:
         return counts
 
     def tokens(self, candidates: int, ends: tuple[int, ...]) -> int:
-        """Tokens scored for one image with so many candidates; expected ones where margins decide."""
+        """Tokens scored for one image with this many candidates; expected tokens if margins decide who survives."""
         total, left = 0.0, float(candidates)
         for stage, new in zip(self.stages, self.new_tokens(ends), strict=True):
             total += left * new
-            left = min(left, stage.goes_on)
+            left = min(left, stage.expected_survivors)
         return round(total)
 
 
@@ -122,7 +145,7 @@ def parse_plan(text: str, *, segments: int, candidates: int, samples: int) -> Pl
     Args:
         text: "exhaustive" (or "exhaustive:3", averaged over 3 samples), "paper", or stages as in the module's
             docstring.
-        segments: segments of the model; candidates: classes to choose from; samples: samples in the cache.
+        segments: of the model. candidates: classes to choose from. samples: of each image in the token cache.
     Raises: UsageError for a plan that cannot be carried out, naming the stage.
     """
     written = PAPER if text.strip() == "paper" else text.strip().replace("exhaustive", f"{segments}:1", 1)
@@ -156,13 +179,13 @@ def _problems(stage: Stage, segments: int, have: int, samples: int) -> list[tupl
     if not 1 <= stage.segments <= segments:
         problems.append((f"there is no segment {stage.segments}", f"the model has {segments}", f"use 1 to {segments}"))
     if stage.keep < 1:
-        problems.append(("it keeps nobody", "a stage keeps at least 1", HOW))
+        problems.append(("it keeps no candidate", "a stage keeps at least 1", HOW))
     if stage.keep > have:
-        problems.append((f"it keeps {stage.keep}", f"only {have} candidates are left there", f"keep at most {have}"))
+        problems.append((f"it keeps {stage.keep}", f"only {have} candidates are left", f"keep at most {have}"))
     if stage.samples < 1:
         problems.append(("it averages nothing", "a stage needs at least 1 sample", HOW))
     if stage.samples > samples:
-        why = f"the tokens hold {samples} an image (the image itself counts)"
+        why = f"the token cache has {samples} per image, counting the image itself"
         fix = f"encode again with --samples {stage.samples}"
-        problems.append((f"it wants {stage.samples} samples", why, fix))
+        problems.append((f"it needs {stage.samples} samples", why, fix))
     return problems

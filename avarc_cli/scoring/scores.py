@@ -18,7 +18,7 @@ FloatN = npt.NDArray[np.float64]
 IntN = npt.NDArray[np.int64]
 
 # Standard deviation of the rounding error of one token's log-probability, in nats, against float64
-# (docs/numbers.md has the command and the figures); errors of L tokens add up as sqrt(L).
+# (docs/numbers.md has the command and the measurements). Errors of L tokens add up as sqrt(L).
 TOKEN_NOISE = {"fp32": 2e-6, "tf32": 1.2e-3, "bf16": 1e-2, "fp16": 1.2e-3, "int8": 6e-2, "fp8": 0.12}
 
 
@@ -49,43 +49,44 @@ def score_function(name: str) -> ScoreFunction:
 
 @dataclass(frozen=True, kw_only=True)
 class StageScores:
-    """One stage of one image. Positions index the run's candidate list.
-
-    segments: so many were scored; scores: what the stage ranked by, prior included;
-    log_likelihood: log p(x|y) alone, averaged over samples.
-    """
+    """One stage of one image. Positions are those of the request's candidate list."""
 
     segments: int
+    """Segments scored."""
     candidates: IntN
+    """Positions of the candidates that took part, (M,)."""
     scores: FloatN
+    """What the stage ranked them by, prior included, (M,)."""
     log_likelihood: FloatN
+    """log p(x|y) alone, averaged over samples, (M,)."""
     survivors: IntN
+    """Positions of the candidates that the stage kept."""
     seconds: float
+    """The image's share of the stage's time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageScores:
-    """All that scoring one image gave.
-
-    stages: those that the image took part in; a decided image skips the rest.
-    order: candidate positions, best first: who survived longest, then who scored higher.
-    scores: each candidate's score in the last stage that it took part in (so comparable within a stage only).
-    posterior: probability of each candidate, see `posterior`.
-    margin: winner minus runner-up in the last stage where both were scored; inf with one candidate.
-    tokens_scored: token log-probabilities computed for this image.
-    token_log_prob: (N, L) float32 of the image's own tokens, if asked for and the plan has one stage.
-    segment_log_prob: (N, S, K) sums of log p(token) over each segment of each sample, if asked for.
-    """
+    """The scores of one image."""
 
     stages: tuple[StageScores, ...]
+    """Stages that the image took part in; a decided image skips the rest."""
     order: IntN
+    """Positions of the candidates, best first: by the stages they survived, then by score, (N,)."""
     scores: FloatN
+    """Each candidate's score, without prior, in its last stage; comparable only within a stage, (N,)."""
     posterior: FloatN
+    """Probability of each candidate (see `posterior`), (N,)."""
     margin: float
+    """Winner minus runner-up, nats, in the last stage where both were scored; inf with one candidate."""
     tokens_scored: int
+    """Token log-probabilities computed for this image."""
     unconditional: float
+    """log p(x) in the image's last stage; nan if the score does not need it."""
     token_log_prob: npt.NDArray[np.float32] | None = None
+    """Of the image's own tokens, (N, L), if requested; 0 where a token was not scored."""
     segment_log_prob: npt.NDArray[np.float64] | None = None
+    """Sums of log p(token) over each segment of each sample, (N, S, K), if requested; nan where not scored."""
 
     @property
     def segments(self) -> int:
@@ -104,7 +105,7 @@ def summarise(
     token_log_prob: npt.NDArray[np.float32] | None = None,
     segment_log_prob: npt.NDArray[np.float64] | None = None,
 ) -> ImageScores:
-    """Put the stages of one image together. Stage scores already include the prior."""
+    """Combine the stages of one image. log_prior_N: what their scores include as prior."""
     by_stage_JN = np.full((len(stages), num_candidates), np.nan)
     for j, stage in enumerate(stages):
         by_stage_JN[j, stage.candidates] = stage.scores
@@ -131,13 +132,13 @@ def summarise(
 def posterior(by_stage_JXN: FloatN, temperature: float = 1.0) -> FloatN:
     """p(y | x) over the candidates, (..., N), summing to one.
 
-    A stage's softmax of score / temperature splits the probability that its candidates hold together: those it drops
-    keep their share, those it keeps pass theirs on to the next stage, which has seen more of the image. A share is
-    what its candidate can be expected to have in the end: given a part of an image, the expectation of the posterior
-    given all of it is the posterior given the part.
+    Each stage divides the probability of its candidates among them by a softmax of score / temperature. Candidates that
+    it drops keep that probability; the next stage, which has seen more of the image, divides the rest again. A dropped
+    candidate's probability is its expected final one: the expectation of the posterior given the whole image is the
+    posterior given the part of it.
 
     Args:
-        by_stage_JXN: scores, stage by stage, (J, ..., N); nan marks who took no part in a stage.
+        by_stage_JXN: scores of each stage, (J, ..., N); nan for candidates that took no part in it.
         temperature: above 1 evens probabilities out (Guo et al. 2017, arXiv:1706.04599).
     """
     result = np.zeros(by_stage_JXN.shape[1:])
@@ -157,5 +158,5 @@ def near_tie(margin: float, num_tokens: int, precision: str) -> bool:
 
 
 def rounding_noise(num_tokens: int, precision: str) -> float:
-    """Two standard deviations of the rounding error of a difference of two scores of so many tokens, in nats."""
+    """Two standard deviations of the rounding error of a difference of two scores of this many tokens, in nats."""
     return 2 * TOKEN_NOISE[precision] * math.sqrt(2 * num_tokens)

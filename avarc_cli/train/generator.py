@@ -17,6 +17,7 @@ from torch import Tensor
 from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.errors import UsageError
+from avarc_cli.layers.precision import tf32
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedTokenizer
 from avarc_cli.train.images import Augment, TrainingImages
@@ -48,7 +49,7 @@ class EncodedImages:
         """As `TokenBatches.batch`."""
         x, label_B, generator = self.images.batch(step, batch_size)
         network = self.tokenizer.network
-        with torch.no_grad():
+        with torch.no_grad(), tf32(False):
             tokens_BL = network.tokenize(network.encode(x.to(self.tokenizer.device)))
         return tokens_BL, label_B, generator
 

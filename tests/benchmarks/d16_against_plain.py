@@ -19,8 +19,9 @@ from conftest import load_golden
 from avarc_cli.bench.plain import token_log_prob
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.scoring.batching import auto_tokens
-from avarc_cli.scoring.engine import Request, score_group
+from avarc_cli.scoring.engine import score_group
 from avarc_cli.scoring.plan import parse_plan
+from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import score_function
 
 CLASSES = np.arange(10)
@@ -40,7 +41,7 @@ def main(rounds: int) -> None:
         teacher = vqvae.quantize.teacher_input(tokens)
     model = VARLikelihood(golden.var(), vqvae.quantize)
     plan = parse_plan("exhaustive", segments=10, candidates=10, samples=1)
-    request = Request(
+    request = ScoringRequest(
         candidates=CLASSES,
         plan=plan,
         score=score_function("log-likelihood"),

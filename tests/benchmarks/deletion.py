@@ -20,7 +20,7 @@ from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.explain.maps import Weighting, combine
 from avarc_cli.explain.palette import LINES
 from avarc_cli.loading import load_model
-from avarc_cli.scoring.token_log_probs import token_log_probs
+from avarc_cli.scoring.exhaustive import token_log_probs
 from avarc_cli.zoo.local_files import ASSETS
 
 HIDDEN = (0, 2, 4, 8, 12, 16, 24)

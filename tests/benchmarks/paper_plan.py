@@ -26,8 +26,10 @@ from avarc_cli.bench.plain import token_log_prob
 from avarc_cli.layers.precision import available, find
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.scoring.batching import auto_tokens
-from avarc_cli.scoring.engine import Request, score_group, shared_segments
+from avarc_cli.scoring.cache_policy import shared_segments
+from avarc_cli.scoring.engine import score_group
 from avarc_cli.scoring.plan import Plan, parse_plan
+from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import score_function
 from avarc_cli.tokenizers.vqvae.network import MultiScaleQuantizer
 
@@ -79,7 +81,7 @@ def main(images: int, classes: int, names: list[str]) -> None:
     models = {name: VARLikelihood(golden.var().set_precision(find(name, CPU)), quantizer) for name in names}
     plain = Plain(golden.tensors("var"), quantizer, models[names[0]].segment_ends)
     requests = {
-        name: Request(
+        name: ScoringRequest(
             candidates=np.arange(classes),
             plan=plan,
             score=score_function("log-likelihood"),

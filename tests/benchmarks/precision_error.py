@@ -32,7 +32,7 @@ def log_likelihoods(name: str, tokens: Tensor) -> tuple[Tensor, float]:
     for chunk in tokens.split(8):
         pairs = torch.cartesian_prod(torch.arange(len(chunk)), classes)
         state = var.begin(chunk, pairs[:, 0], pairs[:, 1])
-        rows.append(var.extend(state, len(var.segment_ends), hold=0).view(len(chunk), len(classes), -1))
+        rows.append(var.extend(state, len(var.segment_ends), keep_cache_segments=0).view(len(chunk), len(classes), -1))
     return torch.cat(rows).double(), time.process_time() - started
 
 

@@ -52,7 +52,7 @@ def token_log_prob(golden: Golden, precision: str) -> Tensor:
     tokens, classes = golden.tokens(), torch.from_numpy(golden.arrays["classes"]).long()
     pairs = torch.cartesian_prod(torch.arange(len(tokens)), torch.arange(len(classes)))
     state = model.begin(tokens, pairs[:, 0], classes[pairs[:, 1]])
-    return model.extend(state, len(model.segment_ends), hold=0).view(len(tokens), len(classes), -1)
+    return model.extend(state, len(model.segment_ends), keep_cache_segments=0).view(len(tokens), len(classes), -1)
 
 
 def main(names: list[str]) -> None:

@@ -116,7 +116,7 @@ def test_an_interrupted_tuning_resumes(cache, models, plan, tmp_path, monkeypatc
         (["--agreement", "1"], "share between 0 and 1"),
         (["--agreement", "nan"], "share between 0 and 1"),
         (["--agreement", "0.9", "--classes", "3"], "one class"),
-        (["--agreement", "0.9", "--samples", "4"], "hold 3 an image"),
+        (["--agreement", "0.9", "--samples", "4"], "has 3 per image"),
         (["--agreement", "0.9", "--hold-out", "2", "--evaluate", "x.h5"], "exclude each other"),
     ],
 )

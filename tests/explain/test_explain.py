@@ -14,7 +14,7 @@ from avarc_cli.explain.explain import explain
 from avarc_cli.explain.explanation import headline, percent, signed
 from avarc_cli.explain.maps import Weighting, combine
 from avarc_cli.models.var.likelihood import VARLikelihood
-from avarc_cli.scoring.token_log_probs import token_log_probs
+from avarc_cli.scoring.exhaustive import token_log_probs
 
 _script = Path(__file__).parent.parent / "benchmarks" / "deletion.py"
 _spec = importlib.util.spec_from_file_location("deletion", _script)

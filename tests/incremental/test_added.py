@@ -7,8 +7,8 @@ from conftest import read_var
 
 from avarc_cli.added_classes import METHODS, ROW, AddedClass, AddedClassesModel, base_of, targets_of
 from avarc_cli.errors import CheckpointError, UsageError
-from avarc_cli.incremental.scoring import log_likelihoods
 from avarc_cli.models.var.likelihood import VARLikelihood
+from avarc_cli.scoring.exhaustive import log_likelihoods
 from avarc_cli.zoo import lora
 
 CPU = torch.device("cpu")
@@ -109,10 +109,10 @@ def test_extending_a_cached_prefix_gives_the_same_scores(tiny):
     base = base_model(tiny)
     model, new = AddedClassesModel(base, [added(base, "lora")]), base.num_classes
     tokens, last = tiny.tokens(), len(base.segment_ends)
-    whole = model.extend(model.begin(tokens, torch.arange(2), torch.full((2,), new)), last, hold=0)
+    whole = model.extend(model.begin(tokens, torch.arange(2), torch.full((2,), new)), last, keep_cache_segments=0)
     state = model.begin(tokens, torch.arange(2), torch.full((2,), new))
-    first = model.extend(state, 2, hold=2)
-    rest = model.extend(model.select(state, torch.tensor([1])), last, hold=0)
+    first = model.extend(state, 2, keep_cache_segments=2)
+    rest = model.extend(model.select(state, torch.tensor([1])), last, keep_cache_segments=0)
     assert torch.allclose(torch.cat([first[1:], rest], dim=1), whole[1:], atol=1e-5)
 
 

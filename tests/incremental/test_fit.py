@@ -10,8 +10,8 @@ from avarc_cli.added_classes import METHODS, AddedClassesModel
 from avarc_cli.errors import UsageError
 from avarc_cli.incremental.examples import Examples, TokenPool, Variation, concatenate, load
 from avarc_cli.incremental.fit import FitOptions, closest_class, fit_class, validation_split
-from avarc_cli.incremental.scoring import log_likelihoods
 from avarc_cli.models.var.likelihood import VARLikelihood
+from avarc_cli.scoring.exhaustive import log_likelihoods
 
 CPU = torch.device("cpu")
 

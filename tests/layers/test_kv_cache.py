@@ -1,35 +1,102 @@
-"""The memory that prefixes are written to: one batch at a time, never two at once."""
+"""The KV cache: appended, limited, selected and in place it gives attention what it was given; memory is reused."""
 
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from avarc_cli.layers.kv_cache import Workspace
+from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.models.var.likelihood import VARLikelihood
 
 CPU = torch.device("cpu")
+LAYERS, PAIRS, HEADS, WIDTH = 2, 3, 2, 4
 
 
-def test_memory_that_was_given_back_is_lent_again_also_for_less():
+def new_positions(count, seed=0, pairs=PAIRS):
+    """Keys and values of `count` new positions, (layers, 2, P, H, count, D)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(LAYERS, 2, pairs, HEADS, count, WIDTH, generator=generator)
+
+
+def append(cache, kv):
+    """One forward pass: what attention reads, (layers, 2, P, H, S, D)."""
+    return torch.stack([torch.stack(cache.append(layer, *kv[layer])) for layer in range(LAYERS)])
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.sampled_from([0, 3, 16]))
+def test_a_pass_reads_what_all_passes_appended(counts, capacity):
+    cache, whole = KVCache(LAYERS, capacity=capacity), new_positions(0)
+    for seed, count in enumerate(counts):
+        kv = new_positions(count, seed)
+        whole = torch.cat([whole, kv], 4)
+        assert torch.equal(append(cache, kv), whole)
+        assert cache.length == whole.shape[4]
+
+
+@given(st.integers(0, 3), st.integers(1, 4), st.integers(0, 8), st.sampled_from([0, 16]))
+def test_the_limit_bounds_what_is_stored_not_what_is_read(before, count, limit, capacity):
+    cache = KVCache(LAYERS, capacity=capacity)
+    first, second, third = new_positions(before, 0), new_positions(count, 1), new_positions(1, 2)
+    if before:
+        append(cache, first)
+    cache.limit = limit
+    both = torch.cat([first, second], 4)
+    assert torch.equal(append(cache, second), both)
+    assert cache.length == min(limit, before + count)
+    cache.limit = None
+    assert torch.equal(append(cache, third), torch.cat([both[..., : min(limit, before + count), :], third], 4))
+
+
+def test_selected_sequences_are_a_copy():
+    cache, kv = KVCache(LAYERS), new_positions(5)
+    append(cache, kv)
+    rows = torch.tensor([2, 0, 2])
+    selected, shorter = cache.select(rows), cache.select(rows, 3)
+    append(cache, new_positions(1, 1))
+    more = new_positions(2, 2)
+    assert torch.equal(append(selected, more), torch.cat([kv[:, :, rows], more], 4))
+    assert torch.equal(append(shorter, more), torch.cat([kv[:, :, rows, :, :3], more], 4))
+    assert cache.length == 6 and KVCache(LAYERS).select(rows).length == 0
+    with pytest.raises(ValueError, match="6 positions are cached, not 7"):
+        cache.select(rows, 7)
+
+
+def test_a_pass_that_fails_leaves_the_cache_as_it_was():
+    cache, kv, more = KVCache(LAYERS), new_positions(2), new_positions(3, 1)
+    append(cache, kv)
+    cache.append(0, *more[0])  # and the second layer never comes
+    assert cache.length == 2
+    assert torch.equal(append(cache, more), torch.cat([kv, more], 4))
+
+
+def test_one_buffer_serves_one_batch_after_the_other():
+    workspace, addresses = Workspace(), set()
+    for pairs in (4, 3, 4):
+        cache = KVCache(LAYERS, workspace)
+        addresses.add(cache.append(0, *new_positions(5, pairs=pairs)[0])[0].data_ptr())
+        cache.append(1, *new_positions(5, pairs=pairs)[1])
+        cache = cache.select(torch.tensor([0]))
+    assert len(addresses) == 1
+
+
+def test_memory_in_use_is_not_given_out_again():
     workspace = Workspace()
-    first = workspace.lend((2, 3, 4), torch.float32, CPU)
-    place = first.data_ptr()
-    del first
-    again = workspace.lend((3, 5), torch.float32, CPU)
-    assert again.shape == (3, 5) and again.data_ptr() == place
+    first = workspace.empty((4,), torch.float32, CPU).fill_(1)
+    second = workspace.empty((4,), torch.float32, CPU).fill_(2)
+    assert first.tolist() == [1] * 4 and second.tolist() == [2] * 4
 
 
-def test_what_is_held_is_not_lent_twice():
+def test_the_buffer_grows_and_changes_its_dtype():
     workspace = Workspace()
-    held = workspace.lend((4,), torch.float32, CPU).fill_(1)
-    other = workspace.lend((4,), torch.float32, CPU).fill_(2)
-    assert held.tolist() == [1] * 4 and other.tolist() == [2] * 4
-
-
-def test_more_or_another_dtype_is_there_when_it_is_asked_for():
-    workspace = Workspace()
-    for shape, dtype in (((2,), torch.float32), ((50,), torch.float32), ((50,), torch.bfloat16)):
-        lent = workspace.lend(shape, dtype, CPU)
-        assert lent.shape == shape and lent.dtype == dtype
-        del lent
+    for shape, dtype in (
+        ((2,), torch.float32),
+        ((50,), torch.float32),
+        ((50,), torch.bfloat16),
+        ((3,), torch.bfloat16),
+    ):
+        tensor = workspace.empty(shape, dtype, CPU)
+        assert tensor.shape == shape and tensor.dtype == dtype
+        del tensor
 
 
 def test_two_states_of_a_model_do_not_disturb_each_other(tiny):
@@ -37,10 +104,21 @@ def test_two_states_of_a_model_do_not_disturb_each_other(tiny):
     tokens, pair, last = tiny.tokens(), torch.zeros(1, dtype=torch.int64), len(model.segment_ends)
     states = [model.begin(tokens[[i]], pair, pair + i) for i in range(2)]
     expected = [
-        model.extend(model.begin(tokens[[i]], pair, pair + i), last, hold=0)[:, model.segment_ends[1] :]
+        model.extend(model.begin(tokens[[i]], pair, pair + i), last, keep_cache_segments=0)[:, model.segment_ends[1] :]
         for i in range(2)
     ]
     for state in states:
-        model.extend(state, 2, hold=2)
+        model.extend(state, 2, keep_cache_segments=2)
     for state, rest in zip(states, expected, strict=True):
-        assert torch.allclose(model.extend(state, last, hold=0), rest, atol=1e-5)
+        assert torch.allclose(model.extend(state, last, keep_cache_segments=0), rest, atol=1e-5)
+
+
+def test_a_state_whose_cache_was_not_kept_cannot_be_extended(tiny):
+    model = VARLikelihood(tiny.var(), tiny.vqvae().quantize)
+    pair = torch.zeros(1, dtype=torch.int64)
+    state = model.begin(tiny.tokens()[:1], pair, pair)
+    model.extend(state, 2, keep_cache_segments=1)
+    with pytest.raises(ValueError, match="cannot extend from scale 2 to 3: 1 positions are cached"):
+        model.extend(state, 3, keep_cache_segments=0)
+    with pytest.raises(ValueError, match="1 positions are cached, not 5"):
+        model.fork(state, pair, tiny.tokens()[:1], pair, stop=2)

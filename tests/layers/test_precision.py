@@ -89,7 +89,7 @@ def test_scores_in_a_low_precision_are_close_and_valid(precision):
     classes = torch.from_numpy(golden.arrays["classes"]).long()
     model = VARLikelihood(golden.var().set_precision(precision), golden.vqvae().quantize)
     state = model.begin(golden.tokens()[:1], torch.zeros_like(classes), classes)
-    ours = torch.cat([model.extend(state, stop, hold=stop) for stop in (2, 4)], 1)
+    ours = torch.cat([model.extend(state, stop, keep_cache_segments=stop) for stop in (2, 4)], 1)
     error = (ours - torch.from_numpy(golden.arrays["token_log_prob"][0])).abs()
     assert bool((ours <= 0).all())
     assert float(error.mean()) < 0.1

@@ -15,7 +15,7 @@ from avarc_cli import environment
 from avarc_cli.devices import pick_device
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers.config_sources import ConfigSources
-from avarc_cli.loading import load_model, load_tokenizer, set_precision
+from avarc_cli.loading import load_model, load_tokenizer
 from avarc_cli.tokenizers.vqvae.family import FAMILY as VQVAE_FAMILY
 
 DIGITS = Path(avarc_cli.__file__).parent / "assets" / "digits"
@@ -137,7 +137,7 @@ def test_a_file_of_an_unknown_family_is_refused(tiny, tiny_files, tmp_path):
 
 
 class FlagsStub(torch.nn.Module):
-    """A tokenizer network that tells the TF32 flags it runs under."""
+    """A tokenizer network that returns the TF32 flags it runs under."""
 
     def __init__(self):
         super().__init__()
@@ -149,32 +149,19 @@ class FlagsStub(torch.nn.Module):
     tokenize = encode
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_the_tokenizer_computes_in_full_float32_in_a_run_of_any_precision(tf32_flags, precision):
-    loaded = load_tokenizer("digits", device="cpu")
-    assert not torch.backends.cudnn.allow_tf32
-    set_precision(precision, torch.device("cuda"))
-    tokenizer = replace(loaded, network=FlagsStub())
+@pytest.mark.parametrize("allowed", [(False, True), (True, True), (True, False)])
+def test_the_tokenizer_computes_in_full_float32_whatever_the_process_allows(tf32_flags, allowed):
+    tokenizer = replace(load_tokenizer("digits", device="cpu"), network=FlagsStub())
     images = torch.zeros(1, 3, 16, 16)
-    for tf32 in (False, True):  # even when somebody else turned convolutions in TF32 on
-        torch.backends.cudnn.allow_tf32 = tf32
-        assert not tokenizer.encode(images).any() and not tokenizer.quantize(images).any()
-        assert [flags.allow_tf32 for flags in TF32] == [precision == "tf32", tf32], "put back as they were"
+    for flags, value in zip(TF32, allowed, strict=True):
+        flags.allow_tf32 = value
+    assert not tokenizer.encode(images).any() and not tokenizer.quantize(images).any()
+    assert tuple(flags.allow_tf32 for flags in TF32) == allowed, "put back as they were"
 
 
-def test_a_tf32_run_has_tf32_in_matrix_products_only(tf32_flags):
-    for precision in ("tf32", "fp32"):
-        torch.backends.cudnn.allow_tf32 = True
-        set_precision(precision, torch.device("cuda"))
-        assert [flags.allow_tf32 for flags in TF32] == [precision == "tf32", False]
-    with pytest.raises(UsageError, match="needs a CUDA device"):
-        set_precision("tf32", torch.device("cpu"))
-
-
-def test_loading_a_tokenizer_turns_convolutions_in_tf32_off(tf32_flags):
-    torch.backends.cudnn.allow_tf32 = True
-    load_tokenizer("digits", device="cpu")
-    assert not torch.backends.cudnn.allow_tf32
+def test_tf32_on_a_cpu_is_refused():
+    with pytest.raises(UsageError, match="tf32 is not available on cpu"):
+        load_model("digits", device="cpu", precision="tf32")
 
 
 @pytest.mark.parametrize("device", ["meta", "hpu", "vulkan", "mtia", "privateuseone", "gpu", "", "cuda:99", "xpu:99"])

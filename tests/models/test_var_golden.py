@@ -17,7 +17,7 @@ def token_log_prob(golden, tokens, classes, stops=None):
     model = VARLikelihood(golden.var(), golden.vqvae().quantize)
     pairs = torch.cartesian_prod(torch.arange(len(tokens)), torch.arange(len(classes)))
     state = model.begin(tokens, pairs[:, 0], torch.as_tensor(classes).long()[pairs[:, 1]])
-    runs = [model.extend(state, stop, hold=stop) for stop in stops or [len(model.segment_ends)]]
+    runs = [model.extend(state, stop, keep_cache_segments=stop) for stop in stops or [len(model.segment_ends)]]
     return torch.cat(runs, dim=1).view(len(tokens), len(classes), -1)
 
 

@@ -48,10 +48,10 @@ def test_other_errors_are_not_mistaken_for_out_of_memory():
 
 def test_an_interrupted_run_says_what_is_kept_and_resumes(tmp_path):
     class Impatient(SmallModel):
-        def extend(self, state, stop, *, hold):
+        def extend(self, state, stop, *, keep_cache_segments):
             if int(state["tokens"][0, 0]) == 3:
                 raise KeyboardInterrupt
-            return super().extend(state, stop, hold=hold)
+            return super().extend(state, stop, keep_cache_segments=keep_cache_segments)
 
     folder = tmp_path / "run"
     with pytest.raises(Interrupted, match="3 of 10 images are kept"):
@@ -116,8 +116,8 @@ def test_a_finished_run_gives_its_numbers_again(tmp_path):
 
 def test_nan_scores_stop_the_run(tmp_path):
     class Overflowing(SmallModel):
-        def extend(self, state, stop, *, hold):
-            return super().extend(state, stop, hold=hold) * float("nan")
+        def extend(self, state, stop, *, keep_cache_segments):
+            return super().extend(state, stop, keep_cache_segments=keep_cache_segments) * float("nan")
 
     with pytest.raises(AvarcError, match="not a number"):
         classify(make_run(Overflowing(10**6)), None)

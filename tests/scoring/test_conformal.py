@@ -1,4 +1,4 @@
-"""Margins with a promise: the arithmetic of the bound, the promise itself over many draws, and what it costs."""
+"""Margins with a guarantee: the arithmetic of the bound, the guarantee itself over many draws, and what it costs."""
 
 import math
 from fractions import Fraction
@@ -17,7 +17,7 @@ ENDS = (1, 4, 10, 20)
 
 
 def table(images, *, candidates=6, samples=1, seed=0, noise=1.0):
-    """Scores as a generator's: the right class gains a little with every token, and all of them by chance."""
+    """Scores like a generator's: the right class gains a little with every token, all classes gain at random."""
     rng = np.random.default_rng(seed)
     new = np.diff((0, *ENDS))
     right = rng.integers(0, candidates, images)
@@ -34,28 +34,28 @@ def winners(scores):
 @pytest.mark.parametrize(
     ("agreement", "images"), [("0.995", 199), ("0.99", 99), ("0.9", 9), ("0.999", 999), ("0.5", 1)]
 )
-def test_a_promise_needs_so_many_images_and_one_fewer_is_refused_with_the_number(agreement, images):
-    promised = Fraction(agreement)
-    assert needed(promised) == images
-    assert rank_of_level(promised, images) <= images
+def test_a_guarantee_needs_a_number_of_images_and_one_fewer_is_refused(agreement, images):
+    asked = Fraction(agreement)
+    assert needed(asked) == images
+    assert rank_of_level(asked, images) <= images
     with pytest.raises(UsageError, match="too few") as refused:
-        tune(table(images - 1)[0], promised, "fp32") if images > 1 else rank_of_level(promised, 0)
+        tune(table(images - 1)[0], asked, "fp32") if images > 1 else rank_of_level(asked, 0)
     assert str(images) in str(refused.value)
 
 
 @given(st.integers(1, 999), st.integers(1, 3000))
-def test_the_level_is_the_smallest_rank_that_keeps_the_promise(permille, images):
-    promised = Fraction(permille, 1000)
-    if images < needed(promised):
-        assert math.ceil((images + 1) * promised) > images
+def test_the_level_is_the_smallest_rank_that_gives_the_guarantee(permille, images):
+    asked = Fraction(permille, 1000)
+    if images < needed(asked):
+        assert math.ceil((images + 1) * asked) > images
     else:
-        rank = rank_of_level(promised, images)
-        assert Fraction(rank, images + 1) >= promised > Fraction(rank - 1, images + 1)
+        rank = rank_of_level(asked, images)
+        assert Fraction(rank, images + 1) >= asked > Fraction(rank - 1, images + 1)
 
 
 @pytest.mark.parametrize("agreement", [0, 1, Fraction(3, 2), -1])
-def test_no_share_no_promise(agreement):
-    with pytest.raises(UsageError, match="share between 0 and 1"):
+def test_an_agreement_outside_0_and_1_is_refused(agreement):
+    with pytest.raises(UsageError, match="between 0 and 1"):
         rank_of_level(Fraction(agreement), 1000)
 
 
@@ -69,25 +69,25 @@ def test_the_bound_for_one_calibration_is_the_beta_quantile():
 
 
 @pytest.mark.parametrize(("samples", "images", "draws"), [(1, 40, 300), (1, 120, 50), (2, 120, 30)])
-def test_the_promise_holds_over_many_calibrations(samples, images, draws):
-    """Many calibrations, each tried on 100 new images: the share that agrees is the promised one, or more.
+def test_the_guarantee_holds_over_many_calibrations(samples, images, draws):
+    """Many calibrations, each tried on 100 new images: at least the guaranteed fraction agrees.
 
-    The shortfall that chance may cause: four standard deviations of the mean over calibrations, each of which is one
-    observation, since its 100 images share their margins.
+    Chance may lower it by four standard deviations of the mean over calibrations. Each calibration is one observation,
+    since its 100 images have the same margins.
     """
-    promised = Fraction(9, 10)
+    asked = Fraction(9, 10)
     agreed = []
     for seed in range(draws):
         scores, _ = table(images + 100, samples=samples, seed=seed)
-        plan = tune(scores.rows(np.arange(images)), promised, "fp32", seed=seed).plan
+        plan = tune(scores.rows(np.arange(images)), asked, "fp32", seed=seed).plan
         new = scores.rows(np.arange(images, images + 100))
         agreed.append((simulate(plan, new).winner_n == winners(new)).mean())
     doubt = 4 * np.std(agreed) / math.sqrt(draws)
-    assert np.mean(agreed) >= float(promised) - doubt
-    assert np.mean(agreed) < 0.99, "margins that never drop the winner would be no news"
+    assert np.mean(agreed) >= float(asked) - doubt
+    assert np.mean(agreed) < 0.99, "margins that never drop the winner prove nothing"
 
 
-def test_images_of_another_kind_are_promised_nothing():
+def test_images_of_another_kind_have_no_guarantee():
     """The test above can fail: calibrated on easy images, the margins lose the winners of hard ones."""
     easy, hard = table(200, noise=0.3)[0], table(400, noise=2.0, seed=1)[0]
     outcome = simulate(tune(easy, Fraction(9, 10), "fp32").plan, hard)
@@ -99,19 +99,19 @@ def test_images_of_another_kind_are_promised_nothing():
 def test_on_its_own_images_a_plan_keeps_as_many_winners_as_its_rank_says(seed, images, samples, agreement):
     scores, _ = table(images, samples=samples, seed=seed)
     tuning = tune(scores, Fraction(agreement), "fp32", seed=seed)
-    assert tuning.level_images + tuning.width_images == images
+    assert tuning.level_images + tuning.scale_images == images
     assert tuning.level_images >= needed(Fraction(agreement))
     outcome = simulate(tuning.plan, scores)
     lost = (outcome.winner_n != winners(scores)).sum()
-    assert lost <= tuning.level_images - tuning.rank + tuning.width_images
+    assert lost <= tuning.level_images - tuning.rank + tuning.scale_images
     assert (outcome.tokens_n <= scores.exhaustive_tokens).all()
-    assert np.allclose([s.expected for s in tuning.plan.stages[:-1]], outcome.goes_on_J[:-1])
+    assert np.allclose([s.expected for s in tuning.plan.stages[:-1]], outcome.survivors_J[:-1])
     assert (tuning.plan.stages[-1].segments, tuning.plan.stages[-1].keep) == (4, 1)
     assert tuning.plan.samples == samples
 
 
-def test_the_widths_are_fitted_to_images_that_the_level_does_not_use():
-    """What the level's images say about the shape must not matter: shuffling their scores leaves it as it was."""
+def test_the_scales_are_fitted_to_images_that_the_level_does_not_use():
+    """Other scores of the level's images leave the schedule as it was."""
     scores, _ = table(200, seed=3)
     order = np.random.default_rng(0).permutation(200)
     level_rows = order[50:]
@@ -136,10 +136,10 @@ def test_a_single_class_is_nothing_to_tune():
 
 
 def test_stages_that_save_nothing_are_left_out():
-    """Every segment but the last says nothing at all: no stage before it can drop anybody safely."""
+    """Only the last segment has information: no earlier stage can drop a candidate safely."""
     sums = np.random.default_rng(0).normal(size=(400, 5, 1, 4)) * np.array([1e-9, 1e-9, 1e-9, 1.0])
-    shape = conformal.fit_shape(ScoreTable.of(sums, np.zeros(5), ENDS))
-    assert len(shape.points) == 1
+    schedule = conformal.fit_schedule(ScoreTable.of(sums, np.zeros(5), ENDS))
+    assert len(schedule.points) == 1
 
 
 def test_a_prior_counts():

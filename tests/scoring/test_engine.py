@@ -1,5 +1,6 @@
 """The engine against brute force: whatever the plan and the batching, the same cells and the same decisions."""
 
+import re
 import weakref
 from dataclasses import dataclass, replace
 
@@ -10,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avarc_cli.models.var.likelihood import VARLikelihood
+from avarc_cli.scoring import engine
 from avarc_cli.scoring.conformal import ScoreTable, simulate
-from avarc_cli.scoring.engine import Request, score_group
+from avarc_cli.scoring.engine import score_group
 from avarc_cli.scoring.plan import parse_plan
+from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import posterior, score_function
 
 
@@ -20,20 +23,20 @@ from avarc_cli.scoring.scores import posterior, score_function
 class State:
     tokens: torch.Tensor
     classes: torch.Tensor
-    at: int
-    held: int
+    scored: int  # segments
+    cached: int  # segments
 
 
 class Counting:
-    """A likelihood model out of a table, which notes every cell that it is asked for."""
+    """A likelihood model that makes its numbers up and records every cell that it scores."""
 
     segment_ends = (1, 3, 6, 10)
     num_classes = 7
     unconditional = 99
 
     def __init__(self, seed=0):
-        self.seed, self.seen, self.largest, self.continued = seed, [], 0, 0
-        self.states, self.peak = weakref.WeakSet(), 0  # tokens whose keys and values are held
+        self.seed, self.seen, self.largest, self.extended = seed, [], 0, 0
+        self.states, self.peak = weakref.WeakSet(), 0  # tokens in the caches of all states
 
     def log_prob(self, tokens_L, class_id):
         """A segment's depends on its tokens and those before, as in a real model."""
@@ -44,25 +47,25 @@ class Counting:
         return np.concatenate(parts).astype(np.float32)
 
     def begin(self, tokens_BL, sequence_P, class_id_P):
-        return self.state(tokens=tokens_BL[sequence_P], classes=class_id_P, at=0, held=0)
+        return self.state(tokens=tokens_BL[sequence_P], classes=class_id_P, scored=0, cached=0)
 
     def state(self, **fields):
         state = State(**fields)
         self.states.add(state)
         ends = (0, *self.segment_ends)
-        self.peak = max(self.peak, sum(len(s.classes) * ends[s.held] for s in self.states))
+        self.peak = max(self.peak, sum(len(s.classes) * ends[s.cached] for s in self.states))
         return state
 
-    def extend(self, state, stop, *, hold):
-        assert state.held == state.at, "the prefix was given up"
-        start, end = (self.segment_ends[state.at - 1] if state.at else 0), self.segment_ends[stop - 1]
+    def extend(self, state, stop, *, keep_cache_segments):
+        assert state.cached == state.scored, "the cache was freed"
+        start, end = (self.segment_ends[state.scored - 1] if state.scored else 0), self.segment_ends[stop - 1]
         rows = [self.log_prob(t, c)[start:end] for t, c in zip(state.tokens, state.classes, strict=True)]
         for t, c in zip(state.tokens, state.classes, strict=True):
-            self.seen += [(tuple(t.tolist()), int(c), k) for k in range(state.at, stop)]
+            self.seen += [(tuple(t.tolist()), int(c), k) for k in range(state.scored, stop)]
         self.largest = max(self.largest, len(rows) * (end - start))
-        self.continued += state.at > 0
-        state.at, state.held = stop, hold
-        self.state(tokens=(), classes=(), at=0, held=0)  # for the count
+        self.extended += state.scored > 0
+        state.scored, state.cached = stop, keep_cache_segments
+        self.state(tokens=(), classes=(), scored=0, cached=0)  # for the count
         return torch.from_numpy(np.stack(rows))
 
     def cells(self):
@@ -70,21 +73,22 @@ class Counting:
         return [(t[: self.segment_ends[k]], c, k) for t, c, k in self.seen]
 
     def select(self, state, keep_Q):
-        return self.state(tokens=state.tokens[keep_Q], classes=state.classes[keep_Q], at=state.at, held=state.held)
+        rows = {"tokens": state.tokens[keep_Q], "classes": state.classes[keep_Q]}
+        return self.state(**rows, scored=state.scored, cached=state.cached)
 
     def fork(self, state, keep_Q, tokens_BL, sequence_Q, stop):
-        assert stop <= state.held, "what is shared was given up"
+        assert stop <= state.cached, "the shared segments are not cached"
         end, tokens_QL = self.segment_ends[stop - 1], tokens_BL[sequence_Q]
         assert torch.equal(state.tokens[keep_Q, :end], tokens_QL[:, :end]), "they do not begin alike"
-        return self.state(tokens=tokens_QL, classes=state.classes[keep_Q], at=stop, held=stop)
+        return self.state(tokens=tokens_QL, classes=state.classes[keep_Q], scored=stop, cached=stop)
 
-    def bytes_per_token(self, *, kept):
+    def bytes_per_token(self, *, cached):
         return 1
 
 
 def request(plan, candidates=range(7), *, per_batch=1000, score="log-likelihood", prior=None, samples=3, keep=False):
     ids = np.array(list(candidates), dtype=np.int64)
-    return Request(
+    return ScoringRequest(
         candidates=ids,
         plan=parse_plan(plan, segments=4, candidates=len(ids), samples=samples),
         score=score_function(score),
@@ -99,7 +103,7 @@ def tokens(images=3, samples=3, seed=0):
 
 
 def by_hand(model, tokens_SL, plan, candidates, prior):
-    """The definition: score who is left on the first segments, averaged over samples; keep the best."""
+    """The definition: score the remaining candidates on the first segments, averaged over samples; keep the best."""
     left, scores = list(range(len(candidates))), {}
     for number, stage in enumerate(plan.stages):
         if number and len(left) == 1:
@@ -156,8 +160,8 @@ def test_no_cell_is_scored_twice_and_batches_stay_within_the_limit(plan, per_bat
     assert [r.tokens_scored for r in results] == [asked.plan.tokens(7, model.segment_ends)] * 3
 
 
-def neighbours(shared_GS, seed=0):
-    """Tokens whose sample s has the first shared_GS[g][s - 1] segments of image g, and others after that."""
+def samples_sharing(shared_GS, seed=0):
+    """Tokens whose sample s has the first shared_GS[g][s - 1] segments of image g, and its own after that."""
     data = tokens(images=len(shared_GS), samples=1 + len(shared_GS[0]), seed=seed)
     ends = [0, *Counting.segment_ends]
     for g, shared_S in enumerate(shared_GS):
@@ -172,7 +176,7 @@ growing = st.sampled_from(
         "4:5,2:4:2,4:1:2",
     ]
 )
-# Here neighbours begin before the image has come to all that they share with it: the rest is scored for each of them.
+# Here samples begin before all segments that they share with the image are scored: those are scored for each sample.
 begun_early = st.sampled_from(
     ["1:6:2,3:1:2", "1:7:2,4:5,4:1:3", "2:5:3,3:3:2,4:1:3", "2:7:3,3:1:2", "2:2:3,3:2:2,3:1:2"]
 )
@@ -181,9 +185,9 @@ common = st.lists(st.lists(st.integers(0, 4), min_size=2, max_size=2), min_size=
 
 @settings(max_examples=80)
 @given(st.data(), st.integers(1, 200), common, st.sampled_from(["log-likelihood", "pmi"]), st.booleans())
-def test_neighbours_go_on_from_what_they_share_with_their_image(data, per_batch, shared_GS, score, early):
+def test_samples_start_after_the_segments_that_they_share_with_their_image(data, per_batch, shared_GS, score, early):
     plan = data.draw(begun_early if early else growing)
-    model, data = Counting(), neighbours(shared_GS)
+    model, data = Counting(), samples_sharing(shared_GS)
     asked = request(plan, per_batch=per_batch, score=score)
     results = score_group(model, data, asked)
     for image, result in zip(data, results, strict=True):
@@ -191,24 +195,24 @@ def test_neighbours_go_on_from_what_they_share_with_their_image(data, per_batch,
         assert result.order[0] == winner
         offset = result.unconditional if score == "pmi" else 0.0
         assert result.scores[winner] == pytest.approx(scores[winner] - offset, abs=1e-9)
-    assert early or len(model.cells()) == len(set(model.cells())), "what a neighbour shares was scored again"
+    assert early or len(model.cells()) == len(set(model.cells())), "a shared segment was scored again"
     assert model.largest <= max(per_batch, 10)
 
 
-def test_without_sharing_batches_do_not_depend_on_the_tokens():
-    asked = replace(request("2:5,4:1:3", per_batch=50), share=False)
+def test_without_prefix_reuse_batches_do_not_depend_on_the_tokens():
+    asked = replace(request("2:5,4:1:3", per_batch=50), reuse_prefix=False)
     apart, alike = Counting(), Counting()
-    score_group(apart, neighbours([[0, 0], [0, 0]]), asked)
-    results = score_group(alike, neighbours([[4, 2], [0, 1]]), asked)
+    score_group(apart, samples_sharing([[0, 0], [0, 0]]), asked)
+    results = score_group(alike, samples_sharing([[4, 2], [0, 1]]), asked)
     assert len(alike.seen) == len(apart.seen)
     assert [r.tokens_scored for r in results] == [asked.plan.tokens(7, Counting.segment_ends)] * 2
 
 
-def test_on_a_real_model_what_is_shared_changes_no_score(golden):
+def test_on_a_real_model_prefix_reuse_changes_no_score(golden):
     model = VARLikelihood(golden.var(), golden.vqvae().quantize)
     own = golden.tokens()[:, None].numpy()
     data = np.concatenate([own] * 4, 1)
-    for sample, scales in ((1, 3), (2, 2), (3, 3)):  # a neighbour, and how many scales it shares with its image
+    for sample, scales in ((1, 3), (2, 2), (3, 3)):  # a sample, and the scales that it shares with its image
         end = model.segment_ends[scales - 1]
         data[:, sample, end:] = (data[:, sample, end:] + sample) % golden.meta["config"]["vocab_size"]
     apart = [score_group(model, data[:, [s]], request("exhaustive", range(10), samples=1, keep=True)) for s in range(4)]
@@ -222,7 +226,7 @@ def test_on_a_real_model_what_is_shared_changes_no_score(golden):
 
 @settings(max_examples=30)
 @given(adaptive, st.integers(1, 200), st.integers(0, 1000))
-def test_images_progress_at_their_own_pace_and_the_simulation_knows_it(plan, per_batch, seed):
+def test_images_progress_at_their_own_pace_as_the_simulation_says(plan, per_batch, seed):
     model, data = Counting(seed), tokens(images=4, seed=seed)
     full = score_group(model, data, replace(request("exhaustive:3"), keep_segments=True))
     table = ScoreTable.of(np.stack([r.segment_log_prob for r in full]), np.zeros(7), model.segment_ends)
@@ -241,24 +245,24 @@ def test_images_progress_at_their_own_pace_and_the_simulation_knows_it(plan, per
 
 @settings(max_examples=40)
 @given(plans | adaptive | growing | begun_early, st.integers(1, 200), st.integers(0, 60), common)
-def test_prefixes_beyond_their_limit_are_scored_again_and_the_numbers_stay(plan, per_batch, limit, shared_GS):
+def test_caches_beyond_the_limit_are_scored_again_and_the_numbers_stay(plan, per_batch, limit, shared_GS):
     """Memory is bounded by the limit and one batch; without the limit no cell is scored twice (above)."""
-    data, free, tight = neighbours(shared_GS), Counting(), Counting()
+    data, free, tight = samples_sharing(shared_GS), Counting(), Counting()
     asked = request(plan, per_batch=per_batch)
     expected = score_group(free, data, asked)
-    results = score_group(tight, data, replace(asked, prefix_tokens=limit))
+    results = score_group(tight, data, replace(asked, max_cached_tokens=limit))
     for a, b in zip(expected, results, strict=True):
         assert a.order.tolist() == b.order.tolist() and a.posterior == pytest.approx(b.posterior)
         assert b.tokens_scored >= a.tokens_scored
     assert set(tight.cells()) == set(free.cells()) and tight.largest <= max(per_batch, 10)
-    # the limit, a part of it copied, a batch's images, and a batch of their neighbours
+    # the limit, a copy of a part of it, a batch of originals, and a batch of their other samples
     assert tight.peak <= 2 * limit + 2 * max(per_batch, 10)
-    if limit == 0 and not np.any(shared_GS):  # within a batch, neighbours may go on from their image
-        assert not tight.continued, "a prefix was kept"
+    if limit == 0 and not np.any(shared_GS):  # samples may start from their image in the same batch
+        assert not tight.extended, "a cache was kept"
 
 
 class Adapted(Counting):
-    """Classes from 5 on are scored with an adapter each; notes the classes of every batch."""
+    """Classes 5 and 6 have adapters of their own; records the sequences and classes of every batch."""
 
     def __init__(self):
         super().__init__()
@@ -267,13 +271,13 @@ class Adapted(Counting):
     def adapter(self, class_id_N):
         return np.where((class_id_N >= 5) & (class_id_N < 7), class_id_N, 0)
 
-    def extend(self, state, stop, *, hold):
+    def extend(self, state, stop, *, keep_cache_segments):
         self.batches.append(tuple(zip(map(tuple, state.tokens.tolist()), state.classes.tolist(), strict=True)))
-        return super().extend(state, stop, hold=hold)
+        return super().extend(state, stop, keep_cache_segments=keep_cache_segments)
 
 
 @pytest.mark.parametrize("score", ["log-likelihood", "pmi"])
-def test_classes_with_adapters_of_their_own_leave_the_batches_of_the_others_alone(score):
+def test_classes_with_adapters_of_their_own_do_not_change_the_batches_of_the_others(score):
     alone, together = Adapted(), Adapted()
     asked = request("exhaustive", range(5), per_batch=130, score=score)
     more = request("exhaustive", range(7), per_batch=130, score=score)
@@ -316,3 +320,46 @@ def test_staged_scores_equal_exhaustive_scores_on_a_real_model(golden):
             last = b.stages[-1]
             assert np.abs(last.scores - a.scores[last.candidates]).max() < 1e-3
             assert b.tokens_scored < a.tokens_scored
+
+
+class Published(Counting):
+    """The segments of a VAR of ten scales; records every forward pass."""
+
+    segment_ends = (1, 5, 14, 30, 55, 91, 155, 255, 424, 680)
+    best_first = (53, 20, 91, 2, 22, 37, 58, 59, 87, 93)
+
+    def __init__(self):
+        super().__init__()
+        self.passes = {}
+
+    def log_prob(self, tokens_L, class_id):
+        rank = self.best_first.index(class_id) if class_id in self.best_first else 50
+        return np.full(680, -1 - rank / 100, np.float32)
+
+    def extend(self, state, stop, *, keep_cache_segments):
+        start = state.scored
+        log_prob_PT = super().extend(state, stop, keep_cache_segments=keep_cache_segments)
+        pairs, tokens = log_prob_PT.shape
+        self.passes.setdefault((start + 1, stop, tokens, keep_cache_segments), []).append(pairs)
+        return log_prob_PT
+
+
+def test_the_worked_trace_in_the_engine_is_what_happens():
+    data = np.random.default_rng(0).integers(0, 4096, (1, 3, 680))
+    data[:, 1, :14] = data[:, 0, :14]  # sample 1 shares three segments with the image
+    ids = np.arange(100)
+    asked = ScoringRequest(
+        candidates=ids,
+        plan=parse_plan("6:10,10:3,10:1:3", segments=10, candidates=100, samples=3),
+        score=score_function("log-likelihood"),
+        log_prior=np.zeros(100),
+        tokens_per_batch=2048,
+    )
+    model = Published()
+    (result,) = score_group(model, data, asked)
+    assert result.order[0] == 53 and f"{result.tokens_scored:,} tokens in all" in engine.__doc__
+    rows = [re.split(r" {2,}", line.strip()) for line in engine.__doc__.splitlines() if line.startswith("    ")]
+    traced = [row[-4:-1] for row in rows[1:]]
+    assert traced == [[f"{a}-{b}", ", ".join(map(str, n)), str(t)] for (a, b, t, _), n in model.passes.items()]
+    assert [keep for _, _, _, keep in model.passes] == [6, 3, 0, 0]
+    assert [row[-1].split(" of ")[0] for row in rows[1:]] == ["segments 1-6", "segments 1-3", "nothing", "nothing"]

@@ -1,4 +1,4 @@
-"""The class modulation of a VAR, computed once a class and kept.
+"""The class modulation of a VAR, computed once per class.
 
 Shapes: N classes, C width.
 """
@@ -10,27 +10,29 @@ from torch import Tensor
 
 from avarc_cli.models.var.network import VAR, Condition
 
-CLASSES_AT_ONCE = 64  # always the same ones together, so that a row's bits never depend on who is asked for
+# Classes computed together: always the same ones, so that a row's bits do not depend on which classes are candidates.
+CLASSES_AT_ONCE = 64  # not measured
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor there; a GPU's copy is only queued, so that nobody waits for the work before it."""
+    """The tensor on the device. A copy to a GPU is only queued: it does not wait for the work queued before."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 class ClassTable:
-    """Modulation of every class (num_classes + 1 rows a block), filled as classes are asked for."""
+    """Modulation of every class (num_classes + 1 rows per block), filled when classes are first used."""
 
     def __init__(self, var: VAR) -> None:
         self.var = var
         self.rows = var.config.num_classes + 1
         self.tables: Condition | None = None
         self.filled: set[int] = set()
+        """Groups of CLASSES_AT_ONCE classes that are in the tables."""
 
     def of(self, class_id_P: Tensor) -> Condition:
-        """The condition of pairs of these classes. Of ids on the host, the device need not be waited for."""
+        """The condition of pairs of these classes. Class ids on the host spare a wait for the device."""
         for group in (class_id_P // CLASSES_AT_ONCE).unique().tolist():
             if group not in self.filled:
                 self._fill(group)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from avarc_cli.layers.kv_cache import Workspace
+from avarc_cli.layers.kv_cache import KVCache, Workspace
+from avarc_cli.layers.precision import Precision, inference
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.models.var.class_table import ClassTable, to_device
 from avarc_cli.models.var.config import VARConfig
@@ -26,16 +27,18 @@ from avarc_kernels import linear_log_prob
 
 @dataclass
 class VARState:
-    """Where scoring stands. Per sequence and per class once, per pair only what differs."""
+    """Scoring up to some scale: tensors per sequence and per class where possible, per pair only where they differ."""
 
     tokens_BL: Tensor
-    rest_BLC: Tensor  # embedded teacher input of scales 2..K
+    rest_BLC: Tensor
+    """Embedded teacher input of scales 2..K."""
     condition: Condition
     class_id_P: Tensor
     sequence_P: Tensor
-    scale: int = 0  # scales scored so far
-    held: int = 0  # of so many of them `past` holds keys and values
-    past: Tensor | None = None
+    """Row of each pair in tokens_BL and rest_BLC."""
+    kv_cache: KVCache
+    scale: int = 0
+    """Scales scored so far."""
 
 
 class VARLikelihood(TrainableModel):
@@ -47,14 +50,19 @@ class VARLikelihood(TrainableModel):
         self.network = self.var = var
         self.config = var.config
         self.quantizer = quantizer
-        self.workspace = workspace or Workspace()  # models that never score at once may share one
+        self.workspace = workspace or Workspace()  # may be shared with models that never score at the same time
         self.segment_ends = var.config.ends
         self.num_classes = var.config.num_classes
         self.unconditional: int | None = var.config.num_classes
         self.flops_per_token = var.config.flops // var.config.ends[-1]
         self.classes = ClassTable(var)
 
-    @torch.inference_mode()
+    @property
+    def precision(self) -> Precision:
+        """What the blocks compute in."""
+        return self.var.precision
+
+    @inference
     def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor) -> VARState:
         device = self.var.pos_1LC.device
         tokens_BL = to_device(tokens_BL, device)
@@ -64,30 +72,28 @@ class VARLikelihood(TrainableModel):
             condition=self.classes.of(class_id_P),
             class_id_P=to_device(class_id_P, device),
             sequence_P=to_device(sequence_P, device),
+            kv_cache=KVCache(self.var.config.depth, self.workspace),
         )
 
-    @torch.inference_mode()
-    def extend(self, state: VARState, stop: int, *, hold: int) -> Tensor:
+    @inference
+    def extend(self, state: VARState, stop: int, *, keep_cache_segments: int) -> Tensor:
         start, first = self._position(state.scale), self.segment_ends[0]
-        end = self._position(stop)
-        if end <= start or state.held < state.scale:
-            raise ValueError(f"cannot go on from scale {state.scale} to {stop}: {state.held} are held")
+        end, cached = self._position(stop), state.kv_cache.length
+        if end <= start or cached < start:
+            raise ValueError(f"cannot extend from scale {state.scale} to {stop}: {cached} positions are cached")
         x = state.rest_BLC[:, max(start - first, 0) : end - first][state.sequence_P]
         if start == 0:
             x = torch.cat([self.var.embed_start(state.class_id_P), x], dim=1)
         ends = [self.segment_ends[k] - start for k in range(state.scale, stop)]
-        kept = None
-        if hold:
-            shape = self.var.prefix_shape(len(x), self._position(hold))
-            kept = self.workspace.lend(shape, self.var.precision.attention, x.device)
-        hidden_PTC = self.var.hidden(x, state.condition, ends, state.past, kept)
-        state.scale, state.held, state.past = stop, hold, kept
+        state.kv_cache.limit = self._position(keep_cache_segments)
+        hidden_PTC = self.var.hidden(x, state.condition, ends, state.kv_cache)
+        state.scale = stop
         target_PT = state.tokens_BL[state.sequence_P, start:end]
         head, rows = self.var.head, hidden_PTC.flatten(0, 1)
         log_prob = linear_log_prob(rows, head.weight, head.bias, target_PT.flatten(), backend=self.var.kernels)
         return log_prob.view_as(target_PT)
 
-    @torch.inference_mode()
+    @inference
     def select(self, state: VARState, keep_Q: Tensor) -> VARState:
         keep_Q = to_device(keep_Q, state.class_id_P.device)
         return replace(
@@ -95,14 +101,12 @@ class VARLikelihood(TrainableModel):
             class_id_P=state.class_id_P[keep_Q],
             condition=state.condition.select(keep_Q),
             sequence_P=state.sequence_P[keep_Q],
-            past=None if state.past is None else state.past[:, :, keep_Q],
+            kv_cache=state.kv_cache.select(keep_Q),
         )
 
-    @torch.inference_mode()
+    @inference
     def fork(self, state: VARState, keep_Q: Tensor, tokens_BL: Tensor, sequence_Q: Tensor, stop: int) -> VARState:
-        if state.past is None or state.held < stop:
-            raise ValueError(f"cannot go on from scale {stop}: {state.held} are held")
-        device, end = self.var.pos_1LC.device, self._position(stop)
+        device = self.var.pos_1LC.device
         keep_Q, tokens_BL = to_device(keep_Q, device), to_device(tokens_BL, device)
         return VARState(
             tokens_BL=tokens_BL,
@@ -110,11 +114,11 @@ class VARLikelihood(TrainableModel):
             condition=state.condition.select(keep_Q),
             class_id_P=state.class_id_P[keep_Q],
             sequence_P=to_device(sequence_Q, device),
+            kv_cache=state.kv_cache.select(keep_Q, self._position(stop)),
             scale=stop,
-            held=stop,
-            past=state.past[:, :, keep_Q, :, :end],
         )
 
+    @inference
     def sample(
         self,
         class_id_B: Tensor,
@@ -178,11 +182,11 @@ class VARLikelihood(TrainableModel):
         level_1L = torch.arange(len(counts)).repeat_interleave(counts)[None]  # tells a reader the scales
         return self.var.state_dict() | {"lvl_1L": level_1L}
 
-    def bytes_per_token(self, *, kept: bool) -> int:
+    def bytes_per_token(self, *, cached: bool) -> int:
         c = self.var.config
-        item = self.var.precision.activations.itemsize
-        if kept:
-            return 2 * c.depth * c.width * self.var.precision.attention.itemsize
+        if cached:
+            return 2 * c.depth * c.width * self.precision.attention.itemsize
+        item = self.precision.activations.itemsize
         stream, branch = 4 * c.width * 4, (4 + 2 * c.mlp_ratio) * c.width * item  # float32 residual; qkv, MLP in `item`
         return int(stream + branch)
 

@@ -9,15 +9,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avarc_cli.errors import UsageError
+from avarc_cli.layers.precision import tf32
 from avarc_cli.models.var.network import VAR
 from avarc_cli.tokenizers.vqvae.network import MultiScaleQuantizer
 
 
 def token_log_prob(var: VAR, quantizer: MultiScaleQuantizer, tokens_BL: Tensor, class_id_B: Tensor) -> Tensor:
-    """log p(token | coarser scales, class) in nats, (B, L)."""
-    with torch.no_grad():
+    """log p(token | coarser scales, class) in nats, (B, L).
+
+    Raises: UsageError for a model in 8 bits, whose products have no gradients.
+    """
+    if var.precision.quantized:
+        raise UsageError(
+            f"a model in {var.precision.name} cannot be trained",
+            "8-bit products have no gradients",
+            "load it with --precision fp32 or bf16",
+        )
+    with torch.no_grad(), tf32(False):
         teacher = quantizer.teacher_input(tokens_BL)
     x_BLC = torch.cat([var.embed_start(class_id_B), var.embed_rest(teacher)], dim=1)
-    hidden_BLC = var.hidden(x_BLC, var.condition(class_id_B), var.config.ends)
+    # Our own kernels have no gradients. Torch's run here also without gradients, so that losses are comparable.
+    hidden_BLC = var.hidden(x_BLC, var.condition(class_id_B), var.config.ends, kernels="torch")
     logits = var.head(hidden_BLC).flatten(0, 1)
     return -F.cross_entropy(logits, tokens_BL.flatten(), reduction="none").view_as(tokens_BL)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from avarc_cli.layers.kv_cache import KVCache
 from avarc_cli.layers.sampling import restrict
 from avarc_cli.models.var.network import VAR
 from avarc_cli.tokenizers.vqvae.network import MultiScaleQuantizer
@@ -33,14 +34,11 @@ def sample(
     sides, batch = var.config.patch_nums, len(class_id_B)
     both_2B = torch.cat([class_id_B, torch.full_like(class_id_B, var.config.num_classes)])
     condition = var.condition(both_2B)
-    x, start, tokens = var.embed_start(both_2B), 0, []
-    shape = var.prefix_shape(len(both_2B), var.config.ends[-1])
-    prefix = torch.empty(shape, dtype=var.precision.attention, device=x.device)
+    x, tokens = var.embed_start(both_2B), []
+    kv_cache = KVCache(var.config.depth, capacity=var.config.ends[-1])
     latents = torch.zeros(batch, quantizer.embedding.embedding_dim, sides[-1], sides[-1], device=var.pos_1LC.device)
     for k, side in enumerate(sides):
-        stop = var.config.ends[k]
-        past = prefix[..., :start, :] if start else None
-        hidden, start = var.hidden(x, condition, [side * side], past, prefix[..., :stop, :]), stop
+        hidden = var.hidden(x, condition, [side * side], kv_cache)
         conditional, unconditional = var.head(hidden).float().chunk(2)
         t = guidance * k / max(len(sides) - 1, 1)
         logits_BTV = restrict((1 + t) * conditional - t * unconditional, top_k, top_p)

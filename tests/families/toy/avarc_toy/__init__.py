@@ -86,7 +86,7 @@ class ToyGenerator(LikelihoodModel):
     def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor) -> ToyState:
         return ToyState(tokens_BL, sequence_P, class_id_P)
 
-    def extend(self, state: ToyState, stop: int, *, hold: int) -> Tensor:
+    def extend(self, state: ToyState, stop: int, *, keep_cache_segments: int) -> Tensor:
         start, end = (0, *self.segment_ends)[state.segment], self.segment_ends[stop - 1]
         tokens_PT = state.tokens_BL[state.sequence_P, start:end]
         state.segment = stop
@@ -103,7 +103,7 @@ class ToyGenerator(LikelihoodModel):
         pairs = zip(probability_BLV, generators, strict=True)
         return torch.stack([torch.multinomial(p_LV, 1, generator=g)[:, 0] for p_LV, g in pairs])
 
-    def bytes_per_token(self, *, kept: bool) -> int:
+    def bytes_per_token(self, *, cached: bool) -> int:
         return 8
 
 

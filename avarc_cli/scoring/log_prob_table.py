@@ -1,0 +1,170 @@
+"""What the engine has computed for a group of images, and which candidates are still in play.
+
+Shapes: G images, N candidates, S samples, K segments, P pairs, T tokens, L tokens of an image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from avarc_cli.errors import AvarcError
+from avarc_cli.scoring.plan import Stage
+from avarc_cli.scoring.request import ScoringRequest
+from avarc_cli.scoring.scores import FloatN, ImageScores, IntN, StageScores, summarise
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """P pairs of a token sequence (image, sample) and a class (column), as indices (P,) into the table."""
+
+    image: IntN
+    column: IntN
+    sample: IntN
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def take(self, rows: IntN) -> Pairs:
+        """These pairs only."""
+        return Pairs(self.image[rows], self.column[rows], self.sample[rows])
+
+
+class PendingTransfer:
+    """Log-probabilities of segments start .. stop - 1 of some pairs, on their way from the device."""
+
+    def __init__(self, pairs: Pairs, start: int, stop: int, log_prob_PT: Tensor) -> None:
+        self.pairs, self.start, self.stop = pairs, start, stop
+        self._host_PT, self._arrival = log_prob_PT.to("cpu", non_blocking=log_prob_PT.is_cuda), None
+        if log_prob_PT.is_cuda:
+            self._arrival = torch.cuda.Event()
+            self._arrival.record(torch.cuda.current_stream(log_prob_PT.device))
+
+    def wait(self) -> Tensor:
+        """(P, T) float32 on the host. Raises AvarcError if some are not finite."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        if not bool(self._host_PT.isfinite().all()):
+            raise AvarcError(
+                "the model returned a log-probability that is not a number",
+                "low precisions overflow in large models",
+                "use --precision bf16 or fp32",
+            )
+        return self._host_PT
+
+
+class LogProbTable:
+    """Sums of token log-probabilities in cells (image, column, sample, segment), float64.
+
+    The columns are the candidates. If the score needs the unconditional class, it is the first column, and no stage
+    drops it.
+    """
+
+    def __init__(self, request: ScoringRequest, segment_ends: tuple[int, ...], images: int, samples: int) -> None:
+        self.request, self.ends = request, (0, *segment_ends)
+        self.first_candidate = int(request.score.needs_unconditional)
+        """Column of the first candidate."""
+        columns, length = request.columns, segment_ends[-1]
+        self.sums_GNSK = np.full((images, columns, samples, len(segment_ends)), np.nan)
+        """The sums; N is the columns; nan where not scored yet."""
+        self.token_log_prob = np.zeros((images, columns, length), np.float32) if request.keep_tokens else None
+        """Of sample 0, (G, columns, L), if requested."""
+        self.tokens_scored_G = np.zeros(images, dtype=np.int64)
+        self.alive = np.ones((images, columns), dtype=bool)
+        """Columns that no stage has dropped, (G, columns)."""
+        self.undecided_G = np.ones(images, dtype=bool)
+        """Images that had several candidates when the current stage began; the others are not scored further."""
+        self._alive_before = self.alive.copy()  # when the current stage began
+        self._stages: list[list[StageScores]] = [[] for _ in range(images)]
+        self._pending: list[PendingTransfer] = []
+
+    def in_play(self, pairs: Pairs) -> npt.NDArray[np.bool_]:
+        """Which of these pairs are still to be scored, (P,)."""
+        in_play_P: npt.NDArray[np.bool_] = self.alive[pairs.image, pairs.column] & self.undecided_G[pairs.image]
+        return in_play_P
+
+    def enqueue(self, transfer: PendingTransfer) -> None:
+        """Enter these results in the table when they are needed (`drain`)."""
+        self._pending.append(transfer)
+        np.add.at(self.tokens_scored_G, transfer.pairs.image, self.ends[transfer.stop] - self.ends[transfer.start])
+
+    def drain(self, keep: int = 0) -> None:
+        """Wait for the pending results and enter them in the table, but for the last `keep` of them.
+
+        Raises: AvarcError if some are not finite.
+        """
+        while len(self._pending) > keep:
+            self._enter(self._pending.pop(0))
+
+    def _enter(self, transfer: PendingTransfer) -> None:
+        log_prob_PT, pairs, ends = transfer.wait(), transfer.pairs, self.ends
+        start = ends[transfer.start]
+        for k in range(transfer.start, transfer.stop):
+            segment_PT = log_prob_PT[:, ends[k] - start : ends[k + 1] - start]
+            self.sums_GNSK[pairs.image, pairs.column, pairs.sample, k] = segment_PT.double().sum(1).numpy()
+        if self.token_log_prob is not None and pairs.sample[0] == 0:  # a batch has originals only, or none
+            self.token_log_prob[pairs.image, pairs.column, start : ends[transfer.stop]] = log_prob_PT
+
+    def copy_from_original(self, pairs: Pairs, stop: int) -> None:
+        """Give these pairs the sums of their image's own tokens in the first `stop` segments, which are the same."""
+        image, column, sums = pairs.image, pairs.column, self.sums_GNSK
+        sums[image, column, pairs.sample, :stop] = sums[image, column, 0, :stop]
+
+    def drop(self, stage: Stage) -> tuple[FloatN, FloatN]:
+        """Drop the candidates that the stage's rule drops; those that are not scored yet stay.
+
+        Returns: log p(x|y), and the score with the prior, of every candidate (G, N); nan where cells are missing.
+        """
+        first = self.first_candidate
+        log_p = self.sums_GNSK[:, :, : stage.samples, : stage.segments].sum(-1).mean(-1)
+        unconditional_G = log_p[:, 0] if first else np.full(len(log_p), np.nan)
+        log_p_GN = log_p[:, first:]
+        rows = [self.request.score.formula(row, x) for row, x in zip(log_p_GN, unconditional_G, strict=True)]
+        scores_GN = np.stack(rows) + self.request.prior(self.ends[stage.segments])
+        self.alive[:, first:] = stage.survivors(self.alive[:, first:], scores_GN)
+        return log_p_GN, scores_GN
+
+    def close_stage(self, stage: Stage, seconds: float) -> None:
+        """Drop candidates and record the stage of every image that took part in it."""
+        first = self.first_candidate
+        log_p_GN, scores_GN = self.drop(stage)
+        images = np.nonzero(self.undecided_G)[0]
+        for g in images:
+            took_part = np.nonzero(self._alive_before[g, first:])[0]
+            record = StageScores(
+                segments=stage.segments,
+                candidates=took_part,
+                scores=scores_GN[g, took_part],
+                log_likelihood=log_p_GN[g, took_part],
+                survivors=np.nonzero(self.alive[g, first:])[0],
+                seconds=seconds / len(images),
+            )
+            self._stages[g].append(record)
+        self.undecided_G = self.alive[:, first:].sum(1) > 1
+        self._alive_before = self.alive.copy()
+
+    def results(self) -> list[ImageScores]:
+        """The scores of each image, in order."""
+        return [self._result(g, tuple(stages)) for g, stages in enumerate(self._stages)]
+
+    def _result(self, g: int, stages: tuple[StageScores, ...]) -> ImageScores:
+        request, first = self.request, self.first_candidate
+        last = request.plan.stages[len(stages) - 1]
+        unconditional = self.sums_GNSK[g, 0, : last.samples, : last.segments].sum(-1).mean() if first else np.nan
+        log_prior_N = np.zeros(len(request.candidates))  # what was added to each candidate's last score
+        for record in stages:
+            log_prior_N[record.candidates] = request.prior(self.ends[record.segments])[record.candidates]
+        return summarise(
+            stages,
+            len(request.candidates),
+            log_prior_N=log_prior_N,
+            tokens_scored=int(self.tokens_scored_G[g]),
+            temperature=request.temperature,
+            unconditional=float(unconditional),
+            token_log_prob=None if self.token_log_prob is None else self.token_log_prob[g, first:],
+            segment_log_prob=self.sums_GNSK[g, first:].copy() if request.keep_segments else None,
+        )

@@ -1,0 +1,81 @@
+"""What to score every image on, and what that costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.scoring.plan import Plan
+from avarc_cli.scoring.scores import FloatN, IntN, ScoreFunction
+
+# Images scored together. Results are written after each group, so this is the most that an interruption can lose. Large
+# batches of small models could take more; not measured.
+MAX_IMAGES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringRequest:
+    """What to score every image on. N candidates."""
+
+    candidates: IntN
+    """Class ids, (N,)."""
+    plan: Plan
+    score: ScoreFunction
+    log_prior: FloatN
+    """Nats added to every score of a candidate, (N,)."""
+    tokens_per_batch: int
+    """Tokens of all pairs of one forward pass; one pair is scored even if it has more."""
+    offset_per_token: FloatN | None = None
+    """Nats added to a candidate's score for every token that it is scored on, (N,)."""
+    max_cached_tokens: int | None = None
+    """Tokens in the KV caches of all pairs between two forward passes; None for no limit."""
+    temperature: float = 1.0
+    """Of the posterior."""
+    reuse_prefix: bool = True
+    """Let smoothed samples start from the KV cache of their image where their first segments are the same. The batches
+    then depend on the tokens."""
+    keep_tokens: bool = False
+    """Return token log-probabilities."""
+    keep_segments: bool = False
+    """Return the sums of token log-probabilities over each segment of each sample."""
+
+    @property
+    def columns(self) -> int:
+        """Candidates, plus the unconditional class if the score needs it."""
+        return len(self.candidates) + self.score.needs_unconditional
+
+    def prior(self, tokens: int) -> FloatN:
+        """What is added to a score on this many tokens, (N,) nats."""
+        return self.log_prior if self.offset_per_token is None else self.log_prior + self.offset_per_token * tokens
+
+    def tokens_per_image(self, model: LikelihoodModel) -> int:
+        """Tokens scored per image; an estimate if margins decide who survives."""
+        ends = model.segment_ends
+        unconditional = self.plan.tokens(1, ends) if self.score.needs_unconditional else 0
+        return self.plan.tokens(len(self.candidates), ends) + unconditional
+
+    def cached_tokens(self, model: LikelihoodModel) -> int:
+        """Largest expected number of cached tokens per image between any two stages."""
+        most, ends = 0.0, model.segment_ends
+        for step in self.plan.steps():
+            stage = step.stage
+            columns = stage.expected_survivors + self.score.needs_unconditional
+            if step.segments_grow:
+                most = max(most, columns * stage.samples * ends[stage.segments - 1])
+            elif step.samples_grow and stage.segments > 1:  # the most that new samples can reuse
+                most = max(most, columns * ends[stage.segments - 2])
+        return math.ceil(most)
+
+    def images_per_group(self, model: LikelihoodModel) -> int:
+        """Images whose first stage fills one forward pass, and whose KV caches take no more memory than that pass."""
+        first = self.plan.stages[0]
+        columns = self._columns_of_first_adapter(model)
+        scored = columns * first.samples * model.segment_ends[first.segments - 1]
+        cached = self.cached_tokens(model) * model.bytes_per_token(cached=True) // model.bytes_per_token(cached=False)
+        return max(1, min(MAX_IMAGES, self.tokens_per_batch // max(scored, cached)))
+
+    def _columns_of_first_adapter(self, model: LikelihoodModel) -> int:
+        """Columns of the lowest adapter: added classes with adapters of their own do not change the groups."""
+        adapter_N = model.adapter(self.candidates)
+        return int((adapter_N == adapter_N.min()).sum()) + self.score.needs_unconditional
