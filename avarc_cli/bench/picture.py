@@ -1,14 +1,14 @@
-"""The bars of a bench."""
+"""A bench as a bar chart."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from avarc_cli.bench.measure import Report
+from avarc_cli.bench.measure import BenchReport
 
 
-def bars(report: Report, path: Path) -> None:
-    """Write a picture of pairs a second, plain PyTorch first."""
+def bars(report: BenchReport, path: Path) -> None:
+    """Write a PNG of pairs per second, plain PyTorch first. Raises: OSError."""
     from matplotlib.figure import Figure
 
     labels = [f"{r.name}, {r.precision}, {r.kernels}" for r in report.results]

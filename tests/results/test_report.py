@@ -269,7 +269,7 @@ def test_a_damaged_run_is_told_to_be_one(copy, capsys, name, content):
     (copy / name).write_text(content)
     assert main(["report", str(copy)]) == 1
     told = capsys.readouterr().err
-    assert ("is damaged" in told or "cannot read" in told) and "bug" not in told
+    assert ("is corrupt" in told or "cannot read" in told) and "bug" not in told
     assert "copy" in told
 
 
@@ -277,7 +277,7 @@ def test_a_damaged_likelihood_costs_the_maps_not_the_page(copy, capsys):
     for file in (copy / "likelihood").iterdir():
         file.write_bytes(b"no zip")
     assert main(["report", str(copy)]) == 0
-    assert "is damaged" in capsys.readouterr().err
+    assert "is corrupt" in capsys.readouterr().err
     assert "No maps of the hardest images" in (copy / "report.html").read_text()
 
 
