@@ -11,7 +11,7 @@ import torch
 from avarc_cli.data.labels import LabelSpace
 from avarc_cli.errors import AvarcError, Interrupted, UsageError
 from avarc_cli.results.folder import RunFolder
-from avarc_cli.results.records import Naming
+from avarc_cli.results.records import CandidateLabels
 from avarc_cli.results.run import Run, classify
 from avarc_cli.scoring.engine import Request
 from avarc_cli.scoring.plan import parse_plan
@@ -72,7 +72,7 @@ def make_run(model, tokens_per_batch=512, plan="exhaustive"):
             log_prior=np.zeros(4),
             tokens_per_batch=tokens_per_batch,
         ),
-        naming=Naming(LabelSpace("letters", NAMES, NAMES), np.arange(4)),
+        candidate_labels=CandidateLabels(LabelSpace("letters", NAMES, NAMES), np.arange(4)),
         precision="fp32",
         protocol={"plan": plan},
     )
@@ -91,7 +91,7 @@ def test_running_out_of_memory_halves_the_batch_says_so_and_finishes(tmp_path, e
     said = []
     result = classify(make_run(Small(100, error), plan=plan), RunFolder(tmp_path / "run"), say=said.append)
     assert result.metrics["accuracy"] == 1.0 and len(result.records) == 10
-    assert said and all(message.startswith("out of memory: going on with") for message in said)
+    assert said and all(message.startswith("out of memory: continuing with") for message in said)
     assert len(said) <= 3, "the smaller batch is kept for the rest of the run"
 
 
