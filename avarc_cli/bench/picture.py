@@ -19,6 +19,6 @@ def bars(report: BenchReport, path: Path) -> None:
     axes.bar_label(drawn, [f"{r.pairs_per_second:.3g}  ({r.speedup:.2f}x)" for r in report.results], padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.3)
-    axes.set_xlabel("pairs of image and class a second")
+    axes.set_xlabel("pairs of image and class per second")
     axes.set_title(f"{report.shape} on {report.device}, {report.threads} threads, {report.pairs} pairs")
     figure.savefig(path, dpi=120)

@@ -104,7 +104,7 @@ def _show(report: BenchReport, picture: Path | None) -> None:
         console.stack(
             console.table(title, COLUMNS, [_row(r) for r in report.results]),
             console.table("Where the time goes", ("", "operations"), ops),
-            factors if picture is None else f"{factors}\n{picture}: pairs a second",
+            factors if picture is None else f"{factors}\n{picture}: pairs per second",
         ),
         brief=f"{fastest.speedup:.2f}",
     )

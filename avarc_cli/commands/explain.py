@@ -13,9 +13,7 @@ from avarc_cli.commands import _summary, _weights
 from avarc_cli.errors import EXIT_UNREADABLE
 
 if TYPE_CHECKING:
-    from avarc_cli.explain.explain import ExplainResult
-    from avarc_cli.explain.explanation import Explanation
-    from avarc_cli.explain.maps import Weighting
+    from avarc_cli.explain import ExplainResult, Explanation, Weighting
 
 
 def explain(
@@ -72,9 +70,8 @@ def explain(
     """
     from avarc_cli.classifier import load_classifier
     from avarc_cli.data.datasets import ImageSet
-    from avarc_cli.explain import write
-    from avarc_cli.explain.explain import ExplainOptions, explain_images
-    from avarc_cli.explain.maps import Weighting, parse_scales
+    from avarc_cli.explain import ExplainOptions, Weighting, explain_images, write
+    from avarc_cli.explain.maps import parse_scales
     from avarc_cli.tokens.cache import read
 
     write.check_paths(out, npz)
@@ -113,7 +110,8 @@ def explain(
     )
     opt.list_unreadable(result.unreadable)
     about = _about(result, only, classifier.model.name, weighting)
-    write.write(result.explanations, weighting, out, title=f"Why? {', '.join(str(d) for d in data[:3])}", about=about)
+    title = f"Why? {', '.join(str(d) for d in data[:3])}"
+    write.write_explanations(result.explanations, weighting, out, title=title, about=about)
     if npz:
         write.write_arrays(result.explanations, weighting, npz)
     _show(result, weighting, out, npz, about)

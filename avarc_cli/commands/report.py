@@ -45,7 +45,7 @@ def report(
     Example: avarc report runs/val --out val.html
     """
     from avarc_cli.classifier import load_classifier
-    from avarc_cli.explain.report import write_report
+    from avarc_cli.explain import write_report
 
     def load(name: str, precision: str) -> Classifier:
         return load_classifier(

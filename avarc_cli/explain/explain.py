@@ -115,8 +115,8 @@ def explain_images(
         preprocess, workers: for images that are not encoded yet (`Classifier.encode`).
         progress: opens the bars "encoding", "classifying" and "explaining".
         say: called with messages about batches that had to shrink.
-    Raises: UsageError for options that do not fit the model or the images, and for models whose tokens have no place
-        in the image; CacheError for a cache of another tokenizer; AvarcError as `results.run.classify`.
+    Raises: UsageError for options that do not fit the model or the images, and for models whose tokens have no
+        position in the image; CacheError for a cache of another tokenizer; AvarcError as `results.run.classify`.
     """
     model = classifier.model
     require_grids(model.tokenizer.layout)
@@ -194,7 +194,7 @@ def explain_predictions(
     Args:
         cache: holds the rows of the predictions. pixels: what to show as the input.
         tokens_per_batch: tokens of all pairs of one forward pass.
-    Raises: UsageError when the comparison cannot be made for an image, or the tokens have no place in it.
+    Raises: UsageError when the comparison cannot be made for an image, or the tokens have no position in it.
     """
     likelihood, layout = model.likelihood, layout_of(cache.header)
     require_grids(layout)

@@ -195,7 +195,7 @@ def headline(e: Explanation) -> str:
     said = f"predicted {e.names[0]}" + (f" ({percent(sure)})" if sure is not None else "")
     if not e.label_name:
         return said
-    return f"{said}, rightly" if e.correct else f"{said}; the label is {e.label_name}"
+    return f"{said}, correctly" if e.correct else f"{said}; the label is {e.label_name}"
 
 
 def percent(fraction: float) -> str:

@@ -87,7 +87,7 @@ def _draw_maps(block: Any, e: Explanation, panels: Sequence[Panel]) -> None:
         _caption(axes, panel.title, f"sum {signed(panel.map_sum)} nats")
     bar = block.add_axes((left + len(panels) * step + size + 0.012, bottom, 0.011, height))
     colours = block.figure.colorbar(shown, cax=bar)
-    colours.set_label("nats a cell", fontsize=8)
+    colours.set_label("nats per cell", fontsize=8)
     colours.ax.tick_params(labelsize=7.5, length=2)
     colours.outline.set_edgecolor(FRAME)
     for y, text in ((1.03, "for"), (-0.03, "against")):
@@ -110,7 +110,7 @@ def _draw_strip(block: Any, panel: Panel) -> None:
         rows, columns = grid.shape
         text = f"{rows}×{columns}\n{signed(float(grid.sum()))}"
         axes.text(0.5, -0.06, text, ha="center", va="top", fontsize=8, transform=axes.transAxes, linespacing=1.35)
-    note = f"colours from −{limit:.2g} to +{limit:.2g} nats a token; under each scale the sum of its tokens, in nats"
+    note = f"colours from −{limit:.2g} to +{limit:.2g} nats per token; under each scale the sum of its tokens, in nats"
     block.text(left, 0.025, note, fontsize=8, color=MUTED, va="bottom")
 
 
@@ -118,7 +118,7 @@ def _draw_chart(block: Any, e: Explanation, left: float, width: float) -> None:
     """Each class's cumulative log-odds as a line from the first step to the last, labelled at its end."""
     lines, steps = e.cumulative_log_odds(), e.steps()
     axes = block.add_axes((left, 0.1, width, 0.205))
-    title = f"Lead over {_cut(e.baseline_name, 30)}, nats"
+    title = f"Cumulative log-odds vs {_cut(e.baseline_name, 30)}, nats"
     block.text(left - 0.03, 0.34, title, fontsize=9.5, fontweight="bold", va="center")
     x = np.arange(1, len(steps.labels) + 1)
     ends = _apart([line.values[-1] for line in lines], axis_height=0.205 * HEIGHT)

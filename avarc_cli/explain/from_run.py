@@ -20,7 +20,7 @@ from avarc_cli.tokens.cache import TokenCache
 def from_likelihoods(run: SavedRun, predictions: Sequence[ImagePrediction]) -> Iterator[Explanation]:
     """Explanations of a run with --save-likelihood: predictions against their rivals. It saved no p(x).
 
-    Raises: UsageError when the run saved no likelihoods, or its tokens have no place in the image; AvarcError for a
+    Raises: UsageError when the run saved no likelihoods, or its tokens have no position in the image; AvarcError for a
         corrupt file.
     """
     column = {class_id: i for i, class_id in enumerate(run.candidates.tolist())}

@@ -51,11 +51,17 @@ document.addEventListener('pointermove', event => {
 
 
 def gallery(explanations: Sequence[Explanation], weighting: Weighting, title: str, about: str) -> str:
-    """A self-contained page of cards. about: a sentence on what was explained, plain text."""
+    """A self-contained page of cards.
+
+    Args:
+        title, about: heading, and a sentence on what was explained; plain text.
+    Raises: UsageError as `Weighting.of_grids`.
+    """
     cards = "\n".join(card(e, weighting) for e in explanations)
     read = (
-        "Each cell shows log-ratios in nats: <b>orange</b> speaks for the first class of a pair, <b>purple</b> for the "
-        "second (or for no class in particular), and what is nearly white for neither. Point at a map for its values."
+        "Cells show log-likelihood ratios in nats: <b>orange</b> is evidence for the first class of a pair, "
+        "<b>purple</b> for the second (or for the unconditional model), and near-white is neither. "
+        "Point at a map for its values."
     )
     body = f'<h1>{page.text(title)}</h1><p class="muted">{page.text(about)}</p><p>{read}</p>\n<main>{cards}</main>'
     return page.document(title, body, style=STYLE, script=SCRIPT)
@@ -123,7 +129,7 @@ def _legend(limit: float) -> str:
     return (
         f'<div class="legend"><span>against −{end}</span><span class="ramp" role="img" '
         f'aria-label="colours from purple, {end} nats against, over white to orange, {end} nats for"></span>'
-        f"<span>+{end} for, nats a cell</span></div>"
+        f"<span>+{end} for, nats per cell</span></div>"
     )
 
 
@@ -139,7 +145,7 @@ def _strip(panel: Panel) -> str:
         alt = f"scale of {rows} by {columns} tokens: sum {total} nats"
         picture = page.picture(paint(grid, limit), alt, side=SMALL, extra=_values(grid, "in this token"))
         shown += f"<figure>{picture}{rows}×{columns}<br>{total}</figure>"
-    note = f"colours end at {limit:.2g} nats a token; under each scale the sum of its tokens"
+    note = f"colours end at {limit:.2g} nats per token; under each scale the sum of its tokens"
     return (
         f'<div><h4>{page.text(panel.title)}, scale by scale</h4><div class="row strip">{shown}</div>'
         f'<p class="muted" style="font-size:.8rem">{note}</p></div>'
@@ -147,7 +153,7 @@ def _strip(panel: Panel) -> str:
 
 
 def _chart_title(e: Explanation) -> str:
-    return f"Lead over {page.text(e.baseline_name)}, nats"
+    return f"Cumulative log-odds vs {page.text(e.baseline_name)}, nats"
 
 
 def _chart(e: Explanation) -> str:
@@ -184,7 +190,7 @@ def _chart(e: Explanation) -> str:
     height = max(height, int(floor) + 8)
     return (
         f'<svg class="lead" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="lead after the last scale, in nats: {page.text(alt)}">{"".join(parts)}</svg>'
+        f'aria-label="cumulative log-odds over all tokens, in nats: {page.text(alt)}">{"".join(parts)}</svg>'
     )
 
 

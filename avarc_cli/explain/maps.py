@@ -55,7 +55,7 @@ class Weighting:
         if not 1 <= first <= last <= count:
             raise UsageError(
                 f"there are no scales {first}-{last}",
-                f"the model has scales 1 to {count}, of {', '.join(map(size, layout.grids))} tokens a side",
+                f"the model has scales 1 to {count}, of {', '.join(map(size, layout.grids))} tokens per side",
                 f"write --scales FIRST-LAST, like {max(1, count // 2)}-{count}",
             )
         share = np.array(layout.grids, dtype=np.float64) / layout.grids[-1]  # (K, 2)
@@ -69,7 +69,7 @@ def require_grids(layout: TokenLayout) -> None:
     if not layout.grids:
         raise UsageError(
             "there are no maps for this model",
-            f"its {layout.num_tokens} tokens describe the image as a whole: none has a place in it",
+            f"its {layout.num_tokens} tokens have no position in the image",
             "avarc export --per-token writes the log-probability of every token",
         )
 
@@ -147,5 +147,5 @@ def step_sums(values_L: npt.NDArray[np.floating], layout: TokenLayout) -> Steps:
     grids = split_grids(values_L, layout)
     if len(grids) > 1:
         sums = np.array([grid.sum() for grid in grids])
-        return Steps(tuple(map(size, layout.grids)), "tokens a side, coarse to fine", sums)
+        return Steps(tuple(map(size, layout.grids)), "tokens per side, coarse to fine", sums)
     return Steps(tuple(str(row + 1) for row in range(len(grids[0]))), "row, from the top", grids[0].sum(axis=1))

@@ -1,6 +1,6 @@
 """The diverging colours of every map: purple against, nearly white at zero, orange for.
 
-ColorBrewer's PuOr (C. Brewer, Apache-2.0): its ends can be told apart with any common colour blindness.
+ColorBrewer's PuOr (C. Brewer, Apache-2.0): its ends are distinct with any common colour blindness.
 """
 
 from __future__ import annotations

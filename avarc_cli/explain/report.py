@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
 
 MAX_IMAGES = 200  # with more, browsers get slow
-NOTE = "Orange speaks for the first class of a pair, purple for the second; point at a map for its values."
+NOTE = "Orange is evidence for the first class of a pair, purple for the second; point at a map for its values."
 
 LoadClassifier = Callable[[str, str], "Classifier"]
 """(the run's name of its model, its precision) -> a classifier with that model."""

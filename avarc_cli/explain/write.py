@@ -50,7 +50,9 @@ def max_images(out: Path) -> int:
     return MAX_IMAGES[out.suffix.lower()]
 
 
-def write(explanations: Sequence[Explanation], weighting: Weighting, out: Path, *, title: str, about: str) -> None:
+def write_explanations(
+    explanations: Sequence[Explanation], weighting: Weighting, out: Path, *, title: str, about: str
+) -> None:
     """Write the picture or page that the suffix of `out` asks for.
 
     Args:

@@ -106,12 +106,12 @@ def _tiles(metrics: Mapping[str, Any]) -> str:
     if metrics.get("labelled"):
         low, high = metrics["accuracy_95"]
         tiles.append((f"{metrics['accuracy']:.2%}", f"accuracy, 95 % interval {low:.1%} to {high:.1%}"))
-        tiles.append((f"{metrics['correct']:,} of {metrics['labelled']:,}", "images right"))
+        tiles.append((f"{metrics['correct']:,} of {metrics['labelled']:,}", "images correct"))
         tiles += [(f"{v:.2%}", f"top-{k}") for k, v in metrics["top_k"].items() if k != "1"]
     if metrics.get("label_not_a_candidate"):
-        tiles.append((f"{metrics['label_not_a_candidate']:,}", "images whose class is no candidate, not counted"))
+        tiles.append((f"{metrics['label_not_a_candidate']:,}", "images not counted: their class is not a candidate"))
     tiles.append((f"{metrics['bits_per_token'] or 0:.3f}", "bits per token under the predicted class"))
-    tiles.append((f"{metrics['tokens_scored_per_image'] or 0:,.0f}", "tokens scored an image"))
+    tiles.append((f"{metrics['tokens_scored_per_image'] or 0:,.0f}", "tokens scored per image"))
     seconds = metrics.get("seconds_per_image")
     if seconds:
         tiles.append((f"{1 / seconds:.1f}" if seconds < 1 else f"{seconds:.1f} s", _unit(seconds)))
@@ -121,7 +121,7 @@ def _tiles(metrics: Mapping[str, Any]) -> str:
 
 
 def _unit(seconds: float) -> str:
-    return "images a second" if seconds < 1 else "an image"
+    return "images per second" if seconds < 1 else "per image"
 
 
 def _calibration_and_cost(run: SavedRun, metrics: Mapping[str, Any], labelled: Sequence[dict[str, Any]]) -> str:
@@ -129,9 +129,9 @@ def _calibration_and_cost(run: SavedRun, metrics: Mapping[str, Any], labelled: S
     error = metrics.get("expected_calibration_error")  # over more bins than the diagram has; old runs lack it
     measured = "" if error is None else f" Expected calibration error {error:.1%}."
     return (
-        '<div class="row pair"><section><h2>Is it as sure as it should be?</h2>'
-        f"<figure>{charts.reliability(binned)}<figcaption>Share of images that are right, over the probability of the "
-        f"prediction; bars bear the number of images.{measured}</figcaption></figure>"
+        '<div class="row pair"><section><h2>Calibration</h2>'
+        f"<figure>{charts.reliability(binned)}<figcaption>Accuracy over the probability of the prediction; the "
+        f"numbers are the images in each bar.{measured}</figcaption></figure>"
         f"</section>{_cost(run)}</div>"
     )
 
@@ -181,13 +181,13 @@ def _confusion(labelled: Sequence[dict[str, Any]]) -> str:
         for pair, _ in wrong.most_common():
             involved |= dict.fromkeys(pair)
         shown = sorted(list(involved)[:MATRIX], key=_natural)
-        note = f"The {len(shown)} of {len(classes)} classes that are confused most."
+        note = f"The {len(shown)} most confused of {len(classes)} classes."
     table = _matrix(shown, pairs) if shown else ""
     rows = [[text(a), text(b), str(n)] for (a, b), n in wrong.most_common(MATRIX)]
-    listed = page.table(["class", "taken for", "images"], rows, numbers=[2], caption="The most frequent confusions")
+    listed = page.table(["class", "predicted as", "images"], rows, numbers=[2], caption="The most frequent confusions")
     return (
-        f'<section><h2>What is taken for what</h2><p class="muted">{note}</p><div class="row pair">'
-        f'<div class="scroll">{table}</div>{listed if rows else "<p>Nothing was taken for anything else.</p>"}'
+        f'<section><h2>Confusions</h2><p class="muted">{note}</p><div class="row pair">'
+        f'<div class="scroll">{table}</div>{listed if rows else "<p>There are none.</p>"}'
         "</div></section>"
     )
 
@@ -203,7 +203,7 @@ def _matrix(classes: Sequence[str], pairs: Mapping[tuple[str, str], int]) -> str
             share = count / total if total else 0
             kind = "hit" if label == predicted else "miss"
             shade = f' class="{kind}" style="--share:{15 + 60 * share:.0f}%"' if count else ""
-            cells += f'<td{shade} title="{text(label)} taken for {text(predicted)}: {count}">{count or ""}</td>'
+            cells += f'<td{shade} title="{text(label)} predicted as {text(predicted)}: {count}">{count or ""}</td>'
         body += f'<tr><th scope="row">{text(label)}</th>{cells}</tr>\n'
     return (
         '<table class="matrix"><caption>Rows: the label. Columns: the prediction. Shades: share of the row.</caption>'
@@ -225,16 +225,16 @@ def _per_class(labelled: Sequence[dict[str, Any]]) -> str:
         interval = f"{low:.0%} to {high:.0%}"
         rows.append((share, name, [text(name), str(len(members)), f"{share:.1%}", page.bar(share), interval, said]))
     rows.sort(key=lambda row: (row[0], _natural(row[1])))
-    columns = ["class", "images", "accuracy", "", "95 % interval", "most often taken for"]
+    columns = ["class", "images", "accuracy", "", "95 % interval", "most often predicted as"]
     table = page.table(columns, [row[2] for row in rows], numbers=[1, 2], caption="Worst first")
     if len(rows) > LONG:
         table = f"<details><summary>all {len(rows)} classes</summary>{table}</details>"
-    return f"<section><h2>Class by class</h2>{table}</section>"
+    return f"<section><h2>Accuracy by class</h2>{table}</section>"
 
 
 def _hardest(hardest: HardestImages) -> str:
     note = f'<p class="muted">{text(hardest.note)}</p>' if hardest.note else ""
-    return f"<section><h2>The hardest images</h2>{note}{''.join(hardest.cards)}</section>"
+    return f"<section><h2>Hardest images</h2>{note}{''.join(hardest.cards)}</section>"
 
 
 def _protocol(run: SavedRun) -> str:

@@ -111,7 +111,7 @@ def classify(
                 session.score_next_group()
                 progress(len(done), session.accuracy())
         except KeyboardInterrupt:
-            kept = f"; {len(done)} of {len(run.cache)} images are saved in '{folder.path}'" if folder else ""
+            kept = f"; {len(done)} of {len(run.cache)} images are kept in '{folder.path}'" if folder else ""
             raise Interrupted("interrupted" + kept, fix="run the same command again to continue") from None
         seconds = folder.seconds if folder else session.seconds
         metrics = compute(done, seconds=seconds, candidates=len(run.request.candidates))

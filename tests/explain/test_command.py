@@ -237,7 +237,7 @@ def test_unlabelled_images_are_neither_wrong_nor_right(tiny_files, models, tmp_p
     assert explain(*words, "--only", "wrong") == 2
     assert "cannot tell which images are wrong" in capsys.readouterr().err
     assert explain(*words, "--class", "label") == 2
-    assert "the label of '000.png' is unknown" in capsys.readouterr().err
+    assert ".png' is unknown" in capsys.readouterr().err
 
 
 def test_a_folder_in_the_place_of_the_picture_is_refused(cache, models, tmp_path, capsys):

@@ -151,7 +151,7 @@ def test_numbers_for_people():
 def test_the_headline_says_what_was_said_and_whether_it_is_right(tiny, model):
     e = explained(tiny, model, Comparison())
     right = e.names[0] == "class 0"
-    assert headline(e).endswith("rightly" if right else "the label is class 0")
+    assert headline(e).endswith("correctly" if right else "the label is class 0")
     assert e.correct is right
 
 

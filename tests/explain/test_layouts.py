@@ -12,7 +12,7 @@ from avarc_cli.explain.explain import explain_images
 from avarc_cli.explain.explanation import Explanation
 from avarc_cli.explain.gallery import card
 from avarc_cli.explain.maps import Weighting
-from avarc_cli.explain.write import write, write_arrays
+from avarc_cli.explain.write import write_arrays, write_explanations
 from avarc_cli.layout import TokenLayout
 
 RASTER, WIDE, SEQUENCE = TokenLayout.raster(16, 16), TokenLayout(((1, 3), (4, 12)), 51), TokenLayout.sequence(32)
@@ -41,7 +41,7 @@ def explanation(layout, classes=3):
 @pytest.mark.parametrize("suffix", ["png", "svg", "html"])
 def test_every_grid_can_be_shown(layout, suffix, tmp_path):
     out = tmp_path / f"a.{suffix}"
-    write([explanation(layout)], Weighting(), out, title="a", about="b")
+    write_explanations([explanation(layout)], Weighting(), out, title="a", about="b")
     if suffix == "png":
         assert Image.open(out).size == (1560, 780)
     else:

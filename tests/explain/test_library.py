@@ -9,9 +9,7 @@ import pytest
 from avarc_cli import load_classifier
 from avarc_cli.data.datasets import open_images
 from avarc_cli.errors import UsageError
-from avarc_cli.explain.explain import ExplainOptions, explain_images
-from avarc_cli.explain.maps import Weighting
-from avarc_cli.explain.report import write_report
+from avarc_cli.explain import ExplainOptions, Weighting, explain_images, write_report
 from avarc_cli.results.export_cache import export_cache
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.run import classify
@@ -59,7 +57,7 @@ def cache(classifier, images, tmp_path_factory):
 def test_images_and_their_cache_give_the_same_explanations(classifier, images, cache):
     bars = Bars()
     options = ExplainOptions(limit=2)
-    by_images, by_cache = explain_images(classifier, images, options, progress=bars), None
+    by_images = explain_images(classifier, images, options, progress=bars)
     by_cache = explain_images(classifier, cache, options)
     assert [(b.description, b.total, b.done) for b in bars.bars] == [
         ("encoding", 10, 10),

@@ -95,11 +95,11 @@ def test_the_page_has_every_part_and_needs_nothing_else(full):
     page = Page(text)
     assert page.headings == [
         "full",
-        "Is it as sure as it should be?",
+        "Calibration",
         "Candidates left by scale",
-        "What is taken for what",
-        "Class by class",
-        "The hardest images",
+        "Confusions",
+        "Accuracy by class",
+        "Hardest images",
         "Protocol",
     ]
     assert all(link.startswith("data:") for link in page.links)
@@ -120,7 +120,7 @@ def test_the_numbers_are_those_of_the_run(full):
     for label in range(4):
         for predicted in {r["prediction_name"] for r in records}:
             count = sum((r["label"], r["prediction_name"]) == (label, predicted) for r in records)
-            assert f'title="{label} taken for {predicted}: {count}"' in text
+            assert f'title="{label} predicted as {predicted}: {count}"' in text
     wrongest = min(records, key=lambda r: next((b["posterior"] for b in r["best"] if b["class"] == r["label"]), 0))
     assert text.index(f"<h3>{wrongest['path']}</h3>") == text.index("<h3>")
 
