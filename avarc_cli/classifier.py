@@ -175,7 +175,7 @@ class Classifier:
             cache=cache,
             labels=targets.to_model(cache.labels),
             request=request,
-            naming=records.Naming(self.model.classes, self.candidates, targets),
+            candidate_labels=records.CandidateLabels(self.model.classes, self.candidates, targets),
             precision=self.model.precision,
             protocol=self._protocol(cache, request)
             | {
@@ -218,13 +218,13 @@ class Classifier:
                 raise UnreadableImage(f"cannot read '{name}'", reason)
             cache = read(encoded.path)
             result = classify(self.run(cache, self.request(cache.header.samples)), None, keep_scores=True)
-        naming = records.Naming(self.model.classes, self.candidates)
+        labels = records.CandidateLabels(self.model.classes, self.candidates)
         return [
             Prediction(
                 image.path,
                 tuple(
                     (best["name"], best["posterior"], best["score"])
-                    for best in records.best(scores, naming, len(self.candidates))
+                    for best in records.best(scores, labels, len(self.candidates))
                 ),
             )
             for image, scores in result.scores

@@ -281,11 +281,37 @@ class GeneratorFamily(ABC):
         """An initialised model to train, on the tokenizer's device; `shape` is the family's own. Uses torch's seed."""
         raise UsageError(f"a {self.title} cannot be trained here", "training is not implemented for this family")
 
-    def reference_token_log_prob(
-        self, tensors: Mapping[str, Tensor], model: LikelihoodModel, tokens_L: Tensor, class_id_P: Tensor
-    ) -> Tensor:
-        """What a straightforward PyTorch implementation computes in one pass, (P, L); for benchmarks and tests."""
-        raise UsageError(f"there is no plain {self.title} to compare with", "this family has no reference")
+    def random_workload(self, shape: str, scales: Sequence[int] | None, device: torch.device) -> BenchWorkload:
+        """A model of this shape with random weights, beside a plain PyTorch implementation, for `avarc bench`."""
+        raise UsageError(f"a {self.title} cannot be benchmarked", "this family has no reference implementation")
+
+    def model_workload(self, model: LikelihoodModel, device: torch.device) -> BenchWorkload:
+        """The same with the weights of a loaded model."""
+        raise UsageError(f"a {self.title} cannot be benchmarked", "this family has no reference implementation")
+
+
+class BenchWorkload(Protocol):
+    """One image's tokens, and models with the same weights to score them with."""
+
+    segment_ends: tuple[int, ...]
+    """End position of each segment; the last is L."""
+
+    num_classes: int
+    """Of the models."""
+
+    flops: int
+    """Floating-point operations to score one pair, only the necessary ones."""
+
+    tokens_L: Tensor
+    """int64."""
+
+    def reference(self, class_id_P: Tensor) -> Tensor:
+        """Token log-probabilities by a straightforward float32 implementation in plain PyTorch, (P, L)."""
+        ...
+
+    def model(self, precision: str, kernels: str) -> LikelihoodModel:
+        """The family's model. Raises: UsageError for a precision that is not available."""
+        ...
 
 
 class TokenizerFamily(ABC):

@@ -1,4 +1,4 @@
-"""The frame of an HTML page that is one file: its style, its parts, pictures as data. No network, light or dark."""
+"""Building blocks of self-contained HTML pages: one file, no network, images inline, light or dark."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ th { font-weight: 600; } td.number, th.number { text-align: right; }
 
 
 def document(title: str, body: str, *, style: str = "", script: str = "") -> str:
-    """A whole page. `body`, `style` and `script` are trusted; `title` is text."""
+    """A page. `body`, `style` and `script` are trusted HTML, CSS and JavaScript; `title` is text."""
     scripts = f"<script>{script}</script>" if script else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -53,12 +53,16 @@ def document(title: str, body: str, *, style: str = "", script: str = "") -> str
 
 
 def text(value: object) -> str:
-    """Any value as text inside HTML, also inside an attribute; what is no valid Unicode is written out."""
+    """Any value escaped for HTML text and attributes; what is not valid Unicode is escaped too."""
     return html.escape(str(value).encode("utf-8", "backslashreplace").decode())
 
 
 def picture(pixels_HW3: np.ndarray, alt: str, *, side: int, extra: str = "") -> str:
-    """An image element with its PNG inside. side: in CSS pixels; extra: further attributes, trusted."""
+    """An image element with inline PNG data, square.
+
+    Args:
+        side: in CSS pixels. extra: further attributes, trusted.
+    """
     buffer = io.BytesIO()
     Image.fromarray(pixels_HW3).save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -70,7 +74,7 @@ def picture(pixels_HW3: np.ndarray, alt: str, *, side: int, extra: str = "") -> 
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = (), caption: str) -> str:
-    """A table of cells that are HTML already. numbers: positions of the columns that stand right."""
+    """A table. Cells are trusted HTML; names and caption are text. numbers: positions of right-aligned columns."""
     kind = [' class="number"' if i in numbers else "" for i in range(len(columns))]
     head = "".join(f'<th scope="col"{k}>{text(name)}</th>' for k, name in zip(kind, columns, strict=True))
     body = "".join(
@@ -82,6 +86,6 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Seq
     )
 
 
-def bar(share: float) -> str:
-    """A horizontal bar for a share between 0 and 1; the number itself stands beside it."""
-    return f'<span class="bar" aria-hidden="true"><i style="width:{100 * share:.1f}%"></i></span>'
+def bar(fraction: float) -> str:
+    """A horizontal bar for a fraction between 0 and 1, hidden from screen readers: show the number beside it."""
+    return f'<span class="bar" aria-hidden="true"><i style="width:{100 * fraction:.1f}%"></i></span>'

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from avarc_cli.data.labels import LabelSpace
 from avarc_cli.likelihood import LikelihoodModel
-from avarc_cli.results.records import Naming
+from avarc_cli.results.records import CandidateLabels
 from avarc_cli.results.run import Run
 from avarc_cli.scoring.plan import parse_plan
 from avarc_cli.scoring.request import ScoringRequest
@@ -84,7 +84,7 @@ def make_run(model: SmallModel, tokens_per_batch: int = 512, plan: str = "exhaus
             log_prior=np.zeros(4),
             tokens_per_batch=tokens_per_batch,
         ),
-        naming=Naming(LabelSpace("letters", NAMES, NAMES), np.arange(4)),
+        candidate_labels=CandidateLabels(LabelSpace("letters", NAMES, NAMES), np.arange(4)),
         precision="fp32",
         protocol={"plan": plan},
     )

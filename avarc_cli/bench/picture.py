@@ -1,14 +1,14 @@
-"""The bars of a bench."""
+"""A bench as a bar chart."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from avarc_cli.bench.measure import Report
+from avarc_cli.bench.measure import BenchReport
 
 
-def bars(report: Report, path: Path) -> None:
-    """Write a picture of pairs a second, plain PyTorch first."""
+def bars(report: BenchReport, path: Path) -> None:
+    """Write a PNG of pairs per second, plain PyTorch first. Raises: OSError."""
     from matplotlib.figure import Figure
 
     labels = [f"{r.name}, {r.precision}, {r.kernels}" for r in report.results]
@@ -19,6 +19,6 @@ def bars(report: Report, path: Path) -> None:
     axes.bar_label(drawn, [f"{r.pairs_per_second:.3g}  ({r.speedup:.2f}x)" for r in report.results], padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.3)
-    axes.set_xlabel("pairs of image and class a second")
+    axes.set_xlabel("pairs of image and class per second")
     axes.set_title(f"{report.shape} on {report.device}, {report.threads} threads, {report.pairs} pairs")
     figure.savefig(path, dpi=120)

@@ -1,4 +1,4 @@
-"""How a classification run is announced and summed up on the console."""
+"""How a classification run is announced and summarised on the console."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from avarc_cli.results.run import Run, RunResult
     from avarc_cli.tokens.cache import TokenCache
 
-FEW = 12  # images that are shown one by one
+FEW = 12  # up to this many images are shown one by one
 
 
 def is_cache(data: Sequence[Path]) -> bool:
@@ -39,13 +39,13 @@ def check_request(data: Sequence[Path], out: Path | None, saves: bool, *, images
     if is_cache(data) and any(value is not None for value in images_only):
         raise UsageError(
             f"'{data[0]}' is encoded already",
-            "--dataset, --subset, --per-class, --preprocess and --workers are about images that are to be encoded",
+            "--dataset, --subset, --per-class, --preprocess and --workers apply to images that are not encoded yet",
             "use them with avarc encode; --classes chooses candidates",
         )
 
 
 def check_same_plan(folder: RunFolder, plan: str) -> None:
-    """Raises UsageError when the folder's run has another plan: its tokens may not even have the samples for this."""
+    """Raises UsageError when the folder's run has another plan: its tokens may lack the samples for this one."""
     earlier = folder.recorded("plan")
     if earlier not in (None, plan):
         raise UsageError(
@@ -54,7 +54,7 @@ def check_same_plan(folder: RunFolder, plan: str) -> None:
 
 
 def announce(classifier: Classifier, run: Run) -> None:
-    """The one-line plan, and what the user may not expect about labels."""
+    """The plan in one line, and what may surprise the user about memory, candidates and labels."""
     import torch
 
     from avarc_cli.data.labels import human_name
@@ -65,7 +65,7 @@ def announce(classifier: Classifier, run: Run) -> None:
     console.note(f"{len(run.cache):,} images x {len(run.request.candidates)} classes, {where}: {cost}")
     limit = run.request.max_cached_tokens
     if limit is not None and run.request.cached_tokens(run.model) > limit:
-        console.warn("--memory does not hold the prefixes of an image's candidates: some tokens are scored again")
+        console.warn("--memory is too small for the KV cache of an image's candidates: some tokens are scored again")
     if classifier.candidates_of:
         count = len(run.request.candidates)
         console.note(f"candidates: the {count} classes of {classifier.candidates_of}; --classes all for every class")
@@ -81,8 +81,10 @@ def announce(classifier: Classifier, run: Run) -> None:
 
 
 def running(numbers: dict[str, float]) -> str:
-    """What stands beside the progress bar."""
-    return f"accuracy {numbers['accuracy']:.2%}" if "accuracy" in numbers else ""
+    """The note beside the progress bar."""
+    from avarc_cli.results.run import accuracy_note
+
+    return accuracy_note(numbers)
 
 
 def show(cache: TokenCache, result: RunResult, unreadable: list[tuple[str, str]], out: Path | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,9 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _weights
 
 if TYPE_CHECKING:
-    from avarc_cli.bench.measure import Report
+    from avarc_cli.bench.measure import BenchReport, BenchResult
+
+COLUMNS = ("", "precision", "speed", "pairs/s", "images/s", "tokens/s", "FLOP/s", "of peak", "memory", "error, nats")
 
 
 def bench(
@@ -53,31 +55,24 @@ def bench(
     if picture:
         opt.check_file(picture, ".png")
     _check_together(context, model is not None, quick)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler announces itself on stderr
-    from avarc_cli.added_classes import base_of
-    from avarc_cli.bench import measure as library
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler announces itself on stderr
+    from avarc_cli.bench.measure import BenchOptions, measure
     from avarc_cli.bench.picture import bars
-    from avarc_cli.devices import pick_device, pick_kernels
+    from avarc_cli.bench.workload import model_workload, random_workload
+    from avarc_cli.devices import pick_device
     from avarc_cli.loading import load_model
-    from avarc_cli.scoring.plan import parse_plan
 
     place = pick_device(device)
     if quick:
-        shape, scales, pairs = "2:64:2", scales or "1,2,3,4", min(pairs, 2)
+        shape, scales, pairs, plan = "2:64:2", scales or "1,2,3,4", min(pairs, 2), "exhaustive"
     if model:
         _weights.ensure(model, tokenizer, yes=yes)
-        var, shape = cast(Any, base_of(load_model(model, tokenizer, device=device).likelihood)).var, model
+        workload, shape = model_workload(load_model(model, tokenizer, device=device), place), model
     else:
-        var = library.random_var(library.parse_shape(shape, opt.parse_numbers(scales, "--scales") or library.SCALES))
-    segments = len(var.config.patch_nums)
-    if plan is None:
-        plan = "paper" if segments == 10 and classes >= 10 and not quick else "exhaustive"
-    wanted = parse_plan(plan, segments=segments, candidates=classes, samples=64)
+        workload = random_workload(shape, opt.parse_numbers(scales, "--scales"), place)
+    options = BenchOptions(pairs=pairs, rounds=rounds, classes=classes, plan=plan, precision=precision, kernels=kernels)
     console.note(f"{pairs} pairs on {place}, {rounds} rounds and one to warm up")
-    report = library.measure(
-            var, shape, plan=wanted, classes=classes, pairs=pairs, rounds=rounds, device=place, precision=precision,
-            kernels=None if kernels is None else pick_kernels(kernels, place),
-        )  # fmt: skip
+    report = measure(workload, shape, options, place)
     if picture:
         bars(report, picture)
     _show(report, picture)
@@ -92,34 +87,7 @@ def _check_together(context: typer.Context, model: bool, quick: bool) -> None:
         opt.check_not_given(context, {"shape", "plan"}, "with --quick", "it times a tiny shape, scored exhaustively")
 
 
-def _show(report: Report, picture: Path | None) -> None:
-    rows = [
-        [
-            f"{r.name}, {r.kernels}",
-            r.precision,
-            f"{r.speedup:.2f}x",
-            f"{r.pairs_per_second:.3g}",
-            f"{r.images_per_second:.3g}",
-            f"{r.tokens_per_second:,.0f}",
-            f"{r.flops / 1e9:,.0f} G",
-            f"{r.share_of_peak:.0%}",
-            "unknown" if r.memory is None else f"{r.memory >> 20:,} MiB",
-            f"{r.error_mean:.1e} / {r.error_max:.1e}",
-        ]
-        for r in report.results
-    ]
-    columns = [
-        "",
-        "precision",
-        "speed",
-        "pairs/s",
-        "images/s",
-        "tokens/s",
-        "FLOP/s",
-        "of peak",
-        "memory",
-        "error, nats",
-    ]
+def _show(report: BenchReport, picture: Path | None) -> None:
     ops = [
         [f"{r.name}, {r.precision}, {r.kernels}", ", ".join(f"{n} {s:.0%}" for n, s in r.ops[:5])]
         for r in report.results
@@ -129,15 +97,30 @@ def _show(report: Report, picture: Path | None) -> None:
     title = f"{report.shape} on {report.device}, {report.threads} threads; {peak}"
     factors = (
         f"plan {report.plan} on {report.classes} classes: {pruning:.2f}x fewer tokens than exhaustive, "
-        f"and kept prefixes {reuse:.2f}x fewer again ({report.tokens_plan:,} of {report.tokens_exhaustive:,})"
+        f"and reused prefixes {reuse:.2f}x fewer again ({report.tokens_plan:,} of {report.tokens_exhaustive:,})"
     )
     fastest = max(report.results, key=lambda r: r.speedup)
     console.result(
         {"report": report, "reuse_factor": reuse, "plan_factor": pruning, "picture": picture},
         console.stack(
-            console.table(title, columns, rows),
+            console.table(title, COLUMNS, [_row(r) for r in report.results]),
             console.table("Where the time goes", ("", "operations"), ops),
-            factors if picture is None else f"{factors}\n{picture}: pairs a second",
+            factors if picture is None else f"{factors}\n{picture}: pairs per second",
         ),
         brief=f"{fastest.speedup:.2f}",
     )
+
+
+def _row(r: BenchResult) -> list[str]:
+    return [
+        f"{r.name}, {r.kernels}",
+        r.precision,
+        f"{r.speedup:.2f}x",
+        f"{r.pairs_per_second:.3g}",
+        f"{r.images_per_second:.3g}",
+        f"{r.tokens_per_second:,.0f}",
+        f"{r.flops / 1e9:,.0f} G",
+        f"{r.share_of_peak:.0%}",
+        "unknown" if r.memory is None else f"{r.memory >> 20:,} MiB",
+        f"{r.error_mean:.1e} / {r.error_max:.1e}",
+    ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,14 +10,10 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _summary, _weights
-from avarc_cli.errors import EXIT_UNREADABLE, CacheError
+from avarc_cli.errors import EXIT_UNREADABLE
 
 if TYPE_CHECKING:
-    from avarc_cli.classifier import Classifier
-    from avarc_cli.explain.choose import Verdict
-    from avarc_cli.explain.explanation import Explanation
-    from avarc_cli.explain.maps import Weighting
-    from avarc_cli.tokens.cache import TokenCache
+    from avarc_cli.explain import ExplainResult, Explanation, Weighting
 
 
 def explain(
@@ -75,17 +69,27 @@ def explain(
     Example: avarc explain val.h5 --model var-d16 --only wrong --limit 12 --out wrong.html
     """
     from avarc_cli.classifier import load_classifier
-    from avarc_cli.explain import choose, write
-    from avarc_cli.explain.maps import Weighting, parse_scales
+    from avarc_cli.data.datasets import ImageSet
+    from avarc_cli.explain import ExplainOptions, Weighting, explain_images, write
+    from avarc_cli.explain.maps import parse_scales
     from avarc_cli.tokens.cache import read
 
-    write.check_out(out, npz)
-    choose.check_only(only)
-    write.how_many(out, limit, None)  # a wrong limit is told before images are encoded and scored
+    write.check_paths(out, npz)
     weighting = Weighting(weights=weights, scales=parse_scales(scales), upsample=upsample)
     _summary.check_request(data, None, False, images_only=[preprocess, workers])
-    _weights.ensure(model, tokenizer, yes=yes)
     images = None if _summary.is_cache(data) else opt.select_images(data, None, None, None)
+    listed = rows is not None or (images is not None and len(images) == len(data))
+    options = ExplainOptions(
+        target=subject,
+        contrast=rival,
+        rows=rows,
+        only=only,
+        limit=limit if limit is not None or listed else write.default_images(out),
+        max_images=write.max_images(out),
+        keep_order=listed,
+    )
+    _weights.ensure(model, tokenizer, yes=yes)
+    source = read(data[0]) if images is None else images
     classifier = load_classifier(
         model,
         tokenizer,
@@ -94,121 +98,58 @@ def explain(
         device=device,
         plan=plan,
         classes=classes,
-        dataset=images.dataset if images else read(data[0]).header.dataset,
+        dataset=source.dataset if isinstance(source, ImageSet) else source.header.dataset,
         batch_size=batch_size,
         bank=bank,
         lora=lora,
         offsets=offset,
     )
-    comparison = choose.parse_comparison(subject, rival, classifier.model.classes)
-    weighting.of_scales(classifier.model.tokenizer.layout.sides)  # wrong scales are told before images are scored
-    with tempfile.TemporaryDirectory() as scratch:
-        unreadable: list[tuple[str, str]] = []
-        if images:
-            with console.progress("encoding", len(images)) as bar:
-                encoded = classifier.encode(
-                    images, Path(scratch) / "t.h5", preprocess=preprocess, workers=workers, progress=bar.update
-                )
-            unreadable = encoded.unreadable
-        cache = read(Path(scratch) / "t.h5" if images else data[0])
-        if not len(cache):
-            raise CacheError(f"'{data[0]}' holds no images", "there is nothing to explain")
-        chosen = choose.parse_rows(rows, len(cache)) if rows is not None else list(range(len(cache)))
-        listed = rows is not None or (images is not None and len(images) == len(data))
-        count = write.how_many(out, limit, len(chosen) if listed else None)
-        every = _verdicts(classifier, cache, chosen)
-        picked = choose.select(every, only, count, sort=not listed)
-        made = _explain(classifier, cache, picked, comparison, images)
-        opt.list_unreadable(unreadable)
-    about = _about(len(picked), len(every), only, classifier, weighting)
-    write.write(made, weighting, out, title=f"Why? {', '.join(str(d) for d in data[:3])}", about=about)
+    weighting.of_grids(classifier.model.tokenizer.layout)  # wrong scales are an error before images are scored
+    result = explain_images(
+        classifier, source, options, preprocess=preprocess, workers=workers, progress=console.progress, say=console.warn
+    )
+    opt.list_unreadable(result.unreadable)
+    about = _about(result, only, classifier.model.name, weighting)
+    title = f"Why? {', '.join(str(d) for d in data[:3])}"
+    write.write_explanations(result.explanations, weighting, out, title=title, about=about)
     if npz:
-        write.write_arrays(made, weighting, npz)
-    _show(made, weighting, unreadable, out, npz, about)
-    if unreadable:
+        write.write_arrays(result.explanations, weighting, npz)
+    _show(result, weighting, out, npz, about)
+    if result.unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
 
 
-def _verdicts(classifier: Classifier, cache: TokenCache, rows: list[int]) -> list[Verdict]:
-    """What the model says about these rows."""
-    from avarc_cli.explain.choose import take, verdicts
-    from avarc_cli.results.run import classify
-
-    run = classifier.run(take(cache, rows), classifier.request(cache.header.samples))
-    with console.progress("classifying", len(rows)) as bar:
-        result = classify(
-            run,
-            None,
-            keep_scores=True,
-            progress=lambda done, numbers: bar.update(done, note=_summary.running(numbers)),
-            say=console.warn,
-        )
-    return verdicts(result.scores, run.naming, rows)
-
-
-def _explain(
-    classifier: Classifier, cache: TokenCache, picked: list[Verdict], comparison: Any, images: Any
-) -> list[Explanation]:
-    from avarc_cli.data.preprocess import Preprocess
-    from avarc_cli.explain import explain as library
-
-    model = classifier.model
-    if images is None:
-        pixels = library.pixels_of_cache(cache, model.tokenizer)
-    else:
-        mode = cache.header.preprocess.partition(" ")[0]
-        pixels = library.pixels_of_images(images, cache, Preprocess(mode, cache.header.image_size))
-    made: list[Explanation] = []
-    tokens_per_batch = classifier.request(cache.header.samples).tokens_per_batch
-    with console.progress("explaining", len(picked)) as bar:
-        for explanation in library.explain(
-            model.likelihood,
-            model.classes,
-            cache,
-            picked,
-            comparison,
-            pixels=pixels,
-            tokens_per_batch=tokens_per_batch,
-        ):
-            made.append(explanation)
-            bar.update(len(made))
-    return made
-
-
-def _about(shown: int, of: int, only: str | None, classifier: Classifier, weighting: Weighting) -> str:
-    what = f"{shown} of {of} images" + (f", {only} ones only" if only else "")
+def _about(result: ExplainResult, only: str | None, model: str, weighting: Weighting) -> str:
+    what = f"{len(result.explanations)} of {result.num_images} images" + (f", {only} ones only" if only else "")
     scales = "" if weighting.scales is None else f", scales {weighting.scales[0]} to {weighting.scales[1]}"
-    return f"{what}; model {classifier.model.name}; {weighting.weights} weights{scales}"
+    return f"{what}; model {model}; {weighting.weights} weights{scales}"
 
 
-def _show(
-    made: Sequence[Explanation],
-    weighting: Weighting,
-    unreadable: list[tuple[str, str]],
-    out: Path,
-    npz: Path | None,
-    about: str,
-) -> None:
+def _show(result: ExplainResult, weighting: Weighting, out: Path, npz: Path | None, about: str) -> None:
     from avarc_cli.explain.explanation import signed
 
-    rows, listed = [], []
-    for e in made:
-        panels = e.panels(weighting)
-        compared = [{"maps": p.title, "log_likelihood_ratio": p.difference, "map_sum": p.total} for p in panels]
-        listed.append(
-            {
-                "row": e.index,
-                "path": e.path,
-                "prediction": e.names[0],
-                "posterior": e.posterior[0],
-                "label": e.label_name or None,
-                "surprise": e.surprise,
-                "comparisons": compared,
-            }
-        )
-        sums = [f"{p.title}: {signed(p.difference)}" for p in panels]
-        rows.append([e.path, e.names[0], e.label_name or "unknown", "; ".join(sums)])
-    data = {"out": out, "npz": npz, "explained": listed, "unreadable": dict(unreadable)}
+    rows = []
+    for e in result.explanations:
+        ratios = [f"{p.title}: {signed(p.log_likelihood_ratio)}" for p in e.panels(weighting)]
+        rows.append([e.path, e.names[0], e.label_name or "unknown", "; ".join(ratios)])
+    listed = [_entry(e, weighting) for e in result.explanations]
+    data = {"out": out, "npz": npz, "explained": listed, "unreadable": dict(result.unreadable)}
     table = console.table("", ["image", "prediction", "label", "log-likelihood ratios (nats)"], rows)
     files = f"{out}" + (f" and {npz}" if npz else "")
     console.result(data, console.stack(table, f"{files}: {about}"), brief=str(out))
+
+
+def _entry(e: Explanation, weighting: Weighting) -> dict[str, Any]:
+    """One image in --json."""
+    return {
+        "row": e.row,
+        "path": e.path,
+        "prediction": e.names[0],
+        "posterior": e.posterior[0],
+        "label": e.label_name or None,
+        "surprise": e.negative_log_likelihood,
+        "comparisons": [
+            {"maps": p.title, "log_likelihood_ratio": p.log_likelihood_ratio, "map_sum": p.map_sum}
+            for p in e.panels(weighting)
+        ],
+    }

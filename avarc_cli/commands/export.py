@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _summary, _weights
-
-if TYPE_CHECKING:
-    from avarc_cli.results.read_run import SavedRun
 
 OF_A_CACHE = {"model", "tokenizer", "class_names", "bank", "lora", "precision", "device", "batch_size", "limit"}
 
@@ -51,14 +48,14 @@ def export(
     from avarc_cli.results import export as library
     from avarc_cli.results.read_run import open_run
 
-    library.writer(out)  # a wrong name is told before anything is scored
+    library.writer(out)  # a wrong name is an error before anything is scored
     if not _summary.is_cache([source]):
         opt.check_not_given(context, OF_A_CACHE, f"with '{source}'", "it is a run, scored already by its own model")
-        _write(open_run(source), classes, per_token, out)
+        run = open_run(source)
+        _show(out, library.export_run(run, out, classes=classes, per_token=per_token, progress=console.progress))
         return
     from avarc_cli.classifier import load_classifier
-    from avarc_cli.results.folder import RunFolder
-    from avarc_cli.results.run import classify
+    from avarc_cli.results.export_cache import export_cache
     from avarc_cli.tokens.cache import read
 
     _weights.ensure(model, tokenizer, yes=yes)
@@ -75,24 +72,19 @@ def export(
         bank=bank,
         lora=lora,
     )
-    folder = RunFolder(out.with_name(out.name + ".run"))
-    request = classifier.request(
-        cache.header.samples, keep_tokens=per_token, tokens_per_batch=folder.recorded("tokens_per_batch")
+    shape = export_cache(
+        classifier,
+        cache,
+        out,
+        per_token=per_token,
+        progress=console.progress,
+        say=console.warn,
+        announce=lambda run: _summary.announce(classifier, run),
     )
-    run = classifier.run(cache, request, save_json=not per_token, save_likelihood=per_token)
-    _summary.announce(classifier, run)
-    with console.progress("scoring", len(cache)) as bar:
-        classify(run, folder, progress=lambda done, numbers: bar.update(done), say=console.warn)
-    _write(open_run(folder.path), None, per_token, out)
-    folder.remove()
+    _show(out, shape)
 
 
-def _write(run: SavedRun, classes: str | None, per_token: bool, out: Path) -> None:
-    from avarc_cli.results.export import Table, export
-
-    table = Table(run, run.columns(classes), per_token)
-    with console.progress("writing", len(run.records)) as bar:
-        export(table, out, bar.update)
-    shape = " x ".join(map(str, table.shape))
-    what = "images x classes x tokens" if per_token else "images x classes"
-    console.result({"out": out, "shape": table.shape}, f"{out}: log_likelihood {shape} ({what})", brief=str(out))
+def _show(out: Path, shape: tuple[int, ...]) -> None:
+    what = " x ".join(("images", "classes", "tokens")[: len(shape)])
+    sizes = " x ".join(map(str, shape))
+    console.result({"out": out, "shape": shape}, f"{out}: log_likelihood {sizes} ({what})", brief=str(out))

@@ -1,1 +1,19 @@
-"""Why a model says what it says: maps of log-likelihood ratios, their pictures and pages."""
+"""Explanations: maps, pictures and pages of log-likelihood ratios; reports of finished runs."""
+
+from avarc_cli.explain.explain import ExplainOptions, ExplainResult, explain_images
+from avarc_cli.explain.explanation import Explanation
+from avarc_cli.explain.maps import Weighting
+from avarc_cli.explain.report import WrittenReport, write_report
+from avarc_cli.explain.write import write_arrays, write_explanations
+
+__all__ = [
+    "ExplainOptions",
+    "ExplainResult",
+    "Explanation",
+    "Weighting",
+    "WrittenReport",
+    "explain_images",
+    "write_arrays",
+    "write_explanations",
+    "write_report",
+]

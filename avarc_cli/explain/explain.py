@@ -1,146 +1,264 @@
-"""Verdicts to explanations: score the few classes at hand token by token, and find the pictures."""
+"""From images or a token cache to explanations: classify, choose images, score a few classes token by token.
+
+classifier = load_classifier("digits")
+result = explain_images(classifier, open_images([Path("seven.png")]))
+print(result.explanations[0].panels(Weighting())[-1].log_likelihood_ratio)
+"""
 
 from __future__ import annotations
 
-import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from avarc_cli.data.datasets import ImageSet, load_pixels
-from avarc_cli.data.image_source import open_regular
+from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.labels import LabelSpace
-from avarc_cli.data.preprocess import MODES, Preprocess
-from avarc_cli.errors import UnreadableImage
-from avarc_cli.explain.choose import Comparison, Verdict
-from avarc_cli.explain.explanation import SHOWN_LEADS, Explanation
-from avarc_cli.likelihood import LikelihoodModel, Tokenizer
-from avarc_cli.results.records import UNKNOWN
+from avarc_cli.errors import CacheError, UsageError
+from avarc_cli.explain.comparison import Comparison, classes_to_score, parse_comparison
+from avarc_cli.explain.explanation import Explanation
+from avarc_cli.explain.maps import require_grids
+from avarc_cli.explain.pixels import PixelLoader, pixels_of_cache, pixels_of_images
+from avarc_cli.explain.predictions import ImagePrediction, check_subset, of_result, parse_rows, select
+from avarc_cli.layout import TokenLayout
+from avarc_cli.loaded import LoadedModel
+from avarc_cli.progress import StartProgress, silent
+from avarc_cli.results.run import accuracy_note, classify
 from avarc_cli.scoring.exhaustive import token_log_probs
-from avarc_cli.tokens.cache import TokenCache
-from avarc_cli.tokens.reconstruct import reconstruct
+from avarc_cli.tokens.cache import TokenCache, read
 
-Pixels = Callable[[int], tuple[np.ndarray, bool]]  # row -> (H, H, 3) uint8, and whether it was decoded from tokens
+if TYPE_CHECKING:
+    from avarc_cli.classifier import Classifier
+    from avarc_cli.tokens.header import CacheHeader
 
 
-def explain(
-    model: LikelihoodModel,
-    classes: LabelSpace,
-    cache: TokenCache,
-    verdicts: Sequence[Verdict],
-    comparison: Comparison,
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions:
+    """Which images to explain, and which classes to compare.
+
+    Raises: UsageError for values that no image set could make sense of.
+    """
+
+    target: str = "prediction"
+    """The class to explain: "prediction", "label", or a class by id or name."""
+
+    contrast: str = "rival"
+    """The class to compare it with: "rival" (the strongest other class), "label", "prediction", or a class."""
+
+    rows: str | None = None
+    """Classify only these images, counted from 0: "3,10-12". None for all."""
+
+    only: str | None = None
+    """Explain only images that are "wrong", "right" or "unsure". None for all."""
+
+    limit: int | None = None
+    """Explain at most this many images. None for all."""
+
+    max_images: int | None = None
+    """Refuse to explain more images than this, before anything is classified. None for no bound."""
+
+    keep_order: bool = False
+    """Explain images in their own order instead of those with the highest negative log-likelihood first."""
+
+    def __post_init__(self) -> None:
+        check_subset(self.only)
+        if self.limit is not None:
+            self.count(self.limit)
+
+    def count(self, images: int) -> int:
+        """How many of `images` images to explain at most. Raises: UsageError below 1, or above `max_images`."""
+        wanted = images if self.limit is None else self.limit
+        if wanted < 1:
+            raise UsageError(f"{wanted} images were asked for, must be at least 1")
+        if self.max_images is not None and wanted > self.max_images:
+            what = f"{wanted} images are too many for one file of this kind"
+            fix = "name fewer images (--rows, --limit), or write pages: an .html file holds the most"
+            raise UsageError(what, f"at most {self.max_images} fit", fix)
+        return wanted
+
+
+DEFAULTS = ExplainOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainResult:
+    """What `explain_images` made."""
+
+    explanations: list[Explanation]
+    """One per chosen image."""
+
+    num_images: int
+    """Images that were classified to choose from."""
+
+    unreadable: list[tuple[str, str]]
+    """(name, reason) of the images that could not be read."""
+
+
+def explain_images(
+    classifier: Classifier,
+    data: ImageSet | TokenCache,
+    options: ExplainOptions = DEFAULTS,
     *,
-    pixels: Pixels,
-    tokens_per_batch: int,
-) -> Iterator[Explanation]:
-    """One explanation a verdict, in order, as they are made.
+    preprocess: str | None = None,
+    workers: int | None = None,
+    progress: StartProgress = silent,
+    say: Callable[[str], None] = lambda message: None,
+) -> ExplainResult:
+    """Explain the classifier's predictions for some of these images.
 
     Args:
-        cache: where the verdicts' rows are. pixels: what to show as the input.
-        tokens_per_batch: tokens of all pairs of one forward pass.
-    Raises: UsageError when the comparison cannot be made for an image.
+        preprocess, workers: for images that are not encoded yet (`Classifier.encode`).
+        progress: opens the bars "encoding", "classifying" and "explaining".
+        say: called with messages about batches that had to shrink.
+    Raises: UsageError for options that do not fit the model or the images, and for models whose tokens have no
+        position in the image; CacheError for a cache of another tokenizer; AvarcError as `results.run.classify`.
     """
-    p_x = [] if model.unconditional is None else [model.unconditional]
-    for verdict in verdicts:
-        subject, rival = comparison.of(verdict)
-        ids = classes_at_hand(verdict, subject, rival)
-        tokens_1L = torch.from_numpy(cache.tokens([verdict.row])[:, 0])
-        log_prob = token_log_probs(model, tokens_1L, [*ids, *p_x], tokens_per_batch)[0]
-        picture, decoded = pixels(verdict.row)
+    model = classifier.model
+    require_grids(model.tokenizer.layout)
+    comparison = parse_comparison(options.target, options.contrast, model.classes)
+    explanations: list[Explanation] = []
+    with _opened(classifier, data, preprocess, workers, progress) as opened:
+        cache = opened.cache
+        rows = list(range(len(cache))) if options.rows is None else parse_rows(options.rows, len(cache))
+        count = options.count(len(rows))
+        predictions = _predict(classifier, cache, rows, progress, say)
+        chosen = select(predictions, options.only, count, sort=not options.keep_order)
+        batch = classifier.request(cache.header.samples).tokens_per_batch
+        with progress("explaining", len(chosen)) as bar:
+            for explanation in explain_predictions(model, cache, chosen, comparison, opened.pixels, batch):
+                explanations.append(explanation)
+                bar.update(len(explanations))
+    return ExplainResult(explanations=explanations, num_images=len(predictions), unreadable=opened.unreadable)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    cache: TokenCache
+    pixels: PixelLoader
+    unreadable: list[tuple[str, str]]
+
+
+@contextmanager
+def _opened(
+    classifier: Classifier,
+    data: ImageSet | TokenCache,
+    preprocess: str | None,
+    workers: int | None,
+    progress: StartProgress,
+) -> Iterator[_Opened]:
+    """The data as a token cache; one that is made here lasts as long as the `with` block."""
+    if isinstance(data, TokenCache):
+        if not len(data):
+            raise CacheError(f"'{data.path}' holds no images", "there is nothing to explain")
+        yield _Opened(data, pixels_of_cache(data, classifier.model.tokenizer), [])
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "tokens.h5"
+        with progress("encoding", len(data)) as bar:
+            encoded = classifier.encode(data, path, preprocess=preprocess, workers=workers, progress=bar.update)
+        cache = read(path)
+        yield _Opened(cache, pixels_of_images(data, cache), encoded.unreadable)
+
+
+def _predict(
+    classifier: Classifier, cache: TokenCache, rows: list[int], progress: StartProgress, say: Callable[[str], None]
+) -> list[ImagePrediction]:
+    """The classifier's predictions for these rows of the cache."""
+    run = classifier.run(cache.take(rows), classifier.request(cache.header.samples))
+    with progress("classifying", len(rows)) as bar:
+        result = classify(
+            run,
+            None,
+            keep_scores=True,
+            progress=lambda done, numbers: bar.update(done, note=accuracy_note(numbers)),
+            say=say,
+        )
+    return of_result(result, run.request.candidates, rows)
+
+
+def explain_predictions(
+    model: LoadedModel,
+    cache: TokenCache,
+    predictions: Sequence[ImagePrediction],
+    comparison: Comparison,
+    pixels: PixelLoader,
+    tokens_per_batch: int,
+) -> Iterator[Explanation]:
+    """One explanation per prediction, in order, as they are made.
+
+    Args:
+        cache: holds the rows of the predictions. pixels: what to show as the input.
+        tokens_per_batch: tokens of all pairs of one forward pass.
+    Raises: UsageError when the comparison cannot be made for an image, or the tokens have no position in it.
+    """
+    likelihood, layout = model.likelihood, layout_of(cache.header)
+    require_grids(layout)
+    unconditional = [] if likelihood.unconditional is None else [likelihood.unconditional]
+    for prediction in predictions:
+        target, contrast = comparison.of(prediction)
+        ids = classes_to_score(prediction, target, contrast)
+        tokens_1L = torch.from_numpy(cache.tokens([prediction.row])[:, 0])
+        log_prob = token_log_probs(likelihood, tokens_1L, [*ids, *unconditional], tokens_per_batch)[0]
+        picture, decoded = pixels(prediction.row)
         yield describe(
-            verdict,
-            classes,
+            prediction,
+            model.classes,
             ids,
             log_prob[: len(ids)],
-            log_prob[-1] if p_x else None,
-            subject=subject,
-            rival=rival,
-            patch_nums=cache.header.patch_nums,
+            log_prob[-1] if unconditional else None,
+            target=target,
+            contrast=contrast,
+            layout=layout,
             pixels=picture,
             decoded=decoded,
         )
 
 
-def classes_at_hand(verdict: Verdict, subject: int, rival: int | None) -> list[int]:
-    """The ids that an explanation needs: the best classes, and whoever is compared; in the order of the verdict."""
-    wanted = {*verdict.order[:SHOWN_LEADS], subject, rival, verdict.label} - {None, UNKNOWN}
-    ranked = [c for c in verdict.order if c in wanted]
-    return ranked + sorted(c for c in wanted if c not in ranked and c is not None)
+def layout_of(header: CacheHeader) -> TokenLayout:
+    """Where a cache's tokens lie."""
+    return TokenLayout.multi_scale(header.patch_nums)
 
 
 def describe(
-    verdict: Verdict,
+    prediction: ImagePrediction,
     classes: LabelSpace,
     ids: Sequence[int],
-    log_prob: np.ndarray,
-    unconditional: np.ndarray | None,
+    log_prob_NL: np.ndarray,
+    unconditional_L: np.ndarray | None,
     *,
-    subject: int,
-    rival: int | None,
-    patch_nums: tuple[int, ...],
+    target: int,
+    contrast: int | None,
+    layout: TokenLayout,
     pixels: np.ndarray | None,
     decoded: bool = False,
 ) -> Explanation:
-    """Put an explanation together from the log-probabilities (N, L) of the classes at hand, in their order."""
-    share = dict(zip(verdict.order, verdict.posterior, strict=True))
+    """Put an explanation together from the log-probabilities of the classes `ids`, target and contrast among them."""
+    posterior = dict(zip(prediction.class_ids, prediction.posterior, strict=True))
     return Explanation(
-        index=verdict.row,
-        path=verdict.path,
-        patch_nums=patch_nums,
+        row=prediction.row,
+        path=prediction.path,
+        layout=layout,
         class_ids=tuple(ids),
         names=tuple(display_name(classes, c) for c in ids),
-        posterior=tuple(share.get(c) for c in ids),
-        log_prob=log_prob,
-        unconditional=unconditional,
-        subject=ids.index(subject),
-        rival=None if rival is None else ids.index(rival),
-        label=ids.index(verdict.label) if verdict.label in ids else None,
-        label_name=verdict.label_name,
+        posterior=tuple(posterior.get(c) for c in ids),
+        log_prob=log_prob_NL,
+        unconditional=unconditional_L,
+        target=ids.index(target),
+        contrast=None if contrast is None else ids.index(contrast),
+        label=ids.index(prediction.label) if prediction.label in ids else None,
+        label_name=prediction.label_name,
         pixels=pixels,
         decoded=decoded,
-        surprise=verdict.surprise,
+        negative_log_likelihood=prediction.negative_log_likelihood,
     )
 
 
 def display_name(classes: LabelSpace, class_id: int) -> str:
-    """A class's human name; with its id where two classes share the name (ImageNet has two cranes)."""
+    """A class's human name, with its id where two classes share the name (ImageNet has two cranes)."""
     name = classes.names[class_id]
     return name if classes.names.count(name) == 1 else f"{name} ({classes.ids[class_id]})"
-
-
-def pixels_of_images(images: ImageSet, cache: TokenCache, preprocess: Preprocess) -> Pixels:
-    """The input as the tokenizer saw it, for a cache that was just made from these images."""
-    row_of = {name: row for row, name in enumerate(images.names)}
-    return lambda row: (images.load(row_of[cache.paths[row]], preprocess), False)
-
-
-def pixels_of_cache(cache: TokenCache, tokenizer: Tokenizer) -> Pixels:
-    """The image file that a row came from, if it is still there; else what its tokens decode to."""
-
-    def load(row: int) -> tuple[np.ndarray, bool]:
-        header = cache.header
-        found = source_pixels(header.source, cache.paths[row], header.preprocess, header.dataset)
-        if found is None:
-            return reconstruct(tokenizer, cache.tokens([row])[:, :1])[0, 0], True
-        return found, False
-
-    return load
-
-
-def source_pixels(source: str, name: str, preprocess: str, dataset: str) -> np.ndarray | None:
-    """The image `name` below a cache's or run's source, made ready as its protocol says; None when it is not there.
-
-    dataset: the known one that it is of, else "".
-    """
-    mode, size = preprocess.partition(" ")[0], re.search(r"(\d+)(?: lanczos)?$", preprocess)
-    path = Path(source) if Path(source).is_file() and Path(source).name == name else Path(source) / name
-    if not path.is_file() and ", " in source:  # of several inputs, a name begins with its input
-        path = Path(name)
-    if mode not in MODES or size is None or not path.is_file():
-        return None
-    try:
-        return load_pixels(lambda: open_regular(path), str(path), dataset, Preprocess(mode, int(size[1])))
-    except UnreadableImage:
-        return None

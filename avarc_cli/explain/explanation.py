@@ -1,6 +1,6 @@
 """What is known about one image: its token log-probabilities under a few classes, and what can be read off them.
 
-Shapes: N classes at hand, L tokens, K scales, P the finest scale's side, H pixels a side.
+Shapes: N classes at hand, L tokens, K grids, R x C the finest grid, H pixels a side.
 """
 
 from __future__ import annotations
@@ -11,151 +11,202 @@ from dataclasses import dataclass
 import numpy as np
 
 from avarc_cli.errors import UsageError
-from avarc_cli.explain.maps import Float, Weighting, combine, scale_sums, split_scales
+from avarc_cli.explain.maps import Float, Steps, Weighting, combine, split_grids, step_sums
 from avarc_cli.explain.palette import LINES
+from avarc_cli.layout import TokenLayout
 
-SHOWN_LEADS = 5  # lines in the chart of leads
+MAX_LINES = 5  # in the chart of cumulative log-odds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """One image under N classes, best first. All log-probabilities in nats.
+    """One image under N classes. All log-probabilities in nats.
 
-    class_ids, names, posterior: of the classes; posterior is None for one that was no candidate.
-    log_prob: (N, L) float32; unconditional: (L,) float32 of log p(x_t | before), None where the model gives none.
-    subject, rival: positions of the class that is explained and of the one it is compared with (None: no other).
-    label: position of the true class, None where unknown or not at hand; label_name: what it is called, or "".
-    pixels: (H, H, 3) uint8, None where neither image nor tokens can be shown; decoded: whether they came from tokens.
-    surprise: -log p(label | x), without a label -log p(prediction | x).
+    Raises: UsageError when there is neither a contrast class nor p(x) to compare the target class with.
     """
 
-    index: int
+    row: int
+    """Of the image in its token cache."""
+
     path: str
-    patch_nums: tuple[int, ...]
+    """Name of the image below its source."""
+
+    layout: TokenLayout
+    """Where its tokens lie."""
+
     class_ids: tuple[int, ...]
+    """(N,), best first."""
+
     names: tuple[str, ...]
+    """(N,) display names."""
+
     posterior: tuple[float | None, ...]
+    """(N,) p(class | x); None for a class that was not a candidate."""
+
     log_prob: np.ndarray
+    """(N, L) float32: log p(x_t | before, class)."""
+
     unconditional: np.ndarray | None
-    subject: int
-    rival: int | None
+    """(L,) float32: log p(x_t | before); None when the model does not give it."""
+
+    target: int
+    """Position of the class that is explained."""
+
+    contrast: int | None
+    """Position of the class it is compared with; None when there is no other."""
+
     label: int | None
+    """Position of the true class; None when unknown or not at hand."""
+
     label_name: str
+    """Name of the true class, "" when unknown."""
+
     pixels: np.ndarray | None = None
+    """(H, H, 3) uint8 to show as the input; None when neither the file nor the tokens can be shown."""
+
     decoded: bool = False
-    surprise: float = 0.0
+    """Whether the pixels were decoded from tokens."""
+
+    negative_log_likelihood: float = 0.0
+    """-log p(label | x); without a label, -log p(prediction | x)."""
 
     def __post_init__(self) -> None:
-        if self.unconditional is None and self.rival is None:
+        if self.unconditional is None and self.contrast is None:
             raise UsageError(
-                f"there is nothing to compare '{self.names[self.subject]}' with",
+                f"there is nothing to compare '{self.names[self.target]}' with",
                 "the model gives no p(x), and there is no other candidate",
                 "name more --classes",
             )
 
     @property
     def correct(self) -> bool | None:
-        """Whether the prediction is the label; None where that is unknown."""
+        """Whether the prediction is the label; None when the label is unknown."""
         return None if not self.label_name else self.label == 0
 
-    def contrast(self, a: int, b: int | None) -> Float:
-        """log p(x_t | a) - log p(x_t | b) of every token (L,); b None stands for the unconditional p(x)."""
+    @property
+    def baseline_name(self) -> str:
+        """What classes are compared with in the chart: the contrast class, or "unconditional" without one."""
+        return "unconditional" if self.contrast is None else self.names[self.contrast]
+
+    def log_ratio(self, a: int, b: int | None) -> Float:
+        """log p(x_t | a) - log p(x_t | b) of every token, (L,) float64; b None stands for the unconditional p(x)."""
         baseline = self.unconditional if b is None else self.log_prob[b]
         assert baseline is not None, "the model gives no p(x)"
         values: Float = self.log_prob[a].astype(np.float64) - baseline
         return values
 
     def comparisons(self) -> list[tuple[int, int | None]]:
-        """Which pairs the panels show: subject and rival against p(x), and subject against rival."""
-        both = [self.subject] + ([] if self.rival is None else [self.rival])
+        """The pairs that the panels show: target and contrast against p(x), and target against contrast."""
+        both = [self.target] + ([] if self.contrast is None else [self.contrast])
         pairs: list[tuple[int, int | None]] = [] if self.unconditional is None else [(p, None) for p in both]
-        return pairs if self.rival is None else [*pairs, (self.subject, self.rival)]
+        return pairs if self.contrast is None else [*pairs, (self.target, self.contrast)]
 
     def panels(self, weighting: Weighting) -> list[Panel]:
-        """The maps to show, the most telling one last."""
-        made = []
-        for a, b in self.comparisons():
-            values = self.contrast(a, b)
-            given = "" if b is None else f"|{_short(self.names[b])}"
-            made.append(
-                Panel(
-                    title=f"{self.names[a]} vs {'unconditional' if b is None else self.names[b]}",
-                    formula=f"log p(x|{_short(self.names[a])}) − log p(x{given})",
-                    cells=combine(values, self.patch_nums, weighting),
-                    scales=tuple(split_scales(values, self.patch_nums)),
-                    difference=float(values.sum()),
-                )
-            )
-        return made
+        """The maps to show, the most informative one last. Raises: UsageError as `Weighting.of_grids`."""
+        return [self._panel(a, b, weighting) for a, b in self.comparisons()]
 
-    def leads(self) -> list[tuple[str, Float]]:
-        """How far each class is ahead of the rival after every scale: (name, nats (K,)), best last scale first.
+    def _panel(self, a: int, b: int | None, weighting: Weighting) -> Panel:
+        values = self.log_ratio(a, b)
+        given = "" if b is None else f"|{_short(self.names[b])}"
+        return Panel(
+            title=f"{self.names[a]} vs {'unconditional' if b is None else self.names[b]}",
+            formula=f"log p(x|{_short(self.names[a])}) − log p(x{given})",
+            cells=combine(values, self.layout, weighting),
+            grids=tuple(split_grids(values, self.layout)),
+            log_likelihood_ratio=float(values.sum()),
+        )
 
-        Without a rival: ahead of the unconditional p(x). The subject, the label and the rival are always among them.
+    def cumulative_log_odds(self) -> list[Line]:
+        """How far each class is ahead of the contrast class after every step, best last value first.
+
+        Without a contrast class: ahead of the unconditional p(x). Target, label and contrast are always among them.
         """
-        wanted = {self.subject, *(p for p in (self.rival, self.label) if p is not None)}
+        wanted = {self.target, *(p for p in (self.contrast, self.label) if p is not None)}
         for position in range(len(self.names)):
-            if len(wanted) < SHOWN_LEADS:
+            if len(wanted) < MAX_LINES:
                 wanted.add(position)
-        lines = [(self.names[p], self._lead(p)) for p in wanted]
-        return sorted(lines, key=lambda line: -line[1][-1])
-
-    def line_colours(self, leads: Sequence[tuple[str, Float]]) -> list[str]:
-        """Of these lines: the subject's and the rival's are the same in every picture, the others take what is left."""
-        fixed = {self.names[self.subject]: LINES[0]}
-        if self.rival is not None:
-            fixed[self.names[self.rival]] = LINES[1]
+        sums = [(position, np.cumsum(self._steps(position).sums)) for position in wanted]
+        ranked = sorted(sums, key=lambda line: -line[1][-1])
+        # Target and contrast have the same colours in every picture.
+        fixed = {self.names[self.target]: LINES[0]}
+        if self.contrast is not None:
+            fixed[self.names[self.contrast]] = LINES[1]
         rest = iter(LINES[2:])
-        return [fixed.get(name) or next(rest) for name, _ in leads]
+        return [
+            Line(name=self.names[p], values=values, colour=fixed.get(self.names[p]) or next(rest))
+            for p, values in ranked
+        ]
 
-    def _lead(self, position: int) -> Float:
-        lead: Float = np.cumsum(scale_sums(self.contrast(position, self.rival), self.patch_nums))
-        return lead
+    def steps(self) -> Steps:
+        """The steps of `cumulative_log_odds`."""
+        return self._steps(self.target)
+
+    def _steps(self, position: int) -> Steps:
+        return step_sums(self.log_ratio(position, self.contrast), self.layout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One class in the chart of cumulative log-odds."""
+
+    name: str
+    """Of the class."""
+
+    values: Float
+    """Nats ahead after each step."""
+
+    colour: str
+    """As #rrggbb."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One comparison, ready to be drawn.
-
-    cells: (P, P) combined map in nats; scales: each scale's own map, in nats a token; difference: of the two
-    log-likelihoods, over all tokens.
-    """
+    """One comparison, ready to be drawn."""
 
     title: str
+    """"A vs B"."""
+
     formula: str
+    """The log-ratio, written out."""
+
     cells: Float
-    scales: tuple[Float, ...]
-    difference: float
+    """(R, C) combined map in nats per cell."""
+
+    grids: tuple[Float, ...]
+    """Each grid's own map, in nats per token."""
+
+    log_likelihood_ratio: float
+    """Difference of the two log-likelihoods, over all tokens."""
 
     @property
-    def total(self) -> float:
+    def map_sum(self) -> float:
         """The sum of the combined map."""
         return float(self.cells.sum())
 
 
 def limit_of(maps: Sequence[Float]) -> float:
-    """Where the colours of these maps end: the largest value, of either sign; never 0."""
+    """Where the colours of these maps end: the largest absolute value; never 0."""
     return max((float(np.abs(cells).max()) for cells in maps), default=0.0) or 1e-9
 
 
 def headline(e: Explanation) -> str:
-    """One line on what the model said and whether it was right."""
+    """One line on the prediction and whether it is right."""
     sure = e.posterior[0]
     said = f"predicted {e.names[0]}" + (f" ({percent(sure)})" if sure is not None else "")
     if not e.label_name:
         return said
-    return f"{said}, rightly" if e.correct else f"{said}; the label is {e.label_name}"
+    return f"{said}, correctly" if e.correct else f"{said}; the label is {e.label_name}"
 
 
-def percent(share: float) -> str:
+def percent(fraction: float) -> str:
     """A probability for people; what is nearly certain or nearly impossible does not read 100 % or 0 %."""
-    if 0 < share < 0.0005:
+    if 0 < fraction < 0.0005:
         return "< 0.1%"
-    return f"{share:.1%}" if share < 0.9995 else "> 99.9%"
+    return f"{fraction:.1%}" if fraction < 0.9995 else "> 99.9%"
 
 
 def signed(nats: float, digits: int = 1) -> str:
-    """A number with its sign, and a real minus; what rounds to 0 has none."""
+    """A number with its sign, and a real minus; a number that rounds to 0 has none."""
     shown = f"{nats:+.{digits}f}".replace("-", "−")
     return shown[1:] if float(f"{nats:.{digits}f}") == 0 else shown
 

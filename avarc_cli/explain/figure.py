@@ -1,4 +1,4 @@
-"""Explanations as one picture, PNG or SVG. Drawn with matplotlib, which is imported when a picture is asked for."""
+"""Explanations as one picture, PNG or SVG, drawn with matplotlib (imported when the first picture is drawn)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ WIDTH, HEIGHT = 12.0, 6.0  # inches of one image's block
 DPI = 130
 INK, MUTED, FRAME = "#1f2328", "#656d76", "#c4cad1"
 OUTLINE_SIDE = 32  # pixels
-MAX_STRIP = 12  # scales in the strip; of more, some in between are left out
+MAX_STRIP = 12  # scales in the strip; with more, some in between are left out
+MAX_TICKS = 24  # labels on the x axis of the chart
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -34,14 +35,19 @@ STYLE: dict[Any, Any] = {
 
 
 def draw(explanations: Sequence[Explanation], weighting: Weighting, kind: str) -> bytes:
-    """One block an image, one below the other. kind: "png" or "svg"."""
+    """One block per image, one below the other, as the bytes of a file.
+
+    Args:
+        kind: "png" or "svg".
+    Raises: UsageError as `Weighting.of_grids`.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     buffer = io.BytesIO()
     with rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # of a script that the font does not have: boxes will do
+        warnings.filterwarnings("ignore", message="Glyph")  # a script that the font lacks is drawn as boxes
         figure = Figure(figsize=(WIDTH, HEIGHT * len(explanations)), facecolor="white", dpi=DPI)
         FigureCanvasAgg(figure)
         blocks = figure.subfigures(len(explanations), 1, squeeze=False)[:, 0]
@@ -56,8 +62,11 @@ def _draw_block(block: Any, e: Explanation, weighting: Weighting) -> None:
     block.text(0.025, 0.95, _cut(e.path, 90), fontsize=12, fontweight="bold", va="center")
     block.text(0.025, 0.905, _cut(headline(e), 130), fontsize=10, color=MUTED, va="center")
     _draw_maps(block, e, panels)
-    _draw_strip(block, e, panels[-1])
-    _draw_leads(block, e)
+    if len(panels[-1].grids) > 1:  # a single grid is the map itself
+        _draw_strip(block, panels[-1])
+        _draw_chart(block, e, 0.7, 0.185)
+    else:
+        _draw_chart(block, e, 0.055, 0.74)
 
 
 def _draw_maps(block: Any, e: Explanation, panels: Sequence[Panel]) -> None:
@@ -74,20 +83,21 @@ def _draw_maps(block: Any, e: Explanation, panels: Sequence[Panel]) -> None:
     for i, panel in enumerate(panels, start=1):
         axes = block.add_axes((left + i * step, bottom, size, height))
         shown = _show(axes, panel.cells, limit)
-        _outline(axes, e.pixels, len(panel.cells))
-        _caption(axes, panel.title, f"sum {signed(panel.total)} nats")
+        _outline(axes, e.pixels, panel.cells.shape)
+        _caption(axes, panel.title, f"sum {signed(panel.map_sum)} nats")
     bar = block.add_axes((left + len(panels) * step + size + 0.012, bottom, 0.011, height))
     colours = block.figure.colorbar(shown, cax=bar)
-    colours.set_label("nats a cell", fontsize=8)
+    colours.set_label("nats per cell", fontsize=8)
     colours.ax.tick_params(labelsize=7.5, length=2)
     colours.outline.set_edgecolor(FRAME)
     for y, text in ((1.03, "for"), (-0.03, "against")):
         bar.text(0.5, y, text, ha="center", va="bottom" if y > 1 else "top", fontsize=8, transform=bar.transAxes)
 
 
-def _draw_strip(block: Any, e: Explanation, panel: Panel) -> None:
-    scales = _some(len(panel.scales))
-    limit = limit_of(panel.scales)
+def _draw_strip(block: Any, panel: Panel) -> None:
+    """The grids one by one."""
+    scales = _some(len(panel.grids))
+    limit = limit_of(panel.grids)
     left, width, top = 0.025, 0.62, 0.34
     block.text(left, top, f"{_cut(panel.title, 60)}, scale by scale", fontsize=9.5, fontweight="bold", va="center")
     step = min(0.1, width / len(scales))
@@ -95,64 +105,69 @@ def _draw_strip(block: Any, e: Explanation, panel: Panel) -> None:
     height = size * WIDTH / HEIGHT
     for i, k in enumerate(scales):
         axes = block.add_axes((left + i * step, 0.305 - height, size, height))
-        _show(axes, panel.scales[k], limit)
-        side = e.patch_nums[k]
-        text = f"{side}×{side}\n{signed(float(panel.scales[k].sum()))}"
+        grid = panel.grids[k]
+        _show(axes, grid, limit)
+        rows, columns = grid.shape
+        text = f"{rows}×{columns}\n{signed(float(grid.sum()))}"
         axes.text(0.5, -0.06, text, ha="center", va="top", fontsize=8, transform=axes.transAxes, linespacing=1.35)
-    note = f"colours from −{limit:.2g} to +{limit:.2g} nats a token; under each scale the sum of its tokens, in nats"
+    note = f"colours from −{limit:.2g} to +{limit:.2g} nats per token; under each scale the sum of its tokens, in nats"
     block.text(left, 0.025, note, fontsize=8, color=MUTED, va="bottom")
 
 
-def _draw_leads(block: Any, e: Explanation) -> None:
-    leads = e.leads()
-    axes = block.add_axes((0.7, 0.1, 0.185, 0.205))
-    against = "unconditional" if e.rival is None else e.names[e.rival]
-    block.text(0.67, 0.34, f"Lead over {_cut(against, 30)}, nats", fontsize=9.5, fontweight="bold", va="center")
-    x = np.arange(1, len(e.patch_nums) + 1)
-    ends = _apart([line[-1] for _, line in leads], axis_height=0.205 * HEIGHT)
-    for (name, lead), colour, end in zip(leads, e.line_colours(leads), ends, strict=True):
-        strong = name in (e.names[e.subject], against)
-        axes.plot(x, lead, color=colour, linewidth=2 if strong else 1.2, marker="o", markersize=3 if strong else 2)
+def _draw_chart(block: Any, e: Explanation, left: float, width: float) -> None:
+    """Each class's cumulative log-odds as a line from the first step to the last, labelled at its end."""
+    lines, steps = e.cumulative_log_odds(), e.steps()
+    axes = block.add_axes((left, 0.1, width, 0.205))
+    title = f"Cumulative log-odds vs {_cut(e.baseline_name, 30)}, nats"
+    block.text(left - 0.03, 0.34, title, fontsize=9.5, fontweight="bold", va="center")
+    x = np.arange(1, len(steps.labels) + 1)
+    ends = _apart([line.values[-1] for line in lines], axis_height=0.205 * HEIGHT)
+    for line, end in zip(lines, ends, strict=True):
+        last, strong = line.values[-1], line.name in (e.names[e.target], e.baseline_name)
+        axes.plot(x, line.values, color=line.colour, lw=2 if strong else 1.2, marker="o", markersize=3 if strong else 2)
         axes.annotate(
-            _cut(name, 18) + (f" {signed(lead[-1], 0)}" if name != against else ""),
-            (x[-1], lead[-1]),
+            _cut(line.name, 18) + (f" {signed(last, 0)}" if line.name != e.baseline_name else ""),
+            (x[-1], last),
             (x[-1] + 0.12 * (len(x) - 1) / 4 + 0.05, end),
             fontsize=8,
-            color=colour,
+            color=line.colour,
             va="center",
             annotation_clip=False,
         )
     axes.axhline(0, color=FRAME, linewidth=1, zorder=0)
-    axes.set_xticks(x, [str(p) for p in e.patch_nums], fontsize=7.5)
+    every = -(-len(x) // MAX_TICKS)
+    axes.set_xticks(x[::every], steps.labels[::every], fontsize=7.5)
     axes.tick_params(axis="y", labelsize=7.5, length=2)
     axes.tick_params(axis="x", length=2)
-    axes.set_xlabel("tokens a side, coarse to fine", fontsize=8)
+    axes.set_xlabel(steps.title, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _show(axes: Any, cells: Float, limit: float) -> Any:
+    """Draw a grid over a square, whatever its rows and columns: it covers the image, which is square."""
     from matplotlib.colors import ListedColormap
 
     colours = ListedColormap(table() / 255.0)
-    shown = axes.imshow(cells, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest")
+    aspect = "equal" if cells.shape[0] == cells.shape[1] else "auto"
+    shown = axes.imshow(cells, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest", aspect=aspect)
     _bare(axes)
     return shown
 
 
-def _outline(axes: Any, pixels: np.ndarray | None, cells: int) -> None:
-    """The picture's middle grey as a thin line over a map, so that the eye finds the place again."""
+def _outline(axes: Any, pixels: np.ndarray | None, shape: tuple[int, ...]) -> None:
+    """The picture's middle grey as a thin line over a map of this shape, to relate the map to the picture."""
     if pixels is None:
         return
     grey = _coarse(pixels.mean(axis=2), OUTLINE_SIDE)
     level = (float(grey.min()) + float(grey.max())) / 2
     if grey.min() == grey.max():
         return
-    at = (np.arange(len(grey)) + 0.5) / len(grey) * cells - 0.5  # a cell's centre is a whole number
-    axes.contour(at, at, grey, levels=[level], colors=[INK], linewidths=0.9, alpha=0.45)
+    y, x = ((np.arange(len(grey)) + 0.5) / len(grey) * cells - 0.5 for cells in shape)  # cell centres are whole numbers
+    axes.contour(x, y, grey, levels=[level], colors=[INK], linewidths=0.9, alpha=0.45)
 
 
 def _coarse(grey_HH: np.ndarray, side: int) -> np.ndarray:
-    """Mean over blocks of pixels: outlines of a photograph's every hair would hide the map."""
+    """Mean over blocks of pixels: the outline of every hair of a photograph would hide the map."""
     block = max(1, len(grey_HH) // side)
     kept = len(grey_HH) // block * block
     coarse: Float = grey_HH[:kept, :kept].reshape(kept // block, block, kept // block, block).mean(axis=(1, 3))
@@ -174,7 +189,7 @@ def _label(e: Explanation) -> str:
 
 
 def _apart(values: Sequence[float], axis_height: float) -> list[float]:
-    """Heights for the labels of lines that end at these values (descending), so that none covers another."""
+    """Heights for the labels of lines that end at these values (descending), so that labels do not overlap."""
     low, high = min(0.0, *values), max(0.0, *values)
     gap = (high - low or 1.0) * 0.16 / axis_height  # a line of text is 0.16 inches high
     placed: list[float] = []
@@ -189,6 +204,6 @@ def _some(count: int) -> list[int]:
 
 
 def _cut(text: str, width: int) -> str:
-    """The text in one line of at most so many characters, with what is no valid Unicode written out."""
+    """The text in one line of at most `width` characters; what is not valid Unicode is escaped."""
     text = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
     return text if len(text) <= width else f"{text[: width - 1]}…"

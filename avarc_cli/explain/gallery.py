@@ -1,4 +1,4 @@
-"""Explanations as HTML: one card an image, whose maps tell their values where the pointer is."""
+"""Explanations as HTML: one card per image, whose maps show their values at the pointer."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from avarc_cli import page
-from avarc_cli.explain.choose import Verdict
-from avarc_cli.explain.explain import source_pixels
-from avarc_cli.explain.explanation import Explanation, Panel, headline, limit_of, percent, signed
+from avarc_cli.explain.explanation import Explanation, Line, Panel, headline, limit_of, percent, signed
 from avarc_cli.explain.maps import Float, Weighting
 from avarc_cli.explain.palette import PUOR, paint
+from avarc_cli.explain.pixels import source_pixels
+from avarc_cli.explain.predictions import ImagePrediction
 
 MAP, SMALL = 250, 80  # CSS pixels
 CHART_WIDTH, CHART_HEIGHT, CHART_RIGHT = 300, 130, 150
+MAX_TICKS = 16  # labels below the chart
 STYLE = f"""
 .maps figure {{ width: {MAP}px; }} .maps figcaption {{ font-size: .85rem; }} .maps b {{ color: var(--ink); }}
 .maps img, .strip img {{ border: 1px solid var(--line); }}
@@ -37,10 +38,12 @@ document.addEventListener('pointermove', event => {
   const map = event.target.closest('img[data-values]');
   tip.style.display = map ? 'block' : 'none';
   if (!map) return;
-  const values = map.dataset.values.split(' '), side = Math.round(Math.sqrt(values.length));
-  const box = map.getBoundingClientRect(), cell = x => Math.max(0, Math.min(side - 1, Math.floor(x * side)));
-  const row = cell((event.clientY - box.top) / box.height), column = cell((event.clientX - box.left) / box.width);
-  tip.textContent = `row ${row + 1}, column ${column + 1}: ${values[row * side + column]} nats ${map.dataset.unit}`;
+  const values = map.dataset.values.split(' '), rows = +map.dataset.rows || Math.round(Math.sqrt(values.length));
+  const columns = values.length / rows, box = map.getBoundingClientRect();
+  const cell = (x, count) => Math.max(0, Math.min(count - 1, Math.floor(x * count)));
+  const row = cell((event.clientY - box.top) / box.height, rows);
+  const column = cell((event.clientX - box.left) / box.width, columns);
+  tip.textContent = `row ${row + 1}, column ${column + 1}: ${values[row * columns + column]} nats ${map.dataset.unit}`;
   tip.style.left = Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8) + 'px';
   tip.style.top = event.clientY + 16 + 'px';
 });
@@ -48,18 +51,27 @@ document.addEventListener('pointermove', event => {
 
 
 def gallery(explanations: Sequence[Explanation], weighting: Weighting, title: str, about: str) -> str:
-    """A self-contained page of cards. about: a sentence on what was explained, plain text."""
+    """A self-contained page of cards.
+
+    Args:
+        title, about: heading, and a sentence on what was explained; plain text.
+    Raises: UsageError as `Weighting.of_grids`.
+    """
     cards = "\n".join(card(e, weighting) for e in explanations)
     read = (
-        "Each cell shows log-ratios in nats: <b>orange</b> speaks for the first class of a pair, <b>purple</b> for the "
-        "second (or for no class in particular), and what is nearly white for neither. Point at a map for its values."
+        "Cells show log-likelihood ratios in nats: <b>orange</b> is evidence for the first class of a pair, "
+        "<b>purple</b> for the second (or for the unconditional model), and near-white is neither. "
+        "Point at a map for its values."
     )
     body = f'<h1>{page.text(title)}</h1><p class="muted">{page.text(about)}</p><p>{read}</p>\n<main>{cards}</main>'
     return page.document(title, body, style=STYLE, script=SCRIPT)
 
 
 def card(e: Explanation, weighting: Weighting) -> str:
-    """One image's explanation as an article; needs STYLE, and SCRIPT for values under the pointer."""
+    """One image's explanation as an article; needs STYLE, and SCRIPT for values at the pointer.
+
+    Raises: UsageError as `Weighting.of_grids`.
+    """
     panels = e.panels(weighting)
     limit = limit_of([panel.cells for panel in panels])
     maps = _input(e) + "".join(_map(panel, limit) for panel in panels)
@@ -67,24 +79,23 @@ def card(e: Explanation, weighting: Weighting) -> str:
         f'<article class="card"><header><h3>{page.text(e.path)}</h3>{_badge(e)}'
         f'<span class="muted">{page.text(headline(e))}</span></header>\n'
         f'<div class="row maps">{maps}</div>{_legend(limit)}\n'
-        f'<div class="row"><div><h4>{page.text(panels[-1].title)}, scale by scale</h4>{_strip(e, panels[-1])}</div>'
-        f"<div><h4>{_lead_title(e)}</h4>{_lead_chart(e)}</div></div></article>\n"
+        f'<div class="row">{_strip(panels[-1])}<div><h4>{_chart_title(e)}</h4>{_chart(e)}</div></div></article>\n'
     )
 
 
-def plain_card(verdict: Verdict, protocol: Mapping[str, Any]) -> str:
-    """An image of a run without its maps: the picture, if it is still there, and what the model said."""
+def plain_card(prediction: ImagePrediction, protocol: Mapping[str, Any]) -> str:
+    """An image of a run without its maps: the picture, if its file still exists, and the best classes."""
     tokens = protocol["tokens"]
     names = dict(zip(protocol["candidates"], protocol.get("candidate_names", ()), strict=False))
-    pixels = source_pixels(tokens["source"], verdict.path, tokens["preprocess"], tokens.get("dataset", ""))
-    picture = "" if pixels is None else page.picture(pixels, f"input: {verdict.path}", side=SMALL)
-    rows = [
-        [page.text(names.get(c, c)), percent(share)] for c, share in zip(verdict.order, verdict.posterior, strict=True)
-    ]
-    said = page.table(["class", "probability"], rows, numbers=[1], caption=f"label: {verdict.label_name or 'unknown'}")
+    pixels = source_pixels(tokens["source"], prediction.path, tokens["preprocess"], tokens.get("dataset", ""))
+    picture = "" if pixels is None else page.picture(pixels, f"input: {prediction.path}", side=SMALL)
+    ranked = zip(prediction.class_ids, prediction.posterior, strict=True)
+    rows = [[page.text(names.get(c, c)), percent(probability)] for c, probability in ranked]
+    label = prediction.label_name or "unknown"
+    classes = page.table(["class", "probability"], rows, numbers=[1], caption=f"label: {label}")
     return (
-        f'<article class="card"><header><h3>{page.text(verdict.path)}</h3></header>'
-        f'<div class="row">{picture}{said}</div></article>\n'
+        f'<article class="card"><header><h3>{page.text(prediction.path)}</h3></header>'
+        f'<div class="row">{picture}{classes}</div></article>\n'
     )
 
 
@@ -105,11 +116,11 @@ def _input(e: Explanation) -> str:
 
 
 def _map(panel: Panel, limit: float) -> str:
-    alt = f"map of {panel.title}, {panel.formula}: sum {signed(panel.total)} nats"
+    alt = f"map of {panel.title}, {panel.formula}: sum {signed(panel.map_sum)} nats"
     shown = page.picture(paint(panel.cells, limit), alt, side=MAP, extra=_values(panel.cells, "in this cell"))
     return (
         f"<figure>{shown}<figcaption><b>{page.text(panel.title)}</b><br>"
-        f'<span title="{page.text(panel.formula)}">sum {signed(panel.total)} nats</span></figcaption></figure>'
+        f'<span title="{page.text(panel.formula)}">sum {signed(panel.map_sum)} nats</span></figcaption></figure>'
     )
 
 
@@ -118,36 +129,42 @@ def _legend(limit: float) -> str:
     return (
         f'<div class="legend"><span>against −{end}</span><span class="ramp" role="img" '
         f'aria-label="colours from purple, {end} nats against, over white to orange, {end} nats for"></span>'
-        f"<span>+{end} for, nats a cell</span></div>"
+        f"<span>+{end} for, nats per cell</span></div>"
     )
 
 
-def _strip(e: Explanation, panel: Panel) -> str:
-    limit = limit_of(panel.scales)
+def _strip(panel: Panel) -> str:
+    """The grids one by one, unless there is only one, which the map has shown already."""
+    if len(panel.grids) == 1:
+        return ""
+    limit = limit_of(panel.grids)
     shown = ""
-    for side, grid in zip(e.patch_nums, panel.scales, strict=True):
+    for grid in panel.grids:
+        rows, columns = grid.shape
         total = signed(float(grid.sum()))
-        alt = f"scale of {side} by {side} tokens: sum {total} nats"
+        alt = f"scale of {rows} by {columns} tokens: sum {total} nats"
         picture = page.picture(paint(grid, limit), alt, side=SMALL, extra=_values(grid, "in this token"))
-        shown += f"<figure>{picture}{side}×{side}<br>{total}</figure>"
-    note = f"colours end at {limit:.2g} nats a token; under each scale the sum of its tokens"
-    return f'<div class="row strip">{shown}</div><p class="muted" style="font-size:.8rem">{note}</p>'
+        shown += f"<figure>{picture}{rows}×{columns}<br>{total}</figure>"
+    note = f"colours end at {limit:.2g} nats per token; under each scale the sum of its tokens"
+    return (
+        f'<div><h4>{page.text(panel.title)}, scale by scale</h4><div class="row strip">{shown}</div>'
+        f'<p class="muted" style="font-size:.8rem">{note}</p></div>'
+    )
 
 
-def _lead_title(e: Explanation) -> str:
-    return f"Lead over {page.text('unconditional' if e.rival is None else e.names[e.rival])}, nats"
+def _chart_title(e: Explanation) -> str:
+    return f"Cumulative log-odds vs {page.text(e.baseline_name)}, nats"
 
 
-def _lead_chart(e: Explanation) -> str:
-    """Lines of each class's lead from the coarsest scale to the finest, labelled at their ends."""
-    leads = e.leads()
-    low = min(0.0, *(float(line.min()) for _, line in leads))
-    high = max(0.0, *(float(line.max()) for _, line in leads))
+def _chart(e: Explanation) -> str:
+    """Each class's cumulative log-odds as a line from the first step to the last, labelled at its end."""
+    lines, labels = e.cumulative_log_odds(), e.steps().labels
+    low = min(0.0, *(float(line.values.min()) for line in lines))
+    high = max(0.0, *(float(line.values.max()) for line in lines))
     span = (high - low) or 1.0
-    count = len(e.patch_nums)
 
     def x(k: int) -> float:
-        return 34 + (CHART_WIDTH - 44) * k / max(count - 1, 1)
+        return 34 + (CHART_WIDTH - 44) * k / max(len(labels) - 1, 1)
 
     def y(nats: float) -> float:
         return 10 + (CHART_HEIGHT - 20) * (high - nats) / span
@@ -155,8 +172,9 @@ def _lead_chart(e: Explanation) -> str:
     width, height = CHART_WIDTH + CHART_RIGHT, CHART_HEIGHT + 20
     parts = [f'<line x1="34" x2="{CHART_WIDTH}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>']
     parts += [
-        f'<text class="muted" x="{x(k):.0f}" y="{height - 4}" text-anchor="middle">{side}</text>'
-        for k, side in enumerate(e.patch_nums)
+        f'<text class="muted" x="{x(k):.0f}" y="{height - 4}" text-anchor="middle">{label}</text>'
+        for k, label in enumerate(labels)
+        if k % -(-len(labels) // MAX_TICKS) == 0
     ]
     parts += [
         f'<text class="muted" x="28" y="{y(v) + 4:.1f}" text-anchor="end">{signed(v, 0)}</text>'
@@ -164,24 +182,31 @@ def _lead_chart(e: Explanation) -> str:
         if v == 0 or abs(y(v) - y(0)) > 12
     ]
     floor = -100.0
-    for (name, lead), colour in zip(leads, e.line_colours(leads), strict=True):
-        floor = max(y(float(lead[-1])), floor + 13)
-        strong = "strong" if name == e.names[e.subject] else ""
-        points = "L".join(f"{x(k):.1f} {y(float(v)):.1f}" for k, v in enumerate(lead))
-        parts.append(f'<path class="{strong}" d="M{points}" style="stroke:{colour}"/>')
-        end = "" if e.rival is not None and name == e.names[e.rival] else signed(float(lead[-1]), 0)
-        parts.append(
-            f'<circle cx="{CHART_WIDTH + 4}" cy="{floor:.1f}" r="4" style="fill:{colour}"/>'
-            f'<text x="{CHART_WIDTH + 12}" y="{floor + 4:.1f}">{page.text(name[:18])} {end}</text>'
-        )
-    alt = "; ".join(f"{name} {signed(float(lead[-1]))}" for name, lead in leads)
+    for line in lines:
+        points = "L".join(f"{x(k):.1f} {y(float(v)):.1f}" for k, v in enumerate(line.values))
+        floor = max(y(float(line.values[-1])), floor + 13)
+        parts.append(_line(e, line, points, floor))
+    alt = "; ".join(f"{line.name} {signed(float(line.values[-1]))}" for line in lines)
     height = max(height, int(floor) + 8)
     return (
         f'<svg class="lead" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="lead after the last scale, in nats: {page.text(alt)}">{"".join(parts)}</svg>'
+        f'aria-label="cumulative log-odds over all tokens, in nats: {page.text(alt)}">{"".join(parts)}</svg>'
+    )
+
+
+def _line(e: Explanation, line: Line, points: str, label_y: float) -> str:
+    strong = "strong" if line.name == e.names[e.target] else ""
+    is_baseline = e.contrast is not None and line.name == e.baseline_name
+    end = "" if is_baseline else signed(float(line.values[-1]), 0)
+    return (
+        f'<path class="{strong}" d="M{points}" style="stroke:{line.colour}"/>'
+        f'<circle cx="{CHART_WIDTH + 4}" cy="{label_y:.1f}" r="4" style="fill:{line.colour}"/>'
+        f'<text x="{CHART_WIDTH + 12}" y="{label_y + 4:.1f}">{page.text(line.name[:18])} {end}</text>'
     )
 
 
 def _values(cells: Float, unit: str) -> str:
     rounded = " ".join(signed(value, 3) for value in cells.ravel().tolist())
-    return f'data-values="{rounded}" data-unit="{unit}"'
+    rows, columns = cells.shape
+    shape = "" if rows == columns else f' data-rows="{rows}"'
+    return f'data-values="{rounded}" data-unit="{unit}"{shape}'

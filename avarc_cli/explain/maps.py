@@ -1,8 +1,8 @@
-"""From one number a token to maps: a token of scale k covers 1/p_k^2 of the image.
+"""From one number per token to maps: a token of a grid of r x c tokens covers 1/(r c) of the image.
 
 A token's number is a log-likelihood ratio in nats: log p(x_t | before, y) - log p(x_t | before), the token-wise mutual
-information, or the same against another class. Shapes: L tokens, K scales of p_k x p_k tokens, P = p_K the finest side.
-Source: A-VARC, arXiv:2510.12060.
+information, or the same against another class. Shapes: L tokens; K grids of r_k x c_k tokens, coarse to fine; the
+finest is R x C = r_K x c_K. Source: A-VARC, arXiv:2510.12060.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from avarc_cli.errors import UsageError
+from avarc_cli.layout import Grid, TokenLayout
 
 Float = npt.NDArray[np.float64]
 WEIGHTS = ("paper", "uniform")
@@ -22,42 +23,61 @@ UPSAMPLE = ("area", "nearest")
 
 @dataclass(frozen=True, kw_only=True)
 class Weighting:
-    """How the maps of the scales become one.
+    """How the maps of the grids become one.
 
-    weights: "paper" multiplies the upsampled map of scale k by (p_k / P)^2, so that every token counts once however
-        many cells it is painted on; "uniform" multiplies by 1, so that a token counts for every cell it covers.
-    scales: the first and the last that take part, counted from 1; None for all.
-    upsample: "area" shares a token among the cells it covers by the area, so that sums are exact; "nearest" gives a
-        cell to one token, as the paper's own pictures do: where p_k does not divide P some tokens get more cells.
-
-    Raises: UsageError for other values.
+    Raises: UsageError for unknown values.
     """
 
     weights: str = "paper"
+    """"paper" multiplies the upsampled map of grid k by r_k c_k / (R C), so that every token counts once however many
+    cells it is painted on; "uniform" multiplies by 1, so that a token counts once for every cell it covers."""
+
     scales: tuple[int, int] | None = None
+    """First and last grid that take part, counted from 1; None for all."""
+
     upsample: str = "area"
+    """"area" divides a token among the cells it covers in proportion to the area, so that sums are exact; "nearest"
+    gives each cell to one token, as the paper's figures do: where r_k does not divide R, some tokens get more cells."""
 
     def __post_init__(self) -> None:
         for option, value, known in (("weights", self.weights, WEIGHTS), ("upsample", self.upsample, UPSAMPLE)):
             if value not in known:
                 raise UsageError(f"no --{option} '{value}'", f"there are {' and '.join(known)}")
 
-    def of_scales(self, patch_nums: tuple[int, ...]) -> Float:
-        """The factor of each scale's upsampled map (K,); 0 for those that take no part.
+    def of_grids(self, layout: TokenLayout) -> Float:
+        """The factor of each grid's upsampled map, (K,) float64; 0 for grids that take no part.
 
-        Raises: UsageError when there are no such scales.
+        Raises: UsageError when the layout has no such scales, or no grid at all.
         """
-        first, last = self.scales or (1, len(patch_nums))
-        if not 1 <= first <= last <= len(patch_nums):
+        require_grids(layout)
+        count = len(layout.grids)
+        first, last = self.scales or (1, count)
+        if not 1 <= first <= last <= count:
             raise UsageError(
                 f"there are no scales {first}-{last}",
-                f"the model has scales 1 to {len(patch_nums)}, of {', '.join(map(str, patch_nums))} tokens a side",
-                f"write --scales FIRST-LAST, like {max(1, len(patch_nums) // 2)}-{len(patch_nums)}",
+                f"the model has scales 1 to {count}, of {', '.join(map(size, layout.grids))} tokens per side",
+                f"write --scales FIRST-LAST, like {max(1, count // 2)}-{count}",
             )
-        sides = np.array(patch_nums, dtype=np.float64)
-        weights: Float = (sides / sides[-1]) ** 2 if self.weights == "paper" else np.ones(len(sides))
+        share = np.array(layout.grids, dtype=np.float64) / layout.grids[-1]  # (K, 2)
+        weights: Float = share[:, 0] * share[:, 1] if self.weights == "paper" else np.ones(count)
         weights[: first - 1] = weights[last:] = 0
         return weights
+
+
+def require_grids(layout: TokenLayout) -> None:
+    """Raises: UsageError when the tokens have no position in the image."""
+    if not layout.grids:
+        raise UsageError(
+            "there are no maps for this model",
+            f"its {layout.num_tokens} tokens have no position in the image",
+            "avarc export --per-token writes the log-probability of every token",
+        )
+
+
+def size(grid: Grid) -> str:
+    """A grid's size for people: "16", or "8x24" where it is not square."""
+    rows, columns = grid
+    return str(rows) if rows == columns else f"{rows}x{columns}"
 
 
 def parse_scales(text: str | None) -> tuple[int, int] | None:
@@ -71,39 +91,61 @@ def parse_scales(text: str | None) -> tuple[int, int] | None:
     return first, last
 
 
-def split_scales(values_L: npt.NDArray[np.floating], patch_nums: tuple[int, ...]) -> list[Float]:
-    """One (p_k, p_k) map a scale, coarse to fine."""
-    ends = np.cumsum([p * p for p in patch_nums])
-    parts = np.split(np.asarray(values_L, dtype=np.float64), ends[:-1])
-    return [part.reshape(p, p) for part, p in zip(parts, patch_nums, strict=True)]
+def split_grids(values_L: npt.NDArray[np.floating], layout: TokenLayout) -> list[Float]:
+    """One (r_k, c_k) map per grid, coarse to fine."""
+    parts = np.split(np.asarray(values_L, dtype=np.float64), layout.grid_ends[:-1])
+    return [part.reshape(grid) for part, grid in zip(parts, layout.grids, strict=True)]
 
 
-def scale_sums(values_L: npt.NDArray[np.floating], patch_nums: tuple[int, ...]) -> Float:
-    """The sum over each scale's tokens (K,), in nats."""
-    return np.array([grid.sum() for grid in split_scales(values_L, patch_nums)])
+def combine(values_L: npt.NDArray[np.floating], layout: TokenLayout, weighting: Weighting) -> Float:
+    """One map (R, C) of all grids, in nats per cell.
 
+    With upsampling by area its sum is, for the paper's weights, the sum of the values of the chosen grids, which for
+    all grids is the difference of the two log-likelihoods; for uniform weights, that sum with grid k times
+    R C / (r_k c_k).
 
-def combine(values_L: npt.NDArray[np.floating], patch_nums: tuple[int, ...], weighting: Weighting) -> Float:
-    """One map (P, P) of all scales, in nats a cell.
-
-    Its sum, upsampled by area: with the paper's weights the sum of the values of the chosen scales, which for all
-    scales is the difference of the two log-likelihoods; with uniform weights, that sum with scale k times (P / p_k)^2.
+    Raises: UsageError as `Weighting.of_grids`.
     """
-    weight_K, side = weighting.of_scales(patch_nums), patch_nums[-1]
-    combined = np.zeros((side, side))
-    for weight, grid in zip(weight_K, split_scales(values_L, patch_nums), strict=True):
+    weight_K, (rows, columns) = weighting.of_grids(layout), layout.grids[-1]
+    combined = np.zeros((rows, columns))
+    for weight, grid in zip(weight_K, split_grids(values_L, layout), strict=True):
         if weight:
-            spread = _upsampling(len(grid), side, weighting.upsample)
-            combined += weight * (spread @ grid @ spread.T)
+            down = _upsampling(grid.shape[0], rows, weighting.upsample)
+            across = _upsampling(grid.shape[1], columns, weighting.upsample)
+            combined += weight * (down @ grid @ across.T)
     return combined
 
 
 def _upsampling(tokens: int, cells: int, how: str) -> Float:
-    """(cells, tokens): the share of each cell that each token covers, along one axis; rows sum to 1."""
+    """(cells, tokens): the fraction of each cell that each token covers, along one axis; rows sum to 1."""
     if how == "nearest":
         return np.eye(tokens)[np.arange(cells) * tokens // cells]
-    # In units of 1 / (cells * tokens) of the side, every border is a whole number, and so every overlap is exact.
+    # In units of 1 / (cells * tokens) of the side every border is a whole number, so every overlap is exact.
     cell, token = np.arange(cells)[:, None] * tokens, np.arange(tokens)[None, :] * cells
     overlap = np.minimum(cell + tokens, token + cells) - np.maximum(cell, token)
-    shares: Float = np.maximum(overlap, 0) / tokens
-    return shares
+    fractions: Float = np.maximum(overlap, 0) / tokens
+    return fractions
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Where a running sum over the tokens is read off: after each grid, or, of a single grid, after each row."""
+
+    labels: tuple[str, ...]
+    """One per step, for the axis of a chart."""
+
+    title: str
+    """What the labels are."""
+
+    sums: Float
+    """Sum over the tokens of each step, in nats."""
+
+
+def step_sums(values_L: npt.NDArray[np.floating], layout: TokenLayout) -> Steps:
+    """The sums over each step's tokens. Raises: UsageError when the tokens have no grid."""
+    require_grids(layout)
+    grids = split_grids(values_L, layout)
+    if len(grids) > 1:
+        sums = np.array([grid.sum() for grid in grids])
+        return Steps(tuple(map(size, layout.grids)), "tokens per side, coarse to fine", sums)
+    return Steps(tuple(str(row + 1) for row in range(len(grids[0]))), "row, from the top", grids[0].sum(axis=1))

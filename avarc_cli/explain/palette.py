@@ -1,6 +1,6 @@
 """The diverging colours of every map: purple against, nearly white at zero, orange for.
 
-ColorBrewer's PuOr (C. Brewer, Apache-2.0): people with any of the common colour blindnesses tell its arms apart.
+ColorBrewer's PuOr (C. Brewer, Apache-2.0): its ends are distinct with any common colour blindness.
 """
 
 from __future__ import annotations
@@ -11,27 +11,20 @@ import numpy.typing as npt
 # fmt: off
 PUOR = ("2d004b", "542788", "8073ac", "b2abd2", "d8daeb", "f7f7f7", "fee0b6", "fdb863", "e08214", "b35806", "7f3b08")
 # fmt: on
-LINES = (
-    "#0072b2",
-    "#c24e00",
-    "#00805e",
-    "#a8478a",
-    "#8c6a00",
-    "#2a86b8",
-    "#777777",
-)  # after Okabe and Ito, darker: text, too
+# Of lines and their labels: after Okabe and Ito, darker, because text has these colours too.
+LINES = ("#0072b2", "#c24e00", "#00805e", "#a8478a", "#8c6a00", "#2a86b8", "#777777")
 
 
 def table(steps: int = 255) -> npt.NDArray[np.uint8]:
     """The colours from most negative to most positive, (steps, 3) uint8; an odd number has a neutral middle."""
     anchors = np.array([[int(c[i : i + 2], 16) for i in (0, 2, 4)] for c in PUOR])
-    at, places = np.linspace(0, 1, steps), np.linspace(0, 1, len(PUOR))
-    return np.stack([np.interp(at, places, channel) for channel in anchors.T], axis=1).round().astype(np.uint8)
+    at, anchors_at = np.linspace(0, 1, steps), np.linspace(0, 1, len(PUOR))
+    return np.stack([np.interp(at, anchors_at, channel) for channel in anchors.T], axis=1).round().astype(np.uint8)
 
 
 def paint(values: npt.NDArray[np.floating], limit: float) -> npt.NDArray[np.uint8]:
-    """The colours of values between -limit and limit, of shape (..., 3) uint8; what lies beyond gets the end's."""
+    """The colours of values between -limit and limit, (..., 3) uint8; values beyond get the colour of the end."""
     colours = table()
-    share = np.clip(np.asarray(values) / limit, -1, 1) * 0.5 + 0.5
-    painted: npt.NDArray[np.uint8] = colours[np.rint(share * (len(colours) - 1)).astype(np.int64)]
+    fraction = np.clip(np.asarray(values) / limit, -1, 1) * 0.5 + 0.5
+    painted: npt.NDArray[np.uint8] = colours[np.rint(fraction * (len(colours) - 1)).astype(np.int64)]
     return painted

@@ -16,23 +16,20 @@ from avarc_cli.explain.maps import Weighting, combine
 from avarc_cli.results.records import UNKNOWN
 from avarc_cli.storage import write_whole
 
-SUFFIXES = (".png", ".svg", ".html")
-LIMITS = {".html": 24, ".png": 6, ".svg": 6}  # images that are shown unless the user wants more
-MOST = {".html": 500, ".png": 40, ".svg": 40}  # beyond, a browser or an image viewer has a hard time
+DEFAULT_IMAGES = {".html": 24, ".png": 6, ".svg": 6}  # shown unless the user wants more
+MAX_IMAGES = {".html": 500, ".png": 40, ".svg": 40}  # beyond, browsers and image viewers struggle
 
 
-def check_out(out: Path, npz: Path | None) -> None:
-    """Make the folders of what will be written.
+def check_paths(out: Path, npz: Path | None) -> None:
+    """Check the files to write, and make their folders.
 
-    Raises: UsageError for a suffix that is no kind of picture or page, or a folder in the place of a file; OSError when
-        a folder cannot be made.
+    Raises: UsageError for an unknown suffix, or a folder in the place of a file; OSError when a folder cannot be made.
     """
     kind = out.suffix.lower()
-    if kind not in SUFFIXES:
+    if kind not in MAX_IMAGES:
+        known = ".png .svg .html"
         raise UsageError(
-            f"cannot write '{out}'",
-            f"its suffix '{out.suffix}' is none of {' '.join(SUFFIXES)}",
-            f"name {out.stem}.html",
+            f"cannot write '{out}'", f"its suffix '{out.suffix}' is none of {known}", f"name {out.stem}.html"
         )
     if npz is not None and npz.suffix.lower() != ".npz":
         raise UsageError(f"cannot write '{npz}'", "raw arrays are written as npz", f"name {npz.stem}.npz")
@@ -43,23 +40,25 @@ def check_out(out: Path, npz: Path | None) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def how_many(out: Path, limit: int | None, listed: int | None) -> int:
-    """How many images to show: what the user wants, all that he listed one by one, or a good number of a whole set.
+def default_images(out: Path) -> int:
+    """How many images a file of this kind shows unless the user wants more."""
+    return DEFAULT_IMAGES[out.suffix.lower()]
 
-    Raises: UsageError for a limit below 1, or more images than the kind of file is good for.
+
+def max_images(out: Path) -> int:
+    """How many images a file of this kind can show."""
+    return MAX_IMAGES[out.suffix.lower()]
+
+
+def write_explanations(
+    explanations: Sequence[Explanation], weighting: Weighting, out: Path, *, title: str, about: str
+) -> None:
+    """Write the picture or page that the suffix of `out` asks for.
+
+    Args:
+        title, about: heading and first sentence of a page.
+    Raises: UsageError as `Weighting.of_grids`; OSError.
     """
-    if limit is not None and limit < 1:
-        raise UsageError(f"{limit} images were asked for, must be at least 1")
-    kind = out.suffix.lower()
-    wanted = limit if limit is not None else listed if listed is not None else LIMITS[kind]
-    if wanted > MOST[kind]:
-        fix = "use --out page.html" if wanted <= MOST[".html"] else "take --rows a part at a time"
-        raise UsageError(f"{wanted} images do not fit into one {kind[1:]} file", f"at most {MOST[kind]} do", fix)
-    return wanted
-
-
-def write(explanations: Sequence[Explanation], weighting: Weighting, out: Path, *, title: str, about: str) -> None:
-    """Write the picture or page that the suffix of `out` asks for. title, about: of a page. Raises: OSError."""
     kind = out.suffix.lower()
     if kind == ".html":
         data = gallery(explanations, weighting, title, about).encode()
@@ -69,43 +68,45 @@ def write(explanations: Sequence[Explanation], weighting: Weighting, out: Path, 
 
 
 def write_arrays(explanations: Sequence[Explanation], weighting: Weighting, path: Path) -> None:
-    """Write the raw arrays (docs/explain.md lists them); plain numpy reads them. Raises: OSError."""
-    first = explanations[0]
-    length = first.log_prob.shape[1]
+    """Write the raw arrays (docs/explain.md lists them); plain numpy reads them.
+
+    Raises: UsageError as `Weighting.of_grids`; OSError.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **_arrays(explanations, weighting))
+    write_whole(path, buffer.getvalue())
+
+
+def _arrays(explanations: Sequence[Explanation], weighting: Weighting) -> dict[str, np.ndarray]:
+    layout = explanations[0].layout
+    square = all(rows == columns for rows, columns in layout.grids)
+    missing = np.full(layout.num_tokens, np.nan, np.float32)
+    p_x = np.stack([missing if e.unconditional is None else e.unconditional for e in explanations])
+    target = np.stack([e.log_prob[e.target] for e in explanations])
+    contrast = np.stack([missing if e.contrast is None else e.log_prob[e.contrast] for e in explanations])
 
     def ids(positions: Sequence[int | None]) -> np.ndarray:
         pairs = zip(explanations, positions, strict=True)
         return np.array([UNKNOWN if p is None else e.class_ids[p] for e, p in pairs], dtype=np.int64)
 
-    def log_prob(e: Explanation, position: int | None) -> np.ndarray:
-        return np.full(length, np.nan, np.float32) if position is None else e.log_prob[position]
+    def maps(a_nL: np.ndarray, b_nL: np.ndarray) -> np.ndarray:
+        pairs = zip(a_nL.astype(np.float64), b_nL, strict=True)
+        return np.stack([combine(a_L - b_L, layout, weighting) for a_L, b_L in pairs])
 
-    missing = np.full(length, np.nan, np.float32)
-    p_x = np.stack([missing if e.unconditional is None else e.unconditional for e in explanations])
-    subject = np.stack([log_prob(e, e.subject) for e in explanations])
-    rival = np.stack([log_prob(e, e.rival) for e in explanations])
-
-    def maps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        pairs = zip(a.astype(np.float64), b, strict=True)
-        return np.stack([combine(x - y, first.patch_nums, weighting) for x, y in pairs])
-
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        row=np.array([e.index for e in explanations], dtype=np.int64),
-        path=np.array([e.path.encode("utf-8", "backslashreplace").decode() for e in explanations]),
-        patch_nums=np.array(first.patch_nums, dtype=np.int64),
-        scale_weight=weighting.of_scales(first.patch_nums),
-        subject=ids([e.subject for e in explanations]),
-        subject_name=np.array([e.names[e.subject] for e in explanations]),
-        rival=ids([e.rival for e in explanations]),
-        rival_name=np.array(["" if e.rival is None else e.names[e.rival] for e in explanations]),
-        label=ids([e.label for e in explanations]),
-        log_prob_subject=subject,
-        log_prob_rival=rival,
-        log_prob_unconditional=p_x,
-        map_subject=maps(subject, p_x),
-        map_rival=maps(rival, p_x),
-        map_contrast=maps(subject, rival),
-    )
-    write_whole(path, buffer.getvalue())
+    return {
+        "row": np.array([e.row for e in explanations], dtype=np.int64),
+        "path": np.array([e.path.encode("utf-8", "backslashreplace").decode() for e in explanations]),
+        "patch_nums": np.array(layout.sides if square else layout.grids, dtype=np.int64),
+        "scale_weight": weighting.of_grids(layout),
+        "subject": ids([e.target for e in explanations]),
+        "subject_name": np.array([e.names[e.target] for e in explanations]),
+        "rival": ids([e.contrast for e in explanations]),
+        "rival_name": np.array(["" if e.contrast is None else e.names[e.contrast] for e in explanations]),
+        "label": ids([e.label for e in explanations]),
+        "log_prob_subject": target,
+        "log_prob_rival": contrast,
+        "log_prob_unconditional": p_x,
+        "map_subject": maps(target, p_x),
+        "map_rival": maps(contrast, p_x),
+        "map_contrast": maps(target, contrast),
+    }

@@ -1,4 +1,4 @@
-"""Charts of a report as inline SVG: they follow the page's colours, light or dark, and print."""
+"""Charts of a report as inline SVG, in the page's colours, light or dark, and in print."""
 
 from __future__ import annotations
 
@@ -9,25 +9,32 @@ from dataclasses import dataclass
 from avarc_cli.page import text
 
 LEFT, TOP, WIDTH, HEIGHT = 46, 12, 320, 220  # of the plotting area, in pixels
-LOG_FROM = 30  # candidates from which on their number is drawn on a logarithmic axis
+LOG_FROM = 30  # with this many candidates or more, the axis is logarithmic
+MAX_TICKS = 16  # labels on the x axis
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose prediction has a probability in [low, high): how many, their mean probability, the share right."""
+    """Images whose prediction has a probability in [low, high)."""
 
     low: float
     high: float
+
     images: int
+    """Number of images, at least 1."""
+
     confidence: float
+    """Mean probability of their predictions."""
+
     accuracy: float
+    """Fraction of correct predictions."""
 
 
 def bins(confidence: Sequence[float], right: Sequence[bool], count: int = 10) -> list[Bin]:
     """Equal-width bins of the prediction's probability; empty ones are left out."""
     members: list[list[tuple[float, bool]]] = [[] for _ in range(count)]
-    for share, hit in zip(confidence, right, strict=True):
-        members[min(int(share * count), count - 1)].append((share, hit))
+    for probability, hit in zip(confidence, right, strict=True):
+        members[min(int(probability * count), count - 1)].append((probability, hit))
     return [
         Bin(i / count, (i + 1) / count, len(m), sum(c for c, _ in m) / len(m), sum(h for _, h in m) / len(m))
         for i, m in enumerate(members)
@@ -36,52 +43,53 @@ def bins(confidence: Sequence[float], right: Sequence[bool], count: int = 10) ->
 
 
 def reliability(binned: Sequence[Bin]) -> str:
-    """Share right over the probability of the prediction: on the diagonal where the model knows what it knows."""
+    """Accuracy over the probability of the prediction; on the diagonal where the model is calibrated."""
     parts = [*_frame([(v, f"{v:.0%}") for v in (0, 0.25, 0.5, 0.75, 1)], [(v, f"{v:.0%}") for v in (0, 0.5, 1)])]
     parts.append(f'<line x1="{_x(0)}" y1="{_y(0)}" x2="{_x(1)}" y2="{_y(1)}" class="grid" stroke-dasharray="4 4"/>')
     for b in binned:
         x, width, y = _x(b.low) + 2, _x(b.high) - _x(b.low) - 4, _y(b.accuracy)
-        said = f"{b.images} images said {b.confidence:.1%}, {b.accuracy:.1%} right"
+        title = f"{b.images} images: mean probability {b.confidence:.1%}, accuracy {b.accuracy:.1%}"
         parts.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{max(_y(0) - y, 1):.1f}" class="fill">'
-            f"<title>{said}</title></rect>"
+            f"<title>{title}</title></rect>"
         )
         above = y - 4 if y > TOP + 12 else y + 13
         inside = "" if y > TOP + 12 else ' style="fill:var(--paper)"'
         parts.append(f'<text x="{x + width / 2:.1f}" y="{above:.1f}" text-anchor="middle"{inside}>{b.images}</text>')
         parts.append(f'<circle cx="{_x(b.confidence):.1f}" cy="{y:.1f}" r="3.5" class="dot"/>')
-    alt = "; ".join(f"{b.low:.0%} to {b.high:.0%}: {b.images} images, {b.accuracy:.1%} right" for b in binned)
+    alt = "; ".join(f"{b.low:.0%} to {b.high:.0%}: {b.images} images, {b.accuracy:.1%} correct" for b in binned)
     return _svg(parts, f"reliability diagram. {alt}", "probability of the prediction")
 
 
-def survivors(segments: Sequence[int], left: Sequence[float], candidates: int, total: int) -> str:
-    """Candidates in play after every segment.
+def survivors(ends: Sequence[int], left: Sequence[float], candidates: int, total: int, x_label: str) -> str:
+    """Candidates left after every segment.
 
     Args:
-        segments: where each stage ends, counted from 1. left: candidates that survive it, on average.
-        candidates: at the beginning. total: segments of the model.
+        ends: last segment of each stage, counted from 1. left: candidates that survive each stage, on average.
+        candidates: at the beginning. total: segments of the model. x_label: of the axis that counts segments.
     """
     high = max(float(candidates), 2.0)
     logarithmic = candidates >= LOG_FROM
 
-    def share(value: float) -> float:
+    def height(value: float) -> float:
         return math.log(max(value, 1)) / math.log(high) if logarithmic else value / high
 
     points = [(0.0, float(candidates))]
-    for end, after in zip(segments, left, strict=True):
+    for end, after in zip(ends, left, strict=True):
         points += [(end / total, points[-1][1]), (end / total, after)]
     points.append((1.0, points[-1][1]))
-    ticks = [(share(v), f"{v:,.0f}") for v in sorted({1.0, float(candidates), *(round(v) for v in left)})]
-    parts = [*_frame([(k / total, str(k)) for k in range(1, total + 1)], _apart(ticks))]
-    path = "L".join(f"{_x(a):.1f} {_y(share(v)):.1f}" for a, v in points)
+    ticks = [(height(v), f"{v:,.0f}") for v in sorted({1.0, float(candidates), *(round(v) for v in left)})]
+    every = -(-total // MAX_TICKS)
+    parts = [*_frame([(k / total, str(k)) for k in range(every, total + 1, every)], _apart(ticks))]
+    path = "L".join(f"{_x(a):.1f} {_y(height(v)):.1f}" for a, v in points)
     parts.append(f'<path d="M{path}L{_x(1):.1f} {_y(0):.1f}L{_x(0):.1f} {_y(0):.1f}Z" class="area"/>')
     parts.append(f'<path d="M{path}" class="step"/>')
-    story = ", ".join(f"{v:.3g} after {end}" for end, v in zip(segments, left, strict=True))
-    return _svg(parts, f"candidates left: {candidates} at first, {story}", "scales scored")
+    story = ", ".join(f"{v:.3g} after {end}" for end, v in zip(ends, left, strict=True))
+    return _svg(parts, f"candidates left: {candidates} at first, {story}", x_label)
 
 
 def _apart(ticks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
-    """Without those whose text would lie on another's."""
+    """The ticks without those whose text would overlap another's."""
     kept: list[tuple[float, str]] = []
     for tick in reversed(ticks):
         if all(abs(tick[0] - other[0]) * HEIGHT > 13 for other in kept):
@@ -112,9 +120,9 @@ def _svg(parts: Sequence[str], alt: str, x_label: str) -> str:
     )
 
 
-def _x(share: float) -> float:
-    return LEFT + WIDTH * share
+def _x(fraction: float) -> float:
+    return LEFT + WIDTH * fraction
 
 
-def _y(share: float) -> float:
-    return TOP + HEIGHT * (1 - share)
+def _y(fraction: float) -> float:
+    return TOP + HEIGHT * (1 - fraction)

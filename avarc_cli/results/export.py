@@ -1,6 +1,6 @@
-"""A finished run's likelihoods in files that need nothing of avarc: npz, HDF5, Parquet.
+"""A finished run's likelihoods in files that other programs read: npz, HDF5, Parquet.
 
-Rows are streamed: memory holds one image at a time, whatever the run. Shapes: N images, K candidates, L tokens.
+Rows are streamed: memory holds one image at a time. Shapes: N images, K candidates, L tokens.
 """
 
 from __future__ import annotations
@@ -21,25 +21,59 @@ import numpy as np
 import numpy.typing as npt
 
 from avarc_cli.errors import UsageError
+from avarc_cli.progress import StartProgress, silent
 from avarc_cli.results.read_run import SavedRun
 from avarc_cli.storage import TEMPORARY, flush_to_disk
 from avarc_cli.work.locks import only_writer
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], None]  # (images written)
 UNKNOWN = -1
+
+
+def export_run(
+    run: SavedRun, out: Path, *, classes: str | None = None, per_token: bool = False, progress: StartProgress = silent
+) -> tuple[int, ...]:
+    """Write a run's likelihoods; the format follows from the name.
+
+    `.npz`, `.h5` or `.hdf5`, `.parquet`: one file for all images. A name without a suffix: a folder with one npz per
+    image. `out` appears when the export is complete; an existing file is never replaced.
+
+    Args:
+        classes: only these candidates, as in data.labels.resolve_classes; None for all.
+        per_token: the log-probability of every token instead of their sum.
+        progress: opens the bar "writing".
+    Returns: shape of log_likelihood, (N, K) or (N, K, L).
+    Raises: UsageError as `writer`, for classes that are not candidates, and for likelihoods that were not saved;
+        AvarcError for a corrupt run; OSError.
+    """
+    write = writer(out)
+    table = Table(run, run.columns(classes), per_token)
+    with progress("writing", len(run.records)) as bar, only_writer(out):
+        temporary = out.with_name(out.name + TEMPORARY)
+        _remove(temporary)  # left by an export that was killed
+        try:
+            write(table, temporary, bar.update)
+            os.replace(temporary, out)
+        finally:
+            _remove(temporary)
+    return table.shape
 
 
 @dataclass(frozen=True)
 class Table:
-    """What is exported: columns that fit into memory, and the rows of the one that may not."""
+    """What is exported: small columns that fit into memory, and log_likelihood row by row."""
 
     run: SavedRun
-    columns: npt.NDArray[np.int64]  # which of the run's candidates
+
+    columns: npt.NDArray[np.int64]
+    """Positions of the classes among the run's candidates, (K,)."""
+
     per_token: bool
+    """Whether log_likelihood has an entry for every token."""
 
     @property
     def small(self) -> dict[str, Any]:
-        """Every array but log_likelihood; `protocol` is run.json as text."""
+        """Every array except log_likelihood; `protocol` is run.json as text."""
         run, records = self.run, self.run.records
         return {
             "candidates": run.candidates[self.columns],
@@ -70,39 +104,23 @@ class Table:
             yield read(record["index"])[self.columns]
 
 
-def export(table: Table, out: Path, progress: Progress) -> None:
-    """Write the table; the format follows from the name.
-
-    `.npz`, `.h5` or `.hdf5`, `.parquet`: one file for all images. A name without a suffix: a folder of one npz an
-    image. The name appears once the export is whole; nothing that is there is ever replaced.
-
-    Raises: UsageError as `writer`; AvarcError for a damaged run; OSError.
-    """
-    write = writer(out)
-    with only_writer(out):
-        temporary = out.with_name(out.name + TEMPORARY)
-        _remove(temporary)  # of an export that was killed
-        try:
-            write(table, temporary, progress)
-            os.replace(temporary, out)
-        finally:
-            _remove(temporary)
-
-
 def writer(out: Path) -> Callable[[Table, Path, Progress], None]:
-    """The function that writes this kind of file. Raises UsageError when there is none, before any work is done."""
+    """The function that writes this kind of file.
+
+    Raises: UsageError for an unknown suffix, a path that exists, or a missing folder or package.
+    """
     if out.suffix not in _WRITERS:
         raise UsageError(
             f"cannot export to '{out.name}'",
             f"there is no format '{out.suffix}'",
-            "name a file ending in .npz, .h5 or .parquet, or a folder (no suffix) for one npz an image",
+            "name a file ending in .npz, .h5 or .parquet, or a folder (no suffix) for one npz per image",
         )
     if out.suffix == ".parquet":
         _pyarrow()
     if out.exists():
         raise UsageError(f"'{out}' exists already", "an export replaces nothing", "name another, or delete it first")
     if not out.parent.is_dir():
-        raise UsageError(f"cannot write '{out}'", f"'{out.parent}' is no folder", "make it, or name another")
+        raise UsageError(f"cannot write '{out}'", f"'{out.parent}' is not a folder", "make it, or name another")
     return _WRITERS[out.suffix]
 
 
@@ -127,7 +145,7 @@ def _write_folder(table: Table, folder: Path, progress: Progress) -> None:
 
 
 def _write_npz(table: Table, path: Path, progress: Progress) -> None:
-    """np.savez, but for log_likelihood, which goes in row by row."""
+    """As np.savez, but log_likelihood is written row by row."""
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
         for name, array in table.small.items():
             buffer = io.BytesIO()
@@ -157,7 +175,7 @@ def _write_hdf5(table: Table, path: Path, progress: Progress) -> None:
 
 
 def _write_parquet(table: Table, path: Path, progress: Progress) -> None:
-    """One row an image; what is the same for all stands in the schema's metadata, as JSON."""
+    """One row per image; what is the same for all images is JSON in the schema's metadata."""
     arrow, parquet = _pyarrow()
     small = table.small
     per_image = {"path": arrow.string(), "gt_label": arrow.int64(), "prediction": arrow.int64()}

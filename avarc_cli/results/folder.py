@@ -1,4 +1,4 @@
-"""The run folder: what was asked (run.json), a journal of predictions that survives any kill, and the final files."""
+"""The run folder: the request (run.json), a journal of predictions that survives a kill, and the final files."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SECONDS = "seconds.part"
 
 
 class RunFolder:
-    """A run on disk. Open it, append groups of predictions in order, finish it.
+    """A run on disk: open it, append groups of predictions in order, finish it.
 
-    The journal is append-only; after a kill its last line may be cut, and is done again. Files of single images are
-    written before their line, so a line in the journal means that everything about its image is there.
+    The journal is append-only; a line that a kill cut off is scored again. Files of single images are written before
+    their line, so a line in the journal means that all files of its image exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,13 +35,13 @@ class RunFolder:
         self.seconds = 0.0
 
     def open(self, asked: Mapping[str, Any], *, images: int, group: int) -> list[dict[str, Any]]:
-        """Start or resume the run; returns the records that are already there.
+        """Start or resume the run, and return the records that it has already.
 
-        Only whole groups count, so that a resumed run cuts the rest into the same groups as an uninterrupted one.
+        Only complete groups count, so that a resumed run divides the rest into the same groups as an uninterrupted one.
 
         Args:
-            asked: what the run is about, for run.json. images: of the whole run. group: scored together.
-        Raises: UsageError when the folder holds another run; AvarcError when it holds a damaged one.
+            asked: the request, for run.json. images: of the run. group: images that are scored together.
+        Raises: UsageError when the folder holds another run; AvarcError when it holds a corrupt one.
         """
         self.prepare()
         run_file = self.path / "run.json"
@@ -60,28 +60,28 @@ class RunFolder:
         return _parse(self.journal)
 
     def lock(self) -> AbstractContextManager[None]:
-        """Keep other processes from the run. Raises AvarcError when one holds it."""
+        """Keep other processes from writing to the run. Raises AvarcError when one is."""
         self.prepare()
         return only_writer(self.path / "run")
 
     def prepare(self) -> None:
-        """Make the folder if need be. Raises UsageError when it holds other things than a run and its tokens."""
+        """Make the folder if needed. Raises UsageError when it holds anything but a run and its tokens."""
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"cannot write a run to '{self.path}'", "it is not a folder", "name another --out")
         self.path.mkdir(parents=True, exist_ok=True)
         known = (self.path / "run.json").exists()
-        ours = ("tokens.h5", "run.json.tmp", "run.lock")  # what a kill before the first prediction may leave
+        ours = ("tokens.h5", "run.json.tmp", "run.lock")  # a kill before the first prediction may leave these
         if not known and any(not entry.name.startswith(ours) for entry in self.path.iterdir()):
             raise UsageError(f"'{self.path}' is not empty, and not a run", "it has no run.json", "name another folder")
 
     def recorded(self, field: str) -> Any:
-        """A field of run.json, or None where there is no run yet."""
+        """A field of run.json; None when there is no run yet."""
         run_file = self.path / "run.json"
         return _read_object(run_file).get(field) if run_file.exists() else None
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to do: predictions.jsonl is the last file to appear."""
+        """Whether the run is complete: predictions.jsonl is the last file to be written."""
         return self.predictions.exists()
 
     def read_protocol(self) -> dict[str, Any]:
@@ -97,13 +97,13 @@ class RunFolder:
         return _read_object(self.metrics)
 
     def write(self, name: str, data: bytes) -> None:
-        """A file of one image, `name` relative to the folder."""
+        """Write a file of one image; `name` is relative to the folder."""
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
         write_whole(path, data)
 
     def append(self, records: list[dict[str, Any]], seconds: float) -> None:
-        """Add the records of a group to the journal, for good."""
+        """Add the records of a group to the journal, and wait until they are on disk."""
         self.seconds += seconds
         write_whole(self._seconds_file, str(self.seconds).encode())
         with self.journal.open("ab") as file:
@@ -136,17 +136,17 @@ class RunFolder:
             )
 
     def _cut_unfinished_group(self, images: int, group: int) -> None:
-        lines = self.journal.read_bytes().split(b"\n")[:-1]  # what follows the last line end was cut by a kill
-        whole = len(lines) if len(lines) == images else len(lines) // group * group
+        lines = self.journal.read_bytes().split(b"\n")[:-1]  # what follows the last line end was cut off by a kill
+        complete = len(lines) if len(lines) == images else len(lines) // group * group
         with self.journal.open("r+b") as file:
-            file.truncate(sum(len(line) + 1 for line in lines[:whole]))
+            file.truncate(sum(len(line) + 1 for line in lines[:complete]))
 
 
 def _parse(path: Path) -> list[dict[str, Any]]:
     try:
         records = [json.loads(line) for line in path.read_bytes().splitlines()]
     except ValueError as error:
-        raise AvarcError(f"'{path}' is damaged", str(error), AGAIN) from None
+        raise AvarcError(f"'{path}' is corrupt", str(error), AGAIN) from None
     for number, record in enumerate(records, start=1):
         check_record(record, f"{path}, line {number}")
     return records
@@ -156,15 +156,15 @@ def _read_seconds(path: Path) -> float:
     try:
         return float(path.read_text())
     except ValueError:
-        fix = "delete it: only the time that the finished images took is lost"
-        raise AvarcError(f"'{path}' is damaged", "it holds no number of seconds", fix) from None
+        fix = "delete it: only the time spent on the finished images is lost"
+        raise AvarcError(f"'{path}' is corrupt", "it is not a number of seconds", fix) from None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         there = json.loads(path.read_text())
         if not isinstance(there, dict):
-            raise ValueError("it holds no JSON object")
+            raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:
         raise AvarcError(f"cannot read '{path}'", str(error), "name another folder, or delete this one") from None
     return there

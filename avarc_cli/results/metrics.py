@@ -1,4 +1,4 @@
-"""Numbers of a run, from its prediction records: accuracy with its interval, likelihood, cost."""
+"""Metrics of a run, from its prediction records: accuracy with its confidence interval, likelihood, cost."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TOP = (1, 3, 5)
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
-    """95 % confidence interval of a proportion (Wilson, JASA 1927): sensible at 100 % and for few images too."""
+    """95 % confidence interval of a proportion (Wilson, JASA 1927), valid at 100 % and for few images too."""
     if total == 0:
         return 0.0, 1.0
-    share, z2 = right / total, Z95**2
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))  # rounding must not leave it out
+    p, z2 = right / total, Z95**2
+    centre = (p + z2 / (2 * total)) / (1 + z2 / total)
+    half = Z95 / (1 + z2 / total) * math.sqrt(p * (1 - p) / total + z2 / (4 * total**2))
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))  # p stays inside despite rounding
 
 
 def compute(records: Sequence[dict[str, Any]], *, seconds: float, candidates: int) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def compute(records: Sequence[dict[str, Any]], *, seconds: float, candidates: in
     Args:
         records: lines of predictions.jsonl.
         seconds: time spent scoring, over all sessions of the run.
-        candidates: N, classes to choose from; top-k is reported for k < N.
+        candidates: their number N; top-k is reported for k < N.
     """
     labelled = [r for r in records if r["label_rank"] is not None]
     count = len(labelled)

@@ -1,4 +1,4 @@
-"""Pictures of pictures, drawn with Pillow alone: a contact sheet with probabilities as bars, a grid with names."""
+"""Pictures of images, drawn with Pillow: a contact sheet with probabilities as bars, and a grid with class names."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 SIDE, BAR_HEIGHT, GAP, MARGIN = 128, 18, 6, 16  # pixels
 PAPER, INK, MUTED = (255, 255, 255), (33, 37, 41), (134, 142, 150)
-BEST, OTHER, WRONG = (0, 114, 178), (173, 198, 217), (213, 94, 0)  # Okabe and Ito: apart for the colour-blind too
+BEST, OTHER, WRONG = (0, 114, 178), (173, 198, 217), (213, 94, 0)  # Okabe and Ito: distinct with colour blindness too
 
 
 def contact_sheet(
     pixels: Sequence[np.ndarray], ranked: Sequence[list[tuple[str, float]]], labels: Sequence[str | None], path: Path
 ) -> None:
-    """Write a PNG with one column an image: the image, its label, and its best classes with probabilities.
+    """Write a PNG with one column per image: the image, its label, and its best classes with probabilities.
 
     Args:
         pixels: (H, H, 3) uint8 each. ranked: (class name, probability), best first. labels: true names or None.
@@ -46,10 +46,10 @@ def contact_sheet(
 
 
 def grid(pixels_KNHH3: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Write a PNG with one row a class: its name, then its pictures. Small pictures are enlarged, pixel by pixel.
+    """Write a PNG with one row per class: its name, then its images. Small images are enlarged without smoothing.
 
     Args:
-        pixels_KNHH3: uint8, N pictures of each of K classes. names: of the classes.
+        pixels_KNHH3: uint8, N images of each of K classes. names: of the classes.
     """
     classes, count, side = pixels_KNHH3.shape[:3]
     shown = side * max(1, SIDE // side)
@@ -60,7 +60,7 @@ def grid(pixels_KNHH3: np.ndarray, names: Sequence[str], path: Path) -> None:
     for k, (name, row) in enumerate(zip(names, pixels_KNHH3, strict=True)):
         y = MARGIN + k * (shown + GAP)
         draw.text((left - GAP, y + shown / 2), name, INK, font, anchor="rm")
-        for n, picture in enumerate(row):
-            enlarged = Image.fromarray(picture).resize((shown, shown), Image.Resampling.NEAREST)
+        for n, image in enumerate(row):
+            enlarged = Image.fromarray(image).resize((shown, shown), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (left + GAP + n * (shown + GAP), y))
     sheet.save(path, format="PNG")

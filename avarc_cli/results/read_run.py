@@ -1,4 +1,4 @@
-"""A finished run, read back: its protocol, its predictions, and the likelihoods that it saved.
+"""A finished run, read from its folder: protocol, predictions, and saved likelihoods.
 
 Shapes: N images, K candidates, L tokens.
 """
@@ -17,23 +17,26 @@ import numpy.typing as npt
 
 from avarc_cli.data.labels import LabelSpace, resolve_classes
 from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.layout import TokenLayout
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.validate import AGAIN, check_protocol
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """Open one with `open_run`.
-
-    protocol: run.json; records: the lines of predictions.jsonl, in the order of the images.
-    """
+    """A finished run. Open one with `open_run`."""
 
     path: Path
+    """The run folder."""
+
     protocol: dict[str, Any]
+    """run.json."""
+
     records: list[dict[str, Any]]
+    """Lines of predictions.jsonl, in the order of the images."""
 
     def recorded(self, *fields: str) -> Any:
-        """A field of run.json, or one inside another. Raises: AvarcError for a run that does not tell it."""
+        """A field of run.json, or one inside another. Raises: AvarcError when the run does not record it."""
         value: Any = self.protocol
         for field in fields:
             if not isinstance(value, dict) or field not in value:
@@ -52,13 +55,29 @@ class SavedRun:
 
     @property
     def sequence_length(self) -> int:
-        """L, tokens of an image."""
+        """L, tokens per image."""
         return int(self.recorded("tokens", "length"))
 
-    def columns(self, classes: str | None) -> npt.NDArray[np.int64]:
-        """Positions among the candidates of these classes (data.labels.resolve_classes); all of them for None.
+    @property
+    def layout(self) -> TokenLayout | None:
+        """Where the tokens lie; None for runs of old versions, which do not record it.
 
-        Raises: UsageError for one that is no candidate of the run.
+        Raises: AvarcError when the record is corrupt.
+        """
+        tokens = self.protocol["tokens"]
+        try:
+            if "layout" in tokens:
+                return TokenLayout.from_dict(tokens["layout"])
+            return TokenLayout.multi_scale(tokens["patch_nums"]) if "patch_nums" in tokens else None
+        except (KeyError, TypeError, ValueError) as error:
+            raise AvarcError(f"'{self.path / 'run.json'}' is corrupt", f"tokens: {error}", AGAIN) from None
+
+    def columns(self, classes: str | None) -> npt.NDArray[np.int64]:
+        """Positions of these classes among the candidates, int64; all of them for None.
+
+        Args:
+            classes: as in data.labels.resolve_classes.
+        Raises: UsageError for a class that is not a candidate of the run.
         """
         candidates = self.candidates.tolist()
         if classes is None:
@@ -71,16 +90,16 @@ class SavedRun:
         chosen = resolve_classes(classes, LabelSpace(f"the run '{self.path}'", tuple(ids), tuple(names)))
         if absent := [ids[c] for c in chosen if c not in candidates]:
             raise UsageError(
-                f"no candidates of this run: {', '.join(absent[:4])}",
-                f"it chose among {len(candidates)} classes",
-                "export others from the token cache, which scores what is asked",
+                f"not candidates of this run: {', '.join(absent[:4])}",
+                f"it has {len(candidates)} candidates",
+                "to score other classes, export from the token cache",
             )
         return np.array([candidates.index(c) for c in chosen], dtype=np.int64)
 
     def log_likelihood(self, index: int) -> npt.NDArray[np.float64]:
         """log p(x | y) of one image under every candidate, in nats, (K,) float64.
 
-        Raises: UsageError for a run that did not save it; AvarcError for a damaged file.
+        Raises: UsageError when the run did not save it; AvarcError for a corrupt file.
         """
         if self._npz(index).exists():
             sums: npt.NDArray[np.float64] = self.token_log_prob(index).sum(axis=1, dtype=np.float64)
@@ -91,8 +110,8 @@ class SavedRun:
         stages = _read(path, lambda: json.loads(path.read_text())["stages"])
         if len(stages) > 1:
             raise UsageError(
-                f"'{self.path}' holds likelihoods of parts of the images",
-                f"its plan {self.protocol['plan']} drops candidates on the way",
+                f"'{self.path}' holds no likelihoods of whole images",
+                f"its plan {self.protocol['plan']} drops candidates before they are fully scored",
                 "classify with --plan exhaustive, or export from the token cache",
             )
         return np.array(stages[0]["log_likelihood"], dtype=np.float64)
@@ -127,9 +146,9 @@ class SavedRun:
 
 
 def open_run(path: Path) -> SavedRun:
-    """A finished run folder.
+    """Read a run folder.
 
-    Raises: UsageError when it is no run, or one that is not finished; AvarcError when it is damaged.
+    Raises: UsageError when it is not a run, or not finished; AvarcError when it is corrupt.
     """
     if not (path / "run.json").is_file():
         raise UsageError(f"'{path}' is not a run", "it has no run.json", "name a folder that avarc classify --out made")
@@ -147,4 +166,4 @@ def _read(path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise AvarcError(f"'{path}' is damaged", str(error), AGAIN) from None
+        raise AvarcError(f"'{path}' is corrupt", str(error), AGAIN) from None

@@ -21,48 +21,58 @@ SEGMENTS = "segments/{}.npy"  # of image {}, float64 (N, S, K)
 
 
 @dataclass(frozen=True)
-class Naming:
-    """What the candidates are called, and which of them count as right.
-
-    targets: how the dataset's classes stand to the model's; None where each counts as itself.
-    """
+class CandidateLabels:
+    """What the candidates are called, and which of them count as correct."""
 
     classes: LabelSpace
-    candidates: np.ndarray  # class ids (N,)
-    targets: LabelMapping | None = None
+    """The model's classes."""
 
-    def of(self, position: int) -> dict[str, Any]:
+    candidates: np.ndarray
+    """Class ids of the candidates, (N,) int64."""
+
+    targets: LabelMapping | None = None
+    """How the dataset's classes map to the model's; None where each class counts as itself."""
+
+    def entry(self, position: int) -> dict[str, Any]:
+        """A candidate as it stands in records."""
         class_id = int(self.candidates[position])
         return {"class": class_id, "id": self.classes.ids[class_id], "name": self.classes.names[class_id]}
 
     def right(self, label: int) -> np.ndarray:
-        """Which candidates count as right for a label, (N,) bool: in ObjectNet several classes may be one object."""
+        """Which candidates count as correct for a label, (N,) bool: in ObjectNet several classes may be one object."""
         counts_as = self.candidates if self.targets is None else self.targets.counts_as[self.candidates]
         right: np.ndarray = counts_as == label
         return right
 
     def label(self, label: int) -> tuple[str, str]:
-        """Id and name of a label: the dataset's own, where its classes are others than the model's."""
+        """Id and name of a label: the dataset's own where its classes differ from the model's."""
         own = (self.classes.ids[label], self.classes.names[label])
         return own if self.targets is None else self.targets.display_names.get(label, own)
 
 
 @dataclass(frozen=True)
-class Image:
-    """Which image a result is about: its row in the run, its path, its class id (LabelMapping.to_model) or UNKNOWN."""
+class RunImage:
+    """The image that a result is about."""
 
     index: int
+    """Of the image in the run."""
+
     path: str
+    """Name of the image below the run's source."""
+
     label: int
+    """Its class id in the model (LabelMapping.of), or UNKNOWN."""
 
 
-def line(image: Image, scores: ImageScores, naming: Naming, *, num_tokens: int, precision: str) -> dict[str, Any]:
-    """A line of predictions.jsonl. It holds no times, so that a rerun gives the same bytes."""
+def line(
+    image: RunImage, scores: ImageScores, labels: CandidateLabels, *, num_tokens: int, precision: str
+) -> dict[str, Any]:
+    """A line of predictions.jsonl. It contains no times, so that a rerun gives the same bytes."""
     winner = int(scores.order[0])
     known = image.label != UNKNOWN
-    where: np.ndarray = np.nonzero(naming.right(image.label)[scores.order])[0] if known else np.empty(0)
-    label_id, label_name = naming.label(image.label) if known else (None, None)
-    predicted = naming.of(winner)
+    where: np.ndarray = np.nonzero(labels.right(image.label)[scores.order])[0] if known else np.empty(0)
+    label_id, label_name = labels.label(image.label) if known else (None, None)
+    predicted = labels.entry(winner)
     return {
         "index": image.index,
         "path": image.path,
@@ -79,21 +89,21 @@ def line(image: Image, scores: ImageScores, naming: Naming, *, num_tokens: int, 
         "near_tie": near_tie(scores.margin, num_tokens, precision),
         "bits_per_token": -float(_log_likelihood(scores, winner)) / num_tokens / math.log(2),
         "tokens_scored": scores.tokens_scored,
-        "best": best(scores, naming, BEST),
+        "best": best(scores, labels, BEST),
     }
 
 
-def best(scores: ImageScores, naming: Naming, count: int) -> list[dict[str, Any]]:
+def best(scores: ImageScores, labels: CandidateLabels, count: int) -> list[dict[str, Any]]:
     """The best classes with their posterior probabilities and scores."""
     return [
-        naming.of(int(c)) | {"posterior": float(scores.posterior[c]), "score": float(scores.scores[c])}
+        labels.entry(int(c)) | {"posterior": float(scores.posterior[c]), "score": float(scores.scores[c])}
         for c in scores.order[:count]
     ]
 
 
-def detail(image: Image, scores: ImageScores, naming: Naming, protocol: Mapping[str, Any]) -> bytes:
-    """json/{index}.json: stage by stage who took part, with what score, who survived, and how long it took."""
-    ids = naming.candidates
+def detail(image: RunImage, scores: ImageScores, labels: CandidateLabels, protocol: Mapping[str, Any]) -> bytes:
+    """json/{index}.json: of each stage the candidates, their scores, the survivors, and the time it took."""
+    ids = labels.candidates
     stages = [
         {
             "segments": stage.segments,
@@ -106,30 +116,30 @@ def detail(image: Image, scores: ImageScores, naming: Naming, protocol: Mapping[
         for stage in scores.stages
     ]
     first = int(scores.order[0])
-    winner = naming.of(first)
+    winner = labels.entry(first)
     data = {
         "index": image.index,
         "path": image.path,
         "label": image.label if image.label != UNKNOWN else None,
         "prediction": winner["class"],
         "prediction_name": winner["name"],
-        "correct": None if image.label == UNKNOWN else bool(naming.right(image.label)[first]),
+        "correct": None if image.label == UNKNOWN else bool(labels.right(image.label)[first]),
         "stages": stages,
         "configuration": dict(protocol),
     }
     return json.dumps(data).encode()
 
 
-def likelihood(image: Image, scores: ImageScores, naming: Naming) -> bytes:
-    """likelihood/{index}.npz: token log-probabilities, float32 (N, L), and what they are of."""
+def likelihood(image: RunImage, scores: ImageScores, labels: CandidateLabels) -> bytes:
+    """likelihood/{index}.npz: token log-probabilities, float32 (N, L), with their candidates and the label."""
     assert scores.token_log_prob is not None, "the run was not asked for token log-probabilities"
     buffer = io.BytesIO()
     np.savez(
         buffer,
         log_likelihood=scores.token_log_prob,
-        candidates=naming.candidates.astype(np.int64),
+        candidates=labels.candidates.astype(np.int64),
         gt_label=np.int64(image.label),
-        gt_labels=naming.candidates[naming.right(image.label)].astype(np.int64),
+        gt_labels=labels.candidates[labels.right(image.label)].astype(np.int64),
         sequence_length=np.int64(scores.token_log_prob.shape[1]),
     )
     return buffer.getvalue()
@@ -144,5 +154,5 @@ def segments(scores: ImageScores) -> bytes:
 
 
 def _log_likelihood(scores: ImageScores, position: int) -> float:
-    """log p(x | y) behind a score: a difference to log p(x), where the score function takes one, is undone."""
+    """log p(x | y) behind a score: adds log p(x) back where the score function subtracts it."""
     return float(scores.scores[position]) + (0.0 if math.isnan(scores.unconditional) else scores.unconditional)

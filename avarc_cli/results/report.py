@@ -1,4 +1,4 @@
-"""A finished run as one HTML page: how good, where wrong, how sure, what it cost, and the hardest images."""
+"""A finished run as one HTML page: accuracy, confusions, calibration, cost, and the hardest images."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from avarc_cli import page
 from avarc_cli.errors import AvarcError
 from avarc_cli.page import text
 from avarc_cli.results import charts
+from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.metrics import wilson
 from avarc_cli.results.read_run import SavedRun
 from avarc_cli.results.validate import AGAIN, MAYBE, NUMBER, require
 
-MATRIX = 20  # classes in the confusion matrix; of more, those that are confused most
-LONG = 40  # rows of a table that is shown at once; longer ones are folded
+MATRIX = 20  # classes in the confusion matrix; with more, those that are confused most
+LONG = 40  # rows of a table that is shown open; longer ones are folded
 STYLE = """
 .tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .7rem 1.1rem; }
@@ -37,22 +38,28 @@ METRICS = {"images": int, "labelled": int, "near_ties": int, "tokens_scored_per_
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hardest:
-    """The part about single images: cards of HTML with the style and script they need, and what there is to say.
-
-    explained: cards that have maps.
-    """
+class HardestImages:
+    """The section about single images."""
 
     cards: Sequence[str]
+    """One HTML element per image."""
+
     note: str
+    """Plain text above them."""
+
     explained: int = 0
+    """Number of cards that have maps."""
+
     style: str = ""
+    """CSS that the cards need."""
+
     script: str = ""
+    """JavaScript that the cards need."""
 
 
-def check(run: SavedRun, metrics: Mapping[str, Any]) -> None:
-    """Raises AvarcError when metrics.json does not hold what a report shows, or not of this run."""
-    where = f"{run.path}/metrics.json"
+def read_metrics(run: SavedRun) -> dict[str, Any]:
+    """The run's metrics.json. Raises AvarcError when it lacks what a report shows, or belongs to another run."""
+    metrics, where = RunFolder(run.path).read_metrics(), f"{run.path}/metrics.json"
     require(metrics, METRICS, where)
     if metrics["labelled"]:
         needed = {"accuracy": NUMBER, "accuracy_95": list, "correct": int, "top_k": dict}
@@ -60,11 +67,12 @@ def check(run: SavedRun, metrics: Mapping[str, Any]) -> None:
         require(metrics, needed, where)
     if len(run.records) != metrics["images"]:
         why = f"{len(run.records)} predictions, and metrics of {metrics['images']} images"
-        raise AvarcError(f"'{run.path}' is damaged", why, AGAIN)
+        raise AvarcError(f"'{run.path}' is corrupt", why, AGAIN)
+    return metrics
 
 
-def report(run: SavedRun, metrics: Mapping[str, Any], hardest: Hardest) -> str:
-    """The whole page."""
+def render(run: SavedRun, metrics: Mapping[str, Any], hardest: HardestImages) -> str:
+    """The page."""
     labelled = _named(run)
     name = run.path.resolve().name
     sections = [_head(run, metrics, name), _tiles(metrics)]
@@ -98,12 +106,12 @@ def _tiles(metrics: Mapping[str, Any]) -> str:
     if metrics.get("labelled"):
         low, high = metrics["accuracy_95"]
         tiles.append((f"{metrics['accuracy']:.2%}", f"accuracy, 95 % interval {low:.1%} to {high:.1%}"))
-        tiles.append((f"{metrics['correct']:,} of {metrics['labelled']:,}", "images right"))
+        tiles.append((f"{metrics['correct']:,} of {metrics['labelled']:,}", "images correct"))
         tiles += [(f"{v:.2%}", f"top-{k}") for k, v in metrics["top_k"].items() if k != "1"]
     if metrics.get("label_not_a_candidate"):
-        tiles.append((f"{metrics['label_not_a_candidate']:,}", "images whose class is no candidate, not counted"))
+        tiles.append((f"{metrics['label_not_a_candidate']:,}", "images not counted: their class is not a candidate"))
     tiles.append((f"{metrics['bits_per_token'] or 0:.3f}", "bits per token under the predicted class"))
-    tiles.append((f"{metrics['tokens_scored_per_image'] or 0:,.0f}", "tokens scored an image"))
+    tiles.append((f"{metrics['tokens_scored_per_image'] or 0:,.0f}", "tokens scored per image"))
     seconds = metrics.get("seconds_per_image")
     if seconds:
         tiles.append((f"{1 / seconds:.1f}" if seconds < 1 else f"{seconds:.1f} s", _unit(seconds)))
@@ -113,41 +121,42 @@ def _tiles(metrics: Mapping[str, Any]) -> str:
 
 
 def _unit(seconds: float) -> str:
-    return "images a second" if seconds < 1 else "an image"
+    return "images per second" if seconds < 1 else "per image"
 
 
 def _calibration_and_cost(run: SavedRun, metrics: Mapping[str, Any], labelled: Sequence[dict[str, Any]]) -> str:
     binned = charts.bins([r["posterior"] for r in labelled], [r["label_rank"] == 0 for r in labelled])
     error = metrics.get("expected_calibration_error")  # over more bins than the diagram has; old runs lack it
-    told = "" if error is None else f" Expected calibration error {error:.1%}."
+    measured = "" if error is None else f" Expected calibration error {error:.1%}."
     return (
-        '<div class="row pair"><section><h2>Is it as sure as it should be?</h2>'
-        f"<figure>{charts.reliability(binned)}<figcaption>Share of images that are right, over the probability of the "
-        f"prediction; bars bear the number of images.{told}</figcaption></figure>"
+        '<div class="row pair"><section><h2>Calibration</h2>'
+        f"<figure>{charts.reliability(binned)}<figcaption>Accuracy over the probability of the prediction; the "
+        f"numbers are the images in each bar.{measured}</figcaption></figure>"
         f"</section>{_cost(run)}</div>"
     )
 
 
 def _cost(run: SavedRun) -> str:
-    """Candidates left by scale: from the images' own files where they were saved, else from the plan."""
+    """Candidates left after each segment: from the images' own files where they were saved, else from the plan."""
     plan, candidates = run.protocol["plan"], len(run.protocol["candidates"])
     stages = [part.split(":") for part in plan.split(",")]
     ends = [int(stage[0]) for stage in stages]
-    total = len(run.protocol["tokens"].get("patch_nums", ())) or max(ends)
+    scales = len(run.layout.grids) if run.layout else 0
+    segment, total = ("scale", scales) if scales > 1 else ("segment", max(ends))
     left = _mean_survivors(run, len(stages))
     source = "Mean over the images of the run"
     if left is None and not any("<" in stage[1] for stage in stages):
         left, source = [min(float(stage[1]), candidates) for stage in stages], "As the plan says, for every image"
-    title = "<h2>Candidates left by scale</h2>"
+    title = f"<h2>Candidates left by {segment}</h2>"
     if left is None:
         why = "the plan's margins decide image by image; classify with --save-json to see how many were left"
         return f"<section>{title}<p>Not recorded: {why}.</p></section>"
-    chart = charts.survivors(ends, left, candidates, total)
+    chart = charts.survivors(ends, left, candidates, total, f"{segment}s scored")
     return f"<section>{title}<figure>{chart}<figcaption>{source}: {text(plan)}.</figcaption></figure></section>"
 
 
 def _mean_survivors(run: SavedRun, stages: int) -> list[float] | None:
-    """Candidates that survive each stage, on average over the images; None where that was not saved."""
+    """Candidates that survive each stage, on average over the images; None when that was not saved."""
     sums = [0.0] * stages
     for record in run.records:
         file = run.path / "json" / f"{record['index']}.json"
@@ -156,8 +165,8 @@ def _mean_survivors(run: SavedRun, stages: int) -> list[float] | None:
         try:
             counts = [len(stage["survivors"]) for stage in json.loads(file.read_text())["stages"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise AvarcError(f"'{file}' is damaged", str(error), AGAIN) from None
-        counts += [1] * (stages - len(counts))  # decided early, and scored no further
+            raise AvarcError(f"'{file}' is corrupt", str(error), AGAIN) from None
+        counts += [1] * (stages - len(counts))  # decided early, so not scored further
         sums = [a + b for a, b in zip(sums, counts, strict=True)]
     return [s / len(run.records) for s in sums] if run.records else None
 
@@ -172,13 +181,13 @@ def _confusion(labelled: Sequence[dict[str, Any]]) -> str:
         for pair, _ in wrong.most_common():
             involved |= dict.fromkeys(pair)
         shown = sorted(list(involved)[:MATRIX], key=_natural)
-        note = f"The {len(shown)} of {len(classes)} classes that are confused most."
+        note = f"The {len(shown)} most confused of {len(classes)} classes."
     table = _matrix(shown, pairs) if shown else ""
     rows = [[text(a), text(b), str(n)] for (a, b), n in wrong.most_common(MATRIX)]
-    listed = page.table(["class", "taken for", "images"], rows, numbers=[2], caption="The most frequent confusions")
+    listed = page.table(["class", "predicted as", "images"], rows, numbers=[2], caption="The most frequent confusions")
     return (
-        f'<section><h2>What is taken for what</h2><p class="muted">{note}</p><div class="row pair">'
-        f'<div class="scroll">{table}</div>{listed if rows else "<p>Nothing was taken for anything else.</p>"}'
+        f'<section><h2>Confusions</h2><p class="muted">{note}</p><div class="row pair">'
+        f'<div class="scroll">{table}</div>{listed if rows else "<p>There are none.</p>"}'
         "</div></section>"
     )
 
@@ -194,7 +203,7 @@ def _matrix(classes: Sequence[str], pairs: Mapping[tuple[str, str], int]) -> str
             share = count / total if total else 0
             kind = "hit" if label == predicted else "miss"
             shade = f' class="{kind}" style="--share:{15 + 60 * share:.0f}%"' if count else ""
-            cells += f'<td{shade} title="{text(label)} taken for {text(predicted)}: {count}">{count or ""}</td>'
+            cells += f'<td{shade} title="{text(label)} predicted as {text(predicted)}: {count}">{count or ""}</td>'
         body += f'<tr><th scope="row">{text(label)}</th>{cells}</tr>\n'
     return (
         '<table class="matrix"><caption>Rows: the label. Columns: the prediction. Shades: share of the row.</caption>'
@@ -216,16 +225,16 @@ def _per_class(labelled: Sequence[dict[str, Any]]) -> str:
         interval = f"{low:.0%} to {high:.0%}"
         rows.append((share, name, [text(name), str(len(members)), f"{share:.1%}", page.bar(share), interval, said]))
     rows.sort(key=lambda row: (row[0], _natural(row[1])))
-    columns = ["class", "images", "accuracy", "", "95 % interval", "most often taken for"]
+    columns = ["class", "images", "accuracy", "", "95 % interval", "most often predicted as"]
     table = page.table(columns, [row[2] for row in rows], numbers=[1, 2], caption="Worst first")
     if len(rows) > LONG:
         table = f"<details><summary>all {len(rows)} classes</summary>{table}</details>"
-    return f"<section><h2>Class by class</h2>{table}</section>"
+    return f"<section><h2>Accuracy by class</h2>{table}</section>"
 
 
-def _hardest(hardest: Hardest) -> str:
+def _hardest(hardest: HardestImages) -> str:
     note = f'<p class="muted">{text(hardest.note)}</p>' if hardest.note else ""
-    return f"<section><h2>The hardest images</h2>{note}{''.join(hardest.cards)}</section>"
+    return f"<section><h2>Hardest images</h2>{note}{''.join(hardest.cards)}</section>"
 
 
 def _protocol(run: SavedRun) -> str:
@@ -234,10 +243,10 @@ def _protocol(run: SavedRun) -> str:
 
 
 def _named(run: SavedRun) -> list[dict[str, Any]]:
-    """Records whose label is a candidate, with what to call label ("truth") and prediction ("said").
+    """Records whose label is a candidate, with display names of the label ("truth") and the prediction ("said").
 
-    A prediction that counts as right bears the label's name (several classes may be one label); a name that two classes
-    share is told apart by the id.
+    A prediction that counts as correct has the label's name (several classes may be one label); where two classes share
+    a name, the id is added.
     """
     count = Counter(run.protocol.get("candidate_names", ()))
     named = []

@@ -17,7 +17,7 @@ from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.results import records
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.metrics import compute
-from avarc_cli.results.records import Image
+from avarc_cli.results.records import RunImage
 from avarc_cli.scoring.engine import score_group
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import ImageScores
@@ -28,32 +28,58 @@ Progress = Callable[[int, dict[str, float]], None]  # (images done, running numb
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What to classify, and what to keep of it.
-
-    labels: class id of each image (N_images,), -1 unknown; protocol: what the numbers depend on, for run.json;
-    fixed_shapes: pad the last group, so that every batch of the run has the same shape (--deterministic).
-    """
+    """What to classify, and what to save of it."""
 
     model: LikelihoodModel
+
     cache: TokenCache
+    """The images."""
+
     labels: np.ndarray
+    """Class id of each image, (images,) int64; -1 unknown."""
+
     request: ScoringRequest
-    naming: records.Naming
+    """Candidates, plan and score."""
+
+    candidate_labels: records.CandidateLabels
+    """What the candidates are called, and which of them count as correct."""
+
     precision: str
+    """Of the model, for the size of rounding errors."""
+
     protocol: Mapping[str, Any]
+    """What the numbers depend on, for run.json."""
+
     save_json: bool = False
+    """Write each image's stages."""
+
     save_likelihood: bool = False
+    """Write each image's token log-probabilities."""
+
     save_segments: bool = False
+    """Write each image's sums over segments."""
+
     fixed_shapes: bool = False
+    """Pad the last group, so that every batch of the run has the same shape (--deterministic)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """Records in the order of the images, metrics, and, if kept, the scores of the images of this session."""
+    """What a run gave."""
 
     records: list[dict[str, Any]]
+    """Lines of predictions.jsonl, in the order of the images."""
+
     metrics: dict[str, Any]
-    scores: list[tuple[Image, ImageScores]] = field(default_factory=list)
+    """metrics.json."""
+
+    scores: list[tuple[RunImage, ImageScores]] = field(default_factory=list)
+    """Scores of the images of this session, if they were asked for."""
+
+
+def accuracy_note(numbers: Mapping[str, float]) -> str:
+    """The running numbers of `Progress`, as the note beside a progress bar."""
+    return f"accuracy {numbers['accuracy']:.2%}" if "accuracy" in numbers else ""
 
 
 def classify(
@@ -64,12 +90,12 @@ def classify(
     progress: Progress = lambda done, numbers: None,
     say: Callable[[str], None] = lambda message: None,
 ) -> RunResult:
-    """Classify every image of the run's cache, going on where `folder` stops.
+    """Classify every image of the run's cache, continuing the run in `folder`.
 
     Args:
         folder: where results go; None keeps them in memory only.
         keep_scores: return the full scores of the images of this session.
-        progress: called after every group. say: called when a batch had to be made smaller.
+        progress: called after every group. say: called with a message when a batch had to shrink.
     Raises: Interrupted on Ctrl-C; AvarcError when even a single pair does not fit into memory, or another process
         writes to the folder.
     """
@@ -87,7 +113,7 @@ def classify(
                 progress(len(done), session.accuracy())
         except KeyboardInterrupt:
             kept = f"; {len(done)} of {len(run.cache)} images are kept in '{folder.path}'" if folder else ""
-            raise Interrupted("interrupted" + kept, fix="run the same command again to go on") from None
+            raise Interrupted("interrupted" + kept, fix="run the same command again to continue") from None
         seconds = folder.seconds if folder else session.seconds
         metrics = compute(done, seconds=seconds, candidates=len(run.request.candidates))
         metrics["temperature"] = run.request.temperature
@@ -98,38 +124,46 @@ def classify(
 
 @dataclass
 class _Session:
-    """The part of a run that one process does."""
+    """The part of a run that one call of `classify` does."""
 
     run: Run
     folder: RunFolder | None
+
     done: list[dict[str, Any]]
+    """Records so far, those of earlier sessions included."""
+
     group: int
+    """Images that are scored together, and journalled together."""
+
     keep_scores: bool
     say: Callable[[str], None]
+
     seconds: float = 0.0
-    scores: list[tuple[Image, ImageScores]] = field(default_factory=list)
+    """Spent scoring in this session."""
+
+    scores: list[tuple[RunImage, ImageScores]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.at_once = self.group  # images; fewer once memory has run out
+        self.images_at_once = self.group  # fewer once memory has run out
 
     def accuracy(self) -> dict[str, float]:
-        """So far, over the images whose class is a candidate; empty where there is none."""
+        """Over the images so far whose label is a candidate; empty when there is none."""
         ranks = [r["label_rank"] for r in self.done if r["label_rank"] is not None]
         return {"accuracy": ranks.count(0) / len(ranks)} if ranks else {}
 
     def score_next_group(self) -> None:
-        """Score as many images as are scored together, and add them to the journal."""
+        """Score the next group and add it to the journal."""
         run = self.run
         rows = np.arange(len(self.done), min(len(self.done) + self.group, len(run.cache)))
         started = time.perf_counter()
         padded = np.pad(rows, (0, self.group - len(rows)), mode="edge") if run.fixed_shapes else rows
         scored: list[ImageScores] = []
         while len(scored) < len(padded):
-            scored += self._score(padded[len(scored) : len(scored) + self.at_once])
+            scored += self._score(padded[len(scored) : len(scored) + self.images_at_once])
         seconds = time.perf_counter() - started
         self.seconds += seconds
-        images = [Image(int(i), run.cache.paths[i], int(run.labels[i])) for i in rows]
-        pairs = list(zip(images, scored, strict=False))  # padding stays behind
+        images = [RunImage(int(i), run.cache.paths[i], int(run.labels[i])) for i in rows]
+        pairs = list(zip(images, scored, strict=False))  # drops the padding
         lines = [_record(run, image, scores) for image, scores in pairs]
         if self.folder:
             _write_images(run, self.folder, pairs)
@@ -139,7 +173,7 @@ class _Session:
         self.done += lines
 
     def _score(self, rows: np.ndarray) -> list[ImageScores]:
-        """Scores of these images; none when memory ran out, and less will be tried at once."""
+        """Scores of these images; none when memory ran out: the caller tries again with smaller batches."""
         tokens_GSL = self.run.cache.tokens(rows)[:, : self.run.request.plan.samples]
         try:
             return score_group(self.run.model, tokens_GSL, self.run.request)
@@ -154,8 +188,8 @@ class _Session:
     def _shrink(self, images: int, error: BaseException) -> None:
         request = self.run.request
         if images > 1:
-            self.at_once = images // 2
-            self.say(f"out of memory: going on with {self.at_once} images at once instead of {images}")
+            self.images_at_once = images // 2
+            self.say(f"out of memory: continuing with {self.images_at_once} images at once instead of {images}")
             return
         half = request.tokens_per_batch // 2
         if half < self.run.model.segment_ends[0]:
@@ -164,20 +198,20 @@ class _Session:
                 str(error).split("\n", maxsplit=1)[0],
                 "use a smaller model, --precision bf16, or a machine with more memory",
             ) from None
-        self.say(f"out of memory: going on with batches of {half} tokens instead of {request.tokens_per_batch}")
+        self.say(f"out of memory: continuing with batches of {half} tokens instead of {request.tokens_per_batch}")
         self.run = replace(self.run, request=replace(request, tokens_per_batch=half))
 
 
-def _record(run: Run, image: Image, scores: ImageScores) -> dict[str, Any]:
+def _record(run: Run, image: RunImage, scores: ImageScores) -> dict[str, Any]:
     num_tokens = run.model.segment_ends[scores.segments - 1]
-    return records.line(image, scores, run.naming, num_tokens=num_tokens, precision=run.precision)
+    return records.line(image, scores, run.candidate_labels, num_tokens=num_tokens, precision=run.precision)
 
 
-def _write_images(run: Run, folder: RunFolder, pairs: list[tuple[Image, ImageScores]]) -> None:
+def _write_images(run: Run, folder: RunFolder, pairs: list[tuple[RunImage, ImageScores]]) -> None:
     for image, scores in pairs:
         if run.save_json:
-            folder.write(f"json/{image.index}.json", records.detail(image, scores, run.naming, run.protocol))
+            folder.write(f"json/{image.index}.json", records.detail(image, scores, run.candidate_labels, run.protocol))
         if run.save_likelihood:
-            folder.write(f"likelihood/{image.index}.npz", records.likelihood(image, scores, run.naming))
+            folder.write(f"likelihood/{image.index}.npz", records.likelihood(image, scores, run.candidate_labels))
         if run.save_segments:
             folder.write(records.SEGMENTS.format(image.index), records.segments(scores))

@@ -41,7 +41,7 @@ def exhaustive_scores(run: Run, folder: RunFolder, progress: Progress) -> ScoreT
 
 def right_candidates(run: Run) -> Int:
     """Position of each image's right candidate (n,); -1 where it has no label, or not just one candidate is right."""
-    right_nN = np.stack([run.naming.right(int(label)) for label in run.labels])
+    right_nN = np.stack([run.candidate_labels.right(int(label)) for label in run.labels])
     return np.where(right_nN.sum(1) == 1, right_nN.argmax(1), records.UNKNOWN)
 
 

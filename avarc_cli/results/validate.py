@@ -1,4 +1,4 @@
-"""What the JSON of a run must hold, so that a file that was changed by hand or by a fault is named at once."""
+"""Checks the JSON files of a run, so that one that was edited or corrupted is named before it is used."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ RECORD = {
     "best": list,
 }
 BEST = {"class": int, "posterior": NUMBER}
-# Of run.json, where it is there: one entry a candidate, or for the first, the candidates themselves.
+# Lists of run.json with one entry per candidate; older versions lack some of them.
 COLUMNS = {"candidates": int, "counts_as": int, "candidate_ids": str, "candidate_names": str}
 
 
 def require(there: Any, fields: Mapping[str, Any], where: str) -> None:
-    """Raises AvarcError unless these fields are there and of these types; numbers are finite."""
+    """Raises AvarcError unless these fields exist and have these types; numbers must be finite."""
     found = there if isinstance(there, Mapping) else {}
-    lost = [name for name, kind in fields.items() if name not in found or not _is(found[name], kind)]
-    if lost:
-        raise AvarcError(f"'{where}' is damaged", f"it has no {', '.join(lost)} that can be read", AGAIN)
+    invalid = [name for name, kind in fields.items() if name not in found or not _is(found[name], kind)]
+    if invalid:
+        raise _corrupt(where, invalid)
 
 
 def check_record(record: Any, where: str) -> None:
@@ -51,12 +51,12 @@ def check_record(record: Any, where: str) -> None:
 
 
 def check_protocol(protocol: Mapping[str, Any], where: str) -> None:
-    """Raises AvarcError unless run.json holds what is read from it."""
+    """Raises AvarcError unless run.json has valid values where it is read."""
     require(protocol, PROTOCOL, where)
     require(protocol["model"], {"name": str}, where)
     require(protocol["tokens"], {"source": str, "preprocess": str}, where)
     count = len(protocol["candidates"])
-    lost = [
+    invalid = [
         name
         for name, kind in COLUMNS.items()
         if name in protocol
@@ -67,11 +67,15 @@ def check_protocol(protocol: Mapping[str, Any], where: str) -> None:
         )
     ]
     if not all(STAGE.fullmatch(part.strip()) for part in protocol["plan"].split(",")):
-        lost.append("plan")
+        invalid.append("plan")
     if "length" in protocol["tokens"] and not _is(protocol["tokens"]["length"], int):
-        lost.append("tokens.length")
-    if lost:
-        raise AvarcError(f"'{where}' is damaged", f"it has no {', '.join(lost)} that can be read", AGAIN)
+        invalid.append("tokens.length")
+    if invalid:
+        raise _corrupt(where, invalid)
+
+
+def _corrupt(where: str, fields: list[str]) -> AvarcError:
+    return AvarcError(f"'{where}' is corrupt", f"missing or invalid: {', '.join(fields)}", AGAIN)
 
 
 def _is(value: Any, kind: Any) -> bool:

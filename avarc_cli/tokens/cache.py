@@ -36,7 +36,8 @@ class TokenCache:
     """An opened cache: header, labels and names are in memory, tokens stay on disk.
 
     labels: (N,) int32; paths: names below the source; unreadable: (name, reason) of the images left out;
-    share: which part of a cache this is, None for a whole one; rows: of a part, (N,) int64 indices in the full set.
+    share: which part of a cache this is, None for a whole one; rows: of a part, (N,) int64 indices in the full set;
+    file_rows: rows of the file that a view shows (`take`), (N,) int64; None for all of them, in order.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class TokenCache:
     unreadable: tuple[tuple[str, str], ...]
     share: Share | None = None
     rows: np.ndarray | None = None
+    file_rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -71,6 +73,21 @@ class TokenCache:
             raise UsageError(f"{count} images were asked for, must be at least 1")
         return dataclasses.replace(self, labels=self.labels[:count], paths=self.paths[:count])
 
+    def take(self, rows: Sequence[int] | np.ndarray) -> TokenCache:
+        """A view of these images only, in this order; nothing is read. Rows of the view count from 0.
+
+        Raises: IndexError.
+        """
+        chosen = self._checked(rows)
+        file_rows = chosen if self.file_rows is None else self.file_rows[chosen]
+        return dataclasses.replace(
+            self,
+            labels=self.labels[chosen],
+            paths=tuple(self.paths[row] for row in chosen.tolist()),
+            rows=None if self.rows is None else self.rows[chosen],
+            file_rows=file_rows,
+        )
+
     def latents(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Latents of these images before quantisation, (n, Z, h, w) float16.
 
@@ -83,8 +100,10 @@ class TokenCache:
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
         """Tokens and latents (None where there are none) of these rows, as they are stored, a few thousand at a time.
 
-        Raises: CacheError when the file became unreadable.
+        Raises: CacheError when the file became unreadable; ValueError for a view (`take`).
         """
+        if self.file_rows is not None:
+            raise ValueError("blocks are read from the cache itself, not from a view of some rows")
         stop = len(self) if stop is None else stop
         try:
             with h5py.File(self.path, "r") as file:
@@ -116,9 +135,9 @@ class TokenCache:
         )
 
     def _read(self, dataset: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        wanted = np.asarray(rows, dtype=np.int64)
-        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
-            raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a cache of {len(self)} images")
+        wanted = self._checked(rows)
+        if self.file_rows is not None:
+            wanted = self.file_rows[wanted]
         unique, inverse = np.unique(wanted, return_inverse=True)  # h5py reads increasing rows only
         try:
             with h5py.File(self.path, "r") as file:
@@ -126,6 +145,13 @@ class TokenCache:
         except DAMAGED as error:
             raise _damaged(self.path, str(error)) from error
         return values[inverse]
+
+    def _checked(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The rows as int64. Raises: IndexError when one is out of range."""
+        wanted = np.asarray(rows, dtype=np.int64)
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
+            raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a cache of {len(self)} images")
+        return wanted
 
 
 def read(path: str | Path, *, parts_too: bool = False) -> TokenCache:

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import load_golden
 
-from avarc_cli.bench.plain import token_log_prob
 from avarc_cli.models.var.likelihood import VARLikelihood
+from avarc_cli.models.var.reference import token_log_probs
 from avarc_cli.scoring.batching import auto_tokens
 from avarc_cli.scoring.engine import score_group
 from avarc_cli.scoring.plan import parse_plan
@@ -54,7 +54,7 @@ def main(rounds: int) -> None:
     for number in range(rounds):
         ours, our_seconds = timed(lambda: score_group(model, tokens[:, None].numpy(), request)[0].token_log_prob)
         plain, plain_seconds = timed(
-            lambda: torch.cat([token_log_prob(weights, tokens[0], teacher, pair) for pair in ids.split(5)])
+            lambda: torch.cat([token_log_probs(weights, tokens[0], teacher, pair) for pair in ids.split(5)])
         )
         ratios.append(plain_seconds / our_seconds)
         worst = float(np.abs(ours - plain.numpy()).max())

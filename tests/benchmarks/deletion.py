@@ -3,7 +3,7 @@
 python tests/benchmarks/deletion.py --out docs/explain-deletion.png
 
 Every tenth held-out digit of the embedded model; the map of the prediction against its strongest rival, paper weights.
-A cell is hidden by filling its 2 x 2 pixels with the image's mean; then the image is encoded and scored anew.
+A cell is hidden by filling its 2 x 2 pixels with the image's mean; then the image is encoded and scored again.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def deletion(digits: Digits, hidden: tuple[int, ...] = HIDDEN, seed: int = 0) ->
     rng, curves = np.random.default_rng(seed), {}
     for name, sign in ORDERS.items():
         order = [
-            np.argsort(sign * combine(m, digits.model.tokenizer.layout.sides, Weighting()).ravel(), kind="stable")
+            np.argsort(sign * combine(m, digits.model.tokenizer.layout, Weighting()).ravel(), kind="stable")
             if sign
             else rng.permutation(digits.model.tokenizer.layout.sides[-1] ** 2)
             for m in contrast_NL

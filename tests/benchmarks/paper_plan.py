@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import load_golden
 
-from avarc_cli.bench.plain import token_log_prob
 from avarc_cli.layers.precision import available, find
 from avarc_cli.models.var.likelihood import VARLikelihood
+from avarc_cli.models.var.reference import token_log_probs
 from avarc_cli.scoring.batching import auto_tokens
 from avarc_cli.scoring.cache_policy import shared_segments
 from avarc_cli.scoring.engine import score_group
@@ -57,7 +57,7 @@ class Plain:
         end = self.ends[segments - 1]
         teacher = self.quantizer.teacher_input(tokens_L[None])[:, : end - 1]
         rows = [
-            token_log_prob(self.weights, tokens_L[:end], teacher, pairs).double().sum(1)
+            token_log_probs(self.weights, tokens_L[:end], teacher, pairs).double().sum(1)
             for pairs in torch.from_numpy(class_id).split(PAIRS)
         ]
         return torch.cat(rows).numpy()

@@ -12,8 +12,8 @@ from avarc_cli import classifier
 from avarc_cli.cli import main
 from avarc_cli.data.datasets import open_images
 from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.explain.choose import Verdict, select
-from avarc_cli.explain.explain import pixels_of_cache, pixels_of_images, source_pixels
+from avarc_cli.explain.pixels import pixels_of_cache, pixels_of_images, source_pixels
+from avarc_cli.explain.predictions import ImagePrediction, select
 from avarc_cli.loading import load_tokenizer
 from avarc_cli.tokens import encode, read
 
@@ -129,7 +129,8 @@ def test_only_wrong_and_only_right_share_out_the_images(cache, models, tmp_path,
 
 def test_unsure_means_a_low_probability():
     sure = [
-        Verdict(row=i, path=str(i), order=(0, 1), posterior=(p, 1 - p)) for i, p in enumerate((0.95, 0.6, 0.9, 0.7))
+        ImagePrediction(row=i, path=str(i), class_ids=(0, 1), posterior=(p, 1 - p))
+        for i, p in enumerate((0.95, 0.6, 0.9, 0.7))
     ]
     assert [v.row for v in select(sure, "unsure", 9, sort=True)] == [1, 3]
     assert [v.row for v in select(sure, None, 2, sort=True)] == [1, 3]
@@ -181,7 +182,7 @@ def test_objectnets_border_is_not_shown(models, tmp_path):
     preprocess = Preprocess("none", 64)
     encode(images, tokenizer, preprocess, tmp_path / "t.h5")
     cache = read(tmp_path / "t.h5")
-    for pixels in (pixels_of_images(images, cache, preprocess), pixels_of_cache(cache, tokenizer)):
+    for pixels in (pixels_of_images(images, cache), pixels_of_cache(cache, tokenizer)):
         shown, decoded = pixels(0)
         assert not decoded and (shown == inside).all()
     assert (source_pixels(path.as_posix(), "a.png", "none 64", "objectnet") == inside).all()
@@ -231,7 +232,7 @@ def test_unlabelled_images_are_neither_wrong_nor_right(tiny_files, models, tmp_p
     assert explain(*words, "--only", "wrong") == 2
     assert "cannot tell which images are wrong" in capsys.readouterr().err
     assert explain(*words, "--class", "label") == 2
-    assert "nobody told the label" in capsys.readouterr().err
+    assert ".png' is unknown" in capsys.readouterr().err
 
 
 def test_a_folder_in_the_place_of_the_picture_is_refused(cache, models, tmp_path, capsys):

@@ -134,7 +134,7 @@ def test_a_damaged_file_of_a_run_is_named(run, tmp_path, capsys):
     victim = tmp_path / "run" / "likelihood" / "3.npz"
     victim.write_bytes(victim.read_bytes()[:200])
     assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "x.npz")]) == 1
-    assert f"'{victim}' is damaged" in capsys.readouterr().err and not (tmp_path / "x.npz").exists()
+    assert f"'{victim}' is corrupt" in capsys.readouterr().err and not (tmp_path / "x.npz").exists()
 
 
 def test_an_interrupted_run_must_be_finished_first(run, tmp_path, capsys):

@@ -13,8 +13,7 @@ from avarc_cli.data import LabelSpace, datasets, imagenet1k
 from avarc_cli.data.label_mapping import map_labels
 from avarc_cli.errors import UsageError
 from avarc_cli.results.metrics import compute
-from avarc_cli.results.records import Image as Shown
-from avarc_cli.results.records import Naming, line
+from avarc_cli.results.records import CandidateLabels, RunImage, line
 from avarc_cli.scoring.scores import ImageScores
 from avarc_cli.tokens import read
 
@@ -102,7 +101,7 @@ def scores(order, candidates: int) -> ImageScores:
 def test_ranks_and_accuracy_follow_the_map_by_hand():
     """Chairs are 423, 559 and 765; clocks 409 and 530; a banana is 954; 0 is a tench."""
     targets = map_labels(("alarm_clock", "banana", "chair", "spork"), "objectnet", imagenet1k())
-    naming = Naming(imagenet1k(), np.arange(1000), targets)
+    labels = CandidateLabels(imagenet1k(), np.arange(1000), targets)
     cases = [  # dataset class, order of predictions, expected rank
         (2, (765, 0, 423), 0),
         (2, (0, 559, 423), 1),
@@ -114,8 +113,8 @@ def test_ranks_and_accuracy_follow_the_map_by_hand():
     ]
     records = []
     for i, (label, order, rank) in enumerate(cases):
-        image = Shown(i, f"{i}.png", int(targets.to_model(np.array([label]))[0]))
-        record = line(image, scores(order, 1000), naming, num_tokens=1, precision="fp32")
+        image = RunImage(i, f"{i}.png", int(targets.to_model(np.array([label]))[0]))
+        record = line(image, scores(order, 1000), labels, num_tokens=1, precision="fp32")
         assert record["label_rank"] == rank, (label, order)
         records.append(record)
     assert [r["label_id"] for r in records] == ["chair", "chair", "alarm_clock", "alarm_clock", "banana", None, None]
@@ -132,10 +131,10 @@ def test_ranks_and_accuracy_follow_the_map_by_hand():
 
 def test_only_some_of_an_objects_classes_may_be_candidates():
     targets = map_labels(("chair",), "objectnet", imagenet1k())
-    naming = Naming(imagenet1k(), np.array([0, 765]), targets)
-    image = Shown(0, "0.png", int(targets.label[0]))
-    assert line(image, scores((1,), 2), naming, num_tokens=1, precision="fp32")["label_rank"] == 0
-    none = Naming(imagenet1k(), np.array([0, 1]), targets)
+    labels = CandidateLabels(imagenet1k(), np.array([0, 765]), targets)
+    image = RunImage(0, "0.png", int(targets.label[0]))
+    assert line(image, scores((1,), 2), labels, num_tokens=1, precision="fp32")["label_rank"] == 0
+    none = CandidateLabels(imagenet1k(), np.array([0, 1]), targets)
     assert line(image, scores((1,), 2), none, num_tokens=1, precision="fp32")["label_rank"] is None
 
 

@@ -92,11 +92,11 @@ def test_the_page_has_every_part_and_needs_nothing_else(full):
     page = Page(text)
     assert page.headings == [
         "full",
-        "Is it as sure as it should be?",
+        "Calibration",
         "Candidates left by scale",
-        "What is taken for what",
-        "Class by class",
-        "The hardest images",
+        "Confusions",
+        "Accuracy by class",
+        "Hardest images",
         "Protocol",
     ]
     assert all(link.startswith("data:") for link in page.links)
@@ -117,7 +117,7 @@ def test_the_numbers_are_those_of_the_run(full):
     for label in range(4):
         for predicted in {r["prediction_name"] for r in records}:
             count = sum((r["label"], r["prediction_name"]) == (label, predicted) for r in records)
-            assert f'title="{label} taken for {predicted}: {count}"' in text
+            assert f'title="{label} predicted as {predicted}: {count}"' in text
     wrongest = min(records, key=lambda r: next((b["posterior"] for b in r["best"] if b["class"] == r["label"]), 0))
     assert text.index(f"<h3>{wrongest['path']}</h3>") == text.index("<h3>")
 
@@ -266,7 +266,7 @@ def test_a_damaged_run_is_refused(copy, capsys, name, content):
     (copy / name).write_text(content)
     assert main(["report", str(copy)]) == 1
     told = capsys.readouterr().err
-    assert ("is damaged" in told or "cannot read" in told) and "bug" not in told
+    assert ("is corrupt" in told or "cannot read" in told) and "bug" not in told
     assert "copy" in told
 
 
@@ -274,7 +274,7 @@ def test_a_damaged_likelihood_removes_the_maps_but_not_the_page(copy, capsys):
     for file in (copy / "likelihood").iterdir():
         file.write_bytes(b"no zip")
     assert main(["report", str(copy)]) == 0
-    assert "is damaged" in capsys.readouterr().err
+    assert "is corrupt" in capsys.readouterr().err
     assert "No maps of the hardest images" in (copy / "report.html").read_text()
 
 

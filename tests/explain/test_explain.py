@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import torch
 from PIL import Image
 
 from avarc_cli.data.labels import LabelSpace
-from avarc_cli.explain.choose import Comparison, Verdict
-from avarc_cli.explain.explain import explain
+from avarc_cli.explain.comparison import Comparison
+from avarc_cli.explain.explain import explain_predictions
 from avarc_cli.explain.explanation import headline, percent, signed
 from avarc_cli.explain.maps import Weighting, combine
+from avarc_cli.explain.predictions import ImagePrediction
+from avarc_cli.layout import TokenLayout
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.scoring.exhaustive import token_log_probs
 
@@ -38,14 +41,14 @@ def model(tiny):
     return VARLikelihood(tiny.var(), tiny.vqvae().quantize)
 
 
-def verdict(golden, row, label=0):
+def prediction(golden, row, label=0):
     scores = golden.arrays["log_likelihood"][row, :10]
     order = np.argsort(-scores, kind="stable")
     posterior = np.exp(scores - np.logaddexp.reduce(scores))
-    return Verdict(
+    return ImagePrediction(
         row=row,
         path=f"{row}.png",
-        order=tuple(order.tolist()),
+        class_ids=tuple(order.tolist()),
         posterior=tuple(posterior[order].tolist()),
         label_name=f"class {label}",
         label=label,
@@ -56,11 +59,11 @@ def verdict(golden, row, label=0):
 def explained(tiny, model, comparison, row=0):
     names = tuple(f"class {i}" for i in range(10))
     classes = LabelSpace("ten", names, names)
-    (e,) = explain(
-        model,
-        classes,
+    loaded = SimpleNamespace(likelihood=model, classes=classes)
+    (e,) = explain_predictions(
+        loaded,
         Cache(tiny),
-        [verdict(tiny, row)],
+        [prediction(tiny, row)],
         comparison,
         pixels=lambda row: (tiny.arrays["image_uint8"][row], False),
         tokens_per_batch=64,
@@ -105,13 +108,13 @@ def test_classes_of_different_adapters_never_share_a_batch(tiny, model):
 
 def test_the_panels_are_the_formula_on_golden_log_probabilities(tiny, model):
     token = tiny.arrays["token_log_prob"][1].astype(np.float64)
-    e = explained(tiny, model, Comparison(subject=2, rival=7), row=1)
+    e = explained(tiny, model, Comparison(target=2, contrast=7), row=1)
     for panel, (a, b) in zip(e.panels(Weighting()), [(2, 10), (7, 10), (2, 7)], strict=True):
-        expected = combine(token[a] - token[b], tiny.patch_nums, Weighting())
+        expected = combine(token[a] - token[b], TokenLayout.multi_scale(tiny.patch_nums), Weighting())
         np.testing.assert_allclose(panel.cells, expected, atol=1e-3)
         difference = tiny.arrays["log_likelihood"][1, a] - tiny.arrays["log_likelihood"][1, b]
-        assert panel.total == pytest.approx(difference, abs=1e-3)
-        assert panel.difference == pytest.approx(difference, abs=1e-3)
+        assert panel.map_sum == pytest.approx(difference, abs=1e-3)
+        assert panel.log_likelihood_ratio == pytest.approx(difference, abs=1e-3)
     assert [p.title for p in e.panels(Weighting())] == [
         "class 2 vs unconditional",
         "class 7 vs unconditional",
@@ -119,15 +122,15 @@ def test_the_panels_are_the_formula_on_golden_log_probabilities(tiny, model):
     ]
 
 
-def test_leads_end_at_the_difference_of_the_log_likelihoods(tiny, model):
+def test_cumulative_log_odds_end_at_the_difference_of_the_log_likelihoods(tiny, model):
     e = explained(tiny, model, Comparison())
     total = tiny.arrays["log_likelihood"][0]
-    rival = e.class_ids[e.rival]
-    leads = dict(e.leads())
-    assert {e.names[e.subject], e.names[e.rival], "class 0"} <= leads.keys()
-    for name, lead in leads.items():
-        assert lead[-1] == pytest.approx(total[int(name.split()[1])] - total[rival], abs=2e-3)
-        assert len(lead) == len(tiny.patch_nums)
+    contrast = e.class_ids[e.contrast]
+    lines = {line.name: line.values for line in e.cumulative_log_odds()}
+    assert {e.names[e.target], e.names[e.contrast], "class 0"} <= lines.keys()
+    for name, values in lines.items():
+        assert values[-1] == pytest.approx(total[int(name.split()[1])] - total[contrast], abs=2e-3)
+        assert len(values) == len(tiny.patch_nums)
 
 
 def test_a_model_without_p_x_is_compared_with_the_rival_only(tiny, model):
@@ -148,7 +151,7 @@ def test_numbers_for_people():
 def test_the_headline_says_what_was_said_and_whether_it_is_right(tiny, model):
     e = explained(tiny, model, Comparison())
     right = e.names[0] == "class 0"
-    assert headline(e).endswith("rightly" if right else "the label is class 0")
+    assert headline(e).endswith("correctly" if right else "the label is class 0")
     assert e.correct is right
 
 
@@ -159,7 +162,7 @@ def digits():
 
 def test_a_digit_pasted_into_a_corner_moves_the_evidence_there(digits):
     """The share of the absolute evidence in each quarter, over twelve digits of half the size."""
-    p_x, patch_nums = digits.model.likelihood.unconditional, digits.model.tokenizer.patch_nums
+    p_x, layout = digits.model.likelihood.unconditional, digits.model.tokenizer.layout
     small = [np.array(Image.fromarray(p).resize((8, 8), Image.Resampling.LANCZOS)) for p in digits.pixels]
     shares = {}
     for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
@@ -169,7 +172,7 @@ def test_a_digit_pasted_into_a_corner_moves_the_evidence_there(digits):
         tokens = tokens_of(digits, pasted)
         log_prob = token_log_probs(digits.model.likelihood, tokens, [*range(10), p_x], 8192)
         best = log_prob[:, :10].sum(-1).argmax(1)
-        maps = [np.abs(combine(log_prob[i, b] - log_prob[i, 10], patch_nums, Weighting())) for i, b in enumerate(best)]
+        maps = [np.abs(combine(log_prob[i, b] - log_prob[i, 10], layout, Weighting())) for i, b in enumerate(best)]
         quarters = np.mean([m.reshape(2, 4, 2, 4).sum(axis=(1, 3)) / m.sum() for m in maps], axis=0)
         shares[corner] = quarters
         assert np.unravel_index(quarters.argmax(), (2, 2)) == corner, quarters

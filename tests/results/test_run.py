@@ -26,7 +26,7 @@ def test_running_out_of_memory_halves_the_batch_says_so_and_finishes(tmp_path, e
     said = []
     result = classify(make_run(SmallModel(100, error), plan=plan), RunFolder(tmp_path / "run"), say=said.append)
     assert result.metrics["accuracy"] == 1.0 and len(result.records) == 10
-    assert said and all(message.startswith("out of memory: going on with") for message in said)
+    assert said and all(message.startswith("out of memory: continuing with") for message in said)
     assert len(said) <= 3, "the smaller batch is kept for the rest of the run"
 
 

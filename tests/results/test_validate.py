@@ -49,7 +49,7 @@ def test_a_run_as_it_was_written_is_read(folder):
 def test_a_changed_run_json_is_named(folder, changed):
     asked = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(asked | changed))
-    with pytest.raises(AvarcError, match=r"run\.json' is damaged"):
+    with pytest.raises(AvarcError, match=r"run\.json' is corrupt"):
         open_run(folder)
 
 
@@ -57,7 +57,7 @@ def test_a_changed_run_json_is_named(folder, changed):
 def test_a_changed_line_of_predictions_is_named(folder, line):
     lines = (folder / "predictions.jsonl").read_text().splitlines()
     (folder / "predictions.jsonl").write_text("\n".join([*lines[:3], line, *lines[4:]]) + "\n")
-    with pytest.raises(AvarcError, match=r"predictions\.jsonl.* is damaged"):
+    with pytest.raises(AvarcError, match=r"predictions\.jsonl.* is corrupt"):
         open_run(folder)
 
 
@@ -66,7 +66,7 @@ def test_a_changed_value_of_a_prediction_is_named(folder, field, value):
     lines = (folder / "predictions.jsonl").read_text().splitlines()
     lines[0] = json.dumps(json.loads(lines[0]) | {field: value})
     (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n")
-    with pytest.raises(AvarcError, match="line 1' is damaged") as caught:
+    with pytest.raises(AvarcError, match="line 1' is corrupt") as caught:
         open_run(folder)
     assert field in caught.value.why
 
@@ -75,9 +75,9 @@ def test_a_changed_journal_or_time_is_named_on_resume(folder):
     (folder / "run.json").write_text(json.dumps({"plan": "exhaustive"}))
     (folder / "predictions.jsonl").rename(folder / "predictions.jsonl.part")
     (folder / "seconds.part").write_text("")
-    with pytest.raises(AvarcError, match=r"seconds\.part' is damaged"):
+    with pytest.raises(AvarcError, match=r"seconds\.part' is corrupt"):
         classify(make_run(SmallModel(10**6)), RunFolder(folder))
     (folder / "seconds.part").unlink()
     (folder / "predictions.jsonl.part").write_text("5\n" * 10)
-    with pytest.raises(AvarcError, match="line 1' is damaged"):
+    with pytest.raises(AvarcError, match="line 1' is corrupt"):
         classify(make_run(SmallModel(10**6)), RunFolder(folder))

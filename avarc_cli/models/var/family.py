@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
-from avarc_cli.likelihood import GeneratorFamily, TokenizerNetwork
+from avarc_cli.likelihood import GeneratorFamily, LikelihoodModel, TokenizerNetwork
 from avarc_cli.models.var import config as configs
+from avarc_cli.models.var.benchmark import VARWorkload, random_workload
 from avarc_cli.models.var.config import VARConfig
 from avarc_cli.models.var.initialise import initialise
 from avarc_cli.models.var.likelihood import VARLikelihood
@@ -66,6 +67,13 @@ class VARFamily(GeneratorFamily):
         )
         var = initialise(VAR(config)).to(vqvae.quant_conv.weight.device)
         return VARLikelihood(var, vqvae.quantize)
+
+    def random_workload(self, shape: str, scales: Sequence[int] | None, device: torch.device) -> VARWorkload:
+        return random_workload(shape, scales, device)
+
+    def model_workload(self, model: LikelihoodModel, device: torch.device) -> VARWorkload:
+        assert isinstance(model, VARLikelihood)
+        return VARWorkload(model.var, device)
 
 
 def _vqvae(tokenizer: TokenizerNetwork, source: str) -> VQVAE:

@@ -1,6 +1,7 @@
-"""What a straightforward implementation of VAR does, to compare with: one masked pass over all tokens, all logits.
+"""A straightforward implementation of VAR, to compare with: one masked pass over all tokens, all logits.
 
-Written from the equations alone, over the tensors of a published state dict; nothing is shared with avarc_cli.models.
+Written from the equations alone (arXiv:2404.02905), over the tensors of a published state dict. It shares nothing with
+`network`. Shapes: P pairs, L tokens, C width, Z latent channels.
 """
 
 from __future__ import annotations
@@ -14,19 +15,22 @@ from torch.nn import functional as F
 
 
 @torch.inference_mode()
-def token_log_prob(w: Mapping[str, Tensor], tokens_L: Tensor, teacher: Tensor, class_id_P: Tensor) -> Tensor:
-    """log p of each token under each class, (P, L): of the first L tokens, where fewer are given.
+def token_log_probs(w: Mapping[str, Tensor], tokens_L: Tensor, teacher_1TZ: Tensor, class_id_P: Tensor) -> Tensor:
+    """log p(token | coarser scales, class) of each token under each class, in nats.
 
     Args:
-        w: a published state dict; tokens_L: int64, whole scales; teacher: the quantiser's input for them from scale 2
-        on, (1, L - first scale, Z).
+        w: a published state dict.
+        tokens_L: int64, of the first scales; a prefix of an image's tokens will do.
+        teacher_1TZ: the quantiser's input for the tokens from scale 2 on.
+        class_id_P: int64.
+    Returns: (P, L), in the dtype of the weights.
     """
     depth = sum(key.endswith("mat_qkv.weight") for key in w)
     level_L = w["lvl_1L"].flatten()[: len(tokens_L)]
     mask_LL = torch.where(level_L[:, None] >= level_L[None, :], 0.0, -math.inf)
     cond_PC = w["class_emb.weight"][class_id_P]
     start = cond_PC[:, None] + w["pos_start"]
-    rest = F.linear(teacher, w["word_embed.weight"], w["word_embed.bias"]).expand(len(class_id_P), -1, -1)
+    rest = F.linear(teacher_1TZ, w["word_embed.weight"], w["word_embed.bias"]).expand(len(class_id_P), -1, -1)
     x = torch.cat([start, rest], 1) + w["pos_1LC"][:, : len(tokens_L)] + w["lvl_embed.weight"][level_L]
     for i in range(depth):
         x = _block(w, f"blocks.{i}.", x, cond_PC, mask_LL)

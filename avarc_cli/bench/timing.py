@@ -1,0 +1,67 @@
+"""Wall time, CPU time, peak memory and a profile of a function, and the machine's own rate of matrix products."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+OPS_SHOWN = 8
+
+
+def timed(run: Callable[[], Tensor], device: torch.device) -> tuple[float, float]:
+    """(wall seconds, CPU seconds of all threads) of one call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def peak_memory(run: Callable[[], Tensor], device: torch.device) -> tuple[int | None, Tensor]:
+    """The most bytes that a call took beyond what was allocated before, and its result; None where not measurable."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        out = run()
+        return torch.cuda.max_memory_allocated(device) - before, out
+    reset = Path("/proc/self/clear_refs")
+    try:
+        reset.write_text("5")  # resets the high-water mark (Linux)
+    except OSError:
+        return None, run()
+    before = _status("VmRSS")
+    out = run()
+    return max(0, _status("VmHWM") - before), out
+
+
+def _status(field: str) -> int:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field + ":"))
+    return 1024 * int(line.split()[1])
+
+
+def breakdown(run: Callable[[], Tensor], device: torch.device) -> tuple[tuple[str, float], ...]:
+    """(operation, fraction of the time) of one call, largest first."""
+    cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
+        run()
+    events = profiler.key_averages()
+    spent = {e.key: float(e.self_device_time_total if cuda else e.self_cpu_time_total) for e in events}
+    total = sum(spent.values()) or 1.0
+    largest = sorted(spent.items(), key=lambda item: -item[1])[:OPS_SHOWN]
+    return tuple((name, seconds / total) for name, seconds in largest)
+
+
+def product_rate(device: torch.device) -> float:
+    """Operations per second of a matrix product of typical size: fp32 on a CPU, bf16 on CUDA."""
+    cuda = device.type == "cuda"
+    dtype, rows = (torch.bfloat16, 8192) if cuda else (torch.float32, 1024)
+    a = torch.randn(rows, 8192 if cuda else 1024, device=device).to(dtype)
+    b = torch.randn(a.shape[1], 8192 if cuda else 4096, device=device).to(dtype)
+    a @ b
+    seconds = min(timed(lambda: a @ b, device)[0] for _ in range(5))
+    return 2 * a.shape[0] * a.shape[1] * b.shape[1] / seconds

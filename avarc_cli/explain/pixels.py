@@ -1,0 +1,59 @@
+"""What to show as the input: the image as the tokenizer saw it, or what its tokens decode to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from avarc_cli.data.datasets import ImageSet, load_pixels
+from avarc_cli.data.image_source import open_regular
+from avarc_cli.data.preprocess import MODES, Preprocess
+from avarc_cli.errors import UnreadableImage
+from avarc_cli.likelihood import Tokenizer
+from avarc_cli.tokens.cache import TokenCache
+from avarc_cli.tokens.reconstruct import reconstruct
+
+PixelLoader = Callable[[int], tuple[np.ndarray, bool]]
+"""Row of a token cache -> pixels (H, H, 3) uint8, and whether they were decoded from tokens."""
+
+
+def pixels_of_images(images: ImageSet, cache: TokenCache) -> PixelLoader:
+    """The images themselves, for a cache that was just made from them."""
+    header = cache.header
+    preprocess = Preprocess(header.preprocess.partition(" ")[0], header.image_size)
+    row_of = {name: row for row, name in enumerate(images.names)}
+    return lambda row: (images.load(row_of[cache.paths[row]], preprocess), False)
+
+
+def pixels_of_cache(cache: TokenCache, tokenizer: Tokenizer) -> PixelLoader:
+    """The image file that a row came from, if it still exists; otherwise what the row's tokens decode to."""
+
+    def load(row: int) -> tuple[np.ndarray, bool]:
+        header = cache.header
+        found = source_pixels(header.source, cache.paths[row], header.preprocess, header.dataset)
+        if found is None:
+            return reconstruct(tokenizer, cache.tokens([row])[:, :1])[0, 0], True
+        return found, False
+
+    return load
+
+
+def source_pixels(source: str, name: str, preprocess: str, dataset: str) -> np.ndarray | None:
+    """One image file of a cache's or run's source, preprocessed; None when it cannot be read there any more.
+
+    Args:
+        source, name, preprocess: as the cache records them. dataset: the known dataset, or "".
+    """
+    mode, size = preprocess.partition(" ")[0], re.search(r"(\d+)(?: lanczos)?$", preprocess)
+    path = Path(source) if Path(source).is_file() and Path(source).name == name else Path(source) / name
+    if not path.is_file() and ", " in source:  # with several inputs, a name begins with its input
+        path = Path(name)
+    if mode not in MODES or size is None or not path.is_file():
+        return None
+    try:
+        return load_pixels(lambda: open_regular(path), str(path), dataset, Preprocess(mode, int(size[1])))
+    except UnreadableImage:
+        return None

@@ -1,0 +1,51 @@
+"""Score a token cache and export the likelihoods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from avarc_cli.progress import StartProgress, silent
+from avarc_cli.results.export import export_run, writer
+from avarc_cli.results.folder import RunFolder
+from avarc_cli.results.read_run import open_run
+from avarc_cli.results.run import Run, classify
+from avarc_cli.tokens.cache import TokenCache
+
+if TYPE_CHECKING:
+    from avarc_cli.classifier import Classifier
+
+
+def export_cache(
+    classifier: Classifier,
+    cache: TokenCache,
+    out: Path,
+    *,
+    per_token: bool = False,
+    progress: StartProgress = silent,
+    say: Callable[[str], None] = lambda message: None,
+    announce: Callable[[Run], None] = lambda run: None,
+) -> tuple[int, ...]:
+    """Score a cache with the classifier's candidates, and write the likelihoods as `export_run` does.
+
+    Interrupted, the next call continues: until the export is complete, the scores are in the run folder `OUT.run`.
+
+    Args:
+        progress: opens the bars "scoring" and "writing".
+        say: called with messages about batches that had to shrink. announce: called before scoring starts.
+    Returns: shape of log_likelihood, (N, K) or (N, K, L).
+    Raises: as `export_run`, `Classifier.run` and `results.run.classify`.
+    """
+    writer(out)  # a wrong name is an error before anything is scored
+    folder = RunFolder(out.with_name(out.name + ".run"))
+    request = classifier.request(
+        cache.header.samples, keep_tokens=per_token, tokens_per_batch=folder.recorded("tokens_per_batch")
+    )
+    run = classifier.run(cache, request, save_json=not per_token, save_likelihood=per_token)
+    announce(run)
+    with progress("scoring", len(cache)) as bar:
+        classify(run, folder, progress=lambda done, numbers: bar.update(done), say=say)
+    shape = export_run(open_run(folder.path), out, per_token=per_token, progress=progress)
+    folder.remove()
+    return shape
