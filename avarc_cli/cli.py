@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from avarc_cli import __version__, console
 from avarc_cli.commands import cache, classes, data, models, train
+from avarc_cli.commands._groups import Command
 from avarc_cli.commands.add_class import add_class
 from avarc_cli.commands.bench import bench
 from avarc_cli.commands.classify import classify
@@ -87,7 +88,7 @@ for command in (
     bench,
     doctor,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(classes.app, name="classes")
 app.add_typer(cache.app, name="cache")
 app.add_typer(data.app, name="data")

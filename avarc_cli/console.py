@@ -173,6 +173,7 @@ class ProgressBar:
         self._live = _stderr().is_terminal and not _stderr().is_dumb_terminal and _settings.mode is not Mode.QUIET
         self._lines = not self._live and _settings.mode is not Mode.QUIET
         self._unit, self._clock, self._printed_at, self._note = unit, clock, clock(), ""
+        self._used = False
         self._bar = rich_progress.Progress(
             rich_progress.TextColumn("{task.description}", markup=False),
             rich_progress.BarColumn(bar_width=30),
@@ -196,6 +197,7 @@ class ProgressBar:
             total: units in all, where that was not known before.
             note: what to show beside the bar, "accuracy 98.1 %".
         """
+        self._used = True
         self._note = str(plain(note)) if note else self._note
         self._bar.update(self._id, completed=done, total=total, note=self._note)
         self._bar.update(self._id, rate=self._rate())
@@ -215,6 +217,10 @@ class ProgressBar:
         of = "" if task.total is None else f" of {task.total:.0f}"
         parts = [f"{task.description}: {task.completed:.0f}{of} {self._unit}", self._rate(), left, self._note]
         _stderr().print(plain(", ".join(p for p in parts if p)), soft_wrap=True)
+
+    def _hide_if_unused(self) -> None:
+        if not self._used:  # an error before any work: an empty bar above it would mean nothing
+            self._bar.update(self._id, visible=False)
 
     def _finish(self) -> None:
         task = self._bar.tasks[0]
@@ -237,8 +243,12 @@ def progress(
     """
     bar = ProgressBar(description, total, unit, clock)
     with bar._bar if bar._live else nullcontext():
-        yield bar
-    bar._finish()  # not after an exception: what was not finished is not announced
+        try:
+            yield bar
+        except BaseException:
+            bar._hide_if_unused()
+            raise
+    bar._finish()  # not after an exception: unfinished work is not summed up
 
 
 def plain(text: str) -> Text:

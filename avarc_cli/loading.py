@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,41 @@ class LoadedTokenizer:
 
 
 @dataclass(frozen=True)
+class ModelSpec:
+    """Which model to load, and how it computes.
+
+    A model alone is `ModelSpec("var-d16")`, a checkpoint with its tokenizer `ModelSpec("var.pth", "vae.pth")`; the
+    other fields are given by name.
+    """
+
+    model: str = "digits"
+    """Name of a model card (`avarc models`), or path of a checkpoint."""
+
+    tokenizer: str | None = None
+    """Name of a tokenizer card, or path. None for the one a card implies; a checkpoint's path implies none."""
+
+    _: KW_ONLY
+
+    class_names: str | Path | None = None
+    """Text file with one class a line, in the order of the class ids, for a checkpoint that does not name them."""
+
+    precision: str = "fp32"
+    """One of fp32, tf32 (CUDA), bf16, fp16, int8 and fp8 (CUDA)."""
+
+    device: str = "auto"
+    """As torch names it: cpu, cuda, cuda:1, mps, xpu; or auto, the first CUDA device where there is one."""
+
+    kernels: str = "auto"
+    """One of auto, torch and triton (`pick_kernels`)."""
+
+    bank: str | Path | None = None
+    """Folder of classes that were added to this model (`avarc add-class`)."""
+
+    lora: str | Path | None = None
+    """Folder with a LoRA adapter in PEFT's format, to merge into the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoadedModel:
     """A likelihood model with its tokenizer, its classes, and what a run records about it."""
 
@@ -122,8 +157,8 @@ class LoadedModel:
     tokenizer: LoadedTokenizer
     classes: LabelSpace
     name: str
-    file: str
-    sha256: str
+    file: str  # path of the generator's weights
+    sha256: str  # of that file
     precision: str
     device: str
     kernels: str = "torch"
@@ -159,23 +194,18 @@ class LoadedModel:
         return np.zeros(own) if self.bank is None else self.bank.offsets(own)
 
 
-def load_tokenizer(
-    model: str,
-    tokenizer: str | None = None,
-    *,
-    patch_nums: tuple[int, ...] | None = None,
-    device: str = "auto",
-) -> LoadedTokenizer:
-    """The tokenizer that `model` reads: a model's card implies it; a generator's file needs `tokenizer` beside it.
+def load_tokenizer(spec: ModelSpec | str = "digits", *, patch_nums: tuple[int, ...] | None = None) -> LoadedTokenizer:
+    """The tokenizer that a model reads: its card implies it; a generator's file needs `tokenizer` beside it.
 
     Args:
-        model: name of a model or tokenizer card, or path of a generator's or a tokenizer's checkpoint.
-        tokenizer: name of a tokenizer card or path, in place of the implied one.
-        patch_nums: scales, where no file or card tells them.
-        device: "auto", "cpu", "cuda", "cuda:1", ...
+        spec: `model` may also be the name of a tokenizer card or the path of a tokenizer's checkpoint. Only `model`,
+            `tokenizer` and `device` count. A string stands for `ModelSpec(model)`.
+        patch_nums: scales, where neither a file nor a card states them.
     Raises: UsageError, CheckpointError, AvarcError for weights that are not on this machine.
     """
-    place = pick_device(device)
+    spec = _as_spec(spec)
+    model, tokenizer = spec.model, spec.tokenizer
+    place = pick_device(spec.device)
     if not is_path(model):
         card = any_card(model)
         implied = card.tokenizer if isinstance(card, ModelCard) else card.name
@@ -191,54 +221,50 @@ def load_tokenizer(
     return loaded
 
 
-def load_model(
-    model: str,
-    tokenizer: str | None = None,
-    *,
-    class_names: str | None = None,
-    precision: str = "fp32",
-    device: str = "auto",
-    kernels: str = "auto",
-    bank: Path | None = None,
-    lora: Path | None = None,
-) -> LoadedModel:
+def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
     """A model ready to score, with its tokenizer.
 
     Args:
-        model: name of a model card, or path of a checkpoint (then `tokenizer` is needed).
-        tokenizer: name of a tokenizer card or path, in place of the implied one.
-        class_names: text file with one class a line, in the order of the model's class ids.
-        precision: "fp32", "tf32" (CUDA only), "bf16", "fp16", "int8" or "fp8" (CUDA only).
-        kernels: "torch", "triton", or "auto" (`pick_kernels`).
-        bank: folder with classes that were added to this model (avarc add-class).
-        lora: folder with a LoRA adapter, as PEFT saves them, to merge into the weights.
+        spec: what to load; a string stands for `ModelSpec(model)`.
     Raises: as load_tokenizer.
     """
-    place = pick_device(device)
-    computes, runs = set_precision(precision, place), pick_kernels(kernels, place)
-    name, path, implied, space, family = _locate(model)
-    if tokenizer is None and implied is None:
+    spec = _as_spec(spec)
+    place = pick_device(spec.device)
+    computes, runs = set_precision(spec.precision, place), pick_kernels(spec.kernels, place)
+    name, path, implied, space, family = _locate(spec.model)
+    if spec.tokenizer is None and implied is None:
         raise UsageError(
-            f"which tokenizer does {model} read?",
+            f"which tokenizer does {spec.model} read?",
             "a generator's checkpoint does not hold its tokenizer",
             f"add --tokenizer NAME|FILE; published VARs read {tokenizer_cards()[1].name}",
         )
     read = checkpoint.read(path)
-    if lora is not None:
-        read, name = checkpoint.adapted(read, lora), f"{name} with {lora.name}"
+    if spec.lora is not None:
+        read, name = checkpoint.adapted(read, Path(spec.lora)), f"{name} with {Path(spec.lora).name}"
     module = _family(read, family)
     scales = module.scales(read.tensors, str(path))
-    loaded = _read_tokenizer(tokenizer or str(implied), scales, place)
+    loaded = _read_tokenizer(spec.tokenizer or str(implied), scales, place)
     _check_pair(str(path), read.metadata.get("tokenizer_sha256"), scales, loaded)
     likelihood: LikelihoodModel = module.build(
         read.tensors, loaded.network, precision=computes, kernels=runs, device=place, source=str(path)
     )
-    classes = _class_space(likelihood.num_classes, space, class_names, read.metadata)
     model_alone = LoadedModel(
-        *(likelihood, loaded, classes, name, str(path), read.sha256, precision, str(place), runs),
+        likelihood=likelihood,
+        tokenizer=loaded,
+        classes=_class_space(likelihood.num_classes, space, spec.class_names, read.metadata),
+        name=name,
+        file=str(path),
+        sha256=read.sha256,
+        precision=spec.precision,
+        device=str(place),
+        kernels=runs,
         arithmetic=precisions.arithmetic(computes, place),
     )
-    return model_alone if bank is None else with_bank(model_alone, banks.read(bank))
+    return model_alone if spec.bank is None else with_bank(model_alone, banks.read(Path(spec.bank)))
+
+
+def _as_spec(spec: ModelSpec | str) -> ModelSpec:
+    return ModelSpec(spec) if isinstance(spec, str) else spec
 
 
 def with_bank(model: LoadedModel, bank: Bank) -> LoadedModel:
@@ -387,7 +413,7 @@ def _check_pair(generator: str, sha256: str | None, scales: tuple[int, ...], tok
 
 
 def _class_space(
-    num_classes: int, space: str | None, class_names: str | None, metadata: Mapping[str, str]
+    num_classes: int, space: str | None, class_names: str | Path | None, metadata: Mapping[str, str]
 ) -> LabelSpace:
     """What the class ids mean: the user's list, the file's own, the card's, else ImageNet for 1000, else numbers."""
     if class_names is not None:

@@ -56,7 +56,7 @@ def bench(
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler announces itself on stderr
     from avarc_cli.bench import measure as library
     from avarc_cli.bench.picture import bars
-    from avarc_cli.loading import load_model, pick_device, pick_kernels
+    from avarc_cli.loading import ModelSpec, load_model, pick_device, pick_kernels
     from avarc_cli.models.var.added import base_of
     from avarc_cli.scoring.plan import parse_plan
 
@@ -65,7 +65,7 @@ def bench(
         shape, scales, pairs = "2:64:2", scales or "1,2,3,4", min(pairs, 2)
     if model:
         _weights.ensure(model, tokenizer, yes=yes)
-        var, shape = base_of(load_model(model, tokenizer, device=device).likelihood).var, model
+        var, shape = base_of(load_model(ModelSpec(model, tokenizer, device=device)).likelihood).var, model
     else:
         var = library.random_var(library.parse_shape(shape, opt.parse_numbers(scales, "--scales") or library.SCALES))
     segments = len(var.config.patch_nums)

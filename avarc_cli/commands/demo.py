@@ -35,11 +35,12 @@ def demo(
     from avarc_cli.classifier import load_classifier
     from avarc_cli.data.datasets import open_images
     from avarc_cli.data.preprocess import Preprocess
+    from avarc_cli.options import Options
     from avarc_cli.zoo.local_files import ASSETS
 
     images = open_images([ASSETS / "digits" / "test"])
     out.mkdir(parents=True, exist_ok=True)
-    classifiers = {name: load_classifier("digits", plan=plan) for name, plan in PLANS.items()}
+    classifiers = {name: load_classifier("digits", Options(plan=plan)) for name, plan in PLANS.items()}
     tokenizer = classifiers["exhaustive"].model.tokenizer
     pixels = Preprocess(tokenizer.preprocess, tokenizer.image_size)
     with console.progress("encoding", len(images)) as bar:
@@ -52,13 +53,9 @@ def demo(
 
 
 def _run(name: str, classifier: Classifier, cache: TokenCache, folder: Path) -> RunResult:
-    from avarc_cli.results.folder import RunFolder
-    from avarc_cli.results.run import classify
-
-    run = classifier.run(cache, classifier.request(SAMPLES))
-    with console.progress(f"{name} ({run.request.plan})", len(cache)) as bar:
-        return classify(
-            run, RunFolder(folder), progress=lambda done, numbers: bar.update(done, note=_summary.running(numbers))
+    with console.progress(f"{name} ({classifier.plan(SAMPLES)})", len(cache)) as bar:
+        return classifier.classify_cache(
+            cache, folder, progress=lambda done, numbers: bar.update(done, note=_summary.running(numbers))
         )
 
 

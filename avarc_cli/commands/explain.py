@@ -77,6 +77,8 @@ def explain(
     from avarc_cli.classifier import load_classifier
     from avarc_cli.explain import choose, write
     from avarc_cli.explain.maps import Weighting, parse_scales
+    from avarc_cli.loading import ModelSpec
+    from avarc_cli.options import Options
     from avarc_cli.tokens.cache import read
 
     write.check_out(out, npz)
@@ -86,20 +88,12 @@ def explain(
     _summary.check_request(data, None, False, images_only=[preprocess, workers])
     _weights.ensure(model, tokenizer, yes=yes)
     images = None if _summary.is_cache(data) else opt.select_images(data, None, None, None)
-    classifier = load_classifier(
-        model,
-        tokenizer,
-        class_names=class_names,
-        precision=precision,
-        device=device,
-        plan=plan,
-        classes=classes,
-        dataset=images.dataset if images else read(data[0]).header.dataset,
-        batch_size=batch_size,
-        bank=bank,
-        lora=lora,
-        offsets=offset,
+    spec = ModelSpec(
+        model, tokenizer, class_names=class_names, precision=precision, device=device, bank=bank, lora=lora
     )
+    dataset = images.dataset if images else read(data[0]).header.dataset
+    options = Options(plan=plan, classes=classes, dataset=dataset, batch_size=batch_size, offsets=offset)
+    classifier = load_classifier(spec, options)
     comparison = choose.parse_comparison(subject, rival, classifier.model.classes)
     weighting.of_scales(classifier.model.tokenizer.patch_nums)  # wrong scales are told before images are scored
     with tempfile.TemporaryDirectory() as scratch:

@@ -57,24 +57,20 @@ def export(
         _write(open_run(source), classes, per_token, out)
         return
     from avarc_cli.classifier import load_classifier
+    from avarc_cli.loading import ModelSpec
+    from avarc_cli.options import Options
     from avarc_cli.results.folder import RunFolder
     from avarc_cli.results.run import classify
     from avarc_cli.tokens.cache import read
 
     _weights.ensure(model, tokenizer, yes=yes)
     cache = read(source).first(limit)
-    classifier = load_classifier(
-        model,
-        tokenizer,
-        class_names=class_names,
-        precision=precision,
-        device=device,
-        classes=classes,
-        dataset=cache.header.dataset,
-        batch_size=batch_size,
-        bank=bank,
-        lora=lora,
+    spec = ModelSpec(
+        model, tokenizer, class_names=class_names, precision=precision, device=device, bank=bank, lora=lora
     )
+    dataset = cache.header.dataset
+    options = Options(classes=classes, dataset=dataset, batch_size=batch_size)
+    classifier = load_classifier(spec, options)
     folder = RunFolder(out.with_name(out.name + ".run"))
     request = classifier.request(
         cache.header.samples, keep_tokens=per_token, tokens_per_batch=folder.recorded("tokens_per_batch")

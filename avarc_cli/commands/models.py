@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _weights
+from avarc_cli.commands._groups import Command
 from avarc_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def models(context: typer.Context, as_json: opt.JsonOpt = False) -> None:
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     name: Annotated[str, typer.Argument(help="A model or tokenizer.")],
     as_json: opt.JsonOpt = False,
@@ -73,7 +74,7 @@ def show(
     console.result(_facts(card), console.fields(card.name, _details(card)), brief=card.name)
 
 
-@app.command()
+@app.command(cls=Command)
 def add(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="The name to give it: letters, digits, '.', '-' and '_'.")],
@@ -107,13 +108,13 @@ def add(
     else:
         _weights.ensure(tokenizer, yes=yes)
         reads = str(Path(tokenizer).resolve()) if loading.is_path(tokenizer) else tokenizer
-        card = _model_card(name, where, loading.load_model(str(where), reads), reads, license)
+        card = _model_card(name, where, loading.load_model(loading.ModelSpec(str(where), reads)), reads, license)
     _weights.keep(where)
     registered.add(card)
     console.result(_facts(card), console.fields(f"{name} is registered", _details(card)), brief=name)
 
 
-@app.command()
+@app.command(cls=Command)
 def remove(
     name: Annotated[str, typer.Argument(help="A name that `avarc models add` gave.")],
     as_json: opt.JsonOpt = False,

@@ -132,6 +132,7 @@ def _score_again(
     """For a run without saved likelihoods: its tokens and its model, if both are to be had."""
     from avarc_cli.classifier import load_classifier
     from avarc_cli.explain import from_run as of_run
+    from avarc_cli.loading import ModelSpec
     from avarc_cli.tokens.cache import read
 
     path = tokens or saved.path / "tokens.h5"
@@ -141,7 +142,7 @@ def _score_again(
             "and the token cache that it was made from is not in the run folder",
             f"avarc report {saved.path} --tokens CACHE, or classify with --save-likelihood",
         )
-    classifier = load_classifier(
+    spec = ModelSpec(
         model or saved.protocol["model"]["name"].split(" with ")[0],  # an adapter's name comes after "with"
         tokenizer,
         class_names=class_names,
@@ -150,6 +151,7 @@ def _score_again(
         bank=bank,
         lora=lora,
     )
+    classifier = load_classifier(spec)
     cache = read(path)
     batch = classifier.request(cache.header.samples).tokens_per_batch
     return of_run.from_tokens(saved, verdicts, cache, classifier.model, batch)

@@ -21,6 +21,7 @@ from avarc_cli.results.records import Image
 from avarc_cli.scoring.engine import Request, score_group
 from avarc_cli.scoring.scores import ImageScores
 from avarc_cli.tokens.cache import TokenCache
+from avarc_cli.torch_flags import deterministic_algorithms
 
 Progress = Callable[[int, dict[str, float]], None]  # (images done, running numbers)
 
@@ -30,7 +31,8 @@ class Run:
     """What to classify, and what to keep of it.
 
     labels: class id of each image (N_images,), -1 unknown; protocol: what the numbers depend on, for run.json;
-    fixed_shapes: pad the last group, so that every batch of the run has the same shape (--deterministic).
+    deterministic: use torch's deterministic algorithms, and pad the last group, so that every batch of the run has the
+    same shape.
     """
 
     model: LikelihoodModel
@@ -43,7 +45,7 @@ class Run:
     save_json: bool = False
     save_likelihood: bool = False
     save_segments: bool = False
-    fixed_shapes: bool = False
+    deterministic: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,7 @@ class _Session:
         run = self.run
         rows = np.arange(len(self.done), min(len(self.done) + self.group, len(run.cache)))
         started = time.perf_counter()
-        padded = np.pad(rows, (0, self.group - len(rows)), mode="edge") if run.fixed_shapes else rows
+        padded = np.pad(rows, (0, self.group - len(rows)), mode="edge") if run.deterministic else rows
         scored: list[ImageScores] = []
         while len(scored) < len(padded):
             scored += self._score(padded[len(scored) : len(scored) + self.at_once])
@@ -141,7 +143,8 @@ class _Session:
         """Scores of these images; none when memory ran out, and less will be tried at once."""
         tokens_GSL = self.run.cache.tokens(rows)[:, : self.run.request.plan.samples]
         try:
-            return score_group(self.run.model, tokens_GSL, self.run.request)
+            with deterministic_algorithms(self.run.deterministic):
+                return score_group(self.run.model, tokens_GSL, self.run.request)
         except (RuntimeError, MemoryError) as error:
             if not lacks_memory(error):
                 raise

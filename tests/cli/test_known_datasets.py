@@ -162,8 +162,8 @@ def test_classify_tells_the_classifier_which_dataset_it_is(objectnet, models, tm
     """Of images and of a cache alike: the tiny model has too few classes to see it in the candidates."""
     asked = []
 
-    def remember(*args, **options):
-        asked.append(options["dataset"])
+    def remember(spec, options):
+        asked.append(options.dataset)
         raise UsageError("seen")
 
     cache = tmp_path / "t.h5"

@@ -10,7 +10,7 @@ from PIL import Image
 from avarc_cli.cli import main
 from avarc_cli.data.datasets import open_images
 from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, UsageError
-from avarc_cli.loading import load_model, load_tokenizer
+from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Recipe, train
 
@@ -56,7 +56,7 @@ def test_saved_files_carry_scales_preprocessing_and_class_names(trained):
     vq, var = trained
     tokenizer = load_tokenizer(str(vq))
     assert tokenizer.patch_nums == (1, 2, 4) and tokenizer.preprocess == "fit" and tokenizer.image_size == 8
-    model = load_model(str(var), str(vq))
+    model = load_model(ModelSpec(str(var), str(vq)))
     assert model.classes.ids == ("left", "right") and model.likelihood.unconditional == 2
 
 
