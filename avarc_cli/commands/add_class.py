@@ -1,4 +1,4 @@
-"""avarc add-class: a class that the model has never seen, learnt from a few images."""
+"""avarc add-class: a class that the model does not know, learned from a few images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def add_class(
     model: opt.NamedModelOptions,
     learning: _examples.LearningOptions,
 ) -> None:
-    """Teach a model a new class from its images; what it knew stays as it was, bit for bit.
+    """Teach a model a new class from a few images.
+
+    The scores of the classes it had do not change, bit for bit.
 
     Example: avarc add-class zebra photos/zebra --model var-d16 --bank animals
     """

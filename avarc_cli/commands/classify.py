@@ -84,9 +84,9 @@ def classify(
     scoring: _ScoringOptions,
     encoding: opt.ImageOptions,
 ) -> None:
-    """Classify images by the class under which a generator finds them most likely.
+    """Classify images by their likelihood under each class.
 
-    Images are encoded first (into OUT/tokens.h5, if there is an OUT); a token cache is scored as it is.
+    Images are encoded first, into OUT/tokens.h5 if OUT is given; a token cache is scored as it is.
 
     Example: avarc classify val.h5 --model var-d16 --plan paper --classes imagenet100 --out runs/val
     """

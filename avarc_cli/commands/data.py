@@ -35,7 +35,8 @@ def check(
     decode: Annotated[
         str,
         typer.Option(
-            "--decode", help="Images to decode, spread over the set: a number, or all (as is done with at most 100)."
+            "--decode",
+            help="Images to decode, spread over the set: a number, or all. Sets of up to 100 are always decoded.",
         ),
     ] = "0",
     as_json: opt.JsonOpt = False,

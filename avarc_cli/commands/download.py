@@ -27,7 +27,7 @@ def download(
         Path | None, typer.Option("--dir", help="Put the files into this plain folder, not the Hugging Face cache.")
     ] = None,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Ask nobody: check the files that are here, fail where one is missing.")
+        bool, typer.Option("--offline", help="Do not use the network: verify local files, and fail if one is missing.")
     ] = False,
     as_json: opt.JsonOpt = False,
 ) -> None:

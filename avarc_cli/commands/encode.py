@@ -35,7 +35,7 @@ def encode(
     ] = "1/1",
     engine: Annotated[
         str,
-        typer.Option("--engine", help="local, or ray: units are tasks of a Ray cluster; needs avarc[ray]."),
+        typer.Option("--engine", help="local, or ray: on a Ray cluster; needs avarc[ray]."),
     ] = "local",
     as_json: opt.JsonOpt = False,
     model: opt.WeightsOptions,
@@ -46,10 +46,10 @@ def encode(
     ] = "fp32",
     encoding: opt.ImageOptions,
 ) -> None:
-    """Turn images into a token cache, which every model with the same tokenizer can read.
+    """Encode images into a token cache.
 
-    Interrupted or killed, it goes on where it stopped when run again, and the file is the same byte for byte. So it
-    is when several processes, on one machine or many, each do a --shard of it.
+    Every model with the same tokenizer can read it. If it is interrupted or killed, run it again to continue; the
+    file is the same byte for byte, also when several processes, on one machine or many, each do a --shard of it.
 
     Example: avarc encode val/ --model var-d16 --samples 3 --out val.h5
     """

@@ -58,7 +58,9 @@ def incremental(
     yes: opt.YesOpt = False,
     learning: _examples.LearningOptions,
 ) -> None:
-    """Add classes task by task without old images; report accuracy, forgetting and backward transfer.
+    """Add classes task by task, and measure what is forgotten.
+
+    Old images are not used again. Reports accuracy, forgetting and backward transfer.
 
     Example: avarc incremental digits --base 0-4 --tasks 5-6,7-9 --baseline finetune --out runs/digits
     """

@@ -82,9 +82,7 @@ def add(
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", help="Name or file of the tokenizer that a generator reads.")
     ] = None,
-    patch_nums: Annotated[
-        str | None, typer.Option("--patch-nums", help="Scales of a tokenizer file that does not name them: 1,2,3,4.")
-    ] = None,
+    patch_nums: opt.PatchNumsOpt = None,
     license: Annotated[str, typer.Option("--license", help="Its licence, for the list.")] = "unknown",
     yes: _weights.YesOpt = False,
     as_json: opt.JsonOpt = False,

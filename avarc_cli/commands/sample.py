@@ -29,7 +29,7 @@ def sample(
     as_json: opt.JsonOpt = False,
     model: opt.ModelOptions,
 ) -> None:
-    """Draw pictures of classes, to see what the model has learned of them.
+    """Draw pictures of classes, as the model imagines them.
 
     Example: avarc sample 3 8 --count 8 --out digits.png
     """

@@ -43,10 +43,11 @@ def tune(
     model: opt.ModelOptions,
     scoring: opt.ScoringOptions,
 ) -> None:
-    """Find the margins behind the leader at which classes may be dropped without changing predictions.
+    """Tune a plan that drops classes early, with a guarantee.
 
-    Scores the images exhaustively once. The guarantee holds for new images of the same distribution that the model
-    was not trained on. If the images are labelled, the temperature of the posterior is fitted as well.
+    Scores the images exhaustively once, and finds how far behind the leader a class may be dropped. The guarantee
+    holds for new images of the same distribution that the model was not trained on. If the images are labelled, the
+    temperature of the posterior is fitted as well.
 
     Example: avarc tune calibration.h5 --model var-d16 --classes imagenet100 --agreement 0.995 --out plan.json
     """
