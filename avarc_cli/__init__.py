@@ -2,7 +2,8 @@
 
     from avarc_cli import load_classifier
 
-Importing this package is cheap: torch is imported when a name that needs it is first asked for.
+The public names are those of `__all__` (docs/python-api.md). Importing this package is cheap: torch is imported when a
+name that needs it is first used.
 """
 
 from __future__ import annotations
@@ -13,16 +14,49 @@ from typing import TYPE_CHECKING, Any
 from avarc_cli.errors import AvarcError
 
 if TYPE_CHECKING:
-    from avarc_cli.classifier import load_classifier
+    from avarc_cli.classifier import Classifier, Prediction, load_classifier
+    from avarc_cli.data.datasets import open_images
+    from avarc_cli.loading import ModelSpec, load_model
+    from avarc_cli.options import Options
+    from avarc_cli.sampling import Sampling, sample
+    from avarc_cli.tokens.cache import read as open_cache
+    from avarc_cli.tuning import tune
 
 __version__ = "0.1.0"
-__all__ = ["AvarcError", "__version__", "load_classifier"]
+__all__ = [
+    "AvarcError",
+    "Classifier",
+    "ModelSpec",
+    "Options",
+    "Prediction",
+    "Sampling",
+    "__version__",
+    "load_classifier",
+    "load_model",
+    "open_cache",
+    "open_images",
+    "sample",
+    "tune",
+]
 
-# public name -> the module that defines it
-_LAZY = {"load_classifier": "avarc_cli.classifier"}
+# public name -> where it is defined
+_LAZY = {
+    "Classifier": "avarc_cli.classifier:Classifier",
+    "ModelSpec": "avarc_cli.loading:ModelSpec",
+    "Options": "avarc_cli.options:Options",
+    "Prediction": "avarc_cli.classifier:Prediction",
+    "Sampling": "avarc_cli.sampling:Sampling",
+    "load_classifier": "avarc_cli.classifier:load_classifier",
+    "load_model": "avarc_cli.loading:load_model",
+    "open_cache": "avarc_cli.tokens.cache:read",
+    "open_images": "avarc_cli.data.datasets:open_images",
+    "sample": "avarc_cli.sampling:sample",
+    "tune": "avarc_cli.tuning:tune",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'avarc_cli' has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+    module, _, attribute = _LAZY[name].partition(":")
+    return getattr(import_module(module), attribute)

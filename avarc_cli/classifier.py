@@ -1,4 +1,4 @@
-"""The classifier: a model, a plan and candidates put together. What the commands compose, usable on its own.
+"""The Python API: a model, a plan and candidate classes combined into a classifier (docs/python-api.md).
 
 from avarc_cli import load_classifier
 classifier = load_classifier("digits")
@@ -7,29 +7,28 @@ print(classifier.classify("seven.png").top(3))
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from avarc_cli import environment
+from avarc_cli.candidates import candidates, log_prior
 from avarc_cli.data.datasets import ImageSet, open_images
-from avarc_cli.data.known import datasets
-from avarc_cli.data.label_mapping import default_candidates, map_labels
-from avarc_cli.data.labels import match, resolve_classes
+from avarc_cli.data.label_mapping import map_labels
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import CacheError, UnreadableImage, UsageError
 from avarc_cli.loaded import LoadedModel
-from avarc_cli.loading import load_model
+from avarc_cli.loading import ModelSpec, load_model
+from avarc_cli.options import AUTO, Options
 from avarc_cli.results import records, tuned
-from avarc_cli.results.run import Run, classify
+from avarc_cli.results.folder import RunFolder
+from avarc_cli.results.run import Progress, Run, RunResult, classify
 from avarc_cli.scoring.batching import auto_tokens, max_cached_tokens, parse_bytes
 from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.scoring.request import ScoringRequest
@@ -39,42 +38,20 @@ from avarc_cli.tokens.encode import EncodeResult, encode
 from avarc_cli.tokens.encoder import default_workers
 from avarc_cli.tokens.verify import verify
 
-AUTO = "auto"  # --plan: the tuned plan that lies beside the model's weights; --batch-size: what fits
-# What run.json says of a cache's header:
+# What run.json records of a cache's header:
 RECORDED = ("source", "dataset", "images_sha256", "preprocess", "precision", "patch_nums", "samples", "sigma", "seed")
-MAX_SAMPLES = 1 << 16  # of images that are yet to be encoded, as many as the plan asks for
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How to score.
-
-    plan: "exhaustive", "paper" or stages (scoring.plan), a file FILE.json that `avarc tune` wrote, or "auto" for the
-    one that comes with the model; classes: candidates as in data.labels.resolve_classes, None
-    for those of the dataset; dataset: the known one that the images are of (data.known), else "";
-    priors: file of `class<TAB>weight` lines, None for equal; score: name of a score function;
-    batch_size: pairs of a forward pass as "auto" or a number; deterministic: the same batch shapes in every run;
-    offsets: add the offsets that a class bank stores to the scores of its classes;
-    memory: what the run may take, weights included, as "8GiB" or "500MiB"; None without a limit.
-    """
-
-    plan: str = "exhaustive"
-    classes: str | None = None
-    dataset: str = ""
-    priors: str | None = None
-    score: str = "log-likelihood"
-    batch_size: str = "auto"
-    deterministic: bool = False
-    offsets: bool = True
-    memory: str | None = None
+MAX_SAMPLES = 1 << 16  # for a plan that is parsed before the images are encoded
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's classes, best first: (name, posterior probability, score in nats)."""
+    """The candidates of one image, best first."""
 
     path: str
+    """The image's path, as it was given."""
+
     ranking: tuple[tuple[str, float, float], ...]
+    """(name, posterior probability, score in nats) of every candidate."""
 
     @property
     def name(self) -> str:
@@ -83,7 +60,7 @@ class Prediction:
 
     @property
     def probability(self) -> float:
-        """Its posterior probability among the candidates."""
+        """The predicted class's posterior probability among the candidates."""
         return self.ranking[0][1]
 
     def top(self, k: int) -> list[tuple[str, float]]:
@@ -92,16 +69,27 @@ class Prediction:
 
 
 class Classifier:
-    """A loaded model with its options. Make one with `load_classifier`."""
+    """A loaded model with its options. Make one with `load_classifier`.
+
+    Attributes:
+        candidates: class ids to choose from, (N,) int64.
+        candidates_of: title of the dataset that the candidates follow from, "" for any other choice.
+        log_prior: log of the candidates' prior probabilities, (N,) float64; zeros without priors.
+        tuned: the tuned plan in use, None for any other plan.
+    """
 
     def __init__(self, model: LoadedModel, options: Options) -> None:
+        """Combine a model with options.
+
+        Raises: UsageError for classes, priors, a score, a batch size or a tuned plan that do not fit the model.
+        """
         self.model, self.options = model, options
         self.batch_size = None if options.batch_size == AUTO else _parse_batch_size(options.batch_size)
         self.memory = None if options.memory is None else parse_bytes(options.memory)
         likelihood = model.likelihood
-        self.candidates, self.candidates_of = _candidates(options, model)
-        self.log_prior = _log_prior(options.priors, self.candidates, model)
-        offset_N = model.offsets[self.candidates]  # of a whole image; a part of it has its share
+        self.candidates, self.candidates_of = candidates(model, options.classes, options.dataset)
+        self.log_prior = log_prior(model, self.candidates, options.priors)
+        offset_N = model.offsets[self.candidates]  # of a whole image: each token adds its part
         self.offset_per_token = offset_N / likelihood.segment_ends[-1] if options.offsets else None
         self.tuned = self._tuned_plan()
         self.score = score_function(options.score)
@@ -109,20 +97,113 @@ class Classifier:
             raise UsageError(
                 f"{model.name} gives no p(x)", f"the score '{options.score}' needs it", "use log-likelihood"
             )
-        if options.deterministic != torch.are_deterministic_algorithms_enabled():
-            torch.use_deterministic_algorithms(options.deterministic)  # it imports the compiler: 1.7 s and 150 MB
+
+    # Classifying
+
+    def classify(self, image: str | Path) -> Prediction:
+        """Classify one image file. Raises as `classify_all`."""
+        return self.classify_all([image])[0]
+
+    def classify_all(self, images: Sequence[str | Path]) -> list[Prediction]:
+        """Classify image files; returns one prediction each, in order.
+
+        Raises: UsageError for a file that does not exist; UnreadableImage for a file that is not a readable image.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            encoded = self.encode(open_images([Path(image) for image in images]), Path(folder) / "tokens.h5", workers=0)
+            if encoded.unreadable:
+                name, reason = encoded.unreadable[0]
+                raise UnreadableImage(f"cannot read '{name}'", reason)
+            result = self.classify_cache(read(encoded.path), keep_scores=True)
+        naming = records.CandidateLabels(self.model.classes, self.candidates)
+        predictions = []
+        for image, scores in result.scores:
+            best = records.best(scores, naming, len(self.candidates))
+            ranking = tuple((each["name"], each["posterior"], each["score"]) for each in best)
+            predictions.append(Prediction(image.path, ranking))
+        return predictions
+
+    def encode(
+        self,
+        images: ImageSet,
+        out: str | Path,
+        *,
+        preprocess: str | None = None,
+        sigma: float = 0.1,
+        seed: int = 0,
+        workers: int | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> EncodeResult:
+        """Encode images into a token cache for this classifier, with as many samples as its plan needs.
+
+        Call it again with the same arguments to continue after an interruption. `tokens.encode` has more options.
+
+        Args:
+            out: the cache to write.
+            preprocess: "resize-crop", "fit" or "none". None for the tokenizer's own.
+            sigma, seed: standard deviation, in units of the latents, and seed of the smoothing noise.
+            workers: processes that decode images; 0 decodes in this one. None for as many as the device needs.
+            progress: called with (images done, images in all).
+        Raises: as `tokens.encode`.
+        """
+        tokenizer = self.model.tokenizer
+        return encode(
+            images,
+            tokenizer,
+            Preprocess(preprocess or tokenizer.preprocess, tokenizer.image_size),
+            Path(out),
+            samples=self.plan().samples,
+            sigma=sigma,
+            seed=seed,
+            workers=default_workers(self.model.device) if workers is None else workers,
+            progress=progress,
+        )
+
+    def classify_cache(
+        self,
+        cache: TokenCache,
+        out: str | Path | None = None,
+        *,
+        save_json: bool = False,
+        save_likelihood: bool = False,
+        keep_scores: bool = False,
+        on_start: Callable[[Run], None] = lambda run: None,
+        progress: Progress = lambda done, numbers: None,
+        say: Callable[[str], None] = lambda message: None,
+    ) -> RunResult:
+        """Classify every image of a token cache.
+
+        Args:
+            out: run folder for predictions and metrics (docs/formats.md); a run that was interrupted continues there.
+                None keeps the results in memory.
+            save_json: write each image's stages to OUT/json/.
+            save_likelihood: write each image's token log-probabilities to OUT/likelihood/.
+            keep_scores: return the scores of all candidates, of the images scored in this call.
+            on_start: called once with the run, before anything is scored.
+            progress: called after every group of images with (images done, running numbers).
+            say: called with a message when a batch had to be made smaller.
+        Raises: as `run` and `results.run.classify`.
+        """
+        folder = None if out is None else RunFolder(Path(out))
+        earlier = folder.recorded("tokens_per_batch") if folder else None
+        request = self.request(cache.header.samples, keep_tokens=save_likelihood, tokens_per_batch=earlier)
+        run = self.run(cache, request, save_json=save_json, save_likelihood=save_likelihood)
+        on_start(run)
+        return classify(run, folder, keep_scores=keep_scores, progress=progress, say=say)
+
+    # What a run consists of
 
     def plan(self, samples: int = MAX_SAMPLES, *, keep_tokens: bool = False) -> Plan:
-        """The plan for images with so many samples.
+        """The plan for images with this many samples.
 
-        Raises: UsageError for one that cannot be carried out, or that does not give the token log-probabilities of
-            every class where those are asked for.
+        Raises: UsageError for a plan that the model, the candidates or the samples do not allow, or, with
+            `keep_tokens`, one that does not score every class on every token.
         """
         segments = len(self.model.likelihood.segment_ends)
         text = str(self.tuned.plan) if self.tuned else self.options.plan
         plan = parse_plan(text, segments=segments, candidates=len(self.candidates), samples=samples)
         if self.tuned:
-            plan = self.tuned.plan  # the same, with what it is expected to leave
+            plan = self.tuned.plan  # the same stages, with the survivors they are expected to leave
         if keep_tokens and not (plan.single_stage and plan.stages[0].segments == segments):
             raise UsageError(
                 f"token log-probabilities cannot be saved with plan '{plan}'",
@@ -139,7 +220,13 @@ class Classifier:
         keep_segments: bool = False,
         tokens_per_batch: int | None = None,
     ) -> ScoringRequest:
-        """What the engine is asked for. `tokens_per_batch` continues an earlier run's automatic choice."""
+        """The scoring engine's request for images with this many samples.
+
+        Args:
+            keep_tokens: return the token log-probabilities.
+            keep_segments: return their sums over each segment of each sample.
+            tokens_per_batch: the automatic choice of an earlier run that this one continues.
+        """
         plan = self.plan(samples, keep_tokens=keep_tokens)
         return ScoringRequest(
             candidates=self.candidates,
@@ -158,10 +245,10 @@ class Classifier:
     def run(
         self, cache: TokenCache, request: ScoringRequest, *, save_json: bool = False, save_likelihood: bool = False
     ) -> Run:
-        """A run over a token cache.
+        """A run over a token cache, for `results.run.classify`.
 
-        Raises: CacheError when the cache is another tokenizer's, empty, or differs from its checksums; UsageError where
-            a tuned plan is for other ones.
+        Raises: CacheError when the cache was made by another tokenizer, is empty, or differs from its checksums;
+            UsageError when a tuned plan was made for other tokens.
         """
         cache.check(self.model.tokenizer)
         if not len(cache):
@@ -186,54 +273,15 @@ class Classifier:
             save_json=save_json,
             save_likelihood=save_likelihood,
             save_segments=request.keep_segments,
-            fixed_shapes=self.options.deterministic,
+            deterministic=self.options.deterministic,
         )
 
-    def encode(
-        self, images: ImageSet, out: Path, *, preprocess: str | None = None, workers: int | None = None, **options: Any
-    ) -> EncodeResult:
-        """Encode images for this classifier, with the samples its plan needs (tokens.encode has the options).
-
-        preprocess: None for the tokenizer's own; workers: None for as many as the device needs.
-        """
-        tokenizer = self.model.tokenizer
-        pixels = Preprocess(preprocess or tokenizer.preprocess, tokenizer.image_size)
-        workers = default_workers(self.model.device) if workers is None else workers
-        return encode(images, tokenizer, pixels, out, samples=self.plan().samples, workers=workers, **options)
-
-    def classify(self, image: str | Path) -> Prediction:
-        """Classify one image file. Raises as `classify_all`."""
-        return self.classify_all([image])[0]
-
-    def classify_all(self, images: Sequence[str | Path]) -> list[Prediction]:
-        """Classify image files; one prediction each, in order.
-
-        Raises: UsageError for a file that does not exist; AvarcError for what is no readable image.
-        """
-        paths = [Path(image) for image in images]
-        with tempfile.TemporaryDirectory() as folder:
-            encoded = self.encode(open_images(paths), Path(folder) / "tokens.h5", workers=0)
-            if encoded.unreadable:
-                name, reason = encoded.unreadable[0]
-                raise UnreadableImage(f"cannot read '{name}'", reason)
-            cache = read(encoded.path)
-            result = classify(self.run(cache, self.request(cache.header.samples)), None, keep_scores=True)
-        labels = records.CandidateLabels(self.model.classes, self.candidates)
-        return [
-            Prediction(
-                image.path,
-                tuple(
-                    (best["name"], best["posterior"], best["score"])
-                    for best in records.best(scores, labels, len(self.candidates))
-                ),
-            )
-            for image, scores in result.scores
-        ]
+    # Tuned plans
 
     def made_for(self) -> dict[str, Any]:
-        """What a tuned plan's promise depends on, but for the tokens.
+        """What the guarantee of a tuned plan depends on, apart from the tokens.
 
-        Not the score: both score functions differ by a constant of the image, so that they rank classes alike.
+        The score is left out: both score functions differ by a constant of the image, so they rank classes alike.
         """
         model = self.model.protocol()
         return {
@@ -249,7 +297,7 @@ class Classifier:
 
     @staticmethod
     def tokens_made_for(cache: TokenCache, samples: int) -> dict[str, Any]:
-        """What a tuned plan's promise depends on in the tokens, if the plan looks at so many samples."""
+        """What the guarantee of a tuned plan that averages this many samples depends on in the tokens."""
         return {"preprocess": cache.header.preprocess, "sigma": cache.header.sigma if samples > 1 else None}
 
     @property
@@ -304,85 +352,22 @@ class Classifier:
         }
 
 
-def load_classifier(
-    model: str = "digits",
-    tokenizer: str | None = None,
-    *,
-    class_names: str | None = None,
-    precision: str = "fp32",
-    device: str = "auto",
-    kernels: str = "auto",
-    bank: Path | None = None,
-    lora: Path | None = None,
-    **options: Any,
-) -> Classifier:
-    """A classifier ready to use.
+def load_classifier(model: ModelSpec | str = "digits", options: Options | None = None) -> Classifier:
+    """A classifier that is ready to use.
+
+    Sets the environment variable CUBLAS_WORKSPACE_CONFIG, unless it is set already: deterministic runs on CUDA need it
+    before the first matrix product.
 
     Args:
-        model: name of a model card (`avarc models`), or path of a checkpoint; then `tokenizer` is needed.
-        tokenizer: name of a tokenizer card, or path, in place of the implied one.
-        class_names: text file with one class a line, for a checkpoint that does not name its classes.
-        precision: "fp32", "tf32", "bf16", "fp16", "int8" or "fp8". device: "auto", "cpu", "cuda", ...
-        kernels: "auto", "triton" or "torch".
-        bank: folder with classes that were added to the model (avarc add-class).
-        lora: folder with a LoRA adapter, as PEFT saves them, to merge into the weights.
-        **options: fields of `Options`: plan, classes, dataset, priors, score, batch_size, deterministic, offsets,
-            memory.
+        model: a `ModelSpec`, or a string for `ModelSpec(model)`: the name of a model card, or the path of a checkpoint.
+        options: None for `Options()`.
+    Raises: as `load_model` and `Classifier`.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for before deterministic runs on CUDA
-    loaded = load_model(
-        model,
-        tokenizer,
-        class_names=class_names,
-        precision=precision,
-        device=device,
-        kernels=kernels,
-        bank=bank,
-        lora=lora,
-    )
-    return Classifier(loaded, Options(**options))
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return Classifier(load_model(model), options or Options())
 
 
 def _parse_batch_size(text: str) -> int:
     if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
         raise UsageError(f"batch size '{text[:20]}'", "it is a number of pairs from 1 to 999999999, or auto")
     return int(text)
-
-
-def _candidates(options: Options, model: LoadedModel) -> tuple[np.ndarray, str]:
-    """Class ids (N,) int64, and the title of the dataset that they are of, where they follow from it."""
-    if options.classes is not None:
-        return np.array(resolve_classes(options.classes, model.classes), dtype=np.int64), ""
-    chosen = default_candidates(options.dataset, model.classes)
-    if chosen is None:
-        return np.arange(model.likelihood.num_classes), ""
-    return chosen, datasets()[options.dataset].title
-
-
-def _log_prior(path: str | None, candidates: np.ndarray, model: LoadedModel) -> np.ndarray:
-    """Log of the normalised weights of the candidates, (N,) float64; zeros without priors."""
-    if path is None:
-        return np.zeros(len(candidates))
-    weights = _read_weights(Path(path))
-    index = match(list(weights), model.classes)
-    unknown = [name for name, i in zip(weights, index, strict=True) if i < 0]
-    by_class: Mapping[int, float] = dict(zip(index.tolist(), weights.values(), strict=True))
-    without = [model.classes.ids[c] for c in candidates if c not in by_class]
-    if unknown or without:
-        names = ", ".join((unknown or without)[:5])
-        what = f"no classes of {model.name}: {names}" if unknown else f"candidates without a prior: {names}"
-        raise UsageError(f"the priors in {path} do not fit", what, "give every candidate one line: class<TAB>weight")
-    log_weight: np.ndarray = np.log([by_class[int(c)] for c in candidates])
-    log_weight -= np.logaddexp.reduce(log_weight)
-    return log_weight
-
-
-def _read_weights(path: Path) -> dict[str, float]:
-    try:
-        lines = [line.split("\t") for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-        weights = {name: float(weight) for name, weight in lines}
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the priors in {path}", str(error), "write one class<TAB>weight a line") from None
-    if not all(math.isfinite(w) and w > 0 for w in weights.values()):
-        raise UsageError(f"a prior in {path} is not positive", "every class needs a weight above 0")
-    return weights

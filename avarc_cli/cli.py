@@ -1,4 +1,4 @@
-"""The command table and main(). Importing this module must not import torch: `avarc --help` answers at once."""
+"""The command table and main(). Importing this module does not import torch, so `avarc --help` answers at once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from avarc_cli import __version__, console
 from avarc_cli.commands import cache, classes, data, models, train
+from avarc_cli.commands._groups import Command
 from avarc_cli.commands.add_class import add_class
 from avarc_cli.commands.bench import bench
 from avarc_cli.commands.classify import classify
@@ -31,13 +32,15 @@ from avarc_cli.errors import EXIT_DONE, EXIT_FAILED, AvarcError, Interrupted
 
 
 class _Commands(TyperGroup):
-    """Typer ends an interrupted command in its own words; ours says what becomes of the work."""
+    """Ends an interrupted command with our own message, which says what happens to the work; Typer's does not."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # Typer's Context is a Click Context
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise Interrupted("interrupted", fix="run the same command again; finished units are kept") from None
+            raise Interrupted(
+                "interrupted", fix="run the same command again to continue; finished work is kept"
+            ) from None
 
 
 app = typer.Typer(
@@ -51,8 +54,8 @@ app = typer.Typer(
 )
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         console.result({"avarc": __version__}, f"avarc {__version__}", brief=__version__)
         raise typer.Exit(EXIT_DONE)
 
@@ -60,7 +63,9 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def _global_options(
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; the bare result.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress and no notes, only the bare result.")
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", envvar="AVARC_DEBUG", help="Show the traceback of every error.")
     ] = False,
@@ -87,7 +92,7 @@ for command in (
     bench,
     doctor,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(classes.app, name="classes")
 app.add_typer(cache.app, name="cache")
 app.add_typer(data.app, name="data")
@@ -99,7 +104,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage, 3 done but some inputs unreadable.
 
     Args:
-        args: the words after `avarc`; those of the process when None.
+        args: the words after `avarc`. None for the process's own.
     """
     # Read when torch loads: how long threads spin before they sleep (docs/performance.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -107,8 +112,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         code = _run(args)
         sys.stdout.flush()
-    except BrokenPipeError:  # `avarc models | head -1`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it exits
+    except BrokenPipeError:  # `avarc models | head -1`: the reader closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports the closed pipe at exit
         return EXIT_FAILED
     return code
 
@@ -126,16 +131,16 @@ def _run(args: Sequence[str] | None) -> int:
         return Interrupted.exit_code
     except BrokenPipeError:
         raise
-    except OSError as problem:  # a full disk, a file that may not be read: the machine's answer, not our bug
-        console.error(_refused(problem))
+    except OSError as problem:  # a full disk, a file without permission: not a bug
+        console.error(_system_error(problem))
         return EXIT_FAILED
-    except Exception as bug:  # noqa: BLE001  # the one place where nothing may pass
-        console.error(_our_fault(bug))
+    except Exception as bug:  # noqa: BLE001  # anything else is a bug, and ends with one message too
+        console.error(_bug_report(bug))
         return EXIT_FAILED
     return EXIT_DONE
 
 
-def _refused(problem: OSError) -> AvarcError:
+def _system_error(problem: OSError) -> AvarcError:
     name = "" if problem.filename is None else f": {problem.filename}"
     shown = AvarcError(
         f"{problem.strerror or problem}{name}",
@@ -146,7 +151,7 @@ def _refused(problem: OSError) -> AvarcError:
     return shown
 
 
-def _our_fault(bug: Exception) -> AvarcError:
+def _bug_report(bug: Exception) -> AvarcError:
     where = traceback.extract_tb(bug.__traceback__)[-1]
     shown = AvarcError(
         f"this is a bug in avarc: {type(bug).__name__}: {bug}",

@@ -1,7 +1,7 @@
-"""The only printer: results on stdout, everything else on stderr; human, json or quiet.
+"""All terminal output: results on stdout, everything else on stderr, in human, JSON or quiet mode.
 
-Text that came from outside (file names, class names) is never read as markup, and control characters in it are shown,
-not obeyed. rich is imported with the first thing printed.
+Text from outside (file names, class names) is never interpreted as markup, and control characters in it are escaped.
+rich is imported with the first thing printed.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-PIPE_WIDTH = 240  # columns of a table that goes to a file or a pipe, where nothing needs to be cut
-SECONDS_BETWEEN_LINES = 10.0  # of progress, where stderr is no terminal
-SPEED_WINDOW = 3600.0  # seconds; a slow model on a CPU may need minutes between two updates
+PIPE_WIDTH = 240  # columns of a table in a file or a pipe, where no line needs to be wrapped
+SECONDS_BETWEEN_LINES = 10.0  # between progress lines, where stderr is not a terminal
+SPEED_WINDOW = 3600.0  # seconds; a slow model on a CPU may take minutes between two updates
 
 
 class Mode(enum.Enum):
-    """What stdout holds: a table for people, one JSON document, or only the bare answer."""
+    """What goes to stdout: tables for people, one JSON document, or only the bare result."""
 
     HUMAN = "human"
     JSON = "json"
@@ -51,7 +51,7 @@ _settings = _Settings()
 
 
 def configure(mode: Mode | None = None, debug: bool | None = None) -> None:
-    """Set how everything after this is printed; None leaves a setting as it is."""
+    """Set how everything from now on is printed. None leaves a setting unchanged."""
     if mode is not None:
         _settings.mode = mode
     if debug is not None:
@@ -60,26 +60,26 @@ def configure(mode: Mode | None = None, debug: bool | None = None) -> None:
     _stderr.cache_clear()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal must not end a run
+            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal must not crash a run
 
 
 def mode() -> Mode:
-    """The mode in force."""
+    """The current mode."""
     return _settings.mode
 
 
 def debug() -> bool:
-    """Whether errors come with their traceback."""
+    """Whether errors are shown with their traceback."""
     return _settings.debug
 
 
 def result(data: object, human: RenderableType | None = None, brief: str = "") -> None:
-    """Print what the command was asked for, on stdout.
+    """Print a command's result on stdout.
 
     Args:
         data: what --json prints: mappings, sequences, dataclasses, paths, arrays and numbers (nan becomes null).
         human: what people see: text, or a `table`, `fields` or `stack`.
-        brief: what --quiet prints, for use in scripts; nothing when empty.
+        brief: what --quiet prints, for scripts. Empty for nothing.
     """
     if _settings.mode is Mode.JSON:
         _stdout().file.write(json.dumps(_jsonable(data), indent=2, allow_nan=False) + "\n")
@@ -93,18 +93,18 @@ def result(data: object, human: RenderableType | None = None, brief: str = "") -
 
 
 def note(message: str) -> None:
-    """Something good to know, on stderr; --quiet leaves it out."""
+    """Print information on stderr, unless --quiet."""
     if _settings.mode is not Mode.QUIET:
         _stderr().print(plain(message), soft_wrap=True)
 
 
 def warn(message: str) -> None:
-    """Something the user should look at, on stderr."""
+    """Print a warning on stderr."""
     _stderr().print(_labelled("warning", "bold yellow", message), soft_wrap=True)
 
 
 def error(problem: AvarcError) -> None:
-    """What happened, why, and what to do, on stderr; its traceback too where that was asked for."""
+    """Print an error on stderr: what happened, why, how to fix it, and with --debug its traceback."""
     if _settings.debug:
         _stderr().file.write("".join(traceback.format_exception(problem)))
     _stderr().print(_labelled("error", "bold red", problem.what), soft_wrap=True)
@@ -113,38 +113,47 @@ def error(problem: AvarcError) -> None:
             _stderr().print(_labelled(f"  {label}", "bold", text), soft_wrap=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A table of cells that are shown as they are; columns that hold only numbers (or None) stand right.
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> RenderableType:
+    """A table whose cells are shown as they are. Columns of numbers (or None) are right-aligned.
 
-    The first column names the row and is never cut; the others fold where a terminal is narrow.
+    The first column names the row and is never wrapped; the others wrap on a narrow terminal.
     """
     from rich import box
     from rich.table import Table
 
-    shown = Table(title=plain(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for i, name in enumerate(columns):
         numbers = all(row[i] is None or isinstance(row[i], (int, float)) for row in rows)
         justify: Literal["left", "right"] = "right" if rows and numbers else "left"
         shown.add_column(plain(name), justify=justify, no_wrap=i == 0, overflow="fold")
     for row in rows:
         shown.add_row(*(plain("" if cell is None else str(cell)) for cell in row))
-    return shown
+    return _titled(title, shown)
 
 
-def fields(title: str, values: Mapping[str, object]) -> Table:
-    """Names and values, one pair a line."""
+def fields(title: str, values: Mapping[str, object]) -> RenderableType:
+    """Names and values, one pair per line."""
     from rich.table import Table
 
-    shown = Table(title=plain(title), title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
+    shown = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     shown.add_column(style="bold", no_wrap=True)
     shown.add_column(overflow="fold")
     for name, value in values.items():
         shown.add_row(plain(name), plain(str(value)))
-    return shown
+    return _titled(title, shown)
+
+
+def _titled(title: str, table: Table) -> RenderableType:
+    """The table below its title; a Table's own title would be wrapped to the width of the table."""
+    from rich.console import Group
+
+    heading = plain(title)
+    heading.stylize("italic")
+    return Group(heading, table) if title else table
 
 
 def stack(*parts: RenderableType) -> RenderableType:
-    """Several things, one below the other, with an empty line between."""
+    """Parts one below the other, with an empty line between them."""
     from rich.console import Group
 
     spaced = [x for part in parts for x in (plain(part) if isinstance(part, str) else part, plain(""))]
@@ -162,9 +171,9 @@ def duration(seconds: float) -> str:
 
 
 class ProgressBar:
-    """Counts what is done: a live bar on a terminal, a line now and then in a log, nothing when quiet.
+    """Progress: a live bar on a terminal, a line every ten seconds elsewhere, nothing when quiet.
 
-    Made by `progress`. `update` has the shape of a library callback `(done, total)`, so it can be passed as one.
+    Made by `progress`. `update` can be passed to the library as a callback `(done, total)`.
     """
 
     def __init__(self, description: str, total: int | None, unit: str, clock: Callable[[], float]) -> None:
@@ -173,6 +182,7 @@ class ProgressBar:
         self._live = _stderr().is_terminal and not _stderr().is_dumb_terminal and _settings.mode is not Mode.QUIET
         self._lines = not self._live and _settings.mode is not Mode.QUIET
         self._unit, self._clock, self._printed_at, self._note = unit, clock, clock(), ""
+        self._used = False
         self._bar = rich_progress.Progress(
             rich_progress.TextColumn("{task.description}", markup=False),
             rich_progress.BarColumn(bar_width=30),
@@ -189,13 +199,14 @@ class ProgressBar:
         self._id = self._bar.add_task(str(plain(description)), total=total, note="", rate="")
 
     def update(self, done: int, total: int | None = None, note: str = "") -> None:
-        """Say how much is done by now (not how much more); the first call's jump does not count as speed.
+        """Set how much is done so far. The first call's jump does not count towards the speed.
 
         Args:
             done: units finished, those of an earlier run included.
-            total: units in all, where that was not known before.
+            total: units in all, if that was not known before.
             note: what to show beside the bar, "accuracy 98.1 %".
         """
+        self._used = True
         self._note = str(plain(note)) if note else self._note
         self._bar.update(self._id, completed=done, total=total, note=self._note)
         self._bar.update(self._id, rate=self._rate())
@@ -216,6 +227,10 @@ class ProgressBar:
         parts = [f"{task.description}: {task.completed:.0f}{of} {self._unit}", self._rate(), left, self._note]
         _stderr().print(plain(", ".join(p for p in parts if p)), soft_wrap=True)
 
+    def _hide_if_unused(self) -> None:
+        if not self._used:  # an error before any work: an empty bar above it would mean nothing
+            self._bar.update(self._id, visible=False)
+
     def _finish(self) -> None:
         task = self._bar.tasks[0]
         if self._lines:
@@ -227,22 +242,26 @@ class ProgressBar:
 def progress(
     description: str, total: int | None, *, unit: str = "images", clock: Callable[[], float] = time.monotonic
 ) -> Iterator[ProgressBar]:
-    """A progress bar for the length of a with block, with rate and time left; warnings appear above it.
+    """A progress bar for a with block, with rate and remaining time. Warnings appear above it.
 
     Args:
         description: what is being done, "encoding".
-        total: units in all, or None where that is not known yet.
+        total: units in all. None if that is not known yet.
         unit: what is counted, in the plural.
         clock: seconds, for tests.
     """
     bar = ProgressBar(description, total, unit, clock)
     with bar._bar if bar._live else nullcontext():
-        yield bar
-    bar._finish()  # not after an exception: what was not finished is not announced
+        try:
+            yield bar
+        except BaseException:
+            bar._hide_if_unused()
+            raise
+    bar._finish()  # not after an exception: unfinished work is not summed up
 
 
 def plain(text: str) -> Text:
-    """`text` as it is: no markup, and control characters written out so that they cannot drive a terminal."""
+    """Text without markup, and with control characters escaped so that they cannot affect the terminal."""
     from rich.text import Text
 
     return Text("".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text))
@@ -285,6 +304,6 @@ def _jsonable(value: Any) -> Any:
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_jsonable(item) for item in value]
-    if hasattr(value, "tolist"):  # arrays and their scalars, without importing numpy or torch
+    if hasattr(value, "tolist"):  # arrays and their scalars; numpy and torch are not imported
         return _jsonable(value.tolist())
     raise TypeError(f"a result holds a {type(value).__name__}, which JSON cannot")

@@ -1,4 +1,4 @@
-"""What this machine has, and what avarc picks on it: facts for `avarc doctor` and for run.json."""
+"""What this machine has and what avarc uses on it, for `avarc doctor` and run.json."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from avarc_kernels import triton_missing
 
 PACKAGES = ("torch", "numpy", "pillow", "h5py", "safetensors", "huggingface_hub")
 _EXTRAS = (
-    ("flash-attn", "flash", "another attention for NVIDIA GPUs, compared in the kernels' bench"),
-    ("triton", "triton", "our own GPU kernels (--kernels)"),
-    ("pyarrow", "data", "Parquet and Arrow datasets, avarc export to Parquet"),
-    ("peft", "peft", "to go on with our LoRA adapters in PEFT; avarc reads and writes them without it"),
-    ("ray", "ray", "avarc encode --engine ray: units spread over a cluster"),
-    ("scikit-learn", "digits", "training the embedded digits model again"),
+    ("flash-attn", "flash", "the attention for NVIDIA GPUs that the kernel benchmark compares with"),
+    ("triton", "triton", "avarc's own GPU kernels (--kernels triton)"),
+    ("pyarrow", "data", "reading Parquet and Arrow datasets, avarc export to Parquet"),
+    ("peft", "peft", "using avarc's LoRA adapters in PEFT; avarc itself does not need it"),
+    ("ray", "ray", "avarc encode --engine ray, on a cluster"),
+    ("scikit-learn", "digits", "the images that the digits model was trained on"),
 )
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -32,23 +32,23 @@ class Extra:
     """An optional package."""
 
     package: str
-    version: str | None  # None where it is not installed
+    version: str | None  # None if it is not installed
     install: str
-    brings: str
+    brings: str  # what it is for
 
 
 @dataclass(frozen=True)
 class Device:
-    """A place where a model can run."""
+    """A device that a model can run on."""
 
-    name: str  # as --device takes it
+    name: str  # a value of --device
     description: str
-    memory: int | None  # bytes; None where it cannot be told
+    memory: int | None  # bytes; None if unknown
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What avarc uses unless an option says otherwise, and why."""
+    """What avarc uses by default, and why."""
 
     what: str
     picked: str
@@ -65,7 +65,7 @@ class Finding:
 
 
 def versions() -> dict[str, str]:
-    """Versions that a number may depend on: avarc, python and the packages that compute or read."""
+    """Versions that results may depend on: avarc, Python, and the packages that compute or read files."""
     installed = {name: _version(name) for name in PACKAGES}
     known = {name: version for name, version in installed.items() if version is not None}
     return {"avarc": __version__, "python": platform.python_version()} | known | {"torch": torch.__version__}
@@ -83,7 +83,7 @@ def machine() -> dict[str, str | int | None]:
 
 
 def memory() -> int | None:
-    """Bytes of memory this process may use: the machine's, or its container's if that is less; None if unknown."""
+    """Bytes of memory this process may use: the machine's, or its container's if that is less. None if unknown."""
     names = getattr(os, "sysconf_names", {})  # not on Windows
     if "SC_PHYS_PAGES" not in names or "SC_PAGE_SIZE" not in names:
         return None
@@ -93,13 +93,13 @@ def memory() -> int | None:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out: allocators on the CPU and the CUDA libraries say so in words."""
+    """Whether an exception means that memory ran out; CPU allocators and CUDA libraries say so only in words."""
     words = ("out of memory", "allocate memory", "ALLOC_FAILED")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
 
 
 def devices() -> tuple[Device, ...]:
-    """Every device a model can run on, the one picked by default first."""
+    """Every device a model can run on, the default first."""
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else range(0)
     found = [torch.cuda.get_device_properties(i) for i in gpus]
     cuda = tuple(
@@ -116,14 +116,14 @@ def choices() -> tuple[Choice, ...]:
 
 
 def attention(kernels: str) -> str:
-    """Which attention these kernels mean, in words."""
+    """The attention that these kernels use, in words."""
     if kernels == "triton":
         return "avarc's block-causal kernel, QK-norm inside"
     return "torch scaled_dot_product_attention, one unmasked call a segment"
 
 
 def findings() -> tuple[Finding, ...]:
-    """What makes scoring slower on this machine than it could be, most costly first; empty when nothing does."""
+    """What makes scoring slower on this machine than it could be, most costly first."""
     return tuple(
         finding for look in (_no_gpu, _busy, _threads, _waiting, _low_precision, _packages) for finding in look()
     )
@@ -131,15 +131,15 @@ def findings() -> tuple[Finding, ...]:
 
 def _no_gpu() -> Iterator[Finding]:
     if not torch.cuda.is_available():
-        why = "one pair of image and class of var-d16 takes 0.3 T operations; a CPU core does 0.1 to 0.2 T a second"
-        fix = f"avarc classify --plan paper scores a third of the tokens; --precision {_fast_on_cpu()}; a small model"
+        why = "var-d16 needs 0.3 T operations for a pair of image and class; a CPU core does 0.1 to 0.2 T per second"
+        fix = f"--plan paper, which scores a third of the tokens; --precision {_fast_on_cpu()}; a smaller model"
         yield Finding("no GPU", why, fix)
 
 
 def _busy() -> Iterator[Finding]:
     if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 1.5 * _cores():
         why = f"{load:.1f} processes want {_cores()} cores: the average of the last minute"
-        yield Finding("other processes are running", why, "wait for them, or expect proportionally less")
+        yield Finding("other processes are running", why, "wait for them to end, or expect proportionally less speed")
 
 
 def _threads() -> Iterator[Finding]:
@@ -153,7 +153,9 @@ def _waiting() -> Iterator[Finding]:
     policy = os.environ.get("OMP_WAIT_POLICY", "")
     if policy.upper() == "ACTIVE":
         why = "threads that spin while they wait are 4 to 6 times slower when another process runs"
-        yield Finding(f"OMP_WAIT_POLICY is {policy}", why, "unset it: avarc lets threads spin for some microseconds")
+        yield Finding(
+            f"OMP_WAIT_POLICY is {policy}", why, "unset it: avarc lets threads spin for a few microseconds only"
+        )
 
 
 def _low_precision() -> Iterator[Finding]:
@@ -162,7 +164,7 @@ def _low_precision() -> Iterator[Finding]:
         if capability < (8, 0):
             yield Finding("no bf16 and no tf32", f"compute capability {capability[0]}.{capability[1]}", "use fp16")
         elif capability < (8, 9):
-            yield Finding("no fp8", f"compute capability {capability[0]}.{capability[1]}, it takes 8.9", "use bf16")
+            yield Finding("no fp8", f"compute capability {capability[0]}.{capability[1]}; fp8 needs 8.9", "use bf16")
         return
     if not torch.cpu._is_vnni_supported():
         why = "this CPU adds 8-bit products without VNNI: int8 is at most twice as fast as fp32, with 7-bit weights"
@@ -174,7 +176,7 @@ def _low_precision() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     if torch.cuda.is_available() and (why := triton_missing(torch.device("cuda"))):
-        yield Finding("our kernels do not run", why, "pip install 'avarc[triton]'")
+        yield Finding("avarc's kernels do not run", why, "pip install 'avarc[triton]'")
 
 
 def _cores() -> int:
@@ -182,7 +184,7 @@ def _cores() -> int:
 
 
 def extras() -> tuple[Extra, ...]:
-    """The optional packages, here or not."""
+    """The optional packages, installed or not."""
     return tuple(
         Extra(package, _version(package), f"pip install 'avarc[{extra}]'", brings) for package, extra, brings in _EXTRAS
     )
@@ -199,7 +201,7 @@ def _device_choice(cuda: bool) -> Choice:
 
 
 def _attention_choice(cuda: bool) -> Choice:
-    why = "scale by scale no mask is needed, so the fastest kernel for the shape and precision applies"
+    why = "scale by scale needs no mask, so torch's fastest kernel for the shape and precision applies"
     if cuda:
         enabled = {
             "flash": torch.backends.cuda.flash_sdp_enabled(),
@@ -212,21 +214,23 @@ def _attention_choice(cuda: bool) -> Choice:
 
 
 def _fast_on_cpu() -> str:
-    """The precision that pays on this CPU: bf16 where it has such products, which is as fast as int8 and more exact."""
+    """The fastest precision on this CPU: bf16 if it has bf16 products, as fast as int8 and more exact, else int8."""
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "int8"
 
 
 def _precision_choice(cuda: bool) -> Choice:
     if not cuda:
-        why = f"the reference's own; this CPU is two to three times as fast with --precision {_fast_on_cpu()}"
+        why = f"as in the reference; this CPU is two to three times as fast with --precision {_fast_on_cpu()}"
         return Choice("precision", "fp32", why)
     half = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return Choice("precision", "fp32", f"the reference's own; this GPU is faster with --precision {half} or tf32")
+    return Choice("precision", "fp32", f"as in the reference; this GPU is faster with --precision {half} or tf32")
 
 
 def _kernel_choice(cuda: bool) -> Choice:
     why = triton_missing(torch.device("cuda" if cuda else "cpu"))
-    return Choice("kernels", "torch", why or "--kernels triton is there, but was never timed; see avarc_kernels.bench")
+    return Choice(
+        "kernels", "torch", why or "--kernels triton is available, but was never timed; see avarc_kernels.bench"
+    )
 
 
 def _version(package: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,109 +28,128 @@ from avarc_cli.zoo.cards import ModelCard, TokenizerCard, any_card, model_cards,
 CONFIG = "config.json"  # beside the weights, in the format of the model's reference implementation
 
 
-def load_tokenizer(
-    model: str,
-    tokenizer: str | None = None,
-    *,
-    patch_nums: tuple[int, ...] | None = None,
-    tokenizer_config: Path | None = None,
-    model_config: Path | None = None,
-    device: str = "auto",
-) -> LoadedTokenizer:
-    """The tokenizer that `model` reads: a model's card implies it; a generator's file needs `tokenizer` beside it.
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model to load, and how it computes.
+
+    A model alone is `ModelSpec("var-d16")`, a checkpoint with its tokenizer `ModelSpec("var.pth", "vae.pth")`; the
+    other fields are given by name.
+    """
+
+    model: str = "digits"
+    """Name of a model card (`avarc models`), or path of a checkpoint."""
+
+    tokenizer: str | None = None
+    """Name of a tokenizer card, or path. None for the one a card implies; a checkpoint's path implies none."""
+
+    _: KW_ONLY
+
+    model_config: str | Path | None = None
+    """JSON file that states what the tensors of the generator cannot tell."""
+
+    tokenizer_config: str | Path | None = None
+    """JSON file that states what the tensors of the tokenizer cannot tell."""
+
+    class_names: str | Path | None = None
+    """Text file with one class a line, in the order of the class ids, for a checkpoint that does not name them."""
+
+    precision: str = "fp32"
+    """One of fp32, tf32 (CUDA), bf16, fp16, int8 and fp8 (CUDA)."""
+
+    device: str = "auto"
+    """As torch names it: cpu, cuda, cuda:1, mps, xpu; or auto, the first CUDA device where there is one."""
+
+    kernels: str = "auto"
+    """One of auto, torch and triton (`devices.pick_kernels`)."""
+
+    bank: str | Path | None = None
+    """Folder of classes that were added to this model (`avarc add-class`)."""
+
+    lora: str | Path | None = None
+    """Folder with a LoRA adapter in PEFT's format, to merge into the weights."""
+
+
+def load_tokenizer(spec: ModelSpec | str = "digits", *, patch_nums: tuple[int, ...] | None = None) -> LoadedTokenizer:
+    """The tokenizer that a model reads: its card implies it; a generator's file needs `tokenizer` beside it.
 
     Args:
-        model: name of a model or tokenizer card, or path of a generator's or a tokenizer's checkpoint.
-        tokenizer: name of a tokenizer card or path, in place of the implied one.
+        spec: `model` may also be the name of a tokenizer card or the path of a tokenizer's checkpoint. Only the two
+            names, the two configurations and `device` count. A string stands for `ModelSpec(model)`.
         patch_nums: sides of the scales, where no file or card states them.
-        tokenizer_config: JSON file that states what the tokenizer's tensors cannot tell.
-        model_config: the same for the generator.
-        device: "auto", "cpu", "cuda", "cuda:1", ...
     Raises: UsageError, CheckpointError, AvarcError for weights that are not on this machine.
     """
-    place = pick_device(device)
+    spec = _as_spec(spec)
+    model, tokenizer, config = spec.model, spec.tokenizer, spec.tokenizer_config
+    device = pick_device(spec.device)
     asked = None if patch_nums is None else TokenLayout.multi_scale(patch_nums)
     if not is_path(model):
         card = any_card(model)
         implied = card.tokenizer if isinstance(card, ModelCard) else card.name
-        loaded = _read_tokenizer(tokenizer or implied, place, asked, card.layout, tokenizer_config)
+        loaded = _read_tokenizer(tokenizer or implied, device, asked, card.layout, config)
         _check_pair(card.name, None, card.layout, loaded)
         return loaded
     if tokenizer is None:
-        return _read_tokenizer(model, place, asked, None, tokenizer_config)
+        return _read_tokenizer(model, device, asked, None, config)
     read = checkpoint.read(Path(model))
-    stated = _stated(read, model_config, "--model-config")
+    stated = _stated(read, spec.model_config, "--model-config")
     family = families.GENERATORS.recognise(read.tensors, _stated_family(stated), model)
     layout = family.read_config(read.tensors, stated, model).layout
-    loaded = _read_tokenizer(tokenizer, place, asked, layout, tokenizer_config)
+    loaded = _read_tokenizer(tokenizer, device, asked, layout, config)
     _check_pair(model, read.metadata.get("tokenizer_sha256"), layout, loaded)
     return loaded
 
 
-def load_model(
-    model: str,
-    tokenizer: str | None = None,
-    *,
-    model_config: Path | None = None,
-    tokenizer_config: Path | None = None,
-    class_names: str | None = None,
-    precision: str = "fp32",
-    device: str = "auto",
-    kernels: str = "auto",
-    bank: Path | None = None,
-    lora: Path | None = None,
-) -> LoadedModel:
+def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
     """A model ready to score, with its tokenizer.
 
     Args:
-        model: name of a model card, or path of a checkpoint (then `tokenizer` is needed).
-        tokenizer: name of a tokenizer card or path, in place of the implied one.
-        model_config, tokenizer_config: JSON files that state what the tensors of either cannot tell.
-        class_names: text file with one class a line, in the order of the model's class ids.
-        precision: "fp32", "tf32" (CUDA only), "bf16", "fp16", "int8" or "fp8" (CUDA only).
-        kernels: "torch", "triton", or "auto" (`pick_kernels`).
-        bank: folder with classes that were added to this model (avarc add-class).
-        lora: folder with a LoRA adapter, as PEFT saves them, to merge into the weights.
+        spec: what to load; a string stands for `ModelSpec(model)`.
     Raises: as load_tokenizer.
     """
-    place = pick_device(device)
-    computes, runs = precisions.find(precision, place), pick_kernels(kernels, place)
-    card = None if is_path(model) else _model_card(model)
-    if tokenizer is None and card is None:
+    spec = _as_spec(spec)
+    device = pick_device(spec.device)
+    precision, kernels = precisions.find(spec.precision, device), pick_kernels(spec.kernels, device)
+    card = None if is_path(spec.model) else _model_card(spec.model)
+    if spec.tokenizer is None and card is None:
         raise UsageError(
-            f"which tokenizer does {model} read?",
+            f"which tokenizer does {spec.model} read?",
             "a generator's checkpoint does not hold its tokenizer",
             f"add --tokenizer NAME|FILE; published VARs read {tokenizer_cards()[1].name}",
         )
-    path, name = (local_files.require(card), card.name) if card else (Path(model), Path(model).name)
+    path, name = (local_files.require(card), card.name) if card else (Path(spec.model), Path(spec.model).name)
     read = checkpoint.read(path)
-    if lora is not None:
-        read, name = checkpoint.with_adapter(read, lora), f"{name} with {lora.name}"
-    stated = _stated(read, model_config, "--model-config")
+    if spec.lora is not None:
+        read, name = checkpoint.with_adapter(read, Path(spec.lora)), f"{name} with {Path(spec.lora).name}"
+    stated = _stated(read, spec.model_config, "--model-config")
     named = _stated_family(stated) or (card.family if card else None)
     family = families.GENERATORS.recognise(read.tensors, named, str(path))
     config = family.read_config(read.tensors, stated, str(path))
-    reader = tokenizer or (card.tokenizer if card else "")
-    loaded = _read_tokenizer(reader, place, None, config.layout, tokenizer_config)
-    _check_pair(str(path), read.metadata.get("tokenizer_sha256"), config.layout, loaded)
+    reader = spec.tokenizer or (card.tokenizer if card else "")
+    tokenizer = _read_tokenizer(reader, device, None, config.layout, spec.tokenizer_config)
+    _check_pair(str(path), read.metadata.get("tokenizer_sha256"), config.layout, tokenizer)
     likelihood = family.build(
-        config, read.tensors, loaded.network, precision=computes, kernels=runs, device=place, source=str(path)
+        config, read.tensors, tokenizer.network, precision=precision, kernels=kernels, device=device, source=str(path)
     )
+    space = card.label_space if card else None
     model_alone = LoadedModel(
         likelihood=likelihood,
         family=family.name,
-        tokenizer=loaded,
-        classes=class_space(likelihood.num_classes, card.label_space if card else None, class_names, read.metadata),
+        tokenizer=tokenizer,
+        classes=class_space(likelihood.num_classes, space, spec.class_names, read.metadata),
         name=name,
         file=str(path),
         sha256=read.sha256,
-        precision=precision,
-        device=str(place),
-        kernels=runs,
-        arithmetic=precisions.arithmetic(computes, place),
-        inferred={**config.inferred, **{f"tokenizer {key}": text for key, text in loaded.inferred.items()}},
+        precision=spec.precision,
+        device=str(device),
+        kernels=kernels,
+        arithmetic=precisions.arithmetic(precision, device),
+        inferred={**config.inferred, **{f"tokenizer {key}": text for key, text in tokenizer.inferred.items()}},
     )
-    return model_alone if bank is None else with_bank(model_alone, banks.read(bank))
+    return model_alone if spec.bank is None else with_bank(model_alone, banks.read(Path(spec.bank)))
+
+
+def _as_spec(spec: ModelSpec | str) -> ModelSpec:
+    return ModelSpec(spec) if isinstance(spec, str) else spec
 
 
 def with_bank(model: LoadedModel, bank: Bank) -> LoadedModel:
@@ -163,7 +182,7 @@ def _read_tokenizer(
     device: torch.device,
     asked: TokenLayout | None,
     implied: TokenLayout | None,
-    config: Path | None,
+    config: str | Path | None,
 ) -> LoadedTokenizer:
     """Load a tokenizer.
 
@@ -208,7 +227,7 @@ def _tokenizer_family(read: checkpoint.Checkpoint, stated: ConfigSources, card: 
 
 def _stated(
     read: checkpoint.Checkpoint,
-    config: Path | None,
+    config: str | Path | None,
     option: str,
     *,
     first: TokenLayout | None = None,
@@ -220,7 +239,7 @@ def _stated(
     if first is not None:
         sources.append(("the command", {"layout": first.to_dict()}))
     if config is not None:
-        sources.append((f"{option} {config}", _read_json(config)))
+        sources.append((f"{option} {config}", _read_json(Path(config))))
     if beside.is_file():
         sources.append((str(beside), _read_json(beside)))
     sources.append((f"the metadata of {read.path}", read.metadata))

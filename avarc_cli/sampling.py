@@ -1,4 +1,7 @@
-"""Pictures that a model believes to be of a class: tokens drawn from p(x | class), decoded to pixels."""
+"""Pictures of classes: tokens drawn from p(x | class), decoded to pixels.
+
+Shapes: K classes, H pixels a side.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from avarc_cli.data.labels import resolve_classes
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.sampling import image_generator
 from avarc_cli.loaded import LoadedModel
@@ -19,16 +23,17 @@ MOST_GUIDANCE = 1000  # far beyond any use; float32 ends at 1e38
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to draw.
-
-    guidance: strength of classifier-free guidance, 0 samples from p(x | class) itself; top_k: only from so many
-    likeliest codes, 0 for all; top_p: only from the likeliest codes that hold this probability, 0 for all.
-    Raises: UsageError for numbers outside their ranges.
-    """
+    """How to draw. Raises: UsageError for numbers outside their ranges."""
 
     guidance: float = 1.5
+    """Strength of classifier-free guidance, in [0, 1000]. 0 draws from p(x | class) itself."""
+
     top_k: int = 0
+    """Draw only from this many of the likeliest codes. 0 for all."""
+
     top_p: float = 0.0
+    """Draw only from the likeliest codes that together have this probability, in [0, 1]. 0 for all."""
+
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -39,29 +44,56 @@ class Sampling:
             )
 
 
-def draw(
-    model: LoadedModel,
-    classes: Sequence[int],
-    count: int,
-    how: Sampling,
-    progress: Callable[[int], None] = lambda done: None,
-) -> npt.NDArray[np.uint8]:
-    """Pictures of each class, (K, count, H, H, 3) uint8.
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Pictures that a model drew."""
 
-    Each picture has a random stream of its own, that of (seed, class, number): asking for other classes or for more
-    pictures changes none of them.
+    class_ids: tuple[int, ...]
+    """The K classes, in the order they were asked for, without repetitions."""
+
+    names: tuple[str, ...]
+    """What they are called."""
+
+    pictures: npt.NDArray[np.uint8]
+    """(K, count, H, H, 3), RGB."""
+
+
+def sample(
+    model: LoadedModel,
+    classes: Sequence[str],
+    count: int = 1,
+    sampling: Sampling | None = None,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Samples:
+    """Draw pictures of classes.
+
+    Every picture has its own random stream, that of (seed, class, number), so it does not depend on the other classes
+    or on `count`.
+
+    Args:
+        classes: each as in `data.labels.resolve_classes`: a name, an id, a number, a list, a subset or a file.
+        count: pictures of each class.
+        sampling: None for `Sampling()`.
+        progress: called with (classes done, classes in all).
+    Raises: UsageError for unknown classes.
     """
+    how = sampling or Sampling()
+    ids = tuple(dict.fromkeys(i for spec in classes for i in resolve_classes(spec, model.classes)))
+    pictures = np.empty((len(ids), count, *[model.tokenizer.image_size] * 2, 3), dtype=np.uint8)
+    for k, class_id in enumerate(ids):
+        pictures[k] = _draw(model, class_id, count, how)
+        progress(k + 1, len(ids))
+    return Samples(class_ids=ids, names=tuple(model.classes.names[i] for i in ids), pictures=pictures)
+
+
+def _draw(model: LoadedModel, class_id: int, count: int, how: Sampling) -> npt.NDArray[np.uint8]:
     device = model.tokenizer.device
-    pictures = np.empty((len(classes), count, *[model.tokenizer.image_size] * 2, 3), dtype=np.uint8)
-    for k, class_id in enumerate(classes):
-        streams = [image_generator(how.seed, class_id, number, device) for number in range(count)]
-        tokens_BL = model.likelihood.sample(
-            torch.full((count,), class_id, device=device),
-            guidance=how.guidance,
-            top_k=how.top_k,
-            top_p=how.top_p,
-            generators=streams,
-        )
-        pictures[k] = to_pixels(model.tokenizer.decode(tokens_BL))
-        progress(k + 1)
-    return pictures
+    tokens_BL = model.likelihood.sample(
+        torch.full((count,), class_id, device=device),
+        guidance=how.guidance,
+        top_k=how.top_k,
+        top_p=how.top_p,
+        generators=[image_generator(how.seed, class_id, number, device) for number in range(count)],
+    )
+    return to_pixels(model.tokenizer.decode(tokens_BL))

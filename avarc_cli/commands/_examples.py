@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-
-import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
@@ -18,33 +17,75 @@ if TYPE_CHECKING:
     import numpy as np
 
     from avarc_cli.incremental.examples import Examples, Source, Variation
+    from avarc_cli.incremental.fit import FitOptions
     from avarc_cli.likelihood import Tokenizer
     from avarc_cli.train.loop import Progress
 
-MethodOpt = Annotated[
-    str,
-    typer.Option(
-        "--method", help="embedding (one row), adaln (row and class modulation) or lora (row, attention and MLP)."
-    ),
-]
-RankOpt = Annotated[int, typer.Option("--rank", min=1, help="Rank of lora's changes.")]
-StepsOpt = Annotated[
-    int | None, typer.Option("--steps", min=1, help="Optimizer steps a class at most; default: the method's own.")
-]
-RateOpt = Annotated[float | None, typer.Option("--lr", help="Peak learning rate; default: the method's own.")]
-BatchOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Images a step.")]
-AugmentOpt = Annotated[
-    str | None,
-    typer.Option("--augment", help="crop, affine (small objects) or none. Default: as the tokenizer's images are."),
-]
-FlipOpt = Annotated[
-    bool | None,
-    typer.Option("--flip/--no-flip", help="Mirror half of the variants. Default: with crop, not with affine."),
-]
-VariantsOpt = Annotated[
-    int | None,
-    typer.Option("--variants", min=0, help="Augmented variants of each image; default: 16, of few images more."),
-]
+
+@dataclass(frozen=True, kw_only=True)
+class LearningOptions:
+    """How a class is learned from its images."""
+
+    method: Annotated[
+        str,
+        opt.training_option(
+            "--method", help="embedding (one row), adaln (row and class modulation) or lora (row, attention and MLP)."
+        ),
+    ] = "lora"
+    rank: Annotated[int, opt.training_option("--rank", min=1, help="Rank of the changes that lora trains.")] = 8
+    steps: Annotated[
+        int | None,
+        opt.training_option("--steps", min=1, help="Most optimizer steps for a class. Default: the method's own."),
+    ] = None
+    lr: Annotated[float | None, opt.training_option("--lr", help="Peak learning rate. Default: the method's own.")] = (
+        None
+    )
+    batch_size: Annotated[int, opt.training_option("--batch-size", min=1, help="Images in a step.")] = 32
+    augment: Annotated[
+        str | None,
+        opt.training_option(
+            "--augment", help="crop, affine (small objects) or none. Default: what suits the tokenizer's images."
+        ),
+    ] = None
+    flip: Annotated[
+        bool | None,
+        opt.training_option(
+            "--flip/--no-flip", help="Mirror half of the variants. Default: with crop, not with affine."
+        ),
+    ] = None
+    variants: Annotated[
+        int | None,
+        opt.training_option(
+            "--variants", min=0, help="Augmented variants of each image. Default: 16, more where images are few."
+        ),
+    ] = None
+    preprocess: opt.PreprocessOpt = None
+    seed: opt.SeedOpt = 0
+
+    def fit(self) -> FitOptions:
+        """How to fit a class. Raises UsageError for numbers out of range."""
+        from avarc_cli.incremental.fit import FitOptions
+
+        return FitOptions(
+            method=self.method,
+            rank=self.rank,
+            steps=self.steps,
+            lr=self.lr,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+
+    def variation(self) -> Variation:
+        """How images become tokens to train on."""
+        from avarc_cli.incremental.examples import Variation
+
+        return Variation(
+            preprocess=self.preprocess,
+            augment=self.augment,
+            flip=self.flip,
+            variants=self.variants,
+            seed=self.seed,
+        )
 
 
 def open_source(data: list[Path], tokenizer: Tokenizer) -> Source:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _weights
 from avarc_cli.errors import UsageError
+from avarc_cli.options import Options
 
 if TYPE_CHECKING:
     from avarc_cli.data.datasets import ImageSet
+    from avarc_cli.loaded import LoadedModel, LoadedTokenizer
+    from avarc_cli.loading import ModelSpec
 
 UNREADABLE_SHOWN = 10
 
@@ -26,81 +32,212 @@ def _set_json(asked: bool) -> bool:
 JsonOpt = Annotated[
     bool, typer.Option("--json", callback=_set_json, help="Print the result as one JSON document on stdout.")
 ]
-"""`as_json: JsonOpt = False`: sets the console's mode by itself, so that a command need not look at it."""
+"""`as_json: JsonOpt = False`: its callback sets the console's mode, so a command ignores the value."""
 
 DataArg = Annotated[
-    list[Path],
-    typer.Argument(help="A folder of images, image files, .tar or .parquet files, or a text file of paths."),
+    list[Path], typer.Argument(help="A folder of images, image files, .tar or .parquet files, or a text file of paths.")
 ]
+
+# Options under a heading of a command's help.
+model_option = partial(typer.Option, rich_help_panel="Model")
+scoring_option = partial(typer.Option, rich_help_panel="Scoring")
+images_option = partial(typer.Option, rich_help_panel="Images")
+training_option = partial(typer.Option, rich_help_panel="Training")
+
 ModelOpt = Annotated[
-    str, typer.Option("--model", "-m", help="A model's name (avarc models) or the path of a checkpoint.")
+    str, model_option("--model", "-m", help="A model's name (avarc models) or the path of a checkpoint.")
 ]
 TokenizerOpt = Annotated[
     str | None,
-    typer.Option("--tokenizer", help="A tokenizer's name or file; a named model implies it, a file does not."),
+    model_option(
+        "--tokenizer", help="A tokenizer's name or file. A model's name implies it, a checkpoint's path does not."
+    ),
 ]
 ClassNamesOpt = Annotated[
-    str | None, typer.Option("--class-names", help="File that names the checkpoint's classes, one a line, in order.")
+    str | None, model_option("--class-names", help="File with the names of the model's classes, one a line, in order.")
 ]
-PrecisionOpt = Annotated[str, typer.Option("--precision", help="fp32, tf32 (CUDA), bf16, fp16, int8 or fp8 (CUDA).")]
-KernelsOpt = Annotated[
-    str, typer.Option("--kernels", help="auto (torch), torch: plain PyTorch, or triton: our own for NVIDIA GPUs.")
-]
-MemoryOpt = Annotated[
-    str | None, typer.Option("--memory", help="Stay within this much memory, weights included: 8GiB, 500MiB.")
-]
-BatchSizeOpt = Annotated[str, typer.Option("--batch-size", help="Pairs of image and class scored at once, or auto.")]
+PrecisionOpt = Annotated[str, model_option("--precision", help="fp32, tf32 (CUDA), bf16, fp16, int8 or fp8 (CUDA).")]
 BankOpt = Annotated[
-    Path | None, typer.Option("--bank", help="Class bank whose classes come after the model's own (avarc add-class).")
+    Path | None, model_option("--bank", help="Class bank (avarc add-class) whose classes the model gets.")
+]
+DeviceOpt = Annotated[str, model_option("--device", help="auto, cpu, cuda, cuda:1, ...")]
+LoraOpt = Annotated[Path | None, model_option("--lora", help="LoRA adapter (a folder in PEFT's format) to merge in.")]
+ModelConfigOpt = Annotated[
+    Path | None,
+    model_option(
+        "--model-config", help="JSON file with what a generator's tensors do not tell: its family, its heads."
+    ),
+]
+TokenizerConfigOpt = Annotated[
+    Path | None,
+    model_option("--tokenizer-config", help="JSON file with what a tokenizer's tensors do not tell, such as scales."),
+]
+YesOpt = _weights.YesOpt
+
+ClassesOpt = Annotated[
+    str | None,
+    scoring_option(
+        "--classes",
+        help="Candidates: all, a file, a known subset, or a list like 0,5,7. Default: those of the dataset.",
+    ),
+]
+PriorsOpt = Annotated[
+    str | None, scoring_option("--priors", help="File of class<TAB>weight lines. Default: the same weight for all.")
 ]
 OffsetsOpt = Annotated[
-    bool, typer.Option("--offset/--no-offset", help="Add the offsets that a bank stores to its classes' scores.")
+    bool,
+    scoring_option(
+        "--offset/--no-offset", help="Add the offsets that a class bank stores to the scores of its classes."
+    ),
 ]
-DeviceOpt = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
-LoraOpt = Annotated[
-    Path | None, typer.Option("--lora", help="A LoRA adapter, in PEFT's folder format, to merge into the model.")
+BatchSizeOpt = Annotated[
+    str, scoring_option("--batch-size", help="Pairs of image and class in one forward pass, or auto.")
 ]
+
 PreprocessOpt = Annotated[
     str | None,
-    typer.Option(
+    images_option(
         "--preprocess",
         help="resize-crop (shorter edge to 1.125 times the size, centre crop), fit (to the size exactly), or none "
         "(images have the right size). Default: the tokenizer's own.",
     ),
 ]
-SubsetOpt = Annotated[
-    str | None, typer.Option("--subset", help="Only images of these classes: a file with one a line, or a known name.")
-]
 DatasetOpt = Annotated[
     str | None,
-    typer.Option(
+    images_option(
         "--dataset",
         help="Which known dataset the images are (imagenet-val, -train, -v2, -a, -r, -sketch, objectnet), or none. "
         "Default: recognised from folders and names.",
     ),
 ]
-PerClassOpt = Annotated[int | None, typer.Option("--per-class", help="Only the first so many images of each class.")]
-LimitOpt = Annotated[int | None, typer.Option("--limit", help="Only the first so many images.")]
+SubsetOpt = Annotated[
+    str | None, images_option("--subset", help="Only images of these classes: a file with one a line, or a known name.")
+]
+PerClassOpt = Annotated[int | None, images_option("--per-class", help="Only the first N images of each class.")]
+LimitOpt = Annotated[int | None, images_option("--limit", help="Only the first N images.")]
 WorkersOpt = Annotated[
     int | None,
-    typer.Option(
+    images_option(
         "--workers",
         min=0,
-        help="Processes that decode images; 0 decodes in this one. Default: 1 beside a CPU, more beside a GPU.",
+        help="Processes that decode images; 0 decodes in this one. Default: 1 with a CPU, more with a GPU.",
     ),
 ]
 SigmaOpt = Annotated[
-    float, typer.Option("--sigma", help="Standard deviation of the neighbours' noise, in units of the latents.")
+    float, images_option("--sigma", help="Standard deviation of the smoothing noise, in units of the latents.")
 ]
 SeedOpt = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the random numbers.")]
+PatchNumsOpt = Annotated[
+    str | None, typer.Option("--patch-nums", help="Scales of a tokenizer file that does not name them: 1,2,3,4.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsOptions:
+    """A model with its tokenizer, and the device to load it on."""
+
+    model: ModelOpt = "digits"
+    tokenizer: TokenizerOpt = None
+    model_config: ModelConfigOpt = None
+    tokenizer_config: TokenizerConfigOpt = None
+    device: DeviceOpt = "auto"
+    yes: YesOpt = False
+
+    def fetch(self, *, tokenizer_only: bool = False) -> ModelSpec:
+        """Download missing weights if the user agrees; returns what to load.
+
+        Raises: AvarcError naming `avarc download NAME` where weights are still missing.
+        """
+        _weights.ensure(self.model, self.tokenizer, yes=self.yes, tokenizer_only=tokenizer_only)
+        return self._spec()
+
+    def _spec(self) -> ModelSpec:
+        from avarc_cli.loading import ModelSpec
+
+        return ModelSpec(
+            self.model,
+            self.tokenizer,
+            model_config=self.model_config,
+            tokenizer_config=self.tokenizer_config,
+            device=self.device,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedModelOptions(WeightsOptions):
+    """A model whose classes may be named, with an adapter."""
+
+    class_names: ClassNamesOpt = None
+    lora: LoraOpt = None
+
+    def _spec(self) -> ModelSpec:
+        return replace(super()._spec(), class_names=self.class_names, lora=self.lora)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(NamedModelOptions):
+    """A model that is ready to score: in some precision, with the classes of a bank."""
+
+    bank: BankOpt = None
+    precision: PrecisionOpt = "fp32"
+
+    def _spec(self) -> ModelSpec:
+        return replace(super()._spec(), bank=self.bank, precision=self.precision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateOptions:
+    """Which classes compete."""
+
+    classes: ClassesOpt = None
+    offset: OffsetsOpt = True
+    batch_size: BatchSizeOpt = "auto"
+
+    def options(self, dataset: str) -> Options:
+        """The classifier's options for images of this dataset ("" for an unknown one)."""
+        return Options(classes=self.classes, offsets=self.offset, batch_size=self.batch_size, dataset=dataset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions(CandidateOptions):
+    """Which classes compete, and with what weight."""
+
+    priors: PriorsOpt = None
+
+    def options(self, dataset: str) -> Options:
+        return replace(super().options(dataset), priors=self.priors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Which images of a set to read, and how they become tokens."""
+
+    preprocess: PreprocessOpt = None
+    sigma: SigmaOpt = 0.1
+    seed: Annotated[int, images_option("--seed", min=0, max=2**63 - 1, help="Seed of the smoothing noise.")] = 0
+    dataset: DatasetOpt = None
+    subset: SubsetOpt = None
+    per_class: PerClassOpt = None
+    limit: LimitOpt = None
+    workers: WorkersOpt = None
+
+    def select(self, data: list[Path]) -> ImageSet:
+        """The images of DATA that these options choose."""
+        return select_images(data, self.subset, self.per_class, self.limit, self.dataset)
+
+
+def note_inferred(loaded: LoadedModel | LoadedTokenizer) -> None:
+    """Report the values of a configuration that no file states."""
+    for name, assumed in loaded.inferred.items():
+        console.note(f"assumed for {loaded.name}: {name} {assumed}")
 
 
 def select_images(
     data: list[Path], subset: str | None, per_class: int | None, limit: int | None, dataset: str | None = None
 ) -> ImageSet:
-    """The images that the data options name; tells what was recognised.
+    """The images that the data options choose; notes what was recognised.
 
-    Of ObjectNet's 313 objects those without a class of ImageNet are left out, unless a subset names them.
+    ObjectNet's objects without an ImageNet class are left out unless a subset names them.
     """
     from avarc_cli.data.datasets import open_images
     from avarc_cli.data.labels import subset as classes_of
@@ -111,8 +248,8 @@ def select_images(
     if subset is None and (left_out := images.classes_outside_imagenet()):
         covered = [name for name in images.class_names if name not in left_out]
         kept = images.select(covered, None, None)
-        of = f"{len(images) - len(kept):,} images of {len(left_out)} objects that ImageNet has no class for"
-        console.note(f"left out {of} (--subset FILE with their names keeps them)")
+        of = f"{len(images) - len(kept):,} images of {len(left_out)} objects without an ImageNet class"
+        console.note(f"left out {of} (to keep them, name them with --subset FILE)")
         images = kept
     return images.select(classes_of(subset) if subset else None, per_class, limit)
 
@@ -123,7 +260,9 @@ def check_file(path: Path, *suffixes: str) -> None:
     if path.suffix.lower() not in suffixes:
         raise UsageError(what, f"there is no format '{path.suffix}'", f"name a file ending in {' or '.join(suffixes)}")
     if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(what, "it is a folder" if path.is_dir() else f"'{path.parent}' is no folder", "name another")
+        raise UsageError(
+            what, "it is a folder" if path.is_dir() else f"'{path.parent}' is no folder", "name another file"
+        )
 
 
 def check_not_given(context: typer.Context, names: Collection[str], where: str, why: str) -> None:
@@ -151,7 +290,7 @@ def parse_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
 
 
 def list_unreadable(unreadable: list[tuple[str, str]]) -> None:
-    """Tell which inputs were left out, and why."""
+    """Warn of inputs that were left out, and why."""
     for name, reason in unreadable[:UNREADABLE_SHOWN]:
         console.warn(f"left out {name}: {reason}")
     if len(unreadable) > UNREADABLE_SHOWN:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from avarc_cli.zoo.card import Card, HubFile
     from avarc_cli.zoo.download import Downloaded
 
-YesOpt = Annotated[bool, typer.Option("--yes", "-y", help="Download missing weights without asking.")]
+YesOpt = Annotated[
+    bool,
+    typer.Option("--yes", "-y", help="Download missing weights without asking.", rich_help_panel="Model"),
+]
 
 
 def ensure(model: str, tokenizer: str | None = None, *, yes: bool, tokenizer_only: bool = False) -> None:

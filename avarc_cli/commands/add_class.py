@@ -1,4 +1,4 @@
-"""avarc add-class: a class that the model has never seen, learnt from a few images."""
+"""avarc add-class: a class that the model does not know, learned from a few images."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands import _examples, _weights
+from avarc_cli.commands import _examples
 from avarc_cli.commands import _options as opt
+from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
 
 if TYPE_CHECKING:
     from avarc_cli.incremental.adding import AddingResult
 
 
+@with_option_groups
 def add_class(
     words: Annotated[
         list[str],
@@ -25,48 +27,36 @@ def add_class(
             "with one sub-folder a class.",
         ),
     ],
-    bank: Annotated[Path, typer.Option("--bank", help="Folder that keeps the added classes; made if need be.")],
-    model: opt.ModelOpt = "digits",
-    tokenizer: opt.TokenizerOpt = None,
-    class_names: opt.ClassNamesOpt = None,
-    lora: opt.LoraOpt = None,
-    method: _examples.MethodOpt = "lora",
-    rank: _examples.RankOpt = 8,
-    steps: _examples.StepsOpt = None,
-    lr: _examples.RateOpt = None,
-    batch_size: _examples.BatchOpt = 32,
-    augment: _examples.AugmentOpt = None,
-    flip: _examples.FlipOpt = None,
-    variants: _examples.VariantsOpt = None,
-    preprocess: opt.PreprocessOpt = None,
+    *,
+    bank: Annotated[Path, typer.Option("--bank", help="Folder of the added classes; created if it does not exist.")],
     offset: Annotated[
         bool, typer.Option("--offset/--no-offset", help="Fit an offset that makes old and new scores comparable.")
     ] = True,
     replace: Annotated[bool, typer.Option("--replace", help="Fit classes again that the bank has already.")] = False,
     skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Leave classes that the bank has as they are: goes on after a stop.")
+        bool, typer.Option("--skip-existing", help="Skip classes that the bank has: continue after a stop.")
     ] = False,
-    seed: opt.SeedOpt = 0,
-    device: opt.DeviceOpt = "auto",
-    yes: _weights.YesOpt = False,
     as_json: opt.JsonOpt = False,
+    model: opt.NamedModelOptions,
+    learning: _examples.LearningOptions,
 ) -> None:
-    """Teach a model a new class from its images; what it knew stays as it was, bit for bit.
+    """Teach a model a new class from a few images.
+
+    The scores of the classes it had do not change, bit for bit.
 
     Example: avarc add-class zebra photos/zebra --model var-d16 --bank animals
     """
     from avarc_cli.incremental import adding
     from avarc_cli.incremental.editing import open_or_new
-    from avarc_cli.incremental.examples import Variation, by_class
-    from avarc_cli.incremental.fit import MIN_TO_VALIDATE, FitOptions
+    from avarc_cli.incremental.examples import by_class
+    from avarc_cli.incremental.fit import MIN_TO_VALIDATE
     from avarc_cli.loading import load_model
 
-    options = FitOptions(method=method, rank=rank, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
-    variation = Variation(preprocess=preprocess, augment=augment, flip=flip, variants=variants, seed=seed)
+    options, variation = learning.fit(), learning.variation()
     existing = adding.Existing(replace=replace, skip=skip_existing)
     name, data = (words[0], words[1:]) if len(words) > 1 else (None, words)
-    _weights.ensure(model, tokenizer, yes=yes)
-    loaded = load_model(model, tokenizer, class_names=class_names, device=device, lora=lora)
+    loaded = load_model(model.fetch())
+    opt.note_inferred(loaded)
     source = _examples.open_source([Path(word) for word in data], loaded.tokenizer)
     rows = by_class(source, name, data[0])
     names = adding.check_names(list(rows), loaded, open_or_new(bank, loaded.as_base()), existing)
@@ -105,10 +95,10 @@ def _show(outcomes: list[AddingResult], bank: Path, unreadable: list[tuple[str, 
                 "new_right": c and list(c.new),
             }
         )
-    said = (
+    legend = (
         "Bits per token: of held-out images, under the class it started from, then under the new one. Right: without "
         "and with the offset, of images drawn of old classes and of held-out images of the new one."
     )
     result = {"bank": bank, "added": data, "unreadable": dict(unreadable)}
-    human = console.stack(console.table(f"{len(rows)} classes added to {bank}", columns, rows), said)
+    human = console.stack(console.table(f"{len(rows)} classes added to {bank}", columns, rows), legend)
     console.result(result, human, brief="\n".join(o.name for o in outcomes))

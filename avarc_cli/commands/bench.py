@@ -60,14 +60,14 @@ def bench(
     from avarc_cli.bench.picture import bars
     from avarc_cli.bench.workload import model_workload, random_workload
     from avarc_cli.devices import pick_device
-    from avarc_cli.loading import load_model
+    from avarc_cli.loading import ModelSpec, load_model
 
     place = pick_device(device)
     if quick:
         shape, scales, pairs, plan = "2:64:2", scales or "1,2,3,4", min(pairs, 2), "exhaustive"
     if model:
         _weights.ensure(model, tokenizer, yes=yes)
-        workload, shape = model_workload(load_model(model, tokenizer, device=device), place), model
+        workload, shape = model_workload(load_model(ModelSpec(model, tokenizer, device=device)), place), model
     else:
         workload = random_workload(shape, opt.parse_numbers(scales, "--scales"), place)
     options = BenchOptions(pairs=pairs, rounds=rounds, classes=classes, plan=plan, precision=precision, kernels=kernels)

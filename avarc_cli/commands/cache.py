@@ -9,12 +9,13 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands import _weights
+from avarc_cli.commands._groups import Command, with_option_groups
 from avarc_cli.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from avarc_cli.loading import ModelSpec
     from avarc_cli.tokens.cache import TokenCache
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ CacheArg = Annotated[Path, typer.Argument(metavar="CACHE", help="A token cache (
 SHOWN = 12  # tokens of an image in the table
 
 
-@app.command()
+@app.command(cls=Command)
 def info(cache: CacheArg, as_json: opt.JsonOpt = False) -> None:
     """Say what a cache holds, who made it, and how.
 
@@ -39,7 +40,7 @@ def info(cache: CacheArg, as_json: opt.JsonOpt = False) -> None:
     console.result(facts, console.fields(str(cache), shown), brief=str(len(opened)))
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(cache: CacheArg, as_json: opt.JsonOpt = False) -> None:
     """Read all of a cache and compare it with its checksums; a damaged one is an error that names the rows.
 
@@ -55,7 +56,7 @@ def verify(cache: CacheArg, as_json: opt.JsonOpt = False) -> None:
     console.result(data, f"{cache}: {len(opened):,} images, {said}", brief=str(cache))
 
 
-@app.command()
+@app.command(cls=Command)
 def merge(
     caches: Annotated[list[Path], typer.Argument(metavar="CACHE...", help="The caches to join, two or more.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The cache to write.")],
@@ -77,20 +78,19 @@ def merge(
     console.result(data, f"{out}: {merged.images:,} images of {len(caches)} {of}", brief=str(out))
 
 
-@app.command()
+@app.command(cls=Command)
+@with_option_groups
 def head(
     cache: CacheArg,
+    *,
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many images to show.")] = 5,
     start: Annotated[int, typer.Option("--start", min=0, help="The first row to show, from 0.")] = 0,
     picture: Annotated[
         Path | None,
-        typer.Option("--picture", help="Also draw what the tokens stand for (PNG): a line an image, with neighbours."),
+        typer.Option("--picture", help="Also decode the tokens into a picture (PNG): one row an image, all samples."),
     ] = None,
-    model: opt.ModelOpt = "digits",
-    tokenizer: opt.TokenizerOpt = None,
-    device: opt.DeviceOpt = "auto",
-    yes: _weights.YesOpt = False,
     as_json: opt.JsonOpt = False,
+    model: opt.WeightsOptions,
 ) -> None:
     """Show the first images of a cache, or those from a row on: names, labels, tokens, and pictures of the tokens.
 
@@ -107,8 +107,7 @@ def head(
     tokens_NSL = opened.tokens(wanted)
     listed = [_row(opened, row, tokens_SL) for row, tokens_SL in zip(wanted, tokens_NSL, strict=True)]
     if picture is not None:
-        _weights.ensure(model, tokenizer, yes=yes, tokenizer_only=True)
-        _draw(opened, wanted, tokens_NSL, picture, model, tokenizer, device)
+        _draw(opened, wanted, tokens_NSL, picture, model.fetch(tokenizer_only=True))
     cells = [(each["row"], each["name"], each["label"], _begin(each["tokens"][0])) for each in listed]
     table = console.table(str(cache), ("row", "image", "label", "tokens"), cells)
     console.result({"cache": cache, "rows": listed, "picture": picture}, table, brief="\n".join(c[1] for c in cells))
@@ -159,14 +158,12 @@ def _begin(tokens: list[int]) -> str:
     return " ".join(str(token) for token in tokens[:SHOWN]) + (" ..." if len(tokens) > SHOWN else "")
 
 
-def _draw(
-    cache: TokenCache, rows: range, tokens_NSL: np.ndarray, out: Path, model: str, tokenizer: str | None, device: str
-) -> None:
+def _draw(cache: TokenCache, rows: range, tokens_NSL: np.ndarray, out: Path, spec: ModelSpec) -> None:
     from avarc_cli.loading import load_tokenizer
     from avarc_cli.results.picture import grid
     from avarc_cli.tokens.reconstruct import reconstruct
 
-    reader = load_tokenizer(model, tokenizer, patch_nums=cache.header.patch_nums, device=device)
+    reader = load_tokenizer(spec, patch_nums=cache.header.patch_nums)
     cache.check(reader)
     grid(reconstruct(reader, tokens_NSL), [cache.paths[row] for row in rows], out)
     console.note(f"{out}: {len(rows)} images as the tokens show them")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands._groups import Command
 from avarc_cli.commands._options import JsonOpt
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ BankOpt = Annotated[Path, typer.Option("--bank", help="The class bank: a folder 
 NameArg = Annotated[str, typer.Argument(help="An added class.")]
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_classes(bank: BankOpt, as_json: JsonOpt = False) -> None:
     """List the added classes, in the order of their ids.
 
@@ -41,7 +42,7 @@ def list_classes(bank: BankOpt, as_json: JsonOpt = False) -> None:
     console.result(data, console.table(title, columns, rows), brief="\n".join(a.name for a in read.additions))
 
 
-@app.command()
+@app.command(cls=Command)
 def show(name: NameArg, bank: BankOpt, as_json: JsonOpt = False) -> None:
     """Show all details of one added class.
 
@@ -55,7 +56,7 @@ def show(name: NameArg, bank: BankOpt, as_json: JsonOpt = False) -> None:
     console.result(facts, console.fields(addition.name, facts), brief=addition.name)
 
 
-@app.command()
+@app.command(cls=Command)
 def remove(
     names: Annotated[list[str], typer.Argument(help="Added classes.")], bank: BankOpt, as_json: JsonOpt = False
 ) -> None:
@@ -70,7 +71,7 @@ def remove(
     console.result({"bank": bank, "removed": names, "classes": [a.name for a in left.additions]}, message)
 
 
-@app.command()
+@app.command(cls=Command)
 def rename(
     name: NameArg,
     new: Annotated[str, typer.Argument(help="Its new name.")],

@@ -3,158 +3,161 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands import _summary, _weights
+from avarc_cli.commands import _summary
+from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE, CacheError
+from avarc_cli.options import Options
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
     from avarc_cli.data.datasets import ImageSet
-    from avarc_cli.results.folder import RunFolder
+    from avarc_cli.loading import ModelSpec
     from avarc_cli.results.run import RunResult
     from avarc_cli.tokens.cache import TokenCache
     from avarc_cli.tokens.encode import EncodeResult
 
 
-def classify(
-    context: typer.Context,
-    data: Annotated[list[Path], typer.Argument(help="A token cache, a folder of images, image files, or a list.")],
-    model: opt.ModelOpt = "digits",
-    tokenizer: opt.TokenizerOpt = None,
+@dataclass(frozen=True, kw_only=True)
+class _ModelOptions(opt.ModelOptions):
+    kernels: Annotated[
+        str,
+        opt.model_option("--kernels", help="torch: plain PyTorch; triton: avarc's own, for NVIDIA GPUs; auto: torch."),
+    ] = "auto"
+
+    def _spec(self) -> ModelSpec:
+        return replace(super()._spec(), kernels=self.kernels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ScoringOptions(opt.ScoringOptions):
     plan: Annotated[
         str,
-        typer.Option(
+        opt.scoring_option(
             "--plan",
             help="exhaustive, paper, segments:keep[:samples] per stage (6:10,10:3,10:1:3), FILE.json of avarc tune, or "
             "auto for the tuned plan that comes with the model.",
         ),
-    ] = "exhaustive",
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            "--classes",
-            help="Candidates: all, a file, a known subset, or a list like 0,5,7. Default: those of the dataset.",
-        ),
-    ] = None,
-    class_names: opt.ClassNamesOpt = None,
-    priors: Annotated[
-        str | None, typer.Option("--priors", help="File of class<TAB>weight lines; default: all classes equal.")
-    ] = None,
+    ] = "exhaustive"
     score: Annotated[
-        str, typer.Option("--score", help="log-likelihood: log p(x|y); pmi: log p(x|y) - log p(x).")
-    ] = "log-likelihood",
-    bank: opt.BankOpt = None,
-    lora: opt.LoraOpt = None,
-    offset: opt.OffsetsOpt = True,
-    precision: opt.PrecisionOpt = "fp32",
-    kernels: opt.KernelsOpt = "auto",
-    memory: opt.MemoryOpt = None,
-    device: opt.DeviceOpt = "auto",
-    yes: _weights.YesOpt = False,
-    batch_size: opt.BatchSizeOpt = "auto",
+        str, opt.scoring_option("--score", help="log-likelihood: log p(x|y); pmi: log p(x|y) - log p(x).")
+    ] = "log-likelihood"
+    memory: Annotated[
+        str | None, opt.scoring_option("--memory", help="Stay within this much memory, weights included: 8GiB, 500MiB.")
+    ] = None
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Fixed batch shapes: reruns agree bit for bit.")
-    ] = False,
+        bool, opt.scoring_option("--deterministic", help="Fixed batch shapes: reruns agree bit for bit.")
+    ] = False
+
+    def options(self, dataset: str) -> Options:
+        return replace(
+            super().options(dataset),
+            plan=self.plan,
+            score=self.score,
+            memory=self.memory,
+            deterministic=self.deterministic,
+        )
+
+
+@with_option_groups
+def classify(
+    context: typer.Context,
+    data: Annotated[list[Path], typer.Argument(help="A token cache, a folder of images, image files, or a list.")],
+    *,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run folder for predictions and metrics; resumes what is there.")
+        Path | None,
+        typer.Option("--out", "-o", help="Run folder for predictions and metrics; continues an earlier run."),
     ] = None,
     save_json: Annotated[bool, typer.Option("--save-json", help="Write each image's stages to OUT/json/.")] = False,
     save_likelihood: Annotated[
         bool, typer.Option("--save-likelihood", help="Write each image's token log-probabilities to OUT/likelihood/.")
     ] = False,
-    preprocess: opt.PreprocessOpt = None,
-    sigma: opt.SigmaOpt = 0.1,
-    seed: opt.SeedOpt = 0,
-    dataset: opt.DatasetOpt = None,
-    subset: opt.SubsetOpt = None,
-    per_class: opt.PerClassOpt = None,
-    limit: opt.LimitOpt = None,
-    workers: opt.WorkersOpt = None,
     as_json: opt.JsonOpt = False,
+    model: _ModelOptions,
+    scoring: _ScoringOptions,
+    encoding: opt.ImageOptions,
 ) -> None:
-    """Classify images by the class under which a generator finds them most likely.
+    """Classify images by their likelihood under each class.
 
-    Images are encoded first (into OUT/tokens.h5, if there is an OUT); a token cache is scored as it is.
+    Images are encoded first, into OUT/tokens.h5 if OUT is given; a token cache is scored as it is.
 
     Example: avarc classify val.h5 --model var-d16 --plan paper --classes imagenet100 --out runs/val
     """
     from avarc_cli.classifier import load_classifier
-    from avarc_cli.results.folder import RunFolder
     from avarc_cli.tokens.cache import read
 
-    images_only = [dataset, subset, per_class, preprocess]
-    _summary.check_request(data, out, save_json or save_likelihood, images_only=images_only)
-    if _summary.is_cache(data):
-        opt.check_not_given(context, {"sigma", "seed", "workers"}, f"with '{data[0]}'", "it is encoded already")
-    _weights.ensure(model, tokenizer, yes=yes)
-    images = None if _summary.is_cache(data) else opt.select_images(data, subset, per_class, limit, dataset)
-    classifier = load_classifier(
-        model,
-        tokenizer,
-        class_names=class_names,
-        precision=precision,
-        kernels=kernels,
-        memory=memory,
-        device=device,
-        plan=plan,
-        classes=classes,
-        dataset=images.dataset if images else read(data[0]).header.dataset,
-        priors=priors,
-        score=score,
-        batch_size=batch_size,
-        deterministic=deterministic,
-        bank=bank,
-        lora=lora,
-        offsets=offset,
-    )
-    wanted = classifier.plan(keep_tokens=save_likelihood)  # a wrong plan is told before images are encoded
-    folder = RunFolder(out) if out else None
-    if folder:
-        folder.prepare()
-        _summary.check_same_plan(folder, str(wanted))
+    _check_inputs(context, data, encoding, out, save_json or save_likelihood)
+    spec = model.fetch()
+    images = None if _summary.is_cache(data) else encoding.select(data)
+    dataset = images.dataset if images else read(data[0]).header.dataset
+    classifier = load_classifier(spec, scoring.options(dataset))
+    opt.note_inferred(classifier.model)
+    _check_out(classifier, out, save_likelihood)
     with tempfile.TemporaryDirectory() as scratch:
-        unreadable: list[tuple[str, str]] = []
-        cache_path = data[0]
-        if images:
-            options = {"preprocess": preprocess, "sigma": sigma, "seed": seed, "workers": workers}
-            encoded = _encode(classifier, images, out or Path(scratch), options)
-            cache_path, unreadable = encoded.path, encoded.unreadable
-        cache = read(cache_path).first(limit)
-        result = _score(classifier, cache, folder, save_json, save_likelihood)
+        encoded = None if images is None else _encode(classifier, images, out or Path(scratch), encoding)
+        unreadable = encoded.unreadable if encoded else []
+        cache = read(encoded.path if encoded else data[0]).first(encoding.limit)
+        result = _score(classifier, cache, out, save_json, save_likelihood)
         opt.list_unreadable(unreadable)
         _summary.show(cache, result, unreadable, out)
     if unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
 
 
-def _encode(classifier: Classifier, images: ImageSet, folder: Path, options: dict[str, Any]) -> EncodeResult:
+def _check_inputs(
+    context: typer.Context, data: list[Path], encoding: opt.ImageOptions, out: Path | None, saves: bool
+) -> None:
+    images_only = [encoding.dataset, encoding.subset, encoding.per_class, encoding.preprocess]
+    _summary.check_request(data, out, saves, images_only=images_only)
+    if _summary.is_cache(data):
+        opt.check_not_given(context, {"sigma", "seed", "workers"}, f"with '{data[0]}'", "it is encoded already")
+
+
+def _check_out(classifier: Classifier, out: Path | None, save_likelihood: bool) -> None:
+    """Find out before images are encoded whether the plan, and a run that OUT holds, allow this run."""
+    from avarc_cli.results.folder import RunFolder
+
+    plan = classifier.plan(keep_tokens=save_likelihood)
+    if out is not None:
+        folder = RunFolder(out)
+        folder.prepare()
+        _summary.check_same_plan(folder, str(plan))
+
+
+def _encode(classifier: Classifier, images: ImageSet, folder: Path, encoding: opt.ImageOptions) -> EncodeResult:
     """The images as FOLDER/tokens.h5. Raises CacheError where that was made by another request."""
     with console.progress("encoding", len(images)) as bar:
         try:
-            return classifier.encode(images, folder / "tokens.h5", progress=bar.update, **options)
+            return classifier.encode(
+                images,
+                folder / "tokens.h5",
+                preprocess=encoding.preprocess,
+                sigma=encoding.sigma,
+                seed=encoding.seed,
+                workers=encoding.workers,
+                progress=bar.update,
+            )
         except CacheError as error:
             raise CacheError(error.what, error.why, "name another --out") from None
 
 
 def _score(
-    classifier: Classifier, cache: TokenCache, folder: RunFolder | None, save_json: bool, save_likelihood: bool
+    classifier: Classifier, cache: TokenCache, out: Path | None, save_json: bool, save_likelihood: bool
 ) -> RunResult:
-    from avarc_cli.results.run import classify as run_classify
-
-    earlier = folder.recorded("tokens_per_batch") if folder else None
-    request = classifier.request(cache.header.samples, keep_tokens=save_likelihood, tokens_per_batch=earlier)
-    run = classifier.run(cache, request, save_json=save_json, save_likelihood=save_likelihood)
-    _summary.announce(classifier, run)
     with console.progress("classifying", len(cache)) as bar:
-        return run_classify(
-            run,
-            folder,
+        return classifier.classify_cache(
+            cache,
+            out,
+            save_json=save_json,
+            save_likelihood=save_likelihood,
+            on_start=lambda run: _summary.announce(classifier, run),
             progress=lambda done, numbers: bar.update(done, note=_summary.running(numbers)),
             say=console.warn,
         )

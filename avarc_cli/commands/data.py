@@ -9,6 +9,7 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
+from avarc_cli.commands._groups import Command
 from avarc_cli.errors import EXIT_FAILED, EXIT_UNREADABLE
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def _data() -> None:
     """
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
     data: Annotated[list[Path], typer.Argument(help="A folder, tar shards, Parquet files, or a list of paths.")],
     dataset: opt.DatasetOpt = None,
@@ -35,7 +36,7 @@ def check(
         str,
         typer.Option(
             "--decode",
-            help="Images to decode, spread over the set: a number, or all. Up to 100 are always decoded.",
+            help="Images to decode, spread over the set: a number, or all. Sets of up to 100 are always decoded.",
         ),
     ] = "0",
     as_json: opt.JsonOpt = False,

@@ -1,4 +1,4 @@
-"""avarc doctor: what this machine has, what avarc picks on it, and what is slow and why."""
+"""avarc doctor: what this machine has, what avarc uses on it, and what is slow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ GIB = 2**30
 
 
 def doctor(as_json: JsonOpt = False) -> None:
-    """Show versions, devices, what avarc picks on this machine, and what is slow on it and why.
+    """Show what this machine has, and what avarc uses on it.
+
+    Lists versions, devices, defaults and optional packages, and what makes this machine slower than it could be.
 
     Example: avarc doctor --json
     """
@@ -36,7 +38,7 @@ def doctor(as_json: JsonOpt = False) -> None:
             console.fields("Versions", versions),
             console.fields("Machine", machine | {"memory": _gib(machine["memory"])}),
             console.table("Devices", ("--device", "what", "memory"), [_device_row(device) for device in devices]),
-            console.table("Used by default", ("", "picked", "why"), [(c.what, c.picked, c.why) for c in choices]),
+            console.table("Used by default", ("", "default", "why"), [(c.what, c.picked, c.why) for c in choices]),
             console.table("What is slow here", ("", "why", "what helps"), [(f.what, f.why, f.fix) for f in findings]),
             console.table(
                 "Optional packages",

@@ -9,56 +9,47 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands import _weights
+from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
 
 if TYPE_CHECKING:
     from avarc_cli.tokens import EncodeResult, Shard
 
 
+@with_option_groups
 def encode(
     data: opt.DataArg,
+    *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The token cache to write (HDF5).")],
-    model: opt.ModelOpt = "digits",
-    tokenizer: opt.TokenizerOpt = None,
-    preprocess: opt.PreprocessOpt = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a cache of another request.")] = False,
     samples: Annotated[
-        int, typer.Option("--samples", help="Samples an image: itself, and the rest smoothing neighbours of it.")
+        int, typer.Option("--samples", help="Samples of each image: the image, and N - 1 with smoothing noise.")
     ] = 1,
-    sigma: opt.SigmaOpt = 0.1,
-    seed: opt.SeedOpt = 0,
-    dataset: opt.DatasetOpt = None,
-    subset: opt.SubsetOpt = None,
-    per_class: opt.PerClassOpt = None,
-    limit: opt.LimitOpt = None,
     latents: Annotated[bool, typer.Option("--latents", help="Keep the latents too, as float16.")] = False,
-    patch_nums: Annotated[
-        str | None, typer.Option("--patch-nums", help="Scales of a tokenizer file that does not name them: 1,2,3,4.")
-    ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", help="Images that the tokenizer reads at once; default: 16 of 256 pixels."),
+        typer.Option("--batch-size", help="Images that the tokenizer reads at once. Default: 16 of 256 pixels."),
     ] = None,
-    workers: opt.WorkersOpt = None,
     shard: Annotated[
-        str, typer.Option("--shard", help="i/n: do share i (from 1) of n; run all n with the same OUT, or join OUTs.")
+        str, typer.Option("--shard", help="i/n: do part i (from 1) of n; run all n with the same OUT, or join OUTs.")
     ] = "1/1",
     engine: Annotated[
         str,
-        typer.Option("--engine", help="local, or ray: units are tasks of a Ray cluster; needs avarc[ray]."),
+        typer.Option("--engine", help="local, or ray: on a Ray cluster; needs avarc[ray]."),
     ] = "local",
-    precision: Annotated[
-        str, typer.Option("--precision", help="Of the encoder: fp32, or bf16 on a GPU, which changes some tokens.")
-    ] = "fp32",
-    device: opt.DeviceOpt = "auto",
-    yes: _weights.YesOpt = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a cache of another request.")] = False,
     as_json: opt.JsonOpt = False,
+    model: opt.WeightsOptions,
+    patch_nums: opt.PatchNumsOpt = None,
+    precision: Annotated[
+        str,
+        opt.model_option("--precision", help="Of the encoder: fp32, or bf16 on a GPU, which changes some tokens."),
+    ] = "fp32",
+    encoding: opt.ImageOptions,
 ) -> None:
-    """Turn images into a token cache, which every model with the same tokenizer can read.
+    """Encode images into a token cache.
 
-    Interrupted or killed, it goes on where it stopped when run again, and the file is the same byte for byte. So it
-    is when several processes, on one machine or many, each do a --shard of it.
+    Every model with the same tokenizer can read it. If it is interrupted or killed, run it again to continue; the
+    file is the same byte for byte, also when several processes, on one machine or many, each do a --shard of it.
 
     Example: avarc encode val/ --model var-d16 --samples 3 --out val.h5
     """
@@ -68,11 +59,13 @@ def encode(
     from avarc_cli.tokens.encoder import default_workers
 
     share = tokens.Shard.parse(shard)
-    _weights.ensure(model, tokenizer, yes=yes, tokenizer_only=True)
-    images = opt.select_images(data, subset, per_class, limit, dataset)
+    spec = model.fetch(tokenizer_only=True)
+    images = encoding.select(data)
     scales = opt.parse_numbers(patch_nums, "--patch-nums")
-    reader = load_tokenizer(model, tokenizer, patch_nums=scales, device=device).at(precision)
-    pixels = Preprocess(preprocess or reader.preprocess, reader.image_size)
+    reader = load_tokenizer(spec, patch_nums=scales).at(precision)
+    opt.note_inferred(reader)
+    pixels = Preprocess(encoding.preprocess or reader.preprocess, reader.image_size)
+    workers = default_workers(str(reader.device)) if encoding.workers is None else encoding.workers
     console.note(
         f"{len(images):,} images to {reader.layout.num_tokens} tokens x {samples} samples, {pixels}, by {reader.name}"
     )
@@ -83,11 +76,11 @@ def encode(
             pixels,
             out,
             samples=samples,
-            sigma=sigma,
-            seed=seed,
+            sigma=encoding.sigma,
+            seed=encoding.seed,
             latents=latents,
             batch_size=batch_size,
-            workers=default_workers(str(reader.device)) if workers is None else workers,
+            workers=workers,
             shard=share,
             engine=engine,
             overwrite=overwrite,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,25 +10,37 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands import _summary, _weights
+from avarc_cli.commands import _summary
+from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
+from avarc_cli.options import Options
 
 if TYPE_CHECKING:
     from avarc_cli.explain import ExplainResult, Explanation, Weighting
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ScoringOptions(opt.CandidateOptions):
+    plan: Annotated[
+        str, opt.scoring_option("--plan", help="How to find the prediction and the contrast class (avarc classify).")
+    ] = "exhaustive"
+
+    def options(self, dataset: str) -> Options:
+        return replace(super().options(dataset), plan=self.plan)
+
+
+@with_option_groups
 def explain(
     data: Annotated[list[Path], typer.Argument(help="A token cache, a folder of images, image files, or a list.")],
+    *,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="What to write: a picture (.png, .svg), or a page with values (.html).")
     ] = Path("explanation.png"),
-    npz: Annotated[Path | None, typer.Option("--npz", help="Write the raw arrays there, too.")] = None,
-    model: opt.ModelOpt = "digits",
-    tokenizer: opt.TokenizerOpt = None,
-    subject: Annotated[
+    npz: Annotated[Path | None, typer.Option("--npz", help="Also write the raw arrays to this file.")] = None,
+    target: Annotated[
         str, typer.Option("--class", help="The class to explain: prediction, label, or a class's name.")
     ] = "prediction",
-    rival: Annotated[
+    contrast: Annotated[
         str, typer.Option("--vs", help="The class to compare it with: rival (the strongest other), label, or a name.")
     ] = "rival",
     weights: Annotated[
@@ -37,30 +50,19 @@ def explain(
     scales: Annotated[str | None, typer.Option("--scales", help="Only these scales, counted from 1: 4-10.")] = None,
     upsample: Annotated[
         str,
-        typer.Option("--upsample", help="area: exact sums; nearest: cell by cell as in the paper's pictures."),
+        typer.Option("--upsample", help="area: exact sums; nearest: cell by cell, as in the paper's figures."),
     ] = "area",
     rows: Annotated[str | None, typer.Option("--rows", help="Only these rows, counted from 0: 3,10-12.")] = None,
     only: Annotated[str | None, typer.Option("--only", help="Only images that are wrong, right or unsure.")] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", help="So many images, the most surprising first. Default: what is legible.")
+        int | None,
+        typer.Option("--limit", help="At most N images, the least likely first. Default: as many as are legible."),
     ] = None,
-    plan: Annotated[str, typer.Option("--plan", help="How to find the prediction and the rival (avarc classify).")] = (
-        "exhaustive"
-    ),
-    classes: Annotated[
-        str | None, typer.Option("--classes", help="Candidates: a file, a known subset, or a list like 0,5,7.")
-    ] = None,
-    class_names: opt.ClassNamesOpt = None,
-    bank: opt.BankOpt = None,
-    lora: opt.LoraOpt = None,
-    offset: opt.OffsetsOpt = True,
-    precision: opt.PrecisionOpt = "fp32",
-    device: opt.DeviceOpt = "auto",
-    yes: _weights.YesOpt = False,
-    batch_size: opt.BatchSizeOpt = "auto",
+    as_json: opt.JsonOpt = False,
+    model: opt.ModelOptions,
+    scoring: _ScoringOptions,
     preprocess: opt.PreprocessOpt = None,
     workers: opt.WorkersOpt = None,
-    as_json: opt.JsonOpt = False,
 ) -> None:
     """Show which parts of an image speak for a class, and which against it, in nats.
 
@@ -80,30 +82,18 @@ def explain(
     images = None if _summary.is_cache(data) else opt.select_images(data, None, None, None)
     listed = rows is not None or (images is not None and len(images) == len(data))
     options = ExplainOptions(
-        target=subject,
-        contrast=rival,
+        target=target,
+        contrast=contrast,
         rows=rows,
         only=only,
         limit=limit if limit is not None or listed else write.default_images(out),
         max_images=write.max_images(out),
         keep_order=listed,
     )
-    _weights.ensure(model, tokenizer, yes=yes)
-    source = read(data[0]) if images is None else images
-    classifier = load_classifier(
-        model,
-        tokenizer,
-        class_names=class_names,
-        precision=precision,
-        device=device,
-        plan=plan,
-        classes=classes,
-        dataset=source.dataset if isinstance(source, ImageSet) else source.header.dataset,
-        batch_size=batch_size,
-        bank=bank,
-        lora=lora,
-        offsets=offset,
-    )
+    spec, source = model.fetch(), read(data[0]) if images is None else images
+    dataset = source.dataset if isinstance(source, ImageSet) else source.header.dataset
+    classifier = load_classifier(spec, scoring.options(dataset))
+    opt.note_inferred(classifier.model)
     weighting.of_grids(classifier.model.tokenizer.layout)  # wrong scales are an error before images are scored
     result = explain_images(
         classifier, source, options, preprocess=preprocess, workers=workers, progress=console.progress, say=console.warn

@@ -9,16 +9,23 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands import _summary, _weights
+from avarc_cli.commands import _summary
+from avarc_cli.commands._groups import with_option_groups
+from avarc_cli.options import Options
 
-OF_A_CACHE = {"model", "tokenizer", "class_names", "bank", "lora", "precision", "device", "batch_size", "limit"}
+OF_A_CACHE = {
+    *("model", "tokenizer", "model_config", "tokenizer_config", "class_names", "bank", "lora"),
+    *("precision", "device", "batch_size", "limit"),
+}
 
 
+@with_option_groups
 def export(
     context: typer.Context,
     source: Annotated[Path, typer.Argument(help="A token cache, which is scored, or the folder of a finished run.")],
+    *,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="FILE.npz, FILE.h5 or FILE.parquet; a folder gets one npz an image.")
+        Path, typer.Option("--out", "-o", help="FILE.npz, FILE.h5 or FILE.parquet; a folder gets one npz per image.")
     ],
     classes: Annotated[
         str | None, typer.Option("--classes", help="Only these classes: a file, a known subset, or a list like 0,5,7.")
@@ -26,22 +33,15 @@ def export(
     per_token: Annotated[
         bool, typer.Option("--per-token", help="The log-probability of every token instead of their sum.")
     ] = False,
-    model: opt.ModelOpt = "digits",
-    tokenizer: opt.TokenizerOpt = None,
-    class_names: opt.ClassNamesOpt = None,
-    bank: opt.BankOpt = None,
-    lora: opt.LoraOpt = None,
-    precision: opt.PrecisionOpt = "fp32",
-    device: opt.DeviceOpt = "auto",
-    yes: _weights.YesOpt = False,
-    batch_size: opt.BatchSizeOpt = "auto",
     limit: opt.LimitOpt = None,
     as_json: opt.JsonOpt = False,
+    model: opt.ModelOptions,
+    batch_size: opt.BatchSizeOpt = "auto",
 ) -> None:
     """Write log p(image | class) of every image and class to a file that plain numpy, HDF5 or Parquet readers load.
 
-    A token cache is scored first, with the model named here; interrupted, it goes on where it stopped. A run must
-    have been made with --save-json or --save-likelihood, and its own model counts.
+    A token cache is scored first, with the model named here; if it is interrupted, the same command resumes it. A run
+    must have been made with --save-json or --save-likelihood, and keeps its own model.
 
     Example: avarc export runs/val --out val.npz
     """
@@ -58,20 +58,10 @@ def export(
     from avarc_cli.results.export_cache import export_cache
     from avarc_cli.tokens.cache import read
 
-    _weights.ensure(model, tokenizer, yes=yes)
-    cache = read(source).first(limit)
-    classifier = load_classifier(
-        model,
-        tokenizer,
-        class_names=class_names,
-        precision=precision,
-        device=device,
-        classes=classes,
-        dataset=cache.header.dataset,
-        batch_size=batch_size,
-        bank=bank,
-        lora=lora,
-    )
+    spec, cache = model.fetch(), read(source).first(limit)
+    options = Options(classes=classes, dataset=cache.header.dataset, batch_size=batch_size)
+    classifier = load_classifier(spec, options)
+    opt.note_inferred(classifier.model)
     shape = export_cache(
         classifier,
         cache,

@@ -13,6 +13,7 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _examples, _weights
 from avarc_cli.commands import _options as opt
+from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE, UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 DIGITS = Path("digits")  # as DATA: scikit-learn's digits
 
 
+@with_option_groups
 def incremental(
     context: typer.Context,
     data: Annotated[
@@ -34,61 +36,52 @@ def incremental(
             "digits: the digits of scikit-learn."
         ),
     ],
+    *,
     base: Annotated[str, typer.Option("--base", help="Classes known from the start: 0-4, or cat+dog.")],
     tasks: Annotated[str, typer.Option("--tasks", help="Classes added later, task by task: 5-6,7-9 or fox+owl,bee.")],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for model, bank and results; resumes what is there.")
+        Path, typer.Option("--out", "-o", help="Folder for model, bank and results; continues earlier work.")
     ],
     test: Annotated[
         Path | None, typer.Option("--test", help="Test images or cache. Default: DATA's test/, or a fifth of DATA.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="A model that knows the base classes only. Default: trained here, small."),
-    ] = None,
-    tokenizer: opt.TokenizerOpt = None,
-    method: _examples.MethodOpt = "lora",
-    rank: _examples.RankOpt = 8,
-    steps: _examples.StepsOpt = None,
-    lr: _examples.RateOpt = None,
-    batch_size: _examples.BatchOpt = 32,
     baseline: Annotated[
         str | None, typer.Option("--baseline", help="finetune: train all weights on each task, for comparison.")
     ] = None,
-    base_steps: Annotated[int, typer.Option("--base-steps", min=1, help="Steps to train the base model.")] = 1500,
-    base_depth: Annotated[int, typer.Option("--base-depth", min=1, help="Its blocks.")] = 3,
-    base_width: Annotated[int, typer.Option("--base-width", min=64, help="Its channels, a multiple of 64.")] = 64,
-    augment: _examples.AugmentOpt = None,
-    flip: _examples.FlipOpt = None,
-    variants: _examples.VariantsOpt = None,
-    preprocess: opt.PreprocessOpt = None,
-    seed: opt.SeedOpt = 0,
-    device: opt.DeviceOpt = "auto",
-    yes: _weights.YesOpt = False,
     as_json: opt.JsonOpt = False,
+    model: Annotated[
+        str | None,
+        opt.model_option("--model", "-m", help="A model of the base classes only. Default: a small one, trained here."),
+    ] = None,
+    tokenizer: opt.TokenizerOpt = None,
+    base_steps: Annotated[int, opt.model_option("--base-steps", min=1, help="Steps to train the base model.")] = 1500,
+    base_depth: Annotated[int, opt.model_option("--base-depth", min=1, help="Its blocks.")] = 3,
+    base_width: Annotated[int, opt.model_option("--base-width", min=64, help="Its channels, a multiple of 64.")] = 64,
+    device: opt.DeviceOpt = "auto",
+    yes: opt.YesOpt = False,
+    learning: _examples.LearningOptions,
 ) -> None:
-    """Add classes task by task without old images; report accuracy, forgetting and backward transfer.
+    """Add classes task by task, and measure what is forgotten.
+
+    Old images are not used again. Reports accuracy, forgetting and backward transfer.
 
     Example: avarc incremental digits --base 0-4 --tasks 5-6,7-9 --baseline finetune --out runs/digits
     """
     from avarc_cli.incremental import protocol
-    from avarc_cli.incremental.examples import Variation
-    from avarc_cli.incremental.fit import FitOptions
     from avarc_cli.incremental.split import parse_split
-    from avarc_cli.loading import load_model, load_tokenizer
+    from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
 
     if model is not None:
         shape_of_base = {"base_steps", "base_depth", "base_width"}
         opt.check_not_given(context, shape_of_base, "with --model", "the base model is trained already")
     if baseline not in (None, "finetune"):
         raise UsageError(f"no baseline '{baseline}'", "there is finetune")
-    options = FitOptions(method=method, rank=rank, steps=steps, lr=lr, batch_size=batch_size, seed=seed)
-    variation = Variation(preprocess=preprocess, augment=augment, flip=flip, variants=variants, seed=seed)
+    options, variation = learning.fit(), learning.variation()
     shape = protocol.BaseShape(depth=base_depth, width=base_width, steps=base_steps)
     reads = tokenizer or ("digits-vqvae" if model is None else None)
     _weights.ensure(model or str(reads), tokenizer, yes=yes, tokenizer_only=model is None)
-    given = load_model(model, tokenizer, device=device) if model else None
-    reader = given.tokenizer if given else load_tokenizer(str(reads), device=device)
+    given = load_model(ModelSpec(model, tokenizer, device=device)) if model else None
+    reader = given.tokenizer if given else load_tokenizer(ModelSpec(str(reads), device=device))
     asked = {
         "incremental": {"data": str(data), "test": test and str(test), "base": base, "tasks": tasks},
         "variation": vars(variation),
@@ -107,7 +100,7 @@ def incremental(
         base=shape,
         options=options,
         baseline=baseline is not None,
-        seed=seed,
+        seed=options.seed,
         reporting=protocol.Reporting(_examples.progress, _testing),
     )
     _show(results, out)

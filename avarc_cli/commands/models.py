@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _weights
+from avarc_cli.commands._groups import Command
 from avarc_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def models(context: typer.Context, as_json: opt.JsonOpt = False) -> None:
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     name: Annotated[str, typer.Argument(help="A model or tokenizer.")],
     as_json: opt.JsonOpt = False,
@@ -75,7 +76,7 @@ def show(
     console.result(_facts(card), console.fields(card.name, _details(card)), brief=card.name)
 
 
-@app.command()
+@app.command(cls=Command)
 def add(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="The new name: letters, digits, '.', '-' and '_'.")],
@@ -83,10 +84,7 @@ def add(
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", help="Name or file of the tokenizer of a generator.")
     ] = None,
-    patch_nums: Annotated[
-        str | None,
-        typer.Option("--patch-nums", help="Scales of a tokenizer, if its file has none: 1,2,3,4."),
-    ] = None,
+    patch_nums: opt.PatchNumsOpt = None,
     license: Annotated[str, typer.Option("--license", help="Its license, for the list.")] = "unknown",
     yes: _weights.YesOpt = False,
     as_json: opt.JsonOpt = False,
@@ -107,17 +105,18 @@ def add(
     registered.check_name(name)
     if tokenizer is None:
         reader = loading.load_tokenizer(str(path), patch_nums=opt.parse_numbers(patch_nums, "--patch-nums"))
+        opt.note_inferred(reader)
         card: Card = reader.card(name, license=license)
     else:
         _weights.ensure(tokenizer, yes=yes)
         reads = str(Path(tokenizer).resolve()) if loading.is_path(tokenizer) else tokenizer
-        card = loading.load_model(str(path), reads).card(name, tokenizer=reads, license=license)
+        card = loading.load_model(loading.ModelSpec(str(path), reads)).card(name, tokenizer=reads, license=license)
     _weights.convert_and_cache(path)
     registered.add(card)
     console.result(_facts(card), console.fields(f"{name} is registered", _details(card)), brief=name)
 
 
-@app.command()
+@app.command(cls=Command)
 def remove(
     name: Annotated[str, typer.Argument(help="A name from `avarc models add`.")],
     as_json: opt.JsonOpt = False,

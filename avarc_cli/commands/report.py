@@ -26,7 +26,7 @@ def report(
         Path | None, typer.Option("--tokens", help="The token cache that was classified, if no likelihoods were saved.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The run's model, where its name does not say where it lies.")
+        str | None, typer.Option("--model", "-m", help="The run's model, if its name does not tell where the file is.")
     ] = None,
     tokenizer: opt.TokenizerOpt = None,
     class_names: Annotated[
@@ -46,9 +46,10 @@ def report(
     """
     from avarc_cli.classifier import load_classifier
     from avarc_cli.explain import write_report
+    from avarc_cli.loading import ModelSpec
 
     def load(name: str, precision: str) -> Classifier:
-        return load_classifier(
+        spec = ModelSpec(
             model or name,
             tokenizer,
             class_names=class_names,
@@ -57,6 +58,7 @@ def report(
             bank=bank,
             lora=lora,
         )
+        return load_classifier(spec)
 
     written = write_report(
         run,

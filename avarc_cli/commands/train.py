@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +13,11 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _weights
+from avarc_cli.commands._groups import Command, with_option_groups
 
 if TYPE_CHECKING:
-    from avarc_cli.train.loop import Progress
+    from avarc_cli.train.images import Augment
+    from avarc_cli.train.loop import Progress, Recipe
 
 app = typer.Typer(
     help="Train a tokenizer or a generator on an image folder.\n\nExample: avarc train tokenizer photos/ --out vq.st",
@@ -22,42 +25,72 @@ app = typer.Typer(
 )
 
 OutOpt = Annotated[Path, typer.Option("--out", "-o", help="Weights to write (safetensors); OUT.ckpt resumes training.")]
-StepsOpt = Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps.")]
-BatchOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Images a step.")]
-RateOpt = Annotated[float, typer.Option("--lr", help="Peak learning rate.")]
-DropoutOpt = Annotated[float, typer.Option("--class-dropout", help="Share of images trained on as unconditional.")]
-AugmentOpt = Annotated[
-    str,
-    typer.Option("--augment", help="crop (random crop), affine (rotate, scale, shear, shift: small objects) or none."),
+DropoutOpt = Annotated[
+    float, opt.training_option("--class-dropout", help="Fraction of images trained on as unconditional.")
 ]
-FlipOpt = Annotated[bool, typer.Option("--flip", help="Mirror half of the images.")]
 
 
-@app.command()
+@dataclass(frozen=True, kw_only=True)
+class _RecipeOptions:
+    steps: Annotated[int, opt.training_option("--steps", min=1, help="Optimizer steps.")] = 20_000
+    batch_size: Annotated[int, opt.training_option("--batch-size", min=1, help="Images in a step.")] = 32
+    lr: Annotated[float, opt.training_option("--lr", help="Peak learning rate.")] = 3e-4
+    augment: Annotated[
+        str,
+        opt.training_option(
+            "--augment", help="crop (random crop), affine (rotate, scale, shear, shift: small objects) or none."
+        ),
+    ] = "crop"
+    flip: Annotated[bool, opt.training_option("--flip", help="Mirror half of the images.")] = False
+    seed: opt.SeedOpt = 0
+
+    def recipe(self) -> Recipe:
+        """The training recipe, with the loop's defaults for everything else."""
+        from avarc_cli.train.loop import Recipe
+
+        return Recipe(steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed)
+
+    def augmentation(self) -> Augment:
+        """Random changes of the images."""
+        from avarc_cli.train.images import Augment
+
+        return Augment(mode=self.augment, flip=self.flip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FineTuningOptions(_RecipeOptions):
+    steps: Annotated[int, opt.training_option("--steps", min=1, help="Optimizer steps.")] = 500
+    lr: Annotated[float, opt.training_option("--lr", help="Peak learning rate.")] = 2e-5
+
+
+@app.command(cls=Command)
+@with_option_groups
 def tokenizer(
     data: opt.DataArg,
+    *,
     out: OutOpt,
-    image_size: Annotated[int, typer.Option("--image-size", min=1, help="Side of the images in pixels.")] = 64,
+    image_size: Annotated[int, opt.model_option("--image-size", min=1, help="Side of the images in pixels.")] = 64,
     patch_nums: Annotated[
         str,
-        typer.Option("--patch-nums", help="Sides of the scales; the last times the downsampling is the image size."),
+        opt.model_option(
+            "--patch-nums", help="Sides of the scales; the last times the downsampling is the image size."
+        ),
     ] = "1,2,3,4,6,8",
-    vocab: Annotated[int, typer.Option("--vocab", min=1, help="Codebook entries.")] = 512,
-    channels: Annotated[int, typer.Option("--channels", min=1, help="Latent channels.")] = 16,
-    width: Annotated[int, typer.Option("--width", min=32, help="Channels of the first level, a multiple of 32.")] = 64,
+    vocab: Annotated[int, opt.model_option("--vocab", min=1, help="Codebook entries.")] = 512,
+    channels: Annotated[int, opt.model_option("--channels", min=1, help="Latent channels.")] = 16,
+    width: Annotated[
+        int, opt.model_option("--width", min=32, help="Channels of the first level, a multiple of 32.")
+    ] = 64,
     multipliers: Annotated[
         str,
-        typer.Option("--multipliers", help="Width of each level in first widths; each level but one halves the side."),
+        opt.model_option(
+            "--multipliers", help="Width of each level in first widths; each level but one halves the side."
+        ),
     ] = "1,2,2,4",
-    blocks: Annotated[int, typer.Option("--blocks", min=1, help="Residual blocks a level.")] = 2,
-    steps: StepsOpt = 20_000,
-    batch_size: BatchOpt = 32,
-    lr: RateOpt = 3e-4,
-    augment: AugmentOpt = "crop",
-    flip: FlipOpt = False,
-    seed: opt.SeedOpt = 0,
+    blocks: Annotated[int, opt.model_option("--blocks", min=1, help="Residual blocks a level.")] = 2,
     device: opt.DeviceOpt = "auto",
     as_json: opt.JsonOpt = False,
+    training: _RecipeOptions,
 ) -> None:
     """Train a multi-scale VQ-VAE that turns images into tokens and back.
 
@@ -65,8 +98,6 @@ def tokenizer(
     """
     from avarc_cli.data.datasets import open_images
     from avarc_cli.devices import pick_device
-    from avarc_cli.train.images import Augment
-    from avarc_cli.train.loop import Recipe
     from avarc_cli.train.tokenizer import train_tokenizer
 
     shape = {
@@ -77,87 +108,86 @@ def tokenizer(
         "patch_nums": opt.parse_numbers(patch_nums, "--patch-nums") or (),
         "blocks": blocks,
     }
-    with _progress("training tokenizer", steps) as progress:
+    recipe = replace(training.recipe(), weight_decay=0.01, betas=(0.9, 0.99))
+    with _progress("training tokenizer", recipe.steps) as progress:
         train_tokenizer(
             open_images(data),
             out,
             shape,
-            Recipe(steps=steps, batch_size=batch_size, lr=lr, seed=seed, weight_decay=0.01, betas=(0.9, 0.99)),
+            recipe,
             image_size=image_size,
-            augment=Augment(mode=augment, flip=flip),
+            augment=training.augmentation(),
             device=pick_device(device),
             progress=progress,
         )
     _show(out)
 
 
-@app.command()
+@app.command(cls=Command)
+@with_option_groups
 def var(
     data: opt.DataArg,
+    *,
     out: OutOpt,
-    tokenizer: Annotated[str, typer.Option("--tokenizer", help="A tokenizer's name or file.")],
-    depth: Annotated[int, typer.Option("--depth", min=1, help="Blocks.")] = 8,
-    width: Annotated[int, typer.Option("--width", min=64, help="Channels, a multiple of 64.")] = 512,
+    tokenizer: Annotated[str, opt.model_option("--tokenizer", help="A tokenizer's name or file.")],
+    depth: Annotated[int, opt.model_option("--depth", min=1, help="Blocks.")] = 8,
+    width: Annotated[int, opt.model_option("--width", min=64, help="Channels, a multiple of 64.")] = 512,
     shared_aln: Annotated[
-        bool, typer.Option("--shared-aln", help="One class modulation for all blocks: fewer parameters.")
+        bool, opt.model_option("--shared-aln", help="One class modulation for all blocks: fewer parameters.")
     ] = False,
-    steps: StepsOpt = 20_000,
-    batch_size: BatchOpt = 32,
-    lr: RateOpt = 3e-4,
-    class_dropout: DropoutOpt = 0.1,
-    augment: AugmentOpt = "crop",
-    flip: FlipOpt = False,
-    seed: opt.SeedOpt = 0,
     device: opt.DeviceOpt = "auto",
-    yes: _weights.YesOpt = False,
+    yes: opt.YesOpt = False,
     as_json: opt.JsonOpt = False,
+    training: _RecipeOptions,
+    class_dropout: DropoutOpt = 0.1,
 ) -> None:
     """Train a VAR on the tokens of a folder with one sub-folder a class.
 
     Example: avarc train var photos/ --tokenizer tokenizer.safetensors --out var.safetensors
     """
     from avarc_cli.data.datasets import open_images
-    from avarc_cli.loading import load_tokenizer
+    from avarc_cli.loading import ModelSpec, load_tokenizer
     from avarc_cli.train.generator import train_generator
-    from avarc_cli.train.images import Augment
-    from avarc_cli.train.loop import Recipe
 
     _weights.ensure(tokenizer, yes=yes)
-    with _progress("training VAR", steps) as progress:
+    reader = load_tokenizer(ModelSpec(tokenizer, device=device))
+    opt.note_inferred(reader)
+    recipe = training.recipe()
+    with _progress("training VAR", recipe.steps) as progress:
         train_generator(
             open_images(data),
             out,
-            load_tokenizer(tokenizer, device=device),
+            reader,
             {"depth": depth, "width": width, "shared_aln": shared_aln},
-            Recipe(steps=steps, batch_size=batch_size, lr=lr, seed=seed),
-            augment=Augment(mode=augment, flip=flip),
+            recipe,
+            augment=training.augmentation(),
             class_dropout=class_dropout,
             progress=progress,
         )
     _show(out)
 
 
-@app.command()
+@app.command(cls=Command)
+@with_option_groups
 def cca(
     data: opt.DataArg,
+    *,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Weights to write (safetensors), or with --rank a folder as PEFT's.")
     ],
-    model: opt.ModelOpt = "digits",
-    tokenizer: opt.TokenizerOpt = None,
-    rank: Annotated[int, typer.Option("--rank", min=0, help="Train LoRA of this rank; 0 trains every weight.")] = 0,
-    beta: Annotated[float, typer.Option("--beta", help="How fast a gain in log-likelihood (nats) saturates.")] = 0.02,
-    weight: Annotated[float, typer.Option("--weight", help="Weight lambda of the pairs with another class.")] = 1.0,
-    class_dropout: DropoutOpt = 0.1,
-    steps: StepsOpt = 500,
-    batch_size: BatchOpt = 32,
-    lr: RateOpt = 2e-5,
-    augment: AugmentOpt = "crop",
-    flip: FlipOpt = False,
-    seed: opt.SeedOpt = 0,
-    device: opt.DeviceOpt = "auto",
-    yes: _weights.YesOpt = False,
+    rank: Annotated[
+        int, opt.training_option("--rank", min=0, help="Train LoRA of this rank; 0 trains every weight.")
+    ] = 0,
+    beta: Annotated[
+        float, opt.training_option("--beta", help="How fast a gain in log-likelihood (nats) saturates.")
+    ] = 0.02,
+    weight: Annotated[
+        float, opt.training_option("--weight", help="Weight lambda of the pairs with another class.")
+    ] = 1.0,
     as_json: opt.JsonOpt = False,
+    model: opt.WeightsOptions,
+    training: _FineTuningOptions,
+    class_dropout: DropoutOpt = 0.1,
 ) -> None:
     """Fine-tune a generator to tell classes apart (condition contrastive alignment), whole or as a LoRA adapter.
 
@@ -166,20 +196,20 @@ def cca(
     from avarc_cli.data.datasets import open_images
     from avarc_cli.loading import load_model
     from avarc_cli.train.cca import Contrast, align
-    from avarc_cli.train.images import Augment
-    from avarc_cli.train.loop import Recipe
 
     contrast = Contrast(beta=beta, weight=weight, class_dropout=class_dropout)
-    _weights.ensure(model, tokenizer, yes=yes)
-    with _progress("aligning", steps) as progress:
+    loaded = load_model(model.fetch())
+    opt.note_inferred(loaded)
+    recipe = replace(training.recipe(), weight_decay=0.0)
+    with _progress("aligning", recipe.steps) as progress:
         align(
             open_images(data),
             out,
-            load_model(model, tokenizer, device=device),
-            Recipe(steps=steps, batch_size=batch_size, lr=lr, seed=seed, weight_decay=0.0),
+            loaded,
+            recipe,
             contrast=contrast,
             rank=rank,
-            augment=Augment(mode=augment, flip=flip),
+            augment=training.augmentation(),
             progress=progress,
         )
     _show(out)

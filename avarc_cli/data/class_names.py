@@ -13,7 +13,7 @@ IMAGENET_CLASSES = 1000
 
 
 def class_space(
-    num_classes: int, space: str | None, class_names: str | None, metadata: Mapping[str, str]
+    num_classes: int, space: str | None, class_names: str | Path | None, metadata: Mapping[str, str]
 ) -> LabelSpace:
     """The label space of a model; the first of these that there is: list, metadata, card, ImageNet, numbers.
 

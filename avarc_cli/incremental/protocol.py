@@ -33,7 +33,7 @@ from avarc_cli.incremental.fit import FitOptions
 from avarc_cli.incremental.measures import Measures, measure
 from avarc_cli.incremental.split import Split
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
-from avarc_cli.loading import load_model, with_bank
+from avarc_cli.loading import ModelSpec, load_model, with_bank
 from avarc_cli.scoring.exhaustive import Progress, log_likelihoods
 from avarc_cli.storage import write_whole
 from avarc_cli.tokens.header import differences
@@ -115,7 +115,9 @@ def run(
     check_data(train, test, split)
     if model is None:
         path = train_base(folder, tokenizer, train, split, base or BaseShape(), seed, reporting.training)
-        model = replace(load_model(str(path), tokenizer.file, device=str(tokenizer.device)), tokenizer=tokenizer)
+        model = replace(
+            load_model(ModelSpec(str(path), tokenizer.file, device=str(tokenizer.device))), tokenizer=tokenizer
+        )
     check_base(model, split)
     add_tasks(folder, model, train, split, options, reporting.training)
     with reporting.testing() as progress:

@@ -22,6 +22,7 @@ from avarc_cli.scoring.engine import score_group
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import ImageScores
 from avarc_cli.tokens.cache import TokenCache
+from avarc_cli.torch_flags import deterministic_algorithms
 
 Progress = Callable[[int, dict[str, float]], None]  # (images done, running numbers)
 
@@ -59,8 +60,8 @@ class Run:
     save_segments: bool = False
     """Write each image's sums over segments."""
 
-    fixed_shapes: bool = False
-    """Pad the last group, so that every batch of the run has the same shape (--deterministic)."""
+    deterministic: bool = False
+    """Use torch's deterministic algorithms, and pad the last group, so that every batch has the same shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,7 @@ class _Session:
         run = self.run
         rows = np.arange(len(self.done), min(len(self.done) + self.group, len(run.cache)))
         started = time.perf_counter()
-        padded = np.pad(rows, (0, self.group - len(rows)), mode="edge") if run.fixed_shapes else rows
+        padded = np.pad(rows, (0, self.group - len(rows)), mode="edge") if run.deterministic else rows
         scored: list[ImageScores] = []
         while len(scored) < len(padded):
             scored += self._score(padded[len(scored) : len(scored) + self.images_at_once])
@@ -176,7 +177,8 @@ class _Session:
         """Scores of these images; none when memory ran out: the caller tries again with smaller batches."""
         tokens_GSL = self.run.cache.tokens(rows)[:, : self.run.request.plan.samples]
         try:
-            return score_group(self.run.model, tokens_GSL, self.run.request)
+            with deterministic_algorithms(self.run.deterministic):
+                return score_group(self.run.model, tokens_GSL, self.run.request)
         except (RuntimeError, MemoryError) as error:
             if not lacks_memory(error):
                 raise

@@ -1,4 +1,4 @@
-"""Tuned plans: adaptive margins with their promise, as a file that says what it was made for."""
+"""Tuned plans: adaptive margins with their guarantee, in a file that records what they were tuned for."""
 
 from __future__ import annotations
 
@@ -17,28 +17,33 @@ from avarc_cli.storage import write_whole
 from avarc_cli.tokens.header import differences
 
 FORMAT = 1
-ANY_SAMPLES = 1 << 16  # how many a cache holds is checked when the plan meets it
+ANY_SAMPLES = 1 << 16  # whether a cache has enough samples is checked when it is classified
 
 
 @dataclass(frozen=True, kw_only=True)
 class TunedPlan:
-    """A plan whose margins were calibrated.
-
-    made_for: what the promise depends on (model, tokenizer, candidates, priors, precision, preprocessing, ...);
-    guarantee: agreement promised, and from how many images; calibration: which images, and what it cost on them;
-    held_out: agreement and cost on images that took no part, where there were any;
-    temperature: of the posterior; None without labelled images.
-    """
+    """A plan whose margins were calibrated (`avarc_cli.tune`)."""
 
     plan: Plan
+    """Stages with margins in nats, and the candidates expected to survive each."""
+
     temperature: float | None
+    """Of the posterior. None where too few calibration images were labelled."""
+
     made_for: Mapping[str, Any]
+    """What the guarantee depends on: digests of model and tokenizer, candidates, priors, precision, preprocessing."""
+
     guarantee: Mapping[str, Any]
+    """The guaranteed agreement with exhaustive scoring, the numbers it follows from, and a statement of both."""
+
     calibration: Mapping[str, Any]
+    """The calibration images, and on them: agreement, tokens per image, accuracy, calibration error."""
+
     held_out: Mapping[str, Any] | None = None
+    """The same numbers on images that the plan was not tuned on. None where there were none."""
 
     def to_dict(self) -> dict[str, Any]:
-        """What the file holds, but for its digest."""
+        """The content of the file, without its digest."""
         return {
             "format": FORMAT,
             "avarc": __version__,
@@ -52,25 +57,25 @@ class TunedPlan:
         }
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all. Raises OSError."""
+        """Write the file atomically. Raises OSError."""
         content = self.to_dict()
         write_whole(path, json.dumps(content | {"sha256": _digest(content)}, indent=1).encode())
 
     def check(self, now: Mapping[str, Any], path: Path) -> None:
-        """Raises UsageError, with both values, where one of these is not what the plan was made for."""
+        """Raises UsageError, naming both values, where one of these differs from what the plan was made for."""
         differing = differences({name: self.made_for.get(name) for name in now}, now)
         if differing:
             raise UsageError(
-                f"the promise of '{path}' does not hold here",
+                f"the guarantee of '{path}' does not hold here",
                 differing,
                 "tune a plan for this: avarc tune TOKENS.h5 --model ... --out plan.json",
             )
 
 
 def read(path: Path) -> TunedPlan:
-    """The plan in a file.
+    """Read a plan file.
 
-    Raises: UsageError when there is no such file; AvarcError when it is damaged, changed by hand, or of another format.
+    Raises: UsageError when there is no such file; AvarcError when it is damaged, was edited, or has another format.
     """
     try:
         values = json.loads(path.read_text("utf-8"))
@@ -81,7 +86,7 @@ def read(path: Path) -> TunedPlan:
             fix = "upgrade avarc: pip install --upgrade avarc" if version > FORMAT else "tune it again"
             raise AvarcError(f"'{path}' has another format", f"it is version {version}, this is {FORMAT}", fix)
         if digest != _digest(values):
-            raise ValueError("its content is not what was tuned")
+            raise ValueError("its content does not match its digest: it is not what was tuned")
         return _from_dict(values)
     except FileNotFoundError:
         raise UsageError(f"there is no plan '{path}'", fix="make one: avarc tune TOKENS.h5 --out plan.json") from None

@@ -19,7 +19,7 @@ from avarc_cli.data.datasets import open_images
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.explain.maps import Weighting, combine
 from avarc_cli.explain.palette import LINES
-from avarc_cli.loading import load_model
+from avarc_cli.loading import ModelSpec, load_model
 from avarc_cli.scoring.exhaustive import token_log_probs
 from avarc_cli.zoo.local_files import ASSETS
 
@@ -31,7 +31,7 @@ class Digits:
     """The embedded model, and every `step`th of its test images."""
 
     def __init__(self, step: int) -> None:
-        self.model = load_model("digits", device="cpu")
+        self.model = load_model(ModelSpec("digits", device="cpu"))
         images = open_images([ASSETS / "digits" / "test"])
         preprocess = Preprocess(self.model.tokenizer.preprocess, self.model.tokenizer.image_size)
         self.pixels = np.stack([images.load(i, preprocess) for i in range(0, len(images), step)])

@@ -11,13 +11,13 @@ import torch
 
 from avarc_cli.data.datasets import open_images
 from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.loading import load_tokenizer
+from avarc_cli.loading import ModelSpec, load_tokenizer
 from avarc_cli.zoo.local_files import ASSETS
 
 
 @torch.inference_mode()
 def main() -> None:
-    tokenizer = load_tokenizer("digits", device="cpu")
+    tokenizer = load_tokenizer(ModelSpec("digits", device="cpu"))
     images, pixels = open_images([ASSETS / "digits" / "test"]), Preprocess(tokenizer.preprocess, tokenizer.image_size)
     loaded = np.stack([images.load(i, pixels) for i in range(len(images))])
     x = torch.from_numpy(loaded).permute(0, 3, 1, 2).float() / 127.5 - 1

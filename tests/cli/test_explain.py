@@ -14,7 +14,7 @@ from avarc_cli.data.datasets import open_images
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.explain.pixels import pixels_of_cache, pixels_of_images, source_pixels
 from avarc_cli.explain.predictions import ImagePrediction, select
-from avarc_cli.loading import load_tokenizer
+from avarc_cli.loading import ModelSpec, load_tokenizer
 from avarc_cli.tokens import encode, read
 
 
@@ -178,7 +178,7 @@ def test_objectnets_border_is_not_shown(models, tmp_path):
     path.parent.mkdir(parents=True)
     Image.fromarray(framed).save(path)
     images = replace(open_images([path]), dataset="objectnet")
-    tokenizer = load_tokenizer(models[1], models[3])
+    tokenizer = load_tokenizer(ModelSpec(models[1], models[3]))
     preprocess = Preprocess("none", 64)
     encode(images, tokenizer, preprocess, tmp_path / "t.h5")
     cache = read(tmp_path / "t.h5")

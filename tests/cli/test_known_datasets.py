@@ -161,8 +161,8 @@ def test_classify_passes_the_dataset_to_the_classifier(objectnet, models, tmp_pa
     """Of images and of a cache alike: the tiny model has too few classes to see it in the candidates."""
     asked = []
 
-    def remember(*args, **options):
-        asked.append(options["dataset"])
+    def remember(spec, options):
+        asked.append(options.dataset)
         raise UsageError("seen")
 
     cache = tmp_path / "t.h5"

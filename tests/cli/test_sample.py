@@ -8,21 +8,22 @@ from PIL import Image
 
 from avarc_cli.cli import main
 from avarc_cli.loading import load_model
-from avarc_cli.sampling import Sampling, draw
+from avarc_cli.sampling import Sampling, sample
 
 
 def test_an_image_depends_on_its_class_and_number_only():
     model = load_model("digits")
-    few, many = draw(model, [3], 2, Sampling(seed=1)), draw(model, [8, 3], 4, Sampling(seed=1))
-    assert few.shape == (1, 2, 16, 16, 3) and few.dtype == np.uint8
-    assert np.array_equal(few[0], many[1, :2])
-    assert not np.array_equal(few, draw(model, [3], 2, Sampling(seed=2)))
+    few, many = sample(model, ["3"], 2, Sampling(seed=1)), sample(model, ["8", "3"], 4, Sampling(seed=1))
+    assert few.pictures.shape == (1, 2, 16, 16, 3) and few.pictures.dtype == np.uint8
+    assert many.class_ids == (8, 3) and many.names == ("8", "3")
+    assert np.array_equal(few.pictures[0], many.pictures[1, :2])
+    assert not np.array_equal(few.pictures, sample(model, ["3"], 2, Sampling(seed=2)).pictures)
 
 
 def test_images_drawn_of_a_class_are_classified_as_that_class(tmp_path):
     model = load_model("digits")
-    classes = [0, 4, 7]
-    for class_id, row in zip(classes, draw(model, classes, 4, Sampling()), strict=True):
+    drawn = sample(model, ["0,4,7"], 4)
+    for class_id, row in zip(drawn.class_ids, drawn.pictures, strict=True):
         folder = tmp_path / "drawn" / str(class_id)
         folder.mkdir(parents=True)
         for n, picture in enumerate(row):

@@ -8,7 +8,7 @@ from small_datasets import halves
 
 from avarc_cli.cli import main
 from avarc_cli.errors import AvarcError
-from avarc_cli.loading import load_model, load_tokenizer
+from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
 
 SHAPE = ["--image-size", "8", "--patch-nums", "1,2,4", "--vocab", "16", "--channels", "4", "--width", "32"]
 SMALL = ["--multipliers", "1,1", "--blocks", "1", "--batch-size", "8", "--augment", "none"]
@@ -46,7 +46,7 @@ def test_saved_files_carry_scales_preprocessing_and_class_names(trained):
     vq, var = trained
     tokenizer = load_tokenizer(str(vq))
     assert tokenizer.patch_nums == (1, 2, 4) and tokenizer.preprocess == "fit" and tokenizer.image_size == 8
-    model = load_model(str(var), str(vq))
+    model = load_model(ModelSpec(str(var), str(vq)))
     assert model.classes.ids == ("left", "right") and model.likelihood.unconditional == 2
 
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from avarc_cli.cli import main
-from avarc_cli.loading import load_model
+from avarc_cli.loading import ModelSpec, load_model
 
 DIGITS = "avarc_cli/assets/digits"
 
@@ -18,7 +18,7 @@ def test_the_whole_model_is_trained_and_saved_as_a_model(tmp_path, request):
     out = tmp_path / "cca.safetensors"
     images = str(request.config.rootpath / DIGITS / "test")
     assert main(["train", "cca", images, *SHORT, "--out", str(out)]) == 0
-    model, base = load_model(str(out), "digits-vqvae"), load_model("digits")
+    model, base = load_model(ModelSpec(str(out), "digits-vqvae")), load_model("digits")
     assert model.classes.ids == base.classes.ids
     pairs = zip(model.likelihood.var.parameters(), base.likelihood.var.parameters(), strict=True)
     assert not any(torch.equal(ours, theirs) for ours, theirs in pairs)

@@ -113,8 +113,8 @@ def test_an_interrupted_tuning_resumes(cache, models, plan, tmp_path, monkeypatc
     [
         (["--agreement", "0.995"], "at least 199"),
         (["--agreement", "0.9", "--hold-out", "20"], "at least 9"),
-        (["--agreement", "1"], "share between 0 and 1"),
-        (["--agreement", "nan"], "share between 0 and 1"),
+        (["--agreement", "1"], "number between 0 and 1"),
+        (["--agreement", "nan"], "number between 0 and 1"),
         (["--agreement", "0.9", "--classes", "3"], "one class"),
         (["--agreement", "0.9", "--samples", "4"], "has 3 per image"),
         (["--agreement", "0.9", "--hold-out", "2", "--evaluate", "x.h5"], "exclude each other"),

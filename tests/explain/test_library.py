@@ -90,7 +90,7 @@ def test_a_report_and_an_export_agree_with_the_run(classifier, cache, tmp_path):
     written = write_report(
         tmp_path / "run",
         tmp_path / "page.html",
-        lambda name, precision: load_classifier(name, precision=precision),
+        lambda name, precision: load_classifier(ModelSpec(name, precision=precision)),
         hardest=2,
         tokens=cache.path,
         progress=bars,

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from avarc_cli import families
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers.config_sources import ConfigSources
-from avarc_cli.loading import load_model, load_tokenizer
+from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
 
 TOY = Path(__file__).with_name("toy")
 
@@ -39,7 +39,7 @@ def test_what_every_family_misses_is_listed(tiny):
 def test_metadata_takes_precedence_over_tensors(tiny, tmp_path):
     save_file(tiny.tensors("var"), tmp_path / "x.safetensors", {"family": "llama-3000"})
     with pytest.raises(CheckpointError, match="unknown family 'llama-3000'"):
-        load_model(str(tmp_path / "x.safetensors"), "digits-vqvae")
+        load_model(ModelSpec(str(tmp_path / "x.safetensors"), "digits-vqvae"))
 
 
 def test_two_families_that_fit_are_both_named(tiny, monkeypatch):
@@ -71,8 +71,8 @@ def test_scales_that_are_stated_nowhere_are_asked_for(scaleless):
 
 
 def test_what_tensors_cannot_tell_is_read_in_order_of_precedence(tiny, scaleless, tmp_path):
-    def sides(**options):
-        return load_tokenizer(str(scaleless), **options).layout.sides
+    def sides(patch_nums=None, **options):
+        return load_tokenizer(ModelSpec(str(scaleless), **options), patch_nums=patch_nums).layout.sides
 
     save_file(tiny.tensors("vae"), scaleless, {"patch_nums": "1,2"})
     assert sides() == (1, 2)
@@ -91,7 +91,7 @@ def test_what_tensors_cannot_tell_is_read_in_order_of_precedence(tiny, scaleless
 def test_a_configuration_that_makes_no_sense_is_named(scaleless, tmp_path, text):
     (tmp_path / "mine.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"mine\.json"):
-        load_tokenizer(str(scaleless), tokenizer_config=tmp_path / "mine.json")
+        load_tokenizer(ModelSpec(str(scaleless), tokenizer_config=tmp_path / "mine.json"))
 
 
 def test_heads_that_no_tensor_tells_are_inferred_and_recorded(tiny_files, tmp_path):
@@ -101,16 +101,16 @@ def test_heads_that_no_tensor_tells_are_inferred_and_recorded(tiny_files, tmp_pa
     var, vae = tmp_path / "var.safetensors", tmp_path / "vae.safetensors"
     save_file(golden.tensors("var"), var)
     save_file(golden.tensors("vae"), vae)
-    loaded = load_model(str(var), str(vae))
+    loaded = load_model(ModelSpec(str(var), str(vae)))
     assert loaded.likelihood.config.heads == 2
     assert "64 channels" in loaded.inferred["heads"] and loaded.protocol()["inferred"] == loaded.inferred
     (tmp_path / "config.json").write_text(json.dumps({"num_heads": 4}))
-    stated = load_model(str(var), str(vae))
+    stated = load_model(ModelSpec(str(var), str(vae)))
     assert stated.likelihood.config.heads == 4
     assert stated.inferred == {} and "inferred" not in stated.protocol()
     (tmp_path / "config.json").write_text(json.dumps({"num_heads": 3}))
     with pytest.raises(CheckpointError, match="cannot have 3 heads"):
-        load_model(str(var), str(vae))
+        load_model(ModelSpec(str(var), str(vae)))
 
 
 def test_the_published_shape_tells_the_scales():

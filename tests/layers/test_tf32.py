@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from avarc_cli.layers.precision import PRECISIONS, tf32
-from avarc_cli.loading import load_model, load_tokenizer
+from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
 from avarc_cli.models.var import network
 from avarc_cli.models.var.likelihood import VARLikelihood
 
@@ -87,7 +87,7 @@ def test_after_an_exception_the_flags_are_as_before(tiny, outside, precision):
 
 def test_loading_changes_no_flag(outside):
     for precision in ("fp32", "bf16", "int8"):
-        load_model("digits", device="cpu", precision=precision)
+        load_model(ModelSpec("digits", device="cpu", precision=precision))
         assert flags() == outside
-    load_tokenizer("digits", device="cpu")
+    load_tokenizer(ModelSpec("digits", device="cpu"))
     assert flags() == outside

@@ -15,7 +15,7 @@ from avarc_cli import environment
 from avarc_cli.devices import pick_device
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers.config_sources import ConfigSources
-from avarc_cli.loading import load_model, load_tokenizer
+from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
 from avarc_cli.tokenizers.vqvae.family import FAMILY as VQVAE_FAMILY
 
 DIGITS = Path(avarc_cli.__file__).parent / "assets" / "digits"
@@ -77,9 +77,9 @@ def test_values_that_are_not_finite_are_refused(tiny):
 def test_a_tokenizer_and_a_generator_in_each_others_place_are_recognised(tiny, tiny_files):
     var, vae = str(tiny_files / "VAR.pth"), str(tiny_files / "VAE.pth")
     with pytest.raises(CheckpointError, match="VAR transformer"):
-        load_model(vae, vae)
+        load_model(ModelSpec(vae, vae))
     with pytest.raises(UsageError, match="generator"):
-        load_tokenizer(var, var)
+        load_tokenizer(ModelSpec(var, var))
     with pytest.raises(CheckpointError, match="VQ-VAE"):
         VQVAE_FAMILY.build(tiny.tensors("var"), ConfigSources(), "here.pth")
 
@@ -93,7 +93,7 @@ def test_a_tokenizer_of_another_codebook_is_refused(tmp_path):
     torch.save(load_golden("var_tiny_shared_aln").tensors("var"), tmp_path / "VAR.pth")
     torch.save(load_tokenizer("digits").network.state_dict(), tmp_path / "VAE.pth")
     with pytest.raises(CheckpointError, match="another tokenizer") as error:
-        load_model(str(tmp_path / "VAR.pth"), str(tmp_path / "VAE.pth"))
+        load_model(ModelSpec(str(tmp_path / "VAR.pth"), str(tmp_path / "VAE.pth")))
     assert "64 codes of 8" in error.value.why and "128 of 8" in error.value.why
 
 
@@ -101,14 +101,14 @@ def test_a_tokenizer_of_other_scales_is_refused(tiny_files):
     var = str(tiny_files / "VAR.pth")
     for load in (load_model, load_tokenizer):
         with pytest.raises(CheckpointError, match="another tokenizer") as error:
-            load(var, "digits-vqvae")
+            load(ModelSpec(var, "digits-vqvae"))
         assert "scales 1,2,3,4;" in error.value.why and "scales 1,2,3,5,8" in error.value.why
 
 
 def test_a_tokenizer_file_of_other_scales_than_the_card_says_is_refused(tiny, tmp_path):
     save_file(tiny.tensors("vae"), tmp_path / "vae.safetensors", {"patch_nums": "1,2,4"})
     with pytest.raises(CheckpointError, match="digits reads the tokens of another tokenizer") as error:
-        load_tokenizer("digits", str(tmp_path / "vae.safetensors"))
+        load_tokenizer(ModelSpec("digits", str(tmp_path / "vae.safetensors")))
     assert "scales 1,2,3,5,8" in error.value.why and "scales 1,2,4" in error.value.why
 
 
@@ -117,11 +117,11 @@ def test_a_generator_that_names_its_tokenizers_digest_takes_no_other(tiny, tiny_
     ours, other = hashlib.sha256(vae.read_bytes()).hexdigest(), "ab" * 32
     tensors = tiny.tensors("var")
     save_file(tensors, var, {"family": "var", "tokenizer_sha256": ours})
-    assert load_model(var, str(vae)).tokenizer.sha256 == ours
+    assert load_model(ModelSpec(var, str(vae))).tokenizer.sha256 == ours
     save_file(tensors, var, {"family": "var", "tokenizer_sha256": other})
     for load in (load_model, load_tokenizer):
         with pytest.raises(CheckpointError, match="another tokenizer") as error:
-            load(var, str(vae))
+            load(ModelSpec(var, str(vae)))
         assert ours in error.value.why and other in error.value.why
 
 
@@ -133,7 +133,7 @@ def test_a_file_of_an_unknown_family_is_refused(tiny, tiny_files, tmp_path):
     for part, args in (("var", ("var.safetensors", tiny_files / "VAE.pth")), ("vae", ("vae.safetensors",))):
         save_file(tiny.tensors(part), tmp_path / f"{part}.safetensors", {"family": "painter"})
         with pytest.raises(CheckpointError, match="family 'painter'"):
-            load_tokenizer(*(str(tmp_path / name) for name in args), patch_nums=tiny.patch_nums)
+            load_tokenizer(ModelSpec(*(str(tmp_path / name) for name in args)), patch_nums=tiny.patch_nums)
 
 
 class FlagsStub(torch.nn.Module):
@@ -151,7 +151,7 @@ class FlagsStub(torch.nn.Module):
 
 @pytest.mark.parametrize("allowed", [(False, True), (True, True), (True, False)])
 def test_the_tokenizer_computes_in_full_float32_whatever_the_process_allows(tf32_flags, allowed):
-    tokenizer = replace(load_tokenizer("digits", device="cpu"), network=FlagsStub())
+    tokenizer = replace(load_tokenizer(ModelSpec("digits", device="cpu")), network=FlagsStub())
     images = torch.zeros(1, 3, 16, 16)
     for flags, value in zip(TF32, allowed, strict=True):
         flags.allow_tf32 = value
@@ -161,7 +161,7 @@ def test_the_tokenizer_computes_in_full_float32_whatever_the_process_allows(tf32
 
 def test_tf32_on_a_cpu_is_refused():
     with pytest.raises(UsageError, match="tf32 is not available on cpu"):
-        load_model("digits", device="cpu", precision="tf32")
+        load_model(ModelSpec("digits", device="cpu", precision="tf32"))
 
 
 @pytest.mark.parametrize("device", ["meta", "hpu", "vulkan", "mtia", "privateuseone", "gpu", "", "cuda:99", "xpu:99"])
@@ -172,7 +172,7 @@ def test_a_device_that_cannot_compute_is_one_message(device):
 
 
 def test_a_run_records_the_processor_or_gpu_by_name(monkeypatch):
-    model = load_model("digits", device="cpu")
+    model = load_model(ModelSpec("digits", device="cpu"))
     assert model.protocol()["device_name"] == environment.machine()["cpu"]
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"the GPU at {device}")
     assert replace(model, device="cuda:1").protocol()["device_name"] == "the GPU at cuda:1"
@@ -190,7 +190,7 @@ def test_wrappers_half_precision_and_safetensors_load_alike(tiny, tiny_files, tm
         torch.save(content, tmp_path / name)
     save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "var.safetensors")
     for name in (*variants, "var.safetensors"):
-        model = load_model(str(tmp_path / name), str(tiny_files / "VAE.pth"))
+        model = load_model(ModelSpec(str(tmp_path / name), str(tiny_files / "VAE.pth")))
         assert torch.equal(model.likelihood.var.head.weight, tensors["head.weight"]), name
 
 

@@ -1,0 +1,68 @@
+"""Options that several commands share, declared once as the fields of a dataclass, and help in named sections."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+Parameter = inspect.Parameter
+
+
+def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take dataclasses of options as parameters.
+
+    Typer sees one option for every field of such a dataclass; the command gets the dataclass filled in:
+
+        @dataclass(frozen=True, kw_only=True)
+        class Size:
+            width: Annotated[int, typer.Option("--width", help="In pixels.")] = 64
+
+        @with_option_groups
+        def draw(size: Size) -> None: ...  # avarc draw --width 32
+    """
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, Any] = {
+        name: p.annotation for name, p in signature.parameters.items() if is_dataclass(p.annotation)
+    }
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        filled = {name: group(**{f.name: values.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
+        command(**values, **filled)
+
+    expanded = [option for p in signature.parameters.values() for option in _options(p)]
+    run.__signature__ = signature.replace(parameters=expanded)  # type: ignore[attr-defined]  # what Typer reads
+    return run
+
+
+def _options(parameter: Parameter) -> list[Parameter]:
+    """A parameter as Typer should see it: by keyword, and a group field by field."""
+    group = parameter.annotation
+    if not is_dataclass(group):
+        return [parameter.replace(kind=Parameter.KEYWORD_ONLY)]
+    types = get_type_hints(group, include_extras=True)
+    return [
+        Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=types[f.name]) for f in fields(group)
+    ]
+
+
+class Command(TyperCommand):
+    """A command whose help lists options under their `rich_help_panel`, as plain text that fits 80 columns."""
+
+    def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]  # a Click Context
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                plain = "Arguments" if param.param_type_name == "argument" else "Options"
+                sections.setdefault(getattr(param, "rich_help_panel", None) or plain, []).append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
