@@ -56,7 +56,7 @@ def report(
     from avarc_cli.results.read_run import open_run
     from avarc_cli.results.report import check
     from avarc_cli.results.report import report as render
-    from avarc_cli.storage import write_whole
+    from avarc_cli.storage import write_bytes
 
     page = out or run / "report.html"
     if page.suffix.lower() not in (".html", ".htm") or page.is_dir():
@@ -68,7 +68,7 @@ def report(
     check(saved, metrics)
     shown = _hardest(saved, hardest, tokens, model, tokenizer, class_names, bank, lora, device)
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(page, render(saved, metrics, shown).encode())
+    write_bytes(page, render(saved, metrics, shown).encode())
     if shown.note:
         console.note(shown.note)
     data = {"page": page, "images": len(saved.records), "explained": shown.explained, "note": shown.note}

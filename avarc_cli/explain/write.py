@@ -14,7 +14,7 @@ from avarc_cli.explain.figure import draw
 from avarc_cli.explain.gallery import gallery
 from avarc_cli.explain.maps import Weighting, combine
 from avarc_cli.results.records import UNKNOWN
-from avarc_cli.storage import write_whole
+from avarc_cli.storage import write_bytes
 
 SUFFIXES = (".png", ".svg", ".html")
 LIMITS = {".html": 24, ".png": 6, ".svg": 6}  # images that are shown unless the user wants more
@@ -65,7 +65,7 @@ def write(explanations: Sequence[Explanation], weighting: Weighting, out: Path, 
         data = gallery(explanations, weighting, title, about).encode()
     else:
         data = draw(explanations, weighting, kind[1:])
-    write_whole(out, data)
+    write_bytes(out, data)
 
 
 def write_arrays(explanations: Sequence[Explanation], weighting: Weighting, path: Path) -> None:
@@ -108,4 +108,4 @@ def write_arrays(explanations: Sequence[Explanation], weighting: Weighting, path
         map_rival=maps(rival, p_x),
         map_contrast=maps(subject, rival),
     )
-    write_whole(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())

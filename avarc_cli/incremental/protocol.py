@@ -36,7 +36,7 @@ from avarc_cli.models.var.added import base_of
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.models.var.network import VAR, VARConfig
 from avarc_cli.scoring.scores import FloatN
-from avarc_cli.storage import write_whole
+from avarc_cli.storage import remove_leftovers, write_bytes
 from avarc_cli.tokens.header import differences
 from avarc_cli.train.generator import train_var
 from avarc_cli.train.loop import Recipe
@@ -87,8 +87,9 @@ def open_folder(path: Path, asked: Mapping[str, Any]) -> None:
     if not file.exists():
         if any(not entry.name.startswith("run.json") for entry in path.iterdir()):
             raise UsageError(f"'{path}' is not empty, and not a run", "it has no run.json", "name another folder")
-        write_whole(file, json.dumps(now, indent=1).encode())
+        write_bytes(file, json.dumps(now, indent=1).encode())
         return
+    remove_leftovers(path)
     try:
         there = json.loads(file.read_bytes())
         differing = differences(there, now)
@@ -183,7 +184,7 @@ def evaluate(
     offsets = extended.offsets[ids]
     buffer = io.BytesIO()
     np.savez(buffer, scores=scores_NK, offsets=offsets, labels=shown.labels, classes=np.array(split.classes))
-    write_whole(folder / "scores.npz", buffer.getvalue())
+    write_bytes(folder / "scores.npz", buffer.getvalue())
     return _measure([scores_NK + offsets] * len(split.tasks), shown, split), _measure(
         [scores_NK] * len(split.tasks), shown, split
     )
@@ -191,7 +192,7 @@ def evaluate(
 
 def write_results(folder: Path, results: Results) -> None:
     """Write incremental.json."""
-    write_whole(folder / "incremental.json", json.dumps(results.as_dict(), indent=1).encode())
+    write_bytes(folder / "incremental.json", json.dumps(results.as_dict(), indent=1).encode())
 
 
 def finetune(

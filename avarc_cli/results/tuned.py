@@ -13,7 +13,7 @@ from avarc_cli import __version__
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.scoring.conformal import expecting
 from avarc_cli.scoring.plan import Plan, parse_plan
-from avarc_cli.storage import write_whole
+from avarc_cli.storage import write_bytes
 from avarc_cli.tokens.header import differences
 
 FORMAT = 1
@@ -54,7 +54,7 @@ class TunedPlan:
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all. Raises OSError."""
         content = self.to_dict()
-        write_whole(path, json.dumps(content | {"sha256": _digest(content)}, indent=1).encode())
+        write_bytes(path, json.dumps(content | {"sha256": _digest(content)}, indent=1).encode())
 
     def check(self, now: Mapping[str, Any], path: Path) -> None:
         """Raises UsageError, with both values, where one of these is not what the plan was made for."""

@@ -11,7 +11,6 @@ import numpy as np
 
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.errors import AvarcError
-from avarc_cli.storage import TEMPORARY
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.tokens.header import CacheHeader, Share
 from avarc_cli.tokens.write import write_whole_cache
@@ -54,7 +53,6 @@ def pack(parts: Parts, images: ImageSet, header: CacheHeader, batch_size: int, o
     share = Share(unit=parts.unit, batch_size=batch_size, units=tuple(numbers), unreadable=indices)
     write_whole_cache(
         out,
-        parts.folder / f"cache.h5{TEMPORARY}",
         header,
         labels=images.labels[rows],
         names=[images.names[row] for row in rows],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import AvarcError, CacheError, Interrupted, UsageError
+from avarc_cli.storage import remove_leftovers
 from avarc_cli.tokens.assemble import pack, unpack
 from avarc_cli.tokens.cache import PARTS, TokenCache, read
 from avarc_cli.tokens.encoder import UnitEncoder
@@ -208,6 +209,7 @@ class _Run:
         turn.claim(units if self.shard.of > 1 else range(WHOLE_PLACE))
         parts.open(self.request.to_dict())
         parts.clean(units)
+        remove_leftovers(self.out.parent, lambda name: name == self.out.name)
         if part is not None:
             unpack(part, parts)
         return units

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from avarc_cli.errors import AvarcError, CacheError, UsageError
-from avarc_cli.storage import TEMPORARY
+from avarc_cli.storage import remove_leftovers
 from avarc_cli.tokens.cache import TokenCache, read
 from avarc_cli.tokens.header import CacheHeader, Share, differences
 from avarc_cli.tokens.verify import verify
@@ -70,6 +70,7 @@ def merge(sources: Sequence[Path], out: Path, *, overwrite: bool = False) -> Mer
     header, pieces, unreadable = _of_shards(caches) if all(shards) else _of_images(caches)
     try:
         with only_writer(out):
+            remove_leftovers(out.parent, lambda name: name == out.name)
             _write(out, header, pieces, unreadable)
     except OSError as error:
         fix = "free some space or name another place"
@@ -153,7 +154,6 @@ def _write(out: Path, header: CacheHeader, pieces: Sequence[_Piece], unreadable:
     labels = np.concatenate([_labels(piece, header.class_names) for piece in pieces])
     write_whole_cache(
         out,
-        out.with_name(out.name + TEMPORARY),
         header,
         labels=labels,
         names=names,

@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from avarc_cli.storage import check_space, flush_to_disk
+from avarc_cli.storage import check_space, replacing
 from avarc_cli.tokens.header import CacheHeader, Share
 
 CHECKED_ROWS = 256  # rows under one checksum
@@ -44,7 +44,6 @@ class Checksums:
 
 def write_whole_cache(
     path: Path,
-    temporary: Path,
     header: CacheHeader,
     *,
     labels: np.ndarray,
@@ -60,17 +59,12 @@ def write_whole_cache(
     size: bytes of all blocks, about.
     Raises: OSError, before anything is computed where the disk has not enough space.
     """
-    try:
-        # Asked before, since HDF5 answers with tracebacks.
-        check_space(temporary, size + len(names) * (12 + max(len(os.fsencode(name)) for name in names)) + 2**16)
+    # Asked before, since HDF5 answers with tracebacks.
+    check_space(path, size + len(names) * (12 + max(len(os.fsencode(name)) for name in names)) + 2**16)
+    with replacing(path) as temporary:
         write(
             temporary, header, labels=labels, names=names, blocks=blocks, unreadable=unreadable, share=share, rows=rows
         )
-        flush_to_disk(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, UsageError
+from avarc_cli.storage import remove_leftovers, replacing
 
 Progress = Callable[[int, dict[str, float]], None]  # (steps done, running averages)
 GoOn = Callable[[int, dict[str, Tensor]], bool]  # (steps done, averaged weights) -> whether to go on
@@ -161,9 +161,9 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "averaged": averaged,
     }
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    # To a file object: given a name, torch stores it in the archive, and the temporary name is random.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
 
 
 def _resume(
@@ -173,6 +173,7 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     averaged: dict[str, Tensor],
 ) -> int:
+    remove_leftovers(path.parent, lambda name: name == path.name)  # of a kill while saving
     if not path.exists():
         return 0
     try:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from avarc_cli.errors import AvarcError
-from avarc_cli.storage import TEMPORARY, write_whole
+from avarc_cli.storage import remove_leftovers, write_bytes
 
 # What zip files and arrays in them are known to raise when their bytes are not as they were written.
 DAMAGED = (
@@ -95,14 +95,16 @@ class Parts:
         if recorded_request(self.folder) != request:
             self.remove()  # without a request nothing says what the parts are
             self.folder.mkdir()
-            write_whole(self.folder / REQUEST, json.dumps(request, sort_keys=True, indent=1).encode())
+            write_bytes(self.folder / REQUEST, json.dumps(request, sort_keys=True, indent=1).encode())
 
     def clean(self, units: range) -> None:
         """Delete what a kill left half-written of these units, and of the assembly. Raises: OSError."""
-        for temporary in self.folder.glob(f"*{TEMPORARY}"):
-            number = temporary.name.partition(".")[0]
-            if not number.isdecimal() or int(number) in units:
-                temporary.unlink()
+
+        def is_unused(name: str) -> bool:
+            number = name.partition(".")[0]
+            return not number.isdecimal() or int(number) in units
+
+        remove_leftovers(self.folder, is_unused)
 
     def remove(self) -> None:
         """Delete the folder, if it is there. Raises: OSError."""
@@ -130,7 +132,7 @@ class Parts:
         arrays["unreadable"] = np.frombuffer(text.encode(), dtype=np.uint8)
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
-        write_whole(self._path(number), buffer.getvalue())
+        write_bytes(self._path(number), buffer.getvalue())
 
     def load(self, number: int) -> Part:
         """Read one unit. Raises: one of DAMAGED when it is missing, cut short, or not what this request makes."""

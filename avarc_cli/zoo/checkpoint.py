@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from avarc_cli.errors import AvarcError, CheckpointError, UsageError
+from avarc_cli.storage import replacing
 from avarc_cli.zoo import lora, paths, weights_index
 
 WRAPPERS = ("trainer", "var_wo_ddp", "state_dict", "model")
@@ -119,7 +120,8 @@ def keep(path: Path, sha256: str | None = None) -> weights_index.Note:
     try:
         if pickled:
             copy = weights_index.copy_file(sha256)
-            with paths.replacing(copy) as temporary:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(copy) as temporary:
                 save_file(_separate(tensors), temporary, metadata)
             stat = copy.stat()
             note = replace(note, copy=str(copy), copy_size=stat.st_size, copy_mtime_ns=stat.st_mtime_ns)

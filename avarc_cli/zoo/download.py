@@ -18,6 +18,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from avarc_cli.errors import AvarcError
+from avarc_cli.storage import move_into_place
 from avarc_cli.zoo import hub, local_files, weights_index
 from avarc_cli.zoo.card import HubFile
 from avarc_cli.zoo.fetch import disk_trouble, fetch
@@ -174,9 +175,7 @@ def _make(planned: Planned, progress: Progress, say: hub.Say) -> None:
             f"its sha256 is {found}; the hub says {planned.sha256}",
             "run it again; should it stay so, something on the way (HF_ENDPOINT, a proxy) changes files",
         )
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, planned.target)
+    move_into_place(partial, planned.target)
 
 
 def _cached_blob(planned: Planned) -> Path | None:

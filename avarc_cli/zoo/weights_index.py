@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avarc_cli.errors import CheckpointError
+from avarc_cli.storage import write_bytes
 from avarc_cli.zoo import paths
 
 
@@ -89,8 +90,9 @@ def is_kept(path: Path) -> bool:
 
 def write(note: Note) -> None:
     """Remember it. Raises: OSError."""
-    with paths.replacing(_note_file(Path(note.source))) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(note), indent=2) + "\n", "utf-8")
+    file = _note_file(Path(note.source))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(file, (json.dumps(dataclasses.asdict(note), indent=2) + "\n").encode())
 
 
 def forget(path: Path) -> None:
