@@ -5,6 +5,10 @@ Library code raises these; `cli.main` shows them without a traceback and exits w
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -56,3 +60,39 @@ class Interrupted(AvarcError):
     """The user stopped the work; what was finished is kept."""
 
     exit_code = 130
+
+
+MAX_VALUE_LENGTH = 100
+"""Characters of one value in a message; a sha256 (64) is shown in full, a list of class names is not."""
+
+
+def describe_differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], *, sides: tuple[str, str] = ("there", "here")
+) -> str:
+    """The fields that differ, with both values: "samples: 1 there, 2 here; ..."; empty when none differs.
+
+    Args:
+        there, here: what a file records and what is asked for now, as JSON types. A missing field equals null; a field
+            of a nested mapping is named "model.sha256".
+        sides: the words after the two values.
+    """
+    theirs, ours = _flatten(there), _flatten(here)
+    differing = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    return "; ".join(
+        f"{name}: {_shorten(theirs.get(name))} {sides[0]}, {_shorten(ours.get(name))} {sides[1]}" for name in differing
+    )
+
+
+def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
+    return flat
+
+
+def _shorten(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[: MAX_VALUE_LENGTH - 3]}..."

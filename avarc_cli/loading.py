@@ -18,7 +18,7 @@ from avarc_cli import bank as banks
 from avarc_cli import environment
 from avarc_cli.bank import Bank, Base
 from avarc_cli.data.labels import LabelSpace, imagenet1k
-from avarc_cli.errors import CheckpointError, UsageError
+from avarc_cli.errors import CheckpointError, UsageError, describe_differences
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.precision import Precision
 from avarc_cli.layout import TokenLayout
@@ -377,13 +377,12 @@ def _check_pair(generator: str, sha256: str | None, scales: tuple[int, ...], tok
     sha256 is of the tokenizer's file that the generator was trained with; None where unknown.
     """
     own = _read_scales(tokenizer.metadata, tokenizer.file)
-    for what, expected, found in (("sha256", sha256, tokenizer.sha256), ("scales", scales, own)):
-        if expected and found and expected != found:
-            raise CheckpointError(
-                f"{generator} reads the tokens of another tokenizer",
-                f"it was trained with one of {what} {expected}; {tokenizer.file} has {found}",
-                "pass the tokenizer that it was trained with",
-            )
+    expected, found = {"sha256": sha256, "scales": scales}, {"sha256": tokenizer.sha256, "scales": own}
+    known = {name: value for name, value in expected.items() if value and found[name]}
+    sides = (f"for {generator}", f"in {tokenizer.file}")
+    if differences := describe_differences(known, {name: found[name] for name in known}, sides=sides):
+        fix = "pass the tokenizer that it was trained with"
+        raise CheckpointError(f"{generator} reads the tokens of another tokenizer", differences, fix)
 
 
 def _class_space(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from avarc_cli import bank as banks
 from avarc_cli.data.labels import match, normalise
-from avarc_cli.errors import UsageError
+from avarc_cli.errors import UsageError, describe_differences
 from avarc_cli.incremental.adding import Existing, Outcome, ProgressOf, add_classes, check_names
 from avarc_cli.incremental.editing import open_or_new
 from avarc_cli.incremental.examples import Examples, TokenPool
@@ -37,7 +37,6 @@ from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.models.var.network import VAR, VARConfig
 from avarc_cli.scoring.scores import FloatN
 from avarc_cli.storage import remove_leftovers, write_bytes
-from avarc_cli.tokens.header import differences
 from avarc_cli.train.generator import train_var
 from avarc_cli.train.loop import Recipe
 from avarc_cli.train.save import save_var
@@ -92,11 +91,12 @@ def open_folder(path: Path, asked: Mapping[str, Any]) -> None:
     remove_leftovers(path)
     try:
         there = json.loads(file.read_bytes())
-        differing = differences(there, now)
+        differences = describe_differences(there, now)
     except (ValueError, AttributeError) as error:
         raise UsageError(f"cannot read '{file}'", str(error), "name another folder, or delete this one") from None
-    if differing:
-        raise UsageError(f"'{path}' holds another run", differing, "repeat its options to go on, or name another --out")
+    if differences:
+        fix = "repeat its options to continue it, or name another --out"
+        raise UsageError(f"'{path}' holds another run", differences, fix)
 
 
 def hold_out_test(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.errors import AvarcError, UsageError, describe_differences
 from avarc_cli.results.validate import AGAIN, check_record
 from avarc_cli.storage import move_into_place, remove_leftovers, write_bytes
 from avarc_cli.work.locks import only_writer
@@ -130,16 +130,10 @@ class RunFolder:
             remove_leftovers(self.path / name)
 
     def _compare(self, run_file: Path, asked: dict[str, Any]) -> None:
-        there = _read_object(run_file)
-        differing = [
-            f"{field}: {_short(there.get(field))} there, {_short(asked.get(field))} now"
-            for field in sorted(there.keys() | asked.keys())
-            if there.get(field) != asked.get(field)
-        ]
-        if differing:
+        if differences := describe_differences(_read_object(run_file), asked):
             raise UsageError(
                 f"'{self.path}' holds another run",
-                "; ".join(differing),
+                differences,
                 "repeat that run's options to continue it, or name another --out",
             )
 
@@ -176,8 +170,3 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise AvarcError(f"cannot read '{path}'", str(error), "name another folder, or delete this one") from None
     return there
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 120 else text[:117] + "..."

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from avarc_cli import __version__
-from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.errors import AvarcError, UsageError, describe_differences
 from avarc_cli.scoring.conformal import expecting
 from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.storage import write_bytes
-from avarc_cli.tokens.header import differences
 
 FORMAT = 1
 ANY_SAMPLES = 1 << 16  # how many a cache holds is checked when the plan meets it
@@ -58,11 +57,10 @@ class TunedPlan:
 
     def check(self, now: Mapping[str, Any], path: Path) -> None:
         """Raises UsageError, with both values, where one of these is not what the plan was made for."""
-        differing = differences({name: self.made_for.get(name) for name in now}, now)
-        if differing:
+        if differences := describe_differences({name: self.made_for.get(name) for name in now}, now):
             raise UsageError(
                 f"the promise of '{path}' does not hold here",
-                differing,
+                differences,
                 "tune a plan for this: avarc tune TOKENS.h5 --model ... --out plan.json",
             )
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from avarc_cli.errors import CacheError, UsageError
+from avarc_cli.errors import CacheError, UsageError, describe_differences
 from avarc_cli.tokens.header import CacheHeader, Share
 from avarc_cli.tokens.write import Block
 
@@ -97,21 +97,27 @@ class TokenCache:
     def check(self, tokenizer: Tokenizer) -> None:
         """Raises: CacheError, with the values side by side, unless this tokenizer gives such tokens."""
         there, here = self.header, tokenizer
-        pairs = (
-            ("tokenizer sha256", there.tokenizer_sha256, here.sha256),
-            ("scales", there.patch_nums, tuple(here.patch_nums)),
-            ("tokens an image", there.num_tokens, here.num_tokens),
-            ("image size", there.image_size, here.image_size),
-            ("vocabulary", there.vocab_size, here.vocab_size),
+        differences = describe_differences(
+            {
+                "tokenizer sha256": there.tokenizer_sha256,
+                "scales": there.patch_nums,
+                "image size": there.image_size,
+                "vocabulary": there.vocab_size,
+            },
+            {
+                "tokenizer sha256": here.sha256,
+                "scales": tuple(here.patch_nums),
+                "image size": here.image_size,
+                "vocabulary": here.vocab_size,
+            },
+            sides=("in the cache", "for the model"),
         )
-        differing = [(what, ours, theirs) for what, ours, theirs in pairs if ours != theirs]
-        if not differing:
+        if not differences:
             return
         files = f"the cache was made by {there.tokenizer} ({there.tokenizer_file}), the model reads {here.name}"
-        values = "; ".join(f"{what}: {ours} in the cache, {theirs} for the model" for what, ours, theirs in differing)
         raise CacheError(
             f"'{self.path}' holds the tokens of another tokenizer than the model reads",
-            f"{files} ({Path(here.file).name}). {values}",
+            f"{files} ({Path(here.file).name}). {differences}",
             f"encode for this model: avarc encode {there.source} --model ... --out ...",
         )
 

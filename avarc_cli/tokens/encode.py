@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.errors import AvarcError, CacheError, Interrupted, UsageError
+from avarc_cli.errors import AvarcError, CacheError, Interrupted, UsageError, describe_differences
 from avarc_cli.storage import remove_leftovers
 from avarc_cli.tokens.assemble import pack, unpack
 from avarc_cli.tokens.cache import PARTS, TokenCache, read
 from avarc_cli.tokens.encoder import UnitEncoder
-from avarc_cli.tokens.header import differences
 from avarc_cli.tokens.request import Request, describe
 from avarc_cli.work.chunks import Parts, recorded_request, remove_parts
 from avarc_cli.work.locks import WHOLE_PLACE, Turn, lock_of, one_of_the_writers
@@ -185,9 +184,9 @@ class _Run:
         if self.overwrite or not self.out.exists():
             return None
         cache = read(self.out, parts_too=True)
-        if differing := differences(cache.header.to_dict(), self.request.header.to_dict()):
+        if differences := describe_differences(cache.header.to_dict(), self.request.header.to_dict()):
             fix = "name another file, or add --overwrite"
-            raise CacheError(f"'{self.out}' exists and was made by another request", differing, fix)
+            raise CacheError(f"'{self.out}' exists and was made by another request", differences, fix)
         recorded = recorded_request(self.parts().folder)
         if recorded is not None and self.request.going_on(recorded):
             return None  # an --overwrite was stopped, or another shard is at work
@@ -227,7 +226,7 @@ class _Run:
         if same is None and not self.overwrite:
             raise CacheError(
                 f"'{self.parts().folder}' holds the unfinished work of another request",
-                differences(recorded, self.request.to_dict()),
+                describe_differences(recorded, self.request.to_dict()),
                 "ask for the same again to finish it, or drop it with --overwrite",
             )
         if same is not None and same.batch_size != self.request.batch_size and self.request.batch_chosen:

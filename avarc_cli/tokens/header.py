@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,14 +112,3 @@ class Share:
     def count(self, images: int) -> int:
         """How many units so many images make."""
         return -(-images // self.unit)
-
-
-def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The fields that differ with both their values, for people; empty when none does."""
-    fields = sorted(field for field in there.keys() | now.keys() if there.get(field) != now.get(field))
-    return "; ".join(f"{field}: {_short(there.get(field))} there, {_short(now.get(field))} now" for field in fields)
-
-
-def _short(value: Any, width: int = 70) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= width else f"{text[: width - 3]}..."

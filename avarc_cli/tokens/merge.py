@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from avarc_cli.errors import AvarcError, CacheError, UsageError
+from avarc_cli.errors import AvarcError, CacheError, UsageError, describe_differences
 from avarc_cli.storage import remove_leftovers
 from avarc_cli.tokens.cache import TokenCache, read
-from avarc_cli.tokens.header import CacheHeader, Share, differences
+from avarc_cli.tokens.header import CacheHeader, Share
 from avarc_cli.tokens.verify import verify
 from avarc_cli.tokens.write import Block, write_whole_cache
 from avarc_cli.work.locks import only_writer
@@ -133,8 +133,10 @@ def _check_equal(first: TokenCache, other: TokenCache, *, except_for: frozenset[
     """Raises: CacheError with both values unless what decides about the tokens is the same."""
     facts = [_facts(cache, except_for) for cache in (first, other)]
     if facts[0] != facts[1]:
-        files = f"'{first.path}' (there) and '{other.path}' (now)"
-        raise CacheError(f"{files} do not go together", differences(*facts), "join caches of one request or tokenizer")
+        files = f"'{first.path}' (there) and '{other.path}' (here)"
+        raise CacheError(
+            f"{files} do not go together", describe_differences(*facts), "join caches of one request or tokenizer"
+        )
 
 
 def _facts(cache: TokenCache, except_for: frozenset[str]) -> dict[str, Any]:

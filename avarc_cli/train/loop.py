@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, UsageError
+from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, UsageError, describe_differences
 from avarc_cli.storage import remove_leftovers, replacing
 
 Progress = Callable[[int, dict[str, float]], None]  # (steps done, running averages)
@@ -182,11 +182,10 @@ def _resume(
     except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
         why, fix = (str(error) or type(error).__name__).splitlines()[0], f"delete {path} to start over"
         raise CheckpointError(f"{path} is damaged, or no training checkpoint", why, fix) from None
-    differing = [f"{k}: {theirs.get(k)} there, {v} here" for k, v in identity.items() if theirs.get(k) != v]
-    if differing:
+    if differences := describe_differences({name: theirs.get(name) for name in identity}, identity):
         raise CheckpointError(
             f"{path} belongs to another training run",
-            "; ".join(differing),
+            differences,
             f"repeat that run's options to continue it, or delete {path} to start over",
         )
     model.load_state_dict(state["model"])

@@ -240,7 +240,7 @@ def test_images_with_another_plan_need_another_folder(tiny_files, models, tmp_pa
     capsys.readouterr()
     assert main(command) == 0, "the same again is done already"
     assert main([*command, "--plan", "2:5,4:1:3"]) == 2
-    assert "plan: 4:1 there, 2:5,4:1:3 now" in capsys.readouterr().err
+    assert "plan: 4:1 there, 2:5,4:1:3 here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("option", "value"), [("--sigma", "0.2"), ("--seed", "1"), ("--preprocess", "fit")])

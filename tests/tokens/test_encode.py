@@ -147,8 +147,8 @@ def test_parts_without_a_request_are_not_trusted(images, stub_tokenizer, tmp_pat
 @pytest.mark.parametrize(
     ("options", "shown"),
     [
-        ({"samples": 2}, "samples: 1 there, 2 now"),
-        ({"latents": True}, "latents: false there, true now"),
+        ({"samples": 2}, "samples: 1 there, 2 here"),
+        ({"latents": True}, "latents: false there, true here"),
     ],
 )
 def test_unfinished_work_of_another_request_is_refused_with_both_values(
@@ -174,9 +174,9 @@ def test_a_finished_cache_is_left_alone_unless_the_request_differs(images, stub_
     other.sha256 = "b" * 64
     with pytest.raises(CacheError, match="made by another request") as error:
         encode(images, other, PRE, out)
-    assert f"{'a' * 64} there, {'b' * 64} now" in error.value.why
+    assert f"{'a' * 64} there, {'b' * 64} here" in error.value.why
     fewer = images.select(None, None, 4)
-    with pytest.raises(CacheError, match="images: 11 there, 4 now"):
+    with pytest.raises(CacheError, match="images: 11 there, 4 here"):
         encode(fewer, stub_tokenizer(), PRE, out)
     assert encode(fewer, stub_tokenizer(), PRE, out, overwrite=True).images == 4
     assert left(tmp_path) == ["t.h5"]

@@ -112,14 +112,14 @@ def test_a_shard_of_another_request_is_refused_with_both_values(shard, tmp_path)
     shard(1, 3)
     with pytest.raises(CacheError, match="another request") as error:
         shard(2, 3, samples=1)
-    assert "samples: 2 there, 1 now" in error.value.why
+    assert "samples: 2 there, 1 here" in error.value.why
     with pytest.raises(UsageError, match="--overwrite does not go with --shard"):
         shard(2, 3, overwrite=True)
 
 
 @pytest.mark.parametrize(
     ("changes", "shown"),
-    [({"samples": 3}, "samples: 2 there, 3 now"), ({"batch_size": 1}, "batch_size: 2 there, 1 now")],
+    [({"samples": 3}, "samples: 2 there, 3 here"), ({"batch_size": 1}, "batch_size: 2 there, 1 here")],
 )
 def test_parts_of_different_requests_are_not_joined(shard, tmp_path, changes, shown):
     shard(1, 2, "a.h5")
