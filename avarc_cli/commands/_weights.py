@@ -67,8 +67,8 @@ def fetch(wanted: Sequence[HubFile], *, folder: Path | None = None, offline: boo
     for one in planned:
         with console.progress(one.file.filename, None, unit="MB") as bar:
 
-            def show(here: int, total: int | None, what: str, bar: console.ProgressBar = bar) -> None:
-                bar.update(here // 10**6, None if total is None else total // 10**6, note=what)
+            def show(done: int, total: int | None = None, note: str = "", bar: console.ProgressBar = bar) -> None:
+                bar.update(done // 10**6, None if total is None else total // 10**6, note)
 
             done.append(download.carry_out(one, show, console.note))
     return done

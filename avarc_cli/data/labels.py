@@ -17,6 +17,7 @@ from avarc_cli.errors import UsageError
 
 ASSETS = files("avarc_cli") / "assets"
 SHOWN = 5  # names listed in one message
+UNKNOWN = -1  # index that stands for a class that is not known
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,13 @@ from avarc_cli.incremental.editing import open_or_new
 from avarc_cli.incremental.examples import Examples, TokenPool
 from avarc_cli.incremental.fit import FitOptions
 from avarc_cli.incremental.measures import Measures, measure
-from avarc_cli.incremental.scoring import Progress, log_likelihoods, silent
+from avarc_cli.incremental.scoring import log_likelihoods
 from avarc_cli.incremental.split import Split
 from avarc_cli.loading import LoadedModel, LoadedTokenizer, with_bank
 from avarc_cli.models.var.added import base_of
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.models.var.network import VAR, VARConfig
+from avarc_cli.progress import Progress, no_progress
 from avarc_cli.scoring.scores import FloatN
 from avarc_cli.storage import remove_leftovers, write_bytes
 from avarc_cli.train.generator import train_var
@@ -173,7 +174,7 @@ def check_base(model: LoadedModel, split: Split) -> None:
 
 
 def evaluate(
-    folder: Path, model: LoadedModel, test: Examples, split: Split, progress: Progress = silent
+    folder: Path, model: LoadedModel, test: Examples, split: Split, progress: Progress = no_progress
 ) -> tuple[Measures, Measures]:
     """Measures with and without offsets, from one scoring of all test images: no addition changes earlier scores."""
     extended = with_bank(model, banks.read(folder / "bank"))

@@ -5,23 +5,18 @@ Shapes: N images, K classes, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.progress import Progress, no_progress
 from avarc_cli.scoring.batching import auto_tokens
 from avarc_cli.scoring.engine import Request, score_group
 from avarc_cli.scoring.plan import parse_plan
 from avarc_cli.scoring.scores import FloatN, score_function
-
-Progress = Callable[[int, int], None]  # (done, in all)
-
-
-def silent(done: int, total: int) -> None:
-    """No progress shown."""
 
 
 def log_likelihoods(
@@ -30,7 +25,7 @@ def log_likelihoods(
     class_id_K: Sequence[int],
     *,
     device: torch.device,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> FloatN:
     """log p(x | y) in nats, (N, K) float64."""
     plan = parse_plan("exhaustive", segments=len(model.segment_ends), candidates=len(class_id_K), samples=1)

@@ -18,13 +18,13 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import UsageError
 from avarc_cli.results.read_run import SavedRun
 from avarc_cli.storage import new_folder, remove_leftovers, replacing
 from avarc_cli.work.locks import only_writer
 
 Progress = Callable[[int], None]
-UNKNOWN = -1
 
 
 @dataclass(frozen=True)

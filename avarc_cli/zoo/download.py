@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +18,13 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from avarc_cli.errors import AvarcError
+from avarc_cli.progress import Progress
 from avarc_cli.storage import move_into_place
 from avarc_cli.zoo import hub, local_files, weights_index
 from avarc_cli.zoo.card import HubFile
 from avarc_cli.zoo.fetch import disk_trouble, fetch
 
 PARTIAL = ".incomplete"  # huggingface_hub's own suffix
-
-Progress = Callable[[int, "int | None", str], None]
-"""(bytes done, bytes in all or None where unknown, what is being done)"""
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ def _make(planned: Planned, progress: Progress, say: hub.Say) -> None:
     if cached is not None:
         shutil.copyfile(cached, partial)
     elif planned.remote is not None:
-        fetch(planned.remote, partial, lambda done, total: progress(done, total, ""), say)
+        fetch(planned.remote, partial, progress, say)
     else:
         raise AvarcError(f"{planned.target} was damaged", "its sha256 is wrong", "run it again online")
     found = _digest(partial, progress)
