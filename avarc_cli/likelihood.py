@@ -5,6 +5,7 @@ Shapes: B token sequences, L tokens, P pairs of (sequence, class), T tokens of t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -93,6 +94,14 @@ class Tokenizer(Protocol):
     @property
     def preprocess(self) -> str:
         """Default preprocessing mode (data.preprocess)."""
+        ...
+
+    @property
+    def inferred(self) -> Mapping[str, str]:
+        """Values that its checkpoint does not state: name -> how they were inferred. Token caches record them.
+
+        Optional; a tokenizer without it inferred nothing.
+        """
         ...
 
     def encode(self, images: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class LoadedTokenizer:
     preprocess: str
     metadata: Mapping[str, str]
     precision: str = "fp32"
+    inferred: Mapping[str, str] = field(default_factory=dict)  # values that the file does not state -> how inferred
 
     def at(self, precision: str) -> LoadedTokenizer:
         """The same tokenizer with its encoder in "fp32" or "bf16" (CUDA). Raises UsageError for anything else."""

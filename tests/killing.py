@@ -55,3 +55,26 @@ def killed_at_call(count: int, work: Callable[[], object]) -> bool | None:
     code = os.waitstatus_to_exitcode(status)
     assert code in {0, NOT_TRACED}, f"the process ended with {code}"
     return True if code == 0 else None
+
+
+def signal_at(step: int) -> signal.Signals:
+    """The signal that ends a process at its n-th step: SIGKILL, and every third time SIGTERM."""
+    return signal.SIGTERM if step % 3 == 1 else signal.SIGKILL
+
+
+class DieAt:
+    """Ends the process at its n-th step: when a file is opened, renamed, removed or locked, or when it is called."""
+
+    STEPS = frozenset({"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "fcntl.lockf", "shutil.rmtree"})
+
+    def __init__(self, step: int) -> None:
+        self.left, self.signal = step, signal_at(step)
+
+    def __call__(self) -> None:
+        if self.left == 0:
+            os.kill(os.getpid(), self.signal)
+        self.left -= 1
+
+    def watch_files(self) -> None:
+        """From now on, each step with a file counts. It cannot be undone: for processes that are to die."""
+        sys.addaudithook(lambda event, args: self() if event in self.STEPS else None)

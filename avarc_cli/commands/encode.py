@@ -23,7 +23,7 @@ def encode(
     tokenizer: opt.TokenizerOpt = None,
     preprocess: opt.PreprocessOpt = None,
     samples: Annotated[
-        int, typer.Option("--samples", help="Samples an image: itself, and the rest smoothing neighbours of it.")
+        int, typer.Option("--samples", help="Samples per image: the image itself, and smoothing samples of it.")
     ] = 1,
     sigma: opt.SigmaOpt = 0.1,
     seed: opt.SeedOpt = 0,
@@ -33,19 +33,20 @@ def encode(
     limit: opt.LimitOpt = None,
     latents: Annotated[bool, typer.Option("--latents", help="Keep the latents too, as float16.")] = False,
     patch_nums: Annotated[
-        str | None, typer.Option("--patch-nums", help="Scales of a tokenizer file that does not name them: 1,2,3,4.")
+        str | None, typer.Option("--patch-nums", help="Scales of a tokenizer file that does not state them: 1,2,3,4.")
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", help="Images that the tokenizer reads at once; default: 16 of 256 pixels."),
+        typer.Option("--batch-size", help="Images the tokenizer reads at once; default: 16 of 256 pixels."),
     ] = None,
     workers: opt.WorkersOpt = None,
     shard: Annotated[
-        str, typer.Option("--shard", help="i/n: do share i (from 1) of n; run all n with the same OUT, or join OUTs.")
+        str,
+        typer.Option("--shard", help="i/n: share i (from 1) of n; run all n with the same OUT, or join their OUTs."),
     ] = "1/1",
     engine: Annotated[
         str,
-        typer.Option("--engine", help="local, or ray: units are tasks of a Ray cluster; needs avarc[ray]."),
+        typer.Option("--engine", help="local, or ray: a Ray cluster encodes; needs avarc[ray]."),
     ] = "local",
     precision: Annotated[
         str, typer.Option("--precision", help="Of the encoder: fp32, or bf16 on a GPU, which changes some tokens.")
@@ -55,10 +56,10 @@ def encode(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a cache of another request.")] = False,
     as_json: opt.JsonOpt = False,
 ) -> None:
-    """Turn images into a token cache, which every model with the same tokenizer can read.
+    """Encode images to a token cache, which every model with the same tokenizer can read.
 
-    Interrupted or killed, it goes on where it stopped when run again, and the file is the same byte for byte. So it
-    is when several processes, on one machine or many, each do a --shard of it.
+    If it is interrupted or killed, run it again to continue. The file is the same byte for byte, also when several
+    processes, on one machine or many, encode one --shard each.
 
     Example: avarc encode val/ --model var-d16 --samples 3 --out val.h5
     """
@@ -95,16 +96,16 @@ def encode(
             say=console.warn,
         )
     opt.list_unreadable(done.unreadable)
-    summary = {"cache": done.path, "images": done.images, "unreadable": dict(done.unreadable), "whole": done.whole}
+    summary = {"cache": done.path, "images": done.images, "unreadable": dict(done.unreadable), "whole": done.complete}
     console.result(summary, f"{out}: {_said(done, share)}", brief=str(out))
     if done.unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
 
 
 def _said(done: EncodeResult, share: Shard) -> str:
-    if done.whole:
-        return "was there already" if done.already_done else f"{done.images:,} images"
+    if done.complete:
+        return "was complete already" if done.already_done else f"{done.images:,} images"
     if done.others_at_work:
-        return f"shard {share} is done ({done.images:,} images); the last shard to end makes the cache"
-    units = f"{done.units} of {done.all_units} units ({done.images:,} images)"
-    return f"{units}, shard {share} is done; run the others with the same --out, or join theirs: avarc cache merge"
+        return f"shard {share} is done ({done.images:,} images); the last shard to finish writes the cache"
+    chunks = f"{done.chunks} of {done.all_chunks} chunks ({done.images:,} images)"
+    return f"{chunks}, shard {share} is done; run the others with the same --out, or join theirs: avarc cache merge"
