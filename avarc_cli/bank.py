@@ -23,7 +23,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from avarc_cli.data.labels import LabelSpace, normalise
-from avarc_cli.errors import CheckpointError, UsageError
+from avarc_cli.errors import CheckpointError, UsageError, describe_differences
 
 FORMAT = 1
 FILE = "bank.json"
@@ -61,15 +61,11 @@ class Bank:
 
     def check(self, base: Base) -> None:
         """Raises: UsageError, with both digests, unless the bank was made for this model and tokenizer."""
-        pairs = (
-            ("model", self.base.sha256, base.sha256),
-            ("tokenizer", self.base.tokenizer_sha256, base.tokenizer_sha256),
-        )
-        differing = [f"{what} sha256: {there} there, {here} here" for what, there, here in pairs if there != here]
-        if differing:
+        digests = [{"sha256": one.sha256, "tokenizer sha256": one.tokenizer_sha256} for one in (self.base, base)]
+        if differences := describe_differences(*digests):
             raise UsageError(
                 f"the bank '{self.path}' was made for another model: {self.base.name}, not {base.name}",
-                "; ".join(differing),
+                differences,
                 f"use --model {self.base.name} (the very file), or another --bank",
             )
 

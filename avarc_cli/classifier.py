@@ -26,9 +26,10 @@ from avarc_cli.errors import CacheError, UnreadableImage, UsageError
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import ModelSpec, load_model
 from avarc_cli.options import AUTO, Options
+from avarc_cli.progress import MetricsProgress, Progress, no_progress
 from avarc_cli.results import records, tuned
 from avarc_cli.results.folder import RunFolder
-from avarc_cli.results.run import Progress, Run, RunResult, classify
+from avarc_cli.results.run import Run, RunResult, classify
 from avarc_cli.scoring.batching import auto_tokens, max_cached_tokens, parse_bytes
 from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.scoring.request import ScoringRequest
@@ -132,7 +133,7 @@ class Classifier:
         sigma: float = 0.1,
         seed: int = 0,
         workers: int | None = None,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: Progress = no_progress,
     ) -> EncodeResult:
         """Encode images into a token cache for this classifier, with as many samples as its plan needs.
 
@@ -168,7 +169,7 @@ class Classifier:
         save_likelihood: bool = False,
         keep_scores: bool = False,
         on_start: Callable[[Run], None] = lambda run: None,
-        progress: Progress = lambda done, numbers: None,
+        progress: MetricsProgress = lambda done, numbers: None,
         say: Callable[[str], None] = lambda message: None,
     ) -> RunResult:
         """Classify every image of a token cache.

@@ -5,7 +5,9 @@ Library code raises these; `cli.main` shows them without a traceback and exits w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 MAX_NAMES = 5  # names in one message: enough to show the pattern
 
@@ -69,3 +71,39 @@ def shorten_list(names: Sequence[str], limit: int = MAX_NAMES) -> str:
     """The first few names, and how many more there are: "a, b, c and 7 more"."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+MAX_VALUE_LENGTH = 100
+"""Characters of one value in a message; a sha256 (64) is shown in full, a list of class names is not."""
+
+
+def describe_differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], *, sides: tuple[str, str] = ("there", "here")
+) -> str:
+    """The fields that differ, with both values: "samples: 1 there, 2 here; ..."; empty when none differs.
+
+    Args:
+        there, here: what a file records and what is asked for now, as JSON types. A missing field equals null; a field
+            of a nested mapping is named "model.sha256".
+        sides: the words after the two values.
+    """
+    theirs, ours = _flatten(there), _flatten(here)
+    differing = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    return "; ".join(
+        f"{name}: {_shorten(theirs.get(name))} {sides[0]}, {_shorten(ours.get(name))} {sides[1]}" for name in differing
+    )
+
+
+def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
+    return flat
+
+
+def _shorten(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[: MAX_VALUE_LENGTH - 3]}..."

@@ -210,6 +210,14 @@ class Tokenizer(Protocol):
         """Default preprocessing mode (data.preprocess)."""
         ...
 
+    @property
+    def inferred(self) -> Mapping[str, str]:
+        """Values that its checkpoint does not state: name -> how they were inferred. Token caches record them.
+
+        Optional; a tokenizer without it inferred nothing.
+        """
+        ...
+
     def encode(self, images: Tensor) -> Tensor:
         """Latents before quantisation, (B, Z, h, h)."""
         ...

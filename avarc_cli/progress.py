@@ -1,4 +1,4 @@
-"""How library code reports progress: it opens a bar for each step, and the caller decides how bars look."""
+"""How library code reports progress, without knowing how it is shown."""
 
 from __future__ import annotations
 
@@ -7,11 +7,34 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypeAlias
 
 
+class Progress(Protocol):
+    """Called as work advances, with what is done so far. `console.ProgressBar.update` is one."""
+
+    def __call__(self, done: int, total: int | None = None, note: str = "", /) -> None:
+        """Report progress.
+
+        Args:
+            done: items finished (images, bytes, steps), those of earlier, interrupted work included.
+            total: items in all; None when it is unknown, or was reported before.
+            note: what is being done, or a running result; "" to leave it as it is.
+        """
+        ...
+
+
+def no_progress(done: int, total: int | None = None, note: str = "", /) -> None:
+    """Show nothing."""
+
+
+MetricsProgress: TypeAlias = Callable[[int, dict[str, float]], None]
+"""Called with the items finished (images, steps) and running averages by name."""
+
+
 class ProgressBar(Protocol):
     """One step of the work."""
 
-    def update(self, done: int, total: int | None = None, note: str = "") -> None:
-        """Report that `done` items of this step are finished, earlier ones included; `note` stands beside the bar."""
+    @property
+    def update(self) -> Progress:
+        """Called as the step advances."""
         ...
 
 
@@ -20,8 +43,7 @@ StartProgress: TypeAlias = Callable[[str, int], AbstractContextManager[ProgressB
 
 
 class _NoBar:
-    def update(self, done: int, total: int | None = None, note: str = "") -> None:
-        pass
+    update: Progress = staticmethod(no_progress)
 
 
 @contextmanager

@@ -19,10 +19,11 @@ import numpy.typing as npt
 
 from avarc_cli.classifier import Classifier
 from avarc_cli.errors import UsageError
+from avarc_cli.progress import MetricsProgress
 from avarc_cli.results import records
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.metrics import wilson
-from avarc_cli.results.run import Progress, Run, classify
+from avarc_cli.results.run import Run, classify
 from avarc_cli.results.tuned import TunedPlan
 from avarc_cli.scoring import calibration, conformal
 from avarc_cli.scoring.conformal import ScoreTable, SimulatedResult, Tuning
@@ -169,7 +170,7 @@ def _exact(agreement: float) -> Fraction:
     return Fraction(str(agreement))
 
 
-def _exhaustive(run: Run, folder: RunFolder, progress: Progress, say: Callable[[str], None]) -> ScoreTable:
+def _exhaustive(run: Run, folder: RunFolder, progress: MetricsProgress, say: Callable[[str], None]) -> ScoreTable:
     classify(run, folder, progress=progress, say=say)
     files = [folder.path / records.SEGMENTS.format(index) for index in range(len(run.cache))]
     sums_nNSK = np.stack([np.load(io.BytesIO(file.read_bytes())) for file in files])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from avarc_cli.incremental.examples import Examples, Source, Variation
     from avarc_cli.incremental.fit import FitOptions
     from avarc_cli.likelihood import Tokenizer
-    from avarc_cli.train.loop import Progress
+    from avarc_cli.progress import MetricsProgress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def unreadable_of(encoded: Iterable[Examples]) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def progress(what: str, steps: int) -> Iterator[Progress]:
+def progress(what: str, steps: int) -> Iterator[MetricsProgress]:
     """The progress of one training."""
     with console.progress(f"learning {what}", steps, unit="steps") as bar:
         yield lambda done, values: bar.update(done, note=f"{values['bits/token']:.3f} bits/token")

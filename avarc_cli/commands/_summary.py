@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avarc_cli import console
-from avarc_cli.errors import UsageError
+from avarc_cli.errors import UsageError, describe_differences
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
@@ -48,9 +48,8 @@ def check_same_plan(folder: RunFolder, plan: str) -> None:
     """Raises UsageError when the folder's run has another plan: its tokens may lack the samples for this one."""
     earlier = folder.recorded("plan")
     if earlier not in (None, plan):
-        raise UsageError(
-            f"'{folder.path}' holds another run", f"plan: {earlier} there, {plan} now", "name another --out"
-        )
+        differences = describe_differences({"plan": earlier}, {"plan": plan})
+        raise UsageError(f"'{folder.path}' holds another run", differences, "name another --out")
 
 
 def announce(classifier: Classifier, run: Run) -> None:

@@ -72,8 +72,8 @@ def download_files(wanted: Sequence[HubFile], *, folder: Path | None = None, off
     for plan in plans:
         with console.progress(plan.file.filename, None, unit="MB") as bar:
 
-            def show(done: int, total: int | None, activity: str, bar: console.ProgressBar = bar) -> None:
-                bar.update(done // 10**6, None if total is None else total // 10**6, note=activity)
+            def show(done: int, total: int | None = None, note: str = "", bar: console.ProgressBar = bar) -> None:
+                bar.update(done // 10**6, None if total is None else total // 10**6, note)
 
             downloaded.append(download.execute(plan, show, console.note))
     return downloaded

@@ -1,7 +1,8 @@
-"""avarc cache: what is in a token cache, whether it is whole, several to one, and pictures of its tokens."""
+"""avarc cache: show what a token cache holds, verify it, join several, and draw what its tokens stand for."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from avarc_cli.tokens.cache import TokenCache
 
 app = typer.Typer(
-    help="Look into token caches, check them, join them.\n\nExample: avarc cache info val.h5", no_args_is_help=True
+    help="Inspect, verify and join token caches.\n\nExample: avarc cache info val.h5", no_args_is_help=True
 )
 
 CacheArg = Annotated[Path, typer.Argument(metavar="CACHE", help="A token cache (avarc encode makes them).")]
@@ -28,13 +29,13 @@ SHOWN = 12  # tokens of an image in the table
 
 @app.command(cls=Command)
 def info(cache: CacheArg, as_json: opt.JsonOpt = False) -> None:
-    """Say what a cache holds, who made it, and how.
+    """Show what a cache holds and how it was made.
 
     Example: avarc cache info val.h5
     """
     from avarc_cli.tokens.cache import read
 
-    opened = read(cache, parts_too=True)
+    opened = read(cache, allow_partial=True)
     facts = _facts(opened)
     shown = {name.replace("_", " "): _text(value) for name, value in facts.items()}
     console.result(facts, console.fields(str(cache), shown), brief=str(len(opened)))
@@ -42,16 +43,16 @@ def info(cache: CacheArg, as_json: opt.JsonOpt = False) -> None:
 
 @app.command(cls=Command)
 def verify(cache: CacheArg, as_json: opt.JsonOpt = False) -> None:
-    """Read all of a cache and compare it with its checksums; a damaged one is an error that names the rows.
+    """Compare a cache with its checksums; a corrupt one is an error that names the rows.
 
     Example: avarc cache verify val.h5
     """
     from avarc_cli import tokens
 
-    opened = tokens.read(cache, parts_too=True)
+    opened = tokens.read(cache, allow_partial=True)
     verified = tokens.verify(opened)
     verified.check(cache)
-    said = f"all {verified.runs} checksums are right" if verified.runs else "readable, but too old to have checksums"
+    said = f"all {verified.runs} checksums match" if verified.runs else "readable, but too old to have checksums"
     data = {"cache": cache, "images": len(opened), "checksums": verified.runs, "damaged": []}
     console.result(data, f"{cache}: {len(opened):,} images, {said}", brief=str(cache))
 
@@ -65,8 +66,8 @@ def merge(
 ) -> None:
     """Join the shards of one encoding run, or caches of different images by the same tokenizer.
 
-    Joined shards are byte for byte the file of a run that was never divided. Other caches follow each other in the
-    order given; their class names are joined.
+    Joined shards are byte for byte the file of a run that was not divided. Other caches follow each other in the
+    order given, with the union of their class names.
 
     Example: avarc cache merge shard-1.h5 shard-2.h5 --out val.h5
     """
@@ -92,7 +93,7 @@ def head(
     as_json: opt.JsonOpt = False,
     model: opt.WeightsOptions,
 ) -> None:
-    """Show the first images of a cache, or those from a row on: names, labels, tokens, and pictures of the tokens.
+    """Show the first images of a cache, or those from a row on: names, labels and tokens, as text or as pictures.
 
     Example: avarc cache head val.h5 --rows 3 --picture rows.png --model var-d16
     """
@@ -100,7 +101,7 @@ def head(
 
     if picture is not None:
         opt.check_file(picture, ".png")
-    opened = read(cache, parts_too=True)
+    opened = read(cache, allow_partial=True)
     if start >= len(opened):
         raise UsageError(f"there is no row {start}", f"'{cache}' holds {len(opened)} images, from 0")
     wanted = range(start, min(start + rows, len(opened)))
@@ -114,11 +115,11 @@ def head(
 
 
 def _facts(cache: TokenCache) -> dict[str, Any]:
-    header, share = cache.header, cache.share
+    header, partial = cache.header, cache.partial
     return {
         "images": len(cache),
         "unreadable": len(cache.unreadable),
-        "part": None if share is None else f"{len(share.units)} of {share.count(header.images)} units of {share.unit}",
+        "part": partial and f"{len(partial.chunks)} of {partial.count(header.images)} chunks of {partial.chunk_size}",
         "dataset": header.dataset or None,
         "source": header.source,
         "classes": len(header.class_names),
@@ -126,8 +127,9 @@ def _facts(cache: TokenCache) -> dict[str, Any]:
         "tokenizer": header.tokenizer,
         "tokenizer_file": header.tokenizer_file,
         "tokenizer_sha256": header.tokenizer_sha256,
-        "scales": header.patch_nums,
-        "tokens_an_image": header.num_tokens,
+        "layout": str(header.layout),
+        "scales": tuple(rows for rows, _ in header.layout.grids),
+        "tokens_an_image": header.layout.num_tokens,
         "vocabulary": header.vocab_size,
         "preprocess": header.preprocess,
         "precision": header.precision,
@@ -136,13 +138,16 @@ def _facts(cache: TokenCache) -> dict[str, Any]:
         "seed": header.seed,
         "latents": header.latents,
         "bytes": cache.path.stat().st_size,
-        "format": header.format,
+        "format": cache.format,
+        "inferred": header.inferred,
     }
 
 
 def _text(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(str(each) for each in value)
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {how}" for name, how in value.items()) or "-"
     if isinstance(value, bool) or value is None:
         return {None: "-", True: "yes", False: "no"}[value]
     return f"{value:,}" if isinstance(value, int) else str(value)

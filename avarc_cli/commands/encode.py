@@ -88,16 +88,16 @@ def encode(
             say=console.warn,
         )
     opt.list_unreadable(done.unreadable)
-    summary = {"cache": done.path, "images": done.images, "unreadable": dict(done.unreadable), "whole": done.whole}
+    summary = {"cache": done.path, "images": done.images, "unreadable": dict(done.unreadable), "whole": done.complete}
     console.result(summary, f"{out}: {_said(done, share)}", brief=str(out))
     if done.unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
 
 
 def _said(done: EncodeResult, share: Shard) -> str:
-    if done.whole:
-        return "was there already" if done.already_done else f"{done.images:,} images"
+    if done.complete:
+        return "was complete already" if done.already_done else f"{done.images:,} images"
     if done.others_at_work:
-        return f"shard {share} is done ({done.images:,} images); the last shard to end makes the cache"
-    units = f"{done.units} of {done.all_units} units ({done.images:,} images)"
-    return f"{units}, shard {share} is done; run the others with the same --out, or join theirs: avarc cache merge"
+        return f"shard {share} is done ({done.images:,} images); the last shard to finish writes the cache"
+    chunks = f"{done.chunks} of {done.all_chunks} chunks ({done.images:,} images)"
+    return f"{chunks}, shard {share} is done; run the others with the same --out, or join theirs: avarc cache merge"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from avarc_cli.incremental.measures import Measures
     from avarc_cli.incremental.protocol import Results
     from avarc_cli.loaded import LoadedTokenizer
-    from avarc_cli.scoring.exhaustive import Progress
+    from avarc_cli.progress import Progress
 
 DIGITS = Path("digits")  # as DATA: scikit-learn's digits
 

@@ -16,8 +16,9 @@ from avarc_cli.commands import _weights
 from avarc_cli.commands._groups import Command, with_option_groups
 
 if TYPE_CHECKING:
+    from avarc_cli.progress import MetricsProgress
     from avarc_cli.train.images import Augment
-    from avarc_cli.train.loop import Progress, Recipe
+    from avarc_cli.train.loop import Recipe
 
 app = typer.Typer(
     help="Train a tokenizer or a generator on an image folder.\n\nExample: avarc train tokenizer photos/ --out vq.st",
@@ -216,7 +217,7 @@ def cca(
 
 
 @contextmanager
-def _progress(description: str, steps: int) -> Iterator[Progress]:
+def _progress(description: str, steps: int) -> Iterator[MetricsProgress]:
     with console.progress(description, steps, unit="steps") as bar:
         yield lambda done, values: bar.update(done, note=" ".join(f"{name} {x:.4g}" for name, x in values.items()))
 

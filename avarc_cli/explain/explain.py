@@ -175,7 +175,7 @@ def _predict(
             run,
             None,
             keep_scores=True,
-            progress=lambda done, numbers: bar.update(done, note=accuracy_note(numbers)),
+            progress=lambda done, numbers: bar.update(done, None, accuracy_note(numbers)),
             say=say,
         )
     return of_result(result, run.request.candidates, rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from avarc_cli.data.labels import LabelSpace
-from avarc_cli.errors import UsageError
+from avarc_cli.errors import UsageError, describe_differences
 from avarc_cli.explain.comparison import Comparison, classes_to_score
 from avarc_cli.explain.explain import describe, explain_predictions
 from avarc_cli.explain.explanation import Explanation
@@ -58,22 +58,21 @@ def from_tokens(
     """
     check_model(run, model)
     cache.check(model.tokenizer)
-    there, here = run.protocol["tokens"].get("images_sha256"), cache.header.images_sha256
-    if there != here:
-        why = f"images_sha256 is {here} in the cache, {there} in the run"
-        raise UsageError(f"'{cache.path}' holds other images than the run", why)
+    there = {"images_sha256": run.protocol["tokens"].get("images_sha256")}
+    here = {"images_sha256": cache.header.images_sha256}
+    if differences := describe_differences(there, here, sides=("in the run", "in the cache")):
+        raise UsageError(f"'{cache.path}' holds other images than the run", differences)
     pixels = pixels_of_cache(cache, model.tokenizer)
     yield from explain_predictions(model, cache, predictions, Comparison(), pixels, tokens_per_batch)
 
 
 def check_model(run: SavedRun, model: LoadedModel) -> None:
     """Raises UsageError when the weights, or the classes that a bank added to them, are not the run's."""
-    there = run.protocol["model"].get("sha256")
-    if there != model.sha256:
-        why = f"sha256 is {there} in the run, {model.sha256} for {model.name}"
+    there, here = {"sha256": run.protocol["model"].get("sha256")}, {"sha256": model.sha256}
+    if differences := describe_differences(there, here, sides=("in the run", f"for {model.name}")):
         adapted = " with " in run.protocol["model"]["name"] and " with " not in model.name
         fix = "add the adapter of the run: --lora DIR" if adapted else "name the run's: --model FILE"
-        raise UsageError(f"{model.name} is not the model of the run", why, fix)
+        raise UsageError(f"{model.name} is not the model of the run", differences, fix)
     made_with = run.protocol.get("bank") or {}  # an empty bank adds nothing
     given = (model.bank.protocol() if model.bank else None) or {}
     named = zip(run.candidates.tolist(), run.protocol["candidate_ids"], strict=True)

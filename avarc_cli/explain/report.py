@@ -16,7 +16,7 @@ from avarc_cli.explain.predictions import ImagePrediction, of_saved_run, select
 from avarc_cli.progress import StartProgress, silent
 from avarc_cli.results.read_run import SavedRun, open_run
 from avarc_cli.results.report import HardestImages, read_metrics, render
-from avarc_cli.storage import write_whole
+from avarc_cli.storage import write_bytes
 from avarc_cli.tokens.cache import read
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def write_report(
     metrics = read_metrics(run)
     shown = _hardest_images(run, hardest, tokens, load, rescore, progress)
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(page, render(run, metrics, shown).encode())
+    write_bytes(page, render(run, metrics, shown).encode())
     return WrittenReport(page=page, images=len(run.records), explained=shown.explained, note=shown.note)
 
 

@@ -14,7 +14,7 @@ from avarc_cli.explain.figure import draw
 from avarc_cli.explain.gallery import gallery
 from avarc_cli.explain.maps import Weighting, combine
 from avarc_cli.results.records import UNKNOWN
-from avarc_cli.storage import write_whole
+from avarc_cli.storage import write_bytes
 
 DEFAULT_IMAGES = {".html": 24, ".png": 6, ".svg": 6}  # shown unless the user wants more
 MAX_IMAGES = {".html": 500, ".png": 40, ".svg": 40}  # beyond, browsers and image viewers struggle
@@ -64,7 +64,7 @@ def write_explanations(
         data = gallery(explanations, weighting, title, about).encode()
     else:
         data = draw(explanations, weighting, kind[1:])
-    write_whole(out, data)
+    write_bytes(out, data)
 
 
 def write_arrays(explanations: Sequence[Explanation], weighting: Weighting, path: Path) -> None:
@@ -74,7 +74,7 @@ def write_arrays(explanations: Sequence[Explanation], weighting: Weighting, path
     """
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **_arrays(explanations, weighting))
-    write_whole(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def _arrays(explanations: Sequence[Explanation], weighting: Weighting) -> dict[str, np.ndarray]:

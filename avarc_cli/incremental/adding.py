@@ -20,9 +20,11 @@ from avarc_cli.incremental.fit import MIN_TO_VALIDATE, FitOptions, Fitted, fit_c
 from avarc_cli.incremental.offsets import Calibration, calibrate
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import with_bank
-from avarc_cli.train.loop import Progress
+from avarc_cli.progress import MetricsProgress
 
-ProgressOf = Callable[[str, int], AbstractContextManager[Progress]]  # (class, steps) -> the progress of its training
+ProgressOf = Callable[
+    [str, int], AbstractContextManager[MetricsProgress]
+]  # (class, steps) -> the progress of its training
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from avarc_cli.added_classes import AddedClass
 from avarc_cli.bank import FILE, Addition, Bank, Base, read
 from avarc_cli.data.labels import LabelSpace, normalise
 from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.storage import write_whole
+from avarc_cli.storage import remove_leftovers, write_bytes
 from avarc_cli.work.locks import only_writer
 
 WAIT = 30.0  # seconds to wait for another process's change, which takes milliseconds
@@ -126,7 +126,7 @@ def _write(path: Path, new: NewClass) -> Addition:
     digest = hashlib.sha256(data).hexdigest()
     slug = re.sub(r"[^\w-]+", "-", new.name).strip("-")[:40] or "class"
     file = f"{slug}-{digest[:12]}.safetensors"
-    write_whole(path / file, data)
+    write_bytes(path / file, data)
     return Addition(
         name=new.name,
         file=file,
@@ -140,7 +140,7 @@ def _write(path: Path, new: NewClass) -> Addition:
 
 def _commit(bank: Bank, before: Sequence[Addition]) -> None:
     """Write the bank, then delete the files that no class uses any more; equal classes share one file."""
-    write_whole(bank.path / FILE, bank.to_json().encode())
+    write_bytes(bank.path / FILE, bank.to_json().encode())
     for file in {a.file for a in before} - {a.file for a in bank.additions}:
         (bank.path / file).unlink(missing_ok=True)
 
@@ -158,4 +158,5 @@ def _editing(path: Path) -> Iterator[None]:
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.05)
+        remove_leftovers(path)
         yield

@@ -22,7 +22,7 @@ from avarc_cli.data.labels import normalise
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import AvarcError, UnreadableImage, UsageError, shorten_list
 from avarc_cli.likelihood import Tokenizer
-from avarc_cli.storage import write_whole
+from avarc_cli.storage import write_bytes
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.tokens.cache import read as read_cache
 from avarc_cli.train.images import Augment
@@ -74,7 +74,7 @@ class Examples:
         facts = json.dumps({"class_names": self.class_names, "unreadable": self.unreadable})
         tokens = self.tokens.numpy().astype(np.uint16)  # as in a cache
         np.savez(buffer, tokens=tokens, labels=self.labels, facts=np.array(facts))
-        write_whole(path, buffer.getvalue())
+        write_bytes(path, buffer.getvalue())
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,9 @@ from avarc_cli.added_classes import METHODS, AddedClass
 from avarc_cli.errors import UsageError
 from avarc_cli.incremental.examples import Examples, TokenPool
 from avarc_cli.likelihood import TrainableModel
+from avarc_cli.progress import MetricsProgress
 from avarc_cli.scoring.exhaustive import log_likelihoods
-from avarc_cli.train.loop import Progress, Recipe, train
+from avarc_cli.train.loop import Recipe, train
 
 MIN_TO_VALIDATE = 5  # images; a class with fewer is trained without a validation split or early stopping
 VALIDATION_FRACTION = 0.2  # of the images: for early stopping, and for fitting the offset
@@ -85,7 +86,7 @@ def closest_class(base: TrainableModel, tokens_NL: Tensor, device: torch.device)
     return int(log_likelihoods(base, tokens_NL[:IMAGES_TO_MATCH], classes, device=device).mean(0).argmax())
 
 
-def fit_class(base: TrainableModel, examples: Examples, options: FitOptions, progress: Progress) -> Fitted:
+def fit_class(base: TrainableModel, examples: Examples, options: FitOptions, progress: MetricsProgress) -> Fitted:
     """Fit one class to the images of `examples`, which are all of that class.
 
     Raises: UsageError for options out of range; AvarcError when training diverges; Interrupted.

@@ -23,7 +23,7 @@ import torch
 
 from avarc_cli import bank as banks
 from avarc_cli.data.labels import match, normalise
-from avarc_cli.errors import UsageError
+from avarc_cli.errors import UsageError, describe_differences
 from avarc_cli.incremental import plot
 from avarc_cli.incremental.adding import Existing, ProgressOf, add_classes, check_names
 from avarc_cli.incremental.baseline import finetune
@@ -34,9 +34,9 @@ from avarc_cli.incremental.measures import Measures, measure
 from avarc_cli.incremental.split import Split
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.loading import ModelSpec, load_model, with_bank
-from avarc_cli.scoring.exhaustive import Progress, log_likelihoods
-from avarc_cli.storage import write_whole
-from avarc_cli.tokens.header import differences
+from avarc_cli.progress import Progress, no_progress
+from avarc_cli.scoring.exhaustive import log_likelihoods
+from avarc_cli.storage import remove_leftovers, write_bytes
 from avarc_cli.train import generator
 from avarc_cli.train.loop import Recipe
 from avarc_cli.train.save import save_generator
@@ -124,7 +124,7 @@ def run(
         with_offset, without_offset = evaluate(folder, model, test, split, progress)
     tuned = finetune(folder, model, train, test, split, options, reporting.training) if baseline else None
     results = Results(split, with_offset, without_offset, tuned)
-    write_whole(folder / "incremental.json", json.dumps(results.as_dict(), indent=1).encode())
+    write_bytes(folder / "incremental.json", json.dumps(results.as_dict(), indent=1).encode())
     plot.draw(results, folder / "incremental.png")
     return results
 
@@ -136,15 +136,16 @@ def open_folder(path: Path, asked: Mapping[str, Any]) -> None:
     if not file.exists():
         if any(not entry.name.startswith("run.json") for entry in path.iterdir()):
             raise UsageError(f"'{path}' is not empty, and not a run", "it has no run.json", "name another folder")
-        write_whole(file, json.dumps(now, indent=1).encode())
+        write_bytes(file, json.dumps(now, indent=1).encode())
         return
+    remove_leftovers(path)
     try:
         there = json.loads(file.read_bytes())
-        differing = differences(there, now)
+        differences = describe_differences(there, now)
     except (ValueError, AttributeError) as error:
         raise UsageError(f"cannot read '{file}'", str(error), "name another folder, or delete this one") from None
-    if differing:
-        raise UsageError(f"'{path}' holds another run", differing, "repeat its options to resume it, or change --out")
+    if differences:
+        raise UsageError(f"'{path}' holds another run", differences, "repeat its options to resume it, or change --out")
 
 
 def hold_out_test(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
@@ -220,7 +221,7 @@ def evaluate(
     model: LoadedModel,
     test: Examples,
     split: Split,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> tuple[Measures, Measures]:
     """Measures with and without offsets, from one scoring of all test images: no addition changes earlier scores."""
     extended = with_bank(model, banks.read(folder / "bank"))
@@ -231,7 +232,7 @@ def evaluate(
     offsets = extended.offsets[ids]
     buffer = io.BytesIO()
     np.savez(buffer, scores=scores_NK, offsets=offsets, labels=shown.labels, classes=np.array(split.classes))
-    write_whole(folder / "scores.npz", buffer.getvalue())
+    write_bytes(folder / "scores.npz", buffer.getvalue())
     with_offset, without_offset = (
         measure([scores] * len(split.tasks), shown.labels, split.task_indices, split.classes)
         for scores in (scores_NK + offsets, scores_NK)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -20,14 +18,14 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import UsageError
 from avarc_cli.progress import StartProgress, silent
 from avarc_cli.results.read_run import SavedRun
-from avarc_cli.storage import TEMPORARY, flush_to_disk
+from avarc_cli.storage import new_folder, remove_leftovers, replacing
 from avarc_cli.work.locks import only_writer
 
-Progress = Callable[[int], None]  # (images written)
-UNKNOWN = -1
+Progress = Callable[[int], None]
 
 
 def export_run(
@@ -49,13 +47,9 @@ def export_run(
     write = writer(out)
     table = Table(run, run.columns(classes), per_token)
     with progress("writing", len(run.records)) as bar, only_writer(out):
-        temporary = out.with_name(out.name + TEMPORARY)
-        _remove(temporary)  # left by an export that was killed
-        try:
+        remove_leftovers(out.parent, lambda name: name == out.name)  # of an export that was killed
+        with new_folder(out) if out.suffix == "" else replacing(out) as temporary:
             write(table, temporary, bar.update)
-            os.replace(temporary, out)
-        finally:
-            _remove(temporary)
     return table.shape
 
 
@@ -124,15 +118,7 @@ def writer(out: Path) -> Callable[[Table, Path, Progress], None]:
     return _WRITERS[out.suffix]
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _write_folder(table: Table, folder: Path, progress: Progress) -> None:
-    folder.mkdir()
     small = table.small
     per_image = ("gt_label", "prediction", "path")
     shared = {name: array for name, array in small.items() if name not in per_image}
@@ -159,7 +145,6 @@ def _write_npz(table: Table, path: Path, progress: Progress) -> None:
             for i, row in enumerate(table.rows()):
                 file.write(np.ascontiguousarray(row, dtype=table.dtype).tobytes())
                 progress(i + 1)
-    flush_to_disk(path)
 
 
 def _write_hdf5(table: Table, path: Path, progress: Progress) -> None:
@@ -171,7 +156,6 @@ def _write_hdf5(table: Table, path: Path, progress: Progress) -> None:
         for i, row in enumerate(table.rows()):
             rows[i] = row
             progress(i + 1)
-    flush_to_disk(path)
 
 
 def _write_parquet(table: Table, path: Path, progress: Progress) -> None:
@@ -191,7 +175,6 @@ def _write_parquet(table: Table, path: Path, progress: Progress) -> None:
             own = {name: [small[name][i].item()] for name in per_image}
             file.write_batch(arrow.record_batch({**own, "log_likelihood": [row.tolist()]}, schema=schema))
             progress(i + 1)
-    flush_to_disk(path)
 
 
 def _pyarrow() -> tuple[Any, Any]:

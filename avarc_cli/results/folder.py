@@ -10,13 +10,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.errors import AvarcError, UsageError, describe_differences
 from avarc_cli.results.validate import AGAIN, check_record
-from avarc_cli.storage import write_whole
+from avarc_cli.storage import move_into_place, remove_leftovers, write_bytes
 from avarc_cli.work.locks import only_writer
 
 JOURNAL = "predictions.jsonl.part"
 SECONDS = "seconds.part"
+OF_IMAGES = ("json", "likelihood", "segments")  # folders of files of single images
 
 
 class RunFolder:
@@ -49,9 +50,10 @@ class RunFolder:
         if run_file.exists():
             self._compare(run_file, json.loads(text))
         else:
-            write_whole(run_file, text.encode())
+            write_bytes(run_file, text.encode())
         if self.predictions.exists():
             return _parse(self.predictions)
+        self._remove_leftovers()
         if not self.journal.exists():
             return []
         if self._seconds_file.exists():
@@ -70,7 +72,7 @@ class RunFolder:
             raise UsageError(f"cannot write a run to '{self.path}'", "it is not a folder", "name another --out")
         self.path.mkdir(parents=True, exist_ok=True)
         known = (self.path / "run.json").exists()
-        ours = ("tokens.h5", "run.json.tmp", "run.lock")  # a kill before the first prediction may leave these
+        ours = ("tokens.h5", "run.json.", "run.lock")  # what a kill before the first prediction may leave
         if not known and any(not entry.name.startswith(ours) for entry in self.path.iterdir()):
             raise UsageError(f"'{self.path}' is not empty, and not a run", "it has no run.json", "name another folder")
 
@@ -100,12 +102,12 @@ class RunFolder:
         """Write a file of one image; `name` is relative to the folder."""
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
-        write_whole(path, data)
+        write_bytes(path, data)
 
     def append(self, records: list[dict[str, Any]], seconds: float) -> None:
         """Add the records of a group to the journal, and wait until they are on disk."""
         self.seconds += seconds
-        write_whole(self._seconds_file, str(self.seconds).encode())
+        write_bytes(self._seconds_file, str(self.seconds).encode())
         with self.journal.open("ab") as file:
             file.write("".join(json.dumps(r) + "\n" for r in records).encode())
             file.flush()
@@ -113,25 +115,25 @@ class RunFolder:
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json, then rename the journal to predictions.jsonl."""
-        write_whole(self.metrics, json.dumps(metrics, indent=1).encode())
-        os.replace(self.journal, self.predictions)
+        write_bytes(self.metrics, json.dumps(metrics, indent=1).encode())
+        move_into_place(self.journal, self.predictions)
         self._seconds_file.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Delete the run. Raises: OSError."""
         shutil.rmtree(self.path)
 
+    def _remove_leftovers(self) -> None:
+        """Delete half-written files of killed processes; the caller holds the lock."""
+        remove_leftovers(self.path, {"run.json", self.metrics.name, SECONDS}.__contains__)
+        for name in OF_IMAGES:
+            remove_leftovers(self.path / name)
+
     def _compare(self, run_file: Path, asked: dict[str, Any]) -> None:
-        there = _read_object(run_file)
-        differing = [
-            f"{field}: {_short(there.get(field))} there, {_short(asked.get(field))} now"
-            for field in sorted(there.keys() | asked.keys())
-            if there.get(field) != asked.get(field)
-        ]
-        if differing:
+        if differences := describe_differences(_read_object(run_file), asked):
             raise UsageError(
                 f"'{self.path}' holds another run",
-                "; ".join(differing),
+                differences,
                 "repeat that run's options to continue it, or name another --out",
             )
 
@@ -168,8 +170,3 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise AvarcError(f"cannot read '{path}'", str(error), "name another folder, or delete this one") from None
     return there
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 120 else text[:117] + "..."

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from avarc_cli.data.label_mapping import LabelMapping
+from avarc_cli.data.labels import UNKNOWN as UNKNOWN
 from avarc_cli.data.labels import LabelSpace
 from avarc_cli.scoring.scores import ImageScores, near_tie
 
-UNKNOWN = -1
 BEST = 5  # classes listed with each prediction
 SEGMENTS = "segments/{}.npy"  # of image {}, float64 (N, S, K)
 

@@ -14,6 +14,7 @@ import torch
 from avarc_cli.environment import lacks_memory
 from avarc_cli.errors import AvarcError, Interrupted
 from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.progress import MetricsProgress
 from avarc_cli.results import records
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.metrics import compute
@@ -23,8 +24,6 @@ from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import ImageScores
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.torch_flags import deterministic_algorithms
-
-Progress = Callable[[int, dict[str, float]], None]  # (images done, running numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +78,7 @@ class RunResult:
 
 
 def accuracy_note(numbers: Mapping[str, float]) -> str:
-    """The running numbers of `Progress`, as the note beside a progress bar."""
+    """The running numbers of a `MetricsProgress`, as the note beside a progress bar."""
     return f"accuracy {numbers['accuracy']:.2%}" if "accuracy" in numbers else ""
 
 
@@ -88,7 +87,7 @@ def classify(
     folder: RunFolder | None,
     *,
     keep_scores: bool = False,
-    progress: Progress = lambda done, numbers: None,
+    progress: MetricsProgress = lambda done, numbers: None,
     say: Callable[[str], None] = lambda message: None,
 ) -> RunResult:
     """Classify every image of the run's cache, continuing the run in `folder`.

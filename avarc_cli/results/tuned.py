@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from avarc_cli import __version__
-from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.errors import AvarcError, UsageError, describe_differences
 from avarc_cli.scoring.conformal import expecting
 from avarc_cli.scoring.plan import Plan, parse_plan
-from avarc_cli.storage import write_whole
-from avarc_cli.tokens.header import differences
+from avarc_cli.storage import write_bytes
 
 FORMAT = 1
 ANY_SAMPLES = 1 << 16  # whether a cache has enough samples is checked when it is classified
@@ -59,15 +58,14 @@ class TunedPlan:
     def write(self, path: Path) -> None:
         """Write the file atomically. Raises OSError."""
         content = self.to_dict()
-        write_whole(path, json.dumps(content | {"sha256": _digest(content)}, indent=1).encode())
+        write_bytes(path, json.dumps(content | {"sha256": _digest(content)}, indent=1).encode())
 
     def check(self, now: Mapping[str, Any], path: Path) -> None:
-        """Raises UsageError, naming both values, where one of these differs from what the plan was made for."""
-        differing = differences({name: self.made_for.get(name) for name in now}, now)
-        if differing:
+        """Raises UsageError, with both values, where one of these is not what the plan was made for."""
+        if differences := describe_differences({name: self.made_for.get(name) for name in now}, now):
             raise UsageError(
                 f"the guarantee of '{path}' does not hold here",
-                differing,
+                differences,
                 "tune a plan for this: avarc tune TOKENS.h5 --model ... --out plan.json",
             )
 

@@ -5,7 +5,7 @@ Shapes: N images, K classes, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.progress import Progress, no_progress
 from avarc_cli.scoring.batching import auto_tokens
 from avarc_cli.scoring.engine import score_group
 from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import FloatN, score_function
-
-Progress = Callable[[int, int], None]  # (images done, images in total)
 
 
 def log_likelihoods(
@@ -28,7 +27,7 @@ def log_likelihoods(
     class_ids_K: Sequence[int],
     *,
     device: torch.device,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> FloatN:
     """log p(x | y) in nats, (N, K) float64.
 

@@ -4,7 +4,7 @@ from avarc_cli.tokens.cache import TokenCache, read
 from avarc_cli.tokens.encode import EncodeResult, encode
 from avarc_cli.tokens.header import CacheHeader
 from avarc_cli.tokens.merge import merge
-from avarc_cli.tokens.noise import neighbour_noise
+from avarc_cli.tokens.noise import sample_noise
 from avarc_cli.tokens.verify import verify
 from avarc_cli.work.shards import Shard
 
@@ -15,7 +15,7 @@ __all__ = [
     "TokenCache",
     "encode",
     "merge",
-    "neighbour_noise",
     "read",
+    "sample_noise",
     "verify",
 ]

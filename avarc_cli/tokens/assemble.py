@@ -1,4 +1,4 @@
-"""Finished units to a cache, and a part of a cache back to units."""
+"""Finished chunks to a cache, and a partial cache back to chunks."""
 
 from __future__ import annotations
 
@@ -11,82 +11,97 @@ import numpy as np
 
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.errors import AvarcError
-from avarc_cli.storage import TEMPORARY
 from avarc_cli.tokens.cache import TokenCache
-from avarc_cli.tokens.header import CacheHeader, Share
-from avarc_cli.tokens.write import write_whole_cache
-from avarc_cli.work.chunks import Part, Parts, Unreadable
+from avarc_cli.tokens.encoded import EncodedChunk, Unreadable
+from avarc_cli.tokens.header import CacheHeader, Partial
+from avarc_cli.tokens.request import Request
+from avarc_cli.tokens.write import Block, Content, write
+from avarc_cli.work import chunks
+from avarc_cli.work.chunks import ChunkFolder
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """What a cache holds: number of images, (name, reason) of those left out, and how many units are missing."""
+    """What finished chunks hold."""
 
     images: int
+    """Number of readable images."""
     unreadable: list[tuple[str, str]]
-    missing: int = 0
+    """(name, reason) of the others."""
 
 
-def pack(parts: Parts, images: ImageSet, header: CacheHeader, batch_size: int, out: Path) -> Assembled:
-    """The finished units become the cache `out`, or a part of it while some are missing; then the folder goes.
+def summarize(folder: ChunkFolder[EncodedChunk], numbers: Sequence[int]) -> Assembled:
+    """Count what these chunks hold. Raises: AvarcError when one became corrupt."""
+    images, unreadable = 0, []
+    for chunk in folder.stream(numbers):
+        images += len(chunk.rows)
+        unreadable += [(bad.name, bad.reason) for bad in chunk.unreadable]
+    return Assembled(images, unreadable)
 
-    A part without a readable image stays a folder.
 
-    Raises: AvarcError when no image at all is readable, or a part is damaged; OSError.
+def assemble(folder: ChunkFolder[EncodedChunk], images: ImageSet, request: Request, out: Path) -> Assembled:
+    """Write the finished chunks to the cache `out`, a partial one if some are missing, and delete the folder.
+
+    A partial cache without a readable image is not written; then the folder stays.
+
+    Raises: AvarcError when no image at all is readable, or a chunk became corrupt; OSError.
     """
-    numbers = sorted(parts.finished())
+    numbers = sorted(folder.finished())
     rows_of: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
     unreadable: list[Unreadable] = []
-    for part in parts.stream(numbers):
-        rows_of.append(part.rows)
-        unreadable += part.unreadable
+    for chunk in folder.stream(numbers):
+        rows_of.append(chunk.rows)
+        unreadable += chunk.unreadable
     rows = np.concatenate(rows_of)
-    listed = [(bad.name, bad.reason) for bad in unreadable]
-    missing = parts.count - len(numbers)
+    done = Assembled(len(rows), [(bad.name, bad.reason) for bad in unreadable])
+    complete = len(numbers) == folder.chunks.count
+    if not len(rows) and complete:
+        chunks.delete(folder.path)  # the next run tries to read the images again
+        name, reason = done.unreadable[0]
+        what = f"none of the {len(images)} images of '{images.source}' is readable"
+        raise AvarcError(what, f"the first is '{name}': {reason}")
     if not len(rows):
-        if not missing:
-            parts.remove()  # the next run shall look at the images again
-            name, reason = listed[0]
-            what = f"none of the {len(images)} images of '{images.source}' is readable"
-            raise AvarcError(what, f"the first is '{name}': {reason}")
-        return Assembled(0, listed, missing)
-    indices = tuple(bad.index for bad in unreadable)
-    share = Share(unit=parts.unit, batch_size=batch_size, units=tuple(numbers), unreadable=indices)
-    write_whole_cache(
-        out,
-        parts.folder / f"cache.h5{TEMPORARY}",
-        header,
+        return done
+    partial = Partial(
+        chunk_size=request.chunk_size,
+        batch_size=request.batch_size,
+        chunks=tuple(numbers),
+        unreadable=tuple(bad.index for bad in unreadable),
+    )
+    content = Content(
+        header=request.header,
         labels=images.labels[rows],
         names=[images.names[row] for row in rows],
-        blocks=((part.tokens, part.latents) for part in parts.stream(numbers)),
-        unreadable=listed,
-        size=parts.size(),
-        share=share if missing else None,
-        rows=rows if missing else None,
+        unreadable=done.unreadable,
+        partial=None if complete else partial,
+        rows=None if complete else rows,
     )
-    parts.remove()
-    return Assembled(len(rows), listed, missing)
+    blocks = ((chunk.tokens, chunk.latents) for chunk in folder.stream(numbers))
+    write(out, content, blocks, size=folder.size())
+    chunks.delete(folder.path)
+    return done
 
 
-def unpack(cache: TokenCache, parts: Parts) -> None:
-    """The units of a part of a cache go to the folder, which was opened for the same request; then the file goes.
+def disassemble(cache: TokenCache, folder: ChunkFolder[EncodedChunk]) -> None:
+    """Write the chunks of a partial cache to the folder of the same request, and delete the cache.
 
     Raises: CacheError when the file cannot be read; OSError.
     """
-    assert cache.share is not None and cache.rows is not None, "a whole cache has no units"
-    left_out = list(zip(cache.share.unreadable, cache.unreadable, strict=True))
-    for number in cache.share.units:
-        unit = parts.images(number)
-        start, stop = np.searchsorted(cache.rows, (unit.start, unit.stop))
-        blocks = list(cache.blocks(int(start), int(stop)))
-        bad = tuple(Unreadable(index, name, why) for index, (name, why) in left_out if index in unit)
-        parts.save(number, Part(cache.rows[start:stop], *_join(blocks, parts), bad))
+    assert cache.partial is not None and cache.rows is not None, "a complete cache does not record its chunks"
+    unreadable = list(zip(cache.partial.unreadable, cache.unreadable, strict=True))
+    for number in cache.partial.chunks:
+        items = folder.chunks.items_of(number)
+        start, stop = np.searchsorted(cache.rows, (items.start, items.stop)).tolist()
+        tokens, latents = _join(list(cache.blocks(start, stop)), cache.header)
+        bad = tuple(Unreadable(index, name, why) for index, (name, why) in unreadable if index in items)
+        folder.save(number, EncodedChunk(cache.rows[start:stop], tokens, latents, bad))
     os.unlink(cache.path)
 
 
-def _join(blocks: Sequence[tuple[np.ndarray, np.ndarray | None]], parts: Parts) -> tuple[np.ndarray, np.ndarray | None]:
-    tokens = np.concatenate([np.empty((0, *parts.sample_shape), dtype=np.uint16), *(block[0] for block in blocks)])
-    if not parts.latents:
+def _join(blocks: Sequence[Block], header: CacheHeader) -> Block:
+    nothing = np.empty((0, header.samples, header.layout.num_tokens), dtype=np.uint16)
+    tokens = np.concatenate([nothing, *(block[0] for block in blocks)])
+    if not header.latents:
         return tokens, None
     latents = [block[1] for block in blocks if block[1] is not None]
     return tokens, np.concatenate(latents) if latents else np.empty((0, 0, 0, 0), dtype=np.float16)

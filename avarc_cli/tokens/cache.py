@@ -1,9 +1,9 @@
-"""The token cache: an HDF5 file of images' tokens, and who may read it.
+"""The token cache: an HDF5 file with the tokens of images.
 
 `/tokens` uint16 (N, S, L), `/labels` int32 (N,), `/paths` utf-8 (N,), optional `/latents` float16 (N, Z, h, w);
-root attributes `avarc` (JSON, `CacheHeader`) and `unreadable` (JSON, [[name, reason], ...] of the images left out).
-A part of a cache (`encode --shard`) has an attribute `share` (JSON, `Share`) and `/rows` int64 (N,) beside them.
-N images, S samples (0 the image, others its smoothing neighbours), L tokens; Z channels, h side of the latents.
+root attributes `avarc` (JSON, `CacheHeader`) and `unreadable` (JSON, [[name, reason], ...] of images left out).
+A partial cache (`encode --shard`) also has an attribute `share` (JSON, `Partial`) and `/rows` int64 (N,).
+N images, S samples (0 is the image, the others smoothing samples of it), L tokens; Z channels, h x w latents.
 """
 
 from __future__ import annotations
@@ -18,36 +18,41 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from avarc_cli.errors import CacheError, UsageError
-from avarc_cli.tokens.header import CacheHeader, Share
+from avarc_cli.data.labels import UNKNOWN
+from avarc_cli.errors import CacheError, UsageError, describe_differences
+from avarc_cli.tokens.header import FORMAT, READABLE, CacheHeader, Partial
 from avarc_cli.tokens.write import Block
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import Tokenizer
 
-PARTS = ".parts"  # suffix of the folder beside an unfinished cache
-ROWS_AT_ONCE = 2048
-# What h5py and our own checks raise on files that are damaged or somebody else's.
-DAMAGED = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, MemoryError)
+ROWS_PER_BLOCK = 2048
+"""Images that `blocks` has in memory at once: 2.8 MB of tokens of 680."""
+
+CORRUPT = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, MemoryError)
+"""What h5py and our own checks raise on files that are corrupt or not ours; tests/tokens/test_faults.py tries."""
 
 
 @dataclass(frozen=True, eq=False)
 class TokenCache:
-    """An opened cache: header, labels and names are in memory, tokens stay on disk.
-
-    labels: (N,) int32; paths: names below the source; unreadable: (name, reason) of the images left out;
-    share: which part of a cache this is, None for a whole one; rows: of a part, (N,) int64 indices in the full set;
-    file_rows: rows of the file that a view shows (`take`), (N,) int64; None for all of them, in order.
-    """
+    """An opened cache: header, labels and names are in memory, tokens stay on disk."""
 
     path: Path
     header: CacheHeader
     labels: np.ndarray
+    """(N,) int32, indices of header.class_names, UNKNOWN where there is none."""
     paths: tuple[str, ...]
+    """Of the N images, below the source."""
     unreadable: tuple[tuple[str, str], ...]
-    share: Share | None = None
+    """(name, reason) of the images that could not be read."""
+    format: int = FORMAT
+    """Version of the file's format."""
+    partial: Partial | None = None
+    """Which part of a cache the file has; None for a complete one."""
     rows: np.ndarray | None = None
+    """(N,) int64: of a partial cache, the indices of its images in the full set."""
     file_rows: np.ndarray | None = None
+    """(N,) int64: of a view (`take`), the rows of the file that it shows; None for all, in order."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -59,11 +64,34 @@ class TokenCache:
         """
         tokens = self._read("tokens", rows).astype(np.int64)
         if tokens.size and tokens.max() >= self.header.vocab_size:
-            raise _damaged(self.path, f"token {tokens.max()} in a vocabulary of {self.header.vocab_size}")
+            raise _corrupt(self.path, f"token {tokens.max()} in a vocabulary of {self.header.vocab_size}")
         return tokens
 
+    def latents(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Latents of these images before quantization, (n, Z, h, w) float16.
+
+        Raises: CacheError when the cache has none; IndexError.
+        """
+        if not self.header.latents:
+            raise CacheError(f"'{self.path}' has no latents", fix="encode the images again with --latents")
+        return self._read("latents", rows)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> TokenCache:
+        """A view of these images, in this order, which counts them from 0; no tokens are read.
+
+        Raises: IndexError.
+        """
+        chosen = self._check_rows(rows)
+        return dataclasses.replace(
+            self,
+            labels=self.labels[chosen],
+            paths=tuple(self.paths[row] for row in chosen.tolist()),
+            rows=None if self.rows is None else self.rows[chosen],
+            file_rows=chosen if self.file_rows is None else self.file_rows[chosen],
+        )
+
     def first(self, count: int | None) -> TokenCache:
-        """The cache as if it ended after so many images; None leaves it as it is.
+        """A view of the first `count` images, or of all if there are fewer; None for the cache itself.
 
         Raises: UsageError for a count below 1.
         """
@@ -71,82 +99,59 @@ class TokenCache:
             return self
         if count < 1:
             raise UsageError(f"{count} images were asked for, must be at least 1")
-        return dataclasses.replace(self, labels=self.labels[:count], paths=self.paths[:count])
-
-    def take(self, rows: Sequence[int] | np.ndarray) -> TokenCache:
-        """A view of these images only, in this order; nothing is read. Rows of the view count from 0.
-
-        Raises: IndexError.
-        """
-        chosen = self._checked(rows)
-        file_rows = chosen if self.file_rows is None else self.file_rows[chosen]
-        return dataclasses.replace(
-            self,
-            labels=self.labels[chosen],
-            paths=tuple(self.paths[row] for row in chosen.tolist()),
-            rows=None if self.rows is None else self.rows[chosen],
-            file_rows=file_rows,
-        )
-
-    def latents(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Latents of these images before quantisation, (n, Z, h, w) float16.
-
-        Raises: CacheError when the cache has none; IndexError.
-        """
-        if not self.header.latents:
-            raise CacheError(f"'{self.path}' holds no latents", fix="encode the images again with --latents")
-        return self._read("latents", rows)
+        return self.take(range(min(count, len(self))))
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
-        """Tokens and latents (None where there are none) of these rows, as they are stored, a few thousand at a time.
+        """Tokens and latents (None where there are none) of these rows of the file, ROWS_PER_BLOCK at a time.
 
         Raises: CacheError when the file became unreadable; ValueError for a view (`take`).
         """
-        if self.file_rows is not None:
-            raise ValueError("blocks are read from the cache itself, not from a view of some rows")
+        assert self.file_rows is None, "blocks are of the file, not of a view"
         stop = len(self) if stop is None else stop
         try:
             with h5py.File(self.path, "r") as file:
-                for first in range(start, stop, ROWS_AT_ONCE):
-                    block = slice(first, min(first + ROWS_AT_ONCE, stop))
+                for first in range(start, stop, ROWS_PER_BLOCK):
+                    block = slice(first, min(first + ROWS_PER_BLOCK, stop))
                     yield file["tokens"][block], file["latents"][block] if self.header.latents else None
-        except DAMAGED as error:
-            raise _damaged(self.path, str(error)) from error
+        except CORRUPT as error:
+            raise _corrupt(self.path, str(error)) from error
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Raises: CacheError, with the values side by side, unless this tokenizer gives such tokens."""
-        there, here = self.header, tokenizer
-        pairs = (
-            ("tokenizer sha256", there.tokenizer_sha256, here.sha256),
-            ("scales", there.patch_nums, here.layout.sides),
-            ("tokens an image", there.num_tokens, here.layout.num_tokens),
-            ("image size", there.image_size, here.image_size),
-            ("vocabulary", there.vocab_size, here.vocab_size),
-        )
-        differing = [(what, ours, theirs) for what, ours, theirs in pairs if ours != theirs]
-        if not differing:
-            return
-        files = f"the cache was made by {there.tokenizer} ({there.tokenizer_file}), the model reads {here.name}"
-        values = "; ".join(f"{what}: {ours} in the cache, {theirs} for the model" for what, ours, theirs in differing)
-        raise CacheError(
-            f"'{self.path}' holds the tokens of another tokenizer than the model reads",
-            f"{files} ({Path(here.file).name}). {values}",
-            f"encode for this model: avarc encode {there.source} --model ... --out ...",
-        )
+        """Raises: CacheError, with both values, unless this tokenizer makes such tokens."""
+        header = self.header
+        there = {
+            "tokenizer sha256": header.tokenizer_sha256,
+            "layout": str(header.layout),
+            "image size": header.image_size,
+            "vocabulary": header.vocab_size,
+        }
+        here = {
+            "tokenizer sha256": tokenizer.sha256,
+            "layout": str(tokenizer.layout),
+            "image size": tokenizer.image_size,
+            "vocabulary": tokenizer.vocab_size,
+        }
+        if differences := describe_differences(there, here, sides=("in the cache", "for the model")):
+            made_by = f"the cache was made by {header.tokenizer} ({header.tokenizer_file})"
+            raise CacheError(
+                f"'{self.path}' holds the tokens of another tokenizer than the model reads",
+                f"{made_by}, the model reads {tokenizer.name} ({Path(tokenizer.file).name}). {differences}",
+                f"encode for this model: avarc encode {header.source} --model ... --out ...",
+            )
 
     def _read(self, dataset: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        wanted = self._checked(rows)
+        wanted = self._check_rows(rows)
         if self.file_rows is not None:
             wanted = self.file_rows[wanted]
         unique, inverse = np.unique(wanted, return_inverse=True)  # h5py reads increasing rows only
         try:
             with h5py.File(self.path, "r") as file:
                 values: np.ndarray = file[dataset][unique]
-        except DAMAGED as error:
-            raise _damaged(self.path, str(error)) from error
+        except CORRUPT as error:
+            raise _corrupt(self.path, str(error)) from error
         return values[inverse]
 
-    def _checked(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+    def _check_rows(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """The rows as int64. Raises: IndexError when one is out of range."""
         wanted = np.asarray(rows, dtype=np.int64)
         if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
@@ -154,67 +159,70 @@ class TokenCache:
         return wanted
 
 
-def read(path: str | Path, *, parts_too: bool = False) -> TokenCache:
+def chunk_folder(path: Path) -> Path:
+    """The folder of chunks of an unfinished cache."""
+    return path.with_name(path.name + ".parts")
+
+
+def read(path: str | Path, *, allow_partial: bool = False) -> TokenCache:
     """Open a token cache.
 
-    parts_too: whether a part of a cache will do, too.
-
-    Raises: CacheError when the file is missing, cut short, not HDF5, no token cache, of another format version, or
-        only a part of a cache.
+    Raises: CacheError when the file is missing, cut short, not HDF5, not a token cache, of an unknown format version,
+        or partial, unless that is allowed.
     """
     path = Path(path)
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
-        fix = "make one: avarc encode DATA --model NAME --out tokens.h5"
-        unfinished = path.with_name(path.name + PARTS)
-        if unfinished.is_dir():
-            why, fix = f"what is finished of it lies in '{unfinished}'", "run the same avarc encode again to finish it"
-            raise CacheError(f"the token cache '{path}' {what} yet", why, fix)
-        raise CacheError(f"the token cache '{path}' {what}", fix=fix)
+        raise _missing(path)
     try:
         with h5py.File(path, "r") as file:
             cache = _open(path, file)
-    except DAMAGED as error:
-        raise _damaged(path, str(error)) from error
-    if cache.share is not None and not parts_too:
-        there, every = len(cache.share.units), cache.share.count(cache.header.images)
-        what = f"'{path}' is a part of a token cache"
+    except CORRUPT as error:
+        raise _corrupt(path, str(error)) from error
+    if cache.partial is not None and not allow_partial:
+        there, every = len(cache.partial.chunks), cache.partial.count(cache.header.images)
+        what = f"'{path}' is a partial token cache"
         fix = "encode the other shards to the same file, or join them: avarc cache merge"
-        raise CacheError(what, f"it holds {there} of {every} units", fix)
+        raise CacheError(what, f"it has {there} of {every} chunks", fix)
     return cache
 
 
 def _open(path: Path, file: h5py.File) -> TokenCache:
     if "avarc" not in file.attrs:
         raise CacheError(f"'{path}' is an HDF5 file, but not a token cache", "it has no attribute 'avarc'")
-    header = CacheHeader.from_json(file.attrs["avarc"], path)
-    share = Share.from_json(file.attrs["share"]) if "share" in file.attrs else None
-    _check_layout(file, header, share)
+    values = json.loads(file.attrs["avarc"])
+    version = values["format"]
+    if version not in READABLE:
+        fix = "upgrade avarc: pip install --upgrade avarc" if version > FORMAT else "encode the images again"
+        raise CacheError(f"'{path}' has another format", f"it is version {version}, this is {FORMAT}", fix)
+    header = CacheHeader.from_dict(values)
+    partial = Partial.from_json(file.attrs["share"]) if "share" in file.attrs else None
+    _check_datasets(file, header, partial)
     labels = file["labels"][:]
-    if labels.size and not (labels.min() >= -1 and labels.max() < len(header.class_names)):
+    if labels.size and not (labels.min() >= UNKNOWN and labels.max() < len(header.class_names)):
         raise ValueError(f"labels up to {labels.max()} with {len(header.class_names)} class names")
     return TokenCache(
         path,
         header,
         labels,
-        tuple(name.decode("utf-8", "surrogateescape") for name in file["paths"][:]),
-        tuple((str(name), str(why)) for name, why in json.loads(file.attrs["unreadable"])),
-        share,
-        None if share is None else file["rows"][:],
+        paths=tuple(name.decode("utf-8", "surrogateescape") for name in file["paths"][:]),
+        unreadable=tuple((str(name), str(why)) for name, why in json.loads(file.attrs["unreadable"])),
+        format=version,
+        partial=partial,
+        rows=None if partial is None else file["rows"][:],
     )
 
 
-def _check_layout(file: h5py.File, header: CacheHeader, share: Share | None) -> None:
+def _check_datasets(file: h5py.File, header: CacheHeader, partial: Partial | None) -> None:
     """Raises: ValueError naming the dataset that is missing or not as the header says."""
     count = len(file["labels"])
     expected: dict[str, tuple[str, tuple[int | None, ...]]] = {
-        "tokens": ("u2", (count, header.samples, header.num_tokens)),
+        "tokens": ("u2", (count, header.samples, header.layout.num_tokens)),
         "labels": ("i4", (count,)),
         "paths": ("S", (count,)),
     }
     if header.latents:
         expected["latents"] = ("f2", (count, None, None, None))
-    if share is not None:
+    if partial is not None:
         expected["rows"] = ("i8", (count,))
     for name, (kind, shape) in expected.items():
         dataset = file[name]
@@ -223,5 +231,16 @@ def _check_layout(file: h5py.File, header: CacheHeader, share: Share | None) -> 
             raise ValueError(f"/{name} is {dataset.dtype} {dataset.shape}, expected {kind} {shape}")
 
 
-def _damaged(path: Path, why: str) -> CacheError:
-    return CacheError(f"'{path}' is damaged, or not a token cache", why, "make it again: avarc encode ... --overwrite")
+def _missing(path: Path) -> CacheError:
+    what = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
+    if chunk_folder(path).is_dir():
+        why = f"its finished chunks are in '{chunk_folder(path)}'"
+        fix = "run the same avarc encode again to finish it"
+        return CacheError(f"the token cache '{path}' {what} yet", why, fix)
+    return CacheError(
+        f"the token cache '{path}' {what}", fix="make one: avarc encode DATA --model NAME --out tokens.h5"
+    )
+
+
+def _corrupt(path: Path, why: str) -> CacheError:
+    return CacheError(f"'{path}' is corrupt, or not a token cache", why, "make it again: avarc encode ... --overwrite")

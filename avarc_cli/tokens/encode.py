@@ -1,55 +1,79 @@
-"""Images to a token cache, unit by unit: what is finished survives any kill, and the bytes do not tell."""
+"""Images to a token cache, in chunks: a kill loses at most the chunk being computed, and does not change the result.
+
+What a run finds decides what it does. Chunks are files in OUT.parts; the lock is OUT.lock (`work.locks`).
+
+    found at OUT             lock free, or held by shards that compute other chunks
+    nothing                  create the folder, compute the chunks of this shard
+    chunks                   compute those that are missing
+    partial cache            turn it into chunks, compute those that are missing; none is: done
+    complete cache           done; the lock is not needed
+    complete cache, chunks   chunks of this request: --overwrite was stopped, compute those that are missing
+                             other chunks: a kill interrupted their deletion, delete them; done
+
+    lock held                by a process that starts or finishes      by one that computes the same chunks
+    this is a shard          wait for it, then look at OUT again       error
+    this run is not divided  error                                     error: all chunks are its own
+
+Chunks or a cache of another request are an error, or are replaced with --overwrite. The last process to finish
+assembles the chunks: to a complete cache if none is missing, else to a partial one.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.errors import AvarcError, CacheError, Interrupted, UsageError
-from avarc_cli.tokens.assemble import pack, unpack
-from avarc_cli.tokens.cache import PARTS, TokenCache, read
-from avarc_cli.tokens.encoder import UnitEncoder
-from avarc_cli.tokens.header import differences
+from avarc_cli.errors import AvarcError, CacheError, Interrupted, UsageError, describe_differences
+from avarc_cli.progress import Progress, no_progress
+from avarc_cli.storage import remove_leftovers
+from avarc_cli.tokens.assemble import assemble, disassemble, summarize
+from avarc_cli.tokens.cache import TokenCache, chunk_folder, read
+from avarc_cli.tokens.encoded import EncodedChunk, EncodedFormat
+from avarc_cli.tokens.encoder import ChunkEncoder
+from avarc_cli.tokens.header import identity
 from avarc_cli.tokens.request import Request, describe
-from avarc_cli.work.chunks import Parts, recorded_request, remove_parts
-from avarc_cli.work.locks import WHOLE_PLACE, Turn, lock_of, one_of_the_writers
+from avarc_cli.work import chunks
+from avarc_cli.work.chunks import ChunkFolder, Chunks, recorded_request
+from avarc_cli.work.locks import ALL_CHUNKS, ChunkLock, chunk_lock, lock_file
+from avarc_cli.work.run import check_engine, compute, recompute_corrupt
 from avarc_cli.work.shards import Shard
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import Tokenizer
 
-ENGINES = ("local", "ray")
-ALL = Shard()
-Progress = Callable[[int, int], None]
+UNDIVIDED = Shard()
 
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """What `encode` did.
-
-    path: the cache; images: how many it holds (or, while other shards are at work, this shard did);
-    encoded: images read in this call (the others were there already); unreadable: (name, reason) of the images left
-    out; already_done: nothing was to do; units: finished ones; all_units: of so many, unequal while shards are missing.
-    """
+    """What `encode` did."""
 
     path: Path
+    """The cache."""
     images: int
+    """Images that it holds; while other shards are at work, that this shard encoded."""
     encoded: int
+    """Images that were read in this call; the others were finished before."""
     unreadable: list[tuple[str, str]]
-    units: int
-    all_units: int
+    """(name, reason) of the images that could not be read."""
+    chunks: int
+    """Finished chunks."""
+    all_chunks: int
+    """Chunks of the complete cache."""
     already_done: bool = False
+    """Whether there was nothing to do."""
     others_at_work: bool = False
+    """Whether other shards are being encoded, so that there is no cache yet."""
 
     @property
-    def whole(self) -> bool:
-        """Whether the cache is there with all its images."""
-        return self.units == self.all_units and not self.others_at_work
+    def complete(self) -> bool:
+        """Whether the cache holds all its images."""
+        return self.chunks == self.all_chunks and not self.others_at_work
 
 
 def encode(
@@ -64,59 +88,76 @@ def encode(
     latents: bool = False,
     batch_size: int | None = None,
     workers: int = 0,
-    unit: int | None = None,
-    shard: Shard = ALL,
+    chunk_size: int | None = None,
+    shard: Shard = UNDIVIDED,
     engine: str = "local",
     overwrite: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
     say: Callable[[str], None] = lambda message: None,
 ) -> EncodeResult:
-    """Tokenise the images into the cache `out`, going on where an earlier call with the same request stopped.
+    """Tokenize images into the cache `out`, continuing what an earlier call with the same request left unfinished.
 
     Args:
-        samples: S; beside the image itself, S - 1 neighbours: its latents plus noise, quantised again.
+        samples: S: the image itself, and S - 1 smoothing samples: its latents plus noise, quantized again.
         sigma, seed: standard deviation and seed of that noise.
-        latents: keep the latents as well, as float16.
-        batch_size: images the tokenizer reads at once; None: `request.default_batch`. Work that goes on keeps the
-            batches it began with, since they decide about roundings.
-        workers: processes that decode images; 0 is this process.
-        unit: images a part; a kill loses at most so many. None: `request.default_unit`; kept like the batches.
-        shard: do only this share of the units. All shards of one `out` may run at once, wherever they see its folder.
-            The last one to end makes the cache. While nobody is at work, `out` holds what is finished.
-        engine: "local", or "ray": units are tasks of a Ray cluster.
-        overwrite: replace a cache, or unfinished parts, of another request; a finished cache is made anew.
-        progress: called with (images done, images in all).
-        say: called with what the caller should know, in words.
+        latents: keep the latents too, as float16.
+        batch_size: images the tokenizer reads at once; None for `request.default_batch_size`. Work that is continued
+            keeps the batches it began with, since they decide about roundings.
+        workers: processes that decode images; 0 decodes in this process.
+        chunk_size: images of a chunk, which is what a kill loses; None for `request.default_chunk_size`. Kept like the
+            batches.
+        shard: encode only this share of the chunks. All shards of one `out` may run at once, on any machines that share
+            its folder. While none runs, `out` is a partial cache of what is finished.
+        engine: "local", or "ray": a Ray cluster computes the chunks.
+        overwrite: replace a cache or unfinished chunks of another request; encode a complete cache again.
+        progress: called with images done and in all.
+        say: called with messages for the user.
 
-    Raises: UsageError for numbers out of range; CacheError when `out` or its parts were made by another request;
-        AvarcError when no image is readable, nothing can be written, or another process is at the same units;
-        Interrupted on Ctrl-C. Finished units stay in `OUT.parts`, except when no image is readable.
+    Raises: UsageError for numbers out of range; CacheError when `out` or its chunks are of another request; AvarcError
+        when no image is readable, `out` cannot be written, or another process computes the same chunks; Interrupted
+        on Ctrl-C. Finished chunks stay in `OUT.parts`, except when no image is readable.
     """
-    _validate(samples=samples, sigma=sigma, seed=seed, batch_size=batch_size, workers=workers, unit=unit)
-    if engine not in ENGINES:
-        raise UsageError(f"no engine '{engine}'", f"there are {', '.join(ENGINES)}")
+    _check_numbers(
+        samples=samples, sigma=sigma, seed=seed, batch_size=batch_size, workers=workers, chunk_size=chunk_size
+    )
+    check_engine(engine)
     if overwrite and shard.of > 1:
-        why = "each shard would drop what the others did"
+        why = "each shard would delete the chunks of the others"
         raise UsageError("--overwrite does not go with --shard", why, f"delete '{out}' and '{out}.parts' first")
     if not len(images):
         raise UsageError(f"there are no images to encode in '{images.source}'")
-    _check_place(out)
+    _check_file(out)
     header = describe(images, tokenizer, preprocess, samples=samples, sigma=sigma, seed=seed, latents=latents)
-    request = Request.make(header, batch_size, unit)
-    run = _Run(images, tokenizer, preprocess, out, request, shard, workers, engine, overwrite, progress, say)
+    asked = Request.make(header, batch_size, chunk_size)
+
+    def start(request: Request) -> _Run:
+        decoders = workers if engine == "local" else 0
+        encoder = ChunkEncoder(images, preprocess, tokenizer, request.header, request.batch_size, decoders)
+        folder = ChunkFolder(chunk_folder(out), Chunks(len(images), request.chunk_size), _format(request))
+        return _Run(images, out, request, shard, folder, encoder, engine, progress)
+
     try:
-        return run.do()
+        done = _find_done(out, asked, shard, overwrite)
+        if done and not chunk_folder(out).exists() and not lock_file(out).exists():
+            return done
+        with chunk_lock(out, wait=shard.of > 1) as lock:
+            done = _find_done(out, asked, shard, overwrite)  # perhaps by the process that held the lock
+            if done:
+                _clean_up(done, lock)
+                return done
+            partial = _read_partial(out, overwrite)
+            return start(_settle_request(out, asked, partial, overwrite, say)).do(lock, partial)
     except KeyboardInterrupt:
-        parts = run.parts()
-        kept = f"interrupted; {len(parts.finished())} of {parts.count} units are kept in '{parts.folder}'"
-        raise Interrupted(kept, fix="run the same command again to go on from there") from None
+        raise Interrupted("interrupted before encoding began") from None
     except OSError as error:
-        fix = "free some space or name another place, and run the same again: finished units are kept"
+        fix = "free some space or name another place, and run the same command again: finished chunks are kept"
         raise AvarcError(f"cannot write '{out}'", error.strerror or str(error), fix) from error
 
 
-def _validate(*, samples: int, sigma: float, seed: int, batch_size: int | None, workers: int, unit: int | None) -> None:
-    for name, number in (("samples", samples), ("batch size", batch_size), ("unit", unit)):
+def _check_numbers(
+    *, samples: int, sigma: float, seed: int, batch_size: int | None, workers: int, chunk_size: int | None
+) -> None:
+    for name, number in (("samples", samples), ("batch size", batch_size), ("chunk size", chunk_size)):
         if number is not None and number < 1:
             raise UsageError(f"{name} is {number}, must be at least 1")
     if workers < 0:
@@ -127,7 +168,7 @@ def _validate(*, samples: int, sigma: float, seed: int, batch_size: int | None, 
         raise UsageError(f"sigma is {sigma}, must be a number of at least 0")
 
 
-def _check_place(out: Path) -> None:
+def _check_file(out: Path) -> None:
     if not out.parent.is_dir():
         why = f"there is no folder '{out.parent}'"
     elif out.is_dir():
@@ -139,136 +180,127 @@ def _check_place(out: Path) -> None:
     raise AvarcError(f"cannot write '{out}'", why, "name a file in a folder that exists")
 
 
-@dataclass
+def _format(request: Request) -> EncodedFormat:
+    header = request.header
+    return EncodedFormat(header.samples, header.layout.num_tokens, header.latents)
+
+
+def _find_done(out: Path, asked: Request, shard: Shard, overwrite: bool) -> EncodeResult | None:
+    """The result when there is nothing to do. Raises: CacheError when the cache is another request's."""
+    if overwrite or not out.exists():
+        return None
+    cache = read(out, allow_partial=True)
+    there, here = identity(cache.header.to_dict()), identity(asked.header.to_dict())
+    if differences := describe_differences(there, here):
+        fix = "name another file, or add --overwrite"
+        raise CacheError(f"'{out}' exists and was made by another request", differences, fix)
+    recorded = recorded_request(chunk_folder(out))
+    if recorded is not None and asked.continuing(recorded):
+        return None  # an --overwrite was stopped, or another shard is at work
+    finished = every = 1
+    if cache.partial is not None:
+        finished, every = len(cache.partial.chunks), cache.partial.count(asked.header.images)
+        if not set(shard.chunks(every)) <= set(cache.partial.chunks):
+            return None
+    return EncodeResult(out, len(cache), 0, list(cache.unreadable), finished, every, already_done=True)
+
+
+def _clean_up(done: EncodeResult, lock: ChunkLock) -> None:
+    """Delete what a kill left between the assembly and the end of the cleaning up."""
+    if done.complete and lock.is_sole_holder():
+        chunks.delete(chunk_folder(done.path))
+        _remove_leftovers(done.path)
+
+
+def _read_partial(out: Path, overwrite: bool) -> TokenCache | None:
+    """The partial cache to continue, if there is one."""
+    if overwrite or not out.exists():
+        return None
+    cache = read(out, allow_partial=True)
+    return cache if cache.partial is not None else None
+
+
+def _settle_request(
+    out: Path, asked: Request, partial: TokenCache | None, overwrite: bool, say: Callable[[str], None]
+) -> Request:
+    """The request in the chunks and batches of the work that is continued.
+
+    Raises: CacheError when the unfinished work is for another request.
+    """
+    recorded = recorded_request(chunk_folder(out))
+    if recorded is None and partial is not None:
+        recorded = Request.of(partial).to_dict()
+    if recorded is None:
+        return asked
+    continued = asked.continuing(recorded)
+    if continued is None and not overwrite:
+        raise CacheError(
+            f"'{chunk_folder(out)}' holds the unfinished work of another request",
+            describe_differences(identity(recorded), identity(asked.to_dict())),
+            "run that request again to finish it, or delete it with --overwrite",
+        )
+    if continued is not None and continued.batch_size != asked.batch_size and asked.batch_chosen:
+        say(f"continuing with batches of {continued.batch_size} images, as it began: roundings depend on them")
+    return continued or asked
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Delete half-written caches of killed processes. The caller has the exclusive lock."""
+    remove_leftovers(out.parent, lambda name: name == out.name)
+
+
+@dataclass(frozen=True)
 class _Run:
-    """One call of `encode`, whose arguments these are; the request changes when it goes on with earlier work."""
+    """One call of `encode`, once its request is settled."""
 
     images: ImageSet
-    tokenizer: Tokenizer
-    preprocess: Preprocess
     out: Path
     request: Request
     shard: Shard
-    workers: int
+    folder: ChunkFolder[EncodedChunk]
+    encoder: ChunkEncoder
     engine: str
-    overwrite: bool
     progress: Progress
-    say: Callable[[str], None]
-    encoded: int = 0
 
-    def parts(self) -> Parts:
-        folder = self.out.with_name(self.out.name + PARTS)
-        header = self.request.header
-        shape = (header.samples, header.num_tokens)
-        return Parts(folder, len(self.images), self.request.unit, shape, header.latents)
+    def do(self, lock: ChunkLock, partial: TokenCache | None) -> EncodeResult:
+        """Encode the missing chunks of the shard, and assemble all if no other shard is at work.
 
-    def do(self) -> EncodeResult:
-        folder = self.parts().folder
-        done = self._done_before()
-        if done and not folder.exists() and not lock_of(self.out).exists():
-            return done
-        with one_of_the_writers(self.out, wait=self.shard.of > 1) as turn:
-            done = self._done_before()  # by whoever was waited for
-            if done:
-                if done.whole and turn.alone():
-                    remove_parts(folder)  # a kill between the last rename and the end of the cleaning left something
-                return done
-            units = self._open(turn)
-            turn.let_others_in()
-            self._encode(sorted(set(units) - self.parts().finished()), units)
-            turn.come_back()
-            return self._close(units, alone=turn.alone())
+        Args:
+            lock: held exclusively.
+            partial: the cache to continue.
+        """
+        try:
+            mine = self._open(lock, partial)
+            lock.release_exclusive()
+            missing = sorted(set(mine) - self.folder.finished())
+            encoded = compute(self.folder, self.encoder, missing, of=mine, engine=self.engine, progress=self.progress)
+            lock.acquire_exclusive()
+            return self._close(mine, encoded, alone=lock.is_sole_holder())
+        except KeyboardInterrupt:
+            kept = f"{len(self.folder.finished())} of {self.folder.chunks.count} chunks are kept"
+            what = f"interrupted; {kept} in '{self.folder.path}'"
+            raise Interrupted(what, fix="run the same command again to continue") from None
 
-    def _done_before(self) -> EncodeResult | None:
-        """The result when there is nothing to do. Raises: CacheError when the cache is another request's."""
-        if self.overwrite or not self.out.exists():
-            return None
-        cache = read(self.out, parts_too=True)
-        if differing := differences(cache.header.to_dict(), self.request.header.to_dict()):
-            fix = "name another file, or add --overwrite"
-            raise CacheError(f"'{self.out}' exists and was made by another request", differing, fix)
-        recorded = recorded_request(self.parts().folder)
-        if recorded is not None and self.request.going_on(recorded):
-            return None  # an --overwrite was stopped, or another shard is at work
-        there, every = 1, 1
-        if cache.share is not None:
-            there, every = len(cache.share.units), cache.share.count(len(self.images))
-            if not set(self.shard.units(every)) <= set(cache.share.units):
-                return None
-        return EncodeResult(self.out, len(cache), 0, list(cache.unreadable), there, every, already_done=True)
+    def _open(self, lock: ChunkLock, partial: TokenCache | None) -> range:
+        """Claim this shard's chunks, make the folder ready, and return their numbers. Raises: AvarcError, OSError."""
+        mine = self.shard.chunks(self.folder.chunks.count)
+        lock.claim(mine if self.shard.of > 1 else ALL_CHUNKS)
+        recorded = recorded_request(self.folder.path)
+        if recorded is None or not self.request.continuing(recorded):
+            self.folder.create(self.request.to_dict())
+        self.folder.clean(mine)
+        _remove_leftovers(self.out)
+        if partial is not None:
+            disassemble(partial, self.folder)
+        return mine
 
-    def _open(self, turn: Turn) -> range:
-        """Make the folder of parts ready, claim this shard's units and return them. Raises: AvarcError, OSError."""
-        folder, part = self.parts().folder, self._part_of_cache()
-        recorded = recorded_request(folder) or (Request.of(part).to_dict() if part else None)
-        if recorded is not None:
-            self._go_on(recorded)
-        parts = self.parts()
-        units = self.shard.units(parts.count)
-        turn.claim(units if self.shard.of > 1 else range(WHOLE_PLACE))
-        parts.open(self.request.to_dict())
-        parts.clean(units)
-        if part is not None:
-            unpack(part, parts)
-        return units
-
-    def _part_of_cache(self) -> TokenCache | None:
-        """The cache file, when it is a part to go on with."""
-        if self.overwrite or not self.out.exists():
-            return None
-        cache = read(self.out, parts_too=True)
-        return cache if cache.share is not None else None
-
-    def _go_on(self, recorded: dict[str, object]) -> None:
-        """Take over the grain of the work that was begun. Raises: CacheError when it was for something else."""
-        same = self.request.going_on(recorded)
-        if same is None and not self.overwrite:
-            raise CacheError(
-                f"'{self.parts().folder}' holds the unfinished work of another request",
-                differences(recorded, self.request.to_dict()),
-                "ask for the same again to finish it, or drop it with --overwrite",
-            )
-        if same is not None and same.batch_size != self.request.batch_size and self.request.batch_chosen:
-            self.say(f"going on with batches of {same.batch_size} images, as it began: roundings depend on them")
-        self.request = same or self.request
-
-    def _encode(self, numbers: list[int], share: Iterable[int]) -> None:
-        """Make these units; progress counts the images of the share. Raises: AvarcError, OSError."""
-        parts = self.parts()
-        units = {number: parts.images(number) for number in numbers}
-        total, to_do = (sum(len(parts.images(number)) for number in some) for some in (share, numbers))
-        done = total - to_do
-
-        def tick(images: int) -> None:
-            nonlocal done
-            done += images
-            self.progress(done, total)
-
-        tick(0)
-        if not units:
-            return
-        request = self.request
-        encoder = UnitEncoder(self.images, self.preprocess, self.tokenizer, request.header, request.batch_size)
-        if self.engine == "ray":
-            from avarc_cli.work import ray_chunks as ray_units
-
-            made = ray_units.parts(encoder, units, tick)
+    def _close(self, mine: range, encoded: int, *, alone: bool) -> EncodeResult:
+        """Assemble the cache, unless other shards are at work. Raises: AvarcError, OSError."""
+        finished = self.folder.finished() if alone else self.folder.finished() & set(mine)
+        encoded += recompute_corrupt(self.folder, self.encoder, finished, engine=self.engine, progress=self.progress)
+        if alone:
+            done, there = assemble(self.folder, self.images, self.request, self.out), len(finished)
         else:
-            made = encoder.parts(units, self.workers, tick)
-        for number, part in made:
-            parts.save(number, part)
-        self.encoded += to_do
-
-    def _close(self, units: range, *, alone: bool) -> EncodeResult:
-        """The cache, or this shard's share of it. Raises: AvarcError, OSError."""
-        parts = self.parts()
-        finished = parts.finished() if alone else parts.finished() & set(units)
-        while damaged := parts.damaged(sorted(finished)):
-            self._encode(damaged, finished)
-        if not alone:
-            rows, unreadable = parts.summary(units)
-            every = len(parts.finished())
-            return EncodeResult(self.out, rows, self.encoded, unreadable, every, parts.count, others_at_work=True)
-        packed = pack(parts, self.images, self.request.header, self.request.batch_size, self.out)
-        there = parts.count - packed.missing
-        return EncodeResult(self.out, packed.images, self.encoded, packed.unreadable, there, parts.count)
+            done, there = summarize(self.folder, mine), len(self.folder.finished())
+        every = self.folder.chunks.count
+        return EncodeResult(self.out, done.images, encoded, done.unreadable, there, every, others_at_work=not alone)

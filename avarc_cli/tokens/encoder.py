@@ -1,4 +1,4 @@
-"""Units of images to tokens: decoding, here or in worker processes, and the tokenizer.
+"""Chunks of images to tokens: decoding, in this process or in workers, and the tokenizer.
 
 Shapes: B images of a batch, S samples, L tokens; latents (B, Z, h, w).
 """
@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -25,27 +25,32 @@ from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.environment import lacks_memory
 from avarc_cli.errors import AvarcError, UnreadableImage
+from avarc_cli.tokens.encoded import EncodedChunk, Unreadable
 from avarc_cli.tokens.header import CacheHeader
-from avarc_cli.tokens.noise import neighbour_noise
-from avarc_cli.work.chunks import Part, Unreadable
+from avarc_cli.tokens.noise import sample_noise
+from avarc_cli.work.run import Tick
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import Tokenizer
 
 MAX_WORKERS = 8
+"""Beside a GPU; a choice without measurement, as none of our tokenizers was timed on one."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A batch of images: indices and pixels (B, H, H, 3) uint8 of the readable ones, and the others."""
+    """A batch of images."""
 
     rows: tuple[int, ...]
+    """Indices in the full set of the readable ones."""
     pixels: np.ndarray
+    """Theirs, (B, H, H, 3) uint8."""
     unreadable: tuple[Unreadable, ...]
+    """The others."""
 
 
 class _Batches(Dataset[Decoded]):
-    """The set as torch's loader wants it, one item a batch; it travels to the worker processes."""
+    """The images as torch's loader reads them, one item a batch; it is sent to the worker processes."""
 
     def __init__(self, images: ImageSet, preprocess: Preprocess) -> None:
         self.images, self.preprocess = images, preprocess
@@ -64,7 +69,7 @@ class _Batches(Dataset[Decoded]):
 
 
 def default_workers(device: str) -> int:
-    """How many processes decode images unless the user says otherwise: one keeps a CPU busy, a GPU needs many."""
+    """Processes that decode images: one is enough beside a CPU (docs/encoding.md), a GPU needs many."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 1 if device == "cpu" else max(1, min(MAX_WORKERS, cores - 1))
 
@@ -72,8 +77,10 @@ def default_workers(device: str) -> int:
 def decode(
     images: ImageSet, preprocess: Preprocess, batches: Sequence[range], workers: int
 ) -> Generator[Decoded, None, None]:
-    """The images of these batches, in this order, decoded ahead by so many processes (0: by this one, when asked).
+    """The images of these batches, in this order.
 
+    Args:
+        workers: processes that decode ahead; 0 decodes in this process, when a batch is asked for.
     Raises: AvarcError when a worker cannot be started or dies.
     """
     with warnings.catch_warnings():
@@ -85,7 +92,7 @@ def decode(
             num_workers=min(workers, len(batches)),
             collate_fn=_unchanged,  # arrays, through a pipe: tensors need more shared memory than containers have
             worker_init_fn=_begin_worker,
-            generator=torch.Generator(),  # the loader draws a number: not from the caller's stream
+            generator=torch.Generator(),  # the loader draws a number, which must not come from the caller's stream
         )
     try:
         yield from loader
@@ -93,7 +100,7 @@ def decode(
         if not workers:
             raise
         why = str(error).split("\n", maxsplit=1)[0]
-        fix = "use fewer --workers (0 decodes without)"
+        fix = "use fewer --workers (0 decodes in the main process)"
         raise AvarcError("a process that decodes images died", why, fix) from error
 
 
@@ -102,7 +109,7 @@ def _unchanged(decoded: Any) -> Any:
 
 
 def _begin_worker(_: int) -> None:
-    """Leave interrupts to the parent, and end with it: torch's worker may wait for ever to hand over a last batch."""
+    """Leave Ctrl-C to the parent, and end with it: torch's worker may wait forever to hand over its last batch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -115,57 +122,64 @@ def _end_with_parent() -> None:
 
 
 @dataclass(frozen=True)
-class UnitEncoder:
-    """Turns units of images into parts, `batch_size` images at a time.
+class ChunkEncoder:
+    """Encodes chunks of images (`work.run.ChunkTask`).
 
-    A unit's batches are cut from its own images only. So its tokens do not depend on who makes it, when, or after what.
+    A chunk's batches are cut from its own images only, so that its tokens do not depend on other chunks.
     """
 
     images: ImageSet
     preprocess: Preprocess
     tokenizer: Tokenizer
     header: CacheHeader
-    batch_size: int
 
-    def parts(
-        self, units: Mapping[int, range], workers: int, tick: Callable[[int], None] = lambda images: None
-    ) -> Iterator[tuple[int, Part]]:
-        """Each unit's number and part, in this order; tick is called after each batch with the number of its images.
+    batch_size: int
+    """Images the tokenizer reads at once."""
+
+    workers: int
+    """Processes that decode images; 0 for none."""
+
+    @property
+    def uses_gpu(self) -> bool:
+        return str(getattr(self.tokenizer, "device", "cpu")).startswith("cuda")
+
+    def run(self, chunks: Mapping[int, range], tick: Tick) -> Iterator[tuple[int, EncodedChunk]]:
+        """Number and result of each chunk, in this order; tick is called after each batch.
 
         Raises: AvarcError when a worker dies, or there is not enough memory for one image.
         """
-        batches = {number: self._batches(unit) for number, unit in units.items()}
-        every = [batch for unit in batches.values() for batch in unit]
+        batches = {number: self._batches(items) for number, items in chunks.items()}
+        every = [batch for some in batches.values() for batch in some]
         try:
-            with closing(decode(self.images, self.preprocess, every, workers)) as decoded:
-                for number, unit in batches.items():
-                    yield number, self._part(islice(decoded, len(unit)), tick)
+            with closing(decode(self.images, self.preprocess, every, self.workers)) as decoded:
+                for number, some in batches.items():
+                    yield number, self._encode_chunk(islice(decoded, len(some)), tick)
         except (RuntimeError, MemoryError) as error:
             if not lacks_memory(error):
                 raise
             why = str(error).split("\n", maxsplit=1)[0]
-            fix = "free some memory, and run the same again: finished units are kept"
+            fix = "free some memory, and run the same command again: finished chunks are kept"
             raise AvarcError("not enough memory to encode one image", why, fix) from error
 
-    def _batches(self, unit: range) -> list[range]:
-        return [unit[start : start + self.batch_size] for start in range(0, len(unit), self.batch_size)]
+    def _batches(self, items: range) -> list[range]:
+        return [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
 
-    def _part(self, unit: Iterable[Decoded], tick: Callable[[int], None]) -> Part:
+    def _encode_chunk(self, batches: Iterable[Decoded], tick: Tick) -> EncodedChunk:
         rows: list[int] = []
         unreadable: list[Unreadable] = []
-        tokens = [np.empty((0, self.header.samples, self.header.num_tokens), dtype=np.uint16)]
+        tokens = [np.empty((0, self.header.samples, self.header.layout.num_tokens), dtype=np.uint16)]
         latents: list[np.ndarray] = []
-        for batch in unit:
-            for z_BZhw, tokens_BSL in self._encode_what_fits(batch.rows, batch.pixels) if batch.rows else ():
+        for batch in batches:
+            for z_BZhw, tokens_BSL in self._encode_in_memory(batch.rows, batch.pixels) if batch.rows else ():
                 tokens.append(tokens_BSL)
                 latents.append(z_BZhw)
             rows += batch.rows
             unreadable += batch.unreadable
             tick(len(batch.rows) + len(batch.unreadable))
         kept = np.concatenate(latents or [np.empty((0, 0, 0, 0), dtype=np.float16)]) if self.header.latents else None
-        return Part(np.array(rows, dtype=np.int64), np.concatenate(tokens), kept, tuple(unreadable))
+        return EncodedChunk(np.array(rows, dtype=np.int64), np.concatenate(tokens), kept, tuple(unreadable))
 
-    def _encode_what_fits(self, rows: Sequence[int], pixels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _encode_in_memory(self, rows: Sequence[int], pixels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """The batch, in halves where memory runs out. Raises what the allocator raises when one image is too much."""
         try:
             return [self._encode(rows, pixels)]
@@ -173,7 +187,7 @@ class UnitEncoder:
             if not lacks_memory(error) or len(rows) == 1:
                 raise
         half = len(rows) // 2
-        return self._encode_what_fits(rows[:half], pixels[:half]) + self._encode_what_fits(rows[half:], pixels[half:])
+        return self._encode_in_memory(rows[:half], pixels[:half]) + self._encode_in_memory(rows[half:], pixels[half:])
 
     @torch.inference_mode()
     def _encode(self, rows: Sequence[int], pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -184,13 +198,13 @@ class UnitEncoder:
         for sample in range(1, self.header.samples):
             tokens.append(self.tokenizer.quantize(z_BZhw + self._noise(z_BZhw, rows, sample)))
         tokens_BSL = torch.stack(tokens, dim=1).cpu().numpy()
-        expected = (len(rows), self.header.samples, self.header.num_tokens)
-        assert tokens_BSL.shape == expected, f"tokens are {tokens_BSL.shape}, promised were {expected}"
+        expected = (len(rows), self.header.samples, self.header.layout.num_tokens)
+        assert tokens_BSL.shape == expected, f"tokens are {tokens_BSL.shape}, expected {expected}"
         assert 0 <= tokens_BSL.min() <= tokens_BSL.max() < self.header.vocab_size, "token beyond the vocabulary"
         kept = z_BZhw.cpu().numpy().astype(np.float16) if self.header.latents else np.empty((0, 0, 0, 0), np.float16)
         return kept, tokens_BSL.astype(np.uint16)
 
     def _noise(self, z_BZhw: Tensor, rows: Sequence[int], sample: int) -> Tensor:
         shape = tuple(z_BZhw.shape[1:])
-        noise = np.stack([neighbour_noise(self.header.seed, index, sample, shape) for index in rows])
+        noise = np.stack([sample_noise(self.header.seed, index, sample, shape) for index in rows])
         return self.header.sigma * torch.from_numpy(noise).to(z_BZhw.device)

@@ -1,126 +1,159 @@
-"""What a token cache says about how it was made, and how two such statements are compared."""
+"""What a token cache records about how it was made."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
-from avarc_cli.errors import CacheError
+from avarc_cli.layout import TokenLayout
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)
+"""Format 1 has `patch_nums`, the sides of square grids, in place of `layout`."""
+
+# Fields that tell where values came from, and do not decide about the tokens.
+_NOTES = frozenset({"inferred"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheHeader:
-    """How a cache was made.
+    """How a cache was made; in its file, JSON with the names of these fields and `format`."""
 
-    format: version of the layout; tokenizer, tokenizer_file, tokenizer_sha256: its name, file name, and digest of
-    the file; patch_nums: side of each scale; image_size: pixels a side; preprocess: protocol text;
-    precision: of the encoder;
-    samples: S; sigma: standard deviation of the neighbours' noise on the latents, and seed of it (both 0 when S is 1);
-    latents: whether they are kept; class_names: what labels index into; dataset: the known dataset it is
-    ("imagenet-r"), "" for any other; source: what was encoded, as the user named it; images: how many that were,
-    unreadable ones included; images_sha256: digest of their names and labels.
-    """
-
-    format: int = FORMAT
     tokenizer: str
+    """Its name."""
     tokenizer_file: str
+    """Name of its file, without folders."""
     tokenizer_sha256: str
+    """Digest of that file."""
     vocab_size: int
-    patch_nums: tuple[int, ...]
+    """Tokens are below it."""
+    layout: TokenLayout
+    """Where the tokens of an image lie; in the file as `TokenLayout.to_dict` has it."""
     image_size: int
+    """Pixels a side of what the tokenizer reads."""
     preprocess: str
+    """How images became that, as `str(data.preprocess.Preprocess)` says it."""
     precision: str
+    """Of the encoder: "fp32" or "bf16"."""
     samples: int
+    """S: the image itself, and S - 1 smoothing samples."""
     sigma: float
+    """Standard deviation of the smoothing samples' noise, which is added to the latents; 0 when S is 1."""
     seed: int
+    """Of that noise; 0 when S is 1."""
     latents: bool
+    """Whether the cache has them."""
     class_names: tuple[str, ...]
+    """What labels are indices of."""
     dataset: str
+    """The known dataset that the images are of ("imagenet-r"); "" for any other."""
     source: str
+    """What was encoded, as the user wrote it."""
     images: int
+    """Number of images, unreadable ones included."""
     images_sha256: str
+    """Digest of their names and labels."""
+    inferred: Mapping[str, str] = field(default_factory=dict)
+    """Values that the tokenizer's checkpoint does not state: name -> how they were inferred."""
 
     @property
-    def num_tokens(self) -> int:
-        """L, tokens an image."""
-        return sum(side * side for side in self.patch_nums)
+    def patch_nums(self) -> tuple[int, ...]:
+        """Sides of the layout's grids. Raises: ValueError when one is not square."""
+        return self.layout.sides
 
     def to_dict(self) -> dict[str, Any]:
-        """The header as JSON knows it (lists for tuples)."""
-        values = dataclasses.asdict(self)
-        return values | {"patch_nums": list(self.patch_nums), "class_names": list(self.class_names)}
+        """As JSON types, in the current format."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        changed = {"layout": self.layout.to_dict(), "class_names": list(self.class_names)}
+        return values | changed | {"inferred": dict(self.inferred), "format": FORMAT}
 
     def to_json(self) -> str:
-        """One line with sorted keys: the same header is the same bytes. Odd file names are escaped, so it is ASCII."""
+        """One line of ASCII with sorted keys: the same header is the same bytes, and odd file names are escaped."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str | bytes, path: Path) -> CacheHeader:
-        """The header of the cache at `path`.
+    def from_dict(cls, values: Mapping[str, Any]) -> CacheHeader:
+        """The header that `to_dict` of this version or of an earlier one gave.
 
-        Raises: CacheError for another format version; KeyError, TypeError, ValueError for what is no header.
+        Raises: KeyError, TypeError, ValueError for anything else.
         """
-        values = {"dataset": "", "precision": "fp32"} | json.loads(text)  # the first caches did not tell
-        version = values["format"]
-        if version != FORMAT:
-            fix = "upgrade avarc: pip install --upgrade avarc" if version > FORMAT else "encode the images again"
-            raise CacheError(f"'{path}' has another format", f"it is version {version}, this is {FORMAT}", fix)
-        kept = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-        lists = {name: tuple(kept[name]) for name in ("patch_nums", "class_names")}
-        header = cls(**(kept | lists))
-        numbers = (*header.patch_nums, header.image_size, header.samples, header.vocab_size, header.images)
+        current = upgrade(values)
+        if current["format"] != FORMAT:
+            raise ValueError(f"format {current['format']!r} is unknown")
+        kept = {each.name: current[each.name] for each in dataclasses.fields(cls) if each.name != "inferred"}
+        header = cls(
+            **kept
+            | {"layout": TokenLayout.from_dict(kept["layout"]), "class_names": tuple(kept["class_names"])}
+            | {"inferred": {**current.get("inferred", {})}}
+        )
+        header._check()
+        return header
+
+    def _check(self) -> None:
+        """Raises: ValueError for values that no header has."""
+        numbers = (self.image_size, self.samples, self.vocab_size, self.images)
         if not all(type(number) is int and number > 0 for number in numbers):
             raise ValueError("a size in its header is not a positive whole number")
-        texts = [getattr(header, field.name) for field in dataclasses.fields(cls) if field.type == "str"]
-        if not all(isinstance(text, str) for text in (*texts, *header.class_names)):
-            raise ValueError("a name in its header is no text")
-        return header
+        texts = [getattr(self, each.name) for each in dataclasses.fields(self) if each.type == "str"]
+        notes = (*self.inferred, *self.inferred.values())
+        if not all(isinstance(text, str) for text in (*texts, *self.class_names, *notes)):
+            raise ValueError("a name in its header is not a string")
+
+
+def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a header of format 1 in the current format; any others unchanged.
+
+    Raises: KeyError, TypeError, ValueError when `patch_nums` is missing or no list of positive whole numbers.
+    """
+    if values["format"] != 1:
+        return dict(values)
+    kept = {name: value for name, value in values.items() if name != "patch_nums"}
+    layout = TokenLayout.multi_scale(values["patch_nums"]).to_dict()
+    added_later = {"dataset": "", "precision": "fp32"}  # the first caches were made without them
+    return added_later | kept | {"layout": layout, "format": FORMAT}
+
+
+def identity(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides about a cache's content, of a header or a request as JSON: equal identities, equal content."""
+    with suppress(KeyError, TypeError, ValueError):  # of an unknown format, which is not the same as any other
+        values = upgrade(values)
+    return {name: value for name, value in values.items() if name not in _NOTES}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """Which part of a cache a file holds, when it was not encoded as a whole.
+class Partial:
+    """Which part of a cache a file has, when not all chunks are finished."""
 
-    unit: images a unit, of the numbering here; batch_size: images the tokenizer read at once; units: the numbers of
-    those that are in the file, increasing; unreadable: indices in the full set of the images left out of it.
-    """
-
-    unit: int
+    chunk_size: int
+    """Images of each chunk."""
     batch_size: int
-    units: tuple[int, ...]
+    """Images the tokenizer reads at once."""
+    chunks: tuple[int, ...]
+    """Numbers of the chunks that the file has, increasing."""
     unreadable: tuple[int, ...]
+    """Indices in the full set of the images of these chunks that could not be read."""
 
     def to_json(self) -> str:
         """One line with sorted keys."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        values = {"unit": self.chunk_size, "batch_size": self.batch_size, "units": self.chunks}
+        return json.dumps(values | {"unreadable": self.unreadable}, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Share:
-        """Raises: KeyError, TypeError, ValueError for what is none."""
+    def from_json(cls, text: str | bytes) -> Partial:
+        """What `to_json` gave. Raises: KeyError, TypeError, ValueError for anything else."""
         values = json.loads(text)
-        numbers = {name: tuple(int(number) for number in values[name]) for name in ("units", "unreadable")}
-        share = cls(unit=int(values["unit"]), batch_size=int(values["batch_size"]), **numbers)
-        if share.unit < 1 or not share.units or sorted(set(share.units)) != list(share.units) or share.units[0] < 0:
-            raise ValueError("its units are not increasing numbers")
-        return share
+        chunks, unreadable = (tuple(int(number) for number in values[name]) for name in ("units", "unreadable"))
+        partial = cls(
+            chunk_size=int(values["unit"]), batch_size=int(values["batch_size"]), chunks=chunks, unreadable=unreadable
+        )
+        if partial.chunk_size < 1 or not chunks or sorted(set(chunks)) != list(chunks) or chunks[0] < 0:
+            raise ValueError("its chunks are not increasing numbers")
+        return partial
 
     def count(self, images: int) -> int:
-        """How many units so many images make."""
-        return -(-images // self.unit)
-
-
-def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The fields that differ with both their values, for people; empty when none does."""
-    fields = sorted(field for field in there.keys() | now.keys() if there.get(field) != now.get(field))
-    return "; ".join(f"{field}: {_short(there.get(field))} there, {_short(now.get(field))} now" for field in fields)
-
-
-def _short(value: Any, width: int = 70) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= width else f"{text[: width - 3]}..."
+        """Number of chunks of the complete cache, of that many images."""
+        return -(-images // self.chunk_size)

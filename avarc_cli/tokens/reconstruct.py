@@ -1,4 +1,4 @@
-"""Pictures of what tokens stand for."""
+"""Tokens back to images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @torch.inference_mode()
 def reconstruct(tokenizer: Tokenizer, tokens_NSL: np.ndarray) -> np.ndarray:
-    """The images of tokens (N, S, L), one at a time, as pixels (N, S, H, H, 3) uint8."""
+    """The images of tokens (N, S, L), as pixels (N, S, H, H, 3) uint8; decoded one image at a time."""
     images = [tokenizer.decode(torch.from_numpy(tokens_SL)) for tokens_SL in tokens_NSL.astype(np.int64)]
     return to_pixels(torch.stack(images))
 

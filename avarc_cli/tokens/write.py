@@ -1,4 +1,4 @@
-"""Writing a token cache: the same content gives the same bytes, in whatever blocks it comes."""
+"""Writing a token cache: the same content gives the same bytes, whatever blocks it comes in."""
 
 from __future__ import annotations
 
@@ -6,21 +6,45 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import h5py
 import numpy as np
 
-from avarc_cli.storage import check_space, flush_to_disk
-from avarc_cli.tokens.header import CacheHeader, Share
+from avarc_cli.storage import check_space, replacing
+from avarc_cli.tokens.header import CacheHeader, Partial
 
-CHECKED_ROWS = 256  # rows under one checksum
-NAMES_AT_ONCE = 2**16
-Block = tuple[np.ndarray, "np.ndarray | None"]  # tokens (n, S, L) uint16 and latents (n, Z, h, w) float16
+ROWS_PER_CHECKSUM = 256
+"""Part of the format."""
+
+NAMES_PER_BLOCK = 2**16
+"""Names that are in memory as an array at once."""
+
+Block: TypeAlias = "tuple[np.ndarray, np.ndarray | None]"
+"""Consecutive images: tokens (n, S, L) uint16, latents (n, Z, h, w) float16 or None."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Content:
+    """What a cache holds of N images, except their tokens and latents."""
+
+    header: CacheHeader
+    labels: np.ndarray
+    """(N,) int32."""
+    names: Sequence[str]
+    """Of the N images, in order."""
+    unreadable: Sequence[tuple[str, str]]
+    """(name, reason) of the images that could not be read."""
+    partial: Partial | None = None
+    """What a partial cache has; None for a complete one."""
+    rows: np.ndarray | None = None
+    """(N,) int64: in a partial cache, the indices of its images in the full set."""
 
 
 class Checksums:
-    """crc32 of every CHECKED_ROWS rows of a dataset, which come in blocks of any length."""
+    """crc32 of every ROWS_PER_CHECKSUM rows of a dataset, which come in blocks of any length."""
 
     def __init__(self) -> None:
         self._finished: list[int] = []
@@ -29,88 +53,53 @@ class Checksums:
     def add(self, block: np.ndarray) -> None:
         """The next rows."""
         while len(block):
-            now = block[: CHECKED_ROWS - self._rows]
+            now = block[: ROWS_PER_CHECKSUM - self._rows]
             self._crc = zlib.crc32(now.tobytes(), self._crc)
             self._rows += len(now)
             block = block[len(now) :]
-            if self._rows == CHECKED_ROWS:
+            if self._rows == ROWS_PER_CHECKSUM:
                 self._finished.append(self._crc)
                 self._rows, self._crc = 0, 0
 
     def values(self) -> np.ndarray:
-        """One number for each run of CHECKED_ROWS rows, the last of which may be shorter, uint32."""
+        """One checksum for each run of ROWS_PER_CHECKSUM rows, the last of which may be shorter, uint32."""
         return np.array(self._finished + [self._crc] * (self._rows > 0), dtype=np.uint32)
 
 
-def write_whole_cache(
-    path: Path,
-    temporary: Path,
-    header: CacheHeader,
-    *,
-    labels: np.ndarray,
-    names: Sequence[str],
-    blocks: Iterable[Block],
-    unreadable: Sequence[tuple[str, str]],
-    size: int,
-    share: Share | None = None,
-    rows: np.ndarray | None = None,
-) -> None:
-    """Write a cache under a temporary name on the same disk, then give it its own, whole; the arguments are `write`'s.
-
-    size: bytes of all blocks, about.
-    Raises: OSError, before anything is computed where the disk has not enough space.
-    """
-    try:
-        # Asked before, since HDF5 answers with tracebacks.
-        check_space(temporary, size + len(names) * (12 + max(len(os.fsencode(name)) for name in names)) + 2**16)
-        write(
-            temporary, header, labels=labels, names=names, blocks=blocks, unreadable=unreadable, share=share, rows=rows
-        )
-        flush_to_disk(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write(
-    path: Path,
-    header: CacheHeader,
-    *,
-    labels: np.ndarray,
-    names: Sequence[str],
-    blocks: Iterable[Block],
-    unreadable: Sequence[tuple[str, str]],
-    share: Share | None = None,
-    rows: np.ndarray | None = None,
-) -> None:
-    """Write a cache file; the same arguments give the same bytes.
+def write(path: Path, content: Content, blocks: Iterable[Block], *, size: int) -> None:
+    """Write or replace a cache in one step.
 
     Args:
-        labels, names: of the N images, in order.
-        blocks: their tokens (n, S, L) uint16 and latents (n, Z, h, w) float16 or None, any number of rows at a time.
-        unreadable: (name, reason) of the images left out.
-        share, rows: for a part of a cache, which one, and the indices of its images in the full set, (N,) int64.
-
-    Raises: OSError.
+        blocks: the images, in order, in blocks of any length.
+        size: bytes of all blocks, about.
+    Raises: OSError, before the first block is asked for where there is not enough space.
     """
-    attributes = {"avarc": header.to_json(), "unreadable": json.dumps(unreadable)}
-    if share is not None:
-        attributes["share"] = share.to_json()
-    try:
-        # v108: older layouts have no checksums of their structure, and HDF5 hangs on some damaged files of theirs.
-        with h5py.File(path, "w", libver=("v108", "v108")) as file:
-            for name, text in attributes.items():
-                file.attrs.create(name, text.encode(), dtype=h5py.string_dtype("utf-8", len(text)))
-            _write_dataset(file, "labels", np.int32, len(names), [labels.astype(np.int32)])
-            # Of fixed length: text of varying length would go to a heap, which has no checksums either.
-            width = max(len(_encoded(name)) for name in names)
-            _write_dataset(file, "paths", h5py.string_dtype("utf-8", width), len(names), _encode(names, width))
-            if rows is not None:
-                _write_dataset(file, "rows", np.int64, len(names), [rows])
-            _write_blocks(file, header, len(names), blocks)
-    except RuntimeError as error:  # what h5py makes of a full disk when it closes the file
-        raise OSError(str(error)) from error
+    longest = max(len(os.fsencode(name)) for name in content.names)
+    overhead = len(content.names) * (longest + 12) + 2**16  # names, labels and rows; header
+    check_space(path, size + overhead)  # asked before, since HDF5 answers with tracebacks
+    with replacing(path) as temporary:
+        try:
+            # v108: older layouts have no checksums of their structure, and HDF5 hangs on some corrupt files of theirs.
+            with h5py.File(temporary, "w", libver=("v108", "v108")) as file:
+                _write(file, content, blocks)
+        except RuntimeError as error:  # what h5py makes of a full disk when it closes the file
+            raise OSError(str(error)) from error
+
+
+def _write(file: h5py.File, content: Content, blocks: Iterable[Block]) -> None:
+    attributes = {"avarc": content.header.to_json(), "unreadable": json.dumps(content.unreadable)}
+    if content.partial is not None:
+        attributes["share"] = content.partial.to_json()
+    for name, text in attributes.items():
+        file.attrs.create(name, text.encode(), dtype=h5py.string_dtype("utf-8", len(text)))
+    count = len(content.names)
+    _write_dataset(file, "labels", np.int32, count, [content.labels.astype(np.int32)])
+    # Of fixed length: text of varying length would go to a heap, which has no checksums either.
+    width = max(len(_encode(name)) for name in content.names)
+    _write_dataset(file, "paths", h5py.string_dtype("utf-8", width), count, _name_blocks(content.names, width))
+    if content.rows is not None:
+        _write_dataset(file, "rows", np.int64, count, [content.rows])
+    _write_images(file, content.header, count, blocks)
 
 
 def _write_dataset(file: h5py.File, name: str, dtype: object, count: int, blocks: Iterable[np.ndarray]) -> None:
@@ -122,8 +111,8 @@ def _write_dataset(file: h5py.File, name: str, dtype: object, count: int, blocks
     dataset.attrs["crc32"] = checksums.values()
 
 
-def _write_blocks(file: h5py.File, header: CacheHeader, count: int, blocks: Iterable[Block]) -> None:
-    file.create_dataset("tokens", (count, header.samples, header.num_tokens), np.uint16)
+def _write_images(file: h5py.File, header: CacheHeader, count: int, blocks: Iterable[Block]) -> None:
+    file.create_dataset("tokens", (count, header.samples, header.layout.num_tokens), np.uint16)
     checksums, start = {"tokens": Checksums()}, 0
     for tokens, latents in blocks:
         stop = start + len(tokens)
@@ -141,11 +130,11 @@ def _write_blocks(file: h5py.File, header: CacheHeader, count: int, blocks: Iter
         file[name].attrs["crc32"] = sums.values()
 
 
-def _encoded(name: str) -> bytes:
+def _encode(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-def _encode(names: Sequence[str], width: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(names), NAMES_AT_ONCE):
-        block = [_encoded(name) for name in names[start : start + NAMES_AT_ONCE]]
+def _name_blocks(names: Sequence[str], width: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(names), NAMES_PER_BLOCK):
+        block = [_encode(name) for name in names[start : start + NAMES_PER_BLOCK]]
         yield np.array(block, dtype=h5py.string_dtype("utf-8", width))

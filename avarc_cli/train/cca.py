@@ -23,9 +23,10 @@ from avarc_cli.layers import low_rank
 from avarc_cli.layers.low_rank import LowRank
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
+from avarc_cli.progress import MetricsProgress
 from avarc_cli.train.generator import EncodedImages, TokenBatches
 from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import Progress, Recipe, fingerprint, train
+from avarc_cli.train.loop import Recipe, fingerprint, train
 from avarc_cli.train.save import check_output, resume_file, save_generator, save_lora
 
 
@@ -62,7 +63,7 @@ def align(
     contrast: Contrast | None = None,
     rank: int = 0,
     augment: Augment | None = None,
-    progress: Progress = lambda step, values: None,
+    progress: MetricsProgress = lambda step, values: None,
 ) -> None:
     """Fine-tune a generator on images of its own classes and write it to `out`.
 
@@ -101,7 +102,7 @@ def fit(
     recipe: Recipe,
     contrast: Contrast,
     checkpoint: Path,
-    progress: Progress,
+    progress: MetricsProgress,
 ) -> None:
     """Train the trainable parameters of `student`, a model that begins equal to `reference`, in place.
 

@@ -20,8 +20,9 @@ from avarc_cli.errors import UsageError
 from avarc_cli.layers.precision import tf32
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedTokenizer
+from avarc_cli.progress import MetricsProgress
 from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import Progress, Recipe, fingerprint, train
+from avarc_cli.train.loop import Recipe, fingerprint, train
 from avarc_cli.train.save import check_output, resume_file, save_generator
 
 CLASS_DROPOUT = 0.1  # arXiv:2404.02905, section 4
@@ -64,7 +65,7 @@ def train_generator(
     family: str = "var",
     augment: Augment | None = None,
     class_dropout: float = CLASS_DROPOUT,
-    progress: Progress = lambda step, values: None,
+    progress: MetricsProgress = lambda step, values: None,
 ) -> TrainableModel:
     """Train a generator of the tokens of labelled images and write it to `out` (safetensors).
 
@@ -104,7 +105,7 @@ def fit(
     data: TokenBatches,
     recipe: Recipe,
     checkpoint: Path,
-    progress: Progress,
+    progress: MetricsProgress,
     *,
     class_dropout: float = CLASS_DROPOUT,
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, UsageError
+from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, UsageError, describe_differences
+from avarc_cli.progress import MetricsProgress
+from avarc_cli.storage import remove_leftovers, replacing
 
-Progress = Callable[[int, dict[str, float]], None]  # (steps done, running averages)
 ShouldContinue = Callable[[int, dict[str, Tensor]], bool]  # (steps done, averaged weights) -> whether to continue
 LossOfStep = Callable[[int], tuple[Tensor, dict[str, float]]]  # step -> (loss, what to show)
 
@@ -68,7 +68,7 @@ def train(
     loss_of_step: LossOfStep,
     recipe: Recipe,
     checkpoint: Path | None,
-    progress: Progress,
+    progress: MetricsProgress,
     *,
     subject: str,
     should_continue: ShouldContinue = lambda step, averaged: True,
@@ -164,9 +164,9 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "averaged": averaged,
     }
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    # To a file object: given a name, torch stores it in the archive, and the temporary name is random.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
 
 
 def _resume(
@@ -176,6 +176,7 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     averaged: dict[str, Tensor],
 ) -> int:
+    remove_leftovers(path.parent, lambda name: name == path.name)  # of a kill while saving
     if not path.exists():
         return 0
     try:
@@ -184,11 +185,10 @@ def _resume(
     except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
         why, fix = (str(error) or type(error).__name__).splitlines()[0], f"delete {path} to start over"
         raise CheckpointError(f"{path} is damaged, or no training checkpoint", why, fix) from None
-    differing = [f"{k}: {theirs.get(k)} there, {v} here" for k, v in identity.items() if theirs.get(k) != v]
-    if differing:
+    if differences := describe_differences({name: theirs.get(name) for name in identity}, identity):
         raise CheckpointError(
             f"{path} belongs to another training run",
-            "; ".join(differing),
+            differences,
             f"repeat that run's options to continue it, or delete {path} to start over",
         )
     model.load_state_dict(state["model"])

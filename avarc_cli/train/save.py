@@ -13,7 +13,7 @@ from torch import Tensor
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.layers.low_rank import LowRank
 from avarc_cli.likelihood import TrainableModel
-from avarc_cli.storage import write_whole
+from avarc_cli.storage import write_bytes
 
 
 def check_output(out: Path, *, folder: bool = False) -> None:
@@ -70,13 +70,13 @@ def save_lora(changes: Mapping[str, LowRank], folder: Path, *, base_sha256: str)
     }
     folder.mkdir(exist_ok=True)
     _save(tensors, {"base_sha256": base_sha256}, folder / "adapter_model.safetensors")
-    write_whole(folder / "adapter_config.json", json.dumps(config, indent=1).encode())
+    write_bytes(folder / "adapter_config.json", json.dumps(config, indent=1).encode())
 
 
 def _save(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
     content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata)
     try:
-        write_whole(path, in_order(content))
+        write_bytes(path, in_order(content))
     except OSError as error:
         raise AvarcError(
             f"cannot write '{path}'", error.strerror or str(error), "free some space, or name another"

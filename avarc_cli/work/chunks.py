@@ -1,7 +1,10 @@
-"""The unfinished cache: a folder `OUT.parts` with the request and one file a unit of images.
+"""Work in progress on disk: a folder with the request, and one file for each finished chunk.
 
-`request.json` says what is being made; `000012.npz` holds unit 12. Both are written whole or not at all, so what is
-there can be used by the next run, if it asks for the same.
+    FOLDER/request.json    what is being made
+    FOLDER/000012.npz      the result of chunk 12, as named arrays
+
+Files appear in one step, so a process that is killed leaves work that can be continued. What the arrays mean, and
+whether they are right, only the caller's `ChunkFormat` knows.
 """
 
 from __future__ import annotations
@@ -15,15 +18,16 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from avarc_cli.errors import AvarcError
-from avarc_cli.storage import TEMPORARY, write_whole
+from avarc_cli.storage import remove_leftovers, write_bytes
 
-# What zip files and arrays in them are known to raise when their bytes are not as they were written.
-DAMAGED = (
+Result = TypeVar("Result")
+
+CORRUPT = (
     OSError,
     EOFError,
     LookupError,
@@ -37,149 +41,122 @@ DAMAGED = (
     zlib.error,
     zipfile.BadZipFile,
 )
-
+"""What reading zip files and arrays raises when bytes changed; tests/work/test_chunks.py changes bytes at random."""
 
 REQUEST = "request.json"
 
 
 @dataclass(frozen=True)
-class Unreadable:
-    """An image that could not be read: its index in the full set, its name, and the reason."""
+class Chunks:
+    """Items 0 to `items` - 1, divided into chunks: consecutive items, numbered from 0."""
 
-    index: int
-    name: str
-    reason: str
+    items: int
+    """Number of items."""
 
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """What became of one unit of images.
-
-    rows: (n,) int64, indices in the full set of the readable ones, increasing; tokens: (n, S, L) uint16;
-    latents: (n, Z, h, w) float16, or None where they are not kept.
-    """
-
-    rows: np.ndarray
-    tokens: np.ndarray
-    latents: np.ndarray | None
-    unreadable: tuple[Unreadable, ...]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The folder of a cache in the making.
-
-    total: images of the request; unit: images a part; sample_shape: (S, L); latents: whether they are kept.
-    """
-
-    folder: Path
-    total: int
-    unit: int
-    sample_shape: tuple[int, int]
-    latents: bool
+    size: int
+    """Items of each chunk; the last one may have fewer."""
 
     @property
     def count(self) -> int:
-        """Number of units."""
-        return -(-self.total // self.unit)
+        """Number of chunks."""
+        return -(-self.items // self.size)
 
-    def images(self, number: int) -> range:
-        """Indices in the full set of a unit's images."""
-        return range(number * self.unit, min((number + 1) * self.unit, self.total))
+    def items_of(self, number: int) -> range:
+        """The items of a chunk."""
+        return range(number * self.size, min((number + 1) * self.size, self.items))
 
-    def open(self, request: Mapping[str, Any]) -> None:
-        """Make the folder ready for the request: keep the parts of an equal one, drop those of another.
+    def count_items(self, numbers: Iterable[int]) -> int:
+        """Number of items in these chunks."""
+        return sum(len(self.items_of(number)) for number in numbers)
 
-        Nobody else may open it meanwhile, or be at work in it for another request. Raises: OSError.
+
+class ChunkFormat(Protocol[Result]):
+    """How the result of a chunk is stored."""
+
+    def to_arrays(self, result: Result) -> Mapping[str, np.ndarray]:
+        """The arrays of a chunk file, in this order. `to_json_array` makes one of anything that JSON knows."""
+        ...
+
+    def from_arrays(self, items: range, arrays: Mapping[str, np.ndarray]) -> Result:
+        """The result for these items. Arrays are read when they are looked up.
+
+        Raises: one of CORRUPT unless the arrays are such a result.
         """
-        if recorded_request(self.folder) != request:
-            self.remove()  # without a request nothing says what the parts are
-            self.folder.mkdir()
-            write_whole(self.folder / REQUEST, json.dumps(request, sort_keys=True, indent=1).encode())
+        ...
 
-    def clean(self, units: range) -> None:
-        """Delete what a kill left half-written of these units, and of the assembly. Raises: OSError."""
-        for temporary in self.folder.glob(f"*{TEMPORARY}"):
-            number = temporary.name.partition(".")[0]
-            if not number.isdecimal() or int(number) in units:
-                temporary.unlink()
 
-    def remove(self) -> None:
-        """Delete the folder, if it is there. Raises: OSError."""
-        remove_parts(self.folder)
+@dataclass(frozen=True)
+class ChunkFolder(Generic[Result]):
+    """The folder of some work. All methods but `finished` and `size` raise OSError when the disk fails."""
+
+    path: Path
+    chunks: Chunks
+    format: ChunkFormat[Result]
+
+    def create(self, request: Mapping[str, Any]) -> None:
+        """Delete what is there, and begin the work that `request` describes.
+
+        No other process may use the folder meanwhile.
+        """
+        delete(self.path)
+        self.path.mkdir()
+        write_bytes(self.path / REQUEST, json.dumps(request, sort_keys=True, indent=1).encode())
+
+    def clean(self, numbers: range) -> None:
+        """Delete what killed processes left half-written of these chunks, which no other process may be computing."""
+
+        def is_unused(name: str) -> bool:
+            number = name.partition(".")[0]
+            return not number.isdecimal() or int(number) in numbers
+
+        remove_leftovers(self.path, is_unused)
 
     def finished(self) -> set[int]:
-        """Numbers of the units that have a part. They appear whole; whether a disk damaged one, `damaged` tells."""
-        names = (path.name for path in self.folder.glob("*.npz"))
-        return {int(name[:-4]) for name in names if name[:-4].isdecimal()} & set(range(self.count))
+        """Numbers of the chunks that have a file. It was complete when it appeared; `corrupt` tells whether it is."""
+        names = (path.name for path in self.path.glob("*.npz"))
+        return {int(name[:-4]) for name in names if name[:-4].isdecimal()} & set(range(self.chunks.count))
 
-    def damaged(self, numbers: Iterable[int]) -> list[int]:
-        """Those of these units whose part cannot be used."""
-        return [number for number in numbers if not self._is_whole(number)]
+    def corrupt(self, numbers: Iterable[int]) -> list[int]:
+        """Those of these chunks whose file cannot be used."""
+        return [number for number in numbers if not self._is_usable(number)]
 
     def size(self) -> int:
-        """Bytes of all parts and the request."""
-        return sum(path.stat().st_size for path in self.folder.iterdir())
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.path.iterdir())
 
-    def save(self, number: int, part: Part) -> None:
-        """Write one unit. Raises: OSError."""
-        arrays = {"rows": part.rows, "tokens": part.tokens}
-        if part.latents is not None:
-            arrays["latents"] = part.latents
-        text = json.dumps([[bad.index, bad.name, bad.reason] for bad in part.unreadable])
-        arrays["unreadable"] = np.frombuffer(text.encode(), dtype=np.uint8)
+    def save(self, number: int, result: Result) -> None:
+        """Write the file of a chunk in one step; the same result gives the same bytes."""
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        write_whole(self._path(number), buffer.getvalue())
+        np.savez(buffer, allow_pickle=False, **self.format.to_arrays(result))
+        write_bytes(self._file(number), buffer.getvalue())
 
-    def load(self, number: int) -> Part:
-        """Read one unit. Raises: one of DAMAGED when it is missing, cut short, or not what this request makes."""
-        with self._path(number).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            listed = json.loads(file["unreadable"].tobytes())
-            part = Part(
-                rows=file["rows"],
-                tokens=file["tokens"],
-                latents=file["latents"] if self.latents else None,
-                unreadable=tuple(Unreadable(*entry) for entry in listed),
-            )
-        done = sorted([*part.rows.tolist(), *(bad.index for bad in part.unreadable)])
-        shape = (len(part.rows), *self.sample_shape)
-        if done != list(self.images(number)) or part.tokens.shape != shape or part.tokens.dtype != np.uint16:
-            raise ValueError(f"part {number} is of another request")
-        if part.latents is not None and len(part.latents) != len(part.rows):
-            raise ValueError(f"part {number} has latents of {len(part.latents)} of {len(part.rows)} images")
-        return part
+    def load(self, number: int) -> Result:
+        """Read the file of a chunk. Raises: one of CORRUPT when it is missing, cut short, changed or another's."""
+        with self._file(number).open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return self.format.from_arrays(self.chunks.items_of(number), arrays)
 
-    def stream(self, numbers: Iterable[int]) -> Iterator[Part]:
-        """These units, one after the other. Raises: AvarcError when one was damaged since it was written."""
+    def stream(self, numbers: Iterable[int]) -> Iterator[Result]:
+        """The results of these chunks, one at a time. Raises: AvarcError when a file became corrupt meanwhile."""
         for number in numbers:
             try:
                 yield self.load(number)
-            except DAMAGED as error:
-                what = f"'{self._path(number)}' was damaged while it was in use"
-                raise AvarcError(what, str(error), "run the same command again: it is made anew") from error
+            except CORRUPT as error:
+                what = f"'{self._file(number)}' became corrupt while it was in use"
+                raise AvarcError(what, str(error), "run the same command again to compute it again") from error
 
-    def _is_whole(self, number: int) -> bool:
+    def _is_usable(self, number: int) -> bool:
         try:
             self.load(number)
-        except DAMAGED:
+        except CORRUPT:
             return False
         return True
 
-    def summary(self, numbers: Iterable[int]) -> tuple[int, list[tuple[str, str]]]:
-        """Readable images of these units, and (name, reason) of the others. Raises: AvarcError, like `stream`."""
-        images, unreadable = 0, []
-        for part in self.stream(numbers):
-            images += len(part.rows)
-            unreadable += [(bad.name, bad.reason) for bad in part.unreadable]
-        return images, unreadable
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.npz"
+    def _file(self, number: int) -> Path:
+        return self.path / f"{number:06d}.npz"
 
 
 def recorded_request(folder: Path) -> dict[str, Any] | None:
-    """What the parts in a folder were made for; None when there is no folder, or nothing in it can be used."""
+    """What a folder of chunks was created for; None when there is no folder, or no readable request in it."""
     try:
         request = json.loads((folder / REQUEST).read_bytes())
     except (FileNotFoundError, ValueError):
@@ -187,9 +164,19 @@ def recorded_request(folder: Path) -> dict[str, Any] | None:
     return request if isinstance(request, dict) else None
 
 
-def remove_parts(folder: Path) -> None:
-    """Delete a folder of parts, if it is there. Raises: OSError."""
+def delete(folder: Path) -> None:
+    """Delete a folder of chunks, if it exists. Raises: OSError."""
     if folder.exists():
-        # First: a folder that lost only some of its parts to a kill must not pass for a usable one.
+        # First: without its request, a folder that a kill left half-deleted is not continued.
         (folder / REQUEST).unlink(missing_ok=True)
         shutil.rmtree(folder)
+
+
+def to_json_array(value: Any) -> np.ndarray:
+    """A JSON value as an array for a chunk file: its text in UTF-8, uint8."""
+    return np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
+
+
+def from_json_array(array: np.ndarray) -> Any:
+    """The value that `to_json_array` stored. Raises: ValueError."""
+    return json.loads(array.tobytes())

@@ -1,8 +1,8 @@
-"""Who may write where: locks that die with their process, on one machine or over a network file system.
+"""Locks on work in progress. They end with their process, on one machine or over a network file system.
 
-A place that is written to has a lock file beside it, `PATH.lock`. It is locked byte by byte: byte n stands for unit n
-of the work, and one byte far behind them for the place as a whole. So several processes can work on different units at
-once, nobody on the same ones, and whoever opens or closes the place does so alone.
+A path that is being written has a lock file beside it, `PATH.lock`, of which ranges of bytes are locked: byte n stands
+for chunk n of the work, and one byte far behind them, the exclusive lock, for starting and finishing the work. So
+processes can compute different chunks at once, no two compute the same one, and one at a time starts or finishes.
 """
 
 from __future__ import annotations
@@ -16,90 +16,95 @@ from pathlib import Path
 
 from avarc_cli.errors import AvarcError
 
-WHOLE_PLACE = 2**40  # a byte no unit stands for
+EXCLUSIVE = 2**40
+"""The byte of the exclusive lock; more chunks than that there are never."""
+
+ALL_CHUNKS = range(EXCLUSIVE)
 
 
-def lock_of(path: Path) -> Path:
-    """The file that is locked while the path is being written."""
+def lock_file(path: Path) -> Path:
+    """The file that is locked while `path` is being written."""
     return path.with_name(path.name + ".lock")
 
 
 @contextmanager
 def only_writer(path: Path) -> Iterator[None]:
-    """Hold `PATH.lock` as a whole, so that no second process writes to the same place; gone afterwards.
+    """Be the only process that writes to `path`; the lock file is deleted afterwards.
 
-    Raises: AvarcError at once when another process holds it; OSError when the folder cannot be written to.
+    Raises: AvarcError at once when another process holds the lock; OSError when the folder cannot be written to.
     """
-    with one_of_the_writers(path, wait=False) as turn:
-        turn.claim(range(WHOLE_PLACE))
+    with chunk_lock(path, wait=False) as lock:
+        lock.claim(ALL_CHUNKS)
         yield
 
 
 @contextmanager
-def one_of_the_writers(path: Path, *, wait: bool) -> Iterator[Turn]:
-    """A turn at the place, which nobody else opens or closes meanwhile; the lock file goes with the last writer.
+def chunk_lock(path: Path, *, wait: bool) -> Iterator[ChunkLock]:
+    """Be one of the processes that write to `path`, at first with the exclusive lock.
 
-    wait: for whoever opens or closes it now, which takes seconds. Otherwise:
+    The last of them deletes the lock file.
 
-    Raises: AvarcError at once when another process holds it; OSError when the folder cannot be written to.
+    Args:
+        wait: block while another process holds the exclusive lock, which takes seconds. Otherwise that is an error.
+    Raises: AvarcError when another process holds the exclusive lock; OSError when the folder cannot be written to.
     """
-    turn = Turn(path, _acquire(path, wait=wait))
+    lock = ChunkLock(path, _open_and_lock(path, wait=wait))
     try:
-        yield turn
+        yield lock
     finally:
-        turn.end()
+        lock.close()
 
 
-class Turn:
-    """The right to open or close a place now, and to work on the units that were claimed."""
+class ChunkLock:
+    """What one process holds of the locks on a path: chunks that it claimed, and at times the exclusive lock."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path, self._descriptor = path, descriptor
 
-    def claim(self, units: range) -> None:
-        """Take these units. Raises: AvarcError when another process is at one of them."""
-        if len(units) and not _try(self._descriptor, len(units), units.start):
-            raise _held(self._path)
+    def claim(self, chunks: range) -> None:
+        """Claim these chunks until the end. Raises: AvarcError when another process has claimed one of them."""
+        if len(chunks) and not _try_lock(self._descriptor, len(chunks), chunks.start):
+            raise _is_locked(self._path)
 
-    def let_others_in(self) -> None:
-        """Others may open the place from now on, and claim other units."""
-        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, WHOLE_PLACE)
+    def release_exclusive(self) -> None:
+        """Let other processes start, and claim other chunks."""
+        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, EXCLUSIVE)
 
-    def come_back(self) -> None:
-        """Once more nobody else opens or closes the place; waits for whoever is at it."""
-        fcntl.lockf(self._descriptor, fcntl.LOCK_EX, 1, WHOLE_PLACE)
+    def acquire_exclusive(self) -> None:
+        """Keep other processes from starting or finishing; blocks while another one does."""
+        fcntl.lockf(self._descriptor, fcntl.LOCK_EX, 1, EXCLUSIVE)
 
-    def alone(self) -> bool:
-        """Whether nobody else has claimed any unit; if so, all are claimed by this turn."""
-        return _try(self._descriptor, 0, 0)
+    def is_sole_holder(self) -> bool:
+        """Whether no other process has claimed a chunk. If so, this one has claimed all of them from now on."""
+        return _try_lock(self._descriptor, 0, 0)
 
-    def end(self) -> None:
-        """Give everything back."""
-        if self.alone():
-            lock_of(self._path).unlink(missing_ok=True)  # while it is held: nobody else can have acquired it
-        os.close(self._descriptor)  # unlocks all at once: of two that end, one finds itself alone
+    def close(self) -> None:
+        """Release everything."""
+        if self.is_sole_holder():
+            lock_file(self._path).unlink(missing_ok=True)  # while it is locked: no other process can have acquired it
+        os.close(self._descriptor)  # unlocks everything in one step: of two that close, one is the sole holder
 
 
-def _acquire(path: Path, *, wait: bool) -> int:
-    lock = lock_of(path)
+def _open_and_lock(path: Path, *, wait: bool) -> int:
+    lock = lock_file(path)
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            # lockf, not flock: forked workers do not inherit it, so those that outlive a killed parent block nobody.
+            # lockf, not flock: forked workers do not inherit it, so workers that outlive a killed parent block nothing.
             if wait:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, WHOLE_PLACE)
-            elif not _try(descriptor, 1, WHOLE_PLACE):
-                raise _held(path)
+                fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, EXCLUSIVE)
+            elif not _try_lock(descriptor, 1, EXCLUSIVE):
+                raise _is_locked(path)
             if lock.exists() and os.path.samestat(os.fstat(descriptor), lock.stat()):
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # the holder removed the file between our opening and locking it: try the new one
+        os.close(descriptor)  # the holder deleted the file after we opened it and before we locked it: use the new one
 
 
-def _try(descriptor: int, count: int, start: int) -> bool:
-    """Lock so many bytes (0: to the end) if nobody else holds one of them. Raises: OSError."""
+def _try_lock(descriptor: int, count: int, start: int) -> bool:
+    """Lock `count` bytes (0: to the end), unless another process holds one of them. Raises: OSError."""
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, count, start)
     except OSError as error:
@@ -109,9 +114,9 @@ def _try(descriptor: int, count: int, start: int) -> bool:
     return True
 
 
-def _held(path: Path) -> AvarcError:
+def _is_locked(path: Path) -> AvarcError:
     return AvarcError(
         f"'{path}' is being written by another process",
-        f"it holds the lock '{lock_of(path)}'",
+        f"it holds the lock '{lock_file(path)}'",
         "wait for it to end, or write to another file",
     )

@@ -1,72 +1,78 @@
-"""Units as tasks of a Ray cluster: what a dead worker was at is done again elsewhere, and the parts are the same."""
+"""Chunks as tasks of a Ray cluster. What a dead worker was computing is computed again by another."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.tokens.encoder import UnitEncoder
-from avarc_cli.work.chunks import Part
 
-RETRIES = 5  # of one unit whose worker died
-AHEAD = 2  # units queued for each worker
+if TYPE_CHECKING:
+    from avarc_cli.work.run import ChunkTask, Tick
 
-_encoders: dict[str, UnitEncoder] = {}  # in a worker: the one it was given last, fetched once
+Result = TypeVar("Result")
+
+MAX_RETRIES = 5
+"""How often a chunk whose worker died is tried again, before the run fails; a choice without measurement."""
+
+QUEUED_PER_WORKER = 2
+"""One being computed and one waiting, so that no worker is idle while a result is saved."""
+
+_tasks: dict[str, Any] = {}  # in a worker: the task it was sent last, by the id of Ray's copy
 
 
-def parts(encoder: UnitEncoder, units: Mapping[int, range], tick: Callable[[int], None]) -> Iterator[tuple[int, Part]]:
-    """Each unit's number and part, in the order in which they are ready; tick is called with the images of each.
+def run(task: ChunkTask[Result], chunks: Mapping[int, range], tick: Tick) -> Iterator[tuple[int, Result]]:
+    """Number and result of each chunk, in the order in which they are finished; tick is called for each chunk.
 
-    Joins the cluster that RAY_ADDRESS names, or the one on this machine, or starts one here. Workers read the images
-    at the paths that this process sees. They compute with as many threads as this process, since roundings depend on
-    that; a tokenizer on a GPU needs a GPU for each task.
+    Joins the cluster that RAY_ADDRESS names, or the one on this machine, or starts one here. Workers open files at the
+    same paths as this process. They use as many threads as this process, since roundings depend on that.
 
-    Raises: UsageError when Ray is not installed; AvarcError when a unit fails for good.
+    Raises: UsageError when Ray is not installed; AvarcError when a chunk fails for good.
     """
-    ray = _import()
+    ray = _import_ray()
     if not ray.is_initialized():
         ray.init(configure_logging=False, log_to_driver=False, include_dashboard=False)
     import torch
 
-    threads, on_gpu = torch.get_num_threads(), _device(encoder).startswith("cuda")
-    cores = min(threads, max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes()))  # or no node would do
-    task = ray.remote(_part).options(num_cpus=cores, num_gpus=int(on_gpu), max_retries=RETRIES)
-    shared = ray.put(encoder)
-    waiting = list(units.items())[::-1]
+    threads = torch.get_num_threads()
+    # A worker that asks for more cores than any node has would never start.
+    cores = min(threads, max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes()))
+    remote = ray.remote(_compute).options(num_cpus=cores, num_gpus=int(task.uses_gpu), max_retries=MAX_RETRIES)
+    workers = max(1, int(ray.cluster_resources().get("CPU", 1)) // max(1, cores))
+    copy = ray.put(task)
+    pending = list(chunks.items())[::-1]
     running: dict[Any, int] = {}
-    at_once = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)) // max(1, cores))
     try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                number, unit = waiting.pop()
-                running[task.remote([shared], shared.hex(), unit, threads)] = number
+        while pending or running:
+            while pending and len(running) < QUEUED_PER_WORKER * workers:
+                number, items = pending.pop()
+                running[remote.remote([copy], copy.hex(), items, threads)] = number
             ready, _ = ray.wait(list(running))
-            for made in ready:
-                number = running.pop(made)
-                yield number, _result(ray, made)
-                tick(len(units[number]))
+            for reference in ready:
+                number = running.pop(reference)
+                yield number, _get(ray, reference)
+                tick(len(chunks[number]))
     finally:
-        for unfinished in running:
-            ray.cancel(unfinished, force=True)
+        for reference in running:
+            ray.cancel(reference, force=True)
 
 
-def _part(shared: list[Any], key: str, unit: range, threads: int) -> Part:
-    """In a worker: one unit. The encoder comes in a list, lest Ray fetches it anew for every task."""
+def _compute(copy: list[Any], key: str, items: range, threads: int) -> Any:
+    """In a worker: one chunk. The copy is in a list: a bare argument would be fetched again for every chunk."""
     import ray
     import torch
 
-    if key not in _encoders:
-        _encoders.clear()
+    if key not in _tasks:
+        _tasks.clear()
         torch.set_num_threads(threads)
-        _encoders[key] = ray.get(shared[0])
-    return next(part for _, part in _encoders[key].parts({0: unit}, workers=0))
+        _tasks[key] = ray.get(copy[0])
+    return next(result for _, result in _tasks[key].run({0: items}, lambda items: None))
 
 
-def _import() -> Any:
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns about this in all who ask for no GPU
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send statistics home
+def _import_ray() -> Any:
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else every process without a GPU warns
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # by default Ray sends usage statistics to its makers
     try:
         import ray
     except ImportError:
@@ -74,19 +80,14 @@ def _import() -> Any:
     return ray
 
 
-def _device(encoder: UnitEncoder) -> str:
-    return str(getattr(encoder.tokenizer, "device", "cpu"))
-
-
-def _result(ray: Any, made: Any) -> Part:
+def _get(ray: Any, reference: Any) -> Any:
     try:
-        part: Part = ray.get(made)
+        return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, AvarcError):
             raise error.cause from error
         raise
     except ray.exceptions.RayError as error:
         why = str(error).split("\n", maxsplit=1)[0]
-        fix = "look into Ray's logs, and run the same again: finished units are kept"
-        raise AvarcError("a unit could not be encoded on Ray", why, fix) from error
-    return part
+        fix = "see Ray's logs, and run the same command again: finished chunks are kept"
+        raise AvarcError("a chunk could not be computed on Ray", why, fix) from error

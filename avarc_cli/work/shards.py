@@ -1,4 +1,4 @@
-"""A share of the work: which of n processes, each started with the same request, does which units."""
+"""Shards: n processes, each started with the same request, divide the chunks of the work among them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from avarc_cli.errors import UsageError
 
 @dataclass(frozen=True)
 class Shard:
-    """Share `number` (1-based) of `of` equal ones; the default is all of the work.
+    """One of `of` equal shards; by default all of the work.
 
     Raises: UsageError unless 1 <= number <= of.
     """
 
     number: int = 1
+    """Counted from 1."""
+
     of: int = 1
+    """Number of shards."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.of:
@@ -32,6 +35,6 @@ class Shard:
             raise UsageError(f"cannot read --shard '{text}'", "it is a number and a count", "write --shard 1/8 to 8/8")
         return cls(int(number), int(of))
 
-    def units(self, count: int) -> range:
-        """The units of this share, of so many in all; shares differ by one unit at most, and some may be empty."""
+    def chunks(self, count: int) -> range:
+        """This shard's of `count` chunks. Shards differ by one chunk at most; some may be empty."""
         return range(count * (self.number - 1) // self.of, count * self.number // self.of)

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from avarc_cli.errors import AvarcError, CheckpointError, UsageError, shorten_list
+from avarc_cli.storage import replacing
 from avarc_cli.zoo import lora, paths, weights_index
 
 WRAPPERS = ("trainer", "var_wo_ddp", "state_dict", "model")
@@ -126,7 +127,8 @@ def convert_and_cache(path: Path, sha256: str | None = None) -> weights_index.In
     try:
         if is_pickle:
             copy = weights_index.copy_path(sha256)
-            with paths.replacing(copy) as temporary:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(copy) as temporary:
                 save_file(_unshare(tensors), temporary, metadata)
             written = copy.stat()
             entry = replace(entry, copy=str(copy), copy_size=written.st_size, copy_mtime_ns=written.st_mtime_ns)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +18,14 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from avarc_cli.errors import AvarcError
+from avarc_cli.progress import Progress
+from avarc_cli.storage import move_into_place
 from avarc_cli.zoo import hub, local_files, weights_index
 from avarc_cli.zoo.card import HubFile
 from avarc_cli.zoo.fetch import disk_error, fetch
 
 PARTIAL = ".incomplete"  # huggingface_hub's own suffix
 SHA256_LENGTH = 64  # hex digits; the name of a blob that is a large file
-
-Progress = Callable[[int, "int | None", str], None]
-"""Receives the number of bytes done, in total (None if unknown), and what is being done."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def _install(plan: DownloadPlan, progress: Progress, notify: hub.Notify) -> None
     if cached is not None:
         shutil.copyfile(cached, partial)
     elif plan.remote is not None:
-        fetch(plan.remote, partial, lambda done, total: progress(done, total, ""), notify)
+        fetch(plan.remote, partial, progress, notify)
     else:
         raise AvarcError(f"{plan.target} was corrupt", "its sha256 is wrong", "run it again online")
     found = _sha256(partial, progress)
@@ -175,9 +174,7 @@ def _install(plan: DownloadPlan, progress: Progress, notify: hub.Notify) -> None
             f"its sha256 is {found}; the hub says {plan.sha256}",
             "run it again; if it happens again, something on the way (HF_ENDPOINT, a proxy) changes files",
         )
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, plan.target)
+    move_into_place(partial, plan.target)
 
 
 def _cached_blob(plan: DownloadPlan) -> Path | None:

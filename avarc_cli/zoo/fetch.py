@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,10 @@ from huggingface_hub import constants, get_session
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not listed
 
 from avarc_cli.errors import AvarcError, Interrupted
+from avarc_cli.progress import Progress
 from avarc_cli.zoo import hub
 
 REPORTS = 1000  # of progress per file, at most
-
-Progress = Callable[[int, "int | None"], None]
-"""Receives the number of bytes on disk, and in total (None if unknown)."""
 
 
 def fetch(remote: hub.RemoteFile, partial: Path, progress: Progress, notify: hub.Notify) -> None:

@@ -1,4 +1,4 @@
-"""The user's folders for settings and caches, and writing files in them atomically.
+"""The user's own folders.
 
 Both are in AVARC_HOME if it is set. Otherwise settings are in $XDG_CONFIG_HOME/avarc and caches in
 $XDG_CACHE_HOME/avarc (XDG Base Directory Specification).
@@ -7,8 +7,6 @@ $XDG_CACHE_HOME/avarc (XDG Base Directory Specification).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -27,21 +25,3 @@ def _folder(variable: str, default: str) -> Path:
         return Path(home).expanduser()
     base = os.environ.get(variable)
     return (Path(base).expanduser() if base else Path.home() / default) / "avarc"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; what was written there takes its place at the end of the block.
-
-    So the file is, whenever the process dies, either complete or as it was before. Folders are made.
-    Raises: OSError.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write the same thing at once
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

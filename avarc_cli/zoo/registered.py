@@ -15,6 +15,7 @@ from typing import Any
 
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.layout import TokenLayout
+from avarc_cli.storage import write_bytes
 from avarc_cli.zoo import paths, published
 from avarc_cli.zoo.card import Card, HubFile, LocalFile, ModelCard, TokenizerCard
 
@@ -152,8 +153,8 @@ def _save(user: Registered) -> None:
         "revisions": dict(user.revisions),
     }
     try:
-        with paths.replacing(file()) as temporary:
-            temporary.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
+        file().parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(file(), (json.dumps(data, indent=2) + "\n").encode())
     except OSError as problem:
         raise AvarcError(
             f"cannot write {file()}", problem.strerror or str(problem), "set AVARC_HOME to a folder that you can write"

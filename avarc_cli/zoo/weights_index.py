@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avarc_cli.errors import CheckpointError
+from avarc_cli.storage import write_bytes
 from avarc_cli.zoo import paths
 
 HASH_BLOCK = 1 << 22  # bytes read at a time
@@ -93,8 +94,9 @@ def is_indexed(path: Path) -> bool:
 def write(entry: IndexEntry) -> None:
     """Add or replace an entry. Raises: OSError."""
     data = {STAT_KEY if key == "stat" else key: value for key, value in dataclasses.asdict(entry).items()}
-    with paths.replacing(_entry_file(Path(entry.source))) as temporary:
-        temporary.write_text(json.dumps(data, indent=2) + "\n", "utf-8")
+    file = _entry_file(Path(entry.source))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(file, (json.dumps(data, indent=2) + "\n").encode())
 
 
 def forget(path: Path) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from avarc_cli.tokens.request import default_batch, default_unit
+from avarc_cli.tokens.request import default_batch_size, default_chunk_size
 
 SHARDS, DISTINCT = 10, 500
 POLL = 0.5  # seconds
@@ -95,7 +95,7 @@ def main(images: int, folder: Path) -> None:
     out = folder / "t.h5"
     avarc = [sys.executable, "-m", "avarc_cli"]
     command = [*avarc, "encode", str(folder / "shards"), "--model", "digits", "--out", str(out)]
-    all_units = -(-images // default_unit(images, default_batch(16)))
+    all_units = -(-images // default_chunk_size(images, default_batch_size(16)))
     first = Watch(command, Path(f"{out}.parts"))
     first.until(all_units // 2)
     first.process.send_signal(signal.SIGKILL)

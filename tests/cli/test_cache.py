@@ -68,17 +68,18 @@ def test_verify_names_the_rows_that_changed(cache, tmp_path, capsys, dataset):
     assert code == 1 and f"/{dataset} of rows 0 to 1 differs" in said
 
 
-def test_verify_recognizes_a_cache_without_checksums(cache, tmp_path, capsys):
+def test_verify_recognizes_a_cache_without_checksums(cache, tiny, tmp_path, capsys):
     old = tmp_path / "old.h5"
     old.write_bytes(cache.read_bytes())
     with h5py.File(old, "r+") as file:
         for name in file:
             del file[name].attrs["crc32"]
-        header = json.loads(file.attrs["avarc"])
-        del header["dataset"]  # came later, too
+        header = json.loads(file.attrs["avarc"]) | {"format": 1, "patch_nums": list(tiny.patch_nums)}
+        for name in ("layout", "inferred", "dataset", "precision"):  # came later, too
+            del header[name]
         file.attrs["avarc"] = json.dumps(header)
     assert asked(capsys, "verify", old)[1]["checksums"] == 0
-    assert read(old).header.dataset == ""
+    assert (read(old).header.dataset, read(old).header.precision) == ("", "fp32")
     assert main(["cache", "verify", str(old)]) == 0
     assert "too old to have checksums" in capsys.readouterr().out
 
@@ -89,7 +90,7 @@ def test_shards_through_the_command_line(encode, cache, tmp_path, capsys):
         assert encode(tmp_path / "same.h5", "--shard", f"{i}/2", "--batch-size", "1") == 0
     assert (tmp_path / "same.h5").read_bytes() == cache.read_bytes()
     parts = [tmp_path / "1.h5", tmp_path / "2.h5"]
-    assert asked(capsys, "info", parts[0])[1]["part"] == "1 of 2 units of 1"
+    assert asked(capsys, "info", parts[0])[1]["part"] == "1 of 2 chunks of 1"
     code, facts = asked(capsys, "merge", *parts, "--out", tmp_path / "all.h5")
     assert (code, facts["images"]) == (0, 2)
     assert (tmp_path / "all.h5").read_bytes() == cache.read_bytes()

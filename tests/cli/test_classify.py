@@ -217,7 +217,7 @@ def test_staged_runs_cannot_save_likelihoods(cache, models, tmp_path, capsys):
 def test_a_cache_of_another_tokenizer_is_refused_with_both_values(cache, capsys):
     assert main(["classify", str(cache), "--model", "digits"]) == 1
     err = capsys.readouterr().err
-    assert "another tokenizer" in err and "(1, 2, 3, 4)" in err and "scales" in err
+    assert "another tokenizer" in err and "layout: scales 1,2,3,4 in the cache" in err
 
 
 def test_a_finished_run_is_not_scored_again_and_another_request_is_refused(labelled, models, tmp_path, capsys):
@@ -237,7 +237,7 @@ def test_images_with_another_plan_need_another_folder(tiny_files, models, tmp_pa
     capsys.readouterr()
     assert main(command) == 0, "the same again is done already"
     assert main([*command, "--plan", "2:5,4:1:3"]) == 2
-    assert "plan: 4:1 there, 2:5,4:1:3 now" in capsys.readouterr().err
+    assert "plan: 4:1 there, 2:5,4:1:3 here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("option", "value"), [("--sigma", "0.2"), ("--seed", "1"), ("--preprocess", "fit")])

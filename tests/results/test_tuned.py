@@ -90,4 +90,4 @@ def test_a_plan_for_something_else_is_refused_with_both_values(path, field, valu
     PLAN.check({**PLAN.made_for}, path)
     with pytest.raises(UsageError, match="does not hold here") as error:
         PLAN.check({**PLAN.made_for, field: value}, path)
-    assert f"{field}: " in error.value.why and " there, " in error.value.why and " now" in error.value.why
+    assert f"{field}: " in error.value.why and " there, " in error.value.why and " here" in error.value.why

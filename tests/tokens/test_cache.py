@@ -9,6 +9,7 @@ import pytest
 
 from avarc_cli.data import ImageSet, Preprocess
 from avarc_cli.errors import CacheError, UsageError
+from avarc_cli.layout import TokenLayout
 from avarc_cli.tokens import TokenCache, encode, read
 
 PRE = Preprocess("none", 8)
@@ -46,9 +47,10 @@ def test_the_layout_on_disk_is_the_documented_one(cache):
         assert file["labels"].dtype == np.int32
         assert file["paths"].asstr()[0] == "even/000.png"
         header = json.loads(file.attrs["avarc"])
-    assert header["format"] == 1
+    assert header["format"] == 2
     assert header["tokenizer_file"] == "stub.safetensors"  # no path of this machine
-    assert header["patch_nums"] == [1, 2]
+    assert header["layout"] == {"grids": [[1, 1], [2, 2]]}
+    assert header["inferred"] == {}
 
 
 def test_latents_that_were_not_kept_are_said_to_be_missing(images, stub_tokenizer, tmp_path):
@@ -65,7 +67,7 @@ def test_check_accepts_the_tokenizer_that_made_the_cache(cache, stub_tokenizer):
     ("field", "value", "shown"),
     [
         ("sha256", "b" * 64, "b" * 64),
-        ("patch_nums", (1, 2, 3), "(1, 2, 3)"),
+        ("layout", TokenLayout.raster(1, 5), "layout: scales 1,2 in the cache, 1x5 grid for the model"),
         ("image_size", 512, "8 in the cache, 512 for the model"),
         ("vocab_size", 8192, "64 in the cache, 8192 for the model"),
     ],
@@ -84,7 +86,7 @@ def test_a_missing_file_a_folder_and_a_foreign_file_are_told_apart(tmp_path):
     with pytest.raises(CacheError, match="is a folder"):
         read(tmp_path)
     (tmp_path / "text.h5").write_text("hello")
-    with pytest.raises(CacheError, match="damaged, or not a token cache"):
+    with pytest.raises(CacheError, match="corrupt, or not a token cache"):
         read(tmp_path / "text.h5")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = 1
@@ -96,19 +98,21 @@ def test_a_missing_file_a_folder_and_a_foreign_file_are_told_apart(tmp_path):
 def test_a_truncated_cache_is_refused(cache, kept):
     data = cache.path.read_bytes()
     cache.path.write_bytes(data[: int(len(data) * kept)])
-    with pytest.raises(CacheError, match="damaged"):
+    with pytest.raises(CacheError, match="corrupt"):
         read(cache.path)
 
 
 def test_a_newer_format_asks_for_an_upgrade(cache):
     with h5py.File(cache.path, "r+") as file:
-        file.attrs["avarc"] = json.dumps(json.loads(file.attrs["avarc"]) | {"format": 2})
-    with pytest.raises(CacheError, match="version 2, this is 1") as error:
+        file.attrs["avarc"] = json.dumps(json.loads(file.attrs["avarc"]) | {"format": 3})
+    with pytest.raises(CacheError, match="version 3, this is 2") as error:
         read(cache.path)
     assert "upgrade" in error.value.fix
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": "x"}', '{"format": null}', "nonsense"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": 1}', '{"format": 2}', '{"format": "x"}', '{"format": null}', "nonsense"]
+)
 def test_a_header_that_is_none_is_refused(cache, text):
     with h5py.File(cache.path, "r+") as file:
         file.attrs["avarc"] = text
@@ -116,7 +120,7 @@ def test_a_header_that_is_none_is_refused(cache, text):
         read(cache.path)
 
 
-@pytest.mark.parametrize("field", ["samples", "image_size", "patch_nums", "class_names", "vocab_size"])
+@pytest.mark.parametrize("field", ["samples", "image_size", "layout", "class_names", "vocab_size", "inferred"])
 @pytest.mark.parametrize("value", [None, -1, "x", [], [0], 3.5])
 def test_a_header_with_odd_values_is_refused(cache, field, value):
     with h5py.File(cache.path, "r+") as file:
@@ -161,6 +165,30 @@ def test_a_cache_that_vanishes_after_opening_is_an_error_not_a_crash(cache):
     cache.path.unlink()
     with pytest.raises(CacheError):
         cache.tokens([0])
+
+
+def test_layouts_of_any_kind_and_what_was_inferred_are_recorded(images, stub_tokenizer, tmp_path):
+    for number, layout in enumerate((TokenLayout.raster(1, 5), TokenLayout.sequence(5))):
+        tokenizer = stub_tokenizer()
+        tokenizer.layout, tokenizer.inferred = layout, {"image_size": "from the shape of its positions"}
+        encode(images, tokenizer, PRE, tmp_path / f"{number}.h5")
+        header = read(tmp_path / f"{number}.h5").header
+        assert (header.layout, header.inferred) == (layout, tokenizer.inferred)
+        tokenizer.inferred = {}  # a note, not a part of the request
+        assert encode(images, tokenizer, PRE, tmp_path / f"{number}.h5").already_done
+
+
+def test_a_view_shows_rows_of_the_cache_in_its_own_order(cache):
+    view = cache.take([9, 2, 2])
+    assert len(view) == 3 and view.paths == tuple(cache.paths[row] for row in (9, 2, 2))
+    assert view.labels.tolist() == cache.labels[[9, 2, 2]].tolist()
+    assert np.array_equal(view.tokens([0, 2]), cache.tokens([9, 2]))
+    assert np.array_equal(view.latents([1]), cache.latents([2]))
+    again = view.take([2, 0]).first(1)
+    assert again.paths == (cache.paths[2],) and np.array_equal(again.tokens([0]), cache.tokens([2]))
+    for rows in ([3], [-1]):
+        with pytest.raises(IndexError):
+            view.take(rows)
 
 
 def test_a_cache_can_be_cut_to_its_first_images(cache):

@@ -19,23 +19,23 @@ PRE = Preprocess("none", 8)
 def test_a_cache_cut_at_any_byte_is_refused(images, stub_tokenizer, tmp_path):
     out = tmp_path / "t.h5"
     encode(images, stub_tokenizer(), PRE, out, samples=2, latents=True)
-    whole = out.read_bytes()
+    complete = out.read_bytes()
     cut = tmp_path / "cut.h5"
-    lengths = {*range(0, len(whole), 9), *range(len(whole) - 100, len(whole))}
+    lengths = {*range(0, len(complete), 9), *range(len(complete) - 100, len(complete))}
     for length in lengths:
-        cut.write_bytes(whole[:length])
-        with pytest.raises(CacheError, match="damaged"):
+        cut.write_bytes(complete[:length])
+        with pytest.raises(CacheError, match="corrupt"):
             read(cut)
 
 
 def test_changed_bytes_are_found_or_harmless(images, stub_tokenizer, tmp_path):
     out = tmp_path / "t.h5"
     encode(images, stub_tokenizer(), PRE, out, samples=2, latents=True)
-    whole, original = out.read_bytes(), read(out)
+    complete, original = out.read_bytes(), read(out)
     tokens, latents = original.tokens(range(11)), original.latents(range(11))
     found = 0
-    for place in np.random.default_rng(0).permutation(len(whole))[:200].tolist():
-        changed = bytearray(whole)
+    for place in np.random.default_rng(0).permutation(len(complete))[:200].tolist():
+        changed = bytearray(complete)
         changed[place] ^= 1 << place % 8
         out.write_bytes(changed)
         try:
@@ -59,7 +59,7 @@ def test_changed_bytes_are_found_or_harmless(images, stub_tokenizer, tmp_path):
         ("none/t.h5", "there is no folder"),
     ],
 )
-def test_a_place_that_is_no_file_is_refused_before_anything_is_computed(images, stub_tokenizer, tmp_path, place, why):
+def test_a_path_that_is_no_file_is_refused_before_anything_is_computed(images, stub_tokenizer, tmp_path, place, why):
     os.mkfifo(tmp_path / "pipe")
 
     def never() -> None:
@@ -70,12 +70,12 @@ def test_a_place_that_is_no_file_is_refused_before_anything_is_computed(images, 
     assert why in error.value.why
 
 
-def test_a_device_is_no_cache_to_read_either():
+def test_a_device_is_not_read_as_a_cache():
     with pytest.raises(CacheError, match="is not a regular file"):
         read("/dev/null")
 
 
-def test_an_unfinished_cache_says_where_its_work_lies(images, stub_tokenizer, tmp_path):
+def test_an_unfinished_cache_is_an_error_that_names_its_chunks(images, stub_tokenizer, tmp_path):
     def stop() -> None:
         raise KeyboardInterrupt
 
@@ -86,7 +86,7 @@ def test_an_unfinished_cache_says_where_its_work_lies(images, stub_tokenizer, tm
     assert "t.h5.parts" in error.value.why and "again" in error.value.fix
 
 
-def test_a_folder_that_may_not_be_written_to_is_told(images, stub_tokenizer, tmp_path):
+def test_a_folder_without_permission_is_an_error(images, stub_tokenizer, tmp_path):
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o500)
     if os.access(folder, os.W_OK):
@@ -112,12 +112,12 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(images, stub_tokenizer, tmp
     ballast.write_bytes(bytes(8 * 1024))
     out = small_disk / "t.h5"
     with pytest.raises(AvarcError, match="cannot write") as error:
-        encode(images, stub_tokenizer(), PRE, out, unit=2, latents=True)
-    assert "No space left" in error.value.why and "finished units are kept" in error.value.fix
+        encode(images, stub_tokenizer(), PRE, out, chunk_size=2, latents=True)
+    assert "No space left" in error.value.why and "finished chunks are kept" in error.value.fix
     kept = len(list((small_disk / "t.h5.parts").glob("*.npz")))
     assert kept > 0 and not list(small_disk.rglob("*.tmp"))
     ballast.unlink()
     subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
-    assert encode(images, stub_tokenizer(), PRE, out, unit=2, latents=True).encoded == 11 - 2 * kept
-    encode(images, stub_tokenizer(), PRE, tmp_path / "whole.h5", unit=2, latents=True)
-    assert out.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert encode(images, stub_tokenizer(), PRE, out, chunk_size=2, latents=True).encoded == 11 - 2 * kept
+    encode(images, stub_tokenizer(), PRE, tmp_path / "complete.h5", chunk_size=2, latents=True)
+    assert out.read_bytes() == (tmp_path / "complete.h5").read_bytes()

@@ -1,0 +1,67 @@
+"""The result of encoding one chunk of images, and its form in a chunk file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from avarc_cli.work.chunks import from_json_array, to_json_array
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that could not be read."""
+
+    index: int
+    """In the full set."""
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedChunk:
+    """The tokens of one chunk of images. n: its readable images, S samples, L tokens."""
+
+    rows: np.ndarray
+    """(n,) int64: indices in the full set of the readable images, increasing."""
+    tokens: np.ndarray
+    """(n, S, L) uint16."""
+    latents: np.ndarray | None
+    """(n, Z, h, w) float16; None when they are not kept."""
+    unreadable: tuple[Unreadable, ...]
+    """The other images."""
+
+
+@dataclass(frozen=True)
+class EncodedFormat:
+    """The chunk files of a request (`work.chunks.ChunkFormat`)."""
+
+    samples: int
+    num_tokens: int
+    latents: bool
+
+    def to_arrays(self, result: EncodedChunk) -> dict[str, np.ndarray]:
+        """`rows`, `tokens`, `latents` if they are kept, and `unreadable`: JSON, [[index, name, reason], ...]."""
+        arrays = {"rows": result.rows, "tokens": result.tokens}
+        if result.latents is not None:
+            arrays["latents"] = result.latents
+        arrays["unreadable"] = to_json_array([[bad.index, bad.name, bad.reason] for bad in result.unreadable])
+        return arrays
+
+    def from_arrays(self, items: range, arrays: Mapping[str, np.ndarray]) -> EncodedChunk:
+        """The chunk of these images. Raises: one of work.chunks.CORRUPT unless it is one of this request."""
+        chunk = EncodedChunk(
+            rows=arrays["rows"],
+            tokens=arrays["tokens"],
+            latents=arrays["latents"] if self.latents else None,
+            unreadable=tuple(Unreadable(*entry) for entry in from_json_array(arrays["unreadable"])),
+        )
+        images = sorted([*chunk.rows.tolist(), *(bad.index for bad in chunk.unreadable)])
+        shape = (len(chunk.rows), self.samples, self.num_tokens)
+        if images != list(items) or chunk.tokens.shape != shape or chunk.tokens.dtype != np.uint16:
+            raise ValueError("it is of another request")
+        if chunk.latents is not None and len(chunk.latents) != len(chunk.rows):
+            raise ValueError(f"it has latents of {len(chunk.latents)} of {len(chunk.rows)} images")
+        return chunk
