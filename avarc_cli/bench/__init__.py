@@ -1,1 +1,1 @@
-"""Speed: avarc against plain PyTorch on one machine, in one run."""
+"""Speed: avarc against plain PyTorch, measured on one machine in one run."""

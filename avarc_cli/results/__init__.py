@@ -1,1 +1,1 @@
-"""What a classification run leaves behind: the run folder, its numbers, its exports."""
+"""Classification runs: the run folder, records, metrics, reports and exports."""
