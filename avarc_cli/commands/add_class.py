@@ -61,7 +61,7 @@ def add_class(
     names = adding.check_names(list(rows), loaded, open_or_new(bank, loaded.as_base()), existing)
     examples = _examples.encode(source, {n: rows[n] for n in names}, loaded.tokenizer, variation)
     for few in (n for n in names if len(examples[n]) < FEW):
-        only = f"class '{few}' has only {len(examples[few])} images (fewer than {FEW})"
+        only = f"class '{few}' has fewer than {FEW} images ({len(examples[few])})"
         console.warn(f"{only}: training without a validation split or early stopping")
     added = adding.add_classes(
         loaded, bank, examples, options, fit_offset=offset, existing=existing, progress_of=_examples.progress

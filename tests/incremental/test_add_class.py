@@ -95,7 +95,7 @@ def test_the_same_command_gives_the_same_bytes(setting, tmp_path):
 
 def test_one_image_is_enough_and_is_warned_about(setting, tmp_path, capsys):
     assert run(setting, "dark", setting.colours / "dark" / "0.png", *IMAGES, "--bank", tmp_path / "bank") == 0
-    assert "class 'dark' has 1 images: below 5" in capsys.readouterr().err
+    assert "class 'dark' has fewer than 5 images (1)" in capsys.readouterr().err
 
 
 def test_images_come_from_a_cache_too(setting, tmp_path, capsys):
