@@ -49,7 +49,7 @@ class Prediction:
     """The candidates of one image, best first."""
 
     path: str
-    """The image's path, as it was given."""
+    """The image's name in its `ImageSet`: its path below the folder or list it came from."""
 
     ranking: tuple[tuple[str, float, float], ...]
     """(name, posterior probability, score in nats) of every candidate."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import avarc_cli
-from avarc_cli import Options, load_classifier
+from avarc_cli import Options, load_classifier, open_cache, open_images, tune
 from avarc_cli.results import run
 from avarc_cli.zoo.local_files import ASSETS
 
@@ -30,6 +30,18 @@ def test_every_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
 def test_the_page_documents_every_public_name():
     page = PAGE.read_text()
     assert not [name for name in avarc_cli.__all__ if name != "__version__" and f"`{name}" not in page]
+
+
+def test_tuning_ignores_the_classifiers_own_plan_and_score_and_writes_only_where_it_is_asked_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = open_images([ASSETS / "digits" / "test"]).select(None, per_class=2, limit=None)
+    plain = load_classifier("digits", Options(classes="1,7"))
+    other = load_classifier("digits", Options(classes="1,7", plan="2:2,5:1", score="pmi"))
+    cache = open_cache(plain.encode(images, "tokens.h5").path)
+    before = sorted(tmp_path.rglob("*"))
+    plans = [tune(classifier, cache, agreement=0.8, hold_out=4) for classifier in (plain, other)]
+    assert plans[0] == plans[1] and plans[0].held_out["images"] == 4
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.fixture

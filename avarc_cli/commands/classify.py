@@ -96,7 +96,7 @@ def classify(
     _check_inputs(context, data, encoding, out, save_json or save_likelihood)
     spec = model.fetch()
     images = None if _summary.is_cache(data) else encoding.select(data)
-    dataset = images.dataset if images else read(data[0]).header.dataset
+    dataset = read(data[0]).header.dataset if images is None else images.dataset
     classifier = load_classifier(spec, scoring.options(dataset))
     opt.note_inferred(classifier.model)
     _check_out(classifier, out, save_likelihood)
