@@ -40,7 +40,7 @@ from avarc_cli.tokens.encoder import default_workers
 from avarc_cli.tokens.verify import verify
 
 # What run.json records of a cache's header:
-RECORDED = ("source", "dataset", "images_sha256", "preprocess", "precision", "patch_nums", "samples", "sigma", "seed")
+RECORDED = ("source", "dataset", "images_sha256", "preprocess", "precision", "samples", "sigma", "seed")
 MAX_SAMPLES = 1 << 16  # for a plan that is parsed before the images are encoded
 
 
@@ -332,7 +332,11 @@ class Classifier:
         """run.json: everything that the numbers depend on."""
         header = cache.header
         tokens = {name: getattr(header, name) for name in RECORDED}
-        tokens |= {"images": len(cache), "length": self.model.likelihood.segment_ends[-1]}
+        tokens |= {
+            "layout": header.layout.to_dict(),
+            "images": len(cache),
+            "length": self.model.likelihood.segment_ends[-1],
+        }
         classes = self.model.classes
         return self.model.protocol() | {
             "tokens": tokens,

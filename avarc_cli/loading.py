@@ -69,33 +69,32 @@ class ModelSpec:
     """Folder with a LoRA adapter in PEFT's format, to merge into the weights."""
 
 
-def load_tokenizer(spec: ModelSpec | str = "digits", *, patch_nums: tuple[int, ...] | None = None) -> LoadedTokenizer:
+def load_tokenizer(spec: ModelSpec | str = "digits", *, layout: TokenLayout | None = None) -> LoadedTokenizer:
     """The tokenizer that a model reads: its card implies it; a generator's file needs `tokenizer` beside it.
 
     Args:
         spec: `model` may also be the name of a tokenizer card or the path of a tokenizer's checkpoint. Only the two
             names, the two configurations and `device` count. A string stands for `ModelSpec(model)`.
-        patch_nums: sides of the scales, where no file or card states them.
+        layout: of the tokens, where the checkpoint does not state it.
     Raises: UsageError, CheckpointError, AvarcError for weights that are not on this machine.
     """
     spec = _as_spec(spec)
     model, tokenizer, config = spec.model, spec.tokenizer, spec.tokenizer_config
     device = pick_device(spec.device)
-    asked = None if patch_nums is None else TokenLayout.multi_scale(patch_nums)
     if not is_path(model):
         card = any_card(model)
         implied = card.tokenizer if isinstance(card, ModelCard) else card.name
-        loaded = _read_tokenizer(tokenizer or implied, device, asked, card.layout, config)
+        loaded = _read_tokenizer(tokenizer or implied, device, layout, card.layout, config)
         _check_pair(card.name, None, card.layout, loaded)
         return loaded
     if tokenizer is None:
-        return _read_tokenizer(model, device, asked, None, config)
+        return _read_tokenizer(model, device, layout, None, config)
     read = checkpoint.read(Path(model))
     stated = _stated(read, spec.model_config, "--model-config")
     family = families.GENERATORS.recognise(read.tensors, _stated_family(stated), model)
-    layout = family.read_config(read.tensors, stated, model).layout
-    loaded = _read_tokenizer(tokenizer, device, asked, layout, config)
-    _check_pair(model, read.metadata.get("tokenizer_sha256"), layout, loaded)
+    modelled = family.read_config(read.tensors, stated, model).layout
+    loaded = _read_tokenizer(tokenizer, device, layout, modelled, config)
+    _check_pair(model, read.metadata.get("tokenizer_sha256"), modelled, loaded)
     return loaded
 
 

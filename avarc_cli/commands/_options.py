@@ -17,6 +17,7 @@ from avarc_cli.options import Options
 
 if TYPE_CHECKING:
     from avarc_cli.data.datasets import ImageSet
+    from avarc_cli.layout import TokenLayout
     from avarc_cli.loaded import LoadedModel, LoadedTokenizer
     from avarc_cli.loading import ModelSpec
 
@@ -275,6 +276,14 @@ def check_not_given(context: typer.Context, names: Collection[str], where: str, 
 def _is_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def parse_scales(text: str | None) -> TokenLayout | None:
+    """The token layout that --patch-nums names. Raises UsageError for anything else."""
+    from avarc_cli.layout import TokenLayout
+
+    sides = parse_numbers(text, "--patch-nums")
+    return None if sides is None else TokenLayout.multi_scale(sides)
 
 
 def parse_numbers(text: str | None, option: str) -> tuple[int, ...] | None:

@@ -168,7 +168,7 @@ def _draw(cache: TokenCache, rows: range, tokens_NSL: np.ndarray, out: Path, spe
     from avarc_cli.results.picture import grid
     from avarc_cli.tokens.reconstruct import reconstruct
 
-    reader = load_tokenizer(spec, patch_nums=cache.header.patch_nums)
+    reader = load_tokenizer(spec, layout=cache.header.layout)
     cache.check(reader)
     grid(reconstruct(reader, tokens_NSL), [cache.paths[row] for row in rows], out)
     console.note(f"{out}: {len(rows)} images as the tokens show them")

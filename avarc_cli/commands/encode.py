@@ -61,8 +61,7 @@ def encode(
     share = tokens.Shard.parse(shard)
     spec = model.fetch(tokenizer_only=True)
     images = encoding.select(data)
-    scales = opt.parse_numbers(patch_nums, "--patch-nums")
-    reader = load_tokenizer(spec, patch_nums=scales).at(precision)
+    reader = load_tokenizer(spec, layout=opt.parse_scales(patch_nums)).at(precision)
     opt.note_inferred(reader)
     pixels = Preprocess(encoding.preprocess or reader.preprocess, reader.image_size)
     workers = default_workers(str(reader.device)) if encoding.workers is None else encoding.workers

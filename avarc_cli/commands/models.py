@@ -104,7 +104,7 @@ def add(
     path = file.resolve()
     registered.check_name(name)
     if tokenizer is None:
-        reader = loading.load_tokenizer(str(path), patch_nums=opt.parse_numbers(patch_nums, "--patch-nums"))
+        reader = loading.load_tokenizer(str(path), layout=opt.parse_scales(patch_nums))
         opt.note_inferred(reader)
         card: Card = reader.card(name, license=license)
     else:

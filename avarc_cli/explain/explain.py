@@ -34,7 +34,6 @@ from avarc_cli.tokens.cache import TokenCache, read
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
-    from avarc_cli.tokens.header import CacheHeader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +195,7 @@ def explain_predictions(
         tokens_per_batch: tokens of all pairs of one forward pass.
     Raises: UsageError when the comparison cannot be made for an image, or the tokens have no position in it.
     """
-    likelihood, layout = model.likelihood, layout_of(cache.header)
+    likelihood, layout = model.likelihood, cache.header.layout
     require_grids(layout)
     unconditional = [] if likelihood.unconditional is None else [likelihood.unconditional]
     for prediction in predictions:
@@ -217,11 +216,6 @@ def explain_predictions(
             pixels=picture,
             decoded=decoded,
         )
-
-
-def layout_of(header: CacheHeader) -> TokenLayout:
-    """Where a cache's tokens lie."""
-    return TokenLayout.multi_scale(header.patch_nums)
 
 
 def describe(

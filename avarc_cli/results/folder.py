@@ -48,7 +48,7 @@ class RunFolder:
         run_file = self.path / "run.json"
         text = json.dumps(asked, indent=1, sort_keys=True)
         if run_file.exists():
-            self._compare(run_file, json.loads(text))
+            self._compare(self.read_protocol(), json.loads(text))
         else:
             write_bytes(run_file, text.encode())
         if self.predictions.exists():
@@ -87,8 +87,8 @@ class RunFolder:
         return self.predictions.exists()
 
     def read_protocol(self) -> dict[str, Any]:
-        """run.json."""
-        return _read_object(self.path / "run.json")
+        """run.json, as this version writes it."""
+        return _upgraded(_read_object(self.path / "run.json"))
 
     def read_predictions(self) -> list[dict[str, Any]]:
         """The lines of a finished run's predictions.jsonl."""
@@ -129,8 +129,8 @@ class RunFolder:
         for name in OF_IMAGES:
             remove_leftovers(self.path / name)
 
-    def _compare(self, run_file: Path, asked: dict[str, Any]) -> None:
-        if differences := describe_differences(_read_object(run_file), asked):
+    def _compare(self, recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+        if differences := describe_differences(recorded, asked):
             raise UsageError(
                 f"'{self.path}' holds another run",
                 differences,
@@ -160,6 +160,17 @@ def _read_seconds(path: Path) -> float:
     except ValueError:
         fix = "delete it: only the time spent on the finished images is lost"
         raise AvarcError(f"'{path}' is corrupt", "it is not a number of seconds", fix) from None
+
+
+def _upgraded(protocol: dict[str, Any]) -> dict[str, Any]:
+    """A protocol of this or an earlier version, whose tokens had the sides of scales in place of a layout."""
+    tokens = protocol.get("tokens")
+    if not isinstance(tokens, dict) or "patch_nums" not in tokens:
+        return protocol
+    sides = tokens["patch_nums"]
+    grids = [[side, side] for side in sides] if isinstance(sides, list) else sides
+    current = {name: value for name, value in tokens.items() if name != "patch_nums"} | {"layout": {"grids": grids}}
+    return protocol | {"tokens": current}
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -66,9 +66,7 @@ class SavedRun:
         """
         tokens = self.protocol["tokens"]
         try:
-            if "layout" in tokens:
-                return TokenLayout.from_dict(tokens["layout"])
-            return TokenLayout.multi_scale(tokens["patch_nums"]) if "patch_nums" in tokens else None
+            return TokenLayout.from_dict(tokens["layout"]) if "layout" in tokens else None
         except (KeyError, TypeError, ValueError) as error:
             raise AvarcError(f"'{self.path / 'run.json'}' is corrupt", f"tokens: {error}", AGAIN) from None
 

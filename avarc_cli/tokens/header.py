@@ -60,11 +60,6 @@ class CacheHeader:
     inferred: Mapping[str, str] = field(default_factory=dict)
     """Values that the tokenizer's checkpoint does not state: name -> how they were inferred."""
 
-    @property
-    def patch_nums(self) -> tuple[int, ...]:
-        """Sides of the layout's grids. Raises: ValueError when one is not square."""
-        return self.layout.sides
-
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, in the current format."""
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}

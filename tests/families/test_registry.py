@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from avarc_cli import families
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layout import TokenLayout
 from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
 
 TOY = Path(__file__).with_name("toy")
@@ -71,8 +72,8 @@ def test_scales_that_are_stated_nowhere_are_asked_for(scaleless):
 
 
 def test_what_tensors_cannot_tell_is_read_in_order_of_precedence(tiny, scaleless, tmp_path):
-    def sides(patch_nums=None, **options):
-        return load_tokenizer(ModelSpec(str(scaleless), **options), patch_nums=patch_nums).layout.sides
+    def sides(layout=None, **options):
+        return load_tokenizer(ModelSpec(str(scaleless), **options), layout=layout).layout.sides
 
     save_file(tiny.tensors("vae"), scaleless, {"patch_nums": "1,2"})
     assert sides() == (1, 2)
@@ -82,7 +83,7 @@ def test_what_tensors_cannot_tell_is_read_in_order_of_precedence(tiny, scaleless
     chosen = tmp_path / "mine.json"
     chosen.write_text(json.dumps({"patch_nums": [1, 2, 4]}))
     assert sides(tokenizer_config=chosen) == (1, 2, 4)
-    assert sides(tokenizer_config=chosen, patch_nums=(1, 4)) == (1, 4)
+    assert sides(tokenizer_config=chosen, layout=TokenLayout.multi_scale((1, 4))) == (1, 4)
 
 
 @pytest.mark.parametrize(

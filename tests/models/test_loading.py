@@ -15,6 +15,7 @@ from avarc_cli import environment
 from avarc_cli.devices import pick_device
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layout import TokenLayout
 from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
 from avarc_cli.tokenizers.vqvae.family import FAMILY as VQVAE_FAMILY
 
@@ -133,7 +134,7 @@ def test_a_file_of_an_unknown_family_is_refused(tiny, tiny_files, tmp_path):
     for part, args in (("var", ("var.safetensors", tiny_files / "VAE.pth")), ("vae", ("vae.safetensors",))):
         save_file(tiny.tensors(part), tmp_path / f"{part}.safetensors", {"family": "painter"})
         with pytest.raises(CheckpointError, match="family 'painter'"):
-            load_tokenizer(ModelSpec(*(str(tmp_path / name) for name in args)), patch_nums=tiny.patch_nums)
+            load_tokenizer(ModelSpec(*(str(tmp_path / name) for name in args)))
 
 
 class FlagsStub(torch.nn.Module):
@@ -197,7 +198,7 @@ def test_wrappers_half_precision_and_safetensors_load_alike(tiny, tiny_files, tm
 def test_the_command_lines_tokens_are_the_networks_own(golden, tmp_path):
     """The loaded tokenizer may lay out memory as it likes (channels_last): tokens are exact all the same."""
     torch.save(golden.tensors("vae"), tmp_path / "VAE.pth")
-    tokenizer = load_tokenizer(str(tmp_path / "VAE.pth"), patch_nums=golden.patch_nums)
+    tokenizer = load_tokenizer(str(tmp_path / "VAE.pth"), layout=TokenLayout.multi_scale(golden.patch_nums))
     with torch.inference_mode():
         tokens = tokenizer.quantize(tokenizer.encode(golden.images()))
     assert np.array_equal(tokens.numpy(), golden.arrays["tokens"])

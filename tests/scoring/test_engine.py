@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.scoring import engine
 from avarc_cli.scoring.conformal import ScoreTable, simulate
@@ -27,7 +28,7 @@ class State:
     cached: int  # segments
 
 
-class Counting:
+class Counting(LikelihoodModel):
     """A likelihood model that makes its numbers up and records every cell that it scores."""
 
     segment_ends = (1, 3, 6, 10)
@@ -48,6 +49,9 @@ class Counting:
 
     def begin(self, tokens_BL, sequence_P, class_id_P):
         return self.state(tokens=tokens_BL[sequence_P], classes=class_id_P, scored=0, cached=0)
+
+    def sample(self, *args, **options):
+        raise NotImplementedError("nothing is sampled here")
 
     def state(self, **fields):
         state = State(**fields)

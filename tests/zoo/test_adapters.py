@@ -63,15 +63,16 @@ def test_peft_merges_to_the_same_weights(tiny, tmp_path):
 
 def test_peft_loads_our_adapters(tiny, tmp_path):
     peft = pytest.importorskip("peft", reason="needs avarc[peft]")
-    from avarc_cli.train.cca import adapter_of, student_of
+    from avarc_cli.layers import low_rank
+    from avarc_cli.train.cca import student_of
     from avarc_cli.train.save import save_lora
 
-    var = tiny.var()
-    student = student_of(var, 2, torch.Generator().manual_seed(0))
+    model = tiny.likelihood()
+    var, student = model.network, student_of(model, 2, torch.Generator().manual_seed(0)).network
     with torch.no_grad():
-        for _, b in adapter_of(student).values():
-            b.normal_(generator=torch.Generator().manual_seed(1))
-    save_lora(adapter_of(student), tmp_path / "ours", base_sha256="0")
+        for change in low_rank.attached(student).values():
+            change.b.normal_(generator=torch.Generator().manual_seed(1))
+    save_lora(low_rank.attached(student), tmp_path / "ours", base_sha256="0")
     theirs = peft.PeftModel.from_pretrained(tiny.var(), tmp_path / "ours").merge_and_unload()
     for block, taught in zip(theirs.blocks, student.layers, strict=True):
         assert torch.allclose(block.attn.proj.weight, taught.attn.proj.weight, atol=1e-6)
