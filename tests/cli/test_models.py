@@ -54,7 +54,7 @@ def test_json_holds_every_card(capsys, words):
 
 
 def test_json_of_one_card_is_that_card(capsys):
-    assert json.loads(shown(capsys, "models", "show", "var-d36", "--json"))["patch_nums"][-1] == 32
+    assert json.loads(shown(capsys, "models", "show", "var-d36", "--json"))["layout"]["grids"][-1] == [32, 32]
 
 
 def test_quiet_lists_bare_names(capsys):

@@ -30,7 +30,7 @@ class Cache:
 
     def __init__(self, golden):
         self.golden = golden
-        self.header = type("Header", (), {"patch_nums": golden.patch_nums})
+        self.header = type("Header", (), {"layout": TokenLayout.multi_scale(golden.patch_nums)})
 
     def tokens(self, rows):
         return self.golden.tokens().numpy()[rows][:, None]
