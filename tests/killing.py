@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 PTRACE_TRACEME, PTRACE_SYSCALL = 0, 24  # <sys/ptrace.h> of Linux
@@ -14,6 +15,11 @@ NOT_TRACED = 77
 
 def in_child(work: Callable[[], object]) -> int:
     """Run it in a fork. Returns: 0 when it ended, 1 when it raised, -signal when it was killed."""
+    return os.waitstatus_to_exitcode(os.waitpid(_fork(work), 0)[1])
+
+
+def _fork(work: Callable[[], object]) -> int:
+    """Start it in a fork; the child's process id."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -22,7 +28,15 @@ def in_child(work: Callable[[], object]) -> int:
             code = 0
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return pid
+
+
+def killed_after(seconds: float, with_signal: signal.Signals, work: Callable[[], object]) -> bool:
+    """Run it in a fork and send the signal after this time. Returns: whether the signal ended it."""
+    pid = _fork(work)
+    time.sleep(seconds)
+    os.kill(pid, with_signal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) < 0
 
 
 def killed_at_call(count: int, work: Callable[[], object]) -> bool | None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent
+HOLD_LOCK = TESTS / "work" / "scripts" / "hold_lock.py"
 SECONDS = 300
 
 
-def start(script: Path, *args: object, **options: Any) -> subprocess.Popen[str]:
-    """Start a script; the options are Popen's."""
-    return subprocess.Popen([sys.executable, str(script), *map(str, args)], env=_environment(), text=True, **options)
+def start(script: Path, *args: object, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+    """Start a script, with these variables added to the environment; other options are Popen's."""
+    variables = _environment() | dict(env or {})
+    return subprocess.Popen([sys.executable, str(script), *map(str, args)], env=variables, text=True, **options)
 
 
 def run(script: Path, *args: object, log: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,10 @@ class StubTokenizer:
 
     def __init__(self, on_encode: Callable[[], object] = lambda: None) -> None:
         self.on_encode = on_encode
+
+    @property
+    def inferred(self) -> Mapping[str, str]:
+        return {}
 
     def encode(self, images: Tensor) -> Tensor:
         self.on_encode()

@@ -5,14 +5,17 @@ import pty
 from pathlib import Path
 
 import pytest
+import scripts
 import torch
 from conftest import load_golden
 from fake_hub import VAR
 from PIL import Image
-from programs import start
 
 from avarc_cli.cli import main
+from avarc_cli.tokens import read
 from avarc_cli.zoo import cards, local_files, weights_index
+
+ENSURE_WEIGHTS = Path(__file__).parent / "scripts" / "ensure_weights.py"
 
 
 @pytest.fixture
@@ -49,19 +52,19 @@ def test_with_yes_they_are_downloaded_and_used(hub, capsys, tmp_path, picture):
     torch.save(tiny.tensors("vae"), tmp_path / "vae.pth")
     hub.files[VAR, "vae_ch160v4096z32.pth"] = (tmp_path / "vae.pth").read_bytes()
     words = ["encode", picture, "--out", str(tmp_path / "t.h5"), "--model", "var-vqvae-256", "--yes", "--workers", "0"]
-    main([*words, "--patch-nums", ",".join(map(str, tiny.patch_nums))])
+    assert main(words) == 0, capsys.readouterr().err
     path = local_files.locate(cards.tokenizer_card("var-vqvae-256").weights)
     assert path is not None and weights_index.is_indexed(path)
     assert [r.path for r in hub.seen("HEAD") if "var_d16" in r.path] == [], "encode needs no generator"
-    assert (tmp_path / "t.h5").exists(), capsys.readouterr().err
+    assert read(tmp_path / "t.h5").header.layout == cards.tokenizer_card("var-vqvae-256").layout
 
 
 @pytest.mark.parametrize(("answer", "fetched"), [("y", True), ("n", False), ("\x04", False)])
 def test_at_a_terminal_the_user_is_asked(hub, home, picture, answer, fetched):
     """The question goes to stderr; what was answered decides, and Ctrl-D is a no."""
     ours, theirs = pty.openpty()
-    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "0"}
-    process = start("ensure_weights", "var-vqvae-256", env=env, stdin=theirs, stderr=theirs)
+    env = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "0"}
+    process = scripts.start(ENSURE_WEIGHTS, "var-vqvae-256", env=env, stdin=theirs, stderr=theirs)
     os.close(theirs)
     said = b""
     while b"[y/N]" not in said:

@@ -15,7 +15,7 @@ from avarc_cli.data import preprocess as module
 from avarc_cli.errors import UnreadableImage, UsageError
 
 MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"]
-FORMATS = {"1": "png", "CMYK": "tiff", "YCbCr": "tiff", "F": "tiff", "HSV": "tiff", "PA": "tiff"}
+FORMATS = {"1": "png", "CMYK": "tiff", "YCbCr": "jpg", "F": "tiff", "HSV": "tiff", "PA": "tiff"}
 quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

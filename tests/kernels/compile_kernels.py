@@ -58,6 +58,7 @@ def launches() -> Iterator[tuple[ModuleType, str, Callable[[], object]]]:
     hidden, weight = torch.empty(100, 1024, dtype=bf16), torch.empty(4096, 1024, dtype=bf16)
     token = torch.zeros(100, dtype=torch.int64)
 
+    module: ModuleType
     module, name = linear_log_prob_triton, "_linear_log_prob_kernel"
     yield module, name, partial(module.linear_log_prob, hidden, weight, torch.empty(4096), token)
 

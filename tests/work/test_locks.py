@@ -13,13 +13,11 @@ import scripts
 from avarc_cli.errors import AvarcError
 from avarc_cli.work.locks import ALL_CHUNKS, chunk_lock, lock_file, only_writer
 
-HOLD = Path(__file__).parent / "scripts" / "hold_lock.py"
-
 
 @contextmanager
 def rival(path: Path, *chunks: int) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds these chunks (from, to), or everything."""
-    process = scripts.start(HOLD, path, *chunks, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = scripts.start(scripts.HOLD_LOCK, path, *chunks, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         yield process
     finally:

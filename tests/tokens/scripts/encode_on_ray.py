@@ -9,11 +9,13 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 import torch
 from stub_tokenizer import StubTokenizer
+from torch import Tensor
 
 from avarc_cli.data import Preprocess, open_images
 from avarc_cli.errors import AvarcError
@@ -24,22 +26,23 @@ torch.set_num_threads(1)
 FOLDER = Path(sys.argv[1])
 IMAGES = open_images([FOLDER / "images"])
 PRE = Preprocess("none", 8)
-OPTIONS = {"samples": 2, "latents": True, "chunk_size": 2, "engine": "ray"}
+OPTIONS: dict[str, Any] = {"samples": 2, "latents": True, "chunk_size": 2, "engine": "ray"}
 
 
 class Mortal(StubTokenizer):
     """The first worker that encodes dies on the spot."""
 
-    def encode(self, images):
+    def encode(self, images: Tensor) -> Tensor:
         try:
             os.mkdir(FOLDER / "killed")
         except FileExistsError:
             return super().encode(images)
         os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("still alive")
 
 
 class Broken(StubTokenizer):
-    def encode(self, images):
+    def encode(self, images: Tensor) -> Tensor:
         raise MemoryError
 
 

@@ -12,14 +12,14 @@ import time
 from pathlib import Path
 
 import torch
-from killing import in_child, signal_at
+from killing import in_child, killed_after, signal_at
 from stub_tokenizer import StubTokenizer, make_images
 
 from avarc_cli.data import Preprocess
 from avarc_cli.tokens import encode
 
 torch.set_num_threads(1)
-os.fsync = lambda descriptor: None  # a kill is no power cut: the kernel keeps what was written
+os.fsync = lambda fd: None  # what was written survives a kill; only a power cut could lose it
 
 FOLDER = Path(sys.argv[1])
 OUT = FOLDER / "t.h5"
@@ -41,13 +41,7 @@ OUT.unlink()
 moment = random.Random(0)
 kills = 0
 for number in range(10 * KILLS):
-    pid = os.fork()
-    if pid == 0:
-        run()
-        os._exit(0)
-    time.sleep(moment.uniform(0, length))
-    os.kill(pid, signal_at(number))
-    kills += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) < 0
+    kills += killed_after(moment.uniform(0, length), signal_at(number), run)
     if OUT.exists():
         assert OUT.read_bytes() == complete, number
         OUT.unlink()

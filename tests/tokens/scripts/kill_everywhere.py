@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from avarc_cli.errors import AvarcError
 from avarc_cli.tokens import EncodeResult, Shard, encode
 
 torch.set_num_threads(1)
-os.fsync = lambda descriptor: None  # a kill is no power cut: the kernel keeps what was written
+os.fsync = lambda fd: None  # what was written survives a kill; only a power cut could lose it
 
 FOLDER = Path(sys.argv[1])
 OUT = FOLDER / "t.h5"
@@ -32,12 +34,12 @@ IMAGES = make_images(FOLDER / "images", 5)
 IMAGES.paths[3].write_bytes(b"unreadable")
 
 
-def run(on_encode=lambda: None, out: Path = OUT, **options) -> EncodeResult:
+def run(on_encode: Callable[[], object] = lambda: None, out: Path = OUT, **options: Any) -> EncodeResult:
     tokenizer = StubTokenizer(on_encode)
     return encode(IMAGES, tokenizer, Preprocess("none", 8), out, samples=2, chunk_size=2, **options)
 
 
-def run_and_die(step: int, **options) -> None:
+def run_and_die(step: int, **options: Any) -> None:
     killer = DieAt(step)
     killer.watch_files()
     run(killer, **options)

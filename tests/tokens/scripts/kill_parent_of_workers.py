@@ -10,12 +10,14 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from killing import in_child
 from stub_tokenizer import StubTokenizer, make_images
+from torch import Tensor
 
-from avarc_cli.data import Preprocess
+from avarc_cli.data import ImageSet, Preprocess
 from avarc_cli.tokens import encode
 
 torch.set_num_threads(1)
@@ -24,15 +26,15 @@ FOLDER = Path(sys.argv[1])
 PIDS = FOLDER / "pids"
 PIDS.mkdir()
 IMAGES = make_images(FOLDER / "images", 200)
-load = type(IMAGES).load
+load = ImageSet.load
 
 
-def load_and_note(self, *args):
+def load_and_note(self: ImageSet, *args: Any) -> Any:
     (PIDS / str(os.getpid())).touch()
     return load(self, *args)
 
 
-type(IMAGES).load = load_and_note
+setattr(ImageSet, "load", load_and_note)  # noqa: B010  # mypy refuses the assignment
 
 
 class Large(StubTokenizer):
@@ -40,9 +42,10 @@ class Large(StubTokenizer):
 
     image_size = 64
 
-    def encode(self, images):
+    def encode(self, images: Tensor) -> NoReturn:
         time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("still alive")
 
 
 def alive(pid: int) -> bool:

@@ -1,6 +1,6 @@
 """Kill runs at random moments, finish each, and compare its files with those of an undisturbed run.
 
-Usage: kill_runs FOLDER, which ends with an AssertionError where a byte differs. Every run is begun five times with a
+Usage: kill_runs.py FOLDER, which ends with an AssertionError where a byte differs. Every run is begun five times with a
 slow model and killed at a random moment (SIGKILL, or SIGTERM every third time), then finished; at least 50 processes
 die in this way. Forking keeps that fast: the children need not import torch.
 """
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from killing import killed_after, signal_at
 from small_run import SmallModel, make_run
 from torch import Tensor
 
@@ -39,17 +40,6 @@ def run(folder: Path, model: type[SmallModel] = SmallModel) -> None:
     classify(request, RunFolder(folder))
 
 
-def run_and_kill(folder: Path, after: float, with_signal: int) -> bool:
-    """Begin or continue a run in a child process; whether the signal ended it, not its own success."""
-    pid = os.fork()
-    if pid == 0:
-        run(folder, SlowModel)
-        os._exit(0)
-    time.sleep(after)
-    os.kill(pid, with_signal)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) < 0
-
-
 def names(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in folder.rglob("*")}
 
@@ -66,8 +56,8 @@ def main(folder: Path) -> None:
     for number in range(100):
         killed = folder / f"killed-{number}"
         for attempt in range(ATTEMPTS):
-            with_signal = signal.SIGTERM if (number * ATTEMPTS + attempt) % 3 == 1 else signal.SIGKILL
-            kills += run_and_kill(killed, moment.uniform(0, duration), with_signal)
+            with_signal = signal_at(number * ATTEMPTS + attempt)
+            kills += killed_after(moment.uniform(0, duration), with_signal, partial(run, killed, SlowModel))
         run(killed)
         for file in FILES:
             assert (killed / file).read_bytes() == (undisturbed / file).read_bytes(), (number, file)
