@@ -1,4 +1,4 @@
-# Every target makes its own .venv on first use: `make demo` or `make test` alone is all the set-up.
+# Every target creates .venv on first use: `make demo` or `make test` is all the setup there is.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,21 +6,21 @@ USER := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format digits digits-0-4 clean
+.PHONY: help demo test lint format figures digits digits-0-4 clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
 
-# Made anew, never patched: a half-finished environment leaves no stamp and is cleared by the next run.
+# Always created from scratch: an interrupted installation leaves no stamp, and the next run clears it.
 $(USER): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "avarc needs Python 3.10 or newer; name one with: make PYTHON=python3.11" >&2; exit 1; }
-	@echo "making $(VENV) (once; a few minutes where torch must be downloaded)"
+	@echo "creating $(VENV) (once; a few minutes if torch must be downloaded)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@touch $@
 
-# What only tests and checks need is several times as large as avarc: `make demo` does not wait for it.
+# Separate, because what only tests and checks need is several times the size of avarc.
 $(DEV): $(USER)
 	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -28,8 +28,9 @@ $(DEV): $(USER)
 demo: $(USER) ## classify the embedded handwritten digits
 	$(BIN)/avarc demo
 
-test: $(DEV) ## run every test
-	$(BIN)/pytest
+# One process per core; the tests of a file stay in one process, because they share fixtures that take seconds.
+test: $(DEV) ## run all tests
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(DEV) ## style, types and the import contract
 	$(BIN)/ruff check
@@ -37,9 +38,19 @@ lint: $(DEV) ## style, types and the import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(DEV) ## fix what can be fixed
+format: $(DEV) ## fix style where it can be fixed automatically
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+figures: $(DEV) ## draw the figures of the docs again (about 15 minutes)
+	mkdir -p build
+	$(BIN)/avarc demo --out build/demo
+	cp build/demo/digits.png docs/digits.png
+	$(BIN)/avarc explain avarc_cli/assets/digits/test --only wrong --limit 1 --out docs/explain.png
+	$(BIN)/python tests/benchmarks/deletion.py --out docs/explain-deletion.png
+	$(BIN)/avarc incremental digits --base 0-4 --tasks 5-6,7-9 --model digits-0-4 --baseline finetune \
+		--out build/incremental
+	cp build/incremental/incremental.png docs/incremental.png
 
 ASSETS := avarc_cli/assets/digits
 DIGITS := --augment affine --seed 0 --device cpu
