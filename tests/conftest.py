@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class Golden:
         return tuple(self.meta["config"]["patch_nums"])
 
     @property
-    def tolerances(self) -> dict[str, float]:
+    def tolerances(self) -> dict[str, Any]:
         return dict(self.meta["tolerances"])
 
     def tensors(self, part: str) -> dict[str, Tensor]:
@@ -102,6 +103,15 @@ class Golden:
 
 def load_golden(name: str) -> Golden:
     return Golden(name, *fill.load_golden(GOLDEN / f"{name}.npz"))
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Number of torch's threads during the test; one in all others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session", params=TINY)

@@ -136,7 +136,7 @@ def test_batch_size_does_not_change_predictions(labelled, models, tmp_path):
     assert len({tuple(line["prediction"] for line in lines(tmp_path / s)) for s in ("1", "7", "auto")}) == 1
 
 
-def test_deterministic_runs_agree_bit_for_bit_whatever_the_number_of_images(tiny_files, labelled, models, tmp_path):
+def test_deterministic_runs_agree_bit_for_bit_whatever_the_number_of_images(labelled, models, tmp_path, threads):
     options = ["--plan", "2:5,4:1", "--deterministic", "--batch-size", "16"]
     for name in ("a", "b"):
         assert classify(labelled, models, *options, "--out", tmp_path / name) == 0

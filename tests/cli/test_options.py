@@ -1,6 +1,7 @@
 """The options of every command and their defaults, as recorded in options.json.
 
-A difference is a change that users notice: update the record, the documentation and CHANGELOG.md together.
+A difference is a change that users notice: update the documentation, CHANGELOG.md and the record together. To record:
+python tests/cli/test_options.py
 """
 
 import json
@@ -30,9 +31,17 @@ def option(param):
     return " ".join([*param.opts, *param.secondary_opts])
 
 
-def test_options_and_defaults_are_as_recorded():
-    found = {
+def options():
+    """Command -> option -> default."""
+    return {
         words: {option(param): default(param) for param in command.params}
         for words, command in commands(typer.main.get_command(app))
     }
-    assert found == json.loads(RECORD.read_text())
+
+
+def test_options_and_defaults_are_as_recorded():
+    assert options() == json.loads(RECORD.read_text())
+
+
+if __name__ == "__main__":
+    RECORD.write_text(json.dumps(options(), indent=1, sort_keys=True) + "\n")

@@ -40,7 +40,7 @@ def test_neighbours_are_latents_with_noise_quantised_again(golden):
     assert np.array_equal(tokens.numpy(), golden.arrays["neighbor_tokens"])
 
 
-def test_token_log_probabilities_are_the_references(golden):
+def test_token_log_probabilities_are_the_references(golden, threads):
     ours = token_log_prob(golden, golden.tokens(), golden.arrays["classes"])
     assert close(ours, golden.arrays["token_log_prob"], golden.tolerances["token_log_prob"])
     assert bool((ours <= 0).all())

@@ -1,0 +1,46 @@
+"""The documentation: links lead somewhere, what it names exists, and the glossary is in order."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def anchors(page):
+    """The fragments of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if not re.match(r"https?:|mailto:", target):
+            path, _, fragment = target.partition("#")
+            file = page.parent / path if path else page
+            assert file.exists(), target
+            assert not fragment or fragment in anchors(file), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_of_the_repository_that_are_named_exist(page):
+    named = re.findall(
+        r"\b(?:avarc_cli|kernels|tests|docs)/[\w./-]+\.(?:py|md|txt|tsv|npz|json|png|safetensors)",
+        page.read_text("utf-8"),
+    )
+    assert not [name for name in named if not (ROOT / name).exists() and not name.endswith("_x.py")]  # x: any operation
+
+
+def test_make_targets_that_are_named_exist():
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        assert set(re.findall(r"`make ([a-z][\w-]*)`", page.read_text("utf-8"))) <= targets, page.name
+
+
+def test_the_glossary_is_in_alphabetical_order():
+    terms = re.findall(r"^\*\*(.+?)\.\*\*", (ROOT / "docs" / "glossary.md").read_text("utf-8"), re.MULTILINE)
+    assert len(terms) > 50
+    assert terms == sorted(terms, key=str.casefold)
