@@ -8,7 +8,7 @@ from conftest import load_golden
 
 from avarc_cli.errors import UsageError
 from avarc_cli.layers import precision as precisions
-from avarc_cli.layers.precision import PRECISIONS, Float8Linear, Int8Linear, Int8LinearCPU, cpu_has_vnni, find
+from avarc_cli.layers.precision import PRECISIONS, Float8Linear, Int8Linear, Int8LinearCPU, find
 from avarc_cli.models.var.likelihood import VARLikelihood
 
 CPU = torch.device("cpu")
@@ -77,7 +77,6 @@ def test_the_largest_bytes_do_not_overflow():
     x = torch.cat([torch.zeros(1, 1), torch.ones(1, 63)], 1)  # one zero: the bytes of the others are 255
     assert torch.allclose(Int8LinearCPU(plain, torch.float32)(x), plain(x), rtol=1e-5)
     assert int(Int8LinearCPU(plain, torch.float32).sum_N[0].round()) == 64
-    assert cpu_has_vnni() in (True, False)
 
 
 HALF = replace(PRECISIONS["int8"], attention=torch.bfloat16)  # int8 as a CPU with bfloat16 products computes it
@@ -105,17 +104,17 @@ def test_quantised_linears_keep_the_weight_that_class_banks_change():
 
 
 @pytest.mark.parametrize(("name", "why"), [("int4", "there are fp32"), ("fp8", "CUDA"), ("tf32", "CUDA")])
-def test_a_precision_that_is_not_there_is_refused(name, why):
+def test_an_unavailable_precision_is_refused(name, why):
     with pytest.raises(UsageError) as refused:
         find(name, CPU)
     assert why in refused.value.why
 
 
-def test_what_a_device_has_is_listed():
+def test_available_precisions_of_a_cpu():
     assert precisions.available(CPU) == ("fp32", "bf16", "fp16", "int8")
 
 
-def test_class_modulation_does_not_depend_on_who_was_asked_for_first():
+def test_class_modulation_does_not_depend_on_earlier_requests():
     golden = load_golden("var_tiny")
     first, second = (VARLikelihood(golden.var(), golden.vqvae().quantize).classes for _ in range(2))
     ids = torch.tensor([2, 0])
@@ -123,6 +122,4 @@ def test_class_modulation_does_not_depend_on_who_was_asked_for_first():
         second.of(torch.tensor([1]))
         a, b = first.of(ids), second.of(ids)
     assert torch.equal(a.blocks[0][a.row_P], b.blocks[0][b.row_P])
-    assert torch.equal(a.head[a.row_P], golden.var().condition(ids).head) or torch.allclose(
-        a.head[a.row_P], golden.var().condition(ids).head, atol=1e-6
-    )
+    assert torch.allclose(a.head[a.row_P], golden.var().condition(ids).head, atol=1e-6)
