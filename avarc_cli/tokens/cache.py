@@ -104,9 +104,10 @@ class TokenCache:
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
         """Tokens and latents (None where there are none) of these rows of the file, ROWS_PER_BLOCK at a time.
 
-        Raises: CacheError when the file became unreadable.
+        Raises: CacheError when the file became unreadable; ValueError for a view (`take`).
         """
-        assert self.file_rows is None, "blocks are of the file, not of a view"
+        if self.file_rows is not None:
+            raise ValueError("blocks are of the file, not of a view of some rows")
         stop = len(self) if stop is None else stop
         try:
             with h5py.File(self.path, "r") as file:
