@@ -36,7 +36,7 @@ SCALES = (1, 2, 3, 5, 8)
 @pytest.fixture(scope="module")
 def run():
     """Encodes the same images as the files beside this one."""
-    tokenizer = load_tokenizer("digits")
+    tokenizer = load_tokenizer("digits", device="cpu")
     pixels = Preprocess(tokenizer.preprocess, tokenizer.image_size)
     images = open_images([DIGITS]).select(None, 1, 4)
     images = dataclasses.replace(images, source="avarc_cli/assets/digits/test")
@@ -69,7 +69,7 @@ def current(run, tmp_path_factory) -> bytes:
 def test_a_cache_of_format_1_is_read(old, current, tmp_path):
     cache = read(old("format1.h5"))
     assert (cache.format, cache.header.layout) == (1, TokenLayout.multi_scale(SCALES))
-    assert cache.header.inferred == {}
+    assert cache.header.layout.sides == SCALES and cache.header.inferred == {}
     verify(cache).check(cache.path)
     (tmp_path / "current.h5").write_bytes(current)
     now = read(tmp_path / "current.h5")
