@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ class StubTokenizer:
     vocab_size = 64
     precision = "fp32"
     preprocess = "none"
+    inferred: Mapping[str, str] = {}
 
     def __init__(self, on_encode: Callable[[], object] = lambda: None) -> None:
         self.on_encode = on_encode
