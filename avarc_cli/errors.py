@@ -18,7 +18,7 @@ EXIT_UNREADABLE = 3  # the work is done, but some inputs could not be read
 
 
 class AvarcError(Exception):
-    """Something the user should know about, told in three parts.
+    """A problem for the user, in three parts.
 
     Args:
         what: what happened, one sentence, naming the file or option.

@@ -26,13 +26,10 @@ class StubTokenizer:
     vocab_size = 64
     precision = "fp32"
     preprocess = "none"
+    inferred: Mapping[str, str] = {}
 
     def __init__(self, on_encode: Callable[[], object] = lambda: None) -> None:
         self.on_encode = on_encode
-
-    @property
-    def inferred(self) -> Mapping[str, str]:
-        return {}
 
     def encode(self, images: Tensor) -> Tensor:
         self.on_encode()

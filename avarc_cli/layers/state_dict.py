@@ -64,12 +64,12 @@ def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, source: 
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Leaves out init.normal_, which on meta tensors loads torch's compiler: seconds, for numbers that nobody sees."""
+    """Skips init.normal_, which on meta tensors imports torch's compiler: seconds, for numbers that are never used."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return None if func is nn.init.normal_ else func(*args, **(kwargs or {}))  # nobody uses what it returns
+        return None if func is nn.init.normal_ else func(*args, **(kwargs or {}))  # its result is not used
 
 
 def _is_finite(tensor: Tensor) -> bool:

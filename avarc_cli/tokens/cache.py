@@ -106,7 +106,8 @@ class TokenCache:
 
         Raises: CacheError when the file became unreadable; ValueError for a view (`take`).
         """
-        assert self.file_rows is None, "blocks are of the file, not of a view"
+        if self.file_rows is not None:
+            raise ValueError("blocks are of the file, not of a view of some rows")
         stop = len(self) if stop is None else stop
         try:
             with h5py.File(self.path, "r") as file:

@@ -2,17 +2,17 @@
 
 What a run finds decides what it does. Chunks are files in OUT.parts; the lock is OUT.lock (`work.locks`).
 
-    found at OUT             lock free, or held by shards that compute other chunks
-    nothing                  create the folder, compute the chunks of this shard
-    chunks                   compute those that are missing
-    partial cache            turn it into chunks, compute those that are missing; none is: done
-    complete cache           done; the lock is not needed
-    complete cache, chunks   chunks of this request: --overwrite was stopped, compute those that are missing
-                             other chunks: a kill interrupted their deletion, delete them; done
+    found                      lock free, or shared with processes that compute other chunks
+    nothing                    create the folder, compute the chunks of this shard
+    chunks                     compute those of this shard that are missing
+    partial cache              done if it has all chunks of this shard, else turn it into chunks and continue them
+    complete cache             done, without the lock
+    complete cache and chunks  continue chunks of this request: --overwrite was stopped
+                               delete any others, which a kill left of a deletion: done
 
-    lock held                by a process that starts or finishes      by one that computes the same chunks
-    this is a shard          wait for it, then look at OUT again       error
-    this run is not divided  error                                     error: all chunks are its own
+    lock held by a process     that starts or finishes               that computes the same chunks
+    this is a shard            wait for it, then look again          error
+    this run is undivided      error                                 error; all chunks are its own
 
 Chunks or a cache of another request are an error, or are replaced with --overwrite. The last process to finish
 assembles the chunks: to a complete cache if none is missing, else to a partial one.

@@ -28,6 +28,7 @@ PIXELS_PER_BATCH = 2**20
 """16 images of 256 x 256; a choice without measurement."""
 
 MAX_BATCH = 256
+"""For images below 64 pixels; a choice without measurement."""
 
 IMAGES_PER_HASH = 2**16
 """Names that are in memory as JSON at once."""

@@ -95,21 +95,9 @@ def train(
     model.train()
     with _interruptible(checkpoint):
         for step in range(start, recipe.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.rate(step)
             loss, values = loss_of_step(step)
-            if not math.isfinite(loss.item()):
-                raise AvarcError(
-                    f"the loss is {loss.item()} at step {step}", "training diverged", "start again with a smaller --lr"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-            optimizer.step()
-            # A short memory at first, while the weights still change fast: the warm-up of TensorFlow's moving averages.
-            decay = min(recipe.ema_decay, (1 + step) / (10 + step))
-            for key, value in model.state_dict().items():
-                averaged[key].lerp_(value, 1 - decay)
+            _update(model, optimizer, loss, recipe, step)
+            _average(averaged, model, recipe, step)
             shown = {k: 0.98 * shown.get(k, v) + 0.02 * v for k, v in values.items()}  # over about 50 steps
             progress(step + 1, shown)
             if not should_continue(step + 1, averaged):
@@ -118,6 +106,28 @@ def train(
                 _save(checkpoint, identity, model, optimizer, averaged, step + 1)
     model.load_state_dict(averaged)
     model.eval()
+
+
+def _update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, recipe: Recipe, step: int) -> None:
+    """One optimizer step. Raises: AvarcError when the loss is not finite."""
+    if not math.isfinite(loss.item()):
+        raise AvarcError(
+            f"the loss is {loss.item()} at step {step}", "training diverged", "start again with a smaller --lr"
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.rate(step)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    optimizer.step()
+
+
+def _average(averaged: dict[str, Tensor], model: nn.Module, recipe: Recipe, step: int) -> None:
+    """Update the exponential moving average of the weights."""
+    # A short memory at first, while the weights still change fast: the warm-up of TensorFlow's moving averages.
+    decay = min(recipe.ema_decay, (1 + step) / (10 + step))
+    for key, value in model.state_dict().items():
+        averaged[key].lerp_(value, 1 - decay)
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -1,5 +1,5 @@
 """Long-running work of any kind, independent of tokens and scores.
 
-A process takes the `locks` of a path, divides the work into `chunks`, `run`s those of its `shards`, here or on Ray,
-saves each in a file, and assembles the files when all chunks are finished. Killed, it continues when run again.
+A process locks a path (`locks`) and divides the work into chunks (`chunks`), of which it computes its share (`shards`),
+here or on Ray (`run`). Each result is saved in a file, and the caller assembles the files when all are there.
 """

@@ -87,7 +87,7 @@ class ChunkFormat(Protocol[Result]):
 
 @dataclass(frozen=True)
 class ChunkFolder(Generic[Result]):
-    """The folder of some work. All methods but `finished` and `size` raise OSError when the disk fails."""
+    """The folder of some work. Methods raise OSError when the disk fails."""
 
     path: Path
     chunks: Chunks

@@ -17,7 +17,7 @@ from pathlib import Path
 from avarc_cli.errors import AvarcError
 
 EXCLUSIVE = 2**40
-"""The byte of the exclusive lock; more chunks than that there are never."""
+"""The byte of the exclusive lock, far beyond any number of chunks."""
 
 ALL_CHUNKS = range(EXCLUSIVE)
 

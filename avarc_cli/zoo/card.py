@@ -11,16 +11,12 @@ from avarc_cli.layout import TokenLayout
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file in a Hugging Face repository.
-
-    revision is a commit, or None where nobody pinned one: then it is whatever `main` was when it was downloaded.
-    sha256 is of the file's bytes, in hex, or None where the card does not know it: then the hub's own word is checked.
-    """
+    """A file in a Hugging Face repository."""
 
     repo: str
     filename: str
-    revision: str | None = None
-    sha256: str | None = None
+    revision: str | None = None  # a commit; None for whatever `main` was when the file was downloaded
+    sha256: str | None = None  # of the bytes, in hex; None where the card does not know it: the hub's own is checked
 
 
 @dataclass(frozen=True)

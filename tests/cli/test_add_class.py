@@ -7,8 +7,8 @@ from subprocess import PIPE
 
 import numpy as np
 import pytest
-import scripts
 from conftest import load_golden
+from programs import start
 
 from avarc_cli.cli import main
 from avarc_cli.incremental import editing
@@ -193,8 +193,8 @@ def test_two_processes_may_add_at_once(setting, tmp_path, capsys):
 
 def test_a_bank_that_stays_locked_is_one_message(setting, bank, monkeypatch, capsys):
     monkeypatch.setattr(editing, "WAIT", 0.1)
-    with scripts.start(scripts.HOLD_LOCK, bank / "bank.json", stdin=PIPE, stdout=PIPE) as holder:
-        assert holder.stdout.readline() == "held\n"
+    with start("hold_lock", "file", bank / "bank.json", stdin=PIPE, stdout=PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
         assert run(setting, "coral", setting.cache, "--bank", bank) == 1
         holder.stdin.close()
     assert "is being written by another process" in capsys.readouterr().err

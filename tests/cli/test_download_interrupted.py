@@ -6,15 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from subprocess import PIPE
 
 import pytest
-import scripts
 from download_faults import FILE, NAME, download, fails, installed, partial, works
 from fake_hub import VAR
+from programs import run
 
-SMALL_DISK = Path(__file__).parent / "scripts" / "small_disk.py"
 pytestmark = pytest.mark.usefixtures("megabyte")
 
 
@@ -29,9 +26,10 @@ def test_free_space_is_checked_before_the_first_byte(hub, home, capsys, monkeypa
 
 def test_a_full_disk_is_reported_and_the_rerun_resumes(hub, home, capsys):
     """RLIMIT_FSIZE stands in for the full disk: writes beyond it fail in the same place."""
-    with scripts.start(SMALL_DISK, 500_000, "download", NAME, env=environment(hub, home), stderr=PIPE) as process:
-        err = process.stderr.read()
-    assert process.returncode == 1 and "no space left" in err and "continues from there" in err, err
+    done = run("small_disk", 500_000, "download", NAME, env=environment(hub, home))
+    assert done.returncode == 1 and "no space left" in done.stderr and "continues from there" in done.stderr, (
+        done.stderr
+    )
     assert 0 < partial(home).stat().st_size <= 500_000
     assert not installed(home)
     works(hub, home, capsys)
@@ -47,8 +45,7 @@ def test_an_unwritable_cache_is_reported(hub, home, capsys):
 
 
 def environment(hub, home):
-    """Variables that make the hub of these tests that of another process."""
-    return {
+    return os.environ | {
         "HF_ENDPOINT": hub.url,
         "HF_HUB_CACHE": str(home / "hub"),
         "HF_HUB_OFFLINE": "0",
@@ -75,8 +72,8 @@ def test_an_interrupted_or_killed_download_resumes(hub, home, capsys, how, code)
     slow(hub)
     process = subprocess.Popen(
         [sys.executable, "-m", "avarc_cli", "download", NAME],
-        env=os.environ | environment(hub, home),
-        stderr=PIPE,
+        env=environment(hub, home),
+        stderr=subprocess.PIPE,
         text=True,
     )
     deadline = time.monotonic() + 60
@@ -95,7 +92,7 @@ def test_an_interrupted_or_killed_download_resumes(hub, home, capsys, how, code)
 
 def test_two_processes_fetch_a_file_once(hub, home):
     words = [sys.executable, "-m", "avarc_cli", "download", NAME]
-    started = [subprocess.Popen(words, env=os.environ | environment(hub, home), stderr=PIPE) for _ in range(2)]
+    started = [subprocess.Popen(words, env=environment(hub, home), stderr=subprocess.PIPE) for _ in range(2)]
     assert [process.communicate(timeout=60) and process.returncode for process in started] == [0, 0]
     assert len([r for r in hub.seen("GET") if r.path.startswith("/cdn/")]) == 1
     assert len(installed(home)) == 2, "a blob, and the name that leads to it"

@@ -2,15 +2,13 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
-import scripts
 import typer
+from programs import run
 
 from avarc_cli.cli import app, main
 
-LOADED_MODULES = Path(__file__).parent / "scripts" / "loaded_modules.py"
 HEAVY = ("torch", "numpy", "h5py", "PIL", "safetensors", "huggingface_hub", "matplotlib")
 
 
@@ -88,12 +86,12 @@ def test_every_command_begins_with_a_sentence(command):
     assert first.endswith("."), first
 
 
-def test_no_help_imports_a_heavy_library(tmp_path):
-    scripts.run(LOADED_MODULES, *(" ".join(words) for words in ALL), log=tmp_path / "log")
-    assert not set(HEAVY) & set(json.loads((tmp_path / "log").read_text().splitlines()[-1]))
+def test_no_help_imports_a_heavy_library():
+    done = run("loaded_modules", *(" ".join(words) for words in ALL))
+    assert done.returncode == 0, done.stderr
+    assert not set(HEAVY) & set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_importing_the_package_imports_no_heavy_library(tmp_path):
-    scripts.run(LOADED_MODULES, log=tmp_path / "log")
-    loaded = json.loads((tmp_path / "log").read_text())
+def test_importing_the_package_imports_no_heavy_library():
+    loaded = json.loads(run("loaded_modules").stdout)
     assert "avarc_cli" in loaded and not set(HEAVY) & set(loaded)

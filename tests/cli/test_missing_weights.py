@@ -5,17 +5,15 @@ import pty
 from pathlib import Path
 
 import pytest
-import scripts
 import torch
 from conftest import load_golden
 from fake_hub import VAR
 from PIL import Image
+from programs import start
 
 from avarc_cli.cli import main
 from avarc_cli.tokens import read
 from avarc_cli.zoo import cards, local_files, weights_index
-
-ENSURE_WEIGHTS = Path(__file__).parent / "scripts" / "ensure_weights.py"
 
 
 @pytest.fixture
@@ -63,8 +61,8 @@ def test_with_yes_they_are_downloaded_and_used(hub, capsys, tmp_path, picture):
 def test_at_a_terminal_the_user_is_asked(hub, home, picture, answer, fetched):
     """The question goes to stderr; what was answered decides, and Ctrl-D is a no."""
     ours, theirs = pty.openpty()
-    env = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "0"}
-    process = scripts.start(ENSURE_WEIGHTS, "var-vqvae-256", env=env, stdin=theirs, stderr=theirs)
+    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "0"}
+    process = start("ensure_weights", "var-vqvae-256", env=env, stdin=theirs, stderr=theirs)
     os.close(theirs)
     said = b""
     while b"[y/N]" not in said:

@@ -7,6 +7,7 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 from PIL import Image
@@ -290,7 +291,7 @@ def test_a_folder_that_is_not_a_run_is_refused(tmp_path, capsys):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)")
 def test_a_browser_shows_every_image_without_errors(full, tmp_path):
     """The page itself is asked how many pictures were decoded, and whether a value appeared under the pointer."""
-    probe = (Path(__file__).parent / "scripts" / "report_probe.js").read_text()
+    probe = Path(programs.__file__).with_name("report_probe.js").read_text()
     page = tmp_path / "page.html"
     page.write_text((full / "report.html").read_text().replace("<body>", f"<body><script>{probe}</script>"))
     words = (

@@ -4,8 +4,8 @@ import json
 from subprocess import PIPE
 
 import pytest
-import scripts
 import torch
+from programs import start
 from small_run import SmallModel, make_run
 
 from avarc_cli.errors import AvarcError, Interrupted, UsageError
@@ -93,9 +93,8 @@ def test_a_resumed_run_starts_at_a_whole_group(tmp_path):
 
 
 def test_two_processes_cannot_write_one_run(tmp_path):
-    (tmp_path / "run").mkdir()
-    with scripts.start(scripts.HOLD_LOCK, tmp_path / "run" / "run", stdin=PIPE, stdout=PIPE) as holder:
-        assert holder.stdout.readline() == "held\n"
+    with start("hold_lock", "run", tmp_path / "run", stdin=PIPE, stdout=PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
         with pytest.raises(AvarcError, match="another process"), RunFolder(tmp_path / "run").lock():
             pass
         holder.stdin.close()

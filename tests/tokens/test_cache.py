@@ -189,6 +189,8 @@ def test_a_view_shows_rows_of_the_cache_in_its_own_order(cache):
     for rows in ([3], [-1]):
         with pytest.raises(IndexError):
             view.take(rows)
+    with pytest.raises(ValueError, match="view"):
+        next(view.blocks())
 
 
 def test_a_cache_can_be_cut_to_its_first_images(cache):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scripts
 import torch
 from PIL import Image
+from programs import start
 
 from avarc_cli.data import ImageSet, Preprocess, open_images
 from avarc_cli.errors import AvarcError, CacheError, Interrupted, UsageError
@@ -242,8 +242,8 @@ def test_places_that_cannot_be_written_to_are_errors_not_crashes(images, stub_to
 
 
 def test_two_processes_cannot_write_the_same_cache(images, stub_tokenizer, tmp_path):
-    script = Path(__file__).parent.parent / "work" / "scripts" / "hold_lock.py"
-    holder = scripts.start(script, tmp_path / "t.h5", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    holder = start("hold_lock", "file", tmp_path / "t.h5", **pipes)
     try:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(AvarcError, match="written by another process"):

@@ -36,7 +36,7 @@ SCALES = (1, 2, 3, 5, 8)
 @pytest.fixture(scope="module")
 def run():
     """Encodes the same images as the files beside this one."""
-    tokenizer = load_tokenizer("digits", device="cpu")
+    tokenizer = load_tokenizer("digits")
     pixels = Preprocess(tokenizer.preprocess, tokenizer.image_size)
     images = open_images([DIGITS]).select(None, 1, 4)
     images = dataclasses.replace(images, source="avarc_cli/assets/digits/test")

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 import pytest
-import scripts
+from programs import run
 
 from avarc_cli.data import Preprocess
 from avarc_cli.tokens import encode
@@ -16,6 +15,6 @@ def test_on_ray_a_killed_worker_changes_nothing(images, stub_tokenizer, tmp_path
     images.paths[3].write_bytes(b"unreadable")
     options = {"samples": 2, "latents": True, "chunk_size": 2}
     encode(images, stub_tokenizer(), Preprocess("none", 8), tmp_path / "local.h5", **options)
-    script = Path(__file__).parent / "scripts" / "encode_on_ray.py"  # Ray starts once, in a process of its own
-    scripts.run(script, tmp_path, log=tmp_path / "log")
+    done = run("encode_on_ray", tmp_path)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "ray.h5").read_bytes() == (tmp_path / "local.h5").read_bytes()

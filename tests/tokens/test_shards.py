@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scripts
+from programs import run, start
 
 from avarc_cli.data import Preprocess
 from avarc_cli.errors import CacheError, Interrupted, UsageError
@@ -144,9 +144,8 @@ def test_missing_overlapping_and_corrupt_shards_are_errors(shard, complete, tmp_
 
 
 def test_processes_that_write_one_cache_at_once_give_the_bytes_of_one_run(complete, tmp_path):
-    script = Path(__file__).parent / "scripts" / "encode_shards.py"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    workers = [scripts.start(script, tmp_path, **pipes) for _ in range(3)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    workers = [start("encode_shards", tmp_path, **pipes) for _ in range(3)]
     try:
         for worker in workers:
             assert worker.stdout.readline() == "ready\n"
@@ -166,13 +165,11 @@ def test_processes_that_write_one_cache_at_once_give_the_bytes_of_one_run(comple
 
 
 def test_a_shard_that_another_process_encodes_is_refused(shard, images, stub_tokenizer, tmp_path):
-    script = Path(__file__).parent.parent / "work" / "scripts" / "hold_lock.py"
     refused: list[str] = []
 
     def meanwhile():
         if not refused:
-            rival = scripts.start(script, tmp_path / "t.h5", 3, 6, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            refused.append(rival.communicate()[0])
+            refused.append(run("hold_chunks", tmp_path / "t.h5", 3, 6).stdout)
 
     encode(images, stub_tokenizer(meanwhile), PRE, tmp_path / "t.h5", shard=Shard(2, 2), **OPTIONS)
     assert "is being written by another process" in refused[0]

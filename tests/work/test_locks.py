@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import scripts
+from programs import start
 
 from avarc_cli.errors import AvarcError
 from avarc_cli.work.locks import ALL_CHUNKS, chunk_lock, lock_file, only_writer
@@ -17,7 +17,8 @@ from avarc_cli.work.locks import ALL_CHUNKS, chunk_lock, lock_file, only_writer
 @contextmanager
 def rival(path: Path, *chunks: int) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds these chunks (from, to), or everything."""
-    process = scripts.start(scripts.HOLD_LOCK, path, *chunks, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    program = ("hold_chunks", path, *chunks) if chunks else ("hold_lock", "file", path)
+    process = start(*program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield process
     finally:

@@ -27,7 +27,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 def _silu(x: Tensor) -> Tensor:
-    return F.silu(x, inplace=not torch.is_grad_enabled())  # of a norm's output, which nobody else sees
+    return F.silu(x, inplace=not torch.is_grad_enabled())  # x is a norm's output, which is not used again
 
 
 class ResidualBlock(nn.Module):

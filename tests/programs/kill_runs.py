@@ -1,6 +1,6 @@
 """Kill runs at random moments, finish each, and compare its files with those of an undisturbed run.
 
-Usage: kill_runs.py FOLDER, which ends with an AssertionError where a byte differs. Every run is begun five times with a
+Usage: kill_runs FOLDER, which ends with an AssertionError where a byte differs. Every run is begun five times with a
 slow model and killed at a random moment (SIGKILL, or SIGTERM every third time), then finished; at least 50 processes
 die in this way. Forking keeps that fast: the children need not import torch.
 """

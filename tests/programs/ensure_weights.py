@@ -1,4 +1,4 @@
-"""Ask for the weights of a model or tokenizer, as a command that needs them does. Usage: ensure_weights.py NAME"""
+"""Ask for the weights of a model or tokenizer, as a command that needs them does. Usage: ensure_weights NAME"""
 
 import sys
 

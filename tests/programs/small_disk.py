@@ -1,6 +1,6 @@
 """Run avarc where writing a file beyond BYTES fails, in the place where a full disk would fail it.
 
-Usage: small_disk.py BYTES WORD ...
+Usage: small_disk BYTES WORD ...
 """
 
 import resource
