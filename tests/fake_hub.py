@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
@@ -47,7 +48,7 @@ class Request:
 
     command: str
     path: str
-    headers: Mapping[str, str]
+    headers: Message  # names in any case
 
 
 class Hub:
@@ -74,7 +75,7 @@ class Hub:
         if request.path.startswith("/api/"):  # huggingface_hub may ask for facts about the client, once per process
             request.reply(404)
             return
-        self.requests.append(Request(request.command, request.path, dict(request.headers)))
+        self.requests.append(Request(request.command, request.path, request.headers))
         if not any(rule(request) for rule in list(self.rules)):
             (self._blob if request.path.startswith("/cdn/") else self._resolve)(request)
 

@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 
-from avarc_cli import load_classifier
 from avarc_cli.data.datasets import open_images
-from avarc_cli.tokens import read
+from avarc_cli.data.preprocess import Preprocess
+from avarc_cli.loading import load_tokenizer
+from avarc_cli.tokens import encode, read
 from avarc_cli.zoo.local_files import ASSETS
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     images = open_images([ASSETS / "digits" / "test"]).select(None, None, 6)
-    out = tmp_path_factory.mktemp("cache") / "t.h5"
-    return read(load_classifier("digits").encode(images, out, latents=True).path)
+    out, tokenizer = tmp_path_factory.mktemp("cache") / "t.h5", load_tokenizer("digits")
+    return read(encode(images, tokenizer, Preprocess("fit", tokenizer.image_size), out, latents=True).path)
 
 
 def test_a_view_has_its_rows_in_its_order(cache):
