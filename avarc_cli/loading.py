@@ -85,7 +85,8 @@ def load_tokenizer(spec: ModelSpec | str = "digits", *, layout: TokenLayout | No
         card = any_card(model)
         implied = card.tokenizer if isinstance(card, ModelCard) else card.name
         loaded = _read_tokenizer(tokenizer or implied, device, layout, card.layout, config)
-        _check_pair(card.name, None, card.layout, loaded)
+        if layout is None or isinstance(card, ModelCard):  # a tokenizer's card says how it is used by default
+            _check_pair(card.name, None, card.layout, loaded)
         return loaded
     if tokenizer is None:
         return _read_tokenizer(model, device, layout, None, config)

@@ -36,14 +36,14 @@ def test_what_cannot_be_read_is_listed_and_is_exit_code_3(tmp_path, capsys, monk
     (root / "cat/2.jpg").write_bytes(picture(2, "JPEG", (64, 64))[:900])
     (root / "cat/3.png").write_text("not a picture")
     (root / "cat/4.png").symlink_to("gone")
-    monkeypatch.setattr(check_module, "FEW", 0)
+    monkeypatch.setattr(check_module, "ALWAYS_DECODED", 0)
     assert main(["--quiet", "data", "check", str(root)]) == 3
     count, what = capsys.readouterr().out.split(maxsplit=1)
     assert (count, what) == ("2", "images that cannot be read\n")  # without decoding: the empty one, the dead link
     monkeypatch.undo()
     assert main(["--json", "data", "check", str(root)]) == 3  # so few are decoded without being asked
     (problem,) = json.loads(capsys.readouterr().out)["problems"]
-    assert problem["count"] == 4 and problem["examples"][0] == "cat/0.png: it is empty"
+    assert problem["count"] == 4 and problem["examples"][0] == "cat/0.png: the file is empty"
     assert "not an image" in problem["examples"][2]
 
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -53,8 +54,10 @@ def environment(hub, home):
     }
 
 
-def slow(hub):
-    """The first half of the content comes at once, the rest when the test says so."""
+@pytest.fixture
+def half(hub):
+    """The first half of the content comes at once, the rest never; the connection stays open until the test ends."""
+    finished = threading.Event()
 
     @hub.rule
     def waits(request):
@@ -63,13 +66,15 @@ def slow(hub):
         content = hub.files[VAR, FILE]
         request.reply(200, {"Content-Length": str(len(content))}, send=content[: len(content) // 2])
         request.wfile.flush()
-        time.sleep(5)
+        finished.wait(60)
         return True
+
+    yield
+    finished.set()
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9), (signal.SIGTERM, -15)])
-def test_an_interrupted_or_killed_download_resumes(hub, home, capsys, how, code):
-    slow(hub)
+def test_an_interrupted_or_killed_download_resumes(hub, home, half, capsys, how, code):
     process = subprocess.Popen(
         [sys.executable, "-m", "avarc_cli", "download", NAME],
         env=environment(hub, home),

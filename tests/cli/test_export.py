@@ -108,7 +108,7 @@ def test_wrong_requests_export_nothing(run, tmp_path, monkeypatch, capsys, optio
 def test_options_of_scoring_are_refused_for_a_run(run, tmp_path, capsys):
     options = ["--model", "digits", "--limit", "3", "--precision", "fp32"]
     assert main(["export", str(run / "run"), "--out", str(tmp_path / "x.npz"), *options]) == 2
-    assert "no use for --model, --precision, --limit" in capsys.readouterr().err
+    assert "no use for --limit, --model, --precision" in capsys.readouterr().err
 
 
 def test_a_source_is_never_replaced_by_its_export(run, capsys):

@@ -44,4 +44,4 @@ def test_options_and_defaults_are_as_recorded():
 
 
 if __name__ == "__main__":
-    RECORD.write_text(json.dumps(options(), indent=1, sort_keys=True) + "\n")
+    RECORD.write_text(json.dumps(options(), indent=1) + "\n")

@@ -45,7 +45,7 @@ def test_a_trained_pair_classifies_what_it_was_trained_on(folder, trained, tmp_p
 def test_saved_files_carry_scales_preprocessing_and_class_names(trained):
     vq, var = trained
     tokenizer = load_tokenizer(str(vq))
-    assert tokenizer.patch_nums == (1, 2, 4) and tokenizer.preprocess == "fit" and tokenizer.image_size == 8
+    assert tokenizer.layout.sides == (1, 2, 4) and tokenizer.preprocess == "fit" and tokenizer.image_size == 8
     model = load_model(ModelSpec(str(var), str(vq)))
     assert model.classes.ids == ("left", "right") and model.likelihood.unconditional == 2
 
@@ -117,19 +117,20 @@ def test_json_may_stand_at_the_end(folder, trained, tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
-    ("command", "function"), [(TOKENIZER, "tokenizer.train_tokenizer"), (VAR, "generator.train_var")]
+    ("command", "function"), [(TOKENIZER, "tokenizer.train_tokenizer"), (VAR, "generator.train_generator")]
 )
 def test_the_device_reaches_the_training(folder, trained, tmp_path, monkeypatch, command, function):
     """As far as it can be told without a second device that does arithmetic."""
     monkeypatch.chdir(folder)
     seen = []
 
-    def spy(config, *args, device=None, **options):
-        seen.append(device or args[0].quant_conv.weight.device)
+    def spy(images, out, *args, device=None, **options):
+        seen.append(device or args[0].device)
         raise AvarcError("far enough")
 
     monkeypatch.setattr(f"avarc_cli.train.{function}", spy)
-    monkeypatch.setattr("avarc_cli.loading.pick_device", torch.device)
+    for module in ("loading", "devices"):
+        monkeypatch.setattr(f"avarc_cli.{module}.pick_device", torch.device)
     assert main([*command, "--device", "meta"]) == 1
     assert seen == [torch.device("meta")]
 

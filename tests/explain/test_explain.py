@@ -134,11 +134,12 @@ def test_cumulative_log_odds_end_at_the_difference_of_the_log_likelihoods(tiny, 
 
 
 def test_a_model_without_p_x_is_compared_with_the_rival_only(tiny, model):
-    class Bare:
-        segment_ends, num_classes, unconditional = model.segment_ends, 10, None
-        begin, extend = staticmethod(model.begin), staticmethod(model.extend)
+    class Bare(VARLikelihood):
+        """The model without its unconditional class."""
 
-    e = explained(tiny, Bare(), Comparison())
+    bare = Bare(model.var, model.quantizer)
+    bare.unconditional = None
+    e = explained(tiny, bare, Comparison())
     assert e.unconditional is None
     assert len(e.panels(Weighting())) == 1
 
