@@ -212,10 +212,7 @@ class Tokenizer(Protocol):
 
     @property
     def inferred(self) -> Mapping[str, str]:
-        """Values that its checkpoint does not state: name -> how they were inferred. Token caches record them.
-
-        Optional; a tokenizer without it inferred nothing.
-        """
+        """Values that its checkpoint does not state: name -> how they were inferred. Token caches record them."""
         ...
 
     def encode(self, images: Tensor) -> Tensor:
