@@ -6,6 +6,7 @@ import atexit
 import math
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ from avarc_cli.tokenizers.vqvae.family import FAMILY as VQVAE_FAMILY
 from avarc_cli.tokenizers.vqvae.network import VQVAE
 
 atexit.register(shutil.rmtree, os.environ["AVARC_HOME"], ignore_errors=True)
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)  # tables are as wide alone and in parallel, in any terminal
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 
 pytest_plugins = ["fake_hub"]
 
