@@ -1,8 +1,8 @@
 """The Python API: a model, a plan and candidate classes combined into a classifier (docs/python-api.md).
 
-from avarc_cli import load_classifier
-classifier = load_classifier("digits")
-print(classifier.classify("seven.png").top(3))
+    from avarc_cli import load_classifier
+    classifier = load_classifier("digits")
+    print(classifier.classify("seven.png").top(3))
 """
 
 from __future__ import annotations

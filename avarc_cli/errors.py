@@ -54,11 +54,11 @@ class UnreadableImage(AvarcError):
 
 
 class CheckpointError(AvarcError):
-    """A weights file is damaged, or not what was expected."""
+    """A weights file is corrupt, or not what was expected."""
 
 
 class CacheError(AvarcError):
-    """A token cache is damaged, or was made for something else."""
+    """A token cache is corrupt, or was made for something else."""
 
 
 class Interrupted(AvarcError):

@@ -155,7 +155,7 @@ def _as_spec(spec: ModelSpec | str) -> ModelSpec:
 def with_bank(model: LoadedModel, bank: Bank) -> LoadedModel:
     """The model with the bank's classes after its own; those keep their ids and, bit for bit, their scores.
 
-    Raises: UsageError for a bank of another model, CheckpointError for a damaged addition.
+    Raises: UsageError for a bank of another model, CheckpointError for a corrupt addition.
     """
     bank.check(model.as_base())
     base = base_of(model.likelihood)

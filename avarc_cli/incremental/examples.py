@@ -109,7 +109,7 @@ def concatenate(parts: Iterable[Examples]) -> Examples:
 
 
 def load(path: Path) -> Examples:
-    """Read what `Examples.save` wrote. Raises AvarcError when the file is damaged."""
+    """Read what `Examples.save` wrote. Raises AvarcError when the file is corrupt."""
     try:
         with np.load(path, allow_pickle=False) as npz:
             facts = json.loads(str(npz["facts"]))
@@ -117,7 +117,7 @@ def load(path: Path) -> Examples:
             unreadable = tuple((name, why) for name, why in facts["unreadable"])
             return Examples(tokens, npz["labels"], tuple(facts["class_names"]), unreadable)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise AvarcError(f"'{path}' is damaged", str(error), "delete it and run the same command again") from None
+        raise AvarcError(f"'{path}' is corrupt", str(error), "delete it and run the same command again") from None
 
 
 @dataclass(frozen=True, kw_only=True)

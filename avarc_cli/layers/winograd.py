@@ -3,7 +3,7 @@
 Winograd's F(4x4, 3x3): 4x4 outputs are a linear map of 36 products, where the plain sum takes 144. The products of all
 tiles are 36 matrix products over the channels. Source: arXiv:1509.09308, section 4; the interpolation points are
 0, +-5/8, +-3/2 and infinity in place of 0, +-1, +-2 and infinity, which halves the rounding error (the idea is that of
-arXiv:1803.10986): it is then 1.2 to 1.6 times that of oneDNN's plain convolutions (tests/models/test_winograd.py).
+arXiv:1803.10986): it is then 1.2 to 1.6 times that of oneDNN's plain convolutions (tests/layers/test_winograd.py).
 
 Shapes: B images, C and O channels in and out, H and W rows and columns, a multiple of 4.
 """
@@ -65,7 +65,7 @@ class WinogradConv(nn.Module):
 
 
 class _Strip:
-    """Room for some rows of tiles, used again for each strip of an image: fresh memory would cost as much as the sums.
+    """Buffers for some rows of tiles, used again for each strip of an image: new memory would cost as much as the sums.
 
     rows, columns: tiles of a strip; all strips are alike.
     """

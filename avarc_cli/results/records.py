@@ -61,7 +61,7 @@ class RunImage:
     """Name of the image below the run's source."""
 
     label: int
-    """Its class id in the model (LabelMapping.of), or UNKNOWN."""
+    """Its class id in the model (`LabelMapping.to_model`), or UNKNOWN."""
 
 
 def line(

@@ -84,7 +84,7 @@ def train(
         checkpoint: None saves nothing, for trainings of minutes.
         should_continue: called after each step; false ends the training early.
 
-    Raises: CheckpointError when `checkpoint` is damaged or another training's; AvarcError when the loss is not finite;
+    Raises: CheckpointError when `checkpoint` is corrupt or another training's; AvarcError when the loss is not finite;
     Interrupted on Ctrl-C.
     """
     identity = asdict(recipe) | {"betas": list(recipe.betas), "subject": subject}
@@ -194,7 +194,7 @@ def _resume(
         theirs = state["identity"]
     except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
         why, fix = (str(error) or type(error).__name__).splitlines()[0], f"delete {path} to start over"
-        raise CheckpointError(f"{path} is damaged, or no training checkpoint", why, fix) from None
+        raise CheckpointError(f"{path} is corrupt, or no training checkpoint", why, fix) from None
     if differences := describe_differences({name: theirs.get(name) for name in identity}, identity):
         raise CheckpointError(
             f"{path} belongs to another training run",

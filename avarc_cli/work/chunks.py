@@ -41,7 +41,7 @@ CORRUPT = (
     zlib.error,
     zipfile.BadZipFile,
 )
-"""What reading zip files and arrays raises when bytes changed; tests/work/test_chunks.py changes bytes at random."""
+"""What reading zip files and arrays raises when bytes changed; tests/tokens/test_encoded.py changes bytes at random."""
 
 REQUEST = "request.json"
 

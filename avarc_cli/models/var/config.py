@@ -117,6 +117,6 @@ def _read_patch_nums(tensors: Mapping[str, Tensor], source: str, first: int, tot
         raise CheckpointError(
             f"{source} does not fit a {TITLE}",
             f"'lvl_1L' gives scales of {counts[:12]} positions; expected squares, {first} first, {total} in all",
-            "the file is damaged: download it again",
+            "the file is corrupt: download it again",
         )
     return sides
