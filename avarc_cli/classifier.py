@@ -1,5 +1,6 @@
 """The Python API: a model, a plan and candidate classes combined into a classifier (docs/python-api.md).
 
+Example:
     from avarc_cli import load_classifier
     classifier = load_classifier("digits")
     print(classifier.classify("seven.png").top(3))
@@ -284,14 +285,14 @@ class Classifier:
 
         The score is left out: both score functions differ by a constant of the image, so they rank classes alike.
         """
-        model = self.model.protocol()
+        model = self.model
         return {
-            "model": model["model"]["sha256"],
-            "tokenizer": model["tokenizer"]["sha256"],
-            "bank": model["bank"],
-            "offsets": self.options.offsets if self.model.bank else None,
-            "precision": self.model.precision,
-            "segments": len(self.model.likelihood.segment_ends),
+            "model": model.sha256,
+            "tokenizer": model.tokenizer.sha256,
+            "bank": None if model.bank is None else model.bank.protocol(),
+            "offsets": self.options.offsets if model.bank else None,
+            "precision": model.precision,
+            "segments": len(model.likelihood.segment_ends),
             "candidates": self.candidates.tolist(),
             "log_prior": self.log_prior.tolist() if self.log_prior.any() else None,
         }

@@ -1,5 +1,6 @@
 """From images or a token cache to explanations: classify, choose images, score a few classes token by token.
 
+Example:
     classifier = load_classifier("digits")
     result = explain_images(classifier, open_images([Path("seven.png")]))
     print(result.explanations[0].panels(Weighting())[-1].log_likelihood_ratio)
