@@ -27,7 +27,7 @@ from avarc_cli.errors import CacheError, UnreadableImage, UsageError
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import ModelSpec, load_model
 from avarc_cli.options import AUTO, Options
-from avarc_cli.progress import MetricsProgress, Progress, no_progress
+from avarc_cli.progress import MetricsProgress, Notify, Progress, no_message, no_metrics, no_progress
 from avarc_cli.results import records, tuned
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.run import Run, RunResult, classify
@@ -170,8 +170,8 @@ class Classifier:
         save_likelihood: bool = False,
         keep_scores: bool = False,
         on_start: Callable[[Run], None] = lambda run: None,
-        progress: MetricsProgress = lambda done, numbers: None,
-        say: Callable[[str], None] = lambda message: None,
+        progress: MetricsProgress = no_metrics,
+        say: Notify = no_message,
     ) -> RunResult:
         """Classify every image of a token cache.
 

@@ -73,6 +73,11 @@ def shorten_list(names: Sequence[str], limit: int = MAX_NAMES) -> str:
     return ", ".join(names[:limit]) + more
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message; its type where there is no message."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 MAX_VALUE_LENGTH = 100
 """Characters of one value in a message; a sha256 (64) is shown in full, a list of class names is not."""
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from avarc_cli.data.label_mapping import LabelMapping
-from avarc_cli.data.labels import UNKNOWN as UNKNOWN
-from avarc_cli.data.labels import LabelSpace
+from avarc_cli.data.labels import UNKNOWN, LabelSpace
 from avarc_cli.scoring.scores import ImageScores, near_tie
 
 BEST = 5  # classes listed with each prediction

@@ -12,7 +12,7 @@ from torch import Tensor
 from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.likelihood import TokenizerNetwork
-from avarc_cli.progress import MetricsProgress
+from avarc_cli.progress import MetricsProgress, no_metrics
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Recipe, train
 from avarc_cli.train.save import check_output, resume_file, save_tokenizer
@@ -28,7 +28,7 @@ def train_tokenizer(
     family: str = "vqvae",
     augment: Augment | None = None,
     device: torch.device,
-    progress: MetricsProgress = lambda step, values: None,
+    progress: MetricsProgress = no_metrics,
 ) -> TokenizerNetwork:
     """Train a tokenizer that reconstructs `images` and write it to `out` (safetensors).
 
