@@ -139,7 +139,7 @@ class ChunkEncoder:
 
     @property
     def uses_gpu(self) -> bool:
-        return str(getattr(self.tokenizer, "device", "cpu")).startswith("cuda")
+        return self.tokenizer.device.type == "cuda"
 
     def run(self, chunks: Mapping[int, range], tick: Tick) -> Iterator[tuple[int, EncodedChunk]]:
         """Number and result of each chunk, in this order; tick is called after each batch.

@@ -125,7 +125,7 @@ def describe(
         source=images.source,
         images=len(images),
         images_sha256=_digest(images),
-        inferred=dict(getattr(tokenizer, "inferred", {})),
+        inferred=dict(tokenizer.inferred),
     )
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
 
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.layers.low_rank import LowRank, peft_tensors
-from avarc_cli.likelihood import TrainableModel
+from avarc_cli.likelihood import TokenizerNetwork, TrainableModel
 from avarc_cli.storage import write_bytes
 
 
@@ -29,7 +28,7 @@ def resume_file(out: Path) -> Path:
     return out.with_name(out.name + ".ckpt")
 
 
-def save_tokenizer(network: Any, path: Path, *, family: str, preprocess: str) -> None:
+def save_tokenizer(network: TokenizerNetwork, path: Path, *, family: str, preprocess: str) -> None:
     """A tokenizer file: published keys; the metadata names family, what tensors cannot tell, and preprocessing."""
     metadata = {"family": family, **network.checkpoint_metadata(), "preprocess": preprocess}
     _save(network.state_dict(), metadata, path)

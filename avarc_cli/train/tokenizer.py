@@ -46,7 +46,7 @@ def train_tokenizer(
     augment = augment or Augment()
     known = families.TOKENIZERS.get(family)
     torch.manual_seed(recipe.seed)
-    network: Any = known.new(image_size=image_size, **shape)
+    network = known.new(image_size=image_size, **shape)
     network.to(device)  # only now: the CPU's generator makes the same first weights for every device
     loss = known.training_loss(network)
     batches = TrainingImages(images, image_size, augment, seed=recipe.seed)
@@ -59,5 +59,4 @@ def train_tokenizer(
     train(network, loss_of_step, recipe, checkpoint, progress, subject=f"{network.config} on {batches}")
     save_tokenizer(network, out, family=family, preprocess="resize-crop" if augment.mode == "crop" else "fit")
     checkpoint.unlink(missing_ok=True)
-    trained: TokenizerNetwork = network
-    return trained
+    return network
