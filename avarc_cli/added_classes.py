@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import low_rank
-from avarc_cli.layers.low_rank import LowRank
+from avarc_cli.layers.low_rank import PREFIX, A, B, LowRank
 from avarc_cli.likelihood import LikelihoodModel, TrainableModel
 
 METHODS = ("embedding", "adaln", "lora")
-ROW = "class_emb"  # key of the embedding in the file of an added class
-PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"  # the other keys are PEFT's
+ROW = "class_emb"  # key of the embedding in the file of an added class; the other keys are PEFT's
 
 
 class AddedClass(nn.Module):
@@ -68,10 +67,7 @@ class AddedClass(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """What is stored: the embedding, and the factors under PEFT's names."""
-        stored = {ROW: self.row_C.detach()}
-        for name, change in self.changes.items():
-            stored |= {f"{PREFIX}{name}{A}": change.a.detach(), f"{PREFIX}{name}{B}": change.b.detach()}
-        return stored
+        return {ROW: self.row_C.detach()} | low_rank.peft_tensors(self.changes)
 
     @property
     def changes(self) -> dict[str, LowRank]:

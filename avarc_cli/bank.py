@@ -8,7 +8,6 @@ This module only reads; `incremental.editing` changes banks. The file of the bas
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from avarc_cli.data.labels import LabelSpace, normalise
+from avarc_cli.data.labels import LabelSpace, close_names, normalise
 from avarc_cli.errors import CheckpointError, UsageError, describe_differences
 
 FORMAT = 1
@@ -74,7 +73,7 @@ class Bank:
         by_name = {normalise(a.name): a for a in self.additions}
         if normalise(name) in by_name:
             return by_name[normalise(name)]
-        close = [by_name[n].name for n in difflib.get_close_matches(normalise(name), by_name, n=3)]
+        close = close_names(name, (a.name for a in self.additions))
         known = ", ".join(a.name for a in self.additions) or "none yet"
         raise UsageError(
             f"the bank '{self.path}' has no class '{name}'"

@@ -1,8 +1,9 @@
 """The Python API: a model, a plan and candidate classes combined into a classifier (docs/python-api.md).
 
-from avarc_cli import load_classifier
-classifier = load_classifier("digits")
-print(classifier.classify("seven.png").top(3))
+Example:
+    from avarc_cli import load_classifier
+    classifier = load_classifier("digits")
+    print(classifier.classify("seven.png").top(3))
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from avarc_cli.errors import CacheError, UnreadableImage, UsageError
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import ModelSpec, load_model
 from avarc_cli.options import AUTO, Options
-from avarc_cli.progress import MetricsProgress, Progress, no_progress
+from avarc_cli.progress import MetricsProgress, Notify, Progress, no_message, no_metrics, no_progress
 from avarc_cli.results import records, tuned
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.run import Run, RunResult, classify
@@ -169,8 +170,8 @@ class Classifier:
         save_likelihood: bool = False,
         keep_scores: bool = False,
         on_start: Callable[[Run], None] = lambda run: None,
-        progress: MetricsProgress = lambda done, numbers: None,
-        say: Callable[[str], None] = lambda message: None,
+        progress: MetricsProgress = no_metrics,
+        say: Notify = no_message,
     ) -> RunResult:
         """Classify every image of a token cache.
 
@@ -284,14 +285,14 @@ class Classifier:
 
         The score is left out: both score functions differ by a constant of the image, so they rank classes alike.
         """
-        model = self.model.protocol()
+        model = self.model
         return {
-            "model": model["model"]["sha256"],
-            "tokenizer": model["tokenizer"]["sha256"],
-            "bank": model["bank"],
-            "offsets": self.options.offsets if self.model.bank else None,
-            "precision": self.model.precision,
-            "segments": len(self.model.likelihood.segment_ends),
+            "model": model.sha256,
+            "tokenizer": model.tokenizer.sha256,
+            "bank": None if model.bank is None else model.bank.protocol(),
+            "offsets": self.options.offsets if model.bank else None,
+            "precision": model.precision,
+            "segments": len(model.likelihood.segment_ends),
             "candidates": self.candidates.tolist(),
             "log_prior": self.log_prior.tolist() if self.log_prior.any() else None,
         }

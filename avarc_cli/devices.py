@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from avarc_cli import environment
-from avarc_cli.errors import UsageError
+from avarc_cli.errors import UsageError, first_line
 from avarc_kernels import triton_missing
 
 KERNELS = ("auto", "triton", "torch")
@@ -23,7 +23,7 @@ def pick_device(device: str) -> torch.device:
             raise UsageError(what, f"avarc runs on {', '.join(DEVICE_TYPES)}", fix)
         torch.empty(0, device=place)
     except (ImportError, RuntimeError, AssertionError) as error:
-        raise UsageError(what, str(error).partition("\n")[0].partition(". ")[0], fix) from None
+        raise UsageError(what, first_line(error).partition(". ")[0], fix) from None
     return place
 
 

@@ -76,7 +76,7 @@ def machine() -> dict[str, str | int | None]:
     return {
         "system": platform.platform(),
         "cpu": _cpu_name(),
-        "cores": _cores(),
+        "cores": cores(),
         "torch_threads": torch.get_num_threads(),
         "memory": memory(),
     }
@@ -137,16 +137,16 @@ def _no_gpu() -> Iterator[Finding]:
 
 
 def _busy() -> Iterator[Finding]:
-    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 1.5 * _cores():
-        why = f"{load:.1f} processes want {_cores()} cores: the average of the last minute"
+    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 1.5 * cores():
+        why = f"{load:.1f} processes want {cores()} cores: the average of the last minute"
         yield Finding("other processes are running", why, "wait for them to end, or expect proportionally less speed")
 
 
 def _threads() -> Iterator[Finding]:
-    threads, cores = torch.get_num_threads(), _cores()
-    if threads != cores:
-        why = "some cores are idle" if threads < cores else "threads wait for each other"
-        yield Finding(f"{threads} threads on {cores} cores", why, f"set OMP_NUM_THREADS={cores}")
+    threads, usable = torch.get_num_threads(), cores()
+    if threads != usable:
+        why = "some cores are idle" if threads < usable else "threads wait for each other"
+        yield Finding(f"{threads} threads on {usable} cores", why, f"set OMP_NUM_THREADS={usable}")
 
 
 def _waiting() -> Iterator[Finding]:
@@ -179,7 +179,8 @@ def _packages() -> Iterator[Finding]:
         yield Finding("avarc's kernels do not run", why, "pip install 'avarc[triton]'")
 
 
-def _cores() -> int:
+def cores() -> int:
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

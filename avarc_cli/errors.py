@@ -54,11 +54,11 @@ class UnreadableImage(AvarcError):
 
 
 class CheckpointError(AvarcError):
-    """A weights file is damaged, or not what was expected."""
+    """A weights file is corrupt, or not what was expected."""
 
 
 class CacheError(AvarcError):
-    """A token cache is damaged, or was made for something else."""
+    """A token cache is corrupt, or was made for something else."""
 
 
 class Interrupted(AvarcError):
@@ -71,6 +71,11 @@ def shorten_list(names: Sequence[str], limit: int = MAX_NAMES) -> str:
     """The first few names, and how many more there are: "a, b, c and 7 more"."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message; its type where there is no message."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 MAX_VALUE_LENGTH = 100

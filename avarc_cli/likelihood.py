@@ -147,42 +147,39 @@ class TrainableModel(LikelihoodModel):
         """The tensors of a checkpoint, under the published keys."""
 
 
-class TokenizerNetwork(Protocol):
+class TokenizerNetwork(nn.Module, ABC):
     """A tokenizer's network. Images are (B, 3, H, H) float32 in [-1, 1]."""
 
-    @property
-    def layout(self) -> TokenLayout: ...
-    @property
-    def image_size(self) -> int:
-        """H, pixels."""
-        ...
+    layout: TokenLayout
+    """Where the L tokens lie."""
+    image_size: int
+    """H, pixels."""
+    vocab_size: int
+    """Tokens are below it."""
+    inferred: Mapping[str, str]
+    """Values of the configuration that no file states: name -> what was assumed, and why."""
+    config: object
+    """Its shape, if it can be trained; equal shapes have equal texts."""
 
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def inferred(self) -> Mapping[str, str]:
-        """Values of the configuration that no file states: name -> what was assumed, and why."""
-        ...
-
+    @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Latents before quantisation, (B, Z, h, w)."""
-        ...
+        """Latents before quantisation, (B, Z, h, w) float32."""
 
+    @abstractmethod
     def tokenize(self, latents: Tensor) -> Tensor:
         """Tokens (B, L), int64."""
-        ...
 
+    @abstractmethod
     def reconstruct(self, tokens_BL: Tensor) -> Tensor:
         """Images (B, 3, H, H) float32 in [-1, 1]."""
-        ...
 
-    def speed_up(self) -> None:
-        """Prepare for fast inference on a CPU; gradients are no longer available."""
-        ...
-
+    @abstractmethod
     def checkpoint_metadata(self) -> dict[str, str]:
         """What a checkpoint must state beside the tensors."""
-        ...
+
+    def speed_up(self) -> None:
+        """Prepare for fast inference on a CPU, after which gradients are no longer available; by default nothing."""
+        return None
 
 
 class Tokenizer(Protocol):
@@ -201,6 +198,8 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int: ...
     @property
+    def device(self) -> torch.device: ...
+    @property
     def precision(self) -> str:
         """Of the encoder: "fp32" or "bf16"."""
         ...
@@ -216,7 +215,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, images: Tensor) -> Tensor:
-        """Latents before quantisation, (B, Z, h, h)."""
+        """Latents before quantisation, (B, Z, h, w) float32."""
         ...
 
     def quantize(self, latents: Tensor) -> Tensor:
@@ -328,7 +327,7 @@ class TokenizerFamily(ABC):
 
     @abstractmethod
     def build(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> TokenizerNetwork:
-        """The network of a checkpoint (a torch module, in evaluation mode, on the CPU).
+        """The network of a checkpoint, in evaluation mode, on the CPU.
 
         Raises: CheckpointError when the tensors are incomplete, or something that they cannot tell is stated nowhere.
         """

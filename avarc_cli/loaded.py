@@ -17,7 +17,7 @@ from avarc_cli.devices import device_name
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layout import TokenLayout
-from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
 from avarc_cli.zoo.card import LocalFile, ModelCard, TokenizerCard
 
 
@@ -29,7 +29,7 @@ class LoadedTokenizer:
     all after it. The encoder alone can run in bfloat16 (`at`); codes are looked up in float32 even then.
     """
 
-    network: Any  # a likelihood.TokenizerNetwork, and a torch module
+    network: TokenizerNetwork
     family: str  # a name in families.TOKENIZERS
     name: str  # of its card, or of its file
     file: str
@@ -48,11 +48,11 @@ class LoadedTokenizer:
 
     @property
     def image_size(self) -> int:
-        return int(self.network.image_size)
+        return self.network.image_size
 
     @property
     def vocab_size(self) -> int:
-        return int(self.network.vocab_size)
+        return self.network.vocab_size
 
     @property
     def inferred(self) -> Mapping[str, str]:
@@ -75,25 +75,22 @@ class LoadedTokenizer:
 
     @property
     def device(self) -> torch.device:
-        place: torch.device = next(self.network.parameters()).device
-        return place
+        return next(self.network.parameters()).device
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
         pixels = images_B3HW.to(self.device).contiguous(memory_format=torch.channels_last)
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
         with tf32(False), half:
-            latents: Tensor = self.network.encode(pixels)
+            latents = self.network.encode(pixels)
         return latents.float().contiguous()
 
     def quantize(self, latents: Tensor) -> Tensor:
         with tf32(False):
-            tokens: Tensor = self.network.tokenize(latents.to(self.device))
-        return tokens
+            return self.network.tokenize(latents.to(self.device))
 
     def decode(self, tokens_BL: Tensor) -> Tensor:
         with tf32(False):
-            images: Tensor = self.network.reconstruct(tokens_BL.to(self.device))
-        return images.contiguous()
+            return self.network.reconstruct(tokens_BL.to(self.device)).contiguous()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layout import TokenLayout
-from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
+from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.zoo import checkpoint, local_files
 from avarc_cli.zoo.cards import ModelCard, TokenizerCard, any_card, model_cards, tokenizer_card, tokenizer_cards
@@ -155,7 +155,7 @@ def _as_spec(spec: ModelSpec | str) -> ModelSpec:
 def with_bank(model: LoadedModel, bank: Bank) -> LoadedModel:
     """The model with the bank's classes after its own; those keep their ids and, bit for bit, their scores.
 
-    Raises: UsageError for a bank of another model, CheckpointError for a damaged addition.
+    Raises: UsageError for a bank of another model, CheckpointError for a corrupt addition.
     """
     bank.check(model.as_base())
     base = base_of(model.likelihood)
@@ -195,9 +195,8 @@ def _read_tokenizer(
     read = checkpoint.read(path)
     stated = _stated(read, config, "--tokenizer-config", first=asked, last=implied or (card.layout if card else None))
     family = families.TOKENIZERS.recognise(read.tensors, _tokenizer_family(read, stated, card), str(path))
-    network: TokenizerNetwork = family.build(read.tensors, stated, str(path))
-    module: Any = network
-    module.to(device, memory_format=torch.channels_last)
+    network = family.build(read.tensors, stated, str(path))
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotation lacks it
     if device.type == "cpu":
         network.speed_up()
     preprocess = read.metadata.get("preprocess", card.preprocess if card else "resize-crop")

@@ -29,6 +29,18 @@ MetricsProgress: TypeAlias = Callable[[int, dict[str, float]], None]
 """Called with the items finished (images, steps) and running averages by name."""
 
 
+def no_metrics(done: int, values: dict[str, float], /) -> None:
+    """A `MetricsProgress` that shows nothing."""
+
+
+Notify: TypeAlias = Callable[[str], None]
+"""Called with a message for the user: that batches had to shrink, or a download waits."""
+
+
+def no_message(message: str, /) -> None:
+    """A `Notify` that shows nothing."""
+
+
 class ProgressBar(Protocol):
     """One step of the work."""
 

@@ -5,7 +5,7 @@ Shapes: K classes, H pixels a side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from avarc_cli.data.labels import resolve_classes
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.sampling import image_generator
 from avarc_cli.loaded import LoadedModel
+from avarc_cli.progress import Progress, no_progress
 from avarc_cli.tokens.reconstruct import to_pixels
 
 MOST_GUIDANCE = 1000  # far beyond any use; float32 ends at 1e38
@@ -64,7 +65,7 @@ def sample(
     count: int = 1,
     sampling: Sampling | None = None,
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Samples:
     """Draw pictures of classes.
 

@@ -90,7 +90,6 @@ def remove_leftovers(folder: Path, is_unused: Callable[[str], bool] = lambda nam
 
     Args:
         is_unused: whether no process can be writing the file of this name now. Temporaries of other names are kept.
-
     Raises: OSError.
     """
     for path in folder.glob(f"*{TEMPORARY}"):
@@ -101,6 +100,11 @@ def remove_leftovers(folder: Path, is_unused: Callable[[str], bool] = lambda nam
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def remove_leftovers_of(path: Path) -> None:
+    """As `remove_leftovers`, of one file or folder, which no process may be writing now. Raises: OSError."""
+    remove_leftovers(path.parent, lambda name: name == path.name)
 
 
 def _make_temporary(path: Path, make: Callable[[Path], None]) -> Path:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from avarc_cli.classifier import Classifier
+from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import UsageError
-from avarc_cli.progress import MetricsProgress
+from avarc_cli.progress import MetricsProgress, Notify, Progress, no_message, no_progress
 from avarc_cli.results import records
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.metrics import wilson
@@ -28,12 +28,11 @@ from avarc_cli.results.tuned import TunedPlan
 from avarc_cli.scoring import calibration, conformal
 from avarc_cli.scoring.conformal import ScoreTable, SimulatedResult, Tuning
 from avarc_cli.scoring.plan import Plan
-from avarc_cli.scoring.scores import FloatN, posterior
+from avarc_cli.scoring.scores import FloatN, IntN, posterior
 from avarc_cli.tokens.cache import TokenCache
 
 LEAST_FOR_TEMPERATURE = 20  # labelled images
 CALIBRATING, EVALUATING = "calibrating", "evaluating"  # run folders beside the plan, until it is written
-Int = npt.NDArray[np.int64]
 
 
 def tune(
@@ -47,8 +46,8 @@ def tune(
     seed: int = 0,
     out: str | Path | None = None,
     on_start: Callable[[Run], None] = lambda run: None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    say: Callable[[str], None] = lambda message: None,
+    progress: Progress = no_progress,
+    say: Notify = no_message,
 ) -> TunedPlan:
     """Find the margins behind the leader at which candidates may be dropped without changing predictions.
 
@@ -98,9 +97,9 @@ class _Scores:
     """Exhaustive scores of images, and their labels."""
 
     table: ScoreTable
-    label_n: Int  # position of each image's right candidate; -1 where it has no label, or more than one is right
+    label_n: IntN  # position of each image's right candidate; -1 where it has no label, or more than one is right
 
-    def rows(self, rows: Int) -> _Scores:
+    def rows(self, rows: IntN) -> _Scores:
         return _Scores(self.table.rows(rows), self.label_n[rows])
 
 
@@ -110,8 +109,8 @@ class _Scorer:
 
     classifier: Classifier
     on_start: Callable[[Run], None]
-    progress: Callable[[int, int], None]
-    say: Callable[[str], None]
+    progress: Progress
+    say: Notify
     total: int = 0  # images of all caches
     done: int = 0  # images of the caches before the present one
 
@@ -170,7 +169,7 @@ def _exact(agreement: float) -> Fraction:
     return Fraction(str(agreement))
 
 
-def _exhaustive(run: Run, folder: RunFolder, progress: MetricsProgress, say: Callable[[str], None]) -> ScoreTable:
+def _exhaustive(run: Run, folder: RunFolder, progress: MetricsProgress, say: Notify) -> ScoreTable:
     classify(run, folder, progress=progress, say=say)
     files = [folder.path / records.SEGMENTS.format(index) for index in range(len(run.cache))]
     sums_nNSK = np.stack([np.load(io.BytesIO(file.read_bytes())) for file in files])
@@ -178,9 +177,9 @@ def _exhaustive(run: Run, folder: RunFolder, progress: MetricsProgress, say: Cal
     return ScoreTable.of(sums_nNSK, prior_KN, run.model.segment_ends)
 
 
-def _right_candidates(run: Run) -> Int:
+def _right_candidates(run: Run) -> IntN:
     right_nN = np.stack([run.candidate_labels.right(int(label)) for label in run.labels])
-    return np.where(right_nN.sum(1) == 1, right_nN.argmax(1), records.UNKNOWN)
+    return np.where(right_nN.sum(1) == 1, right_nN.argmax(1), UNKNOWN)
 
 
 def _temperature(plan: Plan, scores: _Scores) -> float | None:
@@ -215,7 +214,7 @@ def _measure(plan: Plan, scores: _Scores, temperature: float | None) -> dict[str
     return measured
 
 
-def _calibration(outcome: SimulatedResult, label_n: Int, known: Int, temperature: float) -> dict[str, float]:
+def _calibration(outcome: SimulatedResult, label_n: IntN, known: IntN, temperature: float) -> dict[str, float]:
     by_stage_JnN = outcome.by_stage_JnN[:, known]
     winner_n, label_n = outcome.winner_n[known], label_n[known]
     confidence_n: FloatN = posterior(by_stage_JnN, temperature)[np.arange(len(known)), winner_n]

@@ -24,6 +24,7 @@ class StubTokenizer:
     layout = TokenLayout.multi_scale((1, 2))
     image_size = 8
     vocab_size = 64
+    device = torch.device("cpu")
     precision = "fp32"
     preprocess = "none"
     inferred: Mapping[str, str] = {}

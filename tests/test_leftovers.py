@@ -33,6 +33,18 @@ def test_a_run_folder(tmp_path):
     assert left == ["run.json", *sorted(f"tokens.h5{suffix}" for suffix in SUFFIXES)]
 
 
+def test_a_finished_run(tmp_path):
+    folder, asked = RunFolder(tmp_path), {"plan": "exhaustive"}
+    folder.open(asked, images=0, group=1)
+    folder.append([], seconds=1.0)
+    folder.finish({})
+    folder.append([], seconds=1.0)  # as a kill leaves it before the last step of `finish`
+    folder.journal.unlink()
+    leave(tmp_path / "metrics.json")
+    assert folder.open(asked, images=0, group=1) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "predictions.jsonl", "run.json"]
+
+
 def test_a_training_checkpoint(tmp_path):
     checkpoint = tmp_path / "a.ckpt"
     leave(checkpoint)

@@ -69,7 +69,7 @@ def export(
         per_token=per_token,
         progress=console.progress,
         say=console.warn,
-        announce=lambda run: _summary.announce(classifier, run),
+        on_start=lambda run: _summary.announce(classifier, run),
     )
     _show(out, shape)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from avarc_cli.data.known import SYNSET, Dataset, datasets
 from avarc_cli.data.labels import human_name
 from avarc_cli.data.preprocess import read_rgb
 from avarc_cli.errors import UnreadableImage, UsageError
+from avarc_cli.progress import Progress, no_progress
 
 EXAMPLES = 5  # of each problem
 ALWAYS_DECODED = 100  # sets of at most this many images are decoded completely: it takes no time
@@ -55,7 +56,7 @@ def check(
     dataset: str | None = None,
     *,
     decode: int | None = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> DatasetReport:
     """Inspect images without encoding them.
 
@@ -127,7 +128,7 @@ def _spread(count: int, wanted: int | None) -> list[int]:
     return rows
 
 
-def _decode(images: ImageSet, rows: Sequence[int], progress: Callable[[int, int], None]) -> dict[int, str]:
+def _decode(images: ImageSet, rows: Sequence[int], progress: Progress) -> dict[int, str]:
     """Rows that cannot be decoded, with the reasons."""
 
     def reason(row: int) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from avarc_cli.data.class_numbers import interpret_numbers, unique_names
 from avarc_cli.data.image_source import open_regular
 from avarc_cli.data.scanned_input import ScannedInput, number_classes, resolve_dataset
-from avarc_cli.errors import UnreadableImage, UsageError
+from avarc_cli.errors import UnreadableImage, UsageError, first_line
 
 SUFFIXES = (".parquet", ".arrow")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "target", "category")  # in order of preference
@@ -57,7 +57,7 @@ class TableImages:
             with _reading:
                 value = _open_table(os.getpid(), path).value(self.column, int(self.row[row]))
         except _errors() as error:
-            raise UnreadableImage(f"cannot read {self.location(row)}", _first_line(error)) from error
+            raise UnreadableImage(f"cannot read {self.location(row)}", first_line(error)) from error
         if isinstance(value, dict):
             if value.get("bytes") is None and value.get("path"):  # the image is a file of its own, beside the table
                 return open_regular(os.path.join(os.path.dirname(path), value["path"]))
@@ -97,7 +97,7 @@ class _Rows:
             self.labels += table.values(columns.label) if columns.label else [None] * table.num_rows
         except _errors() as error:
             fix = "copy or download it again"
-            raise UsageError(f"cannot read the table '{path}'", _first_line(error), fix) from error
+            raise UsageError(f"cannot read the table '{path}'", first_line(error), fix) from error
         self.names += [f"{prefix}{i:07d}" + (f"/{os.path.basename(f)}" if f else "") for i, f in enumerate(files)]
         self.sizes.append(table.num_rows)
 
@@ -260,7 +260,3 @@ def _errors() -> tuple[type[Exception], ...]:
     except ImportError:
         return (OSError,)
     return (OSError, ArrowException, ValueError, KeyError)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", maxsplit=1)[0]

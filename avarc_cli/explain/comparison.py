@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from avarc_cli.data.labels import LabelSpace, resolve_classes
+from avarc_cli.data.labels import UNKNOWN, LabelSpace, resolve_classes
 from avarc_cli.errors import UsageError
 from avarc_cli.explain.explanation import MAX_LINES
 from avarc_cli.explain.predictions import ImagePrediction
-from avarc_cli.results.records import UNKNOWN
 
 TARGET_ROLES = ("prediction", "label")
 CONTRAST_ROLES = ("rival", *TARGET_ROLES)

@@ -1,14 +1,15 @@
 """From images or a token cache to explanations: classify, choose images, score a few classes token by token.
 
-classifier = load_classifier("digits")
-result = explain_images(classifier, open_images([Path("seven.png")]))
-print(result.explanations[0].panels(Weighting())[-1].log_likelihood_ratio)
+Example:
+    classifier = load_classifier("digits")
+    result = explain_images(classifier, open_images([Path("seven.png")]))
+    print(result.explanations[0].panels(Weighting())[-1].log_likelihood_ratio)
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from avarc_cli.explain.pixels import PixelLoader, pixels_of_cache, pixels_of_ima
 from avarc_cli.explain.predictions import ImagePrediction, check_subset, of_result, parse_rows, select
 from avarc_cli.layout import TokenLayout
 from avarc_cli.loaded import LoadedModel
-from avarc_cli.progress import StartProgress, silent
+from avarc_cli.progress import Notify, StartProgress, no_message, silent
 from avarc_cli.results.run import accuracy_note, classify
 from avarc_cli.scoring.exhaustive import token_log_probs
 from avarc_cli.tokens.cache import TokenCache, read
@@ -106,7 +107,7 @@ def explain_images(
     preprocess: str | None = None,
     workers: int | None = None,
     progress: StartProgress = silent,
-    say: Callable[[str], None] = lambda message: None,
+    say: Notify = no_message,
 ) -> ExplainResult:
     """Explain the classifier's predictions for some of these images.
 
@@ -165,7 +166,7 @@ def _opened(
 
 
 def _predict(
-    classifier: Classifier, cache: TokenCache, rows: list[int], progress: StartProgress, say: Callable[[str], None]
+    classifier: Classifier, cache: TokenCache, rows: list[int], progress: StartProgress, say: Notify
 ) -> list[ImagePrediction]:
     """The classifier's predictions for these rows of the cache."""
     run = classifier.run(cache.take(rows), classifier.request(cache.header.samples))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from avarc_cli.data.labels import LabelSpace
 from avarc_cli.errors import UsageError, describe_differences
 from avarc_cli.explain.comparison import Comparison, classes_to_score
 from avarc_cli.explain.explain import describe, explain_predictions
@@ -24,7 +23,7 @@ def from_likelihoods(run: SavedRun, predictions: Sequence[ImagePrediction]) -> I
         corrupt file.
     """
     column = {class_id: i for i, class_id in enumerate(run.candidates.tolist())}
-    classes, layout = _classes(run), run.layout
+    classes, layout = run.classes, run.layout
     if layout is None:
         raise UsageError(f"'{run.path}' does not record where its tokens lie", "it was made by an older avarc")
     require_grids(layout)
@@ -81,18 +80,3 @@ def check_model(run: SavedRun, model: LoadedModel) -> None:
         what = f"the run was made {'with another' if made_with and given else 'with a' if made_with else 'without a'}"
         why = f"it added {', '.join(made_with) or 'no class'} to the model"
         raise UsageError(f"{what} class bank", why, "add --bank DIR" if made_with else "leave out --bank")
-
-
-def _classes(run: SavedRun) -> LabelSpace:
-    """The run's candidates at the positions of their class ids; other positions are named by their number."""
-    ids, names = {}, {}
-    for c, own, name in zip(
-        run.candidates.tolist(), run.protocol["candidate_ids"], run.protocol["candidate_names"], strict=True
-    ):
-        ids[c], names[c] = own, name
-    count = max(ids) + 1
-    return LabelSpace(
-        "the run's candidates",
-        tuple(ids.get(i, f"class {i}") for i in range(count)),
-        tuple(names.get(i, f"class {i}") for i in range(count)),
-    )

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import UsageError
 from avarc_cli.results.read_run import SavedRun
-from avarc_cli.results.records import UNKNOWN
 from avarc_cli.results.run import RunResult
 
 SUBSETS = ("wrong", "right", "unsure")

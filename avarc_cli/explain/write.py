@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import UsageError
 from avarc_cli.explain.explanation import Explanation
 from avarc_cli.explain.figure import draw
 from avarc_cli.explain.gallery import gallery
 from avarc_cli.explain.maps import Weighting, combine
-from avarc_cli.results.records import UNKNOWN
 from avarc_cli.storage import write_bytes
 
 DEFAULT_IMAGES = {".html": 24, ".png": 6, ".svg": 6}  # shown unless the user wants more

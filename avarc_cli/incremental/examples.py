@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from avarc_cli.data.datasets import ImageSet, open_images
-from avarc_cli.data.labels import normalise
+from avarc_cli.data.labels import UNKNOWN, normalise
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import AvarcError, UnreadableImage, UsageError, shorten_list
 from avarc_cli.likelihood import Tokenizer
@@ -64,8 +64,8 @@ class Examples:
     def relabel(self, class_names: Sequence[str]) -> Examples:
         """The images of these classes only, with labels that index into this list."""
         position = {normalise(name): i for i, name in enumerate(class_names)}
-        new = np.array([position.get(normalise(name), -1) for name in self.class_names] + [-1])[self.labels]
-        kept = np.flatnonzero(new >= 0)
+        new = np.array([position.get(normalise(name), UNKNOWN) for name in self.class_names] + [UNKNOWN])[self.labels]
+        kept = np.flatnonzero(new != UNKNOWN)
         return Examples(self.tokens[torch.from_numpy(kept)], new[kept], tuple(class_names), self.unreadable)
 
     def save(self, path: Path) -> None:
@@ -109,7 +109,7 @@ def concatenate(parts: Iterable[Examples]) -> Examples:
 
 
 def load(path: Path) -> Examples:
-    """Read what `Examples.save` wrote. Raises AvarcError when the file is damaged."""
+    """Read what `Examples.save` wrote. Raises AvarcError when the file is corrupt."""
     try:
         with np.load(path, allow_pickle=False) as npz:
             facts = json.loads(str(npz["facts"]))
@@ -117,7 +117,7 @@ def load(path: Path) -> Examples:
             unreadable = tuple((name, why) for name, why in facts["unreadable"])
             return Examples(tokens, npz["labels"], tuple(facts["class_names"]), unreadable)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise AvarcError(f"'{path}' is damaged", str(error), "delete it and run the same command again") from None
+        raise AvarcError(f"'{path}' is corrupt", str(error), "delete it and run the same command again") from None
 
 
 @dataclass(frozen=True, kw_only=True)

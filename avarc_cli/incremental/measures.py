@@ -15,9 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from avarc_cli.scoring.scores import FloatN
-
-IntN = np.ndarray
+from avarc_cli.scoring.scores import FloatN, IntN
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+# Keys of PEFT's files: PREFIX, the linear's name, then one of these.
+PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+
 
 class LowRank(nn.Module):
     """W -> W + scale B A, computed in float32 and returned in the dtype of W."""
@@ -41,3 +44,11 @@ def attached(network: nn.Module) -> dict[str, LowRank]:
     """The changes that were attached to a network, by the name of the linear."""
     end = ".parametrizations.weight.0"
     return {name.removesuffix(end): m for name, m in network.named_modules() if isinstance(m, LowRank)}
+
+
+def peft_tensors(changes: Mapping[str, LowRank]) -> dict[str, Tensor]:
+    """The factors, by linear's name, under PEFT's keys."""
+    tensors: dict[str, Tensor] = {}
+    for name, change in changes.items():
+        tensors |= {f"{PREFIX}{name}{A}": change.a.detach(), f"{PREFIX}{name}{B}": change.b.detach()}
+    return tensors

@@ -42,6 +42,7 @@ class Precision:
     """
 
     name: str
+    """A value of --precision."""
     activations: torch.dtype
     """Of the inputs and outputs of linears."""
     product: torch.dtype
@@ -55,16 +56,17 @@ class Precision:
         return self.product in (torch.int8, torch.float8_e4m3fn)
 
 
-_PLAIN = (
-    ("fp32", torch.float32),
-    ("tf32", torch.float32),
-    ("bf16", torch.bfloat16),
-    ("fp16", torch.float16),
-)
 FP32 = Precision("fp32", torch.float32, torch.float32, torch.float32)
-PRECISIONS = {name: Precision(name, dtype, dtype, dtype) for name, dtype in _PLAIN} | {
-    "int8": Precision("int8", torch.float32, torch.int8, torch.float32),
-    "fp8": Precision("fp8", torch.bfloat16, torch.float8_e4m3fn, torch.bfloat16),
+PRECISIONS = {
+    precision.name: precision
+    for precision in (
+        FP32,
+        Precision("tf32", torch.float32, torch.float32, torch.float32),
+        Precision("bf16", torch.bfloat16, torch.bfloat16, torch.bfloat16),
+        Precision("fp16", torch.float16, torch.float16, torch.float16),
+        Precision("int8", torch.float32, torch.int8, torch.float32),
+        Precision("fp8", torch.bfloat16, torch.float8_e4m3fn, torch.bfloat16),
+    )
 }
 
 

@@ -50,14 +50,14 @@ def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, source: 
         raise CheckpointError(
             f"{source} does not fit a {expected}",
             "; ".join(problems),
-            f"check that the file is a complete {expected} checkpoint; download it again if it is damaged",
+            f"check that the file is a complete {expected} checkpoint; download it again if it is corrupt",
         )
     not_finite = [k for k in wanted if tensors[k].is_floating_point() and not _is_finite(tensors[k])]
     if not_finite:
         raise CheckpointError(
             f"{source} holds values that are not finite",
             f"{len(not_finite)} tensors with NaN or infinity: {shorten_list(not_finite)}",
-            "the training run that wrote it diverged, or the file is damaged: use an earlier checkpoint",
+            "the training run that wrote it diverged, or the file is corrupt: use an earlier checkpoint",
         )
     module.load_state_dict({k: tensors[k].float() for k in wanted}, assign=True)
     return module.eval().requires_grad_(False)

@@ -65,7 +65,7 @@ class WinogradConv(nn.Module):
 
 
 class _Strip:
-    """Room for some rows of tiles, used again for each strip of an image: fresh memory would cost as much as the sums.
+    """Buffers for some rows of tiles, used again for each strip of an image: new memory would cost as much as the sums.
 
     rows, columns: tiles of a strip; all strips are alike.
     """

@@ -1,1 +1,1 @@
-"""The networks, one module each: pure torch, no files, each with `from_state_dict`."""
+"""Generators, one package per family: pure torch, no I/O."""

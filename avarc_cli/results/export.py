@@ -20,12 +20,10 @@ import numpy.typing as npt
 
 from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import UsageError
-from avarc_cli.progress import StartProgress, silent
+from avarc_cli.progress import Progress, StartProgress, silent
 from avarc_cli.results.read_run import SavedRun
-from avarc_cli.storage import new_folder, remove_leftovers, replacing
+from avarc_cli.storage import new_folder, remove_leftovers_of, replacing
 from avarc_cli.work.locks import only_writer
-
-Progress = Callable[[int], None]
 
 
 def export_run(
@@ -47,7 +45,7 @@ def export_run(
     write = writer(out)
     table = Table(run, run.columns(classes), per_token)
     with progress("writing", len(run.records)) as bar, only_writer(out):
-        remove_leftovers(out.parent, lambda name: name == out.name)  # of an export that was killed
+        remove_leftovers_of(out)  # of an export that was killed
         with new_folder(out) if out.suffix == "" else replacing(out) as temporary:
             write(table, temporary, bar.update)
     return table.shape

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avarc_cli.progress import StartProgress, silent
+from avarc_cli.progress import Notify, StartProgress, no_message, silent
 from avarc_cli.results.export import export_run, writer
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.read_run import open_run
@@ -24,8 +24,8 @@ def export_cache(
     *,
     per_token: bool = False,
     progress: StartProgress = silent,
-    say: Callable[[str], None] = lambda message: None,
-    announce: Callable[[Run], None] = lambda run: None,
+    say: Notify = no_message,
+    on_start: Callable[[Run], None] = lambda run: None,
 ) -> tuple[int, ...]:
     """Score a cache with the classifier's candidates, and write the likelihoods as `export_run` does.
 
@@ -33,7 +33,8 @@ def export_cache(
 
     Args:
         progress: opens the bars "scoring" and "writing".
-        say: called with messages about batches that had to shrink. announce: called before scoring starts.
+        say: called with messages about batches that had to shrink.
+        on_start: called once with the run, before anything is scored.
     Returns: shape of log_likelihood, (N, K) or (N, K, L).
     Raises: as `export_run`, `Classifier.run` and `results.run.classify`.
     """
@@ -43,7 +44,7 @@ def export_cache(
         cache.header.samples, keep_tokens=per_token, tokens_per_batch=folder.recorded("tokens_per_batch")
     )
     run = classifier.run(cache, request, save_json=not per_token, save_likelihood=per_token)
-    announce(run)
+    on_start(run)
     with progress("scoring", len(cache)) as bar:
         classify(run, folder, progress=lambda done, numbers: bar.update(done), say=say)
     shape = export_run(open_run(folder.path), out, per_token=per_token, progress=progress)

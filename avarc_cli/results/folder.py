@@ -51,9 +51,10 @@ class RunFolder:
             self._compare(self.read_protocol(), json.loads(text))
         else:
             write_bytes(run_file, text.encode())
-        if self.predictions.exists():
-            return _parse(self.predictions)
         self._remove_leftovers()
+        if self.predictions.exists():
+            self._seconds_file.unlink(missing_ok=True)  # a kill may have come between the two steps of `finish`
+            return _parse(self.predictions)
         if not self.journal.exists():
             return []
         if self._seconds_file.exists():

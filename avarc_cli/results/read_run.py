@@ -70,6 +70,17 @@ class SavedRun:
         except (KeyError, TypeError, ValueError) as error:
             raise AvarcError(f"'{self.path / 'run.json'}' is corrupt", f"tokens: {error}", AGAIN) from None
 
+    @property
+    def classes(self) -> LabelSpace:
+        """The candidates, each at the position of its class id; any other position i is named "class i"."""
+        candidates = self.candidates.tolist()
+        ids = [f"class {i}" for i in range(max(candidates) + 1)]
+        names = ids.copy()
+        columns = zip(candidates, self.recorded("candidate_ids"), self.recorded("candidate_names"), strict=True)
+        for class_id, own_id, name in columns:
+            ids[class_id], names[class_id] = own_id, name
+        return LabelSpace(f"the run '{self.path}'", tuple(ids), tuple(names))
+
     def columns(self, classes: str | None) -> npt.NDArray[np.int64]:
         """Positions of these classes among the candidates, int64; all of them for None.
 
@@ -80,13 +91,9 @@ class SavedRun:
         candidates = self.candidates.tolist()
         if classes is None:
             return np.arange(len(candidates))
-        ids, names = ([f"class {i}" for i in range(max(candidates) + 1)] for _ in range(2))
-        for c, own_id, name in zip(
-            candidates, self.recorded("candidate_ids"), self.recorded("candidate_names"), strict=True
-        ):
-            ids[c], names[c] = own_id, name
-        chosen = resolve_classes(classes, LabelSpace(f"the run '{self.path}'", tuple(ids), tuple(names)))
-        if absent := [ids[c] for c in chosen if c not in candidates]:
+        space = self.classes
+        chosen = resolve_classes(classes, space)
+        if absent := [space.ids[c] for c in chosen if c not in candidates]:
             raise UsageError(
                 f"not candidates of this run: {', '.join(absent[:4])}",
                 f"it has {len(candidates)} candidates",

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from avarc_cli.data.label_mapping import LabelMapping
-from avarc_cli.data.labels import UNKNOWN as UNKNOWN
-from avarc_cli.data.labels import LabelSpace
+from avarc_cli.data.labels import UNKNOWN, LabelSpace
 from avarc_cli.scoring.scores import ImageScores, near_tie
 
 BEST = 5  # classes listed with each prediction
@@ -61,7 +60,7 @@ class RunImage:
     """Name of the image below the run's source."""
 
     label: int
-    """Its class id in the model (LabelMapping.of), or UNKNOWN."""
+    """Its class id in the model (`LabelMapping.to_model`), or UNKNOWN."""
 
 
 def line(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from avarc_cli.environment import lacks_memory
-from avarc_cli.errors import AvarcError, Interrupted
+from avarc_cli.errors import AvarcError, Interrupted, first_line
 from avarc_cli.likelihood import LikelihoodModel
-from avarc_cli.progress import MetricsProgress
+from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.results import records
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.metrics import compute
@@ -87,8 +87,8 @@ def classify(
     folder: RunFolder | None,
     *,
     keep_scores: bool = False,
-    progress: MetricsProgress = lambda done, numbers: None,
-    say: Callable[[str], None] = lambda message: None,
+    progress: MetricsProgress = no_metrics,
+    say: Notify = no_message,
 ) -> RunResult:
     """Classify every image of the run's cache, continuing the run in `folder`.
 
@@ -136,7 +136,7 @@ class _Session:
     """Images that are scored together, and journalled together."""
 
     keep_scores: bool
-    say: Callable[[str], None]
+    say: Notify
 
     seconds: float = 0.0
     """Spent scoring in this session."""
@@ -196,7 +196,7 @@ class _Session:
         if half < self.run.model.segment_ends[0]:
             raise AvarcError(
                 "not enough memory to score one pair of image and class",
-                str(error).split("\n", maxsplit=1)[0],
+                first_line(error),
                 "use a smaller model, --precision bf16, or a machine with more memory",
             ) from None
         self.say(f"out of memory: continuing with batches of {half} tokens instead of {request.tokens_per_batch}")

@@ -73,7 +73,7 @@ class TunedPlan:
 def read(path: Path) -> TunedPlan:
     """Read a plan file.
 
-    Raises: UsageError when there is no such file; AvarcError when it is damaged, was edited, or has another format.
+    Raises: UsageError when there is no such file; AvarcError when it is corrupt, was edited, or has another format.
     """
     try:
         values = json.loads(path.read_text("utf-8"))

@@ -1,1 +1,1 @@
-"""Image tokenizers, one network per file: pure torch, no I/O."""
+"""Image tokenizers, one package per family: pure torch, no I/O."""

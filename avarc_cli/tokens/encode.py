@@ -21,7 +21,6 @@ assembles the chunks: to a complete cache if none is missing, else to a partial 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,8 +28,8 @@ from typing import TYPE_CHECKING
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import AvarcError, CacheError, Interrupted, UsageError, describe_differences
-from avarc_cli.progress import Progress, no_progress
-from avarc_cli.storage import remove_leftovers
+from avarc_cli.progress import Notify, Progress, no_message, no_progress
+from avarc_cli.storage import remove_leftovers_of
 from avarc_cli.tokens.assemble import assemble, disassemble, summarize
 from avarc_cli.tokens.cache import TokenCache, chunk_folder, read
 from avarc_cli.tokens.encoded import EncodedChunk, EncodedFormat
@@ -93,7 +92,7 @@ def encode(
     engine: str = "local",
     overwrite: bool = False,
     progress: Progress = no_progress,
-    say: Callable[[str], None] = lambda message: None,
+    say: Notify = no_message,
 ) -> EncodeResult:
     """Tokenize images into the cache `out`, continuing what an earlier call with the same request left unfinished.
 
@@ -209,7 +208,7 @@ def _clean_up(done: EncodeResult, lock: ChunkLock) -> None:
     """Delete what a kill left between the assembly and the end of the cleaning up."""
     if done.complete and lock.is_sole_holder():
         chunks.delete(chunk_folder(done.path))
-        _remove_leftovers(done.path)
+        remove_leftovers_of(done.path)
 
 
 def _read_partial(out: Path, overwrite: bool) -> TokenCache | None:
@@ -220,9 +219,7 @@ def _read_partial(out: Path, overwrite: bool) -> TokenCache | None:
     return cache if cache.partial is not None else None
 
 
-def _settle_request(
-    out: Path, asked: Request, partial: TokenCache | None, overwrite: bool, say: Callable[[str], None]
-) -> Request:
+def _settle_request(out: Path, asked: Request, partial: TokenCache | None, overwrite: bool, say: Notify) -> Request:
     """The request in the chunks and batches of the work that is continued.
 
     Raises: CacheError when the unfinished work is for another request.
@@ -242,11 +239,6 @@ def _settle_request(
     if continued is not None and continued.batch_size != asked.batch_size and asked.batch_chosen:
         say(f"continuing with batches of {continued.batch_size} images, as it began: roundings depend on them")
     return continued or asked
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Delete half-written caches of killed processes. The caller has the exclusive lock."""
-    remove_leftovers(out.parent, lambda name: name == out.name)
 
 
 @dataclass(frozen=True)
@@ -289,7 +281,7 @@ class _Run:
         if recorded is None or not self.request.continuing(recorded):
             self.folder.create(self.request.to_dict())
         self.folder.clean(mine)
-        _remove_leftovers(self.out)
+        remove_leftovers_of(self.out)
         if partial is not None:
             disassemble(partial, self.folder)
         return mine

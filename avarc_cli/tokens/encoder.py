@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from avarc_cli import environment
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.environment import lacks_memory
-from avarc_cli.errors import AvarcError, UnreadableImage
+from avarc_cli.errors import AvarcError, UnreadableImage, first_line
 from avarc_cli.tokens.encoded import EncodedChunk, Unreadable
 from avarc_cli.tokens.header import CacheHeader
 from avarc_cli.tokens.noise import sample_noise
@@ -70,8 +70,7 @@ class _Batches(Dataset[Decoded]):
 
 def default_workers(device: str) -> int:
     """Processes that decode images: one is enough beside a CPU (docs/encoding.md), a GPU needs many."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if device == "cpu" else max(1, min(MAX_WORKERS, cores - 1))
+    return 1 if device == "cpu" else max(1, min(MAX_WORKERS, environment.cores() - 1))
 
 
 def decode(
@@ -99,9 +98,8 @@ def decode(
     except (OSError, RuntimeError) as error:
         if not workers:
             raise
-        why = str(error).split("\n", maxsplit=1)[0]
         fix = "use fewer --workers (0 decodes in the main process)"
-        raise AvarcError("a process that decodes images died", why, fix) from error
+        raise AvarcError("a process that decodes images died", first_line(error), fix) from error
 
 
 def _unchanged(decoded: Any) -> Any:
@@ -141,7 +139,7 @@ class ChunkEncoder:
 
     @property
     def uses_gpu(self) -> bool:
-        return str(getattr(self.tokenizer, "device", "cpu")).startswith("cuda")
+        return self.tokenizer.device.type == "cuda"
 
     def run(self, chunks: Mapping[int, range], tick: Tick) -> Iterator[tuple[int, EncodedChunk]]:
         """Number and result of each chunk, in this order; tick is called after each batch.
@@ -155,11 +153,10 @@ class ChunkEncoder:
                 for number, some in batches.items():
                     yield number, self._encode_chunk(islice(decoded, len(some)), tick)
         except (RuntimeError, MemoryError) as error:
-            if not lacks_memory(error):
+            if not environment.lacks_memory(error):
                 raise
-            why = str(error).split("\n", maxsplit=1)[0]
             fix = "free some memory, and run the same command again: finished chunks are kept"
-            raise AvarcError("not enough memory to encode one image", why, fix) from error
+            raise AvarcError("not enough memory to encode one image", first_line(error), fix) from error
 
     def _batches(self, items: range) -> list[range]:
         return [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
@@ -184,7 +181,7 @@ class ChunkEncoder:
         try:
             return [self._encode(rows, pixels)]
         except (RuntimeError, MemoryError) as error:
-            if not lacks_memory(error) or len(rows) == 1:
+            if not environment.lacks_memory(error) or len(rows) == 1:
                 raise
         half = len(rows) // 2
         return self._encode_in_memory(rows[:half], pixels[:half]) + self._encode_in_memory(rows[half:], pixels[half:])

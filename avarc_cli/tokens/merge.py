@@ -13,7 +13,7 @@ import numpy as np
 
 from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import AvarcError, CacheError, UsageError, describe_differences
-from avarc_cli.storage import remove_leftovers
+from avarc_cli.storage import remove_leftovers_of
 from avarc_cli.tokens.cache import TokenCache, read
 from avarc_cli.tokens.header import CacheHeader, Partial, identity
 from avarc_cli.tokens.verify import verify
@@ -84,7 +84,7 @@ def merge(sources: Sequence[Path], out: Path, *, overwrite: bool = False) -> Mer
     plan = _of_shards(caches) if all(partial) else _of_images(caches)
     try:
         with only_writer(out):
-            remove_leftovers(out.parent, lambda name: name == out.name)
+            remove_leftovers_of(out)
             _write(out, plan)
     except OSError as error:
         fix = "free some space or name another place"

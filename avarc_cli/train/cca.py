@@ -23,7 +23,7 @@ from avarc_cli.layers import low_rank
 from avarc_cli.layers.low_rank import LowRank
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
-from avarc_cli.progress import MetricsProgress
+from avarc_cli.progress import MetricsProgress, no_metrics
 from avarc_cli.train.generator import EncodedImages, TokenBatches
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Recipe, fingerprint, train
@@ -63,7 +63,7 @@ def align(
     contrast: Contrast | None = None,
     rank: int = 0,
     augment: Augment | None = None,
-    progress: MetricsProgress = lambda step, values: None,
+    progress: MetricsProgress = no_metrics,
 ) -> None:
     """Fine-tune a generator on images of its own classes and write it to `out`.
 

@@ -20,7 +20,7 @@ from avarc_cli.errors import UsageError
 from avarc_cli.layers.precision import tf32
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedTokenizer
-from avarc_cli.progress import MetricsProgress
+from avarc_cli.progress import MetricsProgress, no_metrics
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Recipe, fingerprint, train
 from avarc_cli.train.save import check_output, resume_file, save_generator
@@ -65,7 +65,7 @@ def train_generator(
     family: str = "var",
     augment: Augment | None = None,
     class_dropout: float = CLASS_DROPOUT,
-    progress: MetricsProgress = lambda step, values: None,
+    progress: MetricsProgress = no_metrics,
 ) -> TrainableModel:
     """Train a generator of the tokens of labelled images and write it to `out` (safetensors).
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, UsageError, describe_differences
+from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, UsageError, describe_differences, first_line
 from avarc_cli.progress import MetricsProgress
-from avarc_cli.storage import remove_leftovers, replacing
+from avarc_cli.storage import remove_leftovers_of, replacing
 
 ShouldContinue = Callable[[int, dict[str, Tensor]], bool]  # (steps done, averaged weights) -> whether to continue
 LossOfStep = Callable[[int], tuple[Tensor, dict[str, float]]]  # step -> (loss, what to show)
@@ -84,7 +84,7 @@ def train(
         checkpoint: None saves nothing, for trainings of minutes.
         should_continue: called after each step; false ends the training early.
 
-    Raises: CheckpointError when `checkpoint` is damaged or another training's; AvarcError when the loss is not finite;
+    Raises: CheckpointError when `checkpoint` is corrupt or another training's; AvarcError when the loss is not finite;
     Interrupted on Ctrl-C.
     """
     identity = asdict(recipe) | {"betas": list(recipe.betas), "subject": subject}
@@ -186,15 +186,15 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     averaged: dict[str, Tensor],
 ) -> int:
-    remove_leftovers(path.parent, lambda name: name == path.name)  # of a kill while saving
+    remove_leftovers_of(path)  # of a kill while saving
     if not path.exists():
         return 0
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
         theirs = state["identity"]
     except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        why, fix = (str(error) or type(error).__name__).splitlines()[0], f"delete {path} to start over"
-        raise CheckpointError(f"{path} is damaged, or no training checkpoint", why, fix) from None
+        what, fix = f"{path} is corrupt, or no training checkpoint", f"delete {path} to start over"
+        raise CheckpointError(what, first_line(error), fix) from None
     if differences := describe_differences({name: theirs.get(name) for name in identity}, identity):
         raise CheckpointError(
             f"{path} belongs to another training run",

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
 
 from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.layers.low_rank import LowRank
-from avarc_cli.likelihood import TrainableModel
+from avarc_cli.layers.low_rank import LowRank, peft_tensors
+from avarc_cli.likelihood import TokenizerNetwork, TrainableModel
 from avarc_cli.storage import write_bytes
 
 
@@ -29,7 +28,7 @@ def resume_file(out: Path) -> Path:
     return out.with_name(out.name + ".ckpt")
 
 
-def save_tokenizer(network: Any, path: Path, *, family: str, preprocess: str) -> None:
+def save_tokenizer(network: TokenizerNetwork, path: Path, *, family: str, preprocess: str) -> None:
     """A tokenizer file: published keys; the metadata names family, what tensors cannot tell, and preprocessing."""
     metadata = {"family": family, **network.checkpoint_metadata(), "preprocess": preprocess}
     _save(network.state_dict(), metadata, path)
@@ -52,10 +51,6 @@ def save_lora(changes: Mapping[str, LowRank], folder: Path, *, base_sha256: str)
         changes: by name of the linear, of scale 1.
         base_sha256: of the file that the adapter belongs to.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, change in changes.items():
-        prefix = f"base_model.model.{name}"
-        tensors |= {f"{prefix}.lora_A.weight": change.a, f"{prefix}.lora_B.weight": change.b}
     rank = len(next(iter(changes.values())).a)
     config = {
         "peft_type": "LORA",
@@ -69,7 +64,7 @@ def save_lora(changes: Mapping[str, LowRank], folder: Path, *, base_sha256: str)
         "inference_mode": True,
     }
     folder.mkdir(exist_ok=True)
-    _save(tensors, {"base_sha256": base_sha256}, folder / "adapter_model.safetensors")
+    _save(peft_tensors(changes), {"base_sha256": base_sha256}, folder / "adapter_model.safetensors")
     write_bytes(folder / "adapter_config.json", json.dumps(config, indent=1).encode())
 
 

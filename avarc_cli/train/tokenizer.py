@@ -12,7 +12,7 @@ from torch import Tensor
 from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.likelihood import TokenizerNetwork
-from avarc_cli.progress import MetricsProgress
+from avarc_cli.progress import MetricsProgress, no_metrics
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Recipe, train
 from avarc_cli.train.save import check_output, resume_file, save_tokenizer
@@ -28,7 +28,7 @@ def train_tokenizer(
     family: str = "vqvae",
     augment: Augment | None = None,
     device: torch.device,
-    progress: MetricsProgress = lambda step, values: None,
+    progress: MetricsProgress = no_metrics,
 ) -> TokenizerNetwork:
     """Train a tokenizer that reconstructs `images` and write it to `out` (safetensors).
 
@@ -46,7 +46,7 @@ def train_tokenizer(
     augment = augment or Augment()
     known = families.TOKENIZERS.get(family)
     torch.manual_seed(recipe.seed)
-    network: Any = known.new(image_size=image_size, **shape)
+    network = known.new(image_size=image_size, **shape)
     network.to(device)  # only now: the CPU's generator makes the same first weights for every device
     loss = known.training_loss(network)
     batches = TrainingImages(images, image_size, augment, seed=recipe.seed)
@@ -59,5 +59,4 @@ def train_tokenizer(
     train(network, loss_of_step, recipe, checkpoint, progress, subject=f"{network.config} on {batches}")
     save_tokenizer(network, out, family=family, preprocess="resize-crop" if augment.mode == "crop" else "fit")
     checkpoint.unlink(missing_ok=True)
-    trained: TokenizerNetwork = network
-    return trained
+    return network

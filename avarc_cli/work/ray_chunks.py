@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.errors import AvarcError, UsageError, first_line
 
 if TYPE_CHECKING:
     from avarc_cli.work.run import ChunkTask, Tick
@@ -88,6 +88,5 @@ def _get(ray: Any, reference: Any) -> Any:
             raise error.cause from error
         raise
     except ray.exceptions.RayError as error:
-        why = str(error).split("\n", maxsplit=1)[0]
         fix = "see Ray's logs, and run the same command again: finished chunks are kept"
-        raise AvarcError("a chunk could not be computed on Ray", why, fix) from error
+        raise AvarcError("a chunk could not be computed on Ray", first_line(error), fix) from error

@@ -65,7 +65,7 @@ def any_card(name: str) -> Card:
 
 
 def _pinned(card: _Card, user: registered.Registered) -> _Card:
-    """The card with the revision that the user downloaded it at, where he named one."""
+    """The card with the revision that the user downloaded, if one was named."""
     revision = user.revisions.get(card.name)
     if revision is None or not isinstance(card.weights, HubFile):
         return card

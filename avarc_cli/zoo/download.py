@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from avarc_cli.errors import AvarcError
-from avarc_cli.progress import Progress
+from avarc_cli.progress import Notify, Progress
 from avarc_cli.storage import move_into_place
 from avarc_cli.zoo import hub, local_files, weights_index
 from avarc_cli.zoo.card import HubFile
@@ -67,7 +67,7 @@ class Downloaded:
     was_here: bool  # whether nothing had to be downloaded
 
 
-def make_plan(file: HubFile, *, folder: Path | None, offline: bool, notify: hub.Notify) -> DownloadPlan:
+def make_plan(file: HubFile, *, folder: Path | None, offline: bool, notify: Notify) -> DownloadPlan:
     """Find out what has to be done, without writing anything.
 
     Args:
@@ -114,7 +114,7 @@ def check_space(plans: Sequence[DownloadPlan]) -> None:
             )
 
 
-def execute(plan: DownloadPlan, progress: Progress, notify: hub.Notify) -> Downloaded:
+def execute(plan: DownloadPlan, progress: Progress, notify: Notify) -> Downloaded:
     """Fetch the missing content, verify it, and install it.
 
     Raises: AvarcError as `fetch`; if the content is not what the hub says (it is deleted then); if a plain folder
@@ -136,7 +136,7 @@ def execute(plan: DownloadPlan, progress: Progress, notify: hub.Notify) -> Downl
     return Downloaded(file.repo, file.filename, file.revision, plan.commit, sha256, size, path, was_here)
 
 
-def _is_installed(plan: DownloadPlan, progress: Progress, notify: hub.Notify) -> bool:
+def _is_installed(plan: DownloadPlan, progress: Progress, notify: Notify) -> bool:
     """Whether the target exists with the right content. Otherwise deletes it, but only in the cache.
 
     Raises: AvarcError if it is another file in a plain folder.
@@ -157,7 +157,7 @@ def _is_installed(plan: DownloadPlan, progress: Progress, notify: hub.Notify) ->
     return False
 
 
-def _install(plan: DownloadPlan, progress: Progress, notify: hub.Notify) -> None:
+def _install(plan: DownloadPlan, progress: Progress, notify: Notify) -> None:
     """Get the content from the cache or the hub, verify it, and rename it to the target."""
     partial, cached = plan.partial, _cached_blob(plan)
     if cached is not None:
@@ -215,7 +215,7 @@ def _link(plan: DownloadPlan, remote: hub.RemoteFile) -> Path:
 
 
 @contextmanager
-def _lock(plan: DownloadPlan, notify: hub.Notify) -> Iterator[None]:
+def _lock(plan: DownloadPlan, notify: Notify) -> Iterator[None]:
     """Let only one process download a file; in the cache with the same lock as huggingface_hub."""
     if plan.folder:
         path = plan.target.with_name(f".{plan.target.name}.lock")

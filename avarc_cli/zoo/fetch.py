@@ -16,13 +16,13 @@ from huggingface_hub import constants, get_session
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not listed
 
 from avarc_cli.errors import AvarcError, Interrupted
-from avarc_cli.progress import Progress
+from avarc_cli.progress import Notify, Progress
 from avarc_cli.zoo import hub
 
 REPORTS = 1000  # of progress per file, at most
 
 
-def fetch(remote: hub.RemoteFile, partial: Path, progress: Progress, notify: hub.Notify) -> None:
+def fetch(remote: hub.RemoteFile, partial: Path, progress: Progress, notify: Notify) -> None:
     """Download the missing bytes of a file. The caller must verify the content.
 
     Args:
@@ -39,7 +39,7 @@ def fetch(remote: hub.RemoteFile, partial: Path, progress: Progress, notify: hub
         ) from None
 
 
-def _fetch_with_retries(remote: hub.RemoteFile, partial: Path, progress: Progress, notify: hub.Notify) -> None:
+def _fetch_with_retries(remote: hub.RemoteFile, partial: Path, progress: Progress, notify: Notify) -> None:
     """Send requests until the file is complete. Failures are counted only while no new byte arrives."""
     most, failures = _size(partial), 0
     while True:

@@ -10,13 +10,14 @@ import datetime
 import email.utils
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from avarc_cli.errors import AvarcError
+from avarc_cli.errors import AvarcError, first_line
+from avarc_cli.progress import Notify
 from avarc_cli.zoo.card import HubFile
 
 MAX_RETRIES = 4  # in a row without receiving a new byte
@@ -34,9 +35,6 @@ _TRANSIENT = {
 }
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-Notify = Callable[[str], None]
-"""Receives messages for the user about waiting and fallbacks."""
 
 
 @dataclass(frozen=True)
@@ -199,5 +197,5 @@ def _status_error(what: str, problem: ErrorStatus, file: HubFile) -> AvarcError:
 
 
 def _reason(problem: Exception) -> str:
-    """The first line of the message; some of the client's exceptions have none."""
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0][:MAX_REASON]
+    """The first line of a client's message, which may be long."""
+    return first_line(problem)[:MAX_REASON]

@@ -162,4 +162,4 @@ def _save(user: Registered) -> None:
 
 
 def _unreadable(why: str) -> AvarcError:
-    return AvarcError(f"cannot read {file()}, which holds the names you registered", why, "repair it, or take it away")
+    return AvarcError(f"cannot read {file()}, which holds the names you registered", why, "fix the file or delete it")

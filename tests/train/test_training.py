@@ -78,7 +78,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     data = (tmp_path / "a.ckpt").read_bytes()
     for damaged in (b"", b"nonsense", data[: len(data) // 2]):
         (tmp_path / "a.ckpt").write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"a\.ckpt is damaged"):
+        with pytest.raises(CheckpointError, match=r"a\.ckpt is corrupt"):
             fit(None, tmp_path / "a.ckpt", RECIPE)
 
 

@@ -6,7 +6,6 @@ Shapes: B token sequences, P pairs of the image and a class, L tokens, Z latent 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,8 +16,7 @@ from avarc_cli.models.var import reference
 from avarc_cli.models.var.config import VARConfig
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.models.var.network import VAR
-
-SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # VAR's at 256 px
+from avarc_cli.tokenizers.vqvae.config import PUBLISHED as TOKENIZER
 
 
 class VARWorkload:
@@ -29,8 +27,7 @@ class VARWorkload:
         self.segment_ends, self.num_classes, self.flops = config.ends, config.num_classes, config.flops
         self._device = device
         self._weights = {k: v.clone() for k, v in var.to(device).state_dict().items()}
-        counts = torch.tensor([p * p for p in config.patch_nums])
-        self._level_1L = torch.arange(len(counts)).repeat_interleave(counts)[None].to(device)
+        self._level_1L = var.levels().to(device)
         generator = torch.Generator().manual_seed(1)
         length, first = config.ends[-1], config.ends[0]
         self.tokens_L = torch.randint(config.vocab_size, (length,), generator=generator).to(device)
@@ -57,10 +54,10 @@ class VARWorkload:
 
 def random_workload(shape: str, scales: Sequence[int] | None, device: torch.device) -> VARWorkload:
     """A VAR of this shape (`parse_shape`) with random weights."""
-    return VARWorkload(random_var(parse_shape(shape, tuple(scales or SCALES))), device)
+    return VARWorkload(random_var(parse_shape(shape, tuple(scales or TOKENIZER.patch_nums))), device)
 
 
-def parse_shape(text: str, scales: tuple[int, ...] = SCALES) -> VARConfig:
+def parse_shape(text: str, scales: tuple[int, ...] = TOKENIZER.patch_nums) -> VARConfig:
     """The configuration that "d16" or "DEPTH:WIDTH:HEADS" stands for. Raises UsageError for anything else."""
     numbers = text[1:] if text[:1] == "d" else text
     parts = numbers.split(":")
@@ -71,10 +68,15 @@ def parse_shape(text: str, scales: tuple[int, ...] = SCALES) -> VARConfig:
     )
     if width % heads:
         raise UsageError(f"no shape '{text}'", f"{width} channels do not divide among {heads} heads")
-    c = VARConfig(
-        depth=depth, width=width, heads=heads, num_classes=1000, patch_nums=scales, vocab_size=4096, z_channels=32
+    return VARConfig(
+        depth=depth,
+        width=width,
+        heads=heads,
+        num_classes=1000 if width >= 512 else 100,
+        patch_nums=scales,
+        vocab_size=TOKENIZER.vocab_size,
+        z_channels=TOKENIZER.z_channels,
     )
-    return replace(c, num_classes=100) if width < 512 else c
 
 
 def random_var(config: VARConfig, seed: int = 0) -> VAR:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ class VARConfig:
 
     depth: int  # blocks
     width: int  # C, channels of the residual stream
-    heads: int
+    heads: int  # of attention
     num_classes: int  # without the unconditional class
     patch_nums: tuple[int, ...]  # side of each scale, coarse to fine
     vocab_size: int  # V
@@ -43,7 +42,7 @@ class VARConfig:
     @property
     def ends(self) -> tuple[int, ...]:
         """End position of each scale; the last is L."""
-        return tuple(accumulate(p * p for p in self.patch_nums))
+        return self.layout.grid_ends
 
     @property
     def flops(self) -> int:
@@ -117,6 +116,6 @@ def _read_patch_nums(tensors: Mapping[str, Tensor], source: str, first: int, tot
         raise CheckpointError(
             f"{source} does not fit a {TITLE}",
             f"'lvl_1L' gives scales of {counts[:12]} positions; expected squares, {first} first, {total} in all",
-            "the file is damaged: download it again",
+            "the file is corrupt: download it again",
         )
     return sides

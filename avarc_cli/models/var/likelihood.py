@@ -178,9 +178,7 @@ class VARLikelihood(TrainableModel):
         return self.with_network(grown)
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
-        counts = torch.tensor([p * p for p in self.var.config.patch_nums])
-        level_1L = torch.arange(len(counts)).repeat_interleave(counts)[None]  # tells a reader the scales
-        return self.var.state_dict() | {"lvl_1L": level_1L}
+        return self.var.state_dict() | {"lvl_1L": self.var.levels()}
 
     def bytes_per_token(self, *, cached: bool) -> int:
         c = self.var.config

@@ -244,6 +244,11 @@ class VAR(nn.Module):
             blocks = [block.ada_lin(c).unflatten(-1, (1, 6, -1)) for block in self.layers]
         return Condition(blocks, self.head_nm.ada_lin(c).unflatten(-1, (1, 2, -1)))
 
+    def levels(self) -> Tensor:
+        """Scale of each position, (1, L) int64, from 0: a buffer of published files, which tells readers the scales."""
+        counts = torch.tensor([side * side for side in self.config.patch_nums])
+        return torch.arange(len(counts)).repeat_interleave(counts)[None]
+
     def place(self) -> Tensor:
         """Position plus scale embedding, (1, L, C)."""
         levels = zip(self.lvl_embed.weight, self.config.patch_nums, strict=True)

@@ -6,7 +6,7 @@ Shapes: B images, Z latent channels, h latent side, K scales with sides p_1..p_K
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from avarc_cli.layers import winograd
 from avarc_cli.layout import TokenLayout
+from avarc_cli.likelihood import TokenizerNetwork
 from avarc_cli.tokenizers.vqvae.config import VQVAEConfig
 from avarc_kernels import nearest_code
 
@@ -213,36 +214,19 @@ class MultiScaleQuantizer(nn.Module):
         return self.embedding.weight.new_empty(len(tokens_BL), 0, self.embedding.embedding_dim)
 
 
-class VQVAE(nn.Module):
+class VQVAE(TokenizerNetwork):
     """The tokenizer. Images are float32 in [-1, 1]."""
+
+    config: VQVAEConfig
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.layout = config, TokenLayout.multi_scale(config.patch_nums)
+        self.image_size, self.vocab_size, self.inferred = config.image_size, config.vocab_size, config.inferred
         z = config.z_channels
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.quantize = MultiScaleQuantizer(config.vocab_size, z, config.patch_nums)
         self.quant_conv, self.post_quant_conv = nn.Conv2d(z, z, 3, padding=1), nn.Conv2d(z, z, 3, padding=1)
-
-    @property
-    def layout(self) -> TokenLayout:
-        """The scales."""
-        return TokenLayout.multi_scale(self.config.patch_nums)
-
-    @property
-    def image_size(self) -> int:
-        """Side of the images, pixels."""
-        return self.config.image_size
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        return self.config.vocab_size
-
-    @property
-    def inferred(self) -> Mapping[str, str]:
-        """What no file states (likelihood.TokenizerNetwork)."""
-        return self.config.inferred
 
     def checkpoint_metadata(self) -> dict[str, str]:
         """The scales, which the tensors do not tell."""

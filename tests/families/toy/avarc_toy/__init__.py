@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.state_dict import build
 from avarc_cli.layout import TokenLayout
-from avarc_cli.likelihood import GeneratorFamily, LikelihoodModel, TokenizerFamily
+from avarc_cli.likelihood import GeneratorFamily, LikelihoodModel, TokenizerFamily, TokenizerNetwork
 
 PATCH = 8  # pixels
 
 
-class ToyTokenizer(nn.Module):
+class ToyTokenizer(TokenizerNetwork):
     """The nearest of V grey levels of each patch."""
 
     inferred: Mapping[str, str] = {}
@@ -42,9 +42,6 @@ class ToyTokenizer(nn.Module):
         rows, columns = self.layout.grids[0]
         grey = self.grey_levels[tokens_BL].unflatten(1, (1, rows, columns))
         return F.interpolate(grey, scale_factor=PATCH).expand(-1, 3, -1, -1)
-
-    def speed_up(self) -> None:
-        pass
 
     def checkpoint_metadata(self) -> dict[str, str]:
         return {"side": str(self.layout.grids[0][0])}
