@@ -11,11 +11,7 @@ DEV := $(VENV)/.installed-dev
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
 
-<<<<<<< HEAD
 # Always created from scratch: an interrupted installation leaves no stamp, and the next run clears it.
-=======
-# Always made from scratch: a half-finished environment has no stamp, so the next run clears it.
->>>>>>> h-review
 $(USER): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "avarc needs Python 3.10 or newer; name one with: make PYTHON=python3.11" >&2; exit 1; }
