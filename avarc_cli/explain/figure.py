@@ -12,7 +12,7 @@ import numpy as np
 
 from avarc_cli.explain.explanation import Explanation, Panel, headline, limit_of, signed
 from avarc_cli.explain.maps import Float, Weighting
-from avarc_cli.explain.palette import table
+from avarc_cli.explain.palette import colour_table
 
 WIDTH, HEIGHT = 12.0, 6.0  # inches of one image's block
 DPI = 130
@@ -147,7 +147,7 @@ def _show(axes: Any, cells: Float, limit: float) -> Any:
     """Draw a grid over a square, whatever its rows and columns: it covers the image, which is square."""
     from matplotlib.colors import ListedColormap
 
-    colours = ListedColormap(table() / 255.0)
+    colours = ListedColormap(colour_table() / 255.0)
     aspect = "equal" if cells.shape[0] == cells.shape[1] else "auto"
     shown = axes.imshow(cells, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest", aspect=aspect)
     _bare(axes)

@@ -147,8 +147,8 @@ def posterior(by_stage_JXN: FloatN, temperature: float = 1.0) -> FloatN:
         mass = np.where(part, result, 0.0).sum(-1, keepdims=True) if j else 1.0
         score = np.where(part, scores, -np.inf)
         best = np.where(part.any(-1, keepdims=True), score.max(-1, keepdims=True), 0.0)  # a decided image has no part
-        share = np.exp((score - best) / temperature)
-        result = np.where(part, share * mass / share.sum(-1, keepdims=True).clip(min=1.0), result)
+        weight = np.exp((score - best) / temperature)
+        result = np.where(part, weight * mass / weight.sum(-1, keepdims=True).clip(min=1.0), result)
     return result
 
 

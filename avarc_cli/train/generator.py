@@ -62,7 +62,7 @@ def train_generator(
     shape: Mapping[str, Any],
     recipe: Recipe,
     *,
-    family: str = "var",
+    family: str,
     augment: Augment | None = None,
     class_dropout: float = CLASS_DROPOUT,
     progress: MetricsProgress = no_metrics,
@@ -73,6 +73,7 @@ def train_generator(
 
     Args:
         shape: of the network, in the family's own terms (`GeneratorFamily.new`).
+        family: a name in `families.GENERATORS`.
         augment: None for random crops.
         class_dropout: fraction of images trained on as unconditional, in [0, 1).
     Raises: UsageError for images without a class; otherwise as `train_tokenizer`.
