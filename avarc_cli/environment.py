@@ -32,9 +32,9 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 class Extra:
     """An optional package."""
 
-    package: str
+    package: str  # as pip names it
     version: str | None  # None if it is not installed
-    install: str
+    install: str  # the command that installs it
     brings: str  # what it is for
 
 
@@ -43,7 +43,7 @@ class Device:
     """A device that a model can run on."""
 
     name: str  # a value of --device
-    description: str
+    description: str  # for people
     memory: int | None  # bytes; None if unknown
 
 

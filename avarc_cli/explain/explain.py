@@ -137,7 +137,7 @@ def explain_images(
 class _Opened:
     cache: TokenCache
     pixels: PixelLoader
-    unreadable: list[tuple[str, str]]
+    unreadable: list[tuple[str, str]]  # (name, reason) of images that were left out
 
 
 @contextmanager

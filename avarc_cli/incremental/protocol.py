@@ -63,9 +63,9 @@ class BaseShape:
 class Results:
     """What the protocol found."""
 
-    split: Split
+    split: Split  # the tasks
     with_offset: Measures  # with the offsets that the class bank stores
-    without_offset: Measures
+    without_offset: Measures  # with the scores as they are
     baseline: Measures | None  # of fine-tuning all weights, where it was asked for
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Reporting:
     """How a run of the protocol shows its progress."""
 
     training: ProgressOf  # (what is learnt, steps) -> the progress of a training
-    testing: Callable[[], AbstractContextManager[Progress]]
+    testing: Callable[[], AbstractContextManager[Progress]]  # the progress of scoring the test images
 
 
 def run(

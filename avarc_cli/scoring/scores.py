@@ -24,11 +24,14 @@ TOKEN_NOISE = {"fp32": 2e-6, "tf32": 1.2e-3, "bf16": 1e-2, "fp16": 1.2e-3, "int8
 
 @dataclass(frozen=True)
 class ScoreFunction:
-    """A score to rank candidates by. `formula`: (log p(x|y) of each candidate (N,), log p(x) or nan) -> (N,)."""
+    """A score to rank candidates by."""
 
     name: str
+    """A value of --score."""
     needs_unconditional: bool
+    """Whether the formula uses log p(x)."""
     formula: Callable[[FloatN, float], FloatN]
+    """(log p(x|y) of each candidate (N,), log p(x) or nan) -> scores (N,)."""
 
 
 SCORE_FUNCTIONS = {

@@ -40,8 +40,8 @@ class TokenBatches(Protocol):
 class EncodedImages:
     """Batches of augmented images, encoded when they are needed, on the tokenizer's device."""
 
-    tokenizer: LoadedTokenizer
-    images: TrainingImages
+    tokenizer: LoadedTokenizer  # what encodes
+    images: TrainingImages  # augmented
 
     def __str__(self) -> str:
         return str(self.images)

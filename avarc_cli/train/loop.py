@@ -35,12 +35,12 @@ class Recipe:
     warmup: float = 0.05  # fraction of the steps with a linearly rising rate
     hold: float = 0.1  # fraction of the steps at the peak, after the warm-up
     final: float = 0.01  # last learning rate / peak
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05  # of the weights of linears and convolutions
+    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW
     clip: float = 2.0  # largest gradient norm
     ema_decay: float = 0.999  # of the exponential moving average of the weights, which is what is saved
     save_every: int = 500  # steps between checkpoints
-    seed: int = 0
+    seed: int = 0  # of data order and initialisation
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "save_every"):

@@ -28,7 +28,7 @@ class FileStat:
     """What the file system knows about a file, to notice changes without reading it."""
 
     size: int  # bytes
-    mtime_ns: int
+    mtime_ns: int  # last change of the content
     ctime_ns: int  # unlike mtime, it cannot be set back
 
     @classmethod
@@ -44,10 +44,10 @@ class IndexEntry:
 
     source: str  # real path of the file
     sha256: str  # of its bytes, in hex
-    stat: FileStat
+    stat: FileStat  # of the file when it was read
     copy: str | None = None  # path of the safetensors copy; None if the file is safetensors itself
     copy_size: int = 0  # bytes
-    copy_mtime_ns: int = 0
+    copy_mtime_ns: int = 0  # of the copy
 
     def valid_copy(self) -> Path | None:
         """The copy, if it exists and did not change since it was made."""
