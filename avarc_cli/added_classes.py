@@ -105,7 +105,7 @@ class AddedState:
     """A state of one of the models."""
 
     adapter: int  # 0 is the base, i the i-th added class
-    state: Any
+    state: Any  # of that model
 
 
 class AddedClassesModel(LikelihoodModel):

@@ -32,7 +32,7 @@ FILE = "bank.json"
 class Addition:
     """One added class."""
 
-    name: str
+    name: str  # of the class
     file: str  # name of its safetensors file in the bank
     sha256: str  # of that file, in hex
     method: str  # "embedding", "adaln" or "lora"
@@ -55,7 +55,7 @@ class Bank:
     """The contents of bank.json. The tensors are read when they are needed."""
 
     path: Path  # of the folder
-    base: Base
+    base: Base  # the model that it was made for
     additions: tuple[Addition, ...] = ()  # in the order of their class ids
 
     def check(self, base: Base) -> None:

@@ -68,11 +68,6 @@ def mode() -> Mode:
     return _settings.mode
 
 
-def debug() -> bool:
-    """Whether errors are shown with their traceback."""
-    return _settings.debug
-
-
 def result(data: object, human: RenderableType | None = None, brief: str = "") -> None:
     """Print a command's result on stdout.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from avarc_cli import __version__
+from avarc_cli.layers.precision import cpu_has_bf16, cpu_has_vnni
 from avarc_kernels import triton_missing
 
 PACKAGES = ("torch", "numpy", "pillow", "h5py", "safetensors", "huggingface_hub")
@@ -31,9 +32,9 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 class Extra:
     """An optional package."""
 
-    package: str
+    package: str  # as pip names it
     version: str | None  # None if it is not installed
-    install: str
+    install: str  # the command that installs it
     brings: str  # what it is for
 
 
@@ -42,7 +43,7 @@ class Device:
     """A device that a model can run on."""
 
     name: str  # a value of --device
-    description: str
+    description: str  # for people
     memory: int | None  # bytes; None if unknown
 
 
@@ -166,10 +167,10 @@ def _low_precision() -> Iterator[Finding]:
         elif capability < (8, 9):
             yield Finding("no fp8", f"compute capability {capability[0]}.{capability[1]}; fp8 needs 8.9", "use bf16")
         return
-    if not torch.cpu._is_vnni_supported():
+    if not cpu_has_vnni():
         why = "this CPU adds 8-bit products without VNNI: int8 is at most twice as fast as fp32, with 7-bit weights"
         yield Finding("int8 gains little", why, "a CPU with AVX512-VNNI or AMX")
-    if not torch.cpu._is_avx512_bf16_supported():
+    if not cpu_has_bf16():
         why = "this CPU has no bf16 products, torch converts each number: a third of the speed of fp32 when measured"
         yield Finding("bf16 and fp16 are slow", why, "use fp32 or int8")
 
@@ -216,7 +217,7 @@ def _attention_choice(cuda: bool) -> Choice:
 
 def _fast_on_cpu() -> str:
     """The fastest precision on this CPU: bf16 if it has bf16 products, as fast as int8 and more exact, else int8."""
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "int8"
+    return "bf16" if cpu_has_bf16() else "int8"
 
 
 def _precision_choice(cuda: bool) -> Choice:

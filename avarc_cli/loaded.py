@@ -32,10 +32,10 @@ class LoadedTokenizer:
     network: TokenizerNetwork
     family: str  # a name in families.TOKENIZERS
     name: str  # of its card, or of its file
-    file: str
+    file: str  # path
     sha256: str  # of the file
     preprocess: str  # default preprocessing mode
-    layout: TokenLayout
+    layout: TokenLayout  # of its tokens
     precision: str = "fp32"  # of the encoder
 
     def at(self, precision: str) -> LoadedTokenizer:
@@ -97,16 +97,16 @@ class LoadedTokenizer:
 class LoadedModel:
     """A likelihood model with its tokenizer, its classes, and what a run records about it."""
 
-    likelihood: LikelihoodModel
+    likelihood: LikelihoodModel  # what scores
     family: str  # a name in families.GENERATORS
-    tokenizer: LoadedTokenizer
+    tokenizer: LoadedTokenizer  # the one that it reads
     classes: LabelSpace  # what the class ids mean
     name: str  # of its card, or of its file
-    file: str
+    file: str  # path
     sha256: str  # of the file
-    precision: str
-    device: str
-    kernels: str = "torch"
+    precision: str  # a value of --precision
+    device: str  # as torch names it
+    kernels: str = "torch"  # "torch" or "triton"
     arithmetic: str = ""  # what the precision means on this device
     inferred: Mapping[str, str] = field(default_factory=dict)  # values that no file states: name -> what was assumed
     bank: Bank | None = None  # where the classes after the model's own come from

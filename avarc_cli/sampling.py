@@ -14,7 +14,7 @@ import torch
 
 from avarc_cli.data.labels import resolve_classes
 from avarc_cli.errors import UsageError
-from avarc_cli.layers.sampling import image_generator
+from avarc_cli.layers.sampling import generator_of
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.progress import Progress, no_progress
 from avarc_cli.tokens.reconstruct import to_pixels
@@ -36,6 +36,7 @@ class Sampling:
     """Draw only from the likeliest codes that together have this probability, in [0, 1]. 0 for all."""
 
     seed: int = 0
+    """Of the random numbers."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.guidance <= MOST_GUIDANCE and self.top_k >= 0 and 0 <= self.top_p <= 1):
@@ -95,6 +96,6 @@ def _draw(model: LoadedModel, class_id: int, count: int, how: Sampling) -> npt.N
         guidance=how.guidance,
         top_k=how.top_k,
         top_p=how.top_p,
-        generators=[image_generator(how.seed, class_id, number, device) for number in range(count)],
+        generators=[generator_of(how.seed, class_id, number, device=device) for number in range(count)],
     )
     return to_pixels(model.tokenizer.decode(tokens_BL))

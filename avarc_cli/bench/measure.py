@@ -51,8 +51,11 @@ class BenchResult:
     """One way to score. Times are of the fastest round. Field names are keys of `avarc bench --json`."""
 
     name: str
+    """"plain PyTorch" or "avarc"."""
     precision: str
+    """Of the linears: "fp32"."""
     kernels: str
+    """"eager" (plain PyTorch), "torch" or "triton"."""
 
     seconds: float
     """Wall time of all pairs."""
@@ -61,8 +64,11 @@ class BenchResult:
     """CPU time of all pairs, all threads together."""
 
     pairs_per_second: float
+    """Pairs of the image and a class."""
     images_per_second: float
+    """Of `BenchOptions.classes` candidates each."""
     tokens_per_second: float
+    """Token log-probabilities."""
 
     flops: float
     """Operations per second, only the necessary ones."""
@@ -91,9 +97,13 @@ class BenchReport:
     """A bench. Field names are keys of `avarc bench --json`."""
 
     shape: str
+    """Name of the workload."""
     device: str
+    """As torch names it."""
     threads: int
+    """Of torch."""
     pairs: int
+    """Pairs of the image and a class that were scored."""
 
     peak_flops: float
     """Operations per second of matrix products."""
@@ -102,7 +112,9 @@ class BenchReport:
     """Plain PyTorch first."""
 
     plan: str
+    """The plan whose tokens were counted."""
     classes: int
+    """Candidates of an image under that plan."""
 
     tokens_exhaustive: int
     """Token log-probabilities of one image when every class is scored on everything."""
@@ -133,9 +145,13 @@ class _Timing:
     """What was measured of one way."""
 
     out: Tensor
+    """What it returned."""
     memory: int | None
+    """Most bytes taken beyond the weights; None where that cannot be measured."""
     wall: float = float("inf")
+    """Seconds of the fastest round."""
     cpu: float = float("inf")
+    """CPU seconds of that round, all threads together."""
 
 
 def measure(workload: BenchWorkload, shape: str, options: BenchOptions, device: torch.device) -> BenchReport:

@@ -12,12 +12,11 @@ from avarc_cli.likelihood import BenchWorkload
 from avarc_cli.loaded import LoadedModel
 
 
-def random_workload(
-    shape: str, scales: Sequence[int] | None, device: torch.device, family: str = "var"
-) -> BenchWorkload:
+def random_workload(family: str, shape: str, scales: Sequence[int] | None, device: torch.device) -> BenchWorkload:
     """A model with random weights.
 
     Args:
+        family: a name in `families.GENERATORS`.
         shape: in the family's own words; for VAR "d16" or "depth:width:heads".
         scales: sides of the scales, None for the family's default.
     Raises: UsageError for anything else, and when the family has no reference implementation.

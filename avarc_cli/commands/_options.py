@@ -73,7 +73,7 @@ TokenizerConfigOpt = Annotated[
     Path | None,
     model_option("--tokenizer-config", help="JSON file with what a tokenizer's tensors do not tell, such as scales."),
 ]
-YesOpt = _weights.YesOpt
+YesOpt = Annotated[bool, model_option("--yes", "-y", help="Download missing weights without asking.")]
 
 ClassesOpt = Annotated[
     str | None,

@@ -79,13 +79,6 @@ def announce(classifier: Classifier, run: Run) -> None:
         )
 
 
-def running(numbers: dict[str, float]) -> str:
-    """The note beside the progress bar."""
-    from avarc_cli.results.run import accuracy_note
-
-    return accuracy_note(numbers)
-
-
 def show(cache: TokenCache, result: RunResult, unreadable: list[tuple[str, str]], out: Path | None) -> None:
     """The result: the best classes of a few images, or the numbers of many."""
     few = [{"path": r["path"], "classes": r["best"]} for r in result.records if len(cache) <= FEW]

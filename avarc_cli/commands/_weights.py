@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from avarc_cli.zoo.card import Card, HubFile
     from avarc_cli.zoo.download import Downloaded
 
-YesOpt = Annotated[
-    bool,
-    typer.Option("--yes", "-y", help="Download missing weights without asking.", rich_help_panel="Model"),
-]
-
 
 def ensure(model: str, tokenizer: str | None = None, *, yes: bool, tokenizer_only: bool = False) -> None:
     """Make sure that the named weights are available; commands call this first.
@@ -31,7 +26,7 @@ def ensure(model: str, tokenizer: str | None = None, *, yes: bool, tokenizer_onl
     Args:
         model: the value of --model: a name or a path.
         tokenizer: the value of --tokenizer; None for the one that the model's card implies.
-        yes: the value of `YesOpt`.
+        yes: download without asking.
         tokenizer_only: whether the command loads no generator.
     Raises: AvarcError with the command `avarc download NAME` if weights are missing and not downloaded.
     """

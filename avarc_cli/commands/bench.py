@@ -43,7 +43,7 @@ def bench(
         str | None, typer.Option("--kernels", help="Only torch or triton. Default: all that are present.")
     ] = None,
     device: opt.DeviceOpt = "auto",
-    yes: _weights.YesOpt = False,
+    yes: opt.YesOpt = False,
     quick: Annotated[bool, typer.Option("--quick", help="A tiny shape: whether it works, not how fast it is.")] = False,
     picture: Annotated[Path | None, typer.Option("--picture", help="Write a bar chart to this PNG file.")] = None,
     as_json: opt.JsonOpt = False,
@@ -69,7 +69,7 @@ def bench(
         _weights.ensure(model, tokenizer, yes=yes)
         workload, shape = model_workload(load_model(ModelSpec(model, tokenizer, device=device)), place), model
     else:
-        workload = random_workload(shape, opt.parse_numbers(scales, "--scales"), place)
+        workload = random_workload("var", shape, opt.parse_numbers(scales, "--scales"), place)
     options = BenchOptions(pairs=pairs, rounds=rounds, classes=classes, plan=plan, precision=precision, kernels=kernels)
     console.note(f"{pairs} pairs on {place}, {rounds} rounds and one to warm up")
     report = measure(workload, shape, options, place)

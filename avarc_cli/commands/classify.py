@@ -151,6 +151,8 @@ def _encode(classifier: Classifier, images: ImageSet, folder: Path, encoding: op
 def _score(
     classifier: Classifier, cache: TokenCache, out: Path | None, save_json: bool, save_likelihood: bool
 ) -> RunResult:
+    from avarc_cli.results.run import accuracy_note
+
     with console.progress("classifying", len(cache)) as bar:
         return classifier.classify_cache(
             cache,
@@ -158,6 +160,6 @@ def _score(
             save_json=save_json,
             save_likelihood=save_likelihood,
             on_start=lambda run: _summary.announce(classifier, run),
-            progress=lambda done, numbers: bar.update(done, note=_summary.running(numbers)),
+            progress=lambda done, numbers: bar.update(done, note=accuracy_note(numbers)),
             say=console.warn,
         )

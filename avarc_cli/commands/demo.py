@@ -9,7 +9,6 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands import _summary
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
@@ -52,18 +51,20 @@ def demo(
     cache = tokens.read(out / "tokens.h5")
     runs = {name: _run(name, classifier, cache, out / name) for name, classifier in classifiers.items()}
     picture = out / "digits.png"
-    _draw(classifiers["exhaustive"], cache, runs["exhaustive"], images.paths, picture)
+    _draw(classifiers["exhaustive"], runs["exhaustive"], images.paths, picture)
     _show(runs, _unseen(classifiers["adaptive"], runs), picture)
 
 
 def _run(name: str, classifier: Classifier, cache: TokenCache, folder: Path) -> RunResult:
+    from avarc_cli.results.run import accuracy_note
+
     with console.progress(f"{name} ({classifier.plan(SAMPLES)})", len(cache)) as bar:
         return classifier.classify_cache(
-            cache, folder, progress=lambda done, numbers: bar.update(done, note=_summary.running(numbers))
+            cache, folder, progress=lambda done, numbers: bar.update(done, note=accuracy_note(numbers))
         )
 
 
-def _draw(classifier: Classifier, cache: TokenCache, result: RunResult, paths: tuple[Path, ...], picture: Path) -> None:
+def _draw(classifier: Classifier, result: RunResult, paths: tuple[Path, ...], picture: Path) -> None:
     from avarc_cli.data.preprocess import Preprocess
     from avarc_cli.results.picture import contact_sheet
 

@@ -58,7 +58,7 @@ def encode(
     from avarc_cli.loading import load_tokenizer
     from avarc_cli.tokens.encoder import default_workers
 
-    share = tokens.Shard.parse(shard)
+    own = tokens.Shard.parse(shard)
     spec = model.fetch(tokenizer_only=True)
     images = encoding.select(data)
     reader = load_tokenizer(spec, layout=opt.parse_scales(patch_nums)).at(precision)
@@ -80,7 +80,7 @@ def encode(
             latents=latents,
             batch_size=batch_size,
             workers=workers,
-            shard=share,
+            shard=own,
             engine=engine,
             overwrite=overwrite,
             progress=bar.update,
@@ -88,15 +88,15 @@ def encode(
         )
     opt.list_unreadable(done.unreadable)
     summary = {"cache": done.path, "images": done.images, "unreadable": dict(done.unreadable), "whole": done.complete}
-    console.result(summary, f"{out}: {_said(done, share)}", brief=str(out))
+    console.result(summary, f"{out}: {_said(done, own)}", brief=str(out))
     if done.unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
 
 
-def _said(done: EncodeResult, share: Shard) -> str:
+def _said(done: EncodeResult, shard: Shard) -> str:
     if done.complete:
         return "was complete already" if done.already_done else f"{done.images:,} images"
     if done.others_at_work:
-        return f"shard {share} is done ({done.images:,} images); the last shard to finish writes the cache"
+        return f"shard {shard} is done ({done.images:,} images); the last shard to finish writes the cache"
     chunks = f"{done.chunks} of {done.all_chunks} chunks ({done.images:,} images)"
-    return f"{chunks}, shard {share} is done; run the others with the same --out, or join theirs: avarc cache merge"
+    return f"{chunks}, shard {shard} is done; run the others with the same --out, or join theirs: avarc cache merge"

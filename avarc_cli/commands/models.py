@@ -86,7 +86,7 @@ def add(
     ] = None,
     patch_nums: opt.PatchNumsOpt = None,
     license: Annotated[str, typer.Option("--license", help="Its license, for the list.")] = "unknown",
-    yes: _weights.YesOpt = False,
+    yes: opt.YesOpt = False,
     as_json: opt.JsonOpt = False,
 ) -> None:
     """Register your own checkpoint under a name for --model and --tokenizer.

@@ -28,8 +28,8 @@ class Problem:
     """Something that is missing or invalid."""
 
     what: str  # plural noun phrase: "images without a label"
-    count: int
-    examples: tuple[str, ...]
+    count: int  # how many there are
+    examples: tuple[str, ...]  # at most EXAMPLES of them
     unreadable: bool = False  # whether these are images that cannot be read, which a run leaves out
 
 
@@ -40,15 +40,15 @@ class DatasetReport:
     source: str  # the inputs, as the user wrote them
     dataset: str  # name of the known dataset, or ""
     layout: str  # how the images are stored, in words
-    images: int
+    images: int  # found
     labelled: int  # images with a label
     classes: int  # classes with images
     per_class: tuple[int, int] | None  # smallest and largest number of images in a class; None without classes
     expected_images: int | None  # in the published dataset; None if it is not a known one
     expected_classes: int | None  # likewise
     decoded: int  # images that were decoded
-    problems: tuple[Problem, ...]
-    notes: tuple[str, ...]
+    problems: tuple[Problem, ...]  # those that were found
+    notes: tuple[str, ...]  # what was recognized, as in ImageSet
 
 
 def check(

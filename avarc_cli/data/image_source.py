@@ -38,7 +38,7 @@ class ImageFiles:
     """Image files. The paths are not stored joined: a set may have a million of them."""
 
     root: str  # the folder that the names are relative to
-    names: Sequence[str]
+    names: Sequence[str]  # below root
 
     def __len__(self) -> int:
         return len(self.names)
@@ -69,7 +69,7 @@ class ImageFiles:
 class JoinedImages:
     """Several sources as one."""
 
-    sources: tuple[ImageSource, ...]
+    sources: tuple[ImageSource, ...]  # in order
     source: np.ndarray  # (N,) int64, index into sources
     row: np.ndarray  # (N,) int64, row in that source
 

@@ -23,7 +23,7 @@ UNKNOWN = -1  # index that stands for a class that is not known
 class LabelSpace:
     """The classes of a model, in the order of its class indices."""
 
-    name: str
+    name: str  # for messages
     ids: tuple[str, ...]  # unique: synsets, or the class names themselves
     names: tuple[str, ...]  # human names; not always unique: ImageNet has two cranes and two maillots
     long_names: tuple[str, ...] = ()  # with all synonyms, as in datasets on the Hugging Face hub

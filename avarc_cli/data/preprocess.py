@@ -6,6 +6,7 @@ Uses Pillow only. Resizing and cropping follow the published pipelines (torchvis
 
 from __future__ import annotations
 
+import re
 import struct
 import warnings
 import zlib
@@ -73,6 +74,14 @@ class Preprocess:
             raise UsageError(f"unknown preprocessing '{self.mode}'", fix=f"choose one of {', '.join(MODES)}")
         if self.size < 1:
             raise UsageError(f"image size is {self.size} pixels, must be at least 1")
+
+    @classmethod
+    def parse(cls, text: str) -> Preprocess:
+        """What `str` describes. Raises: UsageError for any other text."""
+        found = re.fullmatch(r"(\S+) (?:\d+->)?(\d+)(?: lanczos)?", text)
+        if found is None:
+            raise UsageError(f"unknown preprocessing '{text}'")
+        return cls(found[1], int(found[2]))
 
     @property
     def shorter_edge(self) -> int:

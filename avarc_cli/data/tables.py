@@ -46,7 +46,7 @@ class TableImages:
     files: tuple[str, ...]  # paths of the tables
     file: np.ndarray  # (N,) int32, index into files
     row: np.ndarray  # (N,) int64, row in that file
-    column: str
+    column: str  # of the images
 
     def __len__(self) -> int:
         return len(self.row)
@@ -80,7 +80,7 @@ class TableImages:
 class _Rows:
     """What is collected while tables are scanned."""
 
-    columns: Columns | None = None
+    columns: Columns | None = None  # the same in every file
     names: list[str] = field(default_factory=list)  # (N,)
     labels: list[Any] = field(default_factory=list)  # (N,) values of the label column
     sizes: list[int] = field(default_factory=list)  # rows of each file

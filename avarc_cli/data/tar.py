@@ -23,7 +23,7 @@ MAX_EXTENSION = 1 << 20  # bytes of a long name or of pax records; likewise
 class Member:
     """A file in a tar."""
 
-    name: str
+    name: str  # path in the archive
     offset: int  # bytes, of its content
     size: int  # bytes
 

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from avarc_cli.classifier import Classifier
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.labels import LabelSpace
 from avarc_cli.errors import CacheError, UsageError
@@ -32,9 +32,6 @@ from avarc_cli.progress import Notify, StartProgress, no_message, silent
 from avarc_cli.results.run import accuracy_note, classify
 from avarc_cli.scoring.exhaustive import token_log_probs
 from avarc_cli.tokens.cache import TokenCache, read
-
-if TYPE_CHECKING:
-    from avarc_cli.classifier import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +137,7 @@ def explain_images(
 class _Opened:
     cache: TokenCache
     pixels: PixelLoader
-    unreadable: list[tuple[str, str]]
+    unreadable: list[tuple[str, str]]  # (name, reason) of images that were left out
 
 
 @contextmanager

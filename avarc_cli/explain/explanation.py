@@ -107,10 +107,10 @@ class Explanation:
 
     def _panel(self, a: int, b: int | None, weighting: Weighting) -> Panel:
         values = self.log_ratio(a, b)
-        given = "" if b is None else f"|{_short(self.names[b])}"
+        given = "" if b is None else f"|{shorten(self.names[b], 16)}"
         return Panel(
             title=f"{self.names[a]} vs {'unconditional' if b is None else self.names[b]}",
-            formula=f"log p(x|{_short(self.names[a])}) − log p(x{given})",
+            formula=f"log p(x|{shorten(self.names[a], 16)}) − log p(x{given})",
             cells=combine(values, self.layout, weighting),
             grids=tuple(split_grids(values, self.layout)),
             log_likelihood_ratio=float(values.sum()),
@@ -211,5 +211,7 @@ def signed(nats: float, digits: int = 1) -> str:
     return shown[1:] if float(f"{nats:.{digits}f}") == 0 else shown
 
 
-def _short(name: str, width: int = 16) -> str:
-    return name if len(name) <= width else f"{name[: width - 1]}…"
+def shorten(text: str, width: int) -> str:
+    """The text in one line of at most `width` characters; what is not valid Unicode is escaped."""
+    text = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    return text if len(text) <= width else f"{text[: width - 1]}…"

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from avarc_cli.explain.explanation import Explanation, Panel, headline, limit_of, signed
+from avarc_cli.explain.explanation import Explanation, Panel, headline, limit_of, shorten, signed
 from avarc_cli.explain.maps import Float, Weighting
-from avarc_cli.explain.palette import table
+from avarc_cli.explain.palette import colour_table
 
 WIDTH, HEIGHT = 12.0, 6.0  # inches of one image's block
 DPI = 130
@@ -59,8 +59,8 @@ def draw(explanations: Sequence[Explanation], weighting: Weighting, kind: str) -
 
 def _draw_block(block: Any, e: Explanation, weighting: Weighting) -> None:
     panels = e.panels(weighting)
-    block.text(0.025, 0.95, _cut(e.path, 90), fontsize=12, fontweight="bold", va="center")
-    block.text(0.025, 0.905, _cut(headline(e), 130), fontsize=10, color=MUTED, va="center")
+    block.text(0.025, 0.95, shorten(e.path, 90), fontsize=12, fontweight="bold", va="center")
+    block.text(0.025, 0.905, shorten(headline(e), 130), fontsize=10, color=MUTED, va="center")
     _draw_maps(block, e, panels)
     if len(panels[-1].grids) > 1:  # a single grid is the map itself
         _draw_strip(block, panels[-1])
@@ -99,7 +99,7 @@ def _draw_strip(block: Any, panel: Panel) -> None:
     scales = _some(len(panel.grids))
     limit = limit_of(panel.grids)
     left, width, top = 0.025, 0.62, 0.34
-    block.text(left, top, f"{_cut(panel.title, 60)}, scale by scale", fontsize=9.5, fontweight="bold", va="center")
+    block.text(left, top, f"{shorten(panel.title, 60)}, scale by scale", fontsize=9.5, fontweight="bold", va="center")
     step = min(0.1, width / len(scales))
     size = step * 0.86
     height = size * WIDTH / HEIGHT
@@ -118,7 +118,7 @@ def _draw_chart(block: Any, e: Explanation, left: float, width: float) -> None:
     """Each class's cumulative log-odds as a line from the first step to the last, labelled at its end."""
     lines, steps = e.cumulative_log_odds(), e.steps()
     axes = block.add_axes((left, 0.1, width, 0.205))
-    title = f"Cumulative log-odds vs {_cut(e.baseline_name, 30)}, nats"
+    title = f"Cumulative log-odds vs {shorten(e.baseline_name, 30)}, nats"
     block.text(left - 0.03, 0.34, title, fontsize=9.5, fontweight="bold", va="center")
     x = np.arange(1, len(steps.labels) + 1)
     ends = _apart([line.values[-1] for line in lines], axis_height=0.205 * HEIGHT)
@@ -126,7 +126,7 @@ def _draw_chart(block: Any, e: Explanation, left: float, width: float) -> None:
         last, strong = line.values[-1], line.name in (e.names[e.target], e.baseline_name)
         axes.plot(x, line.values, color=line.colour, lw=2 if strong else 1.2, marker="o", markersize=3 if strong else 2)
         axes.annotate(
-            _cut(line.name, 18) + (f" {signed(last, 0)}" if line.name != e.baseline_name else ""),
+            shorten(line.name, 18) + (f" {signed(last, 0)}" if line.name != e.baseline_name else ""),
             (x[-1], last),
             (x[-1] + 0.12 * (len(x) - 1) / 4 + 0.05, end),
             fontsize=8,
@@ -147,7 +147,7 @@ def _show(axes: Any, cells: Float, limit: float) -> Any:
     """Draw a grid over a square, whatever its rows and columns: it covers the image, which is square."""
     from matplotlib.colors import ListedColormap
 
-    colours = ListedColormap(table() / 255.0)
+    colours = ListedColormap(colour_table() / 255.0)
     aspect = "equal" if cells.shape[0] == cells.shape[1] else "auto"
     shown = axes.imshow(cells, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest", aspect=aspect)
     _bare(axes)
@@ -180,8 +180,9 @@ def _bare(axes: Any) -> None:
 
 
 def _caption(axes: Any, title: str, below: str) -> None:
-    axes.set_title("\n".join(textwrap.wrap(_cut(title, 64), 32)[:2]), fontsize=9.5, fontweight="bold", pad=5)
-    axes.text(0.5, -0.03, _cut(below, 44), ha="center", va="top", fontsize=8.5, color=MUTED, transform=axes.transAxes)
+    axes.set_title("\n".join(textwrap.wrap(shorten(title, 64), 32)[:2]), fontsize=9.5, fontweight="bold", pad=5)
+    text = shorten(below, 44)
+    axes.text(0.5, -0.03, text, ha="center", va="top", fontsize=8.5, color=MUTED, transform=axes.transAxes)
 
 
 def _label(e: Explanation) -> str:
@@ -201,9 +202,3 @@ def _apart(values: Sequence[float], axis_height: float) -> list[float]:
 def _some(count: int) -> list[int]:
     """All scales, or MAX_STRIP of them from the coarsest to the finest."""
     return sorted(set(np.linspace(0, count - 1, min(count, MAX_STRIP)).round().astype(int).tolist()))
-
-
-def _cut(text: str, width: int) -> str:
-    """The text in one line of at most `width` characters; what is not valid Unicode is escaped."""
-    text = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
-    return text if len(text) <= width else f"{text[: width - 1]}…"

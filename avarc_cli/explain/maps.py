@@ -58,8 +58,8 @@ class Weighting:
                 f"the model has scales 1 to {count}, of {', '.join(map(size, layout.grids))} tokens per side",
                 f"write --scales FIRST-LAST, like {max(1, count // 2)}-{count}",
             )
-        share = np.array(layout.grids, dtype=np.float64) / layout.grids[-1]  # (K, 2)
-        weights: Float = share[:, 0] * share[:, 1] if self.weights == "paper" else np.ones(count)
+        fraction = np.array(layout.grids, dtype=np.float64) / layout.grids[-1]  # (K, 2)
+        weights: Float = fraction[:, 0] * fraction[:, 1] if self.weights == "paper" else np.ones(count)
         weights[: first - 1] = weights[last:] = 0
         return weights
 

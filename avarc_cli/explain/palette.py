@@ -15,7 +15,7 @@ PUOR = ("2d004b", "542788", "8073ac", "b2abd2", "d8daeb", "f7f7f7", "fee0b6", "f
 LINES = ("#0072b2", "#c24e00", "#00805e", "#a8478a", "#8c6a00", "#2a86b8", "#777777")
 
 
-def table(steps: int = 255) -> npt.NDArray[np.uint8]:
+def colour_table(steps: int = 255) -> npt.NDArray[np.uint8]:
     """The colours from most negative to most positive, (steps, 3) uint8; an odd number has a neutral middle."""
     anchors = np.array([[int(c[i : i + 2], 16) for i in (0, 2, 4)] for c in PUOR])
     at, anchors_at = np.linspace(0, 1, steps), np.linspace(0, 1, len(PUOR))
@@ -24,7 +24,7 @@ def table(steps: int = 255) -> npt.NDArray[np.uint8]:
 
 def paint(values: npt.NDArray[np.floating], limit: float) -> npt.NDArray[np.uint8]:
     """The colours of values between -limit and limit, (..., 3) uint8; values beyond get the colour of the end."""
-    colours = table()
+    colours = colour_table()
     fraction = np.clip(np.asarray(values) / limit, -1, 1) * 0.5 + 0.5
     painted: npt.NDArray[np.uint8] = colours[np.rint(fraction * (len(colours) - 1)).astype(np.int64)]
     return painted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import numpy as np
 
 from avarc_cli.data.datasets import ImageSet, load_pixels
 from avarc_cli.data.image_source import open_regular
-from avarc_cli.data.preprocess import MODES, Preprocess
-from avarc_cli.errors import UnreadableImage
+from avarc_cli.data.preprocess import Preprocess
+from avarc_cli.errors import UnreadableImage, UsageError
 from avarc_cli.likelihood import Tokenizer
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.tokens.reconstruct import reconstruct
@@ -22,8 +21,7 @@ PixelLoader = Callable[[int], tuple[np.ndarray, bool]]
 
 def pixels_of_images(images: ImageSet, cache: TokenCache) -> PixelLoader:
     """The images themselves, for a cache that was just made from them."""
-    header = cache.header
-    preprocess = Preprocess(header.preprocess.partition(" ")[0], header.image_size)
+    preprocess = Preprocess.parse(cache.header.preprocess)
     row_of = {name: row for row, name in enumerate(images.names)}
     return lambda row: (images.load(row_of[cache.paths[row]], preprocess), False)
 
@@ -47,13 +45,12 @@ def source_pixels(source: str, name: str, preprocess: str, dataset: str) -> np.n
     Args:
         source, name, preprocess: as the cache records them. dataset: the known dataset, or "".
     """
-    mode, size = preprocess.partition(" ")[0], re.search(r"(\d+)(?: lanczos)?$", preprocess)
     path = Path(source) if Path(source).is_file() and Path(source).name == name else Path(source) / name
     if not path.is_file() and ", " in source:  # with several inputs, a name begins with its input
         path = Path(name)
-    if mode not in MODES or size is None or not path.is_file():
+    if not path.is_file():
         return None
     try:
-        return load_pixels(lambda: open_regular(path), str(path), dataset, Preprocess(mode, int(size[1])))
-    except UnreadableImage:
+        return load_pixels(lambda: open_regular(path), str(path), dataset, Preprocess.parse(preprocess))
+    except (UnreadableImage, UsageError):  # UsageError: preprocessing that this version does not know
         return None

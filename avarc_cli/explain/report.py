@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from avarc_cli.classifier import Classifier
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.explain import gallery
 from avarc_cli.explain.explanation import Explanation
@@ -19,13 +19,10 @@ from avarc_cli.results.report import HardestImages, read_metrics, render
 from avarc_cli.storage import write_bytes
 from avarc_cli.tokens.cache import read
 
-if TYPE_CHECKING:
-    from avarc_cli.classifier import Classifier
-
 MAX_IMAGES = 200  # with more, browsers get slow
 NOTE = "Orange is evidence for the first class of a pair, purple for the second; point at a map for its values."
 
-LoadClassifier = Callable[[str, str], "Classifier"]
+LoadClassifier = Callable[[str, str], Classifier]
 """(the run's name of its model, its precision) -> a classifier with that model."""
 
 

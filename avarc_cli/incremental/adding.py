@@ -31,10 +31,10 @@ ProgressOf = Callable[
 class AddingResult:
     """One class that was added."""
 
-    name: str
-    images: int
+    name: str  # of the class
+    images: int  # that it was fitted to, those held out included
     started_from: str  # name of the class that its fit started from
-    fitted: Fitted
+    fitted: Fitted  # the result of the fit
     calibration: Calibration | None  # None where no offset was fitted
 
     @property

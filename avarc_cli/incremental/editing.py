@@ -28,9 +28,9 @@ FORBIDDEN = re.compile(r"[,\x00-\x1f\x7f]")  # names are used in comma-separated
 class NewClass:
     """A fitted class that is to be stored."""
 
-    name: str
-    added: AddedClass
-    method: str
+    name: str  # of the class
+    added: AddedClass  # its parameters
+    method: str  # one of added_classes.METHODS
     offset: float  # nats
     facts: dict[str, Any]  # about the fit, for `avarc classes show`
 

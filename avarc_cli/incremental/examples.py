@@ -41,7 +41,7 @@ class Examples:
 
     tokens: Tensor  # (N, S, L) int64
     labels: np.ndarray  # (N,) int64, index into class_names
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # what the labels index into
     unreadable: tuple[tuple[str, str], ...] = ()  # (name, reason) of images that were left out
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class TokenPool:
     """Training batches of random images and versions of `examples`, a function of (seed, step) alone."""
 
     examples: Examples
-    seed: int
+    seed: int  # of the order
 
     def __str__(self) -> str:
         e = self.examples
@@ -126,9 +126,9 @@ class Variation:
 
     preprocess: str | None = None  # of the image itself
     augment: str | None = None  # of its augmented versions (train.images.Augment)
-    flip: bool | None = None
+    flip: bool | None = None  # mirror half of the augmented versions
     variants: int | None = None  # augmented versions of each image
-    seed: int = 0
+    seed: int = 0  # of the augmentation
 
     def protocol(self, tokenizer: Tokenizer) -> str:
         """The preprocessing mode."""

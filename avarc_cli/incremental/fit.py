@@ -40,8 +40,8 @@ class FitOptions:
     rank: int = 8  # of the low-rank changes
     steps: int | None = None  # None for the method's own
     lr: float | None = None  # peak learning rate; None for the method's own
-    batch_size: int = 32
-    seed: int = 0
+    batch_size: int = 32  # images per step
+    seed: int = 0  # of initialisation, order and split
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -64,7 +64,7 @@ class FitOptions:
 class Fitted:
     """One fitted class."""
 
-    added: AddedClass
+    added: AddedClass  # its parameters
     closest: int  # id of the class that it started from
     steps: int  # of training, up to the best validation loss
     bits_before: float  # per token of the validation images, under the closest class

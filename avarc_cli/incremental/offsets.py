@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avarc_cli.layers.sampling import image_generator
+from avarc_cli.layers.sampling import generator_of
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.exhaustive import log_likelihoods
 from avarc_cli.scoring.scores import FloatN
@@ -42,7 +42,7 @@ def sample(model: LikelihoodModel, classes: Sequence[int], seed: int, device: to
     """Tokens (len(classes) * SAMPLED, L) drawn from p(x | class), class by class; each image has its own generator."""
     tokens = []
     for class_id in classes:
-        generators = [image_generator(seed, class_id, i, device) for i in range(SAMPLED)]
+        generators = [generator_of(seed, class_id, i, device=device) for i in range(SAMPLED)]
         class_B = torch.full((SAMPLED,), class_id, device=device)
         tokens.append(model.sample(class_B, guidance=0.0, generators=generators).cpu())
     return torch.cat(tokens)

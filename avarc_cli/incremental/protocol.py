@@ -42,6 +42,7 @@ from avarc_cli.train.loop import Recipe
 from avarc_cli.train.save import save_generator
 
 TEST_FRACTION = 0.2  # of each class, where the data has no test images of its own
+BASE_FAMILY = "var"  # of the base model that the protocol trains; `BaseShape` is in its terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +63,9 @@ class BaseShape:
 class Results:
     """What the protocol found."""
 
-    split: Split
+    split: Split  # the tasks
     with_offset: Measures  # with the offsets that the class bank stores
-    without_offset: Measures
+    without_offset: Measures  # with the scores as they are
     baseline: Measures | None  # of fine-tuning all weights, where it was asked for
 
     def as_dict(self) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class Reporting:
     """How a run of the protocol shows its progress."""
 
     training: ProgressOf  # (what is learnt, steps) -> the progress of a training
-    testing: Callable[[], AbstractContextManager[Progress]]
+    testing: Callable[[], AbstractContextManager[Progress]]  # the progress of scoring the test images
 
 
 def run(
@@ -186,7 +187,7 @@ def train_base(
     pool, resume = TokenPool(train.relabel(split.base), seed), folder / "base.ckpt"
     with progress_of("the base classes", recipe.steps) as progress:
         network_shape = {"depth": shape.depth, "width": shape.width}
-        model = generator.new_generator("var", tokenizer, len(split.base), network_shape, seed=seed)
+        model = generator.new_generator(BASE_FAMILY, tokenizer, len(split.base), network_shape, seed=seed)
         generator.fit(model, tokenizer, pool, recipe, resume, progress)
     save_generator(model, out, class_names=split.base, tokenizer_sha256=tokenizer.sha256)
     resume.unlink(missing_ok=True)

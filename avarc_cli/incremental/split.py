@@ -17,7 +17,7 @@ HOW = "write classes as 0+1+2, ranges of numbers as 0-4, tasks with a comma betw
 class Split:
     """Class names of each task, in order; the first is the base."""
 
-    tasks: tuple[tuple[str, ...], ...]
+    tasks: tuple[tuple[str, ...], ...]  # class names of each
 
     @property
     def base(self) -> tuple[str, ...]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 
-def image_generator(seed: int, class_id: int, number: int, device: torch.device) -> torch.Generator:
-    """The random stream of image `number` of a class: it depends on nothing else."""
-    state = np.random.SeedSequence([seed, class_id, number]).generate_state(1, np.uint64)[0]
+def generator_of(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A random stream of its own for every key, such as (seed, class, number of the image)."""
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
 
 

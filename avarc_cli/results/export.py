@@ -56,6 +56,7 @@ class Table:
     """What is exported: small columns that fit into memory, and log_likelihood row by row."""
 
     run: SavedRun
+    """A finished one."""
 
     columns: npt.NDArray[np.int64]
     """Positions of the classes among the run's candidates, (K,)."""

@@ -200,9 +200,9 @@ def _matrix(classes: Sequence[str], pairs: Mapping[tuple[str, str], int]) -> str
         cells = ""
         for predicted in classes:
             count = pairs.get((label, predicted), 0)
-            share = count / total if total else 0
+            fraction = count / total if total else 0
             kind = "hit" if label == predicted else "miss"
-            shade = f' class="{kind}" style="--share:{15 + 60 * share:.0f}%"' if count else ""
+            shade = f' class="{kind}" style="--share:{15 + 60 * fraction:.0f}%"' if count else ""
             cells += f'<td{shade} title="{text(label)} predicted as {text(predicted)}: {count}">{count or ""}</td>'
         body += f'<tr><th scope="row">{text(label)}</th>{cells}</tr>\n'
     return (
@@ -220,10 +220,11 @@ def _per_class(labelled: Sequence[dict[str, Any]]) -> str:
         right = sum(r["label_rank"] == 0 for r in members)
         low, high = wilson(right, len(members))
         mistaken = Counter(r["said"] for r in members if r["label_rank"] != 0).most_common(1)
-        share = right / len(members)
+        accuracy = right / len(members)
         said = f"{text(mistaken[0][0])} ({mistaken[0][1]})" if mistaken else ""
         interval = f"{low:.0%} to {high:.0%}"
-        rows.append((share, name, [text(name), str(len(members)), f"{share:.1%}", page.bar(share), interval, said]))
+        cells = [text(name), str(len(members)), f"{accuracy:.1%}", page.bar(accuracy), interval, said]
+        rows.append((accuracy, name, cells))
     rows.sort(key=lambda row: (row[0], _natural(row[1])))
     columns = ["class", "images", "accuracy", "", "95 % interval", "most often predicted as"]
     table = page.table(columns, [row[2] for row in rows], numbers=[1, 2], caption="Worst first")

@@ -31,6 +31,7 @@ class Run:
     """What to classify, and what to save of it."""
 
     model: LikelihoodModel
+    """What scores them."""
 
     cache: TokenCache
     """The images."""

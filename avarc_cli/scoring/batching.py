@@ -17,7 +17,7 @@ from avarc_cli.scoring.request import ScoringRequest
 # glibc's mmap threshold, mallopt(3)) malloc maps and unmaps a tensor at every use: larger batches took 2.5 times as
 # long on the digits.
 CPU_BYTES = 128 << 20
-GPU_SHARE = 0.5  # of the free GPU memory; the rest is for the KV caches of survivors. Not measured
+GPU_FRACTION = 0.5  # of the free GPU memory; the rest is for the KV caches of survivors. Not measured
 # Largest batch. By arithmetic, a batch of this size takes an H100 100 ms for a d16, of which kernel launches are 1 ms
 # (docs/performance.md); not measured.
 MAX_TOKENS = 1 << 17
@@ -43,7 +43,7 @@ def auto_tokens(
     """
     budget, least = CPU_BYTES, model.segment_ends[-1] // 4
     if device.type == "cuda" and not fixed:
-        budget = int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE)
+        budget = int(torch.cuda.mem_get_info(device)[0] * GPU_FRACTION)
     per_token = model.bytes_per_token(cached=False)
     if (device.type == "cuda" or memory is not None) and (len(plan.stages) > 1 or plan.samples > 1):
         per_token += 2 * model.bytes_per_token(cached=True)

@@ -28,6 +28,7 @@ class Batch:
     """Pairs that are scored together: all on the same segments, all originals (sample 0) or none."""
 
     pairs: Pairs
+    """In the order of the state's rows."""
     scored: int = 0
     """Segments scored."""
     cached: int = 0

@@ -83,6 +83,7 @@ class ScoreTable:
     segment_ends: tuple[int, ...]
     """Of the model."""
     samples: int
+    """S."""
 
     @classmethod
     def of(cls, segment_log_prob_nNSK: FloatN, prior: FloatN, segment_ends: tuple[int, ...]) -> ScoreTable:
@@ -229,6 +230,7 @@ class Tuning:
     """A plan with its guarantee."""
 
     plan: Plan
+    """Stages with margins, and the survivors they are expected to leave."""
     agreement: Fraction
     """Guaranteed probability of exhaustive scoring's prediction."""
     rank: int

@@ -33,9 +33,11 @@ class Stage:
     """Score the remaining candidates on the first `segments` segments, averaged over `samples` samples; drop some."""
 
     segments: int
+    """The first of each image that are scored."""
     keep: int
     """Candidates that survive at most: the best."""
     samples: int = 1
+    """Of each image, the image itself included, that scores are averaged over."""
     margin: float = math.inf
     """Nats that a survivor is behind the best at most."""
     expected: float | None = None
@@ -74,6 +76,7 @@ class Step:
     """A stage, and what the stages before and after it imply."""
 
     stage: Stage
+    """The stage itself."""
     samples_begun: int
     """Samples that earlier stages averaged; 1 in the first stage, where the images themselves begin."""
     last_segments: int

@@ -21,7 +21,9 @@ class ScoringRequest:
     candidates: IntN
     """Class ids, (N,)."""
     plan: Plan
+    """Which candidates survive when."""
     score: ScoreFunction
+    """What candidates are ranked by."""
     log_prior: FloatN
     """Nats added to every score of a candidate, (N,)."""
     tokens_per_batch: int

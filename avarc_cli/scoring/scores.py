@@ -24,11 +24,14 @@ TOKEN_NOISE = {"fp32": 2e-6, "tf32": 1.2e-3, "bf16": 1e-2, "fp16": 1.2e-3, "int8
 
 @dataclass(frozen=True)
 class ScoreFunction:
-    """A score to rank candidates by. `formula`: (log p(x|y) of each candidate (N,), log p(x) or nan) -> (N,)."""
+    """A score to rank candidates by."""
 
     name: str
+    """A value of --score."""
     needs_unconditional: bool
+    """Whether the formula uses log p(x)."""
     formula: Callable[[FloatN, float], FloatN]
+    """(log p(x|y) of each candidate (N,), log p(x) or nan) -> scores (N,)."""
 
 
 SCORE_FUNCTIONS = {
@@ -147,8 +150,8 @@ def posterior(by_stage_JXN: FloatN, temperature: float = 1.0) -> FloatN:
         mass = np.where(part, result, 0.0).sum(-1, keepdims=True) if j else 1.0
         score = np.where(part, scores, -np.inf)
         best = np.where(part.any(-1, keepdims=True), score.max(-1, keepdims=True), 0.0)  # a decided image has no part
-        share = np.exp((score - best) / temperature)
-        result = np.where(part, share * mass / share.sum(-1, keepdims=True).clip(min=1.0), result)
+        weight = np.exp((score - best) / temperature)
+        result = np.where(part, weight * mass / weight.sum(-1, keepdims=True).clip(min=1.0), result)
     return result
 
 

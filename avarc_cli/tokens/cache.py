@@ -38,7 +38,9 @@ class TokenCache:
     """An opened cache: header, labels and names are in memory, tokens stay on disk."""
 
     path: Path
+    """Of the file."""
     header: CacheHeader
+    """How it was made."""
     labels: np.ndarray
     """(N,) int32, indices of header.class_names, UNKNOWN where there is none."""
     paths: tuple[str, ...]

@@ -105,7 +105,7 @@ def encode(
         workers: processes that decode images; 0 decodes in this process.
         chunk_size: images of a chunk, which is what a kill loses; None for `request.default_chunk_size`. Kept like the
             batches.
-        shard: encode only this share of the chunks. All shards of one `out` may run at once, on any machines that share
+        shard: encode only this part of the chunks. All shards of one `out` may run at once, on any machines that share
             its folder. While none runs, `out` is a partial cache of what is finished.
         engine: "local", or "ray": a Ray cluster computes the chunks.
         overwrite: replace a cache or unfinished chunks of another request; encode a complete cache again.

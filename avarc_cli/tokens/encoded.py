@@ -17,7 +17,9 @@ class Unreadable:
     index: int
     """In the full set."""
     name: str
+    """As the cache records it."""
     reason: str
+    """Why, in a few words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +41,11 @@ class EncodedFormat:
     """The chunk files of a request (`work.chunks.ChunkFormat`)."""
 
     samples: int
+    """S."""
     num_tokens: int
+    """L."""
     latents: bool
+    """Whether latents are kept."""
 
     def to_arrays(self, result: EncodedChunk) -> dict[str, np.ndarray]:
         """`rows`, `tokens`, `latents` if they are kept, and `unreadable`: JSON, [[index, name, reason], ...]."""

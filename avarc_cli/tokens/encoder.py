@@ -127,9 +127,13 @@ class ChunkEncoder:
     """
 
     images: ImageSet
+    """The full set."""
     preprocess: Preprocess
+    """How they become pixels."""
     tokenizer: Tokenizer
+    """How pixels become tokens."""
     header: CacheHeader
+    """Of the cache to make: samples, noise and latents."""
 
     batch_size: int
     """Images the tokenizer reads at once."""

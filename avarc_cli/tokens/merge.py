@@ -50,7 +50,9 @@ class Merged:
     """What was written."""
 
     path: Path
+    """The new cache."""
     images: int
+    """Number of images in it."""
     shards: bool
     """Whether the sources were partial caches of one request."""
     unreadable: list[tuple[str, str]]

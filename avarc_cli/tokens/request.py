@@ -42,6 +42,7 @@ class Request:
     """
 
     header: CacheHeader
+    """Of the cache to make."""
 
     chunk_size: int
     """Images of each chunk."""

@@ -31,6 +31,7 @@ class Content:
     """What a cache holds of N images, except their tokens and latents."""
 
     header: CacheHeader
+    """How it was made."""
     labels: np.ndarray
     """(N,) int32."""
     names: Sequence[str]

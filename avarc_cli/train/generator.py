@@ -40,8 +40,8 @@ class TokenBatches(Protocol):
 class EncodedImages:
     """Batches of augmented images, encoded when they are needed, on the tokenizer's device."""
 
-    tokenizer: LoadedTokenizer
-    images: TrainingImages
+    tokenizer: LoadedTokenizer  # what encodes
+    images: TrainingImages  # augmented
 
     def __str__(self) -> str:
         return str(self.images)
@@ -62,7 +62,7 @@ def train_generator(
     shape: Mapping[str, Any],
     recipe: Recipe,
     *,
-    family: str = "var",
+    family: str,
     augment: Augment | None = None,
     class_dropout: float = CLASS_DROPOUT,
     progress: MetricsProgress = no_metrics,
@@ -73,6 +73,7 @@ def train_generator(
 
     Args:
         shape: of the network, in the family's own terms (`GeneratorFamily.new`).
+        family: a name in `families.GENERATORS`.
         augment: None for random crops.
         class_dropout: fraction of images trained on as unconditional, in [0, 1).
     Raises: UsageError for images without a class; otherwise as `train_tokenizer`.

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import AvarcError, UnreadableImage, UsageError
+from avarc_cli.layers.sampling import generator_of
 
 IN_MEMORY_BYTES = 2 << 30
 LOADED_SIDE = {"none": 1.0, "crop": 1.125, "affine": 2.0}  # times the network's input side
@@ -31,12 +32,12 @@ class Augment:
     shifts, for small centred objects such as digits. "none" changes nothing.
     """
 
-    mode: str = "crop"
+    mode: str = "crop"  # "crop", "affine" or "none"
     flip: bool = False  # mirror half of the images; not for anything with a handedness
     # Half-widths of the uniform ranges of "affine":
-    degrees: float = 10.0
+    degrees: float = 10.0  # of rotation
     zoom: float = 0.12  # natural logarithm of the factor
-    shear: float = 0.15
+    shear: float = 0.15  # tangent of the angle
     shift: float = 0.08  # fraction of the side
 
     def __post_init__(self) -> None:
@@ -78,8 +79,8 @@ class Augment:
 
 
 def _random_crop(x: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    room = x.shape[-1] - size + 1
-    top, left = torch.randint(room, (2, len(x)), generator=generator).tolist()
+    offsets = x.shape[-1] - size + 1
+    top, left = torch.randint(offsets, (2, len(x)), generator=generator).tolist()
     return torch.stack([im[:, t : t + size, u : u + size] for im, t, u in zip(x, top, left, strict=True)])
 
 
@@ -112,7 +113,7 @@ class TrainingImages:
     def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor, torch.Generator]:
         """Augmented images (B, 3, H, H), labels (B,), and the step's own generator for further randomness."""
         rows = self._rows(step, batch_size)
-        generator = torch.Generator().manual_seed(_mix(self.seed, step))
+        generator = generator_of(self.seed, step)
         pixels = self._decode(rows) if self._memory is None else self._memory[torch.from_numpy(rows)]
         labels = torch.from_numpy(self.images.labels[rows]).long()
         return self.augment(pixels, self.size, generator), labels, generator
@@ -133,7 +134,3 @@ class TrainingImages:
             return self.images.load(row, self._preprocess)
         except UnreadableImage as error:
             raise AvarcError(error.what, error.why, "remove it from the training images, or replace it") from None
-
-
-def _mix(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)

@@ -35,12 +35,12 @@ class Recipe:
     warmup: float = 0.05  # fraction of the steps with a linearly rising rate
     hold: float = 0.1  # fraction of the steps at the peak, after the warm-up
     final: float = 0.01  # last learning rate / peak
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05  # of the weights of linears and convolutions
+    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW
     clip: float = 2.0  # largest gradient norm
     ema_decay: float = 0.999  # of the exponential moving average of the weights, which is what is saved
     save_every: int = 500  # steps between checkpoints
-    seed: int = 0
+    seed: int = 0  # of data order and initialisation
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "save_every"):
@@ -90,7 +90,8 @@ def train(
     identity = asdict(recipe) | {"betas": list(recipe.betas), "subject": subject}
     optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas)
     averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    start = _resume(checkpoint, identity, model, optimizer, averaged) if checkpoint else 0
+    state = _State(identity, model, optimizer, averaged)
+    start = state.resume(checkpoint) if checkpoint else 0
     shown: dict[str, float] = {}
     model.train()
     with _interruptible(checkpoint):
@@ -103,7 +104,7 @@ def train(
             if not should_continue(step + 1, averaged):
                 break
             if checkpoint and (step + 1) % recipe.save_every == 0:
-                _save(checkpoint, identity, model, optimizer, averaged, step + 1)
+                state.save(checkpoint, step + 1)
     model.load_state_dict(averaged)
     model.eval()
 
@@ -159,50 +160,47 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     ]
 
 
-def _save(
-    path: Path,
-    identity: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    averaged: dict[str, Tensor],
-    step: int,
-) -> None:
-    state = {
-        "identity": identity,
-        "step": step,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "averaged": averaged,
-    }
-    # To a file object: given a name, torch stores it in the archive, and the temporary name is random.
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save(state, file)
+@dataclass(frozen=True)
+class _State:
+    """What a checkpoint stores of a training, besides the step."""
 
+    identity: dict[str, Any]  # recipe and subject: a checkpoint of another training is refused
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    averaged: dict[str, Tensor]  # moving average of the weights
 
-def _resume(
-    path: Path,
-    identity: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    averaged: dict[str, Tensor],
-) -> int:
-    remove_leftovers_of(path)  # of a kill while saving
-    if not path.exists():
-        return 0
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        theirs = state["identity"]
-    except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        what, fix = f"{path} is corrupt, or no training checkpoint", f"delete {path} to start over"
-        raise CheckpointError(what, first_line(error), fix) from None
-    if differences := describe_differences({name: theirs.get(name) for name in identity}, identity):
-        raise CheckpointError(
-            f"{path} belongs to another training run",
-            differences,
-            f"repeat that run's options to continue it, or delete {path} to start over",
-        )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    for key, value in state["averaged"].items():
-        averaged[key].copy_(value)
-    return int(state["step"])
+    def save(self, path: Path, step: int) -> None:
+        """Write a checkpoint after `step` steps. Raises: OSError."""
+        state = {
+            "identity": self.identity,
+            "step": step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "averaged": self.averaged,
+        }
+        # To a file object: given a name, torch stores it in the archive, and the temporary name is random.
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
+
+    def resume(self, path: Path) -> int:
+        """Load the checkpoint, if there is one; the number of steps done. Raises: CheckpointError."""
+        remove_leftovers_of(path)  # of a kill while saving
+        if not path.exists():
+            return 0
+        try:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+            theirs = state["identity"]
+        except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            what, fix = f"{path} is corrupt, or no training checkpoint", f"delete {path} to start over"
+            raise CheckpointError(what, first_line(error), fix) from None
+        if differences := describe_differences({name: theirs.get(name) for name in self.identity}, self.identity):
+            raise CheckpointError(
+                f"{path} belongs to another training run",
+                differences,
+                f"repeat that run's options to continue it, or delete {path} to start over",
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for key, value in state["averaged"].items():
+            self.averaged[key].copy_(value)
+        return int(state["step"])

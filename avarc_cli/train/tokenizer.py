@@ -25,7 +25,7 @@ def train_tokenizer(
     recipe: Recipe,
     *,
     image_size: int,
-    family: str = "vqvae",
+    family: str,
     augment: Augment | None = None,
     device: torch.device,
     progress: MetricsProgress = no_metrics,
@@ -38,6 +38,7 @@ def train_tokenizer(
     Args:
         shape: of the network, in the family's own terms (`TokenizerFamily.new`).
         image_size: side of the images, pixels.
+        family: a name in `families.TOKENIZERS`.
         augment: None for random crops.
     Raises: UsageError for a shape that does not fit; AvarcError for an unreadable image, a loss that is not finite, or
         an output that cannot be written; CheckpointError for an OUT.ckpt of another training; Interrupted on Ctrl-C.

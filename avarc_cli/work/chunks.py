@@ -90,8 +90,11 @@ class ChunkFolder(Generic[Result]):
     """The folder of some work. Methods raise OSError when the disk fails."""
 
     path: Path
+    """The folder."""
     chunks: Chunks
+    """How the work is divided."""
     format: ChunkFormat[Result]
+    """How results are stored."""
 
     def create(self, request: Mapping[str, Any]) -> None:
         """Delete what is there, and begin the work that `request` describes.

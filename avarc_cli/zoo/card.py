@@ -13,8 +13,8 @@ from avarc_cli.layout import TokenLayout
 class HubFile:
     """A file in a Hugging Face repository."""
 
-    repo: str
-    filename: str
+    repo: str  # owner/name
+    filename: str  # in the repository, with folders
     revision: str | None = None  # a commit; None for whatever `main` was when the file was downloaded
     sha256: str | None = None  # of the bytes, in hex; None where the card does not know it: the hub's own is checked
 
@@ -40,13 +40,13 @@ Weights: TypeAlias = HubFile | AssetFile | LocalFile
 class TokenizerCard:
     """An image tokenizer. A token cache belongs to one of these, and serves every model that names it."""
 
-    name: str
+    name: str  # as options spell it
     family: str  # a name in families.TOKENIZERS
     image_size: int  # pixels
     layout: TokenLayout  # of its tokens
     params: int | None  # None where unknown
-    weights: Weights
-    license: str
+    weights: Weights  # where its file is
+    license: str  # of the weights
     source: str  # paper, or where it comes from
     preprocess: str  # a mode of data.preprocess
 
@@ -55,17 +55,17 @@ class TokenizerCard:
 class ModelCard:
     """A generator that gives log p(tokens | class)."""
 
-    name: str
+    name: str  # as options spell it
     family: str  # a name in families.GENERATORS
     tokenizer: str  # name of a TokenizerCard, or a file
     image_size: int  # pixels
     layout: TokenLayout  # of the tokens that it models
-    num_classes: int
+    num_classes: int  # without the unconditional class
     label_space: str  # what its class ids mean
     params: int | None  # None where unknown
-    license: str
+    license: str  # of the weights
     source: str  # paper, or where it comes from
-    weights: Weights
+    weights: Weights  # where its file is
 
 
 Card: TypeAlias = ModelCard | TokenizerCard

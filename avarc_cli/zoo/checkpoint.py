@@ -42,7 +42,7 @@ AGAIN = "download or copy it again"
 class Checkpoint:
     """The contents of a weights file."""
 
-    path: Path
+    path: Path  # of the file
     sha256: str  # of the file's bytes, in hex; of the pickle, even if its safetensors copy was read
     tensors: dict[str, torch.Tensor]  # by the network's own keys; on the CPU
     metadata: dict[str, str]

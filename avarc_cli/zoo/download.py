@@ -32,10 +32,10 @@ SHA256_LENGTH = 64  # hex digits; the name of a blob that is a large file
 class DownloadPlan:
     """What has to be done for one file."""
 
-    file: HubFile
+    file: HubFile  # with the requested revision
     folder: Path | None  # the plain folder; None for the Hugging Face cache
     target: Path  # the file whose content is verified: a blob of the cache, or the file in the plain folder
-    commit: str
+    commit: str  # that the revision refers to
     sha256: str | None  # that the content must have; None if unknown
     remote: hub.RemoteFile | None  # None if the hub was not asked: offline, or a commit that is in the cache
 
@@ -57,13 +57,13 @@ class DownloadPlan:
 class Downloaded:
     """A verified file. The field names are keys of the JSON output of `avarc download`."""
 
-    repo: str
-    filename: str
-    revision: str | None
+    repo: str  # owner/name
+    filename: str  # in the repository
+    revision: str | None  # as requested; None for `main`
     commit: str  # that the revision refers to
-    sha256: str
+    sha256: str  # of the content, in hex
     size: int  # bytes
-    path: Path
+    path: Path  # where it is now
     was_here: bool  # whether nothing had to be downloaded
 
 

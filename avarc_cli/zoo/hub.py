@@ -41,7 +41,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class RemoteFile:
     """A file on the hub."""
 
-    file: HubFile
+    file: HubFile  # with the requested revision
     commit: str  # that the revision refers to
     sha256: str  # of the content
     size: int | None  # bytes; None if only the download will tell

@@ -25,11 +25,11 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 @dataclass(frozen=True)
 class Registered:
-    """What `models.json` holds; revisions maps a published card's name to a commit."""
+    """What `models.json` holds."""
 
-    models: tuple[ModelCard, ...] = ()
-    tokenizers: tuple[TokenizerCard, ...] = ()
-    revisions: Mapping[str, str] = field(default_factory=dict)
+    models: tuple[ModelCard, ...] = ()  # generators
+    tokenizers: tuple[TokenizerCard, ...] = ()  # image tokenizers
+    revisions: Mapping[str, str] = field(default_factory=dict)  # name of a published card -> commit
 
     @property
     def cards(self) -> tuple[Card, ...]:

@@ -28,7 +28,7 @@ class FileStat:
     """What the file system knows about a file, to notice changes without reading it."""
 
     size: int  # bytes
-    mtime_ns: int
+    mtime_ns: int  # last change of the content
     ctime_ns: int  # unlike mtime, it cannot be set back
 
     @classmethod
@@ -44,10 +44,10 @@ class IndexEntry:
 
     source: str  # real path of the file
     sha256: str  # of its bytes, in hex
-    stat: FileStat
+    stat: FileStat  # of the file when it was read
     copy: str | None = None  # path of the safetensors copy; None if the file is safetensors itself
     copy_size: int = 0  # bytes
-    copy_mtime_ns: int = 0
+    copy_mtime_ns: int = 0  # of the copy
 
     def valid_copy(self) -> Path | None:
         """The copy, if it exists and did not change since it was made."""
@@ -77,12 +77,11 @@ def sha256_of_file(path: Path, progress: Callable[[int], None] = lambda done: No
 
 def find(path: Path) -> IndexEntry | None:
     """The entry of a file that did not change since; None if there is none, or none that can be read."""
+    entry = _read(path)
     try:
-        data = json.loads(_entry_file(path).read_text("utf-8"))
-        entry = IndexEntry(stat=FileStat(**data.pop(STAT_KEY)), **data)
-        return entry if entry.stat == FileStat.of(path) else None
-    except (AttributeError, OSError, TypeError, ValueError, KeyError):
-        return None  # the index only saves time
+        return entry if entry is not None and entry.stat == FileStat.of(path) else None
+    except OSError:
+        return None
 
 
 def is_indexed(path: Path) -> bool:
@@ -100,8 +99,8 @@ def write(entry: IndexEntry) -> None:
 
 
 def forget(path: Path) -> None:
-    """Delete the entry of a file, and its copy. Raises: OSError."""
-    entry = find(path)
+    """Delete the entry of a file, which may have changed or be gone, and its copy. Raises: OSError."""
+    entry = _read(path)
     if entry is not None and entry.copy is not None:
         Path(entry.copy).unlink(missing_ok=True)
     _entry_file(path).unlink(missing_ok=True)
@@ -110,6 +109,15 @@ def forget(path: Path) -> None:
 def copy_path(sha256: str) -> Path:
     """Where the safetensors copy of a pickle with this sha256 is stored."""
     return paths.weights_folder() / f"{sha256}.safetensors"
+
+
+def _read(path: Path) -> IndexEntry | None:
+    """The entry of a file, whether or not the file changed since; None if there is none that can be read."""
+    try:
+        data = json.loads(_entry_file(path).read_text("utf-8"))
+        return IndexEntry(stat=FileStat(**data.pop(STAT_KEY)), **data)
+    except (AttributeError, OSError, TypeError, ValueError, KeyError):
+        return None  # the index only saves time
 
 
 def _entry_file(path: Path) -> Path:

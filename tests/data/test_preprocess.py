@@ -80,6 +80,11 @@ def test_the_description_contains_mode_and_sizes():
     assert str(Preprocess("resize-crop", 256)) == "resize-crop 288->256 lanczos"
     assert str(Preprocess("fit", 16)) == "fit 16->16 lanczos"
     assert str(Preprocess("none", 16)) == "none 16"
+    for mode in module.MODES:
+        assert Preprocess.parse(str(Preprocess(mode, 48))) == Preprocess(mode, 48)
+    for text in ("", "fit", "fit 16->16 bilinear", "magic 16"):
+        with pytest.raises(UsageError):
+            Preprocess.parse(text)
 
 
 def test_unknown_modes_and_sizes_are_usage_errors():

@@ -92,6 +92,15 @@ def test_a_damaged_copy_or_entry_costs_time_but_does_not_change_the_result(pickl
     assert checkpoint.convert_and_cache(path).valid_copy() and weights_index.is_indexed(path)
 
 
+@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_bytes(b"other")])
+def test_the_copy_of_a_file_that_changed_or_is_gone_can_be_deleted(pickled, change):
+    path, _ = pickled
+    checkpoint.convert_and_cache(path)
+    change(path)
+    weights_index.forget(path)
+    assert list(paths.weights_folder().iterdir()) == []
+
+
 def test_links_to_a_file_share_its_entry(pickled, tmp_path):
     (tmp_path / "snapshot.pth").symlink_to(pickled[0])
     checkpoint.convert_and_cache(tmp_path / "snapshot.pth")

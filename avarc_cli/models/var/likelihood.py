@@ -30,13 +30,17 @@ class VARState:
     """Scoring up to some scale: tensors per sequence and per class where possible, per pair only where they differ."""
 
     tokens_BL: Tensor
+    """int64."""
     rest_BLC: Tensor
     """Embedded teacher input of scales 2..K."""
     condition: Condition
+    """Class modulation of each pair."""
     class_id_P: Tensor
+    """int64."""
     sequence_P: Tensor
     """Row of each pair in tokens_BL and rest_BLC."""
     kv_cache: KVCache
+    """Of each pair."""
     scale: int = 0
     """Scales scored so far."""
 
