@@ -92,7 +92,9 @@ def load_tokenizer(spec: ModelSpec | str = "digits", *, layout: TokenLayout | No
         return _read_tokenizer(model, device, layout, None, config)
     read = checkpoint.read(Path(model))
     stated = _stated(read, spec.model_config, "--model-config")
-    family = families.GENERATORS.recognise(read.tensors, _stated_family(stated), model)
+    family = families.GENERATORS.recognise(
+        read.tensors, _stated_family(stated, families.GENERATORS, families.TOKENIZERS), model
+    )
     modelled = family.read_config(read.tensors, stated, model).layout
     loaded = _read_tokenizer(tokenizer, device, layout, modelled, config)
     _check_pair(model, read.metadata.get("tokenizer_sha256"), modelled, loaded)
@@ -121,7 +123,7 @@ def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
     if spec.lora is not None:
         read, name = checkpoint.with_adapter(read, Path(spec.lora)), f"{name} with {Path(spec.lora).name}"
     stated = _stated(read, spec.model_config, "--model-config")
-    named = _stated_family(stated) or (card.family if card else None)
+    named = _stated_family(stated, families.GENERATORS, families.TOKENIZERS) or (card.family if card else None)
     family = families.GENERATORS.recognise(read.tensors, named, str(path))
     config = family.read_config(read.tensors, stated, str(path))
     reader = spec.tokenizer or (card.tokenizer if card else "")
@@ -213,11 +215,9 @@ def _read_tokenizer(
 
 def _tokenizer_family(read: checkpoint.Checkpoint, stated: ConfigSources, card: TokenizerCard | None) -> str | None:
     """The family that a tokenizer's file or card names. Raises: UsageError when the file is a generator's."""
-    family = _stated_family(stated) or (card.family if card else None)
-    generators = families.GENERATORS.all()
-    if family in generators or (
-        family is None and any(not families.missing_tensors(g, read.tensors) for g in generators.values())
-    ):
+    family = _stated_family(stated, families.TOKENIZERS, families.GENERATORS) or (card.family if card else None)
+    generators = families.GENERATORS.all().values()
+    if family is None and any(not families.missing_tensors(each, read.tensors) for each in generators):
         raise UsageError(
             f"{read.path} is a generator, not a tokenizer", "it has class embeddings", "add --tokenizer NAME|FILE"
         )
@@ -260,9 +260,14 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     return values
 
 
-def _stated_family(stated: ConfigSources) -> str | None:
+def _stated_family(stated: ConfigSources, wanted: families.Registry[Any], other: families.Registry[Any]) -> str | None:
+    """The family that files state, or None.
+
+    A name of the other kind does not count: generator and tokenizer may lie beside the same config.json.
+    """
     found = stated.find("family")
-    return None if found is None else str(found[0])
+    name = None if found is None else str(found[0])
+    return None if name in other.names() and name not in wanted.names() else name
 
 
 def _check_pair(generator: str, sha256: str | None, layout: TokenLayout, tokenizer: LoadedTokenizer) -> None:

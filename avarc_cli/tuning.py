@@ -239,7 +239,7 @@ def _guarantee(tuning: Tuning) -> dict[str, Any]:
         "statement": (
             f"On a new image of the same distribution the plan predicts what exhaustive scoring predicts with "
             f"probability at least {agreement:.6g} (split conformal prediction: the level is the {tuning.rank}th "
-            f"smallest of {tuning.level_images} images' nonconformities; this promise needs at least {least}). "
+            f"smallest of {tuning.level_images} images' nonconformities; this guarantee needs at least {least}). "
             f"For the very images used here, it is at least {bound:.4f} with 95 % confidence."
         ),
     }

@@ -99,8 +99,8 @@ PreprocessOpt = Annotated[
     str | None,
     images_option(
         "--preprocess",
-        help="resize-crop (shorter edge to 1.125 times the size, centre crop), fit (to the size exactly), or none "
-        "(images have the right size). Default: the tokenizer's own.",
+        help="resize-crop (shorter edge to 1.125 times the size, centre crop), fit (shorter edge to the size, centre "
+        "crop), or none (images have the right size). Default: the tokenizer's own.",
     ),
 ]
 DatasetOpt = Annotated[
@@ -268,12 +268,12 @@ def check_file(path: Path, *suffixes: str) -> None:
 
 def check_not_given(context: typer.Context, names: Collection[str], where: str, why: str) -> None:
     """Raises UsageError for those of a command's parameters that were given where they would change nothing."""
-    given = [p.opts[0] for p in context.command.params if p.name in names and _is_given(context, p.name)]
+    given = [p.opts[0] for p in context.command.params if p.name in names and is_given(context, p.name)]
     if given:
         raise UsageError(f"no use for {', '.join(given)} {where}", why, f"leave out {', '.join(given)}")
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
+def is_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 

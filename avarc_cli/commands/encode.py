@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 @with_option_groups
 def encode(
+    context: typer.Context,
     data: opt.DataArg,
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The token cache to write (HDF5).")],
@@ -59,6 +61,8 @@ def encode(
     from avarc_cli.tokens.encoder import default_workers
 
     own = tokens.Shard.parse(shard)
+    if model.tokenizer is not None and not opt.is_given(context, "model"):
+        model = replace(model, model=model.tokenizer, tokenizer=None)  # the default model has no say in its scales
     spec = model.fetch(tokenizer_only=True)
     images = encoding.select(data)
     reader = load_tokenizer(spec, layout=opt.parse_scales(patch_nums)).at(precision)

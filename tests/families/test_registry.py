@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from avarc_cli import families
+from avarc_cli import families, tokens
+from avarc_cli.cli import main
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layout import TokenLayout
@@ -84,6 +85,23 @@ def test_what_tensors_cannot_tell_is_read_in_order_of_precedence(tiny, scaleless
     chosen.write_text(json.dumps({"patch_nums": [1, 2, 4]}))
     assert sides(tokenizer_config=chosen) == (1, 2, 4)
     assert sides(tokenizer_config=chosen, layout=TokenLayout.multi_scale((1, 4))) == (1, 4)
+
+
+def test_a_configuration_beside_generator_and_tokenizer_serves_both(tiny, scaleless, tmp_path):
+    save_file(tiny.tensors("var"), tmp_path / "var.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"family": "var", "patch_nums": tiny.patch_nums}))
+    assert load_model(ModelSpec(str(tmp_path / "var.safetensors"), str(scaleless))).family == "var"
+    assert load_tokenizer(str(scaleless)).family == "vqvae"
+    with pytest.raises(UsageError, match="is a generator, not a tokenizer"):
+        load_tokenizer(str(tmp_path / "var.safetensors"))
+
+
+def test_a_tokenizer_named_without_a_model_encodes_alone(tiny_files, tmp_path, capsys):
+    encode = ["encode", str(tiny_files / "img"), "--tokenizer", str(tiny_files / "VAE.pth"), "--preprocess", "none"]
+    assert main([*encode, "--out", str(tmp_path / "t.h5")]) == 1
+    assert "the scales of" in capsys.readouterr().err, "they are not those of the default model"
+    assert main([*encode, "--patch-nums", "1,2,3,4", "--out", str(tmp_path / "t.h5")]) == 0
+    assert tokens.read(tmp_path / "t.h5").header.layout.sides == (1, 2, 3, 4)
 
 
 @pytest.mark.parametrize(
