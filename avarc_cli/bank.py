@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from avarc_cli.data.labels import LabelSpace, close_names, normalise
+from avarc_cli.data.labels import LabelSpace, close_names, normalize
 from avarc_cli.errors import CheckpointError, UsageError, describe_differences
 
 FORMAT = 1
@@ -70,9 +70,9 @@ class Bank:
 
     def find(self, name: str) -> Addition:
         """The added class with this name, ignoring case. Raises: UsageError with the closest names."""
-        by_name = {normalise(a.name): a for a in self.additions}
-        if normalise(name) in by_name:
-            return by_name[normalise(name)]
+        by_name = {normalize(a.name): a for a in self.additions}
+        if normalize(name) in by_name:
+            return by_name[normalize(name)]
         close = close_names(name, (a.name for a in self.additions))
         known = ", ".join(a.name for a in self.additions) or "none yet"
         raise UsageError(
@@ -107,9 +107,9 @@ class Bank:
 
     def extend(self, classes: LabelSpace) -> LabelSpace:
         """The base's classes followed by the added ones. Raises: UsageError if a name occurs in both."""
-        known = {normalise(name) for name in (*classes.ids, *classes.names)}
+        known = {normalize(name) for name in (*classes.ids, *classes.names)}
         names = tuple(a.name for a in self.additions)
-        if twice := [name for name in names if normalise(name) in known]:
+        if twice := [name for name in names if normalize(name) in known]:
             raise UsageError(
                 f"class '{twice[0]}' of the bank '{self.path}' is also a class of {classes.name}",
                 fix=f"avarc classes rename '{twice[0]}' NEW --bank {self.path}",
@@ -167,5 +167,5 @@ def _check(bank: Bank) -> None:
         raise ValueError("an offset or a scale is not a finite number")
     if any(Path(a.file).name != a.file for a in bank.additions):
         raise ValueError("a file is outside the bank")
-    if len({normalise(a.name) for a in bank.additions}) != len(bank.additions):
+    if len({normalize(a.name) for a in bank.additions}) != len(bank.additions):
         raise ValueError("two classes have the same name")

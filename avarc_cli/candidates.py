@@ -39,7 +39,7 @@ def candidates(model: LoadedModel, classes: str | None, dataset: str) -> tuple[n
 def log_prior(
     model: LoadedModel, candidates: npt.NDArray[np.int64], path: str | Path | None
 ) -> npt.NDArray[np.float64]:
-    """Log of the candidates' normalised weights (N,), nats; zeros without a file.
+    """Log of the candidates' normalized weights (N,), nats; zeros without a file.
 
     Args:
         path: text file of `class<TAB>weight` lines; it may hold classes of the model that are no candidates.

@@ -1,4 +1,4 @@
-"""The registry of model families: generators and tokenizers by name, or recognised by a checkpoint's tensors.
+"""The registry of model families: generators and tokenizers by name, or recognized by a checkpoint's tensors.
 
 A family is named as "module:OBJECT" and imported when it is first needed. Other packages register theirs through the
 entry point group `avarc.families`: the entry point's name is the family's name, and its object is a
@@ -64,7 +64,7 @@ class Registry(Generic[_Family]):
             families[entry.name] = cast("_Family", family)
         return families
 
-    def recognise(self, tensors: Mapping[str, Tensor], stated: str | None, source: str) -> _Family:
+    def recognize(self, tensors: Mapping[str, Tensor], stated: str | None, source: str) -> _Family:
         """The family of a checkpoint.
 
         Args:

@@ -163,7 +163,7 @@ class TokenizerNetwork(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Latents before quantisation, (B, Z, h, w) float32."""
+        """Latents before quantization, (B, Z, h, w) float32."""
 
     @abstractmethod
     def tokenize(self, latents: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, images: Tensor) -> Tensor:
-        """Latents before quantisation, (B, Z, h, w) float32."""
+        """Latents before quantization, (B, Z, h, w) float32."""
         ...
 
     def quantize(self, latents: Tensor) -> Tensor:
@@ -282,7 +282,7 @@ class GeneratorFamily(ABC):
         """
 
     def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> TrainableModel:
-        """An initialised model to train, on the tokenizer's device; `shape` is the family's own. Uses torch's seed."""
+        """An initialized model to train, on the tokenizer's device; `shape` is the family's own. Uses torch's seed."""
         raise UsageError(f"a {self.title} cannot be trained here", "training is not implemented for this family")
 
     def random_workload(self, shape: str, scales: Sequence[int] | None, device: torch.device) -> BenchWorkload:
@@ -333,7 +333,7 @@ class TokenizerFamily(ABC):
         """
 
     def new(self, **shape: Any) -> TokenizerNetwork:
-        """An initialised network to train, on the CPU; `shape` is the family's own. Uses torch's seed.
+        """An initialized network to train, on the CPU; `shape` is the family's own. Uses torch's seed.
 
         Raises: UsageError for a shape that does not fit together.
         """

@@ -92,7 +92,7 @@ def load_tokenizer(spec: ModelSpec | str = "digits", *, layout: TokenLayout | No
         return _read_tokenizer(model, device, layout, None, config)
     read = checkpoint.read(Path(model))
     stated = _stated(read, spec.model_config, "--model-config")
-    family = families.GENERATORS.recognise(
+    family = families.GENERATORS.recognize(
         read.tensors, _stated_family(stated, families.GENERATORS, families.TOKENIZERS), model
     )
     modelled = family.read_config(read.tensors, stated, model).layout
@@ -124,7 +124,7 @@ def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
         read, name = checkpoint.with_adapter(read, Path(spec.lora)), f"{name} with {Path(spec.lora).name}"
     stated = _stated(read, spec.model_config, "--model-config")
     named = _stated_family(stated, families.GENERATORS, families.TOKENIZERS) or (card.family if card else None)
-    family = families.GENERATORS.recognise(read.tensors, named, str(path))
+    family = families.GENERATORS.recognize(read.tensors, named, str(path))
     config = family.read_config(read.tensors, stated, str(path))
     reader = spec.tokenizer or (card.tokenizer if card else "")
     tokenizer = _read_tokenizer(reader, device, None, config.layout, spec.tokenizer_config)
@@ -196,7 +196,7 @@ def _read_tokenizer(
     path, name = (local_files.require(card), card.name) if card else (Path(spec), Path(spec).name)
     read = checkpoint.read(path)
     stated = _stated(read, config, "--tokenizer-config", first=asked, last=implied or (card.layout if card else None))
-    family = families.TOKENIZERS.recognise(read.tensors, _tokenizer_family(read, stated, card), str(path))
+    family = families.TOKENIZERS.recognize(read.tensors, _tokenizer_family(read, stated, card), str(path))
     network = family.build(read.tensors, stated, str(path))
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotation lacks it
     if device.type == "cpu":

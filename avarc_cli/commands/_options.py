@@ -99,7 +99,7 @@ PreprocessOpt = Annotated[
     str | None,
     images_option(
         "--preprocess",
-        help="resize-crop (shorter edge to 1.125 times the size, centre crop), fit (shorter edge to the size, centre "
+        help="resize-crop (shorter edge to 1.125 times the size, center crop), fit (shorter edge to the size, center "
         "crop), or none (images have the right size). Default: the tokenizer's own.",
     ),
 ]
@@ -108,7 +108,7 @@ DatasetOpt = Annotated[
     images_option(
         "--dataset",
         help="Which known dataset the images are (imagenet-val, -train, -v2, -a, -r, -sketch, objectnet), or none. "
-        "Default: recognised from folders and names.",
+        "Default: recognized from folders and names.",
     ),
 ]
 SubsetOpt = Annotated[
@@ -236,7 +236,7 @@ def note_inferred(loaded: LoadedModel | LoadedTokenizer) -> None:
 def select_images(
     data: list[Path], subset: str | None, per_class: int | None, limit: int | None, dataset: str | None = None
 ) -> ImageSet:
-    """The images that the data options choose; notes what was recognised.
+    """The images that the data options choose; notes what was recognized.
 
     ObjectNet's objects without an ImageNet class are left out unless a subset names them.
     """

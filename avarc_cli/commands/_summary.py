@@ -1,4 +1,4 @@
-"""How a classification run is announced and summarised on the console."""
+"""How a classification run is announced and summarized on the console."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import numpy as np
 from avarc_cli.data.folders import FLAT, FOLDERS, IMAGE_SUFFIXES, open_folder
 from avarc_cli.data.image_source import ImageFiles, ImageSource, join
 from avarc_cli.data.known import datasets
-from avarc_cli.data.labels import UNKNOWN, close_names, human_name, imagenet1k, match, normalise
+from avarc_cli.data.labels import UNKNOWN, close_names, human_name, imagenet1k, match, normalize
 from avarc_cli.data.per_class import first_per_class
 from avarc_cli.data.preprocess import Preprocess, read_rgb
 from avarc_cli.data.scanned_input import ScannedInput, number_classes, resolve_dataset
@@ -87,13 +87,13 @@ class ImageSet:
 
     def _of_classes(self, classes: Sequence[str]) -> ImageSet:
         known = self._spellings()
-        missing = [name for name in classes if normalise(name) not in known]
+        missing = [name for name in classes if normalize(name) not in known]
         if missing:
             close = close_names(missing[0], known) or self.class_names[:MAX_NAMES]
             why = f"it has classes like {', '.join(close)}" if close else "its images have no labels"
             listed = shorten_list([human_name(name) for name in missing])
             raise UsageError(f"'{self.source}' has no images of {listed}", why)
-        wanted = sorted({index for name in classes for index in known[normalise(name)]})
+        wanted = sorted({index for name in classes for index in known[normalize(name)]})
         new_label = np.full(len(self.class_names) + 1, UNKNOWN, dtype=np.int32)  # the last entry is for -1
         new_label[wanted] = np.arange(len(wanted))
         labels = new_label[self.labels]
@@ -104,7 +104,7 @@ class ImageSet:
         """Class indices by every normalized name of a class: folder, human name, and synsets of ImageNet."""
         by_name: dict[str, list[int]] = defaultdict(list)
         for index, name in enumerate(self.class_names):
-            by_name[normalise(name)].append(index)
+            by_name[normalize(name)].append(index)
         known, space = datasets().get(self.dataset), imagenet1k()
         aliases: list[tuple[str, tuple[str, ...]]]
         if known is None or not known.has_own_classes:
@@ -115,7 +115,7 @@ class ImageSet:
         own = {name: list(indices) for name, indices in by_name.items()}
         for name, others in aliases:
             for other in others:
-                by_name[normalise(other)] += own.get(normalise(name), [])
+                by_name[normalize(other)] += own.get(normalize(name), [])
         return {name: sorted(set(indices)) for name, indices in by_name.items() if indices}
 
     def _first_per_class(self, per_class: int) -> ImageSet:
@@ -220,7 +220,7 @@ def spelling_variants(class_names: Sequence[str]) -> list[str]:
     """Names that differ only in case, spaces and underscores: "great white shark and great_white_shark"."""
     by_name: dict[str, list[str]] = defaultdict(list)
     for name in class_names:
-        by_name[normalise(name)].append(name)
+        by_name[normalize(name)].append(name)
     return [" and ".join(names) for names in by_name.values() if len(names) > 1]
 
 

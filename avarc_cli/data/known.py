@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from avarc_cli.data.labels import ASSETS, close_names, imagenet1k, normalise, subset
+from avarc_cli.data.labels import ASSETS, close_names, imagenet1k, normalize, subset
 from avarc_cli.errors import UsageError
 
 NO_DATASET = "none"  # value of --dataset for images of none of these datasets
@@ -41,9 +41,9 @@ class Dataset:
 
     @cached_property
     def _by_name(self) -> dict[str, str]:
-        names = [normalise(name) for name in self.names]
+        names = [normalize(name) for name in self.names]
         unique = {name: label for name, label in zip(names, self.ids, strict=True) if names.count(name) == 1}
-        return unique | {normalise(label): label for label in self.ids}
+        return unique | {normalize(label): label for label in self.ids}
 
     def spellings(self) -> list[tuple[str, str, tuple[str, ...]]]:
         """For each class: its id, its human name, and the synsets that count as right."""
@@ -52,7 +52,7 @@ class Dataset:
 
     def id_of(self, class_name: str) -> str | None:
         """The id of a class given by folder name, human name, or (if the classes are ImageNet's) ImageNet-1k index."""
-        found = self._by_name.get(normalise(class_name))
+        found = self._by_name.get(normalize(class_name))
         if found is not None or self.has_own_classes or not class_name.isdecimal():
             return found
         index = int(class_name)

@@ -107,15 +107,15 @@ def human_name(class_name: str) -> str:
     return class_name if index is None else imagenet1k().names[index]
 
 
-def normalise(name: str) -> str:
+def normalize(name: str) -> str:
     """A class name without differences of case, underscores and repeated spaces."""
     return " ".join(name.replace("_", " ").split()).casefold()
 
 
 def close_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names that are most similar to this one, best first."""
-    by_norm = {normalise(other): other for other in known}
-    return [by_norm[n] for n in difflib.get_close_matches(normalise(name), by_norm, count)]
+    by_norm = {normalize(other): other for other in known}
+    return [by_norm[n] for n in difflib.get_close_matches(normalize(name), by_norm, count)]
 
 
 class _Lookup:
@@ -123,11 +123,11 @@ class _Lookup:
 
     def __init__(self, space: LabelSpace) -> None:
         self.space = space
-        self.count = Counter(map(normalise, space.names))
+        self.count = Counter(map(normalize, space.names))
         self.by_id = {label: index for index, label in enumerate(space.ids)}
         self.by_name: dict[str, int] = {}
         for names in (space.long_names, space.names, space.ids):  # an id takes precedence over a name
-            normalized = [normalise(name) for name in names]
+            normalized = [normalize(name) for name in names]
             count = Counter(normalized)
             self.by_name |= {name: index for index, name in enumerate(normalized) if count[name] == 1}
             ambiguous = [name for name in count if count[name] > 1]  # includes ids: "A" and "a" when normalized
@@ -139,7 +139,7 @@ class _Lookup:
     def by_id_or_name(self, name: str) -> int | None:
         """The class with this id or name."""
         index = self.by_id.get(name)
-        return self.by_name.get(normalise(name)) if index is None else index
+        return self.by_name.get(normalize(name)) if index is None else index
 
     def resolve(self, name: str) -> int | None:
         """The class with this id, name or index."""
@@ -151,10 +151,10 @@ class _Lookup:
     def unknown(self, names: Sequence[str]) -> UsageError:
         """The error for names that are not classes of the space."""
         what = f"not classes of {self.space.name}: {shorten_list(names)}"
-        ambiguous = next((name for name in names if self.count[normalise(name)] > 1), None)
+        ambiguous = next((name for name in names if self.count[normalize(name)] > 1), None)
         if ambiguous is not None:
             both = zip(self.space.ids, self.space.names, strict=True)
-            same = [label for label, name in both if normalise(name) == normalise(ambiguous)]
+            same = [label for label, name in both if normalize(name) == normalize(ambiguous)]
             return UsageError(what, f"'{ambiguous}' is the name of several classes", f"use an id: {' or '.join(same)}")
         indices = f", indices 0 to {len(self.space) - 1}" if self.indices_allowed else ""
         why = f"it has {len(self.space)} classes{indices}"

@@ -127,13 +127,13 @@ class Explanation:
                 wanted.add(position)
         sums = [(position, np.cumsum(self._steps(position).sums)) for position in wanted]
         ranked = sorted(sums, key=lambda line: -line[1][-1])
-        # Target and contrast have the same colours in every picture.
+        # Target and contrast have the same colors in every picture.
         fixed = {self.names[self.target]: LINES[0]}
         if self.contrast is not None:
             fixed[self.names[self.contrast]] = LINES[1]
         rest = iter(LINES[2:])
         return [
-            Line(name=self.names[p], values=values, colour=fixed.get(self.names[p]) or next(rest))
+            Line(name=self.names[p], values=values, color=fixed.get(self.names[p]) or next(rest))
             for p, values in ranked
         ]
 
@@ -155,7 +155,7 @@ class Line:
     values: Float
     """Nats ahead after each step."""
 
-    colour: str
+    color: str
     """As #rrggbb."""
 
 
@@ -185,7 +185,7 @@ class Panel:
 
 
 def limit_of(maps: Sequence[Float]) -> float:
-    """Where the colours of these maps end: the largest absolute value; never 0."""
+    """Where the colors of these maps end: the largest absolute value; never 0."""
     return max((float(np.abs(cells).max()) for cells in maps), default=0.0) or 1e-9
 
 

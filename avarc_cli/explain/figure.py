@@ -12,7 +12,7 @@ import numpy as np
 
 from avarc_cli.explain.explanation import Explanation, Panel, headline, limit_of, shorten, signed
 from avarc_cli.explain.maps import Float, Weighting
-from avarc_cli.explain.palette import colour_table
+from avarc_cli.explain.palette import color_table
 
 WIDTH, HEIGHT = 12.0, 6.0  # inches of one image's block
 DPI = 130
@@ -86,10 +86,10 @@ def _draw_maps(block: Any, e: Explanation, panels: Sequence[Panel]) -> None:
         _outline(axes, e.pixels, panel.cells.shape)
         _caption(axes, panel.title, f"sum {signed(panel.map_sum)} nats")
     bar = block.add_axes((left + len(panels) * step + size + 0.012, bottom, 0.011, height))
-    colours = block.figure.colorbar(shown, cax=bar)
-    colours.set_label("nats per cell", fontsize=8)
-    colours.ax.tick_params(labelsize=7.5, length=2)
-    colours.outline.set_edgecolor(FRAME)
+    colors = block.figure.colorbar(shown, cax=bar)
+    colors.set_label("nats per cell", fontsize=8)
+    colors.ax.tick_params(labelsize=7.5, length=2)
+    colors.outline.set_edgecolor(FRAME)
     for y, text in ((1.03, "for"), (-0.03, "against")):
         bar.text(0.5, y, text, ha="center", va="bottom" if y > 1 else "top", fontsize=8, transform=bar.transAxes)
 
@@ -110,7 +110,7 @@ def _draw_strip(block: Any, panel: Panel) -> None:
         rows, columns = grid.shape
         text = f"{rows}×{columns}\n{signed(float(grid.sum()))}"
         axes.text(0.5, -0.06, text, ha="center", va="top", fontsize=8, transform=axes.transAxes, linespacing=1.35)
-    note = f"colours from −{limit:.2g} to +{limit:.2g} nats per token; under each scale the sum of its tokens, in nats"
+    note = f"colors from −{limit:.2g} to +{limit:.2g} nats per token; under each scale the sum of its tokens, in nats"
     block.text(left, 0.025, note, fontsize=8, color=MUTED, va="bottom")
 
 
@@ -124,13 +124,13 @@ def _draw_chart(block: Any, e: Explanation, left: float, width: float) -> None:
     ends = _apart([line.values[-1] for line in lines], axis_height=0.205 * HEIGHT)
     for line, end in zip(lines, ends, strict=True):
         last, strong = line.values[-1], line.name in (e.names[e.target], e.baseline_name)
-        axes.plot(x, line.values, color=line.colour, lw=2 if strong else 1.2, marker="o", markersize=3 if strong else 2)
+        axes.plot(x, line.values, color=line.color, lw=2 if strong else 1.2, marker="o", markersize=3 if strong else 2)
         axes.annotate(
             shorten(line.name, 18) + (f" {signed(last, 0)}" if line.name != e.baseline_name else ""),
             (x[-1], last),
             (x[-1] + 0.12 * (len(x) - 1) / 4 + 0.05, end),
             fontsize=8,
-            color=line.colour,
+            color=line.color,
             va="center",
             annotation_clip=False,
         )
@@ -147,30 +147,30 @@ def _show(axes: Any, cells: Float, limit: float) -> Any:
     """Draw a grid over a square, whatever its rows and columns: it covers the image, which is square."""
     from matplotlib.colors import ListedColormap
 
-    colours = ListedColormap(colour_table() / 255.0)
+    colors = ListedColormap(color_table() / 255.0)
     aspect = "equal" if cells.shape[0] == cells.shape[1] else "auto"
-    shown = axes.imshow(cells, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest", aspect=aspect)
+    shown = axes.imshow(cells, cmap=colors, vmin=-limit, vmax=limit, interpolation="nearest", aspect=aspect)
     _bare(axes)
     return shown
 
 
 def _outline(axes: Any, pixels: np.ndarray | None, shape: tuple[int, ...]) -> None:
-    """The picture's middle grey as a thin line over a map of this shape, to relate the map to the picture."""
+    """The picture's middle gray as a thin line over a map of this shape, to relate the map to the picture."""
     if pixels is None:
         return
-    grey = _coarse(pixels.mean(axis=2), OUTLINE_SIDE)
-    level = (float(grey.min()) + float(grey.max())) / 2
-    if grey.min() == grey.max():
+    gray = _coarse(pixels.mean(axis=2), OUTLINE_SIDE)
+    level = (float(gray.min()) + float(gray.max())) / 2
+    if gray.min() == gray.max():
         return
-    y, x = ((np.arange(len(grey)) + 0.5) / len(grey) * cells - 0.5 for cells in shape)  # cell centres are whole numbers
-    axes.contour(x, y, grey, levels=[level], colors=[INK], linewidths=0.9, alpha=0.45)
+    y, x = ((np.arange(len(gray)) + 0.5) / len(gray) * cells - 0.5 for cells in shape)  # cell centers are whole numbers
+    axes.contour(x, y, gray, levels=[level], colors=[INK], linewidths=0.9, alpha=0.45)
 
 
-def _coarse(grey_HH: np.ndarray, side: int) -> np.ndarray:
+def _coarse(gray_HH: np.ndarray, side: int) -> np.ndarray:
     """Mean over blocks of pixels: the outline of every hair of a photograph would hide the map."""
-    block = max(1, len(grey_HH) // side)
-    kept = len(grey_HH) // block * block
-    coarse: Float = grey_HH[:kept, :kept].reshape(kept // block, block, kept // block, block).mean(axis=(1, 3))
+    block = max(1, len(gray_HH) // side)
+    kept = len(gray_HH) // block * block
+    coarse: Float = gray_HH[:kept, :kept].reshape(kept // block, block, kept // block, block).mean(axis=(1, 3))
     return coarse
 
 

@@ -128,7 +128,7 @@ def _legend(limit: float) -> str:
     end = f"{limit:.2g}"
     return (
         f'<div class="legend"><span>against −{end}</span><span class="ramp" role="img" '
-        f'aria-label="colours from purple, {end} nats against, over white to orange, {end} nats for"></span>'
+        f'aria-label="colors from purple, {end} nats against, over white to orange, {end} nats for"></span>'
         f"<span>+{end} for, nats per cell</span></div>"
     )
 
@@ -145,7 +145,7 @@ def _strip(panel: Panel) -> str:
         alt = f"scale of {rows} by {columns} tokens: sum {total} nats"
         picture = page.picture(paint(grid, limit), alt, side=SMALL, extra=_values(grid, "in this token"))
         shown += f"<figure>{picture}{rows}×{columns}<br>{total}</figure>"
-    note = f"colours end at {limit:.2g} nats per token; under each scale the sum of its tokens"
+    note = f"colors end at {limit:.2g} nats per token; under each scale the sum of its tokens"
     return (
         f'<div><h4>{page.text(panel.title)}, scale by scale</h4><div class="row strip">{shown}</div>'
         f'<p class="muted" style="font-size:.8rem">{note}</p></div>'
@@ -199,8 +199,8 @@ def _line(e: Explanation, line: Line, points: str, label_y: float) -> str:
     is_baseline = e.contrast is not None and line.name == e.baseline_name
     end = "" if is_baseline else signed(float(line.values[-1]), 0)
     return (
-        f'<path class="{strong}" d="M{points}" style="stroke:{line.colour}"/>'
-        f'<circle cx="{CHART_WIDTH + 4}" cy="{label_y:.1f}" r="4" style="fill:{line.colour}"/>'
+        f'<path class="{strong}" d="M{points}" style="stroke:{line.color}"/>'
+        f'<circle cx="{CHART_WIDTH + 4}" cy="{label_y:.1f}" r="4" style="fill:{line.color}"/>'
         f'<text x="{CHART_WIDTH + 12}" y="{label_y + 4:.1f}">{page.text(line.name[:18])} {end}</text>'
     )
 

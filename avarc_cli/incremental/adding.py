@@ -12,7 +12,7 @@ import torch
 from avarc_cli import __version__
 from avarc_cli.added_classes import AddedClassesModel, base_of
 from avarc_cli.bank import Bank
-from avarc_cli.data.labels import normalise
+from avarc_cli.data.labels import normalize
 from avarc_cli.errors import UsageError
 from avarc_cli.incremental.editing import NewClass, check_name, open_or_new, store
 from avarc_cli.incremental.examples import Examples
@@ -56,13 +56,13 @@ def check_names(names: list[str], model: LoadedModel, bank: Bank, existing: Exis
 
     Raises: UsageError for names that the model has, that cannot be class names, or that appear twice.
     """
-    stored = {normalise(a.name) for a in bank.additions}
+    stored = {normalize(a.name) for a in bank.additions}
     if existing.skip:
-        names = [name for name in names if normalise(name) not in stored]
+        names = [name for name in names if normalize(name) not in stored]
     known = model.classes if existing.replace else bank.extend(model.classes)
     for name in names:
         check_name(name, known)
-    if len({normalise(name) for name in names}) < len(names):
+    if len({normalize(name) for name in names}) < len(names):
         raise UsageError(
             "two of the classes have the same name",
             ", ".join(names),
@@ -92,7 +92,7 @@ def add_classes(
     base = base_of(model.likelihood)
     for name, images in examples.items():
         bank = open_or_new(path, model.as_base())
-        others = tuple(a for a in bank.additions if normalise(a.name) != normalise(name))
+        others = tuple(a for a in bank.additions if normalize(a.name) != normalize(name))
         present = with_bank(model, replace(bank, additions=others))
         with progress_of(name, options.recipe().steps) as progress:
             fitted = fit_class(base, images, options, progress)

@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from avarc_cli.added_classes import AddedClass
 from avarc_cli.bank import FILE, Addition, Bank, Base, read
-from avarc_cli.data.labels import LabelSpace, normalise
+from avarc_cli.data.labels import LabelSpace, normalize
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.storage import remove_leftovers, write_bytes
 from avarc_cli.work.locks import only_writer
@@ -42,7 +42,7 @@ def check_name(name: str, classes: LabelSpace) -> None:
             f"'{name}' cannot be a class name",
             "a name is not empty and has no commas, no control characters and no spaces at either end",
         )
-    if normalise(name) in {normalise(known) for known in (*classes.ids, *classes.names)}:
+    if normalize(name) in {normalize(known) for known in (*classes.ids, *classes.names)}:
         raise UsageError(
             f"the class '{name}' exists already",
             f"among {classes.name}",
@@ -75,8 +75,8 @@ def store(path: Path, base: Base, new: Sequence[NewClass], *, replacing: bool = 
     path.mkdir(parents=True, exist_ok=True)
     with _editing(path):
         bank = open_or_new(path, base)
-        names = {normalise(c.name) for c in new}
-        taken = [a for a in bank.additions if normalise(a.name) in names]
+        names = {normalize(c.name) for c in new}
+        taken = [a for a in bank.additions if normalize(a.name) in names]
         if taken and not replacing:
             raise UsageError(
                 f"the class '{taken[0].name}' exists already", f"in '{path}'", "rename one, or --replace it"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from avarc_cli.data.datasets import ImageSet, open_images
-from avarc_cli.data.labels import UNKNOWN, normalise
+from avarc_cli.data.labels import UNKNOWN, normalize
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import AvarcError, UnreadableImage, UsageError, shorten_list
 from avarc_cli.likelihood import Tokenizer
@@ -63,8 +63,8 @@ class Examples:
 
     def relabel(self, class_names: Sequence[str]) -> Examples:
         """The images of these classes only, with labels that index into this list."""
-        position = {normalise(name): i for i, name in enumerate(class_names)}
-        new = np.array([position.get(normalise(name), UNKNOWN) for name in self.class_names] + [UNKNOWN])[self.labels]
+        position = {normalize(name): i for i, name in enumerate(class_names)}
+        new = np.array([position.get(normalize(name), UNKNOWN) for name in self.class_names] + [UNKNOWN])[self.labels]
         kept = np.flatnonzero(new != UNKNOWN)
         return Examples(self.tokens[torch.from_numpy(kept)], new[kept], tuple(class_names), self.unreadable)
 
@@ -177,7 +177,7 @@ def by_class(source: Source, name: str | None, title: str) -> dict[str, np.ndarr
                 f"avarc add-class NAME {title} ...",
             )
         return {c: np.flatnonzero(labels == i) for i, c in enumerate(names) if (labels == i).any()}
-    same = [i for i, c in enumerate(names) if normalise(c) == normalise(name)]
+    same = [i for i, c in enumerate(names) if normalize(c) == normalize(name)]
     if not same and len(names) > 1:
         raise UsageError(
             f"'{title}' holds {len(names)} classes, none of them '{name}'",

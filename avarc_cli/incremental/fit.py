@@ -41,7 +41,7 @@ class FitOptions:
     steps: int | None = None  # None for the method's own
     lr: float | None = None  # peak learning rate; None for the method's own
     batch_size: int = 32  # images per step
-    seed: int = 0  # of initialisation, order and split
+    seed: int = 0  # of initialization, order and split
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

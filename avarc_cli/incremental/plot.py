@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from avarc_cli.incremental.protocol import Results
 
-OURS, BASELINE = "#0072b2", "#d55e00"  # Okabe and Ito: apart for the colour-blind too
+OURS, BASELINE = "#0072b2", "#d55e00"  # Okabe and Ito: apart for the color-blind too
 
 
 def draw(results: Results, path: Path) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from avarc_cli import bank as banks
-from avarc_cli.data.labels import match, normalise
+from avarc_cli.data.labels import match, normalize
 from avarc_cli.errors import UsageError, describe_differences
 from avarc_cli.incremental import plot
 from avarc_cli.incremental.adding import Existing, ProgressOf, add_classes, check_names
@@ -210,9 +210,9 @@ def add_tasks(
 
 def check_base(model: LoadedModel, split: Split) -> None:
     """Raises: UsageError unless the model knows the base classes, and none of the later ones."""
-    known = {normalise(name) for name in (*model.classes.ids, *model.classes.names)}
+    known = {normalize(name) for name in (*model.classes.ids, *model.classes.names)}
     for name in split.classes:
-        if (normalise(name) in known) != (name in split.base):
+        if (normalize(name) in known) != (name in split.base):
             what = "does not know the base class" if name in split.base else "already knows the later class"
             raise UsageError(f"{model.name} {what} '{name}'", f"its classes are those of {model.classes.name}")
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from avarc_cli.data.labels import close_names, normalise
+from avarc_cli.data.labels import close_names, normalize
 from avarc_cli.errors import MAX_NAMES, UsageError
 
 _RANGE = re.compile(r"(\d+)-(\d+)")
@@ -55,14 +55,14 @@ def parse_split(base: str, tasks: str, class_names: Sequence[str]) -> Split:
 
 
 def _group(text: str, class_names: Sequence[str]) -> tuple[str, ...]:
-    known = {normalise(name): name for name in class_names}
+    known = {normalize(name): name for name in class_names}
     names: list[str] = []
     for part in (p.strip() for p in text.replace(",", "+").split("+")):
         numbers = _RANGE.fullmatch(part)
-        span = range(int(numbers[1]), int(numbers[2]) + 1) if numbers and normalise(part) not in known else range(0)
+        span = range(int(numbers[1]), int(numbers[2]) + 1) if numbers and normalize(part) not in known else range(0)
         names += [str(n) for n in span] or [part]
-    unknown = [name for name in names if normalise(name) not in known]
+    unknown = [name for name in names if normalize(name) not in known]
     if unknown:
         close = close_names(unknown[0], class_names) or list(class_names[:MAX_NAMES])
         raise UsageError(f"the data has no class '{unknown[0]}'", f"its classes are named like {', '.join(close)}", HOW)
-    return tuple(known[normalise(name)] for name in names)
+    return tuple(known[normalize(name)] for name in names)

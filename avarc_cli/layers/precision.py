@@ -216,7 +216,7 @@ class QuantizedLinear(nn.Module):
 class Int8LinearCPU(QuantizedLinear):
     """int8 through oneDNN and FBGEMM, which PyTorch ships.
 
-    A row of the input is quantised to bytes, x = min + step * byte, in one pass. Then
+    A row of the input is quantized to bytes, x = min + step * byte, in one pass. Then
 
         y = step * (bytes @ W.T) + min * (sum of W's row) + bias
 

@@ -31,7 +31,7 @@ def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, source: 
     Keys that the module does not have are an error, as are missing and mis-shaped ones.
     Raises: CheckpointError naming the file and the first few offending keys.
     """
-    with torch.device("meta"), _Uninitialised():  # a d36 has 2.3 billion parameters: do not fill them for nothing
+    with torch.device("meta"), _Uninitialized():  # a d36 has 2.3 billion parameters: do not fill them for nothing
         module = make()
     wanted = module.state_dict()
     missing = [k for k in wanted if k not in tensors]
@@ -63,7 +63,7 @@ def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, source: 
     return module.eval().requires_grad_(False)
 
 
-class _Uninitialised(TorchFunctionMode):
+class _Uninitialized(TorchFunctionMode):
     """Skips init.normal_, which on meta tensors imports torch's compiler: seconds, for numbers that are never used."""
 
     def __torch_function__(

@@ -1,4 +1,4 @@
-"""Charts of a report as inline SVG, in the page's colours, light or dark, and in print."""
+"""Charts of a report as inline SVG, in the page's colors, light or dark, and in print."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     if total == 0:
         return 0.0, 1.0
     p, z2 = right / total, Z95**2
-    centre = (p + z2 / (2 * total)) / (1 + z2 / total)
+    center = (p + z2 / (2 * total)) / (1 + z2 / total)
     half = Z95 / (1 + z2 / total) * math.sqrt(p * (1 - p) / total + z2 / (4 * total**2))
-    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))  # p stays inside despite rounding
+    return max(0.0, min(p, center - half)), min(1.0, max(p, center + half))  # p stays inside despite rounding
 
 
 def compute(records: Sequence[dict[str, Any]], *, seconds: float, candidates: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 SIDE, BAR_HEIGHT, GAP, MARGIN = 128, 18, 6, 16  # pixels
 PAPER, INK, MUTED = (255, 255, 255), (33, 37, 41), (134, 142, 150)
-BEST, OTHER, WRONG = (0, 114, 178), (173, 198, 217), (213, 94, 0)  # Okabe and Ito: distinct with colour blindness too
+BEST, OTHER, WRONG = (0, 114, 178), (173, 198, 217), (213, 94, 0)  # Okabe and Ito: distinct with color blindness too
 
 
 def contact_sheet(
@@ -36,8 +36,8 @@ def contact_sheet(
         y += 18
         for rank, (name, probability) in enumerate(best):
             wrong = label is not None and rank == 0 and name != label
-            colour = WRONG if wrong else BEST if rank == 0 else OTHER
-            draw.rectangle((x, y, x + max(1, round(probability * SIDE)), y + BAR_HEIGHT), colour)
+            color = WRONG if wrong else BEST if rank == 0 else OTHER
+            draw.rectangle((x, y, x + max(1, round(probability * SIDE)), y + BAR_HEIGHT), color)
             inside = probability > 0.6
             text, text_x = f"{name}  {probability:.1%}", x + 4 if inside else x + round(probability * SIDE) + 4
             draw.text((text_x, y + 2), text, PAPER if inside else INK, font)

@@ -15,7 +15,7 @@ from torch import Tensor
 from avarc_cli.errors import AvarcError
 from avarc_cli.scoring.plan import Stage
 from avarc_cli.scoring.request import ScoringRequest
-from avarc_cli.scoring.scores import FloatN, ImageScores, IntN, StageScores, summarise
+from avarc_cli.scoring.scores import FloatN, ImageScores, IntN, StageScores, summarize
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class LogProbTable:
         log_prior_N = np.zeros(len(request.candidates))  # what was added to each candidate's last score
         for record in stages:
             log_prior_N[record.candidates] = request.prior(self.ends[record.segments])[record.candidates]
-        return summarise(
+        return summarize(
             stages,
             len(request.candidates),
             log_prior_N=log_prior_N,

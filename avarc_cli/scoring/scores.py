@@ -97,7 +97,7 @@ class ImageScores:
         return self.stages[-1].segments
 
 
-def summarise(
+def summarize(
     stages: tuple[StageScores, ...],
     num_candidates: int,
     *,

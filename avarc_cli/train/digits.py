@@ -1,7 +1,7 @@
 """The digits that the embedded model was trained and is tested on, as an image folder.
 
 scikit-learn's copy of the test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI
-Machine Learning Repository, 1998, doi:10.24432/C50P49, CC BY 4.0): 1797 scans of 8 x 8 pixels, 17 grey levels, white
+Machine Learning Repository, 1998, doi:10.24432/C50P49, CC BY 4.0): 1797 scans of 8 x 8 pixels, 17 gray levels, white
 ink on black. Here they are enlarged to 32 x 32. 360 images, 36 a class on average, are held out for testing.
 
 Run `python -m avarc_cli.train.digits FOLDER` to write FOLDER/train/<digit>/*.png and FOLDER/test/<digit>/*.png.
@@ -39,8 +39,8 @@ def write_digits(folder: Path) -> None:
         for row in sorted(chosen):
             path = folder / part / str(label_N[row]) / f"{row:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            grey = np.round(pixels_N64[row].reshape(8, 8) * (255 / 16)).astype(np.uint8)
-            Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(path, optimize=True)
+            gray = np.round(pixels_N64[row].reshape(8, 8) * (255 / 16)).astype(np.uint8)
+            Image.fromarray(gray).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(path, optimize=True)
 
 
 if __name__ == "__main__":

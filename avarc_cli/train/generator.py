@@ -95,7 +95,7 @@ def train_generator(
 def new_generator(
     family: str, tokenizer: LoadedTokenizer, num_classes: int, shape: Mapping[str, Any], *, seed: int
 ) -> TrainableModel:
-    """An initialised generator of that tokenizer's tokens, on its device."""
+    """An initialized generator of that tokenizer's tokens, on its device."""
     torch.manual_seed(seed)
     return families.GENERATORS.get(family).new(tokenizer.network, num_classes, **shape)
 

@@ -29,7 +29,7 @@ class Augment:
     """Random changes of training images.
 
     "crop" takes a random crop of the image at 1.125 times the size, as VAR trains. "affine" rotates, scales, shears and
-    shifts, for small centred objects such as digits. "none" changes nothing.
+    shifts, for small centered objects such as digits. "none" changes nothing.
     """
 
     mode: str = "crop"  # "crop", "affine" or "none"

@@ -40,7 +40,7 @@ class Recipe:
     clip: float = 2.0  # largest gradient norm
     ema_decay: float = 0.999  # of the exponential moving average of the weights, which is what is saved
     save_every: int = 500  # steps between checkpoints
-    seed: int = 0  # of data order and initialisation
+    seed: int = 0  # of data order and initialization
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "save_every"):

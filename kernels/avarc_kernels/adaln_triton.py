@@ -49,7 +49,7 @@ def _adaln_kernel(
         gate = tl.load(gate_ptr + row * stride_gate + c, mask=mask, other=0.0).to(tl.float32)
         stream = (x + gate * y).to(stream_ptr.dtype.element_ty)
         tl.store(stream_ptr + m * C + c, stream, mask=mask)
-        x = stream.to(tl.float32)  # normalise what the next branch reads, rounding included
+        x = stream.to(tl.float32)  # normalize what the next branch reads, rounding included
     mean = tl.sum(x, 0) / C
     centered = tl.where(mask, x - mean, 0.0)
     var = tl.sum(centered * centered, 0) / C

@@ -1,4 +1,4 @@
-"""Rows quantised to 8 bits with one scale per row. Shapes: M rows, C width."""
+"""Rows quantized to 8 bits with one scale per row. Shapes: M rows, C width."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def quantize_rows(x_MC: Tensor, dtype: torch.dtype, *, backend: str = "torch") -
         x requires.
     """
     if dtype not in LARGEST or x_MC.ndim != 2 or x_MC.shape[1] == 0:
-        raise ValueError(f"cannot quantise a tensor of shape {tuple(x_MC.shape)} to {dtype}")
+        raise ValueError(f"cannot quantize a tensor of shape {tuple(x_MC.shape)} to {dtype}")
     if select_backend(backend, ("torch", "triton"), x_MC) == "triton":
         from avarc_kernels import quantize_rows_triton
 

@@ -19,7 +19,7 @@ def _quantize_rows_kernel(
     ROUND: tl.constexpr,  # to the nearest integer, halves to even
     BLOCK_C: tl.constexpr,
 ):
-    """Absmax quantisation of one row [1]:
+    """Absmax quantization of one row [1]:
 
         scale = max(max_c |x_c|, SMALLEST) / LARGEST
         q = x / scale

@@ -79,9 +79,9 @@ def deletion(digits: Digits, hidden: tuple[int, ...] = HIDDEN, seed: int = 0) ->
 def draw(curves: dict[str, np.ndarray], images: int, out: Path) -> None:
     figure = Figure(figsize=(8.4, 3.2), layout="constrained", dpi=110)
     left, right = figure.subplots(1, 2)
-    for (name, curve), colour in zip(curves.items(), (LINES[1], "#777777", LINES[0]), strict=True):
-        left.plot(HIDDEN, curve[:, 0], color=colour, marker="o", markersize=4, label=name)
-        right.plot(HIDDEN, 100 * curve[:, 1], color=colour, marker="o", markersize=4)
+    for (name, curve), color in zip(curves.items(), (LINES[1], "#777777", LINES[0]), strict=True):
+        left.plot(HIDDEN, curve[:, 0], color=color, marker="o", markersize=4, label=name)
+        right.plot(HIDDEN, 100 * curve[:, 1], color=color, marker="o", markersize=4)
     left.axhline(0, color="#c4cad1", linewidth=1)
     left.set_ylabel("lead over the rival, nats")
     right.set_ylabel("still predicted, %")

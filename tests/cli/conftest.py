@@ -15,9 +15,9 @@ from PIL import Image
 from avarc_cli.cli import main
 from avarc_cli.train.save import save_tokenizer
 
-COLOURS = {"amber": (230, 160, 20), "blue": (20, 40, 220), "coral": (250, 90, 90), "dark": (15, 15, 15)}
+COLORS = {"amber": (230, 160, 20), "blue": (20, 40, 220), "coral": (250, 90, 90), "dark": (15, 15, 15)}
 FIT = ["--method", "lora", "--rank", "2", "--steps", "8", "--batch-size", "4"]
-IMAGES = 6  # of each colour
+IMAGES = 6  # of each color
 
 
 @pytest.fixture(scope="session")
@@ -32,36 +32,36 @@ class Setting:
     """Token cache of all images."""
     bank: Path
     """Class bank with amber and blue."""
-    colours: Path
-    """Image folder with one subfolder per colour."""
+    colors: Path
+    """Image folder with one subfolder per color."""
     models: list[str]
     """Options that name the tiny model, and its tokenizer in a file as `avarc train tokenizer` writes it."""
 
 
 @pytest.fixture(scope="session")
-def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Image folder with one subfolder per colour: bands of the colour on grey noise."""
-    folder, rng = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
-    for name, colour in COLOURS.items():
+def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Image folder with one subfolder per color: bands of the color on gray noise."""
+    folder, rng = tmp_path_factory.mktemp("colors"), np.random.default_rng(0)
+    for name, color in COLORS.items():
         (folder / name).mkdir()
         for i in range(IMAGES):
             pixels = rng.integers(100, 130, (64, 64, 3), dtype=np.uint8)
-            pixels[8 * (i % 3) : 32 + 8 * (i % 3)] = colour
+            pixels[8 * (i % 3) : 32 + 8 * (i % 3)] = color
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
     return folder
 
 
 @pytest.fixture(scope="session")
-def setting(colours: Path, tiny: Golden, tiny_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """The colours as a token cache, and a bank with amber and blue: never written to (`bank` is a copy)."""
+def setting(colors: Path, tiny: Golden, tiny_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """The colors as a token cache, and a bank with amber and blue: never written to (`bank` is a copy)."""
     folder = tmp_path_factory.mktemp("setting")
-    cache, bank, tokenizer = folder / "colours.h5", folder / "bank", folder / "vq.safetensors"
+    cache, bank, tokenizer = folder / "colors.h5", folder / "bank", folder / "vq.safetensors"
     save_tokenizer(tiny.vqvae(), tokenizer, family="vqvae", preprocess="fit")  # this file knows its scales
     models = ["--model", str(tiny_files / "VAR.pth"), "--tokenizer", str(tokenizer)]
-    assert main(["encode", str(colours), *models, "--out", str(cache)]) == 0
+    assert main(["encode", str(colors), *models, "--out", str(cache)]) == 0
     for name in ("amber", "blue"):
         assert main(["add-class", name, str(cache), *models, *FIT, "--no-offset", "--bank", str(bank)]) == 0
-    return Setting(cache, bank, colours, models)
+    return Setting(cache, bank, colors, models)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -96,7 +96,7 @@ def test_the_same_command_gives_the_same_bytes(setting, tmp_path):
 
 
 def test_one_image_is_enough_and_is_warned_about(setting, tmp_path, capsys):
-    assert run(setting, "dark", setting.colours / "dark" / "0.png", *IMAGES, "--bank", tmp_path / "bank") == 0
+    assert run(setting, "dark", setting.colors / "dark" / "0.png", *IMAGES, "--bank", tmp_path / "bank") == 0
     assert "class 'dark' has only 1 image (fewer than 5)" in capsys.readouterr().err
 
 
@@ -110,7 +110,7 @@ def test_images_come_from_a_cache_too(setting, tmp_path, capsys):
 def test_an_unreadable_image_is_listed_and_the_class_added(setting, tmp_path, capsys):
     folder = tmp_path / "images"
     folder.mkdir()
-    for image in (setting.colours / "coral").iterdir():
+    for image in (setting.colors / "coral").iterdir():
         (folder / image.name).write_bytes(image.read_bytes())
     (folder / "3.png").write_bytes(b"\x89PNG nonsense")
     assert run(setting, "coral", folder, *IMAGES, "--bank", tmp_path / "bank") == 3
@@ -121,25 +121,25 @@ def test_an_unreadable_image_is_listed_and_the_class_added(setting, tmp_path, ca
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["3", "{colours}/coral"], "the class '3' exists already"),
-        (["Amber", "{colours}/coral"], "the class 'Amber' exists already"),
-        (["a,b", "{colours}/coral"], "cannot be a class name"),
-        (["", "{colours}/coral"], "cannot be a class name"),
-        (["x\ny", "{colours}/coral"], "cannot be a class name"),
-        (["coral", "{colours}/nowhere"], "does not exist"),
+        (["3", "{colors}/coral"], "the class '3' exists already"),
+        (["Amber", "{colors}/coral"], "the class 'Amber' exists already"),
+        (["a,b", "{colors}/coral"], "cannot be a class name"),
+        (["", "{colors}/coral"], "cannot be a class name"),
+        (["x\ny", "{colors}/coral"], "cannot be a class name"),
+        (["coral", "{colors}/nowhere"], "does not exist"),
         (["coral", "{empty}"], "no images"),
-        (["{colours}/coral"], "have no classes"),
+        (["{colors}/coral"], "have no classes"),
         (["cerise", "{cache}"], "none of them 'cerise'"),
-        (["coral", "{colours}/coral", "--method", "magic"], "no method 'magic'"),
-        (["coral", "{colours}/coral", "--steps", "0"], "--steps"),
-        (["coral", "{colours}/coral", "--lr", "nan"], "learning rate"),
-        (["coral", "{colours}/coral", "--augment", "magic"], "no augmentation 'magic'"),
-        (["{colours}"], "the class 'amber' exists already"),
+        (["coral", "{colors}/coral", "--method", "magic"], "no method 'magic'"),
+        (["coral", "{colors}/coral", "--steps", "0"], "--steps"),
+        (["coral", "{colors}/coral", "--lr", "nan"], "learning rate"),
+        (["coral", "{colors}/coral", "--augment", "magic"], "no augmentation 'magic'"),
+        (["{colors}"], "the class 'amber' exists already"),
     ],
 )
 def test_a_wrong_request_is_one_message_and_changes_nothing(setting, bank, tmp_path, capsys, words, says):
     (tmp_path / "empty").mkdir()
-    places = {"colours": setting.colours, "cache": setting.cache, "empty": tmp_path / "empty"}
+    places = {"colors": setting.colors, "cache": setting.cache, "empty": tmp_path / "empty"}
     before = (bank / "bank.json").read_bytes()
     filled = [word.format(**places) for word in words]
     assert main(["add-class", *filled, *setting.models, "--bank", str(bank)]) == 2
@@ -153,12 +153,12 @@ def test_replace_and_skip_existing_decide_about_known_names(setting, bank, capsy
     assert run(setting, setting.cache, "--bank", bank, "--skip-existing") == 0
     after = listed(bank, capsys)
     assert after[:2] == before and [c["name"] for c in after] == ["amber", "blue", "coral", "dark"]
-    assert run(setting, "amber", setting.colours / "coral", *IMAGES, "--bank", bank, "--replace") == 0
+    assert run(setting, "amber", setting.colors / "coral", *IMAGES, "--bank", bank, "--replace") == 0
     replaced = listed(bank, capsys)
     assert [c["name"] for c in replaced] == ["blue", "coral", "dark", "amber"]
     assert replaced[:3] == after[1:] and replaced[3]["file"] != before[0]["file"]
     assert len(list(bank.glob("*.safetensors"))) == 4, "the replaced file is gone"
-    assert run(setting, "amber", setting.colours / "coral", *IMAGES, "--bank", bank, "--replace") == 0
+    assert run(setting, "amber", setting.colors / "coral", *IMAGES, "--bank", bank, "--replace") == 0
     assert listed(bank, capsys) == replaced and (bank / replaced[3]["file"]).is_file(), "the same again is kept"
 
 
@@ -168,7 +168,7 @@ def test_a_bank_of_another_model_is_refused_with_both_digests(setting, bank, tmp
     other = tmp_path / "other.pth"
     torch.save(load_golden("var_tiny_no_qk_norm").tensors("var"), other)
     models = ["--model", str(other), *setting.models[2:]]
-    for words in (["add-class", "coral", setting.colours / "coral"], ["classify", setting.cache]):
+    for words in (["add-class", "coral", setting.colors / "coral"], ["classify", setting.cache]):
         assert main([*map(str, words), *models, "--bank", str(bank)]) == 2
         err = capsys.readouterr().err
         theirs = json.loads((bank / "bank.json").read_text())["base"]["sha256"]

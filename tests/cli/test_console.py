@@ -179,6 +179,6 @@ def test_no_color_is_respected(capsys, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     console.configure()
     console.warn("careful")
-    coloured, plain = capsys.readouterr().err.splitlines()
-    assert "33m" in coloured
+    colored, plain = capsys.readouterr().err.splitlines()
+    assert "33m" in colored
     assert "33m" not in plain

@@ -28,7 +28,7 @@ def run():
         context: typer.Context,
         name: Annotated[str, typer.Argument(help="What to draw.")],
         *,
-        ink: Annotated[str, typer.Option("--ink", help="Its colour.")] = "black",
+        ink: Annotated[str, typer.Option("--ink", help="Its color.")] = "black",
         size: Size,
     ) -> None:
         """Draw something."""

@@ -1,4 +1,4 @@
-"""The class-incremental protocol from the command line, on pictures of four colours."""
+"""The class-incremental protocol from the command line, on pictures of four colors."""
 
 import json
 
@@ -118,10 +118,10 @@ def test_a_folder_with_other_things_is_left_alone(setting, tmp_path, capsys):
 
 
 def test_an_unreadable_image_is_listed_and_the_rest_is_done(setting, tmp_path, capsys):
-    for colour in ("amber", "blue", "coral", "dark"):
-        (tmp_path / "data" / colour).mkdir(parents=True)
+    for color in ("amber", "blue", "coral", "dark"):
+        (tmp_path / "data" / color).mkdir(parents=True)
         for i in range(3):
-            (tmp_path / "data" / colour / f"{i}.png").symlink_to(setting.colours / colour / f"{i}.png")
+            (tmp_path / "data" / color / f"{i}.png").symlink_to(setting.colors / color / f"{i}.png")
     (tmp_path / "data" / "dark" / "bad.png").write_bytes(b"nonsense")
     options = ["--variants", "0", "--steps", "2", "--base-steps", "2"]
     assert run(setting, tmp_path / "run", *options, data=tmp_path / "data") == 3
@@ -131,10 +131,10 @@ def test_an_unreadable_image_is_listed_and_the_rest_is_done(setting, tmp_path, c
 
 def test_folders_named_train_and_test_are_the_split(setting, tmp_path):
     for part, images in (("train", range(4)), ("test", range(4, 6))):
-        for colour in ("amber", "blue", "coral", "dark"):
-            (tmp_path / "data" / part / colour).mkdir(parents=True)
+        for color in ("amber", "blue", "coral", "dark"):
+            (tmp_path / "data" / part / color).mkdir(parents=True)
             for i in images:
-                (tmp_path / "data" / part / colour / f"{i}.png").symlink_to(setting.colours / colour / f"{i}.png")
+                (tmp_path / "data" / part / color / f"{i}.png").symlink_to(setting.colors / color / f"{i}.png")
     options = ["--variants", "0", "--steps", "2", "--base-steps", "2"]
     assert run(setting, tmp_path / "run", *options, data=tmp_path / "data") == 0
     with np.load(tmp_path / "run" / "scores.npz") as npz:

@@ -73,7 +73,7 @@ def test_a_subset_keeps_the_objects_that_it_names(objectnet, models, tmp_path):
     assert read(out).header.class_names == ("air_freshener", "chair") and len(read(out)) == 2
 
 
-def test_images_that_are_given_directly_are_recognised_as_well(objectnet, models, tmp_path, capsys):
+def test_images_that_are_given_directly_are_recognized_as_well(objectnet, models, tmp_path, capsys):
     tokenizer, class_names = models
     options = ["--preprocess", "none", "--limit", "3"]
     assert main(["--json", "classify", str(objectnet), *tokenizer, *class_names, *options]) == 0

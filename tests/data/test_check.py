@@ -1,4 +1,4 @@
-"""Checks of datasets: what is recognised, what is missing, what is broken."""
+"""Checks of datasets: what is recognized, what is missing, what is broken."""
 
 from __future__ import annotations
 

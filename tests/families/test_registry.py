@@ -1,4 +1,4 @@
-"""The registry: what a checkpoint is recognised by, what is read beside it, and families of other packages."""
+"""The registry: what a checkpoint is recognized by, what is read beside it, and families of other packages."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
 TOY = Path(__file__).with_name("toy")
 
 
-def test_a_checkpoint_is_recognised_by_its_tensors(tiny):
-    assert families.GENERATORS.recognise(tiny.tensors("var"), None, "x").name == "var"
-    assert families.TOKENIZERS.recognise(tiny.tensors("vae"), None, "x").name == "vqvae"
+def test_a_checkpoint_is_recognized_by_its_tensors(tiny):
+    assert families.GENERATORS.recognize(tiny.tensors("var"), None, "x").name == "var"
+    assert families.TOKENIZERS.recognize(tiny.tensors("vae"), None, "x").name == "vqvae"
 
 
 def test_what_every_family_misses_is_listed(tiny):
     tensors = tiny.tensors("var")
     del tensors["pos_1LC"], tensors["lvl_embed.weight"]
     with pytest.raises(CheckpointError, match="not a generator that avarc knows") as error:
-        families.GENERATORS.recognise(tensors, None, "x.pth")
+        families.GENERATORS.recognize(tensors, None, "x.pth")
     assert "lvl_embed.weight, pos_1LC of a VAR transformer" in error.value.why
 
 
@@ -48,9 +48,9 @@ def test_two_families_that_fit_are_both_named(tiny, monkeypatch):
     own = dict(families.GENERATORS.own, twin=families.GENERATORS.own["var"])
     monkeypatch.setattr(families.GENERATORS, "own", own)
     with pytest.raises(CheckpointError, match="fits several generator families") as error:
-        families.GENERATORS.recognise(tiny.tensors("var"), None, "x.pth")
+        families.GENERATORS.recognize(tiny.tensors("var"), None, "x.pth")
     assert "--model-config" in error.value.fix
-    assert families.GENERATORS.recognise(tiny.tensors("var"), "twin", "x.pth").name == "var"
+    assert families.GENERATORS.recognize(tiny.tensors("var"), "twin", "x.pth").name == "var"
 
 
 def test_an_unknown_family_is_answered_with_the_known_ones():
@@ -176,13 +176,13 @@ def avarc(site: Path, *words: object) -> subprocess.CompletedProcess:
 def toy_files(tmp_path_factory):
     """Two images, one dark and one bright, and a pair of toy checkpoints that tell them apart."""
     folder = tmp_path_factory.mktemp("toys")
-    for name, grey in (("bright", 220), ("dark", 30)):
+    for name, gray in (("bright", 220), ("dark", 30)):
         (folder / "img" / name).mkdir(parents=True)
-        Image.fromarray(np.full((32, 32, 3), grey, np.uint8)).save(folder / "img" / name / "0.png")
+        Image.fromarray(np.full((32, 32, 3), gray, np.uint8)).save(folder / "img" / name / "0.png")
     levels = torch.linspace(-1, 1, 8)
     table = torch.stack([levels.expand(16, 8), -levels.expand(16, 8), torch.zeros(16, 8)]).contiguous() * 3
     names = json.dumps(["bright", "dark"])
-    save_file({"grey_levels": levels}, folder / "vq.safetensors", {"preprocess": "fit"})
+    save_file({"gray_levels": levels}, folder / "vq.safetensors", {"preprocess": "fit"})
     save_file({"token_table": table}, folder / "toy.safetensors", {"class_names": names})
     return folder
 

@@ -71,5 +71,5 @@ def test_8_bit_linears_compute_the_same_bits_with_the_triton_backend(triton_devi
 
 def test_other_dtypes_and_shapes_are_rejected():
     for x, dtype in [(torch.randn(2, 3), torch.uint8), (torch.randn(2, 0), torch.int8), (torch.randn(3), torch.int8)]:
-        with pytest.raises(ValueError, match="cannot quantise"):
+        with pytest.raises(ValueError, match="cannot quantize"):
             quantize_rows(x, dtype)

@@ -95,7 +95,7 @@ def test_scores_in_a_low_precision_are_close_and_valid(precision):
     assert bool((error > 0).any()), "it did not run in that precision"
 
 
-def test_quantised_linears_keep_the_weight_that_class_banks_change():
+def test_quantized_linears_keep_the_weight_that_class_banks_change():
     var = load_golden("var_tiny").var()
     before = {k: v.clone() for k, v in var.state_dict().items()}
     after = var.set_precision(PRECISIONS["int8"]).state_dict()

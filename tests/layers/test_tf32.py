@@ -63,7 +63,7 @@ def test_two_models_in_turn_each_compute_in_their_own_precision(tiny, seen, outs
         assert flags() == outside
 
 
-def test_the_quantiser_of_a_tf32_model_computes_without_tf32_convolutions(tiny, outside, monkeypatch):
+def test_the_quantizer_of_a_tf32_model_computes_without_tf32_convolutions(tiny, outside, monkeypatch):
     model, found = VARLikelihood(tiny.var().set_precision(PRECISIONS["tf32"]), tiny.vqvae().quantize), []
     teacher_input = model.quantizer.teacher_input
     monkeypatch.setattr(

@@ -75,7 +75,7 @@ def test_values_that_are_not_finite_are_refused(tiny):
         read_var(tensors)
 
 
-def test_a_tokenizer_and_a_generator_in_each_others_place_are_recognised(tiny, tiny_files):
+def test_a_tokenizer_and_a_generator_in_each_others_place_are_recognized(tiny, tiny_files):
     var, vae = str(tiny_files / "VAR.pth"), str(tiny_files / "VAE.pth")
     with pytest.raises(CheckpointError, match="VAR transformer"):
         load_model(ModelSpec(vae, vae))

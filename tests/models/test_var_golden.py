@@ -33,7 +33,7 @@ def test_tokens_latents_and_reconstruction_are_the_references(golden):
 
 
 @torch.inference_mode()
-def test_neighbours_are_latents_with_noise_quantised_again(golden):
+def test_neighbours_are_latents_with_noise_quantized_again(golden):
     vqvae = golden.vqvae()
     noised = vqvae.encode(golden.images()) + 0.1 * torch.from_numpy(golden.arrays["noise"])  # (S, B, Z, h, h)
     tokens = vqvae.tokenize(noised.flatten(0, 1)).view(golden.arrays["neighbor_tokens"].shape)

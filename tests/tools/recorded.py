@@ -1,6 +1,6 @@
 """Read what same_output.py recorded, and list every value that two recordings do not share bit for bit.
 
-A file becomes plain values (dict, list, str, numbers, arrays), `Reader.normalise` removes what may differ between two
+A file becomes plain values (dict, list, str, numbers, arrays), `Reader.normalize` removes what may differ between two
 runs of the same code, `flatten` gives every remaining value a name, and `difference` compares two of one name.
 """
 
@@ -78,46 +78,46 @@ class Recording:
         return code.exists() and code.read_text() != "0"
 
     def values(self, name: Path) -> dict[str, Any]:
-        """Every value of a file by its name, normalised."""
+        """Every value of a file by its name, normalized."""
         path = self.files / name
         read = _READERS.get(path.suffix, _read_bytes)
-        return dict(flatten("", self.normalise(read(path))))
+        return dict(flatten("", self.normalize(read(path))))
 
-    def normalise(self, value: Any) -> Any:
+    def normalize(self, value: Any) -> Any:
         """`value` without what depends on the run, and in one spelling."""
         if isinstance(value, dict):
-            return self._normalise_dict(value)
+            return self._normalize_dict(value)
         if isinstance(value, (list, tuple)):
-            return _array_of([self.normalise(item) for item in value])
+            return _array_of([self.normalize(item) for item in value])
         if isinstance(value, bytes):
-            return self.normalise(value.decode(errors="backslashreplace"))
+            return self.normalize(value.decode(errors="backslashreplace"))
         if isinstance(value, str):
-            return self._normalise_text(value)
+            return self._normalize_text(value)
         if isinstance(value, np.ndarray) and value.dtype.kind in "SOU":
             texts = [item.decode() if isinstance(item, bytes) else str(item) for item in value.ravel()]
-            return self.normalise(texts[0]) if value.ndim == 0 else np.array(texts).reshape(value.shape)
+            return self.normalize(texts[0]) if value.ndim == 0 else np.array(texts).reshape(value.shape)
         return np.asarray(value) if isinstance(value, np.generic) else value
 
-    def _normalise_dict(self, values: dict[str, Any]) -> dict[str, Any]:
+    def _normalize_dict(self, values: dict[str, Any]) -> dict[str, Any]:
         result: dict[str, Any] = {}
         has_layout = any(key in LAYOUT_KEYS for key in values)
         for key, value in values.items():
             if key in RUN_DEPENDENT or (has_layout and key in ("format", "inferred")):
                 continue
             if key in LAYOUT_KEYS:
-                result["layout"] = self.normalise(layout(value))
+                result["layout"] = self.normalize(layout(value))
             elif key in ("models", "tokenizers") and isinstance(value, list):  # a new model moves no other's facts
-                result[key] = {entry["name"]: self.normalise(entry) for entry in value}
+                result[key] = {entry["name"]: self.normalize(entry) for entry in value}
             else:
-                result[f"{key} ({WORDING})" if key in PROSE else key] = self.normalise(value)
+                result[f"{key} ({WORDING})" if key in PROSE else key] = self.normalize(value)
         return result
 
-    def _normalise_text(self, text: str) -> Any:
+    def _normalize_text(self, text: str) -> Any:
         for old, new in self._replace.items():
             text = text.replace(old, new)
         if text[:1] in ("{", "["):  # JSON in an attribute, an array or a page
             try:
-                return self.normalise(json.loads(text))
+                return self.normalize(json.loads(text))
             except ValueError:
                 pass
         return text

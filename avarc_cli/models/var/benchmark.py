@@ -48,7 +48,7 @@ class VARWorkload:
         return VARLikelihood(var.set_precision(computes).set_kernels(kernels), self)  # type: ignore[arg-type]
 
     def teacher_input(self, tokens_BL: Tensor) -> Tensor:
-        """Stands in for the quantiser's: the tokens are random, so its input may be too. (B, T, Z)."""
+        """Stands in for the quantizer's: the tokens are random, so its input may be too. (B, T, Z)."""
         return self._teacher_1TZ.expand(len(tokens_BL), -1, -1)
 
 

@@ -15,7 +15,7 @@ from avarc_cli.likelihood import GeneratorFamily, LikelihoodModel, TokenizerNetw
 from avarc_cli.models.var import config as configs
 from avarc_cli.models.var.benchmark import VARWorkload, random_workload
 from avarc_cli.models.var.config import VARConfig
-from avarc_cli.models.var.initialise import initialise
+from avarc_cli.models.var.initialize import initialize
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.models.var.network import VAR
 from avarc_cli.tokenizers.vqvae.network import VQVAE
@@ -53,7 +53,7 @@ class VARFamily(GeneratorFamily):
         return VARLikelihood(var.set_precision(precision).set_kernels(kernels), vqvae.quantize)
 
     def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> VARLikelihood:
-        """An initialised VAR; `shape` is depth, width (a multiple of 64), and optionally shared_aln."""
+        """An initialized VAR; `shape` is depth, width (a multiple of 64), and optionally shared_aln."""
         vqvae = _vqvae(tokenizer, "a new VAR")
         if shape["width"] % configs.HEAD_WIDTH:
             raise UsageError(f"a VAR of width {shape['width']}", f"it is a multiple of {configs.HEAD_WIDTH}")
@@ -65,7 +65,7 @@ class VARFamily(GeneratorFamily):
             vocab_size=vqvae.config.vocab_size,
             z_channels=vqvae.config.z_channels,
         )
-        var = initialise(VAR(config)).to(vqvae.quant_conv.weight.device)
+        var = initialize(VAR(config)).to(vqvae.quant_conv.weight.device)
         return VARLikelihood(var, vqvae.quantize)
 
     def random_workload(self, shape: str, scales: Sequence[int] | None, device: torch.device) -> VARWorkload:

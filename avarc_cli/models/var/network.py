@@ -97,7 +97,7 @@ class Attention(nn.Module):
         qk, v = qkv[:, :, :2], qkv[:, :, 2].transpose(1, 2)
         if self.qk_norm:
             scale, gain_H = 1.0, self.scale_mul_1H11.clamp_max(MAX_LOG_SCALE).exp().flatten()
-            if run.kernels == "torch":  # queries and keys in one step, and cached keys are not normalised again
+            if run.kernels == "torch":  # queries and keys in one step, and cached keys are not normalized again
                 qk, gain_H = _normalize(qk, gain_H), None
         q, k = qk.to(run.attention).permute(2, 0, 3, 1, 4)
         v = v.to(run.attention)
@@ -260,7 +260,7 @@ class VAR(nn.Module):
         return start + self.place()[:, : self.pos_start.shape[1]]
 
     def embed_rest(self, teacher_BTZ: Tensor) -> Tensor:
-        """Input of scales 2..K from the quantiser's teacher input, the same for all classes, (B, L - p_1^2, C)."""
+        """Input of scales 2..K from the quantizer's teacher input, the same for all classes, (B, L - p_1^2, C)."""
         return self.word_embed(teacher_BTZ) + self.place()[:, self.pos_start.shape[1] :]
 
     def embed_scale(self, k: int, latents_BTZ: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def token_log_probs(w: Mapping[str, Tensor], tokens_L: Tensor, teacher_1TZ: Tens
     Args:
         w: a published state dict.
         tokens_L: int64, of the first scales; a prefix of an image's tokens will do.
-        teacher_1TZ: the quantiser's input for the tokens from scale 2 on.
+        teacher_1TZ: the quantizer's input for the tokens from scale 2 on.
         class_id_P: int64.
     Returns: (P, L), in the dtype of the weights.
     """

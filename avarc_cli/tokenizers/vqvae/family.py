@@ -29,7 +29,7 @@ class VQVAEFamily(TokenizerFamily):
         return build(lambda: VQVAE(config), tensors, source=source, expected=TITLE)
 
     def new(self, **shape: Any) -> VQVAE:
-        """An initialised VQ-VAE; `shape` is the fields of VQVAEConfig, and the image_size that they must give."""
+        """An initialized VQ-VAE; `shape` is the fields of VQVAEConfig, and the image_size that they must give."""
         image_size = shape.pop("image_size")
         config = VQVAEConfig(**shape)
         scales = list(config.patch_nums)

@@ -30,7 +30,7 @@ class ReconstructionLoss:
             if step < REVIVE_UNTIL * steps:
                 _revive(self.network, f.detach(), self.used_V, generator)
             self.used_V.zero_()
-        # Straight through: the decoder sees the quantised latents, the gradient goes to the encoder's.
+        # Straight through: the decoder sees the quantized latents, the gradient goes to the encoder's.
         decoded = self.network.decoder(self.network.post_quant_conv(f + (f_hat - f).detach()))
         error = F.mse_loss(decoded, images)
         loss = F.l1_loss(decoded, images) + error + vq_loss
@@ -38,7 +38,7 @@ class ReconstructionLoss:
 
 
 def _quantize_with_loss(model: VQVAE, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantised latents, the codebook loss averaged over scales, and the chosen codes (all scales, flat)."""
+    """Quantized latents, the codebook loss averaged over scales, and the chosen codes (all scales, flat)."""
     with torch.no_grad():
         tokens_BL = model.tokenize(f)
     losses = []
@@ -50,7 +50,7 @@ def _quantize_with_loss(model: VQVAE, f: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 @torch.no_grad()
 def _revive(model: VQVAE, f: Tensor, used_V: Tensor, generator: torch.Generator) -> None:
-    """Give unused codes the values of residuals that the scales had to quantise."""
+    """Give unused codes the values of residuals that the scales had to quantize."""
     unused = (used_V == 0).nonzero().flatten()
     if len(unused) == 0:
         return

@@ -154,7 +154,7 @@ class SharedConvs(nn.Module):
 
 
 class MultiScaleQuantizer(nn.Module):
-    """Residual quantisation, coarse to fine. Holds all that turns tokens into a generator's input."""
+    """Residual quantization, coarse to fine. Holds all that turns tokens into a generator's input."""
 
     def __init__(self, vocab_size: int, z_channels: int, patch_nums: tuple[int, ...]) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ class VQVAE(TokenizerNetwork):
         winograd.speed_up(self.encoder)
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
-        """Latents (B, Z, h, h), before quantisation."""
+        """Latents (B, Z, h, h), before quantization."""
         return self.quant_conv(self.encoder(images_B3HW))
 
     def tokenize(self, latents_BZhh: Tensor) -> Tensor:
@@ -247,7 +247,7 @@ class VQVAE(TokenizerNetwork):
         return self.quantize.tokenize(latents_BZhh)
 
     def decode(self, latents_BZhh: Tensor) -> Tensor:
-        """Images (B, 3, H, W) from quantised latents."""
+        """Images (B, 3, H, W) from quantized latents."""
         return self.decoder(self.post_quant_conv(latents_BZhh)).clamp(-1, 1)
 
     def reconstruct(self, tokens_BL: Tensor) -> Tensor:

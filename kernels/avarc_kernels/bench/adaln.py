@@ -37,7 +37,7 @@ def _case(
     calls: dict[str, Call],
     bytes_per_number: int,
 ) -> Case:
-    """stream: what is normalised, of the first sequence, which is the one that is checked."""
+    """stream: what is normalized, of the first sequence, which is the one that is checked."""
     x, scale, shift, row = args
     expected, bound = testing.float64_reference(testing.adaln, stream, scale, shift, row[:1], result_dtype=dtype)
     return Case(

@@ -13,7 +13,7 @@ from avarc_kernels.bench.measure import DEVICE, HAS_GPU, SIDES, WIDTHS, Case, co
 
 
 def codes(x: Tensor, to: torch.dtype, backend: str) -> Tensor:
-    """The quantised rows without their scales."""
+    """The quantized rows without their scales."""
     return quantize_rows(x, to, backend=backend)[0]
 
 

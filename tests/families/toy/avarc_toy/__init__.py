@@ -1,6 +1,6 @@
-"""A family of another package: tokens are grey levels of patches, and every position has its own distribution.
+"""A family of another package: tokens are gray levels of patches, and every position has its own distribution.
 
-It shows the least that a family consists of. Shapes: B images, L patches, V grey levels, P pairs, N classes.
+It shows the least that a family consists of. Shapes: B images, L patches, V gray levels, P pairs, N classes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PATCH = 8  # pixels
 
 
 class ToyTokenizer(TokenizerNetwork):
-    """The nearest of V grey levels of each patch."""
+    """The nearest of V gray levels of each patch."""
 
     inferred: Mapping[str, str] = {}
 
@@ -30,28 +30,28 @@ class ToyTokenizer(TokenizerNetwork):
         super().__init__()
         self.layout, self.vocab_size = TokenLayout.raster(side, side), vocab_size
         self.image_size = PATCH * side
-        self.grey_levels = nn.Parameter(torch.empty(vocab_size))
+        self.gray_levels = nn.Parameter(torch.empty(vocab_size))
 
     def encode(self, images: Tensor) -> Tensor:
         return F.avg_pool2d(images.mean(1, keepdim=True), PATCH)
 
     def tokenize(self, latents: Tensor) -> Tensor:
-        return (latents.flatten(1)[..., None] - self.grey_levels).abs().argmin(-1)
+        return (latents.flatten(1)[..., None] - self.gray_levels).abs().argmin(-1)
 
     def reconstruct(self, tokens_BL: Tensor) -> Tensor:
         rows, columns = self.layout.grids[0]
-        grey = self.grey_levels[tokens_BL].unflatten(1, (1, rows, columns))
-        return F.interpolate(grey, scale_factor=PATCH).expand(-1, 3, -1, -1)
+        gray = self.gray_levels[tokens_BL].unflatten(1, (1, rows, columns))
+        return F.interpolate(gray, scale_factor=PATCH).expand(-1, 3, -1, -1)
 
     def checkpoint_metadata(self) -> dict[str, str]:
         return {"side": str(self.layout.grids[0][0])}
 
 
 class ToyTokenizerFamily(TokenizerFamily):
-    name, title, signature = "toy-patches", "toy tokenizer", ("grey_levels",)
+    name, title, signature = "toy-patches", "toy tokenizer", ("gray_levels",)
 
     def build(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> ToyTokenizer:
-        side, vocab_size = stated.whole_number("side") or 4, len(tensors["grey_levels"])
+        side, vocab_size = stated.whole_number("side") or 4, len(tensors["gray_levels"])
         return build(lambda: ToyTokenizer(side, vocab_size), tensors, source=source, expected=self.title)
 
 

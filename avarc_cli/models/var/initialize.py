@@ -1,4 +1,4 @@
-"""VAR's initialisation (arXiv:2404.02905 and its code)."""
+"""VAR's initialization (arXiv:2404.02905 and its code)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from avarc_cli.models.var.network import VAR
 
 
 @torch.no_grad()
-def initialise(model: VAR) -> VAR:
+def initialize(model: VAR) -> VAR:
     """Truncated normal of std sqrt(1 / 3C); the residual branches and the head start small. Draws from torch's seed."""
     c = model.config
     std = math.sqrt(1 / c.width / 3)
