@@ -39,6 +39,7 @@ from avarc_cli.tokens.cache import TokenCache, read
 from avarc_cli.tokens.encode import EncodeResult, encode
 from avarc_cli.tokens.encoder import default_workers
 from avarc_cli.tokens.verify import verify
+from avarc_cli.torch_flags import deterministic_algorithms
 
 # What run.json records of a cache's header:
 RECORDED = ("source", "dataset", "images_sha256", "preprocess", "precision", "samples", "sigma", "seed")
@@ -149,17 +150,18 @@ class Classifier:
         Raises: as `tokens.encode`.
         """
         tokenizer = self.model.tokenizer
-        return encode(
-            images,
-            tokenizer,
-            Preprocess(preprocess or tokenizer.preprocess, tokenizer.image_size),
-            Path(out),
-            samples=self.plan().samples,
-            sigma=sigma,
-            seed=seed,
-            workers=default_workers(self.model.device) if workers is None else workers,
-            progress=progress,
-        )
+        with deterministic_algorithms(self.options.deterministic):
+            return encode(
+                images,
+                tokenizer,
+                Preprocess(preprocess or tokenizer.preprocess, tokenizer.image_size),
+                Path(out),
+                samples=self.plan().samples,
+                sigma=sigma,
+                seed=seed,
+                workers=default_workers(self.model.device) if workers is None else workers,
+                progress=progress,
+            )
 
     def classify_cache(
         self,

@@ -18,8 +18,7 @@ from avarc_cli.errors import EXIT_UNREADABLE, UsageError
 
 if TYPE_CHECKING:
     from avarc_cli.incremental.examples import Examples, Variation
-    from avarc_cli.incremental.measures import Measures
-    from avarc_cli.incremental.protocol import Results
+    from avarc_cli.incremental.measures import Measures, Results
     from avarc_cli.loaded import LoadedTokenizer
     from avarc_cli.progress import Progress
 

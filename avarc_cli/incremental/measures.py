@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from avarc_cli.incremental.split import Split
 from avarc_cli.scoring.scores import FloatN, IntN
 
 
@@ -58,6 +60,25 @@ class Measures:
             "backward_transfer": self.backward_transfer,
             "overall_accuracy": self.overall,
             "per_class": self.per_class,
+        }
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the protocol found."""
+
+    split: Split  # the tasks
+    with_offset: Measures  # with the offsets that the class bank stores
+    without_offset: Measures  # with the scores as they are
+    baseline: Measures | None  # of fine-tuning all weights, where it was asked for
+
+    def as_dict(self) -> dict[str, Any]:
+        """incremental.json."""
+        return {
+            "tasks": [list(task) for task in self.split.tasks],
+            "with_offset": self.with_offset.as_dict(),
+            "without_offset": self.without_offset.as_dict(),
+            "finetune": self.baseline and self.baseline.as_dict(),
         }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from avarc_cli.incremental.protocol import Results
+    from avarc_cli.incremental.measures import Results
 
 OURS, BASELINE = "#0072b2", "#d55e00"  # Okabe and Ito: apart for the color-blind too
 

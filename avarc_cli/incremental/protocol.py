@@ -30,7 +30,7 @@ from avarc_cli.incremental.baseline import finetune
 from avarc_cli.incremental.editing import open_or_new
 from avarc_cli.incremental.examples import Examples, TokenPool
 from avarc_cli.incremental.fit import FitOptions
-from avarc_cli.incremental.measures import Measures, measure
+from avarc_cli.incremental.measures import Measures, Results, measure
 from avarc_cli.incremental.split import Split
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.loading import ModelSpec, load_model, with_bank
@@ -57,25 +57,6 @@ class BaseShape:
     def __post_init__(self) -> None:
         if self.width % 64 or self.width < 64:
             raise UsageError(f"the base model's width is {self.width}", "it is a multiple of 64", "use --base-width 64")
-
-
-@dataclass(frozen=True)
-class Results:
-    """What the protocol found."""
-
-    split: Split  # the tasks
-    with_offset: Measures  # with the offsets that the class bank stores
-    without_offset: Measures  # with the scores as they are
-    baseline: Measures | None  # of fine-tuning all weights, where it was asked for
-
-    def as_dict(self) -> dict[str, Any]:
-        """incremental.json."""
-        return {
-            "tasks": [list(task) for task in self.split.tasks],
-            "with_offset": self.with_offset.as_dict(),
-            "without_offset": self.without_offset.as_dict(),
-            "finetune": self.baseline and self.baseline.as_dict(),
-        }
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from avarc_cli.errors import AvarcError, UnreadableImage, first_line
 from avarc_cli.tokens.encoded import EncodedChunk, Unreadable
 from avarc_cli.tokens.header import CacheHeader
 from avarc_cli.tokens.noise import sample_noise
-from avarc_cli.work.run import Tick
+from avarc_cli.work.chunks import Tick
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import Tokenizer

@@ -15,10 +15,10 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,10 @@ from avarc_cli.errors import AvarcError
 from avarc_cli.storage import remove_leftovers, write_bytes
 
 Result = TypeVar("Result")
+Result_co = TypeVar("Result_co", covariant=True)
+
+Tick: TypeAlias = Callable[[int], None]
+"""Called with the number of items that were finished since the last call."""
 
 CORRUPT = (
     OSError,
@@ -68,6 +72,26 @@ class Chunks:
     def count_items(self, numbers: Iterable[int]) -> int:
         """Number of items in these chunks."""
         return sum(len(self.items_of(number)) for number in numbers)
+
+
+class ChunkTask(Protocol[Result_co]):
+    """What is computed. Ray sends a copy to each worker, so it must be picklable.
+
+    The result of a chunk may depend on its items only, not on the process or on the chunks that it computed before.
+    """
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether a worker needs a GPU for itself."""
+        ...
+
+    def run(self, chunks: Mapping[int, range], tick: Tick) -> Iterator[tuple[int, Result_co]]:
+        """Number and result of each of these chunks, in this order.
+
+        Args:
+            chunks: number -> items.
+        """
+        ...
 
 
 class ChunkFormat(Protocol[Result]):

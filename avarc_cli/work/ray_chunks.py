@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from avarc_cli.errors import AvarcError, UsageError, first_line
 
 if TYPE_CHECKING:
-    from avarc_cli.work.run import ChunkTask, Tick
+    from avarc_cli.work.chunks import ChunkTask, Tick
 
 Result = TypeVar("Result")
 

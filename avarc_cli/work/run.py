@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Protocol, TypeAlias, TypeVar
+from collections.abc import Collection, Iterator, Mapping
+from typing import TypeVar
 
 from avarc_cli.errors import UsageError
 from avarc_cli.progress import Progress
-from avarc_cli.work.chunks import ChunkFolder
+from avarc_cli.work.chunks import ChunkFolder, ChunkTask, Tick
 
 Result = TypeVar("Result")
-Result_co = TypeVar("Result_co", covariant=True)
 
 ENGINES = ("local", "ray")
-Tick: TypeAlias = Callable[[int], None]
-"""Called with the number of items that were finished since the last call."""
-
-
-class ChunkTask(Protocol[Result_co]):
-    """What is computed. Ray sends a copy to each worker, so it must be picklable.
-
-    The result of a chunk may depend on its items only, not on the process or on the chunks that it computed before.
-    """
-
-    @property
-    def uses_gpu(self) -> bool:
-        """Whether a worker needs a GPU for itself."""
-        ...
-
-    def run(self, chunks: Mapping[int, range], tick: Tick) -> Iterator[tuple[int, Result_co]]:
-        """Number and result of each of these chunks, in this order.
-
-        Args:
-            chunks: number -> items.
-        """
-        ...
 
 
 def check_engine(engine: str) -> None:
