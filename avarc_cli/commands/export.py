@@ -55,7 +55,7 @@ def export(
         _show(out, library.export_run(run, out, classes=classes, per_token=per_token, progress=console.progress))
         return
     from avarc_cli.classifier import load_classifier
-    from avarc_cli.results.export_cache import export_cache
+    from avarc_cli.export_cache import export_cache
     from avarc_cli.tokens.cache import read
 
     spec, cache = model.fetch(), read(source).first(limit)

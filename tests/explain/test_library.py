@@ -10,8 +10,8 @@ from avarc_cli import load_classifier
 from avarc_cli.data.datasets import open_images
 from avarc_cli.errors import UsageError
 from avarc_cli.explain import ExplainOptions, Weighting, explain_images, write_report
+from avarc_cli.export_cache import export_cache
 from avarc_cli.loading import ModelSpec
-from avarc_cli.results.export_cache import export_cache
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.run import classify
 from avarc_cli.tokens import read

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from avarc_cli.classifier import Classifier
 from avarc_cli.progress import Notify, StartProgress, no_message, silent
 from avarc_cli.results.export import export_run, writer
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.read_run import open_run
 from avarc_cli.results.run import Run, classify
 from avarc_cli.tokens.cache import TokenCache
-
-if TYPE_CHECKING:
-    from avarc_cli.classifier import Classifier
 
 
 def export_cache(
