@@ -109,10 +109,12 @@ class LoadedModel:
     kernels: str = "torch"  # "torch" or "triton"
     arithmetic: str = ""  # what the precision means on this device
     inferred: Mapping[str, str] = field(default_factory=dict)  # values that no file states: name -> what was assumed
+    lora: str = ""  # the adapter that was merged into the weights
     bank: Bank | None = None  # where the classes after the model's own come from
 
     def protocol(self) -> dict[str, Any]:
         """What a number from this model depends on."""
+        optional = {"lora": self.lora, "inferred": dict(self.inferred)}
         return {
             "model": {"name": self.name, "file": Path(self.file).name, "sha256": self.sha256},
             "tokenizer": {
@@ -127,7 +129,7 @@ class LoadedModel:
             "device": self.device,
             "device_name": device_name(torch.device(self.device)),
             "kernels": self.kernels,
-        } | ({"inferred": dict(self.inferred)} if self.inferred else {})
+        } | {name: value for name, value in optional.items() if value}
 
     def card(self, name: str, *, tokenizer: str, license: str) -> ModelCard:
         """A card for this file, under a name of the user's; tokenizer: name or path of the one that it reads."""

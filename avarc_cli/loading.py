@@ -145,6 +145,7 @@ def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
         device=str(device),
         kernels=kernels,
         arithmetic=precisions.arithmetic(precision, device),
+        lora=read.metadata.get("lora", ""),
         inferred={**config.inferred, **{f"tokenizer {key}": text for key, text in tokenizer.inferred.items()}},
     )
     return model_alone if spec.bank is None else with_bank(model_alone, banks.read(Path(spec.bank)))

@@ -88,8 +88,8 @@ def with_adapter(base: Checkpoint, folder: Path) -> Checkpoint:
             f"it was trained on the one with sha256 {trained_on}; {base.path} has {base.sha256}",
             "name the model that it was trained on",
         )
-    adapter = _strip_prefixes(tensors, file)
-    full = {key: tensor for key, tensor in adapter.items() if "lora_" not in key}  # trained without low rank
+    adapter = {key.replace(".base_layer.", "."): tensor for key, tensor in _strip_prefixes(tensors, file).items()}
+    full = {key: tensor for key, tensor in adapter.items() if "lora_" not in key}  # trained whole, such as biases
     if misfits := [key for key in full if key not in base.tensors or base.tensors[key].shape != full[key].shape]:
         raise CheckpointError(
             f"{file} does not fit {base.path}",

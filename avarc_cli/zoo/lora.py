@@ -1,7 +1,7 @@
 """Merges LoRA adapters, as PEFT saves them inside a model, into the weights that they adapt: W + (alpha / r) B A.
 
-r is the shape of the adapter. alpha is the number `lora_alpha` in the file, else in the adapter_config.json beside it,
-else r (so that B A is added unscaled). The checkpoint's metadata records under "lora" which of these was used.
+r is the shape of the adapter. alpha is the number `lora_alpha` in the file, else in the adapter_config.json beside it.
+The checkpoint's metadata records under "lora" what was merged, and which of these was used.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ USE_PEFT = "merge it with peft (merge_and_unload) where it was trained, and save
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(\.(?P<adapter>[^.]+))?\.weight")
 _UNSUPPORTED = ("alpha_pattern", "fan_in_fan_out", "use_dora", "use_rslora")  # of adapter_config.json
+# Values of init_lora_weights with which an adapter starts at zero. All others (pissa, olora, corda, loftq, ...)
+# change the base model's weights as well, so that W + (alpha / r) B A is not the model that was trained.
+_ZERO_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
 def merge(
@@ -34,7 +37,8 @@ def merge(
         metadata: may contain `lora_alpha`.
         path: of the file, for messages and to find the adapter_config.json beside it.
     Returns: the tensors under the base model's names, in its dtypes, and {"lora": what was done} if anything was.
-    Raises: CheckpointError for what cannot be merged correctly: DoRA, several adapters, an adapter without its model.
+    Raises: CheckpointError for what cannot be merged correctly: DoRA, several adapters, an adapter without its model or
+        its scale, one that started from a changed model.
     """
     base: dict[str, Tensor] = {}
     factors: dict[str, dict[str, Tensor]] = {}
@@ -55,10 +59,10 @@ def merge(
     alpha, origin = _find_alpha(metadata, path)
     ranks = {_merge_one(base, module, sides, alpha, path) for module, sides in factors.items()}
     merged = f"{len(factors)} matrices of rank {', '.join(map(str, sorted(ranks)))}"
-    return base, {"lora": f"{merged} merged with alpha {'= rank' if alpha is None else f'{alpha:g}'} ({origin})"}
+    return base, {"lora": f"{merged} merged with alpha {alpha:g} ({origin})"}
 
 
-def _merge_one(base: dict[str, Tensor], module: str, sides: dict[str, Tensor], alpha: float | None, path: Path) -> int:
+def _merge_one(base: dict[str, Tensor], module: str, sides: dict[str, Tensor], alpha: float, path: Path) -> int:
     """Add B A to the weight of one module, in float32. Returns the rank."""
     key = f"{module}.weight"
     if key not in base:
@@ -74,18 +78,21 @@ def _merge_one(base: dict[str, Tensor], module: str, sides: dict[str, Tensor], a
             USE_PEFT,
         )
     rank: int = a.shape[0]
-    scale = 1.0 if alpha is None else alpha / rank
-    base[key] = (weight.float() + scale * (b.float() @ a.float())).to(weight.dtype)
+    base[key] = (weight.float() + alpha / rank * (b.float() @ a.float())).to(weight.dtype)
     return rank
 
 
-def _find_alpha(metadata: Mapping[str, str], path: Path) -> tuple[float | None, str]:
-    """alpha, or None if it is not given; and where it was found."""
+def _find_alpha(metadata: Mapping[str, str], path: Path) -> tuple[float, str]:
+    """alpha, and where it was found."""
     if "lora_alpha" in metadata:
         return _parse_alpha(metadata["lora_alpha"], path), "from the file"
     config_file = path.with_name(CONFIG)
     if not config_file.is_file():
-        return None, f"no lora_alpha in the file, and no {CONFIG} beside it"
+        raise CheckpointError(
+            f"{path} has a LoRA adapter of unknown scale",
+            f"there is no lora_alpha in the file, and no {CONFIG} beside it",
+            f'write {{"lora_alpha": NUMBER}}, as it was trained, to {config_file}',
+        )
     fix = "fix the file or delete it"
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
@@ -95,6 +102,12 @@ def _find_alpha(metadata: Mapping[str, str], path: Path) -> tuple[float | None, 
         raise CheckpointError(f"{config_file} has no lora_alpha", "the LoRA weights beside it need one", fix)
     if used := [name for name in _UNSUPPORTED if config.get(name)]:
         raise CheckpointError(f"{path} cannot be merged by avarc", f"{CONFIG} sets {', '.join(used)}", USE_PEFT)
+    if (start := config.get("init_lora_weights")) not in _ZERO_INITS:
+        raise CheckpointError(
+            f"{path} cannot be merged by avarc",
+            f"with init_lora_weights {start!r} the training began by changing the model's own weights",
+            f"{USE_PEFT}, or convert it with save_pretrained(path_initial_model_for_weight_conversion=...)",
+        )
     return _parse_alpha(config["lora_alpha"], config_file), f"from {CONFIG}"
 
 

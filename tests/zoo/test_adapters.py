@@ -61,6 +61,23 @@ def test_peft_merges_to_the_same_weights(tiny, tmp_path):
     assert all(torch.allclose(theirs[key], ours[key], atol=1e-6) for key in theirs)
 
 
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_that_peft_trained_are_taken_over(tiny, tmp_path, bias):
+    peft = pytest.importorskip("peft", reason="needs avarc[peft]")
+    torch.manual_seed(1)
+    save_file({k: v.contiguous() for k, v in tiny.var().state_dict().items()}, tmp_path / "base.safetensors")
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=TARGETS, init_lora_weights=False, bias=bias)
+    model = peft.get_peft_model(tiny.var(), config)
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "adapter")
+    theirs = model.merge_and_unload().state_dict()
+    ours = with_adapter(read(tmp_path / "base.safetensors"), tmp_path / "adapter").tensors
+    assert not torch.equal(ours["blocks.0.ffn.fc1.bias"], tiny.var().state_dict()["blocks.0.ffn.fc1.bias"])
+    assert all(torch.allclose(theirs[key], ours[key], atol=1e-6) for key in theirs)
+
+
 def test_peft_loads_our_adapters(tiny, tmp_path):
     peft = pytest.importorskip("peft", reason="needs avarc[peft]")
     from avarc_cli.layers import low_rank

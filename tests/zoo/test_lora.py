@@ -35,13 +35,15 @@ def merged(path, scale):
     return checkpoint.metadata["lora"]
 
 
-def test_without_alpha_the_rank_is_used_and_recorded(tmp_path):
-    recorded = merged(write(tmp_path), scale=1)
-    assert recorded.startswith("1 matrices of rank 2 merged with alpha = rank (no lora_alpha in the file")
+def test_an_adapter_of_unknown_scale_is_rejected(tmp_path):
+    with pytest.raises(CheckpointError, match="of unknown scale") as error:
+        read(write(tmp_path))
+    assert "adapter_config.json" in error.value.fix
 
 
 def test_alpha_comes_from_the_wrapper(tmp_path):
-    assert "alpha 16 (from the file)" in merged(write(tmp_path, lora_alpha=16), scale=8)
+    recorded = merged(write(tmp_path, lora_alpha=16), scale=8)
+    assert recorded == "1 matrices of rank 2 merged with alpha 16 (from the file)"
 
 
 def test_alpha_comes_from_beside_the_tensors(tmp_path):
@@ -70,12 +72,14 @@ def test_other_wrappers_and_prefixes_do_not_matter(tmp_path):
 
 
 def test_an_adapter_without_a_name_is_merged(tmp_path):
-    merged(write(tmp_path, {key.replace(".default", ""): tensor for key, tensor in ADAPTED.items()}), scale=1)
+    merged(
+        write(tmp_path, {key.replace(".default", ""): tensor for key, tensor in ADAPTED.items()}, lora_alpha=2), scale=1
+    )
 
 
 def test_the_sum_is_computed_in_float32_and_stored_in_the_dtype_of_the_weights(tmp_path):
     half = {key: tensor.half() for key, tensor in ADAPTED.items()}
-    weight = read(write(tmp_path, half)).tensors["blocks.0.proj.weight"]
+    weight = read(write(tmp_path, half, lora_alpha=2)).tensors["blocks.0.proj.weight"]
     assert weight.dtype == torch.float16
     assert torch.equal(weight, (W + B @ A).half())
 
@@ -85,7 +89,7 @@ def test_modules_that_peft_trained_without_low_rank_replace_their_originals(tmp_
     del tensors["base_model.model.head.weight"]
     tensors["base_model.model.head.original_module.weight"] = W + 1
     tensors["base_model.model.head.modules_to_save.default.weight"] = W
-    merged(write(tmp_path, tensors), scale=1)
+    merged(write(tmp_path, tensors, lora_alpha=2), scale=1)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +108,7 @@ def test_modules_that_peft_trained_without_low_rank_replace_their_originals(tmp_
 def test_unsupported_adapters_are_rejected(tmp_path, change, what):
     tensors = {key: tensor for key, tensor in {**ADAPTED, **change}.items() if tensor is not None}
     with pytest.raises(CheckpointError, match=what):
-        read(write(tmp_path, tensors))
+        read(write(tmp_path, tensors, lora_alpha=2))
 
 
 @pytest.mark.parametrize("alpha", ["many", "nan", float("inf")])
@@ -121,6 +125,9 @@ def test_an_alpha_that_is_not_a_finite_number_is_rejected(tmp_path, alpha):
         ('{"r": 2}', "has no lora_alpha"),
         ('{"lora_alpha": null}', "not a finite number"),
         ('{"lora_alpha": 2, "use_rslora": true}', "cannot be merged by avarc"),
+        ('{"lora_alpha": 2, "init_lora_weights": "olora"}', "cannot be merged by avarc"),
+        ('{"lora_alpha": 2, "init_lora_weights": "pissa_niter_4"}', "cannot be merged by avarc"),
+        ('{"lora_alpha": 2, "init_lora_weights": "a method of the future"}', "cannot be merged by avarc"),
         ('{"lora_alpha": 2, "alpha_pattern": {"proj": 3}}', "cannot be merged by avarc"),
     ],
 )
@@ -128,6 +135,12 @@ def test_an_unsupported_adapter_config_is_rejected(tmp_path, config, what):
     (tmp_path / "adapter_config.json").write_text(config)
     with pytest.raises(CheckpointError, match=what):
         read(write(tmp_path))
+
+
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "orthogonal", "eva"])
+def test_an_adapter_that_starts_at_zero_is_merged(tmp_path, start):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 4, "init_lora_weights": start}))
+    merged(write(tmp_path), scale=2)
 
 
 def test_an_adapter_config_beside_a_file_without_adapters_is_not_read(tmp_path):
