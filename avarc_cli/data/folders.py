@@ -18,8 +18,8 @@ from avarc_cli.errors import UsageError
 
 # fmt: off
 IMAGE_SUFFIXES = frozenset({
-    ".avif", ".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
-    ".webp",
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".pjpeg", ".png", ".pnm",
+    ".ppm", ".tga", ".tif", ".tiff", ".webp",
 })
 # fmt: on
 MAX_PEEK = 2000  # entries of a folder that are read to detect its layout; more than any known dataset has classes

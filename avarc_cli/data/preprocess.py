@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +25,12 @@ from avarc_cli.errors import UnreadableImage, UsageError
 MODES = ("resize-crop", "fit", "none")
 MAX_PIXELS = 2**27  # 134 million: 400 MB as RGB. Larger files are mistakes or decompression bombs
 
+# Pillow's names. Its other decoders are for rare formats, and that for PostScript starts Ghostscript.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+OVERSHOOT = 0.25  # part of their range by which floats may lie outside; sharp filters overshoot by up to a fifth
+
 ORIENTATION = 0x0112  # EXIF tag
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # TIFF tag
 TRANSPOSE = {  # value of that tag to what turns the image upright; 1 is upright already
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -117,11 +123,11 @@ class Preprocess:
 
 
 def load_rgb(path: Path) -> Image.Image:
-    """Read an image file as 8-bit RGB, upright.
+    """Read an image file of one of the FORMATS as 8-bit RGB, upright.
 
     Applies the EXIF orientation, composites transparency over white, converts grayscale, palette, CMYK, YCbCr and 1-bit
     images, and scales 16-bit and floating-point grayscale to 8 bits (see `_to_8_bit`). Takes the first frame of an
-    animation.
+    animation. BMP and TGA files whose alpha is 0 everywhere count as opaque: programs leave these bytes unset.
 
     Raises: UnreadableImage if the file is missing, not permitted, not an image, truncated, in a color space that Pillow
         cannot convert, or larger than MAX_PIXELS.
@@ -134,11 +140,11 @@ def read_rgb(open_file: Callable[[], BinaryIO], name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow reports odd metadata as warnings; MAX_PIXELS is checked below
-            with open_file() as file, Image.open(file) as image:
+            with open_file() as file, Image.open(file, formats=_formats()) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise _unreadable(name, f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
                 image.load()
-                return _to_rgb(_upright(image))
+                return _to_rgb(_upright(image), image)
     except DECODING_ERRORS as error:
         raise _unreadable(name, _reason(error)) from error
 
@@ -150,10 +156,17 @@ def _unreadable(name: str, why: str) -> UnreadableImage:
 def _reason(error: BaseException) -> str:
     """The cause in one line, without the path: token caches store it, and must not contain machine paths."""
     if isinstance(error, UnidentifiedImageError):
-        return "it is not an image, or of a kind Pillow does not know"
+        return f"it is not an image of a known format ({', '.join(_formats())})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return " ".join(str(error).split()) or type(error).__name__
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The FORMATS that this build of Pillow can read."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -164,11 +177,16 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, file: Image.Image) -> Image.Image:
+    """RGB pixels of an upright image; file: the same as it was opened."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()  # outlives the open file
     if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+        gray_HW = _to_8_bit(np.asarray(image))
+        inverted = getattr(file, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO  # Pillow inverts 8 bits only
+        return Image.fromarray(~gray_HW if inverted else gray_HW).convert("RGB")
+    if image.mode == "RGBA" and file.format in {"BMP", "DIB", "TGA"} and image.getchannel("A").getextrema() == (0, 0):
+        return image.convert("RGB")
     if image.mode in {"LA", "La", "PA", "RGBA", "RGBa"} or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -178,18 +196,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bit(gray_HW: np.ndarray) -> np.ndarray:
     """Scale grayscale values to 0..255.
 
-    The range of integers is taken to be 0..65535; that of floats is the narrowest of 0..1, 0..255 and 0..65535 that
-    contains them.
+    Their range is the narrowest of 0..255, 0..65535 and, for floats, 0..1 that contains them. Floats may lie outside by
+    OVERSHOOT of the range, and are clipped.
 
-    Raises: ValueError for values outside 0..65535, as their range cannot be inferred.
+    Raises: ValueError for other values, as their range cannot be inferred.
     """
     low, high = float(gray_HW.min()), float(gray_HW.max())
-    if not (low >= 0 and high <= 65535):  # also true of NaN
+    is_float = gray_HW.dtype.kind == "f"
+    ranges, tolerance = ((1.0, 255.0, 65535.0), OVERSHOOT) if is_float else ((255.0, 65535.0), 0.0)
+    white = next((top for top in ranges if high <= top * (1 + tolerance)), None)
+    if white is None or not low >= -tolerance * white:  # also true of NaN
         raise ValueError(f"its values run from {low:g} to {high:g}, which is neither 8 nor 16 bits")
-    white = 65535.0
-    if gray_HW.dtype.kind == "f" and high <= 255:
-        white = 255.0 if high > 1 else 1.0
-    return np.rint(gray_HW.astype(np.float64) * (255.0 / white)).astype(np.uint8)
+    return np.rint(gray_HW.clip(0, white).astype(np.float64) * (255.0 / white)).astype(np.uint8)
 
 
 def _resize(image: Image.Image, shorter_edge: int, name: str) -> Image.Image:

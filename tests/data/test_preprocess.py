@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -142,11 +143,67 @@ def test_floating_point_gray_is_scaled_by_the_narrowest_range(tmp_path, top, exp
     assert load_rgb(path).getpixel((1, 0)) == (expected,) * 3
 
 
-@pytest.mark.parametrize("value", [-1.0, 70000.0, np.nan])
+@pytest.mark.parametrize("value", [-1.0, 90000.0, np.nan, np.inf])
 def test_floating_point_gray_of_unknown_range_is_unreadable(tmp_path, value):
     path = save(Image.fromarray(np.array([[0.0, value]], dtype=np.float32)), tmp_path / "x.tiff")
     with pytest.raises(UnreadableImage, match="neither 8 nor 16 bits"):
         load_rgb(path)
+
+
+@pytest.mark.parametrize("white", [1.0, 255.0, 65535.0])
+def test_floating_point_gray_that_overshoots_its_range_is_clipped(tmp_path, white):
+    gray = np.array([[-0.1, 0.0, 0.5, 1.0, 1.2]], dtype=np.float32) * white
+    path = save(Image.fromarray(gray), tmp_path / "x.tiff")
+    assert np.asarray(load_rgb(path))[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_whole_numbers_that_stop_at_255_are_8_bit(tmp_path, dtype):
+    path = save(Image.fromarray(np.array([[0, 7, 255]], dtype=dtype)), tmp_path / "x.tiff")
+    assert np.asarray(load_rgb(path))[0, :, 0].tolist() == [0, 7, 255]
+
+
+def test_a_16_bit_tiff_in_which_zero_is_white_is_inverted(tmp_path):
+    gray = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
+    path = save(Image.fromarray(gray), tmp_path / "x.tiff", tiffinfo={262: 0})
+    assert np.asarray(load_rgb(path))[0, :, 0].tolist() == [255, 155, 0]
+
+
+def bmp(*pixels):
+    """A BMP of one row with an alpha mask, which Pillow reads but does not write; pixels: (red, green, blue, alpha)."""
+    size, header = 4 * len(pixels), 14 + 108
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    info = struct.pack("<IiiHHIIiiII", 108, len(pixels), 1, 1, 32, 3, size, 0, 0, 0, 0) + masks
+    rows = b"".join(bytes((blue, green, red, alpha)) for red, green, blue, alpha in pixels)
+    return struct.pack("<2sIHHI", b"BM", header + size, 0, 0, header) + info.ljust(108, b"\0") + rows
+
+
+def tga(*pixels):
+    """The same as an uncompressed TGA."""
+    rows = b"".join(bytes((blue, green, red, alpha)) for red, green, blue, alpha in pixels)
+    return struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, len(pixels), 1, 32, 8) + rows
+
+
+@pytest.mark.parametrize("write", [bmp, tga])
+def test_alpha_that_is_0_everywhere_was_not_set(tmp_path, write):
+    path = tmp_path / "x.img"
+    path.write_bytes(write((10, 20, 30, 0), (40, 50, 60, 0)))
+    assert np.asarray(load_rgb(path)).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+    path.write_bytes(write((10, 20, 30, 0), (40, 50, 60, 255)))
+    assert np.asarray(load_rgb(path)).tolist() == [[[255, 255, 255], [40, 50, 60]]]
+
+
+def test_postscript_starts_no_program(tmp_path, monkeypatch):
+    gs = tmp_path / "gs"
+    gs.write_text(f"#!/bin/sh\ntouch {tmp_path}/called\nexit 1\n")
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (tmp_path / "x.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\n0 0 16 16 rectfill\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(UnreadableImage, match="not an image of a known format"):
+        load_rgb(tmp_path / "x.png")
+    assert not (tmp_path / "called").exists()
 
 
 def test_cmyk_is_converted_as_pillow_does(tmp_path):
