@@ -6,6 +6,7 @@ Reads POSIX.1-1988 (ustar), POSIX.1-2001 (pax) and GNU headers: https://www.gnu.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import zlib
 from collections.abc import Iterator
@@ -13,19 +14,22 @@ from dataclasses import dataclass
 
 BLOCK_SIZE = 512  # bytes
 REGULAR_FILE = (b"0", b"\0", b"7")  # type flags
-LONG_NAME, PAX = b"L", b"x"
+HARD_LINK, SYMBOLIC_LINK = b"1", b"2"
+LONG_NAME, LONG_LINK, PAX = b"L", b"K", b"x"
 ADLER_MODULUS = 65_521
+PIECE = 1 << 20  # bytes read at once
 MAX_SIZE = 10**18  # bytes of a member; a larger number means that the header is corrupt
 MAX_EXTENSION = 1 << 20  # bytes of a long name or of pax records; likewise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be a million
 class Member:
-    """A file in a tar."""
+    """A file in a tar, or a link to one."""
 
     name: str  # path in the archive
     offset: int  # bytes, of its content
     size: int  # bytes
+    link: str = ""  # the path that a hard or symbolic link leads to; "" for a file
 
 
 class CorruptTar(Exception):
@@ -33,16 +37,16 @@ class CorruptTar(Exception):
 
 
 class TarScanner:
-    """Iterates over the files in a tar, in order.
+    """Iterates over the files and links in a tar, in order.
 
-    Afterwards, `complete` says whether the archive has its end-of-archive mark.
+    Afterwards, `complete` says whether the archive has its end-of-archive mark, and `continues` whether data follow it.
 
     Raises: CorruptTar and OSError while iterating.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.complete = False
+        self.complete = self.continues = False
 
     def __iter__(self) -> Iterator[Member]:
         with open(self.path, "rb", buffering=0) as file:
@@ -51,26 +55,35 @@ class TarScanner:
 
     def _members(self) -> Iterator[Member]:
         position = 0
-        long_name, pax = "", dict[str, str]()
+        long_name, long_link, pax = "", "", dict[str, str]()
         while position < self._size:
             block = os.pread(self._fd, BLOCK_SIZE, position)
             if block.count(0) == BLOCK_SIZE:
-                self.complete = True
+                self.complete, self.continues = True, self._has_data(position)
                 return
             if len(block) < BLOCK_SIZE:  # truncated within a header: everything before it is intact
                 return
             size, kind = self._check_header(block, position), block[156:157]
             data = position + BLOCK_SIZE
-            if kind in (LONG_NAME, PAX):
+            if kind in (LONG_NAME, LONG_LINK, PAX):
                 text = self._read_extension(data, size)
-                long_name = text.split(b"\0")[0].decode("utf-8", "surrogateescape") if kind == LONG_NAME else long_name
-                pax = _pax_records(text, position) if kind == PAX else pax
+                if kind == PAX:
+                    pax = _pax_records(text, position)
+                elif kind == LONG_NAME:
+                    long_name = _text(text)
+                else:
+                    long_link = _text(text)
             else:
                 size = int(pax.get("size", size))
                 name = pax.get("path") or long_name or _name(block)
                 if kind in REGULAR_FILE and not name.endswith("/"):
                     yield Member(name, data, size)
-                long_name, pax = "", {}
+                elif kind in (HARD_LINK, SYMBOLIC_LINK):
+                    size = 0  # some programs store that of the target
+                    target = pax.get("linkpath") or long_link or _text(block[157:257])
+                    around = posixpath.dirname(name) if kind == SYMBOLIC_LINK else ""
+                    yield Member(name, data, 0, posixpath.normpath(posixpath.join(around, target)))
+                long_name, long_link, pax = "", "", {}
             position = data + -(-size // BLOCK_SIZE) * BLOCK_SIZE
 
     def _check_header(self, block: bytes, position: int) -> int:
@@ -84,6 +97,11 @@ class TarScanner:
         if (_sum(block) - sum(block[148:156]) + 8 * 0x20 - expected) % ADLER_MODULUS or size > MAX_SIZE:
             raise _corrupt_header(position)
         return size
+
+    def _has_data(self, position: int) -> bool:
+        """Whether there is anything but zeros from this position on."""
+        pieces = (os.pread(self._fd, PIECE, at) for at in range(position, self._size, PIECE))
+        return any(piece.count(0) < len(piece) for piece in pieces)
 
     def _read_extension(self, position: int, size: int) -> bytes:
         if size > MAX_EXTENSION:
@@ -105,6 +123,10 @@ def _number(field: bytes) -> int:
     if field[0] & 0x80:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     return int(field.strip(b" \0") or b"0", 8)
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
 def _name(block: bytes) -> str:

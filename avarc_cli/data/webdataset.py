@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from array import array
 from collections.abc import Iterator, Sequence
@@ -15,16 +14,15 @@ import numpy as np
 
 from avarc_cli.data import imagenet_val
 from avarc_cli.data.class_numbers import interpret_numbers, unique_names
-from avarc_cli.data.folders import IMAGE_SUFFIXES
 from avarc_cli.data.image_source import EMPTY
+from avarc_cli.data.known import SYNSET
 from avarc_cli.data.scanned_input import ScannedInput, number_classes, resolve_dataset
 from avarc_cli.data.tar import CorruptTar, Member, TarScanner
+from avarc_cli.data.tar_samples import TarSamples
 from avarc_cli.errors import UnreadableImage, UsageError
 
 CLASS_LISTS = ("classnames.txt", "classes.txt")  # beside the shards or in the folder above: class names, one per line
-JSON_NAMES = ("synset", "wnid", "class_name", "label_name", "class")  # fields of a .json that may name the class
-JSON_NUMBERS = ("label", "cls", "class_id", "class")
-MAX_LABEL_SIZE = 1 << 20  # bytes of a .cls, .json or .txt; larger files are not labels
+IMAGE_FOLDERS = frozenset({"image", "images", "img", "imgs"})  # inside a class folder
 TRUNCATED = "the tar ends within it"
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}  # by the first two bytes
 
@@ -73,6 +71,7 @@ class _Samples:
     texts: list[str | None] = field(default_factory=list)  # from .txt
     interned: dict[str, str] = field(default_factory=dict)  # each distinct label and text once
     notes: list[str] = field(default_factory=list)
+    unused: dict[str, tuple[int, str]] = field(default_factory=dict)  # why members are not used -> number, the first
 
     def add(self, name: str, shard: int, image: Member, parts: dict[str, str]) -> None:
         """Add a sample; `parts` has the contents of its other files by suffix."""
@@ -92,8 +91,8 @@ class _Samples:
 def open_shards(folder: str, shards: Sequence[str], requested: str | None) -> ScannedInput:
     """List the images in tar files, shard by shard in the given order, within a shard in the order of its members.
 
-    A sample is `<key>.jpg|png|webp|...` with its label in `<key>.cls` (a number or a name), `.json` or `.txt`. In tar
-    files without any of these, the classes are the folders in the tar.
+    A sample is `<key>.jpg|png|webp|...` with its label in `<key>.cls` (a number or a name), `.json` or `.txt`
+    (`tar_samples`). In tar files without any of these, the classes are the folders in the tar.
 
     Args:
         folder: what the names of the shards are relative to.
@@ -108,41 +107,37 @@ def open_shards(folder: str, shards: Sequence[str], requested: str | None) -> Sc
     images = samples.images([os.path.join(folder, shard) for shard in shards])
     labels, classes, notes = _number_labels(samples, os.path.join(folder, shards[0]), requested)
     layout = f"{len(shards)} tar {'files' if len(shards) > 1 else 'file'}"
-    scanned = ScannedInput(images, samples.names, labels, classes, "", layout, (*samples.notes, *notes))
+    unused = [f"not used: {why} ({n:,}), such as {name}" for why, (n, name) in samples.unused.items()]
+    scanned = ScannedInput(images, samples.names, labels, classes, "", layout, (*samples.notes, *notes, *unused))
     return resolve_dataset(scanned, requested, os.path.join(folder, os.path.splitext(shards[0])[0]))
 
 
 def _scan(path: str, number: int, prefix: str, samples: _Samples) -> None:
-    """Add the samples of one shard. The members of a sample are consecutive; a second image begins a new sample."""
+    """Add the samples of one shard."""
     _check_uncompressed(path)
-    scanner = TarScanner(path)
-    key, image, parts = "", None, dict[str, str]()
+    scanner, found = TarScanner(path), TarSamples()
     try:
         with open(path, "rb", buffering=0) as file:
+
+            def read(member: Member) -> str:
+                return os.pread(file.fileno(), member.size, member.offset).decode("utf-8", "replace").strip()
+
             for member in scanner:
-                folder, base = os.path.split(member.name)
-                stem, _, suffix = base.partition(".")
-                kind = suffix.rpartition(".")[2].lower()
-                is_image = f".{kind}" in IMAGE_SUFFIXES
-                if base.startswith(".") or not (is_image or kind in ("cls", "json", "txt")):
-                    continue
-                sample = os.path.join(folder, stem)
-                if sample != key or (is_image and image):
-                    if image:
-                        samples.add(prefix + image.name, number, image, parts)
-                    key, image, parts = sample, None, {}
-                if is_image:
-                    image = member
-                elif member.size <= MAX_LABEL_SIZE:
-                    text = os.pread(file.fileno(), member.size, member.offset).decode("utf-8", "replace").strip()
-                    parts[kind] = _json_label(text) if kind == "json" else text
+                found.add(member, read)
     except CorruptTar as error:
         fix = "copy or download it again, or name the other files without it"
         raise UsageError(f"'{path}' is not a readable tar", str(error), fix) from None
-    if image:
-        samples.add(prefix + image.name, number, image, parts)
+    for name, image, parts in found.samples():
+        samples.add(prefix + name, number, image, parts)
+    for why, name in found.unused:
+        count, first = samples.unused.get(why, (0, prefix + name))
+        samples.unused[why] = count + 1, first
     if not scanner.complete:
         samples.notes.append(f"'{path}' has no end-of-archive mark: it may be truncated")
+    if scanner.continues:
+        samples.notes.append(
+            f"'{path}' goes on after its end-of-archive mark; that part is not read (joined with cat?)"
+        )
 
 
 def _check_uncompressed(path: str) -> None:
@@ -151,19 +146,6 @@ def _check_uncompressed(path: str) -> None:
     if kind:
         why = "the members of a compressed tar cannot be read in place"
         raise UsageError(f"'{path}' is compressed ({kind})", why, "uncompress it")
-
-
-def _json_label(text: str) -> str:
-    """The class name, else the class number, in a sample's JSON; "" if there is none."""
-    try:
-        values = json.loads(text)
-    except ValueError:
-        return ""
-    if not isinstance(values, dict):
-        return ""
-    names = (values[key] for key in JSON_NAMES if isinstance(values.get(key), str))
-    numbers = (str(values[key]) for key in JSON_NUMBERS if isinstance(values.get(key), (int, str)))
-    return next(names, "") or next(numbers, "")
 
 
 def _number_labels(
@@ -200,8 +182,21 @@ def _class_names(samples: _Samples, first: str) -> tuple[Sequence[str | None], t
         notes += (f"labels from {file}" if file else imagenet_val.NO_LABELS,)
         if any(synsets):
             return synsets, notes
-    folders = [os.path.basename(os.path.dirname(name)) for name in samples.names]
+    folders = [_class_folder(name) for name in samples.names]
     return [None if name.endswith(".tar") else name for name in folders], notes  # the shard itself is not a class
+
+
+def _class_folder(name: str) -> str:
+    """The folder that an image's class is called after; "" for none.
+
+    The innermost synset, as in train/n01443537/images/0.jpg. Otherwise the innermost folder, or the one around it if
+    that is called "images" or the like.
+    """
+    folders = name.split("/")[:-1]
+    synsets = [folder for folder in folders if SYNSET.fullmatch(folder)]
+    if len(folders) > 1 and folders[-1].lower() in IMAGE_FOLDERS:
+        folders.pop()
+    return (synsets or folders or [""])[-1]
 
 
 def _names_of_numbers(numbers: list[str], first: str, requested: str | None) -> tuple[list[str], tuple[str, ...]]:
