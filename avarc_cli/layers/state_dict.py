@@ -28,7 +28,8 @@ def take(tensors: Mapping[str, Tensor], key: str, *, source: str, expected: str)
 def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, source: str, expected: str) -> Module:
     """A module made by `make`, holding `tensors` (not copies) as float32, in eval mode.
 
-    Keys that the module does not have are an error, as are missing and mis-shaped ones.
+    Keys that the module does not have are an error, as are missing and mis-shaped ones, and tensors that are not
+    floating-point numbers: integers are not weights without their scales.
     Raises: CheckpointError naming the file and the first few offending keys.
     """
     with torch.device("meta"), _Uninitialized():  # a d36 has 2.3 billion parameters: do not fill them for nothing
@@ -52,7 +53,16 @@ def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, source: 
             "; ".join(problems),
             f"check that the file is a complete {expected} checkpoint; download it again if it is corrupt",
         )
-    not_finite = [k for k in wanted if tensors[k].is_floating_point() and not _is_finite(tensors[k])]
+    others = [
+        f"{k} ({str(tensors[k].dtype).removeprefix('torch.')})" for k in wanted if not tensors[k].is_floating_point()
+    ]
+    if others:
+        raise CheckpointError(
+            f"{source} holds tensors that are not weights",
+            f"{len(others)} are not floating-point numbers: {shorten_list(others)}",
+            "convert the checkpoint to float32, float16 or bfloat16 with the program that wrote it",
+        )
+    not_finite = [k for k in wanted if not _is_finite(tensors[k])]
     if not_finite:
         raise CheckpointError(
             f"{source} holds values that are not finite",
@@ -74,4 +84,6 @@ class _Uninitialized(TorchFunctionMode):
 
 def _is_finite(tensor: Tensor) -> bool:
     """One pass over the memory: the smallest and largest value are finite if all are (NaN wins in both)."""
+    if tensor.element_size() == 1:
+        tensor = tensor.float()  # aminmax has no float8
     return tensor.numel() == 0 or all(bool(end.isfinite()) for end in tensor.aminmax())

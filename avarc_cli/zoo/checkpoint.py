@@ -259,6 +259,10 @@ def _unwrap(loaded: object, path: Path) -> tuple[dict[str, torch.Tensor], dict[s
     if others:
         why = f"{len(others)} of its entries are not tensors: {shorten_list(others)}"
         raise CheckpointError(f"{path} is not a plain state dict", why, "save only the state dict")
+    if empty := [key for key, tensor in tensors.items() if tensor.is_meta]:
+        raise CheckpointError(f"{path} has tensors without data", shorten_list(empty), "save the loaded model")
+    if sparse := [key for key, tensor in tensors.items() if tensor.layout != torch.strided]:
+        raise CheckpointError(f"{path} has sparse tensors", shorten_list(sparse), "save them with to_dense()")
     return tensors, metadata
 
 

@@ -75,6 +75,33 @@ def test_values_that_are_not_finite_are_refused(tiny):
         read_var(tensors)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_tensors_that_are_not_floating_point_are_no_weights(tiny, dtype):
+    tensors = tiny.tensors("var")
+    tensors["head.weight"] = tensors["head.weight"].to(dtype)
+    with pytest.raises(CheckpointError, match=r"head\.weight \(" + str(dtype).removeprefix("torch.")):
+        read_var(tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float64])
+def test_weights_of_any_floating_point_type_are_converted(tiny, dtype):
+    tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tiny.tensors("var").items()}
+    tensors["attn_bias_for_masking"] = tiny.tensors("var")["attn_bias_for_masking"]
+    assert torch.equal(read_var(tensors).head.weight, tensors["head.weight"].float())
+
+
+@pytest.mark.parametrize(
+    ("change", "what"), [(lambda t: t.to("meta"), "without data"), (lambda t: t.to_sparse(), "sparse")]
+)
+def test_tensors_that_are_not_stored_as_numbers_are_named(tiny, tiny_files, tmp_path, change, what):
+    tensors = tiny.tensors("var")
+    tensors["head.weight"] = change(tensors["head.weight"])
+    torch.save(tensors, tmp_path / "var.pth")
+    with pytest.raises(CheckpointError, match=what) as error:
+        load_model(ModelSpec(str(tmp_path / "var.pth"), str(tiny_files / "VAE.pth")))
+    assert "head.weight" in error.value.why
+
+
 def test_a_tokenizer_and_a_generator_in_each_others_place_are_recognized(tiny, tiny_files):
     var, vae = str(tiny_files / "VAR.pth"), str(tiny_files / "VAE.pth")
     with pytest.raises(CheckpointError, match="VAR transformer"):
