@@ -16,13 +16,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from avarc_cli.data.class_numbers import interpret_numbers, unique_names
+from avarc_cli.data.class_numbers import interpret_numbers, unique_names, without_zeros
 from avarc_cli.data.image_source import open_regular
 from avarc_cli.data.scanned_input import ScannedInput, number_classes, resolve_dataset
 from avarc_cli.errors import UnreadableImage, UsageError, first_line
 
 SUFFIXES = (".parquet", ".arrow")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "target", "category")  # in order of preference
+# In order of preference, in any case: columns of names, then those that may be numbers.
+LABEL_COLUMNS = (
+    *("synset", "wnid", "class_name", "label_name"),
+    *("label", "labels", "fine_label", "class", "cls", "target", "category", "class_id", "label_id", "category_id"),
+)
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")  # likewise
 COLUMNS_SHOWN = 8  # in an error
 CACHED_GROUPS = 2  # row groups in memory, per process and file
 CACHED_FILES = 4  # open files per process
@@ -37,6 +42,7 @@ class Columns:
     is_struct: bool  # whether its values are {bytes, path} instead of bytes
     label: str  # name of the column of classes, or ""
     class_names: tuple[str, ...]  # names of the class numbers, if the metadata has them
+    unused: tuple[str, ...] = ()  # other columns that may be classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,15 +134,20 @@ def open_tables(folder: str, files: Sequence[str], requested: str | None) -> Sca
     kind = os.path.splitext(files[0])[1][1:]
     layout = f"{len(files)} {kind} {'files' if len(files) > 1 else 'file'}, images in column '{columns.image}'"
     layout += f", classes in '{columns.label}'" if columns.label else ""
+    if columns.unused:
+        notes += (f"columns that are not used as classes: {', '.join(columns.unused)}",)
     return resolve_dataset(ScannedInput(images, rows.names, labels, classes, "", layout, notes), requested, stem)
 
 
 def _number_labels(
     values: list[Any], columns: Columns, requested: str | None, path: str
 ) -> tuple[np.ndarray, list[str], tuple[str, ...]]:
-    """Labels, class names and notes. Negative numbers and nulls mean unknown, as on the hub."""
-    texts = [None if value is None or (isinstance(value, int) and value < 0) else str(value) for value in values]
-    labels, classes = number_classes(texts)
+    """Labels, class names and notes. Negative numbers, nulls and NaN mean unknown, as on the hub and in pandas."""
+    if any(isinstance(value, float) and value % 1 > 0 for value in values):
+        note = f"column '{columns.label}' contains fractions: not used as classes"
+        labels, classes = number_classes([None] * len(values))
+        return labels, classes, (note,)
+    labels, classes = number_classes(map(_class_text, values))
     if not classes or not all(name.isdecimal() for name in classes):
         return labels, classes, ()
     if not columns.class_names:
@@ -151,6 +162,12 @@ def _number_labels(
     return labels, [names[int(number)] for number in classes], notes
 
 
+def _class_text(value: Any) -> str | None:
+    """The name or number of a class; None if it is unknown."""
+    unknown = value is None or (isinstance(value, (int, float)) and not value >= 0)  # NaN is not >= 0
+    return None if unknown else without_zeros(str(value))
+
+
 def _find_columns(schema: Any, path: str) -> Columns:
     """Find the columns by the hub's metadata if there is some, else by type and name. Raises: UsageError."""
     import pyarrow as pa
@@ -162,12 +179,41 @@ def _find_columns(schema: Any, path: str) -> Columns:
         has = ", ".join(f"{name} ({kind})" for name, kind in list(fields.items())[:COLUMNS_SHOWN])
         raise UsageError(f"'{path}' has no column of images", f"its columns are {has}", "name an image dataset")
     marked = [name for name in images if features.get(name, {}).get("_type") == "Image"]
-    image = (marked or images)[0]
-    simple = [name for name, kind in fields.items() if pa.types.is_integer(kind) or pa.types.is_string(kind)]
+    named = _by_name(marked or images, IMAGE_COLUMNS)
+    if not named and len(marked or images) > 1:
+        why, fix = f"they may be in {', '.join(marked or images)}", "call the column of the images 'image'"
+        raise UsageError(f"which column of '{path}' has the images?", why, fix)
+    image = (named or marked or images)[0]
+    simple = [name for name, kind in fields.items() if _may_hold_classes(kind)]
     classes = [name for name in simple if features.get(name, {}).get("_type") == "ClassLabel"]
-    label = next((name for name in LABEL_COLUMNS if name in (classes or simple)), classes[0] if classes else "")
+    label = next(iter([*_by_name(classes, LABEL_COLUMNS), *classes, *_by_name(simple, LABEL_COLUMNS)]), "")
+    like_labels = dict.fromkeys([*classes, *_by_name(list(fields), LABEL_COLUMNS), *(() if label else simple)])
+    unused = tuple(name for name in like_labels if name != label)
     class_names = features.get(label, {}).get("names") or ()
-    return Columns(image, pa.types.is_struct(fields[image]), label, tuple(map(str, class_names)))
+    return Columns(image, pa.types.is_struct(fields[image]), label, tuple(map(str, class_names)), unused)
+
+
+def _by_name(columns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The columns with one of these names, in the order of the names."""
+    return [column for name in names for column in columns if column.lower() == name]
+
+
+def _may_hold_classes(kind: Any) -> bool:
+    """Whether values of this Arrow type may be class names or numbers."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(
+        check(kind)
+        for check in (
+            pa.types.is_integer,
+            pa.types.is_boolean,
+            pa.types.is_floating,
+            pa.types.is_string,
+            pa.types.is_large_string,
+        )
+    )
 
 
 def _may_hold_images(kind: Any) -> bool:

@@ -8,10 +8,10 @@ the label's key. The order of the members does not matter; of several with the s
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from avarc_cli.data.class_numbers import without_zeros
 from avarc_cli.data.folders import IMAGE_SUFFIXES
 from avarc_cli.data.tar import Member
 
@@ -51,7 +51,7 @@ class TarSamples:
             self.images[member.name] = member
         elif kind in LABEL_KINDS and member.size <= MAX_LABEL_SIZE and not member.link:
             text = read(member)
-            label = _json_label(text) if kind == "json" else _whole(text)
+            label = _json_label(text) if kind == "json" else without_zeros(text)
             self.labels.setdefault(stem, {})[kind] = label
             if kind == "json" and not label:
                 self.unused.append((".json files that state no class", member.name))
@@ -140,9 +140,4 @@ def _number(value: object) -> str:
     """A class number, also as a float, a string or a list of one; "" for anything else."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    return _whole(str(value)) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else ""
-
-
-def _whole(text: str) -> str:
-    """7 for 7.0, as programs write class numbers that were floats; any other text as it is."""
-    return re.sub(r"^(\d+)\.0+$", r"\1", text.strip())
+    return without_zeros(str(value)) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else ""

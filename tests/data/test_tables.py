@@ -98,6 +98,61 @@ def test_numbers_without_names_are_imagenet_indices_in_imagenet_datasets(tmp_pat
     assert open_images([path], "imagenet-val").class_names == (IDS[1], IDS[388])
 
 
+def columns(path: Path, **values) -> Path:
+    """A table of four images with these columns."""
+    pq.write_table(pa.table({"image": pa.array([picture(i) for i in range(4)]), **values}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pa.array(list("badc"), pa.large_string()), list("badc")),
+        (pa.array(list("badb")).dictionary_encode(), list("badb")),
+        (pa.array([7, 3, 7, 0]).dictionary_encode(), list("7370")),
+        (pa.array([7.0, 3.0, None, float("nan")]), ["7", "3", None, None]),
+        (pa.array([True, False, None, True]), ["True", "False", None, "True"]),
+        (pa.array([7, 3, -1, None], pa.int8()), ["7", "3", None, None]),
+        (pa.array(["7.0", "3.0", "0.0", None]), ["7", "3", "0", None]),
+    ],
+)
+def test_labels_may_have_any_type_that_can_name_a_class(tmp_path, values, expected):
+    assert classes(open_images([columns(tmp_path / "x.parquet", label=values)])) == expected
+
+
+@pytest.mark.parametrize("name", ["wnid", "synset", "class_name", "label_name", "class_id", "Label", "TARGET"])
+def test_label_columns_are_found_by_name_in_any_case(tmp_path, name):
+    assert classes(open_images([columns(tmp_path / "x.parquet", **{name: list("badc")})])) == list("badc")
+
+
+def test_names_are_preferred_to_numbers_and_the_rest_is_reported(tmp_path):
+    images = open_images([columns(tmp_path / "x.parquet", label=[1, 0, 3, 2], text=list("stuv"), wnid=list("badc"))])
+    assert classes(images) == list("badc")
+    assert "columns that are not used as classes: label" in images.notes
+
+
+def test_without_a_label_column_those_that_may_be_one_are_named(tmp_path):
+    images = open_images([columns(tmp_path / "x.parquet", y=[1, 0, 3, 2], label=[[1], [2], [3], [4]])])
+    assert images.class_names == () and "columns that are not used as classes: label, y" in images.notes
+
+
+def test_fractions_are_no_classes(tmp_path):
+    images = open_images([columns(tmp_path / "x.parquet", label=[0.1, 1.0, 2.0, 3.0])])
+    assert images.class_names == () and "column 'label' contains fractions: not used as classes" in images.notes
+
+
+def test_the_image_column_goes_by_its_name(tmp_path):
+    other = pa.array([picture(9)] * 4)
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"mask": other, "image": pa.array([picture(i) for i in range(4)])}), path)
+    (tmp_path / "reference").write_bytes(picture(1))
+    assert np.array_equal(open_images([path]).load(1, FIT), FIT(tmp_path / "reference"))
+    pq.write_table(pa.table({"left": other, "right": other}), path)
+    with pytest.raises(UsageError, match=r"which column of .* has the images") as error:
+        open_images([path])
+    assert "left, right" in error.value.why
+
+
 def test_images_may_be_a_column_of_bytes_without_labels(tmp_path):
     data = table([{"image": picture(0)}, {"image": None}], None, image_type=pa.binary())
     images = open_images([write(tmp_path / "x.parquet", data)])
