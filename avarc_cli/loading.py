@@ -20,7 +20,7 @@ from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layout import TokenLayout
-from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.zoo import checkpoint, local_files
 from avarc_cli.zoo.cards import ModelCard, TokenizerCard, any_card, model_cards, tokenizer_card, tokenizer_cards
@@ -146,9 +146,15 @@ def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
         kernels=kernels,
         arithmetic=precisions.arithmetic(precision, device),
         lora=read.metadata.get("lora", ""),
-        inferred={**config.inferred, **{f"tokenizer {key}": text for key, text in tokenizer.inferred.items()}},
+        inferred=_inferred(read, config, tokenizer),
     )
     return model_alone if spec.bank is None else with_bank(model_alone, banks.read(Path(spec.bank)))
+
+
+def _inferred(read: checkpoint.Checkpoint, config: GeneratorConfig, tokenizer: LoadedTokenizer) -> dict[str, str]:
+    """What was assumed about the generator and its tokenizer where no file states it."""
+    weights = {"weights": text} if (text := read.metadata.get("weights read")) else {}
+    return weights | dict(config.inferred) | {f"tokenizer {key}": text for key, text in tokenizer.inferred.items()}
 
 
 def _as_spec(spec: ModelSpec | str) -> ModelSpec:

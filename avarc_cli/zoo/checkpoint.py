@@ -1,9 +1,8 @@
 """Reads published weights files into plain state dicts.
 
 Accepts safetensors, and pickles by torch.save with weights_only: a file that needs more than tensors and numbers is
-rejected. The format is recognized by the first bytes, not by the name. Removes the wrappers `trainer`, `var_wo_ddp`,
-`state_dict` and `model`, and the prefixes of DDP, torch.compile and PEFT, in any order; merges LoRA weights
-(`zoo.lora`).
+rejected. The format is recognized by the first bytes, not by the name. Removes WRAPPERS and PREFIXES, in any order;
+merges LoRA weights (`zoo.lora`). Of a file with weights and their moving average it takes the weights, and says so.
 
 Safetensors are memory-mapped. After `convert_and_cache`, a file is not hashed again, and a pickle not unpickled again.
 """
@@ -28,10 +27,13 @@ from avarc_cli.errors import AvarcError, CheckpointError, UsageError, shorten_li
 from avarc_cli.storage import replacing
 from avarc_cli.zoo import lora, paths, weights_index
 
-WRAPPERS = ("trainer", "var_wo_ddp", "state_dict", "model")
+WRAPPERS = ("trainer", "var_wo_ddp", "state_dict", "model", "module")  # the last one is DeepSpeed's
+AVERAGES = ("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict")  # moving averages of weights
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT's names, new and old
 PREFIXES = ("module.", "base_model.model.")  # of DDP and PEFT
-COMPILED = "_orig_mod."  # of torch.compile, which may wrap any submodule
+INNER_PREFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # may wrap any submodule
+SHARED_PREFIX = "model."  # of Lightning: removed if every key has it
+COUNTER = "n_averaged"  # of torch's AveragedModel, beside the weights
 WEIGHTS_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
 MAGIC_LENGTH = 64  # bytes that are read to recognize a format
 EXPECTED = "it must be a safetensors file, or one written by torch.save"
@@ -46,8 +48,8 @@ class Checkpoint:
     sha256: str  # of the file's bytes, in hex; of the pickle, even if its safetensors copy was read
     tensors: dict[str, torch.Tensor]  # by the network's own keys; on the CPU
     metadata: dict[str, str]
-    """What else the file contains, as text: safetensors metadata, numbers and strings beside the tensors, and under
-    "lora" what was merged."""
+    """What else the file contains, as text: safetensors metadata, numbers and strings beside the tensors, under "lora"
+    what was merged, and under "weights read" which weights these are if there are several."""
 
 
 def read(path: Path) -> Checkpoint:
@@ -247,13 +249,16 @@ def _unwrap(loaded: object, path: Path) -> tuple[dict[str, torch.Tensor], dict[s
             why = f"it contains a {type(level).__name__}; {EXPECTED}"
             raise CheckpointError(f"{path} contains no state dict", why, "name another file")
         metadata |= {k: str(v) for k, v in level.items() if isinstance(v, (bool, int, float, str)) and "." not in k}
-        inner = next((key for key in WRAPPERS if isinstance(level.get(key), Mapping)), None)
-        if inner is None:
+        nested = [key for key in (*WRAPPERS, *AVERAGES) if isinstance(level.get(key), Mapping)]
+        if not nested:
             break
-        level = level[inner]
+        if averages := [key for key in nested[1:] if key in AVERAGES]:
+            metadata["weights read"] = f"'{nested[0]}'; the file also has '{averages[0]}'"
+        level = level[nested[0]]
     tensors = {key: value.detach() for key, value in level.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        why = f"its keys are {shorten_list(sorted(level))}; it must have tensors, bare or under {', '.join(WRAPPERS)}"
+        names = ", ".join(WRAPPERS + AVERAGES)
+        why = f"its keys are {shorten_list(sorted(level))}; it must have tensors, bare or under {names}"
         raise CheckpointError(f"{path} contains no state dict", why, "name another file")
     others = [f"{k} ({type(v).__name__})" for k, v in level.items() if k not in tensors and k not in metadata]
     if others:
@@ -270,13 +275,18 @@ def _strip_prefixes(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, t
     """Rename tensors to the network's own keys."""
     stripped: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
-        name = key.replace(COMPILED, "")
+        name = key
+        for inner in INNER_PREFIXES:
+            name = name.replace(inner, "")
         while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
             name = name.removeprefix(prefix)
         if name in stripped:
             why = f"'{name}' occurs twice after removing the prefixes of DDP, torch.compile and PEFT"
             raise CheckpointError(f"{path} contains two models", why, "save the state dict of one")
         stripped[name] = tensor
+    stripped.pop(COUNTER, None)
+    if all(name.startswith(SHARED_PREFIX) for name in stripped):
+        return {name.removeprefix(SHARED_PREFIX): tensor for name, tensor in stripped.items()}
     return stripped
 
 

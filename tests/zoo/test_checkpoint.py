@@ -59,6 +59,28 @@ def test_the_prefix_of_a_compiled_submodule_is_stripped(tmp_path):
     assert same(read(saved(tmp_path, compiled)).tensors)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: {"state_dict": {f"model.{k}": t for k, t in w.items()}, "epoch": 1},  # Lightning
+        lambda w: {f"_fsdp_wrapped_module.{k}": t for k, t in w.items()},
+        lambda w: {k.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module."): t for k, t in w.items()},
+        lambda w: {"module": w, "optimizer": None, "global_steps": 3},  # DeepSpeed
+        lambda w: {"n_averaged": torch.tensor(4), **{f"module.{k}": t for k, t in w.items()}},  # AveragedModel
+        lambda w: {"ema": w, "step": 4},
+    ],
+)
+def test_what_training_programs_put_around_weights_is_removed(tmp_path, wrap):
+    assert same(read(saved(tmp_path, wrap(WEIGHTS))).tensors)
+
+
+@pytest.mark.parametrize("average", ["ema", "model_ema", "state_dict_ema"])
+def test_of_weights_and_their_average_the_weights_are_read_and_this_is_recorded(tmp_path, average):
+    found = read(saved(tmp_path, {average: {k: t + 1 for k, t in WEIGHTS.items()}, "model": WEIGHTS}))
+    assert same(found.tensors)
+    assert found.metadata["weights read"] == f"'model'; the file also has '{average}'"
+
+
 def test_parameters_become_plain_tensors(tmp_path):
     (tensor,) = read(saved(tmp_path, {"w": torch.nn.Parameter(torch.ones(2))})).tensors.values()
     assert type(tensor) is torch.Tensor
