@@ -40,7 +40,9 @@ def test_an_adapter_is_a_folder_as_peft_reads_it(tmp_path, request):
     assert main(["encode", images, "--limit", "3", "--out", cache]) == 0
     for name, options in {"with": ["--lora", str(out)], "without": []}.items():
         assert main(["classify", cache, *options, "--save-json", "--out", str(runs[name])]) == 0
-    asked = {name: json.loads((run / "run.json").read_text())["model"] for name, run in runs.items()}
+    recorded = {name: json.loads((run / "run.json").read_text()) for name, run in runs.items()}
+    assert recorded["with"]["lora"].startswith("16 matrices of rank 2") and "lora" not in recorded["without"]
+    asked = {name: run["model"] for name, run in recorded.items()}
     assert asked["with"]["name"] == "digits with adapter" and asked["with"]["sha256"] != asked["without"]["sha256"]
     scores = {name: json.loads((run / "json" / "0.json").read_text())["stages"][0] for name, run in runs.items()}
     assert scores["with"]["score"] != scores["without"]["score"], "and classify uses what it has learnt"
