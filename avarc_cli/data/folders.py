@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,11 @@ MAX_PEEK = 2000  # entries of a folder that are read to detect its layout; more 
 MIN_OBJECTS = 100  # of ObjectNet's 113 class folders, for the folder to be ObjectNet whatever it is called
 WRAPPERS = re.compile(r"(images?|data|clsloc|ilsvrc.*|imagenet.*|objectnet.*|sketch|train(ing)?|val(idation)?|img.*)")
 MAX_DEPTH = 4  # folders between the given one and the classes, as in ILSVRC/Data/CLS-LOC/val
+SUFFIXES_SHOWN = 5  # in a note
+SYSTEM_NAMES = frozenset({  # made by Windows, macOS, Linux, and Synology and QNAP servers
+    "$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "desktop.ini", "__MACOSX", "lost+found", "#recycle",
+    "@eaDir", "@Recycle", "@tmp",
+})  # fmt: skip
 FOLDERS, FLAT = "folders", "flat folder"  # layouts
 
 
@@ -41,23 +47,30 @@ def open_folder(folder: Path, requested: str | None) -> ScannedInput:
         resolve_dataset.
     """
     root = _Folder(str(folder), "") if requested == NO_DATASET else _find_root(str(folder), requested)
-    names = sorted(walk(root.path, root.prefix, frozenset()))
+    others: Counter[str] = Counter()
+    names = sorted(walk(root.path, root.prefix, frozenset(), others))
     images = ImageFiles(str(folder), names)
     if requested in (None, "imagenet-val") and imagenet_val.is_flat(names[:MAX_PEEK]):
         return _flat_validation(root.path, names, images)
     labels, classes = number_classes(_class_of(name, len(root.prefix)) for name in names)
     layout = f"{FOLDERS} in {root.prefix}" if root.prefix else FOLDERS
     detected = "" if requested == NO_DATASET else root.dataset
-    scanned = ScannedInput(images, names, labels, classes, detected, layout if classes else FLAT)
+    notes = (f"files that are not images: {_counts(others)}",) if others else ()
+    scanned = ScannedInput(images, names, labels, classes, detected, layout if classes else FLAT, notes)
     return resolve_dataset(scanned, requested, root.path)
 
 
-def walk(folder: str, prefix: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[str]:
+def walk(
+    folder: str, prefix: str, ancestors: frozenset[tuple[int, int]], others: Counter[str] | None = None
+) -> Iterator[str]:
     """Names of the images in a folder and its sub-folders. Follows links, except back to an ancestor.
+
+    Skips hidden files and folders, and those that systems make.
 
     Args:
         prefix: put in front of each name.
         ancestors: (device, inode) of the folders above.
+        others: counts the other files by suffix.
     """
     status = os.stat(folder)
     identity = (status.st_dev, status.st_ino)
@@ -65,14 +78,27 @@ def walk(folder: str, prefix: str, ancestors: frozenset[tuple[int, int]]) -> Ite
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if _is_skipped(entry.name):
                 continue
             if entry.is_dir():
-                yield from walk(entry.path, f"{prefix}{entry.name}/", ancestors | {identity})
+                yield from walk(entry.path, f"{prefix}{entry.name}/", ancestors | {identity}, others)
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and (
                 entry.is_file() or not os.path.exists(entry.path)  # a dead link is listed, and later found unreadable
             ):
                 yield prefix + entry.name
+            elif others is not None:
+                others[os.path.splitext(entry.name)[1].lower() or "without a suffix"] += 1
+
+
+def _counts(suffixes: Counter[str]) -> str:
+    """The most frequent suffixes, with their numbers."""
+    ordered = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{count:,} {suffix}" for suffix, count in ordered[:SUFFIXES_SHOWN]]
+    return ", ".join([*shown, "..."] if len(ordered) > SUFFIXES_SHOWN else shown)
+
+
+def _is_skipped(name: str) -> bool:
+    return name.startswith(".") or name in SYSTEM_NAMES
 
 
 def _class_of(name: str, start: int) -> str | None:
@@ -100,7 +126,7 @@ class _Folder:
     @cached_property
     def _entries(self) -> list[os.DirEntry[str]]:
         with os.scandir(self.path) as entries:
-            return [entry for entry in itertools.islice(entries, MAX_PEEK) if not entry.name.startswith(".")]
+            return [entry for entry in itertools.islice(entries, MAX_PEEK) if not _is_skipped(entry.name)]
 
     @cached_property
     def folders(self) -> list[str]:

@@ -30,6 +30,17 @@ def test_folders_of_synsets_under_val_are_imagenet_validation(tmp_path, wanted):
     assert "recognized ImageNet validation (imagenet-val)" in images.notes[0]
 
 
+def test_other_files_are_counted_in_one_note_and_those_of_systems_skipped(tmp_path):
+    fill(tmp_path / "pets", "cat/1.png", "cat/2.jfif", "dog/3.png", "dog/@eaDir/3.png", "__MACOSX/cat/1.png")
+    for name in ("cat/4.HEIC", "cat/5.heic", "dog/readme.txt", "dog/LICENSE", "dog/Thumbs.db", "dog/.DS_Store"):
+        (tmp_path / "pets" / name).write_bytes(b"x")
+    images = open_images([tmp_path / "pets"])
+    assert images.names == ("cat/1.png", "cat/2.jfif", "dog/3.png") and images.class_names == ("cat", "dog")
+    assert [note for note in images.notes if "not images" in note] == [
+        "files that are not images: 2 .heic, 1 .txt, 1 without a suffix"
+    ]
+
+
 def test_none_turns_detection_off(tmp_path):
     fill(tmp_path / "val", "n01443537/1.png")
     assert open_images([tmp_path / "val"], "none").dataset == ""
