@@ -37,6 +37,7 @@ class LoadedTokenizer:
     preprocess: str  # default preprocessing mode
     layout: TokenLayout  # of its tokens
     precision: str = "fp32"  # of the encoder
+    weights: str = ""  # which of several sets of weights in the file were read
 
     def at(self, precision: str) -> LoadedTokenizer:
         """The same tokenizer with its encoder in "fp32" or "bf16" (CUDA). Raises UsageError for anything else."""
@@ -56,8 +57,8 @@ class LoadedTokenizer:
 
     @property
     def inferred(self) -> Mapping[str, str]:
-        """Values of its configuration that no file states: name -> what was assumed, and why."""
-        return dict(self.network.inferred)
+        """What was assumed where no file states it: name -> what, and why."""
+        return ({"weights": self.weights} if self.weights else {}) | dict(self.network.inferred)
 
     def card(self, name: str, *, license: str) -> TokenizerCard:
         """A card for this file, under a name of the user's."""
@@ -109,12 +110,13 @@ class LoadedModel:
     kernels: str = "torch"  # "torch" or "triton"
     arithmetic: str = ""  # what the precision means on this device
     inferred: Mapping[str, str] = field(default_factory=dict)  # values that no file states: name -> what was assumed
+    stated: Mapping[str, Any] = field(default_factory=dict)  # values of its configuration that other files state
     lora: str = ""  # the adapter that was merged into the weights
     bank: Bank | None = None  # where the classes after the model's own come from
 
     def protocol(self) -> dict[str, Any]:
         """What a number from this model depends on."""
-        optional = {"lora": self.lora, "inferred": dict(self.inferred)}
+        optional = {"lora": self.lora, "stated": dict(self.stated), "inferred": dict(self.inferred)}
         return {
             "model": {"name": self.name, "file": Path(self.file).name, "sha256": self.sha256},
             "tokenizer": {

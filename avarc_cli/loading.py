@@ -146,9 +146,16 @@ def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
         kernels=kernels,
         arithmetic=precisions.arithmetic(precision, device),
         lora=read.metadata.get("lora", ""),
+        stated=_stated_beside(stated, read),
         inferred=_inferred(read, config, tokenizer),
     )
     return model_alone if spec.bank is None else with_bank(model_alone, banks.read(Path(spec.bank)))
+
+
+def _stated_beside(stated: ConfigSources, read: checkpoint.Checkpoint) -> dict[str, Any]:
+    """What the configuration takes from other files than the checkpoint, whose sha256 does not tell it."""
+    used = stated.used.items()
+    return {name: value for name, (value, where) in used if where != _metadata_of(read) and name != "family"}
 
 
 def _inferred(read: checkpoint.Checkpoint, config: GeneratorConfig, tokenizer: LoadedTokenizer) -> dict[str, str]:
@@ -217,6 +224,7 @@ def _read_tokenizer(
         sha256=read.sha256,
         preprocess=preprocess,
         layout=network.layout,
+        weights=read.metadata.get("weights read", ""),
     )
 
 
@@ -248,10 +256,14 @@ def _stated(
         sources.append((f"{option} {config}", _read_json(Path(config))))
     if beside.is_file():
         sources.append((str(beside), _read_json(beside)))
-    sources.append((f"the metadata of {read.path}", read.metadata))
+    sources.append((_metadata_of(read), read.metadata))
     if last is not None:
         sources.append(("the generator or its card", {"layout": last.to_dict()}))
     return ConfigSources(tuple(sources))
+
+
+def _metadata_of(read: checkpoint.Checkpoint) -> str:
+    return f"the metadata of {read.path}"
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from avarc_cli.bench.measure import BenchReport
+from avarc_cli.storage import replacing
 
 
 def bars(report: BenchReport, path: Path) -> None:
@@ -21,4 +22,5 @@ def bars(report: BenchReport, path: Path) -> None:
     axes.margins(x=0.3)
     axes.set_xlabel("pairs of image and class per second")
     axes.set_title(f"{report.shape} on {report.device}, {report.threads} threads, {report.pairs} pairs")
-    figure.savefig(path, dpi=120)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")

@@ -29,6 +29,8 @@ def report(
         str | None, typer.Option("--model", "-m", help="The run's model, if its name does not tell where the file is.")
     ] = None,
     tokenizer: opt.TokenizerOpt = None,
+    model_config: opt.ModelConfigOpt = None,
+    tokenizer_config: opt.TokenizerConfigOpt = None,
     class_names: Annotated[
         str | None,
         typer.Option("--class-names", help="File that names the checkpoint's classes, one a line, in order."),
@@ -52,6 +54,8 @@ def report(
         spec = ModelSpec(
             model or name,
             tokenizer,
+            model_config=model_config,
+            tokenizer_config=tokenizer_config,
             class_names=class_names,
             precision=precision,
             device=device,

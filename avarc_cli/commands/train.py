@@ -132,6 +132,7 @@ def var(
     *,
     out: OutOpt,
     tokenizer: Annotated[str, opt.model_option("--tokenizer", help="A tokenizer's name or file.")],
+    tokenizer_config: opt.TokenizerConfigOpt = None,
     depth: Annotated[int, opt.model_option("--depth", min=1, help="Blocks.")] = 8,
     width: Annotated[int, opt.model_option("--width", min=64, help="Channels, a multiple of 64.")] = 512,
     shared_aln: Annotated[
@@ -152,7 +153,7 @@ def var(
     from avarc_cli.train.generator import train_generator
 
     _weights.ensure(tokenizer, yes=yes)
-    reader = load_tokenizer(ModelSpec(tokenizer, device=device))
+    reader = load_tokenizer(ModelSpec(tokenizer, tokenizer_config=tokenizer_config, device=device))
     opt.note_inferred(reader)
     recipe = training.recipe()
     with _progress("training VAR", recipe.steps) as progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from avarc_cli.errors import UsageError, describe_differences
 from avarc_cli.explain.comparison import Comparison, classes_to_score
@@ -66,8 +67,9 @@ def from_tokens(
 
 
 def check_model(run: SavedRun, model: LoadedModel) -> None:
-    """Raises UsageError when the weights, or the classes that a bank added to them, are not the run's."""
-    there, here = {"sha256": run.protocol["model"].get("sha256")}, {"sha256": model.sha256}
+    """Raises UsageError when the weights, their configuration, or the classes that a bank added are not the run's."""
+    there: dict[str, Any] = {"sha256": run.protocol["model"].get("sha256"), "stated": run.protocol.get("stated", {})}
+    here: dict[str, Any] = {"sha256": model.sha256, "stated": dict(model.stated)}
     if differences := describe_differences(there, here, sides=("in the run", f"for {model.name}")):
         adapted = " with " in run.protocol["model"]["name"] and " with " not in model.name
         fix = "add the adapter of the run: --lora DIR" if adapted else "name the run's: --model FILE"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from avarc_cli.storage import replacing
+
 if TYPE_CHECKING:
     from avarc_cli.incremental.measures import Results
 
@@ -30,7 +32,8 @@ def draw(results: Results, path: Path) -> None:
     right.set_ylabel("mean accuracy over the tasks known")
     right.spines[["top", "right"]].set_visible(False)
     right.legend(frameon=False, loc="lower left")
-    figure.savefig(path, dpi=130)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
 
 
 def _matrix(axes: Any, matrix: np.ndarray, titles: tuple[str, ...]) -> None:

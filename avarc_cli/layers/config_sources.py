@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from avarc_cli.errors import CheckpointError
@@ -16,13 +16,16 @@ class ConfigSources:
 
     sources: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     """(where it is stated, its values) in order of precedence. Values are JSON's, or text in safetensors metadata."""
+    used: dict[str, tuple[Any, str]] = field(default_factory=dict, compare=False)
+    """What `find` has returned so far, by name."""
 
     def find(self, *names: str) -> tuple[Any, str] | None:
         """The value of the first of these names that a place states, and that place; None where none does."""
         for where, values in self.sources:
             for name in names:
                 if values.get(name) is not None:
-                    return values[name], where
+                    self.used[name] = values[name], where
+                    return self.used[name]
         return None
 
     def whole_number(self, *names: str) -> int | None:

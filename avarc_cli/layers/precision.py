@@ -11,6 +11,7 @@ Shapes: M tokens, K input channels, N output channels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -189,7 +190,7 @@ def quantized(layer: nn.Linear, precision: Precision) -> QuantizedLinear:
     return kind(layer, precision.activations)
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(nn.Module, ABC):
     """A linear that multiplies 8-bit numbers.
 
     It keeps the weight that it was made from, because low-rank changes of a class bank are added to that weight.
@@ -209,8 +210,9 @@ class QuantizedLinear(nn.Module):
         x_MK = x.flatten(0, -2).contiguous()
         return self.product(x_MK, self.bias if bias is None else bias).unflatten(0, x.shape[:-1])
 
+    @abstractmethod
     def product(self, x_MK: Tensor, bias_N: Tensor | None) -> Tensor:
-        raise NotImplementedError
+        """x W^T + b, (M, N), in the dtype of x."""
 
 
 class Int8LinearCPU(QuantizedLinear):

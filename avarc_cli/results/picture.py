@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from avarc_cli.storage import replacing
+
 SIDE, BAR_HEIGHT, GAP, MARGIN = 128, 18, 6, 16  # pixels
 PAPER, INK, MUTED = (255, 255, 255), (33, 37, 41), (134, 142, 150)
 BEST, OTHER, WRONG = (0, 114, 178), (173, 198, 217), (213, 94, 0)  # Okabe and Ito: distinct with color blindness too
@@ -42,7 +44,7 @@ def contact_sheet(
             text, text_x = f"{name}  {probability:.1%}", x + 4 if inside else x + round(probability * SIDE) + 4
             draw.text((text_x, y + 2), text, PAPER if inside else INK, font)
             y += BAR_HEIGHT + GAP
-    sheet.save(path)
+    _write(sheet, path)
 
 
 def grid(pixels_KNHH3: np.ndarray, names: Sequence[str], path: Path) -> None:
@@ -63,4 +65,9 @@ def grid(pixels_KNHH3: np.ndarray, names: Sequence[str], path: Path) -> None:
         for n, image in enumerate(row):
             enlarged = Image.fromarray(image).resize((shown, shown), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (left + GAP + n * (shown + GAP), y))
-    sheet.save(path, format="PNG")
+    _write(sheet, path)
+
+
+def _write(sheet: Image.Image, path: Path) -> None:
+    with replacing(path) as temporary:
+        sheet.save(temporary, format="PNG")

@@ -132,6 +132,26 @@ def test_heads_that_no_tensor_tells_are_inferred_and_recorded(tiny_files, tmp_pa
         load_model(ModelSpec(str(var), str(vae)))
 
 
+def test_a_run_with_a_stated_configuration_is_reported_with_it(tiny_files, tmp_path, capsys):
+    from conftest import load_golden
+
+    golden, heads = load_golden("var_tiny_no_qk_norm"), tmp_path / "heads.json"
+    for part in ("var", "vae"):
+        save_file(golden.tensors(part), tmp_path / f"{part}.safetensors")
+    heads.write_text(json.dumps({"num_heads": 4}))
+    files = ["--model", str(tmp_path / "var.safetensors"), "--tokenizer", str(tmp_path / "vae.safetensors")]
+    stated, cache, run = [*files, "--model-config", str(heads)], str(tmp_path / "t.h5"), str(tmp_path / "run")
+    assert main(["encode", str(tiny_files / "img"), *stated, "--preprocess", "none", "--out", cache]) == 0
+    assert main(["classify", cache, *stated, "--out", run]) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["stated"] == {"num_heads": 4}
+    capsys.readouterr()
+    assert main(["report", run, "--tokens", cache, *stated, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["explained"] == 2
+    for words in (["report", run, "--tokens", cache], ["classify", cache, "--out", run]):
+        assert main([*words, *files]) == 2, "other heads, another model"
+        assert "stated" in capsys.readouterr().err
+
+
 def test_the_published_shape_tells_the_scales():
     from avarc_cli.tokenizers.vqvae.config import PUBLISHED, read_config
 

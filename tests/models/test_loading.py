@@ -102,6 +102,16 @@ def test_tensors_that_are_not_stored_as_numbers_are_named(tiny, tiny_files, tmp_
     assert "head.weight" in error.value.why
 
 
+def test_which_of_several_weights_were_read_is_recorded(tiny, tmp_path):
+    for part, name in (("var", "VAR.pth"), ("vae", "VAE.pth")):
+        average = {key: value + 1 for key, value in tiny.tensors(part).items()}
+        torch.save({"ema": average, "model": tiny.tensors(part)}, tmp_path / name)
+    loaded = load_model(ModelSpec(str(tmp_path / "VAR.pth"), str(tmp_path / "VAE.pth")))
+    read = "'model'; the file also has 'ema'"
+    assert loaded.protocol()["inferred"] == {"weights": read, "tokenizer weights": read}
+    assert torch.equal(loaded.likelihood.var.head.weight, tiny.tensors("var")["head.weight"])
+
+
 def test_a_tokenizer_and_a_generator_in_each_others_place_are_recognized(tiny, tiny_files):
     var, vae = str(tiny_files / "VAR.pth"), str(tiny_files / "VAE.pth")
     with pytest.raises(CheckpointError, match="VAR transformer"):

@@ -45,7 +45,8 @@ class VARWorkload:
         var.load_state_dict(dict(self._weights), assign=True)
         var = var.eval().requires_grad_(False)
         computes = precisions.find(precision, self._device)
-        return VARLikelihood(var.set_precision(computes).set_kernels(kernels), self)  # type: ignore[arg-type]
+        network = var.set_precision(computes).set_kernels(kernels)
+        return VARLikelihood(network, self)  # type: ignore[arg-type]  # scoring asks a quantizer for teacher_input only
 
     def teacher_input(self, tokens_BL: Tensor) -> Tensor:
         """Stands in for the quantizer's: the tokens are random, so its input may be too. (B, T, Z)."""

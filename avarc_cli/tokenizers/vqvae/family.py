@@ -41,9 +41,10 @@ class VQVAEFamily(TokenizerFamily):
                 "a width is 32, 64, ...",
                 "scales increase, and the last times 2 for every multiplier but one gives the image size",
             )
-        network = VQVAE(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = VQVAE(config)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotation lacks it
         nn.init.normal_(network.quantize.embedding.weight, std=0.5)
-        return cast("VQVAE", network)
+        return network
 
     def training_loss(self, network: TokenizerNetwork) -> TokenizerLoss:
         return ReconstructionLoss(cast("VQVAE", network))
