@@ -20,6 +20,7 @@ def export_cache(
     out: Path,
     *,
     per_token: bool = False,
+    overwrite: bool = False,
     progress: StartProgress = silent,
     say: Notify = no_message,
     on_start: Callable[[Run], None] = lambda run: None,
@@ -35,8 +36,9 @@ def export_cache(
     Returns: shape of log_likelihood, (N, K) or (N, K, L).
     Raises: as `export_run`, `Classifier.run` and `results.run.classify`.
     """
-    writer(out)  # a wrong name is an error before anything is scored
-    folder = RunFolder(out.with_name(out.name + ".run"))
+    overwrite = overwrite or is_unfinished(out)
+    writer(out, overwrite=overwrite)  # a wrong name is an error before anything is scored
+    folder = _run_folder(out)
     request = classifier.request(
         cache.header.samples, keep_tokens=per_token, tokens_per_batch=folder.recorded("tokens_per_batch")
     )
@@ -44,6 +46,15 @@ def export_cache(
     on_start(run)
     with progress("scoring", len(cache)) as bar:
         classify(run, folder, progress=lambda done, numbers: bar.update(done), say=say)
-    shape = export_run(open_run(folder.path), out, per_token=per_token, progress=progress)
+    shape = export_run(open_run(folder.path), out, per_token=per_token, overwrite=overwrite, progress=progress)
     folder.remove()
     return shape
+
+
+def is_unfinished(out: Path) -> bool:
+    """Whether an interrupted call of `export_cache` left scores beside `out`, which the same call continues."""
+    return _run_folder(out).exists
+
+
+def _run_folder(out: Path) -> RunFolder:
+    return RunFolder(out.with_name(out.name + ".run"))

@@ -17,8 +17,8 @@ from pathlib import Path
 TEMPORARY = ".tmp"
 """Suffix of temporary names: `NAME.1f83d9ab.tmp`."""
 
-# Without the random part: what earlier versions wrote.
-_LEFTOVER = re.compile(rf"(?P<name>.+?)(\.[0-9a-f]{{8}})?{re.escape(TEMPORARY)}", re.DOTALL)
+# Only with the random part: a NAME.tmp may be the user's.
+_LEFTOVER = re.compile(rf"(?P<name>.+?)\.[0-9a-f]{{8}}{re.escape(TEMPORARY)}", re.DOTALL)
 # Some file systems cannot flush a folder, and one without read permission cannot be opened for it.
 _FOLDER_NOT_FLUSHED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EACCES})
 

@@ -6,7 +6,6 @@ Shapes: n images, N candidates, S samples, K segments, J stages.
 from __future__ import annotations
 
 import io
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -61,8 +60,8 @@ def tune(
         hold_out: leave out this many images, chosen at random, and measure the plan on them.
         evaluate: other images to measure the plan on; excludes `hold_out`.
         seed: of the random choices.
-        out: file to write the plan to (FILE.json). Scores are kept beside it until the plan is written, so that an
-            interrupted call can be repeated. None writes nothing.
+        out: file to write the plan to (FILE.json), replacing it. Scores are kept beside it until the plan is written,
+            so that an interrupted call can be repeated. None writes nothing.
         on_start: called with each run before it is scored.
         progress: called with (images scored, images in all).
         say: called with a message when a batch had to be made smaller.
@@ -79,8 +78,13 @@ def tune(
     plan = _tune(scorer, cache, evaluate, agreement, hold_out, seed, Path(out))
     plan.write(Path(out))
     for purpose in (CALIBRATING, EVALUATING):
-        shutil.rmtree(_run_folder(Path(out), purpose), ignore_errors=True)
+        RunFolder(_run_folder(Path(out), purpose)).remove()
     return plan
+
+
+def is_unfinished(out: Path) -> bool:
+    """Whether an interrupted call of `tune` left scores beside `out`, which the same call continues."""
+    return RunFolder(_run_folder(out, CALIBRATING)).exists
 
 
 def check_request(images: int, *, agreement: float, hold_out: int, evaluate: bool) -> None:

@@ -35,6 +35,8 @@ JsonOpt = Annotated[
 ]
 """`as_json: JsonOpt = False`: its callback sets the console's mode, so a command ignores the value."""
 
+OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace what is there under the name of --out.")]
+
 DataArg = Annotated[
     list[Path], typer.Argument(help="A folder of images, image files, .tar or .parquet files, or a text file of paths.")
 ]
@@ -253,17 +255,6 @@ def select_images(
         console.note(f"left out {of} (to keep them, name them with --subset FILE)")
         images = kept
     return images.select(classes_of(subset) if subset else None, per_class, limit)
-
-
-def check_file(path: Path, *suffixes: str) -> None:
-    """Raises UsageError for a file that cannot be written under this name, before any work is done."""
-    what = f"cannot write '{path}'"
-    if path.suffix.lower() not in suffixes:
-        raise UsageError(what, f"there is no format '{path.suffix}'", f"name a file ending in {' or '.join(suffixes)}")
-    if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(
-            what, "it is a folder" if path.is_dir() else f"'{path.parent}' is no folder", "name another file"
-        )
 
 
 def check_not_given(context: typer.Context, names: Collection[str], where: str, why: str) -> None:

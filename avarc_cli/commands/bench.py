@@ -46,16 +46,16 @@ def bench(
     yes: opt.YesOpt = False,
     quick: Annotated[bool, typer.Option("--quick", help="A tiny shape: whether it works, not how fast it is.")] = False,
     picture: Annotated[Path | None, typer.Option("--picture", help="Write a bar chart to this PNG file.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that exists.")] = False,
     as_json: opt.JsonOpt = False,
 ) -> None:
     """Time scoring in every precision and backend, against plain PyTorch in the same run.
 
     Example: avarc bench --shape d16 --precision int8 --picture bench.png
     """
-    if picture:
-        opt.check_file(picture, ".png")
     _check_together(context, model is not None, quick)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler announces itself on stderr
+    from avarc_cli import outputs
     from avarc_cli.bench.measure import BenchOptions, measure
     from avarc_cli.bench.picture import bars
     from avarc_cli.bench.workload import model_workload, random_workload
@@ -72,9 +72,10 @@ def bench(
         workload = random_workload("var", shape, opt.parse_numbers(scales, "--scales"), place)
     options = BenchOptions(pairs=pairs, rounds=rounds, classes=classes, plan=plan, precision=precision, kernels=kernels)
     console.note(f"{pairs} pairs on {place}, {rounds} rounds and one to warm up")
-    report = measure(workload, shape, options, place)
-    if picture:
-        bars(report, picture)
+    with outputs.reserved(picture, outputs.PNG, overwrite=overwrite):
+        report = measure(workload, shape, options, place)
+        if picture:
+            bars(report, picture)
     _show(report, picture)
 
 

@@ -61,7 +61,7 @@ def verify(cache: CacheArg, as_json: opt.JsonOpt = False) -> None:
 def merge(
     caches: Annotated[list[Path], typer.Argument(metavar="CACHE...", help="The caches to join, two or more.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The cache to write.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
 ) -> None:
     """Join the shards of one encoding run, or caches of different images by the same tokenizer.
@@ -90,6 +90,7 @@ def head(
         Path | None,
         typer.Option("--picture", help="Also decode the tokens into a picture (PNG): one row an image, all samples."),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that exists.")] = False,
     as_json: opt.JsonOpt = False,
     model: opt.WeightsOptions,
 ) -> None:
@@ -97,10 +98,9 @@ def head(
 
     Example: avarc cache head val.h5 --rows 3 --picture rows.png --model var-d16
     """
+    from avarc_cli import outputs
     from avarc_cli.tokens.cache import read
 
-    if picture is not None:
-        opt.check_file(picture, ".png")
     opened = read(cache, allow_partial=True)
     if start >= len(opened):
         raise UsageError(f"there is no row {start}", f"'{cache}' holds {len(opened)} images, from 0")
@@ -108,7 +108,8 @@ def head(
     tokens_NSL = opened.tokens(wanted)
     listed = [_row(opened, row, tokens_SL) for row, tokens_SL in zip(wanted, tokens_NSL, strict=True)]
     if picture is not None:
-        _draw(opened, wanted, tokens_NSL, picture, model.fetch(tokenizer_only=True))
+        with outputs.reserved(picture, outputs.PNG, overwrite=overwrite):
+            _draw(opened, wanted, tokens_NSL, picture, model.fetch(tokenizer_only=True))
     cells = [(each["row"], each["name"], each["label"], _begin(each["tokens"][0])) for each in listed]
     table = console.table(str(cache), ("row", "image", "label", "tokens"), cells)
     console.result({"cache": cache, "rows": listed, "picture": picture}, table, brief="\n".join(c[1] for c in cells))

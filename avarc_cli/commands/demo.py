@@ -9,6 +9,7 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
+from avarc_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 PLANS = {"exhaustive": "exhaustive", "staged": "3:3,4:2,5:1", "paper-style": "3:3,5:2,5:1:3", "adaptive": "auto"}
 SAMPLES = 3
+TOKENS = "tokens.h5"
 SHOWN = 8  # digits in the picture, the least certain ones
 
 
@@ -41,18 +43,25 @@ def demo(
     from avarc_cli.zoo.local_files import ASSETS
 
     images = open_images([ASSETS / "digits" / "test"])
-    out.mkdir(parents=True, exist_ok=True)
+    _open_folder(out)
     model = load_model("digits")
     classifiers = {name: Classifier(model, Options(plan=plan)) for name, plan in PLANS.items()}
     tokenizer = model.tokenizer
     pixels = Preprocess(tokenizer.preprocess, tokenizer.image_size)
     with console.progress("encoding", len(images)) as bar:
-        tokens.encode(images, tokenizer, pixels, out / "tokens.h5", samples=SAMPLES, progress=bar.update)
-    cache = tokens.read(out / "tokens.h5")
+        tokens.encode(images, tokenizer, pixels, out / TOKENS, samples=SAMPLES, progress=bar.update)
+    cache = tokens.read(out / TOKENS)
     runs = {name: _run(name, classifier, cache, out / name) for name, classifier in classifiers.items()}
     picture = out / "digits.png"
     _draw(classifiers["exhaustive"], runs["exhaustive"], images.paths, picture)
     _show(runs, _unseen(classifiers["adaptive"], runs), picture)
+
+
+def _open_folder(out: Path) -> None:
+    """Make the demo's folder, or go on in the one of an earlier demo. Raises: UsageError for any other."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not any(out.glob(f"{TOKENS}*")) and any(out.iterdir()):
+        raise UsageError(f"'{out}' is not empty, and not a demo's folder", fix="name another with --out")
 
 
 def _run(name: str, classifier: Classifier, cache: TokenCache, folder: Path) -> RunResult:

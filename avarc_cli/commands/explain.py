@@ -58,6 +58,7 @@ def explain(
         int | None,
         typer.Option("--limit", help="At most N images, the least likely first. Default: as many as are legible."),
     ] = None,
+    overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     model: opt.ModelOptions,
     scoring: _ScoringOptions,
@@ -70,43 +71,53 @@ def explain(
 
     Example: avarc explain val.h5 --model var-d16 --only wrong --limit 12 --out wrong.html
     """
+    from avarc_cli import outputs
     from avarc_cli.classifier import load_classifier
     from avarc_cli.data.datasets import ImageSet
     from avarc_cli.explain import ExplainOptions, Weighting, explain_images, write
     from avarc_cli.explain.maps import parse_scales
     from avarc_cli.tokens.cache import read
 
-    write.check_paths(out, npz)
     weighting = Weighting(weights=weights, scales=parse_scales(scales), upsample=upsample)
     _summary.check_request(data, None, False, images_only=[preprocess, workers])
     images = None if _summary.is_cache(data) else opt.select_images(data, None, None, None)
-    listed = rows is not None or (images is not None and len(images) == len(data))
-    options = ExplainOptions(
-        target=target,
-        contrast=contrast,
-        rows=rows,
-        only=only,
-        limit=limit if limit is not None or listed else write.default_images(out),
-        max_images=write.max_images(out),
-        keep_order=listed,
-    )
-    spec, source = model.fetch(), read(data[0]) if images is None else images
-    dataset = source.dataset if isinstance(source, ImageSet) else source.header.dataset
-    classifier = load_classifier(spec, scoring.options(dataset))
-    opt.note_inferred(classifier.model)
-    weighting.of_grids(classifier.model.tokenizer.layout)  # wrong scales are an error before images are scored
-    result = explain_images(
-        classifier, source, options, preprocess=preprocess, workers=workers, progress=console.progress, say=console.warn
-    )
-    opt.list_unreadable(result.unreadable)
-    about = _about(result, only, classifier.model.name, weighting)
-    title = f"Why? {', '.join(str(d) for d in data[:3])}"
-    write.write_explanations(result.explanations, weighting, out, title=title, about=about)
-    if npz:
-        write.write_arrays(result.explanations, weighting, npz)
-    _show(result, weighting, out, npz, about)
-    if result.unreadable:
-        raise typer.Exit(EXIT_UNREADABLE)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    inputs = data if images is None else images.paths
+    with (
+        outputs.reserved(out, *write.KINDS, overwrite=overwrite, inputs=inputs),
+        outputs.reserved(npz, outputs.NPZ, overwrite=overwrite),
+    ):
+        listed = rows is not None or (images is not None and len(images) == len(data))
+        options = ExplainOptions(
+            target=target,
+            contrast=contrast,
+            rows=rows,
+            only=only,
+            limit=limit if limit is not None or listed else write.default_images(out),
+            max_images=write.max_images(out),
+            keep_order=listed,
+        )
+        spec, source = model.fetch(), read(data[0]) if images is None else images
+        dataset = source.dataset if isinstance(source, ImageSet) else source.header.dataset
+        classifier = load_classifier(spec, scoring.options(dataset))
+        opt.note_inferred(classifier.model)
+        weighting.of_grids(classifier.model.tokenizer.layout)  # wrong scales are an error before images are scored
+        result = explain_images(
+            classifier,
+            source,
+            options,
+            preprocess=preprocess,
+            workers=workers,
+            progress=console.progress,
+            say=console.warn,
+        )
+        opt.list_unreadable(result.unreadable)
+        about = _about(result, only, classifier.model.name, weighting)
+        title = f"Why? {', '.join(str(d) for d in data[:3])}"
+        write.write_explanations(result.explanations, weighting, out, title=title, about=about, npz=npz)
+        _show(result, weighting, out, npz, about)
+        if result.unreadable:
+            raise typer.Exit(EXIT_UNREADABLE)
 
 
 def _about(result: ExplainResult, only: str | None, model: str, weighting: Weighting) -> str:

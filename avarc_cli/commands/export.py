@@ -34,6 +34,7 @@ def export(
         bool, typer.Option("--per-token", help="The log-probability of every token instead of their sum.")
     ] = False,
     limit: opt.LimitOpt = None,
+    overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     model: opt.ModelOptions,
     batch_size: opt.BatchSizeOpt = "auto",
@@ -45,17 +46,20 @@ def export(
 
     Example: avarc export runs/val --out val.npz
     """
+    from avarc_cli.export_cache import export_cache, is_unfinished
     from avarc_cli.results import export as library
     from avarc_cli.results.read_run import open_run
 
-    library.writer(out)  # a wrong name is an error before anything is scored
+    library.writer(out, overwrite=overwrite or is_unfinished(out))  # a wrong name is an error before anything is done
     if not _summary.is_cache([source]):
         opt.check_not_given(context, OF_A_CACHE, f"with '{source}'", "it is a run, scored already by its own model")
         run = open_run(source)
-        _show(out, library.export_run(run, out, classes=classes, per_token=per_token, progress=console.progress))
+        shape = library.export_run(
+            run, out, classes=classes, per_token=per_token, overwrite=overwrite, progress=console.progress
+        )
+        _show(out, shape)
         return
     from avarc_cli.classifier import load_classifier
-    from avarc_cli.export_cache import export_cache
     from avarc_cli.tokens.cache import read
 
     spec, cache = model.fetch(), read(source).first(limit)
@@ -67,6 +71,7 @@ def export(
         cache,
         out,
         per_token=per_token,
+        overwrite=overwrite,
         progress=console.progress,
         say=console.warn,
         on_start=lambda run: _summary.announce(classifier, run),

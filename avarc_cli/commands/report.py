@@ -38,6 +38,7 @@ def report(
     bank: opt.BankOpt = None,
     lora: opt.LoraOpt = None,
     device: opt.DeviceOpt = "auto",
+    overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
 ) -> None:
     """Write a run's numbers, confusions, calibration and hardest images into one HTML page.
@@ -46,6 +47,7 @@ def report(
 
     Example: avarc report runs/val --out val.html
     """
+    from avarc_cli import outputs
     from avarc_cli.classifier import load_classifier
     from avarc_cli.explain import write_report
     from avarc_cli.loading import ModelSpec
@@ -64,16 +66,19 @@ def report(
         )
         return load_classifier(spec)
 
-    written = write_report(
-        run,
-        out or run / "report.html",
-        load,
-        hardest=hardest,
-        tokens=tokens,
-        rescore=tokens is not None or model is not None,
-        progress=console.progress,
-    )
-    if written.note:
-        console.note(written.note)
-    text = f"{written.page}: {written.images:,} images, {written.explained} explained"
-    console.result(written, text, brief=str(written.page))
+    page = out or run / "report.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    with outputs.reserved(page, outputs.HTML, overwrite=overwrite):
+        written = write_report(
+            run,
+            page,
+            load,
+            hardest=hardest,
+            tokens=tokens,
+            rescore=tokens is not None or model is not None,
+            progress=console.progress,
+        )
+        if written.note:
+            console.note(written.note)
+        text = f"{written.page}: {written.images:,} images, {written.explained} explained"
+        console.result(written, text, brief=str(written.page))

@@ -26,6 +26,7 @@ def sample(
         float, typer.Option("--top-p", help="Draw only from the likeliest codes with this probability; 0 for all.")
     ] = 0.0,
     seed: opt.SeedOpt = 0,
+    overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     model: opt.ModelOptions,
 ) -> None:
@@ -33,16 +34,16 @@ def sample(
 
     Example: avarc sample 3 8 --count 8 --out digits.png
     """
-    from avarc_cli import sampling
+    from avarc_cli import outputs, sampling
     from avarc_cli.loading import load_model
     from avarc_cli.results.picture import grid
 
-    opt.check_file(out, ".png")
     how = sampling.Sampling(guidance=guidance, top_k=top_k, top_p=top_p, seed=seed)
-    loaded = load_model(model.fetch())
-    opt.note_inferred(loaded)
-    with console.progress("drawing", None, unit="classes") as bar:
-        drawn = sampling.sample(loaded, classes, count, how, progress=bar.update)
-    grid(drawn.pictures, drawn.names, out)
-    shown = f"{out}: {count} pictures of each of {len(drawn.names)} classes"
-    console.result({"picture": out, "classes": drawn.names, "count": count, "seed": seed}, shown, brief=str(out))
+    with outputs.reserved(out, outputs.PNG, overwrite=overwrite):
+        loaded = load_model(model.fetch())
+        opt.note_inferred(loaded)
+        with console.progress("drawing", None, unit="classes") as bar:
+            drawn = sampling.sample(loaded, classes, count, how, progress=bar.update)
+        grid(drawn.pictures, drawn.names, out)
+        shown = f"{out}: {count} pictures of each of {len(drawn.names)} classes"
+        console.result({"picture": out, "classes": drawn.names, "count": count, "seed": seed}, shown, brief=str(out))

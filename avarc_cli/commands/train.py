@@ -90,6 +90,7 @@ def tokenizer(
     ] = "1,2,2,4",
     blocks: Annotated[int, opt.model_option("--blocks", min=1, help="Residual blocks a level.")] = 2,
     device: opt.DeviceOpt = "auto",
+    overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     training: _RecipeOptions,
 ) -> None:
@@ -110,7 +111,7 @@ def tokenizer(
         "blocks": blocks,
     }
     recipe = replace(training.recipe(), weight_decay=0.01, betas=(0.9, 0.99))
-    with _progress("training tokenizer", recipe.steps) as progress:
+    with _reserved(out, overwrite), _progress("training tokenizer", recipe.steps) as progress:
         train_tokenizer(
             open_images(data),
             out,
@@ -140,6 +141,7 @@ def var(
     ] = False,
     device: opt.DeviceOpt = "auto",
     yes: opt.YesOpt = False,
+    overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     training: _RecipeOptions,
     class_dropout: DropoutOpt = 0.1,
@@ -152,22 +154,23 @@ def var(
     from avarc_cli.loading import ModelSpec, load_tokenizer
     from avarc_cli.train.generator import train_generator
 
-    _weights.ensure(tokenizer, yes=yes)
-    reader = load_tokenizer(ModelSpec(tokenizer, tokenizer_config=tokenizer_config, device=device))
-    opt.note_inferred(reader)
-    recipe = training.recipe()
-    with _progress("training VAR", recipe.steps) as progress:
-        train_generator(
-            open_images(data),
-            out,
-            reader,
-            {"depth": depth, "width": width, "shared_aln": shared_aln},
-            recipe,
-            family="var",
-            augment=training.augmentation(),
-            class_dropout=class_dropout,
-            progress=progress,
-        )
+    with _reserved(out, overwrite, tokenizer):
+        _weights.ensure(tokenizer, yes=yes)
+        reader = load_tokenizer(ModelSpec(tokenizer, tokenizer_config=tokenizer_config, device=device))
+        opt.note_inferred(reader)
+        recipe = training.recipe()
+        with _progress("training VAR", recipe.steps) as progress:
+            train_generator(
+                open_images(data),
+                out,
+                reader,
+                {"depth": depth, "width": width, "shared_aln": shared_aln},
+                recipe,
+                family="var",
+                augment=training.augmentation(),
+                class_dropout=class_dropout,
+                progress=progress,
+            )
     _show(out)
 
 
@@ -188,6 +191,7 @@ def cca(
     weight: Annotated[
         float, opt.training_option("--weight", help="Weight lambda of the pairs with another class.")
     ] = 1.0,
+    overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     model: opt.WeightsOptions,
     training: _FineTuningOptions,
@@ -202,21 +206,44 @@ def cca(
     from avarc_cli.train.cca import Contrast, align
 
     contrast = Contrast(beta=beta, weight=weight, class_dropout=class_dropout)
-    loaded = load_model(model.fetch())
-    opt.note_inferred(loaded)
-    recipe = replace(training.recipe(), weight_decay=0.0)
-    with _progress("aligning", recipe.steps) as progress:
-        align(
-            open_images(data),
-            out,
-            loaded,
-            recipe,
-            contrast=contrast,
-            rank=rank,
-            augment=training.augmentation(),
-            progress=progress,
-        )
+    with _reserved(out, overwrite, model.model, model.tokenizer, folder=rank > 0):
+        loaded = load_model(model.fetch())
+        opt.note_inferred(loaded)
+        recipe = replace(training.recipe(), weight_decay=0.0)
+        with _progress("aligning", recipe.steps) as progress:
+            align(
+                open_images(data),
+                out,
+                loaded,
+                recipe,
+                contrast=contrast,
+                rank=rank,
+                augment=training.augmentation(),
+                progress=progress,
+            )
     _show(out)
+
+
+@contextmanager
+def _reserved(out: Path, overwrite: bool, *inputs: str | None, folder: bool = False) -> Iterator[None]:
+    """Reserve the name of the weights, which a training that was interrupted may go on to replace.
+
+    Args:
+        inputs: names or files of weights that are read.
+        folder: whether an adapter's folder is written.
+    """
+    from avarc_cli import outputs
+    from avarc_cli.train.save import resume_file
+    from avarc_cli.work.locks import only_writer
+
+    if folder:
+        outputs.check_new_folder(out)
+        with only_writer(out):
+            yield
+        return
+    files = [Path(name) for name in inputs if name]
+    with outputs.reserved(out, outputs.WEIGHTS, overwrite=overwrite or resume_file(out).exists(), inputs=files):
+        yield
 
 
 @contextmanager

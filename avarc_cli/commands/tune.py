@@ -39,6 +39,7 @@ def tune(
     ] = None,
     limit: opt.LimitOpt = None,
     seed: opt.SeedOpt = 0,
+    overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     model: opt.ModelOptions,
     scoring: opt.ScoringOptions,
@@ -51,33 +52,36 @@ def tune(
 
     Example: avarc tune calibration.h5 --model var-d16 --classes imagenet100 --agreement 0.995 --out plan.json
     """
-    from avarc_cli import tuning
+    from avarc_cli import outputs, tuning
     from avarc_cli.classifier import load_classifier
     from avarc_cli.tokens.cache import read
 
-    opt.check_file(out, ".json")
-    cache = read(tokens).first(limit)
-    tuning.check_request(len(cache), agreement=agreement, hold_out=hold_out, evaluate=evaluate is not None)
-    if limit is not None and len(cache) == limit:
-        console.warn("--limit takes the first images; the guarantee holds for images like these, not for the others")
-    others = None if evaluate is None else read(evaluate)
-    classifier = load_classifier(model.fetch(), scoring.options(cache.header.dataset))
-    opt.note_inferred(classifier.model)
-    with console.progress("scoring", len(cache)) as bar:
-        plan = tuning.tune(
-            classifier,
-            cache,
-            agreement=agreement,
-            samples=samples,
-            hold_out=hold_out,
-            evaluate=others,
-            seed=seed,
-            out=out,
-            on_start=lambda run: _summary.announce(classifier, run),
-            progress=bar.update,
-            say=console.warn,
-        )
-    _show(plan, out)
+    unfinished = tuning.is_unfinished(out)
+    with outputs.reserved(out, outputs.JSON, overwrite=overwrite or unfinished):
+        cache = read(tokens).first(limit)
+        tuning.check_request(len(cache), agreement=agreement, hold_out=hold_out, evaluate=evaluate is not None)
+        if limit is not None and len(cache) == limit:
+            console.warn(
+                "--limit takes the first images; the guarantee holds for images like these, not for the others"
+            )
+        others = None if evaluate is None else read(evaluate)
+        classifier = load_classifier(model.fetch(), scoring.options(cache.header.dataset))
+        opt.note_inferred(classifier.model)
+        with console.progress("scoring", len(cache)) as bar:
+            plan = tuning.tune(
+                classifier,
+                cache,
+                agreement=agreement,
+                samples=samples,
+                hold_out=hold_out,
+                evaluate=others,
+                seed=seed,
+                out=out,
+                on_start=lambda run: _summary.announce(classifier, run),
+                progress=bar.update,
+                say=console.warn,
+            )
+        _show(plan, out)
 
 
 def _show(plan: TunedPlan, out: Path) -> None:

@@ -4,7 +4,7 @@ from avarc_cli.explain.explain import ExplainOptions, ExplainResult, explain_ima
 from avarc_cli.explain.explanation import Explanation
 from avarc_cli.explain.maps import Weighting
 from avarc_cli.explain.report import WrittenReport, write_report
-from avarc_cli.explain.write import write_arrays, write_explanations
+from avarc_cli.explain.write import write_explanations
 
 __all__ = [
     "ExplainOptions",
@@ -13,7 +13,6 @@ __all__ = [
     "Weighting",
     "WrittenReport",
     "explain_images",
-    "write_arrays",
     "write_explanations",
     "write_report",
 ]

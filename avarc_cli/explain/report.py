@@ -63,14 +63,11 @@ def write_report(
         progress: opens the bar "explaining".
     Raises: UsageError for a wrong request or an unfinished run; AvarcError for a corrupt run; OSError.
     """
-    if page.suffix.lower() not in (".html", ".htm") or page.is_dir():
-        raise UsageError(f"cannot write '{page}'", "a report is an HTML file", f"name {page.stem}.html")
     if not 0 <= hardest <= MAX_IMAGES:
         raise UsageError(f"cannot show {hardest} images", f"a page holds at most {MAX_IMAGES}")
     run = open_run(run_path)
     metrics = read_metrics(run)
     shown = _hardest_images(run, hardest, tokens, load, rescore, progress)
-    page.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(page, render(run, metrics, shown).encode())
     return WrittenReport(page=page, images=len(run.records), explained=shown.explained, note=shown.note)
 

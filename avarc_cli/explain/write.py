@@ -4,77 +4,66 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from avarc_cli.data.labels import UNKNOWN
-from avarc_cli.errors import UsageError
 from avarc_cli.explain.explanation import Explanation
 from avarc_cli.explain.figure import draw
 from avarc_cli.explain.gallery import gallery
 from avarc_cli.explain.maps import Weighting, combine
-from avarc_cli.storage import write_bytes
+from avarc_cli.outputs import HTML, PNG, SVG, Kind
+from avarc_cli.storage import replacing
 
-DEFAULT_IMAGES = {".html": 24, ".png": 6, ".svg": 6}  # shown unless the user wants more
-MAX_IMAGES = {".html": 500, ".png": 40, ".svg": 40}  # beyond, browsers and image viewers struggle
-
-
-def check_paths(out: Path, npz: Path | None) -> None:
-    """Check the files to write, and make their folders.
-
-    Raises: UsageError for an unknown suffix, or a folder in the place of a file; OSError when a folder cannot be made.
-    """
-    kind = out.suffix.lower()
-    if kind not in MAX_IMAGES:
-        known = ".png .svg .html"
-        raise UsageError(
-            f"cannot write '{out}'", f"its suffix '{out.suffix}' is none of {known}", f"name {out.stem}.html"
-        )
-    if npz is not None and npz.suffix.lower() != ".npz":
-        raise UsageError(f"cannot write '{npz}'", "raw arrays are written as npz", f"name {npz.stem}.npz")
-    for path in (out, npz):
-        if path is not None and path.is_dir():
-            raise UsageError(f"cannot write '{path}'", "it is a folder", f"name a file: {path}/explanation{kind}")
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+KINDS = (HTML, PNG, SVG)
+DEFAULT_IMAGES = {HTML: 24, PNG: 6, SVG: 6}  # shown unless the user wants more
+MAX_IMAGES = {HTML: 500, PNG: 40, SVG: 40}  # beyond, browsers and image viewers struggle
 
 
 def default_images(out: Path) -> int:
     """How many images a file of this kind shows unless the user wants more."""
-    return DEFAULT_IMAGES[out.suffix.lower()]
+    return DEFAULT_IMAGES[_kind(out)]
 
 
 def max_images(out: Path) -> int:
     """How many images a file of this kind can show."""
-    return MAX_IMAGES[out.suffix.lower()]
+    return MAX_IMAGES[_kind(out)]
 
 
 def write_explanations(
-    explanations: Sequence[Explanation], weighting: Weighting, out: Path, *, title: str, about: str
+    explanations: Sequence[Explanation],
+    weighting: Weighting,
+    out: Path,
+    *,
+    title: str,
+    about: str,
+    npz: Path | None = None,
 ) -> None:
-    """Write the picture or page that the suffix of `out` asks for.
+    """Write the picture or page that the suffix of `out` asks for, replacing it.
 
     Args:
         title, about: heading and first sentence of a page.
+        npz: also write the raw arrays to this file (docs/explain.md lists them); plain numpy reads them.
     Raises: UsageError as `Weighting.of_grids`; OSError.
     """
-    kind = out.suffix.lower()
-    if kind == ".html":
-        data = gallery(explanations, weighting, title, about).encode()
+    kind = _kind(out)
+    if kind is HTML:
+        files = {out: gallery(explanations, weighting, title, about).encode()}
     else:
-        data = draw(explanations, weighting, kind[1:])
-    write_bytes(out, data)
+        files = {out: draw(explanations, weighting, kind.suffixes[0][1:])}
+    if npz:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **_arrays(explanations, weighting))
+        files[npz] = buffer.getvalue()
+    with ExitStack() as stack:  # all appear together, at its end
+        for path, data in files.items():
+            stack.enter_context(replacing(path)).write_bytes(data)
 
 
-def write_arrays(explanations: Sequence[Explanation], weighting: Weighting, path: Path) -> None:
-    """Write the raw arrays (docs/explain.md lists them); plain numpy reads them.
-
-    Raises: UsageError as `Weighting.of_grids`; OSError.
-    """
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **_arrays(explanations, weighting))
-    write_bytes(path, buffer.getvalue())
+def _kind(out: Path) -> Kind:
+    return next(kind for kind in KINDS if kind.takes(out))
 
 
 def _arrays(explanations: Sequence[Explanation], weighting: Weighting) -> dict[str, np.ndarray]:

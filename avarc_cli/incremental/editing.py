@@ -21,6 +21,7 @@ from avarc_cli.storage import remove_leftovers, write_bytes
 from avarc_cli.work.locks import only_writer
 
 WAIT = 30.0  # seconds to wait for another process's change, which takes milliseconds
+CLASS_FILE = re.compile(r".+-([0-9a-f]{12})\.safetensors")  # ends with the first digits of its sha256
 FORBIDDEN = re.compile(r"[,\x00-\x1f\x7f]")  # names are used in comma-separated lists and one to a line
 
 
@@ -75,6 +76,8 @@ def store(path: Path, base: Base, new: Sequence[NewClass], *, replacing: bool = 
     path.mkdir(parents=True, exist_ok=True)
     with _editing(path):
         bank = open_or_new(path, base)
+        if not (path / FILE).exists():
+            _write_bank(bank)  # first: a killed process leaves a bank, to which the same command adds again
         names = {normalize(c.name) for c in new}
         taken = [a for a in bank.additions if normalize(a.name) in names]
         if taken and not replacing:
@@ -140,9 +143,22 @@ def _write(path: Path, new: NewClass) -> Addition:
 
 def _commit(bank: Bank, before: Sequence[Addition]) -> None:
     """Write the bank, then delete the files that no class uses any more; equal classes share one file."""
+    _write_bank(bank)
+    used = {a.file for a in bank.additions}
+    unused = {a.file for a in before} | {path.name for path in bank.path.glob("*.safetensors")}
+    for path in (bank.path / file for file in unused - used):
+        if path.name in {a.file for a in before} or _is_class_file(path):
+            path.unlink(missing_ok=True)
+
+
+def _is_class_file(path: Path) -> bool:
+    """Whether `_write` made the file: perhaps in a process that was killed before it wrote the bank."""
+    digest = CLASS_FILE.fullmatch(path.name)
+    return digest is not None and hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest[1])
+
+
+def _write_bank(bank: Bank) -> None:
     write_bytes(bank.path / FILE, bank.to_json().encode())
-    for file in {a.file for a in before} - {a.file for a in bank.additions}:
-        (bank.path / file).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -20,34 +20,44 @@ import numpy.typing as npt
 
 from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import UsageError
+from avarc_cli.outputs import HDF5, NPZ, PARQUET, check_new_folder, check_output
 from avarc_cli.progress import Progress, StartProgress, silent
 from avarc_cli.results.read_run import SavedRun
-from avarc_cli.storage import new_folder, remove_leftovers_of, replacing
+from avarc_cli.storage import new_folder, replacing
 from avarc_cli.work.locks import only_writer
 
 
 def export_run(
-    run: SavedRun, out: Path, *, classes: str | None = None, per_token: bool = False, progress: StartProgress = silent
+    run: SavedRun,
+    out: Path,
+    *,
+    classes: str | None = None,
+    per_token: bool = False,
+    overwrite: bool = False,
+    progress: StartProgress = silent,
 ) -> tuple[int, ...]:
     """Write a run's likelihoods; the format follows from the name.
 
     `.npz`, `.h5` or `.hdf5`, `.parquet`: one file for all images. A name without a suffix: a folder with one npz per
-    image. `out` appears when the export is complete; an existing file is never replaced.
+    image. `out` appears when the export is complete.
 
     Args:
         classes: only these candidates, as in data.labels.resolve_classes; None for all.
         per_token: the log-probability of every token instead of their sum.
+        overwrite: replace a file of the same kind. A folder is never replaced.
         progress: opens the bar "writing".
     Returns: shape of log_likelihood, (N, K) or (N, K, L).
     Raises: UsageError as `writer`, for classes that are not candidates, and for likelihoods that were not saved;
         AvarcError for a corrupt run; OSError.
     """
-    write = writer(out)
+    write = writer(out, overwrite=overwrite)
     table = Table(run, run.columns(classes), per_token)
-    with progress("writing", len(run.records)) as bar, only_writer(out):
-        remove_leftovers_of(out)  # of an export that was killed
-        with new_folder(out) if out.suffix == "" else replacing(out) as temporary:
-            write(table, temporary, bar.update)
+    with (
+        progress("writing", len(run.records)) as bar,
+        only_writer(out),
+        new_folder(out) if out.suffix == "" else replacing(out) as temporary,
+    ):
+        write(table, temporary, bar.update)
     return table.shape
 
 
@@ -97,10 +107,10 @@ class Table:
             yield read(record["index"])[self.columns]
 
 
-def writer(out: Path) -> Callable[[Table, Path, Progress], None]:
+def writer(out: Path, *, overwrite: bool) -> Callable[[Table, Path, Progress], None]:
     """The function that writes this kind of file.
 
-    Raises: UsageError for an unknown suffix, a path that exists, or a missing folder or package.
+    Raises: UsageError for an unknown suffix or a missing package, and as `outputs.check_output`.
     """
     if out.suffix not in _WRITERS:
         raise UsageError(
@@ -110,10 +120,10 @@ def writer(out: Path) -> Callable[[Table, Path, Progress], None]:
         )
     if out.suffix == ".parquet":
         _pyarrow()
-    if out.exists():
-        raise UsageError(f"'{out}' exists already", "an export replaces nothing", "name another, or delete it first")
-    if not out.parent.is_dir():
-        raise UsageError(f"cannot write '{out}'", f"'{out.parent}' is not a folder", "make it, or name another")
+    if out.suffix == "":
+        check_new_folder(out)
+    else:
+        check_output(out, NPZ, HDF5, PARQUET, overwrite=overwrite)
     return _WRITERS[out.suffix]
 
 

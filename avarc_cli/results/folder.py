@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,6 +18,7 @@ from avarc_cli.work.locks import only_writer
 JOURNAL = "predictions.jsonl.part"
 SECONDS = "seconds.part"
 OF_IMAGES = ("json", "likelihood", "segments")  # folders of files of single images
+OF_ONE_IMAGE = re.compile(r"\d+\.(json|npz|npy)")  # a file in one of them
 
 
 class RunFolder:
@@ -83,6 +84,11 @@ class RunFolder:
         return _read_object(run_file).get(field) if run_file.exists() else None
 
     @property
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / "run.json").is_file()
+
+    @property
     def finished(self) -> bool:
         """Whether the run is complete: predictions.jsonl is the last file to be written."""
         return self.predictions.exists()
@@ -121,8 +127,19 @@ class RunFolder:
         self._seconds_file.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Delete the run. Raises: OSError."""
-        shutil.rmtree(self.path)
+        """Delete the files of the run, and the folder unless it holds anything else. Raises: OSError."""
+        if not self.exists:
+            return
+        self._remove_leftovers()
+        for folder in (self.path / name for name in OF_IMAGES):
+            for file in folder.glob("*"):
+                if OF_ONE_IMAGE.fullmatch(file.name):
+                    file.unlink()
+            _remove_if_empty(folder)
+        # run.json last: until then, a killed deletion is repeated.
+        for file in (self.predictions, self.journal, self._seconds_file, self.metrics, self.path / "run.json"):
+            file.unlink(missing_ok=True)
+        _remove_if_empty(self.path)
 
     def _remove_leftovers(self) -> None:
         """Delete half-written files of killed processes; the caller holds the lock."""
@@ -143,6 +160,11 @@ class RunFolder:
         complete = len(lines) if len(lines) == images else len(lines) // group * group
         with self.journal.open("r+b") as file:
             file.truncate(sum(len(line) + 1 for line in lines[:complete]))
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _parse(path: Path) -> list[dict[str, Any]]:

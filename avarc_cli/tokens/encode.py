@@ -25,9 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from avarc_cli import outputs
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import AvarcError, CacheError, Interrupted, UsageError, describe_differences
+from avarc_cli.outputs import check_output
 from avarc_cli.progress import Notify, Progress, no_message, no_progress
 from avarc_cli.storage import remove_leftovers_of
 from avarc_cli.tokens.assemble import assemble, disassemble, summarize
@@ -125,7 +127,7 @@ def encode(
         raise UsageError("--overwrite does not go with --shard", why, f"delete '{out}' and '{out}.parts' first")
     if not len(images):
         raise UsageError(f"there are no images to encode in '{images.source}'")
-    _check_file(out)
+    check_output(out, outputs.CACHE, overwrite=True)  # of a cache, `_find_done` decides
     header = describe(images, tokenizer, preprocess, samples=samples, sigma=sigma, seed=seed, latents=latents)
     asked = Request.make(header, batch_size, chunk_size)
 
@@ -165,18 +167,6 @@ def _check_numbers(
         raise UsageError(f"seed is {seed}, must be at least 0 and below 2**64")
     if not (math.isfinite(sigma) and sigma >= 0):
         raise UsageError(f"sigma is {sigma}, must be a number of at least 0")
-
-
-def _check_file(out: Path) -> None:
-    if not out.parent.is_dir():
-        why = f"there is no folder '{out.parent}'"
-    elif out.is_dir():
-        why = "it is a folder"
-    elif out.exists() and not out.is_file():
-        why = "it is a device or a pipe, and a cache is written to a file"
-    else:
-        return
-    raise AvarcError(f"cannot write '{out}'", why, "name a file in a folder that exists")
 
 
 def _format(request: Request) -> EncodedFormat:

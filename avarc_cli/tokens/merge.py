@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from avarc_cli import outputs
 from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import AvarcError, CacheError, UsageError, describe_differences
-from avarc_cli.storage import remove_leftovers_of
+from avarc_cli.outputs import check_output
 from avarc_cli.tokens.cache import TokenCache, read
 from avarc_cli.tokens.header import CacheHeader, Partial, identity
 from avarc_cli.tokens.verify import verify
@@ -66,16 +67,13 @@ def merge(sources: Sequence[Path], out: Path, *, overwrite: bool = False) -> Mer
     preprocessing and noise follow each other, with the union of their class names. Caches of format 1 and 2 can be
     mixed; the result has the current format.
 
-    Raises: UsageError for fewer than two sources or one named twice; CacheError when they do not go together, with
-        both values, when one is corrupt, when chunks are missing or in two sources, when two images have one name, or
-        when `out` exists and `overwrite` is not set; AvarcError when `out` cannot be written.
+    Raises: UsageError for fewer than two sources or one named twice, and as `outputs.check_output`; CacheError when
+        the sources do not go together, with both values, when one is corrupt, when chunks are missing or in two
+        sources, or when two images have one name; AvarcError when `out` cannot be written.
     """
     if len(sources) < 2 or len({source.resolve() for source in sources}) < len(sources):
         raise UsageError("there is nothing to join", "it takes two or more different caches")
-    if out.exists() and not overwrite:
-        raise CacheError(f"'{out}' exists", fix="name another file, or add --overwrite")
-    if any(out.resolve() == source.resolve() for source in sources):
-        raise UsageError(f"'{out}' is one of the caches to join", fix="name another file with --out")
+    check_output(out, outputs.CACHE, overwrite=overwrite, inputs=sources)
     caches = [read(source, allow_partial=True) for source in sources]
     partial = [cache.partial is not None for cache in caches]
     if any(partial) and not all(partial):
@@ -86,7 +84,6 @@ def merge(sources: Sequence[Path], out: Path, *, overwrite: bool = False) -> Mer
     plan = _of_shards(caches) if all(partial) else _of_images(caches)
     try:
         with only_writer(out):
-            remove_leftovers_of(out)
             _write(out, plan)
     except OSError as error:
         fix = "free some space or name another place"

@@ -23,11 +23,12 @@ from avarc_cli.layers import low_rank
 from avarc_cli.layers.low_rank import LowRank
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
+from avarc_cli.outputs import WEIGHTS, check_new_folder, check_output
 from avarc_cli.progress import MetricsProgress, no_metrics
 from avarc_cli.train.generator import EncodedImages, TokenBatches
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Recipe, fingerprint, train
-from avarc_cli.train.save import check_output, resume_file, save_generator, save_lora
+from avarc_cli.train.save import resume_file, save_generator, save_lora
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,10 @@ def align(
         augment: None for random crops.
     Raises: UsageError for images without a class of the model; otherwise as `train_tokenizer`.
     """
-    check_output(out, folder=rank > 0)
+    if rank:
+        check_new_folder(out)
+    else:
+        check_output(out, WEIGHTS, overwrite=True)
     class_of = match(images.class_names, model.classes)
     if not images.class_names or (images.labels < 0).any() or (class_of < 0).any():
         unknown = [name for name, i in zip(images.class_names, class_of, strict=True) if i < 0]

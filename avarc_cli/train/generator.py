@@ -20,10 +20,11 @@ from avarc_cli.errors import UsageError
 from avarc_cli.layers.precision import tf32
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedTokenizer
+from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, no_metrics
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Recipe, fingerprint, train
-from avarc_cli.train.save import check_output, resume_file, save_generator
+from avarc_cli.train.save import resume_file, save_generator
 
 CLASS_DROPOUT = 0.1  # arXiv:2404.02905, section 4
 
@@ -67,7 +68,7 @@ def train_generator(
     class_dropout: float = CLASS_DROPOUT,
     progress: MetricsProgress = no_metrics,
 ) -> TrainableModel:
-    """Train a generator of the tokens of labelled images and write it to `out` (safetensors).
+    """Train a generator of the tokens of labelled images and write it to `out` (safetensors), replacing it.
 
     It runs on the tokenizer's device, and resumes as `train_tokenizer` does.
 
@@ -78,7 +79,7 @@ def train_generator(
         class_dropout: fraction of images trained on as unconditional, in [0, 1).
     Raises: UsageError for images without a class; otherwise as `train_tokenizer`.
     """
-    check_output(out)
+    check_output(out, WEIGHTS, overwrite=True)
     if not images.class_names or (images.labels < 0).any():
         raise UsageError(
             "images without a class", "a class-conditional model needs one for each", "use class sub-folders"

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import save
 from torch import Tensor
 
-from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.errors import AvarcError
 from avarc_cli.layers.low_rank import LowRank, peft_tensors
 from avarc_cli.likelihood import TokenizerNetwork, TrainableModel
-from avarc_cli.storage import write_bytes
-
-
-def check_output(out: Path, *, folder: bool = False) -> None:
-    """Check that `out` can be written, before any training: a bad name must not cost one. Raises: UsageError."""
-    if not out.parent.is_dir():
-        raise UsageError(f"cannot write '{out}'", f"'{out.parent}' is no folder")
-    if out.exists() and out.is_dir() != folder:
-        raise UsageError(f"cannot write '{out}'", f"it is a {'folder' if out.is_dir() else 'file'}", "name another")
+from avarc_cli.storage import new_folder, write_bytes
 
 
 def resume_file(out: Path) -> Path:
@@ -63,19 +56,28 @@ def save_lora(changes: Mapping[str, LowRank], folder: Path, *, base_sha256: str)
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    folder.mkdir(exist_ok=True)
-    _save(peft_tensors(changes), {"base_sha256": base_sha256}, folder / "adapter_model.safetensors")
-    write_bytes(folder / "adapter_config.json", json.dumps(config, indent=1).encode())
+    weights = _content(peft_tensors(changes), {"base_sha256": base_sha256})
+    with _writing(folder), new_folder(folder) as temporary:
+        (temporary / "adapter_model.safetensors").write_bytes(weights)
+        (temporary / "adapter_config.json").write_text(json.dumps(config, indent=1))
 
 
 def _save(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata)
+    with _writing(path):
+        write_bytes(path, _content(tensors, metadata))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        write_bytes(path, in_order(content))
+        yield
     except OSError as error:
-        raise AvarcError(
-            f"cannot write '{path}'", error.strerror or str(error), "free some space, or name another"
-        ) from None
+        fix = "free some space, or name another"
+        raise AvarcError(f"cannot write '{path}'", error.strerror or str(error), fix) from None
+
+
+def _content(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    return in_order(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata))
 
 
 def in_order(content: bytes) -> bytes:

@@ -12,10 +12,11 @@ from torch import Tensor
 from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.likelihood import TokenizerNetwork
+from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, no_metrics
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Recipe, train
-from avarc_cli.train.save import check_output, resume_file, save_tokenizer
+from avarc_cli.train.save import resume_file, save_tokenizer
 
 
 def train_tokenizer(
@@ -30,7 +31,7 @@ def train_tokenizer(
     device: torch.device,
     progress: MetricsProgress = no_metrics,
 ) -> TokenizerNetwork:
-    """Train a tokenizer that reconstructs `images` and write it to `out` (safetensors).
+    """Train a tokenizer that reconstructs `images` and write it to `out` (safetensors), replacing it.
 
     A stopped training resumes from OUT.ckpt when this is called again with the same arguments. On a CPU the same seed
     and number of threads give the same weights, bit for bit.
@@ -43,7 +44,7 @@ def train_tokenizer(
     Raises: UsageError for a shape that does not fit; AvarcError for an unreadable image, a loss that is not finite, or
         an output that cannot be written; CheckpointError for an OUT.ckpt of another training; Interrupted on Ctrl-C.
     """
-    check_output(out)
+    check_output(out, WEIGHTS, overwrite=True)
     augment = augment or Augment()
     known = families.TOKENIZERS.get(family)
     torch.manual_seed(recipe.seed)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
+import re
 import struct
 import zipfile
 import zlib
@@ -22,7 +22,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from avarc_cli.errors import AvarcError
+from avarc_cli.errors import AvarcError, shorten_list
 from avarc_cli.storage import remove_leftovers, write_bytes
 
 Result = TypeVar("Result")
@@ -48,6 +48,8 @@ CORRUPT = (
 """What reading zip files and arrays raises when bytes changed; tests/tokens/test_encoded.py changes bytes at random."""
 
 REQUEST = "request.json"
+
+_OWN_NAME = re.compile(rf"({re.escape(REQUEST)}|\d{{6,}}\.npz)(\.[0-9a-f]{{8}}\.tmp)?")
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,9 @@ class ChunkFolder(Generic[Result]):
     def create(self, request: Mapping[str, Any]) -> None:
         """Delete what is there, and begin the work that `request` describes.
 
-        No other process may use the folder meanwhile.
+        No other process may use the folder meanwhile. Raises: as `check_own`; OSError.
         """
+        check_own(self.path)
         delete(self.path)
         self.path.mkdir()
         write_bytes(self.path / REQUEST, json.dumps(request, sort_keys=True, indent=1).encode())
@@ -186,17 +189,36 @@ def recorded_request(folder: Path) -> dict[str, Any] | None:
     """What a folder of chunks was created for; None when there is no folder, or no readable request in it."""
     try:
         request = json.loads((folder / REQUEST).read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return request if isinstance(request, dict) else None
 
 
+def check_own(folder: Path) -> None:
+    """Raises: AvarcError when something else than a folder of chunks has this name."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        why = "it is not a folder"
+    elif folder.exists() and (foreign := [file.name for file in folder.iterdir() if not _is_own(file)]):
+        why = f"it holds {shorten_list(sorted(foreign))}"
+    else:
+        return
+    raise AvarcError(f"'{folder}' is not a folder of avarc's", why, "move it, or write to another file")
+
+
 def delete(folder: Path) -> None:
-    """Delete a folder of chunks, if it exists. Raises: OSError."""
-    if folder.exists():
-        # First: without its request, a folder that a kill left half-deleted is not continued.
-        (folder / REQUEST).unlink(missing_ok=True)
-        shutil.rmtree(folder)
+    """Delete the chunks in a folder, if it exists, and the folder unless it holds anything else. Raises: OSError."""
+    if not folder.is_dir() or folder.is_symlink():
+        return
+    # First: without its request, a folder that a kill left half-deleted is not continued.
+    (folder / REQUEST).unlink(missing_ok=True)
+    for file in filter(_is_own, list(folder.iterdir())):
+        file.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _is_own(file: Path) -> bool:
+    return _OWN_NAME.fullmatch(file.name) is not None and not file.is_dir()
 
 
 def to_json_array(value: Any) -> np.ndarray:

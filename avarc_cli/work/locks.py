@@ -10,11 +10,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from avarc_cli.errors import AvarcError
+from avarc_cli.storage import remove_leftovers_of
 
 EXCLUSIVE = 2**40
 """The byte of the exclusive lock, far beyond any number of chunks."""
@@ -29,12 +31,14 @@ def lock_file(path: Path) -> Path:
 
 @contextmanager
 def only_writer(path: Path) -> Iterator[None]:
-    """Be the only process that writes to `path`; the lock file is deleted afterwards.
+    """Be the only process that writes to `path`. What killed ones left half-written is deleted, at the end the lock.
 
-    Raises: AvarcError at once when another process holds the lock; OSError when the folder cannot be written to.
+    Raises: AvarcError at once when another process holds the lock, or something else has the lock file's name;
+        OSError when the folder cannot be written to.
     """
     with chunk_lock(path, wait=False) as lock:
         lock.claim(ALL_CHUNKS)
+        remove_leftovers_of(path)
         yield
 
 
@@ -46,7 +50,8 @@ def chunk_lock(path: Path, *, wait: bool) -> Iterator[ChunkLock]:
 
     Args:
         wait: block while another process holds the exclusive lock, which takes seconds. Otherwise that is an error.
-    Raises: AvarcError when another process holds the exclusive lock; OSError when the folder cannot be written to.
+    Raises: AvarcError when another process holds the exclusive lock, or something else has the lock file's name;
+        OSError when the folder cannot be written to.
     """
     lock = ChunkLock(path, _open_and_lock(path, wait=wait))
     try:
@@ -88,7 +93,7 @@ class ChunkLock:
 def _open_and_lock(path: Path, *, wait: bool) -> int:
     lock = lock_file(path)
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = _open(lock)
         try:
             # lockf, not flock: forked workers do not inherit it, so workers that outlive a killed parent block nothing.
             if wait:
@@ -101,6 +106,23 @@ def _open_and_lock(path: Path, *, wait: bool) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)  # the holder deleted the file after we opened it and before we locked it: use the new one
+
+
+def _open(lock: Path) -> int:
+    """Open or create a lock file. Raises: AvarcError for anything that is not one: lock files are empty; OSError."""
+    foreign = AvarcError(f"'{lock}' exists, and is not a lock file of avarc's", fix="move it, or write to another file")
+    try:
+        # O_NOFOLLOW: a link may lead to any file.
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.EISDIR, errno.ENXIO}:
+            raise foreign from None
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_size:
+        os.close(descriptor)
+        raise foreign
+    return descriptor
 
 
 def _try_lock(descriptor: int, count: int, start: int) -> bool:

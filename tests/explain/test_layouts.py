@@ -12,7 +12,7 @@ from avarc_cli.explain.explain import explain_images
 from avarc_cli.explain.explanation import Explanation
 from avarc_cli.explain.gallery import card
 from avarc_cli.explain.maps import Weighting
-from avarc_cli.explain.write import write_arrays, write_explanations
+from avarc_cli.explain.write import write_explanations
 from avarc_cli.layout import TokenLayout
 
 RASTER, WIDE, SEQUENCE = TokenLayout.raster(16, 16), TokenLayout(((1, 3), (4, 12)), 51), TokenLayout.sequence(32)
@@ -50,14 +50,14 @@ def test_every_grid_can_be_shown(layout, suffix, tmp_path):
 
 def test_the_arrays_of_a_single_grid_are_its_log_ratios(tmp_path):
     e = explanation(RASTER)
-    write_arrays([e], Weighting(), tmp_path / "a.npz")
+    write_explanations([e], Weighting(), tmp_path / "a.png", title="", about="", npz=tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz") as arrays:
         assert arrays["patch_nums"].tolist() == [16] and arrays["scale_weight"].tolist() == [1]
         np.testing.assert_array_equal(arrays["map_contrast"][0], e.log_ratio(0, 1).reshape(16, 16))
 
 
 def test_the_arrays_of_grids_that_are_not_square_have_their_rows_and_columns(tmp_path):
-    write_arrays([explanation(WIDE)], Weighting(), tmp_path / "a.npz")
+    write_explanations([explanation(WIDE)], Weighting(), tmp_path / "a.png", title="", about="", npz=tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz") as arrays:
         assert arrays["patch_nums"].tolist() == [[1, 3], [4, 12]]
         assert arrays["scale_weight"] == pytest.approx([3 / 48, 1])
