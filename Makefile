@@ -46,7 +46,7 @@ figures: $(DEV) ## draw the figures of the docs again (about 15 minutes)
 	mkdir -p build
 	$(BIN)/avarc demo --out build/demo
 	cp build/demo/digits.png docs/digits.png
-	$(BIN)/avarc explain avarc_cli/assets/digits/test --only wrong --limit 1 --out docs/explain.png
+	$(BIN)/avarc explain avarc_cli/assets/digits/test --only wrong --limit 1 --out docs/explain.png --overwrite
 	$(BIN)/python tests/benchmarks/deletion.py --out docs/explain-deletion.png
 	$(BIN)/avarc incremental digits --base 0-4 --tasks 5-6,7-9 --model digits-0-4 --baseline finetune \
 		--out build/incremental
@@ -58,20 +58,20 @@ digits: $(DEV) ## train the embedded model again (docs/digits.md)
 	$(BIN)/python -m avarc_cli.train.digits build/digits
 	$(BIN)/avarc train tokenizer build/digits/train $(DIGITS) --image-size 16 --patch-nums 1,2,3,5,8 \
 		--vocab 128 --channels 8 --width 32 --multipliers 1,2 --blocks 1 \
-		--steps 1200 --batch-size 48 --lr 1e-3 --out build/vqvae.safetensors
+		--steps 1200 --batch-size 48 --lr 1e-3 --out build/vqvae.safetensors --overwrite
 	$(BIN)/avarc train var build/digits/train $(DIGITS) --tokenizer build/vqvae.safetensors --depth 4 --width 128 \
-		--steps 8000 --batch-size 32 --lr 1.5e-3 --out build/var.safetensors
+		--steps 8000 --batch-size 32 --lr 1.5e-3 --out build/var.safetensors --overwrite
 	rm -rf $(ASSETS) && mkdir $(ASSETS)
 	cp -r build/digits/test build/vqvae.safetensors build/var.safetensors $(ASSETS)
 	$(BIN)/avarc encode $(ASSETS)/test --samples 3 --out build/digits.h5
-	$(BIN)/avarc tune build/digits.h5 --agreement 0.995 --hold-out 110 --out $(ASSETS)/plan.json
+	$(BIN)/avarc tune build/digits.h5 --agreement 0.995 --hold-out 110 --out $(ASSETS)/plan.json --overwrite
 
 digits-0-4: $(DEV) ## train the model that knows the digits 0 to 4 only (docs/add-class.md)
 	$(BIN)/python -m avarc_cli.train.digits build/digits
 	rm -rf build/digits-0-4 && mkdir build/digits-0-4
 	cp -r build/digits/train/0 build/digits/train/1 build/digits/train/2 build/digits/train/3 build/digits/train/4 build/digits-0-4
 	$(BIN)/avarc train var build/digits-0-4 --tokenizer digits-vqvae $(DIGITS) --depth 4 --width 64 \
-		--steps 4000 --batch-size 32 --lr 3e-3 --out $(ASSETS)-0-4/var.safetensors
+		--steps 4000 --batch-size 32 --lr 3e-3 --out $(ASSETS)-0-4/var.safetensors --overwrite
 
 clean: ## remove the environment and the tools' caches
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

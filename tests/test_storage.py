@@ -193,11 +193,11 @@ def test_on_a_full_disk_the_old_content_stays_and_no_space_is_taken(tmp_path):
     assert path.read_bytes() == OLD
 
 
-def test_leftovers_of_this_and_of_earlier_versions_are_deleted_and_nothing_else(tmp_path):
+def test_leftovers_are_deleted_and_nothing_else(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
-    kept = ["a", "a.tmpx", "b.0123abcd.tmp", "b.tmp", "tmp"]
-    for name in [*kept, "a.tmp", "a.0123abcd.tmp"]:
+    kept = ["a", "a.tmp", "a.tmpx", "b.0123abcd.tmp", "b.tmp", "tmp"]
+    for name in [*kept, "a.0123abcd.tmp"]:
         (folder / name).write_bytes(OLD)
     (folder / "a.ffffffff.tmp").mkdir()
     (folder / "a.ffffffff.tmp" / "inside").write_bytes(OLD)
@@ -205,4 +205,4 @@ def test_leftovers_of_this_and_of_earlier_versions_are_deleted_and_nothing_else(
     storage.remove_leftovers(folder, lambda name: name == "a")
     assert names(folder) == kept
     storage.remove_leftovers(folder)
-    assert names(folder) == ["a", "a.tmpx", "tmp"]
+    assert names(folder) == ["a", "a.tmp", "a.tmpx", "b.tmp", "tmp"]

@@ -5,7 +5,6 @@ Rows are streamed: memory holds one image at a time. Shapes: N images, K candida
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator
@@ -143,17 +142,20 @@ def _write_npz(table: Table, path: Path, progress: Progress) -> None:
     """As np.savez, but log_likelihood is written row by row."""
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
         for name, array in table.small.items():
-            buffer = io.BytesIO()
-            np.lib.format.write_array(buffer, np.asarray(array), allow_pickle=False)
-            archive.writestr(f"{name}.npy", buffer.getvalue())
-        member: AbstractContextManager[IO[bytes]] = archive.open("log_likelihood.npy", "w", force_zip64=True)
-        with member as file:
+            with _new_member(archive, name) as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+        with _new_member(archive, "log_likelihood") as file:
             descr = np.lib.format.dtype_to_descr(np.dtype(table.dtype))
             header = {"descr": descr, "fortran_order": False, "shape": table.shape}
             np.lib.format.write_array_header_1_0(file, header)
             for i, row in enumerate(table.rows()):
                 file.write(np.ascontiguousarray(row, dtype=table.dtype).tobytes())
                 progress(i + 1)
+
+
+def _new_member(archive: zipfile.ZipFile, name: str) -> AbstractContextManager[IO[bytes]]:
+    # Not `writestr`, which stores the time: the same run gives the same bytes.
+    return archive.open(f"{name}.npy", "w", force_zip64=True)
 
 
 def _write_hdf5(table: Table, path: Path, progress: Progress) -> None:

@@ -49,7 +49,8 @@ CORRUPT = (
 
 REQUEST = "request.json"
 
-_OWN_NAME = re.compile(rf"({re.escape(REQUEST)}|\d{{6,}}\.npz)(\.[0-9a-f]{{8}}\.tmp)?")
+# Without the random part, and cache.h5: what earlier versions left.
+_OWN_NAME = re.compile(r"(request\.json|cache\.h5|\d{6,}\.npz)((\.[0-9a-f]{8})?\.tmp)?")
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def cache(folder, models):
 
 
 def explain(*words):
-    return main(["explain", *map(str, words)])
+    return main(["explain", "--overwrite", *map(str, words)])
 
 
 def explained(capsys, *words):
@@ -213,8 +213,8 @@ def test_a_wrong_limit_is_told_before_anything_is_loaded(cache, models, tmp_path
         (["--scales", "all"], "4-10"),
         (["--weights", "equal"], "paper and uniform"),
         (["--upsample", "cubic"], "area and nearest"),
-        (["--out", "why.pdf"], ".png .svg .html"),
-        (["--out", "why"], ".png .svg .html"),
+        (["--out", "why.pdf"], "no format '.pdf'"),
+        (["--out", "why"], ".html or .htm or .png or .svg"),
         (["--npz", "why.h5"], "npz"),
         (["--preprocess", "fit"], "encoded already"),
     ],

@@ -44,7 +44,7 @@ def classify(made, name, *options):
 def full(made):
     """A run that saved everything, and its page."""
     run = classify(made, "full", "--save-json", "--save-likelihood")
-    assert main(["report", str(run)]) == 0
+    assert main(["report", "--overwrite", str(run)]) == 0
     return run
 
 
@@ -132,7 +132,7 @@ def test_a_map_of_saved_likelihoods_sums_to_the_margin(full):
 
 
 def test_a_run_without_likelihoods_has_no_maps_and_says_why(bare, capsys):
-    assert main(["report", str(bare)]) == 0
+    assert main(["report", "--overwrite", str(bare)]) == 0
     assert "saved no likelihoods" in capsys.readouterr().err
     text = (bare / "report.html").read_text()
     assert "No maps of the hardest images" in text and "--tokens CACHE" in text
@@ -144,7 +144,7 @@ def test_a_run_without_likelihoods_has_no_maps_and_says_why(bare, capsys):
 def test_maps_are_computed_if_a_cache_and_a_model_are_given(bare, made, tmp_path):
     folder, models = made
     out = tmp_path / "page.html"
-    assert main(["report", str(bare), "--tokens", str(folder / "t.h5"), *models, "--out", str(out)]) == 0
+    assert main(["report", "--overwrite", str(bare), "--tokens", str(folder / "t.h5"), *models, "--out", str(out)]) == 0
     page = Page(out.read_text())
     assert len(page.images) == 8 * (1 + 3 + 4)  # with p(x): three maps
 
@@ -153,7 +153,7 @@ def test_a_run_on_images_keeps_its_tokens_and_finds_its_model_by_name(tmp_path, 
     digit = tmp_path / "zero.png"
     Image.new("RGB", (16, 16)).save(digit)
     assert main(["-q", "classify", str(digit), "--out", str(tmp_path / "run")]) == 0
-    assert main(["report", str(tmp_path / "run")]) == 0
+    assert main(["report", "--overwrite", str(tmp_path / "run")]) == 0
     text = (tmp_path / "run" / "report.html").read_text()
     assert "vs unconditional" in text
     assert "No image has a label" in text
@@ -162,12 +162,12 @@ def test_a_run_on_images_keeps_its_tokens_and_finds_its_model_by_name(tmp_path, 
 def test_another_model_or_other_images_are_refused(bare, made, tmp_path, capsys):
     folder, models = made
     cache = ["--tokens", str(folder / "t.h5")]
-    assert main(["report", str(bare), *cache, "--model", "digits"]) == 2
+    assert main(["report", "--overwrite", str(bare), *cache, "--model", "digits"]) == 2
     assert "is not the model of the run" in capsys.readouterr().err
     one = tmp_path / "one.h5"
     first = next((folder / "img").glob("*/00.png"))
     assert main(["-q", "encode", str(first), *models, "--preprocess", "none", "--out", str(one)]) == 0
-    assert main(["report", str(bare), "--tokens", str(one), *models]) == 2
+    assert main(["report", "--overwrite", str(bare), "--tokens", str(one), *models]) == 2
     assert "other images than the run" in capsys.readouterr().err
 
 
@@ -190,15 +190,15 @@ def test_a_run_with_a_bank_is_explained_with_that_bank_only(banks, bare, made, t
     a, b = (["--bank", str(bank)] for bank in banks)
     words = [*models, "--tokens", str(folder / "t.h5"), "--out", str(tmp_path / "page.html")]
     run = classify(made, "added", *a)
-    assert main(["report", str(run), *words, *a]) == 0
+    assert main(["report", "--overwrite", str(run), *words, *a]) == 0
     for given, what, fix in (
         ([], "made with a class bank", "add --bank DIR"),
         (b, "made with another class bank", "add --bank DIR"),
     ):
-        assert main(["report", str(run), *words, *given]) == 2
+        assert main(["report", "--overwrite", str(run), *words, *given]) == 2
         told = capsys.readouterr().err
         assert what in told and fix in told
-    assert main(["report", str(bare), *words, *a]) == 2
+    assert main(["report", "--overwrite", str(bare), *words, *a]) == 2
     assert "made without a class bank" in capsys.readouterr().err
 
 
@@ -209,7 +209,7 @@ def test_a_run_is_explained_in_its_own_precision_and_with_its_class_names(made, 
     run = classify(made, "half", "--precision", "bf16", *names)
     loaded = []
     monkeypatch.setattr(classifier, "load_model", lambda *a, **k: loaded.append(load_model(*a, **k)) or loaded[0])
-    assert main(["report", str(run), "--tokens", str(folder / "t.h5"), *models, *names]) == 0
+    assert main(["report", "--overwrite", str(run), "--tokens", str(folder / "t.h5"), *models, *names]) == 0
     assert [model.precision for model in loaded] == ["bf16"]
     assert re.search(r'alt="map of thing \d vs thing \d', (run / "report.html").read_text())
 
@@ -225,20 +225,20 @@ def test_a_run_with_an_adapter_is_explained_with_it(made, tmp_path, capsys):
     Image.new("RGB", (16, 16)).save(digit)
     lora = ["--lora", str(adapter)]
     assert main(["-q", "classify", str(digit), *lora, "--out", str(tmp_path / "run")]) == 0
-    assert main(["report", str(tmp_path / "run")]) == 0
+    assert main(["report", "--overwrite", str(tmp_path / "run")]) == 0
     assert "add the adapter of the run: --lora DIR" in capsys.readouterr().err
-    assert main(["report", str(tmp_path / "run"), *lora]) == 0
+    assert main(["report", "--overwrite", str(tmp_path / "run"), *lora]) == 0
     assert "vs unconditional" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_zero_hardest_images_leave_the_page_without_images(full, tmp_path):
-    assert main(["report", str(full), "--hardest", "0", "--out", str(tmp_path / "a.html")]) == 0
+    assert main(["report", "--overwrite", str(full), "--hardest", "0", "--out", str(tmp_path / "a.html")]) == 0
     assert not Page((tmp_path / "a.html").read_text()).images
 
 
 def test_an_unfinished_run_is_refused(copy, capsys):
     (copy / "predictions.jsonl").rename(copy / "predictions.jsonl.part")
-    assert main(["report", str(copy)]) == 2
+    assert main(["report", "--overwrite", str(copy)]) == 2
     assert "not finished" in capsys.readouterr().err
 
 
@@ -264,7 +264,7 @@ def test_an_unfinished_run_is_refused(copy, capsys):
 )
 def test_a_damaged_run_is_refused(copy, capsys, name, content):
     (copy / name).write_text(content)
-    assert main(["report", str(copy)]) == 1
+    assert main(["report", "--overwrite", str(copy)]) == 1
     told = capsys.readouterr().err
     assert ("is corrupt" in told or "cannot read" in told) and "bug" not in told
     assert "copy" in told
@@ -273,18 +273,18 @@ def test_a_damaged_run_is_refused(copy, capsys, name, content):
 def test_a_damaged_likelihood_removes_the_maps_but_not_the_page(copy, capsys):
     for file in (copy / "likelihood").iterdir():
         file.write_bytes(b"no zip")
-    assert main(["report", str(copy)]) == 0
+    assert main(["report", "--overwrite", str(copy)]) == 0
     assert "is corrupt" in capsys.readouterr().err
     assert "No maps of the hardest images" in (copy / "report.html").read_text()
 
 
 @pytest.mark.parametrize("words", [["--out", "report.pdf"], ["--hardest", "-1"], ["--hardest", "9999"]])
 def test_wrong_requests_end_with_advice(full, words):
-    assert main(["report", str(full), *words]) == 2
+    assert main(["report", "--overwrite", str(full), *words]) == 2
 
 
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path, capsys):
-    assert main(["report", str(tmp_path)]) == 2
+    assert main(["report", "--overwrite", str(tmp_path)]) == 2
     assert "is not a run" in capsys.readouterr().err
 
 
