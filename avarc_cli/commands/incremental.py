@@ -88,20 +88,20 @@ def incremental(
         "tokenizer": reader.sha256,
         "fit": vars(options),
     }
-    protocol.open_folder(out, asked)
-    data_tokens = train, tested = _tokens(out, data, test, reader, variation)
-    results = protocol.run(
-        out,
-        data_tokens,
-        parse_split(base, tasks, train.class_names),
-        tokenizer=reader,
-        model=given,
-        base=shape,
-        options=options,
-        baseline=baseline is not None,
-        seed=options.seed,
-        reporting=protocol.Reporting(_examples.progress, _testing),
-    )
+    with protocol.open_folder(out, asked):
+        data_tokens = train, tested = _tokens(out, data, test, reader, variation)
+        results = protocol.run(
+            out,
+            data_tokens,
+            parse_split(base, tasks, train.class_names),
+            tokenizer=reader,
+            model=given,
+            base=shape,
+            options=options,
+            baseline=baseline is not None,
+            seed=options.seed,
+            reporting=protocol.Reporting(_examples.progress, _testing),
+        )
     _show(results, out)
     if train.unreadable or tested.unreadable:
         raise typer.Exit(EXIT_UNREADABLE)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from avarc_cli.storage import remove_leftovers, write_bytes
 from avarc_cli.train import generator
 from avarc_cli.train.loop import Recipe
 from avarc_cli.train.save import save_generator
+from avarc_cli.work.locks import only_writer
 
 TEST_FRACTION = 0.2  # of each class, where the data has no test images of its own
 BASE_FAMILY = "var"  # of the base model that the protocol trains; `BaseShape` is in its terms
@@ -111,23 +112,34 @@ def run(
     return results
 
 
-def open_folder(path: Path, asked: Mapping[str, Any]) -> None:
-    """Start or resume a protocol. Raises: UsageError when the folder holds something else, or another request."""
+@contextmanager
+def open_folder(path: Path, asked: Mapping[str, Any]) -> Iterator[None]:
+    """Start or resume a protocol, and be the only process that does until the end of the block.
+
+    Raises: UsageError when the folder holds something else, or another request; AvarcError when it is in use.
+    """
     path.mkdir(parents=True, exist_ok=True)
     file, now = path / "run.json", json.loads(json.dumps(asked))
-    if not file.exists():
-        if any(not entry.name.startswith("run.json") for entry in path.iterdir()):
-            raise UsageError(f"'{path}' is not empty, and not a run", "it has no run.json", "name another folder")
-        write_bytes(file, json.dumps(now, indent=1).encode())
-        return
-    remove_leftovers(path)
+    if not file.exists() and any(not entry.name.startswith(("run.json", "run.lock")) for entry in path.iterdir()):
+        raise UsageError(f"'{path}' is not empty, and not a run", "it has no run.json", "name another folder")
+    with only_writer(path / "run"):
+        remove_leftovers(path)
+        if not file.exists():
+            write_bytes(file, json.dumps(now, indent=1).encode())
+        _check_recorded(file, now)
+        yield
+
+
+def _check_recorded(file: Path, now: Mapping[str, Any]) -> None:
+    """Raises: UsageError unless run.json records this request."""
     try:
-        there = json.loads(file.read_bytes())
-        differences = describe_differences(there, now)
+        differences = describe_differences(json.loads(file.read_bytes()), now)
     except (ValueError, AttributeError) as error:
         raise UsageError(f"cannot read '{file}'", str(error), "name another folder, or delete this one") from None
     if differences:
-        raise UsageError(f"'{path}' holds another run", differences, "repeat its options to resume it, or change --out")
+        raise UsageError(
+            f"'{file.parent}' holds another run", differences, "repeat its options to resume it, or change --out"
+        )
 
 
 def hold_out_test(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:

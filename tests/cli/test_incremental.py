@@ -1,9 +1,11 @@
 """The class-incremental protocol from the command line, on pictures of four colors."""
 
 import json
+import subprocess
 
 import numpy as np
 import pytest
+from programs import start
 
 from avarc_cli.cli import main
 from avarc_cli.errors import Interrupted
@@ -109,6 +111,20 @@ def test_a_wrong_request_is_one_message(setting, tmp_path, capsys, options, says
     assert run(setting, tmp_path / "run", *options) == 2
     err = capsys.readouterr().err
     assert says in err and "Traceback" not in err and "bug" not in err
+
+
+def test_two_processes_do_not_work_in_one_folder(setting, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    holder = start(
+        "hold_lock", "file", tmp_path / "run" / "run", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        assert run(setting, tmp_path / "run") == 1
+        assert "is being written by another process" in capsys.readouterr().err
+    finally:
+        holder.kill()
+        holder.communicate()
 
 
 def test_a_folder_with_other_things_is_left_alone(setting, tmp_path, capsys):
