@@ -178,7 +178,9 @@ def remove(
 
     card = registered.remove(name)
     assert isinstance(card.weights, LocalFile)  # no other is registered
-    weights_index.forget(card.weights.path)
+    others = [each.weights for each in registered.load().cards]
+    if not any(isinstance(other, LocalFile) and other.path == card.weights.path for other in others):
+        weights_index.forget(card.weights.path)
     console.result({"removed": name}, f"{name} is removed; {card.weights.path} is kept", brief=name)
 
 

@@ -107,6 +107,8 @@ def test_a_name_may_stand_for_the_average(both, tiny, tiny_files, capsys):
     for weight_set in (None, "ema"):
         assert weights_index.is_indexed(both / "VAR.pth", weight_set)
     assert registered.load().names == ["raw", "avg", "vq"]
+    assert main(["models", "remove", "raw"]) == 0
+    assert weights_index.is_indexed(both / "VAR.pth", "ema"), "another name needs it"
 
 
 @pytest.mark.usefixtures("home")
