@@ -89,27 +89,26 @@ def _merge_one(base: dict[str, Tensor], module: str, sides: dict[str, Tensor], a
 
 def _find_alpha(metadata: Mapping[str, str], path: Path, given: float | None) -> tuple[float, str]:
     """alpha, and where it was found."""
-    config_file = path.with_name(CONFIG)
-    config = {} if "lora_alpha" in metadata else _read_config(config_file, path)
-    found = [
-        (values["lora_alpha"], place, origin)
-        for values, place, origin in ((metadata, path, "the file"), (config, config_file, CONFIG))
-        if "lora_alpha" in values
-    ]
+    values: Mapping[str, object] = metadata
+    place, origin = path, "the file"
+    if "lora_alpha" not in metadata:
+        place, origin = path.with_name(CONFIG), CONFIG
+        values = _read_config(place, path)
+    stated = values.get("lora_alpha")
     if given is not None:
-        if found or not math.isfinite(given):
-            what = f"cannot merge {path} with {OPTION} {given:g}"
-            why = f"{found[0][1]} states lora_alpha {found[0][0]}" if found else "it is not a finite number"
-            raise UsageError(what, why, f"leave out {OPTION}" if found else "")
+        what = f"cannot merge {path} with {OPTION} {given:g}"
+        if "lora_alpha" in values:
+            raise UsageError(what, f"{place} states lora_alpha {stated}", f"leave out {OPTION}")
+        if not math.isfinite(given):
+            raise UsageError(what, "it is not a finite number")
         return given, f"from {OPTION}"
-    if not found:
+    if "lora_alpha" not in values:
         raise CheckpointError(
             f"{path} has a LoRA adapter of unknown scale",
-            f"there is no lora_alpha in the file, and {CONFIG} beside it {'has none' if config else 'does not exist'}",
-            f'add {OPTION} NUMBER, as it was trained, or write {{"lora_alpha": NUMBER}} to {config_file}',
+            f"there is no lora_alpha in the file, and {CONFIG} beside it {'has none' if values else 'does not exist'}",
+            f'add {OPTION} NUMBER, as it was trained, or write {{"lora_alpha": NUMBER}} to {place}',
         )
-    value, place, origin = found[0]
-    return _parse_alpha(value, place), f"from {origin}"
+    return _parse_alpha(stated, place), f"from {origin}"
 
 
 def _read_config(file: Path, path: Path) -> dict[str, object]:
