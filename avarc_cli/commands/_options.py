@@ -75,6 +75,20 @@ TokenizerConfigOpt = Annotated[
     Path | None,
     model_option("--tokenizer-config", help="JSON file with what a tokenizer's tensors do not tell, such as scales."),
 ]
+WeightSetOpt = Annotated[
+    str | None,
+    model_option(
+        "--weight-set",
+        help="Which weights of a checkpoint that holds several: ema, or another name in it. Default: the trained ones.",
+    ),
+]
+TokenizerWeightSetOpt = Annotated[
+    str | None, model_option("--tokenizer-weight-set", help="The same for the tokenizer's checkpoint.")
+]
+LoraAlphaOpt = Annotated[
+    float | None,
+    model_option("--lora-alpha", help="Scale of LoRA tensors in the checkpoint itself, where no file states it."),
+]
 YesOpt = Annotated[bool, model_option("--yes", "-y", help="Download missing weights without asking.")]
 
 ClassesOpt = Annotated[
@@ -143,6 +157,8 @@ class WeightsOptions:
     tokenizer: TokenizerOpt = None
     model_config: ModelConfigOpt = None
     tokenizer_config: TokenizerConfigOpt = None
+    weight_set: WeightSetOpt = None
+    tokenizer_weight_set: TokenizerWeightSetOpt = None
     device: DeviceOpt = "auto"
     yes: YesOpt = False
 
@@ -151,7 +167,8 @@ class WeightsOptions:
 
         Raises: AvarcError naming `avarc download NAME` where weights are still missing.
         """
-        _weights.ensure(self.model, self.tokenizer, yes=self.yes, tokenizer_only=tokenizer_only)
+        sets = (self.weight_set, self.tokenizer_weight_set)
+        _weights.ensure(self.model, self.tokenizer, *sets, yes=self.yes, tokenizer_only=tokenizer_only)
         return self._spec()
 
     def _spec(self) -> ModelSpec:
@@ -162,6 +179,8 @@ class WeightsOptions:
             self.tokenizer,
             model_config=self.model_config,
             tokenizer_config=self.tokenizer_config,
+            weight_set=self.weight_set,
+            tokenizer_weight_set=self.tokenizer_weight_set,
             device=self.device,
         )
 
@@ -172,9 +191,10 @@ class NamedModelOptions(WeightsOptions):
 
     class_names: ClassNamesOpt = None
     lora: LoraOpt = None
+    lora_alpha: LoraAlphaOpt = None
 
     def _spec(self) -> ModelSpec:
-        return replace(super()._spec(), class_names=self.class_names, lora=self.lora)
+        return replace(super()._spec(), class_names=self.class_names, lora=self.lora, lora_alpha=self.lora_alpha)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,9 +250,10 @@ class ImageOptions:
 
 
 def note_inferred(loaded: LoadedModel | LoadedTokenizer) -> None:
-    """Report the values of a configuration that no file states."""
-    for name, assumed in loaded.inferred.items():
-        console.note(f"assumed for {loaded.name}: {name} {assumed}")
+    """Report the values of a configuration that no file states, and which of several sets of weights was read."""
+    for name, found in loaded.inferred.items():
+        is_set = name.endswith("weights")
+        console.note(f"{loaded.name}: {name} {found}" if is_set else f"assumed for {loaded.name}: {name} {found}")
 
 
 def select_images(

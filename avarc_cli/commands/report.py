@@ -37,6 +37,9 @@ def report(
     ] = None,
     bank: opt.BankOpt = None,
     lora: opt.LoraOpt = None,
+    lora_alpha: opt.LoraAlphaOpt = None,
+    weight_set: opt.WeightSetOpt = None,
+    tokenizer_weight_set: opt.TokenizerWeightSetOpt = None,
     device: opt.DeviceOpt = "auto",
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
@@ -63,6 +66,9 @@ def report(
             device=device,
             bank=bank,
             lora=lora,
+            lora_alpha=lora_alpha,
+            weight_set=weight_set,
+            tokenizer_weight_set=tokenizer_weight_set,
         )
         return load_classifier(spec)
 

@@ -134,6 +134,7 @@ def var(
     out: OutOpt,
     tokenizer: Annotated[str, opt.model_option("--tokenizer", help="A tokenizer's name or file.")],
     tokenizer_config: opt.TokenizerConfigOpt = None,
+    tokenizer_weight_set: opt.TokenizerWeightSetOpt = None,
     depth: Annotated[int, opt.model_option("--depth", min=1, help="Blocks.")] = 8,
     width: Annotated[int, opt.model_option("--width", min=64, help="Channels, a multiple of 64.")] = 512,
     shared_aln: Annotated[
@@ -155,8 +156,11 @@ def var(
     from avarc_cli.train.generator import train_generator
 
     with _reserved(out, overwrite, tokenizer):
-        _weights.ensure(tokenizer, yes=yes)
-        reader = load_tokenizer(ModelSpec(tokenizer, tokenizer_config=tokenizer_config, device=device))
+        _weights.ensure(tokenizer, tokenizer_weight_set=tokenizer_weight_set, yes=yes)
+        spec = ModelSpec(
+            tokenizer, tokenizer_config=tokenizer_config, tokenizer_weight_set=tokenizer_weight_set, device=device
+        )
+        reader = load_tokenizer(spec)
         opt.note_inferred(reader)
         recipe = training.recipe()
         with _progress("training VAR", recipe.steps) as progress:
