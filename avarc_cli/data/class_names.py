@@ -58,7 +58,9 @@ def explain_numbers(class_names: Sequence[str], space: LabelSpace) -> str:
         space: the model's classes.
     """
     numbers = [int(name) for name in class_names if name.isdecimal()]
-    if not space.numbered or not numbers:
+    if numbers and space == imagenet1k():
+        return "class folders are numbers, not ImageNet's classes; --dataset imagenet-val takes them for its indices"
+    if not numbers or not space.numbered:
         return ""
     count = sum(label.isdecimal() for label in space.ids)  # without those that a bank added
     by_text = sorted(map(str, range(count)))

@@ -46,14 +46,15 @@ def open_folder(folder: Path, requested: str | None) -> ScannedInput:
     names = sorted(walk(root.path, root.prefix, frozenset(), others))
     images = ImageFiles(str(folder), names)
     start = len(root.prefix)
-    folders = [_class_of(name, start) for name in names]
-    is_flat = not any(folders)
-    may_be_validation = requested in (None, "imagenet-val") and is_flat and not others.label_files
+    known: dict[str | None, str | None] = {}  # one text for all images of a class
+    folders = [known.setdefault(each, each) for each in (_class_of(name, start) for name in names)]
+    may_be_validation = requested in (None, "imagenet-val") and not any(folders) and not others.label_files
     if may_be_validation and imagenet_val.is_flat([name[start:] for name in names]):
         return _flat_validation(root.path, names, images)
-    class_of, notes = labels_beside(str(folder), sorted(others.label_files), names, folders)
-    layout = FLAT if is_flat else FOLDERS
-    if is_flat and requested != NO_DATASET and not any(class_of) and any(map(synset_of, names)):
+    detected = "" if requested == NO_DATASET else root.dataset
+    class_of, notes = _classes(str(folder), names, folders, others.label_files, detected)
+    layout = FOLDERS if any(folders) else FLAT
+    if requested != NO_DATASET and not any(class_of) and any(map(synset_of, names)):
         class_of, layout = list(map(synset_of, names)), f"{FLAT}, classes from file names"
     if class_of is folders:
         notes += _inner_folders(names, start, set(filter(None, folders)))
@@ -61,9 +62,18 @@ def open_folder(folder: Path, requested: str | None) -> ScannedInput:
         notes.append(f"files that are not images: {count_suffixes(others.suffixes)}")
     labels, classes = number_classes(class_of)
     layout = f"{layout} in {root.prefix}" if root.prefix else layout
-    detected = "" if requested == NO_DATASET else root.dataset
     scanned = ScannedInput(images, names, labels, classes, detected, layout, tuple(notes))
     return resolve_dataset(scanned, requested, root.path)
+
+
+def _classes(
+    folder: str, names: Sequence[str], folders: Sequence[str | None], label_files: Sequence[str], detected: str
+) -> tuple[Sequence[str | None], list[str]]:
+    """The class of each image, and notes: as `labels_beside`, except that class folders of a known dataset count."""
+    if not (detected and any(folders)):
+        return labels_beside(folder, sorted(label_files), names, folders)
+    unused = f"labels that are not used, since the class folders are known: {shorten_list(sorted(label_files))}"
+    return folders, [unused] if label_files else []
 
 
 @dataclass

@@ -27,7 +27,8 @@ def class_text(value: object) -> str | None:
     if value is None or (isinstance(value, (int, float)) and not value >= 0):  # NaN is not >= 0
         return None
     text = without_zeros(str(value))
-    return None if not text or re.fullmatch(r"-\d+(\.0+)?", text) else text
+    is_negative = text.startswith("-") and text[1:].isdecimal()
+    return None if not text or is_negative else text
 
 
 def scalar_class(value: object) -> str | None:
@@ -39,7 +40,10 @@ def scalar_class(value: object) -> str | None:
 
 def without_zeros(text: str) -> str:
     """7 for 7.0, as programs write class numbers that were floats; any other text as it is."""
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", text.strip())
+    text = text.strip()
+    whole, dot, rest = text.partition(".")
+    is_whole = dot and rest and not rest.strip("0") and whole.removeprefix("-").isdecimal()
+    return whole if is_whole else text
 
 
 def _plain(field: str) -> str:

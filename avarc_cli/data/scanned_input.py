@@ -62,13 +62,16 @@ def resolve_dataset(scanned: ScannedInput, requested: str | None, path: str) -> 
     outside = [number for number in numbers if int(number) >= len(imagenet1k())]
     if outside:
         why = "ImageNet's class numbers go from 0 to 999; numbers from 1, as in its devkit, may be in another order"
-        raise UsageError(f"'{path}' has a class {outside[0]}", why, "call the folders by synset, or add --dataset none")
+        raise UsageError(
+            f"'{path}' has a class {outside[0]}", why, f"name the classes by synset, or add --dataset {NO_DATASET}"
+        )
     if numbers:
-        note = "class folders are numbers, taken for indices of ImageNet-1k (0 to 999)"
+        note = "classes are numbers, taken for indices of ImageNet-1k (0 to 999)"
         scanned = replace(scanned, notes=(*scanned.notes, note))
     if scanned.classes and not any(chosen.id_of(name) for name in scanned.classes):
         examples = ", ".join(chosen.ids[:MAX_NAMES])
         why = f"its classes are {shorten_list(sorted(scanned.classes))}; {chosen.title} has classes like {examples}"
+        why = "; ".join([why, *scanned.notes])  # perhaps the labels are in what is not used
         raise UsageError(f"'{path}' is not {chosen.title}", why, f"omit --dataset, or use --dataset {NO_DATASET}")
     return _rename_classes(scanned, chosen)
 

@@ -120,7 +120,9 @@ def open_tables(folder: str, files: Sequence[str], requested: str | None) -> Sca
     kind = os.path.splitext(files[0])[1][1:]
     layout = f"{len(files)} {kind} {'files' if len(files) > 1 else 'file'}, images in column '{columns.image}'"
     in_folders = f"the names of folders ({columns.label}=...)"
-    layout += f", classes in {in_folders if columns.in_folders else repr(columns.label)}" if columns.label else ""
+    if columns.label:
+        layout += f", classes in {in_folders if columns.in_folders else repr(columns.label)}"
+        layout += "" if classes else ", all of them unknown"
     if columns.unused:
         notes += (f"columns that are not used as classes: {', '.join(columns.unused)}",)
     return resolve_dataset(ScannedInput(images, rows.names, labels, classes, "", layout, notes), requested, stem)

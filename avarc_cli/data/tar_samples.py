@@ -7,6 +7,7 @@ the label's key. The order of the members does not matter; of several with the s
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,8 +18,13 @@ from avarc_cli.data.label_fields import CLASS_FIELDS, NAME_FIELDS, class_text, f
 from avarc_cli.data.tar import Member
 from avarc_cli.errors import shorten_list
 
-OTHER_KINDS = (("class", "label", "target"), ("index", "y"))  # what .cls is also called; first those that say it
-SINGLE = ("cls", *OTHER_KINDS[0], *OTHER_KINDS[1])  # suffixes of files with one class each
+# What .cls is also called. The first group that an image has counts, and in that all must agree.
+OTHER_KINDS = (
+    *((name,) for name in NAME_FIELDS),
+    tuple(name for name in CLASS_FIELDS if name not in ("cls", *NAME_FIELDS)),
+    ("index", "y"),
+)
+SINGLE = ("cls", *itertools.chain(*OTHER_KINDS))  # suffixes of files with one class each
 LABEL_KINDS = (*SINGLE, "json", "txt")
 MAX_LABEL_SIZE = 1 << 20  # bytes of a .cls, .json or .txt; larger files are not labels
 MAX_LABEL = 200  # letters of a class in a file with another suffix than .cls
@@ -69,16 +75,19 @@ class TarSamples:
         label: str | None
         if kind == "json":
             label, fields = _json_label(text)
-            if label is None:
+            if not label:
                 named = f" (its fields: {shorten_list(fields)})" if fields else ""
                 self.json_fields = self.json_fields or named  # of the first: others would be a note each
                 self.unused.append((f".json files that state no class{self.json_fields}", name))
-        elif kind in (*OTHER_KINDS[0], *OTHER_KINDS[1]) and ("\n" in text or len(text) > MAX_LABEL):
+            if label is None:
+                self.labels.setdefault(stem, {})  # it tells what the key of the sample is
+                return
+        elif kind not in ("cls", "txt") and ("\n" in text or len(text) > MAX_LABEL):
             self.unused.append((f".{kind} files, which are not a class in one line", name))
             return
         else:
-            label = class_text(text)
-        self.labels.setdefault(stem, {})[kind] = label or ""
+            label = class_text(text) or ""
+        self.labels.setdefault(stem, {})[kind] = label
 
     def samples(self) -> Iterator[tuple[str, Member, dict[str, str]]]:
         """Name, file and labels of each image. Afterwards, `unused` is complete."""
@@ -146,10 +155,9 @@ def _role(name: str) -> str:
 
 
 def label_of(parts: Mapping[str, str]) -> tuple[str, str]:
-    """The class in the label files of an image, and the kind of file that has it; "" and "" if there is none.
+    """The class in the label files of an image, "" if it is unknown; and the kind of file that says so, "" for none.
 
-    A .cls counts more than a .json, and both more than files that may be labels: these must agree. What a .txt means
-    depends on all others.
+    A .cls counts more than a .json, and both more than other suffixes. What a .txt means depends on all others.
 
     Args:
         parts: contents by kind.
@@ -160,12 +168,15 @@ def label_of(parts: Mapping[str, str]) -> tuple[str, str]:
     for kinds in OTHER_KINDS:
         found = {parts[kind]: kind for kind in kinds if parts.get(kind)}
         if found:
-            return next(iter(found.items())) if len(found) == 1 else ("", "")
-    return "", ""
+            return next(iter(found.items())) if len(found) == 1 else ("", kinds[0])
+    return "", next((kind for kind in parts if kind != "txt"), "")
 
 
 def _json_label(text: str) -> tuple[str | None, list[str]]:
-    """The class name, else the class number, in a sample's JSON, None if there is none; and the names of its fields."""
+    """The class name, else the class number, in a sample's JSON, and the names of its fields.
+
+    "" for a class that is said to be unknown, None where none is stated.
+    """
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
@@ -173,5 +184,7 @@ def _json_label(text: str) -> tuple[str | None, list[str]]:
     if not isinstance(values, dict):
         return scalar_class(values), []
     names = (values[key] for key in find_fields(values, (*NAME_FIELDS, "class")) if isinstance(values[key], str))
-    classes = (scalar_class(values[key]) for key in find_fields(values, CLASS_FIELDS))
-    return next(filter(None, names), None) or next(filter(None, classes), None), list(values)
+    found = [values[key] for key in find_fields(values, CLASS_FIELDS)]
+    label = next(filter(None, names), None) or next(filter(None, map(scalar_class, found)), None)
+    is_unknown = any(value is None or (isinstance(value, (int, float)) and not value >= 0) for value in found)
+    return "" if label is None and is_unknown else label, list(values)

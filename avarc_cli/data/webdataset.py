@@ -173,7 +173,7 @@ def _class_names(samples: _Samples, shards: Sequence[str]) -> tuple[Sequence[str
     the names of the images; the names of the tars.
     """
     notes: tuple[str, ...] = ()
-    if any(samples.labels):
+    if any(samples.kinds):
         if others := sorted(samples.kinds.difference({"", "cls", "json"})):
             notes = (f"classes from .{' and .'.join(others)} files",)
         return samples.labels, notes

@@ -66,6 +66,14 @@ def test_a_label_file_counts_more_than_folders_that_it_contradicts(tmp_path):
     assert any("not from the folders batch1, batch2" in note for note in open_images([tmp_path / "x"]).notes)
 
 
+def test_class_folders_of_a_known_dataset_count_more_than_a_label_file(tmp_path):
+    fill(tmp_path / "val", "n01440764/a.JPEG", "n01443537/b.JPEG", "n01443537/c.JPEG")
+    (tmp_path / "val/labels.csv").write_text("path,label\nn01443537/b.JPEG,0\nn01443537/c.JPEG,1\n")
+    images = open_images([tmp_path / "val"])
+    assert (images.dataset, images.class_names) == ("imagenet-val", ("n01440764", "n01443537"))
+    assert any("labels that are not used" in note and "labels.csv" in note for note in images.notes)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

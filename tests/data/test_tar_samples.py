@@ -136,7 +136,9 @@ def test_classes_are_the_folders_around_images(tmp_path, folders, expected):
     assert labels(tar(tmp_path / "x.tar", {f"{folders}/0.png": picture()})) == {f"{folders}/0.png": expected}
 
 
-@pytest.mark.parametrize("kind", ["label", "class", "target", "index", "y", "cls.txt", "label.txt", "LABEL"])
+@pytest.mark.parametrize(
+    "kind", ["label", "class", "target", "index", "y", "cls.txt", "label.txt", "LABEL", "class_id", "synset"]
+)
 def test_files_with_one_class_may_have_other_suffixes(tmp_path, kind):
     members = {f"x/{i}.{kind}": label for i, label in enumerate((b"7\n", b"3.0", b"-1"))}
     path = tar(tmp_path / "x.tar", members | {f"x/{i}.png": picture(i) for i in range(3)})
@@ -154,6 +156,18 @@ def test_label_files_that_disagree_or_are_no_label_are_not_used(tmp_path):
     path = tar(tmp_path / "y.tar", {"0.png": picture(), "0.label": b"0 1 2\n3 4 5"})
     assert labels(path) == {"0.png": None}
     assert "not used: .label files, which are not a class in one line (1), such as 0.label" in notes(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [("cls", b"-1"), ("json", b'{"label": -1}'), ("json", b'{"label": null}'), ("label", b"")]
+)
+def test_a_folder_is_no_class_where_label_files_say_that_it_is_unknown(tmp_path, kind, text):
+    assert labels(tar(tmp_path / "x.tar", {"cat/0.png": picture(), f"cat/0.{kind}": text})) == {"cat/0.png": None}
+
+
+def test_json_without_a_class_still_tells_which_pictures_are_one_sample(tmp_path):
+    members = {"0.image.png": picture(0), "0.canny.png": picture(1), "0.json": b'{"caption": "x"}'}
+    assert labels(tar(tmp_path / "x.tar", members)) == {"0.image.png": None}
 
 
 def test_archives_in_a_tar_are_named(tmp_path):
