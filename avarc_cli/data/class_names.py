@@ -59,7 +59,7 @@ def explain_numbers(class_names: Sequence[str], space: LabelSpace) -> str:
     """
     numbers = [int(name) for name in class_names if name.isdecimal()]
     if numbers and space == imagenet1k():
-        return "class folders are numbers, not ImageNet's classes; --dataset imagenet-val takes them for its indices"
+        return "the labels are numbers, not synsets or names; with --dataset imagenet-val they are ImageNet's indices"
     if not numbers or not space.numbered:
         return ""
     count = sum(label.isdecimal() for label in space.ids)  # without those that a bank added
