@@ -154,8 +154,8 @@ def open_images(inputs: Sequence[Path], dataset: str | None = None) -> ImageSet:
     """List the images of folders, files, lists, tar shards and tables, without opening any image.
 
     In a folder, a class is a sub-folder that contains images, at any depth; images outside of sub-folders are
-    unlabeled, unless a file beside them has their labels. Hidden files are skipped, files without an image suffix noted.
-    A folder without images may contain .tar, .parquet or .arrow files instead. A .txt, .tsv or .lst file lists one path
+    unlabeled, unless a file beside them has their labels. Hidden files are skipped, others that are no images noted. A
+    folder without images may contain .tar, .parquet or .arrow files instead. A .txt, .tsv or .lst file lists one path
     per line, relative to itself, optionally followed by a tab and the class; a .csv or .jsonl has columns for them. Any
     other file is an image.
 
