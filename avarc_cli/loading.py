@@ -52,7 +52,12 @@ class ModelSpec:
     """JSON file that states what the tensors of the tokenizer cannot tell."""
 
     class_names: str | Path | None = None
-    """Text file with one class a line, in the order of the class ids, for a checkpoint that does not name them."""
+    """For a checkpoint that does not name its classes: text file with one a line, in the order of the class ids, or the
+    folder that it was trained on, whose sub-folders are the classes in sorted order."""
+
+    class_order: str | None = None
+    """How a checkpoint that does not name its classes numbered folders called 0, 1, 2, ...: "number", or "text" for
+    the order of the names as text. None for "number"."""
 
     precision: str = "fp32"
     """One of fp32, tf32 (CUDA), bf16, fp16, int8 and fp8 (CUDA)."""
@@ -152,7 +157,7 @@ def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
         likelihood=likelihood,
         family=family.name,
         tokenizer=tokenizer,
-        classes=class_space(likelihood.num_classes, space, spec.class_names, read.metadata),
+        classes=class_space(likelihood.num_classes, space, spec.class_names, read.metadata, spec.class_order),
         name=name,
         file=str(path),
         sha256=read.sha256,

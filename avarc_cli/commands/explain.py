@@ -31,7 +31,9 @@ class _ScoringOptions(opt.CandidateOptions):
 
 @with_option_groups
 def explain(
-    data: Annotated[list[Path], typer.Argument(help="A token cache, a folder of images, image files, or a list.")],
+    data: Annotated[
+        list[Path], typer.Argument(help=f"A token cache, a folder of images, image files, or {opt.A_LIST}.")
+    ],
     *,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="What to write: a picture (.png, .svg), or a page with values (.html).")
@@ -98,9 +100,10 @@ def explain(
             keep_order=listed,
         )
         spec, source = model.fetch(), read(data[0]) if images is None else images
-        dataset = source.dataset if isinstance(source, ImageSet) else source.header.dataset
-        classifier = load_classifier(spec, scoring.options(dataset))
+        about_images = source if isinstance(source, ImageSet) else source.header
+        classifier = load_classifier(spec, scoring.options(about_images.dataset))
         opt.note_inferred(classifier.model)
+        opt.note_numbers(about_images.class_names, classifier.model.classes)
         weighting.of_grids(classifier.model.tokenizer.layout)  # wrong scales are an error before images are scored
         result = explain_images(
             classifier,
