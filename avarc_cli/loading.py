@@ -232,7 +232,7 @@ def _read_tokenizer(
     Args:
         spec: name of a card or path. asked: the layout that the user names. implied: the one of the generator or its
             card, for files that state none. config: the file of --tokenizer-config. weight_set: that of
-            --tokenizer-weight-set.
+            --tokenizer-weights.
     """
     card = None if is_path(spec) else tokenizer_card(spec)
     path, name = _place(spec, card)

@@ -93,12 +93,12 @@ TokenizerConfigOpt = Annotated[
 WeightSetOpt = Annotated[
     str | None,
     model_option(
-        "--weight-set",
+        "--weights",
         help="Which weights of a checkpoint that holds several: ema, or another name in it. Default: the trained ones.",
     ),
 ]
 TokenizerWeightSetOpt = Annotated[
-    str | None, model_option("--tokenizer-weight-set", help="The same for the tokenizer's checkpoint.")
+    str | None, model_option("--tokenizer-weights", help="The same for the tokenizer's checkpoint.")
 ]
 LoraAlphaOpt = Annotated[
     float | None,

@@ -45,9 +45,9 @@ def explain(
     contrast: Annotated[
         str, typer.Option("--vs", help="The class to compare it with: rival (the strongest other), label, or a name.")
     ] = "rival",
-    weights: Annotated[
+    weighting: Annotated[
         str,
-        typer.Option("--weights", help="paper: every token counts once; uniform: once for every cell that it covers."),
+        typer.Option("--weighting", help="paper: every token counts once; uniform: once for each cell that it covers."),
     ] = "paper",
     scales: Annotated[str | None, typer.Option("--scales", help="Only these scales, counted from 1: 4-10.")] = None,
     upsample: Annotated[
@@ -80,7 +80,7 @@ def explain(
     from avarc_cli.explain.maps import parse_scales
     from avarc_cli.tokens.cache import read
 
-    weighting = Weighting(weights=weights, scales=parse_scales(scales), upsample=upsample)
+    how = Weighting(weights=weighting, scales=parse_scales(scales), upsample=upsample)
     _summary.check_request(data, None, False, images_only=[preprocess, workers])
     images = None if _summary.is_cache(data) else opt.select_images(data, None, None, None)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def explain(
         classifier = load_classifier(spec, scoring.options(about_images.dataset))
         opt.note_inferred(classifier.model)
         opt.note_numbers(about_images.class_names, classifier.model.classes)
-        weighting.of_grids(classifier.model.tokenizer.layout)  # wrong scales are an error before images are scored
+        how.of_grids(classifier.model.tokenizer.layout)  # wrong scales are an error before images are scored
         result = explain_images(
             classifier,
             source,
@@ -115,10 +115,10 @@ def explain(
             say=console.warn,
         )
         opt.list_unreadable(result.unreadable)
-        about = _about(result, only, classifier.model.name, weighting)
+        about = _about(result, only, classifier.model.name, how)
         title = f"Why? {', '.join(str(d) for d in data[:3])}"
-        write.write_explanations(result.explanations, weighting, out, title=title, about=about, npz=npz)
-        _show(result, weighting, out, npz, about)
+        write.write_explanations(result.explanations, how, out, title=title, about=about, npz=npz)
+        _show(result, how, out, npz, about)
         if result.unreadable:
             raise typer.Exit(EXIT_UNREADABLE)
 

@@ -25,7 +25,7 @@ WRAPPERS = (
     "current_model_state",  # beside "state_dict", in which Lightning's WeightAveraging then has the average
 )
 AVERAGES = ("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "shadow")  # moving averages of weights
-OPTION = "--weight-set"
+OPTION = "--weights"
 AVERAGE = "ema"  # names the moving average, whatever the file calls it
 COUNTERS = frozenset({"initted", "step", "decay", "num_updates"})  # single numbers beside an average
 READ = "weights read"  # in the metadata: which of several sets was read

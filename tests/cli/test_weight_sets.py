@@ -1,4 +1,4 @@
-"""--weight-set chooses between weights and their average, which are never confused; folders of shards; --lora-alpha."""
+"""--weights chooses between weights and their average, which are never confused; folders of shards; --lora-alpha."""
 
 import json
 
@@ -51,19 +51,19 @@ def test_the_average_scores_as_it_does_alone_and_its_run_is_another(cache, words
     assert classify(cache, alone, "--model", tiny_files / "VAR.pth", "--tokenizer", tokenizer) == 0
     assert classify(cache, raw, *words) == 0
     capsys.readouterr()
-    assert classify(cache, ema, *words, "--weight-set", "ema") == 0
+    assert classify(cache, ema, *words, "--weights", "ema") == 0
     assert "'model_ema'; the file also has 'model'" in capsys.readouterr().err
     assert scores(ema) == scores(alone) != scores(raw)
     told = {name: json.loads((tmp_path / name / "run.json").read_text()) for name in ("raw", "ema")}
     assert told["raw"]["inferred"]["weights"] == "'model'; the file also has 'model_ema'"
     assert told["ema"]["inferred"]["weights"] == "'model_ema'; the file also has 'model'"
     assert told["raw"]["model"]["sha256"] != told["ema"]["model"]["sha256"]
-    assert classify(cache, raw, *words, "--weight-set", "ema") == 2, "a run is not continued with other weights"
-    assert classify(cache, raw, *words, "--weight-set", "model") == 0, "but with the same ones, named"
+    assert classify(cache, raw, *words, "--weights", "ema") == 2, "a run is not continued with other weights"
+    assert classify(cache, raw, *words, "--weights", "model") == 0, "but with the same ones, named"
 
 
 def test_an_absent_set_is_refused(cache, words, tmp_path, capsys):
-    assert classify(cache, tmp_path / "r", *words, "--weight-set", "best") == 2
+    assert classify(cache, tmp_path / "r", *words, "--weights", "best") == 2
     err = capsys.readouterr().err
     assert "has no weights 'best'" in err and "'model', 'model_ema'" in err
     assert not (tmp_path / "r").exists()
@@ -73,19 +73,19 @@ def test_a_bank_of_the_average_is_refused_for_the_trained_weights(setting, both,
     words = ["--model", str(both / "VAR.pth"), *setting.models[2:]]
     bank = ["--bank", str(tmp_path / "bank")]
     fit = ["--method", "embedding", "--steps", "2", "--batch-size", "4", "--no-offset"]
-    assert main(["add-class", "amber", str(setting.cache), *words, "--weight-set", "ema", *fit, *bank]) == 0
+    assert main(["add-class", "amber", str(setting.cache), *words, "--weights", "ema", *fit, *bank]) == 0
     capsys.readouterr()
     assert classify(setting.cache, tmp_path / "raw", *words, *bank) == 2
     assert "sha256" in capsys.readouterr().err
-    assert classify(setting.cache, tmp_path / "ema", *words, *bank, "--weight-set", "ema") == 0
+    assert classify(setting.cache, tmp_path / "ema", *words, *bank, "--weights", "ema") == 0
 
 
 def test_tokens_of_a_tokenizers_average_are_told_from_those_of_its_trained_weights(both, tiny_files, tmp_path, capsys):
     encode = ["encode", str(tiny_files / "img"), "--tokenizer", str(both / "VAE.pth"), "--preprocess", "none"]
     encode += ["--tokenizer-config", str(both / "scales.json"), "--out"]
     assert main([*encode, str(tmp_path / "raw.h5")]) == 0
-    assert main([*encode, str(tmp_path / "ema.h5"), "--tokenizer-weight-set", "ema"]) == 0
-    model = ["--model", tiny_files / "VAR.pth", "--tokenizer", both / "VAE.pth", "--tokenizer-weight-set", "ema"]
+    assert main([*encode, str(tmp_path / "ema.h5"), "--tokenizer-weights", "ema"]) == 0
+    model = ["--model", tiny_files / "VAR.pth", "--tokenizer", both / "VAE.pth", "--tokenizer-weights", "ema"]
     assert classify(tmp_path / "ema.h5", tmp_path / "r", *model) == 0
     capsys.readouterr()
     assert classify(tmp_path / "raw.h5", tmp_path / "s", *model) == 1
@@ -95,10 +95,10 @@ def test_tokens_of_a_tokenizers_average_are_told_from_those_of_its_trained_weigh
 @pytest.mark.usefixtures("home")
 def test_a_name_may_stand_for_the_average(both, tiny, tiny_files, capsys):
     scales = ",".join(map(str, tiny.patch_nums))
-    assert main(["models", "add", "vq", str(both / "VAE.pth"), "--weight-set", "ema", "--patch-nums", scales]) == 0
+    assert main(["models", "add", "vq", str(both / "VAE.pth"), "--weights", "ema", "--patch-nums", scales]) == 0
     assert cards.tokenizer_card("vq").weights.weight_set == "ema"
     one = tiny_files / "VAE.pth"
-    for name, chosen in (("raw", []), ("avg", ["--weight-set", "ema"])):
+    for name, chosen in (("raw", []), ("avg", ["--weights", "ema"])):
         assert main(["models", "add", name, str(both / "VAR.pth"), "--tokenizer", str(one), *chosen]) == 0
     raw, average = load_model("raw"), load_model("avg")
     assert torch.equal(average.likelihood.var.head.weight, tiny.tensors("var")["head.weight"])

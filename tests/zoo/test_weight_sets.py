@@ -108,7 +108,7 @@ def test_the_only_set_is_read_with_and_without_its_name(tmp_path):
 def test_a_set_that_is_not_there_is_refused_with_those_that_are(tmp_path, content, there):
     with pytest.raises(UsageError, match="has no weights 'average'") as error:
         checkpoint.read(saved(tmp_path, content), weight_set="average")
-    assert there in error.value.why and "--weight-set" in error.value.fix
+    assert there in error.value.why and "--weights" in error.value.fix
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_any_key_that_leads_to_weights_can_be_named(tmp_path, content):
 def test_weights_under_an_unknown_key_are_reported_with_the_keys_and_the_option(tmp_path):
     with pytest.raises(CheckpointError, match="contains no state dict") as error:
         checkpoint.read(saved(tmp_path, {"net": RAW, "epoch": 1}))
-    assert "net (blocks.0.proj.bias, blocks.0.proj.weight)" in error.value.why and "--weight-set" in error.value.fix
+    assert "net (blocks.0.proj.bias, blocks.0.proj.weight)" in error.value.why and "--weights" in error.value.fix
 
 
 def test_a_state_dict_that_contains_itself_is_no_weights(tmp_path):
