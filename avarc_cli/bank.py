@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from avarc_cli import strict_json
 from avarc_cli.data.labels import LabelSpace, close_names, normalize
 from avarc_cli.errors import CheckpointError, UsageError, describe_differences
 
@@ -143,7 +144,7 @@ def read(path: Path) -> Bank:
         why = f"there is no '{file}'" if path.is_dir() else f"there is no folder '{path}'"
         raise UsageError(f"'{path}' is not a class bank", why, "avarc add-class creates one")
     try:
-        values = json.loads(file.read_bytes())
+        values = strict_json.parse(file.read_bytes())
         if values["format"] != FORMAT:
             raise CheckpointError(
                 f"'{file}' has another format", f"it is {values['format']}, this avarc reads {FORMAT}"

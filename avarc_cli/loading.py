@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from avarc_cli import bank as banks
-from avarc_cli import families
+from avarc_cli import families, strict_json
 from avarc_cli.added_classes import AddedClass, AddedClassesModel, base_of
 from avarc_cli.bank import Bank
 from avarc_cli.data.class_names import class_space
@@ -300,14 +299,11 @@ def _metadata_of(read: checkpoint.Checkpoint) -> str:
 def _read_json(path: Path) -> Mapping[str, Any]:
     """A JSON object. Raises: CheckpointError naming the file."""
     try:
-        values = json.loads(path.read_bytes())
+        return strict_json.parse_object(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"the configuration {path} cannot be read", str(error), "correct or move the file"
         ) from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"the configuration {path} cannot be read", "it is not a JSON object", "correct the file")
-    return values
 
 
 def _stated_family(stated: ConfigSources, wanted: families.Registry[Any], other: families.Registry[Any]) -> str | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from avarc_cli import strict_json
 from avarc_cli.data.labels import LabelSpace, imagenet1k
 from avarc_cli.errors import CheckpointError, UsageError
 
@@ -121,7 +121,7 @@ def _read_lines(path: Path) -> tuple[str, ...]:
 
 def _read_names(text: str) -> tuple[str, ...]:
     try:
-        return tuple(str(name) for name in json.loads(text))
+        return tuple(str(name) for name in strict_json.parse(text))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             "the class names in the checkpoint cannot be read", str(error), "use --class-names"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avarc_cli import strict_json
 from avarc_cli.data.datasets import ImageSet, open_images
 from avarc_cli.data.labels import UNKNOWN, normalize
 from avarc_cli.data.preprocess import Preprocess
@@ -24,8 +24,9 @@ from avarc_cli.errors import AvarcError, UnreadableImage, UsageError, shorten_li
 from avarc_cli.likelihood import Tokenizer
 from avarc_cli.storage import write_bytes
 from avarc_cli.tokens.cache import TokenCache
-from avarc_cli.tokens.cache import read as read_cache
+from avarc_cli.tokens.verify import read_verified
 from avarc_cli.train.images import Augment
+from avarc_cli.zip_check import INVALID, open_npz
 
 BATCH_SIZE = 32  # images that the tokenizer encodes at once
 # How many augmented versions of each image are made, unless the user says. Chosen on the digits, by hand.
@@ -111,12 +112,18 @@ def concatenate(parts: Iterable[Examples]) -> Examples:
 def load(path: Path) -> Examples:
     """Read what `Examples.save` wrote. Raises AvarcError when the file is corrupt."""
     try:
-        with np.load(path, allow_pickle=False) as npz:
-            facts = json.loads(str(npz["facts"]))
-            tokens = torch.from_numpy(npz["tokens"].astype(np.int64))
-            unreadable = tuple((name, why) for name, why in facts["unreadable"])
-            return Examples(tokens, npz["labels"], tuple(facts["class_names"]), unreadable)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        with open_npz(path) as npz:
+            facts = strict_json.parse(str(npz["facts"]))
+            tokens, labels = npz["tokens"], npz["labels"]
+            unreadable = tuple((str(name), str(why)) for name, why in facts["unreadable"])
+            class_names = tuple(str(name) for name in facts["class_names"])
+        types = tokens.dtype == np.uint16 and labels.dtype == np.int64
+        if not types or tokens.ndim != 3 or labels.shape != tokens.shape[:1]:
+            raise ValueError(f"it holds tokens {tokens.dtype} {tokens.shape} and labels {labels.dtype} {labels.shape}")
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(class_names):
+            raise ValueError(f"labels from {labels.min()} to {labels.max()} with {len(class_names)} class names")
+        return Examples(torch.from_numpy(tokens.astype(np.int64)), labels, class_names, unreadable)
+    except (*INVALID, TypeError, AttributeError) as error:
         raise AvarcError(f"'{path}' is corrupt", str(error), "delete it and run the same command again") from None
 
 
@@ -146,11 +153,11 @@ class Variation:
         return min(MAX_VARIANTS, max(DEFAULT_VARIANTS, -(-MIN_EXAMPLES // max(1, images))))
 
 
-def open_source(data: Sequence[Path], tokenizer: Tokenizer, *, is_cache: bool) -> Source:
+def open_source(data: Sequence[Path], tokenizer: Tokenizer, *, is_cache: bool, allow_outside: bool = False) -> Source:
     """Images, or a token cache of this tokenizer; nothing is encoded yet. Raises UsageError, CacheError."""
     if not is_cache:
-        return open_images(data)
-    cache = read_cache(data[0])
+        return open_images(data, allow_outside=allow_outside)
+    cache = read_verified(data[0])
     cache.check(tokenizer)
     return cache
 

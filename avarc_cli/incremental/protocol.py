@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from avarc_cli import bank as banks
+from avarc_cli import strict_json
 from avarc_cli.data.labels import match, normalize
 from avarc_cli.errors import UsageError, describe_differences
 from avarc_cli.incremental import plot
@@ -134,7 +135,7 @@ def open_folder(path: Path, asked: Mapping[str, Any]) -> Iterator[None]:
 def _check_recorded(file: Path, now: Mapping[str, Any]) -> None:
     """Raises: UsageError unless run.json records this request."""
     try:
-        differences = describe_differences(json.loads(file.read_bytes()), now)
+        differences = describe_differences(strict_json.parse(file.read_bytes()), now)
     except (ValueError, AttributeError) as error:
         raise UsageError(f"cannot read '{file}'", str(error), "name another folder, or delete this one") from None
     if differences:

@@ -9,7 +9,6 @@ N images, S samples (0 is the image, the others smoothing samples of it), L toke
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
+from avarc_cli import strict_json
 from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import CacheError, UsageError, describe_differences
 from avarc_cli.tokens.header import FORMAT, READABLE, CacheHeader, Partial
@@ -192,13 +192,14 @@ def read(path: str | Path, *, allow_partial: bool = False) -> TokenCache:
 def _open(path: Path, file: h5py.File) -> TokenCache:
     if "avarc" not in file.attrs:
         raise CacheError(f"'{path}' is an HDF5 file, but not a token cache", "it has no attribute 'avarc'")
-    values = json.loads(file.attrs["avarc"])
+    values = strict_json.parse(file.attrs["avarc"])
     version = values["format"]
     if version not in READABLE:
         fix = "upgrade avarc: pip install --upgrade avarc" if version > FORMAT else "encode the images again"
         raise CacheError(f"'{path}' has another format", f"it is version {version}, this is {FORMAT}", fix)
     header = CacheHeader.from_dict(values)
     partial = Partial.from_json(file.attrs["share"]) if "share" in file.attrs else None
+    check_stored(file)
     _check_datasets(file, header, partial)
     labels = file["labels"][:]
     if labels.size and not (labels.min() >= UNKNOWN and labels.max() < len(header.class_names)):
@@ -208,11 +209,32 @@ def _open(path: Path, file: h5py.File) -> TokenCache:
         header,
         labels,
         paths=tuple(name.decode("utf-8", "surrogateescape") for name in file["paths"][:]),
-        unreadable=tuple((str(name), str(why)) for name, why in json.loads(file.attrs["unreadable"])),
+        unreadable=tuple((str(name), str(why)) for name, why in strict_json.parse(file.attrs["unreadable"])),
         format=version,
         partial=partial,
         rows=None if partial is None else file["rows"][:],
     )
+
+
+def check_stored(file: h5py.File) -> None:
+    """Check that what a file claims to hold is in it, and nowhere else: before any of it is read.
+
+    Raises: ValueError naming a link to another file or place, or a dataset that was never written, whose bytes are in
+        other files, or that is stored in another way than caches are, which may claim any size.
+    """
+    size = file.id.get_filesize()
+    for name in file:
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f"/{name} is a link to another place")
+        dataset = file[name]
+        if not isinstance(dataset, h5py.Dataset):
+            raise ValueError(f"/{name} is not a dataset")
+        layout = dataset.id.get_create_plist()
+        if layout.get_layout() != h5py.h5d.CONTIGUOUS or layout.get_external_count():
+            raise ValueError(f"/{name} is not stored in one piece, as in a cache")
+        start = dataset.id.get_offset()
+        if dataset.nbytes and (start is None or start + dataset.nbytes > size):
+            raise ValueError(f"/{name} claims {dataset.nbytes:,} bytes, which the file does not hold")
 
 
 def _check_datasets(file: h5py.File, header: CacheHeader, partial: Partial | None) -> None:

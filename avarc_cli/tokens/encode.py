@@ -38,6 +38,7 @@ from avarc_cli.tokens.encoded import EncodedChunk, EncodedFormat
 from avarc_cli.tokens.encoder import ChunkEncoder
 from avarc_cli.tokens.header import identity
 from avarc_cli.tokens.request import Request, describe
+from avarc_cli.tokens.verify import read_verified
 from avarc_cli.work import chunks
 from avarc_cli.work.chunks import ChunkFolder, Chunks, recorded_request
 from avarc_cli.work.locks import ALL_CHUNKS, ChunkLock, chunk_lock, lock_file
@@ -202,11 +203,10 @@ def _clean_up(done: EncodeResult, lock: ChunkLock) -> None:
 
 
 def _read_partial(out: Path, overwrite: bool) -> TokenCache | None:
-    """The partial cache to continue, if there is one."""
-    if overwrite or not out.exists():
+    """The partial cache to continue, if there is one; verified, as its chunks have no checksums. Raises: CacheError."""
+    if overwrite or not out.exists() or read(out, allow_partial=True).partial is None:
         return None
-    cache = read(out, allow_partial=True)
-    return cache if cache.partial is not None else None
+    return read_verified(out, allow_partial=True)
 
 
 def _settle_request(out: Path, asked: Request, partial: TokenCache | None, overwrite: bool, say: Notify) -> Request:

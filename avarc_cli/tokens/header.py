@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from avarc_cli import strict_json
 from avarc_cli.layout import TokenLayout
 
 FORMAT = 2
@@ -140,7 +141,7 @@ class Partial:
     @classmethod
     def from_json(cls, text: str | bytes) -> Partial:
         """What `to_json` gave. Raises: KeyError, TypeError, ValueError for anything else."""
-        values = json.loads(text)
+        values = strict_json.parse(text)
         chunks, unreadable = (tuple(int(number) for number in values[name]) for name in ("units", "unreadable"))
         partial = cls(
             chunk_size=int(values["unit"]), batch_size=int(values["batch_size"]), chunks=chunks, unreadable=unreadable

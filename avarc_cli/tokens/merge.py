@@ -15,9 +15,9 @@ from avarc_cli import outputs
 from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import AvarcError, CacheError, UsageError, describe_differences
 from avarc_cli.outputs import check_output
-from avarc_cli.tokens.cache import TokenCache, read
+from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.tokens.header import CacheHeader, Partial, identity
-from avarc_cli.tokens.verify import verify
+from avarc_cli.tokens.verify import read_verified
 from avarc_cli.tokens.write import Block, Content, write
 from avarc_cli.work.locks import only_writer
 
@@ -74,13 +74,12 @@ def merge(sources: Sequence[Path], out: Path, *, overwrite: bool = False) -> Mer
     if len(sources) < 2 or len({source.resolve() for source in sources}) < len(sources):
         raise UsageError("there is nothing to join", "it takes two or more different caches")
     check_output(out, outputs.CACHE, overwrite=overwrite, inputs=sources)
-    caches = [read(source, allow_partial=True) for source in sources]
+    # Corrupt tokens would get matching checksums in the merged cache.
+    caches = [read_verified(source, allow_partial=True) for source in sources]
     partial = [cache.partial is not None for cache in caches]
     if any(partial) and not all(partial):
         why = f"'{caches[partial.index(True)].path}' is partial, '{caches[partial.index(False)].path}' is complete"
         raise CacheError("a partial cache and a complete one cannot be joined", why)
-    for cache in caches:
-        verify(cache).check(cache.path)  # corrupt tokens would get matching checksums in the merged cache
     plan = _of_shards(caches) if all(partial) else _of_images(caches)
     try:
         with only_writer(out):

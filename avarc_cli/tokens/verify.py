@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from avarc_cli.errors import CacheError
-from avarc_cli.tokens.cache import CORRUPT, TokenCache
+from avarc_cli.tokens.cache import CORRUPT, TokenCache, check_stored, read
 from avarc_cli.tokens.write import ROWS_PER_CHECKSUM, Checksums
 
 REMAKE = "make it again: avarc encode ... --overwrite"
@@ -34,6 +34,13 @@ class Verified:
             raise CacheError(f"'{path}' is corrupt", why, REMAKE)
 
 
+def read_verified(path: Path, *, allow_partial: bool = False) -> TokenCache:
+    """Open a token cache, after reading every byte of it. Raises: as `cache.read`; CacheError when it is corrupt."""
+    cache = read(path, allow_partial=allow_partial)
+    verify(cache).check(path)
+    return cache
+
+
 def verify(cache: TokenCache) -> Verified:
     """Read every byte of a cache's file, and compare the checksums.
 
@@ -42,6 +49,7 @@ def verify(cache: TokenCache) -> Verified:
     runs, corrupt = 0, []
     try:
         with h5py.File(cache.path, "r") as file:
+            check_stored(file)
             for name in sorted(file):
                 dataset = file[name]
                 written, found = dataset.attrs.get("crc32"), _checksums(dataset)

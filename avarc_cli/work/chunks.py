@@ -22,8 +22,10 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
+from avarc_cli import strict_json
 from avarc_cli.errors import AvarcError, shorten_list
 from avarc_cli.storage import remove_leftovers, write_bytes
+from avarc_cli.zip_check import open_npz
 
 Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)
@@ -163,7 +165,7 @@ class ChunkFolder(Generic[Result]):
 
     def load(self, number: int) -> Result:
         """Read the file of a chunk. Raises: one of CORRUPT when it is missing, cut short, changed or another's."""
-        with self._file(number).open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        with open_npz(self._file(number)) as arrays:
             return self.format.from_arrays(self.chunks.items_of(number), arrays)
 
     def stream(self, numbers: Iterable[int]) -> Iterator[Result]:
@@ -189,7 +191,7 @@ class ChunkFolder(Generic[Result]):
 def recorded_request(folder: Path) -> dict[str, Any] | None:
     """What a folder of chunks was created for; None when there is no folder, or no readable request in it."""
     try:
-        request = json.loads((folder / REQUEST).read_bytes())
+        request = strict_json.parse((folder / REQUEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return request if isinstance(request, dict) else None
@@ -229,4 +231,4 @@ def to_json_array(value: Any) -> np.ndarray:
 
 def from_json_array(array: np.ndarray) -> Any:
     """The value that `to_json_array` stored. Raises: ValueError."""
-    return json.loads(array.tobytes())
+    return strict_json.parse(array.tobytes())

@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from avarc_cli import strict_json
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.layout import TokenLayout
 from avarc_cli.storage import remove_leftovers_of, write_bytes
@@ -65,7 +66,7 @@ def load() -> Registered:
     except (OSError, UnicodeDecodeError) as problem:
         raise _unreadable(str(problem)) from None
     try:
-        data = json.loads(text)
+        data = strict_json.parse(text)
         if data["format"] not in READABLE:
             raise _unreadable(f"its format is {data['format']}, this avarc reads {FORMAT}")
         return Registered(
