@@ -179,7 +179,7 @@ def _json_label(text: str) -> tuple[str | None, list[str]]:
     """
     try:
         values = strict_json.parse(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None, []
     if not isinstance(values, dict):
         return scalar_class(values), []

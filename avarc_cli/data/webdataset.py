@@ -23,6 +23,7 @@ from avarc_cli.data.tar_samples import TarSamples, label_of
 from avarc_cli.errors import UnreadableImage, UsageError
 
 CLASS_LISTS = ("classnames.txt", "classes.txt")  # beside the shards or in the folder above: class names, one per line
+MAX_IMAGE_SIZE = 2**29  # bytes of an encoded image: the largest that is decoded (MAX_PIXELS), uncompressed
 TRUNCATED = "the tar ends within it"
 
 
@@ -44,6 +45,8 @@ class TarImages:
             end = os.fstat(file.fileno()).st_size
             if self.offset[row] + size > end:  # checked before reading: a corrupt size may be enormous
                 raise UnreadableImage(f"cannot read {self.location(row)}", f"{TRUNCATED}, at byte {end:,}")
+            if size > MAX_IMAGE_SIZE:
+                raise UnreadableImage(f"cannot read {self.location(row)}", f"its {size:,} bytes are too many")
             return io.BytesIO(os.pread(file.fileno(), size, int(self.offset[row])))
 
     def location(self, row: int) -> str:
