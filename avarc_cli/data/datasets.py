@@ -150,7 +150,7 @@ def load_pixels(open_file: Callable[[], BinaryIO], location: str, dataset: str, 
     return preprocess.apply(image, location)
 
 
-def open_images(inputs: Sequence[Path], dataset: str | None = None) -> ImageSet:
+def open_images(inputs: Sequence[Path], dataset: str | None = None, *, allow_outside: bool = False) -> ImageSet:
     """List the images of folders, files, lists, tar shards and tables, without opening any image.
 
     In a folder, a class is a sub-folder that contains images, at any depth; images outside of sub-folders are
@@ -165,12 +165,14 @@ def open_images(inputs: Sequence[Path], dataset: str | None = None) -> ImageSet:
     Args:
         inputs: the files and folders.
         dataset: name of the known dataset (docs/datasets.md), "none" for any other, None to detect it.
+        allow_outside: read images for which a table names a file outside of its folder; otherwise they are unreadable.
     Raises: UsageError if a path does not exist or cannot be listed, if there is no image at all, or if what a known
         dataset's layout requires is missing.
     """
     parts = []
     for group in _group(inputs):
-        scanned = _scan_files(group, inputs, dataset) if _kind(group[0]) == IMAGE else _scan(group, dataset)
+        is_image = _kind(group[0]) == IMAGE
+        scanned = _scan_files(group, inputs, dataset) if is_image else _scan(group, dataset, allow_outside)
         if len(inputs) > 1 and len(group) == 1 and scanned.layout != IMAGE:
             scanned = replace(scanned, names=[f"{group[0].as_posix()}/{name}" for name in scanned.names])
         parts.append(scanned)
@@ -262,11 +264,11 @@ def _kind(path: Path) -> str:
     return "" if suffix in LIST_SUFFIXES else IMAGE
 
 
-def _scan(group: Sequence[Path], dataset: str | None) -> ScannedInput:
+def _scan(group: Sequence[Path], dataset: str | None, allow_outside: bool) -> ScannedInput:
     path = group[0]
     try:
         if path.is_dir():
-            return _scan_folder(path, dataset)
+            return _scan_folder(path, dataset, allow_outside)
         if not path.exists():
             raise UsageError(f"'{path}' does not exist", fix="name a folder of images, image files, or a list of paths")
         suffix = path.suffix.lower()
@@ -274,7 +276,8 @@ def _scan(group: Sequence[Path], dataset: str | None) -> ScannedInput:
             return open_list(path, dataset)
         if is_container(path.name):
             folder = path.parent.as_posix() if len(group) == 1 else ""
-            return open_containers(folder, [path.name if folder else each.as_posix() for each in group], dataset)
+            names = [path.name if folder else each.as_posix() for each in group]
+            return open_containers(folder, names, dataset, allow_outside=allow_outside)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UsageError(f"cannot open '{path}'", reason.lower()) from error
@@ -291,7 +294,9 @@ def _scan_files(group: Sequence[Path], inputs: Sequence[Path], dataset: str | No
     return resolve_dataset(ScannedInput(ImageFiles("", paths), names, unknown, (), layout=IMAGE), dataset, paths[0])
 
 
-def _scan_folder(folder: Path, dataset: str | None) -> ScannedInput:
+def _scan_folder(folder: Path, dataset: str | None, allow_outside: bool) -> ScannedInput:
     """The images of a folder, or, if there are none, of the shards or tables in it."""
     scanned = open_folder(folder, dataset)
-    return scanned if len(scanned.names) else scan_containers(folder, dataset) or scanned
+    if len(scanned.names):
+        return scanned
+    return scan_containers(folder, dataset, allow_outside=allow_outside) or scanned

@@ -104,6 +104,13 @@ def join(sources: Sequence[ImageSource]) -> ImageSource:
     return JoinedImages(tuple(sources), np.repeat(np.arange(len(sources)), sizes), np.concatenate(rows))
 
 
+def check_inside(path: str, folder: str, reason: str) -> None:
+    """Raises: UnreadableImage, because of `reason`, when a path leads out of a folder, also by a symbolic link."""
+    real, root = os.path.realpath(path), os.path.realpath(folder)
+    if os.path.commonpath([real, root]) != root:
+        raise UnreadableImage(f"cannot read '{path}'", reason)
+
+
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file for reading. Raises: OSError; UnreadableImage if it is not a regular file but, say, a pipe."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block forever
