@@ -17,7 +17,7 @@ import numpy as np
 
 from avarc_cli.classifier import Classifier
 from avarc_cli.data.labels import UNKNOWN
-from avarc_cli.errors import UsageError
+from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.progress import MetricsProgress, Notify, Progress, no_message, no_progress
 from avarc_cli.results import records
 from avarc_cli.results.folder import RunFolder
@@ -176,9 +176,20 @@ def _exact(agreement: float) -> Fraction:
 def _exhaustive(run: Run, folder: RunFolder, progress: MetricsProgress, say: Notify) -> ScoreTable:
     classify(run, folder, progress=progress, say=say)
     files = [folder.path / records.SEGMENTS.format(index) for index in range(len(run.cache))]
-    sums_nNSK = np.stack([np.load(io.BytesIO(file.read_bytes())) for file in files])
+    shape = (len(run.request.candidates), run.request.plan.samples, len(run.model.segment_ends))
+    sums_nNSK = np.stack([_read_segments(file, shape) for file in files])
     prior_KN = np.stack([run.request.prior(tokens) for tokens in run.model.segment_ends])
     return ScoreTable.of(sums_nNSK, prior_KN, run.model.segment_ends)
+
+
+def _read_segments(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        sums: np.ndarray = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+        if (sums.shape, sums.dtype) != (shape, np.dtype(np.float64)):
+            raise ValueError(f"it holds {sums.dtype} of shape {sums.shape}, expected is {shape}")
+    except (ValueError, EOFError) as error:
+        raise AvarcError(f"'{file}' is corrupt", str(error), f"delete the folder '{file.parent.parent}'") from None
+    return sums
 
 
 def _right_candidates(run: Run) -> IntN:

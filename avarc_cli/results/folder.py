@@ -10,7 +10,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from avarc_cli import strict_json
 from avarc_cli.errors import AvarcError, UsageError, describe_differences
+from avarc_cli.results import made_here
 from avarc_cli.results.validate import AGAIN, check_record
 from avarc_cli.storage import move_into_place, remove_leftovers, write_bytes
 from avarc_cli.work.locks import only_writer
@@ -125,6 +127,7 @@ class RunFolder:
         write_bytes(self.metrics, json.dumps(metrics, indent=1).encode())
         move_into_place(self.journal, self.predictions)
         self._seconds_file.unlink(missing_ok=True)
+        made_here.remember(self.path / "run.json")
 
     def remove(self) -> None:
         """Delete the files of the run, and the folder unless it holds anything else. Raises: OSError."""
@@ -169,7 +172,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 def _parse(path: Path) -> list[dict[str, Any]]:
     try:
-        records = [json.loads(line) for line in path.read_bytes().splitlines()]
+        records = [strict_json.parse(line) for line in path.read_bytes().splitlines()]
     except ValueError as error:
         raise AvarcError(f"'{path}' is corrupt", str(error), AGAIN) from None
     for number, record in enumerate(records, start=1):
@@ -198,9 +201,6 @@ def _upgraded(protocol: dict[str, Any]) -> dict[str, Any]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        there = json.loads(path.read_text())
-        if not isinstance(there, dict):
-            raise ValueError("it is not a JSON object")
+        return strict_json.parse_object(path.read_text())
     except (OSError, ValueError) as error:
         raise AvarcError(f"cannot read '{path}'", str(error), "name another folder, or delete this one") from None
-    return there

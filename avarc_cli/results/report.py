@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from avarc_cli import page
+from avarc_cli import page, strict_json
 from avarc_cli.errors import AvarcError
 from avarc_cli.page import text
 from avarc_cli.results import charts
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.metrics import wilson
 from avarc_cli.results.read_run import SavedRun
-from avarc_cli.results.validate import AGAIN, MAYBE, NUMBER, require
+from avarc_cli.results.validate import AGAIN, check_metrics, check_stages
 
 MATRIX = 20  # classes in the confusion matrix; with more, those that are confused most
 LONG = 40  # rows of a table that is shown open; longer ones are folded
@@ -34,7 +34,6 @@ STYLE = """
 .matrix td.miss { background: color-mix(in srgb, var(--vermilion) var(--share), transparent); }
 summary { cursor: pointer; color: var(--blue); margin: .4rem 0; } pre { overflow-x: auto; font-size: .8rem; }
 """
-METRICS = {"images": int, "labelled": int, "near_ties": int, "tokens_scored_per_image": MAYBE, "bits_per_token": MAYBE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +58,8 @@ class HardestImages:
 
 def read_metrics(run: SavedRun) -> dict[str, Any]:
     """The run's metrics.json. Raises AvarcError when it lacks what a report shows, or belongs to another run."""
-    metrics, where = RunFolder(run.path).read_metrics(), f"{run.path}/metrics.json"
-    require(metrics, METRICS, where)
-    if metrics["labelled"]:
-        needed = {"accuracy": NUMBER, "accuracy_95": list, "correct": int, "top_k": dict}
-        needed |= {"expected_calibration_error": NUMBER} if "expected_calibration_error" in metrics else {}
-        require(metrics, needed, where)
+    metrics = RunFolder(run.path).read_metrics()
+    check_metrics(metrics, f"{run.path}/metrics.json")
     if len(run.records) != metrics["images"]:
         why = f"{len(run.records)} predictions, and metrics of {metrics['images']} images"
         raise AvarcError(f"'{run.path}' is corrupt", why, AGAIN)
@@ -163,8 +158,11 @@ def _mean_survivors(run: SavedRun, stages: int) -> list[float] | None:
         if not file.is_file():
             return None
         try:
-            counts = [len(stage["survivors"]) for stage in json.loads(file.read_text())["stages"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            recorded = check_stages(strict_json.parse(file.read_text()), len(run.candidates))
+            counts = [len(stage["survivors"]) for stage in recorded]
+            if len(counts) > stages:
+                raise ValueError(f"it has {len(counts)} stages, the plan {stages}")
+        except (OSError, ValueError) as error:
             raise AvarcError(f"'{file}' is corrupt", str(error), AGAIN) from None
         counts += [1] * (stages - len(counts))  # decided early, so not scored further
         sums = [a + b for a, b in zip(sums, counts, strict=True)]
