@@ -28,7 +28,7 @@ from avarc_cli.commands.incremental import incremental
 from avarc_cli.commands.report import report
 from avarc_cli.commands.sample import sample
 from avarc_cli.commands.tune import tune
-from avarc_cli.errors import EXIT_DONE, EXIT_FAILED, AvarcError, Interrupted
+from avarc_cli.errors import EXIT_DONE, EXIT_FAILED, AvarcError, Interrupted, first_line
 
 
 class _Commands(TyperGroup):
@@ -135,7 +135,7 @@ def _run(args: Sequence[str] | None) -> int:
         console.error(_system_error(problem))
         return EXIT_FAILED
     except Exception as bug:  # noqa: BLE001  # anything else is a bug, and ends with one message too
-        console.error(_bug_report(bug))
+        console.error(_out_of_memory(bug) or _bug_report(bug))
         return EXIT_FAILED
     return EXIT_DONE
 
@@ -146,6 +146,21 @@ def _system_error(problem: OSError) -> AvarcError:
         f"{problem.strerror or problem}{name}",
         why="the operating system refused",
         fix="check that the path exists, may be read or written, and has space left; --debug shows where it happened",
+    )
+    shown.__cause__ = problem  # what --debug shows
+    return shown
+
+
+def _out_of_memory(problem: Exception) -> AvarcError | None:
+    """The error for an exception that says that memory ran out; None for any other."""
+    from avarc_cli.environment import lacks_memory  # imports torch, which is loaded where memory runs out
+
+    if not lacks_memory(problem):
+        return None
+    shown = AvarcError(
+        "not enough memory",
+        first_line(problem),
+        "lower --batch-size, --samples or --workers, use a smaller model or --precision bf16, or another --device",
     )
     shown.__cause__ = problem  # what --debug shows
     return shown

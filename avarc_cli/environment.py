@@ -95,7 +95,7 @@ def memory() -> int | None:
 
 def lacks_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out; CPU allocators and CUDA libraries say so only in words."""
-    words = ("out of memory", "allocate memory", "ALLOC_FAILED")
+    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
 
 

@@ -61,6 +61,7 @@ class LearningOptions:
     ] = None
     preprocess: opt.PreprocessOpt = None
     seed: opt.SeedOpt = 0
+    allow_outside: opt.AllowOutsideOpt = False
 
     def fit(self) -> FitOptions:
         """How to fit a class. Raises UsageError for numbers out of range."""
@@ -88,12 +89,12 @@ class LearningOptions:
         )
 
 
-def open_source(data: list[Path], tokenizer: Tokenizer) -> Source:
+def open_source(data: list[Path], tokenizer: Tokenizer, *, allow_outside: bool) -> Source:
     """What the arguments name: a token cache, or images that are yet to be encoded."""
     from avarc_cli.data.datasets import ImageSet
     from avarc_cli.incremental.examples import open_source
 
-    source = open_source(data, tokenizer, is_cache=_summary.is_cache(data))
+    source = open_source(data, tokenizer, is_cache=_summary.is_cache(data), allow_outside=allow_outside)
     if isinstance(source, ImageSet):
         opt.note_images(source)
     return source

@@ -155,6 +155,12 @@ WorkersOpt = Annotated[
         help="Processes that decode images; 0 decodes in this one. Default: 1 with a CPU, more with a GPU.",
     ),
 ]
+AllowOutsideOpt = Annotated[
+    bool,
+    images_option(
+        "--allow-outside", help="Follow paths inside tables and run folders that lead to files elsewhere; trust them."
+    ),
+]
 SigmaOpt = Annotated[
     float, images_option("--sigma", help="Standard deviation of the smoothing noise, in units of the latents.")
 ]
@@ -265,10 +271,13 @@ class ImageOptions:
     per_class: PerClassOpt = None
     limit: LimitOpt = None
     workers: WorkersOpt = None
+    allow_outside: AllowOutsideOpt = False
 
     def select(self, data: list[Path]) -> ImageSet:
         """The images of DATA that these options choose."""
-        return select_images(data, self.subset, self.per_class, self.limit, self.dataset)
+        return select_images(
+            data, self.subset, self.per_class, self.limit, self.dataset, allow_outside=self.allow_outside
+        )
 
 
 def note_inferred(loaded: LoadedModel | LoadedTokenizer) -> None:
@@ -278,11 +287,11 @@ def note_inferred(loaded: LoadedModel | LoadedTokenizer) -> None:
         console.note(f"{loaded.name}: {name} {found}" if is_set else f"assumed for {loaded.name}: {name} {found}")
 
 
-def open_noted(data: list[Path], dataset: str | None = None) -> ImageSet:
+def open_noted(data: list[Path], dataset: str | None = None, *, allow_outside: bool = False) -> ImageSet:
     """All images of DATA; notes what was recognized, and what is not used."""
     from avarc_cli.data.datasets import open_images
 
-    images = open_images(data, dataset)
+    images = open_images(data, dataset, allow_outside=allow_outside)
     note_images(images)
     return images
 
@@ -302,7 +311,13 @@ def note_numbers(class_names: Sequence[str], space: LabelSpace) -> None:
 
 
 def select_images(
-    data: list[Path], subset: str | None, per_class: int | None, limit: int | None, dataset: str | None = None
+    data: list[Path],
+    subset: str | None,
+    per_class: int | None,
+    limit: int | None,
+    dataset: str | None = None,
+    *,
+    allow_outside: bool = False,
 ) -> ImageSet:
     """The images that the data options choose; notes what was recognized.
 
@@ -310,7 +325,7 @@ def select_images(
     """
     from avarc_cli.data.labels import subset as classes_of
 
-    images = open_noted(data, dataset)
+    images = open_noted(data, dataset, allow_outside=allow_outside)
     if subset is None and (left_out := images.classes_outside_imagenet()):
         covered = [name for name in images.class_names if name not in left_out]
         kept = images.select(covered, None, None)

@@ -57,7 +57,9 @@ def add_class(
     name, data = (words[0], words[1:]) if len(words) > 1 else (None, words)
     loaded = load_model(model.fetch())
     opt.note_inferred(loaded)
-    source = _examples.open_source([Path(word) for word in data], loaded.tokenizer)
+    source = _examples.open_source(
+        [Path(word) for word in data], loaded.tokenizer, allow_outside=learning.allow_outside
+    )
     rows = by_class(source, name, data[0])
     names = adding.check_names(list(rows), loaded, open_or_new(bank, loaded.as_base()), existing)
     examples = _examples.encode(source, {n: rows[n] for n in names}, loaded.tokenizer, variation)

@@ -99,9 +99,9 @@ def head(
     Example: avarc cache head val.h5 --rows 3 --picture rows.png --model var-d16
     """
     from avarc_cli import outputs
-    from avarc_cli.tokens.cache import read
+    from avarc_cli.tokens import read_verified
 
-    opened = read(cache, allow_partial=True)
+    opened = read_verified(cache, allow_partial=True)
     if start >= len(opened):
         raise UsageError(f"there is no row {start}", f"'{cache}' holds {len(opened)} images, from 0")
     wanted = range(start, min(start + rows, len(opened)))

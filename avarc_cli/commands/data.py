@@ -39,6 +39,7 @@ def check(
             help="Images to decode, spread over the set: a number, or all. Sets of up to 100 are always decoded.",
         ),
     ] = "0",
+    allow_outside: opt.AllowOutsideOpt = False,
     as_json: opt.JsonOpt = False,
 ) -> None:
     """Show which dataset DATA is, how many images and classes it has, and what is missing or invalid.
@@ -52,7 +53,7 @@ def check(
 
     wanted = parse_decode(decode)
     with console.progress("decoding", wanted) as bar:
-        report = check_images(data, dataset, decode=wanted, progress=bar.update)
+        report = check_images(data, dataset, decode=wanted, allow_outside=allow_outside, progress=bar.update)
     console.result(report, _render(report), brief="\n".join(f"{p.count}\t{p.what}" for p in report.problems))
     if report.problems:
         raise typer.Exit(EXIT_UNREADABLE if all(p.unreadable for p in report.problems) else EXIT_FAILED)

@@ -66,6 +66,7 @@ def explain(
     scoring: _ScoringOptions,
     preprocess: opt.PreprocessOpt = None,
     workers: opt.WorkersOpt = None,
+    allow_outside: opt.AllowOutsideOpt = False,
 ) -> None:
     """Show which parts of an image speak for a class, and which against it, in nats.
 
@@ -82,7 +83,7 @@ def explain(
 
     how = Weighting(weights=weighting, scales=parse_scales(scales), upsample=upsample)
     _summary.check_request(data, None, False, images_only=[preprocess, workers])
-    images = None if _summary.is_cache(data) else opt.select_images(data, None, None, None)
+    images = None if _summary.is_cache(data) else opt.select_images(data, None, None, None, allow_outside=allow_outside)
     out.parent.mkdir(parents=True, exist_ok=True)
     inputs = data if images is None else images.paths
     with (

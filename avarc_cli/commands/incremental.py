@@ -101,7 +101,7 @@ def incremental(
         "fit": vars(options),
     }
     with protocol.open_folder(out, asked):
-        data_tokens = train, tested = _tokens(out, data, test, reader, variation)
+        data_tokens = train, tested = _tokens(out, data, test, reader, variation, learning.allow_outside)
         results = protocol.run(
             out,
             data_tokens,
@@ -126,7 +126,7 @@ def _testing() -> Iterator[Progress]:
 
 
 def _tokens(
-    out: Path, data: Path, test: Path | None, reader: LoadedTokenizer, variation: Variation
+    out: Path, data: Path, test: Path | None, reader: LoadedTokenizer, variation: Variation, allow_outside: bool
 ) -> tuple[Examples, Examples]:
     """Training and test images as tokens, kept in OUT so that they are encoded once."""
     from avarc_cli.incremental import examples, protocol
@@ -139,20 +139,20 @@ def _tokens(
             write_digits(data)
         if test is None and (data / "train").is_dir() and (data / "test").is_dir():
             data, test = data / "train", data / "test"
-        train = _read(data, reader, variation)
+        train = _read(data, reader, variation, allow_outside)
         if test is None:
             train, tested = protocol.hold_out_test(train, protocol.TEST_FRACTION, variation.seed)
         else:
-            tested = _read(test, reader, replace(variation, variants=0))
+            tested = _read(test, reader, replace(variation, variants=0), allow_outside)
         for part, file in zip((train, tested), files, strict=True):
             part.save(file)
     return examples.load(files[0]), examples.load(files[1])
 
 
-def _read(data: Path, reader: LoadedTokenizer, variation: Variation) -> Examples:
+def _read(data: Path, reader: LoadedTokenizer, variation: Variation, allow_outside: bool) -> Examples:
     from avarc_cli.incremental.examples import by_class, concatenate
 
-    source = _examples.open_source([data], reader)
+    source = _examples.open_source([data], reader, allow_outside=allow_outside)
     return concatenate(_examples.encode(source, by_class(source, None, str(data)), reader, variation).values())
 
 

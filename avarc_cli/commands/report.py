@@ -39,6 +39,7 @@ def report(
     weight_set: opt.WeightSetOpt = None,
     tokenizer_weight_set: opt.TokenizerWeightSetOpt = None,
     device: opt.DeviceOpt = "auto",
+    allow_outside: opt.AllowOutsideOpt = False,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
 ) -> None:
@@ -81,6 +82,8 @@ def report(
             hardest=hardest,
             tokens=tokens,
             rescore=tokens is not None or model is not None,
+            own_model=model is not None,
+            allow_outside=allow_outside,
             progress=console.progress,
         )
         if written.note:

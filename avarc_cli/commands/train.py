@@ -44,6 +44,7 @@ class _RecipeOptions:
     ] = "crop"
     flip: Annotated[bool, opt.training_option("--flip", help="Mirror half of the images.")] = False
     seed: opt.SeedOpt = 0
+    allow_outside: opt.AllowOutsideOpt = False
 
     def recipe(self) -> Recipe:
         """The training recipe, with the loop's defaults for everything else."""
@@ -110,7 +111,7 @@ def tokenizer(
         "blocks": blocks,
     }
     recipe = replace(training.recipe(), weight_decay=0.01, betas=(0.9, 0.99))
-    images = opt.open_noted(data)
+    images = opt.open_noted(data, allow_outside=training.allow_outside)
     with _reserved(out, overwrite), _progress("training tokenizer", recipe.steps) as progress:
         train_tokenizer(
             images,
@@ -122,6 +123,7 @@ def tokenizer(
             augment=training.augmentation(),
             device=pick_device(device),
             progress=progress,
+            say=console.warn,
         )
     _show(out)
 
@@ -162,7 +164,7 @@ def var(
         reader = load_tokenizer(spec)
         opt.note_inferred(reader)
         recipe = training.recipe()
-        images = opt.open_noted(data)
+        images = opt.open_noted(data, allow_outside=training.allow_outside)
         with _progress("training VAR", recipe.steps) as progress:
             train_generator(
                 images,
@@ -174,6 +176,7 @@ def var(
                 augment=training.augmentation(),
                 class_dropout=class_dropout,
                 progress=progress,
+                say=console.warn,
             )
     _show(out)
 
@@ -213,7 +216,7 @@ def cca(
         loaded = load_model(model.fetch())
         opt.note_inferred(loaded)
         recipe = replace(training.recipe(), weight_decay=0.0)
-        images = opt.open_noted(data)
+        images = opt.open_noted(data, allow_outside=training.allow_outside)
         opt.note_numbers(images.class_names, loaded.classes)
         with _progress("aligning", recipe.steps) as progress:
             align(
@@ -225,6 +228,7 @@ def cca(
                 rank=rank,
                 augment=training.augmentation(),
                 progress=progress,
+                say=console.warn,
             )
     _show(out)
 

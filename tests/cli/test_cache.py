@@ -68,6 +68,15 @@ def test_verify_names_the_rows_that_changed(cache, tmp_path, capsys, dataset):
     assert code == 1 and f"/{dataset} of rows 0 to 1 differs" in said
 
 
+def test_head_does_not_show_tokens_that_changed(cache, tmp_path, capsys):
+    damaged = tmp_path / "damaged.h5"
+    damaged.write_bytes(cache.read_bytes())
+    with h5py.File(damaged, "r+") as file:
+        file["tokens"][1] ^= 1
+    code, said = asked(capsys, "head", damaged, "--rows", "1")
+    assert code == 1 and "/tokens of rows 0 to 1 differs" in said
+
+
 def test_verify_recognizes_a_cache_without_checksums(cache, tiny, tmp_path, capsys):
     old = tmp_path / "old.h5"
     old.write_bytes(cache.read_bytes())

@@ -3,6 +3,7 @@
 import json
 import subprocess
 
+import h5py
 import numpy as np
 import pytest
 from programs import start
@@ -155,3 +156,12 @@ def test_folders_named_train_and_test_are_the_split(setting, tmp_path):
     assert run(setting, tmp_path / "run", *options, data=tmp_path / "data") == 0
     with np.load(tmp_path / "run" / "scores.npz") as npz:
         assert npz["labels"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_cache_that_changed_is_not_learned_from(setting, tmp_path, capsys):
+    damaged = tmp_path / "damaged.h5"
+    damaged.write_bytes(setting.cache.read_bytes())
+    with h5py.File(damaged, "r+") as file:
+        file["tokens"][1] ^= 1
+    assert run(setting, tmp_path / "run", data=damaged) == 1
+    assert "/tokens of rows 0 to" in capsys.readouterr().err
