@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from avarc_cli.data.class_numbers import interpret_numbers, unique_names
-from avarc_cli.data.image_source import open_regular
+from avarc_cli.data.image_source import open_regular, stamp_files
 from avarc_cli.data.label_fields import class_text
 from avarc_cli.data.scanned_input import ScannedInput, number_classes, resolve_dataset
 from avarc_cli.data.table_columns import Columns, find_columns, folder_columns
@@ -36,6 +36,7 @@ class TableImages:
     file: np.ndarray  # (N,) int32, index into files
     row: np.ndarray  # (N,) int64, row in that file
     column: str  # of the images
+    beside: tuple[str, ...] = ()  # (N,) files beside the tables that may hold the images; empty: the tables hold all
 
     def __len__(self) -> int:
         return len(self.row)
@@ -44,12 +45,12 @@ class TableImages:
         path = self.files[self.file[row]]
         try:
             with _reading:
-                value = _open_table(os.getpid(), path).value(self.column, int(self.row[row]))
+                value = _open_table(os.getpid(), path, os.stat(path).st_mtime_ns).value(self.column, int(self.row[row]))
         except _errors() as error:
             raise UnreadableImage(f"cannot read {self.location(row)}", first_line(error)) from error
         if isinstance(value, dict):
             if value.get("bytes") is None and value.get("path"):  # the image is a file of its own, beside the table
-                return open_regular(os.path.join(os.path.dirname(path), value["path"]))
+                return open_regular(_beside(path, value["path"]))
             value = value.get("bytes")
         if value is None:
             raise UnreadableImage(f"cannot read {self.location(row)}", "the row holds no picture")
@@ -59,10 +60,17 @@ class TableImages:
         return f"row {self.row[row]:,} of {self.files[self.file[row]]}"
 
     def take(self, rows: np.ndarray) -> TableImages:
-        return TableImages(self.files, self.file[rows], self.row[rows], self.column)
+        beside = tuple(self.beside[row] for row in rows.tolist()) if self.beside else ()
+        return TableImages(self.files, self.file[rows], self.row[rows], self.column, beside)
 
     def find_unreadable(self) -> Iterator[tuple[int, str]]:
         yield from ()  # nothing is known without reading
+
+    def stamps(self) -> np.ndarray:
+        stamps_N2: np.ndarray = stamp_files(self.files)[self.file]
+        if self.beside:  # of an image that may be in either file, both count
+            stamps_N2 = stamps_N2 + stamp_files(self.beside)
+        return stamps_N2
 
 
 @dataclass
@@ -73,6 +81,7 @@ class _Rows:
     names: list[str] = field(default_factory=list)  # (N,)
     labels: list[Any] = field(default_factory=list)  # (N,) values of the label column
     sizes: list[int] = field(default_factory=list)  # rows of each file
+    beside: list[str] = field(default_factory=list)  # (N,) files that may hold the images, if a table lacks any
 
     def add(self, path: str, prefix: str, first_path: str) -> None:
         """Add the rows of one file. Raises: UsageError."""
@@ -82,7 +91,10 @@ class _Rows:
             if self.columns not in (None, columns):
                 raise UsageError(f"'{path}' has other columns than '{first_path}'", fix="name files of one dataset")
             self.columns = columns
-            files = table.strings(f"{columns.image}.path") if columns.is_struct else [None] * table.num_rows
+            files = list(table.strings(f"{columns.image}.path")) if columns.is_struct else [None] * table.num_rows
+            if columns.is_struct and table.may_lack(columns.image):
+                self.beside += [""] * (len(self.names) - len(self.beside))
+                self.beside += [_beside(path, name) if name else "" for name in files]
             if columns.label and not columns.in_folders:
                 self.labels += table.values(columns.label)
             else:
@@ -96,7 +108,13 @@ class _Rows:
     def images(self, paths: Sequence[str], column: str) -> TableImages:
         file = np.repeat(np.arange(len(paths), dtype=np.int32), self.sizes)
         row = np.concatenate([np.arange(size, dtype=np.int64) for size in self.sizes])
-        return TableImages(tuple(paths), file, row, column)
+        beside = (*self.beside, *[""] * (len(row) - len(self.beside))) if self.beside else ()
+        return TableImages(tuple(paths), file, row, column, beside)
+
+
+def _beside(table: str, name: str) -> str:
+    """The file that a table names instead of holding an image."""
+    return os.path.join(os.path.dirname(table), name)
 
 
 def open_tables(folder: str, files: Sequence[str], requested: str | None) -> ScannedInput:
@@ -201,6 +219,18 @@ class _Table:
         values: list[str | None] = pc.struct_field(self._read(column).column(outer), inner).to_pylist()
         return values
 
+    def may_lack(self, column: str) -> bool:
+        """Whether the bytes of some image in a struct column may be missing."""
+        if self._parquet is None:
+            return any(chunk.field("bytes").null_count for chunk in self._arrow.column(column).chunks)
+        metadata, name = self._parquet.metadata, f"{column}.bytes"
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            parts = [group.column(i) for i in range(group.num_columns)]
+            statistics = next((part.statistics for part in parts if part.path_in_schema == name), None)
+            if statistics is None or not statistics.has_null_count or statistics.null_count:
+                return True
+        return False
+
     def _read(self, column: str) -> Any:
         """A table that contains at least this column."""
         return self._arrow if self._parquet is None else self._parquet.read(columns=[column], use_threads=False)
@@ -210,8 +240,8 @@ class _Table:
 
 
 @lru_cache(maxsize=CACHED_FILES)
-def _open_table(process: int, path: str) -> _Table:
-    """The open file. Each process opens its own: a forked worker must not share its parent's file position."""
+def _open_table(process: int, path: str, modified: int) -> _Table:
+    """The open file, in its present state. Each process opens its own: they must not share a file position."""
     return _Table(path)
 
 
