@@ -50,7 +50,8 @@ def check_same_plan(folder: RunFolder, plan: str) -> None:
     earlier = folder.recorded("plan")
     if earlier not in (None, plan):
         differences = describe_differences({"plan": earlier}, {"plan": plan})
-        raise UsageError(f"'{folder.path}' holds another run", differences, "name another --out")
+        fix = "name another --out, or replace the run with --overwrite"
+        raise UsageError(f"'{folder.path}' holds another run", differences, fix)
 
 
 def announce(classifier: Classifier, run: Run) -> None:

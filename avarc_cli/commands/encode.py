@@ -67,7 +67,7 @@ def encode(
     images = encoding.select(data)
     reader = load_tokenizer(spec, layout=opt.parse_scales(patch_nums)).at(precision)
     opt.note_inferred(reader)
-    pixels = Preprocess(encoding.preprocess or reader.preprocess, reader.image_size)
+    pixels = Preprocess.choose(encoding.preprocess, reader.preprocess, reader.image_size)
     workers = default_workers(str(reader.device)) if encoding.workers is None else encoding.workers
     console.note(
         f"{len(images):,} images to {reader.layout.num_tokens} tokens x {samples} samples, {pixels}, by {reader.name}"

@@ -16,7 +16,7 @@ from avarc_cli.data.containers import is_container, open_containers, scan_contai
 from avarc_cli.data.folders import FLAT, FOLDERS, open_folder
 from avarc_cli.data.image_list import LIST, LIST_SUFFIXES, open_list
 from avarc_cli.data.image_names import IMAGE_SUFFIXES
-from avarc_cli.data.image_source import ImageFiles, ImageSource, join
+from avarc_cli.data.image_source import ImageFiles, ImageSource, digest, join
 from avarc_cli.data.imagenet_val import NO_LABELS
 from avarc_cli.data.known import datasets
 from avarc_cli.data.labels import UNKNOWN, close_names, compose, human_name, imagenet1k, match, normalize
@@ -51,13 +51,24 @@ class ImageSet:
         """The image files, if the set consists of files. `load` does not use them: a million take a gigabyte."""
         return tuple(Path(self.encoded.location(row)) for row in range(len(self)))
 
-    def load(self, index: int, preprocess: Preprocess) -> np.ndarray:
+    def load(
+        self, index: int, preprocess: Preprocess, on_digest: Callable[[bytes], object] | None = None
+    ) -> np.ndarray:
         """Read and preprocess one image, after cropping ObjectNet's red border. Safe in worker processes and threads.
 
+        Args:
+            on_digest: called with the digest of the encoded image, if it can be opened, before it is decoded.
         Returns: pixels (size, size, 3), uint8 RGB.
         Raises: UnreadableImage.
         """
-        return load_pixels(lambda: self.encoded.open(index), self.encoded.location(index), self.dataset, preprocess)
+
+        def open_image() -> BinaryIO:
+            file = self.encoded.open(index)
+            if on_digest is not None:
+                on_digest(digest(file))
+            return file
+
+        return load_pixels(open_image, self.encoded.location(index), self.dataset, preprocess)
 
     def classes_outside_imagenet(self) -> tuple[str, ...]:
         """The classes of a known dataset that no class of ImageNet-1k corresponds to: 200 of ObjectNet's."""
@@ -140,7 +151,7 @@ def load_pixels(open_file: Callable[[], BinaryIO], location: str, dataset: str, 
         location: how errors refer to the image.
         dataset: name of the known dataset that it belongs to, or "".
     """
-    image = read_rgb(open_file, location)
+    image = read_rgb(open_file, location, reference=preprocess.reference)
     known = datasets().get(dataset)
     if known and known.border:
         border, (width, height) = known.border, image.size

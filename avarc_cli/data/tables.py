@@ -17,7 +17,7 @@ import numpy as np
 
 from avarc_cli.data.arrow_messages import claimed_bytes
 from avarc_cli.data.class_numbers import interpret_numbers, unique_names
-from avarc_cli.data.image_source import check_inside, open_regular
+from avarc_cli.data.image_source import check_inside, open_regular, stamp_files
 from avarc_cli.data.label_fields import class_text
 from avarc_cli.data.scanned_input import ScannedInput, number_classes, resolve_dataset
 from avarc_cli.data.table_columns import Columns, find_columns, folder_columns
@@ -40,6 +40,7 @@ class TableImages:
     file: np.ndarray  # (N,) int32, index into files
     row: np.ndarray  # (N,) int64, row in that file
     column: str  # of the images
+    beside: tuple[str, ...] = ()  # (N,) files beside the tables that may hold the images; empty: the tables hold all
 
     def __len__(self) -> int:
         return len(self.row)
@@ -48,7 +49,7 @@ class TableImages:
         path = self.files[self.file[row]]
         try:
             with _reading:
-                value = _open_table(os.getpid(), path).value(self.column, int(self.row[row]))
+                value = _open_table(os.getpid(), path, os.stat(path).st_mtime_ns).value(self.column, int(self.row[row]))
         except _errors() as error:
             raise UnreadableImage(f"cannot read {self.location(row)}", first_line(error)) from error
         if isinstance(value, dict):
@@ -60,7 +61,7 @@ class TableImages:
         return io.BytesIO(value)
 
     def _open_beside(self, table: str, name: str, folder: str) -> BinaryIO:
-        path = os.path.join(os.path.dirname(table), name)
+        path = _beside(table, name)
         if folder:
             why = f"its table names '{name}', outside of the folder; --allow-outside reads such files"
             check_inside(path, folder, why)
@@ -70,10 +71,17 @@ class TableImages:
         return f"row {self.row[row]:,} of {self.files[self.file[row]]}"
 
     def take(self, rows: np.ndarray) -> TableImages:
-        return replace(self, file=self.file[rows], row=self.row[rows])
+        beside = tuple(self.beside[row] for row in rows.tolist()) if self.beside else ()
+        return replace(self, file=self.file[rows], row=self.row[rows], beside=beside)
 
     def find_unreadable(self) -> Iterator[tuple[int, str]]:
         yield from ()  # nothing is known without reading
+
+    def stamps(self) -> np.ndarray:
+        stamps_N2: np.ndarray = stamp_files(self.files)[self.file]
+        if self.beside:  # of an image that may be in either file, both count
+            stamps_N2 = stamps_N2 + stamp_files(self.beside)
+        return stamps_N2
 
 
 @dataclass
@@ -84,6 +92,7 @@ class _Rows:
     names: list[str] = field(default_factory=list)  # (N,)
     labels: list[Any] = field(default_factory=list)  # (N,) values of the label column
     sizes: list[int] = field(default_factory=list)  # rows of each file
+    beside: list[str] = field(default_factory=list)  # (N,) files that may hold the images, if a table lacks any
 
     def add(self, path: str, prefix: str, first_path: str) -> None:
         """Add the rows of one file. Raises: UsageError."""
@@ -93,7 +102,10 @@ class _Rows:
             if self.columns not in (None, columns):
                 raise UsageError(f"'{path}' has other columns than '{first_path}'", fix="name files of one dataset")
             self.columns = columns
-            files = table.strings(f"{columns.image}.path") if columns.is_struct else [None] * table.num_rows
+            files = list(table.strings(f"{columns.image}.path")) if columns.is_struct else [None] * table.num_rows
+            if columns.is_struct and table.may_lack(columns.image):
+                self.beside += [""] * (len(self.names) - len(self.beside))
+                self.beside += [_beside(path, name) if isinstance(name, str) and name else "" for name in files]
             if columns.label and not columns.in_folders:
                 self.labels += table.values(columns.label)
             else:
@@ -108,7 +120,13 @@ class _Rows:
     def images(self, paths: Sequence[str], folders: Sequence[str], column: str) -> TableImages:
         file = np.repeat(np.arange(len(paths), dtype=np.int32), self.sizes)
         row = np.concatenate([np.arange(size, dtype=np.int64) for size in self.sizes])
-        return TableImages(tuple(paths), tuple(folders), file, row, column)
+        beside = (*self.beside, *[""] * (len(row) - len(self.beside))) if self.beside else ()
+        return TableImages(tuple(paths), tuple(folders), file, row, column, beside)
+
+
+def _beside(table: str, name: str) -> str:
+    """The file that a table names instead of holding an image."""
+    return os.path.join(os.path.dirname(table), name)
 
 
 def open_tables(
@@ -215,6 +233,18 @@ class _Table:
         values: list[str | None] = pc.struct_field(self._read(column).column(outer), inner).to_pylist()
         return values
 
+    def may_lack(self, column: str) -> bool:
+        """Whether the bytes of some image in a struct column may be missing."""
+        if self._parquet is None:
+            return any(chunk.field("bytes").null_count for chunk in self._arrow.column(column).chunks)
+        metadata, name = self._parquet.metadata, f"{column}.bytes"
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            parts = [group.column(i) for i in range(group.num_columns)]
+            statistics = next((part.statistics for part in parts if part.path_in_schema == name), None)
+            if statistics is None or not statistics.has_null_count or statistics.null_count:
+                return True
+        return False
+
     def _read(self, column: str) -> Any:
         """A table that contains at least this column."""
         return self._arrow if self._parquet is None else self._parquet.read(columns=[column], use_threads=False)
@@ -261,8 +291,8 @@ def _read_arrow(path: str) -> Any:
 
 
 @lru_cache(maxsize=CACHED_FILES)
-def _open_table(process: int, path: str) -> _Table:
-    """The open file. Each process opens its own: a forked worker must not share its parent's file position."""
+def _open_table(process: int, path: str, modified: int) -> _Table:
+    """The open file, in its present state. Each process opens its own: they must not share a file position."""
     return _Table(path)
 
 

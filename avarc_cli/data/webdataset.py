@@ -16,7 +16,7 @@ from avarc_cli.data import imagenet_val
 from avarc_cli.data.class_numbers import interpret_numbers, unique_names
 from avarc_cli.data.compressed import check_uncompressed
 from avarc_cli.data.image_names import class_folder, classes_of_tars, is_wrapper, synset_of
-from avarc_cli.data.image_source import EMPTY
+from avarc_cli.data.image_source import EMPTY, stamp_files
 from avarc_cli.data.scanned_input import ScannedInput, number_classes, resolve_dataset
 from avarc_cli.data.tar import CorruptTar, Member, TarScanner
 from avarc_cli.data.tar_samples import TarSamples, label_of
@@ -59,6 +59,10 @@ class TarImages:
         ends = np.array([os.path.getsize(path) for path in self.shards])[self.shard]
         for row in np.flatnonzero((self.size == 0) | (self.offset + self.size > ends)).tolist():
             yield row, EMPTY if self.size[row] == 0 else TRUNCATED
+
+    def stamps(self) -> np.ndarray:
+        stamps_N2: np.ndarray = stamp_files(self.shards)[self.shard]
+        return stamps_N2
 
 
 @dataclass

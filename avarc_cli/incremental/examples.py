@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -131,19 +131,19 @@ def load(path: Path) -> Examples:
 class Variation:
     """How images become tokens to train on. None chooses by tokenizer and number of images."""
 
-    preprocess: str | None = None  # of the image itself
+    preprocess: str | None = None  # of the image itself, as Preprocess.choose takes it
     augment: str | None = None  # of its augmented versions (train.images.Augment)
     flip: bool | None = None  # mirror half of the augmented versions
     variants: int | None = None  # augmented versions of each image
     seed: int = 0  # of the augmentation
 
-    def protocol(self, tokenizer: Tokenizer) -> str:
-        """The preprocessing mode."""
-        return self.preprocess or tokenizer.preprocess
+    def clean(self, tokenizer: Tokenizer) -> Preprocess:
+        """The preprocessing of the image itself."""
+        return Preprocess.choose(self.preprocess, tokenizer.preprocess, tokenizer.image_size)
 
     def changes(self, tokenizer: Tokenizer) -> Augment:
         """The augmentation: crops and mirror images of photographs, small distortions of anything else."""
-        mode = self.augment or ("crop" if self.protocol(tokenizer) == "resize-crop" else "affine")
+        mode = self.augment or ("crop" if self.clean(tokenizer).mode == "resize-crop" else "affine")
         return Augment(mode=mode, flip=mode == "crop" if self.flip is None else self.flip)
 
     def count(self, images: int) -> int:
@@ -207,9 +207,9 @@ def encode(
         for _ in rows:
             progress()
         return Examples(tokens, source.labels[rows].astype(np.int64), class_names(source))
-    mode, changes, variants = variation.protocol(tokenizer), variation.changes(tokenizer), variation.count(len(rows))
-    clean = Preprocess(mode, tokenizer.image_size)
-    large = Preprocess("fit" if mode == "none" else mode, changes.loaded_side(tokenizer.image_size))
+    clean, changes, variants = variation.clean(tokenizer), variation.changes(tokenizer), variation.count(len(rows))
+    side = changes.loaded_side(tokenizer.image_size)
+    large = replace(clean, mode="fit" if clean.mode == "none" else clean.mode, size=side)
     encoded: list[Tensor] = []
     readable: list[int] = []
     unreadable: list[tuple[str, str]] = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from avarc_cli import __version__, strict_json
+from avarc_cli.data.preprocess import current_description
 from avarc_cli.errors import AvarcError, UsageError, describe_differences
 from avarc_cli.scoring.conformal import expecting
 from avarc_cli.scoring.plan import Plan, parse_plan
@@ -93,6 +94,8 @@ def read(path: Path) -> TunedPlan:
 
 def _from_dict(values: Mapping[str, Any]) -> TunedPlan:
     made_for = values["made_for"]
+    if "preprocess" in made_for:
+        made_for = made_for | {"preprocess": current_description(made_for["preprocess"])}
     plan = parse_plan(
         values["plan"],
         segments=made_for["segments"],

@@ -2,6 +2,7 @@
 
 `/tokens` uint16 (N, S, L), `/labels` int32 (N,), `/paths` utf-8 (N,), optional `/latents` float16 (N, Z, h, w);
 root attributes `avarc` (JSON, `CacheHeader`) and `unreadable` (JSON, [[name, reason], ...] of images left out).
+`/stamps` and `/digests` are the `Fingerprints` of the images, unreadable ones included; older caches lack them.
 A partial cache (`encode --shard`) also has an attribute `share` (JSON, `Partial`) and `/rows` int64 (N,).
 N images, S samples (0 is the image, the others smoothing samples of it), L tokens; Z channels, h x w latents.
 """
@@ -20,8 +21,10 @@ import numpy as np
 from avarc_cli import strict_json
 from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import CacheError, UsageError, describe_differences
+from avarc_cli.tokens.fingerprints import Fingerprints
 from avarc_cli.tokens.header import FORMAT, READABLE, CacheHeader, Partial
 from avarc_cli.tokens.write import Block
+from avarc_cli.work.chunks import Chunks
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import Tokenizer
@@ -116,6 +119,23 @@ class TokenCache:
                 for first in range(start, stop, ROWS_PER_BLOCK):
                     block = slice(first, min(first + ROWS_PER_BLOCK, stop))
                     yield file["tokens"][block], file["latents"][block] if self.header.latents else None
+        except CORRUPT as error:
+            raise _corrupt(self.path, str(error)) from error
+
+    @property
+    def encoded_rows(self) -> np.ndarray:
+        """Indices in the full set of the images that the file was made of, unreadable ones included, int64."""
+        if self.partial is None:
+            return np.arange(self.header.images)
+        chunks = Chunks(self.header.images, self.partial.chunk_size)
+        return np.concatenate([np.array(chunks.items_of(number), dtype=np.int64) for number in self.partial.chunks])
+
+    def fingerprints(self) -> Fingerprints:
+        """Those of `encoded_rows`. Raises: CacheError when the file is corrupt."""
+        try:
+            with h5py.File(self.path, "r") as file:
+                arrays = {name: file[name][:] for name in ("stamps", "digests") if name in file}
+                return Fingerprints.from_arrays(arrays, len(self.encoded_rows))
         except CORRUPT as error:
             raise _corrupt(self.path, str(error)) from error
 

@@ -16,6 +16,7 @@ from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import AvarcError, CacheError, UsageError, describe_differences
 from avarc_cli.outputs import check_output
 from avarc_cli.tokens.cache import TokenCache
+from avarc_cli.tokens.fingerprints import Fingerprints
 from avarc_cli.tokens.header import CacheHeader, Partial, identity
 from avarc_cli.tokens.verify import read_verified
 from avarc_cli.tokens.write import Block, Content, write
@@ -23,9 +24,6 @@ from avarc_cli.work.locks import only_writer
 
 OF_THE_IMAGES = frozenset({"class_names", "dataset", "images", "images_sha256"})
 """Header fields that may differ between caches of different images."""
-
-NAMES = frozenset({"source", "tokenizer", "tokenizer_file"})
-"""Header fields that may differ between machines; the digests beside them may not."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class _Plan:
     header: CacheHeader
     pieces: list[_Piece]
     unreadable: list[tuple[str, str]]
+    fingerprints: Fingerprints | None = None  # of one set of images only
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def merge(sources: Sequence[Path], out: Path, *, overwrite: bool = False) -> Mer
 def _of_shards(caches: Sequence[TokenCache]) -> _Plan:
     first = caches[0]
     for cache in caches[1:]:
-        _check_equal(first, cache, except_for=NAMES)
+        _check_equal(first, cache)
     owner = _owners(caches)
     size = _partial(first).chunk_size
     pieces = []
@@ -107,7 +106,9 @@ def _of_shards(caches: Sequence[TokenCache]) -> _Plan:
         for cache in caches
         for index, bad in zip(_partial(cache).unreadable, cache.unreadable, strict=True)
     ]
-    return _Plan(first.header, pieces, [bad for _, bad in sorted(unreadable)])
+    order = np.argsort(np.concatenate([cache.encoded_rows for cache in caches]))
+    fingerprints = Fingerprints.join([cache.fingerprints() for cache in caches]).take(order)
+    return _Plan(first.header, pieces, [bad for _, bad in sorted(unreadable)], fingerprints)
 
 
 def _owners(caches: Sequence[TokenCache]) -> dict[int, TokenCache]:
@@ -131,7 +132,7 @@ def _of_images(caches: Sequence[TokenCache]) -> _Plan:
     first = caches[0]
     seen: dict[str, Path] = {}
     for cache in caches:
-        _check_equal(first, cache, except_for=NAMES | OF_THE_IMAGES)
+        _check_equal(first, cache, except_for=OF_THE_IMAGES)
         for name in cache.paths:
             if name in seen:
                 why = f"'{name}' is in '{seen[name]}' and in '{cache.path}'"
@@ -150,7 +151,7 @@ def _of_images(caches: Sequence[TokenCache]) -> _Plan:
     return _Plan(header, pieces, [bad for cache in caches for bad in cache.unreadable])
 
 
-def _check_equal(first: TokenCache, other: TokenCache, *, except_for: frozenset[str]) -> None:
+def _check_equal(first: TokenCache, other: TokenCache, *, except_for: frozenset[str] = frozenset()) -> None:
     """Raises: CacheError with both values unless what decides about the tokens is the same."""
     if differences := describe_differences(*(_facts(cache, except_for) for cache in (first, other))):
         files = f"'{first.path}' (there) and '{other.path}' (here)"
@@ -176,6 +177,7 @@ def _write(out: Path, plan: _Plan) -> None:
         labels=np.concatenate([_labels(piece, plan.header.class_names) for piece in plan.pieces]),
         names=[name for piece in plan.pieces for name in piece.cache.paths[piece.start : piece.stop]],
         unreadable=plan.unreadable,
+        fingerprints=plan.fingerprints,
     )
     write(out, content, _blocks(plan.pieces), size=sum(path.stat().st_size for path in sources))
 
