@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from avarc_cli.errors import AvarcError, UsageError, describe_differences
+from avarc_cli.names import from_json, to_json
 from avarc_cli.results.validate import AGAIN, check_record
 from avarc_cli.storage import move_into_place, remove_leftovers, write_bytes
 from avarc_cli.work.locks import only_writer
@@ -47,9 +47,9 @@ class RunFolder:
         """
         self.prepare()
         run_file = self.path / "run.json"
-        text = json.dumps(asked, indent=1, sort_keys=True)
+        text = to_json(asked, indent=1, sort_keys=True)
         if run_file.exists():
-            self._compare(self.read_protocol(), json.loads(text))
+            self._compare(self.read_protocol(), from_json(text))
         else:
             write_bytes(run_file, text.encode())
         self._remove_leftovers()
@@ -116,13 +116,13 @@ class RunFolder:
         self.seconds += seconds
         write_bytes(self._seconds_file, str(self.seconds).encode())
         with self.journal.open("ab") as file:
-            file.write("".join(json.dumps(r) + "\n" for r in records).encode())
+            file.write("".join(to_json(r) + "\n" for r in records).encode())
             file.flush()
             os.fsync(file.fileno())
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json, then rename the journal to predictions.jsonl."""
-        write_bytes(self.metrics, json.dumps(metrics, indent=1).encode())
+        write_bytes(self.metrics, to_json(metrics, indent=1).encode())
         move_into_place(self.journal, self.predictions)
         self._seconds_file.unlink(missing_ok=True)
 
@@ -169,7 +169,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 def _parse(path: Path) -> list[dict[str, Any]]:
     try:
-        records = [json.loads(line) for line in path.read_bytes().splitlines()]
+        records = [from_json(line) for line in path.read_bytes().splitlines()]
     except ValueError as error:
         raise AvarcError(f"'{path}' is corrupt", str(error), AGAIN) from None
     for number, record in enumerate(records, start=1):
@@ -198,7 +198,7 @@ def _upgraded(protocol: dict[str, Any]) -> dict[str, Any]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        there = json.loads(path.read_text())
+        there = from_json(path.read_bytes())
         if not isinstance(there, dict):
             raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:

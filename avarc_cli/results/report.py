@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from avarc_cli import page
 from avarc_cli.errors import AvarcError
+from avarc_cli.names import to_json
 from avarc_cli.page import text
 from avarc_cli.results import charts
 from avarc_cli.results.folder import RunFolder
@@ -239,7 +241,7 @@ def _hardest(hardest: HardestImages) -> str:
 
 
 def _protocol(run: SavedRun) -> str:
-    asked = text(json.dumps(run.protocol, indent=1, sort_keys=True))
+    asked = html.escape(to_json(run.protocol, indent=1, sort_keys=True))
     return f"<section><h2>Protocol</h2><details><summary>run.json</summary><pre>{asked}</pre></details></section>"
 
 
