@@ -101,4 +101,4 @@ def _show(outcomes: list[AddingResult], bank: Path, unreadable: list[tuple[str, 
     )
     result = {"bank": bank, "added": data, "unreadable": dict(unreadable)}
     human = console.stack(console.table(f"{len(rows)} classes added to {bank}", columns, rows), legend)
-    console.result(result, human, brief="\n".join(o.name for o in outcomes))
+    console.result(result, human, brief=[(o.name,) for o in outcomes])

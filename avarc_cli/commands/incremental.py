@@ -172,7 +172,7 @@ def _show(results: Results, out: Path) -> None:
         console.table("In the end", columns, numbers),
         f"{out}: incremental.json, incremental.png, bank/",
     )
-    brief = f"{results.with_offset.average_accuracy:.4f}\t{results.with_offset.forgetting:.4f}"
+    brief = [(f"{results.with_offset.average_accuracy:.4f}", f"{results.with_offset.forgetting:.4f}")]
     console.result(results.as_dict() | {"out": out}, human, brief=brief)
 
 

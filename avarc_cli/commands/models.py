@@ -59,7 +59,7 @@ def models(context: typer.Context, as_json: opt.JsonOpt = False) -> None:
             "`avarc models show NAME` shows details, `avarc download NAME` downloads the weights, "
             "`avarc models add NAME FILE` registers your own checkpoint.",
         ),
-        brief="\n".join([card.name for card in known] + [card.name for card in tokenizers]),
+        brief=[(card.name,) for cards in (known, tokenizers) for card in cards],
     )
 
 
