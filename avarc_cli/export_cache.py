@@ -11,6 +11,7 @@ from avarc_cli.results.export import export_run, writer
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.read_run import open_run
 from avarc_cli.results.run import Run, classify
+from avarc_cli.storage import beside
 from avarc_cli.tokens.cache import TokenCache
 
 
@@ -57,4 +58,4 @@ def is_unfinished(out: Path) -> bool:
 
 
 def _run_folder(out: Path) -> RunFolder:
-    return RunFolder(out.with_name(out.name + ".run"))
+    return RunFolder(beside(out, ".run"))

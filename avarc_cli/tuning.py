@@ -28,6 +28,7 @@ from avarc_cli.scoring import calibration, conformal
 from avarc_cli.scoring.conformal import ScoreTable, SimulatedResult, Tuning
 from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.scores import FloatN, IntN, posterior
+from avarc_cli.storage import beside
 from avarc_cli.tokens.cache import TokenCache
 
 LEAST_FOR_TEMPERATURE = 20  # labelled images
@@ -165,7 +166,7 @@ def _tune(
 
 
 def _run_folder(out: Path, purpose: str) -> Path:
-    return out.with_name(f"{out.name}.{purpose}")
+    return beside(out, f".{purpose}")
 
 
 def _exact(agreement: float) -> Fraction:

@@ -14,12 +14,12 @@ from avarc_cli.errors import AvarcError
 from avarc_cli.layers.low_rank import LowRank, peft_tensors
 from avarc_cli.likelihood import TokenizerNetwork, TrainableModel
 from avarc_cli.names import to_json
-from avarc_cli.storage import new_folder, write_bytes
+from avarc_cli.storage import beside, new_folder, write_bytes
 
 
 def resume_file(out: Path) -> Path:
     """Where the unfinished training of `out` is kept."""
-    return out.with_name(out.name + ".ckpt")
+    return beside(out, ".ckpt")
 
 
 def save_tokenizer(network: TokenizerNetwork, path: Path, *, family: str, preprocess: str) -> None:
