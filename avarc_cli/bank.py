@@ -13,16 +13,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import Tensor
 
 from avarc_cli.data.labels import LabelSpace, close_names, normalize
 from avarc_cli.errors import CheckpointError, UsageError, describe_differences
 from avarc_cli.names import from_json, to_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 FILE = "bank.json"
@@ -84,6 +85,8 @@ class Bank:
 
     def tensors(self, addition: Addition) -> dict[str, Tensor]:
         """The tensors of an added class. Raises: CheckpointError with the file if it is missing or corrupt."""
+        from safetensors.torch import load
+
         path = self.path / addition.file
         try:
             data = path.read_bytes()

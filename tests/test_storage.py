@@ -211,9 +211,6 @@ def test_leftovers_are_deleted_and_nothing_else(tmp_path):
 @pytest.mark.parametrize("name", ["n" * 255, "é" * 127 + "n", "n" * 243], ids=["ascii", "two bytes", "just too long"])
 def test_the_longest_names_can_be_written_and_cleaned_up_after(tmp_path, name):
     path, other = tmp_path / name, tmp_path / (name[:-1] + "m")
-    with pytest.raises(KeyboardInterrupt), storage.replacing(path):
-        assert len(list(tmp_path.iterdir())) == 1
-        raise KeyboardInterrupt
     storage.write_bytes(path, b"new")
     assert path.read_bytes() == b"new"
     for each in (path, other):

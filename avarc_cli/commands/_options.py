@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,8 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _weights
 from avarc_cli.errors import UsageError
-from avarc_cli.options import Options
+from avarc_cli.options import Options, parse_batch_size
+from avarc_cli.settings import check_device, check_precision
 
 if TYPE_CHECKING:
     from avarc_cli.data.datasets import ImageSet
@@ -177,6 +179,15 @@ class WeightsOptions:
     device: DeviceOpt = "auto"
     yes: YesOpt = False
 
+    def __post_init__(self) -> None:
+        """Raises: UsageError for values that no model could make sense of; before torch is imported, like all such."""
+        from avarc_cli.zoo.cards import check_weights
+
+        check_weights(self.model)
+        if self.tokenizer is not None:
+            check_weights(self.tokenizer)
+        check_device(self.device)
+
     def fetch(self, *, tokenizer_only: bool = False) -> ModelSpec:
         """Download missing weights if the user agrees; returns what to load.
 
@@ -226,6 +237,10 @@ class ModelOptions(NamedModelOptions):
     bank: BankOpt = None
     precision: PrecisionOpt = "fp32"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_precision(self.precision)
+
     def _spec(self) -> ModelSpec:
         return replace(super()._spec(), bank=self.bank, precision=self.precision)
 
@@ -237,6 +252,10 @@ class CandidateOptions:
     classes: ClassesOpt = None
     offset: OffsetsOpt = True
     batch_size: BatchSizeOpt = "auto"
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        parse_batch_size(self.batch_size)
 
     def options(self, dataset: str) -> Options:
         """The classifier's options for images of this dataset ("" for an unknown one)."""
@@ -265,6 +284,15 @@ class ImageOptions:
     per_class: PerClassOpt = None
     limit: LimitOpt = None
     workers: WorkersOpt = None
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        from avarc_cli.data.preprocess import check_mode
+        from avarc_cli.tokens.noise import check_sigma
+
+        if self.preprocess is not None:
+            check_mode(self.preprocess)
+        check_sigma(self.sigma)
 
     def select(self, data: list[Path]) -> ImageSet:
         """The images of DATA that these options choose."""
@@ -345,7 +373,7 @@ def parse_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if not all(re.fullmatch("[0-9]{1,9}", part) and int(part) > 0 for part in parts):
         raise UsageError(
             f"cannot read {option} '{text}'", "it is a list of positive numbers", f"write {option} 1,2,3,4"
         )

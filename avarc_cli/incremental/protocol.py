@@ -36,6 +36,7 @@ from avarc_cli.loading import ModelSpec, load_model, with_bank
 from avarc_cli.names import from_json, to_json
 from avarc_cli.progress import Progress, no_progress
 from avarc_cli.scoring.exhaustive import log_likelihoods
+from avarc_cli.settings import check_base_width
 from avarc_cli.storage import remove_leftovers, write_bytes
 from avarc_cli.train import generator
 from avarc_cli.train.loop import Recipe
@@ -56,8 +57,7 @@ class BaseShape:
     lr: float = 4e-3  # peak learning rate
 
     def __post_init__(self) -> None:
-        if self.width % 64 or self.width < 64:
-            raise UsageError(f"the base model's width is {self.width}", "it is a multiple of 64", "use --base-width 64")
+        check_base_width(self.width)
 
 
 @dataclass(frozen=True)
