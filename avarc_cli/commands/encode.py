@@ -31,7 +31,7 @@ def encode(
     latents: Annotated[bool, typer.Option("--latents", help="Keep the latents too, as float16.")] = False,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", help="Images that the tokenizer reads at once. Default: 16 of 256 pixels."),
+        typer.Option("--batch-size", min=1, help="Images that the tokenizer reads at once. Default: 16 of 256 pixels."),
     ] = None,
     shard: Annotated[
         str, typer.Option("--shard", help="i/n: do part i (from 1) of n; run all n with the same OUT, or join OUTs.")

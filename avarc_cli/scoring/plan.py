@@ -26,7 +26,7 @@ HOW = (
 )
 STAGE = re.compile(r"(\d{1,9}) *: *(?:(\d{1,9})|< *(\d+(?:\.\d+)?(?:e[-+]?\d+)?)) *(?:: *(\d{1,9}))?", re.ASCII)
 Bool = npt.NDArray[np.bool_]
-_ANY = 10**9  # more than STAGE can write
+_ANY = 10**9 - 1  # the most that STAGE can write
 
 
 @dataclass(frozen=True)
