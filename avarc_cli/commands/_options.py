@@ -187,6 +187,8 @@ class WeightsOptions:
         if self.tokenizer is not None:
             check_weights(self.tokenizer)
         check_device(self.device)
+        check_exists(self.model_config, "--model-config")
+        check_exists(self.tokenizer_config, "--tokenizer-config")
 
     def fetch(self, *, tokenizer_only: bool = False) -> ModelSpec:
         """Download missing weights if the user agrees; returns what to load.
@@ -220,6 +222,11 @@ class NamedModelOptions(WeightsOptions):
     lora: LoraOpt = None
     lora_alpha: LoraAlphaOpt = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_exists(self.class_names, "--class-names")
+        check_exists(self.lora, "--lora")
+
     def _spec(self) -> ModelSpec:
         return replace(
             super()._spec(),
@@ -238,8 +245,12 @@ class ModelOptions(NamedModelOptions):
     precision: PrecisionOpt = "fp32"
 
     def __post_init__(self) -> None:
+        from avarc_cli import bank as banks
+
         super().__post_init__()
         check_precision(self.precision)
+        if self.bank is not None:
+            banks.read(self.bank)
 
     def _spec(self) -> ModelSpec:
         return replace(super()._spec(), bank=self.bank, precision=self.precision)
@@ -267,6 +278,10 @@ class ScoringOptions(CandidateOptions):
     """Which classes compete, and with what weight."""
 
     priors: PriorsOpt = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_exists(self.priors, "--priors")
 
     def options(self, dataset: str) -> Options:
         return replace(super().options(dataset), priors=self.priors)
@@ -346,6 +361,12 @@ def select_images(
         console.note(f"left out {of} (to keep them, name them with --subset FILE)")
         images = kept
     return images.select(classes_of(subset) if subset else None, per_class, limit)
+
+
+def check_exists(path: str | Path | None, named_by: str) -> None:
+    """Raises UsageError where an option or argument names a file or folder that is not there."""
+    if path is not None and not Path(path).exists():
+        raise UsageError(f"'{path}' does not exist", f"it was given as {named_by}", "check the path")
 
 
 def check_not_given(context: typer.Context, names: Collection[str], where: str, why: str) -> None:

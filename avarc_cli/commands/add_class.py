@@ -46,7 +46,10 @@ def add_class(
 
     Example: avarc add-class zebra photos/zebra --model var-d16 --bank animals
     """
-    from avarc_cli.incremental import adding
+    name, data = (words[0], words[1:]) if len(words) > 1 else (None, words)
+    for word in data:
+        opt.check_exists(word, "DATA")
+    from avarc_cli.incremental import adding  # imports torch: only now, after all that may be wrong
     from avarc_cli.incremental.editing import open_or_new
     from avarc_cli.incremental.examples import by_class
     from avarc_cli.incremental.fit import MIN_TO_VALIDATE
@@ -54,7 +57,6 @@ def add_class(
 
     options, variation = learning.fit(), learning.variation()
     existing = adding.Existing(replace=replace, skip=skip_existing)
-    name, data = (words[0], words[1:]) if len(words) > 1 else (None, words)
     loaded = load_model(model.fetch())
     opt.note_inferred(loaded)
     source = _examples.open_source([Path(word) for word in data], loaded.tokenizer)
