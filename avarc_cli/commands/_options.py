@@ -245,11 +245,11 @@ class ModelOptions(NamedModelOptions):
     precision: PrecisionOpt = "fp32"
 
     def __post_init__(self) -> None:
-        from avarc_cli import bank as banks
-
         super().__post_init__()
         check_precision(self.precision)
         if self.bank is not None:
+            from avarc_cli import bank as banks
+
             banks.read(self.bank)
 
     def _spec(self) -> ModelSpec:

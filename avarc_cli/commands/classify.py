@@ -62,7 +62,6 @@ class _ScoringOptions(opt.ScoringOptions):
     ] = False
 
     def __post_init__(self) -> None:
-        from avarc_cli.results import tuned
         from avarc_cli.scoring.plan import check_plan
         from avarc_cli.scoring.scores import score_function
 
@@ -71,6 +70,8 @@ class _ScoringOptions(opt.ScoringOptions):
         if self.memory is not None:
             parse_bytes(self.memory)
         if Path(self.plan).suffix.lower() == ".json":
+            from avarc_cli.results import tuned
+
             tuned.read(Path(self.plan))
         elif self.plan != AUTO:
             check_plan(self.plan)
