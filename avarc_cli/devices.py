@@ -6,7 +6,7 @@ import torch
 
 from avarc_cli import environment
 from avarc_cli.errors import UsageError, first_line
-from avarc_cli.settings import check_device, check_kernels
+from avarc_cli.settings import DEVICE_TYPES, check_device, check_kernels
 from avarc_kernels import triton_missing
 
 
@@ -15,11 +15,13 @@ def pick_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
+    what, fix = f"cannot use device '{device}'", "use auto or cpu; avarc doctor lists devices"
     try:
         place = torch.device(device)
+        if place.type not in DEVICE_TYPES:
+            raise UsageError(what, f"avarc runs on {', '.join(DEVICE_TYPES)}", fix)
         torch.empty(0, device=place)
     except (ImportError, RuntimeError, AssertionError) as error:
-        what, fix = f"cannot use device '{device}'", "use auto or cpu; avarc doctor lists devices"
         raise UsageError(what, first_line(error).partition(". ")[0], fix) from None
     return place
 

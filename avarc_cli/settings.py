@@ -5,15 +5,23 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from avarc_cli.errors import UsageError
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8", "fp8")
 KERNELS = ("auto", "triton", "torch")
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
+_TORCH_TYPES = (*DEVICE_TYPES, "meta")  # meta is always there and computes nothing: `devices.pick_device` refuses it
 AUGMENTATIONS = ("crop", "affine", "none")
 METHODS = ("embedding", "adaln", "lora")  # of adding a class
 MOST_GUIDANCE = 1000  # far beyond any use; float32 ends at 1e38
+
+
+def check_exists(path: str | Path | None, named_by: str) -> None:
+    """Raises UsageError where an option or argument names a file or folder that is not there."""
+    if path is not None and not Path(path).exists():
+        raise UsageError(f"'{path}' does not exist", f"it was given as {named_by}", "check the path")
 
 
 def check_precision(name: str) -> None:
@@ -34,7 +42,7 @@ def check_kernels(name: str) -> None:
 
 def check_device(name: str) -> None:
     """Raises: UsageError unless this names a device, which may or may not be there (`devices.pick_device`)."""
-    if name != "auto" and not re.fullmatch(rf"({'|'.join(DEVICE_TYPES)})(:[0-9]{{1,3}})?", name):
+    if name != "auto" and not re.fullmatch(rf"({'|'.join(_TORCH_TYPES)})(:[0-9]{{1,3}})?", name):
         why, fix = f"avarc runs on {', '.join(DEVICE_TYPES)}", "use auto or cpu; avarc doctor lists devices"
         raise UsageError(f"cannot use device '{name}'", why, fix)
 

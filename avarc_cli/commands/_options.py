@@ -15,7 +15,7 @@ from avarc_cli import console
 from avarc_cli.commands import _weights
 from avarc_cli.errors import UsageError
 from avarc_cli.options import Options, parse_batch_size
-from avarc_cli.settings import check_device, check_precision
+from avarc_cli.settings import check_device, check_exists, check_precision
 
 if TYPE_CHECKING:
     from avarc_cli.data.datasets import ImageSet
@@ -361,12 +361,6 @@ def select_images(
         console.note(f"left out {of} (to keep them, name them with --subset FILE)")
         images = kept
     return images.select(classes_of(subset) if subset else None, per_class, limit)
-
-
-def check_exists(path: str | Path | None, named_by: str) -> None:
-    """Raises UsageError where an option or argument names a file or folder that is not there."""
-    if path is not None and not Path(path).exists():
-        raise UsageError(f"'{path}' does not exist", f"it was given as {named_by}", "check the path")
 
 
 def check_not_given(context: typer.Context, names: Collection[str], where: str, why: str) -> None:

@@ -12,6 +12,7 @@ from avarc_cli.commands import _examples
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
+from avarc_cli.settings import check_exists
 
 if TYPE_CHECKING:
     from avarc_cli.incremental.adding import AddingResult
@@ -48,7 +49,7 @@ def add_class(
     """
     name, data = (words[0], words[1:]) if len(words) > 1 else (None, words)
     for word in data:
-        opt.check_exists(word, "DATA")
+        check_exists(word, "DATA")
     from avarc_cli.incremental import adding  # imports torch: only now, after all that may be wrong
     from avarc_cli.incremental.editing import open_or_new
     from avarc_cli.incremental.examples import by_class

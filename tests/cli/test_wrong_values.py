@@ -17,7 +17,7 @@ OF_CLASSIFY = {
     "--memory": ["5", "nan", "-1GiB"],
     "--batch-size": ["0", "x", LONG],
     "--precision": ["fp5", ""],
-    "--device": ["gpu", "cuda:x", "meta"],
+    "--device": ["gpu", "cuda:x"],
     "--kernels": ["nonsense"],
     "--preprocess": ["nonsense"],
     "--dataset": ["nonsense"],
