@@ -9,7 +9,6 @@ Example:
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,12 +25,12 @@ from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import CacheError, UnreadableImage, UsageError
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import ModelSpec, load_model
-from avarc_cli.options import AUTO, Options
+from avarc_cli.options import AUTO, Options, parse_batch_size, parse_bytes
 from avarc_cli.progress import MetricsProgress, Notify, Progress, no_message, no_metrics, no_progress
 from avarc_cli.results import records, tuned
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.run import Run, RunResult, classify
-from avarc_cli.scoring.batching import auto_tokens, max_cached_tokens, parse_bytes
+from avarc_cli.scoring.batching import auto_tokens, max_cached_tokens
 from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import score_function
@@ -87,7 +86,7 @@ class Classifier:
         Raises: UsageError for classes, priors, a score, a batch size or a tuned plan that do not fit the model.
         """
         self.model, self.options = model, options
-        self.batch_size = None if options.batch_size == AUTO else _parse_batch_size(options.batch_size)
+        self.batch_size = parse_batch_size(options.batch_size)
         self.memory = None if options.memory is None else parse_bytes(options.memory)
         likelihood = model.likelihood
         self.candidates, self.candidates_of = candidates(model, options.classes, options.dataset)
@@ -389,9 +388,3 @@ def load_classifier(model: ModelSpec | str = "digits", options: Options | None =
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return Classifier(load_model(model), options or Options())
-
-
-def _parse_batch_size(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
-        raise UsageError(f"batch size '{text[:20]}'", "it is a number of pairs from 1 to 999999999, or auto")
-    return int(text)

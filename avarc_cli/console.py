@@ -10,18 +10,19 @@ import dataclasses
 import enum
 import functools
 import io
-import json
 import math
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from avarc_cli.errors import AvarcError
+from avarc_cli.names import to_json, to_line
+from avarc_cli.process import discard_stdout
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -68,41 +69,63 @@ def mode() -> Mode:
     return _settings.mode
 
 
-def result(data: object, human: RenderableType | None = None, brief: str = "") -> None:
+def result(data: object, human: RenderableType | None = None, brief: str | Sequence[Sequence[object]] = "") -> None:
     """Print a command's result on stdout.
 
     Args:
         data: what --json prints: mappings, sequences, dataclasses, paths, arrays and numbers (nan becomes null).
         human: what people see: text, or a `table`, `fields` or `stack`.
-        brief: what --quiet prints, for scripts. Empty for nothing.
+        brief: what --quiet prints, for scripts: one line, or lines of fields with tabs between them. Empty for nothing.
+    Raises: AvarcError when stdout cannot be written to; BrokenPipeError when nobody reads it any more.
     """
+    try:
+        _print_result(data, human, brief)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        discard_stdout()
+        raise cannot_print(problem) from problem
+
+
+def _print_result(data: object, human: RenderableType | None, brief: str | Sequence[Sequence[object]]) -> None:
     if _settings.mode is Mode.JSON:
-        _stdout().file.write(json.dumps(_jsonable(data), indent=2, allow_nan=False) + "\n")
+        sys.stdout.write(to_json(_jsonable(data), indent=2) + "\n")
     elif _settings.mode is Mode.QUIET:
-        if brief:
-            _stdout().print(plain(brief), soft_wrap=True)
+        rows = ([brief] if brief else []) if isinstance(brief, str) else brief
+        fields = ([row] if isinstance(row, str) else row for row in rows)
+        sys.stdout.write("".join("\t".join(to_line(str(field)) for field in row) + "\n" for row in fields))
     elif isinstance(human, str):
         _stdout().print(plain(human), soft_wrap=True)
     elif human is not None:
         _stdout().print(human)
 
 
+def cannot_print(problem: OSError) -> AvarcError:
+    """The error for a stdout that cannot be written to."""
+    return AvarcError(
+        "cannot print the result to standard output",
+        problem.strerror or str(problem),
+        "send it elsewhere; files that the command was asked to write are complete",
+    )
+
+
 def note(message: str) -> None:
     """Print information on stderr, unless --quiet."""
     if _settings.mode is not Mode.QUIET:
-        _stderr().print(plain(message), soft_wrap=True)
+        _stderr().print(to_line(message), soft_wrap=True)
 
 
 def warn(message: str) -> None:
     """Print a warning on stderr."""
-    _stderr().print(_labelled("warning", "bold yellow", message), soft_wrap=True)
+    _stderr().print(_labelled("warning", "bold yellow", to_line(message)), soft_wrap=True)
 
 
 def error(problem: AvarcError) -> None:
     """Print an error on stderr: what happened, why, how to fix it, and with --debug its traceback."""
     if _settings.debug:
-        _stderr().file.write("".join(traceback.format_exception(problem)))
-    _stderr().print(_labelled("error", "bold red", problem.what), soft_wrap=True)
+        _stderr().file.write(to_line("".join(traceback.format_exception(problem)), keep="\n"))
+    _stderr().print(_labelled("error", "bold red", to_line(problem.what)), soft_wrap=True)
     for label, text in (("why", problem.why), ("fix", problem.fix)):
         if text:
             _stderr().print(_labelled(f"  {label}", "bold", text), soft_wrap=True)
@@ -256,10 +279,10 @@ def progress(
 
 
 def plain(text: str) -> Text:
-    """Text without markup, and with control characters escaped so that they cannot affect the terminal."""
+    """Text of one or more lines without markup; what could affect the terminal is escaped."""
     from rich.text import Text
 
-    return Text("".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text))
+    return Text(to_line(text, keep="\n\t"))
 
 
 def _labelled(label: str, style: str, message: str) -> Text:
@@ -281,7 +304,23 @@ def _stdout() -> Console:
 def _stderr() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, markup=False, highlight=False, emoji=False)
+    return Console(file=cast("IO[str]", _Stderr()), markup=False, highlight=False, emoji=False)
+
+
+class _Stderr:
+    """stderr; a message that cannot be written (full disk, closed terminal) is lost, and does not end the work."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 def _jsonable(value: Any) -> Any:

@@ -93,12 +93,6 @@ def memory() -> int | None:
     return min([total, *(int(text) for text in texts if text.isdecimal())])
 
 
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out; CPU allocators and CUDA libraries say so only in words."""
-    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
-
-
 def devices() -> tuple[Device, ...]:
     """Every device a model can run on, the default first."""
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else range(0)

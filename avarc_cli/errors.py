@@ -73,6 +73,12 @@ def shorten_list(names: Sequence[str], limit: int = MAX_NAMES) -> str:
     return ", ".join(names[:limit]) + more
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out; CPU allocators and CUDA libraries say so only in words."""
+    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message; its type where there is no message."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -23,7 +23,7 @@ from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.zoo import checkpoint, local_files, weight_sets
-from avarc_cli.zoo.cards import ModelCard, TokenizerCard, any_card, model_cards, tokenizer_card, tokenizer_cards
+from avarc_cli.zoo.cards import ModelCard, TokenizerCard, any_card, is_path, tokenizer_card, tokenizer_cards
 
 CONFIG = "config.json"  # beside the weights, in the format of the model's reference implementation
 
@@ -198,12 +198,6 @@ def with_bank(model: LoadedModel, bank: Bank) -> LoadedModel:
     added = [AddedClass.from_tensors(base, bank.tensors(a), a.scale, str(bank.path / a.file)) for a in bank.additions]
     likelihood: LikelihoodModel = AddedClassesModel(base, added) if added else base
     return replace(model, likelihood=likelihood, classes=bank.extend(model.classes), bank=bank)
-
-
-def is_path(name: str) -> bool:
-    """Whether a --model or --tokenizer value names a file rather than a card."""
-    known = {card.name for card in model_cards()} | {card.name for card in tokenizer_cards()}
-    return name not in known and ("/" in name or Path(name).suffix != "" or Path(name).exists())
 
 
 def _place(spec: str, card: ModelCard | TokenizerCard | None) -> tuple[Path, str]:

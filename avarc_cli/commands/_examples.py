@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _summary
+from avarc_cli.settings import check_augmentation, check_learning_rate, check_method
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,6 +63,18 @@ class LearningOptions:
     preprocess: opt.PreprocessOpt = None
     seed: opt.SeedOpt = 0
     allow_outside: opt.AllowOutsideOpt = False
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        from avarc_cli.data.preprocess import check_mode
+
+        check_method(self.method)
+        if self.lr is not None:
+            check_learning_rate(self.lr)
+        if self.augment is not None:
+            check_augmentation(self.augment)
+        if self.preprocess is not None:
+            check_mode(self.preprocess)
 
     def fit(self) -> FitOptions:
         """How to fit a class. Raises UsageError for numbers out of range."""

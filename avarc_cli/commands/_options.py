@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,8 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _weights
 from avarc_cli.errors import UsageError
-from avarc_cli.options import Options
+from avarc_cli.options import Options, parse_batch_size
+from avarc_cli.settings import check_device, check_exists, check_precision
 
 if TYPE_CHECKING:
     from avarc_cli.data.datasets import ImageSet
@@ -184,6 +186,17 @@ class WeightsOptions:
     device: DeviceOpt = "auto"
     yes: YesOpt = False
 
+    def __post_init__(self) -> None:
+        """Raises: UsageError for values that no model could make sense of; before torch is imported, like all such."""
+        from avarc_cli.zoo.cards import check_weights
+
+        check_weights(self.model)
+        if self.tokenizer is not None:
+            check_weights(self.tokenizer)
+        check_device(self.device)
+        check_exists(self.model_config, "--model-config")
+        check_exists(self.tokenizer_config, "--tokenizer-config")
+
     def fetch(self, *, tokenizer_only: bool = False) -> ModelSpec:
         """Download missing weights if the user agrees; returns what to load.
 
@@ -216,6 +229,11 @@ class NamedModelOptions(WeightsOptions):
     lora: LoraOpt = None
     lora_alpha: LoraAlphaOpt = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_exists(self.class_names, "--class-names")
+        check_exists(self.lora, "--lora")
+
     def _spec(self) -> ModelSpec:
         return replace(
             super()._spec(),
@@ -233,6 +251,14 @@ class ModelOptions(NamedModelOptions):
     bank: BankOpt = None
     precision: PrecisionOpt = "fp32"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_precision(self.precision)
+        if self.bank is not None:
+            from avarc_cli import bank as banks
+
+            banks.read(self.bank)
+
     def _spec(self) -> ModelSpec:
         return replace(super()._spec(), bank=self.bank, precision=self.precision)
 
@@ -245,6 +271,10 @@ class CandidateOptions:
     offset: OffsetsOpt = True
     batch_size: BatchSizeOpt = "auto"
 
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        parse_batch_size(self.batch_size)
+
     def options(self, dataset: str) -> Options:
         """The classifier's options for images of this dataset ("" for an unknown one)."""
         return Options(classes=self.classes, offsets=self.offset, batch_size=self.batch_size, dataset=dataset)
@@ -255,6 +285,10 @@ class ScoringOptions(CandidateOptions):
     """Which classes compete, and with what weight."""
 
     priors: PriorsOpt = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_exists(self.priors, "--priors")
 
     def options(self, dataset: str) -> Options:
         return replace(super().options(dataset), priors=self.priors)
@@ -273,6 +307,15 @@ class ImageOptions:
     limit: LimitOpt = None
     workers: WorkersOpt = None
     allow_outside: AllowOutsideOpt = False
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        from avarc_cli.data.preprocess import check_mode
+        from avarc_cli.tokens.noise import check_sigma
+
+        if self.preprocess is not None:
+            check_mode(self.preprocess)
+        check_sigma(self.sigma)
 
     def select(self, data: list[Path]) -> ImageSet:
         """The images of DATA that these options choose."""
@@ -361,7 +404,7 @@ def parse_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if not all(re.fullmatch("[0-9]{1,9}", part) and int(part) > 0 for part in parts):
         raise UsageError(
             f"cannot read {option} '{text}'", "it is a list of positive numbers", f"write {option} 1,2,3,4"
         )

@@ -91,7 +91,7 @@ def show(cache: TokenCache, result: RunResult, unreadable: list[tuple[str, str]]
         parts.append(console.fields("", numbers(result.metrics)))
     if out:
         parts.append(f"{out}: predictions.jsonl, metrics.json, run.json")
-    brief = "\n".join(f"{r['path']}\t{r['prediction_id']}" for r in result.records)
+    brief = [(r["path"], r["prediction_id"]) for r in result.records]
     console.result(data, console.stack(*parts), brief=brief)
 
 

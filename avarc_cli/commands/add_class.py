@@ -12,6 +12,7 @@ from avarc_cli.commands import _examples
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
+from avarc_cli.settings import check_exists
 
 if TYPE_CHECKING:
     from avarc_cli.incremental.adding import AddingResult
@@ -46,7 +47,10 @@ def add_class(
 
     Example: avarc add-class zebra photos/zebra --model var-d16 --bank animals
     """
-    from avarc_cli.incremental import adding
+    name, data = (words[0], words[1:]) if len(words) > 1 else (None, words)
+    for word in data:
+        check_exists(word, "DATA")
+    from avarc_cli.incremental import adding  # imports torch: only now, after all that may be wrong
     from avarc_cli.incremental.editing import open_or_new
     from avarc_cli.incremental.examples import by_class
     from avarc_cli.incremental.fit import MIN_TO_VALIDATE
@@ -54,7 +58,6 @@ def add_class(
 
     options, variation = learning.fit(), learning.variation()
     existing = adding.Existing(replace=replace, skip=skip_existing)
-    name, data = (words[0], words[1:]) if len(words) > 1 else (None, words)
     loaded = load_model(model.fetch())
     opt.note_inferred(loaded)
     source = _examples.open_source(
@@ -103,4 +106,4 @@ def _show(outcomes: list[AddingResult], bank: Path, unreadable: list[tuple[str, 
     )
     result = {"bank": bank, "added": data, "unreadable": dict(unreadable)}
     human = console.stack(console.table(f"{len(rows)} classes added to {bank}", columns, rows), legend)
-    console.result(result, human, brief="\n".join(o.name for o in outcomes))
+    console.result(result, human, brief=[(o.name,) for o in outcomes])

@@ -11,6 +11,8 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _weights
+from avarc_cli.settings import check_device, check_kernels, check_precision
+from avarc_cli.zoo.cards import check_weights
 
 if TYPE_CHECKING:
     from avarc_cli.bench.measure import BenchReport, BenchResult
@@ -56,6 +58,8 @@ def bench(
     Example: avarc bench --shape d16 --precision int8 --picture bench.png
     """
     _check_together(context, model is not None, quick)
+    _check_values(model, tokenizer, plan, precision, kernels, device)
+    sides = opt.parse_numbers(scales or ("1,2,3,4" if quick else None), "--scales")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler announces itself on stderr
     from avarc_cli import outputs
     from avarc_cli.bench.measure import BenchOptions, measure
@@ -66,7 +70,7 @@ def bench(
 
     place = pick_device(device)
     if quick:
-        shape, scales, pairs, plan = "2:64:2", scales or "1,2,3,4", min(pairs, 2), "exhaustive"
+        shape, pairs, plan = "2:64:2", min(pairs, 2), "exhaustive"
     if model:
         _weights.ensure(model, tokenizer, weight_set, tokenizer_weight_set, yes=yes)
         spec = ModelSpec(
@@ -74,7 +78,7 @@ def bench(
         )
         workload, shape = model_workload(load_model(spec), place), model
     else:
-        workload = random_workload("var", shape, opt.parse_numbers(scales, "--scales"), place)
+        workload = random_workload("var", shape, sides, place)
     options = BenchOptions(pairs=pairs, rounds=rounds, classes=classes, plan=plan, precision=precision, kernels=kernels)
     console.note(f"{pairs} pairs on {place}, {rounds} rounds and one to warm up")
     with outputs.reserved(picture, outputs.PNG, overwrite=overwrite):
@@ -92,6 +96,23 @@ def _check_together(context: typer.Context, model: bool, quick: bool) -> None:
         opt.check_not_given(context, of_files, "without --model", "only a model's file needs one")
     if quick:
         opt.check_not_given(context, {"shape", "plan"}, "with --quick", "it times a tiny shape, scored exhaustively")
+
+
+def _check_values(
+    model: str | None, tokenizer: str | None, plan: str | None, precision: str | None, kernels: str | None, device: str
+) -> None:
+    """Raises: UsageError for values that are wrong whatever is timed; before torch is imported."""
+    from avarc_cli.scoring.plan import check_plan
+
+    for name in filter(None, (model, tokenizer)):
+        check_weights(name)
+    if plan is not None:
+        check_plan(plan)
+    for name in precision.split(",") if precision is not None else ():
+        check_precision(name.strip())
+    if kernels is not None:
+        check_kernels(kernels)
+    check_device(device)
 
 
 def _show(report: BenchReport, picture: Path | None) -> None:

@@ -112,7 +112,7 @@ def head(
             _draw(opened, wanted, tokens_NSL, picture, model.fetch(tokenizer_only=True))
     cells = [(each["row"], each["name"], each["label"], _begin(each["tokens"][0])) for each in listed]
     table = console.table(str(cache), ("row", "image", "label", "tokens"), cells)
-    console.result({"cache": cache, "rows": listed, "picture": picture}, table, brief="\n".join(c[1] for c in cells))
+    console.result({"cache": cache, "rows": listed, "picture": picture}, table, brief=[(c[1],) for c in cells])
 
 
 def _facts(cache: TokenCache) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def list_classes(bank: BankOpt, as_json: JsonOpt = False) -> None:
     columns = ["class", "method", "images", "started from", "offset (nats)", "file"]
     title = f"{len(rows)} classes added to {read.base.name} ({read.base.sha256[:12]})"
     data = {"bank": bank, "base": read.base, "classes": [_facts(read, a) for a in read.additions]}
-    console.result(data, console.table(title, columns, rows), brief="\n".join(a.name for a in read.additions))
+    console.result(data, console.table(title, columns, rows), brief=[(a.name,) for a in read.additions])
 
 
 @app.command(cls=Command)

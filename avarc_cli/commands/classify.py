@@ -14,7 +14,8 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _summary
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE, CacheError, UsageError
-from avarc_cli.options import Options
+from avarc_cli.options import AUTO, Options, parse_bytes
+from avarc_cli.settings import check_kernels
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
@@ -31,6 +32,10 @@ class _ModelOptions(opt.ModelOptions):
         str,
         opt.model_option("--kernels", help="torch: plain PyTorch; triton: avarc's own, for NVIDIA GPUs; auto: torch."),
     ] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_kernels(self.kernels)
 
     def _spec(self) -> ModelSpec:
         return replace(super()._spec(), kernels=self.kernels)
@@ -55,6 +60,21 @@ class _ScoringOptions(opt.ScoringOptions):
     deterministic: Annotated[
         bool, opt.scoring_option("--deterministic", help="Fixed batch shapes: reruns agree bit for bit.")
     ] = False
+
+    def __post_init__(self) -> None:
+        from avarc_cli.scoring.plan import check_plan
+        from avarc_cli.scoring.scores import score_function
+
+        super().__post_init__()
+        score_function(self.score)
+        if self.memory is not None:
+            parse_bytes(self.memory)
+        if Path(self.plan).suffix.lower() == ".json":
+            from avarc_cli.results import tuned
+
+            tuned.read(Path(self.plan))
+        elif self.plan != AUTO:
+            check_plan(self.plan)
 
     def options(self, dataset: str) -> Options:
         return replace(
@@ -93,15 +113,16 @@ def classify(
 
     Example: avarc classify val.h5 --model var-d16 --plan paper --classes imagenet100 --out runs/val
     """
-    from avarc_cli.classifier import load_classifier
     from avarc_cli.tokens.cache import read
 
     _check_inputs(context, data, encoding, out, save_json or save_likelihood)
     if overwrite and out is None:
         raise UsageError("nothing to overwrite", "without --out, no run is written", "add --out, or omit --overwrite")
-    spec = model.fetch()
     images = None if _summary.is_cache(data) else encoding.select(data)
     dataset = read(data[0]).header.dataset if images is None else images.dataset
+    spec = model.fetch()
+    from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
+
     classifier = load_classifier(spec, scoring.options(dataset))
     opt.note_inferred(classifier.model)
     _check_out(classifier, out, save_likelihood, overwrite)

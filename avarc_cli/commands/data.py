@@ -11,6 +11,7 @@ from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import Command
 from avarc_cli.errors import EXIT_FAILED, EXIT_UNREADABLE
+from avarc_cli.names import to_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -54,7 +55,7 @@ def check(
     wanted = parse_decode(decode)
     with console.progress("decoding", wanted) as bar:
         report = check_images(data, dataset, decode=wanted, allow_outside=allow_outside, progress=bar.update)
-    console.result(report, _render(report), brief="\n".join(f"{p.count}\t{p.what}" for p in report.problems))
+    console.result(report, _render(report), brief=[(p.count, p.what) for p in report.problems])
     if report.problems:
         raise typer.Exit(EXIT_UNREADABLE if all(p.unreadable for p in report.problems) else EXIT_FAILED)
 
@@ -72,7 +73,7 @@ def _render(report: DatasetReport) -> RenderableType:
     }
     parts: list[RenderableType] = [console.fields(report.source, facts), *report.notes]
     if report.problems:
-        rows = [(p.what, p.count, "\n".join(p.examples)) for p in report.problems]
+        rows = [(p.what, p.count, "\n".join(to_line(name) for name in p.examples)) for p in report.problems]
         parts.append(console.table("Problems", ["what", "count", "for example"], rows))
     elif report.decoded or not report.images:
         parts.append("no problems found")

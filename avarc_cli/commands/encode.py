@@ -12,6 +12,7 @@ from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
+from avarc_cli.settings import check_encoder_precision
 
 if TYPE_CHECKING:
     from avarc_cli.tokens import EncodeResult, Shard
@@ -30,7 +31,7 @@ def encode(
     latents: Annotated[bool, typer.Option("--latents", help="Keep the latents too, as float16.")] = False,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", help="Images that the tokenizer reads at once. Default: 16 of 256 pixels."),
+        typer.Option("--batch-size", min=1, help="Images that the tokenizer reads at once. Default: 16 of 256 pixels."),
     ] = None,
     shard: Annotated[
         str, typer.Option("--shard", help="i/n: do part i (from 1) of n; run all n with the same OUT, or join OUTs.")
@@ -57,15 +58,19 @@ def encode(
     """
     from avarc_cli import tokens
     from avarc_cli.data.preprocess import Preprocess
-    from avarc_cli.loading import load_tokenizer
-    from avarc_cli.tokens.encoder import default_workers
+    from avarc_cli.work.run import check_engine
 
-    own = tokens.Shard.parse(shard)
+    own, layout = tokens.Shard.parse(shard), opt.parse_scales(patch_nums)
+    check_engine(engine)
+    check_encoder_precision(precision)
     if model.tokenizer is not None and not opt.is_given(context, "model"):
         model = replace(model, model=model.tokenizer, tokenizer=None)  # the default model has no say in its scales
-    spec = model.fetch(tokenizer_only=True)
     images = encoding.select(data)
-    reader = load_tokenizer(spec, layout=opt.parse_scales(patch_nums)).at(precision)
+    spec = model.fetch(tokenizer_only=True)
+    from avarc_cli.loading import load_tokenizer  # imports torch: only now, after all that may be wrong
+    from avarc_cli.tokens.encoder import default_workers
+
+    reader = load_tokenizer(spec, layout=layout).at(precision)
     opt.note_inferred(reader)
     pixels = Preprocess.choose(encoding.preprocess, reader.preprocess, reader.image_size)
     workers = default_workers(str(reader.device)) if encoding.workers is None else encoding.workers

@@ -75,13 +75,18 @@ def explain(
     Example: avarc explain val.h5 --model var-d16 --only wrong --limit 12 --out wrong.html
     """
     from avarc_cli import outputs
-    from avarc_cli.classifier import load_classifier
     from avarc_cli.data.datasets import ImageSet
-    from avarc_cli.explain import ExplainOptions, Weighting, explain_images, write
-    from avarc_cli.explain.maps import parse_scales
+    from avarc_cli.data.preprocess import check_mode
+    from avarc_cli.explain import write
+    from avarc_cli.explain.maps import Weighting, parse_scales
+    from avarc_cli.explain.options import ExplainOptions
+    from avarc_cli.explain.predictions import check_subset, parse_rows
     from avarc_cli.tokens.cache import read
 
     how = Weighting(weights=weighting, scales=parse_scales(scales), upsample=upsample)
+    check_subset(only)
+    if preprocess is not None:
+        check_mode(preprocess)
     _summary.check_request(data, None, False, images_only=[preprocess, workers])
     images = None if _summary.is_cache(data) else opt.select_images(data, None, None, None, allow_outside=allow_outside)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +95,7 @@ def explain(
         outputs.reserved(out, *write.KINDS, overwrite=overwrite, inputs=inputs),
         outputs.reserved(npz, outputs.NPZ, overwrite=overwrite),
     ):
+        source = read(data[0]) if images is None else images
         listed = rows is not None or (images is not None and len(images) == len(data))
         options = ExplainOptions(
             target=target,
@@ -100,7 +106,12 @@ def explain(
             max_images=write.max_images(out),
             keep_order=listed,
         )
-        spec, source = model.fetch(), read(data[0]) if images is None else images
+        if rows is not None:
+            parse_rows(rows, len(source))
+        spec = model.fetch()
+        from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
+        from avarc_cli.explain import explain_images
+
         about_images = source if isinstance(source, ImageSet) else source.header
         classifier = load_classifier(spec, scoring.options(about_images.dataset))
         opt.note_inferred(classifier.model)

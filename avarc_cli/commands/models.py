@@ -59,7 +59,7 @@ def models(context: typer.Context, as_json: opt.JsonOpt = False) -> None:
             "`avarc models show NAME` shows details, `avarc download NAME` downloads the weights, "
             "`avarc models add NAME FILE` registers your own checkpoint.",
         ),
-        brief="\n".join([card.name for card in known] + [card.name for card in tokenizers]),
+        brief=[(card.name,) for cards in (known, tokenizers) for card in cards],
     )
 
 
@@ -99,23 +99,25 @@ def add(
 
     Example: avarc models add photos photos.safetensors --tokenizer photos-vq
     """
-    from avarc_cli import loading
-    from avarc_cli.zoo import registered
+    from avarc_cli.zoo import cards, registered
     from avarc_cli.zoo.card import LocalFile
 
     if tokenizer is not None:
         opt.check_not_given(context, {"patch_nums"}, "with --tokenizer", "a generator has the scales of its tokenizer")
     path = os.path.abspath(file)  # without following links: a config.json, or shards, may be beside the link only
+    layout = opt.parse_scales(patch_nums)
     registered.check_name(name)
+    for weights in (path, *([tokenizer] if tokenizer else [])):
+        cards.check_weights(weights)
+    from avarc_cli import loading  # imports torch: only now, after all that may be wrong
+
     if tokenizer is None:
-        reader = loading.load_tokenizer(
-            loading.ModelSpec(path, weight_set=weight_set), layout=opt.parse_scales(patch_nums)
-        )
+        reader = loading.load_tokenizer(loading.ModelSpec(path, weight_set=weight_set), layout=layout)
         opt.note_inferred(reader)
         card: Card = reader.card(name, license=license)
     else:
         _weights.ensure(tokenizer, yes=yes)
-        reads = os.path.abspath(tokenizer) if loading.is_path(tokenizer) else tokenizer
+        reads = os.path.abspath(tokenizer) if cards.is_path(tokenizer) else tokenizer
         model = loading.load_model(loading.ModelSpec(path, reads, weight_set=weight_set))
         opt.note_inferred(model)
         card = model.card(name, tokenizer=reads, license=license)

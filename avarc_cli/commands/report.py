@@ -9,6 +9,7 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
+from avarc_cli.settings import check_device
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
@@ -50,7 +51,14 @@ def report(
     Example: avarc report runs/val --out val.html
     """
     from avarc_cli import outputs
-    from avarc_cli.classifier import load_classifier
+    from avarc_cli.results.read_run import check_finished
+    from avarc_cli.zoo.cards import check_weights
+
+    check_finished(run)
+    for name in filter(None, (model, tokenizer)):
+        check_weights(name)
+    check_device(device)
+    from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
     from avarc_cli.explain import write_report
     from avarc_cli.loading import ModelSpec
 

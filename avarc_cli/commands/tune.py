@@ -53,7 +53,6 @@ def tune(
     Example: avarc tune calibration.h5 --model var-d16 --classes imagenet100 --agreement 0.995 --out plan.json
     """
     from avarc_cli import outputs, tuning
-    from avarc_cli.classifier import load_classifier
     from avarc_cli.tokens.cache import read
 
     unfinished = tuning.is_unfinished(out)
@@ -65,7 +64,10 @@ def tune(
                 "--limit takes the first images; the guarantee holds for images like these, not for the others"
             )
         others = None if evaluate is None else read(evaluate)
-        classifier = load_classifier(model.fetch(), scoring.options(cache.header.dataset))
+        spec = model.fetch()
+        from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
+
+        classifier = load_classifier(spec, scoring.options(cache.header.dataset))
         opt.note_inferred(classifier.model)
         with console.progress("scoring", len(cache)) as bar:
             plan = tuning.tune(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def parse_decode(text: str) -> int | None:
     """The value of --decode: a number of images, or "all" (None). Raises: UsageError."""
     if text == "all":
         return None
-    if not text.isdecimal():
+    if not re.fullmatch("[0-9]{1,18}", text):
         raise UsageError(f"--decode '{text}' is not valid", "it must be a number of images, or all")
     return int(text)
 

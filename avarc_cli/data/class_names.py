@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from avarc_cli import strict_json
 from avarc_cli.data.labels import LabelSpace, imagenet1k
 from avarc_cli.errors import CheckpointError, UsageError
+from avarc_cli.names import from_json
 
 IMAGENET_CLASSES = 1000
 NUMBER, TEXT = "number", "text"  # orders of folders that are called after numbers
@@ -121,7 +121,7 @@ def _read_lines(path: Path) -> tuple[str, ...]:
 
 def _read_names(text: str) -> tuple[str, ...]:
     try:
-        return tuple(str(name) for name in strict_json.parse(text))
+        return tuple(str(name) for name in from_json(text))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             "the class names in the checkpoint cannot be read", str(error), "use --class-names"

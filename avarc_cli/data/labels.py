@@ -156,7 +156,7 @@ class _Lookup:
     def resolve(self, name: str) -> int | None:
         """The class with this id, name or index."""
         index = self.by_id_or_name(name)
-        if index is None and self.indices_allowed and name.isdecimal() and int(name) < len(self.space):
+        if index is None and self.indices_allowed and re.fullmatch("[0-9]{1,9}", name) and int(name) < len(self.space):
             return int(name)
         return index
 

@@ -62,6 +62,12 @@ DECODING_ERRORS = (
 )
 
 
+def check_mode(mode: str) -> None:
+    """Raises: UsageError for a mode that `Preprocess` does not have."""
+    if mode not in MODES:
+        raise UsageError(f"unknown preprocessing '{mode}'", fix=f"choose one of {', '.join(MODES)}")
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """How an image becomes `size` x `size` pixels.
@@ -82,8 +88,7 @@ class Preprocess:
     channel, and with Pillow's conversion of 16 bits."""
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise UsageError(f"unknown preprocessing '{self.mode}'", fix=f"choose one of {', '.join(MODES)}")
+        check_mode(self.mode)
         if self.size < 1:
             raise UsageError(f"image size is {self.size} pixels, must be at least 1")
 

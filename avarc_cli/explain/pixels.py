@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,9 +12,10 @@ from avarc_cli.data.datasets import ImageSet, load_pixels
 from avarc_cli.data.image_source import open_regular
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import UnreadableImage, UsageError
-from avarc_cli.likelihood import Tokenizer
 from avarc_cli.tokens.cache import TokenCache
-from avarc_cli.tokens.reconstruct import reconstruct
+
+if TYPE_CHECKING:
+    from avarc_cli.likelihood import Tokenizer
 
 PixelLoader = Callable[[int], tuple[np.ndarray, bool]]
 """Row of a token cache -> pixels (H, H, 3) uint8, and whether they were decoded from tokens."""
@@ -37,6 +39,8 @@ def pixels_of_cache(cache: TokenCache, tokenizer: Tokenizer, within: Path | None
         header = cache.header
         found = source_pixels(header.source, cache.paths[row], header.preprocess, header.dataset, within)
         if found is None:
+            from avarc_cli.tokens.reconstruct import reconstruct  # imports torch
+
             return reconstruct(tokenizer, cache.tokens([row])[:, :1])[0, 0], True
         return found, False
 

@@ -6,14 +6,16 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import UsageError
 from avarc_cli.results.read_run import SavedRun
-from avarc_cli.results.run import RunResult
+
+if TYPE_CHECKING:
+    from avarc_cli.results.run import RunResult
 
 SUBSETS = ("wrong", "right", "unsure")
 UNSURE = 0.9  # posterior probability of the prediction below which an image counts as unsure
@@ -145,7 +147,7 @@ def parse_rows(text: str, count: int) -> list[int]:
     """
     rows: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        found = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:-\s*([0-9]{1,9})\s*)?", part)
         if not found:
             raise UsageError(f"cannot read --rows '{text}'", "rows are counted from 0", "write --rows 3,10-12")
         first, last = int(found[1]), int(found[2] or found[1])

@@ -13,13 +13,13 @@ from avarc_cli.explain.explanation import Explanation
 from avarc_cli.explain.from_run import from_likelihoods, from_tokens
 from avarc_cli.explain.maps import Weighting
 from avarc_cli.explain.predictions import ImagePrediction, of_saved_run, select
-from avarc_cli.loading import is_path
 from avarc_cli.progress import StartProgress, silent
 from avarc_cli.results.made_here import was_made_here
 from avarc_cli.results.read_run import SavedRun, open_run
 from avarc_cli.results.report import HardestImages, read_metrics, render
 from avarc_cli.storage import write_bytes
 from avarc_cli.tokens.verify import read_verified
+from avarc_cli.zoo.cards import is_path
 
 MAX_IMAGES = 200  # with more, browsers get slow
 NOTE = "Orange is evidence for the first class of a pair, purple for the second; point at a map for its values."

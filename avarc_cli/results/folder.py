@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -10,9 +9,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from avarc_cli import strict_json
 from avarc_cli.data.preprocess import current_description
 from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.names import from_json, to_json
 from avarc_cli.progress import Notify, no_message
 from avarc_cli.results import made_here, resume
 from avarc_cli.results.resume import AreCurrent, Kept, Record
@@ -64,7 +63,7 @@ class RunFolder:
         Raises: UsageError when the folder holds another run; AvarcError when it holds a corrupt one.
         """
         self.prepare()
-        asked = json.loads(json.dumps(asked, sort_keys=True))
+        asked = from_json(to_json(asked, sort_keys=True))
         recorded = self.read_protocol() if self.exists else None
         if recorded is not None and (why := resume.differences(recorded, asked)):
             raise resume.another_run(str(self.path), why)
@@ -89,7 +88,7 @@ class RunFolder:
         return kept.records
 
     def _write_request(self, asked: Mapping[str, Any]) -> None:
-        write_bytes(self.path / "run.json", json.dumps(asked, indent=1, sort_keys=True).encode())
+        write_bytes(self.path / "run.json", to_json(asked, indent=1, sort_keys=True).encode())
 
     def _read_records(self) -> list[Record]:
         if self.finished:
@@ -136,7 +135,7 @@ class RunFolder:
 
     def has_another(self, asked: Mapping[str, Any]) -> bool:
         """Whether the folder holds a run of another request, or of images that were called otherwise."""
-        return self.exists and not resume.is_same(self.read_protocol(), json.loads(json.dumps(asked)))
+        return self.exists and not resume.is_same(self.read_protocol(), from_json(to_json(asked)))
 
     def replace(self, asked: Mapping[str, Any]) -> None:
         """Delete the predictions of a run of another request, and begin this one. Raises: as `clear` and `lock`."""
@@ -203,7 +202,7 @@ class RunFolder:
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json, then the lines of the journal, in the order of the images, to predictions.jsonl."""
-        write_bytes(self.metrics, json.dumps(metrics, indent=1).encode())
+        write_bytes(self.metrics, to_json(metrics, indent=1).encode())
         if self._in_order:
             move_into_place(self.journal, self.predictions)
         else:
@@ -264,7 +263,7 @@ def _parse(path: Path, *, cut: bool = False) -> list[Record]:
     """The lines of a file of predictions; cut: what follows the last line end was cut off by a kill."""
     lines = path.read_bytes().split(b"\n")[:-1] if cut else path.read_bytes().splitlines()
     try:
-        records = [strict_json.parse(line) for line in lines]
+        records = [from_json(line) for line in lines]
     except ValueError as error:
         raise AvarcError(f"'{path}' is corrupt", str(error), AGAIN) from None
     for number, record in enumerate(records, start=1):
@@ -273,7 +272,7 @@ def _parse(path: Path, *, cut: bool = False) -> list[Record]:
 
 
 def _lines(records: Iterable[Record]) -> bytes:
-    return "".join(json.dumps(record) + "\n" for record in records).encode()
+    return "".join(to_json(record) + "\n" for record in records).encode()
 
 
 def _read_seconds(path: Path) -> float:
@@ -304,6 +303,9 @@ def _upgraded(protocol: dict[str, Any]) -> dict[str, Any]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        return strict_json.parse_object(path.read_text())
+        there = from_json(path.read_bytes())
+        if not isinstance(there, dict):
+            raise ValueError("it is not a JSON object")
+        return there
     except (OSError, ValueError) as error:
         raise AvarcError(f"cannot read '{path}'", str(error), "name another folder, or delete this one") from None

@@ -157,15 +157,10 @@ class SavedRun:
 def open_run(path: Path) -> SavedRun:
     """Read a run folder.
 
-    Raises: UsageError when it is not a run, or not finished; AvarcError when it is corrupt.
+    Raises: UsageError as `check_finished`; AvarcError when it is corrupt.
     """
-    if not (path / "run.json").is_file():
-        raise UsageError(f"'{path}' is not a run", "it has no run.json", "name a folder that avarc classify --out made")
+    check_finished(path)
     folder = RunFolder(path)
-    if not folder.finished:
-        raise UsageError(
-            f"the run in '{path}' is not finished", "it was interrupted", "repeat its command to finish it"
-        )
     protocol = folder.read_protocol()
     check_protocol(protocol, f"{path / 'run.json'}")
     run = SavedRun(path, protocol, folder.read_predictions())
@@ -180,6 +175,16 @@ def _check_classes(run: SavedRun) -> None:
         if unknown := {record["prediction"], *(best["class"] for best in record["best"])} - candidates:
             why = f"class {unknown.pop()} in line {number} is none of the {len(candidates)} candidates"
             raise AvarcError(f"'{run.path / 'predictions.jsonl'}' is corrupt", why, AGAIN)
+
+
+def check_finished(path: Path) -> None:
+    """Raises: UsageError when this is not a run, or not a finished one."""
+    if not (path / "run.json").is_file():
+        raise UsageError(f"'{path}' is not a run", "it has no run.json", "name a folder that avarc classify --out made")
+    if not RunFolder(path).finished:
+        raise UsageError(
+            f"the run in '{path}' is not finished", "it was interrupted", "repeat its command to finish it"
+        )
 
 
 def _read(path: Path, read: Callable[[], Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import html
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing import Any
 
 from avarc_cli import page, strict_json
 from avarc_cli.errors import AvarcError
+from avarc_cli.names import to_json
 from avarc_cli.page import text
 from avarc_cli.results import charts
 from avarc_cli.results.folder import RunFolder
@@ -237,7 +238,7 @@ def _hardest(hardest: HardestImages) -> str:
 
 
 def _protocol(run: SavedRun) -> str:
-    asked = text(json.dumps(run.protocol, indent=1, sort_keys=True))
+    asked = html.escape(to_json(run.protocol, indent=1, sort_keys=True))
     return f"<section><h2>Protocol</h2><details><summary>run.json</summary><pre>{asked}</pre></details></section>"
 
 

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from avarc_cli.environment import lacks_memory
-from avarc_cli.errors import AvarcError, Interrupted, first_line
+from avarc_cli.errors import AvarcError, Interrupted, first_line, lacks_memory
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.results import records

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 
@@ -67,14 +66,6 @@ def max_cached_tokens(model: LikelihoodModel, memory: int | None) -> int | None:
         return None
     resident = model.resident_bytes + PROCESS_BYTES
     return max(0, (memory - resident) // 2) // model.bytes_per_token(cached=True)
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes from "8GiB", "500MiB" or "8GB". Raises UsageError for anything else."""
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) *([GM])(i?)B", text.strip())
-    if match is None or float(match[1]) == 0:
-        raise UsageError(f"cannot read '{text[:20]}' as an amount of memory", fix="write it as 8GiB or 500MiB")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** (3 if match[2] == "G" else 2))
 
 
 @dataclass(frozen=True)

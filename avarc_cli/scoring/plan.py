@@ -26,6 +26,7 @@ HOW = (
 )
 STAGE = re.compile(r"(\d{1,9}) *: *(?:(\d{1,9})|< *(\d+(?:\.\d+)?(?:e[-+]?\d+)?)) *(?:: *(\d{1,9}))?", re.ASCII)
 Bool = npt.NDArray[np.bool_]
+_ANY = 10**9 - 1  # the most that STAGE can write
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,11 @@ def parse_plan(text: str, *, segments: int, candidates: int, samples: int) -> Pl
             f"plan '{text}' ends with {have} candidates", "a prediction is one class", "let the last stage keep 1"
         )
     return Plan(tuple(stages))
+
+
+def check_plan(text: str) -> None:
+    """Raises: UsageError for a plan that no model and no number of candidates and samples could carry out."""
+    parse_plan(text, segments=_ANY, candidates=_ANY, samples=_ANY)
 
 
 def _parse_stage(part: str, text: str, have: int) -> Stage:

@@ -21,6 +21,7 @@ import numpy as np
 from avarc_cli import strict_json
 from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import CacheError, UsageError, describe_differences
+from avarc_cli.storage import beside
 from avarc_cli.tokens.fingerprints import Fingerprints
 from avarc_cli.tokens.header import FORMAT, READABLE, CacheHeader, Partial
 from avarc_cli.tokens.write import Block
@@ -184,7 +185,7 @@ class TokenCache:
 
 def chunk_folder(path: Path) -> Path:
     """The folder of chunks of an unfinished cache."""
-    return path.with_name(path.name + ".parts")
+    return beside(path, ".parts")
 
 
 def read(path: str | Path, *, allow_partial: bool = False) -> TokenCache:

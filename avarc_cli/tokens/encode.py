@@ -20,7 +20,6 @@ assembles the chunks: to a complete cache if none is missing, else to a partial 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,8 +39,8 @@ from avarc_cli.tokens.assemble import assemble, disassemble, summarize
 from avarc_cli.tokens.cache import TokenCache, chunk_folder, read
 from avarc_cli.tokens.changes import Changes, Recorded, find_changes, of_cache, of_chunks
 from avarc_cli.tokens.encoded import EncodedChunk, EncodedFormat
-from avarc_cli.tokens.encoder import ChunkEncoder
 from avarc_cli.tokens.header import identity
+from avarc_cli.tokens.noise import check_sigma
 from avarc_cli.tokens.request import Request, describe
 from avarc_cli.tokens.verify import read_verified
 from avarc_cli.work import chunks
@@ -52,6 +51,7 @@ from avarc_cli.work.shards import Shard
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import Tokenizer
+    from avarc_cli.tokens.encoder import ChunkEncoder
 
 UNDIVIDED = Shard()
 
@@ -140,6 +140,8 @@ def encode(
 
     def start(request: Request) -> _Run:
         decoders = workers if engine == "local" else 0
+        from avarc_cli.tokens.encoder import ChunkEncoder  # imports torch
+
         encoder = ChunkEncoder(images, preprocess, tokenizer, request.header, request.batch_size, decoders, stamps)
         folder = ChunkFolder(chunk_folder(out), Chunks(len(images), request.chunk_size), _format(request))
         return _Run(images, out, request, shard, folder, encoder, engine, progress, say)
@@ -179,8 +181,7 @@ def _check_numbers(
         raise UsageError(f"workers is {workers}, must be at least 0")
     if not 0 <= seed < 2**64:
         raise UsageError(f"seed is {seed}, must be at least 0 and below 2**64")
-    if not (math.isfinite(sigma) and sigma >= 0):
-        raise UsageError(f"sigma is {sigma}, must be a number of at least 0")
+    check_sigma(sigma)
 
 
 def _format(request: Request) -> EncodedFormat:

@@ -26,7 +26,7 @@ from avarc_cli import environment
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.image_source import DIGEST_SIZE, NO_DIGEST
 from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.errors import AvarcError, UnreadableImage, first_line
+from avarc_cli.errors import AvarcError, UnreadableImage, first_line, lacks_memory
 from avarc_cli.tokens.encoded import EncodedChunk, Unreadable
 from avarc_cli.tokens.fingerprints import Fingerprints
 from avarc_cli.tokens.header import CacheHeader
@@ -114,8 +114,12 @@ def _unchanged(decoded: Any) -> Any:
 
 
 def _begin_worker(_: int) -> None:
-    """Leave Ctrl-C to the parent, and end with it: torch's worker may wait forever to hand over its last batch."""
+    """Leave Ctrl-C and a closed terminal, which signal all processes, to the parent, and end with it.
+
+    Torch's worker may wait forever to hand over its last batch.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -167,7 +171,7 @@ class ChunkEncoder:
                 for number, some in batches.items():
                     yield number, self._encode_chunk(chunks[number], islice(decoded, len(some)), tick)
         except (RuntimeError, MemoryError) as error:
-            if not environment.lacks_memory(error):
+            if not lacks_memory(error):
                 raise
             fix = "free some memory, and run the same command again: finished chunks are kept"
             raise AvarcError("not enough memory to encode one image", first_line(error), fix) from error
@@ -199,7 +203,7 @@ class ChunkEncoder:
         try:
             return [self._encode(rows, pixels)]
         except (RuntimeError, MemoryError) as error:
-            if not environment.lacks_memory(error) or len(rows) == 1:
+            if not lacks_memory(error) or len(rows) == 1:
                 raise
         half = len(rows) // 2
         return self._encode_in_memory(rows[:half], pixels[:half]) + self._encode_in_memory(rows[half:], pixels[half:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,7 +71,7 @@ def merge(sources: Sequence[Path], out: Path, *, overwrite: bool = False) -> Mer
         the sources do not go together, with both values, when one is corrupt, when chunks are missing or in two
         sources, or when two images have one name; AvarcError when `out` cannot be written.
     """
-    if len(sources) < 2 or len({source.resolve() for source in sources}) < len(sources):
+    if len(sources) < 2 or len({os.path.realpath(source) for source in sources}) < len(sources):
         raise UsageError("there is nothing to join", "it takes two or more different caches")
     check_output(out, outputs.CACHE, overwrite=overwrite, inputs=sources)
     # Corrupt tokens would get matching checksums in the merged cache.

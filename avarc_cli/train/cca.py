@@ -25,6 +25,7 @@ from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.outputs import WEIGHTS, check_new_folder, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
+from avarc_cli.settings import check_contrast
 from avarc_cli.train.generator import EncodedImages, TokenBatches
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Recipe, fingerprint, train
@@ -40,8 +41,7 @@ class Contrast:
     class_dropout: float = 0.1  # fraction of images that stay unconditional, and count as positives
 
     def __post_init__(self) -> None:
-        if not (self.beta > 0 and self.weight >= 0 and 0 <= self.class_dropout < 1):
-            raise UsageError(f"{self}", "beta is above 0, the weight at least 0, class dropout in [0, 1)")
+        check_contrast(self.beta, self.weight, self.class_dropout)
 
     def loss(self, gain_2B: Tensor, negative_B: Tensor) -> Tensor:
         """The mean loss per image.

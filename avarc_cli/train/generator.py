@@ -22,6 +22,7 @@ from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedTokenizer
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
+from avarc_cli.settings import check_class_dropout
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Recipe, fingerprint, train
 from avarc_cli.train.save import resume_file, save_generator
@@ -116,8 +117,7 @@ def fit(
     say: Notify = no_message,
 ) -> None:
     """Train a generator in place; resumes from `checkpoint`. Raises: UsageError; as `loop.train`."""
-    if not 0 <= class_dropout < 1:
-        raise UsageError(f"class dropout is {class_dropout}", "it is a fraction in [0, 1)")
+    check_class_dropout(class_dropout)
     network = model.network.requires_grad_(True)
     device = next(network.parameters()).device
 

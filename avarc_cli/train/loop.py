@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, UsageError, describe_differences
 from avarc_cli.progress import MetricsProgress, Notify, no_message
+from avarc_cli.settings import check_learning_rate
 from avarc_cli.storage import remove_leftovers_of
 from avarc_cli.train import checkpoint_file
 
@@ -46,8 +47,7 @@ class Recipe:
         for name in ("steps", "batch_size", "save_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", "it must be at least 1")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UsageError(f"the learning rate is {self.lr}", "it must be a positive number", "write --lr 3e-4")
+        check_learning_rate(self.lr)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up from 0.005 of the peak, constant, then linear to `final`.
