@@ -14,6 +14,7 @@ from avarc_cli import console
 from avarc_cli.commands import _weights
 from avarc_cli.errors import UsageError
 from avarc_cli.options import Options
+from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.data.datasets import ImageSet
@@ -314,8 +315,8 @@ def select_images(
     if subset is None and (left_out := images.classes_outside_imagenet()):
         covered = [name for name in images.class_names if name not in left_out]
         kept = images.select(covered, None, None)
-        of = f"{len(images) - len(kept):,} images of {len(left_out)} objects without an ImageNet class"
-        console.note(f"left out {of} (to keep them, name them with --subset FILE)")
+        out = f"{counted(len(images) - len(kept), 'image')} of {counted(len(left_out), 'object')}"
+        console.note(f"left out {out} without an ImageNet class (to keep them, name them with --subset FILE)")
         images = kept
     return images.select(classes_of(subset) if subset else None, per_class, limit)
 
@@ -357,4 +358,4 @@ def list_unreadable(unreadable: list[tuple[str, str]]) -> None:
     for name, reason in unreadable[:UNREADABLE_SHOWN]:
         console.warn(f"left out {name}: {reason}")
     if len(unreadable) > UNREADABLE_SHOWN:
-        console.warn(f"left out {len(unreadable) - UNREADABLE_SHOWN} more unreadable images")
+        console.warn(f"left out {counted(len(unreadable) - UNREADABLE_SHOWN, 'more unreadable image')}")

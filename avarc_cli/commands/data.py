@@ -13,9 +13,8 @@ from avarc_cli.commands._groups import Command
 from avarc_cli.errors import EXIT_FAILED, EXIT_UNREADABLE
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from avarc_cli.data.check import DatasetReport
+    from avarc_cli.tables import Layout
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -58,7 +57,7 @@ def check(
         raise typer.Exit(EXIT_UNREADABLE if all(p.unreadable for p in report.problems) else EXIT_FAILED)
 
 
-def _render(report: DatasetReport) -> RenderableType:
+def _render(report: DatasetReport) -> Layout:
     fewest, most = report.per_class or (0, 0)
     images, classes = f"{report.images:,}", f"{report.classes:,}"
     facts = {
@@ -69,7 +68,7 @@ def _render(report: DatasetReport) -> RenderableType:
         "images per class": f"{fewest:,} to {most:,}" if report.per_class else "no labels",
         "decoded": f"{report.decoded:,}" if report.decoded else "none (--decode N|all)",
     }
-    parts: list[RenderableType] = [console.fields(report.source, facts), *report.notes]
+    parts: list[Layout | str] = [console.fields(report.source, facts), *report.notes]
     if report.problems:
         rows = [(p.what, p.count, "\n".join(p.examples)) for p in report.problems]
         parts.append(console.table("Problems", ["what", "count", "for example"], rows))

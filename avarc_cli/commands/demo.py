@@ -114,7 +114,7 @@ def _show(runs: dict[str, RunResult], unseen: dict[str, Any], picture: Path) -> 
         f"{unseen['share_of_exhaustive']:.0%} of the tokens."
     )
     data = {"picture": picture, "plans": plans, "adaptive_on_unseen": unseen}
-    console.result(data, console.stack(table, note, f"{picture}: the {SHOWN} least certain digits"))
+    console.result(data, console.stack(table, note, console.path_and(picture, f"the {SHOWN} least certain digits")))
 
 
 def _measured(name: str, result: RunResult, exhaustive: RunResult) -> dict[str, Any]:

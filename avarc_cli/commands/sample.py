@@ -10,6 +10,7 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
+from avarc_cli.words import counted
 
 
 @with_option_groups
@@ -42,8 +43,8 @@ def sample(
     with outputs.reserved(out, outputs.PNG, overwrite=overwrite):
         loaded = load_model(model.fetch())
         opt.note_inferred(loaded)
-        with console.progress("drawing", None, unit="classes") as bar:
+        with console.progress("drawing", None, unit="class") as bar:
             drawn = sampling.sample(loaded, classes, count, how, progress=bar.update)
         grid(drawn.pictures, drawn.names, out)
-        shown = f"{out}: {count} pictures of each of {len(drawn.names)} classes"
+        shown = console.path_and(out, f"{counted(count, 'picture')} of each of {counted(len(drawn.names), 'class')}")
         console.result({"picture": out, "classes": drawn.names, "count": count, "seed": seed}, shown, brief=str(out))

@@ -253,7 +253,7 @@ def _reserved(out: Path, overwrite: bool, *inputs: str | None, folder: bool = Fa
 
 @contextmanager
 def _progress(description: str, steps: int) -> Iterator[MetricsProgress]:
-    with console.progress(description, steps, unit="steps") as bar:
+    with console.progress(description, steps, unit="step") as bar:
         yield lambda done, values: bar.update(done, note=" ".join(f"{name} {x:.4g}" for name, x in values.items()))
 
 

@@ -26,6 +26,7 @@ from avarc_cli.storage import write_bytes
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.tokens.cache import read as read_cache
 from avarc_cli.train.images import Augment
+from avarc_cli.words import counted
 
 BATCH_SIZE = 32  # images that the tokenizer encodes at once
 # How many augmented versions of each image are made, unless the user says. Chosen on the digits, by hand.
@@ -180,7 +181,7 @@ def by_class(source: Source, name: str | None, title: str) -> dict[str, np.ndarr
     same = [i for i, c in enumerate(names) if normalize(c) == normalize(name)]
     if not same and len(names) > 1:
         raise UsageError(
-            f"'{title}' holds {len(names)} classes, none of them '{name}'",
+            f"'{title}' holds {counted(len(names), 'class')}, none of them '{name}'",
             f"they are {shorten_list(names)}",
             "leave the name out to add them all, or name one of its sub-folders",
         )

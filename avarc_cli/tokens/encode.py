@@ -38,6 +38,7 @@ from avarc_cli.tokens.encoded import EncodedChunk, EncodedFormat
 from avarc_cli.tokens.encoder import ChunkEncoder
 from avarc_cli.tokens.header import identity
 from avarc_cli.tokens.request import Request, describe
+from avarc_cli.words import are, counted
 from avarc_cli.work import chunks
 from avarc_cli.work.chunks import ChunkFolder, Chunks, recorded_request
 from avarc_cli.work.locks import ALL_CHUNKS, ChunkLock, chunk_lock, lock_file
@@ -259,7 +260,8 @@ class _Run:
             lock.acquire_exclusive()
             return self._close(mine, encoded, alone=lock.is_sole_holder())
         except KeyboardInterrupt:
-            kept = f"{len(self.folder.finished())} of {self.folder.chunks.count} chunks are kept"
+            count = self.folder.chunks.count
+            kept = f"{len(self.folder.finished()):,} of {counted(count, 'chunk')} {are(count)} kept"
             what = f"interrupted; {kept} in '{self.folder.path}'"
             raise Interrupted(what, fix="run the same command again to continue") from None
 

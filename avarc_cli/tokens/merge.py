@@ -19,6 +19,7 @@ from avarc_cli.tokens.cache import TokenCache, read
 from avarc_cli.tokens.header import CacheHeader, Partial, identity
 from avarc_cli.tokens.verify import verify
 from avarc_cli.tokens.write import Block, Content, write
+from avarc_cli.words import counted
 from avarc_cli.work.locks import only_writer
 
 OF_THE_IMAGES = frozenset({"class_names", "dataset", "images", "images_sha256"})
@@ -123,7 +124,7 @@ def _owners(caches: Sequence[TokenCache]) -> dict[int, TokenCache]:
     count = _partial(caches[0]).count(caches[0].header.images)
     missing = sorted(set(range(count)) - owner.keys())
     if missing:
-        why = f"{len(missing)} of {count} chunks are in none of them, the first is chunk {missing[0]}"
+        why = f"in none of them: {len(missing):,} of {counted(count, 'chunk')}, the first is chunk {missing[0]}"
         raise CacheError("a shard is missing", why, "name the caches of all shards")
     return owner
 
