@@ -234,7 +234,7 @@ class ProgressBar:
 
     def _finish(self) -> None:
         task = self._bar.tasks[0]
-        if self._lines:
+        if self._lines and self._used:
             done = round(task.completed)
             parts = [f"{done} {agreeing(done, self._unit)} in {duration(task.elapsed or 0.0)}", self._note]
             _stderr().print(plain(f"{task.description}: " + ", ".join(p for p in parts if p)), soft_wrap=True)

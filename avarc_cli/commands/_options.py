@@ -272,6 +272,17 @@ class ImageOptions:
         return select_images(data, self.subset, self.per_class, self.limit, self.dataset)
 
 
+def warn_of_photos(images: ImageSet, name: str) -> None:
+    """Warn, once, if a model that comes with avarc, and knows digits only, is to read color photos."""
+    from avarc_cli.data.photos import find_photo
+    from avarc_cli.zoo import cards
+
+    known: list[cards.Card] = [*cards.model_cards(), *cards.tokenizer_cards()]
+    is_included = any(card.name == name and isinstance(card.weights, cards.AssetFile) for card in known)
+    if is_included and (photo := find_photo(images)):
+        console.warn(f"{photo} is a color photo, but {name} knows handwritten digits only; avarc models lists others")
+
+
 def note_inferred(loaded: LoadedModel | LoadedTokenizer) -> None:
     """Report the values of a configuration that no file states, and which of several sets of weights was read."""
     for name, found in loaded.inferred.items():
@@ -318,7 +329,10 @@ def select_images(
         out = f"{counted(len(images) - len(kept), 'image')} of {counted(len(left_out), 'object')}"
         console.note(f"left out {out} without an ImageNet class (to keep them, name them with --subset FILE)")
         images = kept
-    return images.select(classes_of(subset) if subset else None, per_class, limit)
+    chosen = images.select(classes_of(subset) if subset else None, per_class, limit)
+    for message in chosen.notes[len(images.notes) :]:
+        console.note(message)
+    return chosen
 
 
 def check_not_given(context: typer.Context, names: Collection[str], where: str, why: str) -> None:

@@ -11,7 +11,7 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import Command, with_option_groups
-from avarc_cli.errors import UsageError
+from avarc_cli.errors import UsageError, shorten_list
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
@@ -76,9 +76,12 @@ def merge(
     from avarc_cli import tokens
 
     merged = tokens.merge(caches, out, overwrite=overwrite)
-    of = "shards" if merged.shards else "caches"
+    if merged.empty:
+        named = shorten_list([str(path) for path in merged.empty])
+        console.note(f"{named}: no cache, since there are more shards than chunks; nothing is missing")
+    of = counted(len(caches), "shard" if merged.shards else "cache")
     data = {"cache": out, "images": merged.images, "sources": caches, "unreadable": dict(merged.unreadable)}
-    console.result(data, f"{out}: {merged.images:,} images of {len(caches)} {of}", brief=str(out))
+    console.result(data, console.path_and(out, f"{counted(merged.images, 'image')} of {of}"), brief=str(out))
 
 
 @app.command(cls=Command)

@@ -12,7 +12,7 @@ from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
-from avarc_cli.words import counted
+from avarc_cli.words import are, counted
 
 if TYPE_CHECKING:
     from avarc_cli.tokens import EncodeResult, Shard
@@ -68,6 +68,7 @@ def encode(
     images = encoding.select(data)
     reader = load_tokenizer(spec, layout=opt.parse_scales(patch_nums)).at(precision)
     opt.note_inferred(reader)
+    opt.warn_of_photos(images, reader.name)
     pixels = Preprocess(encoding.preprocess or reader.preprocess, reader.image_size)
     workers = default_workers(str(reader.device)) if encoding.workers is None else encoding.workers
     each = f"{counted(reader.layout.num_tokens, 'token')} x {counted(samples, 'sample')}"
@@ -102,5 +103,10 @@ def _said(done: EncodeResult, shard: Shard) -> str:
         return "was complete already" if done.already_done else counted(done.images, "image")
     if done.others_at_work:
         return f"shard {shard} is done ({counted(done.images, 'image')}); the last shard to finish writes the cache"
+    if not shard.chunks(done.all_chunks):
+        return (
+            f"shard {shard} has nothing to encode, since there {are(done.all_chunks)} only "
+            f"{counted(done.all_chunks, 'chunk')}; run the others, nothing is missing without this one"
+        )
     chunks = f"{done.chunks} of {counted(done.all_chunks, 'chunk')} ({counted(done.images, 'image')})"
     return f"{chunks}, shard {shard} is done; run the others with the same --out, or join theirs: avarc cache merge"

@@ -104,6 +104,8 @@ def explain(
         about_images = source if isinstance(source, ImageSet) else source.header
         classifier = load_classifier(spec, scoring.options(about_images.dataset))
         opt.note_inferred(classifier.model)
+        if images is not None:
+            opt.warn_of_photos(images, classifier.model.name)
         opt.note_numbers(about_images.class_names, classifier.model.classes)
         how.of_grids(classifier.model.tokenizer.layout)  # wrong scales are an error before images are scored
         result = explain_images(

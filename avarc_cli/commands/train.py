@@ -258,4 +258,4 @@ def _progress(description: str, steps: int) -> Iterator[MetricsProgress]:
 
 
 def _show(out: Path) -> None:
-    console.result({"weights": out}, f"{out}: written", brief=str(out))
+    console.result({"weights": out}, console.path_and(out, "written"), brief=str(out))

@@ -93,7 +93,7 @@ class Cost:
 
     def __str__(self) -> str:
         needs = f"about {_duration(self.seconds)} and {self.memory >> 20:,} MiB"
-        return f"{counted(self.pairs, 'pair')}, {counted(self.tokens, 'token')}, {needs}"
+        return f"{counted(self.tokens, 'token')}, {needs}"
 
 
 def estimate(model: LikelihoodModel, request: ScoringRequest, images: int, device: torch.device) -> Cost:

@@ -15,11 +15,12 @@ from avarc_cli import outputs
 from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import AvarcError, CacheError, UsageError, describe_differences
 from avarc_cli.outputs import check_output
-from avarc_cli.tokens.cache import TokenCache, read
+from avarc_cli.tokens.cache import TokenCache, chunk_folder, read
 from avarc_cli.tokens.header import CacheHeader, Partial, identity
 from avarc_cli.tokens.verify import verify
 from avarc_cli.tokens.write import Block, Content, write
 from avarc_cli.words import counted
+from avarc_cli.work.chunks import recorded_request
 from avarc_cli.work.locks import only_writer
 
 OF_THE_IMAGES = frozenset({"class_names", "dataset", "images", "images_sha256"})
@@ -59,6 +60,8 @@ class Merged:
     """Whether the sources were partial caches of one request."""
     unreadable: list[tuple[str, str]]
     """(name, reason) of the images that could not be read."""
+    empty: list[Path]
+    """Sources that do not exist because their shard had nothing to encode."""
 
 
 def merge(sources: Sequence[Path], out: Path, *, overwrite: bool = False) -> Merged:
@@ -66,7 +69,8 @@ def merge(sources: Sequence[Path], out: Path, *, overwrite: bool = False) -> Mer
 
     Partial caches of one request give the bytes of a run that was not divided. Complete caches of one tokenizer,
     preprocessing and noise follow each other, with the union of their class names. Caches of format 1 and 2 can be
-    mixed; the result has the current format.
+    mixed; the result has the current format. With more shards than chunks some shards have nothing to encode and make
+    no cache; naming these is allowed.
 
     Raises: UsageError for fewer than two sources or one named twice, and as `outputs.check_output`; CacheError when
         the sources do not go together, with both values, when one is corrupt, when chunks are missing or in two
@@ -75,14 +79,18 @@ def merge(sources: Sequence[Path], out: Path, *, overwrite: bool = False) -> Mer
     if len(sources) < 2 or len({source.resolve() for source in sources}) < len(sources):
         raise UsageError("there is nothing to join", "it takes two or more different caches")
     check_output(out, outputs.CACHE, overwrite=overwrite, inputs=sources)
-    caches = [read(source, allow_partial=True) for source in sources]
+    caches = [read(source, allow_partial=True) for source in sources if source.exists()]
+    empty = [source for source in sources if not source.exists()]
+    for source in empty:
+        if not caches or not _is_empty_shard(source, caches[0]):
+            read(source)  # raises the error for a cache that does not exist
     partial = [cache.partial is not None for cache in caches]
     if any(partial) and not all(partial):
         why = f"'{caches[partial.index(True)].path}' is partial, '{caches[partial.index(False)].path}' is complete"
         raise CacheError("a partial cache and a complete one cannot be joined", why)
     for cache in caches:
         verify(cache).check(cache.path)  # corrupt tokens would get matching checksums in the merged cache
-    plan = _of_shards(caches) if all(partial) else _of_images(caches)
+    plan = _of_shards(caches) if all(partial) else _of_images(caches) if len(caches) > 1 else _of_one(caches[0])
     try:
         with only_writer(out):
             _write(out, plan)
@@ -90,7 +98,24 @@ def merge(sources: Sequence[Path], out: Path, *, overwrite: bool = False) -> Mer
         fix = "free some space or name another place"
         raise AvarcError(f"cannot write '{out}'", error.strerror or str(error), fix) from error
     images = sum(piece.stop - piece.start for piece in plan.pieces)
-    return Merged(out, images, all(partial), plan.unreadable)
+    return Merged(out, images, all(partial) or bool(empty), plan.unreadable, empty)
+
+
+def _is_empty_shard(source: Path, other: TokenCache) -> bool:
+    """Whether a cache does not exist because its shard had no chunk: the request of `other` is all there is."""
+    folder = chunk_folder(source)
+    recorded = recorded_request(folder)
+    if recorded is None or any(folder.glob("*.npz")):
+        return False
+    asked = other.header.to_dict()
+    shared = asked.keys() - NAMES  # a request also names chunks and batches, which a complete cache does not
+    there, here = ({k: v for k, v in identity(each).items() if k in shared} for each in (recorded, asked))
+    return not describe_differences(there, here)
+
+
+def _of_one(cache: TokenCache) -> _Plan:
+    """The only cache beside empty shards, which has all images."""
+    return _Plan(cache.header, [_Piece(cache, 0, len(cache))], list(cache.unreadable))
 
 
 def _of_shards(caches: Sequence[TokenCache]) -> _Plan:
