@@ -54,7 +54,7 @@ def verify(cache: CacheArg, as_json: opt.JsonOpt = False) -> None:
     opened = tokens.read(cache, allow_partial=True)
     verified = tokens.verify(opened)
     verified.check(cache)
-    said = f"all checksums match ({verified.runs:,})" if verified.runs else "readable, but too old to have checksums"
+    said = f"all {verified.runs:,} checksums match" if verified.runs else "readable, but too old to have checksums"
     data = {"cache": cache, "images": len(opened), "checksums": verified.runs, "damaged": []}
     console.result(data, console.path_and(cache, f"{counted(len(opened), 'image')}, {said}"), brief=str(cache))
 
