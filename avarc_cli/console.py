@@ -184,7 +184,7 @@ class ProgressBar:
         self._used = False
         self._bar = rich_progress.Progress(
             rich_progress.TextColumn("{task.description}", markup=False),
-            rich_progress.BarColumn(bar_width=30),
+            rich_progress.BarColumn(bar_width=min(30, max(5, _stderr().width - 62))),  # the rest needs about 62
             rich_progress.MofNCompleteColumn(),
             rich_progress.TextColumn("{task.fields[rate]}", markup=False),
             rich_progress.TimeRemainingColumn(compact=True),

@@ -67,7 +67,7 @@ def _open_folder(out: Path) -> None:
 def _run(name: str, classifier: Classifier, cache: TokenCache, folder: Path) -> RunResult:
     from avarc_cli.results.run import accuracy_note
 
-    with console.progress(f"{name} ({classifier.plan(SAMPLES)})", len(cache)) as bar:
+    with console.progress(name, len(cache)) as bar:
         return classifier.classify_cache(
             cache, folder, progress=lambda done, numbers: bar.update(done, note=accuracy_note(numbers))
         )

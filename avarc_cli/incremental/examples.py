@@ -20,7 +20,7 @@ from torch import Tensor
 from avarc_cli.data.datasets import ImageSet, open_images
 from avarc_cli.data.labels import UNKNOWN, normalize
 from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.errors import AvarcError, UnreadableImage, UsageError, shorten_list
+from avarc_cli.errors import AvarcError, UnreadableImage, UsageError, none_readable, shorten_list
 from avarc_cli.likelihood import Tokenizer
 from avarc_cli.storage import write_bytes
 from avarc_cli.tokens.cache import TokenCache
@@ -221,8 +221,7 @@ def encode(
             readable.append(row)
         progress()
     if not encoded:
-        name, reason = unreadable[0]
-        raise AvarcError(f"none of the {len(rows)} images of '{source.source}' is readable", f"'{name}': {reason}")
+        raise none_readable(source.source, unreadable)
     labels = source.labels[readable].astype(np.int64)
     return Examples(torch.stack(encoded), labels, source.class_names, tuple(unreadable))
 

@@ -203,7 +203,9 @@ class _Session:
                 first_line(error),
                 "use a smaller model, --precision bf16, or a machine with more memory",
             ) from None
-        self.say(f"out of memory: continuing with batches of {half} tokens instead of {request.tokens_per_batch}")
+        self.say(
+            f"out of memory: continuing with batches of {counted(half, 'token')} instead of {request.tokens_per_batch:,}"
+        )
         self.run = replace(self.run, request=replace(request, tokens_per_batch=half))
 
 

@@ -22,6 +22,7 @@ from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import CacheError, UsageError, describe_differences
 from avarc_cli.tokens.header import FORMAT, READABLE, CacheHeader, Partial
 from avarc_cli.tokens.write import Block
+from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import Tokenizer
@@ -185,7 +186,7 @@ def read(path: str | Path, *, allow_partial: bool = False) -> TokenCache:
         there, every = len(cache.partial.chunks), cache.partial.count(cache.header.images)
         what = f"'{path}' is a partial token cache"
         fix = "encode the other shards to the same file, or join them: avarc cache merge"
-        raise CacheError(what, f"it has {there} of {every} chunks", fix)
+        raise CacheError(what, f"it has {there} of {counted(every, 'chunk')}", fix)
     return cache
 
 

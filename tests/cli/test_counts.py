@@ -68,6 +68,12 @@ def test_a_finished_image_is_one_image(one, capsys):
     assert "encoding: 1 image in" in told and "1 image x 10 classes" in told
 
 
+def test_the_only_image_that_cannot_be_read_is_not_counted(tmp_path, capsys):
+    (tmp_path / "x.png").write_text("not a picture")
+    assert main(["encode", str(tmp_path), "--out", str(tmp_path / "x.h5")]) == 1
+    assert "the only image of " in capsys.readouterr().err
+
+
 def test_one_tar_file_with_one_class(one, capsys):
     assert main(["data", "check", str(one / "x.tar")]) == 0
     assert "1 tar file" in capsys.readouterr().out
