@@ -203,9 +203,8 @@ class _Session:
                 first_line(error),
                 "use a smaller model, --precision bf16, or a machine with more memory",
             ) from None
-        self.say(
-            f"out of memory: continuing with batches of {counted(half, 'token')} instead of {request.tokens_per_batch:,}"
-        )
+        fewer = counted(half, "token")
+        self.say(f"out of memory: continuing with batches of {fewer} instead of {request.tokens_per_batch:,}")
         self.run = replace(self.run, request=replace(request, tokens_per_batch=half))
 
 

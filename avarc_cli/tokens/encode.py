@@ -228,9 +228,8 @@ def _settle_request(out: Path, asked: Request, partial: TokenCache | None, overw
             "run that request again to finish it, or delete it with --overwrite",
         )
     if continued is not None and continued.batch_size != asked.batch_size and asked.batch_chosen:
-        say(
-            f"continuing with batches of {counted(continued.batch_size, 'image')}, as it began: roundings depend on them"
-        )
+        batches = f"batches of {counted(continued.batch_size, 'image')}"
+        say(f"continuing with {batches}, as it began: roundings depend on them")
     return continued or asked
 
 
