@@ -42,22 +42,21 @@ class Cell:
         return self.width if self.whole else max(map(_width, self.text.split()), default=0)
 
     def lines(self, width: int) -> list[str]:
-        return self.text.split("\n") if self.whole else wrap(self.text, width)
+        return self.text.split("\n") if self.whole else [line.rstrip(" ") for line in wrap(self.text, width)]
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """The lines of a text, each at most this wide unless it is a single word."""
+    """The lines of a text, each at most this wide unless it is a single word. What fits stays as it is."""
     lines = []
     for paragraph in text.split("\n"):
-        first, *words = paragraph.split(" ")
-        line = first
+        line, *words = paragraph.split(" ")
         for word in words:
-            if _width(line) + 1 + _width(word) > width and line.strip():
+            if word and line.strip() and _width(line) + 1 + _width(word) > width:
                 lines.append(line.rstrip(" "))
                 line = word
             else:
                 line = f"{line} {word}"
-        lines.append(line.rstrip(" "))
+        lines.append(line)
     return lines
 
 
