@@ -137,5 +137,5 @@ def unreadable_of(encoded: Iterable[Examples]) -> list[tuple[str, str]]:
 @contextmanager
 def progress(what: str, steps: int) -> Iterator[MetricsProgress]:
     """The progress of one training."""
-    with console.progress(f"learning {what}", steps, unit="steps") as bar:
+    with console.progress(f"learning {what}", steps, unit="step") as bar:
         yield lambda done, values: bar.update(done, note=f"{values['bits/token']:.3f} bits/token")

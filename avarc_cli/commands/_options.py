@@ -16,6 +16,7 @@ from avarc_cli.commands import _weights
 from avarc_cli.errors import UsageError
 from avarc_cli.options import Options, parse_batch_size
 from avarc_cli.settings import check_device, check_exists, check_precision
+from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.data.datasets import ImageSet
@@ -324,6 +325,17 @@ class ImageOptions:
         )
 
 
+def warn_of_photos(images: ImageSet, name: str) -> None:
+    """Warn, once, if a model that comes with avarc, and knows digits only, is to read color photos."""
+    from avarc_cli.data.photos import find_photo
+    from avarc_cli.zoo import cards
+
+    known: list[cards.Card] = [*cards.model_cards(), *cards.tokenizer_cards()]
+    is_included = any(card.name == name and isinstance(card.weights, cards.AssetFile) for card in known)
+    if is_included and (photo := find_photo(images)):
+        console.warn(f"{photo} is a color photo, but {name} knows handwritten digits only; avarc models lists others")
+
+
 def note_inferred(loaded: LoadedModel | LoadedTokenizer) -> None:
     """Report the values of a configuration that no file states, and which of several sets of weights was read."""
     for name, found in loaded.inferred.items():
@@ -373,10 +385,13 @@ def select_images(
     if subset is None and (left_out := images.classes_outside_imagenet()):
         covered = [name for name in images.class_names if name not in left_out]
         kept = images.select(covered, None, None)
-        of = f"{len(images) - len(kept):,} images of {len(left_out)} objects without an ImageNet class"
-        console.note(f"left out {of} (to keep them, name them with --subset FILE)")
+        out = f"{counted(len(images) - len(kept), 'image')} of {counted(len(left_out), 'object')}"
+        console.note(f"left out {out} without an ImageNet class (to keep them, name them with --subset FILE)")
         images = kept
-    return images.select(classes_of(subset) if subset else None, per_class, limit)
+    chosen = images.select(classes_of(subset) if subset else None, per_class, limit)
+    for message in chosen.notes[len(images.notes) :]:
+        console.note(message)
+    return chosen
 
 
 def check_not_given(context: typer.Context, names: Collection[str], where: str, why: str) -> None:
@@ -416,4 +431,4 @@ def list_unreadable(unreadable: list[tuple[str, str]]) -> None:
     for name, reason in unreadable[:UNREADABLE_SHOWN]:
         console.warn(f"left out {name}: {reason}")
     if len(unreadable) > UNREADABLE_SHOWN:
-        console.warn(f"left out {len(unreadable) - UNREADABLE_SHOWN} more unreadable images")
+        console.warn(f"left out {counted(len(unreadable) - UNREADABLE_SHOWN, 'more unreadable image')}")

@@ -13,6 +13,7 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
 from avarc_cli.settings import check_exists
+from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.incremental.adding import AddingResult
@@ -68,7 +69,7 @@ def add_class(
     examples = _examples.encode(source, {n: rows[n] for n in names}, loaded.tokenizer, variation)
     for name, count in ((n, len(examples[n])) for n in names):
         if count < MIN_TO_VALIDATE:
-            only = "1 image" if count == 1 else f"{count} images"
+            only = counted(count, "image")
             why = "training without a validation split or early stopping"
             console.warn(f"class '{name}' has only {only} (fewer than {MIN_TO_VALIDATE}): {why}")
     added = adding.add_classes(
@@ -105,5 +106,5 @@ def _show(outcomes: list[AddingResult], bank: Path, unreadable: list[tuple[str, 
         "and with the offset, of images drawn of old classes and of held-out images of the new one."
     )
     result = {"bank": bank, "added": data, "unreadable": dict(unreadable)}
-    human = console.stack(console.table(f"{len(rows)} classes added to {bank}", columns, rows), legend)
+    human = console.stack(console.table(f"{counted(len(rows), 'class')} added to {bank}", columns, rows), legend)
     console.result(result, human, brief=[(o.name,) for o in outcomes])

@@ -126,6 +126,8 @@ def classify(
     classifier = load_classifier(spec, scoring.options(dataset))
     opt.note_inferred(classifier.model)
     _check_out(classifier, out, save_likelihood, overwrite)
+    if images is not None:
+        opt.warn_of_photos(images, classifier.model.name)
     with tempfile.TemporaryDirectory() as scratch:
         encoded = None if images is None else _encode(classifier, images, out or Path(scratch), encoding, overwrite)
         unreadable = encoded.unreadable if encoded else []

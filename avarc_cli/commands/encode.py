@@ -13,6 +13,7 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
 from avarc_cli.settings import check_encoder_precision
+from avarc_cli.words import are, counted
 
 if TYPE_CHECKING:
     from avarc_cli.tokens import EncodeResult, Shard
@@ -72,11 +73,11 @@ def encode(
 
     reader = load_tokenizer(spec, layout=layout).at(precision)
     opt.note_inferred(reader)
+    opt.warn_of_photos(images, reader.name)
     pixels = Preprocess.choose(encoding.preprocess, reader.preprocess, reader.image_size)
     workers = default_workers(str(reader.device)) if encoding.workers is None else encoding.workers
-    console.note(
-        f"{len(images):,} images to {reader.layout.num_tokens} tokens x {samples} samples, {pixels}, by {reader.name}"
-    )
+    each = f"{counted(reader.layout.num_tokens, 'token')} x {counted(samples, 'sample')}"
+    console.note(f"{counted(len(images), 'image')} to {each}, {pixels}, by {reader.name}")
     with console.progress("encoding", len(images)) as bar:
         done = tokens.encode(
             images,
@@ -97,15 +98,20 @@ def encode(
         )
     opt.list_unreadable(done.unreadable)
     summary = {"cache": done.path, "images": done.images, "unreadable": dict(done.unreadable), "whole": done.complete}
-    console.result(summary, f"{out}: {_said(done, own)}", brief=str(out))
+    console.result(summary, console.path_and(out, _said(done, own)), brief=str(out))
     if done.unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
 
 
 def _said(done: EncodeResult, shard: Shard) -> str:
     if done.complete:
-        return "was complete already" if done.already_done else f"{done.images:,} images"
+        return "was complete already" if done.already_done else counted(done.images, "image")
     if done.others_at_work:
-        return f"shard {shard} is done ({done.images:,} images); the last shard to finish writes the cache"
-    chunks = f"{done.chunks} of {done.all_chunks} chunks ({done.images:,} images)"
+        return f"shard {shard} is done ({counted(done.images, 'image')}); the last shard to finish writes the cache"
+    if not shard.chunks(done.all_chunks):
+        return (
+            f"shard {shard} has nothing to encode, since there {are(done.all_chunks)} only "
+            f"{counted(done.all_chunks, 'chunk')}; run the others, nothing is missing without this one"
+        )
+    chunks = f"{done.chunks} of {counted(done.all_chunks, 'chunk')} ({counted(done.images, 'image')})"
     return f"{chunks}, shard {shard} is done; run the others with the same --out, or join theirs: avarc cache merge"

@@ -14,6 +14,7 @@ from avarc_cli.commands import _summary
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
 from avarc_cli.options import Options
+from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.explain import ExplainResult, Explanation, Weighting
@@ -115,6 +116,8 @@ def explain(
         about_images = source if isinstance(source, ImageSet) else source.header
         classifier = load_classifier(spec, scoring.options(about_images.dataset))
         opt.note_inferred(classifier.model)
+        if images is not None:
+            opt.warn_of_photos(images, classifier.model.name)
         opt.note_numbers(about_images.class_names, classifier.model.classes)
         how.of_grids(classifier.model.tokenizer.layout)  # wrong scales are an error before images are scored
         result = explain_images(
@@ -136,7 +139,9 @@ def explain(
 
 
 def _about(result: ExplainResult, only: str | None, model: str, weighting: Weighting) -> str:
-    what = f"{len(result.explanations)} of {result.num_images} images" + (f", {only} ones only" if only else "")
+    what = f"{len(result.explanations)} of {counted(result.num_images, 'image')}" + (
+        f", {only} ones only" if only else ""
+    )
     scales = "" if weighting.scales is None else f", scales {weighting.scales[0]} to {weighting.scales[1]}"
     return f"{what}; model {model}; {weighting.weights} weights{scales}"
 
@@ -151,8 +156,8 @@ def _show(result: ExplainResult, weighting: Weighting, out: Path, npz: Path | No
     listed = [_entry(e, weighting) for e in result.explanations]
     data = {"out": out, "npz": npz, "explained": listed, "unreadable": dict(result.unreadable)}
     table = console.table("", ["image", "prediction", "label", "log-likelihood ratios (nats)"], rows)
-    files = f"{out}" + (f" and {npz}" if npz else "")
-    console.result(data, console.stack(table, f"{files}: {about}"), brief=str(out))
+    written = [console.path_and(out, about)] + ([console.path_and(npz, "the raw arrays")] if npz else [])
+    console.result(data, console.stack(table, *written), brief=str(out))
 
 
 def _entry(e: Explanation, weighting: Weighting) -> dict[str, Any]:

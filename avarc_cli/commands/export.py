@@ -85,4 +85,6 @@ def export(
 def _show(out: Path, shape: tuple[int, ...]) -> None:
     what = " x ".join(("images", "classes", "tokens")[: len(shape)])
     sizes = " x ".join(map(str, shape))
-    console.result({"out": out, "shape": shape}, f"{out}: log_likelihood {sizes} ({what})", brief=str(out))
+    console.result(
+        {"out": out, "shape": shape}, console.path_and(out, f"log_likelihood {sizes} ({what})"), brief=str(out)
+    )

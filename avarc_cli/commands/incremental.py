@@ -176,7 +176,7 @@ def _show(results: Results, out: Path) -> None:
     human = console.stack(
         console.table(title, ["after learning", *(f"on {t}" for t in split.titles)], matrix),
         console.table("In the end", columns, numbers),
-        f"{out}: incremental.json, incremental.png, bank/",
+        console.path_and(out, "incremental.json, incremental.png, bank/"),
     )
     brief = [(f"{results.with_offset.average_accuracy:.4f}", f"{results.with_offset.forgetting:.4f}")]
     console.result(results.as_dict() | {"out": out}, human, brief=brief)

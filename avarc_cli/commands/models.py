@@ -16,6 +16,7 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _weights
 from avarc_cli.commands._groups import Command
 from avarc_cli.errors import UsageError
+from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.zoo.card import Card, Weights
@@ -54,10 +55,11 @@ def models(context: typer.Context, as_json: opt.JsonOpt = False) -> None:
     console.result(
         {"models": [_facts(card) for card in known], "tokenizers": [_facts(card) for card in tokenizers]},
         console.stack(
-            console.table("Models", COLUMNS, [_row(card) for card in known]),
-            console.table("Tokenizers", COLUMNS, [_row(card) for card in tokenizers]),
-            "`avarc models show NAME` shows details, `avarc download NAME` downloads the weights, "
-            "`avarc models add NAME FILE` registers your own checkpoint.",
+            console.table("Models", COLUMNS, [_row(card) for card in known], optional="source"),
+            console.table("Tokenizers", COLUMNS, [_row(card) for card in tokenizers], optional="source"),
+            "avarc models show NAME: details, among them the source\n"
+            "avarc download NAME: download the weights\n"
+            "avarc models add NAME FILE: register your own checkpoint",
         ),
         brief=[(card.name,) for cards in (known, tokenizers) for card in cards],
     )
@@ -149,7 +151,7 @@ def verify(
     results = [each for card in chosen for each in verifying.verify(card, start)]
     rows = [(each.name, each.status, each.sha256[:12], each.file) for each in results]
     table = console.table("", ("name", "status", "sha256", "file"), rows) if rows else "there are no weights to compare"
-    console.result({"files": results}, table, brief="\n".join(str(each.file) for each in results))
+    console.result({"files": results}, table, brief=[(each.file,) for each in results])
     damaged = [each for each in results if each.is_damaged]
     if damaged:
         more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
@@ -183,7 +185,8 @@ def remove(
     others = [each.weights for each in registered.load().cards]
     if not any(isinstance(other, LocalFile) and other.path == card.weights.path for other in others):
         weights_index.forget(card.weights.path)
-    console.result({"removed": name}, f"{name} is removed; {card.weights.path} is kept", brief=name)
+    kept = console.path_and(card.weights.path, "is kept")
+    console.result({"removed": name}, console.stack(f"{name} is removed", kept), brief=name)
 
 
 def _row(card: Card) -> tuple[object, ...]:
@@ -210,7 +213,7 @@ def _details(card: Card) -> dict[str, object]:
     facts = _facts(card)
     facts |= {
         "params": _millions(card.params),
-        "layout": f"{card.layout} ({card.layout.num_tokens} tokens)",
+        "layout": f"{card.layout} ({counted(card.layout.num_tokens, 'token')})",
         "image_size": f"{card.image_size} pixels",
         "weights": _origin(card.weights),
         "path": facts["path"] or "not on this machine",
@@ -223,12 +226,12 @@ def _details(card: Card) -> dict[str, object]:
     return {key.replace("_", " "): value for key, value in facts.items() if key not in {"name", "num_tokens"}}
 
 
-def _origin(weights: Weights) -> str:
+def _origin(weights: Weights) -> str | Path:
     from avarc_cli.zoo import cards
 
     if isinstance(weights, cards.HubFile):
         return f"{weights.repo} ({weights.revision[:8] if weights.revision else 'unpinned'})"
-    return "included in avarc" if isinstance(weights, cards.AssetFile) else str(weights.path)
+    return "included in avarc" if isinstance(weights, cards.AssetFile) else weights.path
 
 
 def _millions(params: int | None) -> str:

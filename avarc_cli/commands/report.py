@@ -10,6 +10,7 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.settings import check_device
+from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
@@ -96,5 +97,5 @@ def report(
         )
         if written.note:
             console.note(written.note)
-        text = f"{written.page}: {written.images:,} images, {written.explained} explained"
+        text = console.path_and(written.page, f"{counted(written.images, 'image')}, {written.explained} explained")
         console.result(written, text, brief=str(written.page))

@@ -11,6 +11,7 @@ from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.settings import check_sampling
+from avarc_cli.words import counted
 
 
 @with_option_groups
@@ -46,8 +47,8 @@ def sample(
         how = sampling.Sampling(guidance=guidance, top_k=top_k, top_p=top_p, seed=seed)
         loaded = load_model(model.fetch())
         opt.note_inferred(loaded)
-        with console.progress("drawing", None, unit="classes") as bar:
+        with console.progress("drawing", None, unit="class") as bar:
             drawn = sampling.sample(loaded, classes, count, how, progress=bar.update)
         grid(drawn.pictures, drawn.names, out)
-        shown = f"{out}: {count} pictures of each of {len(drawn.names)} classes"
+        shown = console.path_and(out, f"{counted(count, 'picture')} of each of {counted(len(drawn.names), 'class')}")
         console.result({"picture": out, "classes": drawn.names, "count": count, "seed": seed}, shown, brief=str(out))

@@ -275,9 +275,9 @@ def _reserved(out: Path, overwrite: bool, *inputs: str | None, folder: bool = Fa
 
 @contextmanager
 def _progress(description: str, steps: int) -> Iterator[MetricsProgress]:
-    with console.progress(description, steps, unit="steps") as bar:
+    with console.progress(description, steps, unit="step") as bar:
         yield lambda done, values: bar.update(done, note=" ".join(f"{name} {x:.4g}" for name, x in values.items()))
 
 
 def _show(out: Path) -> None:
-    console.result({"weights": out}, f"{out}: written", brief=str(out))
+    console.result({"weights": out}, console.path_and(out, "written"), brief=str(out))

@@ -92,10 +92,14 @@ def _show(plan: TunedPlan, out: Path) -> None:
         for stage in plan.plan.stages[:-1]
     ]
     table = console.table("", ["segments", "samples", "margin (nats)", "surviving classes, on average"], rows)
-    parts = [table, plan.guarantee["statement"], console.fields("on the calibration images", _fields(plan.calibration))]
+    parts: list[Any] = [
+        table,
+        plan.guarantee["statement"],
+        console.fields("on the calibration images", _fields(plan.calibration)),
+    ]
     if plan.held_out:
         parts.append(console.fields("on the held-out images", _fields(plan.held_out)))
-    parts.append(f"{out}: use it with avarc classify --plan {out}")
+    parts.append(console.path_and(out, "for avarc classify --plan"))
     console.result(plan.to_dict() | {"out": out}, console.stack(*parts), brief=str(plan.plan))
 
 

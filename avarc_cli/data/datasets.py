@@ -25,6 +25,7 @@ from avarc_cli.data.preprocess import Preprocess, read_rgb
 from avarc_cli.data.scanned_input import ScannedInput, resolve_dataset
 from avarc_cli.data.tables import SUFFIXES as TABLE_SUFFIXES
 from avarc_cli.errors import MAX_NAMES, UnreadableImage, UsageError, shorten_list
+from avarc_cli.words import counted
 
 IMAGE = "image files"  # layout
 PLAIN_LAYOUTS = (IMAGE, LIST, FOLDERS, FLAT)  # so common that no note is needed
@@ -81,11 +82,13 @@ class ImageSet:
         """A part of the set, in the same order. The selections are applied in the order of the arguments.
 
         Args:
-            classes: keep only these, by id or human name (ignoring case; `_` is a space). class_names shrinks.
+            classes: keep only these, by id or human name (ignoring case; `_` is a space). class_names shrinks. If the
+                set has no images of some of them, but of others, a note says so.
             per_class: keep this many images of each class, the first by name (in ImageNet-R, one of each style in
-                turn). Drops unlabeled images.
+                turn). Drops unlabeled images. A note says which classes have fewer.
             limit: keep the first images up to this number.
-        Raises: UsageError for classes that the set does not have, numbers below 1, and per_class without labels.
+        Raises: UsageError if there are no images of any of the classes, or for one that neither the dataset nor
+            ImageNet has; for numbers below 1, and per_class without labels.
         """
         for option, number in (("per class", per_class), ("in all", limit)):
             if number is not None and number < 1:
@@ -98,17 +101,32 @@ class ImageSet:
     def _of_classes(self, classes: Sequence[str]) -> ImageSet:
         known = self._spellings()
         missing = [name for name in classes if normalize(name) not in known]
-        if missing:
+        if len(missing) == len(classes) or not all(map(self._may_have, missing)):
             close = close_names(missing[0], known) or self.class_names[:MAX_NAMES]
             why = f"it has classes like {', '.join(close)}" if close else "its images have no labels"
             listed = shorten_list([human_name(name) for name in missing])
             raise UsageError(f"'{self.source}' has no images of {listed}", why)
-        wanted = sorted({index for name in classes for index in known[normalize(name)]})
+        wanted = sorted({index for name in classes for index in known.get(normalize(name), [])})
         new_label = np.full(len(self.class_names) + 1, UNKNOWN, dtype=np.int32)  # the last entry is for -1
         new_label[wanted] = np.arange(len(wanted))
         labels = new_label[self.labels]
         names = tuple(self.class_names[index] for index in wanted)
-        return replace(self, labels=labels, class_names=names)._take(np.flatnonzero(labels != UNKNOWN))
+        selected = replace(self, labels=labels, class_names=names)._take(np.flatnonzero(labels != UNKNOWN))
+        if not missing:
+            return selected
+        listed = shorten_list([human_name(name) for name in missing])
+        of = f"{len(missing):,} of the {counted(len(classes), 'class')} of the subset"
+        return selected._with_note(f"there are no images of {of}: {listed}")
+
+    def _may_have(self, class_name: str) -> bool:
+        """Whether a class without images is one of the dataset, or of ImageNet: missing rather than misspelled."""
+        known, space = datasets().get(self.dataset), imagenet1k()
+        if known is not None and known.id_of(class_name) is not None:
+            return True
+        return normalize(class_name) in map(normalize, (*space.ids, *space.names))
+
+    def _with_note(self, note: str) -> ImageSet:
+        return replace(self, notes=(*self.notes, note))
 
     def _spellings(self) -> dict[str, list[int]]:
         """Class indices by every normalized name of a class: folder, human name, and synsets of ImageNet."""
@@ -136,7 +154,13 @@ class ImageSet:
                 "put each class in its own sub-folder, or use --limit",
             )
         by_style = bool(self.dataset) and datasets()[self.dataset].has_styles
-        return self._take(first_per_class(self.labels, self.names, per_class, by_style=by_style))
+        selected = self._take(first_per_class(self.labels, self.names, per_class, by_style=by_style))
+        counts = np.bincount(selected.labels, minlength=len(self.class_names))
+        fewer = [human_name(self.class_names[index]) for index in np.flatnonzero(counts < per_class)]
+        if not fewer:
+            return selected
+        of = f"{counted(len(fewer), 'class')}: {shorten_list(fewer)}"
+        return selected._with_note(f"there are fewer than {per_class:,} images of {of}")
 
     def _take(self, rows: np.ndarray) -> ImageSet:
         names = tuple(self.names[row] for row in rows.tolist())

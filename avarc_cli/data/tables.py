@@ -22,6 +22,7 @@ from avarc_cli.data.label_fields import class_text
 from avarc_cli.data.scanned_input import ScannedInput, number_classes, resolve_dataset
 from avarc_cli.data.table_columns import Columns, find_columns, folder_columns
 from avarc_cli.errors import UnreadableImage, UsageError, first_line
+from avarc_cli.words import counted
 
 SUFFIXES = (".parquet", ".arrow")
 CACHED_GROUPS = 2  # row groups in memory, per process and file
@@ -152,7 +153,7 @@ def open_tables(
     stem = os.path.join(folder, os.path.basename(files[0]).partition("-")[0])  # validation-00000-of-00014.parquet
     labels, classes, notes = _number_labels(rows.labels, columns, requested, stem)
     kind = os.path.splitext(files[0])[1][1:]
-    layout = f"{len(files)} {kind} {'files' if len(files) > 1 else 'file'}, images in column '{columns.image}'"
+    layout = f"{counted(len(files), f'{kind} file')}, images in column '{columns.image}'"
     in_folders = f"the names of folders ({columns.label}=...)"
     if columns.label:
         layout += f", classes in {in_folders if columns.in_folders else repr(columns.label)}"

@@ -21,6 +21,7 @@ from avarc_cli.data.scanned_input import ScannedInput, number_classes, resolve_d
 from avarc_cli.data.tar import CorruptTar, Member, TarScanner
 from avarc_cli.data.tar_samples import TarSamples, label_of
 from avarc_cli.errors import UnreadableImage, UsageError
+from avarc_cli.words import counted
 
 CLASS_LISTS = ("classnames.txt", "classes.txt")  # beside the shards or in the folder above: class names, one per line
 MAX_IMAGE_SIZE = 2**29  # bytes of an encoded image: the largest that is decoded (MAX_PIXELS), uncompressed
@@ -122,7 +123,7 @@ def open_shards(folder: str, shards: Sequence[str], requested: str | None) -> Sc
     paths = [os.path.join(folder, shard) for shard in shards]
     images = samples.images(paths)
     labels, classes, notes = _number_labels(samples, paths, requested)
-    layout = f"{len(shards)} tar {'files' if len(shards) > 1 else 'file'}" + ("" if classes else ", without labels")
+    layout = counted(len(shards), "tar file") + ("" if classes else ", without labels")
     unused = [f"not used: {why} ({n:,}), such as {name}" for why, (n, name) in samples.unused.items()]
     scanned = ScannedInput(images, samples.names, labels, classes, "", layout, (*samples.notes, *notes, *unused))
     return resolve_dataset(scanned, requested, os.path.join(folder, os.path.splitext(shards[0])[0]))
@@ -188,7 +189,7 @@ def _class_names(samples: _Samples, shards: Sequence[str]) -> tuple[Sequence[str
         distinct = set(samples.texts)
         if 2 * len(distinct) <= len(samples.texts) or all(text is None or text.isdecimal() for text in distinct):
             return samples.texts, (*notes, "classes from .txt files")
-        notes = (f"the .txt files contain {len(distinct):,} different texts: not used as class names",)
+        notes = (f"the .txt files contain {counted(len(distinct), 'different text')}: not used as class names",)
     folders = [class_folder(name) for name in samples.inner_names]
     if not all(is_wrapper(folder) for folder in set(folders) if folder):
         return folders, notes
@@ -221,7 +222,7 @@ def _names_of_numbers(numbers: list[str], first: str, requested: str | None) -> 
         raise UsageError(f"cannot read the class names in '{path}'", str(error)) from error
     largest = max(map(int, numbers))
     if largest >= len(listed):
-        why = f"it has {len(listed)} names, the largest label is {largest}"
+        why = f"it has {counted(len(listed), 'name')}, the largest label is {largest}"
         raise UsageError(f"'{path}' does not name every class", why, "one name per line, in the order of the numbers")
     names, notes = unique_names(listed)
     return [names[int(number)] for number in numbers], (f"class names from {path}", *notes)

@@ -13,6 +13,7 @@ import numpy as np
 from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import UsageError
 from avarc_cli.results.read_run import SavedRun
+from avarc_cli.words import are, counted
 
 if TYPE_CHECKING:
     from avarc_cli.results.run import RunResult
@@ -130,7 +131,7 @@ def select(
     matching = [p for p in predictions if p.matches(only)]
     if not matching:
         why = f"the model is sure (at least {UNSURE:.0%}) of all" if only == "unsure" else f"none of them is {only}"
-        raise UsageError(f"none of {len(predictions)} images to explain", why, "leave out --only")
+        raise UsageError(f"none of {counted(len(predictions), 'image')} to explain", why, "leave out --only")
     return (sorted(matching, key=lambda p: -p.negative_log_likelihood) if sort else matching)[:limit]
 
 
@@ -152,6 +153,9 @@ def parse_rows(text: str, count: int) -> list[int]:
             raise UsageError(f"cannot read --rows '{text}'", "rows are counted from 0", "write --rows 3,10-12")
         first, last = int(found[1]), int(found[2] or found[1])
         if not first <= last < count:
-            raise UsageError(f"there is no row {part.strip()}", f"there are {count} images, rows 0 to {count - 1}")
+            raise UsageError(
+                f"there is no row {part.strip()}",
+                f"there {are(count)} {counted(count, 'image')}, rows 0 to {count - 1}",
+            )
         rows += range(first, last + 1)
     return list(dict.fromkeys(rows))

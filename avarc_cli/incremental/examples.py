@@ -20,12 +20,13 @@ from avarc_cli import strict_json
 from avarc_cli.data.datasets import ImageSet, open_images
 from avarc_cli.data.labels import UNKNOWN, normalize
 from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.errors import AvarcError, UnreadableImage, UsageError, shorten_list
+from avarc_cli.errors import AvarcError, UnreadableImage, UsageError, none_readable, shorten_list
 from avarc_cli.likelihood import Tokenizer
 from avarc_cli.storage import write_bytes
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.tokens.verify import read_verified
 from avarc_cli.train.images import Augment
+from avarc_cli.words import counted
 from avarc_cli.zip_check import INVALID, open_npz
 
 BATCH_SIZE = 32  # images that the tokenizer encodes at once
@@ -187,7 +188,7 @@ def by_class(source: Source, name: str | None, title: str) -> dict[str, np.ndarr
     same = [i for i, c in enumerate(names) if normalize(c) == normalize(name)]
     if not same and len(names) > 1:
         raise UsageError(
-            f"'{title}' holds {len(names)} classes, none of them '{name}'",
+            f"'{title}' holds {counted(len(names), 'class')}, none of them '{name}'",
             f"they are {shorten_list(names)}",
             "leave the name out to add them all, or name one of its sub-folders",
         )
@@ -227,8 +228,7 @@ def encode(
             readable.append(row)
         progress()
     if not encoded:
-        name, reason = unreadable[0]
-        raise AvarcError(f"none of the {len(rows)} images of '{source.source}' is readable", f"'{name}': {reason}")
+        raise none_readable(source.source, unreadable)
     labels = source.labels[readable].astype(np.int64)
     return Examples(torch.stack(encoded), labels, source.class_names, tuple(unreadable))
 

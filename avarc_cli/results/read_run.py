@@ -20,6 +20,7 @@ from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.layout import TokenLayout
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.validate import AGAIN, check_protocol, check_stages
+from avarc_cli.words import counted
 from avarc_cli.zip_check import open_npz
 
 
@@ -100,7 +101,7 @@ class SavedRun:
         if absent := [space.ids[c] for c in chosen if c not in candidates]:
             raise UsageError(
                 f"not candidates of this run: {', '.join(absent[:4])}",
-                f"it has {len(candidates)} candidates",
+                f"it has {counted(len(candidates), 'candidate')}",
                 "to score other classes, export from the token cache",
             )
         return np.array([candidates.index(c) for c in chosen], dtype=np.int64)

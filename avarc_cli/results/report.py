@@ -17,6 +17,7 @@ from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.metrics import wilson
 from avarc_cli.results.read_run import SavedRun
 from avarc_cli.results.validate import AGAIN, check_metrics, check_stages
+from avarc_cli.words import agreeing, counted
 
 MATRIX = 20  # classes in the confusion matrix; with more, those that are confused most
 LONG = 40  # rows of a table that is shown open; longer ones are folded
@@ -62,7 +63,7 @@ def read_metrics(run: SavedRun) -> dict[str, Any]:
     metrics = RunFolder(run.path).read_metrics()
     check_metrics(metrics, f"{run.path}/metrics.json")
     if len(run.records) != metrics["images"]:
-        why = f"{len(run.records)} predictions, and metrics of {metrics['images']} images"
+        why = f"{counted(len(run.records), 'prediction')}, and metrics of {counted(metrics['images'], 'image')}"
         raise AvarcError(f"'{run.path}' is corrupt", why, AGAIN)
     return metrics
 
@@ -88,8 +89,8 @@ def render(run: SavedRun, metrics: Mapping[str, Any], hardest: HardestImages) ->
 def _head(run: SavedRun, metrics: Mapping[str, Any], name: str) -> str:
     protocol = run.protocol
     facts = [
-        f"{metrics['images']:,} images of {text(protocol['tokens'].get('source', '?'))}",
-        f"{len(protocol['candidates']):,} candidates",
+        f"{counted(metrics['images'], 'image')} of {text(protocol['tokens'].get('source', '?'))}",
+        counted(len(protocol["candidates"]), "candidate"),
         f"model {text(protocol['model']['name'])}",
         f"plan {text(protocol['plan'])}",
         f"{text(protocol.get('precision', '?'))} on {text(protocol.get('device_name', '?'))}",
@@ -102,16 +103,19 @@ def _tiles(metrics: Mapping[str, Any]) -> str:
     if metrics.get("labelled"):
         low, high = metrics["accuracy_95"]
         tiles.append((f"{metrics['accuracy']:.2%}", f"accuracy, 95 % interval {low:.1%} to {high:.1%}"))
-        tiles.append((f"{metrics['correct']:,} of {metrics['labelled']:,}", "images correct"))
+        what = f"{agreeing(metrics['labelled'], 'image')} correct"
+        tiles.append((f"{metrics['correct']:,} of {metrics['labelled']:,}", what))
         tiles += [(f"{v:.2%}", f"top-{k}") for k, v in metrics["top_k"].items() if k != "1"]
     if metrics.get("label_not_a_candidate"):
-        tiles.append((f"{metrics['label_not_a_candidate']:,}", "images not counted: their class is not a candidate"))
+        count = metrics["label_not_a_candidate"]
+        what = f"{agreeing(count, 'image')} not counted: of a class that is not a candidate"
+        tiles.append((f"{count:,}", what))
     tiles.append((f"{metrics['bits_per_token'] or 0:.3f}", "bits per token under the predicted class"))
     tiles.append((f"{metrics['tokens_scored_per_image'] or 0:,.0f}", "tokens scored per image"))
     seconds = metrics.get("seconds_per_image")
     if seconds:
         tiles.append((f"{1 / seconds:.1f}" if seconds < 1 else f"{seconds:.1f} s", _unit(seconds)))
-    tiles.append((f"{metrics['near_ties']:,}", "near-ties, within rounding"))
+    tiles.append((f"{metrics['near_ties']:,}", f"{agreeing(metrics['near_ties'], 'near-tie')}, within rounding"))
     shown = "".join(f'<div class="tile"><b>{value}</b><span>{what}</span></div>' for value, what in tiles)
     return f'<section class="tiles">{shown}</section>'
 

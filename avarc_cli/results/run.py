@@ -25,6 +25,7 @@ from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import ImageScores
 from avarc_cli.tokens.cache import ROWS_PER_BLOCK, TokenCache
 from avarc_cli.torch_flags import deterministic_algorithms
+from avarc_cli.words import are, counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +118,9 @@ def classify(
                 session.classify_group(number)
                 progress(len(done), session.accuracy())
         except KeyboardInterrupt:
-            kept = f"; {len(done)} of {len(run.cache)} images are kept in '{folder.path}'" if folder else ""
-            raise Interrupted("interrupted" + kept, fix="run the same command again to continue") from None
+            kept = f"{len(done):,} of {counted(len(run.cache), 'image')} {are(len(run.cache))} kept"
+            what = f"interrupted; {kept} in '{folder.path}'" if folder else "interrupted"
+            raise Interrupted(what, fix="run the same command again to continue") from None
         done.sort(key=lambda record: int(record["index"]))
         seconds = folder.seconds if folder else session.seconds
         metrics = compute(done, seconds=seconds, candidates=len(run.request.candidates))
@@ -202,7 +204,8 @@ class _Session:
         request = self.run.request
         if images > 1:
             self.images_at_once = images // 2
-            self.say(f"out of memory: continuing with {self.images_at_once} images at once instead of {images}")
+            fewer = counted(self.images_at_once, "image")
+            self.say(f"out of memory: continuing with {fewer} at once instead of {images:,}")
             return
         half = request.tokens_per_batch // 2
         if half < self.run.model.segment_ends[0]:
@@ -211,7 +214,8 @@ class _Session:
                 first_line(error),
                 "use a smaller model, --precision bf16, or a machine with more memory",
             ) from None
-        self.say(f"out of memory: continuing with batches of {half} tokens instead of {request.tokens_per_batch}")
+        fewer = counted(half, "token")
+        self.say(f"out of memory: continuing with batches of {fewer} instead of {request.tokens_per_batch:,}")
         self.run = replace(self.run, request=replace(request, tokens_per_batch=half))
 
 

@@ -11,6 +11,7 @@ from avarc_cli.errors import UsageError
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.request import ScoringRequest
+from avarc_cli.words import counted
 
 # Memory of a batch on a CPU; its largest tensor, the MLP's, takes a quarter of it. From 32 MiB (the largest value of
 # glibc's mmap threshold, mallopt(3)) malloc maps and unmaps a tensor at every use: larger batches took 2.5 times as
@@ -83,7 +84,7 @@ class Cost:
 
     def __str__(self) -> str:
         needs = f"about {_duration(self.seconds)} and {self.memory >> 20:,} MiB"
-        return f"{self.pairs:,} pairs, {self.tokens:,} tokens, {needs}"
+        return f"{counted(self.tokens, 'token')}, {needs}"
 
 
 def estimate(model: LikelihoodModel, request: ScoringRequest, images: int, device: torch.device) -> Cost:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from avarc_cli.data.datasets import ImageSet
-from avarc_cli.errors import AvarcError, CacheError
+from avarc_cli.errors import CacheError, none_readable
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.tokens.encoded import EncodedChunk, Unreadable
 from avarc_cli.tokens.fingerprints import Fingerprints
@@ -59,9 +59,7 @@ def assemble(folder: ChunkFolder[EncodedChunk], images: ImageSet, request: Reque
     complete = len(numbers) == folder.chunks.count
     if not len(rows) and complete:
         chunks.delete(folder.path)  # the next run tries to read the images again
-        name, reason = done.unreadable[0]
-        what = f"none of the {len(images)} images of '{images.source}' is readable"
-        raise AvarcError(what, f"the first is '{name}': {reason}")
+        raise none_readable(images.source, done.unreadable)
     if not len(rows):
         return done
     partial = Partial(

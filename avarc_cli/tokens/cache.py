@@ -25,6 +25,7 @@ from avarc_cli.storage import beside
 from avarc_cli.tokens.fingerprints import Fingerprints
 from avarc_cli.tokens.header import FORMAT, READABLE, CacheHeader, Partial
 from avarc_cli.tokens.write import Block
+from avarc_cli.words import counted
 from avarc_cli.work.chunks import Chunks
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def read(path: str | Path, *, allow_partial: bool = False) -> TokenCache:
         there, every = len(cache.partial.chunks), cache.partial.count(cache.header.images)
         what = f"'{path}' is a partial token cache"
         fix = "encode the other shards to the same file, or join them: avarc cache merge"
-        raise CacheError(what, f"it has {there} of {every} chunks", fix)
+        raise CacheError(what, f"it has {there} of {counted(every, 'chunk')}", fix)
     return cache
 
 

@@ -43,6 +43,7 @@ from avarc_cli.tokens.header import identity
 from avarc_cli.tokens.noise import check_sigma
 from avarc_cli.tokens.request import Request, describe
 from avarc_cli.tokens.verify import read_verified
+from avarc_cli.words import are, counted
 from avarc_cli.work import chunks
 from avarc_cli.work.chunks import ChunkFolder, Chunks, recorded_request
 from avarc_cli.work.locks import ALL_CHUNKS, ChunkLock, chunk_lock, lock_file
@@ -261,7 +262,8 @@ def _settle_request(out: Path, asked: Request, there: TokenCache | None, overwri
             "run that request again to finish it, or delete it with --overwrite",
         )
     if continued is not None and continued.batch_size != asked.batch_size and asked.batch_chosen:
-        say(f"continuing with batches of {continued.batch_size} images, as it began: roundings depend on them")
+        batches = f"batches of {counted(continued.batch_size, 'image')}"
+        say(f"continuing with {batches}, as it began: roundings depend on them")
     return continued or asked
 
 
@@ -294,7 +296,8 @@ class _Run:
             lock.acquire_exclusive()
             return self._close(mine, encoded, alone=lock.is_sole_holder())
         except KeyboardInterrupt:
-            kept = f"{len(self.folder.finished())} of {self.folder.chunks.count} chunks are kept"
+            count = self.folder.chunks.count
+            kept = f"{len(self.folder.finished()):,} of {counted(count, 'chunk')} {are(count)} kept"
             what = f"interrupted; {kept} in '{self.folder.path}'"
             raise Interrupted(what, fix="run the same command again to continue") from None
 

@@ -11,6 +11,7 @@ import numpy as np
 from avarc_cli.errors import CacheError
 from avarc_cli.tokens.cache import CORRUPT, TokenCache, check_stored, read
 from avarc_cli.tokens.write import ROWS_PER_CHECKSUM, Checksums
+from avarc_cli.words import counted
 
 REMAKE = "make it again: avarc encode ... --overwrite"
 
@@ -56,7 +57,9 @@ def verify(cache: TokenCache) -> Verified:
                 if written is None:  # the first caches have no checksums
                     continue
                 if written.shape != found.shape:
-                    raise ValueError(f"/{name} has {written.size} checksums for {len(dataset)} images")
+                    raise ValueError(
+                        f"/{name} has {counted(written.size, 'checksum')} for {counted(len(dataset), 'image')}"
+                    )
                 runs += len(found)
                 for run in np.flatnonzero(written != found).tolist():
                     last = min((run + 1) * ROWS_PER_CHECKSUM, len(dataset)) - 1

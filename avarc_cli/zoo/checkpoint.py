@@ -281,7 +281,7 @@ def _unwrap(loaded: object, weight_set: str | None, path: Path) -> tuple[dict[st
     tensors = {key: value.detach() for key, value in entries.items() if isinstance(value, torch.Tensor)}
     others = [f"{k} ({type(v).__name__})" for k, v in entries.items() if k not in tensors and k not in metadata]
     if others:
-        why = f"{len(others)} of its entries are not tensors: {shorten_list(others)}"
+        why = f"not all of its entries are tensors: {shorten_list(others)}"
         raise CheckpointError(f"{path} is not a plain state dict", why, "save only the state dict")
     if empty := [key for key, tensor in tensors.items() if tensor.is_meta]:
         raise CheckpointError(f"{path} has tensors without data", shorten_list(empty), "save the loaded model")

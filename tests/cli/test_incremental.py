@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 from programs import start
+from terminal import too_long
 
 from avarc_cli.cli import main
 from avarc_cli.errors import Interrupted
@@ -40,6 +41,14 @@ def test_results_are_a_matrix_and_measures_with_and_without_offsets(finished):
         assert m["backward_transfer"] == pytest.approx(((matrix[2] - matrix.diagonal())[:2]).mean())
         assert set(m["per_class"]) == {"amber", "blue", "coral", "dark"}
     assert (finished / "incremental.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_tables_fit_the_terminal(setting, finished, width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert run(setting, finished, "--baseline", "finetune") == 0
+    told = capsys.readouterr()
+    assert "backward transfer" in " ".join(told.out.split()) and not too_long(told.out + told.err, width)
 
 
 def test_the_matrix_follows_from_the_saved_scores(finished):
