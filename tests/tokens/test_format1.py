@@ -11,6 +11,7 @@ format1_unfinished.h5.parts is of the same encode, undivided, interrupted when t
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shutil
 from pathlib import Path
@@ -66,6 +67,21 @@ def current(run, tmp_path_factory) -> bytes:
     return out.read_bytes()
 
 
+def assert_same(path: Path, current: bytes) -> None:
+    """The file is the current one, except that its latents may come from another version, which rounds differently."""
+    with h5py.File(path) as found, h5py.File(io.BytesIO(current)) as expected:
+        assert dict(found.attrs) == dict(expected.attrs) and set(found) == set(expected)
+        for name in set(found) - {"latents"}:
+            assert np.array_equal(found[name][()], expected[name][()])
+        assert_one_rounding_apart(found["latents"][:], expected["latents"][:])
+    verify(read(path)).check(path)
+
+
+def assert_one_rounding_apart(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.dtype == expected.dtype == np.float16
+    np.testing.assert_allclose(found.astype(float), expected.astype(float), rtol=2**-10, atol=2**-20)
+
+
 def test_a_cache_of_format_1_is_read(old, current, tmp_path):
     cache = read(old("format1.h5"))
     assert (cache.format, cache.header.layout) == (1, TokenLayout.multi_scale(SCALES))
@@ -75,7 +91,7 @@ def test_a_cache_of_format_1_is_read(old, current, tmp_path):
     now = read(tmp_path / "current.h5")
     assert now.format == 2 and now.header == cache.header
     assert np.array_equal(now.tokens(range(4)), cache.tokens(range(4)))
-    assert np.array_equal(now.latents(range(4)), cache.latents(range(4)))
+    assert_one_rounding_apart(now.latents(range(4)), cache.latents(range(4)))
     assert now.paths == cache.paths and np.array_equal(now.labels, cache.labels)
 
 
@@ -94,7 +110,7 @@ def test_a_partial_cache_of_format_1_is_continued(run, old, current):
     assert run(path, shard=Shard(1, 2)).already_done
     result = run(path, shard=Shard(2, 2))
     assert (result.complete, result.encoded) == (True, 2)
-    assert path.read_bytes() == current
+    assert_same(path, current)
 
 
 def test_unfinished_work_of_format_1_is_continued(run, old, current):
@@ -104,13 +120,15 @@ def test_unfinished_work_of_format_1_is_continued(run, old, current):
         run(path, latents=False)
     assert error.value.why == "latents: true there, false here"
     assert run(path).encoded == 3
-    assert path.read_bytes() == current and not parts.exists()
+    assert_same(path, current)
+    assert not parts.exists()
 
 
 def test_shards_of_both_formats_are_joined_to_the_current_one(run, old, current, tmp_path):
     run(tmp_path / "2.h5", shard=Shard(2, 2))
     merged = merge([tmp_path / "2.h5", old("format1_share.h5")], tmp_path / "all.h5")
-    assert merged.shards and (tmp_path / "all.h5").read_bytes() == current
+    assert merged.shards
+    assert_same(tmp_path / "all.h5", current)
 
 
 def test_complete_caches_of_both_formats_are_joined(old, current, tmp_path):
