@@ -39,7 +39,7 @@ def test_everything_that_make_installs_is_pinned():
 def test_every_module_is_in_the_import_contract():
     contracts = {contract["id"]: contract for contract in TOOLS["importlinter"]["contracts"]}
     layers, no_printing = contracts["layers"], contracts["no-printing"]
-    layered = {name.strip(" ()") for layer in layers["layers"] for name in layer.split("|")}
+    layered = {name.strip(" \n()") for layer in layers["layers"] for name in layer.split("|")}
     modules = {f"avarc_cli.{path.stem}" for path in (ROOT / "avarc_cli").iterdir() if path.suffix == ".py"}
     modules |= {f"avarc_cli.{path.parent.name}" for path in (ROOT / "avarc_cli").glob("*/__init__.py")}
     modules.remove("avarc_cli.__init__")
