@@ -66,7 +66,7 @@ class LearningOptions:
 
     def __post_init__(self) -> None:
         """Raises: UsageError."""
-        from avarc_cli.data.preprocess import check_mode
+        from avarc_cli.data.preprocess import check_option
 
         check_method(self.method)
         if self.lr is not None:
@@ -74,7 +74,7 @@ class LearningOptions:
         if self.augment is not None:
             check_augmentation(self.augment)
         if self.preprocess is not None:
-            check_mode(self.preprocess)
+            check_option(self.preprocess)
 
     def fit(self) -> FitOptions:
         """How to fit a class. Raises UsageError for numbers out of range."""

@@ -311,11 +311,11 @@ class ImageOptions:
 
     def __post_init__(self) -> None:
         """Raises: UsageError."""
-        from avarc_cli.data.preprocess import check_mode
+        from avarc_cli.data.preprocess import check_option
         from avarc_cli.tokens.noise import check_sigma
 
         if self.preprocess is not None:
-            check_mode(self.preprocess)
+            check_option(self.preprocess)
         check_sigma(self.sigma)
 
     def select(self, data: list[Path]) -> ImageSet:

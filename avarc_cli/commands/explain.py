@@ -77,7 +77,7 @@ def explain(
     """
     from avarc_cli import outputs
     from avarc_cli.data.datasets import ImageSet
-    from avarc_cli.data.preprocess import check_mode
+    from avarc_cli.data.preprocess import check_option
     from avarc_cli.explain import write
     from avarc_cli.explain.maps import Weighting, parse_scales
     from avarc_cli.explain.options import ExplainOptions
@@ -87,7 +87,7 @@ def explain(
     how = Weighting(weights=weighting, scales=parse_scales(scales), upsample=upsample)
     check_subset(only)
     if preprocess is not None:
-        check_mode(preprocess)
+        check_option(preprocess)
     _summary.check_request(data, None, False, images_only=[preprocess, workers])
     images = None if _summary.is_cache(data) else opt.select_images(data, None, None, None, allow_outside=allow_outside)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -62,12 +62,6 @@ DECODING_ERRORS = (
 )
 
 
-def check_mode(mode: str) -> None:
-    """Raises: UsageError for a mode that `Preprocess` does not have."""
-    if mode not in MODES:
-        raise UsageError(f"unknown preprocessing '{mode}'", fix=f"choose one of {', '.join(MODES)}")
-
-
 @dataclass(frozen=True)
 class Preprocess:
     """How an image becomes `size` x `size` pixels.
@@ -88,7 +82,9 @@ class Preprocess:
     channel, and with Pillow's conversion of 16 bits."""
 
     def __post_init__(self) -> None:
-        check_mode(self.mode)
+        if self.mode not in MODES:
+            fix = f"choose one of {', '.join(MODES)}, with or without ',{REFERENCE}', or {REFERENCE}"
+            raise UsageError(f"unknown preprocessing '{self.mode}'", fix=fix)
         if self.size < 1:
             raise UsageError(f"image size is {self.size} pixels, must be at least 1")
 
@@ -145,6 +141,11 @@ class Preprocess:
                 )
             return np.array(image)
         return np.array(_center_crop(_resize(image, self.shorter_edge, name), self.size))
+
+
+def check_option(asked: str) -> None:
+    """Raises: UsageError for what `Preprocess.choose` would refuse."""
+    Preprocess.choose(asked, MODES[0], size=1)
 
 
 def current_description(text: str) -> str:

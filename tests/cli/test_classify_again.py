@@ -259,3 +259,10 @@ def test_reference_decoding_is_recorded_and_another_run(classify, tmp_path):
     assert recorded == "fit 16->16 lanczos; as PIL converts to RGB"
     own, reference = ((tmp_path / name / "predictions.jsonl").read_text() for name in ("run", "reference"))
     assert json.loads(own)["tokens_digest"] != json.loads(reference)["tokens_digest"]
+
+
+def test_explain_and_add_class_take_reference_decoding_too(images, tmp_path):
+    page, bank = tmp_path / "page.html", tmp_path / "bank"
+    assert main(["--quiet", "explain", str(images / "a.png"), "--preprocess", "reference", "--out", str(page)]) == 0
+    add = ["add-class", "new", str(images), "--steps", "1", "--variants", "0", "--preprocess", "fit,reference"]
+    assert main(["--quiet", *add, "--bank", str(bank)]) == 0
