@@ -46,7 +46,10 @@ def test_what_cannot_be_shown_is_escaped_as_in_python(name, line):
     assert names.to_line(name) == line
 
 
-@given(st.recursive(FILE_NAMES | st.integers() | st.none(), lambda x: st.lists(x) | st.dictionaries(FILE_NAMES, x)))
+LEAVES = FILE_NAMES | st.integers(-(2**63), 2**63) | st.none()
+
+
+@given(st.recursive(LEAVES, lambda each: st.lists(each) | st.dictionaries(FILE_NAMES, each)))
 def test_json_holds_valid_unicode_on_one_line_and_gives_names_back(value):
     text = names.to_json(value)
     assert text.isascii()

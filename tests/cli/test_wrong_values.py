@@ -43,7 +43,7 @@ OTHERS = [
     "encode images --out t.h5 --batch-size 0",
     "tune nowhere --out p.json",
     "explain images --only x",
-    "explain images --weights x",
+    "explain images --weighting x",
     "explain images --upsample x",
     "explain images --scales x",
     "explain images --rows x",
