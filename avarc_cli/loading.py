@@ -289,10 +289,10 @@ def _stated_family(stated: ConfigSources, wanted: families.Registry[Any], other:
     return None if name in other.names() and name not in wanted.names() else name
 
 
-def _check_pair(generator: str, sha256: str | None, layout: TokenLayout, tokenizer: LoadedTokenizer) -> None:
+def _check_pair(generator: str, sha256: str | None, layout: TokenLayout | None, tokenizer: LoadedTokenizer) -> None:
     """Raises CheckpointError when the generator learned another tokenizer's tokens, as far as the files tell.
 
-    sha256 is of the tokenizer's file that the generator was trained with; None where unknown.
+    sha256 is of the tokenizer's file that the generator was trained with, layout of its tokens; None where unknown.
     """
     pairs: tuple[tuple[str, object, object], ...] = (
         ("sha256", sha256, tokenizer.sha256),

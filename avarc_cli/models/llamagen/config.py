@@ -116,7 +116,7 @@ def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: st
     if remainder or kv_heads < 1 or heads % kv_heads or head_width % 4:
         raise CheckpointError(
             f"{source} cannot have {heads} heads",
-            f"'layers.0.attention.wqkv.weight' has {rows} rows for {width} channels, and a head is a multiple of 4 wide",
+            f"its {width} channels give {rows} rows of queries, keys and values; a head is a multiple of 4 wide",
             "state the right n_head with --model-config FILE.json",
         )
     stated_kv = stated.whole_number("n_kv_head")
