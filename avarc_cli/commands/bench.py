@@ -21,7 +21,11 @@ COLUMNS = ("", "precision", "speed", "pairs/s", "images/s", "tokens/s", "FLOP/s"
 def bench(
     context: typer.Context,
     shape: Annotated[
-        str, typer.Option("--shape", help="d16, d20, d24, d30, or depth:width:heads; the weights are random.")
+        str,
+        typer.Option(
+            "--shape",
+            help="d16 to d30, or depth:width:heads (VAR); llamagen-b, -l, -xl, -xxl or -3b. The weights are random.",
+        ),
     ] = "d16",
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="A model's shape and weights, in place of --shape.")
@@ -69,7 +73,7 @@ def bench(
         _weights.ensure(model, tokenizer, yes=yes)
         workload, shape = model_workload(load_model(ModelSpec(model, tokenizer, device=device)), place), model
     else:
-        workload = random_workload("var", shape, opt.parse_numbers(scales, "--scales"), place)
+        workload = random_workload(shape, opt.parse_numbers(scales, "--scales"), place)
     options = BenchOptions(pairs=pairs, rounds=rounds, classes=classes, plan=plan, precision=precision, kernels=kernels)
     console.note(f"{pairs} pairs on {place}, {rounds} rounds and one to warm up")
     with outputs.reserved(picture, outputs.PNG, overwrite=overwrite):

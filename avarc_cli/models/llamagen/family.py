@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
-from avarc_cli.likelihood import GeneratorFamily, TokenizerNetwork
+from avarc_cli.likelihood import GeneratorFamily, LikelihoodModel, TokenizerNetwork
 from avarc_cli.models.llamagen import config as configs
+from avarc_cli.models.llamagen.benchmark import LlamaGenWorkload, random_workload
 from avarc_cli.models.llamagen.config import LlamaGenConfig, ffn_width
 from avarc_cli.models.llamagen.initialize import initialize
 from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
@@ -64,6 +65,13 @@ class LlamaGenFamily(GeneratorFamily):
         )
         device = next(tokenizer.parameters()).device
         return LlamaGenLikelihood(initialize(LlamaGen(config.on_grid(tokenizer.layout, "a new LlamaGen"))).to(device))
+
+    def random_workload(self, shape: str, scales: Sequence[int] | None, device: torch.device) -> LlamaGenWorkload:
+        return random_workload(shape, scales, device)
+
+    def model_workload(self, model: LikelihoodModel, device: torch.device) -> LlamaGenWorkload:
+        assert isinstance(model, LlamaGenLikelihood)
+        return LlamaGenWorkload(model.gpt, device)
 
 
 FAMILY = LlamaGenFamily()
