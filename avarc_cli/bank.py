@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,8 @@ class Bank:
             )
         if not names:
             return classes
-        return LabelSpace(f"{classes.name} and {len(names)} added", classes.ids + names, classes.names + names)
+        title = f"{classes.name} and {len(names)} added"
+        return replace(classes, name=title, ids=classes.ids + names, names=classes.names + names, long_names=())
 
     def offsets(self, base_classes: int) -> np.ndarray:
         """Nats to add to the score of every class, (N,) float64; zero for the base's own."""

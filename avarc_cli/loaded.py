@@ -38,6 +38,7 @@ class LoadedTokenizer:
     layout: TokenLayout  # of its tokens
     precision: str = "fp32"  # of the encoder
     weights: str = ""  # which of several sets of weights in the file were read
+    weight_set: str | None = None  # the one that was asked for
 
     def at(self, precision: str) -> LoadedTokenizer:
         """The same tokenizer with its encoder in "fp32" or "bf16" (CUDA). Raises UsageError for anything else."""
@@ -57,7 +58,7 @@ class LoadedTokenizer:
 
     @property
     def inferred(self) -> Mapping[str, str]:
-        """What was assumed where no file states it: name -> what, and why."""
+        """What was assumed where no file states it: name -> what, and why; and "weights", if there are several."""
         return ({"weights": self.weights} if self.weights else {}) | dict(self.network.inferred)
 
     def card(self, name: str, *, license: str) -> TokenizerCard:
@@ -70,7 +71,7 @@ class LoadedTokenizer:
             params=None,
             license=license,
             source=self.file,
-            weights=LocalFile(Path(self.file)),
+            weights=LocalFile(Path(self.file), self.weight_set),
             preprocess=self.preprocess,
         )
 
@@ -109,7 +110,9 @@ class LoadedModel:
     device: str  # as torch names it
     kernels: str = "torch"  # "torch" or "triton"
     arithmetic: str = ""  # what the precision means on this device
-    inferred: Mapping[str, str] = field(default_factory=dict)  # values that no file states: name -> what was assumed
+    weight_set: str | None = None  # the one of several sets of weights that was asked for
+    inferred: Mapping[str, str] = field(default_factory=dict)
+    """Values that no file states: name -> what was assumed; and "weights": which of several sets was read."""
     stated: Mapping[str, Any] = field(default_factory=dict)  # values of its configuration that other files state
     lora: str = ""  # the adapter that was merged into the weights
     bank: Bank | None = None  # where the classes after the model's own come from
@@ -146,7 +149,7 @@ class LoadedModel:
             params=None,
             license=license,
             source=self.file,
-            weights=LocalFile(Path(self.file)),
+            weights=LocalFile(Path(self.file), self.weight_set),
         )
 
     def as_base(self) -> Base:

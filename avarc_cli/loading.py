@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
-from avarc_cli.zoo import checkpoint, local_files
+from avarc_cli.zoo import checkpoint, local_files, weight_sets
 from avarc_cli.zoo.cards import ModelCard, TokenizerCard, any_card, model_cards, tokenizer_card, tokenizer_cards
 
 CONFIG = "config.json"  # beside the weights, in the format of the model's reference implementation
@@ -51,7 +52,12 @@ class ModelSpec:
     """JSON file that states what the tensors of the tokenizer cannot tell."""
 
     class_names: str | Path | None = None
-    """Text file with one class a line, in the order of the class ids, for a checkpoint that does not name them."""
+    """For a checkpoint that does not name its classes: text file with one a line, in the order of the class ids, or the
+    folder that it was trained on, whose sub-folders are the classes in sorted order."""
+
+    class_order: str | None = None
+    """How a checkpoint that does not name its classes numbered folders called 0, 1, 2, ...: "number", or "text" for
+    the order of the names as text. None for "number"."""
 
     precision: str = "fp32"
     """One of fp32, tf32 (CUDA), bf16, fp16, int8 and fp8 (CUDA)."""
@@ -68,35 +74,47 @@ class ModelSpec:
     lora: str | Path | None = None
     """Folder with a LoRA adapter in PEFT's format, to merge into the weights."""
 
+    lora_alpha: float | None = None
+    """Scale of LoRA tensors inside the generator's checkpoint, where nothing states it."""
+
+    weight_set: str | None = None
+    """Which of several sets of weights in the generator's checkpoint, such as "ema"; None for the trained weights."""
+
+    tokenizer_weight_set: str | None = None
+    """The same of the tokenizer's checkpoint."""
+
 
 def load_tokenizer(spec: ModelSpec | str = "digits", *, layout: TokenLayout | None = None) -> LoadedTokenizer:
     """The tokenizer that a model reads: its card implies it; a generator's file needs `tokenizer` beside it.
 
     Args:
         spec: `model` may also be the name of a tokenizer card or the path of a tokenizer's checkpoint. Only the two
-            names, the two configurations and `device` count. A string stands for `ModelSpec(model)`.
+            names, their configurations, their sets of weights and `device` count. A string stands for
+            `ModelSpec(model)`.
         layout: of the tokens, where the checkpoint does not state it.
     Raises: UsageError, CheckpointError, AvarcError for weights that are not on this machine.
     """
     spec = _as_spec(spec)
     model, tokenizer, config = spec.model, spec.tokenizer, spec.tokenizer_config
-    device = pick_device(spec.device)
+    device, weight_set = pick_device(spec.device), spec.tokenizer_weight_set
     if not is_path(model):
         card = any_card(model)
         implied = card.tokenizer if isinstance(card, ModelCard) else card.name
-        loaded = _read_tokenizer(tokenizer or implied, device, layout, card.layout, config)
+        if tokenizer is None and isinstance(card, TokenizerCard):
+            weight_set = weight_set or spec.weight_set
+        loaded = _read_tokenizer(tokenizer or implied, device, layout, card.layout, config, weight_set)
         if layout is None or isinstance(card, ModelCard):  # a tokenizer's card says how it is used by default
             _check_pair(card.name, None, card.layout, loaded)
         return loaded
     if tokenizer is None:
-        return _read_tokenizer(model, device, layout, None, config)
-    read = checkpoint.read(Path(model))
-    stated = _stated(read, spec.model_config, "--model-config")
+        return _read_tokenizer(model, device, layout, None, config, weight_set or spec.weight_set)
+    read = checkpoint.read(Path(model), weight_set=spec.weight_set)
+    stated = _stated(read, spec.model_config, "--model-config", first=layout)
     family = families.GENERATORS.recognize(
         read.tensors, _stated_family(stated, families.GENERATORS, families.TOKENIZERS), model
     )
     modelled = family.read_config(read.tensors, stated, model).layout
-    loaded = _read_tokenizer(tokenizer, device, layout, modelled, config)
+    loaded = _read_tokenizer(tokenizer, device, layout, modelled, config, weight_set)
     _check_pair(model, read.metadata.get("tokenizer_sha256"), modelled, loaded)
     return loaded
 
@@ -118,16 +136,18 @@ def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
             "a generator's checkpoint does not hold its tokenizer",
             f"add --tokenizer NAME|FILE; published VARs read {tokenizer_cards()[1].name}",
         )
-    path, name = (local_files.require(card), card.name) if card else (Path(spec.model), Path(spec.model).name)
-    read = checkpoint.read(path)
+    path, name = _place(spec.model, card)
+    weight_set = spec.weight_set or local_files.weight_set(card)
+    read = checkpoint.read(path, weight_set=weight_set, lora_alpha=spec.lora_alpha)
+    path = read.path
     if spec.lora is not None:
         read, name = checkpoint.with_adapter(read, Path(spec.lora)), f"{name} with {Path(spec.lora).name}"
-    stated = _stated(read, spec.model_config, "--model-config")
+    stated = _stated(read, spec.model_config, "--model-config", last=card.layout if card else None)
     named = _stated_family(stated, families.GENERATORS, families.TOKENIZERS) or (card.family if card else None)
     family = families.GENERATORS.recognize(read.tensors, named, str(path))
     config = family.read_config(read.tensors, stated, str(path))
     reader = spec.tokenizer or (card.tokenizer if card else "")
-    tokenizer = _read_tokenizer(reader, device, None, config.layout, spec.tokenizer_config)
+    tokenizer = _read_tokenizer(reader, device, None, config.layout, spec.tokenizer_config, spec.tokenizer_weight_set)
     _check_pair(str(path), read.metadata.get("tokenizer_sha256"), config.layout, tokenizer)
     likelihood = family.build(
         config, read.tensors, tokenizer.network, precision=precision, kernels=kernels, device=device, source=str(path)
@@ -137,7 +157,7 @@ def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
         likelihood=likelihood,
         family=family.name,
         tokenizer=tokenizer,
-        classes=class_space(likelihood.num_classes, space, spec.class_names, read.metadata),
+        classes=class_space(likelihood.num_classes, space, spec.class_names, read.metadata, spec.class_order),
         name=name,
         file=str(path),
         sha256=read.sha256,
@@ -146,6 +166,7 @@ def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
         kernels=kernels,
         arithmetic=precisions.arithmetic(precision, device),
         lora=read.metadata.get("lora", ""),
+        weight_set=weight_set,
         stated=_stated_beside(stated, read),
         inferred=_inferred(read, config, tokenizer),
     )
@@ -159,8 +180,8 @@ def _stated_beside(stated: ConfigSources, read: checkpoint.Checkpoint) -> dict[s
 
 
 def _inferred(read: checkpoint.Checkpoint, config: GeneratorConfig, tokenizer: LoadedTokenizer) -> dict[str, str]:
-    """What was assumed about the generator and its tokenizer where no file states it."""
-    weights = {"weights": text} if (text := read.metadata.get("weights read")) else {}
+    """What was assumed about the generator and its tokenizer where no file states it, and which weights were read."""
+    weights = {"weights": text} if (text := read.metadata.get(weight_sets.READ)) else {}
     return weights | dict(config.inferred) | {f"tokenizer {key}": text for key, text in tokenizer.inferred.items()}
 
 
@@ -186,6 +207,11 @@ def is_path(name: str) -> bool:
     return name not in known and ("/" in name or Path(name).suffix != "" or Path(name).exists())
 
 
+def _place(spec: str, card: ModelCard | TokenizerCard | None) -> tuple[Path, str]:
+    """Where the weights are, and what they are called. Raises: AvarcError if those of a card are not here."""
+    return (local_files.require(card), card.name) if card else (Path(spec), Path(os.path.abspath(spec)).name)
+
+
 def _model_card(name: str) -> ModelCard:
     card = any_card(name)
     if isinstance(card, TokenizerCard):
@@ -199,16 +225,20 @@ def _read_tokenizer(
     asked: TokenLayout | None,
     implied: TokenLayout | None,
     config: str | Path | None,
+    weight_set: str | None,
 ) -> LoadedTokenizer:
     """Load a tokenizer.
 
     Args:
         spec: name of a card or path. asked: the layout that the user names. implied: the one of the generator or its
-            card, for files that state none. config: the file of --tokenizer-config.
+            card, for files that state none. config: the file of --tokenizer-config. weight_set: that of
+            --tokenizer-weights.
     """
     card = None if is_path(spec) else tokenizer_card(spec)
-    path, name = (local_files.require(card), card.name) if card else (Path(spec), Path(spec).name)
-    read = checkpoint.read(path)
+    path, name = _place(spec, card)
+    weight_set = weight_set or local_files.weight_set(card)
+    read = checkpoint.read(path, weight_set=weight_set)
+    path = read.path
     stated = _stated(read, config, "--tokenizer-config", first=asked, last=implied or (card.layout if card else None))
     family = families.TOKENIZERS.recognize(read.tensors, _tokenizer_family(read, stated, card), str(path))
     network = family.build(read.tensors, stated, str(path))
@@ -224,7 +254,8 @@ def _read_tokenizer(
         sha256=read.sha256,
         preprocess=preprocess,
         layout=network.layout,
-        weights=read.metadata.get("weights read", ""),
+        weights=read.metadata.get(weight_sets.READ, ""),
+        weight_set=weight_set,
     )
 
 

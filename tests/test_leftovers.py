@@ -1,4 +1,4 @@
-"""Work that is continued deletes what killed processes of this and of earlier versions left half-written."""
+"""Work that is continued deletes what killed processes left half-written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.train.loop import Recipe, train
 
-SUFFIXES = (".tmp", ".0123abcd.tmp")
+SUFFIXES = (".0123abcd.tmp", ".ffffffff.tmp")
 
 
 def leave(*paths: Path) -> None:

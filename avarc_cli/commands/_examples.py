@@ -90,9 +90,13 @@ class LearningOptions:
 
 def open_source(data: list[Path], tokenizer: Tokenizer) -> Source:
     """What the arguments name: a token cache, or images that are yet to be encoded."""
+    from avarc_cli.data.datasets import ImageSet
     from avarc_cli.incremental.examples import open_source
 
-    return open_source(data, tokenizer, is_cache=_summary.is_cache(data))
+    source = open_source(data, tokenizer, is_cache=_summary.is_cache(data))
+    if isinstance(source, ImageSet):
+        opt.note_images(source)
+    return source
 
 
 def encode(

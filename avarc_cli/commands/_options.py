@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from avarc_cli.options import Options
 
 if TYPE_CHECKING:
     from avarc_cli.data.datasets import ImageSet
+    from avarc_cli.data.labels import LabelSpace
     from avarc_cli.layout import TokenLayout
     from avarc_cli.loaded import LoadedModel, LoadedTokenizer
     from avarc_cli.loading import ModelSpec
@@ -37,8 +38,10 @@ JsonOpt = Annotated[
 
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace what is there under the name of --out.")]
 
+A_LIST = "a list (.txt: path<TAB>class on each line; .csv, .jsonl)"  # in help texts
 DataArg = Annotated[
-    list[Path], typer.Argument(help="A folder of images, image files, .tar or .parquet files, or a text file of paths.")
+    list[Path],
+    typer.Argument(help=f"A folder of images, image files, .tar or .parquet files, or {A_LIST}."),
 ]
 
 # Options under a heading of a command's help.
@@ -57,7 +60,19 @@ TokenizerOpt = Annotated[
     ),
 ]
 ClassNamesOpt = Annotated[
-    str | None, model_option("--class-names", help="File with the names of the model's classes, one a line, in order.")
+    str | None,
+    model_option(
+        "--class-names",
+        help="Names of the model's classes: a file with one a line, in order, or the folder of its training images.",
+    ),
+]
+ClassOrderOpt = Annotated[
+    str | None,
+    model_option(
+        "--class-order",
+        help="How a model without class names numbered folders called 0, 1, 2, ...: number (the default), or text, "
+        "sorted as text (0, 1, 10, 11, 2, ...), as torchvision and VAR's trainer do.",
+    ),
 ]
 PrecisionOpt = Annotated[str, model_option("--precision", help="fp32, tf32 (CUDA), bf16, fp16, int8 or fp8 (CUDA).")]
 BankOpt = Annotated[
@@ -74,6 +89,20 @@ ModelConfigOpt = Annotated[
 TokenizerConfigOpt = Annotated[
     Path | None,
     model_option("--tokenizer-config", help="JSON file with what a tokenizer's tensors do not tell, such as scales."),
+]
+WeightSetOpt = Annotated[
+    str | None,
+    model_option(
+        "--weights",
+        help="Which weights of a checkpoint that holds several: ema, or another name in it. Default: the trained ones.",
+    ),
+]
+TokenizerWeightSetOpt = Annotated[
+    str | None, model_option("--tokenizer-weights", help="The same for the tokenizer's checkpoint.")
+]
+LoraAlphaOpt = Annotated[
+    float | None,
+    model_option("--lora-alpha", help="Scale of LoRA tensors in the checkpoint itself, where no file states it."),
 ]
 YesOpt = Annotated[bool, model_option("--yes", "-y", help="Download missing weights without asking.")]
 
@@ -143,6 +172,8 @@ class WeightsOptions:
     tokenizer: TokenizerOpt = None
     model_config: ModelConfigOpt = None
     tokenizer_config: TokenizerConfigOpt = None
+    weight_set: WeightSetOpt = None
+    tokenizer_weight_set: TokenizerWeightSetOpt = None
     device: DeviceOpt = "auto"
     yes: YesOpt = False
 
@@ -151,7 +182,8 @@ class WeightsOptions:
 
         Raises: AvarcError naming `avarc download NAME` where weights are still missing.
         """
-        _weights.ensure(self.model, self.tokenizer, yes=self.yes, tokenizer_only=tokenizer_only)
+        sets = (self.weight_set, self.tokenizer_weight_set)
+        _weights.ensure(self.model, self.tokenizer, *sets, yes=self.yes, tokenizer_only=tokenizer_only)
         return self._spec()
 
     def _spec(self) -> ModelSpec:
@@ -162,6 +194,8 @@ class WeightsOptions:
             self.tokenizer,
             model_config=self.model_config,
             tokenizer_config=self.tokenizer_config,
+            weight_set=self.weight_set,
+            tokenizer_weight_set=self.tokenizer_weight_set,
             device=self.device,
         )
 
@@ -171,10 +205,18 @@ class NamedModelOptions(WeightsOptions):
     """A model whose classes may be named, with an adapter."""
 
     class_names: ClassNamesOpt = None
+    class_order: ClassOrderOpt = None
     lora: LoraOpt = None
+    lora_alpha: LoraAlphaOpt = None
 
     def _spec(self) -> ModelSpec:
-        return replace(super()._spec(), class_names=self.class_names, lora=self.lora)
+        return replace(
+            super()._spec(),
+            class_names=self.class_names,
+            class_order=self.class_order,
+            lora=self.lora,
+            lora_alpha=self.lora_alpha,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,9 +272,33 @@ class ImageOptions:
 
 
 def note_inferred(loaded: LoadedModel | LoadedTokenizer) -> None:
-    """Report the values of a configuration that no file states."""
-    for name, assumed in loaded.inferred.items():
-        console.note(f"assumed for {loaded.name}: {name} {assumed}")
+    """Report the values of a configuration that no file states, and which of several sets of weights was read."""
+    for name, found in loaded.inferred.items():
+        is_set = name.endswith("weights")
+        console.note(f"{loaded.name}: {name} {found}" if is_set else f"assumed for {loaded.name}: {name} {found}")
+
+
+def open_noted(data: list[Path], dataset: str | None = None) -> ImageSet:
+    """All images of DATA; notes what was recognized, and what is not used."""
+    from avarc_cli.data.datasets import open_images
+
+    images = open_images(data, dataset)
+    note_images(images)
+    return images
+
+
+def note_images(images: ImageSet) -> None:
+    """Report how images were recognized, and what of their files is not used."""
+    for message in images.notes:
+        console.note(message)
+
+
+def note_numbers(class_names: Sequence[str], space: LabelSpace) -> None:
+    """Say what numbers that a dataset's classes are called after stand for, if the model does not name its classes."""
+    from avarc_cli.data.class_names import explain_numbers
+
+    if explained := explain_numbers(class_names, space):
+        console.note(explained)
 
 
 def select_images(
@@ -242,12 +308,9 @@ def select_images(
 
     ObjectNet's objects without an ImageNet class are left out unless a subset names them.
     """
-    from avarc_cli.data.datasets import open_images
     from avarc_cli.data.labels import subset as classes_of
 
-    images = open_images(data, dataset)
-    for message in images.notes:
-        console.note(message)
+    images = open_noted(data, dataset)
     if subset is None and (left_out := images.classes_outside_imagenet()):
         covered = [name for name in images.class_names if name not in left_out]
         kept = images.select(covered, None, None)

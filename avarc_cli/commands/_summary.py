@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avarc_cli import console
+from avarc_cli.commands import _options as opt
 from avarc_cli.errors import UsageError, describe_differences
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def announce(classifier: Classifier, run: Run) -> None:
         count = len(run.request.candidates)
         console.note(f"candidates: the {count} classes of {classifier.candidates_of}; --classes all for every class")
     named = run.cache.header.class_names
+    opt.note_numbers(named, classifier.model.classes)
     unmatched = run.cache.labels[(run.cache.labels >= 0) & (run.labels < 0)].tolist()
     if named and unmatched:
         of = f"{len(unmatched)} of {len(run.cache)} images"

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from avarc_cli.zoo.download import Downloaded
 
 
-def ensure(model: str, tokenizer: str | None = None, *, yes: bool, tokenizer_only: bool = False) -> None:
+def ensure(
+    model: str,
+    tokenizer: str | None = None,
+    weight_set: str | None = None,
+    tokenizer_weight_set: str | None = None,
+    *,
+    yes: bool,
+    tokenizer_only: bool = False,
+) -> None:
     """Make sure that the named weights are available; commands call this first.
 
     Missing weights are downloaded with `yes`, or if the user agrees at the terminal. Pickles are converted to
@@ -26,6 +34,7 @@ def ensure(model: str, tokenizer: str | None = None, *, yes: bool, tokenizer_onl
     Args:
         model: the value of --model: a name or a path.
         tokenizer: the value of --tokenizer; None for the one that the model's card implies.
+        weight_set, tokenizer_weight_set: the values of these options.
         yes: download without asking.
         tokenizer_only: whether the command loads no generator.
     Raises: AvarcError with the command `avarc download NAME` if weights are missing and not downloaded.
@@ -46,7 +55,9 @@ def ensure(model: str, tokenizer: str | None = None, *, yes: bool, tokenizer_onl
     for card in named:
         path = local_files.locate(card.weights)
         if path is not None and not isinstance(card.weights, cards.AssetFile):
-            convert_and_cache(path)
+            own = weight_set if card.name == model else None
+            asked = own if isinstance(card, cards.ModelCard) else tokenizer_weight_set or own
+            convert_and_cache(path, weight_set=asked or local_files.weight_set(card))
 
 
 def download_files(wanted: Sequence[HubFile], *, folder: Path | None = None, offline: bool = False) -> list[Downloaded]:
@@ -74,18 +85,20 @@ def download_files(wanted: Sequence[HubFile], *, folder: Path | None = None, off
     return downloaded
 
 
-def convert_and_cache(path: Path, sha256: str | None = None) -> None:
+def convert_and_cache(path: Path, sha256: str | None = None, *, weight_set: str | None = None) -> None:
     """Make later loads of a file fast (checkpoint.convert_and_cache). A failure is only a warning: it still loads."""
-    from avarc_cli.errors import AvarcError
-    from avarc_cli.zoo import weights_index
+    from avarc_cli.errors import AvarcError, UsageError
+    from avarc_cli.zoo import sharded, weights_index
 
-    if weights_index.is_indexed(path):
-        return
-    from avarc_cli.zoo import checkpoint  # imports torch
-
-    console.note(f"{path.name}: preparing it once, so that later loads are fast")
     try:
-        checkpoint.convert_and_cache(path, sha256)
+        if all(weights_index.is_indexed(file, weight_set) for file in sharded.files(path)):
+            return
+        from avarc_cli.zoo import checkpoint  # imports torch
+
+        console.note(f"{path.name}: preparing it once, so that later loads are fast")
+        checkpoint.convert_and_cache(path, sha256, weight_set=weight_set)
+    except UsageError:
+        raise
     except AvarcError as problem:
         console.warn(f"{problem.what} ({problem.why})")
 

@@ -23,8 +23,8 @@ def add_class(
         list[str],
         typer.Argument(
             metavar="[NAME] DATA...",
-            help="The class's name and its images: a folder, files, a list, or a token cache. Without a name: a folder "
-            "with one sub-folder a class.",
+            help="The class's name and its images: a folder, files, a token cache, or a list (.txt: one path on each "
+            "line). Without a name: a folder with one sub-folder a class, or a list of path<TAB>class lines.",
         ),
     ],
     *,

@@ -31,6 +31,8 @@ def bench(
         str | None, typer.Option("--model", "-m", help="A model's shape and weights, in place of --shape.")
     ] = None,
     tokenizer: opt.TokenizerOpt = None,
+    weight_set: opt.WeightSetOpt = None,
+    tokenizer_weight_set: opt.TokenizerWeightSetOpt = None,
     scales: Annotated[str | None, typer.Option("--scales", help="Sides of the scales, comma-separated.")] = None,
     classes: Annotated[int, typer.Option("--classes", min=1, help="Candidates an image, for images/s.")] = 100,
     plan: Annotated[
@@ -70,8 +72,11 @@ def bench(
     if quick:
         shape, scales, pairs, plan = "2:64:2", scales or "1,2,3,4", min(pairs, 2), "exhaustive"
     if model:
-        _weights.ensure(model, tokenizer, yes=yes)
-        workload, shape = model_workload(load_model(ModelSpec(model, tokenizer, device=device)), place), model
+        _weights.ensure(model, tokenizer, weight_set, tokenizer_weight_set, yes=yes)
+        spec = ModelSpec(
+            model, tokenizer, weight_set=weight_set, tokenizer_weight_set=tokenizer_weight_set, device=device
+        )
+        workload, shape = model_workload(load_model(spec), place), model
     else:
         workload = random_workload(shape, opt.parse_numbers(scales, "--scales"), place)
     options = BenchOptions(pairs=pairs, rounds=rounds, classes=classes, plan=plan, precision=precision, kernels=kernels)
@@ -87,7 +92,8 @@ def _check_together(context: typer.Context, model: bool, quick: bool) -> None:
     if model:
         opt.check_not_given(context, {"shape", "scales"}, "with --model", "the model has its own shape")
     else:
-        opt.check_not_given(context, {"tokenizer"}, "without --model", "only a model's file needs one")
+        of_files = {"tokenizer", "weight_set", "tokenizer_weight_set"}
+        opt.check_not_given(context, of_files, "without --model", "only a model's file needs one")
     if quick:
         opt.check_not_given(context, {"shape", "plan"}, "with --quick", "it times a tiny shape, scored exhaustively")
 

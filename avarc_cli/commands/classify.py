@@ -69,7 +69,9 @@ class _ScoringOptions(opt.ScoringOptions):
 @with_option_groups
 def classify(
     context: typer.Context,
-    data: Annotated[list[Path], typer.Argument(help="A token cache, a folder of images, image files, or a list.")],
+    data: Annotated[
+        list[Path], typer.Argument(help=f"A token cache, a folder of images, image files, or {opt.A_LIST}.")
+    ],
     *,
     out: Annotated[
         Path | None,

@@ -30,7 +30,7 @@ def _data() -> None:
 
 @app.command(cls=Command)
 def check(
-    data: Annotated[list[Path], typer.Argument(help="A folder, tar shards, Parquet files, or a list of paths.")],
+    data: Annotated[list[Path], typer.Argument(help=f"A folder, tar shards, Parquet files, or {opt.A_LIST}.")],
     dataset: opt.DatasetOpt = None,
     decode: Annotated[
         str,

@@ -31,7 +31,9 @@ class _ScoringOptions(opt.CandidateOptions):
 
 @with_option_groups
 def explain(
-    data: Annotated[list[Path], typer.Argument(help="A token cache, a folder of images, image files, or a list.")],
+    data: Annotated[
+        list[Path], typer.Argument(help=f"A token cache, a folder of images, image files, or {opt.A_LIST}.")
+    ],
     *,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="What to write: a picture (.png, .svg), or a page with values (.html).")
@@ -43,9 +45,9 @@ def explain(
     contrast: Annotated[
         str, typer.Option("--vs", help="The class to compare it with: rival (the strongest other), label, or a name.")
     ] = "rival",
-    weights: Annotated[
+    weighting: Annotated[
         str,
-        typer.Option("--weights", help="paper: every token counts once; uniform: once for every cell that it covers."),
+        typer.Option("--weighting", help="paper: every token counts once; uniform: once for each cell that it covers."),
     ] = "paper",
     scales: Annotated[str | None, typer.Option("--scales", help="Only these scales, counted from 1: 4-10.")] = None,
     upsample: Annotated[
@@ -78,7 +80,7 @@ def explain(
     from avarc_cli.explain.maps import parse_scales
     from avarc_cli.tokens.cache import read
 
-    weighting = Weighting(weights=weights, scales=parse_scales(scales), upsample=upsample)
+    how = Weighting(weights=weighting, scales=parse_scales(scales), upsample=upsample)
     _summary.check_request(data, None, False, images_only=[preprocess, workers])
     images = None if _summary.is_cache(data) else opt.select_images(data, None, None, None)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -98,10 +100,11 @@ def explain(
             keep_order=listed,
         )
         spec, source = model.fetch(), read(data[0]) if images is None else images
-        dataset = source.dataset if isinstance(source, ImageSet) else source.header.dataset
-        classifier = load_classifier(spec, scoring.options(dataset))
+        about_images = source if isinstance(source, ImageSet) else source.header
+        classifier = load_classifier(spec, scoring.options(about_images.dataset))
         opt.note_inferred(classifier.model)
-        weighting.of_grids(classifier.model.tokenizer.layout)  # wrong scales are an error before images are scored
+        opt.note_numbers(about_images.class_names, classifier.model.classes)
+        how.of_grids(classifier.model.tokenizer.layout)  # wrong scales are an error before images are scored
         result = explain_images(
             classifier,
             source,
@@ -112,10 +115,10 @@ def explain(
             say=console.warn,
         )
         opt.list_unreadable(result.unreadable)
-        about = _about(result, only, classifier.model.name, weighting)
+        about = _about(result, only, classifier.model.name, how)
         title = f"Why? {', '.join(str(d) for d in data[:3])}"
-        write.write_explanations(result.explanations, weighting, out, title=title, about=about, npz=npz)
-        _show(result, weighting, out, npz, about)
+        write.write_explanations(result.explanations, how, out, title=title, about=about, npz=npz)
+        _show(result, how, out, npz, about)
         if result.unreadable:
             raise typer.Exit(EXIT_UNREADABLE)
 

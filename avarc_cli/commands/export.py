@@ -14,8 +14,8 @@ from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.options import Options
 
 OF_A_CACHE = {
-    *("model", "tokenizer", "model_config", "tokenizer_config", "class_names", "bank", "lora"),
-    *("precision", "device", "batch_size", "limit"),
+    *("model", "tokenizer", "model_config", "tokenizer_config", "class_names", "class_order", "bank"),
+    *("lora", "precision", "device", "batch_size", "limit"),
 }
 
 

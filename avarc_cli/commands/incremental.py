@@ -53,6 +53,8 @@ def incremental(
         opt.model_option("--model", "-m", help="A model of the base classes only. Default: a small one, trained here."),
     ] = None,
     tokenizer: opt.TokenizerOpt = None,
+    weight_set: opt.WeightSetOpt = None,
+    tokenizer_weight_set: opt.TokenizerWeightSetOpt = None,
     base_steps: Annotated[int, opt.model_option("--base-steps", min=1, help="Steps to train the base model.")] = 1500,
     base_depth: Annotated[int, opt.model_option("--base-depth", min=1, help="Its blocks.")] = 3,
     base_width: Annotated[int, opt.model_option("--base-width", min=64, help="Its channels, a multiple of 64.")] = 64,
@@ -73,14 +75,24 @@ def incremental(
     if model is not None:
         shape_of_base = {"base_steps", "base_depth", "base_width"}
         opt.check_not_given(context, shape_of_base, "with --model", "the base model is trained already")
+    else:
+        opt.check_not_given(context, {"weight_set"}, "without --model", "the base model is trained here")
     if baseline not in (None, "finetune"):
         raise UsageError(f"no baseline '{baseline}'", "there is finetune")
     options, variation = learning.fit(), learning.variation()
     shape = protocol.BaseShape(depth=base_depth, width=base_width, steps=base_steps)
     reads = tokenizer or ("digits-vqvae" if model is None else None)
-    _weights.ensure(model or str(reads), tokenizer, yes=yes, tokenizer_only=model is None)
-    given = load_model(ModelSpec(model, tokenizer, device=device)) if model else None
-    reader = given.tokenizer if given else load_tokenizer(ModelSpec(str(reads), device=device))
+    spec = ModelSpec(
+        model or str(reads),
+        tokenizer,
+        weight_set=weight_set,
+        tokenizer_weight_set=tokenizer_weight_set,
+        device=device,
+    )
+    _weights.ensure(spec.model, tokenizer, weight_set, tokenizer_weight_set, yes=yes, tokenizer_only=model is None)
+    given = load_model(spec) if model else None
+    reader = given.tokenizer if given else load_tokenizer(replace(spec, tokenizer=None))
+    opt.note_inferred(given or reader)
     asked = {
         "incremental": {"data": str(data), "test": test and str(test), "base": base, "tasks": tasks},
         "variation": vars(variation),

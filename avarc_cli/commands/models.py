@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,6 +86,7 @@ def add(
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", help="Name or file of the tokenizer of a generator.")
     ] = None,
+    weight_set: opt.WeightSetOpt = None,
     patch_nums: opt.PatchNumsOpt = None,
     license: Annotated[str, typer.Option("--license", help="Its license, for the list.")] = "unknown",
     yes: opt.YesOpt = False,
@@ -98,22 +101,67 @@ def add(
     """
     from avarc_cli import loading
     from avarc_cli.zoo import registered
+    from avarc_cli.zoo.card import LocalFile
 
     if tokenizer is not None:
         opt.check_not_given(context, {"patch_nums"}, "with --tokenizer", "a generator has the scales of its tokenizer")
-    path = file.resolve()
+    path = os.path.abspath(file)  # without following links: a config.json, or shards, may be beside the link only
     registered.check_name(name)
     if tokenizer is None:
-        reader = loading.load_tokenizer(str(path), layout=opt.parse_scales(patch_nums))
+        reader = loading.load_tokenizer(
+            loading.ModelSpec(path, weight_set=weight_set), layout=opt.parse_scales(patch_nums)
+        )
         opt.note_inferred(reader)
         card: Card = reader.card(name, license=license)
     else:
         _weights.ensure(tokenizer, yes=yes)
-        reads = str(Path(tokenizer).resolve()) if loading.is_path(tokenizer) else tokenizer
-        card = loading.load_model(loading.ModelSpec(str(path), reads)).card(name, tokenizer=reads, license=license)
-    _weights.convert_and_cache(path)
+        reads = os.path.abspath(tokenizer) if loading.is_path(tokenizer) else tokenizer
+        model = loading.load_model(loading.ModelSpec(path, reads, weight_set=weight_set))
+        opt.note_inferred(model)
+        card = model.card(name, tokenizer=reads, license=license)
+    assert isinstance(card.weights, LocalFile)
+    _weights.convert_and_cache(card.weights.path, weight_set=weight_set)
     registered.add(card)
     console.result(_facts(card), console.fields(f"{name} is registered", _details(card)), brief=name)
+
+
+@app.command(cls=Command)
+def verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Models or tokenizers. Default: all that are here.")
+    ] = None,
+    as_json: opt.JsonOpt = False,
+) -> None:
+    """Compare weights completely with their sha256; a damaged file is an error that names it.
+
+    The safetensors copies that avarc makes of pickles are compared as well; a damaged one is made again.
+
+    Example: avarc models verify var-d16
+    """
+    from avarc_cli.errors import CheckpointError
+    from avarc_cli.zoo import cards
+    from avarc_cli.zoo import verify as verifying
+
+    chosen = [cards.any_card(name) for name in names] if names else _downloaded_or_registered()
+    start = partial(console.progress, unit="MB")
+    results = [each for card in chosen for each in verifying.verify(card, start)]
+    rows = [(each.name, each.status, each.sha256[:12], each.file) for each in results]
+    table = console.table("", ("name", "status", "sha256", "file"), rows) if rows else "there are no weights to compare"
+    console.result({"files": results}, table, brief="\n".join(str(each.file) for each in results))
+    damaged = [each for each in results if each.is_damaged]
+    if damaged:
+        more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        why = f"its sha256, {damaged[0].sha256}, is not the one that was recorded" if damaged[0].sha256 else ""
+        raise CheckpointError(f"{damaged[0].file} is {damaged[0].status}{more}", why, damaged[0].fix)
+
+
+def _downloaded_or_registered() -> list[Card]:
+    """The cards of files that are not part of avarc and are here, or should be."""
+    from avarc_cli.zoo import cards, local_files
+
+    known: list[Card] = [*cards.model_cards(), *cards.tokenizer_cards()]
+    own = [card for card in known if isinstance(card.weights, cards.LocalFile)]
+    return own + [c for c in known if isinstance(c.weights, cards.HubFile) and local_files.locate(c.weights)]
 
 
 @app.command(cls=Command)
@@ -130,7 +178,9 @@ def remove(
 
     card = registered.remove(name)
     assert isinstance(card.weights, LocalFile)  # no other is registered
-    weights_index.forget(card.weights.path)
+    others = [each.weights for each in registered.load().cards]
+    if not any(isinstance(other, LocalFile) and other.path == card.weights.path for other in others):
+        weights_index.forget(card.weights.path)
     console.result({"removed": name}, f"{name} is removed; {card.weights.path} is kept", brief=name)
 
 

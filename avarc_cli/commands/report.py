@@ -31,12 +31,13 @@ def report(
     tokenizer: opt.TokenizerOpt = None,
     model_config: opt.ModelConfigOpt = None,
     tokenizer_config: opt.TokenizerConfigOpt = None,
-    class_names: Annotated[
-        str | None,
-        typer.Option("--class-names", help="File that names the checkpoint's classes, one a line, in order."),
-    ] = None,
+    class_names: opt.ClassNamesOpt = None,
+    class_order: opt.ClassOrderOpt = None,
     bank: opt.BankOpt = None,
     lora: opt.LoraOpt = None,
+    lora_alpha: opt.LoraAlphaOpt = None,
+    weight_set: opt.WeightSetOpt = None,
+    tokenizer_weight_set: opt.TokenizerWeightSetOpt = None,
     device: opt.DeviceOpt = "auto",
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
@@ -59,10 +60,14 @@ def report(
             model_config=model_config,
             tokenizer_config=tokenizer_config,
             class_names=class_names,
+            class_order=class_order,
             precision=precision,
             device=device,
             bank=bank,
             lora=lora,
+            lora_alpha=lora_alpha,
+            weight_set=weight_set,
+            tokenizer_weight_set=tokenizer_weight_set,
         )
         return load_classifier(spec)
 

@@ -98,7 +98,6 @@ def tokenizer(
 
     Example: avarc train tokenizer photos/ --image-size 64 --out tokenizer.safetensors
     """
-    from avarc_cli.data.datasets import open_images
     from avarc_cli.devices import pick_device
     from avarc_cli.train.tokenizer import train_tokenizer
 
@@ -111,9 +110,10 @@ def tokenizer(
         "blocks": blocks,
     }
     recipe = replace(training.recipe(), weight_decay=0.01, betas=(0.9, 0.99))
+    images = opt.open_noted(data)
     with _reserved(out, overwrite), _progress("training tokenizer", recipe.steps) as progress:
         train_tokenizer(
-            open_images(data),
+            images,
             out,
             shape,
             recipe,
@@ -134,6 +134,7 @@ def var(
     out: OutOpt,
     tokenizer: Annotated[str, opt.model_option("--tokenizer", help="A tokenizer's name or file.")],
     tokenizer_config: opt.TokenizerConfigOpt = None,
+    tokenizer_weight_set: opt.TokenizerWeightSetOpt = None,
     depth: Annotated[int, opt.model_option("--depth", min=1, help="Blocks.")] = 8,
     width: Annotated[int, opt.model_option("--width", min=64, help="Channels, a multiple of 64.")] = 512,
     shared_aln: Annotated[
@@ -150,18 +151,21 @@ def var(
 
     Example: avarc train var photos/ --tokenizer tokenizer.safetensors --out var.safetensors
     """
-    from avarc_cli.data.datasets import open_images
     from avarc_cli.loading import ModelSpec, load_tokenizer
     from avarc_cli.train.generator import train_generator
 
     with _reserved(out, overwrite, tokenizer):
-        _weights.ensure(tokenizer, yes=yes)
-        reader = load_tokenizer(ModelSpec(tokenizer, tokenizer_config=tokenizer_config, device=device))
+        _weights.ensure(tokenizer, tokenizer_weight_set=tokenizer_weight_set, yes=yes)
+        spec = ModelSpec(
+            tokenizer, tokenizer_config=tokenizer_config, tokenizer_weight_set=tokenizer_weight_set, device=device
+        )
+        reader = load_tokenizer(spec)
         opt.note_inferred(reader)
         recipe = training.recipe()
+        images = opt.open_noted(data)
         with _progress("training VAR", recipe.steps) as progress:
             train_generator(
-                open_images(data),
+                images,
                 out,
                 reader,
                 {"depth": depth, "width": width, "shared_aln": shared_aln},
@@ -201,7 +205,6 @@ def cca(
 
     Example: avarc train cca photos/ --model var-d16 --rank 16 --out adapter/
     """
-    from avarc_cli.data.datasets import open_images
     from avarc_cli.loading import load_model
     from avarc_cli.train.cca import Contrast, align
 
@@ -210,9 +213,11 @@ def cca(
         loaded = load_model(model.fetch())
         opt.note_inferred(loaded)
         recipe = replace(training.recipe(), weight_decay=0.0)
+        images = opt.open_noted(data)
+        opt.note_numbers(images.class_names, loaded.classes)
         with _progress("aligning", recipe.steps) as progress:
             align(
-                open_images(data),
+                images,
                 out,
                 loaded,
                 recipe,

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from avarc_cli.data.datasets import ImageSet, open_images, spelling_variants
-from avarc_cli.data.folders import IMAGE_SUFFIXES
+from avarc_cli.data.image_names import is_image
 from avarc_cli.data.known import SYNSET, Dataset, datasets
+from avarc_cli.data.label_files import is_label_file
 from avarc_cli.data.labels import human_name
 from avarc_cli.data.preprocess import read_rgb
 from avarc_cli.errors import UnreadableImage, UsageError
@@ -186,7 +187,9 @@ def _check_folders(inputs: Sequence[Path], images: ImageSet) -> list[Problem]:
     with_images = {os.path.join(prefix, os.path.dirname(name)) for name in images.names}
     others: list[str] = []
     for folder in sorted(with_images):
-        others += [os.path.join(folder, e) for e in _entries(folder, files=True) if not _is_image(e)]
+        others += [
+            os.path.join(folder, e) for e in _entries(folder, files=True) if not (is_image(e) or is_label_file(e))
+        ]
     parents = {os.path.dirname(folder) for folder in with_images if folder not in map(str, inputs)}
     siblings = (os.path.join(folder, e) for folder in sorted(parents) for e in _entries(folder, files=False))
     not_empty = with_images | parents | {os.path.dirname(folder) for folder in parents}
@@ -203,10 +206,6 @@ def _entries(folder: str, *, files: bool) -> list[str]:
         return []
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if not e.name.startswith(".") and (e.is_file() if files else e.is_dir()))
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def _with_human_name(class_name: str) -> str:

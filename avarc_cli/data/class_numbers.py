@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,11 +12,6 @@ from avarc_cli.errors import UsageError, shorten_list
 
 MIN_RESOLVED = 0.5  # fraction of names that must be class names of ImageNet-1k for a list to be ImageNet's
 MIN_IN_PLACE = 0.95  # fraction of those that must also be at ImageNet's position; the others are spelled differently
-
-
-def without_zeros(text: str) -> str:
-    """7 for 7.0, as programs write class numbers that were floats; any other text as it is."""
-    return re.sub(r"^(\d+)\.0+$", r"\1", text.strip())
 
 
 def unique_names(names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from avarc_cli.data.folders import FLAT, FOLDERS, IMAGE_SUFFIXES, open_folder
+from avarc_cli.data.compressed import check_uncompressed, is_compressed
+from avarc_cli.data.containers import is_container, open_containers, scan_containers
+from avarc_cli.data.folders import FLAT, FOLDERS, open_folder
+from avarc_cli.data.image_list import LIST, LIST_SUFFIXES, open_list
+from avarc_cli.data.image_names import IMAGE_SUFFIXES
 from avarc_cli.data.image_source import ImageFiles, ImageSource, join
+from avarc_cli.data.imagenet_val import NO_LABELS
 from avarc_cli.data.known import datasets
-from avarc_cli.data.labels import UNKNOWN, close_names, human_name, imagenet1k, match, normalize
+from avarc_cli.data.labels import UNKNOWN, close_names, compose, human_name, imagenet1k, match, normalize
 from avarc_cli.data.per_class import first_per_class
 from avarc_cli.data.preprocess import Preprocess, read_rgb
-from avarc_cli.data.scanned_input import ScannedInput, number_classes, resolve_dataset
+from avarc_cli.data.scanned_input import ScannedInput, resolve_dataset
 from avarc_cli.data.tables import SUFFIXES as TABLE_SUFFIXES
-from avarc_cli.data.tables import open_tables
-from avarc_cli.data.webdataset import open_shards
 from avarc_cli.errors import MAX_NAMES, UnreadableImage, UsageError, shorten_list
 
-LIST_SUFFIXES = frozenset({".lst", ".tsv", ".txt"})
-SPLIT = re.compile(r"(?:^|[-_./])(train|validation|val|test)(?=[-_./])")  # in the name of a shard or table
-SPLITS_OF = {"imagenet-train": {"train"}, "imagenet-val": {"val", "validation"}}
-IMAGE, LIST = "image files", "list of image files"
+IMAGE = "image files"  # layout
 PLAIN_LAYOUTS = (IMAGE, LIST, FOLDERS, FLAT)  # so common that no note is needed
 
 
@@ -155,9 +154,10 @@ def open_images(inputs: Sequence[Path], dataset: str | None = None) -> ImageSet:
     """List the images of folders, files, lists, tar shards and tables, without opening any image.
 
     In a folder, a class is a sub-folder that contains images, at any depth; images outside of sub-folders are
-    unlabeled. Hidden files and files without an image suffix are skipped. A folder without images may contain .tar,
-    .parquet or .arrow files instead. A .txt, .tsv or .lst file lists one path per line, relative to itself, optionally
-    followed by a tab and the class. Any other file is an image.
+    unlabeled, unless a file beside them has their labels. Hidden files are skipped, others that are no images noted. A
+    folder without images may contain .tar, .parquet or .arrow files instead. A .txt, .tsv or .lst file lists one path
+    per line, relative to itself, optionally followed by a tab and the class; a .csv or .jsonl has columns for them. Any
+    other file is an image.
 
     The images of a folder are sorted by name; those of lists, shards, tables and several inputs are in the given order.
     With several inputs, each name begins with its input.
@@ -177,25 +177,38 @@ def open_images(inputs: Sequence[Path], dataset: str | None = None) -> ImageSet:
     source = shorten_list([path.as_posix() for path in inputs])
     if not any(len(scanned.names) for scanned in parts):
         kinds = " ".join(sorted({*IMAGE_SUFFIXES, *TABLE_SUFFIXES, ".tar"}))
-        raise UsageError(f"no images in '{source}'", f"looked for {kinds}", "name a folder of images, or files")
+        found = dict.fromkeys(note for scanned in parts for note in scanned.notes)
+        why = "; ".join([f"looked for {kinds}", *found])
+        raise UsageError(f"no images in '{source}'", why, "name a folder of images, or files")
     return _merge(parts, source)
 
 
 def _merge(parts: Sequence[ScannedInput], source: str) -> ImageSet:
-    """Join scanned inputs; classes without images are dropped, the others numbered in sorted order."""
+    """Join scanned inputs; classes without images are dropped, the others numbered in sorted order.
+
+    Names that differ only in composed or decomposed letters look the same to everyone, and are one class.
+    """
     used = [np.unique(scanned.labels[scanned.labels != UNKNOWN]) for scanned in parts]
     present = {scanned.classes[i] for scanned, indices in zip(parts, used, strict=True) for i in indices.tolist()}
-    class_names = tuple(sorted(present))
+    class_names = tuple(sorted(set(map(compose, present))))
     position = {name: i for i, name in enumerate(class_names)}
     labels = []
     for scanned in parts:
-        new_label = [position.get(name, UNKNOWN) for name in scanned.classes]
+        new_label = [position.get(compose(name), UNKNOWN) for name in scanned.classes]
         labels.append(np.array([*new_label, UNKNOWN], dtype=np.int32)[scanned.labels])  # the last entry is for -1
     found = {scanned.dataset for scanned in parts}
     dataset = found.pop() if len(found) == 1 else ""
     if any(datasets()[name].border for name in found if name):
         raise UsageError(f"'{source}' mixes ObjectNet with other images", "only ObjectNet's have a border to crop")
     notes = [note for scanned in parts for note in (_describe(scanned), *scanned.notes) if note]
+    twins = sorted(name for name, count in Counter(map(compose, present)).items() if count > 1)
+    notes += [f"classes written with composed and with decomposed letters: {shorten_list(twins)}"] if twins else []
+    notes += [
+        f"{datasets()[scanned.dataset].title}: not a single label was found; nothing will be counted as right or wrong"
+        for scanned in parts
+        if scanned.dataset and scanned.layout != IMAGE and (scanned.labels == UNKNOWN).all()
+        if NO_LABELS not in scanned.notes
+    ]
     variants = spelling_variants(class_names)
     notes += [f"classes that differ only in spelling: {shorten_list(variants)}"] if variants else []
     return ImageSet(
@@ -244,7 +257,7 @@ def _kind(path: Path) -> str:
             return ""
     except ValueError:  # a path with a null character: reported when it is opened
         return ""
-    if suffix == ".tar" or suffix in TABLE_SUFFIXES:
+    if is_container(path.name):
         return suffix
     return "" if suffix in LIST_SUFFIXES else IMAGE
 
@@ -258,11 +271,10 @@ def _scan(group: Sequence[Path], dataset: str | None) -> ScannedInput:
             raise UsageError(f"'{path}' does not exist", fix="name a folder of images, image files, or a list of paths")
         suffix = path.suffix.lower()
         if suffix in LIST_SUFFIXES:
-            return _scan_list(path, dataset)
-        if suffix == ".tar" or suffix in TABLE_SUFFIXES:
-            reader = open_shards if suffix == ".tar" else open_tables
+            return open_list(path, dataset)
+        if is_container(path.name):
             folder = path.parent.as_posix() if len(group) == 1 else ""
-            return reader(folder, [path.name if folder else each.as_posix() for each in group], dataset)
+            return open_containers(folder, [path.name if folder else each.as_posix() for each in group], dataset)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UsageError(f"cannot open '{path}'", reason.lower()) from error
@@ -270,7 +282,9 @@ def _scan(group: Sequence[Path], dataset: str | None) -> ScannedInput:
 
 
 def _scan_files(group: Sequence[Path], inputs: Sequence[Path], dataset: str | None) -> ScannedInput:
-    """Single image files, whatever their suffix."""
+    """Single image files, whatever their suffix. Raises: UsageError for an archive."""
+    for path in filter(is_compressed, map(str, group)):
+        check_uncompressed(path)
     paths = tuple(path.as_posix() for path in group)
     names = paths if len(inputs) > 1 else (group[0].name,)
     unknown = np.full(len(group), UNKNOWN, dtype=np.int32)
@@ -280,41 +294,4 @@ def _scan_files(group: Sequence[Path], inputs: Sequence[Path], dataset: str | No
 def _scan_folder(folder: Path, dataset: str | None) -> ScannedInput:
     """The images of a folder, or, if there are none, of the shards or tables in it."""
     scanned = open_folder(folder, dataset)
-    if len(scanned.names):
-        return scanned
-    for suffixes, reader in (((".tar",), open_shards), (TABLE_SUFFIXES, open_tables)):
-        files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in suffixes)
-        files = [name for name in files if not any(part.startswith(".") for part in name.split("/"))]
-        if files:
-            return reader(str(folder), _of_one_split(files, dataset, folder), dataset)
-    return scanned
-
-
-def _of_one_split(files: list[str], dataset: str | None, folder: Path) -> list[str]:
-    """The files of one split. Raises: UsageError if the names contain several splits and the dataset selects none."""
-    found = {name: SPLIT.search(name) for name in files}
-    splits = {match[1] for match in found.values() if match}
-    if len(splits) < 2:
-        return files
-    chosen = SPLITS_OF.get(dataset or "", set()) & splits
-    if not chosen:
-        fix = f"name the files of one: '{folder}'/*{min(splits)}*"
-        raise UsageError(f"'{folder}' contains several splits", ", ".join(sorted(splits)), fix)
-    return [name for name, match in found.items() if match and match[1] in chosen]
-
-
-def _scan_list(path: Path, dataset: str | None) -> ScannedInput:
-    # surrogateescape preserves names that are not UTF-8. splitlines() would also split at characters that names may
-    # contain.
-    text = path.read_text("utf-8-sig", errors="surrogateescape")
-    names: list[str] = []
-    class_names: list[str | None] = []
-    for line in text.split("\n"):
-        name, _, class_name = line.partition("\t")
-        if name.strip():
-            names.append(name)
-            class_names.append(class_name.strip() or None)
-    labels, classes = number_classes(class_names)
-    images = ImageFiles(path.parent.as_posix(), names)
-    names = [PurePosixPath(name).as_posix() for name in names]
-    return resolve_dataset(ScannedInput(images, names, labels, classes, layout=LIST), dataset, str(path))
+    return scanned if len(scanned.names) else scan_containers(folder, dataset) or scanned

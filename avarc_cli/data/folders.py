@@ -7,25 +7,20 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from avarc_cli.data import imagenet_val
+from avarc_cli.data.image_names import is_image, is_part, is_wrapper, split_of, synset_of
 from avarc_cli.data.image_source import ImageFiles
 from avarc_cli.data.known import NO_DATASET, SYNSET, dataset_from_path, datasets, get_dataset
+from avarc_cli.data.label_files import is_label_file, labels_beside
 from avarc_cli.data.scanned_input import ScannedInput, number_classes, resolve_dataset
-from avarc_cli.errors import UsageError
+from avarc_cli.errors import UsageError, shorten_list
 
-# fmt: off
-IMAGE_SUFFIXES = frozenset({
-    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".pjpeg", ".png", ".pnm",
-    ".ppm", ".tga", ".tif", ".tiff", ".webp",
-})
-# fmt: on
 MAX_PEEK = 2000  # entries of a folder that are read to detect its layout; more than any known dataset has classes
 MIN_OBJECTS = 100  # of ObjectNet's 113 class folders, for the folder to be ObjectNet whatever it is called
-WRAPPERS = re.compile(r"(images?|data|clsloc|ilsvrc.*|imagenet.*|objectnet.*|sketch|train(ing)?|val(idation)?|img.*)")
 MAX_DEPTH = 4  # folders between the given one and the classes, as in ILSVRC/Data/CLS-LOC/val
 SUFFIXES_SHOWN = 5  # in a note
 SYSTEM_NAMES = frozenset({  # made by Windows, macOS, Linux, and Synology and QNAP servers
@@ -46,22 +41,59 @@ def open_folder(folder: Path, requested: str | None) -> ScannedInput:
     Raises: UsageError for a folder with several splits (train and val), and as imagenet_val.read_labels and
         resolve_dataset.
     """
-    root = _Folder(str(folder), "") if requested == NO_DATASET else _find_root(str(folder), requested)
-    others: Counter[str] = Counter()
+    root = _find_root(str(folder), requested)
+    others = _OtherFiles()
     names = sorted(walk(root.path, root.prefix, frozenset(), others))
     images = ImageFiles(str(folder), names)
-    if requested in (None, "imagenet-val") and imagenet_val.is_flat(names[:MAX_PEEK]):
+    start = len(root.prefix)
+    known: dict[str | None, str | None] = {}  # one text for all images of a class
+    folders = [known.setdefault(each, each) for each in (_class_of(name, start) for name in names)]
+    may_be_validation = requested in (None, "imagenet-val") and not any(folders) and not others.label_files
+    if may_be_validation and imagenet_val.is_flat([name[start:] for name in names]):
         return _flat_validation(root.path, names, images)
-    labels, classes = number_classes(_class_of(name, len(root.prefix)) for name in names)
-    layout = f"{FOLDERS} in {root.prefix}" if root.prefix else FOLDERS
     detected = "" if requested == NO_DATASET else root.dataset
-    notes = (f"files that are not images: {_counts(others)}",) if others else ()
-    scanned = ScannedInput(images, names, labels, classes, detected, layout if classes else FLAT, notes)
+    class_of, notes = _classes(str(folder), names, folders, others.label_files, detected)
+    layout = FOLDERS if any(folders) else FLAT
+    if requested != NO_DATASET and not any(class_of) and any(map(synset_of, names)):
+        class_of, layout = list(map(synset_of, names)), f"{FLAT}, classes from file names"
+    if class_of is folders:
+        notes += _inner_folders(names, start, set(filter(None, folders)))
+    if others.suffixes:
+        notes.append(f"files that are not images: {count_suffixes(others.suffixes)}")
+    labels, classes = number_classes(class_of)
+    layout = f"{layout} in {root.prefix}" if root.prefix else layout
+    scanned = ScannedInput(images, names, labels, classes, detected, layout, tuple(notes))
     return resolve_dataset(scanned, requested, root.path)
 
 
+def _classes(
+    folder: str, names: Sequence[str], folders: Sequence[str | None], label_files: Sequence[str], detected: str
+) -> tuple[Sequence[str | None], list[str]]:
+    """The class of each image, and notes: as `labels_beside`, except that class folders of a known dataset count."""
+    if not (detected and any(folders)):
+        return labels_beside(folder, sorted(label_files), names, folders)
+    unused = f"labels that are not used, since the class folders are known: {shorten_list(sorted(label_files))}"
+    return folders, [unused] if label_files else []
+
+
+@dataclass
+class _OtherFiles:
+    """Files in a folder that are not images."""
+
+    suffixes: Counter[str] = field(default_factory=Counter)
+    """How many there are with each suffix."""
+    label_files: list[str] = field(default_factory=list)
+    """Names of those that are called like files with labels; they are not among the suffixes."""
+
+    def add(self, name: str) -> None:
+        if is_label_file(os.path.basename(name)):
+            self.label_files.append(name)
+        else:
+            self.suffixes[os.path.splitext(name)[1].lower() or "without a suffix"] += 1
+
+
 def walk(
-    folder: str, prefix: str, ancestors: frozenset[tuple[int, int]], others: Counter[str] | None = None
+    folder: str, prefix: str, ancestors: frozenset[tuple[int, int]], others: _OtherFiles | None = None
 ) -> Iterator[str]:
     """Names of the images in a folder and its sub-folders. Follows links, except back to an ancestor.
 
@@ -70,7 +102,7 @@ def walk(
     Args:
         prefix: put in front of each name.
         ancestors: (device, inode) of the folders above.
-        others: counts the other files by suffix.
+        others: gets the other files.
     """
     status = os.stat(folder)
     identity = (status.st_dev, status.st_ino)
@@ -78,26 +110,27 @@ def walk(
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if _is_skipped(entry.name):
+            if is_skipped(entry.name):
                 continue
             if entry.is_dir():
                 yield from walk(entry.path, f"{prefix}{entry.name}/", ancestors | {identity}, others)
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and (
+            elif is_image(entry.name) and (
                 entry.is_file() or not os.path.exists(entry.path)  # a dead link is listed, and later found unreadable
             ):
                 yield prefix + entry.name
             elif others is not None:
-                others[os.path.splitext(entry.name)[1].lower() or "without a suffix"] += 1
+                others.add(prefix + entry.name)
 
 
-def _counts(suffixes: Counter[str]) -> str:
+def count_suffixes(suffixes: Counter[str]) -> str:
     """The most frequent suffixes, with their numbers."""
     ordered = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
     shown = [f"{count:,} {suffix}" for suffix, count in ordered[:SUFFIXES_SHOWN]]
     return ", ".join([*shown, "..."] if len(ordered) > SUFFIXES_SHOWN else shown)
 
 
-def _is_skipped(name: str) -> bool:
+def is_skipped(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that systems make."""
     return name.startswith(".") or name in SYSTEM_NAMES
 
 
@@ -105,6 +138,21 @@ def _class_of(name: str, start: int) -> str | None:
     """The folder in `name` that begins at `start`; None if the image itself begins there."""
     stop = name.find("/", start)
     return None if stop < 0 else name[start:stop]
+
+
+def _inner_folders(names: Sequence[str], start: int, classes: set[str]) -> list[str]:
+    """A note if the class folders may be those inside the ones that are taken for them.
+
+    Args:
+        names: of the images; their class folders begin at `start`.
+    """
+    if len(classes) != 1 and not all(map(is_part, classes)):
+        return []
+    inside = sorted({"/".join(name[start:].split("/")[1:-1]) for name in names if name.count("/", start) > 1})
+    if len(inside) < 2:
+        return []
+    outer = shorten_list(sorted(classes))
+    return [f"classes are the folders {outer}; if they are those inside ({shorten_list(inside)}), name one of {outer}"]
 
 
 def _flat_validation(folder: str, names: Sequence[str], images: ImageFiles) -> ScannedInput:
@@ -126,7 +174,7 @@ class _Folder:
     @cached_property
     def _entries(self) -> list[os.DirEntry[str]]:
         with os.scandir(self.path) as entries:
-            return [entry for entry in itertools.islice(entries, MAX_PEEK) if not _is_skipped(entry.name)]
+            return [entry for entry in itertools.islice(entries, MAX_PEEK) if not is_skipped(entry.name)]
 
     @cached_property
     def folders(self) -> list[str]:
@@ -134,13 +182,21 @@ class _Folder:
 
     @cached_property
     def files(self) -> list[str]:
-        return sorted(e.name for e in self._entries if os.path.splitext(e.name)[1].lower() in IMAGE_SUFFIXES)
+        return sorted(entry.name for entry in self._entries if is_image(entry.name))
+
+    @cached_property
+    def has_labels(self) -> bool:
+        return any(is_label_file(entry.name) for entry in self._entries)
+
+    def inside(self, name: str) -> _Folder:
+        """The folder with this name in this one."""
+        return _Folder(os.path.join(self.path, name), f"{self.prefix}{name}/")
 
     @cached_property
     def dataset(self) -> str:
         """The known dataset whose classes are in this folder, judging by folder and file names; "" for none."""
         if not self.folders:
-            return "imagenet-val" if imagenet_val.is_flat(self.files) else ""
+            return "imagenet-val" if imagenet_val.is_flat(self.files) else split_of(self.files)
         named = dataset_from_path(self.path)
         if named == "imagenet-v2" and all(name.isdecimal() for name in self.folders):
             return named
@@ -168,19 +224,29 @@ class _Folder:
 
 
 def _find_root(folder: str, requested: str | None) -> _Folder:
-    """The folder that contains the classes of a known dataset; the given folder itself if none is recognized.
+    """The folder that contains the classes of a known dataset.
+
+    If none is recognized, the given folder, or the only one in it if its name says that it is no class.
 
     Raises: UsageError if there are several such folders, and not exactly one of the requested dataset.
     """
-    if requested is not None:
-        get_dataset(requested)  # raises if there is no such dataset
     given = _Folder(folder, "")
-    found = list(_known_folders(given, MAX_DEPTH))
+    if requested is not None and requested != NO_DATASET:
+        get_dataset(requested)  # raises if there is no such dataset
+    found = [] if requested == NO_DATASET else list(_known_folders(given, MAX_DEPTH))
     fitting = [root for root in found if root.dataset == requested] or found
     if len(fitting) > 1:
         listed = ", ".join(f"{root.prefix.rstrip('/')} ({root.dataset})" for root in fitting)
         raise UsageError(f"'{folder}' contains several image sets", listed, f"name one of them: {fitting[-1].path}")
-    return fitting[0] if fitting else given
+    return fitting[0] if fitting else _unwrap(given, MAX_DEPTH)
+
+
+def _unwrap(folder: _Folder, depth: int) -> _Folder:
+    is_empty = not folder.files and not folder.has_labels
+    if depth and is_empty and len(folder.folders) == 1 and is_wrapper(folder.folders[0]):
+        inner = folder.inside(folder.folders[0])
+        return _unwrap(inner, depth - 1) if inner.folders else folder
+    return folder
 
 
 def _known_folders(folder: _Folder, depth: int) -> Iterator[_Folder]:
@@ -189,6 +255,5 @@ def _known_folders(folder: _Folder, depth: int) -> Iterator[_Folder]:
         yield folder
     elif depth and not folder.files:
         for name in folder.folders:
-            if WRAPPERS.fullmatch(re.sub(r"[^a-z0-9]", "", name.lower())):
-                inner = _Folder(os.path.join(folder.path, name), f"{folder.prefix}{name}/")
-                yield from _known_folders(inner, depth - 1)
+            if is_wrapper(name):
+                yield from _known_folders(folder.inside(name), depth - 1)

@@ -7,11 +7,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from avarc_cli.data.known import SYNSET
 from avarc_cli.data.labels import imagenet1k
 from avarc_cli.errors import UsageError
 
-FILE_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\b")
+FILE_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\b", re.IGNORECASE)
 KAGGLE = "LOC_val_solution.csv"  # lines "ImageId,PredictionString"; the second begins with the synset
 SYNSETS = "imagenet_2012_validation_synset_labels.txt"  # one synset per line, in the order of the images
 CAFFE = "val.txt"  # lines "file name, index": indices from 0, of the sorted synsets
@@ -24,11 +23,8 @@ NO_LABELS = f"these ImageNet validation images have no labels: {USABLE}"
 
 
 def is_flat(names: Sequence[str]) -> bool:
-    """Whether these are validation images without class folders."""
-    split = (os.path.split(name) for name in names)
-    return bool(names) and all(
-        FILE_NAME.match(base) and not SYNSET.fullmatch(os.path.basename(folder)) for folder, base in split
-    )
+    """Whether these are validation images, and not in folders."""
+    return bool(names) and all(map(FILE_NAME.match, names))
 
 
 def read_labels(folder: str, names: Sequence[str]) -> tuple[list[str | None], str]:
@@ -93,7 +89,7 @@ def _read_caffe(path: Path) -> dict[int, str]:
     ids = imagenet1k().ids
     synsets = {}
     for line in _lines(path):
-        name, _, label = line.rpartition(" ")
+        name, _, label = line.replace("\t", " ").rpartition(" ")
         in_range = label.isdecimal() and int(label) < len(ids)
         synsets[_number(name)] = ids[int(label)] if in_range else _check_synset(label, path, line)
     return synsets

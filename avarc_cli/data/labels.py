@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ class LabelSpace:
     ids: tuple[str, ...]  # unique: synsets, or the class names themselves
     names: tuple[str, ...]  # human names; not always unique: ImageNet has two cranes and two maillots
     long_names: tuple[str, ...] = ()  # with all synonyms, as in datasets on the Hugging Face hub
+    numbered: str = ""  # where nothing names the classes: the order of the numbers that are the ids (class_names.py)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -94,9 +97,13 @@ def match(class_names: Sequence[str], space: LabelSpace) -> np.ndarray:
     """The index in the space of each class of a dataset, (K,) int64; UNKNOWN if there is none.
 
     Matches by id, else by human name (ignoring case; `_` is a space). Never by order, and never by a name that two
-    classes have in common.
+    classes have in common. Numbers that are padded with zeros are the class indices of a model without class names:
+    they have the same order as numbers and as text.
     """
     lookup = _lookup(space)
+    if space.numbered and any(re.fullmatch(r"0\d+", name) for name in class_names):
+        numbers = (int(name) if name.isdecimal() else len(space) for name in class_names)
+        return np.array([number if number < len(space) else UNKNOWN for number in numbers], dtype=np.int64)
     found = (lookup.by_id_or_name(name) for name in class_names)
     return np.array([UNKNOWN if index is None else index for index in found], dtype=np.int64)
 
@@ -108,8 +115,13 @@ def human_name(class_name: str) -> str:
 
 
 def normalize(name: str) -> str:
-    """A class name without differences of case, underscores and repeated spaces."""
-    return " ".join(name.replace("_", " ").split()).casefold()
+    """A class name without differences of case, underscores, repeated spaces, and composed or decomposed letters."""
+    return " ".join(compose(name).replace("_", " ").split()).casefold()
+
+
+def compose(name: str) -> str:
+    """A name with composed letters (Unicode's NFC); macOS and archives made there have decomposed ones."""
+    return unicodedata.normalize("NFC", name)
 
 
 def close_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:

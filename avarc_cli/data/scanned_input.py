@@ -9,7 +9,7 @@ import numpy as np
 
 from avarc_cli.data.image_source import ImageSource
 from avarc_cli.data.known import NO_DATASET, Dataset, dataset_from_path, datasets, get_dataset
-from avarc_cli.data.labels import UNKNOWN
+from avarc_cli.data.labels import UNKNOWN, imagenet1k
 from avarc_cli.errors import MAX_NAMES, UsageError, shorten_list
 
 # The smallest fraction of class folders that must carry the dataset's own names. Of ObjectNet's 313 folders (36 %) only
@@ -58,9 +58,20 @@ def resolve_dataset(scanned: ScannedInput, requested: str | None, path: str) -> 
         known = datasets().get(name)
         return _rename_classes(scanned, known) if known and _has_classes_of(known, scanned.classes) else scanned
     chosen = get_dataset(requested)
+    numbers = [] if chosen.has_own_classes else [name for name in scanned.classes if name.isdecimal()]
+    outside = [number for number in numbers if int(number) >= len(imagenet1k())]
+    if outside:
+        why = "ImageNet's class numbers go from 0 to 999; numbers from 1, as in its devkit, may be in another order"
+        raise UsageError(
+            f"'{path}' has a class {outside[0]}", why, f"name the classes by synset, or add --dataset {NO_DATASET}"
+        )
+    if numbers:
+        note = "classes are numbers, taken for indices of ImageNet-1k (0 to 999)"
+        scanned = replace(scanned, notes=(*scanned.notes, note))
     if scanned.classes and not any(chosen.id_of(name) for name in scanned.classes):
         examples = ", ".join(chosen.ids[:MAX_NAMES])
         why = f"its classes are {shorten_list(sorted(scanned.classes))}; {chosen.title} has classes like {examples}"
+        why = "; ".join([why, *scanned.notes])  # perhaps the labels are in what is not used
         raise UsageError(f"'{path}' is not {chosen.title}", why, f"omit --dataset, or use --dataset {NO_DATASET}")
     return _rename_classes(scanned, chosen)
 

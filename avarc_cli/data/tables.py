@@ -6,7 +6,6 @@ pyarrow is optional: `pip install 'avarc[data]'`.
 from __future__ import annotations
 
 import io
-import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,33 +15,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from avarc_cli.data.class_numbers import interpret_numbers, unique_names, without_zeros
+from avarc_cli.data.class_numbers import interpret_numbers, unique_names
 from avarc_cli.data.image_source import open_regular
+from avarc_cli.data.label_fields import class_text
 from avarc_cli.data.scanned_input import ScannedInput, number_classes, resolve_dataset
+from avarc_cli.data.table_columns import Columns, find_columns, folder_columns
 from avarc_cli.errors import UnreadableImage, UsageError, first_line
 
 SUFFIXES = (".parquet", ".arrow")
-# In order of preference, in any case: columns of names, then those that may be numbers.
-LABEL_COLUMNS = (
-    *("synset", "wnid", "class_name", "label_name"),
-    *("label", "labels", "fine_label", "class", "cls", "target", "category", "class_id", "label_id", "category_id"),
-)
-IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")  # likewise
-COLUMNS_SHOWN = 8  # in an error
 CACHED_GROUPS = 2  # row groups in memory, per process and file
 CACHED_FILES = 4  # open files per process
 _reading = threading.Lock()  # pyarrow's readers must not be used by several threads at once
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a file that are used."""
-
-    image: str  # name of the column of images
-    is_struct: bool  # whether its values are {bytes, path} instead of bytes
-    label: str  # name of the column of classes, or ""
-    class_names: tuple[str, ...]  # names of the class numbers, if the metadata has them
-    unused: tuple[str, ...] = ()  # other columns that may be classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +78,15 @@ class _Rows:
         """Add the rows of one file. Raises: UsageError."""
         try:
             table = _Table(path)
-            columns = _find_columns(table.schema, path)
+            columns = find_columns(table.schema, path)
             if self.columns not in (None, columns):
                 raise UsageError(f"'{path}' has other columns than '{first_path}'", fix="name files of one dataset")
             self.columns = columns
             files = table.strings(f"{columns.image}.path") if columns.is_struct else [None] * table.num_rows
-            self.labels += table.values(columns.label) if columns.label else [None] * table.num_rows
+            if columns.label and not columns.in_folders:
+                self.labels += table.values(columns.label)
+            else:
+                self.labels += [folder_columns(path).get(columns.label)] * table.num_rows
         except _errors() as error:
             fix = "copy or download it again"
             raise UsageError(f"cannot read the table '{path}'", first_line(error), fix) from error
@@ -133,7 +119,10 @@ def open_tables(folder: str, files: Sequence[str], requested: str | None) -> Sca
     labels, classes, notes = _number_labels(rows.labels, columns, requested, stem)
     kind = os.path.splitext(files[0])[1][1:]
     layout = f"{len(files)} {kind} {'files' if len(files) > 1 else 'file'}, images in column '{columns.image}'"
-    layout += f", classes in '{columns.label}'" if columns.label else ""
+    in_folders = f"the names of folders ({columns.label}=...)"
+    if columns.label:
+        layout += f", classes in {in_folders if columns.in_folders else repr(columns.label)}"
+        layout += "" if classes else ", all of them unknown"
     if columns.unused:
         notes += (f"columns that are not used as classes: {', '.join(columns.unused)}",)
     return resolve_dataset(ScannedInput(images, rows.names, labels, classes, "", layout, notes), requested, stem)
@@ -147,7 +136,7 @@ def _number_labels(
         note = f"column '{columns.label}' contains fractions: not used as classes"
         labels, classes = number_classes([None] * len(values))
         return labels, classes, (note,)
-    labels, classes = number_classes(map(_class_text, values))
+    labels, classes = number_classes(map(class_text, values))
     if not classes or not all(name.isdecimal() for name in classes):
         return labels, classes, ()
     if not columns.class_names:
@@ -160,79 +149,6 @@ def _number_labels(
         raise UsageError(f"labels in '{path}' have no class name", why, fix)
     names, notes = unique_names(columns.class_names)
     return labels, [names[int(number)] for number in classes], notes
-
-
-def _class_text(value: Any) -> str | None:
-    """The name or number of a class; None if it is unknown."""
-    unknown = value is None or (isinstance(value, (int, float)) and not value >= 0)  # NaN is not >= 0
-    return None if unknown else without_zeros(str(value))
-
-
-def _find_columns(schema: Any, path: str) -> Columns:
-    """Find the columns by the hub's metadata if there is some, else by type and name. Raises: UsageError."""
-    import pyarrow as pa
-
-    features = _features(schema)
-    fields = {column.name: column.type for column in schema}
-    images = [name for name, kind in fields.items() if _may_hold_images(kind)]
-    if not images:
-        has = ", ".join(f"{name} ({kind})" for name, kind in list(fields.items())[:COLUMNS_SHOWN])
-        raise UsageError(f"'{path}' has no column of images", f"its columns are {has}", "name an image dataset")
-    marked = [name for name in images if features.get(name, {}).get("_type") == "Image"]
-    named = _by_name(marked or images, IMAGE_COLUMNS)
-    if not named and len(marked or images) > 1:
-        why, fix = f"they may be in {', '.join(marked or images)}", "call the column of the images 'image'"
-        raise UsageError(f"which column of '{path}' has the images?", why, fix)
-    image = (named or marked or images)[0]
-    simple = [name for name, kind in fields.items() if _may_hold_classes(kind)]
-    classes = [name for name in simple if features.get(name, {}).get("_type") == "ClassLabel"]
-    label = next(iter([*_by_name(classes, LABEL_COLUMNS), *classes, *_by_name(simple, LABEL_COLUMNS)]), "")
-    like_labels = dict.fromkeys([*classes, *_by_name(list(fields), LABEL_COLUMNS), *(() if label else simple)])
-    unused = tuple(name for name in like_labels if name != label)
-    class_names = features.get(label, {}).get("names") or ()
-    return Columns(image, pa.types.is_struct(fields[image]), label, tuple(map(str, class_names)), unused)
-
-
-def _by_name(columns: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The columns with one of these names, in the order of the names."""
-    return [column for name in names for column in columns if column.lower() == name]
-
-
-def _may_hold_classes(kind: Any) -> bool:
-    """Whether values of this Arrow type may be class names or numbers."""
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return any(
-        check(kind)
-        for check in (
-            pa.types.is_integer,
-            pa.types.is_boolean,
-            pa.types.is_floating,
-            pa.types.is_string,
-            pa.types.is_large_string,
-        )
-    )
-
-
-def _may_hold_images(kind: Any) -> bool:
-    """Whether values of this Arrow type may be encoded images: bytes, or structs of {bytes, path}."""
-    import pyarrow as pa
-
-    if pa.types.is_struct(kind):
-        return "bytes" in [kind.field(i).name for i in range(kind.num_fields)]
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _features(schema: Any) -> dict[str, dict[str, Any]]:
-    """What Hugging Face `datasets` wrote about the columns; empty if it wrote nothing."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
-        return {}
-    known = features.items() if isinstance(features, dict) else ()
-    return {name: feature for name, feature in known if isinstance(feature, dict)}
 
 
 class _Table:

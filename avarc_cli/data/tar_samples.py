@@ -7,18 +7,27 @@ the label's key. The order of the members does not matter; of several with the s
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from avarc_cli.data.class_numbers import without_zeros
-from avarc_cli.data.folders import IMAGE_SUFFIXES
+from avarc_cli.data.compressed import is_compressed
+from avarc_cli.data.image_names import IMAGE_SUFFIXES
+from avarc_cli.data.label_fields import CLASS_FIELDS, NAME_FIELDS, class_text, find_fields, scalar_class
 from avarc_cli.data.tar import Member
+from avarc_cli.errors import shorten_list
 
-LABEL_KINDS = ("cls", "json", "txt")
-JSON_NAMES = ("synset", "wnid", "class_name", "label_name", "class")  # fields of a .json that may name the class
-JSON_NUMBERS = ("label", "cls", "class_id", "class")
+# What .cls is also called. The first group that an image has counts, and in that all must agree.
+OTHER_KINDS = (
+    *((name,) for name in NAME_FIELDS),
+    tuple(name for name in CLASS_FIELDS if name not in ("cls", *NAME_FIELDS)),
+    ("index", "y"),
+)
+SINGLE = ("cls", *itertools.chain(*OTHER_KINDS))  # suffixes of files with one class each
+LABEL_KINDS = (*SINGLE, "json", "txt")
 MAX_LABEL_SIZE = 1 << 20  # bytes of a .cls, .json or .txt; larger files are not labels
+MAX_LABEL = 200  # letters of a class in a file with another suffix than .cls
 MAX_LINKS = 8  # followed from one to the next
 MAIN = frozenset(
     {"", "image", "img", "input", "photo", "rgb"}
@@ -39,6 +48,8 @@ class TarSamples:
     """By name up to the last dot: kind -> text."""
     unused: list[tuple[str, str]] = field(default_factory=list)
     """Members that are not used: why, and the name."""
+    json_fields: str = ""
+    """The fields of the first .json that states no class."""
 
     def add(self, member: Member, read: Callable[[Member], str]) -> None:
         """read: the text of a member."""
@@ -51,12 +62,32 @@ class TarSamples:
             self.images[member.name] = member
         elif kind in LABEL_KINDS and member.size <= MAX_LABEL_SIZE and not member.link:
             text = read(member)
-            label = _json_label(text) if kind == "json" else without_zeros(text)
-            self.labels.setdefault(stem, {})[kind] = label
-            if kind == "json" and not label:
-                self.unused.append((".json files that state no class", member.name))
+            if kind == "txt" and stem.rpartition(".")[2].lower() in SINGLE:  # 000.cls.txt
+                stem, _, kind = stem.rpartition(".")
+                kind = kind.lower()
+            self._add_label(member.name, stem, kind, text)
+        elif is_compressed(base) or kind == "tar":
+            self.unused.append((f".{kind} files, which must be unpacked first", member.name))
         else:
             self.unused.append((f".{kind} files" if dot else "files without a suffix", member.name))
+
+    def _add_label(self, name: str, stem: str, kind: str, text: str) -> None:
+        label: str | None
+        if kind == "json":
+            label, fields = _json_label(text)
+            if not label:
+                named = f" (its fields: {shorten_list(fields)})" if fields else ""
+                self.json_fields = self.json_fields or named  # of the first: others would be a note each
+                self.unused.append((f".json files that state no class{self.json_fields}", name))
+            if label is None:
+                self.labels.setdefault(stem, {})  # it tells what the key of the sample is
+                return
+        elif kind not in ("cls", "txt") and ("\n" in text or len(text) > MAX_LABEL):
+            self.unused.append((f".{kind} files, which are not a class in one line", name))
+            return
+        else:
+            label = class_text(text) or ""
+        self.labels.setdefault(stem, {})[kind] = label
 
     def samples(self) -> Iterator[tuple[str, Member, dict[str, str]]]:
         """Name, file and labels of each image. Afterwards, `unused` is complete."""
@@ -123,21 +154,37 @@ def _role(name: str) -> str:
     return parts[-2].lower() if len(parts) > 2 else ""
 
 
-def _json_label(text: str) -> str:
-    """The class name, else the class number, in a sample's JSON; "" if there is none."""
+def label_of(parts: Mapping[str, str]) -> tuple[str, str]:
+    """The class in the label files of an image, "" if it is unknown; and the kind of file that says so, "" for none.
+
+    A .cls counts more than a .json, and both more than other suffixes. What a .txt means depends on all others.
+
+    Args:
+        parts: contents by kind.
+    """
+    for kind in ("cls", "json"):
+        if parts.get(kind):
+            return parts[kind], kind
+    for kinds in OTHER_KINDS:
+        found = {parts[kind]: kind for kind in kinds if parts.get(kind)}
+        if found:
+            return next(iter(found.items())) if len(found) == 1 else ("", kinds[0])
+    return "", next((kind for kind in parts if kind != "txt"), "")
+
+
+def _json_label(text: str) -> tuple[str | None, list[str]]:
+    """The class name, else the class number, in a sample's JSON, and the names of its fields.
+
+    "" for a class that is said to be unknown, None where none is stated.
+    """
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
-        return ""
+        return None, []
     if not isinstance(values, dict):
-        return ""
-    names = (values[key] for key in JSON_NAMES if isinstance(values.get(key), str))
-    numbers = (_number(values.get(key)) for key in JSON_NUMBERS)
-    return next(names, "") or next(filter(None, numbers), "")
-
-
-def _number(value: object) -> str:
-    """A class number, also as a float, a string or a list of one; "" for anything else."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    return without_zeros(str(value)) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else ""
+        return scalar_class(values), []
+    names = (values[key] for key in find_fields(values, (*NAME_FIELDS, "class")) if isinstance(values[key], str))
+    found = [values[key] for key in find_fields(values, CLASS_FIELDS)]
+    label = next(filter(None, names), None) or next(filter(None, map(scalar_class, found)), None)
+    is_unknown = any(value is None or (isinstance(value, (int, float)) and not value >= 0) for value in found)
+    return "" if label is None and is_unknown else label, list(values)

@@ -14,17 +14,16 @@ import numpy as np
 
 from avarc_cli.data import imagenet_val
 from avarc_cli.data.class_numbers import interpret_numbers, unique_names
+from avarc_cli.data.compressed import check_uncompressed
+from avarc_cli.data.image_names import class_folder, classes_of_tars, is_wrapper, synset_of
 from avarc_cli.data.image_source import EMPTY
-from avarc_cli.data.known import SYNSET
 from avarc_cli.data.scanned_input import ScannedInput, number_classes, resolve_dataset
 from avarc_cli.data.tar import CorruptTar, Member, TarScanner
-from avarc_cli.data.tar_samples import TarSamples
+from avarc_cli.data.tar_samples import TarSamples, label_of
 from avarc_cli.errors import UnreadableImage, UsageError
 
 CLASS_LISTS = ("classnames.txt", "classes.txt")  # beside the shards or in the folder above: class names, one per line
-IMAGE_FOLDERS = frozenset({"image", "images", "img", "imgs"})  # inside a class folder
 TRUNCATED = "the tar ends within it"
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}  # by the first two bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +63,13 @@ class _Samples:
     """What is collected while shards are scanned, one entry per image. Arrays and shared texts keep it small."""
 
     names: list[str] = field(default_factory=list)
+    prefixes: list[str] = field(default_factory=list)  # of each shard: what its names begin with
     shard: array[int] = field(default_factory=lambda: array("i"))
     offset: array[int] = field(default_factory=lambda: array("q"))
     size: array[int] = field(default_factory=lambda: array("q"))
-    labels: list[str | None] = field(default_factory=list)  # from .cls or .json
+    labels: list[str | None] = field(default_factory=list)  # from .cls, .json, and others like .label
     texts: list[str | None] = field(default_factory=list)  # from .txt
+    kinds: set[str] = field(default_factory=set)  # of files that the labels are from
     interned: dict[str, str] = field(default_factory=dict)  # each distinct label and text once
     notes: list[str] = field(default_factory=list)
     unused: dict[str, tuple[int, str]] = field(default_factory=dict)  # why members are not used -> number, the first
@@ -79,9 +80,16 @@ class _Samples:
         self.shard.append(shard)
         self.offset.append(image.offset)
         self.size.append(image.size)
-        label, text = parts.get("cls") or parts.get("json"), parts.get("txt")
-        self.labels.append(None if label is None else self.interned.setdefault(label, label))
+        label, kind = label_of(parts)
+        text = parts.get("txt")
+        self.labels.append(self.interned.setdefault(label, label) or None)
+        self.kinds.add(kind)
         self.texts.append(None if text is None else self.interned.setdefault(text, text))
+
+    @property
+    def inner_names(self) -> Iterator[str]:
+        """The names in the tars."""
+        return (name[len(self.prefixes[n]) :] for name, n in zip(self.names, self.shard, strict=True))
 
     def images(self, shards: Sequence[str]) -> TarImages:
         arrays = (np.array(column) for column in (self.shard, self.offset, self.size))
@@ -102,19 +110,21 @@ def open_shards(folder: str, shards: Sequence[str], requested: str | None) -> Sc
     """
     samples = _Samples()
     for number, shard in enumerate(shards):
-        prefix = f"{shard}/" if len(shards) > 1 else ""
-        _scan(os.path.join(folder, shard), number, prefix, samples)
-    images = samples.images([os.path.join(folder, shard) for shard in shards])
-    labels, classes, notes = _number_labels(samples, os.path.join(folder, shards[0]), requested)
-    layout = f"{len(shards)} tar {'files' if len(shards) > 1 else 'file'}"
+        samples.prefixes.append(f"{shard}/" if len(shards) > 1 else "")
+        _scan(os.path.join(folder, shard), number, samples)
+    paths = [os.path.join(folder, shard) for shard in shards]
+    images = samples.images(paths)
+    labels, classes, notes = _number_labels(samples, paths, requested)
+    layout = f"{len(shards)} tar {'files' if len(shards) > 1 else 'file'}" + ("" if classes else ", without labels")
     unused = [f"not used: {why} ({n:,}), such as {name}" for why, (n, name) in samples.unused.items()]
     scanned = ScannedInput(images, samples.names, labels, classes, "", layout, (*samples.notes, *notes, *unused))
     return resolve_dataset(scanned, requested, os.path.join(folder, os.path.splitext(shards[0])[0]))
 
 
-def _scan(path: str, number: int, prefix: str, samples: _Samples) -> None:
+def _scan(path: str, number: int, samples: _Samples) -> None:
     """Add the samples of one shard."""
-    _check_uncompressed(path)
+    prefix = samples.prefixes[number]
+    check_uncompressed(path)
     scanner, found = TarScanner(path), TarSamples()
     try:
         with open(path, "rb", buffering=0) as file:
@@ -140,63 +150,54 @@ def _scan(path: str, number: int, prefix: str, samples: _Samples) -> None:
         )
 
 
-def _check_uncompressed(path: str) -> None:
-    with open(path, "rb") as file:
-        kind = COMPRESSED.get(file.read(2))
-    if kind:
-        why = "the members of a compressed tar cannot be read in place"
-        raise UsageError(f"'{path}' is compressed ({kind})", why, "uncompress it")
-
-
 def _number_labels(
-    samples: _Samples, first: str, requested: str | None
+    samples: _Samples, shards: Sequence[str], requested: str | None
 ) -> tuple[np.ndarray, list[str], tuple[str, ...]]:
     """Labels, class names and notes.
 
     Args:
-        first: path of the first shard.
+        shards: paths of the tars.
     """
-    class_names, notes = _class_names(samples, first)
+    class_names, notes = _class_names(samples, shards)
     labels, classes = number_classes(name or None for name in class_names)
     if classes and all(name.isdecimal() for name in classes):
-        classes, more = _names_of_numbers(classes, first, requested)
+        classes, more = _names_of_numbers(classes, shards[0], requested)
         notes += more
     return labels, classes, notes
 
 
-def _class_names(samples: _Samples, first: str) -> tuple[Sequence[str | None], tuple[str, ...]]:
+def _class_names(samples: _Samples, shards: Sequence[str]) -> tuple[Sequence[str | None], tuple[str, ...]]:
     """The class name or number of each image, from the first of these that has any, and notes.
 
-    .cls and .json files; .txt files; label files for ImageNet's validation images; folders in the tar.
+    Label files in the tar; .txt files; folders in the tar; label files for ImageNet's validation images; synsets in
+    the names of the images; the names of the tars.
     """
     notes: tuple[str, ...] = ()
-    if any(samples.labels):
+    if any(samples.kinds):
+        if others := sorted(samples.kinds.difference({"", "cls", "json"})):
+            notes = (f"classes from .{' and .'.join(others)} files",)
         return samples.labels, notes
     if any(samples.texts):
-        distinct = len(set(samples.texts))
-        if 2 * distinct <= len(samples.texts):
-            return samples.texts, notes
-        notes = (f"the .txt files contain {distinct:,} different texts: not used as class names",)
-    if imagenet_val.is_flat(samples.names):
-        synsets, file = imagenet_val.read_labels(os.path.dirname(first), samples.names)
+        distinct = set(samples.texts)
+        if 2 * len(distinct) <= len(samples.texts) or all(text is None or text.isdecimal() for text in distinct):
+            return samples.texts, (*notes, "classes from .txt files")
+        notes = (f"the .txt files contain {len(distinct):,} different texts: not used as class names",)
+    folders = [class_folder(name) for name in samples.inner_names]
+    if not all(is_wrapper(folder) for folder in set(folders) if folder):
+        return folders, notes
+    if imagenet_val.is_flat([os.path.basename(name) for name in samples.inner_names]):
+        synsets, file = imagenet_val.read_labels(os.path.dirname(shards[0]), samples.names)
         notes += (f"labels from {file}" if file else imagenet_val.NO_LABELS,)
         if any(synsets):
             return synsets, notes
-    folders = [_class_folder(name) for name in samples.names]
-    return [None if name.endswith(".tar") else name for name in folders], notes  # the shard itself is not a class
-
-
-def _class_folder(name: str) -> str:
-    """The folder that an image's class is called after; "" for none.
-
-    The innermost synset, as in train/n01443537/images/0.jpg. Otherwise the innermost folder, or the one around it if
-    that is called "images" or the like.
-    """
-    folders = name.split("/")[:-1]
-    synsets = [folder for folder in folders if SYNSET.fullmatch(folder)]
-    if len(folders) > 1 and folders[-1].lower() in IMAGE_FOLDERS:
-        folders.pop()
-    return (synsets or folders or [""])[-1]
+    if any(map(synset_of, samples.names)):
+        return list(map(synset_of, samples.names)), (*notes, "classes from the names of the images")
+    of_tar = classes_of_tars(shards)
+    if any(of_tar):
+        notes += ("classes from the names of the tar files",)
+    elif len(shards) > 1:
+        notes += ("the names of the tar files are not taken for classes, but for parts of one set",)
+    return [of_tar[number] for number in samples.shard], notes
 
 
 def _names_of_numbers(numbers: list[str], first: str, requested: str | None) -> tuple[list[str], tuple[str, ...]]:

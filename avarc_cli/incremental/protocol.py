@@ -98,9 +98,10 @@ def run(
     check_data(train, test, split)
     if model is None:
         path = train_base(folder, tokenizer, train, split, base or BaseShape(), seed, reporting.training)
-        model = replace(
-            load_model(ModelSpec(str(path), tokenizer.file, device=str(tokenizer.device))), tokenizer=tokenizer
+        spec = ModelSpec(
+            str(path), tokenizer.file, tokenizer_weight_set=tokenizer.weight_set, device=str(tokenizer.device)
         )
+        model = replace(load_model(spec), tokenizer=tokenizer)
     check_base(model, split)
     add_tasks(folder, model, train, split, options, reporting.training)
     with reporting.testing() as progress:

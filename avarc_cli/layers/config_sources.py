@@ -58,6 +58,17 @@ class ConfigSources:
         raise _unreadable([*names, "layout"][0], *found)
 
 
+def square_sides(layout: TokenLayout, source: str, title: str) -> tuple[int, ...]:
+    """The sides of a layout's scales. Raises: CheckpointError naming the network unless they are square grids."""
+    try:
+        sides = layout.sides
+    except ValueError:
+        sides = ()
+    if not sides:
+        raise CheckpointError(f"{source} cannot give a {layout}", f"a {title} has square scales", "correct the layout")
+    return sides
+
+
 def _positive_numbers(values: list[Any] | tuple[Any, ...]) -> tuple[int, ...] | None:
     """The values as whole numbers; None when one is not a positive whole number."""
     texts = [str(value).strip() for value in values if not isinstance(value, bool)]

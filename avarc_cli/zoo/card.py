@@ -31,6 +31,7 @@ class LocalFile:
     """A file the user named."""
 
     path: Path
+    weight_set: str | None = None  # which of several sets of weights in it; None for the one that is read by default
 
 
 Weights: TypeAlias = HubFile | AssetFile | LocalFile

@@ -1,8 +1,9 @@
 """Reads published weights files into plain state dicts.
 
 Accepts safetensors, and pickles by torch.save with weights_only: a file that needs more than tensors and numbers is
-rejected. The format is recognized by the first bytes, not by the name. Removes WRAPPERS and PREFIXES, in any order;
-merges LoRA weights (`zoo.lora`). Of a file with weights and their moving average it takes the weights, and says so.
+rejected. The format is recognized by the first bytes, not by the name; safetensors may be divided into shards
+(`zoo.sharded`). Removes wrappers and PREFIXES, in any order; merges LoRA weights (`zoo.lora`). Of a file with weights
+and their moving average it takes the weights unless told otherwise, and says so (`zoo.weight_sets`).
 
 Safetensors are memory-mapped. After `convert_and_cache`, a file is not hashed again, and a pickle not unpickled again.
 """
@@ -25,10 +26,8 @@ from safetensors.torch import save_file
 
 from avarc_cli.errors import AvarcError, CheckpointError, UsageError, shorten_list
 from avarc_cli.storage import replacing
-from avarc_cli.zoo import lora, paths, weights_index
+from avarc_cli.zoo import lora, paths, sharded, weight_sets, weights_index
 
-WRAPPERS = ("trainer", "var_wo_ddp", "state_dict", "model", "module")  # the last one is DeepSpeed's
-AVERAGES = ("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict")  # moving averages of weights
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT's names, new and old
 PREFIXES = ("module.", "base_model.model.")  # of DDP and PEFT
 INNER_PREFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # may wrap any submodule
@@ -44,28 +43,46 @@ AGAIN = "download or copy it again"
 class Checkpoint:
     """The contents of a weights file."""
 
-    path: Path  # of the file
-    sha256: str  # of the file's bytes, in hex; of the pickle, even if its safetensors copy was read
+    path: Path  # of the file; of the index, if there are several
+    sha256: str
+    """In hex, of the file's bytes: those of the pickle, even if its safetensors copy was read. Of several shards see
+    `sharded`. If the weights also depend on a choice (a set, `lora_alpha`), of this digest and the choice."""
     tensors: dict[str, torch.Tensor]  # by the network's own keys; on the CPU
     metadata: dict[str, str]
     """What else the file contains, as text: safetensors metadata, numbers and strings beside the tensors, under "lora"
-    what was merged, and under "weights read" which weights these are if there are several."""
+    what was merged, and under weight_sets.READ which weights these are if there are several."""
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path, *, weight_set: str | None = None, lora_alpha: float | None = None) -> Checkpoint:
     """Read, check and unwrap a weights file.
 
+    Args:
+        path: of the file, of the index of several shards, or of the folder that contains the index.
+        weight_set: which of several sets of weights to read (`weight_sets.choose`).
+        lora_alpha: the scale of LoRA tensors in the file, which does not state it.
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no such file, it has no such weights, or no use for `lora_alpha`.
         CheckpointError: it cannot be read, is corrupt, contains code, or contains something other than a state dict.
     """
-    path = Path(path)
+    path = sharded.find_index(Path(path)) or Path(path)
     start = _read_start(path)
-    entry = weights_index.find(path)
-    sha256 = entry.sha256 if entry else weights_index.sha256_of_file(path)
-    tensors, metadata = (entry and _read_copy(entry)) or _read_source(path, start)
-    tensors, merged = lora.merge(_strip_prefixes(tensors, path), metadata, path)
-    return Checkpoint(path, sha256, tensors, metadata | merged)
+    tensors, metadata = _read_copy(path, weight_set) or _read_source(path, start, weight_set)
+    tensors, merged = lora.merge(_strip_prefixes(tensors, path), metadata, path, lora_alpha)
+    choices = [metadata[weight_sets.CHOSEN]] if weight_sets.CHOSEN in metadata else []
+    choices += [] if lora_alpha is None else [f"lora_alpha {lora_alpha:g}"]
+    return Checkpoint(path, _identity(sha256_of(path), *choices), tensors, metadata | merged)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file or of a checkpoint with an index; files that did not change since are not read again."""
+    index = sharded.find_index(path)
+    digest = weights_index.sha256
+    return digest(path) if index is None else sharded.sha256(sharded.read_index(index), digest)
+
+
+def _identity(sha256: str, *more: str) -> str:
+    """The sha256 of weights that depend on more than one digest or choice."""
+    return hashlib.sha256(" ".join((sha256, *more)).encode()).hexdigest() if more else sha256
 
 
 def with_adapter(base: Checkpoint, folder: Path) -> Checkpoint:
@@ -82,7 +99,7 @@ def with_adapter(base: Checkpoint, folder: Path) -> Checkpoint:
         missing = lora.CONFIG if file else f"{ADAPTER_FILES[0]} or {ADAPTER_FILES[1]}"
         fix = "name a folder that was saved by PEFT"
         raise UsageError(f"'{folder}' contains no LoRA adapter", f"it has no {missing}", fix)
-    tensors, metadata = _read_source(file, _read_start(file))
+    tensors, metadata = _read_source(file, _read_start(file), None)
     trained_on = metadata.get("base_sha256", base.sha256)
     if trained_on != base.sha256:
         raise CheckpointError(
@@ -99,49 +116,47 @@ def with_adapter(base: Checkpoint, folder: Path) -> Checkpoint:
             "name the model that it was trained on",
         )
     merged, description = lora.merge(base.tensors | adapter, {}, file)
-    digests = (
-        base.sha256,
-        weights_index.sha256_of_file(file),
-        weights_index.sha256_of_file(folder / lora.CONFIG),
-    )
-    sha256 = hashlib.sha256(" ".join(digests).encode()).hexdigest()
+    adapter_files = (file, folder / lora.CONFIG)
+    sha256 = _identity(base.sha256, *map(weights_index.sha256_of_file, adapter_files))
     return replace(base, tensors=merged, sha256=sha256, metadata=base.metadata | description)
 
 
-def convert_and_cache(path: Path, sha256: str | None = None) -> weights_index.IndexEntry:
-    """Make later calls of `read` fast: index the file, and convert a pickle to safetensors.
+def convert_and_cache(path: Path, sha256: str | None = None, *, weight_set: str | None = None) -> None:
+    """Make later calls of `read` fast: index the files, and convert a pickle to safetensors.
 
     Args:
-        path: the weights file. Nothing is written beside it, only to `paths.weights_folder()`.
-        sha256: of its bytes, if it is known already.
-    Returns: the entry in the index; an earlier one if nothing changed.
+        path: as for `read`. Nothing is written beside it, only to `paths.weights_folder()`.
+        sha256: of the file's bytes, if it is known already.
+        weight_set: as for `read`; each has its own copy.
     Raises: as `read`; AvarcError if the copy cannot be written.
     """
-    entry = weights_index.find(path)
-    start = _read_start(path)
-    is_pickle = not _is_safetensors(start)
-    if entry is not None and (entry.valid_copy() or not is_pickle):
-        return entry
+    index, *shards = sharded.files(path)
+    sharded.check_present(shards)
+    for file in (index, *shards):
+        if not weights_index.is_indexed(file, weight_set):
+            _convert_and_cache(file, sha256, weight_set)
+
+
+def _convert_and_cache(path: Path, sha256: str | None, weight_set: str | None) -> None:
+    known, start = weights_index.recorded(path), _read_start(path)
     stat = weights_index.FileStat.of(path)  # before reading: if the file changes meanwhile, the entry is not valid
-    sha256 = sha256 or (entry.sha256 if entry else weights_index.sha256_of_file(path))
-    entry = weights_index.IndexEntry(os.path.realpath(path), sha256, stat)
-    tensors, metadata = _read_source(path, start)
+    sha256 = sha256 or weights_index.sha256(path)
+    copies = dict(known.copies) if known is not None and known.sha256 == sha256 else {}
     try:
-        if is_pickle:
-            copy = weights_index.copy_path(sha256)
+        if not _is_safetensors(start) and path.suffix != sharded.INDEX_SUFFIX:
+            tensors, metadata = _read_source(path, start, weight_set)
+            copy = weights_index.copy_path(sha256, weight_set)
             copy.parent.mkdir(parents=True, exist_ok=True)
             with replacing(copy) as temporary:
                 save_file(_unshare(tensors), temporary, metadata)
-            written = copy.stat()
-            entry = replace(entry, copy=str(copy), copy_size=written.st_size, copy_mtime_ns=written.st_mtime_ns)
-        weights_index.write(entry)
+            copies[weight_set or ""] = weights_index.Copy.of(copy)
+        weights_index.write(weights_index.IndexEntry(os.path.realpath(path), sha256, stat, copies))
     except (OSError, SafetensorError) as problem:
         raise AvarcError(
             f"cannot write a safetensors copy of {path.name}, which would load faster",
             f"{paths.weights_folder()}: {problem}",
             f"free {path.stat().st_size / 1e9:.1f} GB there, or set AVARC_HOME to a folder with more space",
         ) from None
-    return entry
 
 
 def _read_start(path: Path) -> bytes:
@@ -166,18 +181,38 @@ def _is_safetensors(start: bytes) -> bool:
     return start[8:9] == b"{"  # eight bytes of length, then JSON
 
 
-def _read_source(path: Path, start: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _read_source(path: Path, start: bytes, weight_set: str | None) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of the file itself, with wrappers removed."""
     if _is_safetensors(start):
-        return _read_safetensors(path)
-    if start.startswith((b"PK", b"\x80")):  # torch's zip format, and its older plain pickle
-        return _unwrap(_read_pickle(path), path)
-    raise CheckpointError(f"{path} is not a weights file", f"it is {_describe(start)}; {EXPECTED}", AGAIN)
+        sharded.check_not_a_shard(path)
+        tensors, metadata = _read_safetensors(path)
+    elif path.suffix == sharded.INDEX_SUFFIX:
+        tensors, metadata = _read_shards(sharded.read_index(path))
+    elif start.startswith((b"PK", b"\x80")):  # torch's zip format, and its older plain pickle
+        return _unwrap(_read_pickle(path), weight_set, path)
+    else:
+        raise CheckpointError(f"{path} is not a weights file", f"it is {_describe(start)}; {EXPECTED}", AGAIN)
+    chosen, unwrapped = _unwrap(tensors, weight_set, path)
+    return chosen, metadata | unwrapped
 
 
-def _read_copy(entry: weights_index.IndexEntry) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
+def _read_shards(index: sharded.Index) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of all shards. Raises: CheckpointError naming the shard that is missing or does not fit."""
+    sharded.check_present(index.shards)
+    tensors: dict[str, torch.Tensor] = {}
+    metadata: dict[str, str] = {}
+    for name, shard in zip(sorted(index.tensors), index.shards, strict=True):
+        found, stated = _read_safetensors(shard)
+        sharded.check_shard(index, name, found)
+        tensors |= found
+        metadata |= stated
+    return tensors, metadata | index.metadata
+
+
+def _read_copy(path: Path, weight_set: str | None) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
     """Tensors and metadata of the safetensors copy; None if there is none, or if it is corrupt."""
-    copy = entry.valid_copy()
+    entry = weights_index.find(path)
+    copy = entry.valid_copy(weight_set) if entry else None
     try:
         return _read_safetensors(copy) if copy else None
     except CheckpointError:
@@ -240,27 +275,14 @@ def _pickle_error(path: Path, reason: str) -> CheckpointError:
     )
 
 
-def _unwrap(loaded: object, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _unwrap(loaded: object, weight_set: str | None, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Remove the wrappers; numbers and text in them become metadata."""
-    metadata: dict[str, str] = {}
-    level = loaded
-    while True:
-        if not isinstance(level, Mapping) or not all(isinstance(key, str) for key in level):
-            why = f"it contains a {type(level).__name__}; {EXPECTED}"
-            raise CheckpointError(f"{path} contains no state dict", why, "name another file")
-        metadata |= {k: str(v) for k, v in level.items() if isinstance(v, (bool, int, float, str)) and "." not in k}
-        nested = [key for key in (*WRAPPERS, *AVERAGES) if isinstance(level.get(key), Mapping)]
-        if not nested:
-            break
-        if averages := [key for key in nested[1:] if key in AVERAGES]:
-            metadata["weights read"] = f"'{nested[0]}'; the file also has '{averages[0]}'"
-        level = level[nested[0]]
-    tensors = {key: value.detach() for key, value in level.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        names = ", ".join(WRAPPERS + AVERAGES)
-        why = f"its keys are {shorten_list(sorted(level))}; it must have tensors, bare or under {names}"
+    if not isinstance(loaded, Mapping) or not all(isinstance(key, str) for key in loaded):
+        why = f"it contains a {type(loaded).__name__}; {EXPECTED}"
         raise CheckpointError(f"{path} contains no state dict", why, "name another file")
-    others = [f"{k} ({type(v).__name__})" for k, v in level.items() if k not in tensors and k not in metadata]
+    entries, metadata = weight_sets.choose(loaded, weight_set, path)
+    tensors = {key: value.detach() for key, value in entries.items() if isinstance(value, torch.Tensor)}
+    others = [f"{k} ({type(v).__name__})" for k, v in entries.items() if k not in tensors and k not in metadata]
     if others:
         why = f"{len(others)} of its entries are not tensors: {shorten_list(others)}"
         raise CheckpointError(f"{path} is not a plain state dict", why, "save only the state dict")

@@ -25,7 +25,6 @@ from avarc_cli.zoo.card import HubFile
 from avarc_cli.zoo.fetch import disk_error, fetch
 
 PARTIAL = ".incomplete"  # huggingface_hub's own suffix
-SHA256_LENGTH = 64  # hex digits; the name of a blob that is a large file
 
 
 @dataclass(frozen=True)
@@ -189,8 +188,7 @@ def _cached_blob(plan: DownloadPlan) -> Path | None:
 
 def _plan_for_cached(file: HubFile, cached: Path, folder: Path | None) -> DownloadPlan:
     """The plan for a file in the cache: verify it, or copy it to the folder. The name of a blob is its sha256."""
-    blob = cached.resolve()
-    sha256 = blob.name if len(blob.name) == SHA256_LENGTH else None
+    sha256 = local_files.blob_sha256(cached)
     commit = cached.relative_to(_storage(file) / "snapshots").parts[0]
     return DownloadPlan(file, folder, folder / file.filename if folder else cached, commit, sha256, None)
 

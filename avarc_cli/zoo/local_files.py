@@ -7,6 +7,7 @@ from pathlib import Path
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.zoo.card import AssetFile, Card, HubFile, LocalFile, Weights
 
+SHA256_LENGTH = 64  # hex digits; the name of a blob that is a large file
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
@@ -48,6 +49,17 @@ def require(card: Card) -> Path:
     raise UsageError(
         what, why=f"there is no file {weights.path}", fix=f"put it back, or: avarc models remove {card.name}"
     )
+
+
+def blob_sha256(cached: Path) -> str | None:
+    """The sha256 that a file in the Hugging Face cache must have: the name of a blob. None if its name tells none."""
+    name = cached.resolve().name
+    return name if len(name) == SHA256_LENGTH else None
+
+
+def weight_set(card: Card | None) -> str | None:
+    """Which of several sets of weights in its file a card means."""
+    return card.weights.weight_set if card is not None and isinstance(card.weights, LocalFile) else None
 
 
 def download_command(card: Card) -> str:

@@ -1,6 +1,7 @@
 """Merges LoRA adapters, as PEFT saves them inside a model, into the weights that they adapt: W + (alpha / r) B A.
 
-r is the shape of the adapter. alpha is the number `lora_alpha` in the file, else in the adapter_config.json beside it.
+r is the shape of the adapter. alpha is the number `lora_alpha` in the file, else in the adapter_config.json beside it;
+a file without either needs the user's word.
 The checkpoint's metadata records under "lora" what was merged, and which of these was used.
 """
 
@@ -14,9 +15,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from avarc_cli.errors import CheckpointError
+from avarc_cli.errors import CheckpointError, UsageError
 
 CONFIG = "adapter_config.json"
+OPTION = "--lora-alpha"
 USE_PEFT = "merge it with peft (merge_and_unload) where it was trained, and save the result"
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(\.(?P<adapter>[^.]+))?\.weight")
@@ -27,7 +29,7 @@ _ZERO_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
 def merge(
-    tensors: dict[str, Tensor], metadata: Mapping[str, str], path: Path
+    tensors: dict[str, Tensor], metadata: Mapping[str, str], path: Path, alpha: float | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Merge the adapter in a state dict; one without an adapter is returned unchanged.
 
@@ -36,9 +38,10 @@ def merge(
             `x.lora_A.NAME.weight` (r, in) and `x.lora_B.NAME.weight` (out, r).
         metadata: may contain `lora_alpha`.
         path: of the file, for messages and to find the adapter_config.json beside it.
+        alpha: for a file that does not state it.
     Returns: the tensors under the base model's names, in its dtypes, and {"lora": what was done} if anything was.
     Raises: CheckpointError for what cannot be merged correctly: DoRA, several adapters, an adapter without its model or
-        its scale, one that started from a changed model.
+        its scale, one that started from a changed model. UsageError for an `alpha` that is not needed.
     """
     base: dict[str, Tensor] = {}
     factors: dict[str, dict[str, Tensor]] = {}
@@ -52,14 +55,16 @@ def merge(
         elif ".original_module." not in key:  # PEFT's unchanged copy of a module that was trained without low rank
             base[re.sub(r"\.modules_to_save\.[^.]+\.", ".", key).replace(".base_layer.", ".")] = tensor
     if not factors:
+        if alpha is not None:
+            raise UsageError(f"no use for {OPTION}: {path} has no LoRA tensors", fix=f"leave out {OPTION}")
         return base, {}
     if len(adapters) > 1:
         raise CheckpointError(f"{path} has several adapters", ", ".join(sorted(adapters)), "save it with only one")
 
-    alpha, origin = _find_alpha(metadata, path)
-    ranks = {_merge_one(base, module, sides, alpha, path) for module, sides in factors.items()}
+    scale, origin = _find_alpha(metadata, path, alpha)
+    ranks = {_merge_one(base, module, sides, scale, path) for module, sides in factors.items()}
     merged = f"{len(factors)} matrices of rank {', '.join(map(str, sorted(ranks)))}"
-    return base, {"lora": f"{merged} merged with alpha {alpha:g} ({origin})"}
+    return base, {"lora": f"{merged} merged with alpha {scale:g} ({origin})"}
 
 
 def _merge_one(base: dict[str, Tensor], module: str, sides: dict[str, Tensor], alpha: float, path: Path) -> int:
@@ -82,24 +87,43 @@ def _merge_one(base: dict[str, Tensor], module: str, sides: dict[str, Tensor], a
     return rank
 
 
-def _find_alpha(metadata: Mapping[str, str], path: Path) -> tuple[float, str]:
+def _find_alpha(metadata: Mapping[str, str], path: Path, given: float | None) -> tuple[float, str]:
     """alpha, and where it was found."""
-    if "lora_alpha" in metadata:
-        return _parse_alpha(metadata["lora_alpha"], path), "from the file"
-    config_file = path.with_name(CONFIG)
-    if not config_file.is_file():
+    values: Mapping[str, object] = metadata
+    place, origin = path, "the file"
+    if "lora_alpha" not in metadata:
+        place, origin = path.with_name(CONFIG), CONFIG
+        values = _read_config(place, path)
+    stated = values.get("lora_alpha")
+    if given is not None:
+        what = f"cannot merge {path} with {OPTION} {given:g}"
+        if "lora_alpha" in values:
+            raise UsageError(what, f"{place} states lora_alpha {stated}", f"leave out {OPTION}")
+        if not math.isfinite(given):
+            raise UsageError(what, "it is not a finite number")
+        return given, f"from {OPTION}"
+    if "lora_alpha" not in values:
         raise CheckpointError(
             f"{path} has a LoRA adapter of unknown scale",
-            f"there is no lora_alpha in the file, and no {CONFIG} beside it",
-            f'write {{"lora_alpha": NUMBER}}, as it was trained, to {config_file}',
+            f"there is no lora_alpha in the file, and {CONFIG} beside it {'has none' if values else 'does not exist'}",
+            f'add {OPTION} NUMBER, as it was trained, or write {{"lora_alpha": NUMBER}} to {place}',
         )
-    fix = "fix the file or delete it"
+    return _parse_alpha(stated, place), f"from {origin}"
+
+
+def _read_config(file: Path, path: Path) -> dict[str, object]:
+    """The adapter_config.json beside the file at `path`; empty if there is none.
+
+    Raises: CheckpointError if it cannot be read, or describes an adapter that is more than W + (alpha / r) B A.
+    """
+    if not file.is_file():
+        return {}
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(f"{config_file} cannot be read", str(problem), fix) from None
-    if not isinstance(config, dict) or "lora_alpha" not in config:
-        raise CheckpointError(f"{config_file} has no lora_alpha", "the LoRA weights beside it need one", fix)
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError, RecursionError) as problem:
+        raise CheckpointError(f"{file} cannot be read", str(problem), "fix the file or delete it") from None
     if used := [name for name in _UNSUPPORTED if config.get(name)]:
         raise CheckpointError(f"{path} cannot be merged by avarc", f"{CONFIG} sets {', '.join(used)}", USE_PEFT)
     if (start := config.get("init_lora_weights")) not in _ZERO_INITS:
@@ -108,7 +132,7 @@ def _find_alpha(metadata: Mapping[str, str], path: Path) -> tuple[float, str]:
             f"with init_lora_weights {start!r} the training began by changing the model's own weights",
             f"{USE_PEFT}, or convert it with save_pretrained(path_initial_model_for_weight_conversion=...)",
         )
-    return _parse_alpha(config["lora_alpha"], config_file), f"from {CONFIG}"
+    return config
 
 
 def _parse_alpha(value: object, path: Path) -> float:

@@ -1,8 +1,13 @@
 """An index of weights files that were read before, so that the next load neither hashes nor unpickles gigabytes.
 
 Like git's index, it identifies a file by path, size and times; a file for which these changed has no valid entry. An
-entry has the file's sha256, and, for a pickle, the path of a safetensors copy, which loads memory-mapped. Entries and
-copies are in `paths.weights_folder()`, never in the Hugging Face cache, and may be deleted at any time.
+entry has the file's sha256, and, for a pickle, its safetensors copies, which load memory-mapped: one for each set of
+weights that was asked for. Entries and copies are in `paths.weights_folder()`, never in the Hugging Face cache, and may
+be deleted at any time.
+
+A copy is used if its size and time are those that were recorded, and a sample of its bytes: the header, and BLOCKS
+blocks of BLOCK bytes from begin to end. This detects a copy that was replaced, cut, or damaged in more than a BLOCKS-th
+of its length, in milliseconds. It does not detect single changed bytes; `avarc models verify` compares all of them.
 """
 
 from __future__ import annotations
@@ -11,8 +16,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from avarc_cli.errors import CheckpointError
@@ -20,6 +25,7 @@ from avarc_cli.storage import write_bytes
 from avarc_cli.zoo import paths
 
 HASH_BLOCK = 1 << 22  # bytes read at a time
+BLOCKS, BLOCK = 64, 4096  # of a sample: how many, and bytes of one
 STAT_KEY = "look"  # of `stat` in the JSON of an entry
 
 
@@ -39,26 +45,45 @@ class FileStat:
 
 
 @dataclass(frozen=True)
+class Copy:
+    """What is known about a safetensors copy of a pickle."""
+
+    path: str
+    size: int  # bytes
+    mtime_ns: int  # last change of the content
+    sample: str  # `sample` of it
+    sha256: str  # of all of its bytes, in hex
+
+    @classmethod
+    def of(cls, path: Path) -> Copy:
+        """Raises: OSError; CheckpointError."""
+        stat = path.stat()
+        return cls(str(path), stat.st_size, stat.st_mtime_ns, sample(path), sha256_of_file(path))
+
+    def is_valid(self) -> bool:
+        """Whether it exists and did not change since it was made, as far as size, time and a sample tell."""
+        path = Path(self.path)
+        try:
+            stat = path.stat()
+            return (stat.st_size, stat.st_mtime_ns, sample(path)) == (self.size, self.mtime_ns, self.sample)
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True)
 class IndexEntry:
     """What is known about a weights file."""
 
     source: str  # real path of the file
     sha256: str  # of its bytes, in hex
     stat: FileStat  # of the file when it was read
-    copy: str | None = None  # path of the safetensors copy; None if the file is safetensors itself
-    copy_size: int = 0  # bytes
-    copy_mtime_ns: int = 0  # of the copy
+    copies: Mapping[str, Copy] = field(default_factory=dict)
+    """By the name of the set of weights ("" for the one that is read without a name); none if it is safetensors."""
 
-    def valid_copy(self) -> Path | None:
-        """The copy, if it exists and did not change since it was made."""
-        if self.copy is None:
-            return None
-        path = Path(self.copy)
-        try:
-            stat = path.stat()
-        except OSError:
-            return None
-        return path if (stat.st_size, stat.st_mtime_ns) == (self.copy_size, self.copy_mtime_ns) else None
+    def valid_copy(self, weight_set: str | None = None) -> Path | None:
+        """The copy with this set of weights, if it exists and did not change since it was made."""
+        copy = self.copies.get(weight_set or "")
+        return Path(copy.path) if copy is not None and copy.is_valid() else None
 
 
 def sha256_of_file(path: Path, progress: Callable[[int], None] = lambda done: None) -> str:
@@ -75,19 +100,37 @@ def sha256_of_file(path: Path, progress: Callable[[int], None] = lambda done: No
     return sha256.hexdigest()
 
 
+def sample(path: Path) -> str:
+    """A digest of the header of a safetensors file and of blocks from begin to end. Raises: OSError."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")  # of the header, as the format has it
+        digest.update(file.read(min(length, HASH_BLOCK)))
+        for i in range(BLOCKS):
+            file.seek(max(0, size - BLOCK) * i // (BLOCKS - 1))
+            digest.update(file.read(BLOCK))
+    return digest.hexdigest()
+
+
 def find(path: Path) -> IndexEntry | None:
     """The entry of a file that did not change since; None if there is none, or none that can be read."""
-    entry = _read(path)
+    entry = recorded(path)
     try:
         return entry if entry is not None and entry.stat == FileStat.of(path) else None
     except OSError:
         return None
 
 
-def is_indexed(path: Path) -> bool:
-    """Whether loading this file needs neither hashing nor unpickling."""
+def sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, from its entry if the file did not change since. Raises: CheckpointError."""
     entry = find(path)
-    return entry is not None and (entry.copy is None or entry.valid_copy() is not None)
+    return entry.sha256 if entry else sha256_of_file(path)
+
+
+def is_indexed(path: Path, weight_set: str | None = None) -> bool:
+    """Whether loading these weights of a file needs neither hashing nor unpickling."""
+    entry = find(path)
+    return entry is not None and (not entry.copies or entry.valid_copy(weight_set) is not None)
 
 
 def write(entry: IndexEntry) -> None:
@@ -99,23 +142,25 @@ def write(entry: IndexEntry) -> None:
 
 
 def forget(path: Path) -> None:
-    """Delete the entry of a file, which may have changed or be gone, and its copy. Raises: OSError."""
-    entry = _read(path)
-    if entry is not None and entry.copy is not None:
-        Path(entry.copy).unlink(missing_ok=True)
+    """Delete the entry of a file, which may have changed or be gone, and its copies. Raises: OSError."""
+    entry = recorded(path)
+    for copy in entry.copies.values() if entry else ():
+        Path(copy.path).unlink(missing_ok=True)
     _entry_file(path).unlink(missing_ok=True)
 
 
-def copy_path(sha256: str) -> Path:
-    """Where the safetensors copy of a pickle with this sha256 is stored."""
-    return paths.weights_folder() / f"{sha256}.safetensors"
+def copy_path(sha256: str, weight_set: str | None = None) -> Path:
+    """Where the safetensors copy of a set of weights is stored; sha256 is of the pickle."""
+    suffix = "" if weight_set is None else "-" + hashlib.sha256(os.fsencode(weight_set)).hexdigest()[:8]
+    return paths.weights_folder() / f"{sha256}{suffix}.safetensors"
 
 
-def _read(path: Path) -> IndexEntry | None:
+def recorded(path: Path) -> IndexEntry | None:
     """The entry of a file, whether or not the file changed since; None if there is none that can be read."""
     try:
         data = json.loads(_entry_file(path).read_text("utf-8"))
-        return IndexEntry(stat=FileStat(**data.pop(STAT_KEY)), **data)
+        copies = {name: Copy(**copy) for name, copy in data.pop("copies").items()}
+        return IndexEntry(stat=FileStat(**data.pop(STAT_KEY)), copies=copies, **data)
     except (AttributeError, OSError, TypeError, ValueError, KeyError):
         return None  # the index only saves time
 

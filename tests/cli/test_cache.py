@@ -120,7 +120,10 @@ def test_head_shows_rows_and_draws_their_reconstructions(cache, models, tiny, tm
     expected = (tiny.vqvae().reconstruct(tiny.tokens()[1:]).detach()[0].permute(1, 2, 0).numpy() + 1) * 127.5
     assert np.abs(first - expected).max() <= 1
     assert main(["cache", "head", str(cache), "--start", "2"]) == 2
-    assert main(["cache", "head", str(cache), "--picture", str(picture), "--model", "digits"]) == 1
+    assert main(["cache", "head", str(cache), "--picture", str(picture)]) == 2
+    assert "exists" in capsys.readouterr().err
+    other = str(tmp_path / "other.png")
+    assert main(["cache", "head", str(cache), "--picture", other, "--model", "digits"]) == 1
     assert "another tokenizer" in capsys.readouterr().err
 
 

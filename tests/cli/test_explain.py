@@ -150,7 +150,7 @@ def test_scales_and_uniform_weights_change_the_sum_as_documented(cache, models, 
         with np.load(tmp_path / "a.npz") as file:
             return {name: file[name] for name in file.files}
 
-    plain, part, uniform = arrays(), arrays("--scales", "2-3"), arrays("--weights", "uniform")
+    plain, part, uniform = arrays(), arrays("--scales", "2-3"), arrays("--weighting", "uniform")
     token = (plain["log_prob_subject"].astype(float) - plain["log_prob_rival"])[0]
     assert plain["map_contrast"].sum() == pytest.approx(token.sum(), abs=1e-6)
     assert part["map_contrast"].sum() == pytest.approx(token[1:14].sum(), abs=1e-6)
@@ -211,7 +211,7 @@ def test_a_wrong_limit_is_told_before_anything_is_loaded(cache, models, tmp_path
         (["--limit", "100"], "at most 40"),
         (["--scales", "3-9"], "scales 1 to 4"),
         (["--scales", "all"], "4-10"),
-        (["--weights", "equal"], "paper and uniform"),
+        (["--weighting", "equal"], "paper and uniform"),
         (["--upsample", "cubic"], "area and nearest"),
         (["--out", "why.pdf"], "no format '.pdf'"),
         (["--out", "why"], ".html or .htm or .png or .svg"),

@@ -56,6 +56,7 @@ def test_the_commands_are_these():
         "models add",
         "models remove",
         "models show",
+        "models verify",
         "report",
         "sample",
         "train",

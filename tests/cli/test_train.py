@@ -42,6 +42,13 @@ def test_a_trained_pair_classifies_what_it_was_trained_on(folder, trained, tmp_p
     assert not list(folder.glob("*.ckpt")), "a finished training leaves no checkpoint"
 
 
+def test_files_that_are_not_used_are_reported_before_training(tmp_path, capsys):
+    (halves(tmp_path / "img", 8) / "left" / "photo.heic").write_bytes(b"x")
+    options = [*SHAPE, *SMALL, "--steps", "1", "--out", str(tmp_path / "vq.safetensors")]
+    assert main(["train", "tokenizer", str(tmp_path / "img"), *options]) == 0
+    assert "files that are not images: 1 .heic" in capsys.readouterr().err
+
+
 def test_saved_files_carry_scales_preprocessing_and_class_names(trained):
     vq, var = trained
     tokenizer = load_tokenizer(str(vq))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from small_datasets import fill, picture
 
-from avarc_cli.data import Preprocess, datasets, imagenet1k, imagenet_val, open_images
+from avarc_cli.data import LabelSpace, Preprocess, datasets, imagenet1k, imagenet_val, match, open_images
 from avarc_cli.errors import UnreadableImage, UsageError
 
 IDS = imagenet1k().ids
@@ -39,6 +39,84 @@ def test_other_files_are_counted_in_one_note_and_those_of_systems_skipped(tmp_pa
     assert [note for note in images.notes if "not images" in note] == [
         "files that are not images: 2 .heic, 1 .txt, 1 without a suffix"
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "dataset", "synsets"),
+    [
+        (["ILSVRC2012_val_00000001_n01751748.JPEG", "ILSVRC2012_val_00000002_n09193705.JPEG"], "imagenet-val", 2),
+        (["n01440764_10026_n01440764.JPEG", "n01443537_10007_n01443537.JPEG"], "imagenet-train", 2),
+        (["n01440764_10026.JPEG", "n01443537_10007.JPEG", "n01443537_3.JPEG"], "imagenet-train", 2),
+        (["n01440764_10026.JPEG", "logo.png"], "", 1),
+    ],
+)
+def test_synsets_are_read_from_the_names_of_flat_images(tmp_path, names, dataset, synsets):
+    images = open_images([fill(tmp_path / "x", *names)])
+    assert images.dataset == dataset and len(images.class_names) == synsets
+    for name, label in labels(images).items():
+        assert (label or "logo") in name
+    assert open_images([tmp_path / "x"], "none").class_names == ()
+
+
+def test_flat_images_with_synsets_are_found_in_a_folder_that_only_wraps_them(tmp_path):
+    images = open_images([fill(tmp_path / "x", "train/n01440764_10026.JPEG", "train/n01443537_3.JPEG")])
+    assert images.dataset == "imagenet-train" and images.class_names == (IDS[0], IDS[1])
+
+
+@pytest.mark.parametrize("inner", ["tench", "0", "red"])
+def test_class_folders_count_whatever_the_files_in_them_are_called(tmp_path, inner):
+    """Also with a label file one folder up, which is about other classes."""
+    fill(tmp_path / "val", f"{inner}/ILSVRC2012_val_00000001.JPEG", "goldfish/n01440764_1.JPEG")
+    synset_per_line(tmp_path)
+    for root in (tmp_path / "val", tmp_path):
+        assert open_images([root]).class_names == tuple(sorted((inner, "goldfish")))
+    if inner != "red":
+        assert open_images([tmp_path / "val"], "imagenet-val").class_names == (IDS[0], IDS[1])
+
+
+def test_numbers_from_1_are_not_taken_for_imagenets_indices(tmp_path):
+    """The devkit counts from 1, in an order of its own."""
+    fill(tmp_path / "val", *(f"{number}/ILSVRC2012_val_00000001.JPEG" for number in (1, 2, 1000)))
+    assert open_images([tmp_path / "val"]).class_names == ("1", "1000", "2")
+    with pytest.raises(UsageError, match="has a class 1000") as error:
+        open_images([tmp_path / "val"], "imagenet-val")
+    assert "0 to 999" in error.value.why and "devkit" in error.value.why
+    fill(tmp_path / "some", "1/a.JPEG", "2/b.JPEG")
+    assert any("indices of ImageNet-1k" in note for note in open_images([tmp_path / "some"], "imagenet-val").notes)
+
+
+def test_a_single_folder_whose_name_says_that_it_is_no_class_is_looked_into(tmp_path):
+    fill(tmp_path / "x", "images/train/cat/1.png", "images/train/dog/2.png")
+    images = open_images([tmp_path / "x"])
+    assert images.class_names == ("cat", "dog") and images.names[0] == "images/train/cat/1.png"
+    assert "folders in images/train/" in images.notes
+
+
+@pytest.mark.parametrize(
+    ("names", "noted"),
+    [
+        (["pets/cat/1.png", "pets/dog/1.png"], True),
+        (["train/cat/1.png", "test/dog/1.png"], True),
+        (["gaussian_noise/1/n01440764/1.png", "gaussian_noise/1/n01443537/1.png"], True),
+        (["cat/images/1.png", "cat/images/2.png"], False),
+        (["cat/indoor/1.png", "dog/outdoor/2.png"], False),
+    ],
+)
+def test_classes_that_may_be_one_folder_further_in_are_noted(tmp_path, names, noted):
+    notes = open_images([fill(tmp_path / "x", *names)]).notes
+    assert any("if they are those inside" in note for note in notes) is noted
+
+
+def test_names_in_composed_and_decomposed_letters_are_one_class(tmp_path):
+    """macOS and archives made there decompose é into e and an accent."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    fill(tmp_path / "x", f"{composed}/1.png", f"{decomposed}/2.png", "tea/3.png")
+    images = open_images([tmp_path / "x"])
+    assert images.class_names == (composed, "tea") and images.labels.tolist().count(0) == 2
+    assert any("composed and with decomposed letters" in note for note in images.notes)
+    assert len(images.select([decomposed], None, None)) == 2
+    assert match([decomposed], LabelSpace("x", (composed,), (composed,))).tolist() == [0]
+    assert match([composed], LabelSpace("x", (decomposed,), (decomposed,))).tolist() == [0]
 
 
 def test_none_turns_detection_off(tmp_path):

@@ -221,3 +221,60 @@ def test_without_pyarrow_the_error_names_the_extra(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="needs pyarrow") as error:
         open_images([path])
     assert "avarc[data]" in error.value.fix
+
+
+def test_folders_called_key_and_value_are_a_column(tmp_path):
+    for name in ("label=ice%20cream/split=a", "label=cr%C3%AApe/split=a", "label=__HIVE_DEFAULT_PARTITION__/split=a"):
+        write(tmp_path / "set" / name / "part-0.parquet", pa.table({"image": pa.array([picture()])}))
+    images = open_images([tmp_path / "set"])
+    assert classes(images) == [None, "crêpe", "ice cream"]
+    assert any("classes in the names of folders (label=...)" in note for note in images.notes)
+    one = tmp_path / "set/label=ice%20cream/split=a/part-0.parquet"
+    assert classes(open_images([one])) == ["ice cream"]
+
+
+def test_numbers_in_names_of_folders_are_class_numbers(tmp_path):
+    for number in (3, 11):
+        write(tmp_path / f"imagenet/val/Label={number}/0.parquet", pa.table({"image": pa.array([picture()])}))
+    assert classes(open_images([tmp_path / "imagenet"], "imagenet-val")) == [IDS[11], IDS[3]]
+
+
+def test_splits_in_names_of_folders_need_a_choice(tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path / f"split={split}/0.parquet", pa.table({"image": pa.array([picture()])}))
+    with pytest.raises(UsageError, match="several splits"):
+        open_images([tmp_path])
+
+
+LEFT = ("cache-1f2e.arrow", "tmp_x.arrow", "indices.arrow", "_metadata.arrow", "_delta_log/0.checkpoint.arrow")
+
+
+def test_what_libraries_leave_beside_the_data_is_not_counted_twice(tmp_path):
+    for name in ("data-00000-of-00001.arrow", *LEFT):
+        write(tmp_path / "set" / name, table(rows([2, 0]), hub(NAMES)))
+    for name in ("dataset_info.json", "state.json", "_SUCCESS", "x.crc", "x.idx", ".part-0.crc", "README.md"):
+        (tmp_path / "set" / name).write_text("{}")
+    images = open_images([tmp_path / "set"])
+    assert classes(images) == ["cat", "ant"]
+    assert all(any(name in note for note in images.notes) for name in LEFT)
+    assert "files that are not used: 2 .json, 1 .crc, 1 .idx, 1 .md, 1 without a suffix" in images.notes
+    assert len(open_images(sorted((tmp_path / "set").glob("*.arrow")))) == 2  # as a shell lists them
+    assert len(open_images([tmp_path / "set" / LEFT[0]])) == 2  # named alone, it is meant
+    (tmp_path / "set/data-00000-of-00001.arrow").unlink()
+    with pytest.raises(UsageError, match="holds no dataset"):
+        open_images([tmp_path / "set"])
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+def test_images_may_have_any_type_of_bytes(tmp_path, kind):
+    labels = pa.array(["ant", "bee"], pa.string_view() if kind == pa.binary_view() else pa.large_string())
+    path = write(tmp_path / "x.parquet", pa.table({"image": pa.array([picture(0), picture(1)], kind), "label": labels}))
+    images = open_images([path])
+    assert classes(images) == ["ant", "bee"] and images.load(1, FIT).shape == (8, 8, 3)
+
+
+def test_a_known_dataset_without_a_single_label_says_so(tmp_path):
+    path = write(tmp_path / "x.parquet", pa.table({"image": pa.array([picture()]), "caption": pa.array([b"x"])}))
+    said = "ImageNet-R: not a single label was found"
+    assert any(said in note for note in open_images([path], "imagenet-r").notes)
+    assert not any(said in note for note in open_images([path]).notes)

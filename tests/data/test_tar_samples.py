@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from small_datasets import picture, tar
 
 from avarc_cli.data import open_images
+from avarc_cli.errors import UsageError
 
 
 def labels(path: Path) -> dict[str, str | None]:
@@ -81,13 +82,14 @@ def test_json_may_state_a_number_in_any_form(tmp_path, text, expected):
 @pytest.mark.parametrize("text", [b"{}", b"[", b'{"label": true}', b'{"label": null}', b"[" * 100_000])
 def test_json_without_a_class_is_named(tmp_path, text):
     path = tar(tmp_path / "x.tar", {"0.png": picture(), "0.json": text})
-    assert notes(path) == ["not used: .json files that state no class (1), such as 0.json"]
+    fields = " (its fields: label)" if b"label" in text else ""
+    assert notes(path) == [f"not used: .json files that state no class{fields} (1), such as 0.json"]
 
 
 def test_what_is_not_used_is_counted_and_named(tmp_path):
-    members = {"0.png": picture(), "0.label": b"1", "1.label": b"2", "2.cls": b"3", "README.txt": b"x", "Makefile": b""}
+    members = {"0.png": picture(), "0.id": b"1", "1.id": b"2", "2.cls": b"3", "README.txt": b"x", "Makefile": b""}
     assert notes(tar(tmp_path / "x.tar", members)) == [
-        "not used: .label files (2), such as 0.label",
+        "not used: .id files (2), such as 0.id",
         "not used: files without a suffix (1), such as Makefile",
         "not used: labels without an image (1), such as 2.cls",
         "not used: .txt files (1), such as README.txt",
@@ -128,7 +130,57 @@ def test_data_after_the_end_mark_are_noted(tmp_path):
 
 @pytest.mark.parametrize(
     ("folders", "expected"),
-    [("train/n01443537/images", "n01443537"), ("data/train/7/images", "7"), ("pets/cat", "cat"), ("images", "images")],
+    [("train/n01443537/images", "n01443537"), ("data/train/7/images", "7"), ("pets/cat", "cat"), ("images", None)],
 )
 def test_classes_are_the_folders_around_images(tmp_path, folders, expected):
     assert labels(tar(tmp_path / "x.tar", {f"{folders}/0.png": picture()})) == {f"{folders}/0.png": expected}
+
+
+@pytest.mark.parametrize(
+    "kind", ["label", "class", "target", "index", "y", "cls.txt", "label.txt", "LABEL", "class_id", "synset"]
+)
+def test_files_with_one_class_may_have_other_suffixes(tmp_path, kind):
+    members = {f"x/{i}.{kind}": label for i, label in enumerate((b"7\n", b"3.0", b"-1"))}
+    path = tar(tmp_path / "x.tar", members | {f"x/{i}.png": picture(i) for i in range(3)})
+    assert labels(path) == {"x/0.png": "7", "x/1.png": "3", "x/2.png": None}
+
+
+def test_texts_that_are_all_numbers_are_classes(tmp_path):
+    members = {"0.png": picture(), "0.txt": b"7\n", "1.png": picture(), "1.txt": b"3"}
+    assert labels(tar(tmp_path / "x.tar", members)) == {"0.png": "7", "1.png": "3"}
+
+
+def test_label_files_that_disagree_or_are_no_label_are_not_used(tmp_path):
+    both = {"0.png": picture(), "0.label": b"7", "0.target": b"8", "1.png": picture(), "1.label": b"3", "1.index": b"4"}
+    assert labels(tar(tmp_path / "x.tar", both)) == {"0.png": None, "1.png": "3"}
+    path = tar(tmp_path / "y.tar", {"0.png": picture(), "0.label": b"0 1 2\n3 4 5"})
+    assert labels(path) == {"0.png": None}
+    assert "not used: .label files, which are not a class in one line (1), such as 0.label" in notes(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [("cls", b"-1"), ("json", b'{"label": -1}'), ("json", b'{"label": null}'), ("label", b"")]
+)
+def test_a_folder_is_no_class_where_label_files_say_that_it_is_unknown(tmp_path, kind, text):
+    assert labels(tar(tmp_path / "x.tar", {"cat/0.png": picture(), f"cat/0.{kind}": text})) == {"cat/0.png": None}
+
+
+def test_json_without_a_class_still_tells_which_pictures_are_one_sample(tmp_path):
+    members = {"0.image.png": picture(0), "0.canny.png": picture(1), "0.json": b'{"caption": "x"}'}
+    assert labels(tar(tmp_path / "x.tar", members)) == {"0.image.png": None}
+
+
+def test_archives_in_a_tar_are_named(tmp_path):
+    path = tar(tmp_path / "train.tar", {"n01440764.tar": b"x", "b.zip": b"y"})
+    with pytest.raises(UsageError, match="no images") as error:
+        open_images([path])
+    assert ".tar files, which must be unpacked first (1), such as n01440764.tar" in error.value.why
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [('{"Label Name": "ant"}', "ant"), ('{"category_id": [4]}', "4"), ('"ant"', "ant"), ("7.0", "7"), ("[1, 2]", None)],
+)
+def test_json_may_be_a_class_or_have_its_fields_in_any_spelling(tmp_path, value, expected):
+    path = tar(tmp_path / "x.tar", {"0.png": picture(), "0.json": value.encode()})
+    assert labels(path) == {"0.png": expected}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 import pickle
+import re
 import tarfile
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_datasets import picture, tar
+from small_datasets import fill, picture, tar
 
 from avarc_cli.data import Preprocess, datasets, imagenet1k, open_images
 from avarc_cli.data.tar import CorruptTar, TarScanner
@@ -184,6 +187,56 @@ def test_a_tar_of_class_folders_needs_no_unpacking(tmp_path):
     assert images.dataset == "imagenet-r" and classes(images) == ["n01443537", "n01484850"]
 
 
+@pytest.mark.parametrize("names", [["n01440764", "n01443537"], ["cat", "dog"], ["boeing 747", "cessna 172"]])
+def test_tars_that_are_called_after_their_class_label_their_images(tmp_path, names):
+    for name in names:
+        tar(tmp_path / "set" / f"{name}.tar", {"./1.jpg": picture(0), "./2.jpg": picture(1)})
+    images = open_images([tmp_path / "set"])
+    assert classes(images) == [names[0]] * 2 + [names[1]] * 2
+    assert "classes from the names of the tar files" in images.notes
+    assert classes(open_images([tmp_path / "set" / f"{name}.tar" for name in reversed(names)]))[0] == names[1]
+
+
+def test_the_archive_of_imagenets_training_images_is_read_as_it_is_unpacked_once(tmp_path):
+    for synset in ("n01440764", "n01443537"):
+        tar(tmp_path / "train" / f"{synset}.tar", {f"{synset}_{i}.JPEG": picture(i) for i in (1, 2)})
+    images = open_images([tmp_path / "train"])
+    assert images.dataset == "imagenet-train" and classes(images) == ["n01440764"] * 2 + ["n01443537"] * 2
+
+
+@pytest.mark.parametrize(
+    "names", [["shard-000", "shard-001"], ["0", "1"], ["cat-0", "cat-1", "dog-0"], ["data", "images"], ["cat"]]
+)
+def test_other_names_of_tars_are_no_classes(tmp_path, names):
+    for name in names:
+        tar(tmp_path / f"{name}.tar", {"1.jpg": picture(0)})
+    images = open_images([tmp_path])
+    assert set(classes(images)) == {None}
+    assert "without labels" in images.layout
+    assert len(names) == 1 or any("not taken for classes" in note for note in images.notes)
+
+
+def test_labels_in_a_tar_count_more_than_its_name(tmp_path):
+    for name in ("cat", "dog"):
+        tar(tmp_path / f"{name}.tar", {"1.jpg": picture(0), "1.cls": b"7"})
+    assert set(classes(open_images([tmp_path]))) == {"7"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ILSVRC2012_val_00000001_n01751748.JPEG", "n01751748"),
+        ("train/n01440764_10026_n01440764.JPEG", "n01440764"),
+        ("./n01440764_10026.JPEG", "n01440764"),
+        ("tench/n01440764_10026.JPEG", "tench"),
+        ("tench/ILSVRC2012_val_00000001.JPEG", "tench"),
+        ("train/photo.jpg", None),
+    ],
+)
+def test_synsets_in_the_names_of_images_count_unless_a_folder_is_a_class(tmp_path, name, expected):
+    assert classes(open_images([tar(tmp_path / "x.tar", {name: picture()})])) == [expected]
+
+
 def test_several_splits_in_one_folder_need_a_choice(tmp_path):
     for split in ("train", "validation"):
         tar(tmp_path / f"imagenet1k-{split}-00.tar", {"0.jpg": picture(0), "0.cls": b"7"})
@@ -249,11 +302,38 @@ def test_corrupt_tars_give_members_or_an_error(tmp_path, edits, format):
         pass
 
 
-def test_a_compressed_tar_is_rejected(tmp_path):
-    path = tmp_path / "x.tar"
-    path.write_bytes(b"\x1f\x8b\x08\x00rest")
-    with pytest.raises(UsageError, match="is compressed"):
-        open_images([path])
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("x.tar", gzip.compress(b"x" * 600)),
+        ("x.tar", bz2.compress(b"x" * 600)),
+        ("x.tar", b"PK\x03\x04 a zip under another name"),
+        *((name, b"whatever") for name in ("x.tar.gz", "x.tgz", "x.TAR.ZST", "x.zip", "photos.7z", "x.tar.xz")),
+    ],
+)
+def test_a_compressed_archive_is_refused_in_the_same_words_wherever_it_is(tmp_path, name, data):
+    root = fill(tmp_path, "photos/1.png") / "set/inside"
+    root.mkdir(parents=True)
+    (root / name).write_bytes(data)
+    for inputs in ([root / name], [tmp_path / "set"], [tmp_path / "photos", root / name]):
+        with pytest.raises(UsageError, match=re.escape(f"{name}' is compressed")) as error:
+            open_images(inputs)
+        assert "read in place" in error.value.why and "unpack it" in error.value.fix
+
+
+def test_a_compressed_shard_among_others_is_refused_unless_it_is_unpacked(tmp_path):
+    root = shards(tmp_path / "wds")
+    (root / "shard-001.tar.gz").write_bytes(b"x")
+    (root / "readme.txt.gz").write_bytes(b"x")
+    images = open_images([root])
+    assert len(images) == 6 and "files that are not used: 2 .gz" in images.notes
+    (root / "shard-002.tar.gz").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"shard-002.tar.gz' is compressed"):
+        open_images([root])
+
+
+def test_a_tar_whose_first_name_looks_like_a_magic_number_is_read(tmp_path):
+    assert len(open_images([tar(tmp_path / "x.tar", {"BZh1.png": picture(), "PK.png": picture()})])) == 2
 
 
 def test_a_tar_without_images_is_a_usage_error(tmp_path):

@@ -17,7 +17,10 @@ from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layout import TokenLayout
 from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
+from avarc_cli.models.var.config import read_config
+from avarc_cli.models.var.network import VAR
 from avarc_cli.tokenizers.vqvae.family import FAMILY as VQVAE_FAMILY
+from avarc_cli.zoo.published import SCALES_256, SCALES_512
 
 DIGITS = Path(avarc_cli.__file__).parent / "assets" / "digits"
 TF32 = torch.backends.cuda.matmul, torch.backends.cudnn
@@ -53,7 +56,7 @@ def test_missing_misshaped_and_unknown_keys_are_named(tiny):
     assert "2 missing" in message and "(7,) instead of (128,)" in message and "blocks.0.surprise" in message
 
 
-@pytest.mark.parametrize("key", ["class_emb.weight", "lvl_1L", "pos_start", "head.weight", "blocks.0.ffn.fc1.weight"])
+@pytest.mark.parametrize("key", ["class_emb.weight", "pos_start", "head.weight", "blocks.0.ffn.fc1.weight"])
 def test_a_file_without_a_required_tensor_is_not_a_var(tiny, key):
     tensors = tiny.tensors("var")
     del tensors[key]
@@ -61,7 +64,41 @@ def test_a_file_without_a_required_tensor_is_not_a_var(tiny, key):
         read_var(tensors)
 
 
-@pytest.mark.parametrize("level", [[0, 1, 1, 1], [0] * 30, [2] + [0] * 29, [], [-1] * 30])
+BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
+
+
+def without_buffers(tensors):
+    return {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[2] not in BUFFERS}
+
+
+def test_without_its_buffers_a_model_needs_its_scales_and_is_the_same(golden):
+    tensors, sides = without_buffers(golden.tensors("var")), list(golden.patch_nums)
+    with pytest.raises(CheckpointError, match=r"the scales of x\.pth are unknown") as error:
+        read_var(tensors, source="x.pth")
+    assert "--model-config" in error.value.fix and '"patch_nums"' in error.value.fix
+    for stated in ({"patch_nums": sides}, {"v_patch_nums": ",".join(map(str, sides))}):
+        config = read_config(tensors, ConfigSources((("here", stated),)), "x.pth")
+        assert config == golden.var().config
+        network = VAR.from_state_dict(config, tensors, source="x.pth")
+        assert torch.equal(network.place(), golden.var().place())
+
+
+@pytest.mark.parametrize("sides", [[1, 2, 3], [1, 2, 3, 5], [2, 1, 3, 4], [1, 2, 3, 3, 2]])
+def test_stated_scales_must_fit_the_tensors(tiny, sides):
+    with pytest.raises(CheckpointError, match=r"does not have the scales 1|does not have the scales 2"):
+        read_config(without_buffers(tiny.tensors("var")), ConfigSources((("here", {"patch_nums": sides}),)), "x.pth")
+
+
+@pytest.mark.parametrize("published", [SCALES_256, SCALES_512])
+def test_the_scales_of_published_models_are_known_from_their_number(tiny, published):
+    tensors = without_buffers(tiny.tensors("var"))
+    tensors["pos_1LC"] = torch.zeros(1, published.num_tokens, 128)
+    tensors["lvl_embed.weight"] = torch.zeros(len(published.sides), 128)
+    config = read_config(tensors, ConfigSources(), "x.pth")
+    assert config.patch_nums == published.sides and "published" in config.inferred["scales"]
+
+
+@pytest.mark.parametrize("level", [[0, 1, 1, 1], [0] + [5] * 29, [0] * 30, [2] + [0] * 29, [], [-1] * 30])
 def test_scales_that_make_no_sense_are_refused(tiny, level):
     tensors = tiny.tensors("var") | {"lvl_1L": torch.tensor([level], dtype=torch.long)}
     with pytest.raises(CheckpointError, match="lvl_1L"):

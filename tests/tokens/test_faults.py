@@ -56,7 +56,7 @@ def test_changed_bytes_are_found_or_harmless(images, stub_tokenizer, tmp_path):
     [
         ("/dev/full", "it is a device or a pipe"),
         ("pipe", "it is a device or a pipe"),
-        ("none/t.h5", "there is no folder"),
+        ("none/t.h5", "is no folder"),
     ],
 )
 def test_a_path_that_is_no_file_is_refused_before_anything_is_computed(images, stub_tokenizer, tmp_path, place, why):

@@ -68,8 +68,8 @@ COMMANDS = {
     "tune": "tune encode/tokens.h5 --limit 110 --hold-out 40 --agreement 0.95 --out {out}/plan.json",
     # what is made of scores
     "explain-page": "explain encode-latents/tokens.h5 --limit 4 --out {out}/page.html --npz {out}/arrays.npz",
-    "explain-picture": "explain encode-latents/tokens.h5 --rows 3,7 --class label --vs 8 --weights uniform --scales 2-5"
-    " --upsample nearest --out {out}/picture.png --npz {out}/arrays.npz",
+    "explain-picture": "explain encode-latents/tokens.h5 --rows 3,7 --class label --vs 8 --weighting uniform"
+    " --scales 2-5 --upsample nearest --out {out}/picture.png --npz {out}/arrays.npz",
     "report": "report classify/run --hardest 3 --out {out}/report.html",
     "export-npz": "export classify/run --out {out}/scores.npz",
     "export-h5": "export classify/run --per-token --out {out}/scores.h5",

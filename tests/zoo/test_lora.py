@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from avarc_cli.errors import CheckpointError
+from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.zoo.checkpoint import read
 
 W, BIAS = torch.arange(12.0).view(4, 3), torch.ones(4)
@@ -38,7 +38,41 @@ def merged(path, scale):
 def test_an_adapter_of_unknown_scale_is_rejected(tmp_path):
     with pytest.raises(CheckpointError, match="of unknown scale") as error:
         read(write(tmp_path))
-    assert "adapter_config.json" in error.value.fix
+    assert "adapter_config.json" in error.value.fix and "--lora-alpha" in error.value.fix
+
+
+def test_the_user_may_state_a_scale_that_no_file_states(tmp_path):
+    path = write(tmp_path)
+    found = {alpha: read(path, lora_alpha=alpha) for alpha in (4.0, 6.0)}
+    for alpha, each in found.items():
+        assert torch.equal(each.tensors["blocks.0.proj.weight"], W + alpha / 2 * B @ A)
+        assert each.metadata["lora"] == f"1 matrices of rank 2 merged with alpha {alpha:g} (from --lora-alpha)"
+    assert found[4.0].sha256 != found[6.0].sha256
+
+
+@pytest.mark.parametrize(
+    ("tensors", "wrapper", "config", "alpha"),
+    [
+        (ADAPTED, {"lora_alpha": 4}, None, 4),
+        (ADAPTED, {}, {"lora_alpha": 4}, 8),
+        ({"head.weight": W}, {}, None, 4),
+        (ADAPTED, {}, None, float("nan")),
+    ],
+)
+def test_a_scale_that_is_stated_or_not_needed_or_no_number_is_refused(tmp_path, tensors, wrapper, config, alpha):
+    if config:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="--lora-alpha"):
+        read(write(tmp_path, tensors, **wrapper), lora_alpha=alpha)
+
+
+def test_the_config_beside_an_adapter_without_scale_must_still_allow_merging(tmp_path):
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps({"r": 2}))
+    assert "alpha 4 " in read(write(tmp_path), lora_alpha=4).metadata["lora"]
+    config.write_text(json.dumps({"r": 2, "use_rslora": True}))
+    with pytest.raises(CheckpointError, match="cannot be merged"):
+        read(write(tmp_path), lora_alpha=4)
 
 
 def test_alpha_comes_from_the_wrapper(tmp_path):
@@ -121,8 +155,8 @@ def test_an_alpha_that_is_not_a_finite_number_is_rejected(tmp_path, alpha):
     ("config", "what"),
     [
         ("{", "cannot be read"),
-        ("[]", "has no lora_alpha"),
-        ('{"r": 2}', "has no lora_alpha"),
+        ("[]", "cannot be read"),
+        ('{"r": 2}', "of unknown scale"),
         ('{"lora_alpha": null}', "not a finite number"),
         ('{"lora_alpha": 2, "use_rslora": true}', "cannot be merged by avarc"),
         ('{"lora_alpha": 2, "init_lora_weights": "olora"}', "cannot be merged by avarc"),

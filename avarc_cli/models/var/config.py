@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
-from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.config_sources import ConfigSources, square_sides
 from avarc_cli.layers.state_dict import take
 from avarc_cli.layout import TokenLayout
+from avarc_cli.zoo.published import SCALES_256, SCALES_512
 
 TITLE = "VAR transformer"
 HEAD_WIDTH = 64  # channels of a head in every published VAR
@@ -58,9 +59,11 @@ def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: st
     """The shape of the VAR that these tensors make up.
 
     The tensors tell everything but the number of heads of a model without QK-norm, which `stated` may hold as
-    "num_heads" (the reference's name); otherwise heads have 64 channels, as in every published VAR.
+    "num_heads" (the reference's name); otherwise heads have 64 channels, as in every published VAR. The scales are in
+    a buffer that some programs do not save; then `stated` must hold "patch_nums", or the model must have as many scales
+    and positions as a published one.
 
-    Raises: CheckpointError when the tensors are no VAR.
+    Raises: CheckpointError when the tensors are no VAR, or its scales are unknown.
     """
 
     def shape(key: str, ndim: int) -> torch.Size:
@@ -79,12 +82,18 @@ def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: st
         heads = shape("blocks.0.attn.scale_mul_1H11", 4)[1]
     else:
         heads, inferred = _heads(width, stated, source)
+    first, total, count = shape("pos_start", 3)[1], shape("pos_1LC", 3)[1], shape("lvl_embed.weight", 2)[0]
+    if "lvl_1L" in tensors:
+        patch_nums = _read_patch_nums(tensors["lvl_1L"], source, first, total)
+    else:
+        patch_nums, more = _patch_nums(stated, source, first, total, count)
+        inferred |= more
     return VARConfig(
         depth=depth,
         width=width,
         heads=heads,
         num_classes=rows - 1,
-        patch_nums=_read_patch_nums(tensors, source, first=shape("pos_start", 3)[1], total=shape("pos_1LC", 3)[1]),
+        patch_nums=patch_nums,
         vocab_size=shape("head.weight", 2)[0],
         z_channels=shape("word_embed.weight", 2)[1],
         shared_aln="shared_ada_lin.1.weight" in tensors,
@@ -107,15 +116,42 @@ def _heads(width: int, stated: ConfigSources, source: str) -> tuple[int, dict[st
     return heads, {}
 
 
-def _read_patch_nums(tensors: Mapping[str, Tensor], source: str, first: int, total: int) -> tuple[int, ...]:
-    level_L = take(tensors, "lvl_1L", source=source, expected=TITLE).flatten().long()
+def _read_patch_nums(level_1L: Tensor, source: str, first: int, total: int) -> tuple[int, ...]:
+    level_L = level_1L.flatten().long()
     counts = level_L.bincount().tolist() if len(level_L) and level_L.min() >= 0 else []
     sides = tuple(math.isqrt(n) for n in counts)
     in_order = bool((level_L.diff() >= 0).all())
-    if not in_order or [p * p for p in sides] != counts or counts[:1] != [first] or sum(counts) != total:
+    if not in_order or 0 in counts or [p * p for p in sides] != counts or counts[:1] != [first] or sum(counts) != total:
         raise CheckpointError(
             f"{source} does not fit a {TITLE}",
             f"'lvl_1L' gives scales of {counts[:12]} positions; expected squares, {first} first, {total} in all",
             "the file is corrupt: download it again",
         )
     return sides
+
+
+def _patch_nums(
+    stated: ConfigSources, source: str, first: int, total: int, count: int
+) -> tuple[tuple[int, ...], dict[str, str]]:
+    """The scales of a model without the buffer that tells them, and what was inferred about them."""
+
+    def fits(sides: Sequence[int]) -> bool:
+        return len(sides) == count and sides[0] ** 2 == first and sum(p * p for p in sides) == total
+
+    shape = f"{count} scales with {total} positions in all, {first} in the first"
+    layout = stated.layout("patch_nums", "v_patch_nums")
+    if layout is not None:
+        sides = square_sides(layout, source, TITLE)
+        if not fits(sides):
+            text = ",".join(map(str, sides))
+            raise CheckpointError(f"{source} does not have the scales {text}", f"it has {shape}", "correct patch_nums")
+        return sides, {}
+    for sides in (SCALES_256.sides, SCALES_512.sides):
+        if fits(sides):
+            text = ",".join(map(str, sides))
+            return sides, {"scales": f"{text}: those of the published models; the file has no 'lvl_1L' that tells"}
+    raise CheckpointError(
+        f"the scales of {source} are unknown",
+        f"it has no 'lvl_1L' that tells them, and no published model has {shape}",
+        'add --model-config FILE.json, or a config.json beside it, with {"patch_nums": [1, 2, ...]}',
+    )

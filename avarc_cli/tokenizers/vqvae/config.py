@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
-from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.config_sources import ConfigSources, square_sides
 from avarc_cli.layers.state_dict import take
-from avarc_cli.layout import TokenLayout
 
 TITLE = "VQ-VAE (VAR tokenizer)"
 
@@ -87,7 +86,7 @@ def _scales(config: VQVAEConfig, stated: ConfigSources, source: str) -> tuple[tu
     """The scales, and what was inferred about them."""
     layout = stated.layout("patch_nums", "v_patch_nums")
     if layout is not None:
-        return _sides(layout, source), {}
+        return square_sides(layout, source, TITLE), {}
     if replace(config, patch_nums=PUBLISHED.patch_nums) != PUBLISHED:
         raise CheckpointError(
             f"the scales of {source} are unknown",
@@ -96,13 +95,3 @@ def _scales(config: VQVAEConfig, stated: ConfigSources, source: str) -> tuple[tu
         )
     text = ",".join(map(str, PUBLISHED.patch_nums))
     return PUBLISHED.patch_nums, {"scales": f"{text}: those of the published 256-pixel models; the file does not tell"}
-
-
-def _sides(layout: TokenLayout, source: str) -> tuple[int, ...]:
-    try:
-        sides = layout.sides
-    except ValueError:
-        sides = ()
-    if not sides:
-        raise CheckpointError(f"{source} cannot give a {layout}", f"a {TITLE} has square scales", "correct the layout")
-    return sides
