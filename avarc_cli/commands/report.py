@@ -38,6 +38,7 @@ def report(
     lora_alpha: opt.LoraAlphaOpt = None,
     weight_set: opt.WeightSetOpt = None,
     tokenizer_weight_set: opt.TokenizerWeightSetOpt = None,
+    image_size: opt.ImageSizeOpt = None,
     device: opt.DeviceOpt = "auto",
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
@@ -68,6 +69,7 @@ def report(
             lora_alpha=lora_alpha,
             weight_set=weight_set,
             tokenizer_weight_set=tokenizer_weight_set,
+            image_size=image_size,
         )
         return load_classifier(spec)
 
