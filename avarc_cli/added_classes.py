@@ -21,8 +21,8 @@ from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import low_rank
 from avarc_cli.layers.low_rank import PREFIX, A, B, LowRank
 from avarc_cli.likelihood import LikelihoodModel, TrainableModel
+from avarc_cli.settings import METHODS, check_method
 
-METHODS = ("embedding", "adaln", "lora")
 ROW = "class_emb"  # key of the embedding in the file of an added class; the other keys are PEFT's
 
 
@@ -88,8 +88,7 @@ class AddedClass(nn.Module):
 
 def targets_of(base: TrainableModel, method: str) -> dict[str, tuple[int, int]]:
     """Linears of the base that a method changes: name -> (out, in). Raises: as `AddedClass.new`."""
-    if method not in METHODS:
-        raise UsageError(f"no method '{method}'", f"there are {', '.join(METHODS)}")
+    check_method(method)
     targets = {} if method == "embedding" else base.low_rank_targets(method)
     if method != "embedding" and not targets:
         raise UsageError(

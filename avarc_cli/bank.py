@@ -9,20 +9,21 @@ This module only reads; `incremental.editing` changes banks. The file of the bas
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import Tensor
 
 from avarc_cli.data.labels import LabelSpace, close_names, normalize
 from avarc_cli.errors import CheckpointError, UsageError, describe_differences
+from avarc_cli.names import from_json, to_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 FILE = "bank.json"
@@ -84,6 +85,8 @@ class Bank:
 
     def tensors(self, addition: Addition) -> dict[str, Tensor]:
         """The tensors of an added class. Raises: CheckpointError with the file if it is missing or corrupt."""
+        from safetensors.torch import load
+
         path = self.path / addition.file
         try:
             data = path.read_bytes()
@@ -130,7 +133,7 @@ class Bank:
     def to_json(self) -> str:
         """The text of bank.json."""
         values = {"format": FORMAT, "base": asdict(self.base), "classes": [asdict(a) for a in self.additions]}
-        return json.dumps(values, indent=1)
+        return to_json(values, indent=1)
 
 
 def read(path: Path) -> Bank:
@@ -143,7 +146,7 @@ def read(path: Path) -> Bank:
         why = f"there is no '{file}'" if path.is_dir() else f"there is no folder '{path}'"
         raise UsageError(f"'{path}' is not a class bank", why, "avarc add-class creates one")
     try:
-        values = json.loads(file.read_bytes())
+        values = from_json(file.read_bytes())
         if values["format"] != FORMAT:
             raise CheckpointError(
                 f"'{file}' has another format", f"it is {values['format']}, this avarc reads {FORMAT}"

@@ -9,7 +9,6 @@ Example:
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,12 +25,12 @@ from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import CacheError, UnreadableImage, UsageError
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import ModelSpec, load_model
-from avarc_cli.options import AUTO, Options
+from avarc_cli.options import AUTO, Options, parse_batch_size, parse_bytes
 from avarc_cli.progress import MetricsProgress, Notify, Progress, no_message, no_metrics, no_progress
 from avarc_cli.results import records, tuned
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.run import Run, RunResult, classify
-from avarc_cli.scoring.batching import auto_tokens, max_cached_tokens, parse_bytes
+from avarc_cli.scoring.batching import auto_tokens, max_cached_tokens
 from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import score_function
@@ -87,7 +86,7 @@ class Classifier:
         Raises: UsageError for classes, priors, a score, a batch size or a tuned plan that do not fit the model.
         """
         self.model, self.options = model, options
-        self.batch_size = None if options.batch_size == AUTO else _parse_batch_size(options.batch_size)
+        self.batch_size = parse_batch_size(options.batch_size)
         self.memory = None if options.memory is None else parse_bytes(options.memory)
         likelihood = model.likelihood
         self.candidates, self.candidates_of = candidates(model, options.classes, options.dataset)
@@ -135,7 +134,9 @@ class Classifier:
         sigma: float = 0.1,
         seed: int = 0,
         workers: int | None = None,
+        overwrite: bool = False,
         progress: Progress = no_progress,
+        say: Notify = no_message,
     ) -> EncodeResult:
         """Encode images into a token cache for this classifier, with as many samples as its plan needs.
 
@@ -143,10 +144,12 @@ class Classifier:
 
         Args:
             out: the cache to write.
-            preprocess: "resize-crop", "fit" or "none". None for the tokenizer's own.
+            preprocess: as `--preprocess` (`Preprocess.choose`). None for the tokenizer's own.
             sigma, seed: standard deviation, in units of the latents, and seed of the smoothing noise.
             workers: processes that decode images; 0 decodes in this one. None for as many as the device needs.
+            overwrite: replace a cache or unfinished chunks of another request; encode a complete cache again.
             progress: called with (images done, images in all).
+            say: called with messages for the user, such as how many images changed since an earlier call.
         Raises: as `tokens.encode`.
         """
         tokenizer = self.model.tokenizer
@@ -154,13 +157,15 @@ class Classifier:
             return encode(
                 images,
                 tokenizer,
-                Preprocess(preprocess or tokenizer.preprocess, tokenizer.image_size),
+                Preprocess.choose(preprocess, tokenizer.preprocess, tokenizer.image_size),
                 Path(out),
                 samples=self.plan().samples,
                 sigma=sigma,
                 seed=seed,
                 workers=default_workers(self.model.device) if workers is None else workers,
+                overwrite=overwrite,
                 progress=progress,
+                say=say,
             )
 
     def classify_cache(
@@ -171,6 +176,7 @@ class Classifier:
         save_json: bool = False,
         save_likelihood: bool = False,
         keep_scores: bool = False,
+        overwrite: bool = False,
         on_start: Callable[[Run], None] = lambda run: None,
         progress: MetricsProgress = no_metrics,
         say: Notify = no_message,
@@ -183,15 +189,23 @@ class Classifier:
             save_json: write each image's stages to OUT/json/.
             save_likelihood: write each image's token log-probabilities to OUT/likelihood/.
             keep_scores: return the scores of all candidates, of the images scored in this call.
+            overwrite: replace a run of another request in `out`. Only files that belong to a run are deleted.
             on_start: called once with the run, before anything is scored.
             progress: called after every group of images with (images done, running numbers).
-            say: called with a message when a batch had to be made smaller.
+            say: called with messages for the user, such as that a batch had to be made smaller.
         Raises: as `run` and `results.run.classify`.
         """
         folder = None if out is None else RunFolder(Path(out))
-        earlier = folder.recorded("tokens_per_batch") if folder else None
-        request = self.request(cache.header.samples, keep_tokens=save_likelihood, tokens_per_batch=earlier)
-        run = self.run(cache, request, save_json=save_json, save_likelihood=save_likelihood)
+
+        def make(tokens_per_batch: int | None) -> Run:
+            samples = cache.header.samples
+            request = self.request(samples, keep_tokens=save_likelihood, tokens_per_batch=tokens_per_batch)
+            return self.run(cache, request, save_json=save_json, save_likelihood=save_likelihood)
+
+        run = make(folder.recorded("tokens_per_batch") if folder else None)
+        if folder and overwrite and folder.has_another(run.protocol):
+            run = make(None)
+            folder.replace(run.protocol)
         on_start(run)
         return classify(run, folder, keep_scores=keep_scores, progress=progress, say=say)
 
@@ -338,6 +352,7 @@ class Classifier:
         tokens |= {
             "layout": header.layout.to_dict(),
             "images": len(cache),
+            "limit": None if cache.file_rows is None else len(cache),
             "length": self.model.likelihood.segment_ends[-1],
         }
         classes = self.model.classes
@@ -373,9 +388,3 @@ def load_classifier(model: ModelSpec | str = "digits", options: Options | None =
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return Classifier(load_model(model), options or Options())
-
-
-def _parse_batch_size(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
-        raise UsageError(f"batch size '{text[:20]}'", "it is a number of pairs from 1 to 999999999, or auto")
-    return int(text)

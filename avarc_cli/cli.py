@@ -28,7 +28,8 @@ from avarc_cli.commands.incremental import incremental
 from avarc_cli.commands.report import report
 from avarc_cli.commands.sample import sample
 from avarc_cli.commands.tune import tune
-from avarc_cli.errors import EXIT_DONE, EXIT_FAILED, AvarcError, Interrupted
+from avarc_cli.errors import EXIT_DONE, EXIT_FAILED, AvarcError, Interrupted, first_line, lacks_memory
+from avarc_cli.process import EXIT_SIGNAL, StopRequest, discard_stdout, open_standard_streams, stoppable
 
 
 class _Commands(TyperGroup):
@@ -101,43 +102,60 @@ app.add_typer(models.app, name="models")
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage, 3 done but some inputs unreadable.
+    """Run one command and return its exit code.
+
+    0 done, 1 failed, 2 wrong usage, 3 done but some inputs unreadable, 128 + n ended by signal n (130: Ctrl-C).
 
     Args:
         args: the words after `avarc`. None for the process's own.
     """
     # Read when torch loads: how long threads spin before they sleep (docs/performance.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    open_standard_streams()
     console.configure(mode=console.Mode.HUMAN, debug=False)
-    try:
-        code = _run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `avarc models | head -1`: the reader closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports the closed pipe at exit
-        return EXIT_FAILED
+    with stoppable() as request:
+        try:
+            code = _run(args, request)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `avarc models | head -1`: the reader closed the pipe
+            code = EXIT_FAILED
+            discard_stdout()
+        except OSError as problem:  # what --help or --version printed cannot be written
+            code = EXIT_FAILED
+            discard_stdout()
+            console.error(console.cannot_print(problem))
     return code
 
 
-def _run(args: Sequence[str] | None) -> int:
+def _run(args: Sequence[str] | None, request: StopRequest) -> int:
     try:
         app(args=None if args is None else list(args), prog_name="avarc")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_DONE
+    except Interrupted as problem:
+        return _end_interrupted(problem, request)
+    except KeyboardInterrupt:
+        return _end_interrupted(Interrupted("interrupted"), request)
     except AvarcError as problem:
         console.error(problem)
         return problem.exit_code
-    except KeyboardInterrupt:
-        console.error(Interrupted("interrupted"))
-        return Interrupted.exit_code
     except BrokenPipeError:
         raise
     except OSError as problem:  # a full disk, a file without permission: not a bug
         console.error(_system_error(problem))
         return EXIT_FAILED
-    except Exception as bug:  # noqa: BLE001  # anything else is a bug, and ends with one message too
-        console.error(_bug_report(bug))
+    except Exception as problem:  # noqa: BLE001  # anything else is a bug, and ends with one message too
+        console.error(_no_memory(problem) if lacks_memory(problem) else _bug_report(problem))
         return EXIT_FAILED
     return EXIT_DONE
+
+
+def _end_interrupted(problem: Interrupted, request: StopRequest) -> int:
+    if request.signal is None:
+        console.error(problem)
+        return problem.exit_code
+    console.error(Interrupted(problem.what, problem.why or f"the process received {request.signal.name}", problem.fix))
+    return EXIT_SIGNAL + request.signal
 
 
 def _system_error(problem: OSError) -> AvarcError:
@@ -146,6 +164,16 @@ def _system_error(problem: OSError) -> AvarcError:
         f"{problem.strerror or problem}{name}",
         why="the operating system refused",
         fix="check that the path exists, may be read or written, and has space left; --debug shows where it happened",
+    )
+    shown.__cause__ = problem  # what --debug shows
+    return shown
+
+
+def _no_memory(problem: Exception) -> AvarcError:
+    shown = AvarcError(
+        "not enough memory",
+        first_line(problem),
+        "lower --batch-size, --samples or --workers, use a smaller model or --precision bf16, or another --device",
     )
     shown.__cause__ = problem  # what --debug shows
     return shown

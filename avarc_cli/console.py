@@ -10,25 +10,28 @@ import dataclasses
 import enum
 import functools
 import io
-import json
 import math
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, cast
 
+from avarc_cli import tables
 from avarc_cli.errors import AvarcError
+from avarc_cli.names import to_json, to_line
+from avarc_cli.process import discard_stdout
+from avarc_cli.tables import Cell, Layout
+from avarc_cli.words import agreeing, plural
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.table import Table
+    from rich.console import Console
     from rich.text import Text
 
-PIPE_WIDTH = 240  # columns of a table in a file or a pipe, where no line needs to be wrapped
+PIPE_WIDTH = 10_000  # columns of a file or a pipe, where no line needs to be broken
 SECONDS_BETWEEN_LINES = 10.0  # between progress lines, where stderr is not a terminal
 SPEED_WINDOW = 3600.0  # seconds; a slow model on a CPU may take minutes between two updates
 
@@ -68,91 +71,115 @@ def mode() -> Mode:
     return _settings.mode
 
 
-def result(data: object, human: RenderableType | None = None, brief: str = "") -> None:
+def result(data: object, human: Layout | str = "", brief: str | Sequence[Sequence[object]] = "") -> None:
     """Print a command's result on stdout.
 
     Args:
         data: what --json prints: mappings, sequences, dataclasses, paths, arrays and numbers (nan becomes null).
-        human: what people see: text, or a `table`, `fields` or `stack`.
-        brief: what --quiet prints, for scripts. Empty for nothing.
+        human: what people see: text, or a layout made by `table`, `fields`, `text`, `path_and` or `stack`.
+        brief: what --quiet prints, for scripts: one line, or lines of fields with tabs between them. Empty for nothing.
+    Raises: AvarcError when stdout cannot be written to; BrokenPipeError when nobody reads it any more.
     """
+    try:
+        _print_result(data, human, brief)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        discard_stdout()
+        raise cannot_print(problem) from problem
+
+
+def _print_result(data: object, human: Layout | str, brief: str | Sequence[Sequence[object]]) -> None:
     if _settings.mode is Mode.JSON:
-        _stdout().file.write(json.dumps(_jsonable(data), indent=2, allow_nan=False) + "\n")
+        sys.stdout.write(to_json(_jsonable(data), indent=2) + "\n")
     elif _settings.mode is Mode.QUIET:
-        if brief:
-            _stdout().print(plain(brief), soft_wrap=True)
-    elif isinstance(human, str):
-        _stdout().print(plain(human), soft_wrap=True)
-    elif human is not None:
-        _stdout().print(human)
+        rows = ([brief] if brief else []) if isinstance(brief, str) else brief
+        fields = ([row] if isinstance(row, str) else row for row in rows)
+        sys.stdout.write("".join("\t".join(to_line(str(field)) for field in row) + "\n" for row in fields))
+    elif human:
+        _print_lines(text(human) if isinstance(human, str) else human)
+
+
+def _print_lines(layout: Layout) -> None:
+    out = _stdout()
+    for line in layout(out.width):
+        if out.options.ascii_only:
+            line.plain = line.plain.replace(tables.RULE, "-")
+        out.print(line, soft_wrap=True)
+
+
+def cannot_print(problem: OSError) -> AvarcError:
+    """The error for a stdout that cannot be written to."""
+    return AvarcError(
+        "cannot print the result to standard output",
+        problem.strerror or str(problem),
+        "send it elsewhere; files that the command was asked to write are complete",
+    )
 
 
 def note(message: str) -> None:
     """Print information on stderr, unless --quiet."""
     if _settings.mode is not Mode.QUIET:
-        _stderr().print(plain(message), soft_wrap=True)
+        _stderr().print("\n".join(tables.wrap(to_line(message), _stderr().width)), soft_wrap=True)
 
 
 def warn(message: str) -> None:
     """Print a warning on stderr."""
-    _stderr().print(_labelled("warning", "bold yellow", message), soft_wrap=True)
+    _stderr().print(_labelled("warning", "bold yellow", to_line(message)), soft_wrap=True)
 
 
 def error(problem: AvarcError) -> None:
     """Print an error on stderr: what happened, why, how to fix it, and with --debug its traceback."""
     if _settings.debug:
-        _stderr().file.write("".join(traceback.format_exception(problem)))
-    _stderr().print(_labelled("error", "bold red", problem.what), soft_wrap=True)
+        _stderr().file.write(to_line("".join(traceback.format_exception(problem)), keep="\n"))
+    _stderr().print(_labelled("error", "bold red", to_line(problem.what)), soft_wrap=True)
     for label, text in (("why", problem.why), ("fix", problem.fix)):
         if text:
-            _stderr().print(_labelled(f"  {label}", "bold", text), soft_wrap=True)
+            _stderr().print(_labelled(f"  {label}", "bold", to_line(text, keep="\n\t")), soft_wrap=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> RenderableType:
+def text(message: str) -> Layout:
+    """Running text."""
+    return tables.paragraph(str(plain(message)))
+
+
+def path_and(path: PurePath, what: str) -> Layout:
+    """A file or folder that was written, and what is in it."""
+    return tables.path_and(str(plain(str(path))), str(plain(what)))
+
+
+def stack(*parts: Layout | str) -> Layout:
+    """Parts one below the other, with an empty line between them."""
+    return tables.stack(*(text(part) if isinstance(part, str) else part for part in parts))
+
+
+def table(
+    title: str | PurePath, columns: Sequence[str], rows: Sequence[Sequence[object]], *, optional: str = ""
+) -> Layout:
     """A table whose cells are shown as they are. Columns of numbers (or None) are right-aligned.
 
-    The first column names the row and is never wrapped; the others wrap on a narrow terminal.
+    Names in the first column, numbers and paths are never broken; other text is, between words, on a narrow terminal.
+    The column `optional` is left out where the table does not fit otherwise.
     """
-    from rich import box
-    from rich.table import Table
-
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for i, name in enumerate(columns):
-        numbers = all(row[i] is None or isinstance(row[i], (int, float)) for row in rows)
-        justify: Literal["left", "right"] = "right" if rows and numbers else "left"
-        shown.add_column(plain(name), justify=justify, no_wrap=i == 0, overflow="fold")
-    for row in rows:
-        shown.add_row(*(plain("" if cell is None else str(cell)) for cell in row))
-    return _titled(title, shown)
+    cells = [[_cell(cell, whole=i == 0) for i, cell in enumerate(row)] for row in rows]
+    right = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
+    grid = tables.Grid([_cell(name) for name in columns], cells, right)
+    return tables.table(_cell(title), grid, columns.index(optional) if optional else None)
 
 
-def fields(title: str, values: Mapping[str, object]) -> RenderableType:
+def fields(title: str | PurePath, values: Mapping[str, object]) -> Layout:
     """Names and values, one pair per line."""
-    from rich.table import Table
-
-    shown = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    shown.add_column(style="bold", no_wrap=True)
-    shown.add_column(overflow="fold")
-    for name, value in values.items():
-        shown.add_row(plain(name), plain(str(value)))
-    return _titled(title, shown)
+    return tables.fields(_cell(title), [(str(plain(name)), _cell(value)) for name, value in values.items()])
 
 
-def _titled(title: str, table: Table) -> RenderableType:
-    """The table below its title; a Table's own title would be wrapped to the width of the table."""
-    from rich.console import Group
-
-    heading = plain(title)
-    heading.stylize("italic")
-    return Group(heading, table) if title else table
+def _is_number(cell: object) -> bool:
+    return cell is None or isinstance(cell, (int, float))
 
 
-def stack(*parts: RenderableType) -> RenderableType:
-    """Parts one below the other, with an empty line between them."""
-    from rich.console import Group
-
-    spaced = [x for part in parts for x in (plain(part) if isinstance(part, str) else part, plain(""))]
-    return Group(*spaced[:-1])
+def _cell(value: object, *, whole: bool = False) -> Cell:
+    text = "" if value is None else str(value)
+    return Cell(str(plain(text)), whole or isinstance(value, (int, float, PurePath)))
 
 
 def duration(seconds: float) -> str:
@@ -180,7 +207,7 @@ class ProgressBar:
         self._used = False
         self._bar = rich_progress.Progress(
             rich_progress.TextColumn("{task.description}", markup=False),
-            rich_progress.BarColumn(bar_width=30),
+            rich_progress.BarColumn(bar_width=min(30, max(5, _stderr().width - 62))),  # the rest needs about 62
             rich_progress.MofNCompleteColumn(),
             rich_progress.TextColumn("{task.fields[rate]}", markup=False),
             rich_progress.TimeRemainingColumn(compact=True),
@@ -212,14 +239,16 @@ class ProgressBar:
         speed = self._bar.tasks[0].speed
         if not speed:
             return ""
-        return f"{speed:.1f} {self._unit}/s" if speed >= 1 else f"{1 / speed:.1f} s per {self._unit.removesuffix('s')}"
+        return f"{speed:.1f} {plural(self._unit)}/s" if speed >= 1 else f"{1 / speed:.1f} s per {self._unit}"
 
     def _print_line(self) -> None:
         self._printed_at = self._clock()
         task = self._bar.tasks[0]
         left = "" if task.time_remaining is None else f"{duration(task.time_remaining)} left"
-        of = "" if task.total is None else f" of {task.total:.0f}"
-        parts = [f"{task.description}: {task.completed:.0f}{of} {self._unit}", self._rate(), left, self._note]
+        done, total = round(task.completed), None if task.total is None else round(task.total)
+        of = "" if total is None else f" of {total}"
+        what = f"{done}{of} {agreeing(done if total is None else total, self._unit)}"
+        parts = [f"{task.description}: {what}", self._rate(), left, self._note]
         _stderr().print(plain(", ".join(p for p in parts if p)), soft_wrap=True)
 
     def _hide_if_unused(self) -> None:
@@ -228,21 +257,22 @@ class ProgressBar:
 
     def _finish(self) -> None:
         task = self._bar.tasks[0]
-        if self._lines:
-            parts = [f"{task.completed:.0f} {self._unit} in {duration(task.elapsed or 0.0)}", self._note]
+        if self._lines and self._used:
+            done = round(task.completed)
+            parts = [f"{done} {agreeing(done, self._unit)} in {duration(task.elapsed or 0.0)}", self._note]
             _stderr().print(plain(f"{task.description}: " + ", ".join(p for p in parts if p)), soft_wrap=True)
 
 
 @contextmanager
 def progress(
-    description: str, total: int | None, *, unit: str = "images", clock: Callable[[], float] = time.monotonic
+    description: str, total: int | None, *, unit: str = "image", clock: Callable[[], float] = time.monotonic
 ) -> Iterator[ProgressBar]:
     """A progress bar for a with block, with rate and remaining time. Warnings appear above it.
 
     Args:
         description: what is being done, "encoding".
         total: units in all. None if that is not known yet.
-        unit: what is counted, in the plural.
+        unit: what is counted, in the singular.
         clock: seconds, for tests.
     """
     bar = ProgressBar(description, total, unit, clock)
@@ -256,32 +286,53 @@ def progress(
 
 
 def plain(text: str) -> Text:
-    """Text without markup, and with control characters escaped so that they cannot affect the terminal."""
+    """Text of one or more lines without markup; what could affect the terminal is escaped."""
     from rich.text import Text
 
-    return Text("".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text))
+    return Text(to_line(text, keep="\n\t"))
 
 
-def _labelled(label: str, style: str, message: str) -> Text:
+def _labelled(label: str, style: str, shown: str) -> Text:
+    """A label and a message in which everything is escaped that must be (`names.to_line`)."""
     from rich.text import Text
 
     indent = " " * (len(label) + 2)
-    return Text.assemble((f"{label}: ", style), plain(message.replace("\n", "\n" + indent)))
+    lines = tables.wrap(shown, _stderr().width - len(indent))
+    return Text.assemble((f"{label}: ", style), f"\n{indent}".join(lines))
 
 
 @functools.cache
 def _stdout() -> Console:
-    from rich.console import Console
-
-    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(markup=False, highlight=False, emoji=False, width=PIPE_WIDTH if wide else None)
+    return _console(sys.stdout.isatty())
 
 
 @functools.cache
 def _stderr() -> Console:
+    return _console(sys.stderr.isatty(), stderr=True)
+
+
+def _console(is_terminal: bool, *, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, markup=False, highlight=False, emoji=False)
+    width = None if is_terminal or "COLUMNS" in os.environ else PIPE_WIDTH
+    file = cast("IO[str]", _Stderr()) if stderr else None
+    return Console(file=file, markup=False, highlight=False, emoji=False, width=width)
+
+
+class _Stderr:
+    """stderr; a message that cannot be written (full disk, closed terminal) is lost, and does not end the work."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 def _jsonable(value: Any) -> Any:

@@ -6,20 +6,19 @@ import torch
 
 from avarc_cli import environment
 from avarc_cli.errors import UsageError, first_line
+from avarc_cli.settings import DEVICE_TYPES, check_device, check_kernels
 from avarc_kernels import triton_missing
-
-KERNELS = ("auto", "triton", "torch")
-DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 
 
 def pick_device(device: str) -> torch.device:
     """The device that "auto" or a name stands for. Raises UsageError for one that is not there."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
     what, fix = f"cannot use device '{device}'", "use auto or cpu; avarc doctor lists devices"
     try:
         place = torch.device(device)
-        if place.type not in DEVICE_TYPES:  # meta, for one, is always there and computes nothing
+        if place.type not in DEVICE_TYPES:
             raise UsageError(what, f"avarc runs on {', '.join(DEVICE_TYPES)}", fix)
         torch.empty(0, device=place)
     except (ImportError, RuntimeError, AssertionError) as error:
@@ -32,8 +31,7 @@ def pick_kernels(kernels: str, device: torch.device) -> str:
 
     Raises: UsageError for one that is unknown or cannot run there.
     """
-    if kernels not in KERNELS:
-        raise UsageError(f"no kernels '{kernels}'", f"there are {', '.join(KERNELS)}")
+    check_kernels(kernels)
     why = triton_missing(device)
     if kernels == "triton" and why is not None:
         raise UsageError("cannot use the triton kernels", why, "use --kernels auto, or torch")

@@ -14,6 +14,7 @@ import torch
 
 from avarc_cli import __version__
 from avarc_cli.layers.precision import cpu_has_bf16, cpu_has_vnni
+from avarc_cli.words import counted
 from avarc_kernels import triton_missing
 
 PACKAGES = ("torch", "numpy", "pillow", "h5py", "safetensors", "huggingface_hub")
@@ -93,12 +94,6 @@ def memory() -> int | None:
     return min([total, *(int(text) for text in texts if text.isdecimal())])
 
 
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out; CPU allocators and CUDA libraries say so only in words."""
-    words = ("out of memory", "allocate memory", "ALLOC_FAILED")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
-
-
 def devices() -> tuple[Device, ...]:
     """Every device a model can run on, the default first."""
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else range(0)
@@ -139,7 +134,7 @@ def _no_gpu() -> Iterator[Finding]:
 
 def _busy() -> Iterator[Finding]:
     if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 1.5 * cores():
-        why = f"{load:.1f} processes want {cores()} cores: the average of the last minute"
+        why = f"{load:.1f} processes want {counted(cores(), 'core')}: the average of the last minute"
         yield Finding("other processes are running", why, "wait for them to end, or expect proportionally less speed")
 
 
@@ -147,7 +142,9 @@ def _threads() -> Iterator[Finding]:
     threads, usable = torch.get_num_threads(), cores()
     if threads != usable:
         why = "some cores are idle" if threads < usable else "threads wait for each other"
-        yield Finding(f"{threads} threads on {usable} cores", why, f"set OMP_NUM_THREADS={usable}")
+        yield Finding(
+            f"{counted(threads, 'thread')} on {counted(usable, 'core')}", why, f"set OMP_NUM_THREADS={usable}"
+        )
 
 
 def _waiting() -> Iterator[Finding]:
@@ -194,7 +191,9 @@ def extras() -> tuple[Extra, ...]:
 
 def _device_choice(cuda: bool) -> Choice:
     if cuda:
-        return Choice("device", "cuda:0", f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA device(s)")
+        return Choice(
+            "device", "cuda:0", f"torch {torch.__version__} sees {counted(torch.cuda.device_count(), 'CUDA device')}"
+        )
     built = torch.version.cuda
     why = f"torch {torch.__version__} " + (
         f"was built for CUDA {built}, but finds no usable GPU or driver" if built else "was built without CUDA"

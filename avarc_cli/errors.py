@@ -67,10 +67,29 @@ class Interrupted(AvarcError):
     exit_code = 130
 
 
+def none_readable(source: str, unreadable: Sequence[tuple[str, str]]) -> AvarcError:
+    """The error for a source without a readable image.
+
+    Args:
+        unreadable: (name, reason) of every image.
+    """
+    name, reason = unreadable[0]
+    if len(unreadable) == 1:
+        return AvarcError(f"the only image of '{source}' is not readable", f"'{name}': {reason}")
+    what = f"none of the {len(unreadable):,} images of '{source}' is readable"
+    return AvarcError(what, f"the first is '{name}': {reason}")
+
+
 def shorten_list(names: Sequence[str], limit: int = MAX_NAMES) -> str:
     """The first few names, and how many more there are: "a, b, c and 7 more"."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out; CPU allocators and CUDA libraries say so only in words."""
+    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def first_line(error: BaseException) -> str:

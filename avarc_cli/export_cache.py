@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from avarc_cli.classifier import Classifier
 from avarc_cli.progress import Notify, StartProgress, no_message, silent
 from avarc_cli.results.export import export_run, writer
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.read_run import open_run
-from avarc_cli.results.run import Run, classify
+from avarc_cli.storage import beside
 from avarc_cli.tokens.cache import TokenCache
+
+if TYPE_CHECKING:
+    from avarc_cli.classifier import Classifier
+    from avarc_cli.results.run import Run
 
 
 def export_cache(
@@ -44,6 +48,8 @@ def export_cache(
     )
     run = classifier.run(cache, request, save_json=not per_token, save_likelihood=per_token)
     on_start(run)
+    from avarc_cli.results.run import classify  # imports torch
+
     with progress("scoring", len(cache)) as bar:
         classify(run, folder, progress=lambda done, numbers: bar.update(done), say=say)
     shape = export_run(open_run(folder.path), out, per_token=per_token, overwrite=overwrite, progress=progress)
@@ -57,4 +63,4 @@ def is_unfinished(out: Path) -> bool:
 
 
 def _run_folder(out: Path) -> RunFolder:
-    return RunFolder(out.with_name(out.name + ".run"))
+    return RunFolder(beside(out, ".run"))

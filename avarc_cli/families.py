@@ -17,6 +17,7 @@ from torch import Tensor
 
 from avarc_cli.errors import AvarcError, CheckpointError, UsageError
 from avarc_cli.likelihood import GeneratorFamily, TokenizerFamily
+from avarc_cli.words import counted
 
 GROUP = "avarc.families"
 _Family = TypeVar("_Family", GeneratorFamily, TokenizerFamily)
@@ -95,7 +96,7 @@ class Registry(Generic[_Family]):
         tried = "; ".join(f"it misses {', '.join(keys)} of a {families[name].title}" for name, keys in missing.items())
         raise CheckpointError(
             f"{source} is not a {self.what} that avarc knows",
-            f"{tried}; its {len(tensors)} tensors begin with {', '.join(sorted(tensors)[:4])}",
+            f"{tried}; it has {counted(len(tensors), 'tensor')}, like {', '.join(sorted(tensors)[:4])}",
             f"pass a {self.what}'s checkpoint here (avarc models lists what each model needs)",
         )
 

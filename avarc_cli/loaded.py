@@ -18,6 +18,7 @@ from avarc_cli.errors import UsageError
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
+from avarc_cli.settings import check_encoder_precision
 from avarc_cli.zoo.card import LocalFile, ModelCard, TokenizerCard
 
 
@@ -42,8 +43,7 @@ class LoadedTokenizer:
 
     def at(self, precision: str) -> LoadedTokenizer:
         """The same tokenizer with its encoder in "fp32" or "bf16" (CUDA). Raises UsageError for anything else."""
-        if precision not in ("fp32", "bf16"):
-            raise UsageError(f"images are not encoded in {precision}", "there are fp32 and, on a GPU, bf16")
+        check_encoder_precision(precision)
         if precision == "bf16" and self.device.type != "cuda":
             raise UsageError("encoding in bf16 needs a CUDA device", f"this run uses {self.device}", "use fp32")
         return replace(self, precision=precision)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from avarc_cli import bank as banks
-from avarc_cli import families
+from avarc_cli import families, strict_json
 from avarc_cli.added_classes import AddedClass, AddedClassesModel, base_of
 from avarc_cli.bank import Bank
 from avarc_cli.data.class_names import class_space
@@ -24,7 +23,7 @@ from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.zoo import checkpoint, local_files, weight_sets
-from avarc_cli.zoo.cards import ModelCard, TokenizerCard, any_card, model_cards, tokenizer_card, tokenizer_cards
+from avarc_cli.zoo.cards import ModelCard, TokenizerCard, any_card, is_path, tokenizer_card, tokenizer_cards
 
 CONFIG = "config.json"  # beside the weights, in the format of the model's reference implementation
 
@@ -203,12 +202,6 @@ def with_bank(model: LoadedModel, bank: Bank) -> LoadedModel:
     return replace(model, likelihood=likelihood, classes=bank.extend(model.classes), bank=bank)
 
 
-def is_path(name: str) -> bool:
-    """Whether a --model or --tokenizer value names a file rather than a card."""
-    known = {card.name for card in model_cards()} | {card.name for card in tokenizer_cards()}
-    return name not in known and ("/" in name or Path(name).suffix != "" or Path(name).exists())
-
-
 def _place(spec: str, card: ModelCard | TokenizerCard | None) -> tuple[Path, str]:
     """Where the weights are, and what they are called. Raises: AvarcError if those of a card are not here."""
     return (local_files.require(card), card.name) if card else (Path(spec), Path(os.path.abspath(spec)).name)
@@ -311,14 +304,11 @@ def _metadata_of(read: checkpoint.Checkpoint) -> str:
 def _read_json(path: Path) -> Mapping[str, Any]:
     """A JSON object. Raises: CheckpointError naming the file."""
     try:
-        values = json.loads(path.read_bytes())
+        return strict_json.parse_object(path.read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"the configuration {path} cannot be read", str(error), "correct or move the file"
         ) from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"the configuration {path} cannot be read", "it is not a JSON object", "correct the file")
-    return values
 
 
 def _stated_family(stated: ConfigSources, wanted: families.Registry[Any], other: families.Registry[Any]) -> str | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from avarc_cli.errors import UsageError
 
 AUTO = "auto"
 
@@ -38,3 +41,20 @@ class Options:
 
     memory: str | None = None
     """What the run may take, weights included, as 8GiB or 500MiB. None for no limit."""
+
+
+def parse_batch_size(text: str) -> int | None:
+    """A number of pairs; None for auto. Raises: UsageError for anything else."""
+    if text == AUTO:
+        return None
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
+        raise UsageError(f"batch size '{text[:20]}'", "it is a number of pairs from 1 to 999999999, or auto")
+    return int(text)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from "8GiB", "500MiB" or "8GB". Raises UsageError for anything else."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) *([GM])(i?)B", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise UsageError(f"cannot read '{text[:20]}' as an amount of memory", fix="write it as 8GiB or 500MiB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** (3 if match[2] == "G" else 2))

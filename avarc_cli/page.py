@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from avarc_cli.names import to_line
+
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --card: #f6f8fa; --ink: #1f2328; --muted: #59636e;
   --line: #d1d9e0; --blue: #0072b2; --vermilion: #c24e00; --good: #007a5a; --track: #e3e8ed; }
@@ -53,8 +55,8 @@ def document(title: str, body: str, *, style: str = "", script: str = "") -> str
 
 
 def text(value: object) -> str:
-    """Any value escaped for HTML text and attributes; what is not valid Unicode is escaped too."""
-    return html.escape(str(value).encode("utf-8", "backslashreplace").decode())
+    """Any value as one line, escaped for HTML and XML, text and attributes."""
+    return html.escape(to_line(str(value)))
 
 
 def picture(pixels_HW3: np.ndarray, alt: str, *, side: int, extra: str = "") -> str:

@@ -13,13 +13,11 @@ import numpy.typing as npt
 import torch
 
 from avarc_cli.data.labels import resolve_classes
-from avarc_cli.errors import UsageError
 from avarc_cli.layers.sampling import generator_of
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.progress import Progress, no_progress
+from avarc_cli.settings import check_sampling
 from avarc_cli.tokens.reconstruct import to_pixels
-
-MOST_GUIDANCE = 1000  # far beyond any use; float32 ends at 1e38
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +37,7 @@ class Sampling:
     """Of the random numbers."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.guidance <= MOST_GUIDANCE and self.top_k >= 0 and 0 <= self.top_p <= 1):
-            raise UsageError(
-                f"guidance {self.guidance}, top-k {self.top_k}, top-p {self.top_p}",
-                f"guidance lies in [0, {MOST_GUIDANCE}], top-k is at least 0, top-p lies in [0, 1]",
-            )
+        check_sampling(self.guidance, self.top_k, self.top_p)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ random and created exclusively, so writers never share one, and nothing that alr
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -17,10 +18,26 @@ from pathlib import Path
 TEMPORARY = ".tmp"
 """Suffix of temporary names: `NAME.1f83d9ab.tmp`."""
 
+MAX_NAME = 255
+"""Bytes of the name of a file on nearly all file systems."""
+
 # Only with the random part: a NAME.tmp may be the user's.
 _LEFTOVER = re.compile(rf"(?P<name>.+?)\.[0-9a-f]{{8}}{re.escape(TEMPORARY)}", re.DOTALL)
 # Some file systems cannot flush a folder, and one without read permission cannot be opened for it.
 _FOLDER_NOT_FLUSHED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EACCES})
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The file or folder that accompanies `path`: its name with a suffix, as in `OUT.lock`.
+
+    The end of a name that has no room for the suffix gives way to a digest of the name.
+    """
+    name = path.name
+    if len(os.fsencode(name + suffix)) > MAX_NAME:
+        suffix = f"~{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{suffix}"
+        while len(os.fsencode(name + suffix)) > MAX_NAME:
+            name = name[:-1]
+    return path.parent / (name + suffix)  # not with_name, which refuses a folder like "."
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -104,17 +121,23 @@ def remove_leftovers(folder: Path, is_unused: Callable[[str], bool] = lambda nam
 
 def remove_leftovers_of(path: Path) -> None:
     """As `remove_leftovers`, of one file or folder, which no process may be writing now. Raises: OSError."""
-    remove_leftovers(path.parent, lambda name: name == path.name)
+    own = _LEFTOVER.fullmatch(_temporary(path, "0" * 8).name)
+    assert own is not None
+    remove_leftovers(path.parent, lambda name: name == own["name"])
 
 
 def _make_temporary(path: Path, make: Callable[[Path], None]) -> Path:
     while True:
-        temporary = path.with_name(f"{path.name}.{os.urandom(4).hex()}{TEMPORARY}")
+        temporary = _temporary(path, os.urandom(4).hex())
         try:
             make(temporary)
         except FileExistsError:
             continue
         return temporary
+
+
+def _temporary(path: Path, random: str) -> Path:
+    return beside(path, f".{random}{TEMPORARY}")
 
 
 def _create_file(path: Path) -> None:

@@ -11,26 +11,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avarc_cli.classifier import Classifier
 from avarc_cli.data.labels import UNKNOWN
-from avarc_cli.errors import UsageError
+from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.progress import MetricsProgress, Notify, Progress, no_message, no_progress
 from avarc_cli.results import records
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.metrics import wilson
-from avarc_cli.results.run import Run, classify
 from avarc_cli.results.tuned import TunedPlan
 from avarc_cli.scoring import calibration, conformal
 from avarc_cli.scoring.conformal import ScoreTable, SimulatedResult, Tuning
 from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.scores import FloatN, IntN, posterior
+from avarc_cli.storage import beside
 from avarc_cli.tokens.cache import TokenCache
 
 LEAST_FOR_TEMPERATURE = 20  # labelled images
+if TYPE_CHECKING:
+    from avarc_cli.classifier import Classifier
+    from avarc_cli.results.run import Run
+
 CALIBRATING, EVALUATING = "calibrating", "evaluating"  # run folders beside the plan, until it is written
 
 
@@ -71,6 +74,8 @@ def tune(
     """
     check_request(len(cache), agreement=agreement, hold_out=hold_out, evaluate=evaluate is not None)
     options = replace(classifier.options, plan=f"exhaustive:{samples}", score="log-likelihood")
+    from avarc_cli.classifier import Classifier  # imports torch
+
     scorer = _Scorer(Classifier(classifier.model, options), on_start, progress, say)
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
@@ -165,7 +170,7 @@ def _tune(
 
 
 def _run_folder(out: Path, purpose: str) -> Path:
-    return out.with_name(f"{out.name}.{purpose}")
+    return beside(out, f".{purpose}")
 
 
 def _exact(agreement: float) -> Fraction:
@@ -174,11 +179,24 @@ def _exact(agreement: float) -> Fraction:
 
 
 def _exhaustive(run: Run, folder: RunFolder, progress: MetricsProgress, say: Notify) -> ScoreTable:
+    from avarc_cli.results.run import classify  # imports torch
+
     classify(run, folder, progress=progress, say=say)
     files = [folder.path / records.SEGMENTS.format(index) for index in range(len(run.cache))]
-    sums_nNSK = np.stack([np.load(io.BytesIO(file.read_bytes())) for file in files])
+    shape = (len(run.request.candidates), run.request.plan.samples, len(run.model.segment_ends))
+    sums_nNSK = np.stack([_read_segments(file, shape) for file in files])
     prior_KN = np.stack([run.request.prior(tokens) for tokens in run.model.segment_ends])
     return ScoreTable.of(sums_nNSK, prior_KN, run.model.segment_ends)
+
+
+def _read_segments(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        sums: np.ndarray = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+        if (sums.shape, sums.dtype) != (shape, np.dtype(np.float64)):
+            raise ValueError(f"it holds {sums.dtype} of shape {sums.shape}, expected is {shape}")
+    except (ValueError, EOFError) as error:
+        raise AvarcError(f"'{file}' is corrupt", str(error), f"delete the folder '{file.parent.parent}'") from None
+    return sums
 
 
 def _right_candidates(run: Run) -> IntN:

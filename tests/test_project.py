@@ -44,7 +44,7 @@ def test_every_module_is_in_the_import_contract():
     modules |= {f"avarc_cli.{path.parent.name}" for path in (ROOT / "avarc_cli").glob("*/__init__.py")}
     modules.remove("avarc_cli.__init__")
     assert modules <= layered
-    may_print = {f"avarc_cli.{name}" for name in ("__main__", "cli", "commands", "console")}
+    may_print = {f"avarc_cli.{name}" for name in ("__main__", "cli", "commands", "console", "tables")}
     assert modules - may_print <= set(no_printing["source_modules"])
 
 

@@ -206,3 +206,22 @@ def test_leftovers_are_deleted_and_nothing_else(tmp_path):
     assert names(folder) == kept
     storage.remove_leftovers(folder)
     assert names(folder) == ["a", "a.tmp", "a.tmpx", "b.tmp", "tmp"]
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127 + "n", "n" * 243], ids=["ascii", "two bytes", "just too long"])
+def test_the_longest_names_can_be_written_and_cleaned_up_after(tmp_path, name):
+    path, other = tmp_path / name, tmp_path / (name[:-1] + "m")
+    storage.write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+    for each in (path, other):
+        storage._make_temporary(each, storage._create_file)  # as a killed process leaves it
+    storage.remove_leftovers_of(path)
+    storage.remove_leftovers_of(other)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_companions_of_long_names_differ():
+    first, second = (storage.beside(Path("d") / ("n" * 254 + end), ".lock") for end in "ab")
+    assert first != second
+    assert all(len(each.name) == 255 and each.name.endswith(".lock") for each in (first, second))
+    assert storage.beside(Path("a/b.h5"), ".lock") == Path("a/b.h5.lock")

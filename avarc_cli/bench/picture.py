@@ -6,6 +6,7 @@ from pathlib import Path
 
 from avarc_cli.bench.measure import BenchReport
 from avarc_cli.storage import replacing
+from avarc_cli.words import counted
 
 
 def bars(report: BenchReport, path: Path) -> None:
@@ -21,6 +22,8 @@ def bars(report: BenchReport, path: Path) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.3)
     axes.set_xlabel("pairs of image and class per second")
-    axes.set_title(f"{report.shape} on {report.device}, {report.threads} threads, {report.pairs} pairs")
+    axes.set_title(
+        f"{report.shape} on {report.device}, {counted(report.threads, 'thread')}, {counted(report.pairs, 'pair')}"
+    )
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _summary
+from avarc_cli.settings import check_augmentation, check_learning_rate, check_method
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,6 +62,19 @@ class LearningOptions:
     ] = None
     preprocess: opt.PreprocessOpt = None
     seed: opt.SeedOpt = 0
+    allow_outside: opt.AllowOutsideOpt = False
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        from avarc_cli.data.preprocess import check_mode
+
+        check_method(self.method)
+        if self.lr is not None:
+            check_learning_rate(self.lr)
+        if self.augment is not None:
+            check_augmentation(self.augment)
+        if self.preprocess is not None:
+            check_mode(self.preprocess)
 
     def fit(self) -> FitOptions:
         """How to fit a class. Raises UsageError for numbers out of range."""
@@ -88,12 +102,12 @@ class LearningOptions:
         )
 
 
-def open_source(data: list[Path], tokenizer: Tokenizer) -> Source:
+def open_source(data: list[Path], tokenizer: Tokenizer, *, allow_outside: bool) -> Source:
     """What the arguments name: a token cache, or images that are yet to be encoded."""
     from avarc_cli.data.datasets import ImageSet
     from avarc_cli.incremental.examples import open_source
 
-    source = open_source(data, tokenizer, is_cache=_summary.is_cache(data))
+    source = open_source(data, tokenizer, is_cache=_summary.is_cache(data), allow_outside=allow_outside)
     if isinstance(source, ImageSet):
         opt.note_images(source)
     return source
@@ -123,5 +137,5 @@ def unreadable_of(encoded: Iterable[Examples]) -> list[tuple[str, str]]:
 @contextmanager
 def progress(what: str, steps: int) -> Iterator[MetricsProgress]:
     """The progress of one training."""
-    with console.progress(f"learning {what}", steps, unit="steps") as bar:
+    with console.progress(f"learning {what}", steps, unit="step") as bar:
         yield lambda done, values: bar.update(done, note=f"{values['bits/token']:.3f} bits/token")

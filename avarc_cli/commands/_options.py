@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,9 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _weights
 from avarc_cli.errors import UsageError
-from avarc_cli.options import Options
+from avarc_cli.options import Options, parse_batch_size
+from avarc_cli.settings import check_device, check_exists, check_precision
+from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.data.datasets import ImageSet
@@ -135,7 +138,8 @@ PreprocessOpt = Annotated[
     images_option(
         "--preprocess",
         help="resize-crop (shorter edge to 1.125 times the size, center crop), fit (shorter edge to the size, center "
-        "crop), or none (images have the right size). Default: the tokenizer's own.",
+        "crop), or none (images have the right size). Default: the tokenizer's own. With "
+        ",reference behind it, or reference alone: decode as Pillow's convert('RGB') does (docs/datasets.md).",
     ),
 ]
 DatasetOpt = Annotated[
@@ -157,6 +161,12 @@ WorkersOpt = Annotated[
         "--workers",
         min=0,
         help="Processes that decode images; 0 decodes in this one. Default: 1 with a CPU, more with a GPU.",
+    ),
+]
+AllowOutsideOpt = Annotated[
+    bool,
+    images_option(
+        "--allow-outside", help="Follow paths inside tables and run folders that lead to files elsewhere; trust them."
     ),
 ]
 SigmaOpt = Annotated[
@@ -181,6 +191,17 @@ class WeightsOptions:
     image_size: ImageSizeOpt = None
     device: DeviceOpt = "auto"
     yes: YesOpt = False
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError for values that no model could make sense of; before torch is imported, like all such."""
+        from avarc_cli.zoo.cards import check_weights
+
+        check_weights(self.model)
+        if self.tokenizer is not None:
+            check_weights(self.tokenizer)
+        check_device(self.device)
+        check_exists(self.model_config, "--model-config")
+        check_exists(self.tokenizer_config, "--tokenizer-config")
 
     def fetch(self, *, tokenizer_only: bool = False) -> ModelSpec:
         """Download missing weights if the user agrees; returns what to load.
@@ -215,6 +236,11 @@ class NamedModelOptions(WeightsOptions):
     lora: LoraOpt = None
     lora_alpha: LoraAlphaOpt = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_exists(self.class_names, "--class-names")
+        check_exists(self.lora, "--lora")
+
     def _spec(self) -> ModelSpec:
         return replace(
             super()._spec(),
@@ -232,6 +258,14 @@ class ModelOptions(NamedModelOptions):
     bank: BankOpt = None
     precision: PrecisionOpt = "fp32"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_precision(self.precision)
+        if self.bank is not None:
+            from avarc_cli import bank as banks
+
+            banks.read(self.bank)
+
     def _spec(self) -> ModelSpec:
         return replace(super()._spec(), bank=self.bank, precision=self.precision)
 
@@ -244,6 +278,10 @@ class CandidateOptions:
     offset: OffsetsOpt = True
     batch_size: BatchSizeOpt = "auto"
 
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        parse_batch_size(self.batch_size)
+
     def options(self, dataset: str) -> Options:
         """The classifier's options for images of this dataset ("" for an unknown one)."""
         return Options(classes=self.classes, offsets=self.offset, batch_size=self.batch_size, dataset=dataset)
@@ -254,6 +292,10 @@ class ScoringOptions(CandidateOptions):
     """Which classes compete, and with what weight."""
 
     priors: PriorsOpt = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_exists(self.priors, "--priors")
 
     def options(self, dataset: str) -> Options:
         return replace(super().options(dataset), priors=self.priors)
@@ -271,10 +313,33 @@ class ImageOptions:
     per_class: PerClassOpt = None
     limit: LimitOpt = None
     workers: WorkersOpt = None
+    allow_outside: AllowOutsideOpt = False
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        from avarc_cli.data.preprocess import check_mode
+        from avarc_cli.tokens.noise import check_sigma
+
+        if self.preprocess is not None:
+            check_mode(self.preprocess)
+        check_sigma(self.sigma)
 
     def select(self, data: list[Path]) -> ImageSet:
         """The images of DATA that these options choose."""
-        return select_images(data, self.subset, self.per_class, self.limit, self.dataset)
+        return select_images(
+            data, self.subset, self.per_class, self.limit, self.dataset, allow_outside=self.allow_outside
+        )
+
+
+def warn_of_photos(images: ImageSet, name: str) -> None:
+    """Warn, once, if a model that comes with avarc, and knows digits only, is to read color photos."""
+    from avarc_cli.data.photos import find_photo
+    from avarc_cli.zoo import cards
+
+    known: list[cards.Card] = [*cards.model_cards(), *cards.tokenizer_cards()]
+    is_included = any(card.name == name and isinstance(card.weights, cards.AssetFile) for card in known)
+    if is_included and (photo := find_photo(images)):
+        console.warn(f"{photo} is a color photo, but {name} knows handwritten digits only; avarc models lists others")
 
 
 def note_inferred(loaded: LoadedModel | LoadedTokenizer) -> None:
@@ -284,11 +349,11 @@ def note_inferred(loaded: LoadedModel | LoadedTokenizer) -> None:
         console.note(f"{loaded.name}: {name} {found}" if is_set else f"assumed for {loaded.name}: {name} {found}")
 
 
-def open_noted(data: list[Path], dataset: str | None = None) -> ImageSet:
+def open_noted(data: list[Path], dataset: str | None = None, *, allow_outside: bool = False) -> ImageSet:
     """All images of DATA; notes what was recognized, and what is not used."""
     from avarc_cli.data.datasets import open_images
 
-    images = open_images(data, dataset)
+    images = open_images(data, dataset, allow_outside=allow_outside)
     note_images(images)
     return images
 
@@ -308,7 +373,13 @@ def note_numbers(class_names: Sequence[str], space: LabelSpace) -> None:
 
 
 def select_images(
-    data: list[Path], subset: str | None, per_class: int | None, limit: int | None, dataset: str | None = None
+    data: list[Path],
+    subset: str | None,
+    per_class: int | None,
+    limit: int | None,
+    dataset: str | None = None,
+    *,
+    allow_outside: bool = False,
 ) -> ImageSet:
     """The images that the data options choose; notes what was recognized.
 
@@ -316,14 +387,17 @@ def select_images(
     """
     from avarc_cli.data.labels import subset as classes_of
 
-    images = open_noted(data, dataset)
+    images = open_noted(data, dataset, allow_outside=allow_outside)
     if subset is None and (left_out := images.classes_outside_imagenet()):
         covered = [name for name in images.class_names if name not in left_out]
         kept = images.select(covered, None, None)
-        of = f"{len(images) - len(kept):,} images of {len(left_out)} objects without an ImageNet class"
-        console.note(f"left out {of} (to keep them, name them with --subset FILE)")
+        out = f"{counted(len(images) - len(kept), 'image')} of {counted(len(left_out), 'object')}"
+        console.note(f"left out {out} without an ImageNet class (to keep them, name them with --subset FILE)")
         images = kept
-    return images.select(classes_of(subset) if subset else None, per_class, limit)
+    chosen = images.select(classes_of(subset) if subset else None, per_class, limit)
+    for message in chosen.notes[len(images.notes) :]:
+        console.note(message)
+    return chosen
 
 
 def check_not_given(context: typer.Context, names: Collection[str], where: str, why: str) -> None:
@@ -351,7 +425,7 @@ def parse_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if not all(re.fullmatch("[0-9]{1,9}", part) and int(part) > 0 for part in parts):
         raise UsageError(
             f"cannot read {option} '{text}'", "it is a list of positive numbers", f"write {option} 1,2,3,4"
         )
@@ -363,4 +437,4 @@ def list_unreadable(unreadable: list[tuple[str, str]]) -> None:
     for name, reason in unreadable[:UNREADABLE_SHOWN]:
         console.warn(f"left out {name}: {reason}")
     if len(unreadable) > UNREADABLE_SHOWN:
-        console.warn(f"left out {len(unreadable) - UNREADABLE_SHOWN} more unreadable images")
+        console.warn(f"left out {counted(len(unreadable) - UNREADABLE_SHOWN, 'more unreadable image')}")

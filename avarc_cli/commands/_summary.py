@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.errors import UsageError, describe_differences
+from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
@@ -50,7 +51,8 @@ def check_same_plan(folder: RunFolder, plan: str) -> None:
     earlier = folder.recorded("plan")
     if earlier not in (None, plan):
         differences = describe_differences({"plan": earlier}, {"plan": plan})
-        raise UsageError(f"'{folder.path}' holds another run", differences, "name another --out")
+        fix = "name another --out, or replace the run with --overwrite"
+        raise UsageError(f"'{folder.path}' holds another run", differences, fix)
 
 
 def announce(classifier: Classifier, run: Run) -> None:
@@ -62,18 +64,18 @@ def announce(classifier: Classifier, run: Run) -> None:
 
     cost = estimate(run.model, run.request, len(run.cache), torch.device(classifier.model.device))
     where = f"{classifier.model.precision} on {classifier.model.device}"
-    console.note(f"{len(run.cache):,} images x {len(run.request.candidates)} classes, {where}: {cost}")
+    images, classes = counted(len(run.cache), "image"), counted(len(run.request.candidates), "class")
+    console.note(f"{images} x {classes}, {where}: {cost}")
     limit = run.request.max_cached_tokens
     if limit is not None and run.request.cached_tokens(run.model) > limit:
         console.warn("--memory is too small for the KV cache of an image's candidates: some tokens are scored again")
     if classifier.candidates_of:
-        count = len(run.request.candidates)
-        console.note(f"candidates: the {count} classes of {classifier.candidates_of}; --classes all for every class")
+        console.note(f"candidates: {classes} of {classifier.candidates_of}; --classes all for every class")
     named = run.cache.header.class_names
     opt.note_numbers(named, classifier.model.classes)
     unmatched = run.cache.labels[(run.cache.labels >= 0) & (run.labels < 0)].tolist()
     if named and unmatched:
-        of = f"{len(unmatched)} of {len(run.cache)} images"
+        of = f"{len(unmatched):,} of {images}"
         shown = ", ".join(human_name(named[k]) for k in sorted(set(unmatched))[:3])
         console.warn(
             f"the labels of {of} are not used: their classes (like {shown}) are not among the model's "
@@ -89,8 +91,8 @@ def show(cache: TokenCache, result: RunResult, unreadable: list[tuple[str, str]]
     if not few or result.metrics["labelled"]:
         parts.append(console.fields("", numbers(result.metrics)))
     if out:
-        parts.append(f"{out}: predictions.jsonl, metrics.json, run.json")
-    brief = "\n".join(f"{r['path']}\t{r['prediction_id']}" for r in result.records)
+        parts.append(console.path_and(out, "predictions.jsonl, metrics.json, run.json"))
+    brief = [(r["path"], r["prediction_id"]) for r in result.records]
     console.result(data, console.stack(*parts), brief=brief)
 
 
@@ -105,7 +107,7 @@ def numbers(metrics: dict[str, Any]) -> dict[str, str]:
         )
         shown |= {f"top-{k}": f"{value:.2%}" for k, value in metrics["top_k"].items() if k != "1"}
     if metrics["label_not_a_candidate"]:
-        shown["not counted"] = f"{metrics['label_not_a_candidate']} images whose class is no candidate"
+        shown["not counted"] = f"{counted(metrics['label_not_a_candidate'], 'image')} of a class that is no candidate"
     shown["likelihood"] = f"{metrics['bits_per_token']:.3f} bits per token"
     seconds = metrics["seconds_per_image"]
     shown["speed"] = f"{1 / seconds:.1f} images/s" if seconds and seconds < 1 else f"{seconds or 0:.1f} s per image"

@@ -12,6 +12,8 @@ from avarc_cli.commands import _examples
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
+from avarc_cli.settings import check_exists
+from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.incremental.adding import AddingResult
@@ -46,7 +48,10 @@ def add_class(
 
     Example: avarc add-class zebra photos/zebra --model var-d16 --bank animals
     """
-    from avarc_cli.incremental import adding
+    name, data = (words[0], words[1:]) if len(words) > 1 else (None, words)
+    for word in data:
+        check_exists(word, "DATA")
+    from avarc_cli.incremental import adding  # imports torch: only now, after all that may be wrong
     from avarc_cli.incremental.editing import open_or_new
     from avarc_cli.incremental.examples import by_class
     from avarc_cli.incremental.fit import MIN_TO_VALIDATE
@@ -54,16 +59,17 @@ def add_class(
 
     options, variation = learning.fit(), learning.variation()
     existing = adding.Existing(replace=replace, skip=skip_existing)
-    name, data = (words[0], words[1:]) if len(words) > 1 else (None, words)
     loaded = load_model(model.fetch())
     opt.note_inferred(loaded)
-    source = _examples.open_source([Path(word) for word in data], loaded.tokenizer)
+    source = _examples.open_source(
+        [Path(word) for word in data], loaded.tokenizer, allow_outside=learning.allow_outside
+    )
     rows = by_class(source, name, data[0])
     names = adding.check_names(list(rows), loaded, open_or_new(bank, loaded.as_base()), existing)
     examples = _examples.encode(source, {n: rows[n] for n in names}, loaded.tokenizer, variation)
     for name, count in ((n, len(examples[n])) for n in names):
         if count < MIN_TO_VALIDATE:
-            only = "1 image" if count == 1 else f"{count} images"
+            only = counted(count, "image")
             why = "training without a validation split or early stopping"
             console.warn(f"class '{name}' has only {only} (fewer than {MIN_TO_VALIDATE}): {why}")
     added = adding.add_classes(
@@ -100,5 +106,5 @@ def _show(outcomes: list[AddingResult], bank: Path, unreadable: list[tuple[str, 
         "and with the offset, of images drawn of old classes and of held-out images of the new one."
     )
     result = {"bank": bank, "added": data, "unreadable": dict(unreadable)}
-    human = console.stack(console.table(f"{len(rows)} classes added to {bank}", columns, rows), legend)
-    console.result(result, human, brief="\n".join(o.name for o in outcomes))
+    human = console.stack(console.table(f"{counted(len(rows), 'class')} added to {bank}", columns, rows), legend)
+    console.result(result, human, brief=[(o.name,) for o in outcomes])

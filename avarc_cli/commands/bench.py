@@ -11,11 +11,15 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _weights
+from avarc_cli.settings import check_device, check_kernels, check_precision
+from avarc_cli.words import counted
+from avarc_cli.zoo.cards import check_weights
 
 if TYPE_CHECKING:
     from avarc_cli.bench.measure import BenchReport, BenchResult
 
-COLUMNS = ("", "precision", "speed", "pairs/s", "images/s", "tokens/s", "FLOP/s", "of peak", "memory", "error, nats")
+SPEED = ("", "speed", "pairs/s", "images/s", "tokens/s")
+COST = ("", "FLOP/s", "of peak", "memory", "mean error", "largest")
 
 
 def bench(
@@ -60,6 +64,8 @@ def bench(
     Example: avarc bench --shape d16 --precision int8 --picture bench.png
     """
     _check_together(context, model is not None, quick)
+    _check_values(model, tokenizer, plan, precision, kernels, device)
+    sides = opt.parse_numbers(scales or ("1,2,3,4" if quick else None), "--scales")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler announces itself on stderr
     from avarc_cli import outputs
     from avarc_cli.bench.measure import BenchOptions, measure
@@ -70,7 +76,7 @@ def bench(
 
     place = pick_device(device)
     if quick:
-        shape, scales, pairs, plan = "2:64:2", scales or "1,2,3,4", min(pairs, 2), "exhaustive"
+        shape, pairs, plan = "2:64:2", min(pairs, 2), "exhaustive"
     if model:
         _weights.ensure(model, tokenizer, weight_set, tokenizer_weight_set, yes=yes)
         spec = ModelSpec(
@@ -78,9 +84,9 @@ def bench(
         )
         workload, shape = model_workload(load_model(spec), place), model
     else:
-        workload = random_workload(shape, opt.parse_numbers(scales, "--scales"), place)
+        workload = random_workload(shape, sides, place)
     options = BenchOptions(pairs=pairs, rounds=rounds, classes=classes, plan=plan, precision=precision, kernels=kernels)
-    console.note(f"{pairs} pairs on {place}, {rounds} rounds and one to warm up")
+    console.note(f"{counted(pairs, 'pair')} on {place}, {counted(rounds, 'round')} and one to warm up")
     with outputs.reserved(picture, outputs.PNG, overwrite=overwrite):
         report = measure(workload, shape, options, place)
         if picture:
@@ -98,40 +104,67 @@ def _check_together(context: typer.Context, model: bool, quick: bool) -> None:
         opt.check_not_given(context, {"shape", "plan"}, "with --quick", "it times a tiny shape, scored exhaustively")
 
 
+def _check_values(
+    model: str | None, tokenizer: str | None, plan: str | None, precision: str | None, kernels: str | None, device: str
+) -> None:
+    """Raises: UsageError for values that are wrong whatever is timed; before torch is imported."""
+    from avarc_cli.scoring.plan import check_plan
+
+    for name in filter(None, (model, tokenizer)):
+        check_weights(name)
+    if plan is not None:
+        check_plan(plan)
+    for name in precision.split(",") if precision is not None else ():
+        check_precision(name.strip())
+    if kernels is not None:
+        check_kernels(kernels)
+    check_device(device)
+
+
 def _show(report: BenchReport, picture: Path | None) -> None:
-    ops = [
-        [f"{r.name}, {r.precision}, {r.kernels}", ", ".join(f"{n} {s:.0%}" for n, s in r.ops[:5])]
-        for r in report.results
-    ]
+    ops = [[_way(r), ", ".join(f"{n} {s:.0%}" for n, s in r.ops[:5])] for r in report.results]
     reuse, pruning = report.tokens_again / report.tokens_plan, report.tokens_exhaustive / report.tokens_again
     peak = f"matrix products {report.peak_flops / 1e9:,.0f} GFLOP/s"
-    title = f"{report.shape} on {report.device}, {report.threads} threads; {peak}"
+    title = f"{report.shape} on {report.device}, {counted(report.threads, 'thread')}; {peak}"
     factors = (
-        f"plan {report.plan} on {report.classes} classes: {pruning:.2f}x fewer tokens than exhaustive, "
+        f"plan {report.plan} on {counted(report.classes, 'class')}: {pruning:.2f}x fewer tokens than exhaustive, "
         f"and reused prefixes {reuse:.2f}x fewer again ({report.tokens_plan:,} of {report.tokens_exhaustive:,})"
     )
     fastest = max(report.results, key=lambda r: r.speedup)
     console.result(
         {"report": report, "reuse_factor": reuse, "plan_factor": pruning, "picture": picture},
         console.stack(
-            console.table(title, COLUMNS, [_row(r) for r in report.results]),
+            console.table(title, SPEED, [_speed(r) for r in report.results]),
+            console.table("At what cost; errors in nats", COST, [_cost(r) for r in report.results]),
             console.table("Where the time goes", ("", "operations"), ops),
-            factors if picture is None else f"{factors}\n{picture}: pairs per second",
+            factors,
+            *([console.path_and(picture, "pairs per second")] if picture else []),
         ),
         brief=f"{fastest.speedup:.2f}",
     )
 
 
-def _row(r: BenchResult) -> list[str]:
+def _way(r: BenchResult) -> str:
+    """The way to score, the name of its row."""
+    return f"{r.name}, {r.precision}, {r.kernels}"
+
+
+def _speed(r: BenchResult) -> list[str]:
     return [
-        f"{r.name}, {r.kernels}",
-        r.precision,
+        _way(r),
         f"{r.speedup:.2f}x",
         f"{r.pairs_per_second:.3g}",
         f"{r.images_per_second:.3g}",
         f"{r.tokens_per_second:,.0f}",
+    ]
+
+
+def _cost(r: BenchResult) -> list[str]:
+    return [
+        _way(r),
         f"{r.flops / 1e9:,.0f} G",
         f"{r.share_of_peak:.0%}",
         "unknown" if r.memory is None else f"{r.memory >> 20:,} MiB",
-        f"{r.error_mean:.1e} / {r.error_max:.1e}",
+        f"{r.error_mean:.1e}",
+        f"{r.error_max:.1e}",
     ]

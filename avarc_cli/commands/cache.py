@@ -11,13 +11,15 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import Command, with_option_groups
-from avarc_cli.errors import UsageError
+from avarc_cli.errors import UsageError, shorten_list
+from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
 
     from avarc_cli.loading import ModelSpec
     from avarc_cli.tokens.cache import TokenCache
+    from avarc_cli.tokens.header import Partial
 
 app = typer.Typer(
     help="Inspect, verify and join token caches.\n\nExample: avarc cache info val.h5", no_args_is_help=True
@@ -38,7 +40,7 @@ def info(cache: CacheArg, as_json: opt.JsonOpt = False) -> None:
     opened = read(cache, allow_partial=True)
     facts = _facts(opened)
     shown = {name.replace("_", " "): _text(value) for name, value in facts.items()}
-    console.result(facts, console.fields(str(cache), shown), brief=str(len(opened)))
+    console.result(facts, console.fields(cache, shown), brief=str(len(opened)))
 
 
 @app.command(cls=Command)
@@ -52,9 +54,9 @@ def verify(cache: CacheArg, as_json: opt.JsonOpt = False) -> None:
     opened = tokens.read(cache, allow_partial=True)
     verified = tokens.verify(opened)
     verified.check(cache)
-    said = f"all {verified.runs} checksums match" if verified.runs else "readable, but too old to have checksums"
+    said = f"all {verified.runs:,} checksums match" if verified.runs else "readable, but too old to have checksums"
     data = {"cache": cache, "images": len(opened), "checksums": verified.runs, "damaged": []}
-    console.result(data, f"{cache}: {len(opened):,} images, {said}", brief=str(cache))
+    console.result(data, console.path_and(cache, f"{counted(len(opened), 'image')}, {said}"), brief=str(cache))
 
 
 @app.command(cls=Command)
@@ -74,9 +76,12 @@ def merge(
     from avarc_cli import tokens
 
     merged = tokens.merge(caches, out, overwrite=overwrite)
-    of = "shards" if merged.shards else "caches"
+    if merged.empty:
+        named = shorten_list([str(path) for path in merged.empty])
+        console.note(f"{named}: no cache, since there are more shards than chunks; nothing is missing")
+    of = counted(len(caches), "shard" if merged.shards else "cache")
     data = {"cache": out, "images": merged.images, "sources": caches, "unreadable": dict(merged.unreadable)}
-    console.result(data, f"{out}: {merged.images:,} images of {len(caches)} {of}", brief=str(out))
+    console.result(data, console.path_and(out, f"{counted(merged.images, 'image')} of {of}"), brief=str(out))
 
 
 @app.command(cls=Command)
@@ -99,11 +104,11 @@ def head(
     Example: avarc cache head val.h5 --rows 3 --picture rows.png --model var-d16
     """
     from avarc_cli import outputs
-    from avarc_cli.tokens.cache import read
+    from avarc_cli.tokens import read_verified
 
-    opened = read(cache, allow_partial=True)
+    opened = read_verified(cache, allow_partial=True)
     if start >= len(opened):
-        raise UsageError(f"there is no row {start}", f"'{cache}' holds {len(opened)} images, from 0")
+        raise UsageError(f"there is no row {start}", f"'{cache}' holds {counted(len(opened), 'image')}, from 0")
     wanted = range(start, min(start + rows, len(opened)))
     tokens_NSL = opened.tokens(wanted)
     listed = [_row(opened, row, tokens_SL) for row, tokens_SL in zip(wanted, tokens_NSL, strict=True)]
@@ -111,8 +116,8 @@ def head(
         with outputs.reserved(picture, outputs.PNG, overwrite=overwrite):
             _draw(opened, wanted, tokens_NSL, picture, model.fetch(tokenizer_only=True))
     cells = [(each["row"], each["name"], each["label"], _begin(each["tokens"][0])) for each in listed]
-    table = console.table(str(cache), ("row", "image", "label", "tokens"), cells)
-    console.result({"cache": cache, "rows": listed, "picture": picture}, table, brief="\n".join(c[1] for c in cells))
+    table = console.table(cache, ("row", "image", "label", "tokens"), cells)
+    console.result({"cache": cache, "rows": listed, "picture": picture}, table, brief=[(c[1],) for c in cells])
 
 
 def _facts(cache: TokenCache) -> dict[str, Any]:
@@ -120,7 +125,7 @@ def _facts(cache: TokenCache) -> dict[str, Any]:
     return {
         "images": len(cache),
         "unreadable": len(cache.unreadable),
-        "part": partial and f"{len(partial.chunks)} of {partial.count(header.images)} chunks of {partial.chunk_size}",
+        "part": partial and _part(partial, header.images),
         "dataset": header.dataset or None,
         "source": header.source,
         "classes": len(header.class_names),
@@ -142,6 +147,11 @@ def _facts(cache: TokenCache) -> dict[str, Any]:
         "format": cache.format,
         "inferred": header.inferred,
     }
+
+
+def _part(partial: Partial, images: int) -> str:
+    """Which part of a cache of this many images a file is."""
+    return f"{len(partial.chunks)} of {counted(partial.count(images), 'chunk')} of {partial.chunk_size}"
 
 
 def _text(value: object) -> str:
@@ -172,4 +182,4 @@ def _draw(cache: TokenCache, rows: range, tokens_NSL: np.ndarray, out: Path, spe
     reader = load_tokenizer(spec, layout=cache.header.layout)
     cache.check(reader)
     grid(reconstruct(reader, tokens_NSL), [cache.paths[row] for row in rows], out)
-    console.note(f"{out}: {len(rows)} images as the tokens show them")
+    console.note(f"{out}: {counted(len(rows), 'image')} as the tokens show them")

@@ -10,6 +10,7 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands._groups import Command
 from avarc_cli.commands._options import JsonOpt
+from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.bank import Addition, Bank
@@ -37,9 +38,9 @@ def list_classes(bank: BankOpt, as_json: JsonOpt = False) -> None:
         for a in read.additions
     ]
     columns = ["class", "method", "images", "started from", "offset (nats)", "file"]
-    title = f"{len(rows)} classes added to {read.base.name} ({read.base.sha256[:12]})"
+    title = f"{counted(len(rows), 'class')} added to {read.base.name} ({read.base.sha256[:12]})"
     data = {"bank": bank, "base": read.base, "classes": [_facts(read, a) for a in read.additions]}
-    console.result(data, console.table(title, columns, rows), brief="\n".join(a.name for a in read.additions))
+    console.result(data, console.table(title, columns, rows), brief=[(a.name,) for a in read.additions])
 
 
 @app.command(cls=Command)
@@ -67,7 +68,7 @@ def remove(
     from avarc_cli.incremental import editing
 
     left = editing.remove(bank, names)
-    message = f"removed {', '.join(names)}; {len(left.additions)} classes are left in {bank}"
+    message = f"removed {', '.join(names)}; left in {bank}: {counted(len(left.additions), 'class')}"
     console.result({"bank": bank, "removed": names, "classes": [a.name for a in left.additions]}, message)
 
 

@@ -13,8 +13,9 @@ from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _summary
 from avarc_cli.commands._groups import with_option_groups
-from avarc_cli.errors import EXIT_UNREADABLE, CacheError
-from avarc_cli.options import Options
+from avarc_cli.errors import EXIT_UNREADABLE, CacheError, UsageError
+from avarc_cli.options import AUTO, Options, parse_bytes
+from avarc_cli.settings import check_kernels
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
@@ -31,6 +32,10 @@ class _ModelOptions(opt.ModelOptions):
         str,
         opt.model_option("--kernels", help="torch: plain PyTorch; triton: avarc's own, for NVIDIA GPUs; auto: torch."),
     ] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_kernels(self.kernels)
 
     def _spec(self) -> ModelSpec:
         return replace(super()._spec(), kernels=self.kernels)
@@ -56,6 +61,21 @@ class _ScoringOptions(opt.ScoringOptions):
         bool, opt.scoring_option("--deterministic", help="Fixed batch shapes: reruns agree bit for bit.")
     ] = False
 
+    def __post_init__(self) -> None:
+        from avarc_cli.scoring.plan import check_plan
+        from avarc_cli.scoring.scores import score_function
+
+        super().__post_init__()
+        score_function(self.score)
+        if self.memory is not None:
+            parse_bytes(self.memory)
+        if Path(self.plan).suffix.lower() == ".json":
+            from avarc_cli.results import tuned
+
+            tuned.read(Path(self.plan))
+        elif self.plan != AUTO:
+            check_plan(self.plan)
+
     def options(self, dataset: str) -> Options:
         return replace(
             super().options(dataset),
@@ -77,6 +97,7 @@ def classify(
         Path | None,
         typer.Option("--out", "-o", help="Run folder for predictions and metrics; continues an earlier run."),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of another request in OUT.")] = False,
     save_json: Annotated[bool, typer.Option("--save-json", help="Write each image's stages to OUT/json/.")] = False,
     save_likelihood: Annotated[
         bool, typer.Option("--save-likelihood", help="Write each image's token log-probabilities to OUT/likelihood/.")
@@ -92,21 +113,26 @@ def classify(
 
     Example: avarc classify val.h5 --model var-d16 --plan paper --classes imagenet100 --out runs/val
     """
-    from avarc_cli.classifier import load_classifier
     from avarc_cli.tokens.cache import read
 
     _check_inputs(context, data, encoding, out, save_json or save_likelihood)
-    spec = model.fetch()
+    if overwrite and out is None:
+        raise UsageError("nothing to overwrite", "without --out, no run is written", "add --out, or omit --overwrite")
     images = None if _summary.is_cache(data) else encoding.select(data)
     dataset = read(data[0]).header.dataset if images is None else images.dataset
+    spec = model.fetch()
+    from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
+
     classifier = load_classifier(spec, scoring.options(dataset))
     opt.note_inferred(classifier.model)
-    _check_out(classifier, out, save_likelihood)
+    _check_out(classifier, out, save_likelihood, overwrite)
+    if images is not None:
+        opt.warn_of_photos(images, classifier.model.name)
     with tempfile.TemporaryDirectory() as scratch:
-        encoded = None if images is None else _encode(classifier, images, out or Path(scratch), encoding)
+        encoded = None if images is None else _encode(classifier, images, out or Path(scratch), encoding, overwrite)
         unreadable = encoded.unreadable if encoded else []
-        cache = read(encoded.path if encoded else data[0]).first(encoding.limit)
-        result = _score(classifier, cache, out, save_json, save_likelihood)
+        cache = read(encoded.path) if encoded else read(data[0]).first(encoding.limit)
+        result = _score(classifier, cache, out, save_json, save_likelihood, overwrite)
         opt.list_unreadable(unreadable)
         _summary.show(cache, result, unreadable, out)
     if unreadable:
@@ -122,7 +148,7 @@ def _check_inputs(
         opt.check_not_given(context, {"sigma", "seed", "workers"}, f"with '{data[0]}'", "it is encoded already")
 
 
-def _check_out(classifier: Classifier, out: Path | None, save_likelihood: bool) -> None:
+def _check_out(classifier: Classifier, out: Path | None, save_likelihood: bool, overwrite: bool) -> None:
     """Find out before images are encoded whether the plan, and a run that OUT holds, allow this run."""
     from avarc_cli.results.folder import RunFolder
 
@@ -130,13 +156,19 @@ def _check_out(classifier: Classifier, out: Path | None, save_likelihood: bool) 
     if out is not None:
         folder = RunFolder(out)
         folder.prepare()
-        _summary.check_same_plan(folder, str(plan))
+        if overwrite:
+            folder.check_own()
+        else:
+            _summary.check_same_plan(folder, str(plan))
 
 
-def _encode(classifier: Classifier, images: ImageSet, folder: Path, encoding: opt.ImageOptions) -> EncodeResult:
+def _encode(
+    classifier: Classifier, images: ImageSet, folder: Path, encoding: opt.ImageOptions, overwrite: bool
+) -> EncodeResult:
     """The images as FOLDER/tokens.h5. Raises CacheError where that was made by another request."""
     with console.progress("encoding", len(images)) as bar:
-        try:
+
+        def encode(*, overwrite: bool) -> EncodeResult:
             return classifier.encode(
                 images,
                 folder / "tokens.h5",
@@ -144,14 +176,27 @@ def _encode(classifier: Classifier, images: ImageSet, folder: Path, encoding: op
                 sigma=encoding.sigma,
                 seed=encoding.seed,
                 workers=encoding.workers,
+                overwrite=overwrite,
                 progress=bar.update,
+                say=console.warn,
             )
+
+        try:
+            return encode(overwrite=False)  # tokens of this request are kept
         except CacheError as error:
-            raise CacheError(error.what, error.why, "name another --out") from None
+            if not overwrite:
+                fix = "name another --out, or replace the run with --overwrite"
+                raise CacheError(error.what, error.why, fix) from None
+        return encode(overwrite=True)
 
 
 def _score(
-    classifier: Classifier, cache: TokenCache, out: Path | None, save_json: bool, save_likelihood: bool
+    classifier: Classifier,
+    cache: TokenCache,
+    out: Path | None,
+    save_json: bool,
+    save_likelihood: bool,
+    overwrite: bool,
 ) -> RunResult:
     from avarc_cli.results.run import accuracy_note
 
@@ -161,6 +206,7 @@ def _score(
             out,
             save_json=save_json,
             save_likelihood=save_likelihood,
+            overwrite=overwrite,
             on_start=lambda run: _summary.announce(classifier, run),
             progress=lambda done, numbers: bar.update(done, note=accuracy_note(numbers)),
             say=console.warn,

@@ -67,7 +67,7 @@ def _open_folder(out: Path) -> None:
 def _run(name: str, classifier: Classifier, cache: TokenCache, folder: Path) -> RunResult:
     from avarc_cli.results.run import accuracy_note
 
-    with console.progress(f"{name} ({classifier.plan(SAMPLES)})", len(cache)) as bar:
+    with console.progress(name, len(cache)) as bar:
         return classifier.classify_cache(
             cache, folder, progress=lambda done, numbers: bar.update(done, note=accuracy_note(numbers))
         )
@@ -114,7 +114,7 @@ def _show(runs: dict[str, RunResult], unseen: dict[str, Any], picture: Path) -> 
         f"{unseen['share_of_exhaustive']:.0%} of the tokens."
     )
     data = {"picture": picture, "plans": plans, "adaptive_on_unseen": unseen}
-    console.result(data, console.stack(table, note, f"{picture}: the {SHOWN} least certain digits"))
+    console.result(data, console.stack(table, note, console.path_and(picture, f"the {SHOWN} least certain digits")))
 
 
 def _measured(name: str, result: RunResult, exhaustive: RunResult) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def doctor(as_json: JsonOpt = False) -> None:
     versions, machine = environment.versions(), environment.machine()
     devices, choices, extras = environment.devices(), environment.choices(), environment.extras()
     findings = environment.findings()
+    installs = [f"to get {e.package}: {e.install}" for e in extras if not e.version]
     console.result(
         {
             "versions": versions,
@@ -42,9 +43,10 @@ def doctor(as_json: JsonOpt = False) -> None:
             console.table("What is slow here", ("", "why", "what helps"), [(f.what, f.why, f.fix) for f in findings]),
             console.table(
                 "Optional packages",
-                ("package", "installed", "brings", "install"),
-                [(e.package, e.version or "no", e.brings, "" if e.version else e.install) for e in extras],
+                ("package", "installed", "brings"),
+                [(e.package, e.version or "no", e.brings) for e in extras],
             ),
+            *(["\n".join(installs)] if installs else []),
         ),
         brief=devices[0].name,
     )

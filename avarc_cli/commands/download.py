@@ -99,7 +99,7 @@ def _show(by_name: dict[str, Downloaded]) -> None:
         if file.revision is None:
             console.note(f"{name} is not pinned: main is commit {file.commit}")
     table = console.table("", ["name", "size", "commit", "sha256", "file"], rows)
-    brief = "\n".join(str(file.path) for file in by_name.values())
+    brief = [(file.path,) for file in by_name.values()]
     console.result(
         {"files": [{"name": name, **vars(file)} for name, file in by_name.items()]}, table if rows else "", brief
     )

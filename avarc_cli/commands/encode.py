@@ -12,6 +12,8 @@ from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
+from avarc_cli.settings import check_encoder_precision
+from avarc_cli.words import are, counted
 
 if TYPE_CHECKING:
     from avarc_cli.tokens import EncodeResult, Shard
@@ -30,7 +32,7 @@ def encode(
     latents: Annotated[bool, typer.Option("--latents", help="Keep the latents too, as float16.")] = False,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", help="Images that the tokenizer reads at once. Default: 16 of 256 pixels."),
+        typer.Option("--batch-size", min=1, help="Images that the tokenizer reads at once. Default: 16 of 256 pixels."),
     ] = None,
     shard: Annotated[
         str, typer.Option("--shard", help="i/n: do part i (from 1) of n; run all n with the same OUT, or join OUTs.")
@@ -57,21 +59,25 @@ def encode(
     """
     from avarc_cli import tokens
     from avarc_cli.data.preprocess import Preprocess
-    from avarc_cli.loading import load_tokenizer
-    from avarc_cli.tokens.encoder import default_workers
+    from avarc_cli.work.run import check_engine
 
-    own = tokens.Shard.parse(shard)
+    own, layout = tokens.Shard.parse(shard), opt.parse_scales(patch_nums)
+    check_engine(engine)
+    check_encoder_precision(precision)
     if model.tokenizer is not None and not opt.is_given(context, "model"):
         model = replace(model, model=model.tokenizer, tokenizer=None)  # the default model has no say in its scales
-    spec = model.fetch(tokenizer_only=True)
     images = encoding.select(data)
-    reader = load_tokenizer(spec, layout=opt.parse_scales(patch_nums)).at(precision)
+    spec = model.fetch(tokenizer_only=True)
+    from avarc_cli.loading import load_tokenizer  # imports torch: only now, after all that may be wrong
+    from avarc_cli.tokens.encoder import default_workers
+
+    reader = load_tokenizer(spec, layout=layout).at(precision)
     opt.note_inferred(reader)
-    pixels = Preprocess(encoding.preprocess or reader.preprocess, reader.image_size)
+    opt.warn_of_photos(images, reader.name)
+    pixels = Preprocess.choose(encoding.preprocess, reader.preprocess, reader.image_size)
     workers = default_workers(str(reader.device)) if encoding.workers is None else encoding.workers
-    console.note(
-        f"{len(images):,} images to {reader.layout.num_tokens} tokens x {samples} samples, {pixels}, by {reader.name}"
-    )
+    each = f"{counted(reader.layout.num_tokens, 'token')} x {counted(samples, 'sample')}"
+    console.note(f"{counted(len(images), 'image')} to {each}, {pixels}, by {reader.name}")
     with console.progress("encoding", len(images)) as bar:
         done = tokens.encode(
             images,
@@ -92,15 +98,20 @@ def encode(
         )
     opt.list_unreadable(done.unreadable)
     summary = {"cache": done.path, "images": done.images, "unreadable": dict(done.unreadable), "whole": done.complete}
-    console.result(summary, f"{out}: {_said(done, own)}", brief=str(out))
+    console.result(summary, console.path_and(out, _said(done, own)), brief=str(out))
     if done.unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
 
 
 def _said(done: EncodeResult, shard: Shard) -> str:
     if done.complete:
-        return "was complete already" if done.already_done else f"{done.images:,} images"
+        return "was complete already" if done.already_done else counted(done.images, "image")
     if done.others_at_work:
-        return f"shard {shard} is done ({done.images:,} images); the last shard to finish writes the cache"
-    chunks = f"{done.chunks} of {done.all_chunks} chunks ({done.images:,} images)"
+        return f"shard {shard} is done ({counted(done.images, 'image')}); the last shard to finish writes the cache"
+    if not shard.chunks(done.all_chunks):
+        return (
+            f"shard {shard} has nothing to encode, since there {are(done.all_chunks)} only "
+            f"{counted(done.all_chunks, 'chunk')}; run the others, nothing is missing without this one"
+        )
+    chunks = f"{done.chunks} of {counted(done.all_chunks, 'chunk')} ({counted(done.images, 'image')})"
     return f"{chunks}, shard {shard} is done; run the others with the same --out, or join theirs: avarc cache merge"

@@ -14,6 +14,7 @@ from avarc_cli.commands import _summary
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
 from avarc_cli.options import Options
+from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.explain import ExplainResult, Explanation, Weighting
@@ -66,6 +67,7 @@ def explain(
     scoring: _ScoringOptions,
     preprocess: opt.PreprocessOpt = None,
     workers: opt.WorkersOpt = None,
+    allow_outside: opt.AllowOutsideOpt = False,
 ) -> None:
     """Show which parts of an image speak for a class, and which against it, in nats.
 
@@ -74,21 +76,27 @@ def explain(
     Example: avarc explain val.h5 --model var-d16 --only wrong --limit 12 --out wrong.html
     """
     from avarc_cli import outputs
-    from avarc_cli.classifier import load_classifier
     from avarc_cli.data.datasets import ImageSet
-    from avarc_cli.explain import ExplainOptions, Weighting, explain_images, write
-    from avarc_cli.explain.maps import parse_scales
+    from avarc_cli.data.preprocess import check_mode
+    from avarc_cli.explain import write
+    from avarc_cli.explain.maps import Weighting, parse_scales
+    from avarc_cli.explain.options import ExplainOptions
+    from avarc_cli.explain.predictions import check_subset, parse_rows
     from avarc_cli.tokens.cache import read
 
     how = Weighting(weights=weighting, scales=parse_scales(scales), upsample=upsample)
+    check_subset(only)
+    if preprocess is not None:
+        check_mode(preprocess)
     _summary.check_request(data, None, False, images_only=[preprocess, workers])
-    images = None if _summary.is_cache(data) else opt.select_images(data, None, None, None)
+    images = None if _summary.is_cache(data) else opt.select_images(data, None, None, None, allow_outside=allow_outside)
     out.parent.mkdir(parents=True, exist_ok=True)
     inputs = data if images is None else images.paths
     with (
         outputs.reserved(out, *write.KINDS, overwrite=overwrite, inputs=inputs),
         outputs.reserved(npz, outputs.NPZ, overwrite=overwrite),
     ):
+        source = read(data[0]) if images is None else images
         listed = rows is not None or (images is not None and len(images) == len(data))
         options = ExplainOptions(
             target=target,
@@ -99,10 +107,17 @@ def explain(
             max_images=write.max_images(out),
             keep_order=listed,
         )
-        spec, source = model.fetch(), read(data[0]) if images is None else images
+        if rows is not None:
+            parse_rows(rows, len(source))
+        spec = model.fetch()
+        from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
+        from avarc_cli.explain import explain_images
+
         about_images = source if isinstance(source, ImageSet) else source.header
         classifier = load_classifier(spec, scoring.options(about_images.dataset))
         opt.note_inferred(classifier.model)
+        if images is not None:
+            opt.warn_of_photos(images, classifier.model.name)
         opt.note_numbers(about_images.class_names, classifier.model.classes)
         how.of_grids(classifier.model.tokenizer.layout)  # wrong scales are an error before images are scored
         result = explain_images(
@@ -124,7 +139,9 @@ def explain(
 
 
 def _about(result: ExplainResult, only: str | None, model: str, weighting: Weighting) -> str:
-    what = f"{len(result.explanations)} of {result.num_images} images" + (f", {only} ones only" if only else "")
+    what = f"{len(result.explanations)} of {counted(result.num_images, 'image')}" + (
+        f", {only} ones only" if only else ""
+    )
     scales = "" if weighting.scales is None else f", scales {weighting.scales[0]} to {weighting.scales[1]}"
     return f"{what}; model {model}; {weighting.weights} weights{scales}"
 
@@ -139,8 +156,8 @@ def _show(result: ExplainResult, weighting: Weighting, out: Path, npz: Path | No
     listed = [_entry(e, weighting) for e in result.explanations]
     data = {"out": out, "npz": npz, "explained": listed, "unreadable": dict(result.unreadable)}
     table = console.table("", ["image", "prediction", "label", "log-likelihood ratios (nats)"], rows)
-    files = f"{out}" + (f" and {npz}" if npz else "")
-    console.result(data, console.stack(table, f"{files}: {about}"), brief=str(out))
+    written = [console.path_and(out, about)] + ([console.path_and(npz, "the raw arrays")] if npz else [])
+    console.result(data, console.stack(table, *written), brief=str(out))
 
 
 def _entry(e: Explanation, weighting: Weighting) -> dict[str, Any]:

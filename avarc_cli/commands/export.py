@@ -11,7 +11,7 @@ from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _summary
 from avarc_cli.commands._groups import with_option_groups
-from avarc_cli.options import Options
+from avarc_cli.options import Options, parse_batch_size
 
 OF_A_CACHE = {
     *("model", "tokenizer", "model_config", "tokenizer_config", "class_names", "class_order", "bank"),
@@ -60,11 +60,14 @@ def export(
         )
         _show(out, shape)
         return
-    from avarc_cli.classifier import load_classifier
     from avarc_cli.tokens.cache import read
 
-    spec, cache = model.fetch(), read(source).first(limit)
+    parse_batch_size(batch_size)
+    cache = read(source).first(limit)
     options = Options(classes=classes, dataset=cache.header.dataset, batch_size=batch_size)
+    spec = model.fetch()
+    from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
+
     classifier = load_classifier(spec, options)
     opt.note_inferred(classifier.model)
     shape = export_cache(
@@ -83,4 +86,6 @@ def export(
 def _show(out: Path, shape: tuple[int, ...]) -> None:
     what = " x ".join(("images", "classes", "tokens")[: len(shape)])
     sizes = " x ".join(map(str, shape))
-    console.result({"out": out, "shape": shape}, f"{out}: log_likelihood {sizes} ({what})", brief=str(out))
+    console.result(
+        {"out": out, "shape": shape}, console.path_and(out, f"log_likelihood {sizes} ({what})"), brief=str(out)
+    )

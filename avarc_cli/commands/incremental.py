@@ -15,6 +15,8 @@ from avarc_cli.commands import _examples, _weights
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE, UsageError
+from avarc_cli.settings import check_base_width, check_device
+from avarc_cli.zoo.cards import check_weights
 
 if TYPE_CHECKING:
     from avarc_cli.incremental.examples import Examples, Variation
@@ -68,10 +70,6 @@ def incremental(
 
     Example: avarc incremental digits --base 0-4 --tasks 5-6,7-9 --baseline finetune --out runs/digits
     """
-    from avarc_cli.incremental import protocol
-    from avarc_cli.incremental.split import parse_split
-    from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
-
     if model is not None:
         shape_of_base = {"base_steps", "base_depth", "base_width"}
         opt.check_not_given(context, shape_of_base, "with --model", "the base model is trained already")
@@ -79,9 +77,17 @@ def incremental(
         opt.check_not_given(context, {"weight_set"}, "without --model", "the base model is trained here")
     if baseline not in (None, "finetune"):
         raise UsageError(f"no baseline '{baseline}'", "there is finetune")
+    reads = tokenizer or ("digits-vqvae" if model is None else None)
+    for name in filter(None, (model, reads)):
+        check_weights(name)
+    check_device(device)
+    check_base_width(base_width)
+    from avarc_cli.incremental import protocol  # imports torch: only now, after all that may be wrong
+    from avarc_cli.incremental.split import parse_split
+    from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
+
     options, variation = learning.fit(), learning.variation()
     shape = protocol.BaseShape(depth=base_depth, width=base_width, steps=base_steps)
-    reads = tokenizer or ("digits-vqvae" if model is None else None)
     spec = ModelSpec(
         model or str(reads),
         tokenizer,
@@ -101,7 +107,7 @@ def incremental(
         "fit": vars(options),
     }
     with protocol.open_folder(out, asked):
-        data_tokens = train, tested = _tokens(out, data, test, reader, variation)
+        data_tokens = train, tested = _tokens(out, data, test, reader, variation, learning.allow_outside)
         results = protocol.run(
             out,
             data_tokens,
@@ -126,7 +132,7 @@ def _testing() -> Iterator[Progress]:
 
 
 def _tokens(
-    out: Path, data: Path, test: Path | None, reader: LoadedTokenizer, variation: Variation
+    out: Path, data: Path, test: Path | None, reader: LoadedTokenizer, variation: Variation, allow_outside: bool
 ) -> tuple[Examples, Examples]:
     """Training and test images as tokens, kept in OUT so that they are encoded once."""
     from avarc_cli.incremental import examples, protocol
@@ -139,20 +145,20 @@ def _tokens(
             write_digits(data)
         if test is None and (data / "train").is_dir() and (data / "test").is_dir():
             data, test = data / "train", data / "test"
-        train = _read(data, reader, variation)
+        train = _read(data, reader, variation, allow_outside)
         if test is None:
             train, tested = protocol.hold_out_test(train, protocol.TEST_FRACTION, variation.seed)
         else:
-            tested = _read(test, reader, replace(variation, variants=0))
+            tested = _read(test, reader, replace(variation, variants=0), allow_outside)
         for part, file in zip((train, tested), files, strict=True):
             part.save(file)
     return examples.load(files[0]), examples.load(files[1])
 
 
-def _read(data: Path, reader: LoadedTokenizer, variation: Variation) -> Examples:
+def _read(data: Path, reader: LoadedTokenizer, variation: Variation, allow_outside: bool) -> Examples:
     from avarc_cli.incremental.examples import by_class, concatenate
 
-    source = _examples.open_source([data], reader)
+    source = _examples.open_source([data], reader, allow_outside=allow_outside)
     return concatenate(_examples.encode(source, by_class(source, None, str(data)), reader, variation).values())
 
 
@@ -170,9 +176,9 @@ def _show(results: Results, out: Path) -> None:
     human = console.stack(
         console.table(title, ["after learning", *(f"on {t}" for t in split.titles)], matrix),
         console.table("In the end", columns, numbers),
-        f"{out}: incremental.json, incremental.png, bank/",
+        console.path_and(out, "incremental.json, incremental.png, bank/"),
     )
-    brief = f"{results.with_offset.average_accuracy:.4f}\t{results.with_offset.forgetting:.4f}"
+    brief = [(f"{results.with_offset.average_accuracy:.4f}", f"{results.with_offset.forgetting:.4f}")]
     console.result(results.as_dict() | {"out": out}, human, brief=brief)
 
 

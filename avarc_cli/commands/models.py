@@ -16,6 +16,7 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _weights
 from avarc_cli.commands._groups import Command
 from avarc_cli.errors import UsageError
+from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.zoo.card import Card, Weights
@@ -54,12 +55,13 @@ def models(context: typer.Context, as_json: opt.JsonOpt = False) -> None:
     console.result(
         {"models": [_facts(card) for card in known], "tokenizers": [_facts(card) for card in tokenizers]},
         console.stack(
-            console.table("Models", COLUMNS, [_row(card) for card in known]),
-            console.table("Tokenizers", COLUMNS, [_row(card) for card in tokenizers]),
-            "`avarc models show NAME` shows details, `avarc download NAME` downloads the weights, "
-            "`avarc models add NAME FILE` registers your own checkpoint.",
+            console.table("Models", COLUMNS, [_row(card) for card in known], optional="source"),
+            console.table("Tokenizers", COLUMNS, [_row(card) for card in tokenizers], optional="source"),
+            "avarc models show NAME: details, among them the source\n"
+            "avarc download NAME: download the weights\n"
+            "avarc models add NAME FILE: register your own checkpoint",
         ),
-        brief="\n".join([card.name for card in known] + [card.name for card in tokenizers]),
+        brief=[(card.name,) for cards in (known, tokenizers) for card in cards],
     )
 
 
@@ -99,23 +101,25 @@ def add(
 
     Example: avarc models add photos photos.safetensors --tokenizer photos-vq
     """
-    from avarc_cli import loading
-    from avarc_cli.zoo import registered
+    from avarc_cli.zoo import cards, registered
     from avarc_cli.zoo.card import LocalFile
 
     if tokenizer is not None:
         opt.check_not_given(context, {"patch_nums"}, "with --tokenizer", "a generator has the scales of its tokenizer")
     path = os.path.abspath(file)  # without following links: a config.json, or shards, may be beside the link only
+    layout = opt.parse_scales(patch_nums)
     registered.check_name(name)
+    for weights in (path, *([tokenizer] if tokenizer else [])):
+        cards.check_weights(weights)
+    from avarc_cli import loading  # imports torch: only now, after all that may be wrong
+
     if tokenizer is None:
-        reader = loading.load_tokenizer(
-            loading.ModelSpec(path, weight_set=weight_set), layout=opt.parse_scales(patch_nums)
-        )
+        reader = loading.load_tokenizer(loading.ModelSpec(path, weight_set=weight_set), layout=layout)
         opt.note_inferred(reader)
         card: Card = reader.card(name, license=license)
     else:
         _weights.ensure(tokenizer, yes=yes)
-        reads = os.path.abspath(tokenizer) if loading.is_path(tokenizer) else tokenizer
+        reads = os.path.abspath(tokenizer) if cards.is_path(tokenizer) else tokenizer
         model = loading.load_model(loading.ModelSpec(path, reads, weight_set=weight_set))
         opt.note_inferred(model)
         card = model.card(name, tokenizer=reads, license=license)
@@ -147,7 +151,7 @@ def verify(
     results = [each for card in chosen for each in verifying.verify(card, start)]
     rows = [(each.name, each.status, each.sha256[:12], each.file) for each in results]
     table = console.table("", ("name", "status", "sha256", "file"), rows) if rows else "there are no weights to compare"
-    console.result({"files": results}, table, brief="\n".join(str(each.file) for each in results))
+    console.result({"files": results}, table, brief=[(each.file,) for each in results])
     damaged = [each for each in results if each.is_damaged]
     if damaged:
         more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
@@ -181,7 +185,8 @@ def remove(
     others = [each.weights for each in registered.load().cards]
     if not any(isinstance(other, LocalFile) and other.path == card.weights.path for other in others):
         weights_index.forget(card.weights.path)
-    console.result({"removed": name}, f"{name} is removed; {card.weights.path} is kept", brief=name)
+    kept = console.path_and(card.weights.path, "is kept")
+    console.result({"removed": name}, console.stack(f"{name} is removed", kept), brief=name)
 
 
 def _row(card: Card) -> tuple[object, ...]:
@@ -208,7 +213,7 @@ def _details(card: Card) -> dict[str, object]:
     facts = _facts(card)
     facts |= {
         "params": _millions(card.params),
-        "layout": f"{card.layout} ({card.layout.num_tokens} tokens)",
+        "layout": f"{card.layout} ({counted(card.layout.num_tokens, 'token')})",
         "image_size": f"{card.image_size} pixels",
         "weights": _origin(card.weights),
         "path": facts["path"] or "not on this machine",
@@ -221,12 +226,12 @@ def _details(card: Card) -> dict[str, object]:
     return {key.replace("_", " "): value for key, value in facts.items() if key not in {"name", "num_tokens"}}
 
 
-def _origin(weights: Weights) -> str:
+def _origin(weights: Weights) -> str | Path:
     from avarc_cli.zoo import cards
 
     if isinstance(weights, cards.HubFile):
         return f"{weights.repo} ({weights.revision[:8] if weights.revision else 'unpinned'})"
-    return "included in avarc" if isinstance(weights, cards.AssetFile) else str(weights.path)
+    return "included in avarc" if isinstance(weights, cards.AssetFile) else weights.path
 
 
 def _millions(params: int | None) -> str:

@@ -9,6 +9,8 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
+from avarc_cli.settings import check_device
+from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
@@ -40,6 +42,7 @@ def report(
     tokenizer_weight_set: opt.TokenizerWeightSetOpt = None,
     image_size: opt.ImageSizeOpt = None,
     device: opt.DeviceOpt = "auto",
+    allow_outside: opt.AllowOutsideOpt = False,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
 ) -> None:
@@ -50,7 +53,14 @@ def report(
     Example: avarc report runs/val --out val.html
     """
     from avarc_cli import outputs
-    from avarc_cli.classifier import load_classifier
+    from avarc_cli.results.read_run import check_finished
+    from avarc_cli.zoo.cards import check_weights
+
+    check_finished(run)
+    for name in filter(None, (model, tokenizer)):
+        check_weights(name)
+    check_device(device)
+    from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
     from avarc_cli.explain import write_report
     from avarc_cli.loading import ModelSpec
 
@@ -83,9 +93,11 @@ def report(
             hardest=hardest,
             tokens=tokens,
             rescore=tokens is not None or model is not None,
+            own_model=model is not None,
+            allow_outside=allow_outside,
             progress=console.progress,
         )
         if written.note:
             console.note(written.note)
-        text = f"{written.page}: {written.images:,} images, {written.explained} explained"
+        text = console.path_and(written.page, f"{counted(written.images, 'image')}, {written.explained} explained")
         console.result(written, text, brief=str(written.page))

@@ -10,6 +10,8 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
+from avarc_cli.settings import check_sampling
+from avarc_cli.words import counted
 
 
 @with_option_groups
@@ -34,16 +36,19 @@ def sample(
 
     Example: avarc sample 3 8 --count 8 --out digits.png
     """
-    from avarc_cli import outputs, sampling
-    from avarc_cli.loading import load_model
-    from avarc_cli.results.picture import grid
+    from avarc_cli import outputs
 
-    how = sampling.Sampling(guidance=guidance, top_k=top_k, top_p=top_p, seed=seed)
+    check_sampling(guidance, top_k, top_p)
     with outputs.reserved(out, outputs.PNG, overwrite=overwrite):
+        from avarc_cli import sampling  # imports torch: only now, after all that may be wrong
+        from avarc_cli.loading import load_model
+        from avarc_cli.results.picture import grid
+
+        how = sampling.Sampling(guidance=guidance, top_k=top_k, top_p=top_p, seed=seed)
         loaded = load_model(model.fetch())
         opt.note_inferred(loaded)
-        with console.progress("drawing", None, unit="classes") as bar:
+        with console.progress("drawing", None, unit="class") as bar:
             drawn = sampling.sample(loaded, classes, count, how, progress=bar.update)
         grid(drawn.pictures, drawn.names, out)
-        shown = f"{out}: {count} pictures of each of {len(drawn.names)} classes"
+        shown = console.path_and(out, f"{counted(count, 'picture')} of each of {counted(len(drawn.names), 'class')}")
         console.result({"picture": out, "classes": drawn.names, "count": count, "seed": seed}, shown, brief=str(out))

@@ -14,6 +14,14 @@ from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _weights
 from avarc_cli.commands._groups import Command, with_option_groups
+from avarc_cli.settings import (
+    check_augmentation,
+    check_class_dropout,
+    check_contrast,
+    check_device,
+    check_learning_rate,
+)
+from avarc_cli.zoo.cards import check_weights
 
 if TYPE_CHECKING:
     from avarc_cli.progress import MetricsProgress
@@ -44,6 +52,12 @@ class _RecipeOptions:
     ] = "crop"
     flip: Annotated[bool, opt.training_option("--flip", help="Mirror half of the images.")] = False
     seed: opt.SeedOpt = 0
+    allow_outside: opt.AllowOutsideOpt = False
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        check_learning_rate(self.lr)
+        check_augmentation(self.augment)
 
     def recipe(self) -> Recipe:
         """The training recipe, with the loop's defaults for everything else."""
@@ -98,9 +112,7 @@ def tokenizer(
 
     Example: avarc train tokenizer photos/ --image-size 64 --out tokenizer.safetensors
     """
-    from avarc_cli.devices import pick_device
-    from avarc_cli.train.tokenizer import train_tokenizer
-
+    check_device(device)
     shape = {
         "vocab_size": vocab,
         "z_channels": channels,
@@ -109,8 +121,11 @@ def tokenizer(
         "patch_nums": opt.parse_numbers(patch_nums, "--patch-nums") or (),
         "blocks": blocks,
     }
+    images = opt.open_noted(data, allow_outside=training.allow_outside)
+    from avarc_cli.devices import pick_device  # imports torch: only now, after all that may be wrong
+    from avarc_cli.train.tokenizer import train_tokenizer
+
     recipe = replace(training.recipe(), weight_decay=0.01, betas=(0.9, 0.99))
-    images = opt.open_noted(data)
     with _reserved(out, overwrite), _progress("training tokenizer", recipe.steps) as progress:
         train_tokenizer(
             images,
@@ -122,6 +137,7 @@ def tokenizer(
             augment=training.augmentation(),
             device=pick_device(device),
             progress=progress,
+            say=console.warn,
         )
     _show(out)
 
@@ -151,18 +167,21 @@ def var(
 
     Example: avarc train var photos/ --tokenizer tokenizer.safetensors --out var.safetensors
     """
-    from avarc_cli.loading import ModelSpec, load_tokenizer
-    from avarc_cli.train.generator import train_generator
-
+    check_weights(tokenizer)
+    check_device(device)
+    check_class_dropout(class_dropout)
+    images = opt.open_noted(data)
     with _reserved(out, overwrite, tokenizer):
         _weights.ensure(tokenizer, tokenizer_weight_set=tokenizer_weight_set, yes=yes)
+        from avarc_cli.loading import ModelSpec, load_tokenizer  # imports torch: only now, after all that may be wrong
+        from avarc_cli.train.generator import train_generator
+
         spec = ModelSpec(
             tokenizer, tokenizer_config=tokenizer_config, tokenizer_weight_set=tokenizer_weight_set, device=device
         )
         reader = load_tokenizer(spec)
         opt.note_inferred(reader)
         recipe = training.recipe()
-        images = opt.open_noted(data)
         with _progress("training VAR", recipe.steps) as progress:
             train_generator(
                 images,
@@ -174,6 +193,7 @@ def var(
                 augment=training.augmentation(),
                 class_dropout=class_dropout,
                 progress=progress,
+                say=console.warn,
             )
     _show(out)
 
@@ -205,15 +225,16 @@ def cca(
 
     Example: avarc train cca photos/ --model var-d16 --rank 16 --out adapter/
     """
-    from avarc_cli.loading import load_model
-    from avarc_cli.train.cca import Contrast, align
-
-    contrast = Contrast(beta=beta, weight=weight, class_dropout=class_dropout)
+    check_contrast(beta, weight, class_dropout)
+    images = opt.open_noted(data)
     with _reserved(out, overwrite, model.model, model.tokenizer, folder=rank > 0):
+        from avarc_cli.loading import load_model  # imports torch: only now, after all that may be wrong
+        from avarc_cli.train.cca import Contrast, align
+
+        contrast = Contrast(beta=beta, weight=weight, class_dropout=class_dropout)
         loaded = load_model(model.fetch())
         opt.note_inferred(loaded)
         recipe = replace(training.recipe(), weight_decay=0.0)
-        images = opt.open_noted(data)
         opt.note_numbers(images.class_names, loaded.classes)
         with _progress("aligning", recipe.steps) as progress:
             align(
@@ -225,6 +246,7 @@ def cca(
                 rank=rank,
                 augment=training.augmentation(),
                 progress=progress,
+                say=console.warn,
             )
     _show(out)
 
@@ -253,9 +275,9 @@ def _reserved(out: Path, overwrite: bool, *inputs: str | None, folder: bool = Fa
 
 @contextmanager
 def _progress(description: str, steps: int) -> Iterator[MetricsProgress]:
-    with console.progress(description, steps, unit="steps") as bar:
+    with console.progress(description, steps, unit="step") as bar:
         yield lambda done, values: bar.update(done, note=" ".join(f"{name} {x:.4g}" for name, x in values.items()))
 
 
 def _show(out: Path) -> None:
-    console.result({"weights": out}, f"{out}: written", brief=str(out))
+    console.result({"weights": out}, console.path_and(out, "written"), brief=str(out))

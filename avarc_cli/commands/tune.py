@@ -53,7 +53,6 @@ def tune(
     Example: avarc tune calibration.h5 --model var-d16 --classes imagenet100 --agreement 0.995 --out plan.json
     """
     from avarc_cli import outputs, tuning
-    from avarc_cli.classifier import load_classifier
     from avarc_cli.tokens.cache import read
 
     unfinished = tuning.is_unfinished(out)
@@ -65,7 +64,10 @@ def tune(
                 "--limit takes the first images; the guarantee holds for images like these, not for the others"
             )
         others = None if evaluate is None else read(evaluate)
-        classifier = load_classifier(model.fetch(), scoring.options(cache.header.dataset))
+        spec = model.fetch()
+        from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
+
+        classifier = load_classifier(spec, scoring.options(cache.header.dataset))
         opt.note_inferred(classifier.model)
         with console.progress("scoring", len(cache)) as bar:
             plan = tuning.tune(
@@ -90,10 +92,14 @@ def _show(plan: TunedPlan, out: Path) -> None:
         for stage in plan.plan.stages[:-1]
     ]
     table = console.table("", ["segments", "samples", "margin (nats)", "surviving classes, on average"], rows)
-    parts = [table, plan.guarantee["statement"], console.fields("on the calibration images", _fields(plan.calibration))]
+    parts: list[Any] = [
+        table,
+        plan.guarantee["statement"],
+        console.fields("on the calibration images", _fields(plan.calibration)),
+    ]
     if plan.held_out:
         parts.append(console.fields("on the held-out images", _fields(plan.held_out)))
-    parts.append(f"{out}: use it with avarc classify --plan {out}")
+    parts.append(console.path_and(out, "for avarc classify --plan"))
     console.result(plan.to_dict() | {"out": out}, console.stack(*parts), brief=str(plan.plan))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -57,19 +58,20 @@ def check(
     dataset: str | None = None,
     *,
     decode: int | None = 0,
+    allow_outside: bool = False,
     progress: Progress = no_progress,
 ) -> DatasetReport:
     """Inspect images without encoding them.
 
     Args:
         inputs: as in open_images.
-        dataset: as in open_images.
+        dataset, allow_outside: as in open_images.
         decode: number of images to decode, spread evenly over the set; None for all. Sets of at most ALWAYS_DECODED
             images are decoded completely.
         progress: called with the number of images decoded so far, and the number to decode.
     Raises: UsageError as open_images.
     """
-    images = open_images(inputs, dataset)
+    images = open_images(inputs, dataset, allow_outside=allow_outside)
     known = datasets().get(images.dataset)
     counts = np.bincount(images.labels[images.labels >= 0], minlength=len(images.class_names))
     unreadable = dict(images.encoded.find_unreadable())
@@ -96,7 +98,7 @@ def parse_decode(text: str) -> int | None:
     """The value of --decode: a number of images, or "all" (None). Raises: UsageError."""
     if text == "all":
         return None
-    if not text.isdecimal():
+    if not re.fullmatch("[0-9]{1,18}", text):
         raise UsageError(f"--decode '{text}' is not valid", "it must be a number of images, or all")
     return int(text)
 

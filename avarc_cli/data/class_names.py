@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from avarc_cli.data.labels import LabelSpace, imagenet1k
 from avarc_cli.errors import CheckpointError, UsageError
+from avarc_cli.names import from_json
+from avarc_cli.words import counted
 
 IMAGENET_CLASSES = 1000
 NUMBER, TEXT = "number", "text"  # orders of folders that are called after numbers
@@ -97,7 +98,8 @@ def _named(name: str, ids: tuple[str, ...], num_classes: int) -> LabelSpace:
     if len(ids) != num_classes or len(set(ids)) != len(ids):
         raise UsageError(
             f"{name}: the class names do not fit the model",
-            f"{len(ids)} names, {len(set(ids))} of them different; the model has {num_classes} classes",
+            f"{counted(len(ids), 'name')}, {len(set(ids)):,} of them different; "
+            f"the model has {counted(num_classes, 'class')}",
             "give one name a line, in the order of the class ids",
         )
     return LabelSpace(name, ids, ids)
@@ -121,7 +123,7 @@ def _read_lines(path: Path) -> tuple[str, ...]:
 
 def _read_names(text: str) -> tuple[str, ...]:
     try:
-        return tuple(str(name) for name in json.loads(text))
+        return tuple(str(name) for name in from_json(text))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             "the class names in the checkpoint cannot be read", str(error), "use --class-names"

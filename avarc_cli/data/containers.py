@@ -30,12 +30,15 @@ def is_container(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in (TAR, *TABLE_SUFFIXES)
 
 
-def open_containers(folder: str, files: Sequence[str], dataset: str | None) -> ScannedInput:
+def open_containers(
+    folder: str, files: Sequence[str], dataset: str | None, *, allow_outside: bool = False
+) -> ScannedInput:
     """List the images in tars, or in tables; all files are of the same kind.
 
     Args:
         folder: what the names of the files are relative to.
         dataset: as in open_folder.
+        allow_outside: as in open_tables.
     Raises: as open_shards and open_tables.
     """
     if files[0].lower().endswith(TAR):
@@ -44,14 +47,17 @@ def open_containers(folder: str, files: Sequence[str], dataset: str | None) -> S
     if not kept and len(files) > 1:
         why = f"{shorten_list(files)} are what programs leave beside a dataset: caches, indices, unfinished files"
         raise UsageError(f"'{folder or files[0]}' holds no dataset", why, "to read such a file, name it alone")
-    scanned = open_tables(folder, kept or files, dataset)
+    scanned = open_tables(folder, kept or files, dataset, allow_outside=allow_outside)
     left = [name for name in files if name not in kept] if kept else []
     note = f"not read, since programs leave such files beside the data: {shorten_list(left)}"
     return replace(scanned, notes=(*scanned.notes, note)) if left else scanned
 
 
-def scan_containers(folder: Path, dataset: str | None) -> ScannedInput | None:
+def scan_containers(folder: Path, dataset: str | None, *, allow_outside: bool = False) -> ScannedInput | None:
     """List the images in the tars of a folder, or else in its tables; None if it has neither.
+
+    Args:
+        allow_outside: as in open_tables.
 
     Raises: UsageError if the data are compressed, or consist of several splits of which `dataset` selects none; and as
         open_containers.
@@ -64,7 +70,8 @@ def scan_containers(folder: Path, dataset: str | None) -> ScannedInput | None:
     files = tars or tables
     if not files:
         return None
-    scanned = open_containers(str(folder), _of_one_split(files, dataset, folder), dataset)
+    chosen = _of_one_split(files, dataset, folder)
+    scanned = open_containers(str(folder), chosen, dataset, allow_outside=allow_outside)
     others = Counter(os.path.splitext(n)[1].lower() or "without a suffix" for n in set(names).difference(files))
     note = f"files that are not used: {count_suffixes(others)}"
     return replace(scanned, notes=(*scanned.notes, note)) if others else scanned

@@ -16,7 +16,7 @@ from avarc_cli.data.containers import is_container, open_containers, scan_contai
 from avarc_cli.data.folders import FLAT, FOLDERS, open_folder
 from avarc_cli.data.image_list import LIST, LIST_SUFFIXES, open_list
 from avarc_cli.data.image_names import IMAGE_SUFFIXES
-from avarc_cli.data.image_source import ImageFiles, ImageSource, join
+from avarc_cli.data.image_source import ImageFiles, ImageSource, digest, join
 from avarc_cli.data.imagenet_val import NO_LABELS
 from avarc_cli.data.known import datasets
 from avarc_cli.data.labels import UNKNOWN, close_names, compose, human_name, imagenet1k, match, normalize
@@ -25,6 +25,7 @@ from avarc_cli.data.preprocess import Preprocess, read_rgb
 from avarc_cli.data.scanned_input import ScannedInput, resolve_dataset
 from avarc_cli.data.tables import SUFFIXES as TABLE_SUFFIXES
 from avarc_cli.errors import MAX_NAMES, UnreadableImage, UsageError, shorten_list
+from avarc_cli.words import counted
 
 IMAGE = "image files"  # layout
 PLAIN_LAYOUTS = (IMAGE, LIST, FOLDERS, FLAT)  # so common that no note is needed
@@ -51,13 +52,24 @@ class ImageSet:
         """The image files, if the set consists of files. `load` does not use them: a million take a gigabyte."""
         return tuple(Path(self.encoded.location(row)) for row in range(len(self)))
 
-    def load(self, index: int, preprocess: Preprocess) -> np.ndarray:
+    def load(
+        self, index: int, preprocess: Preprocess, on_digest: Callable[[bytes], object] | None = None
+    ) -> np.ndarray:
         """Read and preprocess one image, after cropping ObjectNet's red border. Safe in worker processes and threads.
 
+        Args:
+            on_digest: called with the digest of the encoded image, if it can be opened, before it is decoded.
         Returns: pixels (size, size, 3), uint8 RGB.
         Raises: UnreadableImage.
         """
-        return load_pixels(lambda: self.encoded.open(index), self.encoded.location(index), self.dataset, preprocess)
+
+        def open_image() -> BinaryIO:
+            file = self.encoded.open(index)
+            if on_digest is not None:
+                on_digest(digest(file))
+            return file
+
+        return load_pixels(open_image, self.encoded.location(index), self.dataset, preprocess)
 
     def classes_outside_imagenet(self) -> tuple[str, ...]:
         """The classes of a known dataset that no class of ImageNet-1k corresponds to: 200 of ObjectNet's."""
@@ -70,11 +82,13 @@ class ImageSet:
         """A part of the set, in the same order. The selections are applied in the order of the arguments.
 
         Args:
-            classes: keep only these, by id or human name (ignoring case; `_` is a space). class_names shrinks.
+            classes: keep only these, by id or human name (ignoring case; `_` is a space). class_names shrinks. If the
+                set has no images of some of them, but of others, a note says so.
             per_class: keep this many images of each class, the first by name (in ImageNet-R, one of each style in
-                turn). Drops unlabeled images.
+                turn). Drops unlabeled images. A note says which classes have fewer.
             limit: keep the first images up to this number.
-        Raises: UsageError for classes that the set does not have, numbers below 1, and per_class without labels.
+        Raises: UsageError if there are no images of any of the classes, or for one that neither the dataset nor
+            ImageNet has; for numbers below 1, and per_class without labels.
         """
         for option, number in (("per class", per_class), ("in all", limit)):
             if number is not None and number < 1:
@@ -87,17 +101,32 @@ class ImageSet:
     def _of_classes(self, classes: Sequence[str]) -> ImageSet:
         known = self._spellings()
         missing = [name for name in classes if normalize(name) not in known]
-        if missing:
+        if len(missing) == len(classes) or not all(map(self._may_have, missing)):
             close = close_names(missing[0], known) or self.class_names[:MAX_NAMES]
             why = f"it has classes like {', '.join(close)}" if close else "its images have no labels"
             listed = shorten_list([human_name(name) for name in missing])
             raise UsageError(f"'{self.source}' has no images of {listed}", why)
-        wanted = sorted({index for name in classes for index in known[normalize(name)]})
+        wanted = sorted({index for name in classes for index in known.get(normalize(name), [])})
         new_label = np.full(len(self.class_names) + 1, UNKNOWN, dtype=np.int32)  # the last entry is for -1
         new_label[wanted] = np.arange(len(wanted))
         labels = new_label[self.labels]
         names = tuple(self.class_names[index] for index in wanted)
-        return replace(self, labels=labels, class_names=names)._take(np.flatnonzero(labels != UNKNOWN))
+        selected = replace(self, labels=labels, class_names=names)._take(np.flatnonzero(labels != UNKNOWN))
+        if not missing:
+            return selected
+        listed = shorten_list([human_name(name) for name in missing])
+        of = f"{len(missing):,} of the {counted(len(classes), 'class')} of the subset"
+        return selected._with_note(f"there are no images of {of}: {listed}")
+
+    def _may_have(self, class_name: str) -> bool:
+        """Whether a class without images is one of the dataset, or of ImageNet: missing rather than misspelled."""
+        known, space = datasets().get(self.dataset), imagenet1k()
+        if known is not None and known.id_of(class_name) is not None:
+            return True
+        return normalize(class_name) in map(normalize, (*space.ids, *space.names))
+
+    def _with_note(self, note: str) -> ImageSet:
+        return replace(self, notes=(*self.notes, note))
 
     def _spellings(self) -> dict[str, list[int]]:
         """Class indices by every normalized name of a class: folder, human name, and synsets of ImageNet."""
@@ -125,7 +154,13 @@ class ImageSet:
                 "put each class in its own sub-folder, or use --limit",
             )
         by_style = bool(self.dataset) and datasets()[self.dataset].has_styles
-        return self._take(first_per_class(self.labels, self.names, per_class, by_style=by_style))
+        selected = self._take(first_per_class(self.labels, self.names, per_class, by_style=by_style))
+        counts = np.bincount(selected.labels, minlength=len(self.class_names))
+        fewer = [human_name(self.class_names[index]) for index in np.flatnonzero(counts < per_class)]
+        if not fewer:
+            return selected
+        of = f"{counted(len(fewer), 'class')}: {shorten_list(fewer)}"
+        return selected._with_note(f"there are fewer than {per_class:,} images of {of}")
 
     def _take(self, rows: np.ndarray) -> ImageSet:
         names = tuple(self.names[row] for row in rows.tolist())
@@ -140,7 +175,7 @@ def load_pixels(open_file: Callable[[], BinaryIO], location: str, dataset: str, 
         location: how errors refer to the image.
         dataset: name of the known dataset that it belongs to, or "".
     """
-    image = read_rgb(open_file, location)
+    image = read_rgb(open_file, location, reference=preprocess.reference)
     known = datasets().get(dataset)
     if known and known.border:
         border, (width, height) = known.border, image.size
@@ -150,7 +185,7 @@ def load_pixels(open_file: Callable[[], BinaryIO], location: str, dataset: str, 
     return preprocess.apply(image, location)
 
 
-def open_images(inputs: Sequence[Path], dataset: str | None = None) -> ImageSet:
+def open_images(inputs: Sequence[Path], dataset: str | None = None, *, allow_outside: bool = False) -> ImageSet:
     """List the images of folders, files, lists, tar shards and tables, without opening any image.
 
     In a folder, a class is a sub-folder that contains images, at any depth; images outside of sub-folders are
@@ -165,12 +200,14 @@ def open_images(inputs: Sequence[Path], dataset: str | None = None) -> ImageSet:
     Args:
         inputs: the files and folders.
         dataset: name of the known dataset (docs/datasets.md), "none" for any other, None to detect it.
+        allow_outside: read images for which a table names a file outside of its folder; otherwise they are unreadable.
     Raises: UsageError if a path does not exist or cannot be listed, if there is no image at all, or if what a known
         dataset's layout requires is missing.
     """
     parts = []
     for group in _group(inputs):
-        scanned = _scan_files(group, inputs, dataset) if _kind(group[0]) == IMAGE else _scan(group, dataset)
+        is_image = _kind(group[0]) == IMAGE
+        scanned = _scan_files(group, inputs, dataset) if is_image else _scan(group, dataset, allow_outside)
         if len(inputs) > 1 and len(group) == 1 and scanned.layout != IMAGE:
             scanned = replace(scanned, names=[f"{group[0].as_posix()}/{name}" for name in scanned.names])
         parts.append(scanned)
@@ -262,11 +299,11 @@ def _kind(path: Path) -> str:
     return "" if suffix in LIST_SUFFIXES else IMAGE
 
 
-def _scan(group: Sequence[Path], dataset: str | None) -> ScannedInput:
+def _scan(group: Sequence[Path], dataset: str | None, allow_outside: bool) -> ScannedInput:
     path = group[0]
     try:
         if path.is_dir():
-            return _scan_folder(path, dataset)
+            return _scan_folder(path, dataset, allow_outside)
         if not path.exists():
             raise UsageError(f"'{path}' does not exist", fix="name a folder of images, image files, or a list of paths")
         suffix = path.suffix.lower()
@@ -274,7 +311,8 @@ def _scan(group: Sequence[Path], dataset: str | None) -> ScannedInput:
             return open_list(path, dataset)
         if is_container(path.name):
             folder = path.parent.as_posix() if len(group) == 1 else ""
-            return open_containers(folder, [path.name if folder else each.as_posix() for each in group], dataset)
+            names = [path.name if folder else each.as_posix() for each in group]
+            return open_containers(folder, names, dataset, allow_outside=allow_outside)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UsageError(f"cannot open '{path}'", reason.lower()) from error
@@ -291,7 +329,9 @@ def _scan_files(group: Sequence[Path], inputs: Sequence[Path], dataset: str | No
     return resolve_dataset(ScannedInput(ImageFiles("", paths), names, unknown, (), layout=IMAGE), dataset, paths[0])
 
 
-def _scan_folder(folder: Path, dataset: str | None) -> ScannedInput:
+def _scan_folder(folder: Path, dataset: str | None, allow_outside: bool) -> ScannedInput:
     """The images of a folder, or, if there are none, of the shards or tables in it."""
     scanned = open_folder(folder, dataset)
-    return scanned if len(scanned.names) else scan_containers(folder, dataset) or scanned
+    if len(scanned.names):
+        return scanned
+    return scan_containers(folder, dataset, allow_outside=allow_outside) or scanned

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from avarc_cli import strict_json
 from avarc_cli.data.image_names import is_image
 from avarc_cli.data.image_source import ImageFiles
 from avarc_cli.data.label_fields import CLASS_FIELDS, PATH_FIELDS, class_text, find_fields, scalar_class
@@ -128,8 +128,8 @@ def _json_lines(text: str, path: Path) -> Iterator[dict[str, object]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
+                record = strict_json.parse(line)
+            except ValueError:
                 record = None
             if not isinstance(record, dict):
                 raise UsageError(f"cannot read '{path}'", f"line {number} is not a JSON object", "write one a line")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -13,6 +14,18 @@ import numpy as np
 from avarc_cli.errors import UnreadableImage
 
 EMPTY = "the file is empty"
+
+DIGEST_SIZE = 16
+"""Bytes of the digest of an encoded image (blake2b)."""
+
+NO_DIGEST = bytes(DIGEST_SIZE)
+"""In place of the digest of an image that cannot be opened."""
+
+MAX_DIGESTED = 2**30
+"""Bytes of an encoded image that its digest covers: no image that is decoded has more."""
+
+NO_FILE = (-1, -1)
+"""In place of the stamp of a file that is not there."""
 
 
 class ImageSource(Protocol):
@@ -31,6 +44,12 @@ class ImageSource(Protocol):
 
     def find_unreadable(self) -> Iterator[tuple[int, str]]:
         """Rows that cannot be read, each with the reason, as far as this is known without reading any image."""
+
+    def stamps(self) -> np.ndarray:
+        """Size in bytes and modification time in nanoseconds of the file that holds each image, (N, 2) int64.
+
+        Where they are the same, the image is taken to be the same. NO_FILE for a file that is not there.
+        """
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,9 @@ class ImageFiles:
             elif status.st_size == 0:
                 yield row, EMPTY
 
+    def stamps(self) -> np.ndarray:
+        return stamp_files(self.location(row) for row in range(len(self)))
+
 
 @dataclass(frozen=True, eq=False)
 class JoinedImages:
@@ -94,6 +116,13 @@ class JoinedImages:
                 if int(self.row[row]) in reasons:
                     yield int(row), reasons[int(self.row[row])]
 
+    def stamps(self) -> np.ndarray:
+        stamps_N2 = np.empty((len(self), 2), dtype=np.int64)
+        for number, source in enumerate(self.sources):
+            mine = np.flatnonzero(self.source == number)
+            stamps_N2[mine] = source.take(self.row[mine]).stamps()
+        return stamps_N2
+
 
 def join(sources: Sequence[ImageSource]) -> ImageSource:
     """The images of all sources, in order."""
@@ -104,8 +133,50 @@ def join(sources: Sequence[ImageSource]) -> ImageSource:
     return JoinedImages(tuple(sources), np.repeat(np.arange(len(sources)), sizes), np.concatenate(rows))
 
 
+def check_inside(path: str, folder: str, reason: str) -> None:
+    """Raises: UnreadableImage, because of `reason`, when a path leads out of a folder, also by a symbolic link."""
+    real, root = os.path.realpath(path), os.path.realpath(folder)
+    if os.path.commonpath([real, root]) != root:
+        raise UnreadableImage(f"cannot read '{path}'", reason)
+
+
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file for reading. Raises: OSError; UnreadableImage if it is not a regular file but, say, a pipe."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block forever
         raise UnreadableImage(f"cannot read '{os.fspath(path)}'", "it is not a regular file")
     return open(path, "rb")
+
+
+def stamp_files(paths: Iterable[str]) -> np.ndarray:
+    """Size and modification time of each file, or NO_FILE, (N, 2) int64 (`ImageSource.stamps`)."""
+    return np.fromiter(map(_stamp, paths), dtype=np.dtype((np.int64, 2)))
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a path with a null character
+        return NO_FILE
+    return status.st_size, status.st_mtime_ns
+
+
+def digest(file: BinaryIO) -> bytes:
+    """Digest of an encoded image, by which it is known to be the same; the file is at its start again afterwards.
+
+    Raises: OSError.
+    """
+    hasher, left = hashlib.blake2b(digest_size=DIGEST_SIZE), MAX_DIGESTED
+    while block := file.read(min(2**20, left)):
+        hasher.update(block)
+        left -= len(block)
+    file.seek(0)
+    return hasher.digest()
+
+
+def digest_of(source: ImageSource, row: int) -> bytes:
+    """Digest of an image of a source; NO_DIGEST where it cannot be opened or read."""
+    try:
+        with source.open(row) as file:
+            return digest(file)
+    except (OSError, ValueError, UnreadableImage):
+        return NO_DIGEST

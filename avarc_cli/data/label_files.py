@@ -12,6 +12,7 @@ from avarc_cli.data.image_list import read_list
 from avarc_cli.data.image_names import is_part
 from avarc_cli.data.labels import compose
 from avarc_cli.errors import UsageError, shorten_list
+from avarc_cli.words import counted
 
 STEMS, SUFFIXES = ("metadata", "labels"), (".csv", ".jsonl", ".tsv")
 
@@ -55,7 +56,7 @@ def labels_beside(
         return [a if a is not None or b is None else folder_of.get(b, b) for a, b in known], labels.notes()
     instead = f", not from the folders {shorten_list(class_folders)}" if pairs else ""
     others = f"; it does not name {len(names) - found:,} others" if found < len(names) else ""
-    return by_file, [f"classes of {found:,} images from {where}{instead}{others}", *labels.notes()]
+    return by_file, [f"classes of {counted(found, 'image')} from {where}{instead}{others}", *labels.notes()]
 
 
 @dataclass

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from avarc_cli.errors import MAX_NAMES, UsageError, shorten_list
+from avarc_cli.words import counted
 
 ASSETS = files("avarc_cli") / "assets"
 UNKNOWN = -1  # index that stands for a class that is not known
@@ -156,7 +157,7 @@ class _Lookup:
     def resolve(self, name: str) -> int | None:
         """The class with this id, name or index."""
         index = self.by_id_or_name(name)
-        if index is None and self.indices_allowed and name.isdecimal() and int(name) < len(self.space):
+        if index is None and self.indices_allowed and re.fullmatch("[0-9]{1,9}", name) and int(name) < len(self.space):
             return int(name)
         return index
 
@@ -169,7 +170,7 @@ class _Lookup:
             same = [label for label, name in both if normalize(name) == normalize(ambiguous)]
             return UsageError(what, f"'{ambiguous}' is the name of several classes", f"use an id: {' or '.join(same)}")
         indices = f", indices 0 to {len(self.space) - 1}" if self.indices_allowed else ""
-        why = f"it has {len(self.space)} classes{indices}"
+        why = f"it has {counted(len(self.space), 'class')}{indices}"
         return UsageError(what, why, _suggestion(names[0], (*self.space.names, *self.space.ids)))
 
 

@@ -23,6 +23,8 @@ from avarc_cli.data.image_source import open_regular
 from avarc_cli.errors import UnreadableImage, UsageError
 
 MODES = ("resize-crop", "fit", "none")
+REFERENCE = "reference"  # the option beside a mode: decode as the reference implementations do
+UPRIGHT, AS_STORED = "upright, alpha over white, 16 bits scaled", "as PIL converts to RGB"  # in descriptions
 MAX_PIXELS = 2**27  # 134 million: 400 MB as RGB. Larger files are mistakes or decompression bombs
 
 # Pillow's names. Its other decoders are for rare formats, and that for PostScript starts Ghostscript.
@@ -60,6 +62,12 @@ DECODING_ERRORS = (
 )
 
 
+def check_mode(mode: str) -> None:
+    """Raises: UsageError for a mode that `Preprocess` does not have."""
+    if mode not in MODES:
+        raise UsageError(f"unknown preprocessing '{mode}'", fix=f"choose one of {', '.join(MODES)}")
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """How an image becomes `size` x `size` pixels.
@@ -75,19 +83,37 @@ class Preprocess:
     size: int
     """Side of the result in pixels."""
 
+    reference: bool = False
+    """Decode as VAR's own loader does, `Image.open(file).convert("RGB")`: not turned upright, without the alpha
+    channel, and with Pillow's conversion of 16 bits."""
+
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise UsageError(f"unknown preprocessing '{self.mode}'", fix=f"choose one of {', '.join(MODES)}")
+        check_mode(self.mode)
         if self.size < 1:
             raise UsageError(f"image size is {self.size} pixels, must be at least 1")
 
     @classmethod
+    def choose(cls, asked: str | None, default: str, size: int) -> Preprocess:
+        """What `--preprocess` asks for: a mode, "reference" for the default mode, or both: "fit,reference".
+
+        Args:
+            asked: the option; None for the default.
+            default: mode of the tokenizer.
+        Raises: UsageError for anything else.
+        """
+        mode = default if asked is None else asked
+        if mode == REFERENCE:
+            return cls(default, size, reference=True)
+        stem = mode.removesuffix(f",{REFERENCE}")
+        return cls(stem, size, reference=stem != mode)
+
+    @classmethod
     def parse(cls, text: str) -> Preprocess:
-        """What `str` describes. Raises: UsageError for any other text."""
-        found = re.fullmatch(r"(\S+) (?:\d+->)?(\d+)(?: lanczos)?", text)
-        if found is None:
+        """What `str` describes, of this or an earlier version. Raises: UsageError for any other text."""
+        found = re.fullmatch(r"(\S+) (?:\d+->)?(\d+)(?: lanczos)?(?:; (.+))?", text)
+        if found is None or found[3] not in {None, UPRIGHT, AS_STORED}:
             raise UsageError(f"unknown preprocessing '{text}'")
-        return cls(found[1], int(found[2]))
+        return cls(found[1], int(found[2]), found[3] == AS_STORED)
 
     @property
     def shorter_edge(self) -> int:
@@ -96,9 +122,8 @@ class Preprocess:
 
     def __str__(self) -> str:
         """The description that results and token caches record."""
-        if self.mode == "none":
-            return f"none {self.size}"
-        return f"{self.mode} {self.shorter_edge}->{self.size} lanczos"
+        size = self.size if self.mode == "none" else f"{self.shorter_edge}->{self.size} lanczos"
+        return f"{self.mode} {size}; {AS_STORED if self.reference else UPRIGHT}"
 
     def __call__(self, path: Path) -> np.ndarray:
         """Read and preprocess an image file.
@@ -107,7 +132,7 @@ class Preprocess:
         Raises: UnreadableImage if the file cannot be decoded, is far too large or too elongated, or, in mode "none",
             is not size x size already.
         """
-        return self.apply(load_rgb(path), str(path))
+        return self.apply(load_rgb(path, reference=self.reference), str(path))
 
     def apply(self, image: Image.Image, name: str) -> np.ndarray:
         """Preprocess an RGB image; errors refer to it as `name`. Returns and raises as for a file."""
@@ -122,20 +147,30 @@ class Preprocess:
         return np.array(_center_crop(_resize(image, self.shorter_edge, name), self.size))
 
 
-def load_rgb(path: Path) -> Image.Image:
+def current_description(text: str) -> str:
+    """A description as this version writes it. Earlier ones said nothing about decoding, and did the same."""
+    try:
+        return str(Preprocess.parse(text))
+    except UsageError:  # of a later version
+        return text
+
+
+def load_rgb(path: Path, *, reference: bool = False) -> Image.Image:
     """Read an image file of one of the FORMATS as 8-bit RGB, upright.
 
     Applies the EXIF orientation, composites transparency over white, converts grayscale, palette, CMYK, YCbCr and 1-bit
     images, and scales 16-bit and floating-point grayscale to 8 bits (see `_to_8_bit`). Takes the first frame of an
     animation. BMP and TGA files whose alpha is 0 everywhere count as opaque: programs leave these bytes unset.
 
+    Args:
+        reference: do none of this, but what Pillow's `convert("RGB")` does (`Preprocess.reference`).
     Raises: UnreadableImage if the file is missing, not permitted, not an image, truncated, in a color space that Pillow
         cannot convert, or larger than MAX_PIXELS.
     """
-    return read_rgb(lambda: open_regular(path), str(path))
+    return read_rgb(lambda: open_regular(path), str(path), reference=reference)
 
 
-def read_rgb(open_file: Callable[[], BinaryIO], name: str) -> Image.Image:
+def read_rgb(open_file: Callable[[], BinaryIO], name: str, *, reference: bool = False) -> Image.Image:
     """As `load_rgb`, but from what `open_file` opens; errors refer to it as `name`."""
     try:
         with warnings.catch_warnings():
@@ -144,6 +179,8 @@ def read_rgb(open_file: Callable[[], BinaryIO], name: str) -> Image.Image:
                 if image.width * image.height > MAX_PIXELS:
                     raise _unreadable(name, f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
                 image.load()
+                if reference:
+                    return image.convert("RGB")
                 return _to_rgb(_upright(image), image)
     except DECODING_ERRORS as error:
         raise _unreadable(name, _reason(error)) from error

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
+from avarc_cli import strict_json
 from avarc_cli.data.label_fields import CLASS_FIELDS, find_fields
 from avarc_cli.errors import UsageError
 
@@ -104,7 +104,7 @@ def _may_hold_images(kind: Any) -> bool:
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
     """What Hugging Face `datasets` wrote about the columns; empty if it wrote nothing."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = strict_json.parse((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):
         return {}
     known = features.items() if isinstance(features, dict) else ()

@@ -9,22 +9,26 @@ import io
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from avarc_cli.data.arrow_messages import claimed_bytes
 from avarc_cli.data.class_numbers import interpret_numbers, unique_names
-from avarc_cli.data.image_source import open_regular
+from avarc_cli.data.image_source import check_inside, open_regular, stamp_files
 from avarc_cli.data.label_fields import class_text
 from avarc_cli.data.scanned_input import ScannedInput, number_classes, resolve_dataset
 from avarc_cli.data.table_columns import Columns, find_columns, folder_columns
 from avarc_cli.errors import UnreadableImage, UsageError, first_line
+from avarc_cli.words import counted
 
 SUFFIXES = (".parquet", ".arrow")
 CACHED_GROUPS = 2  # row groups in memory, per process and file
 CACHED_FILES = 4  # open files per process
+SMALL = 2**26  # bytes that a table of any size may take when it is uncompressed
+MAX_COMPRESSION = 32  # times the file that a larger table may take; encoded images hardly get smaller
 _reading = threading.Lock()  # pyarrow's readers must not be used by several threads at once
 
 
@@ -33,9 +37,11 @@ class TableImages:
     """Encoded images in the rows of tables."""
 
     files: tuple[str, ...]  # paths of the tables
+    folders: tuple[str, ...]  # of each file: what paths in it must not lead out of; "" for any path
     file: np.ndarray  # (N,) int32, index into files
     row: np.ndarray  # (N,) int64, row in that file
     column: str  # of the images
+    beside: tuple[str, ...] = ()  # (N,) files beside the tables that may hold the images; empty: the tables hold all
 
     def __len__(self) -> int:
         return len(self.row)
@@ -44,25 +50,39 @@ class TableImages:
         path = self.files[self.file[row]]
         try:
             with _reading:
-                value = _open_table(os.getpid(), path).value(self.column, int(self.row[row]))
+                value = _open_table(os.getpid(), path, os.stat(path).st_mtime_ns).value(self.column, int(self.row[row]))
         except _errors() as error:
             raise UnreadableImage(f"cannot read {self.location(row)}", first_line(error)) from error
         if isinstance(value, dict):
             if value.get("bytes") is None and value.get("path"):  # the image is a file of its own, beside the table
-                return open_regular(os.path.join(os.path.dirname(path), value["path"]))
+                return self._open_beside(path, value["path"], self.folders[self.file[row]])
             value = value.get("bytes")
         if value is None:
             raise UnreadableImage(f"cannot read {self.location(row)}", "the row holds no picture")
         return io.BytesIO(value)
 
+    def _open_beside(self, table: str, name: str, folder: str) -> BinaryIO:
+        path = _beside(table, name)
+        if folder:
+            why = f"its table names '{name}', outside of the folder; --allow-outside reads such files"
+            check_inside(path, folder, why)
+        return open_regular(path)
+
     def location(self, row: int) -> str:
         return f"row {self.row[row]:,} of {self.files[self.file[row]]}"
 
     def take(self, rows: np.ndarray) -> TableImages:
-        return TableImages(self.files, self.file[rows], self.row[rows], self.column)
+        beside = tuple(self.beside[row] for row in rows.tolist()) if self.beside else ()
+        return replace(self, file=self.file[rows], row=self.row[rows], beside=beside)
 
     def find_unreadable(self) -> Iterator[tuple[int, str]]:
         yield from ()  # nothing is known without reading
+
+    def stamps(self) -> np.ndarray:
+        stamps_N2: np.ndarray = stamp_files(self.files)[self.file]
+        if self.beside:  # of an image that may be in either file, both count
+            stamps_N2 = stamps_N2 + stamp_files(self.beside)
+        return stamps_N2
 
 
 @dataclass
@@ -73,6 +93,7 @@ class _Rows:
     names: list[str] = field(default_factory=list)  # (N,)
     labels: list[Any] = field(default_factory=list)  # (N,) values of the label column
     sizes: list[int] = field(default_factory=list)  # rows of each file
+    beside: list[str] = field(default_factory=list)  # (N,) files that may hold the images, if a table lacks any
 
     def add(self, path: str, prefix: str, first_path: str) -> None:
         """Add the rows of one file. Raises: UsageError."""
@@ -82,7 +103,10 @@ class _Rows:
             if self.columns not in (None, columns):
                 raise UsageError(f"'{path}' has other columns than '{first_path}'", fix="name files of one dataset")
             self.columns = columns
-            files = table.strings(f"{columns.image}.path") if columns.is_struct else [None] * table.num_rows
+            files = list(table.strings(f"{columns.image}.path")) if columns.is_struct else [None] * table.num_rows
+            if columns.is_struct and table.may_lack(columns.image):
+                self.beside += [""] * (len(self.names) - len(self.beside))
+                self.beside += [_beside(path, name) if isinstance(name, str) and name else "" for name in files]
             if columns.label and not columns.in_folders:
                 self.labels += table.values(columns.label)
             else:
@@ -90,21 +114,31 @@ class _Rows:
         except _errors() as error:
             fix = "copy or download it again"
             raise UsageError(f"cannot read the table '{path}'", first_line(error), fix) from error
-        self.names += [f"{prefix}{i:07d}" + (f"/{os.path.basename(f)}" if f else "") for i, f in enumerate(files)]
+        shown = (f"/{os.path.basename(file)}" if isinstance(file, str) and file else "" for file in files)
+        self.names += [f"{prefix}{row:07d}{name}" for row, name in enumerate(shown)]
         self.sizes.append(table.num_rows)
 
-    def images(self, paths: Sequence[str], column: str) -> TableImages:
+    def images(self, paths: Sequence[str], folders: Sequence[str], column: str) -> TableImages:
         file = np.repeat(np.arange(len(paths), dtype=np.int32), self.sizes)
         row = np.concatenate([np.arange(size, dtype=np.int64) for size in self.sizes])
-        return TableImages(tuple(paths), file, row, column)
+        beside = (*self.beside, *[""] * (len(row) - len(self.beside))) if self.beside else ()
+        return TableImages(tuple(paths), tuple(folders), file, row, column, beside)
 
 
-def open_tables(folder: str, files: Sequence[str], requested: str | None) -> ScannedInput:
+def _beside(table: str, name: str) -> str:
+    """The file that a table names instead of holding an image."""
+    return os.path.join(os.path.dirname(table), name)
+
+
+def open_tables(
+    folder: str, files: Sequence[str], requested: str | None, *, allow_outside: bool = False
+) -> ScannedInput:
     """List the images in the rows of Parquet or Arrow files, in the given order, without reading any image.
 
     Args:
         folder: what the names of the files are relative to.
         requested: as in open_folder.
+        allow_outside: read images of paths that lead out of `folder`, or of a table's own folder if that is "".
     Raises: UsageError if pyarrow is missing, a file cannot be read or has no column of images, or files differ in
         their columns; and as resolve_dataset.
     """
@@ -114,11 +148,12 @@ def open_tables(folder: str, files: Sequence[str], requested: str | None) -> Sca
         rows.add(path, f"{name}/" if len(files) > 1 else "", paths[0])
     columns = rows.columns
     assert columns is not None, "called without files"
-    images = rows.images(paths, columns.image)
+    folders = ["" if allow_outside else folder or os.path.dirname(path) or "." for path in paths]
+    images = rows.images(paths, folders, columns.image)
     stem = os.path.join(folder, os.path.basename(files[0]).partition("-")[0])  # validation-00000-of-00014.parquet
     labels, classes, notes = _number_labels(rows.labels, columns, requested, stem)
     kind = os.path.splitext(files[0])[1][1:]
-    layout = f"{len(files)} {kind} {'files' if len(files) > 1 else 'file'}, images in column '{columns.image}'"
+    layout = f"{counted(len(files), f'{kind} file')}, images in column '{columns.image}'"
     in_folders = f"the names of folders ({columns.label}=...)"
     if columns.label:
         layout += f", classes in {in_folders if columns.in_folders else repr(columns.label)}"
@@ -156,7 +191,6 @@ class _Table:
 
     def __init__(self, path: str) -> None:
         try:
-            import pyarrow as pa
             import pyarrow.parquet as pq
         except ImportError:
             raise UsageError(
@@ -165,18 +199,17 @@ class _Table:
         self._parquet: Any = None
         self._arrow: Any = None
         if path.lower().endswith(".parquet"):
-            self._parquet = pq.ParquetFile(path)
+            self._parquet = pq.ParquetFile(path, page_checksum_verification=True)
             self.schema, self.num_rows = self._parquet.schema_arrow, int(self._parquet.metadata.num_rows)
             groups = range(self._parquet.metadata.num_row_groups)
             self._starts = np.cumsum([0, *(self._parquet.metadata.row_group(g).num_rows for g in groups)])
             self._group = lru_cache(maxsize=CACHED_GROUPS)(self._read_group)
+            data = sum(self._parquet.metadata.row_group(g).total_byte_size for g in groups)
+            _check_claims(path, rows=self.num_rows, uncompressed=data)
             return
-        mapped = pa.memory_map(path)  # images stay on disk until they are read
-        try:
-            self._arrow = pa.ipc.open_stream(mapped).read_all()
-        except pa.ArrowInvalid:
-            self._arrow = pa.ipc.open_file(mapped).read_all()
+        self._arrow = _read_arrow(path)
         self.schema, self.num_rows = self._arrow.schema, int(self._arrow.num_rows)
+        _check_claims(path, rows=self.num_rows)
 
     def value(self, column: str, row: int) -> Any:
         """One value of a column, as a Python object."""
@@ -201,6 +234,18 @@ class _Table:
         values: list[str | None] = pc.struct_field(self._read(column).column(outer), inner).to_pylist()
         return values
 
+    def may_lack(self, column: str) -> bool:
+        """Whether the bytes of some image in a struct column may be missing."""
+        if self._parquet is None:
+            return any(chunk.field("bytes").null_count for chunk in self._arrow.column(column).chunks)
+        metadata, name = self._parquet.metadata, f"{column}.bytes"
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            parts = [group.column(i) for i in range(group.num_columns)]
+            statistics = next((part.statistics for part in parts if part.path_in_schema == name), None)
+            if statistics is None or not statistics.has_null_count or statistics.null_count:
+                return True
+        return False
+
     def _read(self, column: str) -> Any:
         """A table that contains at least this column."""
         return self._arrow if self._parquet is None else self._parquet.read(columns=[column], use_threads=False)
@@ -209,9 +254,46 @@ class _Table:
         return self._parquet.read_row_group(group, columns=[column], use_threads=False).column(column)
 
 
+def _check_claims(path: str, *, rows: int = 0, uncompressed: int = 0) -> None:
+    """Refuse a file that claims what it can hardly hold, before room is made for that.
+
+    Args:
+        uncompressed: bytes of its compressed parts.
+    Raises: ValueError.
+    """
+    size = os.path.getsize(path)
+    if not 0 <= rows <= size:
+        raise ValueError(f"it claims {rows:,} rows, in a file of {size:,} bytes")
+    if uncompressed > max(SMALL, MAX_COMPRESSION * size):
+        raise ValueError(f"it claims {uncompressed:,} bytes of data, in a file of {size:,}")
+
+
+def _read_arrow(path: str) -> Any:
+    """The table in an Arrow stream or file; images stay on disk until they are read.
+
+    Raises: pyarrow.ArrowInvalid also for offsets that lead out of the file, which would end the process when used.
+    """
+    import pyarrow as pa
+
+    mapped = pa.memory_map(path)
+    _check_claims(path, uncompressed=claimed_bytes(mapped))
+    mapped.seek(0)
+    try:
+        stream = pa.ipc.open_stream(mapped)
+        schema, batches = stream.schema, iter(stream)
+    except pa.ArrowInvalid:
+        file = pa.ipc.open_file(mapped)
+        schema, batches = file.schema, map(file.get_batch, range(file.num_record_batches))
+    checked = []
+    for batch in batches:
+        batch.validate(full=True)
+        checked.append(batch)
+    return pa.Table.from_batches(checked, schema)
+
+
 @lru_cache(maxsize=CACHED_FILES)
-def _open_table(process: int, path: str) -> _Table:
-    """The open file. Each process opens its own: a forked worker must not share its parent's file position."""
+def _open_table(process: int, path: str, modified: int) -> _Table:
+    """The open file, in its present state. Each process opens its own: they must not share a file position."""
     return _Table(path)
 
 

@@ -19,6 +19,7 @@ LONG_NAME, LONG_LINK, PAX = b"L", b"K", b"x"
 ADLER_MODULUS = 65_521
 PIECE = 1 << 20  # bytes read at once
 MAX_SIZE = 10**18  # bytes of a member; a larger number means that the header is corrupt
+PAX_LENGTH_DIGITS = 7  # of a record
 MAX_EXTENSION = 1 << 20  # bytes of a long name or of pax records; likewise
 
 
@@ -89,7 +90,7 @@ class TarScanner:
     def _check_header(self, block: bytes, position: int) -> int:
         """The size of the member in bytes. Raises: CorruptTar if the block is not a header."""
         try:
-            expected = int(block[148:156].strip(b" \0"), 8)
+            expected = _octal(block[148:156])
             size = _number(block[124:136])
         except ValueError:
             raise CorruptTar(f"there is no tar header at byte {position:,}") from None
@@ -119,10 +120,21 @@ def _sum(block: bytes) -> int:
 
 
 def _number(field: bytes) -> int:
-    """Octal digits or, if the first bit is set, a binary number (GNU's extension for sizes from 8 GB)."""
+    """Octal digits or, if the first bit is set, a binary number (GNU's extension for sizes from 8 GB).
+
+    Raises: ValueError for anything else. Negative binary numbers, which begin with 0xff, are far above MAX_SIZE.
+    """
     if field[0] & 0x80:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    return int(field.strip(b" \0") or b"0", 8)
+    return _octal(field)
+
+
+def _octal(field: bytes) -> int:
+    """Octal digits between spaces and zero bytes, none for 0. Raises: ValueError: int() alone takes -7, 0o7 and 1_0."""
+    digits = field.strip(b" \0")
+    if digits.strip(b"01234567"):
+        raise ValueError(f"{field!r} is no octal number")
+    return int(digits or b"0", 8)
 
 
 def _text(field: bytes) -> str:
@@ -137,14 +149,21 @@ def _name(block: bytes) -> str:
 
 def _pax_records(text: bytes, position: int) -> dict[str, str]:
     """Parse records of "length key=value\\n"."""
-    records = {}
-    while text:
-        length, _, _ = text.partition(b" ")
-        if not (length.isdigit() and len(length) < 8 and len(length) + 1 < int(length) <= len(text)):
-            raise CorruptTar(f"the pax header at byte {position:,} is corrupt")
-        key, _, value = text[len(length) + 1 : int(length) - 1].partition(b"=")
+    records, start = {}, 0
+    while start < len(text):
+        length = text[start : start + PAX_LENGTH_DIGITS + 1].partition(b" ")[0]
+        if not (length.isdigit() and len(length) <= PAX_LENGTH_DIGITS):
+            raise _corrupt_pax(position)
+        begin, end = start + len(length) + 1, start + int(length)
+        if not begin < end <= len(text):
+            raise _corrupt_pax(position)
+        key, _, value = text[begin : end - 1].partition(b"=")
         records[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        text = text[int(length) :]
+        start = end
     if not re.fullmatch(r"[0-9]{1,18}", records.get("size", "0")):
-        raise CorruptTar(f"the pax header at byte {position:,} is corrupt")
+        raise _corrupt_pax(position)
     return records
+
+
+def _corrupt_pax(position: int) -> CorruptTar:
+    return CorruptTar(f"the pax header at byte {position:,} is corrupt")

@@ -8,10 +8,10 @@ the label's key. The order of the members does not matter; of several with the s
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from avarc_cli import strict_json
 from avarc_cli.data.compressed import is_compressed
 from avarc_cli.data.image_names import IMAGE_SUFFIXES
 from avarc_cli.data.label_fields import CLASS_FIELDS, NAME_FIELDS, class_text, find_fields, scalar_class
@@ -178,8 +178,8 @@ def _json_label(text: str) -> tuple[str | None, list[str]]:
     "" for a class that is said to be unknown, None where none is stated.
     """
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
+        values = strict_json.parse(text)
+    except ValueError:
         return None, []
     if not isinstance(values, dict):
         return scalar_class(values), []

@@ -16,13 +16,15 @@ from avarc_cli.data import imagenet_val
 from avarc_cli.data.class_numbers import interpret_numbers, unique_names
 from avarc_cli.data.compressed import check_uncompressed
 from avarc_cli.data.image_names import class_folder, classes_of_tars, is_wrapper, synset_of
-from avarc_cli.data.image_source import EMPTY
+from avarc_cli.data.image_source import EMPTY, stamp_files
 from avarc_cli.data.scanned_input import ScannedInput, number_classes, resolve_dataset
 from avarc_cli.data.tar import CorruptTar, Member, TarScanner
 from avarc_cli.data.tar_samples import TarSamples, label_of
 from avarc_cli.errors import UnreadableImage, UsageError
+from avarc_cli.words import counted
 
 CLASS_LISTS = ("classnames.txt", "classes.txt")  # beside the shards or in the folder above: class names, one per line
+MAX_IMAGE_SIZE = 2**29  # bytes of an encoded image: the largest that is decoded (MAX_PIXELS), uncompressed
 TRUNCATED = "the tar ends within it"
 
 
@@ -44,6 +46,8 @@ class TarImages:
             end = os.fstat(file.fileno()).st_size
             if self.offset[row] + size > end:  # checked before reading: a corrupt size may be enormous
                 raise UnreadableImage(f"cannot read {self.location(row)}", f"{TRUNCATED}, at byte {end:,}")
+            if size > MAX_IMAGE_SIZE:
+                raise UnreadableImage(f"cannot read {self.location(row)}", f"its {size:,} bytes are too many")
             return io.BytesIO(os.pread(file.fileno(), size, int(self.offset[row])))
 
     def location(self, row: int) -> str:
@@ -56,6 +60,10 @@ class TarImages:
         ends = np.array([os.path.getsize(path) for path in self.shards])[self.shard]
         for row in np.flatnonzero((self.size == 0) | (self.offset + self.size > ends)).tolist():
             yield row, EMPTY if self.size[row] == 0 else TRUNCATED
+
+    def stamps(self) -> np.ndarray:
+        stamps_N2: np.ndarray = stamp_files(self.shards)[self.shard]
+        return stamps_N2
 
 
 @dataclass
@@ -115,7 +123,7 @@ def open_shards(folder: str, shards: Sequence[str], requested: str | None) -> Sc
     paths = [os.path.join(folder, shard) for shard in shards]
     images = samples.images(paths)
     labels, classes, notes = _number_labels(samples, paths, requested)
-    layout = f"{len(shards)} tar {'files' if len(shards) > 1 else 'file'}" + ("" if classes else ", without labels")
+    layout = counted(len(shards), "tar file") + ("" if classes else ", without labels")
     unused = [f"not used: {why} ({n:,}), such as {name}" for why, (n, name) in samples.unused.items()]
     scanned = ScannedInput(images, samples.names, labels, classes, "", layout, (*samples.notes, *notes, *unused))
     return resolve_dataset(scanned, requested, os.path.join(folder, os.path.splitext(shards[0])[0]))
@@ -181,7 +189,7 @@ def _class_names(samples: _Samples, shards: Sequence[str]) -> tuple[Sequence[str
         distinct = set(samples.texts)
         if 2 * len(distinct) <= len(samples.texts) or all(text is None or text.isdecimal() for text in distinct):
             return samples.texts, (*notes, "classes from .txt files")
-        notes = (f"the .txt files contain {len(distinct):,} different texts: not used as class names",)
+        notes = (f"the .txt files contain {counted(len(distinct), 'different text')}: not used as class names",)
     folders = [class_folder(name) for name in samples.inner_names]
     if not all(is_wrapper(folder) for folder in set(folders) if folder):
         return folders, notes
@@ -214,7 +222,7 @@ def _names_of_numbers(numbers: list[str], first: str, requested: str | None) -> 
         raise UsageError(f"cannot read the class names in '{path}'", str(error)) from error
     largest = max(map(int, numbers))
     if largest >= len(listed):
-        why = f"it has {len(listed)} names, the largest label is {largest}"
+        why = f"it has {counted(len(listed), 'name')}, the largest label is {largest}"
         raise UsageError(f"'{path}' does not name every class", why, "one name per line, in the order of the numbers")
     names, notes = unique_names(listed)
     return [names[int(number)] for number in numbers], (f"class names from {path}", *notes)

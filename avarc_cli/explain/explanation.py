@@ -14,6 +14,7 @@ from avarc_cli.errors import UsageError
 from avarc_cli.explain.maps import Float, Steps, Weighting, combine, split_grids, step_sums
 from avarc_cli.explain.palette import LINES
 from avarc_cli.layout import TokenLayout
+from avarc_cli.names import to_line
 
 MAX_LINES = 5  # in the chart of cumulative log-odds
 
@@ -107,10 +108,10 @@ class Explanation:
 
     def _panel(self, a: int, b: int | None, weighting: Weighting) -> Panel:
         values = self.log_ratio(a, b)
-        given = "" if b is None else f"|{shorten(self.names[b], 16)}"
+        given = "" if b is None else f"|{cut(self.names[b], 16)}"
         return Panel(
             title=f"{self.names[a]} vs {'unconditional' if b is None else self.names[b]}",
-            formula=f"log p(x|{shorten(self.names[a], 16)}) − log p(x{given})",
+            formula=f"log p(x|{cut(self.names[a], 16)}) − log p(x{given})",
             cells=combine(values, self.layout, weighting),
             grids=tuple(split_grids(values, self.layout)),
             log_likelihood_ratio=float(values.sum()),
@@ -212,6 +213,10 @@ def signed(nats: float, digits: int = 1) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """The text in one line of at most `width` characters; what is not valid Unicode is escaped."""
-    text = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    """The text in one line of at most `width` characters."""
+    return cut(to_line(text), width)
+
+
+def cut(text: str, width: int) -> str:
+    """The beginning of the text, at most `width` characters."""
     return text if len(text) <= width else f"{text[: width - 1]}…"

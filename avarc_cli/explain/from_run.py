@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from avarc_cli.errors import UsageError, describe_differences
@@ -17,9 +18,13 @@ from avarc_cli.results.read_run import SavedRun
 from avarc_cli.tokens.cache import TokenCache
 
 
-def from_likelihoods(run: SavedRun, predictions: Sequence[ImagePrediction]) -> Iterator[Explanation]:
+def from_likelihoods(
+    run: SavedRun, predictions: Sequence[ImagePrediction], within: Path | None = None
+) -> Iterator[Explanation]:
     """Explanations of a run with --save-likelihood: predictions against their rivals. It saved no p(x).
 
+    Args:
+        within: as in `source_pixels`.
     Raises: UsageError when the run saved no likelihoods, or its tokens have no position in the image; AvarcError for a
         corrupt file.
     """
@@ -41,7 +46,9 @@ def from_likelihoods(run: SavedRun, predictions: Sequence[ImagePrediction]) -> I
             target=target,
             contrast=contrast,
             layout=layout,
-            pixels=source_pixels(tokens["source"], prediction.path, tokens["preprocess"], tokens.get("dataset", "")),
+            pixels=source_pixels(
+                tokens["source"], prediction.path, tokens["preprocess"], tokens.get("dataset", ""), within
+            ),
         )
 
 
@@ -51,9 +58,12 @@ def from_tokens(
     cache: TokenCache,
     model: LoadedModel,
     tokens_per_batch: int,
+    within: Path | None = None,
 ) -> Iterator[Explanation]:
     """Explanations scored again by the run's own model on the run's own tokens.
 
+    Args:
+        within: as in `source_pixels`.
     Raises: UsageError when model or cache are not those of the run; CacheError for another tokenizer's tokens.
     """
     check_model(run, model)
@@ -62,7 +72,9 @@ def from_tokens(
     here = {"images_sha256": cache.header.images_sha256}
     if differences := describe_differences(there, here, sides=("in the run", "in the cache")):
         raise UsageError(f"'{cache.path}' holds other images than the run", differences)
-    pixels = pixels_of_cache(cache, model.tokenizer)
+    if beyond := [prediction.row for prediction in predictions if prediction.row >= len(cache)]:
+        raise UsageError(f"'{cache.path}' is not the cache of the run", f"it has no row {beyond[0]}")
+    pixels = pixels_of_cache(cache, model.tokenizer, within)
     yield from explain_predictions(model, cache, predictions, Comparison(), pixels, tokens_per_batch)
 
 
@@ -76,7 +88,7 @@ def check_model(run: SavedRun, model: LoadedModel) -> None:
         raise UsageError(f"{model.name} is not the model of the run", differences, fix)
     made_with = run.protocol.get("bank") or {}  # an empty bank adds nothing
     given = (model.bank.protocol() if model.bank else None) or {}
-    named = zip(run.candidates.tolist(), run.protocol["candidate_ids"], strict=True)
+    named = zip(run.candidates.tolist(), run.recorded("candidate_ids"), strict=True)
     first = len(model.classes) - len(given)  # of the added classes, whose order decides their ids
     if made_with != given or any(model.classes.ids[c : c + 1] != (own,) for c, own in named if c >= first):
         what = f"the run was made {'with another' if made_with and given else 'with a' if made_with else 'without a'}"

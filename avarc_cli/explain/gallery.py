@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from avarc_cli import page
@@ -83,11 +84,15 @@ def card(e: Explanation, weighting: Weighting) -> str:
     )
 
 
-def plain_card(prediction: ImagePrediction, protocol: Mapping[str, Any]) -> str:
-    """An image of a run without its maps: the picture, if its file still exists, and the best classes."""
+def plain_card(prediction: ImagePrediction, protocol: Mapping[str, Any], within: Path | None = None) -> str:
+    """An image of a run without its maps: the picture, if its file still exists, and the best classes.
+
+    Args:
+        within: as in `source_pixels`.
+    """
     tokens = protocol["tokens"]
     names = dict(zip(protocol["candidates"], protocol.get("candidate_names", ()), strict=False))
-    pixels = source_pixels(tokens["source"], prediction.path, tokens["preprocess"], tokens.get("dataset", ""))
+    pixels = source_pixels(tokens["source"], prediction.path, tokens["preprocess"], tokens.get("dataset", ""), within)
     picture = "" if pixels is None else page.picture(pixels, f"input: {prediction.path}", side=SMALL)
     ranked = zip(prediction.class_ids, prediction.posterior, strict=True)
     rows = [[page.text(names.get(c, c)), percent(probability)] for c, probability in ranked]

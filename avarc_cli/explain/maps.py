@@ -84,7 +84,7 @@ def parse_scales(text: str | None) -> tuple[int, int] | None:
     """'4-10' or '4'. Raises UsageError for anything else."""
     if text is None:
         return None
-    found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", text)
+    found = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:-\s*([0-9]{1,9})\s*)?", text)
     if not found:
         raise UsageError(f"cannot read --scales '{text}'", "it is a scale or a range, counted from 1", "write 4-10")
     first, last = int(found[1]), int(found[2] or found[1])

@@ -6,14 +6,17 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import UsageError
 from avarc_cli.results.read_run import SavedRun
-from avarc_cli.results.run import RunResult
+from avarc_cli.words import are, counted
+
+if TYPE_CHECKING:
+    from avarc_cli.results.run import RunResult
 
 SUBSETS = ("wrong", "right", "unsure")
 UNSURE = 0.9  # posterior probability of the prediction below which an image counts as unsure
@@ -128,7 +131,7 @@ def select(
     matching = [p for p in predictions if p.matches(only)]
     if not matching:
         why = f"the model is sure (at least {UNSURE:.0%}) of all" if only == "unsure" else f"none of them is {only}"
-        raise UsageError(f"none of {len(predictions)} images to explain", why, "leave out --only")
+        raise UsageError(f"none of {counted(len(predictions), 'image')} to explain", why, "leave out --only")
     return (sorted(matching, key=lambda p: -p.negative_log_likelihood) if sort else matching)[:limit]
 
 
@@ -145,11 +148,14 @@ def parse_rows(text: str, count: int) -> list[int]:
     """
     rows: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        found = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:-\s*([0-9]{1,9})\s*)?", part)
         if not found:
             raise UsageError(f"cannot read --rows '{text}'", "rows are counted from 0", "write --rows 3,10-12")
         first, last = int(found[1]), int(found[2] or found[1])
         if not first <= last < count:
-            raise UsageError(f"there is no row {part.strip()}", f"there are {count} images, rows 0 to {count - 1}")
+            raise UsageError(
+                f"there is no row {part.strip()}",
+                f"there {are(count)} {counted(count, 'image')}, rows 0 to {count - 1}",
+            )
         rows += range(first, last + 1)
     return list(dict.fromkeys(rows))

@@ -14,13 +14,19 @@ from avarc_cli.explain.from_run import from_likelihoods, from_tokens
 from avarc_cli.explain.maps import Weighting
 from avarc_cli.explain.predictions import ImagePrediction, of_saved_run, select
 from avarc_cli.progress import StartProgress, silent
+from avarc_cli.results.made_here import was_made_here
 from avarc_cli.results.read_run import SavedRun, open_run
 from avarc_cli.results.report import HardestImages, read_metrics, render
 from avarc_cli.storage import write_bytes
-from avarc_cli.tokens.cache import read
+from avarc_cli.tokens.verify import read_verified
+from avarc_cli.zoo.cards import is_path
 
 MAX_IMAGES = 200  # with more, browsers get slow
 NOTE = "Orange is evidence for the first class of a pair, purple for the second; point at a map for its values."
+
+FROM_ELSEWHERE = (
+    "You did not make this run here: images outside of its folder are not shown; --allow-outside reads them."
+)
 
 LoadClassifier = Callable[[str, str], Classifier]
 """(the run's name of its model, its precision) -> a classifier with that model."""
@@ -51,6 +57,8 @@ def write_report(
     hardest: int = 8,
     tokens: Path | None = None,
     rescore: bool = False,
+    own_model: bool = False,
+    allow_outside: bool = False,
     progress: StartProgress = silent,
 ) -> WrittenReport:
     """Write a run's page. Where the hardest images cannot be explained, it shows them without maps and says why.
@@ -60,6 +68,9 @@ def write_report(
         hardest: number of images to explain, those with the highest negative log-likelihood.
         tokens: the token cache that was classified; None for tokens.h5 in the run folder.
         rescore: score these images again even if the run saved likelihoods, and fail where that is impossible.
+        own_model: whether `load` has a model of its own, whatever the run's name of its model.
+        allow_outside: use the images and the model that run.json names wherever they are. Otherwise, unless this user
+            made the run, images must be in its folder, and its model one that is known by name.
         progress: opens the bar "explaining".
     Raises: UsageError for a wrong request or an unfinished run; AvarcError for a corrupt run; OSError.
     """
@@ -67,23 +78,34 @@ def write_report(
         raise UsageError(f"cannot show {hardest} images", f"a page holds at most {MAX_IMAGES}")
     run = open_run(run_path)
     metrics = read_metrics(run)
-    shown = _hardest_images(run, hardest, tokens, load, rescore, progress)
+    within = None if allow_outside or was_made_here(run.path / "run.json") else run.path
+    if within is not None and not own_model:
+        load = _only_known_models(load)
+    shown = _hardest_images(run, hardest, tokens, load, rescore, within, progress)
     write_bytes(page, render(run, metrics, shown).encode())
     return WrittenReport(page=page, images=len(run.records), explained=shown.explained, note=shown.note)
 
 
 def _hardest_images(
-    run: SavedRun, count: int, tokens: Path | None, load: LoadClassifier, rescore: bool, progress: StartProgress
+    run: SavedRun,
+    count: int,
+    tokens: Path | None,
+    load: LoadClassifier,
+    rescore: bool,
+    within: Path | None,
+    progress: StartProgress,
 ) -> HardestImages:
     predictions = of_saved_run(run)
     if not predictions or not count:
         return HardestImages(cards=[], note="")
     chosen = select(predictions, None, count, sort=True)
     saved = bool(run.protocol.get("save_likelihood")) and not rescore
+    elsewhere = f" {FROM_ELSEWHERE}" if within else ""
     cards: list[str] = []
     try:
         with progress("explaining", len(chosen)) as bar:
-            for explanation in from_likelihoods(run, chosen) if saved else _score_again(run, chosen, tokens, load):
+            again = _score_again(run, chosen, tokens, load, within)
+            for explanation in from_likelihoods(run, chosen, within) if saved else again:
                 cards.append(gallery.card(explanation, Weighting()))
                 bar.update(len(cards))
     except AvarcError as problem:
@@ -91,17 +113,23 @@ def _hardest_images(
             raise
         note = f"No maps of the hardest images: {problem.what}; {problem.why}."
         note += f" To have them: {problem.fix}." if problem.fix else ""
-        cards = [gallery.plain_card(prediction, run.protocol) for prediction in chosen]
-        return HardestImages(cards=cards, note=note, style=gallery.STYLE, script=gallery.SCRIPT)
-    return HardestImages(cards=cards, note=NOTE, style=gallery.STYLE, script=gallery.SCRIPT, explained=len(cards))
+        cards = [gallery.plain_card(prediction, run.protocol, within) for prediction in chosen]
+        return HardestImages(cards=cards, note=note + elsewhere, style=gallery.STYLE, script=gallery.SCRIPT)
+    note, explained = NOTE + elsewhere, len(cards)
+    return HardestImages(cards=cards, note=note, style=gallery.STYLE, script=gallery.SCRIPT, explained=explained)
 
 
 def _score_again(
-    run: SavedRun, predictions: Sequence[ImagePrediction], tokens: Path | None, load: LoadClassifier
+    run: SavedRun,
+    predictions: Sequence[ImagePrediction],
+    tokens: Path | None,
+    load: LoadClassifier,
+    within: Path | None,
 ) -> Iterator[Explanation]:
     """For a run without saved likelihoods, when its tokens and its model are available."""
     path = tokens or run.path / "tokens.h5"
-    if not path.exists():
+    leads_out = tokens is None and within is not None and not path.resolve().is_relative_to(within.resolve())
+    if not path.exists() or leads_out:
         raise UsageError(
             f"'{run.path}' saved no likelihoods",
             "and the token cache that it was made from is not in the run folder",
@@ -109,6 +137,18 @@ def _score_again(
         )
     name = run.protocol["model"]["name"].split(" with ")[0]  # an adapter's name comes after "with"
     classifier = load(name, run.protocol.get("precision", "fp32"))
-    cache = read(path)
+    cache = read_verified(path)
     batch = classifier.request(cache.header.samples).tokens_per_batch
-    yield from from_tokens(run, predictions, cache, classifier.model, batch)
+    yield from from_tokens(run, predictions, cache, classifier.model, batch, within)
+
+
+def _only_known_models(load: LoadClassifier) -> LoadClassifier:
+    """As `load`, but not for a model that run.json names by its file."""
+
+    def load_known(name: str, precision: str) -> Classifier:
+        if is_path(name):
+            why = f"run.json names '{name}', and you did not make this run here"
+            raise UsageError("the model of the run is a file", why, "name it with --model, or add --allow-outside")
+        return load(name, precision)
+
+    return load_known

@@ -14,6 +14,7 @@ from avarc_cli.explain.explanation import Explanation
 from avarc_cli.explain.figure import draw
 from avarc_cli.explain.gallery import gallery
 from avarc_cli.explain.maps import Weighting, combine
+from avarc_cli.names import to_text
 from avarc_cli.outputs import HTML, PNG, SVG, Kind
 from avarc_cli.storage import replacing
 
@@ -84,13 +85,13 @@ def _arrays(explanations: Sequence[Explanation], weighting: Weighting) -> dict[s
 
     return {
         "row": np.array([e.row for e in explanations], dtype=np.int64),
-        "path": np.array([e.path.encode("utf-8", "backslashreplace").decode() for e in explanations]),
+        "path": np.array([to_text(e.path) for e in explanations]),
         "patch_nums": np.array(layout.sides if square else layout.grids, dtype=np.int64),
         "scale_weight": weighting.of_grids(layout),
         "subject": ids([e.target for e in explanations]),
-        "subject_name": np.array([e.names[e.target] for e in explanations]),
+        "subject_name": np.array([to_text(e.names[e.target]) for e in explanations]),
         "rival": ids([e.contrast for e in explanations]),
-        "rival_name": np.array(["" if e.contrast is None else e.names[e.contrast] for e in explanations]),
+        "rival_name": np.array(["" if e.contrast is None else to_text(e.names[e.contrast]) for e in explanations]),
         "label": ids([e.label for e in explanations]),
         "log_prob_subject": target,
         "log_prob_rival": contrast,

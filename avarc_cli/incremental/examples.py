@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,15 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from avarc_cli import strict_json
 from avarc_cli.data.datasets import ImageSet, open_images
 from avarc_cli.data.labels import UNKNOWN, normalize
 from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.errors import AvarcError, UnreadableImage, UsageError, shorten_list
+from avarc_cli.errors import AvarcError, UnreadableImage, UsageError, none_readable, shorten_list
 from avarc_cli.likelihood import Tokenizer
 from avarc_cli.storage import write_bytes
 from avarc_cli.tokens.cache import TokenCache
-from avarc_cli.tokens.cache import read as read_cache
+from avarc_cli.tokens.verify import read_verified
 from avarc_cli.train.images import Augment
+from avarc_cli.words import counted
+from avarc_cli.zip_check import INVALID, open_npz
 
 BATCH_SIZE = 32  # images that the tokenizer encodes at once
 # How many augmented versions of each image are made, unless the user says. Chosen on the digits, by hand.
@@ -111,12 +113,18 @@ def concatenate(parts: Iterable[Examples]) -> Examples:
 def load(path: Path) -> Examples:
     """Read what `Examples.save` wrote. Raises AvarcError when the file is corrupt."""
     try:
-        with np.load(path, allow_pickle=False) as npz:
-            facts = json.loads(str(npz["facts"]))
-            tokens = torch.from_numpy(npz["tokens"].astype(np.int64))
-            unreadable = tuple((name, why) for name, why in facts["unreadable"])
-            return Examples(tokens, npz["labels"], tuple(facts["class_names"]), unreadable)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        with open_npz(path) as npz:
+            facts = strict_json.parse(str(npz["facts"]))
+            tokens, labels = npz["tokens"], npz["labels"]
+            unreadable = tuple((str(name), str(why)) for name, why in facts["unreadable"])
+            class_names = tuple(str(name) for name in facts["class_names"])
+        types = tokens.dtype == np.uint16 and labels.dtype == np.int64
+        if not types or tokens.ndim != 3 or labels.shape != tokens.shape[:1]:
+            raise ValueError(f"it holds tokens {tokens.dtype} {tokens.shape} and labels {labels.dtype} {labels.shape}")
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(class_names):
+            raise ValueError(f"labels from {labels.min()} to {labels.max()} with {len(class_names)} class names")
+        return Examples(torch.from_numpy(tokens.astype(np.int64)), labels, class_names, unreadable)
+    except (*INVALID, TypeError, AttributeError) as error:
         raise AvarcError(f"'{path}' is corrupt", str(error), "delete it and run the same command again") from None
 
 
@@ -124,19 +132,19 @@ def load(path: Path) -> Examples:
 class Variation:
     """How images become tokens to train on. None chooses by tokenizer and number of images."""
 
-    preprocess: str | None = None  # of the image itself
+    preprocess: str | None = None  # of the image itself, as Preprocess.choose takes it
     augment: str | None = None  # of its augmented versions (train.images.Augment)
     flip: bool | None = None  # mirror half of the augmented versions
     variants: int | None = None  # augmented versions of each image
     seed: int = 0  # of the augmentation
 
-    def protocol(self, tokenizer: Tokenizer) -> str:
-        """The preprocessing mode."""
-        return self.preprocess or tokenizer.preprocess
+    def clean(self, tokenizer: Tokenizer) -> Preprocess:
+        """The preprocessing of the image itself."""
+        return Preprocess.choose(self.preprocess, tokenizer.preprocess, tokenizer.image_size)
 
     def changes(self, tokenizer: Tokenizer) -> Augment:
         """The augmentation: crops and mirror images of photographs, small distortions of anything else."""
-        mode = self.augment or ("crop" if self.protocol(tokenizer) == "resize-crop" else "affine")
+        mode = self.augment or ("crop" if self.clean(tokenizer).mode == "resize-crop" else "affine")
         return Augment(mode=mode, flip=mode == "crop" if self.flip is None else self.flip)
 
     def count(self, images: int) -> int:
@@ -146,11 +154,11 @@ class Variation:
         return min(MAX_VARIANTS, max(DEFAULT_VARIANTS, -(-MIN_EXAMPLES // max(1, images))))
 
 
-def open_source(data: Sequence[Path], tokenizer: Tokenizer, *, is_cache: bool) -> Source:
+def open_source(data: Sequence[Path], tokenizer: Tokenizer, *, is_cache: bool, allow_outside: bool = False) -> Source:
     """Images, or a token cache of this tokenizer; nothing is encoded yet. Raises UsageError, CacheError."""
     if not is_cache:
-        return open_images(data)
-    cache = read_cache(data[0])
+        return open_images(data, allow_outside=allow_outside)
+    cache = read_verified(data[0])
     cache.check(tokenizer)
     return cache
 
@@ -180,7 +188,7 @@ def by_class(source: Source, name: str | None, title: str) -> dict[str, np.ndarr
     same = [i for i, c in enumerate(names) if normalize(c) == normalize(name)]
     if not same and len(names) > 1:
         raise UsageError(
-            f"'{title}' holds {len(names)} classes, none of them '{name}'",
+            f"'{title}' holds {counted(len(names), 'class')}, none of them '{name}'",
             f"they are {shorten_list(names)}",
             "leave the name out to add them all, or name one of its sub-folders",
         )
@@ -200,9 +208,9 @@ def encode(
         for _ in rows:
             progress()
         return Examples(tokens, source.labels[rows].astype(np.int64), class_names(source))
-    mode, changes, variants = variation.protocol(tokenizer), variation.changes(tokenizer), variation.count(len(rows))
-    clean = Preprocess(mode, tokenizer.image_size)
-    large = Preprocess("fit" if mode == "none" else mode, changes.loaded_side(tokenizer.image_size))
+    clean, changes, variants = variation.clean(tokenizer), variation.changes(tokenizer), variation.count(len(rows))
+    side = changes.loaded_side(tokenizer.image_size)
+    large = replace(clean, mode="fit" if clean.mode == "none" else clean.mode, size=side)
     encoded: list[Tensor] = []
     readable: list[int] = []
     unreadable: list[tuple[str, str]] = []
@@ -220,8 +228,7 @@ def encode(
             readable.append(row)
         progress()
     if not encoded:
-        name, reason = unreadable[0]
-        raise AvarcError(f"none of the {len(rows)} images of '{source.source}' is readable", f"'{name}': {reason}")
+        raise none_readable(source.source, unreadable)
     labels = source.labels[readable].astype(np.int64)
     return Examples(torch.stack(encoded), labels, source.class_names, tuple(unreadable))
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avarc_cli.added_classes import METHODS, AddedClass
-from avarc_cli.errors import UsageError
+from avarc_cli.added_classes import AddedClass
 from avarc_cli.incremental.examples import Examples, TokenPool
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.progress import MetricsProgress
 from avarc_cli.scoring.exhaustive import log_likelihoods
+from avarc_cli.settings import METHODS, check_method
 from avarc_cli.train.loop import Recipe, train
 
 MIN_TO_VALIDATE = 5  # images; a class with fewer is trained without a validation split or early stopping
@@ -44,8 +44,7 @@ class FitOptions:
     seed: int = 0  # of initialization, order and split
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UsageError(f"no method '{self.method}'", f"there are {', '.join(METHODS)}")
+        check_method(self.method)
         self.recipe()
 
     def recipe(self) -> Recipe:

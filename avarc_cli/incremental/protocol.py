@@ -11,7 +11,6 @@ Everything lies in one folder, and each step leaves a file, so that a stopped ru
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -34,8 +33,10 @@ from avarc_cli.incremental.measures import Measures, Results, measure
 from avarc_cli.incremental.split import Split
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.loading import ModelSpec, load_model, with_bank
+from avarc_cli.names import from_json, to_json
 from avarc_cli.progress import Progress, no_progress
 from avarc_cli.scoring.exhaustive import log_likelihoods
+from avarc_cli.settings import check_base_width
 from avarc_cli.storage import remove_leftovers, write_bytes
 from avarc_cli.train import generator
 from avarc_cli.train.loop import Recipe
@@ -56,8 +57,7 @@ class BaseShape:
     lr: float = 4e-3  # peak learning rate
 
     def __post_init__(self) -> None:
-        if self.width % 64 or self.width < 64:
-            raise UsageError(f"the base model's width is {self.width}", "it is a multiple of 64", "use --base-width 64")
+        check_base_width(self.width)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def run(
         with_offset, without_offset = evaluate(folder, model, test, split, progress)
     tuned = finetune(folder, model, train, test, split, options, reporting.training) if baseline else None
     results = Results(split, with_offset, without_offset, tuned)
-    write_bytes(folder / "incremental.json", json.dumps(results.as_dict(), indent=1).encode())
+    write_bytes(folder / "incremental.json", to_json(results.as_dict(), indent=1).encode())
     plot.draw(results, folder / "incremental.png")
     return results
 
@@ -120,13 +120,13 @@ def open_folder(path: Path, asked: Mapping[str, Any]) -> Iterator[None]:
     Raises: UsageError when the folder holds something else, or another request; AvarcError when it is in use.
     """
     path.mkdir(parents=True, exist_ok=True)
-    file, now = path / "run.json", json.loads(json.dumps(asked))
+    file, now = path / "run.json", from_json(to_json(asked))
     if not file.exists() and any(not entry.name.startswith(("run.json", "run.lock")) for entry in path.iterdir()):
         raise UsageError(f"'{path}' is not empty, and not a run", "it has no run.json", "name another folder")
     with only_writer(path / "run"):
         remove_leftovers(path)
         if not file.exists():
-            write_bytes(file, json.dumps(now, indent=1).encode())
+            write_bytes(file, to_json(now, indent=1).encode())
         _check_recorded(file, now)
         yield
 
@@ -134,7 +134,7 @@ def open_folder(path: Path, asked: Mapping[str, Any]) -> Iterator[None]:
 def _check_recorded(file: Path, now: Mapping[str, Any]) -> None:
     """Raises: UsageError unless run.json records this request."""
     try:
-        differences = describe_differences(json.loads(file.read_bytes()), now)
+        differences = describe_differences(from_json(file.read_bytes()), now)
     except (ValueError, AttributeError) as error:
         raise UsageError(f"cannot read '{file}'", str(error), "name another folder, or delete this one") from None
     if differences:

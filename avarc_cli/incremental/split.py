@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from avarc_cli.data.labels import close_names, normalize
 from avarc_cli.errors import MAX_NAMES, UsageError
 
-_RANGE = re.compile(r"(\d+)-(\d+)")
+_RANGE = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
 HOW = "write classes as 0+1+2, ranges of numbers as 0-4, tasks with a comma between: --base 0-4 --tasks 5-6,7-9"
 
 
@@ -60,7 +60,7 @@ def _group(text: str, class_names: Sequence[str]) -> tuple[str, ...]:
     for part in (p.strip() for p in text.replace(",", "+").split("+")):
         numbers = _RANGE.fullmatch(part)
         span = range(int(numbers[1]), int(numbers[2]) + 1) if numbers and normalize(part) not in known else range(0)
-        names += [str(n) for n in span] or [part]
+        names += [str(n) for n in span] if 0 < len(span) <= len(known) else [part]  # a longer one has unknown classes
     unknown = [name for name in names if normalize(name) not in known]
     if unknown:
         close = close_names(unknown[0], class_names) or list(class_names[:MAX_NAMES])

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.errors import UsageError
+from avarc_cli.settings import check_precision
 from avarc_kernels import quantize_rows
 
 FP8_CAPABILITY = (8, 9)  # compute capability of the first GPUs that multiply float8 (torch._scaled_mm requires it)
@@ -76,8 +77,7 @@ def find(name: str, device: torch.device) -> Precision:
 
     Raises: UsageError for an unknown precision, and for one that is not available on the device.
     """
-    if name not in PRECISIONS:
-        raise UsageError(f"no precision '{name}'", f"there are {', '.join(PRECISIONS)}")
+    check_precision(name)
     why = missing(name, device)
     if why is not None:
         raise UsageError(f"{name} is not available on {device}", why, "use --precision fp32, or see avarc doctor")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from avarc_cli.errors import CheckpointError, shorten_list
+from avarc_cli.words import counted
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -19,7 +20,7 @@ def take(tensors: Mapping[str, Tensor], key: str, *, source: str, expected: str)
     if key not in tensors:
         raise CheckpointError(
             f"{source} is not a {expected} checkpoint",
-            f"it has no tensor '{key}'; its {len(tensors)} tensors begin with {shorten_list(sorted(tensors))}",
+            f"it has {counted(len(tensors), 'tensor')}, like {shorten_list(sorted(tensors), 4)}, but no '{key}'",
             f"pass the {expected} file here (avarc models lists what each model needs)",
         )
     return tensors[key]
@@ -59,14 +60,14 @@ def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, source: 
     if others:
         raise CheckpointError(
             f"{source} holds tensors that are not weights",
-            f"{len(others)} are not floating-point numbers: {shorten_list(others)}",
+            f"not floating-point numbers: {shorten_list(others)}",
             "convert the checkpoint to float32, float16 or bfloat16 with the program that wrote it",
         )
     not_finite = [k for k in wanted if not _is_finite(tensors[k])]
     if not_finite:
         raise CheckpointError(
             f"{source} holds values that are not finite",
-            f"{len(not_finite)} tensors with NaN or infinity: {shorten_list(not_finite)}",
+            f"{counted(len(not_finite), 'tensor')} with NaN or infinity: {shorten_list(not_finite)}",
             "the training run that wrote it diverged, or the file is corrupt: use an earlier checkpoint",
         )
     module.load_state_dict({k: tensors[k].float() for k in wanted}, assign=True)

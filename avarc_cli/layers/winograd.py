@@ -3,7 +3,7 @@
 Winograd's F(4x4, 3x3): 4x4 outputs are a linear map of 36 products, where the plain sum takes 144. The products of all
 tiles are 36 matrix products over the channels. Source: arXiv:1509.09308, section 4; the interpolation points are
 0, +-5/8, +-3/2 and infinity in place of 0, +-1, +-2 and infinity, which halves the rounding error (the idea is that of
-arXiv:1803.10986): it is then 1.2 to 1.6 times that of oneDNN's plain convolutions (tests/layers/test_winograd.py).
+arXiv:1803.10986), and the sums over channels are made of sums over 32, which halves it again.
 
 Shapes: B images, C and O channels in and out, H and W rows and columns, a multiple of 4.
 """
@@ -15,24 +15,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 A, B = 5 / 8, 3 / 2  # the points are 0, A, -A, B, -B and infinity
 STRIP = 2**21  # bytes of a strip's tiles, for each thread: what is transformed is still in the cache when it is used
-WIDEST, NARROWEST = 320 * 320, 128 * 128  # C * O between which it pays: beyond, the weights take much memory
-
-
-def speed_up(module: nn.Module) -> None:
-    """Replace the convolutions of a module in which this pays; for inference only, the weights are fixed then."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.Conv2d) and _pays(child):
-            setattr(module, name, WinogradConv(child))
-        else:
-            speed_up(child)
-
-
-def _pays(conv: nn.Conv2d) -> bool:
-    plain = (conv.kernel_size, conv.stride, conv.padding, conv.groups) == ((3, 3), (1, 1), (1, 1), 1)
-    return plain and NARROWEST <= conv.in_channels * conv.out_channels <= WIDEST
+SUMMED = 32  # channels of one matrix product; their sums are added, which rounds half as much as one product over all
 
 
 class WinogradConv(nn.Module):
@@ -40,7 +27,7 @@ class WinogradConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.plain = conv  # for sides that are no multiple of 4
+        self.weight, self.bias = conv.weight, conv.bias  # for sides that are no multiple of 4
         points = [0.0, A, -A, B, -B]
         rows = [[1.0, p, p * p] for p in points]
         scales = [math.prod(p - q for q in points if q != p) for p in points]
@@ -53,7 +40,7 @@ class WinogradConv(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         height, width = x_BCHW.shape[2:]
         if height % 4 or width % 4:
-            return self.plain(x_BCHW)
+            return F.conv2d(x_BCHW, self.weight, self.bias, padding=1)
         x_BHWC = _pad(x_BCHW.permute(0, 2, 3, 1))
         y_BHWO = x_BCHW.new_empty(len(x_BCHW), height, width, self.weight_36CO.shape[2])
         strip = _Strip(self, height // 4, width // 4, like=x_BHWC)
@@ -88,12 +75,19 @@ class _Strip:
         _to_points([x_HWC[i : i + last_row : 4] for i in range(6)], self.lines_in)
         _to_points([self.lines_in[:, :, i : i + last_column : 4] for i in range(6)], self.tiles.unbind(1))
         count = self.rows * self.columns
-        tiles, products = self.tiles.view(36, count, -1), self.products.view(36, count, -1)
-        torch.bmm(tiles, self.conv.weight_36CO, out=products)
+        _add_products(self.tiles.view(36, count, -1), self.conv.weight_36CO, self.products.view(36, count, -1))
         _from_points(self.products.unbind(1), self.lines_out, self.scratch)
         _from_points(self.lines_out.unbind(1), self.outputs, self.scratch[:, :4])
         y = y_HWO.view(self.rows, 4, self.columns, 4, -1)
-        torch.add(self.outputs.permute(2, 0, 3, 1, 4), _bias(self.conv.plain, y), out=y)
+        torch.add(self.outputs.permute(2, 0, 3, 1, 4), _bias(self.conv, y), out=y)
+
+
+def _add_products(a_NRC: Tensor, b_NCO: Tensor, out: Tensor) -> None:
+    """The product of each pair of matrices. BLAS adds up to hundreds of terms one after the other."""
+    first, *others = zip(a_NRC.split(SUMMED, dim=2), b_NCO.split(SUMMED, dim=1), strict=True)
+    torch.bmm(*first, out=out)
+    for a, b in others:
+        torch.baddbmm(out, a, b, out=out)
 
 
 def _pad(x_BHWC: Tensor) -> Tensor:
@@ -106,7 +100,7 @@ def _pad(x_BHWC: Tensor) -> Tensor:
     return padded
 
 
-def _bias(conv: nn.Conv2d, like: Tensor) -> Tensor:
+def _bias(conv: WinogradConv, like: Tensor) -> Tensor:
     return conv.bias if conv.bias is not None else like.new_zeros(())
 
 

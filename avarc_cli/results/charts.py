@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from avarc_cli.page import text
+from avarc_cli.words import counted
 
 LEFT, TOP, WIDTH, HEIGHT = 46, 12, 320, 220  # of the plotting area, in pixels
 LOG_FROM = 30  # with this many candidates or more, the axis is logarithmic
@@ -48,7 +49,7 @@ def reliability(binned: Sequence[Bin]) -> str:
     parts.append(f'<line x1="{_x(0)}" y1="{_y(0)}" x2="{_x(1)}" y2="{_y(1)}" class="grid" stroke-dasharray="4 4"/>')
     for b in binned:
         x, width, y = _x(b.low) + 2, _x(b.high) - _x(b.low) - 4, _y(b.accuracy)
-        title = f"{b.images} images: mean probability {b.confidence:.1%}, accuracy {b.accuracy:.1%}"
+        title = f"{counted(b.images, 'image')}: mean probability {b.confidence:.1%}, accuracy {b.accuracy:.1%}"
         parts.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{max(_y(0) - y, 1):.1f}" class="fill">'
             f"<title>{title}</title></rect>"
@@ -57,7 +58,9 @@ def reliability(binned: Sequence[Bin]) -> str:
         inside = "" if y > TOP + 12 else ' style="fill:var(--paper)"'
         parts.append(f'<text x="{x + width / 2:.1f}" y="{above:.1f}" text-anchor="middle"{inside}>{b.images}</text>')
         parts.append(f'<circle cx="{_x(b.confidence):.1f}" cy="{y:.1f}" r="3.5" class="dot"/>')
-    alt = "; ".join(f"{b.low:.0%} to {b.high:.0%}: {b.images} images, {b.accuracy:.1%} correct" for b in binned)
+    alt = "; ".join(
+        f"{b.low:.0%} to {b.high:.0%}: {counted(b.images, 'image')}, {b.accuracy:.1%} correct" for b in binned
+    )
     return _svg(parts, f"reliability diagram. {alt}", "probability of the prediction")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import UsageError
+from avarc_cli.names import to_json, to_text
 from avarc_cli.outputs import HDF5, NPZ, PARQUET, check_new_folder, check_output
 from avarc_cli.progress import Progress, StartProgress, silent
 from avarc_cli.results.read_run import SavedRun
@@ -80,13 +81,13 @@ class Table:
         return {
             "candidates": run.candidates[self.columns],
             "counts_as": np.array(run.recorded("counts_as"), dtype=np.int64)[self.columns],
-            "class_ids": np.array(run.recorded("candidate_ids"))[self.columns],
-            "class_names": np.array(run.recorded("candidate_names"))[self.columns],
+            "class_ids": _texts(run.recorded("candidate_ids"))[self.columns],
+            "class_names": _texts(run.recorded("candidate_names"))[self.columns],
             "gt_label": np.array([UNKNOWN if r["label"] is None else r["label"] for r in records], dtype=np.int64),
             "prediction": np.array([r["prediction"] for r in records], dtype=np.int64),
-            "path": np.array([r["path"] for r in records], dtype=np.str_),
+            "path": _texts(r["path"] for r in records),
             "sequence_length": np.int64(run.sequence_length),
-            "protocol": np.str_(json.dumps(run.protocol, sort_keys=True)),
+            "protocol": np.str_(to_json(run.protocol, sort_keys=True)),
         }
 
     @property
@@ -104,6 +105,10 @@ class Table:
         read = self.run.token_log_prob if self.per_token else self.run.log_likelihood
         for record in self.run.records:
             yield read(record["index"])[self.columns]
+
+
+def _texts(names: Iterable[str]) -> npt.NDArray[np.str_]:
+    return np.array([to_text(name) for name in names], dtype=np.str_)
 
 
 def writer(out: Path, *, overwrite: bool) -> Callable[[Table, Path, Progress], None]:

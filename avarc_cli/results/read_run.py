@@ -5,7 +5,6 @@ Shapes: N images, K candidates, L tokens.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from avarc_cli import strict_json
 from avarc_cli.data.labels import LabelSpace, resolve_classes
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.layout import TokenLayout
 from avarc_cli.results.folder import RunFolder
-from avarc_cli.results.validate import AGAIN, check_protocol
+from avarc_cli.results.validate import AGAIN, check_protocol, check_stages
+from avarc_cli.words import counted
+from avarc_cli.zip_check import open_npz
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,10 @@ class SavedRun:
         """
         tokens = self.protocol["tokens"]
         try:
-            return TokenLayout.from_dict(tokens["layout"]) if "layout" in tokens else None
+            layout = TokenLayout.from_dict(tokens["layout"]) if "layout" in tokens else None
+            if layout is not None and layout.num_tokens != tokens.get("length", layout.num_tokens):
+                raise ValueError(f"a layout of {layout.num_tokens} tokens, {tokens['length']} in all")
+            return layout
         except (KeyError, TypeError, ValueError) as error:
             raise AvarcError(f"'{self.path / 'run.json'}' is corrupt", f"tokens: {error}", AGAIN) from None
 
@@ -96,7 +101,7 @@ class SavedRun:
         if absent := [space.ids[c] for c in chosen if c not in candidates]:
             raise UsageError(
                 f"not candidates of this run: {', '.join(absent[:4])}",
-                f"it has {len(candidates)} candidates",
+                f"it has {counted(len(candidates), 'candidate')}",
                 "to score other classes, export from the token cache",
             )
         return np.array([candidates.index(c) for c in chosen], dtype=np.int64)
@@ -112,7 +117,7 @@ class SavedRun:
         path = self.path / "json" / f"{index}.json"
         if not path.exists():
             raise self._not_saved("the likelihoods", "--save-json or --save-likelihood")
-        stages = _read(path, lambda: json.loads(path.read_text())["stages"])
+        stages = _read(path, lambda: check_stages(strict_json.parse(path.read_text()), len(self.candidates)))
         if len(stages) > 1:
             raise UsageError(
                 f"'{self.path}' holds no likelihoods of whole images",
@@ -128,10 +133,10 @@ class SavedRun:
             raise self._not_saved("token log-probabilities", "--save-likelihood")
 
         def read() -> npt.NDArray[np.float32]:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            with open_npz(path) as file:
                 array: npt.NDArray[np.float32] = file["log_likelihood"]
-            if array.shape != (len(self.candidates), self.sequence_length):
-                raise ValueError(f"its shape is {array.shape}")
+            if array.shape != (len(self.candidates), self.sequence_length) or array.dtype != np.float32:
+                raise ValueError(f"it holds {array.dtype} of shape {array.shape}")
             return array
 
         array: npt.NDArray[np.float32] = _read(path, read)
@@ -153,18 +158,34 @@ class SavedRun:
 def open_run(path: Path) -> SavedRun:
     """Read a run folder.
 
-    Raises: UsageError when it is not a run, or not finished; AvarcError when it is corrupt.
+    Raises: UsageError as `check_finished`; AvarcError when it is corrupt.
     """
+    check_finished(path)
+    folder = RunFolder(path)
+    protocol = folder.read_protocol()
+    check_protocol(protocol, f"{path / 'run.json'}")
+    run = SavedRun(path, protocol, folder.read_predictions())
+    _check_classes(run)
+    return run
+
+
+def _check_classes(run: SavedRun) -> None:
+    """Raises: AvarcError when a prediction is a class that was no candidate."""
+    candidates = set(run.protocol["candidates"])
+    for number, record in enumerate(run.records, start=1):
+        if unknown := {record["prediction"], *(best["class"] for best in record["best"])} - candidates:
+            why = f"class {unknown.pop()} in line {number} is none of the {len(candidates)} candidates"
+            raise AvarcError(f"'{run.path / 'predictions.jsonl'}' is corrupt", why, AGAIN)
+
+
+def check_finished(path: Path) -> None:
+    """Raises: UsageError when this is not a run, or not a finished one."""
     if not (path / "run.json").is_file():
         raise UsageError(f"'{path}' is not a run", "it has no run.json", "name a folder that avarc classify --out made")
-    folder = RunFolder(path)
-    if not folder.finished:
+    if not RunFolder(path).finished:
         raise UsageError(
             f"the run in '{path}' is not finished", "it was interrupted", "repeat its command to finish it"
         )
-    protocol = folder.read_protocol()
-    check_protocol(protocol, f"{path / 'run.json'}")
-    return SavedRun(path, protocol, folder.read_predictions())
 
 
 def _read(path: Path, read: Callable[[], Any]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from avarc_cli.data.label_mapping import LabelMapping
 from avarc_cli.data.labels import UNKNOWN, LabelSpace
+from avarc_cli.names import to_json
 from avarc_cli.scoring.scores import ImageScores, near_tie
 
 BEST = 5  # classes listed with each prediction
@@ -126,7 +126,7 @@ def detail(image: RunImage, scores: ImageScores, labels: CandidateLabels, protoc
         "stages": stages,
         "configuration": dict(protocol),
     }
-    return json.dumps(data).encode()
+    return to_json(data).encode()
 
 
 def likelihood(image: RunImage, scores: ImageScores, labels: CandidateLabels) -> bytes:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import html
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from avarc_cli import page
+from avarc_cli import page, strict_json
 from avarc_cli.errors import AvarcError
+from avarc_cli.names import to_json
 from avarc_cli.page import text
 from avarc_cli.results import charts
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.metrics import wilson
 from avarc_cli.results.read_run import SavedRun
-from avarc_cli.results.validate import AGAIN, MAYBE, NUMBER, require
+from avarc_cli.results.validate import AGAIN, check_metrics, check_stages
+from avarc_cli.words import agreeing, counted
 
 MATRIX = 20  # classes in the confusion matrix; with more, those that are confused most
 LONG = 40  # rows of a table that is shown open; longer ones are folded
@@ -34,7 +36,6 @@ STYLE = """
 .matrix td.miss { background: color-mix(in srgb, var(--vermilion) var(--share), transparent); }
 summary { cursor: pointer; color: var(--blue); margin: .4rem 0; } pre { overflow-x: auto; font-size: .8rem; }
 """
-METRICS = {"images": int, "labelled": int, "near_ties": int, "tokens_scored_per_image": MAYBE, "bits_per_token": MAYBE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +60,10 @@ class HardestImages:
 
 def read_metrics(run: SavedRun) -> dict[str, Any]:
     """The run's metrics.json. Raises AvarcError when it lacks what a report shows, or belongs to another run."""
-    metrics, where = RunFolder(run.path).read_metrics(), f"{run.path}/metrics.json"
-    require(metrics, METRICS, where)
-    if metrics["labelled"]:
-        needed = {"accuracy": NUMBER, "accuracy_95": list, "correct": int, "top_k": dict}
-        needed |= {"expected_calibration_error": NUMBER} if "expected_calibration_error" in metrics else {}
-        require(metrics, needed, where)
+    metrics = RunFolder(run.path).read_metrics()
+    check_metrics(metrics, f"{run.path}/metrics.json")
     if len(run.records) != metrics["images"]:
-        why = f"{len(run.records)} predictions, and metrics of {metrics['images']} images"
+        why = f"{counted(len(run.records), 'prediction')}, and metrics of {counted(metrics['images'], 'image')}"
         raise AvarcError(f"'{run.path}' is corrupt", why, AGAIN)
     return metrics
 
@@ -92,8 +89,8 @@ def render(run: SavedRun, metrics: Mapping[str, Any], hardest: HardestImages) ->
 def _head(run: SavedRun, metrics: Mapping[str, Any], name: str) -> str:
     protocol = run.protocol
     facts = [
-        f"{metrics['images']:,} images of {text(protocol['tokens'].get('source', '?'))}",
-        f"{len(protocol['candidates']):,} candidates",
+        f"{counted(metrics['images'], 'image')} of {text(protocol['tokens'].get('source', '?'))}",
+        counted(len(protocol["candidates"]), "candidate"),
         f"model {text(protocol['model']['name'])}",
         f"plan {text(protocol['plan'])}",
         f"{text(protocol.get('precision', '?'))} on {text(protocol.get('device_name', '?'))}",
@@ -106,16 +103,19 @@ def _tiles(metrics: Mapping[str, Any]) -> str:
     if metrics.get("labelled"):
         low, high = metrics["accuracy_95"]
         tiles.append((f"{metrics['accuracy']:.2%}", f"accuracy, 95 % interval {low:.1%} to {high:.1%}"))
-        tiles.append((f"{metrics['correct']:,} of {metrics['labelled']:,}", "images correct"))
+        what = f"{agreeing(metrics['labelled'], 'image')} correct"
+        tiles.append((f"{metrics['correct']:,} of {metrics['labelled']:,}", what))
         tiles += [(f"{v:.2%}", f"top-{k}") for k, v in metrics["top_k"].items() if k != "1"]
     if metrics.get("label_not_a_candidate"):
-        tiles.append((f"{metrics['label_not_a_candidate']:,}", "images not counted: their class is not a candidate"))
+        count = metrics["label_not_a_candidate"]
+        what = f"{agreeing(count, 'image')} not counted: of a class that is not a candidate"
+        tiles.append((f"{count:,}", what))
     tiles.append((f"{metrics['bits_per_token'] or 0:.3f}", "bits per token under the predicted class"))
     tiles.append((f"{metrics['tokens_scored_per_image'] or 0:,.0f}", "tokens scored per image"))
     seconds = metrics.get("seconds_per_image")
     if seconds:
         tiles.append((f"{1 / seconds:.1f}" if seconds < 1 else f"{seconds:.1f} s", _unit(seconds)))
-    tiles.append((f"{metrics['near_ties']:,}", "near-ties, within rounding"))
+    tiles.append((f"{metrics['near_ties']:,}", f"{agreeing(metrics['near_ties'], 'near-tie')}, within rounding"))
     shown = "".join(f'<div class="tile"><b>{value}</b><span>{what}</span></div>' for value, what in tiles)
     return f'<section class="tiles">{shown}</section>'
 
@@ -163,8 +163,11 @@ def _mean_survivors(run: SavedRun, stages: int) -> list[float] | None:
         if not file.is_file():
             return None
         try:
-            counts = [len(stage["survivors"]) for stage in json.loads(file.read_text())["stages"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            recorded = check_stages(strict_json.parse(file.read_text()), len(run.candidates))
+            counts = [len(stage["survivors"]) for stage in recorded]
+            if len(counts) > stages:
+                raise ValueError(f"it has {len(counts)} stages, the plan {stages}")
+        except (OSError, ValueError) as error:
             raise AvarcError(f"'{file}' is corrupt", str(error), AGAIN) from None
         counts += [1] * (stages - len(counts))  # decided early, so not scored further
         sums = [a + b for a, b in zip(sums, counts, strict=True)]
@@ -239,7 +242,7 @@ def _hardest(hardest: HardestImages) -> str:
 
 
 def _protocol(run: SavedRun) -> str:
-    asked = text(json.dumps(run.protocol, indent=1, sort_keys=True))
+    asked = html.escape(to_json(run.protocol, indent=1, sort_keys=True))
     return f"<section><h2>Protocol</h2><details><summary>run.json</summary><pre>{asked}</pre></details></section>"
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from avarc_cli.environment import lacks_memory
-from avarc_cli.errors import AvarcError, Interrupted, first_line
+from avarc_cli.errors import AvarcError, Interrupted, first_line, lacks_memory
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.results import records
@@ -22,8 +23,9 @@ from avarc_cli.results.records import RunImage
 from avarc_cli.scoring.engine import score_group
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import ImageScores
-from avarc_cli.tokens.cache import TokenCache
+from avarc_cli.tokens.cache import ROWS_PER_BLOCK, TokenCache
 from avarc_cli.torch_flags import deterministic_algorithms
+from avarc_cli.words import are, counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,19 +104,24 @@ def classify(
     """
     with folder.lock() if folder else nullcontext():
         group = run.request.images_per_group(run.model)
-        done = folder.open(run.protocol, images=len(run.cache), group=group) if folder else []
+        done: list[dict[str, Any]] = []
+        if folder:
+            are_current, images = partial(_are_current, run), len(run.cache)
+            done = folder.open(run.protocol, images=images, group=group, are_current=are_current, say=say)
         if folder and folder.finished:
             progress(len(done), {})
             return RunResult(records=done, metrics=folder.read_metrics())
         session = _Session(run, folder, done, group, keep_scores, say)
         progress(len(done), session.accuracy())
         try:
-            while len(done) < len(run.cache):
-                session.score_next_group()
+            for number in session.missing_groups():
+                session.classify_group(number)
                 progress(len(done), session.accuracy())
         except KeyboardInterrupt:
-            kept = f"; {len(done)} of {len(run.cache)} images are kept in '{folder.path}'" if folder else ""
-            raise Interrupted("interrupted" + kept, fix="run the same command again to continue") from None
+            kept = f"{len(done):,} of {counted(len(run.cache), 'image')} {are(len(run.cache))} kept"
+            what = f"interrupted; {kept} in '{folder.path}'" if folder else "interrupted"
+            raise Interrupted(what, fix="run the same command again to continue") from None
+        done.sort(key=lambda record: int(record["index"]))
         seconds = folder.seconds if folder else session.seconds
         metrics = compute(done, seconds=seconds, candidates=len(run.request.candidates))
         metrics["temperature"] = run.request.temperature
@@ -152,10 +159,15 @@ class _Session:
         ranks = [r["label_rank"] for r in self.done if r["label_rank"] is not None]
         return {"accuracy": ranks.count(0) / len(ranks)} if ranks else {}
 
-    def score_next_group(self) -> None:
-        """Score the next group and add it to the journal."""
+    def missing_groups(self) -> list[int]:
+        """Numbers of the groups that are not done."""
+        done = {record["index"] // self.group for record in self.done}
+        return [number for number in range(-(-len(self.run.cache) // self.group)) if number not in done]
+
+    def classify_group(self, number: int) -> None:
+        """Score a group and add it to the journal."""
         run = self.run
-        rows = np.arange(len(self.done), min(len(self.done) + self.group, len(run.cache)))
+        rows = np.arange(number * self.group, min((number + 1) * self.group, len(run.cache)))
         started = time.perf_counter()
         padded = np.pad(rows, (0, self.group - len(rows)), mode="edge") if run.deterministic else rows
         scored: list[ImageScores] = []
@@ -165,7 +177,8 @@ class _Session:
         self.seconds += seconds
         images = [RunImage(int(i), run.cache.paths[i], int(run.labels[i])) for i in rows]
         pairs = list(zip(images, scored, strict=False))  # drops the padding
-        lines = [_record(run, image, scores) for image, scores in pairs]
+        digests = _token_digests(run, rows)
+        lines = [_record(run, *pair) | {"tokens_digest": own} for pair, own in zip(pairs, digests, strict=True)]
         if self.folder:
             _write_images(run, self.folder, pairs)
             self.folder.append(lines, seconds)
@@ -191,7 +204,8 @@ class _Session:
         request = self.run.request
         if images > 1:
             self.images_at_once = images // 2
-            self.say(f"out of memory: continuing with {self.images_at_once} images at once instead of {images}")
+            fewer = counted(self.images_at_once, "image")
+            self.say(f"out of memory: continuing with {fewer} at once instead of {images:,}")
             return
         half = request.tokens_per_batch // 2
         if half < self.run.model.segment_ends[0]:
@@ -200,13 +214,35 @@ class _Session:
                 first_line(error),
                 "use a smaller model, --precision bf16, or a machine with more memory",
             ) from None
-        self.say(f"out of memory: continuing with batches of {half} tokens instead of {request.tokens_per_batch}")
+        fewer = counted(half, "token")
+        self.say(f"out of memory: continuing with batches of {fewer} instead of {request.tokens_per_batch:,}")
         self.run = replace(self.run, request=replace(request, tokens_per_batch=half))
 
 
 def _record(run: Run, image: RunImage, scores: ImageScores) -> dict[str, Any]:
     num_tokens = run.model.segment_ends[scores.segments - 1]
     return records.line(image, scores, run.candidate_labels, num_tokens=num_tokens, precision=run.precision)
+
+
+def _token_digests(run: Run, rows: np.ndarray) -> list[str]:
+    """Digests of the tokens that images are scored on: by them a prediction is known to be of the present image."""
+    tokens_GSL = run.cache.tokens(rows)[:, : run.request.plan.samples].astype("<u2")
+    return [hashlib.blake2b(tokens_SL.tobytes(), digest_size=8).hexdigest() for tokens_SL in tokens_GSL]
+
+
+def _are_current(run: Run, done: Sequence[dict[str, Any]]) -> list[bool | None]:
+    """Which predictions are still of the run's images and tokens (`resume.AreCurrent`)."""
+    current: list[bool | None] = []
+    for start in range(0, len(done), ROWS_PER_BLOCK):
+        block = done[start : start + ROWS_PER_BLOCK]
+        there = [r["index"] < len(run.cache) and r["path"] == run.cache.paths[r["index"]] for r in block]
+        rows = [record["index"] for record, found in zip(block, there, strict=True) if found]
+        digests = dict(zip(rows, _token_digests(run, np.array(rows, dtype=np.int64)), strict=True)) if rows else {}
+        for record, found in zip(block, there, strict=True):
+            recorded = record.get("tokens_digest")
+            unknown = found and recorded is None
+            current.append(None if unknown else found and recorded == digests[record["index"]])
+    return current
 
 
 def _write_images(run: Run, folder: RunFolder, pairs: list[tuple[RunImage, ImageScores]]) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avarc_cli import __version__
+from avarc_cli import __version__, strict_json
+from avarc_cli.data.preprocess import current_description
 from avarc_cli.errors import AvarcError, UsageError, describe_differences
 from avarc_cli.scoring.conformal import expecting
 from avarc_cli.scoring.plan import Plan, parse_plan
@@ -76,9 +77,7 @@ def read(path: Path) -> TunedPlan:
     Raises: UsageError when there is no such file; AvarcError when it is corrupt, was edited, or has another format.
     """
     try:
-        values = json.loads(path.read_text("utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("it holds no JSON object")
+        values = strict_json.parse_object(path.read_text("utf-8"))
         digest, version = values.pop("sha256"), values["format"]
         if version != FORMAT:
             fix = "upgrade avarc: pip install --upgrade avarc" if version > FORMAT else "tune it again"
@@ -95,6 +94,8 @@ def read(path: Path) -> TunedPlan:
 
 def _from_dict(values: Mapping[str, Any]) -> TunedPlan:
     made_for = values["made_for"]
+    if "preprocess" in made_for:
+        made_for = made_for | {"preprocess": current_description(made_for["preprocess"])}
     plan = parse_plan(
         values["plan"],
         segments=made_for["segments"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from avarc_cli.errors import UsageError
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.request import ScoringRequest
+from avarc_cli.words import counted
 
 # Memory of a batch on a CPU; its largest tensor, the MLP's, takes a quarter of it. From 32 MiB (the largest value of
 # glibc's mmap threshold, mallopt(3)) malloc maps and unmaps a tensor at every use: larger batches took 2.5 times as
@@ -69,14 +69,6 @@ def max_cached_tokens(model: LikelihoodModel, memory: int | None) -> int | None:
     return max(0, (memory - resident) // 2) // model.bytes_per_token(cached=True)
 
 
-def parse_bytes(text: str) -> int:
-    """Bytes from "8GiB", "500MiB" or "8GB". Raises UsageError for anything else."""
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) *([GM])(i?)B", text.strip())
-    if match is None or float(match[1]) == 0:
-        raise UsageError(f"cannot read '{text[:20]}' as an amount of memory", fix="write it as 8GiB or 500MiB")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** (3 if match[2] == "G" else 2))
-
-
 @dataclass(frozen=True)
 class Cost:
     """What a run takes."""
@@ -92,7 +84,7 @@ class Cost:
 
     def __str__(self) -> str:
         needs = f"about {_duration(self.seconds)} and {self.memory >> 20:,} MiB"
-        return f"{self.pairs:,} pairs, {self.tokens:,} tokens, {needs}"
+        return f"{counted(self.tokens, 'token')}, {needs}"
 
 
 def estimate(model: LikelihoodModel, request: ScoringRequest, images: int, device: torch.device) -> Cost:

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from avarc_cli.errors import UsageError
 from avarc_cli.scoring.plan import Plan, Stage
 from avarc_cli.scoring.scores import FloatN, IntN, rounding_noise
+from avarc_cli.words import are, counted
 
 Point = tuple[int, int]  # (segments, samples) that a stage scores
 
@@ -50,8 +51,8 @@ def rank_of_level(agreement: Fraction, images: int) -> int:
         raise UsageError(f"cannot guarantee an agreement of {float(agreement)}", "it must be between 0 and 1")
     if images < needed(agreement):
         raise UsageError(
-            f"{images} images are too few to guarantee {float(agreement):.4%}".replace("00%", "%"),
-            f"the bound needs at least {needed(agreement)} calibration images",
+            f"{counted(images, 'image')} {are(images)} too few to guarantee {float(agreement):.4%}".replace("00%", "%"),
+            f"the bound needs at least {counted(needed(agreement), 'calibration image')}",
             "encode more images, or ask for less with --agreement",
         )
     return math.ceil((images + 1) * agreement)

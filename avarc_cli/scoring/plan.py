@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from avarc_cli.errors import UsageError
+from avarc_cli.words import are, counted
 
 PAPER = "6:10,10:3,10:1:3"
 HOW = (
@@ -26,6 +27,7 @@ HOW = (
 )
 STAGE = re.compile(r"(\d{1,9}) *: *(?:(\d{1,9})|< *(\d+(?:\.\d+)?(?:e[-+]?\d+)?)) *(?:: *(\d{1,9}))?", re.ASCII)
 Bool = npt.NDArray[np.bool_]
+_ANY = 10**9 - 1  # the most that STAGE can write
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,11 @@ def parse_plan(text: str, *, segments: int, candidates: int, samples: int) -> Pl
     return Plan(tuple(stages))
 
 
+def check_plan(text: str) -> None:
+    """Raises: UsageError for a plan that no model and no number of candidates and samples could carry out."""
+    parse_plan(text, segments=_ANY, candidates=_ANY, samples=_ANY)
+
+
 def _parse_stage(part: str, text: str, have: int) -> Stage:
     found = STAGE.fullmatch(part.strip())
     if found is None:
@@ -184,11 +191,12 @@ def _problems(stage: Stage, segments: int, have: int, samples: int) -> list[tupl
     if stage.keep < 1:
         problems.append(("it keeps no candidate", "a stage keeps at least 1", HOW))
     if stage.keep > have:
-        problems.append((f"it keeps {stage.keep}", f"only {have} candidates are left", f"keep at most {have}"))
+        left = f"only {counted(have, 'candidate')} {are(have)} left"
+        problems.append((f"it keeps {stage.keep}", left, f"keep at most {have}"))
     if stage.samples < 1:
         problems.append(("it averages nothing", "a stage needs at least 1 sample", HOW))
     if stage.samples > samples:
         why = f"the token cache has {samples} per image, counting the image itself"
         fix = f"encode again with --samples {stage.samples}"
-        problems.append((f"it needs {stage.samples} samples", why, fix))
+        problems.append((f"it needs {counted(stage.samples, 'sample')}", why, fix))
     return problems

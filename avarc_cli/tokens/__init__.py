@@ -5,7 +5,7 @@ from avarc_cli.tokens.encode import EncodeResult, encode
 from avarc_cli.tokens.header import CacheHeader
 from avarc_cli.tokens.merge import merge
 from avarc_cli.tokens.noise import sample_noise
-from avarc_cli.tokens.verify import verify
+from avarc_cli.tokens.verify import read_verified, verify
 from avarc_cli.work.shards import Shard
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "encode",
     "merge",
     "read",
+    "read_verified",
     "sample_noise",
     "verify",
 ]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from avarc_cli.data.datasets import ImageSet
-from avarc_cli.errors import AvarcError
+from avarc_cli.errors import CacheError, none_readable
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.tokens.encoded import EncodedChunk, Unreadable
+from avarc_cli.tokens.fingerprints import Fingerprints
 from avarc_cli.tokens.header import CacheHeader, Partial
 from avarc_cli.tokens.request import Request
 from avarc_cli.tokens.write import Block, Content, write
@@ -49,17 +49,17 @@ def assemble(folder: ChunkFolder[EncodedChunk], images: ImageSet, request: Reque
     numbers = sorted(folder.finished())
     rows_of: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
     unreadable: list[Unreadable] = []
+    fingerprints: list[Fingerprints] = []
     for chunk in folder.stream(numbers):
         rows_of.append(chunk.rows)
         unreadable += chunk.unreadable
+        fingerprints.append(chunk.fingerprints)
     rows = np.concatenate(rows_of)
     done = Assembled(len(rows), [(bad.name, bad.reason) for bad in unreadable])
     complete = len(numbers) == folder.chunks.count
     if not len(rows) and complete:
         chunks.delete(folder.path)  # the next run tries to read the images again
-        name, reason = done.unreadable[0]
-        what = f"none of the {len(images)} images of '{images.source}' is readable"
-        raise AvarcError(what, f"the first is '{name}': {reason}")
+        raise none_readable(images.source, done.unreadable)
     if not len(rows):
         return done
     partial = Partial(
@@ -73,6 +73,7 @@ def assemble(folder: ChunkFolder[EncodedChunk], images: ImageSet, request: Reque
         labels=images.labels[rows],
         names=[images.names[row] for row in rows],
         unreadable=done.unreadable,
+        fingerprints=Fingerprints.join(fingerprints),
         partial=None if complete else partial,
         rows=None if complete else rows,
     )
@@ -82,20 +83,49 @@ def assemble(folder: ChunkFolder[EncodedChunk], images: ImageSet, request: Reque
     return done
 
 
-def disassemble(cache: TokenCache, folder: ChunkFolder[EncodedChunk]) -> None:
-    """Write the chunks of a partial cache to the folder of the same request, and delete the cache.
+def disassemble(
+    cache: TokenCache,
+    folder: ChunkFolder[EncodedChunk],
+    images: ImageSet,
+    fingerprints: Fingerprints,
+    without: Collection[int] = (),
+) -> None:
+    """Write the chunks of a cache to the folder of the same request.
 
+    Args:
+        images: that the cache was made of.
+        fingerprints: of the cache's images, with the present stamps of their files.
+        without: numbers of chunks that are not written.
     Raises: CacheError when the file cannot be read; OSError.
     """
-    assert cache.partial is not None and cache.rows is not None, "a complete cache does not record its chunks"
-    unreadable = list(zip(cache.partial.unreadable, cache.unreadable, strict=True))
-    for number in cache.partial.chunks:
+    rows, unreadable = _rows(cache, images)
+    encoded = cache.encoded_rows
+    numbers = range(folder.chunks.count) if cache.partial is None else cache.partial.chunks
+    for number in (number for number in numbers if number not in without):
         items = folder.chunks.items_of(number)
-        start, stop = np.searchsorted(cache.rows, (items.start, items.stop)).tolist()
+        start, stop = np.searchsorted(rows, (items.start, items.stop)).tolist()
+        first, last = np.searchsorted(encoded, (items.start, items.stop)).tolist()
         tokens, latents = _join(list(cache.blocks(start, stop)), cache.header)
-        bad = tuple(Unreadable(index, name, why) for index, (name, why) in unreadable if index in items)
-        folder.save(number, EncodedChunk(cache.rows[start:stop], tokens, latents, bad))
-    os.unlink(cache.path)
+        bad = tuple(entry for entry in unreadable if entry.index in items)
+        of_chunk = fingerprints.take(slice(first, last))
+        folder.save(number, EncodedChunk(rows[start:stop], tokens, latents, bad, of_chunk))
+
+
+def _rows(cache: TokenCache, images: ImageSet) -> tuple[np.ndarray, list[Unreadable]]:
+    """Indices in the full set of a cache's images, (N,) int64, and its unreadable ones. Raises: CacheError."""
+    if cache.partial is not None and cache.rows is not None:
+        bad = zip(cache.partial.unreadable, cache.unreadable, strict=True)
+        return cache.rows, [Unreadable(index, name, why) for index, (name, why) in bad]
+    rows: list[int] = []
+    unreadable: list[Unreadable] = []
+    for index, name in enumerate(images.names):  # the cache has both kinds in the order of the images
+        if len(rows) < len(cache) and cache.paths[len(rows)] == name:
+            rows.append(index)
+        elif len(unreadable) < len(cache.unreadable):
+            unreadable.append(Unreadable(index, *cache.unreadable[len(unreadable)]))
+        else:
+            raise CacheError(f"'{cache.path}' is corrupt", f"it lacks '{name}'", "encode again with --overwrite")
+    return np.array(rows, dtype=np.int64), unreadable
 
 
 def _join(blocks: Sequence[Block], header: CacheHeader) -> Block:

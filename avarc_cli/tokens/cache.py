@@ -2,6 +2,7 @@
 
 `/tokens` uint16 (N, S, L), `/labels` int32 (N,), `/paths` utf-8 (N,), optional `/latents` float16 (N, Z, h, w);
 root attributes `avarc` (JSON, `CacheHeader`) and `unreadable` (JSON, [[name, reason], ...] of images left out).
+`/stamps` and `/digests` are the `Fingerprints` of the images, unreadable ones included; older caches lack them.
 A partial cache (`encode --shard`) also has an attribute `share` (JSON, `Partial`) and `/rows` int64 (N,).
 N images, S samples (0 is the image, the others smoothing samples of it), L tokens; Z channels, h x w latents.
 """
@@ -9,7 +10,6 @@ N images, S samples (0 is the image, the others smoothing samples of it), L toke
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,15 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
+from avarc_cli import strict_json
 from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import CacheError, UsageError, describe_differences
+from avarc_cli.storage import beside
+from avarc_cli.tokens.fingerprints import Fingerprints
 from avarc_cli.tokens.header import FORMAT, READABLE, CacheHeader, Partial
 from avarc_cli.tokens.write import Block
+from avarc_cli.words import counted
+from avarc_cli.work.chunks import Chunks
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import Tokenizer
@@ -119,6 +124,23 @@ class TokenCache:
         except CORRUPT as error:
             raise _corrupt(self.path, str(error)) from error
 
+    @property
+    def encoded_rows(self) -> np.ndarray:
+        """Indices in the full set of the images that the file was made of, unreadable ones included, int64."""
+        if self.partial is None:
+            return np.arange(self.header.images)
+        chunks = Chunks(self.header.images, self.partial.chunk_size)
+        return np.concatenate([np.array(chunks.items_of(number), dtype=np.int64) for number in self.partial.chunks])
+
+    def fingerprints(self) -> Fingerprints:
+        """Those of `encoded_rows`. Raises: CacheError when the file is corrupt."""
+        try:
+            with h5py.File(self.path, "r") as file:
+                arrays = {name: file[name][:] for name in ("stamps", "digests") if name in file}
+                return Fingerprints.from_arrays(arrays, len(self.encoded_rows))
+        except CORRUPT as error:
+            raise _corrupt(self.path, str(error)) from error
+
     def check(self, tokenizer: Tokenizer) -> None:
         """Raises: CacheError, with both values, unless this tokenizer makes such tokens."""
         header = self.header
@@ -164,7 +186,7 @@ class TokenCache:
 
 def chunk_folder(path: Path) -> Path:
     """The folder of chunks of an unfinished cache."""
-    return path.with_name(path.name + ".parts")
+    return beside(path, ".parts")
 
 
 def read(path: str | Path, *, allow_partial: bool = False) -> TokenCache:
@@ -185,20 +207,21 @@ def read(path: str | Path, *, allow_partial: bool = False) -> TokenCache:
         there, every = len(cache.partial.chunks), cache.partial.count(cache.header.images)
         what = f"'{path}' is a partial token cache"
         fix = "encode the other shards to the same file, or join them: avarc cache merge"
-        raise CacheError(what, f"it has {there} of {every} chunks", fix)
+        raise CacheError(what, f"it has {there} of {counted(every, 'chunk')}", fix)
     return cache
 
 
 def _open(path: Path, file: h5py.File) -> TokenCache:
     if "avarc" not in file.attrs:
         raise CacheError(f"'{path}' is an HDF5 file, but not a token cache", "it has no attribute 'avarc'")
-    values = json.loads(file.attrs["avarc"])
+    values = strict_json.parse(file.attrs["avarc"])
     version = values["format"]
     if version not in READABLE:
         fix = "upgrade avarc: pip install --upgrade avarc" if version > FORMAT else "encode the images again"
         raise CacheError(f"'{path}' has another format", f"it is version {version}, this is {FORMAT}", fix)
     header = CacheHeader.from_dict(values)
     partial = Partial.from_json(file.attrs["share"]) if "share" in file.attrs else None
+    check_stored(file)
     _check_datasets(file, header, partial)
     labels = file["labels"][:]
     if labels.size and not (labels.min() >= UNKNOWN and labels.max() < len(header.class_names)):
@@ -208,11 +231,32 @@ def _open(path: Path, file: h5py.File) -> TokenCache:
         header,
         labels,
         paths=tuple(name.decode("utf-8", "surrogateescape") for name in file["paths"][:]),
-        unreadable=tuple((str(name), str(why)) for name, why in json.loads(file.attrs["unreadable"])),
+        unreadable=tuple((str(name), str(why)) for name, why in strict_json.parse(file.attrs["unreadable"])),
         format=version,
         partial=partial,
         rows=None if partial is None else file["rows"][:],
     )
+
+
+def check_stored(file: h5py.File) -> None:
+    """Check that what a file claims to hold is in it, and nowhere else: before any of it is read.
+
+    Raises: ValueError naming a link to another file or place, or a dataset that was never written, whose bytes are in
+        other files, or that is stored in another way than caches are, which may claim any size.
+    """
+    size = file.id.get_filesize()
+    for name in file:
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f"/{name} is a link to another place")
+        dataset = file[name]
+        if not isinstance(dataset, h5py.Dataset):
+            raise ValueError(f"/{name} is not a dataset")
+        layout = dataset.id.get_create_plist()
+        if layout.get_layout() != h5py.h5d.CONTIGUOUS or layout.get_external_count():
+            raise ValueError(f"/{name} is not stored in one piece, as in a cache")
+        start = dataset.id.get_offset()
+        if dataset.nbytes and (start is None or start + dataset.nbytes > size):
+            raise ValueError(f"/{name} claims {dataset.nbytes:,} bytes, which the file does not hold")
 
 
 def _check_datasets(file: h5py.File, header: CacheHeader, partial: Partial | None) -> None:

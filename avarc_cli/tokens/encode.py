@@ -20,10 +20,13 @@ assembles the chunks: to a complete cache if none is missing, else to a partial 
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from avarc_cli import outputs
 from avarc_cli.data.datasets import ImageSet
@@ -34,10 +37,13 @@ from avarc_cli.progress import Notify, Progress, no_message, no_progress
 from avarc_cli.storage import remove_leftovers_of
 from avarc_cli.tokens.assemble import assemble, disassemble, summarize
 from avarc_cli.tokens.cache import TokenCache, chunk_folder, read
+from avarc_cli.tokens.changes import Changes, Recorded, find_changes, of_cache, of_chunks
 from avarc_cli.tokens.encoded import EncodedChunk, EncodedFormat
-from avarc_cli.tokens.encoder import ChunkEncoder
 from avarc_cli.tokens.header import identity
+from avarc_cli.tokens.noise import check_sigma
 from avarc_cli.tokens.request import Request, describe
+from avarc_cli.tokens.verify import read_verified
+from avarc_cli.words import are, counted
 from avarc_cli.work import chunks
 from avarc_cli.work.chunks import ChunkFolder, Chunks, recorded_request
 from avarc_cli.work.locks import ALL_CHUNKS, ChunkLock, chunk_lock, lock_file
@@ -46,6 +52,7 @@ from avarc_cli.work.shards import Shard
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import Tokenizer
+    from avarc_cli.tokens.encoder import ChunkEncoder
 
 UNDIVIDED = Shard()
 
@@ -130,24 +137,34 @@ def encode(
     check_output(out, outputs.CACHE, overwrite=True)  # of a cache, `_find_done` decides
     header = describe(images, tokenizer, preprocess, samples=samples, sigma=sigma, seed=seed, latents=latents)
     asked = Request.make(header, batch_size, chunk_size)
+    stamps = images.encoded.stamps()
 
     def start(request: Request) -> _Run:
         decoders = workers if engine == "local" else 0
-        encoder = ChunkEncoder(images, preprocess, tokenizer, request.header, request.batch_size, decoders)
+        from avarc_cli.tokens.encoder import ChunkEncoder  # imports torch
+
+        encoder = ChunkEncoder(images, preprocess, tokenizer, request.header, request.batch_size, decoders, stamps)
         folder = ChunkFolder(chunk_folder(out), Chunks(len(images), request.chunk_size), _format(request))
-        return _Run(images, out, request, shard, folder, encoder, engine, progress)
+        return _Run(images, out, request, shard, folder, encoder, engine, progress, say)
+
+    def is_current(cache: TokenCache) -> bool:
+        return _recorded(cache, asked, shard).is_current(images, stamps)
+
+    def is_done(cache: TokenCache) -> EncodeResult:
+        find_changes(images, stamps, _recorded(cache, asked, shard), out).report(out, say)
+        return _result(cache)
 
     try:
-        done = _find_done(out, asked, shard, overwrite)
-        if done and not chunk_folder(out).exists() and not lock_file(out).exists():
-            return done
+        finished = _find_finished(out, asked, shard, overwrite)
+        if finished and is_current(finished) and not chunk_folder(out).exists() and not lock_file(out).exists():
+            return is_done(finished)
         with chunk_lock(out, wait=shard.of > 1) as lock:
-            done = _find_done(out, asked, shard, overwrite)  # perhaps by the process that held the lock
-            if done:
-                _clean_up(done, lock)
-                return done
-            partial = _read_partial(out, overwrite)
-            return start(_settle_request(out, asked, partial, overwrite, say)).do(lock, partial)
+            finished = _find_finished(out, asked, shard, overwrite)  # perhaps by the process that held the lock
+            if finished and is_current(finished):
+                _clean_up(finished, lock)
+                return is_done(finished)
+            there = finished or _read_partial(out, overwrite)
+            return start(_settle_request(out, asked, there, overwrite, say)).do(lock, there)
     except KeyboardInterrupt:
         raise Interrupted("interrupted before encoding began") from None
     except OSError as error:
@@ -165,8 +182,7 @@ def _check_numbers(
         raise UsageError(f"workers is {workers}, must be at least 0")
     if not 0 <= seed < 2**64:
         raise UsageError(f"seed is {seed}, must be at least 0 and below 2**64")
-    if not (math.isfinite(sigma) and sigma >= 0):
-        raise UsageError(f"sigma is {sigma}, must be a number of at least 0")
+    check_sigma(sigma)
 
 
 def _format(request: Request) -> EncodedFormat:
@@ -174,8 +190,8 @@ def _format(request: Request) -> EncodedFormat:
     return EncodedFormat(header.samples, header.layout.num_tokens, header.latents)
 
 
-def _find_done(out: Path, asked: Request, shard: Shard, overwrite: bool) -> EncodeResult | None:
-    """The result when there is nothing to do. Raises: CacheError when the cache is another request's."""
+def _find_finished(out: Path, asked: Request, shard: Shard, overwrite: bool) -> TokenCache | None:
+    """The cache that has all chunks of the shard. Raises: CacheError when there is one of another request."""
     if overwrite or not out.exists():
         return None
     cache = read(out, allow_partial=True)
@@ -185,38 +201,57 @@ def _find_done(out: Path, asked: Request, shard: Shard, overwrite: bool) -> Enco
         raise CacheError(f"'{out}' exists and was made by another request", differences, fix)
     recorded = recorded_request(chunk_folder(out))
     if recorded is not None and asked.continuing(recorded):
-        return None  # an --overwrite was stopped, or another shard is at work
-    finished = every = 1
+        return None  # an update or an --overwrite was stopped, or another shard is at work
     if cache.partial is not None:
-        finished, every = len(cache.partial.chunks), cache.partial.count(asked.header.images)
+        every = cache.partial.count(asked.header.images)
         if not set(shard.chunks(every)) <= set(cache.partial.chunks):
             return None
-    return EncodeResult(out, len(cache), 0, list(cache.unreadable), finished, every, already_done=True)
+    return cache
 
 
-def _clean_up(done: EncodeResult, lock: ChunkLock) -> None:
+def _result(cache: TokenCache) -> EncodeResult:
+    finished = every = 1
+    if cache.partial is not None:
+        finished, every = len(cache.partial.chunks), cache.partial.count(cache.header.images)
+    return EncodeResult(cache.path, len(cache), 0, list(cache.unreadable), finished, every, already_done=True)
+
+
+def _recorded(cache: TokenCache, asked: Request, shard: Shard) -> Recorded:
+    """What a cache records of the images of this shard."""
+    size = asked.chunk_size if cache.partial is None else cache.partial.chunk_size
+    chunks = Chunks(cache.header.images, size)
+    return of_cache(cache).of_chunks(chunks, shard.chunks(chunks.count))
+
+
+def _clean_up(finished: TokenCache, lock: ChunkLock) -> None:
     """Delete what a kill left between the assembly and the end of the cleaning up."""
-    if done.complete and lock.is_sole_holder():
-        chunks.delete(chunk_folder(done.path))
-        remove_leftovers_of(done.path)
+    if finished.partial is None and lock.is_sole_holder():
+        chunks.delete(chunk_folder(finished.path))
+        _remove_leftovers(finished.path)
+
+
+def _remove_leftovers(out: Path) -> None:
+    for path in (out, chunk_folder(out)):
+        remove_leftovers_of(path)
 
 
 def _read_partial(out: Path, overwrite: bool) -> TokenCache | None:
-    """The partial cache to continue, if there is one."""
-    if overwrite or not out.exists():
+    """The partial cache to continue, if there is one; verified, as its chunks have no checksums. Raises: CacheError."""
+    if overwrite or not out.exists() or read(out, allow_partial=True).partial is None:
         return None
-    cache = read(out, allow_partial=True)
-    return cache if cache.partial is not None else None
+    return read_verified(out, allow_partial=True)
 
 
-def _settle_request(out: Path, asked: Request, partial: TokenCache | None, overwrite: bool, say: Notify) -> Request:
-    """The request in the chunks and batches of the work that is continued.
+def _settle_request(out: Path, asked: Request, there: TokenCache | None, overwrite: bool, say: Notify) -> Request:
+    """The request in the chunks and batches of the work that is continued; a complete cache does not record its own.
 
+    Args:
+        there: the cache that is continued, if there is one.
     Raises: CacheError when the unfinished work is for another request.
     """
     recorded = recorded_request(chunk_folder(out))
-    if recorded is None and partial is not None:
-        recorded = Request.of(partial).to_dict()
+    if recorded is None and there is not None and there.partial is not None:
+        recorded = Request.of(there).to_dict()
     if recorded is None:
         return asked
     continued = asked.continuing(recorded)
@@ -227,7 +262,8 @@ def _settle_request(out: Path, asked: Request, partial: TokenCache | None, overw
             "run that request again to finish it, or delete it with --overwrite",
         )
     if continued is not None and continued.batch_size != asked.batch_size and asked.batch_chosen:
-        say(f"continuing with batches of {continued.batch_size} images, as it began: roundings depend on them")
+        batches = f"batches of {counted(continued.batch_size, 'image')}"
+        say(f"continuing with {batches}, as it began: roundings depend on them")
     return continued or asked
 
 
@@ -243,38 +279,71 @@ class _Run:
     encoder: ChunkEncoder
     engine: str
     progress: Progress
+    say: Notify
 
-    def do(self, lock: ChunkLock, partial: TokenCache | None) -> EncodeResult:
+    def do(self, lock: ChunkLock, there: TokenCache | None) -> EncodeResult:
         """Encode the missing chunks of the shard, and assemble all if no other shard is at work.
 
         Args:
             lock: held exclusively.
-            partial: the cache to continue.
+            there: the partial cache to continue, or the complete one some of whose images may have changed.
         """
         try:
-            mine = self._open(lock, partial)
+            mine = self._open(lock, there)
             lock.release_exclusive()
             missing = sorted(set(mine) - self.folder.finished())
             encoded = compute(self.folder, self.encoder, missing, of=mine, engine=self.engine, progress=self.progress)
             lock.acquire_exclusive()
             return self._close(mine, encoded, alone=lock.is_sole_holder())
         except KeyboardInterrupt:
-            kept = f"{len(self.folder.finished())} of {self.folder.chunks.count} chunks are kept"
+            count = self.folder.chunks.count
+            kept = f"{len(self.folder.finished()):,} of {counted(count, 'chunk')} {are(count)} kept"
             what = f"interrupted; {kept} in '{self.folder.path}'"
             raise Interrupted(what, fix="run the same command again to continue") from None
 
-    def _open(self, lock: ChunkLock, partial: TokenCache | None) -> range:
+    def _open(self, lock: ChunkLock, there: TokenCache | None) -> range:
         """Claim this shard's chunks, make the folder ready, and return their numbers. Raises: AvarcError, OSError."""
-        mine = self.shard.chunks(self.folder.chunks.count)
+        mine, folder = self.shard.chunks(self.folder.chunks.count), self.folder
         lock.claim(mine if self.shard.of > 1 else ALL_CHUNKS)
-        recorded = recorded_request(self.folder.path)
-        if recorded is None or not self.request.continuing(recorded):
-            self.folder.create(self.request.to_dict())
-        self.folder.clean(mine)
-        remove_leftovers_of(self.out)
-        if partial is not None:
-            disassemble(partial, self.folder)
+        request = recorded_request(folder.path)
+        if request is not None and not self.request.continuing(request):
+            request = None
+        finished = sorted(folder.finished() & set(mine)) if request is not None else []
+        parts = [of_chunks(folder, finished, str(request["source"]))] if request is not None else []
+        parts += [of_cache(there).of_chunks(folder.chunks, mine)] if there is not None else []
+        # Before anything is changed here:
+        changes = find_changes(self.images, self.encoder.stamps, Recorded.join(parts), self.out)
+        outdated = {row // folder.chunks.size for row in changes.changed}
+        _remove_leftovers(self.out)
+        if there is not None and there.partial is None:
+            with folder.filled(self.request.to_dict()) as filled:
+                self._take_apart(there, filled, changes, outdated)
+        elif request is None:
+            folder.create(self.request.to_dict())
+        folder.clean(mine)
+        self._update(finished, changes, outdated)
+        if there is not None and there.partial is not None:
+            self._take_apart(there, folder, changes, outdated)
+            os.unlink(there.path)
+        changes.report(self.out, self.say)
         return mine
+
+    def _take_apart(
+        self, cache: TokenCache, folder: ChunkFolder[EncodedChunk], changes: Changes, outdated: set[int]
+    ) -> None:
+        stamped = changes.stamp(cache.fingerprints(), cache.encoded_rows, self.encoder.stamps)
+        disassemble(cache, folder, self.images, stamped, without=outdated)
+
+    def _update(self, finished: Sequence[int], changes: Changes, outdated: set[int]) -> None:
+        """Delete those of the finished chunks that have changed images, and record new stamps of the others."""
+        touched = {row // self.folder.chunks.size for row in changes.touched}
+        for number in finished:
+            if number in outdated:
+                self.folder.remove(number)
+            elif number in touched:
+                chunk, rows = self.folder.load(number), np.array(self.folder.chunks.items_of(number))
+                stamped = changes.stamp(chunk.fingerprints, rows, self.encoder.stamps)
+                self.folder.save(number, replace(chunk, fingerprints=stamped))
 
     def _close(self, mine: range, encoded: int, *, alone: bool) -> EncodeResult:
         """Assemble the cache, unless other shards are at work. Raises: AvarcError, OSError."""

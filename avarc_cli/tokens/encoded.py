@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from avarc_cli.tokens.fingerprints import Fingerprints
 from avarc_cli.work.chunks import from_json_array, to_json_array
 
 
@@ -34,6 +35,8 @@ class EncodedChunk:
     """(n, Z, h, w) float16; None when they are not kept."""
     unreadable: tuple[Unreadable, ...]
     """The other images."""
+    fingerprints: Fingerprints
+    """Of all images of the chunk, in order."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,12 @@ class EncodedFormat:
     """Whether latents are kept."""
 
     def to_arrays(self, result: EncodedChunk) -> dict[str, np.ndarray]:
-        """`rows`, `tokens`, `latents` if they are kept, and `unreadable`: JSON, [[index, name, reason], ...]."""
+        """`rows`, `tokens`, `latents` if kept, `unreadable` (JSON, [[index, name, reason], ...]), fingerprints."""
         arrays = {"rows": result.rows, "tokens": result.tokens}
         if result.latents is not None:
             arrays["latents"] = result.latents
         arrays["unreadable"] = to_json_array([[bad.index, bad.name, bad.reason] for bad in result.unreadable])
-        return arrays
+        return arrays | result.fingerprints.to_arrays()
 
     def from_arrays(self, items: range, arrays: Mapping[str, np.ndarray]) -> EncodedChunk:
         """The chunk of these images. Raises: one of work.chunks.CORRUPT unless it is one of this request."""
@@ -62,6 +65,7 @@ class EncodedFormat:
             tokens=arrays["tokens"],
             latents=arrays["latents"] if self.latents else None,
             unreadable=tuple(Unreadable(*entry) for entry in from_json_array(arrays["unreadable"])),
+            fingerprints=Fingerprints.from_arrays(arrays, len(items)),
         )
         images = sorted([*chunk.rows.tolist(), *(bad.index for bad in chunk.unreadable)])
         shape = (len(chunk.rows), self.samples, self.num_tokens)

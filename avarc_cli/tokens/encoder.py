@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from avarc_cli import environment
 from avarc_cli.data.datasets import ImageSet
+from avarc_cli.data.image_source import DIGEST_SIZE, NO_DIGEST
 from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.errors import AvarcError, UnreadableImage, first_line
+from avarc_cli.errors import AvarcError, UnreadableImage, first_line, lacks_memory
 from avarc_cli.tokens.encoded import EncodedChunk, Unreadable
+from avarc_cli.tokens.fingerprints import Fingerprints
 from avarc_cli.tokens.header import CacheHeader
 from avarc_cli.tokens.noise import sample_noise
 from avarc_cli.work.chunks import Tick
@@ -47,6 +50,8 @@ class Decoded:
     """Theirs, (B, H, H, 3) uint8."""
     unreadable: tuple[Unreadable, ...]
     """The others."""
+    digests: np.ndarray
+    """Of all images of the batch, as `Fingerprints` has them."""
 
 
 class _Batches(Dataset[Decoded]):
@@ -59,13 +64,15 @@ class _Batches(Dataset[Decoded]):
         rows: list[int] = []
         unreadable: list[Unreadable] = []
         pixels = np.empty((len(batch), self.preprocess.size, self.preprocess.size, 3), dtype=np.uint8)
+        digests = dict.fromkeys(batch, NO_DIGEST)
         for index in batch:
             try:
-                pixels[len(rows)] = self.images.load(index, self.preprocess)
+                pixels[len(rows)] = self.images.load(index, self.preprocess, partial(digests.__setitem__, index))
                 rows.append(index)
             except UnreadableImage as error:
                 unreadable.append(Unreadable(index, self.images.names[index], error.why))
-        return Decoded(tuple(rows), pixels[: len(rows)], tuple(unreadable))
+        digests_BD = np.frombuffer(b"".join(digests.values()), dtype=np.uint8).reshape(len(batch), DIGEST_SIZE)
+        return Decoded(tuple(rows), pixels[: len(rows)], tuple(unreadable), digests_BD)
 
 
 def default_workers(device: str) -> int:
@@ -107,8 +114,12 @@ def _unchanged(decoded: Any) -> Any:
 
 
 def _begin_worker(_: int) -> None:
-    """Leave Ctrl-C to the parent, and end with it: torch's worker may wait forever to hand over its last batch."""
+    """Leave Ctrl-C and a closed terminal, which signal all processes, to the parent, and end with it.
+
+    Torch's worker may wait forever to hand over its last batch.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -141,6 +152,9 @@ class ChunkEncoder:
     workers: int
     """Processes that decode images; 0 for none."""
 
+    stamps: np.ndarray
+    """Of the files of the full set, from before any of them is read (`ImageSource.stamps`), (N, 2) int64."""
+
     @property
     def uses_gpu(self) -> bool:
         return self.tokenizer.device.type == "cuda"
@@ -155,9 +169,9 @@ class ChunkEncoder:
         try:
             with closing(decode(self.images, self.preprocess, every, self.workers)) as decoded:
                 for number, some in batches.items():
-                    yield number, self._encode_chunk(islice(decoded, len(some)), tick)
+                    yield number, self._encode_chunk(chunks[number], islice(decoded, len(some)), tick)
         except (RuntimeError, MemoryError) as error:
-            if not environment.lacks_memory(error):
+            if not lacks_memory(error):
                 raise
             fix = "free some memory, and run the same command again: finished chunks are kept"
             raise AvarcError("not enough memory to encode one image", first_line(error), fix) from error
@@ -165,8 +179,9 @@ class ChunkEncoder:
     def _batches(self, items: range) -> list[range]:
         return [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
 
-    def _encode_chunk(self, batches: Iterable[Decoded], tick: Tick) -> EncodedChunk:
+    def _encode_chunk(self, items: range, batches: Iterable[Decoded], tick: Tick) -> EncodedChunk:
         rows: list[int] = []
+        digests: list[np.ndarray] = []
         unreadable: list[Unreadable] = []
         tokens = [np.empty((0, self.header.samples, self.header.layout.num_tokens), dtype=np.uint16)]
         latents: list[np.ndarray] = []
@@ -176,16 +191,19 @@ class ChunkEncoder:
                 latents.append(z_BZhw)
             rows += batch.rows
             unreadable += batch.unreadable
+            digests.append(batch.digests)
             tick(len(batch.rows) + len(batch.unreadable))
         kept = np.concatenate(latents or [np.empty((0, 0, 0, 0), dtype=np.float16)]) if self.header.latents else None
-        return EncodedChunk(np.array(rows, dtype=np.int64), np.concatenate(tokens), kept, tuple(unreadable))
+        fingerprints = Fingerprints(self.stamps[items.start : items.stop], np.concatenate(digests))
+        rows_n = np.array(rows, dtype=np.int64)
+        return EncodedChunk(rows_n, np.concatenate(tokens), kept, tuple(unreadable), fingerprints)
 
     def _encode_in_memory(self, rows: Sequence[int], pixels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """The batch, in halves where memory runs out. Raises what the allocator raises when one image is too much."""
         try:
             return [self._encode(rows, pixels)]
         except (RuntimeError, MemoryError) as error:
-            if not environment.lacks_memory(error) or len(rows) == 1:
+            if not lacks_memory(error) or len(rows) == 1:
                 raise
         half = len(rows) // 2
         return self._encode_in_memory(rows[:half], pixels[:half]) + self._encode_in_memory(rows[half:], pixels[half:])

@@ -9,14 +9,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from avarc_cli import strict_json
+from avarc_cli.data.preprocess import current_description
 from avarc_cli.layout import TokenLayout
 
 FORMAT = 2
 READABLE = (1, FORMAT)
 """Format 1 has `patch_nums`, the sides of square grids, in place of `layout`."""
 
-# Fields that tell where values came from, and do not decide about the tokens.
-_NOTES = frozenset({"inferred"})
+# Fields that tell where values came from, or how somebody called what has a digest beside it.
+_NOTES = frozenset({"inferred", "source", "tokenizer", "tokenizer_file"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +102,12 @@ class CacheHeader:
 
 
 def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a header of format 1 in the current format; any others unchanged.
+    """The values of a header of an earlier version as this one writes them; any others unchanged.
 
     Raises: KeyError, TypeError, ValueError when `patch_nums` is missing or no list of positive whole numbers.
     """
+    if isinstance(values.get("preprocess"), str):
+        values = {**values, "preprocess": current_description(values["preprocess"])}
     if values["format"] != 1:
         return dict(values)
     kept = {name: value for name, value in values.items() if name != "patch_nums"}
@@ -140,7 +144,7 @@ class Partial:
     @classmethod
     def from_json(cls, text: str | bytes) -> Partial:
         """What `to_json` gave. Raises: KeyError, TypeError, ValueError for anything else."""
-        values = json.loads(text)
+        values = strict_json.parse(text)
         chunks, unreadable = (tuple(int(number) for number in values[name]) for name in ("units", "unreadable"))
         partial = cls(
             chunk_size=int(values["unit"]), batch_size=int(values["batch_size"]), chunks=chunks, unreadable=unreadable

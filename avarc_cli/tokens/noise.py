@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+
+from avarc_cli.errors import UsageError
+
+
+def check_sigma(sigma: float) -> None:
+    """Raises: UsageError unless this can be the standard deviation of the noise."""
+    if not (math.isfinite(sigma) and sigma >= 0):
+        raise UsageError(f"sigma is {sigma}, must be a number of at least 0")
 
 
 def sample_noise(seed: int, index: int, sample: int, shape: tuple[int, ...]) -> np.ndarray:

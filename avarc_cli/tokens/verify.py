@@ -9,8 +9,9 @@ import h5py
 import numpy as np
 
 from avarc_cli.errors import CacheError
-from avarc_cli.tokens.cache import CORRUPT, TokenCache
+from avarc_cli.tokens.cache import CORRUPT, TokenCache, check_stored, read
 from avarc_cli.tokens.write import ROWS_PER_CHECKSUM, Checksums
+from avarc_cli.words import counted
 
 REMAKE = "make it again: avarc encode ... --overwrite"
 
@@ -34,6 +35,13 @@ class Verified:
             raise CacheError(f"'{path}' is corrupt", why, REMAKE)
 
 
+def read_verified(path: Path, *, allow_partial: bool = False) -> TokenCache:
+    """Open a token cache, after reading every byte of it. Raises: as `cache.read`; CacheError when it is corrupt."""
+    cache = read(path, allow_partial=allow_partial)
+    verify(cache).check(path)
+    return cache
+
+
 def verify(cache: TokenCache) -> Verified:
     """Read every byte of a cache's file, and compare the checksums.
 
@@ -42,13 +50,16 @@ def verify(cache: TokenCache) -> Verified:
     runs, corrupt = 0, []
     try:
         with h5py.File(cache.path, "r") as file:
+            check_stored(file)
             for name in sorted(file):
                 dataset = file[name]
                 written, found = dataset.attrs.get("crc32"), _checksums(dataset)
                 if written is None:  # the first caches have no checksums
                     continue
                 if written.shape != found.shape:
-                    raise ValueError(f"/{name} has {written.size} checksums for {len(dataset)} images")
+                    raise ValueError(
+                        f"/{name} has {counted(written.size, 'checksum')} for {counted(len(dataset), 'image')}"
+                    )
                 runs += len(found)
                 for run in np.flatnonzero(written != found).tolist():
                     last = min((run + 1) * ROWS_PER_CHECKSUM, len(dataset)) - 1

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from avarc_cli.storage import check_space, replacing
+from avarc_cli.tokens.fingerprints import Fingerprints
 from avarc_cli.tokens.header import CacheHeader, Partial
 
 ROWS_PER_CHECKSUM = 256
@@ -38,6 +39,8 @@ class Content:
     """Of the N images, in order."""
     unreadable: Sequence[tuple[str, str]]
     """(name, reason) of the images that could not be read."""
+    fingerprints: Fingerprints | None = None
+    """Of the images, unreadable ones included, in order; None when the cache is not of one set of images."""
     partial: Partial | None = None
     """What a partial cache has; None for a complete one."""
     rows: np.ndarray | None = None
@@ -76,7 +79,9 @@ def write(path: Path, content: Content, blocks: Iterable[Block], *, size: int) -
     Raises: OSError, before the first block is asked for where there is not enough space.
     """
     longest = max(len(os.fsencode(name)) for name in content.names)
+    fingerprints = content.fingerprints.to_arrays().values() if content.fingerprints else ()
     overhead = len(content.names) * (longest + 12) + 2**16  # names, labels and rows; header
+    overhead += sum(values.nbytes for values in fingerprints)
     check_space(path, size + overhead)  # asked before, since HDF5 answers with tracebacks
     with replacing(path) as temporary:
         try:
@@ -100,11 +105,20 @@ def _write(file: h5py.File, content: Content, blocks: Iterable[Block]) -> None:
     _write_dataset(file, "paths", h5py.string_dtype("utf-8", width), count, _name_blocks(content.names, width))
     if content.rows is not None:
         _write_dataset(file, "rows", np.int64, count, [content.rows])
+    for name, values in content.fingerprints.to_arrays().items() if content.fingerprints else ():
+        _write_dataset(file, name, values.dtype, len(values), [values], values.shape[1:])
     _write_images(file, content.header, count, blocks)
 
 
-def _write_dataset(file: h5py.File, name: str, dtype: object, count: int, blocks: Iterable[np.ndarray]) -> None:
-    dataset, checksums, start = file.create_dataset(name, (count,), dtype), Checksums(), 0
+def _write_dataset(
+    file: h5py.File,
+    name: str,
+    dtype: object,
+    count: int,
+    blocks: Iterable[np.ndarray],
+    shape: tuple[int, ...] = (),
+) -> None:
+    dataset, checksums, start = file.create_dataset(name, (count, *shape), dtype), Checksums(), 0
     for block in blocks:
         dataset[start : start + len(block)] = block
         checksums.add(block)

@@ -24,7 +24,8 @@ from avarc_cli.layers.low_rank import LowRank
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.outputs import WEIGHTS, check_new_folder, check_output
-from avarc_cli.progress import MetricsProgress, no_metrics
+from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
+from avarc_cli.settings import check_contrast
 from avarc_cli.train.generator import EncodedImages, TokenBatches
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Recipe, fingerprint, train
@@ -40,8 +41,7 @@ class Contrast:
     class_dropout: float = 0.1  # fraction of images that stay unconditional, and count as positives
 
     def __post_init__(self) -> None:
-        if not (self.beta > 0 and self.weight >= 0 and 0 <= self.class_dropout < 1):
-            raise UsageError(f"{self}", "beta is above 0, the weight at least 0, class dropout in [0, 1)")
+        check_contrast(self.beta, self.weight, self.class_dropout)
 
     def loss(self, gain_2B: Tensor, negative_B: Tensor) -> Tensor:
         """The mean loss per image.
@@ -65,6 +65,7 @@ def align(
     rank: int = 0,
     augment: Augment | None = None,
     progress: MetricsProgress = no_metrics,
+    say: Notify = no_message,
 ) -> None:
     """Fine-tune a generator on images of its own classes and write it to `out`.
 
@@ -74,6 +75,7 @@ def align(
         rank: 0 trains every weight and writes a safetensors file; otherwise the rank of a LoRA adapter, which is
             written to the folder `out` as PEFT saves them.
         augment: None for random crops.
+        say: as for `train_tokenizer`.
     Raises: UsageError for images without a class of the model; otherwise as `train_tokenizer`.
     """
     if rank:
@@ -90,7 +92,7 @@ def align(
     reference = base_of(model.likelihood)
     student = student_of(reference, rank, torch.Generator().manual_seed(recipe.seed))
     data, checkpoint = EncodedImages(model.tokenizer, batches), resume_file(out)
-    fit(reference, student, model.tokenizer, data, recipe, contrast or Contrast(), checkpoint, progress)
+    fit(reference, student, model.tokenizer, data, recipe, contrast or Contrast(), checkpoint, progress, say=say)
     if rank:
         save_lora(low_rank.attached(student.network), out, base_sha256=model.sha256)
     else:
@@ -107,6 +109,8 @@ def fit(
     contrast: Contrast,
     checkpoint: Path,
     progress: MetricsProgress,
+    *,
+    say: Notify = no_message,
 ) -> None:
     """Train the trainable parameters of `student`, a model that begins equal to `reference`, in place.
 
@@ -132,7 +136,7 @@ def fit(
     weights = sum(p.numel() for p in student.network.parameters() if p.requires_grad)
     networks = f"{weights} weights of {fingerprint(network)}, tokens of {fingerprint(tokenizer.network)}"
     subject = f"CCA {contrast}, {networks}, {reference.config} on {data}"
-    train(student.network, loss_of_step, recipe, checkpoint, progress, subject=subject)
+    train(student.network, loss_of_step, recipe, checkpoint, progress, subject=subject, say=say)
 
 
 def student_of(model: TrainableModel, rank: int, generator: torch.Generator) -> TrainableModel:

@@ -21,7 +21,8 @@ from avarc_cli.layers.precision import tf32
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedTokenizer
 from avarc_cli.outputs import WEIGHTS, check_output
-from avarc_cli.progress import MetricsProgress, no_metrics
+from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
+from avarc_cli.settings import check_class_dropout
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Recipe, fingerprint, train
 from avarc_cli.train.save import resume_file, save_generator
@@ -67,6 +68,7 @@ def train_generator(
     augment: Augment | None = None,
     class_dropout: float = CLASS_DROPOUT,
     progress: MetricsProgress = no_metrics,
+    say: Notify = no_message,
 ) -> TrainableModel:
     """Train a generator of the tokens of labelled images and write it to `out` (safetensors), replacing it.
 
@@ -77,6 +79,7 @@ def train_generator(
         family: a name in `families.GENERATORS`.
         augment: None for random crops.
         class_dropout: fraction of images trained on as unconditional, in [0, 1).
+        say: as for `train_tokenizer`.
     Raises: UsageError for images without a class; otherwise as `train_tokenizer`.
     """
     check_output(out, WEIGHTS, overwrite=True)
@@ -87,7 +90,8 @@ def train_generator(
     batches = TrainingImages(images, tokenizer.image_size, augment or Augment(), seed=recipe.seed)
     model = new_generator(family, tokenizer, len(images.class_names), shape, seed=recipe.seed)
     checkpoint = resume_file(out)
-    fit(model, tokenizer, EncodedImages(tokenizer, batches), recipe, checkpoint, progress, class_dropout=class_dropout)
+    data = EncodedImages(tokenizer, batches)
+    fit(model, tokenizer, data, recipe, checkpoint, progress, class_dropout=class_dropout, say=say)
     save_generator(model, out, class_names=images.class_names, tokenizer_sha256=tokenizer.sha256)
     checkpoint.unlink(missing_ok=True)
     return model
@@ -110,10 +114,10 @@ def fit(
     progress: MetricsProgress,
     *,
     class_dropout: float = CLASS_DROPOUT,
+    say: Notify = no_message,
 ) -> None:
     """Train a generator in place; resumes from `checkpoint`. Raises: UsageError; as `loop.train`."""
-    if not 0 <= class_dropout < 1:
-        raise UsageError(f"class dropout is {class_dropout}", "it is a fraction in [0, 1)")
+    check_class_dropout(class_dropout)
     network = model.network.requires_grad_(True)
     device = next(network.parameters()).device
 
@@ -126,4 +130,4 @@ def fit(
 
     made_of = f"tokens of {fingerprint(tokenizer.network)}, starting from {fingerprint(network)}"
     subject = f"{model.config} on {data}, {made_of}, class dropout {class_dropout}"
-    train(network, loss_of_step, recipe, checkpoint, progress, subject=subject)
+    train(network, loss_of_step, recipe, checkpoint, progress, subject=subject, say=say)

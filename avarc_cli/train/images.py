@@ -19,6 +19,7 @@ from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import AvarcError, UnreadableImage, UsageError
 from avarc_cli.layers.sampling import generator_of
+from avarc_cli.settings import check_augmentation
 
 IN_MEMORY_BYTES = 2 << 30
 LOADED_SIDE = {"none": 1.0, "crop": 1.125, "affine": 2.0}  # times the network's input side
@@ -41,8 +42,7 @@ class Augment:
     shift: float = 0.08  # fraction of the side
 
     def __post_init__(self) -> None:
-        if self.mode not in LOADED_SIDE:
-            raise UsageError(f"no augmentation '{self.mode}'", f"there are {', '.join(LOADED_SIDE)}")
+        check_augmentation(self.mode)
 
     def loaded_side(self, size: int) -> int:
         """Side in pixels at which images are loaded for an input of `size` pixels."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, UsageError, describe_differences, first_line
-from avarc_cli.progress import MetricsProgress
-from avarc_cli.storage import remove_leftovers_of, replacing
+from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, UsageError, describe_differences
+from avarc_cli.progress import MetricsProgress, Notify, no_message
+from avarc_cli.settings import check_learning_rate
+from avarc_cli.storage import remove_leftovers_of
+from avarc_cli.train import checkpoint_file
 
 ShouldContinue = Callable[[int, dict[str, Tensor]], bool]  # (steps done, averaged weights) -> whether to continue
 LossOfStep = Callable[[int], tuple[Tensor, dict[str, float]]]  # step -> (loss, what to show)
@@ -46,8 +47,7 @@ class Recipe:
         for name in ("steps", "batch_size", "save_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", "it must be at least 1")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UsageError(f"the learning rate is {self.lr}", "it must be a positive number", "write --lr 3e-4")
+        check_learning_rate(self.lr)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up from 0.005 of the peak, constant, then linear to `final`.
@@ -72,6 +72,7 @@ def train(
     *,
     subject: str,
     should_continue: ShouldContinue = lambda step, averaged: True,
+    say: Notify = no_message,
 ) -> None:
     """Train in place; afterwards the model holds the averaged weights.
 
@@ -83,6 +84,7 @@ def train(
         loss_of_step: the loss of a step, and numbers to show; a function of the step alone.
         checkpoint: None saves nothing, for trainings of minutes.
         should_continue: called after each step; false ends the training early.
+        say: called with a message when `checkpoint` is too old to be verified.
 
     Raises: CheckpointError when `checkpoint` is corrupt or another training's; AvarcError when the loss is not finite;
     Interrupted on Ctrl-C.
@@ -91,7 +93,7 @@ def train(
     optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas)
     averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
     state = _State(identity, model, optimizer, averaged)
-    start = state.resume(checkpoint) if checkpoint else 0
+    start = state.resume(checkpoint, say) if checkpoint else 0
     shown: dict[str, float] = {}
     model.train()
     with _interruptible(checkpoint):
@@ -178,29 +180,58 @@ class _State:
             "optimizer": self.optimizer.state_dict(),
             "averaged": self.averaged,
         }
-        # To a file object: given a name, torch stores it in the archive, and the temporary name is random.
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            torch.save(state, file)
+        checkpoint_file.write(path, state)
 
-    def resume(self, path: Path) -> int:
+    def resume(self, path: Path, say: Notify) -> int:
         """Load the checkpoint, if there is one; the number of steps done. Raises: CheckpointError."""
         remove_leftovers_of(path)  # of a kill while saving
         if not path.exists():
             return 0
-        try:
-            state = torch.load(path, weights_only=True, map_location="cpu")
-            theirs = state["identity"]
-        except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            what, fix = f"{path} is corrupt, or no training checkpoint", f"delete {path} to start over"
-            raise CheckpointError(what, first_line(error), fix) from None
+        state, verified = checkpoint_file.read(path)
+        theirs = state.get("identity")
+        if not isinstance(theirs, dict):
+            raise checkpoint_file.corrupt(path, "it does not say which training it is of")
         if differences := describe_differences({name: theirs.get(name) for name in self.identity}, self.identity):
             raise CheckpointError(
                 f"{path} belongs to another training run",
                 differences,
                 f"repeat that run's options to continue it, or delete {path} to start over",
             )
+        try:
+            self._check(state)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise checkpoint_file.corrupt(path, why) from None
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        groups = self.optimizer.state_dict()["param_groups"]  # the recipe decides about these
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         for key, value in state["averaged"].items():
             self.averaged[key].copy_(value)
-        return int(state["step"])
+        if not verified:
+            say(f"{path} was written by an older avarc, without a digest: damage would not be noticed")
+        step: int = state["step"]
+        return step
+
+    def _check(self, state: Mapping[str, Any]) -> None:
+        """Raises: what the wrong types raise, or ValueError, unless this training can have saved the state."""
+        if type(state["step"]) is not int or not 0 < state["step"] <= self.identity["steps"]:
+            raise ValueError(f"its number of steps is {state['step']!r}")
+        for name in ("model", "averaged"):
+            _check_tensors(name, state[name], self.averaged)
+        if not state["optimizer"]["state"]:
+            raise ValueError("its optimizer has no state")
+        parameters = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
+        for number, moments in state["optimizer"]["state"].items():
+            parameter = parameters[number]
+            expected = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
+            _check_tensors("optimizer", moments, expected)
+
+
+def _check_tensors(name: str, there: Mapping[str, Any], here: Mapping[str, Tensor]) -> None:
+    """Raises: ValueError, AttributeError unless both are tensors of the same names, shapes and dtypes."""
+    if there.keys() != here.keys():
+        raise ValueError(f"{name} has other tensors")
+    for key, tensor in here.items():
+        found, form = there[key], (tensor.shape, tensor.dtype, tensor.layout)
+        if not isinstance(found, Tensor) or (found.shape, found.dtype, found.layout) != form:
+            raise ValueError(f"{name}: {key} is not a tensor of shape {tuple(tensor.shape)}, {tensor.dtype}")

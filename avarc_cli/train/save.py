@@ -13,12 +13,13 @@ from torch import Tensor
 from avarc_cli.errors import AvarcError
 from avarc_cli.layers.low_rank import LowRank, peft_tensors
 from avarc_cli.likelihood import TokenizerNetwork, TrainableModel
-from avarc_cli.storage import new_folder, write_bytes
+from avarc_cli.names import to_json
+from avarc_cli.storage import beside, new_folder, write_bytes
 
 
 def resume_file(out: Path) -> Path:
     """Where the unfinished training of `out` is kept."""
-    return out.with_name(out.name + ".ckpt")
+    return beside(out, ".ckpt")
 
 
 def save_tokenizer(network: TokenizerNetwork, path: Path, *, family: str, preprocess: str) -> None:
@@ -31,7 +32,7 @@ def save_generator(model: TrainableModel, path: Path, *, class_names: Sequence[s
     """A generator file: published keys; the metadata names family, classes and the tokenizer's file."""
     metadata = {
         "family": model.family,
-        "class_names": json.dumps(list(class_names)),
+        "class_names": to_json(list(class_names)),
         "tokenizer_sha256": tokenizer_sha256,
     }
     _save(model.checkpoint_tensors(), metadata, path)

@@ -13,7 +13,7 @@ from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.likelihood import TokenizerNetwork
 from avarc_cli.outputs import WEIGHTS, check_output
-from avarc_cli.progress import MetricsProgress, no_metrics
+from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Recipe, train
 from avarc_cli.train.save import resume_file, save_tokenizer
@@ -30,6 +30,7 @@ def train_tokenizer(
     augment: Augment | None = None,
     device: torch.device,
     progress: MetricsProgress = no_metrics,
+    say: Notify = no_message,
 ) -> TokenizerNetwork:
     """Train a tokenizer that reconstructs `images` and write it to `out` (safetensors), replacing it.
 
@@ -41,6 +42,7 @@ def train_tokenizer(
         image_size: side of the images, pixels.
         family: a name in `families.TOKENIZERS`.
         augment: None for random crops.
+        say: called with a message when OUT.ckpt is too old to be verified.
     Raises: UsageError for a shape that does not fit; AvarcError for an unreadable image, a loss that is not finite, or
         an output that cannot be written; CheckpointError for an OUT.ckpt of another training; Interrupted on Ctrl-C.
     """
@@ -58,7 +60,7 @@ def train_tokenizer(
         return loss(x.to(device).contiguous(memory_format=torch.channels_last), step, recipe.steps, generator)
 
     checkpoint = resume_file(out)
-    train(network, loss_of_step, recipe, checkpoint, progress, subject=f"{network.config} on {batches}")
+    train(network, loss_of_step, recipe, checkpoint, progress, subject=f"{network.config} on {batches}", say=say)
     save_tokenizer(network, out, family=family, preprocess="resize-crop" if augment.mode == "crop" else "fit")
     checkpoint.unlink(missing_ok=True)
     return network

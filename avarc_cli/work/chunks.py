@@ -16,14 +16,17 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
+from avarc_cli import strict_json
 from avarc_cli.errors import AvarcError, shorten_list
-from avarc_cli.storage import remove_leftovers, write_bytes
+from avarc_cli.storage import new_folder, remove_leftovers, write_bytes
+from avarc_cli.zip_check import open_npz
 
 Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)
@@ -128,10 +131,20 @@ class ChunkFolder(Generic[Result]):
 
         No other process may use the folder meanwhile. Raises: as `check_own`; OSError.
         """
+        with self.filled(request):
+            pass
+
+    @contextmanager
+    def filled(self, request: Mapping[str, Any]) -> Iterator[ChunkFolder[Result]]:
+        """As `create`; the chunks that the block saves in the folder it gets appear together with the new folder.
+
+        A process that is killed in the block leaves a temporary folder (`storage.remove_leftovers_of`).
+        """
         check_own(self.path)
         delete(self.path)
-        self.path.mkdir()
-        write_bytes(self.path / REQUEST, json.dumps(request, sort_keys=True, indent=1).encode())
+        with new_folder(self.path) as temporary:
+            yield replace(self, path=temporary)
+            write_bytes(temporary / REQUEST, json.dumps(request, sort_keys=True, indent=1).encode())
 
     def clean(self, numbers: range) -> None:
         """Delete what killed processes left half-written of these chunks, which no other process may be computing."""
@@ -163,8 +176,17 @@ class ChunkFolder(Generic[Result]):
 
     def load(self, number: int) -> Result:
         """Read the file of a chunk. Raises: one of CORRUPT when it is missing, cut short, changed or another's."""
-        with self._file(number).open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        with open_npz(self._file(number)) as arrays:
             return self.format.from_arrays(self.chunks.items_of(number), arrays)
+
+    def read(self, number: int, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Those of these arrays that the file of a chunk has. Raises: one of CORRUPT."""
+        with open_npz(self._file(number)) as arrays:
+            return {name: arrays[name] for name in names if name in arrays}
+
+    def remove(self, number: int) -> None:
+        """Delete the file of a chunk, which is then to be computed again."""
+        self._file(number).unlink()
 
     def stream(self, numbers: Iterable[int]) -> Iterator[Result]:
         """The results of these chunks, one at a time. Raises: AvarcError when a file became corrupt meanwhile."""
@@ -189,7 +211,7 @@ class ChunkFolder(Generic[Result]):
 def recorded_request(folder: Path) -> dict[str, Any] | None:
     """What a folder of chunks was created for; None when there is no folder, or no readable request in it."""
     try:
-        request = json.loads((folder / REQUEST).read_bytes())
+        request = strict_json.parse((folder / REQUEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return request if isinstance(request, dict) else None
@@ -229,4 +251,4 @@ def to_json_array(value: Any) -> np.ndarray:
 
 def from_json_array(array: np.ndarray) -> Any:
     """The value that `to_json_array` stored. Raises: ValueError."""
-    return json.loads(array.tobytes())
+    return strict_json.parse(array.tobytes())

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from avarc_cli.errors import AvarcError
-from avarc_cli.storage import remove_leftovers_of
+from avarc_cli.storage import beside, remove_leftovers_of
 
 EXCLUSIVE = 2**40
 """The byte of the exclusive lock, far beyond any number of chunks."""
@@ -26,7 +26,7 @@ ALL_CHUNKS = range(EXCLUSIVE)
 
 def lock_file(path: Path) -> Path:
     """The file that is locked while `path` is being written."""
-    return path.with_name(path.name + ".lock")
+    return beside(path, ".lock")
 
 
 @contextmanager

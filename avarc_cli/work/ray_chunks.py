@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from avarc_cli.errors import AvarcError, UsageError, first_line
@@ -32,7 +35,8 @@ def run(task: ChunkTask[Result], chunks: Mapping[int, range], tick: Tick) -> Ite
     """
     ray = _import_ray()
     if not ray.is_initialized():
-        ray.init(configure_logging=False, log_to_driver=False, include_dashboard=False)
+        with _keep_sigterm_handler():
+            ray.init(configure_logging=False, log_to_driver=False, include_dashboard=False)
     import torch
 
     threads = torch.get_num_threads()
@@ -68,6 +72,15 @@ def _compute(copy: list[Any], key: str, items: range, threads: int) -> Any:
         torch.set_num_threads(threads)
         _tasks[key] = ray.get(copy[0])
     return next(result for _, result in _tasks[key].run({0: items}, lambda items: None))
+
+
+@contextmanager
+def _keep_sigterm_handler() -> Iterator[None]:
+    """Undo that Ray replaces it by one that ends the process without a word."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():  # elsewhere neither Ray nor this may set one
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _import_ray() -> Any:

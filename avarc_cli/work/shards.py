@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from avarc_cli.errors import UsageError
@@ -31,7 +32,7 @@ class Shard:
     def parse(cls, text: str) -> Shard:
         """The shard that "i/n" names. Raises: UsageError."""
         number, slash, of = text.partition("/")
-        if not (slash and number.strip().isdecimal() and of.strip().isdecimal()):
+        if not (slash and all(re.fullmatch("[0-9]{1,9}", each.strip()) for each in (number, of))):
             raise UsageError(f"cannot read --shard '{text}'", "it is a number and a count", "write --shard 1/8 to 8/8")
         return cls(int(number), int(of))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from avarc_cli.errors import UsageError
@@ -27,6 +28,8 @@ __all__ = [
     "TokenizerCard",
     "Weights",
     "any_card",
+    "check_weights",
+    "is_path",
     "model_card",
     "model_cards",
     "tokenizer_card",
@@ -83,3 +86,17 @@ def _find(kind: str, name: str, cards: Sequence[_Card]) -> _Card:
         why=f"known are {', '.join(names)}",
         fix="name one of these, or the path of a checkpoint file",
     )
+
+
+def is_path(name: str) -> bool:
+    """Whether a --model or --tokenizer value names a file rather than a card."""
+    known = {card.name for card in model_cards()} | {card.name for card in tokenizer_cards()}
+    return name not in known and ("/" in name or Path(name).suffix != "" or Path(name).exists())
+
+
+def check_weights(name: str) -> None:
+    """Raises: UsageError unless this --model or --tokenizer value is a known name or an existing file."""
+    if not is_path(name):
+        any_card(name)
+    elif not Path(name).exists():
+        raise UsageError(f"there is no file {name}", fix="check the path, or name a model that `avarc models` lists")

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 
 from avarc_cli.errors import AvarcError, CheckpointError, UsageError, shorten_list
 from avarc_cli.storage import replacing
+from avarc_cli.zip_check import check_zip
 from avarc_cli.zoo import lora, paths, sharded, weight_sets, weights_index
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT's names, new and old
@@ -34,6 +35,7 @@ INNER_PREFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_mo
 SHARED_PREFIX = "model."  # of Lightning: removed if every key has it
 COUNTER = "n_averaged"  # of torch's AveragedModel, beside the weights
 WEIGHTS_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
+MAX_EXPANDED = 2**26  # bytes of a tensor whose elements share memory
 MAGIC_LENGTH = 64  # bytes that are read to recognize a format
 EXPECTED = "it must be a safetensors file, or one written by torch.save"
 AGAIN = "download or copy it again"
@@ -246,15 +248,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
 def _read_pickle(path: Path) -> object:
     try:
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                corrupt = archive.testzip()  # torch itself does not verify checksums
-            if corrupt is not None:
-                raise CheckpointError(f"{path} is corrupt", f"the checksum of its member '{corrupt}' is wrong", AGAIN)
+            check_zip(path)  # torch itself does not verify checksums, and makes room for whatever a member claims
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about newer pickles; they load, or are rejected below
             loaded: object = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
     except pickle.UnpicklingError as problem:
         raise _pickle_error(path, str(problem)) from None
     except Exception as problem:  # noqa: BLE001  # the unpickler may raise anything on corrupt data
@@ -284,13 +281,22 @@ def _unwrap(loaded: object, weight_set: str | None, path: Path) -> tuple[dict[st
     tensors = {key: value.detach() for key, value in entries.items() if isinstance(value, torch.Tensor)}
     others = [f"{k} ({type(v).__name__})" for k, v in entries.items() if k not in tensors and k not in metadata]
     if others:
-        why = f"{len(others)} of its entries are not tensors: {shorten_list(others)}"
+        why = f"not all of its entries are tensors: {shorten_list(others)}"
         raise CheckpointError(f"{path} is not a plain state dict", why, "save only the state dict")
     if empty := [key for key, tensor in tensors.items() if tensor.is_meta]:
         raise CheckpointError(f"{path} has tensors without data", shorten_list(empty), "save the loaded model")
+    if claims := [key for key, tensor in tensors.items() if _claims_more_than_stored(tensor)]:
+        raise CheckpointError(f"{path} has tensors larger than their data", shorten_list(claims), "save copies of them")
     if sparse := [key for key, tensor in tensors.items() if tensor.layout != torch.strided]:
         raise CheckpointError(f"{path} has sparse tensors", shorten_list(sparse), "save them with to_dense()")
     return tensors, metadata
+
+
+def _claims_more_than_stored(tensor: torch.Tensor) -> bool:
+    """Whether elements of a large tensor share memory, as after expand(): a copy of it might take any amount."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), MAX_EXPANDED)
 
 
 def _strip_prefixes(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:

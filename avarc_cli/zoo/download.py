@@ -92,6 +92,10 @@ def make_plan(file: HubFile, *, folder: Path | None, offline: bool, notify: Noti
             raise
         notify(f"{problem.what}; using the cached {file.filename}")
         return _plan_for_cached(file, cached, folder)
+    if folder is None and constants.HF_HUB_CACHE.startswith("~"):
+        raise AvarcError(
+            f"there is no place for {file.filename}", "the user has no home folder", "set HF_HOME, or use --dir"
+        )
     target = folder / file.filename if folder else _storage(file) / "blobs" / remote.sha256
     return DownloadPlan(file, folder, target, remote.commit, remote.sha256, remote)
 

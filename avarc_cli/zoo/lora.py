@@ -7,7 +7,6 @@ The checkpoint's metadata records under "lora" what was merged, and which of the
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from avarc_cli import strict_json
 from avarc_cli.errors import CheckpointError, UsageError
 
 CONFIG = "adapter_config.json"
@@ -119,7 +119,7 @@ def _read_config(file: Path, path: Path) -> dict[str, object]:
     if not file.is_file():
         return {}
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = strict_json.parse(file.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("it is not a JSON object")
     except (OSError, ValueError, RecursionError) as problem:

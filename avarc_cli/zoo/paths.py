@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+NO_HOME = Path(os.devnull) / "no-home-folder"
+"""In place of the home folder of a user who has none: nothing is found there, and nothing can be written."""
+
 
 def config_folder() -> Path:
     """Where `models.json` is: AVARC_HOME, or ~/.config/avarc."""
@@ -22,6 +25,13 @@ def weights_folder() -> Path:
 
 def _folder(variable: str, default: str) -> Path:
     if home := os.environ.get("AVARC_HOME"):
-        return Path(home).expanduser()
+        return _expand(home)
     base = os.environ.get(variable)
-    return (Path(base).expanduser() if base else Path.home() / default) / "avarc"
+    return (_expand(base) if base else _expand("~") / default) / "avarc"
+
+
+def _expand(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # HOME is not set and the user is not in the password file, or ~NAME is nobody's
+        return NO_HOME

@@ -7,7 +7,6 @@ at a time; one that cannot be understood is an error, and is not written.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from filelock import FileLock
 
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.layout import TokenLayout
+from avarc_cli.names import from_json, to_json
 from avarc_cli.storage import remove_leftovers_of, write_bytes
 from avarc_cli.zoo import paths, published
 from avarc_cli.zoo.card import Card, HubFile, LocalFile, ModelCard, TokenizerCard
@@ -65,7 +65,7 @@ def load() -> Registered:
     except (OSError, UnicodeDecodeError) as problem:
         raise _unreadable(str(problem)) from None
     try:
-        data = json.loads(text)
+        data = from_json(text)
         if data["format"] not in READABLE:
             raise _unreadable(f"its format is {data['format']}, this avarc reads {FORMAT}")
         return Registered(
@@ -193,7 +193,7 @@ def _save(user: Registered) -> None:
     }
     try:
         remove_leftovers_of(file())  # of a process that was killed here
-        write_bytes(file(), (json.dumps(data, indent=2) + "\n").encode())
+        write_bytes(file(), (to_json(data, indent=2) + "\n").encode())
     except OSError as problem:
         raise _not_writable(problem) from None
 

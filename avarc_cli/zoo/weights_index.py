@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from avarc_cli import strict_json
 from avarc_cli.errors import CheckpointError
 from avarc_cli.storage import write_bytes
 from avarc_cli.zoo import paths
@@ -158,7 +159,7 @@ def copy_path(sha256: str, weight_set: str | None = None) -> Path:
 def recorded(path: Path) -> IndexEntry | None:
     """The entry of a file, whether or not the file changed since; None if there is none that can be read."""
     try:
-        data = json.loads(_entry_file(path).read_text("utf-8"))
+        data = strict_json.parse(_entry_file(path).read_text("utf-8"))
         copies = {name: Copy(**copy) for name, copy in data.pop("copies").items()}
         return IndexEntry(stat=FileStat(**data.pop(STAT_KEY)), copies=copies, **data)
     except (AttributeError, OSError, TypeError, ValueError, KeyError):

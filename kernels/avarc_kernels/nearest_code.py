@@ -36,7 +36,10 @@ def nearest_code(z_NZ: Tensor, codebook_VZ: Tensor, *, backend: str = "torch") -
     index_N = torch.empty(len(z_NZ), dtype=torch.int64, device=z_NZ.device)
     for start in range(0, len(z_NZ), CHUNK_ROWS):
         z_RZ = z_NZ[start : start + CHUNK_ROWS]
+        count = len(z_RZ)
+        if count == 1:  # BLAS rounds the product of a single row differently
+            z_RZ = z_RZ.repeat(2, 1)
         distance_RV = z_RZ.square().sum(1, keepdim=True) + norm_V
         distance_RV.addmm_(z_RZ, codebook_VZ.T, alpha=-2, beta=1)
-        index_N[start : start + CHUNK_ROWS] = distance_RV.argmin(1)
+        index_N[start : start + CHUNK_ROWS] = distance_RV.argmin(1)[:count]
     return index_N

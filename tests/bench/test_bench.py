@@ -7,7 +7,7 @@ from avarc_cli.bench.measure import tokens_without_reuse
 from avarc_cli.errors import UsageError
 from avarc_cli.models.var import reference
 from avarc_cli.models.var.benchmark import parse_shape
-from avarc_cli.scoring.batching import parse_bytes
+from avarc_cli.options import parse_bytes
 from avarc_cli.scoring.plan import parse_plan
 
 ENDS = (1, 5, 14, 30, 55, 91, 155, 255, 424, 680)

@@ -68,6 +68,15 @@ def test_verify_names_the_rows_that_changed(cache, tmp_path, capsys, dataset):
     assert code == 1 and f"/{dataset} of rows 0 to 1 differs" in said
 
 
+def test_head_does_not_show_tokens_that_changed(cache, tmp_path, capsys):
+    damaged = tmp_path / "damaged.h5"
+    damaged.write_bytes(cache.read_bytes())
+    with h5py.File(damaged, "r+") as file:
+        file["tokens"][1] ^= 1
+    code, said = asked(capsys, "head", damaged, "--rows", "1")
+    assert code == 1 and "/tokens of rows 0 to 1 differs" in said
+
+
 def test_verify_recognizes_a_cache_without_checksums(cache, tiny, tmp_path, capsys):
     old = tmp_path / "old.h5"
     old.write_bytes(cache.read_bytes())
@@ -149,3 +158,37 @@ def test_caches_of_different_images_are_concatenated(models, tmp_path, capsys):
     assert (both.header.images, both.header.source) == (4, f"{tmp_path}/a, {tmp_path}/b")
     assert asked(capsys, "verify", out)[0] == 0
     assert "'cat/a0.png' is in" in asked(capsys, "merge", caches[0], out, "--out", tmp_path / "x.h5")[1]
+
+
+def test_shards_that_had_nothing_to_encode_are_joined_and_explained(encode, cache, tmp_path, capsys):
+    parts = [tmp_path / f"{i}.h5" for i in (1, 2, 3)]
+    for i, part in enumerate(parts, start=1):
+        assert encode(part, "--batch-size", "1", "--shard", f"{i}/3") == 0
+    assert [part.exists() for part in parts] == [False, True, True], "two images are two chunks"
+    assert main(["cache", "merge", *map(str, parts), "--out", str(tmp_path / "all.h5")]) == 0
+    shown, told = capsys.readouterr()
+    assert "2 images of 3 shards" in shown
+    assert "1.h5: no cache, since there are more shards than chunks; nothing is missing" in told
+    assert (tmp_path / "all.h5").read_bytes() == cache.read_bytes()
+    assert main(["cache", "merge", *map(str, parts[:2]), "--out", str(tmp_path / "part.h5")]) == 1
+    assert "a shard is missing" in capsys.readouterr().err
+
+
+def test_one_shard_with_every_image_and_empty_ones_are_joined(encode, cache, tmp_path):
+    parts = [tmp_path / f"{i}.h5" for i in (1, 2)]
+    for i, part in enumerate(parts, start=1):
+        assert encode(part, "--shard", f"{i}/2", "--batch-size", "2") == 0
+    assert main(["--quiet", "cache", "merge", *map(str, parts), "--out", str(tmp_path / "all.h5")]) == 0
+    assert (tmp_path / "all.h5").read_bytes() == parts[1].read_bytes()
+
+
+def test_a_shard_without_a_chunk_says_so(tiny_files, models, tmp_path, capsys):
+    words = ["encode", str(tiny_files / "img"), *models, "--preprocess", "none", "--shard", "1/9"]
+    assert main([*words, "--out", str(tmp_path / "x.h5")]) == 0
+    assert "shard 1/9 has nothing to encode" in capsys.readouterr().out
+
+
+def test_the_unfinished_work_of_another_request_is_not_an_empty_shard(encode, cache, tmp_path, capsys):
+    assert encode(tmp_path / "other.h5", "--seed", "5", "--shard", "1/9") == 0
+    assert main(["cache", "merge", str(cache), str(tmp_path / "other.h5"), "--out", str(tmp_path / "x.h5")]) == 1
+    assert "other.h5' does not exist yet" in capsys.readouterr().err

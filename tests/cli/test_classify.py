@@ -247,7 +247,7 @@ def test_images_with_other_tokens_need_another_folder(tiny_files, models, tmp_pa
     capsys.readouterr()
     assert main([*command, "--preprocess", "none", option, value]) == 1
     err = capsys.readouterr().err
-    assert f"{option[2:]}: " in err and "name another --out" in err and "overwrite" not in err
+    assert f"{option[2:]}: " in err and "name another --out, or replace the run with --overwrite" in err
 
 
 @pytest.mark.parametrize(("option", "value"), [("--batch-size", "0"), ("--memory", "lots")])

@@ -134,7 +134,7 @@ def test_progress_in_a_log_is_an_occasional_line(capsys):
 
 def test_progress_accepts_a_late_total_and_shows_slow_work_in_seconds_per_item(capsys):
     clock = Clock()
-    with console.progress("scoring", None, unit="images", clock=clock) as bar:
+    with console.progress("scoring", None, unit="image", clock=clock) as bar:
         for done in range(4):
             bar.update(done, 3)
             clock.now += 20

@@ -47,6 +47,22 @@ def test_what_cannot_be_read_is_listed_and_is_exit_code_3(tmp_path, capsys, monk
     assert "not an image" in problem["examples"][2]
 
 
+@pytest.mark.parametrize(
+    ("decode", "decoded", "found"),
+    [
+        ("0", "none of 101: names and labels were read", "no problems found, but 101 images were not decoded"),
+        ("100", "100 of 101, spread over the set", "no problems found, but 1 image was not decoded"),
+        ("all", "all 101", "no problems found"),
+    ],
+)
+def test_what_was_not_decoded_is_said(tmp_path, decode, decoded, found, capsys):
+    fill(tmp_path / "x", *(f"cat/{i}.png" for i in range(101)))
+    assert main(["data", "check", str(tmp_path / "x"), "--decode", decode]) == 0
+    shown, told = capsys.readouterr()
+    assert f"decoded           {decoded}" in shown and shown.splitlines()[-1] == found
+    assert ("decoding" in told) == (decode != "0")
+
+
 @pytest.mark.parametrize("decode", ["-1", "x", "1.5", ""])
 def test_a_wrong_number_to_decode_is_a_usage_error(tmp_path, decode, capsys):
     assert main(["data", "check", str(fill(tmp_path / "x", "1.png")), "--decode", decode]) == 2

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from terminal import too_long
 
 from avarc_cli.cli import main
 
 
 @pytest.mark.slow
-def test_the_demo_reports_what_it_measured(tmp_path, capsys):
+def test_the_demo_reports_what_it_measured(tmp_path, monkeypatch, capsys):
     assert main(["--json", "demo", "--out", str(tmp_path / "demo")]) == 0
     shown = json.loads(capsys.readouterr().out)
     exhaustive, staged, paper, adaptive = shown["plans"].values()
@@ -27,5 +28,9 @@ def test_the_demo_reports_what_it_measured(tmp_path, capsys):
     assert picture.std() > 10
     assert main(["demo", "--json", "--out", str(tmp_path / "demo")]) == 0, "a second time, from what is there"
     assert json.loads(capsys.readouterr().out) == shown
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    told = capsys.readouterr()
+    assert "98.89%" in told.out and not too_long(told.out + told.err, 80)
     records = (tmp_path / "demo" / "exhaustive" / "predictions.jsonl").read_text().splitlines()
     assert len(records) == 360

@@ -3,9 +3,11 @@
 import json
 import subprocess
 
+import h5py
 import numpy as np
 import pytest
 from programs import start
+from terminal import too_long
 
 from avarc_cli.cli import main
 from avarc_cli.errors import Interrupted
@@ -39,6 +41,14 @@ def test_results_are_a_matrix_and_measures_with_and_without_offsets(finished):
         assert m["backward_transfer"] == pytest.approx(((matrix[2] - matrix.diagonal())[:2]).mean())
         assert set(m["per_class"]) == {"amber", "blue", "coral", "dark"}
     assert (finished / "incremental.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_tables_fit_the_terminal(setting, finished, width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert run(setting, finished, "--baseline", "finetune") == 0
+    told = capsys.readouterr()
+    assert "backward transfer" in " ".join(told.out.split()) and not too_long(told.out + told.err, width)
 
 
 def test_the_matrix_follows_from_the_saved_scores(finished):
@@ -155,3 +165,12 @@ def test_folders_named_train_and_test_are_the_split(setting, tmp_path):
     assert run(setting, tmp_path / "run", *options, data=tmp_path / "data") == 0
     with np.load(tmp_path / "run" / "scores.npz") as npz:
         assert npz["labels"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_cache_that_changed_is_not_learned_from(setting, tmp_path, capsys):
+    damaged = tmp_path / "damaged.h5"
+    damaged.write_bytes(setting.cache.read_bytes())
+    with h5py.File(damaged, "r+") as file:
+        file["tokens"][1] ^= 1
+    assert run(setting, tmp_path / "run", data=damaged) == 1
+    assert "/tokens of rows 0 to" in capsys.readouterr().err

@@ -50,7 +50,7 @@ def test_a_prediction_of_objectnet_counts_if_it_maps_to_the_images_object(object
     cache = tmp_path / "t.h5"
     assert main(["encode", str(objectnet), *tokenizer, "--preprocess", "none", "--out", str(cache)]) == 0
     told = capsys.readouterr().err
-    assert "recognized ObjectNet" in told and "left out 2 images of 1 objects" in told
+    assert "recognized ObjectNet" in told and "left out 2 images of 1 object without" in told
     assert read(cache).header.dataset == "objectnet" and len(read(cache)) == 16
     out = tmp_path / "run"
     assert main(["--quiet", "classify", str(cache), *tokenizer, *class_names, "--out", str(out)]) == 0

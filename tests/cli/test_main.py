@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from avarc_cli import __version__
 from avarc_cli.cli import main
@@ -42,6 +43,22 @@ def test_an_unexpected_exception_is_called_our_bug(failing, capsys):
     )
     assert "--debug" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 9 TiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to allocate"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+    ],
+)
+def test_lack_of_memory_is_no_bug_and_the_message_says_what_to_lower(failing, capsys, error):
+    failing(error)
+    assert main(["models"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: not enough memory\n") and "--batch-size" in told and str(error) in told
 
 
 @pytest.mark.parametrize("asked", ["option", "environment"])

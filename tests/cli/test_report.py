@@ -7,6 +7,7 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import h5py
 import programs
 import pytest
 import torch
@@ -260,6 +261,12 @@ def test_an_unfinished_run_is_refused(copy, capsys):
         ("predictions.jsonl", '{"index": 0}\n'),
         ("predictions.jsonl", ""),
         ("json/3.json", "{}"),
+        ("json/3.json", '{"stages": [{"survivors": [0], "log_likelihood": [0, "x"]}]}'),
+        ("json/3.json", "[" * 100_000),
+        ("run.json", "[" * 100_000),
+        ("predictions.jsonl", "[" * 100_000),
+        ("metrics.json", "[" * 100_000),
+        ("metrics.json", '{"images": ' + "9" * 5000 + "}"),
     ],
 )
 def test_a_damaged_run_is_refused(copy, capsys, name, content):
@@ -276,6 +283,69 @@ def test_a_damaged_likelihood_removes_the_maps_but_not_the_page(copy, capsys):
     assert main(["report", "--overwrite", str(copy)]) == 0
     assert "is corrupt" in capsys.readouterr().err
     assert "No maps of the hardest images" in (copy / "report.html").read_text()
+
+
+def changed(run, **values):
+    """A run.json that somebody else might have written: the digest of one that was made here would not fit."""
+    there = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(there | values))
+    return there
+
+
+def count_pictures(run, *options):
+    assert main(["report", str(run), "--overwrite", *options]) == 0
+    return len(Page((run / "report.html").read_text()).images)
+
+
+def test_a_run_that_was_not_made_here_shows_no_images_outside_of_its_folder(bare, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(bare, run)
+    assert count_pictures(run) == 8  # a copy of one's own run
+    source = changed(run, threads=99)["tokens"]["source"]
+    assert count_pictures(run) == 0
+    assert "--allow-outside" in capsys.readouterr().err
+    assert count_pictures(run, "--allow-outside") == 8
+    shutil.copytree(source, run / "img")
+    changed(run, tokens=changed(run)["tokens"] | {"source": str(run / "img")})
+    assert count_pictures(run) == 8
+    shutil.rmtree(run / "img")
+    (run / "img").symlink_to(source)
+    assert count_pictures(run) == 0
+
+
+@pytest.mark.parametrize("name", ["../{}", "{folder}/{}", "x/../../{}"])
+def test_a_prediction_does_not_lead_out_of_the_source(bare, tmp_path, name):
+    run = tmp_path / "run"
+    shutil.copytree(bare, run)
+    source = Path(json.loads((run / "run.json").read_text())["tokens"]["source"])
+    Image.new("RGB", (64, 64)).save(source.parent / "secret.png")
+    path = name.format("secret.png", folder=source.parent)
+    lines = [json.loads(line) | {"path": path} for line in (run / "predictions.jsonl").read_text().splitlines()]
+    (run / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert count_pictures(run) == 0
+
+
+def test_a_run_that_was_not_made_here_does_not_choose_a_file_as_its_model(bare, made, tmp_path, capsys):
+    run, (folder, models) = tmp_path / "run", made
+    shutil.copytree(bare, run)
+    changed(run, model=json.loads((run / "run.json").read_text())["model"] | {"name": models[1]})
+    words = ["report", str(run), "--tokens", str(folder / "t.h5"), "--out", str(tmp_path / "page.html")]
+    assert main([*words, *models[2:]]) == 2
+    told = capsys.readouterr().err
+    assert models[1] in told and "--allow-outside" in told
+    assert main([*words, *models[2:], "--allow-outside", "--overwrite"]) == 0
+    assert main([*words, *models, "--overwrite"]) == 0
+
+
+def test_corrupt_tokens_are_not_explained(bare, made, tmp_path, capsys):
+    folder, models = made
+    broken = tmp_path / "t.h5"
+    shutil.copyfile(folder / "t.h5", broken)
+    with h5py.File(broken, "r+") as file:
+        file["tokens"][0] ^= 1
+    out = ["--out", str(tmp_path / "page.html")]
+    assert main(["report", str(bare), "--tokens", str(broken), *models, *out]) == 1
+    assert "/tokens of rows 0 to 11 differs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--out", "report.pdf"], ["--hardest", "-1"], ["--hardest", "9999"]])

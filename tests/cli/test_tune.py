@@ -89,7 +89,7 @@ def test_agreement_can_be_measured_on_other_images(cache, models, tmp_path, caps
     assert shown["held_out"]["agreement"] == shown["calibration"]["agreement"]
 
 
-def test_an_interrupted_tuning_resumes(cache, models, plan, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_tuning_resumes_from_undamaged_files(cache, models, plan, tmp_path, monkeypatch, capsys):
     extend, calls = VARLikelihood.extend, itertools.count()
 
     def stop_half_way(*args, **options):
@@ -103,6 +103,13 @@ def test_an_interrupted_tuning_resumes(cache, models, plan, tmp_path, monkeypatc
         patched.setattr(VARLikelihood, "extend", stop_half_way)
         assert main(command) == 130
     assert "12 of 24 images are kept" in capsys.readouterr().err and not (tmp_path / "p.json").exists()
+    (saved,) = tmp_path.glob("*/segments/3.npy")
+    whole = saved.read_bytes()
+    for damaged in (b"", b"nonsense", whole[:-8]):
+        saved.write_bytes(damaged)
+        assert main(["--quiet", *command]) == 1
+        assert "3.npy' is corrupt" in capsys.readouterr().err
+    saved.write_bytes(whole)
     assert main(["--quiet", *command]) == 0
     assert json.loads((tmp_path / "p.json").read_text())["plan"] == json.loads(plan.read_text())["plan"]
     assert [p.name for p in tmp_path.iterdir()] == ["p.json"]

@@ -78,14 +78,71 @@ def test_none_rejects_another_size_and_reports_both(tmp_path):
 
 
 def test_the_description_contains_mode_and_sizes():
-    assert str(Preprocess("resize-crop", 256)) == "resize-crop 288->256 lanczos"
-    assert str(Preprocess("fit", 16)) == "fit 16->16 lanczos"
-    assert str(Preprocess("none", 16)) == "none 16"
+    upright = "upright, alpha over white, 16 bits scaled"
+    assert str(Preprocess("resize-crop", 256)) == f"resize-crop 288->256 lanczos; {upright}"
+    assert str(Preprocess("fit", 16)) == f"fit 16->16 lanczos; {upright}"
+    assert str(Preprocess("none", 16)) == f"none 16; {upright}"
+    assert str(Preprocess("none", 16, reference=True)) == "none 16; as PIL converts to RGB"
     for mode in module.MODES:
-        assert Preprocess.parse(str(Preprocess(mode, 48))) == Preprocess(mode, 48)
-    for text in ("", "fit", "fit 16->16 bilinear", "magic 16"):
+        for each in (Preprocess(mode, 48), Preprocess(mode, 48, reference=True)):
+            assert Preprocess.parse(str(each)) == each
+    for text in ("", "fit", "fit 16->16 bilinear", "magic 16", "fit 16->16 lanczos; upside down"):
         with pytest.raises(UsageError):
             Preprocess.parse(text)
+
+
+def test_descriptions_of_earlier_versions_mean_what_these_versions_did():
+    assert Preprocess.parse("resize-crop 288->256 lanczos") == Preprocess("resize-crop", 256)
+    assert module.current_description("none 16") == str(Preprocess("none", 16))
+    assert module.current_description("of a later version") == "of a later version"
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen"),
+    [
+        (None, Preprocess("fit", 16)),
+        ("none", Preprocess("none", 16)),
+        ("reference", Preprocess("fit", 16, reference=True)),
+        ("resize-crop,reference", Preprocess("resize-crop", 16, reference=True)),
+    ],
+)
+def test_the_option_names_a_mode_reference_or_both(asked, chosen):
+    assert Preprocess.choose(asked, "fit", 16) == chosen
+
+
+@pytest.mark.parametrize("asked", ["", "fit,none", "reference,reference", "reference,fit", "fit,plain", ",", "fit,"])
+def test_other_options_are_usage_errors(asked):
+    with pytest.raises(UsageError, match="unknown preprocessing"):
+        Preprocess.choose(asked, "fit", 16)
+
+
+def odd_images() -> dict[str, tuple[Image.Image, dict[str, object]]]:
+    """Images on which the reference loader and ours differ, with the options they are saved with."""
+    gray16 = Image.fromarray(np.arange(0, 65536, 512, dtype=np.uint16).reshape(8, 16))
+    exif = Image.Exif()
+    exif[module.ORIENTATION] = 6
+    return {
+        "turned.jpg": (Image.fromarray(noise(24, 16)), {"exif": exif, "quality": 95}),
+        "turned.png": (Image.fromarray(noise(24, 16)), {"exif": exif}),
+        "turned.tiff": (Image.fromarray(noise(24, 16)), {"exif": exif}),
+        "rgba.png": (Image.fromarray(np.dstack([noise(24, 16), noise(24, 16)[..., 0]])), {}),
+        "palette.png": (Image.fromarray(noise(24, 16)).quantize(8), {"transparency": 0}),
+        "gray16.png": (gray16, {}),
+        "gray16.tiff": (gray16, {}),
+        "cmyk.jpg": (Image.fromarray(noise(24, 16)).convert("CMYK"), {}),
+    }
+
+
+@pytest.mark.parametrize("name", odd_images())
+def test_the_reference_mode_is_what_pil_converts_to_rgb(tmp_path, name):
+    image, options = odd_images()[name]
+    path = save(image, tmp_path / name, **options)
+    with path.open("rb") as file:
+        expected = np.asarray(Image.open(file).convert("RGB"))  # VAR's pil_loader
+    assert np.array_equal(np.asarray(load_rgb(path, reference=True)), expected)
+    if name not in {"cmyk.jpg", "turned.tiff"}:  # Pillow turns TIFF by itself
+        ours = np.asarray(load_rgb(path))
+        assert ours.shape != expected.shape or not np.array_equal(ours, expected)
 
 
 def test_unknown_modes_and_sizes_are_usage_errors():

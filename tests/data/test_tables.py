@@ -12,6 +12,7 @@ import pytest
 from small_datasets import picture
 
 from avarc_cli.data import Preprocess, imagenet1k, open_images
+from avarc_cli.data.arrow_messages import claimed_bytes
 from avarc_cli.errors import UnreadableImage, UsageError
 
 pa = pytest.importorskip("pyarrow")
@@ -278,3 +279,107 @@ def test_a_known_dataset_without_a_single_label_says_so(tmp_path):
     said = "ImageNet-R: not a single label was found"
     assert any(said in note for note in open_images([path], "imagenet-r").notes)
     assert not any(said in note for note in open_images([path]).notes)
+
+
+@pytest.fixture(params=["stream", "file"])
+def arrow(request, tmp_path):
+    """An Arrow table without compression, and its bytes."""
+    path, data = tmp_path / "x.arrow", table(rows([0, 1, 2]), hub(NAMES))
+    opened = pa.ipc.new_stream if request.param == "stream" else pa.ipc.new_file
+    with pa.OSFile(str(path), "wb") as file, opened(file, data.schema) as writer:
+        writer.write_table(data)
+    return path, path.read_bytes()
+
+
+@pytest.mark.parametrize("offset", [2**20, 2**31 - 1, -1, -(2**31)])
+def test_offsets_that_lead_out_of_an_arrow_table_are_refused(arrow, offset):
+    path, data = arrow
+    lengths = np.cumsum([0, *(len(picture(i)) for i in range(3))]).astype("<i4").tobytes()  # of the column of bytes
+    assert data.count(lengths) == 1
+    wrong = lengths[:4] + np.array([offset], "<i4").tobytes() + lengths[8:]
+    path.write_bytes(data.replace(lengths, wrong))
+    with pytest.raises(UsageError, match="cannot read the table"):
+        open_images([path])
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_table_that_claims_more_rows_than_it_has_bytes_is_refused(tmp_path, suffix):
+    nothing = pa.nulls(10**7, pa.null())  # takes no bytes
+    data = pa.table({"image": pa.StructArray.from_arrays([nothing], ["bytes"])})
+    path = write(tmp_path / f"x.{suffix}", data, group=10**7)
+    assert path.stat().st_size < 10**6
+    with pytest.raises(UsageError, match="cannot read the table") as error:
+        open_images([path])
+    assert "10,000,000 rows" in error.value.why
+
+
+def zeros_in_little(path: Path, compression: str, kind: str) -> Path:
+    """Images of zeros, 128 MiB in all, compressed."""
+    data = pa.table({"image": [bytes(2**26), bytes(2**26)]})
+    if kind == "parquet":
+        pq.write_table(data, path, compression=compression)
+        return path
+    opened, options = getattr(pa.ipc, f"new_{kind}"), pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.OSFile(str(path), "wb") as file, opened(file, data.schema, options=options) as writer:
+        writer.write_table(data)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["parquet", "stream", "file"])
+def test_a_table_that_claims_far_more_data_than_it_has_bytes_is_refused(tmp_path, kind):
+    path = zeros_in_little(tmp_path / f"x.{'parquet' if kind == 'parquet' else 'arrow'}", "zstd", kind)
+    assert path.stat().st_size < 10**6
+    with pytest.raises(UsageError, match="cannot read the table") as error:
+        open_images([path])
+    assert "bytes of data" in error.value.why
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_a_compressed_arrow_table_is_read(tmp_path, compression, kind):
+    data = table(rows([0, 1, 2]), hub(NAMES))
+    opened, options = getattr(pa.ipc, f"new_{kind}"), pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as file, opened(file, data.schema, options=options) as writer:
+        writer.write_table(data, max_chunksize=2)
+    assert classes(open_images([tmp_path / "x.arrow"])) == NAMES
+    with pa.memory_map(str(tmp_path / "x.arrow")) as mapped:
+        assert claimed_bytes(mapped) > sum(len(picture(i)) for i in range(3))
+
+
+def test_metadata_that_is_nested_too_deeply_is_as_none(tmp_path):
+    data = table(rows(["ant"]), None).replace_schema_metadata({b"huggingface": b'{"info":' * 50_000})
+    assert classes(open_images([write(tmp_path / "x.parquet", data)])) == ["ant"]
+
+
+def pointing(folder: Path, name: str) -> Path:
+    data = table([{"image": {"bytes": None, "path": name}}], None)
+    return write(folder / "tables" / "x.parquet", data)
+
+
+@pytest.mark.parametrize("how", ["absolute", "..", "link", "linked folder"])
+def test_a_path_in_a_table_does_not_lead_out_of_its_folder_unless_that_is_allowed(tmp_path, how):
+    outside, inside = tmp_path / "outside", tmp_path / "tables"
+    outside.mkdir(), inside.mkdir()
+    (outside / "secret.png").write_bytes(picture(3))
+    (inside / "link.png").symlink_to(outside / "secret.png")
+    (inside / "linked").symlink_to(outside)
+    name = {
+        "absolute": str(outside / "secret.png"),
+        "..": "../outside/secret.png",
+        "link": "link.png",
+        "linked folder": "linked/secret.png",
+    }[how]
+    path = pointing(tmp_path, name)
+    with pytest.raises(UnreadableImage) as error:
+        open_images([path]).load(0, FIT)
+    assert "--allow-outside" in error.value.why
+    assert open_images([path], allow_outside=True).load(0, FIT).shape == (8, 8, 3)
+
+
+def test_the_folder_is_the_one_that_was_named_else_that_of_the_table(tmp_path):
+    path = pointing(tmp_path, "../pictures/a")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a").write_bytes(picture(3))
+    with pytest.raises(UnreadableImage):
+        open_images([path]).load(0, FIT)
+    assert open_images([tmp_path]).load(0, FIT).shape == (8, 8, 3)

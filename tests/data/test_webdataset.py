@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import pickle
 import re
@@ -353,3 +354,56 @@ def test_huge_sizes_in_a_header_are_reported(tmp_path):
         with pytest.raises((UsageError, UnreadableImage)) as error:
             open_images([tmp_path / "x.tar"]).load(0, FIT)
         assert "is corrupt" in error.value.why or "the tar ends within it" in error.value.why
+
+
+def with_size(data: bytes, size: bytes) -> bytes:
+    """A tar whose first header has this size field, and the checksum that belongs to it."""
+    changed = bytearray(data)
+    changed[124:136] = size.ljust(12, b"\0")
+    changed[148:156] = b"%06o\0 " % (sum(changed[:148]) + sum(changed[156:512]) + 8 * 32)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [b"-0000001000", b"-1", b"-777", b"+1", b"1_0", b"0o17", b"0x1f", b"9", b"1 2", b"abc", b"\xd9\xa3", b"\xff" * 12],
+)
+@pytest.mark.parametrize("name", ["a.png", "a.txt", "a.bin"])
+def test_a_size_that_is_no_octal_number_is_reported(tmp_path, size, name):
+    whole = tar(tmp_path / "x.tar", {name: picture(), "b.png": picture()}, tarfile.GNU_FORMAT).read_bytes()
+    (tmp_path / "x.tar").write_bytes(with_size(whole, size))
+    with pytest.raises(UsageError, match="is not a readable tar"):
+        open_images([tmp_path / "x.tar"])
+
+
+def test_a_size_may_be_padded_or_binary(tmp_path):
+    whole = tar(tmp_path / "x.tar", {"a.png": picture()}, tarfile.GNU_FORMAT).read_bytes()
+    length = len(picture())
+    for size in (b" %o " % length, b"%011o" % length, b"\x80" + length.to_bytes(11, "big")):
+        (tmp_path / "x.tar").write_bytes(with_size(whole, size))
+        assert open_images([tmp_path / "x.tar"]).load(0, FIT).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("record", [b"5 a=\n", b"6 k=v\n"])
+def test_a_pax_header_may_have_many_records(tmp_path, record):
+    """A million bytes of the shortest records; a parser that copies the rest for each would take minutes."""
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as file:
+        for name, kind, data in (("pax", tarfile.XHDTYPE, record * 160_000), ("a.png", tarfile.REGTYPE, picture())):
+            info = tarfile.TarInfo(name)
+            info.type, info.size = kind, len(data)
+            file.addfile(info, io.BytesIO(data))
+    assert [member.name for member in TarScanner(str(path))] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    "records", [b"0 a=b\n", b"-5 a=b\n", b"3 a=b\n", b"99999999 a=b\n", b"50 a=b\n", b"x", b"18 size=-5\n", b"2 \n"]
+)
+def test_a_pax_header_that_is_none_is_reported(tmp_path, records):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as file:
+        info = tarfile.TarInfo("pax")
+        info.type, info.size = tarfile.XHDTYPE, len(records)
+        file.addfile(info, io.BytesIO(records))
+    with pytest.raises(CorruptTar, match="pax"):
+        list(TarScanner(str(path)))

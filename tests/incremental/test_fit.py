@@ -107,6 +107,8 @@ def test_labels_follow_their_names(examples):
 
 
 class FakeTokenizer:
+    image_size = 16
+
     def __init__(self, preprocess):
         self.preprocess = preprocess
 

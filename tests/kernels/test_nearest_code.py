@@ -32,6 +32,16 @@ def test_the_torch_backend_joins_its_chunks(N):
     assert_nearest(nearest_code(z, codebook), z, codebook)
 
 
+def test_a_vector_alone_has_the_code_that_it_has_among_others(float32_target):
+    # The second entry is further away by less than float32 rounding, in directions that the order of the sums decides.
+    backend, device, _ = float32_target
+    torch.manual_seed(0)
+    z = torch.randn(200, 32, device=device)
+    codebook = torch.cat([z, z + 1e-4 * torch.randn_like(z)])
+    together = nearest_code(z, codebook, backend=backend)
+    assert together.tolist() == [nearest_code(row[None], codebook, backend=backend).item() for row in z]
+
+
 def test_takes_the_first_of_equal_entries_within_and_across_tiles(float32_target):
     backend, device, _ = float32_target
     codebook = torch.full((200, 4), 9.0, device=device)

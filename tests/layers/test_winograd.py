@@ -27,12 +27,12 @@ def test_it_is_nearly_as_close_to_float64_as_the_plain_convolution(shape, channe
     torch.manual_seed(0)
     monkeypatch.setattr(winograd, "STRIP", 2**16)  # several strips
     conv = nn.Conv2d(shape[1], channels, 3, padding=1, bias=bias)
-    x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(shape)
     with torch.no_grad():
         truth, plain = copy.deepcopy(conv).double()(x.double()), conv(x)
-        ours = WinogradConv(conv)(x)
+        ours = WinogradConv(conv)(x.contiguous(memory_format=torch.channels_last))
     assert ours.shape == plain.shape
-    # 3, not the usual 2: on CPUs whose plain convolutions sum in a better order they are 1.5 times closer than here.
+    # 3, not the usual 2: with AVX-512 plain convolutions add blocks of 16 channels, and are 2.6 times closer than here.
     assert error(ours, truth) <= 3 * error(plain, truth) + 1e-6
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -53,6 +54,12 @@ class Encoding:
             workers=workers,
         )
 
+    def replace(self, paths: list[Path], contents: list[bytes]) -> None:
+        """Write files, with a time that depends on their content only, so that caches have the same bytes."""
+        for path, content in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+            os.utime(path, (len(content), sum(content)))
+
     def run_and_die(self, step: int, shard: Shard = UNDIVIDED) -> None:
         killer = DieAt(step)
         killer.watch_files()
@@ -61,7 +68,9 @@ class Encoding:
     def check(self, moment: object) -> None:
         """The cache is complete, and nothing is left beside it."""
         assert self.out.read_bytes() == self.complete, moment
-        left = sorted(path.name for path in self.folder.iterdir() if path.name not in {"images", "complete.h5"})
+        left = sorted(
+            path.name for path in self.folder.iterdir() if path.name not in {"images", "complete.h5", "old.h5"}
+        )
         assert left == ["t.h5"], (moment, left)
         self.out.unlink()
 
@@ -96,6 +105,30 @@ def kill_a_shard(encoding: Encoding, *, second: bool) -> None:
     assert step > 20, f"only {step} steps were seen"
 
 
+def kill_an_update(encoding: Encoding) -> None:
+    """A run that finds a complete cache of which one image changed, and one was repaired."""
+    images = [encoding.images.paths[0], encoding.images.paths[3]]
+    before = [path.read_bytes() for path in images]
+    after = [encoding.images.paths[1].read_bytes(), encoding.images.paths[2].read_bytes()]
+    encoding.replace(images, before)
+    encoding.run(out=encoding.folder / "old.h5")
+    step, code = 0, -1
+    while code:
+        encoding.replace(images, before)
+        shutil.copy(encoding.folder / "old.h5", encoding.out)
+        encoding.replace(images, after)
+        if step == 0:
+            (encoding.folder / "complete.h5").unlink()
+            encoding.run(out=encoding.folder / "complete.h5")
+            encoding.complete = (encoding.folder / "complete.h5").read_bytes()
+        code = in_child(partial(encoding.run_and_die, step))
+        assert code in {0, -signal_at(step)}, (step, code)
+        assert encoding.run().images == 5, step
+        encoding.check(("update", step))
+        step += 3
+    assert step > 30, f"only {step} steps were seen"
+
+
 def kill_beside_workers(encoding: Encoding) -> None:
     """Workers outlive their parent for a while: they hold no lock that blocks the next run."""
     killer = DieAt(2)
@@ -128,6 +161,7 @@ def main(folder: Path) -> None:
     kill_a_shard(encoding, second=False)
     kill_beside_workers(encoding)
     fill_the_disk(encoding)
+    kill_an_update(encoding)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ die in this way. Forking keeps that fast: the children need not import torch.
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from killing import killed_after, signal_at
+from killing import killed_after, killed_at_call, signal_at
 from small_run import SmallModel, make_run
 from torch import Tensor
 
@@ -40,6 +42,27 @@ def run(folder: Path, model: type[SmallModel] = SmallModel) -> None:
     classify(request, RunFolder(folder))
 
 
+def finish_changed(folder: Path, changed: Path) -> None:
+    """Kill a run that finds predictions of other tokens, in two groups, and finish it."""
+    for number in range(16):
+        killed = folder / f"changed-{number}"
+        shutil.copytree(changed, killed)
+        killed_at_call(30 * number, partial(run, killed))
+        run(killed)
+        for file in FILES:
+            assert (killed / file).read_bytes() == (folder / "undisturbed" / file).read_bytes(), (number, file)
+        assert names(killed) == names(folder / "undisturbed"), number
+
+
+def make_changed(undisturbed: Path, changed: Path) -> None:
+    """A finished run, some of whose images were others."""
+    shutil.copytree(undisturbed, changed)
+    lines = [json.loads(line) for line in (changed / "predictions.jsonl").read_text().splitlines()]
+    for index in (1, 6):
+        lines[index]["tokens_digest"] = "0" * 16
+    (changed / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 def names(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in folder.rglob("*")}
 
@@ -49,6 +72,8 @@ def main(folder: Path) -> None:
     os.fsync = lambda fd: None  # what was written survives a kill; only a power cut could lose it
     undisturbed = folder / "undisturbed"
     run(undisturbed)
+    make_changed(undisturbed, folder / "changed")
+    finish_changed(folder, folder / "changed")
     began = time.monotonic()
     run(folder / "timed", SlowModel)
     duration, moment = time.monotonic() - began, random.Random(0)

@@ -9,6 +9,7 @@ from avarc_cli.errors import AvarcError
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.read_run import open_run
 from avarc_cli.results.run import classify
+from avarc_cli.results.validate import check_metrics
 
 PROTOCOL = {
     "plan": "2:1",
@@ -44,6 +45,14 @@ def test_a_run_as_it_was_written_is_read(folder):
         {"tokens": {"source": "x", "preprocess": "none", "length": "x"}},
         {"tokens": []},
         {"model": "small"},
+        {"candidates": [0, 1, 2, 10**12]},
+        {"candidates": [0, 1, 2, -1]},
+        {"candidates": [0, 1, 2, 2**63]},
+        {"precision": 5},
+        {"bank": []},
+        {"stated": "x"},
+        {"tokens": {"source": "x", "preprocess": "none", "dataset": 3}},
+        {"tokens": {"source": "x", "preprocess": "none", "length": 2**63}},
     ],
 )
 def test_a_changed_run_json_is_named(folder, changed):
@@ -61,7 +70,17 @@ def test_a_changed_line_of_predictions_is_named(folder, line):
         open_run(folder)
 
 
-@pytest.mark.parametrize(("field", "value"), [("posterior", float("nan")), ("label_rank", "0"), ("near_tie", 1)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("posterior", float("nan")),
+        ("posterior", 2),
+        ("label_rank", "0"),
+        ("label_rank", -1),
+        ("index", -1),
+        ("near_tie", 1),
+    ],
+)
 def test_a_changed_value_of_a_prediction_is_named(folder, field, value):
     lines = (folder / "predictions.jsonl").read_text().splitlines()
     lines[0] = json.dumps(json.loads(lines[0]) | {field: value})
@@ -69,6 +88,42 @@ def test_a_changed_value_of_a_prediction_is_named(folder, field, value):
     with pytest.raises(AvarcError, match="line 1' is corrupt") as caught:
         open_run(folder)
     assert field in caught.value.why
+
+
+def test_a_prediction_of_a_class_that_was_no_candidate_is_named(folder):
+    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | {"prediction": 7})
+    (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(AvarcError, match=r"predictions\.jsonl' is corrupt") as caught:
+        open_run(folder)
+    assert caught.value.why == "class 7 in line 2 is none of the 4 candidates"
+
+
+METRICS = {"images": 10, "labelled": 10, "near_ties": 0, "tokens_scored_per_image": 1, "bits_per_token": 1} | {
+    "accuracy": 1,
+    "accuracy_95": [0, 1],
+    "correct": 10,
+    "top_k": {"1": 1},
+}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"labelled": [1]},
+        {"accuracy_95": [1]},
+        {"accuracy_95": ["a", "b"]},
+        {"top_k": {"1": "all"}},
+        {"top_k": [1]},
+        {"label_not_a_candidate": "x"},
+        {"seconds_per_image": [1]},
+        {"accuracy": float("inf")},
+    ],
+)
+def test_changed_metrics_are_named(changed):
+    check_metrics(METRICS, "metrics.json")
+    with pytest.raises(AvarcError, match=r"metrics\.json' is corrupt"):
+        check_metrics(METRICS | changed, "metrics.json")
 
 
 def test_a_changed_journal_or_time_is_named_on_resume(folder):

@@ -42,7 +42,7 @@ def test_a_cache_holds_labels_names_and_latents(cache):
 
 def test_the_layout_on_disk_is_the_documented_one(cache):
     with h5py.File(cache.path) as file:
-        assert sorted(file) == ["labels", "latents", "paths", "tokens"]
+        assert sorted(file) == ["digests", "labels", "latents", "paths", "stamps", "tokens"]
         assert file["tokens"].dtype == np.uint16
         assert file["labels"].dtype == np.int32
         assert file["paths"].asstr()[0] == "even/000.png"

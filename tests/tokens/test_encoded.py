@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from avarc_cli.tokens.encoded import EncodedChunk, EncodedFormat, Unreadable
+from avarc_cli.tokens.fingerprints import Fingerprints
 from avarc_cli.work.chunks import CORRUPT, ChunkFolder, Chunks
 
 CHUNK = EncodedChunk(
@@ -13,6 +14,7 @@ CHUNK = EncodedChunk(
     tokens=np.arange(20, dtype=np.uint16).reshape(2, 2, 5),
     latents=np.ones((2, 3, 2, 2), dtype=np.float16),
     unreadable=(Unreadable(4, "caf\udce9.png", "why"),),
+    fingerprints=Fingerprints(np.arange(6).reshape(3, 2), np.arange(48, dtype=np.uint8).reshape(3, 16)),
 )
 
 
@@ -31,7 +33,7 @@ def test_a_chunk_comes_back_as_it_was_saved(tmp_path):
     assert_equal(folder.load(1), CHUNK)
     assert folder.corrupt(range(3)) == [0, 2]  # they were not saved
     with np.load(tmp_path / "000001.npz") as file:
-        assert file.files == ["rows", "tokens", "latents", "unreadable"]
+        assert file.files == ["rows", "tokens", "latents", "unreadable", "stamps", "digests"]
 
 
 @pytest.mark.parametrize("changes", [{"samples": 1}, {"size": 4}, {"images": 5}])

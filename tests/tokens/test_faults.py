@@ -6,12 +6,13 @@ import os
 import subprocess
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 from avarc_cli.data import Preprocess
 from avarc_cli.errors import AvarcError, CacheError
-from avarc_cli.tokens import encode, read, verify
+from avarc_cli.tokens import Shard, encode, merge, read, verify
 
 PRE = Preprocess("none", 8)
 
@@ -49,6 +50,86 @@ def test_changed_bytes_are_found_or_harmless(images, stub_tokenizer, tmp_path):
         assert np.array_equal(cache.tokens(range(11)), tokens)
         assert np.array_equal(cache.latents(range(11)), latents)
     assert found > 100
+
+
+def replace(path, name, make):
+    """Replace a dataset of a cache by what make(file, shape, dtype) puts there."""
+    with h5py.File(path, "r+") as file:
+        shape, dtype = file[name].shape, file[name].dtype
+        del file[name]
+        make(file, shape, dtype)
+
+
+def elsewhere(path, data):
+    with h5py.File(path, "w") as file:
+        file["x"] = data
+
+
+OTHER_PLACES = {
+    "never written": lambda file, shape, dtype: file.create_dataset("labels", shape, dtype),
+    "chunked": lambda file, shape, dtype: file.create_dataset("labels", shape, dtype, chunks=(2,)),
+    "packed": lambda file, shape, dtype: file.create_dataset("labels", data=np.zeros(shape, dtype), compression="gzip"),
+    "external": lambda file, shape, dtype: file.create_dataset("labels", shape, dtype, external="/etc/passwd"),
+    "external link": lambda file, shape, dtype: file.__setitem__("labels", h5py.ExternalLink("other.h5", "/x")),
+    "soft link": lambda file, shape, dtype: file.__setitem__("labels", h5py.SoftLink("/tokens")),
+    "one more link": lambda file, shape, dtype: file.__setitem__("more", h5py.ExternalLink("other.h5", "/x")),
+}
+
+
+def make_virtual(file, shape, dtype):
+    layout = h5py.VirtualLayout(shape, dtype)
+    layout[:] = h5py.VirtualSource("other.h5", "x", shape)
+    file.create_virtual_dataset("labels", layout)
+
+
+def make_compact(file, shape, dtype):
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.COMPACT)
+    space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(dtype)
+    h5py.h5d.create(file.id, b"labels", kind, space, properties)
+
+
+@pytest.mark.parametrize("make", [*OTHER_PLACES.values(), make_virtual, make_compact])
+def test_a_dataset_whose_bytes_are_not_in_the_file_is_refused(images, stub_tokenizer, tmp_path, make):
+    out = tmp_path / "t.h5"
+    encode(images, stub_tokenizer(), PRE, out)
+    elsewhere(tmp_path / "other.h5", read(out).labels)
+    replace(out, "labels", make)
+    with pytest.raises(CacheError, match="corrupt"):
+        read(out)
+
+
+@pytest.mark.parametrize("count", [10**8, 10**12])
+def test_a_cache_that_claims_more_images_than_it_holds_is_refused(images, stub_tokenizer, tmp_path, count):
+    out = tmp_path / "t.h5"
+    encode(images, stub_tokenizer(), PRE, out)
+    for name in ("tokens", "labels", "paths"):
+        for_all = {"chunks": True} if count > 10**9 else {}
+        replace(
+            out,
+            name,
+            lambda file, shape, dtype: file.create_dataset(name, (count, *shape[1:]), dtype, **for_all),  # noqa: B023
+        )
+    with pytest.raises(CacheError, match="corrupt"):
+        read(out)
+
+
+def test_a_corrupt_partial_cache_is_neither_unpacked_nor_joined(images, stub_tokenizer, tmp_path):
+    parts = [tmp_path / f"{i}.h5" for i in (1, 2)]
+
+    def shard(number, out):
+        encode(images, stub_tokenizer(), PRE, out, shard=Shard(number, 2), chunk_size=2, batch_size=2)
+
+    for number, part in enumerate(parts, start=1):
+        shard(number, part)
+    with h5py.File(parts[0], "r+") as file:
+        file["tokens"][1] ^= 1
+    before = parts[0].read_bytes()
+    for use in (lambda: shard(2, parts[0]), lambda: merge(parts, tmp_path / "all.h5")):
+        with pytest.raises(CacheError, match="corrupt") as error:
+            use()
+        assert "/tokens of rows 0 to" in error.value.why
+    assert parts[0].read_bytes() == before and not (tmp_path / "1.h5.parts").exists()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-# Times, versions and facts about the machine; `bytes` is the size of a cache, whose header holds some of these.
+# Times (`stamps` are those of files), versions, facts about the machine; `bytes`: of a cache, whose header has some.
 RUN_DEPENDENT = {
     "seconds",
     "seconds_per_image",
@@ -30,6 +30,7 @@ RUN_DEPENDENT = {
     "device_name",
     "threads",
     "bytes",
+    "stamps",
 }
 LAYOUT_KEYS = ("patch_nums", "scales", "layout")
 WORDING = "wording"  # names of values that only people read: reported, but no failure

@@ -34,7 +34,7 @@ def test_every_image_comes_once_an_epoch(folder):
     assert all(sorted(rows[e * 24 : (e + 1) * 24]) == list(range(24)) for e in range(7))
 
 
-def fit(steps_until_death, checkpoint, recipe, seed=0):
+def fit(steps_until_death, checkpoint, recipe, seed=0, **more):
     torch.manual_seed(seed)
     model = torch.nn.Linear(4, 1)
 
@@ -45,7 +45,7 @@ def fit(steps_until_death, checkpoint, recipe, seed=0):
         loss = (model(x)[:, 0] - x.sum(1)).square().mean()
         return loss, {"loss": loss.item()}
 
-    train(model, loss_of_step, recipe, checkpoint, lambda done, values: None, subject="sums")
+    train(model, loss_of_step, recipe, checkpoint, lambda done, values: None, subject="sums", **more)
     return model
 
 
@@ -73,13 +73,62 @@ def test_a_checkpoint_of_another_recipe_is_refused_with_both_values(tmp_path):
         fit(None, tmp_path / "a.ckpt", Recipe(steps=40, batch_size=8, lr=0.01, save_every=10, ema_decay=0.9))
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    fit(None, tmp_path / "a.ckpt", RECIPE)
-    data = (tmp_path / "a.ckpt").read_bytes()
-    for damaged in (b"", b"nonsense", data[: len(data) // 2]):
-        (tmp_path / "a.ckpt").write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"a\.ckpt is corrupt"):
-            fit(None, tmp_path / "a.ckpt", RECIPE)
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The bytes of a whole checkpoint, and what is in it."""
+    path = tmp_path_factory.mktemp("checkpoint") / "a.ckpt"
+    fit(None, path, RECIPE)
+    return path.read_bytes(), torch.load(path, weights_only=True)
+
+
+def check_refused(path):
+    with pytest.raises(CheckpointError, match=r"a\.ckpt is corrupt"):
+        fit(None, path, RECIPE)
+
+
+def test_a_checkpoint_with_any_byte_changed_is_refused(checkpoint, tmp_path):
+    whole, _ = checkpoint
+    last = range(len(whole) - 120, len(whole))  # the digest, and the end of the archive before it
+    for at in [*range(0, len(whole), 97), *last]:
+        changed = bytearray(whole)
+        changed[at] ^= 1 << at % 8
+        (tmp_path / "a.ckpt").write_bytes(changed)
+        check_refused(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("cut", [1, 22, 64, 71, 72, 93, 1000, 10**9])
+def test_a_checkpoint_that_is_cut_short_is_refused(checkpoint, tmp_path, cut):
+    (tmp_path / "a.ckpt").write_bytes(checkpoint[0][:-cut])
+    check_refused(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("more", [b"\0", b"sha256:", bytes(5000)])
+def test_a_checkpoint_that_goes_on_is_refused(checkpoint, tmp_path, more):
+    (tmp_path / "a.ckpt").write_bytes(checkpoint[0] + more)
+    check_refused(tmp_path / "a.ckpt")
+
+
+def test_a_checkpoint_without_a_digest_is_read_and_said_to_be_unverified(checkpoint, tmp_path):
+    _, state = checkpoint
+    torch.save({name: value for name, value in state.items() if name != "format"}, tmp_path / "a.ckpt")
+    said = []
+    model = fit(None, tmp_path / "a.ckpt", RECIPE, say=said.append)
+    assert torch.equal(model.weight, fit(None, None, RECIPE).weight)
+    assert len(said) == 1 and "a.ckpt" in said[0] and "without a digest" in said[0]
+
+
+@pytest.mark.parametrize("key", ["identity", "step", "model", "optimizer", "averaged"])
+@pytest.mark.parametrize(
+    "value", [None, 10**12, "x", {}, [], torch.zeros(2), -5, {"state": {}}, {"weight": 1}], ids=str
+)
+def test_a_checkpoint_with_other_types_in_it_is_refused(checkpoint, tmp_path, key, value):
+    state = {name: inner for name, inner in checkpoint[1].items() if name != "format"}
+    torch.save(state | {key: value}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"a\.ckpt"):
+        fit(None, tmp_path / "a.ckpt", RECIPE)
+    del state[key]
+    torch.save(state, tmp_path / "a.ckpt")
+    check_refused(tmp_path / "a.ckpt")
 
 
 def test_divergence_is_reported(tmp_path):

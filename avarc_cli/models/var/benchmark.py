@@ -5,6 +5,7 @@ Shapes: B token sequences, P pairs of the image and a class, L tokens, Z latent 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -62,7 +63,8 @@ def parse_shape(text: str, scales: tuple[int, ...] = TOKENIZER.patch_nums) -> VA
     """The configuration that "d16" or "DEPTH:WIDTH:HEADS" stands for. Raises UsageError for anything else."""
     numbers = text[1:] if text[:1] == "d" else text
     parts = numbers.split(":")
-    if not all(p.isdecimal() and int(p) > 0 for p in parts) or len(parts) != (1 if text[:1] == "d" else 3):
+    numeric = all(re.fullmatch("[0-9]{1,9}", part) and int(part) > 0 for part in parts)
+    if not numeric or len(parts) != (1 if text[:1] == "d" else 3):
         raise UsageError(f"no shape '{text}'", fix="write d16, or depth:width:heads like 4:256:4")
     depth, width, heads = (
         (int(p) for p in parts) if len(parts) == 3 else (int(numbers), 64 * int(numbers), int(numbers))

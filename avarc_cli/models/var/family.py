@@ -65,7 +65,7 @@ class VARFamily(GeneratorFamily):
             vocab_size=vqvae.config.vocab_size,
             z_channels=vqvae.config.z_channels,
         )
-        var = initialize(VAR(config)).to(vqvae.quant_conv.weight.device)
+        var = initialize(VAR(config)).to(vqvae.quantize.embedding.weight.device)
         return VARLikelihood(var, vqvae.quantize)
 
     def random_workload(self, shape: str, scales: Sequence[int] | None, device: torch.device) -> VARWorkload:

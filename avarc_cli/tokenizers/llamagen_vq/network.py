@@ -11,7 +11,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avarc_cli.layers import winograd
+from avarc_cli.layers import convolution
 from avarc_cli.layers.conv_blocks import Downsample, ResidualBlock, Upsample, group_norm, silu
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import TokenizerNetwork
@@ -135,7 +135,7 @@ class LlamaGenVQ(TokenizerNetwork):
 
     def speed_up(self) -> None:
         """Encode faster on a CPU, from now on without gradients; latents change by roundings."""
-        winograd.speed_up(self.encoder)
+        convolution.speed_up(self.encoder)
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents (B, Z, g, g), before quantization."""

@@ -18,7 +18,7 @@ class ReconstructionLoss:
 
     def __init__(self, network: VQVAE) -> None:
         self.network = network
-        self.used_V = torch.zeros(network.config.vocab_size, device=network.quant_conv.weight.device)
+        self.used_V = torch.zeros(network.config.vocab_size, device=network.quantize.embedding.weight.device)
 
     def __call__(
         self, images: Tensor, step: int, steps: int, generator: torch.Generator

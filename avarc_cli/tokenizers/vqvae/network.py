@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avarc_cli.layers import winograd
+from avarc_cli.layers import convolution
 from avarc_cli.layers.conv_blocks import Downsample, ResidualBlock, Upsample, group_norm, silu
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import TokenizerNetwork
@@ -139,8 +139,8 @@ class MultiScaleQuantizer(nn.Module):
         return 0.5 * u + 0.5 * conv(u)
 
     def residual(self, k: int, r_BZhh: Tensor) -> Tensor:
-        """The residual at the size of scale k, as vectors (B * p_k^2, Z)."""
-        return self.shrink(k, r_BZhh).permute(0, 2, 3, 1).flatten(0, 2)
+        """The residual at the size of scale k, as vectors (B * p_k^2, Z), contiguous so that all B round alike."""
+        return self.shrink(k, r_BZhh).permute(0, 2, 3, 1).flatten(0, 2).contiguous()
 
     def shrink(self, k: int, f_BZhh: Tensor) -> Tensor:
         """Area-downsampling to scale k's side; nothing at the last scale."""
@@ -188,15 +188,18 @@ class VQVAE(TokenizerNetwork):
         z = config.z_channels
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.quantize = MultiScaleQuantizer(config.vocab_size, z, config.patch_nums)
-        self.quant_conv, self.post_quant_conv = nn.Conv2d(z, z, 3, padding=1), nn.Conv2d(z, z, 3, padding=1)
+        self.quant_conv: nn.Module = nn.Conv2d(z, z, 3, padding=1)
+        self.post_quant_conv = nn.Conv2d(z, z, 3, padding=1)
 
     def checkpoint_metadata(self) -> dict[str, str]:
         """The scales, which the tensors do not tell."""
         return {"patch_nums": ",".join(map(str, self.config.patch_nums))}
 
     def speed_up(self) -> None:
-        """Encode faster on a CPU, from now on without gradients; latents change by roundings."""
-        winograd.speed_up(self.encoder)
+        """Encode faster on a CPU, from now on without gradients; an image's latents do not depend on its batch then."""
+        convolution.speed_up(self.encoder)
+        assert isinstance(self.quant_conv, nn.Conv2d), "it is fast already"
+        self.quant_conv = convolution.faster(self.quant_conv)
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Latents (B, Z, h, h), before quantization."""

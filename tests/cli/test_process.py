@@ -1,0 +1,174 @@
+"""How a command gets on with what surrounds it: signals, streams that are closed or full, no home folder."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import avarc_cli
+from avarc_cli.cli import main
+from avarc_cli.process import stoppable
+from avarc_cli.zoo import cards, paths
+
+AVARC = f"{sys.executable} -m avarc_cli"
+DIGITS = Path(avarc_cli.__file__).parent / "assets" / "digits" / "test"
+ENDING = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+
+
+def shell(command, **options):
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "error"),
+    [
+        (f"{AVARC} models >&-", 1, "cannot print the result"),
+        (f"{AVARC} models > /dev/full", 1, "cannot print the result"),
+        (f"{AVARC} --json models > /dev/full", 1, "cannot print the result"),
+        (f"{AVARC} --help > /dev/full", 1, "No space left"),
+        (f"{AVARC} models 2>&-", 0, ""),
+        (f"{AVARC} models <&- 2> /dev/full", 0, ""),
+        (f"{AVARC} models show nowhere 2> /dev/full", 2, ""),
+        (f"{AVARC} models show nowhere <&- >&- 2>&-", 2, ""),
+    ],
+)
+def test_closed_and_full_streams_end_in_an_exit_code_and_at_most_one_message(command, code, error):
+    done = shell(command)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.count("error:") == (1 if error else 0)
+    assert error in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "bug in avarc" not in done.stderr
+
+
+def test_files_never_get_the_numbers_of_closed_streams(tmp_path):
+    out = tmp_path / "file"
+    code = (
+        "import os; from avarc_cli.process import open_standard_streams; open_standard_streams(); "
+        f"print(os.open({str(out)!r}, os.O_CREAT | os.O_WRONLY) > 2, file=open({str(tmp_path / 'answer')!r}, 'w'))"
+    )
+    shell(f'{sys.executable} -c "{code}" <&- >&- 2>&-')
+    assert (tmp_path / "answer").read_text() == "True\n"
+
+
+@pytest.mark.parametrize("number", list(ENDING))
+def test_a_signal_ends_a_command_with_its_own_code_and_one_message(number, monkeypatch, capsys):
+    before = signal.getsignal(number)
+    monkeypatch.setattr(cards, "model_cards", lambda: os.kill(os.getpid(), number))
+    assert main(["models"]) == ENDING[number]
+    err = capsys.readouterr().err
+    assert err.startswith("error: interrupted\n")
+    assert number == signal.SIGINT or f"received {number.name}" in err
+    assert signal.getsignal(number) == before
+
+
+def test_an_ignored_signal_stays_ignored_and_a_second_one_does_not_disturb_the_cleaning_up():
+    cleaned = []
+
+    def work():
+        os.kill(os.getpid(), signal.SIGHUP)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleaned.append(True)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable() as request, pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert cleaned
+    assert request.signal == signal.SIGTERM
+
+
+def start_encoding(folder, *, samples=500, **options):
+    """Start an endless `avarc encode` with two workers, as the leader of its own group; wait for its first chunk."""
+    words = ["encode", str(DIGITS), "--samples", str(samples), "--batch-size", "1", "--workers", "2", "--out", "t.h5"]
+    environment = os.environ | {"TMPDIR": str(folder / "tmp")}
+    (folder / "tmp").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "avarc_cli", *words],
+        cwd=folder,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+    while not list(folder.glob("t.h5.parts/*.npz")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("whole_group", [False, True], ids=["process", "group"])
+@pytest.mark.parametrize("number", list(ENDING))
+def test_an_ended_encoding_keeps_its_chunks_and_nothing_else(tmp_path, number, whole_group):
+    process = start_encoding(tmp_path)
+    (os.killpg if whole_group else os.kill)(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == ENDING[number], err
+    assert err.count("error:") == 1
+    assert "are kept in 't.h5.parts'" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.h5.parts", "tmp"]
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in {".tmp", ".lock"}]
+    assert not list((tmp_path / "tmp").iterdir())
+    with pytest.raises(ProcessLookupError):  # no worker is left
+        os.killpg(process.pid, 0)
+
+
+def test_nohup_and_background_jobs_are_not_ended_by_the_signals_that_they_ignore(tmp_path):
+    def ignore():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    process = start_encoding(tmp_path, preexec_fn=ignore)
+    chunks = len(list(tmp_path.glob("t.h5.parts/*.npz")))
+    os.killpg(process.pid, signal.SIGHUP)
+    os.killpg(process.pid, signal.SIGINT)
+    while len(list(tmp_path.glob("t.h5.parts/*.npz"))) < chunks + 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 143
+
+
+@pytest.mark.parametrize("variables", [{}, {"AVARC_HOME": "~nobody-at-all/x"}, {"XDG_CONFIG_HOME": "~nobody-at-all"}])
+def test_without_a_home_folder_nothing_is_registered_and_nothing_can_be(monkeypatch, capsys, tmp_path, variables):
+    for name in ("AVARC_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    def nobody(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", nobody)
+    monkeypatch.chdir(tmp_path)
+    assert main(["models"]) == 0
+    assert main(["classify", str(next(DIGITS.glob("3/*"))), "--workers", "0"]) == 0
+    weights = DIGITS.parent / "vqvae.safetensors"
+    assert main(["models", "add", "mine", str(weights)]) == 1
+    err = capsys.readouterr().err
+    assert str(paths.NO_HOME) in err
+    assert "AVARC_HOME" in err
+    assert "bug in avarc" not in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["models", "classify .", "data check .", "sample 3 --out s.png"])
+def test_a_deleted_working_folder_is_at_most_one_error(monkeypatch, tmp_path, capsys, command):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(command.split()) in (0, 1, 2)
+    err = capsys.readouterr().err
+    assert "bug in avarc" not in err
+    assert "Traceback" not in err
