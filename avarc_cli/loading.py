@@ -23,7 +23,15 @@ from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.zoo import checkpoint, local_files, weight_sets
-from avarc_cli.zoo.cards import ModelCard, TokenizerCard, any_card, is_path, tokenizer_card, tokenizer_cards
+from avarc_cli.zoo.cards import (
+    ModelCard,
+    TokenizerCard,
+    any_card,
+    check_condition,
+    is_path,
+    tokenizer_card,
+    tokenizer_cards,
+)
 
 CONFIG = "config.json"  # beside the weights, in the format of the model's reference implementation
 
@@ -211,6 +219,7 @@ def _model_card(name: str) -> ModelCard:
     card = any_card(name)
     if isinstance(card, TokenizerCard):
         raise UsageError(f"'{name}' is a tokenizer", "it has no classes", "name a model: avarc models lists them")
+    check_condition(card)
     return card
 
 

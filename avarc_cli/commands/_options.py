@@ -138,8 +138,9 @@ PreprocessOpt = Annotated[
     images_option(
         "--preprocess",
         help="resize-crop (shorter edge to 1.125 times the size, center crop), fit (shorter edge to the size, center "
-        "crop), or none (images have the right size). Default: the tokenizer's own. With "
-        ",reference behind it, or reference alone: decode as Pillow's convert('RGB') does (docs/datasets.md).",
+        "crop), adm (halved by boxes, then bicubic, center crop), or none (images have the right size). Default: the "
+        "tokenizer's own. With ,reference behind it, or reference alone: decode as Pillow's convert('RGB') does "
+        "(docs/datasets.md).",
     ),
 ]
 DatasetOpt = Annotated[
