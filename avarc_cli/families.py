@@ -123,8 +123,15 @@ def _load(entry: EntryPoint) -> object:
 
 
 GENERATORS: Registry[GeneratorFamily] = Registry(
-    GeneratorFamily, "generator", {"var": "avarc_cli.models.var.family:FAMILY"}
+    GeneratorFamily,
+    "generator",
+    {"var": "avarc_cli.models.var.family:FAMILY", "llamagen": "avarc_cli.models.llamagen.family:FAMILY"},
 )
 TOKENIZERS: Registry[TokenizerFamily] = Registry(
-    TokenizerFamily, "tokenizer", {"vqvae": "avarc_cli.tokenizers.vqvae.family:FAMILY"}
+    TokenizerFamily,
+    "tokenizer",
+    {
+        "vqvae": "avarc_cli.tokenizers.vqvae.family:FAMILY",
+        "llamagen-vq": "avarc_cli.tokenizers.llamagen_vq.family:FAMILY",
+    },
 )

@@ -231,8 +231,8 @@ class GeneratorConfig(Protocol):
     """The configuration of a generator, as its family read it."""
 
     @property
-    def layout(self) -> TokenLayout:
-        """Of the tokens that the generator models."""
+    def layout(self) -> TokenLayout | None:
+        """Of the tokens that the generator models; None where neither tensors nor files tell: the tokenizer's."""
         ...
 
     @property

@@ -23,7 +23,15 @@ from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.zoo import checkpoint, local_files, weight_sets
-from avarc_cli.zoo.cards import ModelCard, TokenizerCard, any_card, is_path, tokenizer_card, tokenizer_cards
+from avarc_cli.zoo.cards import (
+    ModelCard,
+    TokenizerCard,
+    any_card,
+    check_condition,
+    is_path,
+    tokenizer_card,
+    tokenizer_cards,
+)
 
 CONFIG = "config.json"  # beside the weights, in the format of the model's reference implementation
 
@@ -82,6 +90,9 @@ class ModelSpec:
     tokenizer_weight_set: str | None = None
     """The same of the tokenizer's checkpoint."""
 
+    image_size: int | None = None
+    """Side of the images in pixels, for a tokenizer that reads images of several sizes."""
+
 
 def load_tokenizer(spec: ModelSpec | str = "digits", *, layout: TokenLayout | None = None) -> LoadedTokenizer:
     """The tokenizer that a model reads: its card implies it; a generator's file needs `tokenizer` beside it.
@@ -94,26 +105,25 @@ def load_tokenizer(spec: ModelSpec | str = "digits", *, layout: TokenLayout | No
     Raises: UsageError, CheckpointError, AvarcError for weights that are not on this machine.
     """
     spec = _as_spec(spec)
-    model, tokenizer, config = spec.model, spec.tokenizer, spec.tokenizer_config
-    device, weight_set = pick_device(spec.device), spec.tokenizer_weight_set
+    model, tokenizer, device = spec.model, spec.tokenizer, pick_device(spec.device)
+    alone = replace(spec, tokenizer_weight_set=spec.tokenizer_weight_set or spec.weight_set)
     if not is_path(model):
         card = any_card(model)
         implied = card.tokenizer if isinstance(card, ModelCard) else card.name
-        if tokenizer is None and isinstance(card, TokenizerCard):
-            weight_set = weight_set or spec.weight_set
-        loaded = _read_tokenizer(tokenizer or implied, device, layout, card.layout, config, weight_set)
+        own = alone if tokenizer is None and isinstance(card, TokenizerCard) else spec
+        loaded = _read_tokenizer(tokenizer or implied, own, device, layout, card.layout)
         if layout is None or isinstance(card, ModelCard):  # a tokenizer's card says how it is used by default
             _check_pair(card.name, None, card.layout, loaded)
         return loaded
     if tokenizer is None:
-        return _read_tokenizer(model, device, layout, None, config, weight_set or spec.weight_set)
+        return _read_tokenizer(model, alone, device, layout, None)
     read = checkpoint.read(Path(model), weight_set=spec.weight_set)
     stated = _stated(read, spec.model_config, "--model-config", first=layout)
     family = families.GENERATORS.recognize(
         read.tensors, _stated_family(stated, families.GENERATORS, families.TOKENIZERS), model
     )
     modelled = family.read_config(read.tensors, stated, model).layout
-    loaded = _read_tokenizer(tokenizer, device, layout, modelled, config, weight_set)
+    loaded = _read_tokenizer(tokenizer, spec, device, layout, modelled)
     _check_pair(model, read.metadata.get("tokenizer_sha256"), modelled, loaded)
     return loaded
 
@@ -146,7 +156,7 @@ def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
     family = families.GENERATORS.recognize(read.tensors, named, str(path))
     config = family.read_config(read.tensors, stated, str(path))
     reader = spec.tokenizer or (card.tokenizer if card else "")
-    tokenizer = _read_tokenizer(reader, device, None, config.layout, spec.tokenizer_config, spec.tokenizer_weight_set)
+    tokenizer = _read_tokenizer(reader, spec, device, None, config.layout)
     _check_pair(str(path), read.metadata.get("tokenizer_sha256"), config.layout, tokenizer)
     likelihood = family.build(
         config, read.tensors, tokenizer.network, precision=precision, kernels=kernels, device=device, source=str(path)
@@ -209,32 +219,34 @@ def _model_card(name: str) -> ModelCard:
     card = any_card(name)
     if isinstance(card, TokenizerCard):
         raise UsageError(f"'{name}' is a tokenizer", "it has no classes", "name a model: avarc models lists them")
+    check_condition(card)
     return card
 
 
 def _read_tokenizer(
-    spec: str,
-    device: torch.device,
-    asked: TokenLayout | None,
-    implied: TokenLayout | None,
-    config: str | Path | None,
-    weight_set: str | None,
+    name: str, spec: ModelSpec, device: torch.device, asked: TokenLayout | None, implied: TokenLayout | None
 ) -> LoadedTokenizer:
     """Load a tokenizer.
 
     Args:
-        spec: name of a card or path. asked: the layout that the user names. implied: the one of the generator or its
-            card, for files that state none. config: the file of --tokenizer-config. weight_set: that of
-            --tokenizer-weights.
+        name: of a card, or path. spec: how it is read. asked: the layout that the user names. implied: the one of the
+            generator or its card, for files that state none.
     """
-    card = None if is_path(spec) else tokenizer_card(spec)
-    path, name = _place(spec, card)
-    weight_set = weight_set or local_files.weight_set(card)
+    card = None if is_path(name) else tokenizer_card(name)
+    path, name = _place(name, card)
+    weight_set = spec.tokenizer_weight_set or local_files.weight_set(card)
     read = checkpoint.read(path, weight_set=weight_set)
-    path = read.path
-    stated = _stated(read, config, "--tokenizer-config", first=asked, last=implied or (card.layout if card else None))
+    path, last = read.path, implied or (card.layout if card else None)
+    pixels = {} if spec.image_size is None else {"image_size": spec.image_size}
+    stated = _stated(read, spec.tokenizer_config, "--tokenizer-config", first=asked, last=last, pixels=pixels)
     family = families.TOKENIZERS.recognize(read.tensors, _tokenizer_family(read, stated, card), str(path))
     network = family.build(read.tensors, stated, str(path))
+    if spec.image_size not in (None, network.image_size):
+        raise UsageError(
+            f"{name} does not read images of {spec.image_size} pixels",
+            f"it reads {network.image_size}",
+            f"leave out --image-size, or write --image-size {network.image_size}",
+        )
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotation lacks it
     if device.type == "cpu":
         network.speed_up()
@@ -270,12 +282,20 @@ def _stated(
     *,
     first: TokenLayout | None = None,
     last: TokenLayout | None = None,
+    pixels: Mapping[str, int] | None = None,
 ) -> ConfigSources:
-    """What is stated about a checkpoint beside its tensors, in order of precedence."""
+    """What is stated about a checkpoint beside its tensors, in order of precedence.
+
+    Args:
+        config: the file that an option of this name gives. first, last: layouts that come before and after all files.
+        pixels: the image size that the user names, if any.
+    """
     beside = read.path.with_name(CONFIG)
     sources: list[tuple[str, Mapping[str, Any]]] = []
     if first is not None:
         sources.append(("the command", {"layout": first.to_dict()}))
+    if pixels:
+        sources.append(("--image-size", pixels))
     if config is not None:
         sources.append((f"{option} {config}", _read_json(Path(config))))
     if beside.is_file():
@@ -310,10 +330,10 @@ def _stated_family(stated: ConfigSources, wanted: families.Registry[Any], other:
     return None if name in other.names() and name not in wanted.names() else name
 
 
-def _check_pair(generator: str, sha256: str | None, layout: TokenLayout, tokenizer: LoadedTokenizer) -> None:
+def _check_pair(generator: str, sha256: str | None, layout: TokenLayout | None, tokenizer: LoadedTokenizer) -> None:
     """Raises CheckpointError when the generator learned another tokenizer's tokens, as far as the files tell.
 
-    sha256 is of the tokenizer's file that the generator was trained with; None where unknown.
+    sha256 is of the tokenizer's file that the generator was trained with, layout of its tokens; None where unknown.
     """
     pairs: tuple[tuple[str, object, object], ...] = (
         ("sha256", sha256, tokenizer.sha256),

@@ -11,17 +11,20 @@ from avarc_cli.added_classes import AddedClassesModel
 from avarc_cli.likelihood import BenchWorkload
 from avarc_cli.loaded import LoadedModel
 
+DEFAULT_FAMILY = "var"
 
-def random_workload(family: str, shape: str, scales: Sequence[int] | None, device: torch.device) -> BenchWorkload:
+
+def random_workload(shape: str, scales: Sequence[int] | None, device: torch.device) -> BenchWorkload:
     """A model with random weights.
 
     Args:
-        family: a name in `families.GENERATORS`.
-        shape: in the family's own words; for VAR "d16" or "depth:width:heads".
+        shape: in a family's own words after its name and a dash ("llamagen-l"); without a name, of a VAR ("d16").
         scales: sides of the scales, None for the family's default.
     Raises: UsageError for anything else, and when the family has no reference implementation.
     """
-    return families.GENERATORS.get(family).random_workload(shape, scales, device)
+    name, dash, own = shape.partition("-")
+    family, words = (name, own) if dash and name in families.GENERATORS.names() else (DEFAULT_FAMILY, shape)
+    return families.GENERATORS.get(family).random_workload(words, scales, device)
 
 
 def model_workload(model: LoadedModel, device: torch.device) -> BenchWorkload:

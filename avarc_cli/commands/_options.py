@@ -103,6 +103,10 @@ WeightSetOpt = Annotated[
 TokenizerWeightSetOpt = Annotated[
     str | None, model_option("--tokenizer-weights", help="The same for the tokenizer's checkpoint.")
 ]
+ImageSizeOpt = Annotated[
+    int | None,
+    model_option("--image-size", min=1, help="Pixels a side, for a tokenizer that reads images of several sizes."),
+]
 LoraAlphaOpt = Annotated[
     float | None,
     model_option("--lora-alpha", help="Scale of LoRA tensors in the checkpoint itself, where no file states it."),
@@ -134,8 +138,9 @@ PreprocessOpt = Annotated[
     images_option(
         "--preprocess",
         help="resize-crop (shorter edge to 1.125 times the size, center crop), fit (shorter edge to the size, center "
-        "crop), or none (images have the right size). Default: the tokenizer's own. With "
-        ",reference behind it, or reference alone: decode as Pillow's convert('RGB') does (docs/datasets.md).",
+        "crop), adm (halved by boxes, then bicubic, center crop), or none (images have the right size). Default: the "
+        "tokenizer's own. With ,reference behind it, or reference alone: decode as Pillow's convert('RGB') does "
+        "(docs/datasets.md).",
     ),
 ]
 DatasetOpt = Annotated[
@@ -184,6 +189,7 @@ class WeightsOptions:
     tokenizer_config: TokenizerConfigOpt = None
     weight_set: WeightSetOpt = None
     tokenizer_weight_set: TokenizerWeightSetOpt = None
+    image_size: ImageSizeOpt = None
     device: DeviceOpt = "auto"
     yes: YesOpt = False
 
@@ -217,6 +223,7 @@ class WeightsOptions:
             tokenizer_config=self.tokenizer_config,
             weight_set=self.weight_set,
             tokenizer_weight_set=self.tokenizer_weight_set,
+            image_size=self.image_size,
             device=self.device,
         )
 

@@ -37,7 +37,8 @@ def ensure(
         weight_set, tokenizer_weight_set: the values of these options.
         yes: download without asking.
         tokenizer_only: whether the command loads no generator.
-    Raises: AvarcError with the command `avarc download NAME` if weights are missing and not downloaded.
+    Raises: AvarcError with the command `avarc download NAME` if weights are missing and not downloaded; UsageError for
+        a generator without classes.
     """
     from avarc_cli.zoo import cards, local_files
 
@@ -47,6 +48,8 @@ def ensure(
     wanted = [] if tokenizer_only and isinstance(card, cards.ModelCard) else [model]
     wanted.append(tokenizer or (card.tokenizer if isinstance(card, cards.ModelCard) else model))
     named = [known[name] for name in dict.fromkeys(wanted) if name in known]
+    for generator in (card for card in named if isinstance(card, cards.ModelCard)):
+        cards.check_condition(generator)
     missing = [c for c in named if isinstance(c.weights, cards.HubFile) and local_files.locate(c.weights) is None]
     if missing and not (yes or _ask(missing)):
         local_files.require(missing[0])  # raises the error that says how to download it

@@ -25,7 +25,11 @@ COST = ("", "FLOP/s", "of peak", "memory", "mean error", "largest")
 def bench(
     context: typer.Context,
     shape: Annotated[
-        str, typer.Option("--shape", help="d16, d20, d24, d30, or depth:width:heads; the weights are random.")
+        str,
+        typer.Option(
+            "--shape",
+            help="d16 to d30, or depth:width:heads (VAR); llamagen-b, -l, -xl, -xxl or -3b. The weights are random.",
+        ),
     ] = "d16",
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="A model's shape and weights, in place of --shape.")
@@ -80,7 +84,7 @@ def bench(
         )
         workload, shape = model_workload(load_model(spec), place), model
     else:
-        workload = random_workload("var", shape, sides, place)
+        workload = random_workload(shape, sides, place)
     options = BenchOptions(pairs=pairs, rounds=rounds, classes=classes, plan=plan, precision=precision, kernels=kernels)
     console.note(f"{counted(pairs, 'pair')} on {place}, {counted(rounds, 'round')} and one to warm up")
     with outputs.reserved(picture, outputs.PNG, overwrite=overwrite):

@@ -15,7 +15,8 @@ from avarc_cli.options import Options, parse_batch_size
 
 OF_A_CACHE = {
     *("model", "tokenizer", "model_config", "tokenizer_config", "class_names", "class_order", "bank"),
-    *("lora", "precision", "device", "batch_size", "limit"),
+    *("lora", "lora_alpha", "weight_set", "tokenizer_weight_set", "image_size", "precision", "device"),
+    *("batch_size", "limit"),
 }
 
 

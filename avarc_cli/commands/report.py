@@ -40,6 +40,7 @@ def report(
     lora_alpha: opt.LoraAlphaOpt = None,
     weight_set: opt.WeightSetOpt = None,
     tokenizer_weight_set: opt.TokenizerWeightSetOpt = None,
+    image_size: opt.ImageSizeOpt = None,
     device: opt.DeviceOpt = "auto",
     allow_outside: opt.AllowOutsideOpt = False,
     overwrite: opt.OverwriteOpt = False,
@@ -78,6 +79,7 @@ def report(
             lora_alpha=lora_alpha,
             weight_set=weight_set,
             tokenizer_weight_set=tokenizer_weight_set,
+            image_size=image_size,
         )
         return load_classifier(spec)
 

@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from avarc_cli.data.image_source import open_regular
 from avarc_cli.errors import UnreadableImage, UsageError
 
-MODES = ("resize-crop", "fit", "none")
+MODES = ("resize-crop", "fit", "adm", "none")
 REFERENCE = "reference"  # the option beside a mode: decode as the reference implementations do
 UPRIGHT, AS_STORED = "upright, alpha over white, 16 bits scaled", "as PIL converts to RGB"  # in descriptions
 MAX_PIXELS = 2**27  # 134 million: 400 MB as RGB. Larger files are mistakes or decompression bombs
@@ -72,6 +72,8 @@ class Preprocess:
     mode: str
     """"resize-crop" scales the shorter edge to round(1.125 * size) with Lanczos and crops the center, as VAR does;
     "fit" scales the shorter edge to `size` with Lanczos and crops the center;
+    "adm" halves the image as long as its shorter edge is at least twice `size`, scales that edge to `size` with
+    bicubic filtering and crops the center, as ADM (arXiv:2105.05233) and LlamaGen do;
     "none" accepts only images that are size x size already."""
 
     size: int
@@ -106,7 +108,7 @@ class Preprocess:
     @classmethod
     def parse(cls, text: str) -> Preprocess:
         """What `str` describes, of this or an earlier version. Raises: UsageError for any other text."""
-        found = re.fullmatch(r"(\S+) (?:\d+->)?(\d+)(?: lanczos)?(?:; (.+))?", text)
+        found = re.fullmatch(r"(\S+) (?:\d+->)?(\d+)(?: lanczos| box, bicubic)?(?:; (.+))?", text)
         if found is None or found[3] not in {None, UPRIGHT, AS_STORED}:
             raise UsageError(f"unknown preprocessing '{text}'")
         return cls(found[1], int(found[2]), found[3] == AS_STORED)
@@ -118,7 +120,8 @@ class Preprocess:
 
     def __str__(self) -> str:
         """The description that results and token caches record."""
-        size = self.size if self.mode == "none" else f"{self.shorter_edge}->{self.size} lanczos"
+        resized = {"none": f"{self.size}", "adm": f"{self.size} box, bicubic"}
+        size = resized.get(self.mode, f"{self.shorter_edge}->{self.size} lanczos")
         return f"{self.mode} {size}; {AS_STORED if self.reference else UPRIGHT}"
 
     def __call__(self, path: Path) -> np.ndarray:
@@ -140,6 +143,8 @@ class Preprocess:
                     "use --preprocess resize-crop or fit",
                 )
             return np.array(image)
+        if self.mode == "adm":
+            return np.array(_adm_crop(image, self.size, name))
         return np.array(_center_crop(_resize(image, self.shorter_edge, name), self.size))
 
 
@@ -256,6 +261,19 @@ def _resize(image: Image.Image, shorter_edge: int, name: str) -> Image.Image:
         raise _unreadable(name, f"{image.width} x {image.height} pixels is too elongated to be scaled")
     size = (shorter_edge, longer_edge) if image.width <= image.height else (longer_edge, shorter_edge)
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _adm_crop(image: Image.Image, size: int, name: str) -> Image.Image:
+    """The center crop of ADM's code. Halving by boxes keeps bicubic filtering, which is sharp, from aliasing."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = (round(edge * scale) for edge in image.size)
+    if width * height > MAX_PIXELS:
+        raise _unreadable(name, f"{image.width} x {image.height} pixels is too elongated to be scaled")
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
 
 
 def _center_crop(image: Image.Image, size: int) -> Image.Image:

@@ -67,6 +67,7 @@ class ModelCard:
     license: str  # of the weights
     source: str  # paper, or where it comes from
     weights: Weights  # where its file is
+    condition: str = "class"  # what it is conditioned on: "class", or "caption"
 
 
 Card: TypeAlias = ModelCard | TokenizerCard

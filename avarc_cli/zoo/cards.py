@@ -28,6 +28,7 @@ __all__ = [
     "TokenizerCard",
     "Weights",
     "any_card",
+    "check_condition",
     "check_weights",
     "is_path",
     "model_card",
@@ -92,6 +93,15 @@ def is_path(name: str) -> bool:
     """Whether a --model or --tokenizer value names a file rather than a card."""
     known = {card.name for card in model_cards()} | {card.name for card in tokenizer_cards()}
     return name not in known and ("/" in name or Path(name).suffix != "" or Path(name).exists())
+
+
+def check_condition(card: ModelCard) -> None:
+    """Raises: UsageError unless the model has classes."""
+    if card.condition != "class":
+        why = f"it gives log p(image | {card.condition}), and captions are not supported"
+        raise UsageError(
+            f"'{card.name}' has no classes", why, "name a class-conditional model: avarc models lists them"
+        )
 
 
 def check_weights(name: str) -> None:

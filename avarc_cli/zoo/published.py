@@ -1,6 +1,7 @@
 """The cards of what is shipped with avarc or published on the Hugging Face hub: facts only.
 
-Sizes and file names: https://github.com/FoundationVision/VAR and https://github.com/thu-ml/CCA.
+Sizes and file names: https://github.com/FoundationVision/VAR, https://github.com/thu-ml/CCA and
+https://github.com/FoundationVision/LlamaGen.
 No card pins a revision or a sha256 yet: they were not available when the cards were written.
 """
 
@@ -59,6 +60,75 @@ def _var_tokenizer(size: int, layout: TokenLayout) -> TokenizerCard:
     )
 
 
+_LLAMAGEN_PARAMS = {
+    "b": 110_888_448,
+    "l": 342_910_976,
+    "xl": 774_699_520,
+    "xxl": 1_410_972_672,
+    "3b": 3_096_659_200,
+}
+_LLAMAGEN_SIZES = ("B", "L", "XL", "XXL", "3B")
+
+
+def _llamagen(size: str, pixels: int) -> ModelCard:
+    """A class-conditional LlamaGen on ImageNet-1k."""
+    return ModelCard(
+        name=f"llamagen-{size.lower()}-{pixels}",
+        family="llamagen",
+        tokenizer=f"llamagen-vq16-{pixels}",
+        image_size=pixels,
+        layout=_llamagen_grid(pixels),
+        num_classes=1000,
+        label_space="imagenet1k",
+        params=_LLAMAGEN_PARAMS[size.lower()],
+        license="MIT",
+        source=_LLAMAGEN,
+        weights=HubFile("FoundationVision/LlamaGen", f"c2i_{size}_{pixels}.pt"),
+    )
+
+
+def _llamagen_text(stage: int, pixels: int) -> ModelCard:
+    """A LlamaGen-XL that is conditioned on captions."""
+    return ModelCard(
+        name=f"llamagen-t2i-xl-{pixels}",
+        family="llamagen",
+        tokenizer=f"llamagen-vq16-t2i-{pixels}",
+        image_size=pixels,
+        layout=_llamagen_grid(pixels),
+        num_classes=0,
+        label_space="captions",
+        params=777_678_080,
+        license="MIT",
+        source=_LLAMAGEN,
+        weights=HubFile("peizesun/llamagen_t2i", f"t2i_XL_stage{stage}_{pixels}.pt"),
+        condition="caption",
+    )
+
+
+def _llamagen_tokenizer(name: str, pixels: int, params: int, weights: HubFile, downsampling: int = 16) -> TokenizerCard:
+    """One file serves images of every size."""
+    return TokenizerCard(
+        name=f"llamagen-{name}-{pixels}",
+        family="llamagen-vq",
+        image_size=pixels,
+        layout=_llamagen_grid(pixels, downsampling),
+        params=params,
+        weights=weights,
+        license="MIT",
+        source=_LLAMAGEN,
+        preprocess="adm",
+    )
+
+
+def _llamagen_grid(pixels: int, downsampling: int = 16) -> TokenLayout:
+    return TokenLayout.raster(pixels // downsampling, pixels // downsampling)
+
+
+_LLAMAGEN = "arXiv:2406.06525"
+_VQ16, _VQ8 = 71_883_403, 70_109_835  # parameters
+_VQ16_FILE = HubFile("FoundationVision/LlamaGen", "vq_ds16_c2i.pt")
+_VQ16_TEXT_FILE = HubFile("peizesun/llamagen_t2i", "vq_ds16_t2i.pt")
+
 MODELS = (
     ModelCard(
         name="digits",
@@ -95,6 +165,10 @@ MODELS = (
     _cca(20, 600_000_000),
     _cca(24, 1_000_000_000),
     _cca(30, 2_000_000_000),
+    *(_llamagen(size, 256) for size in _LLAMAGEN_SIZES[:2]),
+    *(_llamagen(size, 384) for size in _LLAMAGEN_SIZES),
+    _llamagen_text(1, 256),
+    _llamagen_text(2, 512),
 )
 
 TOKENIZERS = (
@@ -111,4 +185,9 @@ TOKENIZERS = (
     ),
     _var_tokenizer(256, SCALES_256),
     _var_tokenizer(512, SCALES_512),
+    _llamagen_tokenizer("vq16", 256, _VQ16, _VQ16_FILE),
+    _llamagen_tokenizer("vq16", 384, _VQ16, _VQ16_FILE),
+    _llamagen_tokenizer("vq8", 256, _VQ8, HubFile("FoundationVision/LlamaGen", "vq_ds8_c2i.pt"), downsampling=8),
+    _llamagen_tokenizer("vq16-t2i", 256, _VQ16, _VQ16_TEXT_FILE),
+    _llamagen_tokenizer("vq16-t2i", 512, _VQ16, _VQ16_TEXT_FILE),
 )

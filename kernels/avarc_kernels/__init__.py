@@ -6,19 +6,27 @@ only when selected). The package depends on torch and, optionally, triton; inval
 
 from avarc_kernels.adaln import adaln, gated_residual_adaln
 from avarc_kernels.block_causal_attention import block_causal_attention
+from avarc_kernels.causal_attention import causal_attention
 from avarc_kernels.dispatch import triton_missing
 from avarc_kernels.linear_gelu import linear_gelu
 from avarc_kernels.linear_log_prob import linear_log_prob
 from avarc_kernels.nearest_code import nearest_code
 from avarc_kernels.quantize_rows import quantize_rows
+from avarc_kernels.rms_norm import residual_rms_norm
+from avarc_kernels.rotary import rotary
+from avarc_kernels.swiglu import swiglu
 
 __all__ = [
     "adaln",
     "block_causal_attention",
+    "causal_attention",
     "gated_residual_adaln",
     "linear_gelu",
     "linear_log_prob",
     "nearest_code",
     "quantize_rows",
+    "residual_rms_norm",
+    "rotary",
+    "swiglu",
     "triton_missing",
 ]

@@ -54,12 +54,13 @@ def _attend(
 @triton.jit
 def _block_causal_attention_kernel(
     q_ptr, k_ptr, v_ptr, gain_ptr, visible_ptr, out_ptr,
-    scale, H, T, D, tiles,
+    scale, H, T, D, tiles, group,
     stride_qp, stride_qh, stride_qt, stride_kp, stride_kh, stride_ks, stride_vp, stride_vh, stride_vs,
     QK_NORM: tl.constexpr, NORM_EPS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Attention of BLOCK_T queries of one head to the first visible_t keys of each query t [1]:
+    """Attention of BLOCK_T queries of one head to the first visible_t keys of each query t [1]; `group` query heads
+    read one head of keys and values:
 
         out_t = softmax over s < visible_t of (scale q_t.k_s), times v
 
@@ -95,8 +96,8 @@ def _block_causal_attention_kernel(
     unmasked = tl.load(visible_ptr + tile * BLOCK_T) // BLOCK_S * BLOCK_S
     stop = tl.load(visible_ptr + last_t)
     visible = tl.load(visible_ptr + tl.minimum(t, last_t))
-    k_ptrs = k_ptr + p_64 * stride_kp + h_64 * stride_kh + d[None, :]
-    v_ptrs = v_ptr + p_64 * stride_vp + h_64 * stride_vh + d[None, :]
+    k_ptrs = k_ptr + p_64 * stride_kp + h_64 // group * stride_kh + d[None, :]
+    v_ptrs = v_ptr + p_64 * stride_vp + h_64 // group * stride_vh + d[None, :]
     m_i = tl.full((BLOCK_T,), -float("inf"), tl.float32)
     l_i = tl.zeros((BLOCK_T,), tl.float32)
     acc = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
@@ -125,6 +126,8 @@ def block_causal_attention(
 ) -> Tensor:
     """See `block_causal_attention.block_causal_attention`. The result is a view of a contiguous (P, T, H, D).
 
+    Keys and values may have fewer heads, which divide those of the queries (`causal_attention.causal_attention`).
+
     Raises: ValueError when D is not contiguous or exceeds 256.
     """
     sequences, heads, new, width = q_PHTD.shape
@@ -150,6 +153,7 @@ def block_causal_attention(
             new,
             width,
             tiles,
+            heads // k_PHSD.shape[1],
             *q_PHTD.stride()[:3],
             *k_PHSD.stride()[:3],
             *v_PHSD.stride()[:3],

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from avarc_kernels.dispatch import select_backend
 
-CHUNK_ROWS = 1024  # 1024 x 4096 float32 logits take 16 MiB: they stay in the cache of a large CPU
+CHUNK_LOGITS = 1024 * 4096  # of float32 take 16 MiB: they stay in the cache of a large CPU
 
 
 def linear_log_prob(
@@ -23,7 +23,7 @@ def linear_log_prob(
         hidden_MC: last hidden states: float32, bfloat16 or float16, in the weight's dtype; any row stride.
         weight_VC, bias_V: the head; the bias in any floating dtype.
         target_M: token ids in [0, V), int64.
-        backend: "torch" stores logits for `CHUNK_ROWS` rows at a time. On a CPU, and before PyTorch 2.8, they are
+        backend: "torch" stores `CHUNK_LOGITS` logits at a time. On a CPU, and before PyTorch 2.8, they are
             rounded to the inputs' dtype. "triton" keeps logits in registers in float32 and stores one partial
             log-sum-exp per 512 of them. float32 matmuls use TF32 if torch.backends.cuda.matmul.allow_tf32 is set.
     Returns: log_prob_M, float32, each <= 0; the error against float64 is at most twice that of the definition (logits,
@@ -47,8 +47,9 @@ def linear_log_prob(
 
         return linear_log_prob_triton.linear_log_prob(hidden_MC, weight_VC, bias_V, target_M)
     log_prob_M = torch.empty(target_M.shape, dtype=torch.float32, device=hidden_MC.device)
-    for start in range(0, len(target_M), CHUNK_ROWS):
-        rows = slice(start, start + CHUNK_ROWS)
+    chunk_rows = max(1, CHUNK_LOGITS // len(weight_VC))
+    for start in range(0, len(target_M), chunk_rows):
+        rows = slice(start, start + chunk_rows)
         logits_RV = _logits(hidden_MC[rows], weight_VC, bias_V)
         target_logit_R = logits_RV.gather(-1, target_M[rows, None]).squeeze(-1)
         log_prob_M[rows] = target_logit_R - logits_RV.logsumexp(-1)

@@ -61,6 +61,30 @@ def gated_residual(x_PTC: Tensor, y_PTC: Tensor, gate_NC: Tensor, row_P: Tensor 
     return x_PTC + gate_NC[slice(None) if row_P is None else row_P][:, None] * y_PTC
 
 
+def causal_attention(q_PHTD: Tensor, k_PGSD: Tensor, v_PGSD: Tensor, scale: float) -> Tensor:
+    """All products of queries and keys, a mask, a softmax; key heads repeated for their queries."""
+    repeats, new = q_PHTD.shape[1] // k_PGSD.shape[1], q_PHTD.shape[2]
+    k_PHSD, v_PHSD = (x.repeat_interleave(repeats, dim=1) for x in (k_PGSD, v_PGSD))
+    return block_causal_attention(q_PHTD, k_PHSD, v_PHSD, range(1, new + 1), scale)
+
+
+def rms_norm(x_MC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
+    """RMSNorm written out."""
+    return x_MC / (x_MC.square().mean(-1, keepdim=True) + eps).sqrt() * weight_C
+
+
+def rotary(x_PTHD: Tensor, table_TJ2: Tensor) -> Tensor:
+    """Adjacent channels as the two coordinates of a point, turned."""
+    a, b = x_PTHD[..., 0::2], x_PTHD[..., 1::2]
+    cos, sin = (table_TJ2[:, None, :, i] for i in (0, 1))
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+
+
+def swiglu(a_MF: Tensor, b_MF: Tensor) -> Tensor:
+    """The gate written out."""
+    return a_MF * a_MF.sigmoid() * b_MF
+
+
 def linear_gelu(x_MC: Tensor, weight_FC: Tensor, bias_F: Tensor) -> Tensor:
     """Matmul, bias, and PyTorch's GELU: 0.5 a (1 + tanh(sqrt(2/pi) (a + 0.044715 a^3)))."""
     return F.gelu(x_MC @ weight_FC.T + bias_F, approximate="tanh")

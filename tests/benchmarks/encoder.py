@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avarc_cli.tokenizers.vqvae import network as vqvae
+from avarc_cli.layers import conv_blocks
 from avarc_cli.tokenizers.vqvae.config import VQVAEConfig
 from avarc_cli.tokenizers.vqvae.network import VQVAE
 
@@ -56,13 +56,13 @@ def main() -> None:
     torch.manual_seed(1)
     images = torch.rand(int(sys.argv[1]) if len(sys.argv) > 1 else 2, 3, 256, 256) * 2 - 1
     made = ways(images)
-    in_place, cores = vqvae._silu, torch.get_num_threads()
+    in_place, cores = conv_blocks.silu, torch.get_num_threads()
     for threads, clock in ((1, time.process_time), (cores, time.perf_counter)):
         torch.set_num_threads(threads)
         print(f"{threads} thread(s), {clock.__name__}\n| way | s an image | factor |\n|---|---|---|")
         first = 0.0
         for name, (model, pixels, ours) in made.items():
-            setattr(vqvae, "_silu", in_place if ours else F.silu)  # noqa: B010
+            setattr(conv_blocks, "silu", in_place if ours else F.silu)  # noqa: B010
             seconds = best(model.encode, pixels, clock)
             first = first or seconds
             print(f"| {name} | {seconds:.2f} | {first / seconds:.2f} |", flush=True)

@@ -63,6 +63,18 @@ def test_resizing_is_one_lanczos_step_with_the_longer_edge_rounded_down(tmp_path
     assert np.array_equal(pixels, np.asarray(scaled)[16:272, 88:344])
 
 
+@pytest.mark.parametrize("sides", [(1300, 700), (520, 1111), (512, 512), (511, 900), (256, 256), (90, 70)])
+def test_adm_halves_by_boxes_then_scales_bicubically_and_crops_the_center(tmp_path, sides):
+    image = Image.fromarray(noise(*sides))
+    pixels = Preprocess("adm", 256)(save(image, tmp_path / "x.png"))
+    while min(image.size) >= 512:
+        image = image.resize(tuple(side // 2 for side in image.size), Image.Resampling.BOX)
+    scale = 256 / min(image.size)
+    image = image.resize(tuple(round(side * scale) for side in image.size), Image.Resampling.BICUBIC)
+    left, top = (image.width - 256) // 2, (image.height - 256) // 2
+    assert np.array_equal(pixels, np.asarray(image)[top : top + 256, left : left + 256])
+
+
 def test_fit_and_none_leave_an_image_of_the_right_size_as_it_is(tmp_path):
     image = noise(32, 32)
     path = save(Image.fromarray(image), tmp_path / "x.png")
@@ -81,6 +93,7 @@ def test_the_description_contains_mode_and_sizes():
     upright = "upright, alpha over white, 16 bits scaled"
     assert str(Preprocess("resize-crop", 256)) == f"resize-crop 288->256 lanczos; {upright}"
     assert str(Preprocess("fit", 16)) == f"fit 16->16 lanczos; {upright}"
+    assert str(Preprocess("adm", 256)) == f"adm 256 box, bicubic; {upright}"
     assert str(Preprocess("none", 16)) == f"none 16; {upright}"
     assert str(Preprocess("none", 16, reference=True)) == "none 16; as PIL converts to RGB"
     for mode in module.MODES:

@@ -24,6 +24,9 @@ from avarc_kernels import (
     linear_log_prob_triton,
     nearest_code_triton,
     quantize_rows_triton,
+    rms_norm_triton,
+    rotary_triton,
+    swiglu_triton,
 )
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -65,6 +68,9 @@ def launches() -> Iterator[tuple[ModuleType, str, Callable[[], object]]]:
     module, name = block_causal_attention_triton, "_block_causal_attention_kernel"
     yield module, name, partial(module.block_causal_attention, *qkv, [424, 680], 1.0, torch.ones(16), 1e-12)
 
+    grouped = partial(module.block_causal_attention, qkv[0], *qkv[1:, :, ::4], range(1, 681), 1.0, None, 0.0)
+    yield module, name, grouped
+
     module, name = linear_gelu_triton, "_linear_gelu_kernel"
     yield module, name, partial(module.linear_gelu, hidden, weight, torch.empty(4096, dtype=bf16))
 
@@ -78,6 +84,17 @@ def launches() -> Iterator[tuple[ModuleType, str, Callable[[], object]]]:
     module, name = quantize_rows_triton, "_quantize_rows_kernel"
     yield module, name, partial(module.quantize_rows, hidden, torch.int8, 127.0, 1e-30)
     yield module, name, partial(module.quantize_rows, hidden, torch.float8_e4m3fn, 448.0, 1e-30)
+
+    rows, ffn = torch.empty(100, 1024), torch.empty(100, 2816, dtype=bf16)
+    module, name = rms_norm_triton, "_residual_rms_norm_kernel"
+    yield module, name, partial(module.residual_rms_norm, rows, None, rows[0], 1e-5, bf16)
+    yield module, name, partial(module.residual_rms_norm, rows, hidden, rows[0], 1e-5, bf16)
+
+    module, name = rotary_triton, "_rotary_kernel"
+    yield module, name, partial(module.rotary, torch.empty(2, 256, 32, 64, dtype=bf16), torch.empty(256, 32, 2), bf16)
+
+    module, name = swiglu_triton, "_swiglu_kernel"
+    yield module, name, partial(module.swiglu, ffn, ffn)
 
 
 class Recorder:

@@ -42,6 +42,15 @@ def arguments(n, device="cpu"):
         "nearest_code": {"z_NZ": randn(n, 16), "codebook_VZ": randn(5, 16)},
         "linear_gelu": {"x_MC": randn(n, 16), "weight_FC": randn(5, 16), "bias_F": randn(5)},
         "quantize_rows": {"x_MC": randn(n, 16), "dtype": torch.int8},
+        "causal_attention": {
+            "q_PHTD": randn(n, 2, 3, 16),
+            "k_PGSD": randn(n, 1, 4, 16),
+            "v_PGSD": randn(n, 1, 4, 16),
+            "scale": 1.0,
+        },
+        "residual_rms_norm": {"x_MC": randn(n, 16), "y_MC": randn(n, 16), "weight_C": randn(16), "eps": 1e-5},
+        "rotary": {"x_PTHD": randn(n, 3, 2, 16), "table_TJ2": randn(3, 8, 2)},
+        "swiglu": {"a_MF": randn(n, 16), "b_MF": randn(n, 16)},
     }
 
 
@@ -137,6 +146,13 @@ def transposed(x):
         ("nearest_code", "z_NZ", torch.Tensor.double),
         ("linear_gelu", "x_MC", transposed),
         ("quantize_rows", "x_MC", transposed),
+        ("causal_attention", "q_PHTD", transposed),
+        ("causal_attention", "k_PGSD", transposed),
+        ("causal_attention", "v_PGSD", transposed),
+        ("residual_rms_norm", "x_MC", transposed),
+        ("residual_rms_norm", "y_MC", transposed),
+        ("rotary", "x_PTHD", transposed),
+        ("swiglu", "a_MF", transposed),
     ],
 )
 def test_strides_and_dtypes_that_a_kernel_does_not_support_are_rejected(triton_device, op, argument, change):

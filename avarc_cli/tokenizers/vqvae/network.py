@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.layers import convolution
-from avarc_cli.layers.group_norm import GroupNorm
+from avarc_cli.layers.conv_blocks import Downsample, ResidualBlock, Upsample, group_norm, silu
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import TokenizerNetwork
 from avarc_cli.tokenizers.vqvae.config import VQVAEConfig
@@ -24,55 +24,16 @@ from avarc_kernels import nearest_code
 SHARED_CONVS = 4  # 3x3 convolutions that the scales share
 
 
-def _norm(channels: int) -> GroupNorm:
-    return GroupNorm(32, channels, eps=1e-6)
-
-
-def _silu(x: Tensor) -> Tensor:
-    return F.silu(x, inplace=not torch.is_grad_enabled())  # x is a norm's output, which is not used again
-
-
-class ResidualBlock(nn.Module):
-    def __init__(self, c_in: int, c_out: int) -> None:
-        super().__init__()
-        self.norm1, self.conv1 = _norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm2, self.conv2 = _norm(c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
-        self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(_silu(self.norm1(x)))
-        y = self.conv2(_silu(self.norm2(y)))
-        return y.add_(self.nin_shortcut(x))
-
-
 class AttentionBlock(nn.Module):
     def __init__(self, c: int) -> None:
         super().__init__()
-        self.norm, self.qkv, self.proj_out = _norm(c), nn.Conv2d(c, 3 * c, 1), nn.Conv2d(c, c, 1)
+        self.norm, self.qkv, self.proj_out = group_norm(c), nn.Conv2d(c, 3 * c, 1), nn.Conv2d(c, c, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).reshape(b, 1, h * w, 3, c).unbind(3)
         y = F.scaled_dot_product_attention(q, k, v)  # one head; the default scale is C^-1/2
         return x + self.proj_out(y.squeeze(1).transpose(1, 2).reshape(b, c, h, w))
-
-
-class Downsample(nn.Module):
-    def __init__(self, c: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(c, c, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # right and bottom only
-
-
-class Upsample(nn.Module):
-    def __init__(self, c: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(c, c, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Level(nn.Module):
@@ -113,13 +74,13 @@ class Encoder(nn.Module):
             for i, (before, w) in enumerate(zip([c.ch, *widths], widths, strict=False))
         )
         self.mid = Middle(widths[-1])
-        self.norm_out, self.conv_out = _norm(widths[-1]), nn.Conv2d(widths[-1], c.z_channels, 3, padding=1)
+        self.norm_out, self.conv_out = group_norm(widths[-1]), nn.Conv2d(widths[-1], c.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(_silu(self.norm_out(self.mid(x))))
+        return self.conv_out(silu(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
@@ -132,13 +93,13 @@ class Decoder(nn.Module):
             Level([before, *[w] * (c.blocks + 1)], attention=i == last, up=i > 0)
             for i, (before, w) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
         )
-        self.norm_out, self.conv_out = _norm(widths[0]), nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.norm_out, self.conv_out = group_norm(widths[0]), nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(x))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(_silu(self.norm_out(x)))
+        return self.conv_out(silu(self.norm_out(x)))
 
 
 class SharedConvs(nn.Module):

@@ -25,6 +25,10 @@ OPS = (  # each is a module of this folder
     "linear_gelu",
     "nearest_code",
     "quantize_rows",
+    "causal_attention",
+    "rms_norm",
+    "rotary",
+    "swiglu",
 )
 CPU_IMPLEMENTATIONS = ("torch", "full logits", "dense mask", "full matrix")
 HAS_TRITON = importlib.util.find_spec("triton") is not None

@@ -1,0 +1,1 @@
+"""LlamaGen: a decoder-only transformer over raster-ordered tokens (arXiv:2406.06525)."""

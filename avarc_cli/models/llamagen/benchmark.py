@@ -1,0 +1,96 @@
+"""What `avarc bench` scores: a LlamaGen's weights and one image's tokens, for LlamaGenLikelihood and the reference.
+
+Shapes: P pairs of the image and a class, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from avarc_cli.errors import UsageError
+from avarc_cli.layers import precision as precisions
+from avarc_cli.models.llamagen import reference
+from avarc_cli.models.llamagen.config import HEAD_WIDTH, LlamaGenConfig, ffn_width
+from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
+from avarc_cli.models.llamagen.network import LlamaGen
+
+SIDE = 16  # of the token grid of a 256-pixel image
+VOCABULARY = 16384
+SHAPES = {  # depth, width and heads of the published sizes
+    "b": (12, 768, 12),
+    "l": (24, 1024, 16),
+    "xl": (36, 1280, 20),
+    "xxl": (48, 1536, 24),
+    "3b": (24, 3200, 32),
+}
+
+
+class LlamaGenWorkload:
+    """One image with random tokens; every model that it makes has the same weights."""
+
+    def __init__(self, gpt: LlamaGen, device: torch.device) -> None:
+        config = self._config = gpt.config
+        self.segment_ends, self.num_classes, self.flops = config.ends, config.num_classes, config.flops
+        self._device = device
+        self._weights = {k: v.clone() for k, v in gpt.to(device).state_dict().items()}
+        self._table = gpt.table_LJ2
+        generator = torch.Generator().manual_seed(1)
+        self.tokens_L = torch.randint(config.vocab_size, (config.ends[-1],), generator=generator).to(device)
+
+    def reference(self, class_id_P: Tensor) -> Tensor:
+        """Token log-probabilities by the reference implementation, (P, L)."""
+        return reference.token_log_probs(self._weights, self.tokens_L, class_id_P, heads=self._config.heads)
+
+    def model(self, precision: str, kernels: str) -> LlamaGenLikelihood:
+        """The model in this precision and with these kernels. Raises: UsageError for an unavailable precision."""
+        with torch.device("meta"):
+            gpt = LlamaGen(self._config)
+        gpt.load_state_dict(dict(self._weights), assign=True)
+        gpt.table_LJ2 = self._table
+        gpt = gpt.eval().requires_grad_(False)
+        return LlamaGenLikelihood(gpt.set_precision(precisions.find(precision, self._device)).set_kernels(kernels))
+
+
+def random_workload(shape: str, scales: Sequence[int] | None, device: torch.device) -> LlamaGenWorkload:
+    """A LlamaGen of this shape (`parse_shape`) with random weights; `scales` is the side of its grid alone."""
+    return LlamaGenWorkload(random_gpt(parse_shape(shape, scales)), device)
+
+
+def parse_shape(text: str, scales: Sequence[int] | None = None) -> LlamaGenConfig:
+    """The configuration of "b", "l", "xl", "xxl", "3b" or "DEPTH:WIDTH:HEADS". Raises UsageError for anything else."""
+    parts = text.split(":")
+    if text in SHAPES:
+        depth, width, heads = SHAPES[text]
+    elif len(parts) == 3 and all(part.isdecimal() and int(part) > 0 for part in parts):
+        depth, width, heads = (int(part) for part in parts)
+    else:
+        known = ", ".join(f"llamagen-{name}" for name in SHAPES)
+        raise UsageError(f"no shape 'llamagen-{text}'", fix=f"write {known}, or llamagen-depth:width:heads")
+    if width % heads or width // heads % 4:
+        raise UsageError(f"no shape 'llamagen-{text}'", f"{width} channels do not divide among {heads} heads")
+    sides = tuple(scales or (SIDE,))
+    if len(sides) != 1:
+        raise UsageError("a LlamaGen has one grid", f"{len(sides)} scales were named", "write --scales 16")
+    return LlamaGenConfig(
+        depth=depth,
+        width=width,
+        heads=heads,
+        kv_heads=heads,
+        ffn=ffn_width(width),
+        num_classes=1000,
+        vocab_size=VOCABULARY if width >= HEAD_WIDTH * 8 else 512,
+        side=sides[0],
+    )
+
+
+def random_gpt(config: LlamaGenConfig, seed: int = 0) -> LlamaGen:
+    """A LlamaGen of this shape with random weights, scaled so that linears preserve the size of their input."""
+    generator = torch.Generator().manual_seed(seed)
+    gpt = LlamaGen(config).eval().requires_grad_(False)
+    for p in gpt.parameters():
+        if p.ndim == 2:
+            p.data.normal_(0, p.shape[1] ** -0.5, generator=generator)
+    return gpt

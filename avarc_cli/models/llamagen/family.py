@@ -1,0 +1,77 @@
+"""The LlamaGen family as the registry sees it: reading a configuration, building a model, starting a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avarc_cli.errors import CheckpointError, UsageError
+from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.precision import Precision
+from avarc_cli.likelihood import GeneratorFamily, LikelihoodModel, TokenizerNetwork
+from avarc_cli.models.llamagen import config as configs
+from avarc_cli.models.llamagen.benchmark import LlamaGenWorkload, random_workload
+from avarc_cli.models.llamagen.config import LlamaGenConfig, ffn_width
+from avarc_cli.models.llamagen.initialize import initialize
+from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
+from avarc_cli.models.llamagen.network import LlamaGen
+
+
+class LlamaGenFamily(GeneratorFamily):
+    name = LlamaGenLikelihood.family
+    title = configs.TITLE
+    signature = ("tok_embeddings.weight", "layers.0.attention.wqkv.weight", "layers.0.feed_forward.w3.weight")
+
+    def read_config(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> LlamaGenConfig:
+        return configs.read_config(tensors, stated, source)
+
+    def build(
+        self,
+        config: LlamaGenConfig,
+        tensors: Mapping[str, Tensor],
+        tokenizer: TokenizerNetwork,
+        *,
+        precision: Precision,
+        kernels: str,
+        device: torch.device,
+        source: str,
+    ) -> LlamaGenLikelihood:
+        if config.vocab_size != tokenizer.vocab_size:
+            raise CheckpointError(
+                f"{source} reads the tokens of another tokenizer",
+                f"it has {config.vocab_size} codes, the tokenizer {tokenizer.vocab_size}",
+                "pass the tokenizer that it was trained with",
+            )
+        gpt = LlamaGen.from_state_dict(config.on_grid(tokenizer.layout, source), tensors, source=source).to(device)
+        return LlamaGenLikelihood(gpt.set_precision(precision).set_kernels(kernels))
+
+    def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> LlamaGenLikelihood:
+        """An initialized LlamaGen; `shape` is depth and width (a multiple of 64)."""
+        width = shape["width"]
+        if width % configs.HEAD_WIDTH:
+            raise UsageError(f"a LlamaGen of width {width}", f"it is a multiple of {configs.HEAD_WIDTH}")
+        heads = configs.PUBLISHED_HEADS.get(width, width // configs.HEAD_WIDTH)
+        config = LlamaGenConfig(
+            depth=shape["depth"],
+            width=width,
+            heads=heads,
+            kv_heads=heads,
+            ffn=ffn_width(width),
+            num_classes=num_classes,
+            vocab_size=tokenizer.vocab_size,
+        )
+        device = next(tokenizer.parameters()).device
+        return LlamaGenLikelihood(initialize(LlamaGen(config.on_grid(tokenizer.layout, "a new LlamaGen"))).to(device))
+
+    def random_workload(self, shape: str, scales: Sequence[int] | None, device: torch.device) -> LlamaGenWorkload:
+        return random_workload(shape, scales, device)
+
+    def model_workload(self, model: LikelihoodModel, device: torch.device) -> LlamaGenWorkload:
+        assert isinstance(model, LlamaGenLikelihood)
+        return LlamaGenWorkload(model.gpt, device)
+
+
+FAMILY = LlamaGenFamily()

@@ -1,0 +1,232 @@
+"""LlamaGen behind the LikelihoodModel interface: the segments are the rows of the grid.
+
+Shapes: B token sequences, P pairs, L tokens, T tokens of the rows at hand, C width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from avarc_cli.errors import UsageError
+from avarc_cli.layers.kv_cache import KVCache, Workspace
+from avarc_cli.layers.precision import Precision, inference
+from avarc_cli.likelihood import TrainableModel
+from avarc_cli.models.llamagen.config import LlamaGenConfig
+from avarc_cli.models.llamagen.network import QKV, LlamaGen
+from avarc_cli.models.llamagen.sampling import sample
+from avarc_kernels import linear_log_prob
+
+
+@dataclass
+class LlamaGenState:
+    """Scoring up to some row of the grid."""
+
+    tokens_BL: Tensor
+    """int64."""
+    class_id_P: Tensor
+    """int64."""
+    sequence_P: Tensor
+    """Row of each pair in tokens_BL."""
+    kv_cache: KVCache
+    """Of each pair."""
+    row: int = 0
+    """Rows of the grid scored so far."""
+
+
+class LlamaGenLikelihood(TrainableModel):
+    """log p(tokens of a row | rows before, class), for any run of rows."""
+
+    family = "llamagen"
+
+    def __init__(self, network: LlamaGen, workspace: Workspace | None = None) -> None:
+        self.network = self.gpt = network
+        self.config: LlamaGenConfig = network.config
+        self.workspace = workspace or Workspace()  # may be shared with models that never score at the same time
+        self.segment_ends = network.config.ends
+        self.num_classes = network.config.num_classes
+        self.unconditional: int | None = network.config.num_classes
+        self.flops_per_token = network.config.flops // network.config.ends[-1]
+
+    @property
+    def precision(self) -> Precision:
+        """What the blocks compute in."""
+        return self.gpt.precision
+
+    @inference
+    def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor) -> LlamaGenState:
+        device = self.gpt.table_LJ2.device
+        return LlamaGenState(
+            tokens_BL=tokens_BL.to(device),
+            class_id_P=class_id_P.to(device),
+            sequence_P=sequence_P.to(device),
+            kv_cache=KVCache(self.config.depth, self.workspace),
+        )
+
+    @inference
+    def extend(self, state: LlamaGenState, stop: int, *, keep_cache_segments: int) -> Tensor:
+        start, end, cached = self._position(state.row), self._position(stop), state.kv_cache.length
+        if end <= start or cached < start:
+            raise ValueError(f"cannot extend from row {state.row} to {stop}: {cached} positions are cached")
+        x_PTC, qkv = self._inputs(state, start, end)
+        state.kv_cache.limit = self._position(keep_cache_segments)
+        hidden_PTC = self.gpt.hidden(x_PTC, qkv, start, state.kv_cache)
+        state.row = stop
+        target_PT = state.tokens_BL[state.sequence_P, start:end]
+        rows, weight = hidden_PTC.flatten(0, 1), self.gpt.output.weight
+        log_prob = linear_log_prob(rows, weight, None, target_PT.flatten(), backend=self.gpt.kernels)
+        return log_prob.view_as(target_PT)
+
+    def _inputs(self, state: LlamaGenState, start: int, end: int) -> tuple[Tensor, QKV]:
+        """Input of these positions, and queries, keys and values of layer 0: computed once for every image."""
+        first = max(start, 1)
+        x_BTC = self.gpt.embed_tokens(state.tokens_BL[:, first - 1 : end - 1])
+        x, qkv = x_BTC[state.sequence_P], self.gpt.first_qkv(x_BTC, first).rows(state.sequence_P)
+        if start == 0:
+            class_P1C = self.gpt.embed_class(state.class_id_P)
+            of_class = self.gpt.first_qkv(class_P1C, 0)
+            x = torch.cat([class_P1C, x], dim=1)
+            qkv = QKV(*(torch.cat(pair, dim=1) for pair in zip(of_class, qkv, strict=True)))
+        return x, qkv
+
+    @inference
+    def select(self, state: LlamaGenState, keep_Q: Tensor) -> LlamaGenState:
+        keep_Q = keep_Q.to(state.class_id_P.device)
+        return replace(
+            state,
+            class_id_P=state.class_id_P[keep_Q],
+            sequence_P=state.sequence_P[keep_Q],
+            kv_cache=state.kv_cache.select(keep_Q),
+        )
+
+    @inference
+    def fork(
+        self, state: LlamaGenState, keep_Q: Tensor, tokens_BL: Tensor, sequence_Q: Tensor, stop: int
+    ) -> LlamaGenState:
+        device = state.class_id_P.device
+        keep_Q = keep_Q.to(device)
+        return LlamaGenState(
+            tokens_BL=tokens_BL.to(device),
+            class_id_P=state.class_id_P[keep_Q],
+            sequence_P=sequence_Q.to(device),
+            kv_cache=state.kv_cache.select(keep_Q, self._position(stop)),
+            row=stop,
+        )
+
+    @inference
+    def sample(
+        self,
+        class_id_B: Tensor,
+        *,
+        generators: Sequence[torch.Generator],
+        guidance: float = 1.5,
+        top_k: int = 0,
+        top_p: float = 0.0,
+    ) -> Tensor:
+        return sample(self.gpt, class_id_B, generators=generators, guidance=guidance, top_k=top_k, top_p=top_p)
+
+    def with_network(self, network: nn.Module) -> LlamaGenLikelihood:
+        return LlamaGenLikelihood(cast("LlamaGen", network), self.workspace)
+
+    def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor) -> Tensor:
+        """log p(token | before, class) in nats, (B, L), with gradients.
+
+        Raises: UsageError for a model in 8 bits, whose products have no gradients.
+        """
+        gpt = self.gpt
+        if gpt.precision.quantized:
+            raise UsageError(
+                f"a model in {gpt.precision.name} cannot be trained",
+                "8-bit products have no gradients",
+                "load it with --precision fp32 or bf16",
+            )
+        x_BLC = torch.cat([gpt.embed_class(class_id_B), gpt.embed_tokens(tokens_BL[:, :-1])], dim=1)
+        # Our own kernels have no gradients. Torch's run here also without gradients, so that losses are comparable.
+        hidden_BLC = gpt.hidden(x_BLC, gpt.first_qkv(x_BLC, 0, kernels="torch"), 0, kernels="torch")
+        logits = gpt.output(hidden_BLC).flatten(0, 1)
+        return -F.cross_entropy(logits, tokens_BL.flatten(), reduction="none").view_as(tokens_BL)
+
+    def class_embedding(self, class_id: int) -> Tensor:
+        return self.gpt.cls_embedding.embedding_table.weight[class_id]
+
+    def low_rank_targets(self, method: str) -> dict[str, tuple[int, int]]:
+        return linear_shapes(self.config) if method == "lora" else {}  # the class modulates nothing
+
+    def one_class_network(self, row_C: nn.Parameter) -> LlamaGen:
+        with torch.device("meta"):
+            twin = LlamaGen(replace(self.config, num_classes=1))
+        tensors = self.gpt.state_dict()
+        key = "cls_embedding.embedding_table.weight"
+        tensors[key] = tensors[key][[0, -1]]
+        twin.load_state_dict(tensors, assign=True)
+        twin.table_LJ2 = self.gpt.table_LJ2
+        twin.eval().requires_grad_(False)
+        parametrize.register_parametrization(twin.cls_embedding.embedding_table, "weight", _FirstRow(row_C))
+        return twin
+
+    def finish_network(self, network: nn.Module) -> LlamaGen:
+        twin = cast("LlamaGen", network)
+        twin.precision = self.gpt.precision
+        if self.gpt.precision.quantized:  # from the changed weights
+            twin.set_precision(self.gpt.precision)
+        return twin.set_kernels(self.gpt.kernels)
+
+    def with_more_classes(self, count: int) -> LlamaGenLikelihood:
+        tensors = {key: value.clone() for key, value in self.gpt.state_dict().items()}
+        key = "cls_embedding.embedding_table.weight"
+        rows = tensors[key]
+        new = rows[:-1].mean(0, keepdim=True).expand(count, -1)
+        tensors[key] = torch.cat([rows[:-1], new, rows[-1:]])
+        grown = LlamaGen(replace(self.config, num_classes=self.num_classes + count)).to(rows.device)
+        grown.load_state_dict(tensors)
+        return self.with_network(grown)
+
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        return self.gpt.state_dict()
+
+    def bytes_per_token(self, *, cached: bool) -> int:
+        c = self.config
+        if cached:
+            return 2 * c.depth * c.kv_heads * c.head_width * self.precision.attention.itemsize
+        item = self.precision.activations.itemsize
+        # Residual stream and its sum in float32; normed input, queries, keys and values, or the three hidden vectors.
+        return 3 * c.width * 4 + (2 * c.width + max(3 * c.width, 3 * c.ffn)) * item
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the weights."""
+        tensors = {t.data_ptr(): t.nbytes for t in [*self.gpt.parameters(), *self.gpt.buffers()] if not t.is_mkldnn}
+        return sum(tensors.values())
+
+    def _position(self, row: int) -> int:
+        return self.segment_ends[row - 1] if row else 0
+
+
+class _FirstRow(nn.Module):
+    """A table of class embeddings (2, C) whose first row is `row_C`; the second is the unconditional class's."""
+
+    def __init__(self, row_C: nn.Parameter) -> None:
+        super().__init__()
+        self.row_C = row_C
+
+    def forward(self, table_2C: Tensor) -> Tensor:
+        return torch.stack([self.row_C, table_2C[1]])
+
+
+def linear_shapes(config: LlamaGenConfig) -> dict[str, tuple[int, int]]:
+    """(out, in) of every linear that a low-rank method may change: attention and feed-forward."""
+    width, ffn = config.width, config.ffn
+    of_block = {
+        "attention.wqkv": ((config.heads + 2 * config.kv_heads) * config.head_width, width),
+        "attention.wo": (width, width),
+        "feed_forward.w1": (ffn, width),
+        "feed_forward.w2": (width, ffn),
+        "feed_forward.w3": (ffn, width),
+    }
+    return {f"layers.{i}.{name}": shape for i in range(config.depth) for name, shape in of_block.items()}

@@ -1,0 +1,223 @@
+"""LlamaGen's transformer (arXiv:2406.06525): p(token | tokens before it in raster order, class).
+
+Checkpoint-compatible with the published class-conditional models. Written for scoring: any run of positions can be
+evaluated after a cached prefix, and all logits are never stored.
+
+Position 0 is the class, position p >= 1 the token of cell p - 1, and the hidden state of position p scores the token of
+cell p. A block is two branches, attention and feed-forward. Each adds to the residual stream x:
+
+    x = x + branch(norm(x)),      norm(x) = x / sqrt(mean(x^2) + 1e-5) * weight.
+
+Adding a branch and the norm before the next one are one operation, `residual_rms_norm`, so the loop over branches is in
+`LlamaGen.hidden`.
+
+The class is an input of position 0 only. So the queries, keys and values of layer 0 of all other positions are those of
+the image, whatever the class, and `hidden` takes them as an argument.
+
+Shapes: P sequences (pairs of image and class), T positions that are evaluated, L positions in all, C width, H and G
+heads of queries and of keys, D head width, J = D / 2, F hidden width, V codes, N classes, g side of the grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from avarc_cli.layers.kv_cache import KVCache
+from avarc_cli.layers.precision import FP32, Precision, QuantizedLinear, linear, quantized
+from avarc_cli.layers.state_dict import build
+from avarc_cli.models.llamagen.config import TITLE, LlamaGenConfig
+from avarc_kernels import causal_attention, residual_rms_norm, rotary, swiglu
+
+NORM_EPS = 1e-5
+ROTARY_BASE = 10_000.0
+TABLE = "freqs_cis"  # of rotations: in some published files, but computed here
+
+
+class QKV(NamedTuple):
+    """Inputs of an attention: queries and keys are turned by their position."""
+
+    q_PTHD: Tensor
+    k_PTGD: Tensor
+    v_PTGD: Tensor
+
+    def rows(self, row_P: Tensor) -> QKV:
+        """Those of these sequences."""
+        return QKV(*(x[row_P] for x in self))
+
+
+class Attention(nn.Module):
+    def __init__(self, c: LlamaGenConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_width = c.heads, c.kv_heads, c.head_width
+        self.wqkv = nn.Linear(c.width, (c.heads + 2 * c.kv_heads) * c.head_width, bias=False)
+        self.wo = nn.Linear(c.width, c.width, bias=False)
+
+    def qkv(self, x_PTC: Tensor, table_TJ2: Tensor, dtype: torch.dtype, kernels: str) -> QKV:
+        """Queries, keys and values of these positions, in `dtype`."""
+        heads = linear(self.wqkv, x_PTC).unflatten(-1, (-1, self.head_width))
+        qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
+        q, k = rotary(qk, table_TJ2, dtype=dtype, backend=kernels).split([self.heads, self.kv_heads], dim=2)
+        return QKV(q, k, v.to(dtype))
+
+    def forward(self, qkv: QKV, layer: int, kv_cache: KVCache | None, kernels: str) -> Tensor:
+        """The branch's output, (P, T, C)."""
+        q, k, v = (x.transpose(1, 2) for x in qkv)
+        if kv_cache is not None:
+            k, v = kv_cache.append(layer, k, v)
+        out = causal_attention(q, k, v, scale=self.head_width**-0.5, backend=kernels)
+        return linear(self.wo, out.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, c: LlamaGenConfig) -> None:
+        super().__init__()
+        self.w1, self.w3 = nn.Linear(c.width, c.ffn, bias=False), nn.Linear(c.width, c.ffn, bias=False)
+        self.w2 = nn.Linear(c.ffn, c.width, bias=False)
+
+    def forward(self, x: Tensor, kernels: str) -> Tensor:
+        """The branch's output, (P, T, C)."""
+        return linear(self.w2, swiglu(linear(self.w1, x), linear(self.w3, x), backend=kernels))
+
+
+class RMSNorm(nn.Module):
+    """The weight of a norm; `residual_rms_norm` computes it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+
+class Block(nn.Module):
+    """The weights of two branches and of the norms before them."""
+
+    def __init__(self, c: LlamaGenConfig) -> None:
+        super().__init__()
+        self.attention, self.feed_forward = Attention(c), FeedForward(c)
+        self.attention_norm, self.ffn_norm = RMSNorm(c.width), RMSNorm(c.width)
+
+
+class ClassEmbedding(nn.Module):
+    def __init__(self, c: LlamaGenConfig) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(c.num_classes + 1, c.width)
+
+
+class LlamaGen(nn.Module):
+    """The transformer. Class id `num_classes` is the unconditional class."""
+
+    table_LJ2: Tensor
+
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        self.precision, self.kernels = FP32, "torch"
+        self.cls_embedding = ClassEmbedding(c)
+        self.tok_embeddings = nn.Embedding(c.vocab_size, c.width)
+        self.layers = nn.ModuleList(Block(c) for _ in range(c.depth))
+        self.norm = RMSNorm(c.width)
+        self.output = nn.Linear(c.width, c.vocab_size, bias=False)
+        assert c.side is not None, "the grid is not known yet"
+        with torch.device("cpu"):  # a network is made on no memory, but this table is not among the tensors of a file
+            self.register_buffer("table_LJ2", rotations(c.side, c.head_width), persistent=False)
+
+    @classmethod
+    def from_state_dict(cls, config: LlamaGenConfig, tensors: Mapping[str, Tensor], *, source: str) -> LlamaGen:
+        """A LlamaGen of this shape with these tensors.
+
+        Raises: CheckpointError naming `source` and the first few offending keys.
+        """
+        weights = {key: tensor for key, tensor in tensors.items() if key != TABLE}
+        return build(lambda: cls(config), weights, source=source, expected=TITLE)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks, typed."""
+        return cast("list[Block]", list(self.layers))
+
+    def set_precision(self, precision: Precision) -> LlamaGen:
+        """Run the linears of the blocks in this precision; norms, residual stream, rotations and, on a CPU, the head
+        stay float32.
+
+        Raises: UsageError for widths that the precision does not support.
+        """
+        self.precision = precision
+        for block in self.blocks:
+            attention, ffn = block.attention, block.feed_forward
+            for owner, names in ((attention, ("wqkv", "wo")), (ffn, ("w1", "w2", "w3"))):
+                for name in names:
+                    layer = getattr(owner, name)
+                    layer = quantized(layer, precision) if precision.quantized else layer.to(precision.product)
+                    setattr(owner, name, layer)
+        if self.output.weight.is_cuda:
+            self.output.to(precision.activations)
+        return self
+
+    def set_kernels(self, kernels: str) -> LlamaGen:
+        """Set the implementation of the operations: "torch" or "triton"."""
+        self.kernels = kernels
+        for module in self.modules():
+            if isinstance(module, QuantizedLinear):
+                module.kernels = kernels
+        return self
+
+    def embed_class(self, class_id_P: Tensor) -> Tensor:
+        """Input of position 0, (P, 1, C)."""
+        return cast("Tensor", self.cls_embedding.embedding_table(class_id_P))[:, None]
+
+    def embed_tokens(self, tokens_BT: Tensor) -> Tensor:
+        """Input of the positions of these tokens, (B, T, C)."""
+        return cast("Tensor", self.tok_embeddings(tokens_BT))
+
+    def first_qkv(self, x_PTC: Tensor, start: int, *, kernels: str | None = None) -> QKV:
+        """Queries, keys and values of layer 0 for the inputs of the positions from `start` on."""
+        kernels, block = kernels or self.kernels, self.blocks[0]
+        norm, table_TJ2 = block.attention_norm.weight, self.table_LJ2[start : start + x_PTC.shape[1]]
+        dtype = self.precision.activations
+        normed = residual_rms_norm(x_PTC, None, norm, eps=NORM_EPS, dtype=dtype, backend=kernels)[1]
+        return block.attention.qkv(normed, table_TJ2, self.precision.attention, kernels)
+
+    def hidden(
+        self, x_PTC: Tensor, qkv: QKV, start: int, kv_cache: KVCache | None = None, *, kernels: str | None = None
+    ) -> Tensor:
+        """Last hidden states after the final norm, (P, T, C), in the head's dtype.
+
+        Args:
+            x_PTC: input of the positions from `start` on, float32.
+            qkv: of layer 0 for these positions (`first_qkv`).
+            kv_cache: keys and values of the positions before `start`; stores those of the new ones (KVCache.limit).
+                None if `start` is 0 and nothing is to be stored.
+            kernels: None for the model's own. With gradients it must be "torch".
+        """
+        kernels, dtype = kernels or self.kernels, self.precision.activations
+        table_TJ2 = self.table_LJ2[start : start + x_PTC.shape[1]]
+        norms = [block.attention_norm.weight for block in self.blocks[1:]]
+        for layer, (block, following) in enumerate(zip(self.blocks, [*norms, None], strict=True)):
+            y_PTC = block.attention(qkv, layer, kv_cache, kernels)
+            weight = block.ffn_norm.weight
+            x_PTC, normed = residual_rms_norm(x_PTC, y_PTC, weight, eps=NORM_EPS, dtype=dtype, backend=kernels)
+            y_PTC = block.feed_forward(normed, kernels)
+            if following is not None:
+                x_PTC, normed = residual_rms_norm(x_PTC, y_PTC, following, eps=NORM_EPS, dtype=dtype, backend=kernels)
+                qkv = self.blocks[layer + 1].attention.qkv(normed, table_TJ2, self.precision.attention, kernels)
+        dtype = self.output.weight.dtype
+        return residual_rms_norm(x_PTC, y_PTC, self.norm.weight, eps=NORM_EPS, dtype=dtype, backend=kernels)[1]
+
+
+def rotations(side: int, head_width: int) -> Tensor:
+    """Cosine and sine of every position and pair of channels, (L, J, 2) float32, for an image of side x side tokens.
+
+    Position 0, the class, has zeros: its query and key vanish. Position p has the row and column of cell p - 1; half of
+    the pairs turn with the row, the others with the column, at frequencies base^(-2k / (D / 2)).
+    """
+    count = head_width // 4
+    frequency = 1.0 / ROTARY_BASE ** (torch.arange(0, 2 * count, 2).float() / (head_width // 2))
+    angle = torch.outer(torch.arange(side).float(), frequency)
+    by_row = angle[:, None].expand(side, side, count)
+    by_column = angle[None].expand(side, side, count)
+    angles_gJ = torch.cat([by_row, by_column], dim=-1).flatten(0, 1)[:-1]  # nothing follows the last token
+    turned = torch.stack([angles_gJ.cos(), angles_gJ.sin()], dim=-1)
+    return torch.cat([torch.zeros_like(turned[:1]), turned])

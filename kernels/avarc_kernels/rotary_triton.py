@@ -1,0 +1,70 @@
+"""`rotary` in Triton: one program per position of a sequence, for all heads."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+HEADS = 8
+"""Heads that a program turns at once; not measured."""
+
+
+@triton.jit
+def _rotary_kernel(
+    x_ptr,
+    table_ptr,
+    out_ptr,
+    T,
+    H,
+    J,
+    stride_xp,
+    stride_xt,
+    stride_xh,
+    BLOCK_H: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+):
+    """All heads of one position [1]: (a, b) -> (a cos - b sin, b cos + a sin) for adjacent channels a, b.
+
+    References:
+        [1] RoFormer: Enhanced Transformer with Rotary Position Embedding, arXiv:2104.09864
+    """
+    row = tl.program_id(0).to(tl.int64)  # int64: P * T * H * D can exceed 2**31
+    p, t = row // T, row % T
+    j = tl.arange(0, BLOCK_J)
+    mask_j = j < J
+    cos = tl.load(table_ptr + (t * J + j) * 2, mask=mask_j, other=0.0)[None, :]
+    sin = tl.load(table_ptr + (t * J + j) * 2 + 1, mask=mask_j, other=0.0)[None, :]
+    for first in range(0, H, BLOCK_H):
+        h = first + tl.arange(0, BLOCK_H)
+        mask = (h < H)[:, None] & mask_j[None, :]
+        x_ptrs = x_ptr + p * stride_xp + t * stride_xt + h.to(tl.int64)[:, None] * stride_xh + 2 * j[None, :]
+        a = tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(x_ptrs + 1, mask=mask, other=0.0).to(tl.float32)
+        out_ptrs = out_ptr + ((row * H + h)[:, None] * J + j[None, :]) * 2
+        tl.store(out_ptrs, (a * cos - b * sin).to(out_ptr.dtype.element_ty), mask=mask)
+        tl.store(out_ptrs + 1, (b * cos + a * sin).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def rotary(x_PTHD: Tensor, table_TJ2: Tensor, dtype: torch.dtype) -> Tensor:
+    """See `rotary.rotary`. Raises: ValueError when the channels of a head are not contiguous."""
+    if x_PTHD.stride(3) != 1:
+        raise ValueError(f"triton needs contiguous channels: the strides are {x_PTHD.stride()}")
+    sequences, positions, heads, width = x_PTHD.shape
+    out = torch.empty(x_PTHD.shape, dtype=dtype, device=x_PTHD.device)
+    if out.numel():
+        _rotary_kernel[(sequences * positions,)](
+            x_PTHD,
+            table_TJ2.float().contiguous(),
+            out,
+            positions,
+            heads,
+            width // 2,
+            *x_PTHD.stride()[:3],
+            BLOCK_H=HEADS,
+            BLOCK_J=triton.next_power_of_2(width // 2),
+            num_warps=1,
+            enable_fp_fusion=True,
+        )
+    return out
