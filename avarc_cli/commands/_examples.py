@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from avarc_cli import console
+from avarc_cli.commands import _images, _summary
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands import _summary
 from avarc_cli.settings import check_augmentation, check_learning_rate, check_method
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def open_source(data: list[Path], tokenizer: Tokenizer, *, allow_outside: bool) 
 
     source = open_source(data, tokenizer, is_cache=_summary.is_cache(data), allow_outside=allow_outside)
     if isinstance(source, ImageSet):
-        opt.note_images(source)
+        _images.note_images(source)
     return source
 
 
@@ -125,7 +125,7 @@ def encode(
     with console.progress(verb, sum(map(len, rows.values()))) as bar:
         for name, chosen in rows.items():
             encoded[name] = encode(source, chosen, tokenizer, variation, lambda: bar.update(next(ticks)))
-    opt.list_unreadable(unreadable_of(encoded.values()))
+    _images.list_unreadable(unreadable_of(encoded.values()))
     return encoded
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avarc_cli import console
-from avarc_cli.commands import _options as opt
+from avarc_cli.commands import _images
 from avarc_cli.errors import UsageError, describe_differences
 from avarc_cli.words import counted
 
@@ -72,7 +72,7 @@ def announce(classifier: Classifier, run: Run) -> None:
     if classifier.candidates_of:
         console.note(f"candidates: {classes} of {classifier.candidates_of}; --classes all for every class")
     named = run.cache.header.class_names
-    opt.note_numbers(named, classifier.model.classes)
+    _images.note_numbers(named, classifier.model.classes)
     unmatched = run.cache.labels[(run.cache.labels >= 0) & (run.labels < 0)].tolist()
     if named and unmatched:
         of = f"{len(unmatched):,} of {images}"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _images, _summary
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands import _summary
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE, CacheError, UsageError
 from avarc_cli.options import AUTO, Options, parse_bytes
@@ -127,13 +127,13 @@ def classify(
     opt.note_inferred(classifier.model)
     _check_out(classifier, out, save_likelihood, overwrite)
     if images is not None:
-        opt.warn_of_photos(images, classifier.model.name)
+        _images.warn_of_photos(images, classifier.model.name)
     with tempfile.TemporaryDirectory() as scratch:
         encoded = None if images is None else _encode(classifier, images, out or Path(scratch), encoding, overwrite)
         unreadable = encoded.unreadable if encoded else []
         cache = read(encoded.path) if encoded else read(data[0]).first(encoding.limit)
         result = _score(classifier, cache, out, save_json, save_likelihood, overwrite)
-        opt.list_unreadable(unreadable)
+        _images.list_unreadable(unreadable)
         _summary.show(cache, result, unreadable, out)
     if unreadable:
         raise typer.Exit(EXIT_UNREADABLE)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _images
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
@@ -73,7 +74,7 @@ def encode(
 
     reader = load_tokenizer(spec, layout=layout).at(precision)
     opt.note_inferred(reader)
-    opt.warn_of_photos(images, reader.name)
+    _images.warn_of_photos(images, reader.name)
     pixels = Preprocess.choose(encoding.preprocess, reader.preprocess, reader.image_size)
     workers = default_workers(str(reader.device)) if encoding.workers is None else encoding.workers
     each = f"{counted(reader.layout.num_tokens, 'token')} x {counted(samples, 'sample')}"
@@ -96,7 +97,7 @@ def encode(
             progress=bar.update,
             say=console.warn,
         )
-    opt.list_unreadable(done.unreadable)
+    _images.list_unreadable(done.unreadable)
     summary = {"cache": done.path, "images": done.images, "unreadable": dict(done.unreadable), "whole": done.complete}
     console.result(summary, console.path_and(out, _said(done, own)), brief=str(out))
     if done.unreadable:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _images, _summary
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands import _summary
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
 from avarc_cli.options import Options
@@ -89,7 +89,7 @@ def explain(
     if preprocess is not None:
         check_option(preprocess)
     _summary.check_request(data, None, False, images_only=[preprocess, workers])
-    images = None if _summary.is_cache(data) else opt.select_images(data, None, None, None, allow_outside=allow_outside)
+    images = None if _summary.is_cache(data) else _images.select(data, None, None, None, allow_outside=allow_outside)
     out.parent.mkdir(parents=True, exist_ok=True)
     inputs = data if images is None else images.paths
     with (
@@ -117,8 +117,8 @@ def explain(
         classifier = load_classifier(spec, scoring.options(about_images.dataset))
         opt.note_inferred(classifier.model)
         if images is not None:
-            opt.warn_of_photos(images, classifier.model.name)
-        opt.note_numbers(about_images.class_names, classifier.model.classes)
+            _images.warn_of_photos(images, classifier.model.name)
+        _images.note_numbers(about_images.class_names, classifier.model.classes)
         how.of_grids(classifier.model.tokenizer.layout)  # wrong scales are an error before images are scored
         result = explain_images(
             classifier,
@@ -129,7 +129,7 @@ def explain(
             progress=console.progress,
             say=console.warn,
         )
-        opt.list_unreadable(result.unreadable)
+        _images.list_unreadable(result.unreadable)
         about = _about(result, only, classifier.model.name, how)
         title = f"Why? {', '.join(str(d) for d in data[:3])}"
         write.write_explanations(result.explanations, how, out, title=title, about=about, npz=npz)

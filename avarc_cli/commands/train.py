@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _images, _weights
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands import _weights
 from avarc_cli.commands._groups import Command, with_option_groups
 from avarc_cli.settings import (
     check_augmentation,
@@ -121,7 +121,7 @@ def tokenizer(
         "patch_nums": opt.parse_numbers(patch_nums, "--patch-nums") or (),
         "blocks": blocks,
     }
-    images = opt.open_noted(data, allow_outside=training.allow_outside)
+    images = _images.open_noted(data, allow_outside=training.allow_outside)
     from avarc_cli.devices import pick_device  # imports torch: only now, after all that may be wrong
     from avarc_cli.train.tokenizer import train_tokenizer
 
@@ -170,7 +170,7 @@ def var(
     check_weights(tokenizer)
     check_device(device)
     check_class_dropout(class_dropout)
-    images = opt.open_noted(data)
+    images = _images.open_noted(data)
     with _reserved(out, overwrite, tokenizer):
         _weights.ensure(tokenizer, tokenizer_weight_set=tokenizer_weight_set, yes=yes)
         from avarc_cli.loading import ModelSpec, load_tokenizer  # imports torch: only now, after all that may be wrong
@@ -226,7 +226,7 @@ def cca(
     Example: avarc train cca photos/ --model var-d16 --rank 16 --out adapter/
     """
     check_contrast(beta, weight, class_dropout)
-    images = opt.open_noted(data)
+    images = _images.open_noted(data)
     with _reserved(out, overwrite, model.model, model.tokenizer, folder=rank > 0):
         from avarc_cli.loading import load_model  # imports torch: only now, after all that may be wrong
         from avarc_cli.train.cca import Contrast, align
@@ -235,7 +235,7 @@ def cca(
         loaded = load_model(model.fetch())
         opt.note_inferred(loaded)
         recipe = replace(training.recipe(), weight_decay=0.0)
-        opt.note_numbers(images.class_names, loaded.classes)
+        _images.note_numbers(images.class_names, loaded.classes)
         with _progress("aligning", recipe.steps) as progress:
             align(
                 images,
