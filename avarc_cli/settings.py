@@ -19,9 +19,14 @@ MOST_GUIDANCE = 1000  # far beyond any use; float32 ends at 1e38
 
 
 def check_exists(path: str | Path | None, named_by: str) -> None:
-    """Raises UsageError where an option or argument names a file or folder that is not there."""
-    if path is not None and not Path(path).exists():
-        raise UsageError(f"'{path}' does not exist", f"it was given as {named_by}", "check the path")
+    """Raises UsageError where an option or argument names a file or folder that is not there, or a device."""
+    if path is None:
+        return
+    why = f"it was given as {named_by}"
+    if not Path(path).exists():
+        raise UsageError(f"'{path}' does not exist", why, "check the path")
+    if Path(path).is_char_device() or Path(path).is_block_device():  # /dev/zero would be read for ever
+        raise UsageError(f"'{path}' is a device", why, "name a file")
 
 
 def check_precision(name: str) -> None:

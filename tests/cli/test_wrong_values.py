@@ -27,7 +27,7 @@ OF_CLASSIFY = {
     "--bank": ["nowhere"],
     "--lora": ["nowhere"],
     "--priors": ["nowhere"],
-    "--class-names": ["nowhere"],
+    "--class-names": ["nowhere", "/dev/zero"],
     "--model-config": ["nowhere"],
     "--subset": ["nowhere"],
     "--limit": ["0"],
