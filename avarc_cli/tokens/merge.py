@@ -114,7 +114,7 @@ def _is_empty_shard(source: Path, other: TokenCache) -> bool:
 
 def _of_one(cache: TokenCache) -> _Plan:
     """The only cache beside empty shards, which has all images."""
-    return _Plan(cache.header, [_Piece(cache, 0, len(cache))], list(cache.unreadable))
+    return _Plan(cache.header, [_Piece(cache, 0, len(cache))], list(cache.unreadable), cache.fingerprints())
 
 
 def _of_shards(caches: Sequence[TokenCache]) -> _Plan:
