@@ -6,13 +6,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any, TypeAlias
 
 EXIT_SIGNAL = 128
 """Plus the number of the signal that ended a command: the exit code that shells give it."""
+
+Handler: TypeAlias = "Callable[[int, FrameType | None], Any] | int | None"
+
+SECONDS_TO_IMPORT = 0.05
+"""After which a signal that came during an import is looked at again."""
 
 
 @dataclass
@@ -27,28 +33,50 @@ def stoppable() -> Iterator[StopRequest]:
     """End the block on SIGTERM and SIGHUP as on Ctrl-C, by a KeyboardInterrupt, so that it can clean up.
 
     A signal that is ignored (`nohup`) or handled otherwise stays so. Signals that follow the first do not disturb the
-    cleaning up. Processes forked in the block are ended by these signals.
+    cleaning up. Processes forked in the block are ended by these signals. All three wait for the end of an import: some
+    packages print tracebacks, or stay half imported, when theirs is interrupted.
     """
     stop, process = StopRequest(), os.getpid()
+    imported = _is_importing(sys._getframe())  # a module that runs avarc while it is imported can be interrupted
 
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, before[number])
             os.kill(os.getpid(), number)
+        elif not imported and _is_importing(frame):
+            _send_again(number)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
         elif stop.signal is None:
             stop.signal = signal.Signals(number)
             raise KeyboardInterrupt
 
-    ours = []
-    if threading.current_thread() is threading.main_thread():  # Python allows no other to handle signals
-        ours = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
-    for number in ours:
+    before = _handled_by_default() if threading.current_thread() is threading.main_thread() else {}
+    for number in before:
         signal.signal(number, end)
     try:
         yield stop
     finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _handled_by_default() -> dict[int, Handler]:
+    """The signals that ask to end, and their handlers, unless the user or the program chose others."""
+    handlers = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    return {number: how for number, how in handlers.items() if how in (signal.SIG_DFL, signal.default_int_handler)}
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _send_again(number: int) -> None:
+    timer = threading.Timer(SECONDS_TO_IMPORT, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
 
 
 def open_standard_streams() -> None:

@@ -31,16 +31,17 @@ SHOWN = 12  # tokens of an image in the table
 
 @app.command(cls=Command)
 def info(cache: CacheArg, as_json: opt.JsonOpt = False) -> None:
-    """Show what a cache holds and how it was made.
+    """Show what a cache holds and how it was made. A corrupt one is an error as well.
 
     Example: avarc cache info val.h5
     """
-    from avarc_cli.tokens.cache import read
+    from avarc_cli import tokens
 
-    opened = read(cache, allow_partial=True)
+    opened = tokens.read(cache, allow_partial=True)
     facts = _facts(opened)
     shown = {name.replace("_", " "): _text(value) for name, value in facts.items()}
     console.result(facts, console.fields(cache, shown), brief=str(len(opened)))
+    tokens.verify(opened).check(cache)  # only now: what a corrupt cache should hold is of interest, too
 
 
 @app.command(cls=Command)

@@ -66,6 +66,9 @@ def test_verify_names_the_rows_that_changed(cache, tmp_path, capsys, dataset):
         file[dataset][0] = file[dataset][1]
     code, said = asked(capsys, "verify", damaged)
     assert code == 1 and f"/{dataset} of rows 0 to 1 differs" in said
+    assert main(["cache", "info", str(damaged)]) == 1
+    shown, said = capsys.readouterr()
+    assert "tokenizer sha256" in shown and f"/{dataset} of rows 0 to 1 differs" in said
 
 
 def test_head_does_not_show_tokens_that_changed(cache, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """How a command gets on with what surrounds it: signals, streams that are closed or full, no home folder."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -64,6 +65,25 @@ def test_a_signal_ends_a_command_with_its_own_code_and_one_message(number, monke
     assert err.startswith("error: interrupted\n")
     assert number == signal.SIGINT or f"received {number.name}" in err
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_during_an_import_waits_for_its_end(tmp_path, monkeypatch, number):
+    (tmp_path / "slow_module.py").write_text(
+        f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(0.2)\ncomplete = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    handlers = {each: signal.getsignal(each) for each in ENDING}
+
+    def work():
+        importlib.import_module("slow_module")
+        time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt), stoppable() as stop:
+        work()
+    assert sys.modules.pop("slow_module").complete
+    assert stop.signal == (None if number == signal.SIGINT else number)
+    assert handlers == {each: signal.getsignal(each) for each in ENDING}
 
 
 def test_an_ignored_signal_stays_ignored_and_a_second_one_does_not_disturb_the_cleaning_up():

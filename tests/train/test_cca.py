@@ -30,7 +30,7 @@ def test_the_loss_is_that_of_the_paper():
 
 @pytest.mark.parametrize("wrong", [{"beta": 0.0}, {"weight": -1.0}, {"class_dropout": 1.0}])
 def test_numbers_out_of_range_are_refused(wrong):
-    with pytest.raises(UsageError, match="beta is above 0|class dropout is 1.0"):
+    with pytest.raises(UsageError, match=r"beta is above 0|class dropout is 1\.0"):
         Contrast(**wrong)
 
 
