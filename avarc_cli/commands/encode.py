@@ -58,13 +58,14 @@ def encode(
 
     Example: avarc encode val/ --model var-d16 --samples 3 --out val.h5
     """
-    from avarc_cli import tokens
+    from avarc_cli import outputs, tokens
     from avarc_cli.data.preprocess import Preprocess
     from avarc_cli.work.run import check_engine
 
     own, layout = tokens.Shard.parse(shard), opt.parse_scales(patch_nums)
     check_engine(engine)
     check_encoder_precision(precision)
+    outputs.check_output(out, outputs.CACHE, overwrite=True)  # of a cache that exists, `tokens.encode` decides
     if model.tokenizer is not None and not opt.is_given(context, "model"):
         model = replace(model, model=model.tokenizer, tokenizer=None)  # the default model has no say in its scales
     images = encoding.select(data)

@@ -36,6 +36,7 @@ OF_CLASSIFY = {
 }
 OTHERS = [
     "classify nowhere",
+    "encode images --out none/t.h5",
     "encode images --out t.h5 --engine x",
     "encode images --out t.h5 --shard x",
     "encode images --out t.h5 --precision x",
