@@ -132,25 +132,32 @@ def _run(args: Sequence[str] | None, request: StopRequest) -> int:
         app(args=None if args is None else list(args), prog_name="avarc")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_DONE
-    except Interrupted as problem:
-        return _end_interrupted(problem, request)
-    except KeyboardInterrupt:
-        return _end_interrupted(Interrupted("interrupted"), request)
-    except AvarcError as problem:
-        console.error(problem)
-        return problem.exit_code
     except BrokenPipeError:
         raise
-    except OSError as problem:  # a full disk, a file without permission: not a bug
-        console.error(_system_error(problem))
-        return EXIT_FAILED
-    except Exception as problem:  # noqa: BLE001  # anything else is a bug, and ends with one message too
-        console.error(_no_memory(problem) if lacks_memory(problem) else _bug_report(problem))
-        return EXIT_FAILED
+    except (KeyboardInterrupt, Exception) as problem:  # noqa: BLE001  # whatever it is, it ends with one message
+        return _report(problem, request)
     return EXIT_DONE
 
 
+def _report(problem: BaseException, request: StopRequest) -> int:
+    """Show what ended a command; its exit code."""
+    if isinstance(problem, Interrupted):
+        return _end_interrupted(problem, request)
+    # A signal to a whole group ends worker processes as well; that they are gone is no error of its own.
+    if isinstance(problem, KeyboardInterrupt) or request.signal is not None:
+        return _end_interrupted(Interrupted("interrupted"), request)
+    if isinstance(problem, AvarcError):
+        console.error(problem)
+        return problem.exit_code
+    if isinstance(problem, OSError):  # a full disk, a file without permission: not a bug
+        console.error(_system_error(problem))
+    else:
+        console.error(_no_memory(problem) if lacks_memory(problem) else _bug_report(problem))
+    return EXIT_FAILED
+
+
 def _end_interrupted(problem: Interrupted, request: StopRequest) -> int:
+    request.is_served = True
     if request.signal is None:
         console.error(problem)
         return problem.exit_code
@@ -169,7 +176,7 @@ def _system_error(problem: OSError) -> AvarcError:
     return shown
 
 
-def _no_memory(problem: Exception) -> AvarcError:
+def _no_memory(problem: BaseException) -> AvarcError:
     shown = AvarcError(
         "not enough memory",
         first_line(problem),
@@ -179,7 +186,7 @@ def _no_memory(problem: Exception) -> AvarcError:
     return shown
 
 
-def _bug_report(bug: Exception) -> AvarcError:
+def _bug_report(bug: BaseException) -> AvarcError:
     where = traceback.extract_tb(bug.__traceback__)[-1]
     shown = AvarcError(
         f"this is a bug in avarc: {type(bug).__name__}: {bug}",

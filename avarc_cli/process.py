@@ -26,6 +26,8 @@ class StopRequest:
     """Whether a signal asked the process to end."""
 
     signal: signal.Signals | None = None
+    is_served: bool = False
+    """Whether the process is ending; more signals do not disturb it."""
 
 
 @contextmanager
@@ -37,19 +39,25 @@ def stoppable() -> Iterator[StopRequest]:
     packages print tracebacks, or stay half imported, when theirs is interrupted.
     """
     stop, process = StopRequest(), os.getpid()
+    waiting: set[int] = set()  # signals that came during an import
     imported = _is_importing(sys._getframe())  # a module that runs avarc while it is imported can be interrupted
 
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:
             signal.signal(number, before[number])
             os.kill(os.getpid(), number)
-        elif not imported and _is_importing(frame):
-            _send_again(number)
-        elif number == signal.SIGINT:
-            raise KeyboardInterrupt
-        elif stop.signal is None:
+            return
+        is_first = number == signal.SIGINT or stop.signal is None or number in waiting
+        if stop.is_served or not is_first:
+            return
+        if number != signal.SIGINT:
             stop.signal = signal.Signals(number)
-            raise KeyboardInterrupt
+        if not imported and _is_importing(frame):
+            waiting.add(number)
+            _call_soon(lambda: os.kill(process, number) if number in waiting else None)
+            return
+        waiting.discard(number)
+        raise KeyboardInterrupt
 
     before = _handled_by_default() if threading.current_thread() is threading.main_thread() else {}
     for number in before:
@@ -57,6 +65,7 @@ def stoppable() -> Iterator[StopRequest]:
     try:
         yield stop
     finally:
+        waiting.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -73,8 +82,8 @@ def _is_importing(frame: FrameType | None) -> bool:
     return frame is not None
 
 
-def _send_again(number: int) -> None:
-    timer = threading.Timer(SECONDS_TO_IMPORT, os.kill, (os.getpid(), number))
+def _call_soon(function: Callable[[], None]) -> None:
+    timer = threading.Timer(SECONDS_TO_IMPORT, function)
     timer.daemon = True
     timer.start()
 
