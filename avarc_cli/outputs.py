@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from avarc_cli.errors import UsageError
+from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.work.locks import only_writer
 
 READ = 64
@@ -90,6 +90,8 @@ def check_output(path: Path, *kinds: Kind, overwrite: bool, inputs: Iterable[Pat
         why = "it is a link" if path.is_symlink() else "it is a device or a pipe"
         raise UsageError(what, why, "name a regular file")
     if not overwrite:
+        with suppress(AvarcError, OSError), only_writer(path):
+            pass  # deletes what a process left that was killed when the file was complete
         raise UsageError(f"'{path}' exists", fix="name another file, or add --overwrite")
     if not _is_replaceable(path, kind):
         raise UsageError(what, f"a file of this name exists, and it is not {kind.name}", "delete it, or name another")

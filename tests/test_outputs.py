@@ -89,3 +89,13 @@ def test_what_a_killed_writer_left_is_deleted_and_what_looks_like_it_is_kept(tmp
     assert [file.name for file in tmp_path.iterdir()] == ["a.png.tmp"]
     with reserved(None, outputs.PNG, overwrite=False):
         pass
+
+
+def test_a_lock_that_outlived_its_process_is_deleted_also_when_the_file_is_complete(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(KINDS[5][2])
+    lock_file(path).touch()
+    (tmp_path / "a.png.0123abcd.tmp").touch()
+    with pytest.raises(UsageError, match="exists"):
+        check_output(path, outputs.PNG, overwrite=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]

@@ -76,6 +76,7 @@ def store(path: Path, base: Base, new: Sequence[NewClass], *, replacing: bool = 
     path.mkdir(parents=True, exist_ok=True)
     with _editing(path):
         bank = open_or_new(path, base)
+        _remove_unrecorded(bank)
         if not (path / FILE).exists():
             _write_bank(bank)  # first: a killed process leaves a bank, to which the same command adds again
         names = {normalize(c.name) for c in new}
@@ -116,6 +117,7 @@ def _change(path: Path, change: Callable[[Bank], Bank]) -> Bank:
     read(path)  # before a lock file is created in a folder that is no bank
     with _editing(path):
         bank = read(path)
+        _remove_unrecorded(bank)
         changed = change(bank)
         _commit(changed, bank.additions)
     return changed
@@ -144,15 +146,20 @@ def _write(path: Path, new: NewClass) -> Addition:
 def _commit(bank: Bank, before: Sequence[Addition]) -> None:
     """Write the bank, then delete the files that no class uses any more; equal classes share one file."""
     _write_bank(bank)
+    for file in {a.file for a in before} - {a.file for a in bank.additions}:
+        (bank.path / file).unlink(missing_ok=True)
+
+
+def _remove_unrecorded(bank: Bank) -> None:
+    """Delete the files of classes that killed processes did not record yet, or did not delete any more."""
     used = {a.file for a in bank.additions}
-    unused = {a.file for a in before} | {path.name for path in bank.path.glob("*.safetensors")}
-    for path in (bank.path / file for file in unused - used):
-        if path.name in {a.file for a in before} or _is_class_file(path):
-            path.unlink(missing_ok=True)
+    for path in bank.path.glob("*.safetensors"):
+        if path.name not in used and _is_class_file(path):
+            path.unlink()
 
 
 def _is_class_file(path: Path) -> bool:
-    """Whether `_write` made the file: perhaps in a process that was killed before it wrote the bank."""
+    """Whether `_write` made the file."""
     digest = CLASS_FILE.fullmatch(path.name)
     return digest is not None and hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest[1])
 

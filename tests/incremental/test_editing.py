@@ -10,6 +10,7 @@ from killing import DieAt, in_child
 
 from avarc_cli.added_classes import AddedClass
 from avarc_cli.bank import Base, read
+from avarc_cli.errors import UsageError
 from avarc_cli.incremental import editing
 from avarc_cli.incremental.editing import NewClass
 
@@ -68,3 +69,7 @@ def test_files_of_classes_that_a_killed_process_did_not_record_are_deleted_and_o
     mine.write_bytes(b"precious")
     editing.rename(bank, "fox", "red fox")
     assert not orphan.exists() and mine.read_bytes() == b"precious"
+    orphan.write_bytes(content)  # as a kill leaves it before the last step of a removal
+    with pytest.raises(UsageError, match="owl"):
+        editing.remove(bank, ["owl"])
+    assert not orphan.exists()
