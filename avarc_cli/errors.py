@@ -88,7 +88,7 @@ def shorten_list(names: Sequence[str], limit: int = MAX_NAMES) -> str:
 
 def lacks_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out; CPU allocators and CUDA libraries say so only in words."""
-    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
+    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED", "start new thread")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
