@@ -78,7 +78,7 @@ def result(data: object, human: Layout | str = "", brief: str | Sequence[Sequenc
         data: what --json prints: mappings, sequences, dataclasses, paths, arrays and numbers (nan becomes null).
         human: what people see: text, or a layout made by `table`, `fields`, `text`, `path_and` or `stack`.
         brief: what --quiet prints, for scripts: one line, or lines of fields with tabs between them. Empty for nothing.
-    Raises: AvarcError when stdout cannot be written to; BrokenPipeError when nobody reads it any more.
+    Raises: AvarcError when stdout cannot be written to; BrokenPipeError when its reader is gone.
     """
     try:
         _print_result(data, human, brief)

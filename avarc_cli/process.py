@@ -1,4 +1,4 @@
-"""What a process gets from whoever starts it: signals, and standard streams that may be closed."""
+"""What a process inherits: signals, and standard streams that may be closed."""
 
 from __future__ import annotations
 

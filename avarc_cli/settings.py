@@ -82,7 +82,7 @@ def check_contrast(beta: float, weight: float, class_dropout: float) -> None:
 
 
 def check_base_width(width: int) -> None:
-    """Raises: UsageError unless the model that `avarc incremental` trains can have so many channels."""
+    """Raises: UsageError unless the model that `avarc incremental` trains can have this number of channels."""
     if width % 64 or width < 64:
         raise UsageError(f"the base model's width is {width}", "it is a multiple of 64", "use --base-width 64")
 

@@ -14,7 +14,7 @@ def parse(text: str | bytes) -> Any:
     """The value of a JSON document.
 
     Raises: ValueError for anything but JSON, for nesting deeper than MAX_DEPTH, and for larger whole numbers than
-        MAX_INTEGER. NaN and infinities pass: whoever needs a finite number checks for it.
+        MAX_INTEGER. NaN and infinities pass: code that needs finite numbers checks for them.
     """
     try:
         value = json.loads(text, parse_int=_parse_integer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from PIL import Image
 
@@ -19,7 +21,7 @@ def find_photo(images: ImageSet) -> str:
     """Name and size of a large color image among a few of the set, "" if there is none."""
     for row in np.linspace(0, len(images) - 1, min(PEEK, len(images))).round().astype(int).tolist():
         try:
-            image = read_rgb(lambda row=row: images.encoded.open(row), "")  # type: ignore[misc]  # a default argument
+            image = read_rgb(partial(images.encoded.open, row), "")
         except UnreadableImage:
             continue  # reported when the image is encoded
         if min(image.size) >= LARGE and _is_colorful(image):

@@ -5,11 +5,15 @@ Shapes: B images, C channels, H and W rows and columns.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avarc_cli.errors import CheckpointError
 from avarc_cli.layers.group_norm import GroupNorm
+from avarc_cli.layers.state_dict import shape_of
 
 
 def group_norm(channels: int) -> GroupNorm:
@@ -49,3 +53,26 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def read_levels(
+    tensors: Mapping[str, Tensor], first_conv: str, *, source: str, expected: str
+) -> tuple[int, tuple[int, ...], int]:
+    """Width of the first level, multiples of it of all levels, and residual blocks of a level of an encoder.
+
+    Args:
+        first_conv: key of the first convolution of block {block} of level {level}.
+    Raises: CheckpointError when the tensors make up no such encoder.
+    """
+    ch = shape_of(tensors, "encoder.conv_in.weight", 4, source=source, expected=expected)[0]
+    widths: list[int] = []
+    while (key := first_conv.format(level=len(widths), block=0)) in tensors:
+        widths.append(shape_of(tensors, key, 4, source=source, expected=expected)[0])
+    blocks = sum(first_conv.format(level=0, block=j) in tensors for j in range(len(tensors)))
+    if not widths or ch % 32 or any(w % ch for w in widths):
+        raise CheckpointError(
+            f"{source} does not fit a {expected}",
+            f"its levels are {widths} channels wide; expected multiples of the first width {ch}, itself one of 32",
+            "pass the tokenizer's checkpoint here",
+        )
+    return ch, tuple(w // ch for w in widths), blocks

@@ -26,6 +26,14 @@ def take(tensors: Mapping[str, Tensor], key: str, *, source: str, expected: str)
     return tensors[key]
 
 
+def shape_of(tensors: Mapping[str, Tensor], key: str, dimensions: int, *, source: str, expected: str) -> torch.Size:
+    """Shape of a tensor that the configuration is read off. Raises: CheckpointError for other numbers of dimensions."""
+    found = take(tensors, key, source=source, expected=expected).shape
+    if len(found) != dimensions:
+        raise CheckpointError(f"{source} does not fit a {expected}", f"'{key}' has shape {tuple(found)}")
+    return found
+
+
 def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, source: str, expected: str) -> Module:
     """A module made by `make`, holding `tensors` (not copies) as float32, in eval mode.
 

@@ -33,5 +33,5 @@ def _folder(variable: str, default: str) -> Path:
 def _expand(path: str) -> Path:
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # HOME is not set and the user is not in the password file, or ~NAME is nobody's
+    except RuntimeError:  # HOME is not set and the user is not in the password file, or ~NAME is no user
         return NO_HOME

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
 from avarc_cli.layers.config_sources import ConfigSources
-from avarc_cli.layers.state_dict import take
+from avarc_cli.layers.state_dict import shape_of
 from avarc_cli.layout import TokenLayout
 
 TITLE = "LlamaGen transformer"
@@ -95,10 +95,7 @@ def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: st
     """
 
     def shape(key: str) -> torch.Size:
-        found = take(tensors, key, source=source, expected=TITLE).shape
-        if len(found) != 2:
-            raise CheckpointError(f"{source} does not fit a {TITLE}", f"'{key}' has shape {tuple(found)}")
-        return found
+        return shape_of(tensors, key, 2, source=source, expected=TITLE)
 
     if any(key.startswith("cls_embedding.cap_proj.") for key in tensors):
         raise CheckpointError(

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from avarc_cli.errors import UsageError
+from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.precision import Precision, inference
 from avarc_cli.likelihood import TrainableModel
@@ -22,6 +23,8 @@ from avarc_cli.models.llamagen.config import LlamaGenConfig
 from avarc_cli.models.llamagen.network import QKV, LlamaGen
 from avarc_cli.models.llamagen.sampling import sample
 from avarc_kernels import linear_log_prob
+
+CLASS_TABLE = "cls_embedding.embedding_table.weight"
 
 
 @dataclass
@@ -162,12 +165,11 @@ class LlamaGenLikelihood(TrainableModel):
         with torch.device("meta"):
             twin = LlamaGen(replace(self.config, num_classes=1))
         tensors = self.gpt.state_dict()
-        key = "cls_embedding.embedding_table.weight"
-        tensors[key] = tensors[key][[0, -1]]
+        tensors[CLASS_TABLE] = tensors[CLASS_TABLE][[0, -1]]
         twin.load_state_dict(tensors, assign=True)
         twin.table_LJ2 = self.gpt.table_LJ2
         twin.eval().requires_grad_(False)
-        parametrize.register_parametrization(twin.cls_embedding.embedding_table, "weight", _FirstRow(row_C))
+        parametrize.register_parametrization(twin.cls_embedding.embedding_table, "weight", FirstRow(row_C))
         return twin
 
     def finish_network(self, network: nn.Module) -> LlamaGen:
@@ -179,11 +181,8 @@ class LlamaGenLikelihood(TrainableModel):
 
     def with_more_classes(self, count: int) -> LlamaGenLikelihood:
         tensors = {key: value.clone() for key, value in self.gpt.state_dict().items()}
-        key = "cls_embedding.embedding_table.weight"
-        rows = tensors[key]
-        new = rows[:-1].mean(0, keepdim=True).expand(count, -1)
-        tensors[key] = torch.cat([rows[:-1], new, rows[-1:]])
-        grown = LlamaGen(replace(self.config, num_classes=self.num_classes + count)).to(rows.device)
+        table = tensors[CLASS_TABLE] = with_mean_rows(tensors[CLASS_TABLE], count)
+        grown = LlamaGen(replace(self.config, num_classes=self.num_classes + count)).to(table.device)
         grown.load_state_dict(tensors)
         return self.with_network(grown)
 
@@ -201,22 +200,10 @@ class LlamaGenLikelihood(TrainableModel):
     @property
     def resident_bytes(self) -> int:
         """Memory of the weights."""
-        tensors = {t.data_ptr(): t.nbytes for t in [*self.gpt.parameters(), *self.gpt.buffers()] if not t.is_mkldnn}
-        return sum(tensors.values())
+        return stored_bytes(self.gpt)
 
     def _position(self, row: int) -> int:
         return self.segment_ends[row - 1] if row else 0
-
-
-class _FirstRow(nn.Module):
-    """A table of class embeddings (2, C) whose first row is `row_C`; the second is the unconditional class's."""
-
-    def __init__(self, row_C: nn.Parameter) -> None:
-        super().__init__()
-        self.row_C = row_C
-
-    def forward(self, table_2C: Tensor) -> Tensor:
-        return torch.stack([self.row_C, table_2C[1]])
 
 
 def linear_shapes(config: LlamaGenConfig) -> dict[str, tuple[int, int]]:

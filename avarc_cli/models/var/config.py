@@ -11,7 +11,7 @@ from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
 from avarc_cli.layers.config_sources import ConfigSources, square_sides
-from avarc_cli.layers.state_dict import take
+from avarc_cli.layers.state_dict import shape_of
 from avarc_cli.layout import TokenLayout
 from avarc_cli.zoo.published import SCALES_256, SCALES_512
 
@@ -67,10 +67,7 @@ def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: st
     """
 
     def shape(key: str, ndim: int) -> torch.Size:
-        found = take(tensors, key, source=source, expected=TITLE).shape
-        if len(found) != ndim:
-            raise CheckpointError(f"{source} does not fit a {TITLE}", f"'{key}' has shape {tuple(found)}")
-        return found
+        return shape_of(tensors, key, ndim, source=source, expected=TITLE)
 
     depth = 0
     while f"blocks.{depth}.attn.mat_qkv.weight" in tensors:

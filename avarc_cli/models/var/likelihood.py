@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.precision import Precision, inference
 from avarc_cli.likelihood import TrainableModel
@@ -162,7 +163,7 @@ class VARLikelihood(TrainableModel):
         tensors["class_emb.weight"] = tensors["class_emb.weight"][[0, -1]]
         twin.load_state_dict(tensors, assign=True)
         twin.eval().requires_grad_(False)
-        parametrize.register_parametrization(twin.class_emb, "weight", _FirstRow(row_C))
+        parametrize.register_parametrization(twin.class_emb, "weight", FirstRow(row_C))
         return twin
 
     def finish_network(self, network: nn.Module) -> VAR:
@@ -174,10 +175,8 @@ class VARLikelihood(TrainableModel):
 
     def with_more_classes(self, count: int) -> VARLikelihood:
         tensors = {key: value.clone() for key, value in self.var.state_dict().items()}
-        rows = tensors["class_emb.weight"]
-        new = rows[:-1].mean(0, keepdim=True).expand(count, -1)
-        tensors["class_emb.weight"] = torch.cat([rows[:-1], new, rows[-1:]])
-        grown = VAR(replace(self.var.config, num_classes=self.num_classes + count)).to(rows.device)
+        table = tensors["class_emb.weight"] = with_mean_rows(tensors["class_emb.weight"], count)
+        grown = VAR(replace(self.var.config, num_classes=self.num_classes + count)).to(table.device)
         grown.load_state_dict(tensors)
         return self.with_network(grown)
 
@@ -195,22 +194,10 @@ class VARLikelihood(TrainableModel):
     @property
     def resident_bytes(self) -> int:
         """Memory of the weights and of the table of class modulation, whatever is scored."""
-        tensors = {t.data_ptr(): t.nbytes for t in [*self.var.parameters(), *self.var.buffers()] if not t.is_mkldnn}
-        return sum(tensors.values()) + self.classes.bytes
+        return stored_bytes(self.var) + self.classes.bytes
 
     def _position(self, scale: int) -> int:
         return self.segment_ends[scale - 1] if scale else 0
-
-
-class _FirstRow(nn.Module):
-    """A table of class embeddings (2, C) whose first row is `row_C`; the second is the unconditional class's."""
-
-    def __init__(self, row_C: nn.Parameter) -> None:
-        super().__init__()
-        self.row_C = row_C
-
-    def forward(self, table_2C: Tensor) -> Tensor:
-        return torch.stack([self.row_C, table_2C[1]])
 
 
 def linear_shapes(config: VARConfig) -> dict[str, tuple[int, int]]:

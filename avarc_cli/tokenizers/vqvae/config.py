@@ -10,9 +10,12 @@ from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
 from avarc_cli.layers.config_sources import ConfigSources, square_sides
-from avarc_cli.layers.state_dict import take
+from avarc_cli.layers.conv_blocks import read_levels
+from avarc_cli.layers.state_dict import shape_of
 
 TITLE = "VQ-VAE (VAR tokenizer)"
+
+FIRST_CONV = "encoder.down.{level}.block.{block}.conv1.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,28 +56,15 @@ def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: st
     """
 
     def shape(key: str, ndim: int) -> torch.Size:
-        found = take(tensors, key, source=source, expected=TITLE).shape
-        if len(found) != ndim:
-            raise CheckpointError(f"{source} does not fit a {TITLE}", f"'{key}' has shape {tuple(found)}")
-        return found
+        return shape_of(tensors, key, ndim, source=source, expected=TITLE)
 
-    ch = shape("encoder.conv_in.weight", 4)[0]
-    widths: list[int] = []
-    while (key := f"encoder.down.{len(widths)}.block.0.conv1.weight") in tensors:
-        widths.append(shape(key, 4)[0])
-    blocks = sum(f"encoder.down.0.block.{j}.conv1.weight" in tensors for j in range(len(tensors)))
-    if not widths or ch % 32 or any(w % ch for w in widths):
-        raise CheckpointError(
-            f"{source} does not fit a {TITLE}",
-            f"its levels are {widths} channels wide; expected multiples of the first width {ch}, itself one of 32",
-            "pass the tokenizer's checkpoint here",
-        )
+    ch, ch_mult, blocks = read_levels(tensors, FIRST_CONV, source=source, expected=TITLE)
     vocab_size, z_channels = shape("quantize.embedding.weight", 2)
     config = VQVAEConfig(
         vocab_size=vocab_size,
         z_channels=z_channels,
         ch=ch,
-        ch_mult=tuple(w // ch for w in widths),
+        ch_mult=ch_mult,
         patch_nums=(),
         blocks=blocks,
     )

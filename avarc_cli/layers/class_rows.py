@@ -1,0 +1,32 @@
+"""Tables of class embeddings whose last row is the unconditional class: one class alone, and more classes.
+
+Shapes: N classes, C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class FirstRow(nn.Module):
+    """A table of class embeddings (2, C) whose first row is `row_C`; the second is the unconditional class's."""
+
+    def __init__(self, row_C: nn.Parameter) -> None:
+        super().__init__()
+        self.row_C = row_C
+
+    def forward(self, table_2C: Tensor) -> Tensor:
+        return torch.stack([self.row_C, table_2C[1]])
+
+
+def with_mean_rows(table_NC: Tensor, count: int) -> Tensor:
+    """The table with `count` rows before the last one, each the mean of the rows before."""
+    new = table_NC[:-1].mean(0, keepdim=True).expand(count, -1)
+    return torch.cat([table_NC[:-1], new, table_NC[-1:]])
+
+
+def stored_bytes(module: nn.Module) -> int:
+    """Memory of a module's parameters and buffers, each tensor counted once."""
+    tensors = {t.data_ptr(): t.nbytes for t in [*module.parameters(), *module.buffers()] if not t.is_mkldnn}
+    return sum(tensors.values())
