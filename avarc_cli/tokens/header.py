@@ -17,8 +17,13 @@ FORMAT = 2
 READABLE = (1, FORMAT)
 """Format 1 has `patch_nums`, the sides of square grids, in place of `layout`."""
 
+SMOOTHING, FLIP, TEN_CROP, IMPORTED = "smoothing", "flip", "ten-crop", "imported"
+VIEWS = (SMOOTHING, FLIP, TEN_CROP, IMPORTED)
+"""What the second axis of a cache holds (`CacheHeader.views`)."""
+
 # Fields that tell where values came from, or how somebody called what has a digest beside it.
 _NOTES = frozenset({"inferred", "source", "tokenizer", "tokenizer_file"})
+_OPTIONAL = frozenset({"inferred", "views"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +47,7 @@ class CacheHeader:
     precision: str
     """Of the encoder: "fp32" or "bf16"."""
     samples: int
-    """S: the image itself, and S - 1 smoothing samples."""
+    """S: the image itself, and S - 1 other views of it."""
     sigma: float
     """Standard deviation of the smoothing samples' noise, which is added to the latents; 0 when S is 1."""
     seed: int
@@ -61,11 +66,16 @@ class CacheHeader:
     """Digest of their names and labels."""
     inferred: Mapping[str, str] = field(default_factory=dict)
     """Values that the tokenizer's checkpoint does not state: name -> how they were inferred."""
+    views: str = SMOOTHING
+    """What the other views are: "smoothing" samples of the latents, "flip", the mirror image, "ten-crop", in which view
+    0 is the center, or "imported" and not known. In the file only where it is not "smoothing"."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, in the current format."""
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         changed = {"layout": self.layout.to_dict(), "class_names": list(self.class_names)}
+        if self.views == SMOOTHING:  # as it was before there were others: the same request is the same bytes
+            del values["views"]
         return values | changed | {"inferred": dict(self.inferred), "format": FORMAT}
 
     def to_json(self) -> str:
@@ -81,11 +91,11 @@ class CacheHeader:
         current = upgrade(values)
         if current["format"] != FORMAT:
             raise ValueError(f"format {current['format']!r} is unknown")
-        kept = {each.name: current[each.name] for each in dataclasses.fields(cls) if each.name != "inferred"}
+        kept = {each.name: current[each.name] for each in dataclasses.fields(cls) if each.name not in _OPTIONAL}
         header = cls(
             **kept
             | {"layout": TokenLayout.from_dict(kept["layout"]), "class_names": tuple(kept["class_names"])}
-            | {"inferred": {**current.get("inferred", {})}}
+            | {"inferred": {**current.get("inferred", {})}, "views": current.get("views", SMOOTHING)}
         )
         header._check()
         return header
@@ -99,6 +109,8 @@ class CacheHeader:
         notes = (*self.inferred, *self.inferred.values())
         if not all(isinstance(text, str) for text in (*texts, *self.class_names, *notes)):
             raise ValueError("a name in its header is not a string")
+        if self.views not in VIEWS:
+            raise ValueError(f"views {self.views!r} are unknown")
 
 
 def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
