@@ -146,6 +146,10 @@ class TrainableModel(LikelihoodModel):
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint, under the published keys."""
 
+    def checkpoint_metadata(self) -> dict[str, str]:
+        """What a checkpoint must state beside the tensors; by default nothing."""
+        return {}
+
 
 class TokenizerNetwork(nn.Module, ABC):
     """A tokenizer's network. Images are (B, 3, H, H) float32 in [-1, 1]."""
@@ -324,6 +328,8 @@ class TokenizerFamily(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     signature: ClassVar[tuple[str, ...]]
+    generator: ClassVar[str] = ""
+    """Name of the family of generators that a small model of its tokens is made of; "" where none can be trained."""
 
     @abstractmethod
     def build(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> TokenizerNetwork:

@@ -200,6 +200,12 @@ class WeightsOptions:
         check_exists(self.model_config, "--model-config")
         check_exists(self.tokenizer_config, "--tokenizer-config")
 
+    def of_tokenizer(self, context: typer.Context) -> WeightsOptions:
+        """For commands that load no generator: where only --tokenizer was given, the default model has no say."""
+        if self.tokenizer is None or is_given(context, "model"):
+            return self
+        return replace(self, model=self.tokenizer, tokenizer=None)
+
     def fetch(self, *, tokenizer_only: bool = False) -> ModelSpec:
         """Download missing weights if the user agrees; returns what to load.
 

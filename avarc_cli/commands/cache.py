@@ -88,6 +88,7 @@ def merge(
 @app.command(cls=Command)
 @with_option_groups
 def head(
+    context: typer.Context,
     cache: CacheArg,
     *,
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many images to show.")] = 5,
@@ -115,7 +116,8 @@ def head(
     listed = [_row(opened, row, tokens_SL) for row, tokens_SL in zip(wanted, tokens_NSL, strict=True)]
     if picture is not None:
         with outputs.reserved(picture, outputs.PNG, overwrite=overwrite):
-            _draw(opened, wanted, tokens_NSL, picture, model.fetch(tokenizer_only=True))
+            spec = model.of_tokenizer(context).fetch(tokenizer_only=True)
+            _draw(opened, wanted, tokens_NSL, picture, spec)
     cells = [(each["row"], each["name"], each["label"], _begin(each["tokens"][0])) for each in listed]
     table = console.table(cache, ("row", "image", "label", "tokens"), cells)
     console.result({"cache": cache, "rows": listed, "picture": picture}, table, brief=[(c[1],) for c in cells])

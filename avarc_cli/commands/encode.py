@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,10 +65,8 @@ def encode(
     check_engine(engine)
     check_encoder_precision(precision)
     outputs.check_output(out, outputs.CACHE, overwrite=True)  # of a cache that exists, `tokens.encode` decides
-    if model.tokenizer is not None and not opt.is_given(context, "model"):
-        model = replace(model, model=model.tokenizer, tokenizer=None)  # the default model has no say in its scales
     images = encoding.select(data)
-    spec = model.fetch(tokenizer_only=True)
+    spec = model.of_tokenizer(context).fetch(tokenizer_only=True)
     from avarc_cli.loading import load_tokenizer  # imports torch: only now, after all that may be wrong
     from avarc_cli.tokens.encoder import default_workers
 

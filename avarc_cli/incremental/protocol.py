@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from avarc_cli import bank as banks
+from avarc_cli import families
 from avarc_cli.data.labels import match, normalize
 from avarc_cli.errors import UsageError, describe_differences
 from avarc_cli.incremental import plot
@@ -44,7 +45,6 @@ from avarc_cli.train.save import save_generator
 from avarc_cli.work.locks import only_writer
 
 TEST_FRACTION = 0.2  # of each class, where the data has no test images of its own
-BASE_FAMILY = "var"  # of the base model that the protocol trains; `BaseShape` is in its terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,16 +172,19 @@ def train_base(
 ) -> Path:
     """Train the base model on the base classes alone, unless an earlier run did; its file.
 
-    Raises: as `train.generator.fit`.
+    Raises: UsageError for a tokenizer without a family of generators to train; as `train.generator.fit`.
     """
     out = folder / "base.safetensors"
     if out.exists():
         return out
+    family = families.TOKENIZERS.get(tokenizer.family).generator
+    if not family:
+        raise UsageError(f"no base model of the tokens of {tokenizer.name} can be trained", fix="name one with --model")
     recipe = Recipe(steps=shape.steps, batch_size=32, lr=shape.lr, seed=seed, save_every=250)
     pool, resume = TokenPool(train.relabel(split.base), seed), folder / "base.ckpt"
     with progress_of("the base classes", recipe.steps) as progress:
         network_shape = {"depth": shape.depth, "width": shape.width}
-        model = generator.new_generator(BASE_FAMILY, tokenizer, len(split.base), network_shape, seed=seed)
+        model = generator.new_generator(family, tokenizer, len(split.base), network_shape, seed=seed)
         generator.fit(model, tokenizer, pool, recipe, resume, progress)
     save_generator(model, out, class_names=split.base, tokenizer_sha256=tokenizer.sha256)
     resume.unlink(missing_ok=True)

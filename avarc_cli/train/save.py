@@ -29,9 +29,10 @@ def save_tokenizer(network: TokenizerNetwork, path: Path, *, family: str, prepro
 
 
 def save_generator(model: TrainableModel, path: Path, *, class_names: Sequence[str], tokenizer_sha256: str) -> None:
-    """A generator file: published keys; the metadata names family, classes and the tokenizer's file."""
+    """A generator file: published keys; the metadata names family, what tensors cannot tell, classes and tokenizer."""
     metadata = {
         "family": model.family,
+        **model.checkpoint_metadata(),
         "class_names": to_json(list(class_names)),
         "tokenizer_sha256": tokenizer_sha256,
     }

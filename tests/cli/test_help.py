@@ -61,8 +61,10 @@ def test_the_commands_are_these():
         "sample",
         "train",
         "train cca",
+        "train llamagen",
         "train tokenizer",
         "train var",
+        "train vq",
         "tune",
     }
 

@@ -12,6 +12,7 @@ import torch
 from conftest import GOLDEN
 from golden import fill
 from PIL import Image
+from safetensors import safe_open
 
 from avarc_cli.cli import main
 from avarc_cli.tokens import read
@@ -108,6 +109,21 @@ def test_contrastive_fine_tuning_gives_an_adapter_that_is_merged(setting, tmp_pa
     steps = ["--rank", "2", "--steps", "2", "--batch-size", "2"]
     assert avarc("-q", "train", "cca", *data, *steps, "--out", tmp_path / "lora") == 0
     assert avarc("-q", "classify", setting.cache, *setting.models, "--lora", tmp_path / "lora") == 0
+
+
+def test_the_incremental_protocol_trains_a_base_model_of_the_tokenizers_family(setting, tmp_path):
+    base = ["--base", "0", "--tasks", "2", "--tokenizer", setting.vq, "--base-steps", "2", "--base-depth", "1"]
+    learning = ["--method", "embedding", "--steps", "2", "--variants", "1", "--baseline", "finetune"]
+    assert avarc("-q", "incremental", setting.folder / "img", *base, *learning, "--out", tmp_path / "run") == 0
+    with safe_open(tmp_path / "run" / "base.safetensors", "np") as file:
+        assert file.metadata()["family"] == "llamagen" and file.metadata()["block_size"] == "16"
+    assert json.loads((tmp_path / "run" / "incremental.json").read_text())
+
+
+def test_a_caches_pictures_need_its_tokenizer_alone(setting, tmp_path):
+    words = ["-q", "cache", "head", setting.cache, "--rows", "2", "--picture", tmp_path / "rows.png"]
+    assert avarc(*words, "--tokenizer", setting.vq) == 0
+    assert Image.open(tmp_path / "rows.png").width > 3 * 64, "the image and two samples"
 
 
 def test_an_image_size_gives_another_grid_where_the_tokenizer_allows_it(setting, tmp_path, capsys):

@@ -138,16 +138,18 @@ def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: st
     return config
 
 
+def default_heads(width: int) -> int:
+    """Heads of the published model of this width, or as many as have 64 channels, at least one."""
+    return PUBLISHED_HEADS.get(width, max(width // HEAD_WIDTH, 1))
+
+
 def _heads(width: int, stated: ConfigSources, source: str) -> tuple[int, dict[str, str]]:
     """Heads of the queries, and what was inferred about them."""
     heads = stated.whole_number("n_head", "num_heads")
-    if heads is None and width in PUBLISHED_HEADS:
-        return PUBLISHED_HEADS[width], {
-            "heads": f"{PUBLISHED_HEADS[width]}, those of the published model of this width"
-        }
     if heads is None:
-        heads = max(width // HEAD_WIDTH, 1)
-        return heads, {"heads": f"{heads}, of {HEAD_WIDTH} channels as in most published models"}
+        heads = default_heads(width)
+        of = "those of the published model of this width" if width in PUBLISHED_HEADS else ""
+        return heads, {"heads": f"{heads}, {of or f'of {HEAD_WIDTH} channels as in most published models'}"}
     if width % heads:
         raise CheckpointError(
             f"{source} cannot have {heads} heads", f"its {width} channels do not divide among them", "correct n_head"

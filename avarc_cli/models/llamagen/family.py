@@ -18,6 +18,7 @@ from avarc_cli.models.llamagen.config import LlamaGenConfig, ffn_width
 from avarc_cli.models.llamagen.initialize import initialize
 from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
 from avarc_cli.models.llamagen.network import LlamaGen
+from avarc_cli.words import counted
 
 
 class LlamaGenFamily(GeneratorFamily):
@@ -49,11 +50,15 @@ class LlamaGenFamily(GeneratorFamily):
         return LlamaGenLikelihood(gpt.set_precision(precision).set_kernels(kernels))
 
     def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> LlamaGenLikelihood:
-        """An initialized LlamaGen; `shape` is depth and width (a multiple of 64)."""
+        """An initialized LlamaGen; `shape` is depth, width and, where not the default, heads."""
         width = shape["width"]
-        if width % configs.HEAD_WIDTH:
-            raise UsageError(f"a LlamaGen of width {width}", f"it is a multiple of {configs.HEAD_WIDTH}")
-        heads = configs.PUBLISHED_HEADS.get(width, width // configs.HEAD_WIDTH)
+        heads = shape.get("heads") or configs.default_heads(width)
+        if width % (4 * heads):
+            raise UsageError(
+                f"a LlamaGen of width {width} cannot have {counted(heads, 'head')}",
+                "each takes the same number of channels, a multiple of 4",
+                f"choose a width that {4 * heads} divides, or other heads",
+            )
         config = LlamaGenConfig(
             depth=shape["depth"],
             width=width,

@@ -189,6 +189,10 @@ class LlamaGenLikelihood(TrainableModel):
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         return self.gpt.state_dict()
 
+    def checkpoint_metadata(self) -> dict[str, str]:
+        """Heads and grid, under the reference's names."""
+        return {"n_head": str(self.config.heads), "block_size": str(self.segment_ends[-1])}
+
     def bytes_per_token(self, *, cached: bool) -> int:
         c = self.config
         if cached:

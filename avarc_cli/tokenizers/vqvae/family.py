@@ -13,7 +13,7 @@ from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.state_dict import build
 from avarc_cli.likelihood import TokenizerFamily, TokenizerLoss, TokenizerNetwork
 from avarc_cli.tokenizers.vqvae.config import TITLE, VQVAEConfig, read_config
-from avarc_cli.tokenizers.vqvae.loss import ReconstructionLoss
+from avarc_cli.tokenizers.vqvae.loss import VQVAELoss
 from avarc_cli.tokenizers.vqvae.network import VQVAE
 
 
@@ -21,6 +21,7 @@ class VQVAEFamily(TokenizerFamily):
     name = "vqvae"
     title = TITLE
     signature = ("quantize.embedding.weight", "quantize.quant_resi.qresi_ls.0.weight")
+    generator = "var"
 
     def build(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> VQVAE:
         """The network; training statistics (`quantize.ema_vocab_hit_SV`) are ignored."""
@@ -47,7 +48,7 @@ class VQVAEFamily(TokenizerFamily):
         return network
 
     def training_loss(self, network: TokenizerNetwork) -> TokenizerLoss:
-        return ReconstructionLoss(cast("VQVAE", network))
+        return VQVAELoss(cast("VQVAE", network))
 
 
 FAMILY = VQVAEFamily()

@@ -212,10 +212,10 @@ class VQVAE(TokenizerNetwork):
         return self.quantize.tokenize(latents_BZhh)
 
     def decode(self, latents_BZhh: Tensor) -> Tensor:
-        """Images (B, 3, H, W) from quantized latents."""
-        return self.decoder(self.post_quant_conv(latents_BZhh)).clamp(-1, 1)
+        """Images (B, 3, H, W), not clamped, from quantized latents."""
+        return self.decoder(self.post_quant_conv(latents_BZhh))
 
     def reconstruct(self, tokens_BL: Tensor) -> Tensor:
         """Images (B, 3, H, W) from tokens."""
         *_, f_hat = self.quantize.accumulate(tokens_BL)
-        return self.decode(f_hat)
+        return self.decode(f_hat).clamp(-1, 1)

@@ -1,0 +1,194 @@
+"""What the training commands share: options, the reserved output, progress, and the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from avarc_cli import console
+from avarc_cli.commands import _images, _weights
+from avarc_cli.commands import _options as opt
+from avarc_cli.settings import (
+    check_augmentation,
+    check_class_dropout,
+    check_device,
+    check_learning_rate,
+)
+from avarc_cli.zoo.cards import check_weights
+
+if TYPE_CHECKING:
+    from avarc_cli.progress import MetricsProgress
+    from avarc_cli.train.images import Augment
+    from avarc_cli.train.loop import Recipe
+
+OutOpt = Annotated[Path, typer.Option("--out", "-o", help="Weights to write (safetensors); OUT.ckpt resumes training.")]
+DropoutOpt = Annotated[
+    float, opt.training_option("--class-dropout", help="Fraction of images trained on as unconditional.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    steps: Annotated[int, opt.training_option("--steps", min=1, help="Optimizer steps.")] = 20_000
+    batch_size: Annotated[int, opt.training_option("--batch-size", min=1, help="Images in a step.")] = 32
+    lr: Annotated[float, opt.training_option("--lr", help="Peak learning rate.")] = 3e-4
+    augment: Annotated[
+        str,
+        opt.training_option(
+            "--augment", help="crop (random crop), affine (rotate, scale, shear, shift: small objects) or none."
+        ),
+    ] = "crop"
+    flip: Annotated[bool, opt.training_option("--flip", help="Mirror half of the images.")] = False
+    seed: opt.SeedOpt = 0
+    allow_outside: opt.AllowOutsideOpt = False
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        check_learning_rate(self.lr)
+        check_augmentation(self.augment)
+
+    def recipe(self) -> Recipe:
+        """The training recipe, with the loop's defaults for everything else."""
+        from avarc_cli.train.loop import Recipe
+
+        return Recipe(steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed)
+
+    def augmentation(self) -> Augment:
+        """Random changes of the images."""
+        from avarc_cli.train.images import Augment
+
+        return Augment(mode=self.augment, flip=self.flip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuningOptions(RecipeOptions):
+    steps: Annotated[int, opt.training_option("--steps", min=1, help="Optimizer steps.")] = 500
+    lr: Annotated[float, opt.training_option("--lr", help="Peak learning rate.")] = 2e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerOptions:
+    """The tokenizer whose tokens a generator is trained on."""
+
+    tokenizer: Annotated[str, opt.model_option("--tokenizer", help="A tokenizer's name or file.")]
+    tokenizer_config: opt.TokenizerConfigOpt = None
+    tokenizer_weight_set: opt.TokenizerWeightSetOpt = None
+    device: opt.DeviceOpt = "auto"
+    yes: opt.YesOpt = False
+
+
+def train_tokenizer(
+    data: list[Path],
+    out: Path,
+    shape: Mapping[str, Any],
+    training: RecipeOptions,
+    *,
+    family: str,
+    image_size: int,
+    device: str,
+    overwrite: bool,
+) -> None:
+    """Train a tokenizer of this family on the images of DATA, and show where it is."""
+    check_device(device)
+    images = _images.open_noted(data, allow_outside=training.allow_outside)
+    from avarc_cli.devices import pick_device  # imports torch: only now, after all that may be wrong
+    from avarc_cli.train import tokenizer
+
+    recipe = replace(training.recipe(), weight_decay=0.01, betas=(0.9, 0.99))
+    with reserved(out, overwrite), progress("training tokenizer", recipe.steps) as told:
+        tokenizer.train_tokenizer(
+            images,
+            out,
+            shape,
+            recipe,
+            image_size=image_size,
+            family=family,
+            augment=training.augmentation(),
+            device=pick_device(device),
+            progress=told,
+            say=console.warn,
+        )
+    show(out)
+
+
+def train_generator(
+    data: list[Path],
+    out: Path,
+    shape: Mapping[str, Any],
+    training: RecipeOptions,
+    reads: TokenizerOptions,
+    *,
+    family: str,
+    class_dropout: float,
+    overwrite: bool,
+) -> None:
+    """Train a generator of this family on the tokens of the images of DATA, and show where it is."""
+    check_weights(reads.tokenizer)
+    check_device(reads.device)
+    check_class_dropout(class_dropout)
+    images = _images.open_noted(data, allow_outside=training.allow_outside)
+    with reserved(out, overwrite, reads.tokenizer):
+        _weights.ensure(reads.tokenizer, tokenizer_weight_set=reads.tokenizer_weight_set, yes=reads.yes)
+        from avarc_cli.loading import ModelSpec, load_tokenizer  # imports torch: only now, after all that may be wrong
+        from avarc_cli.train import generator
+
+        spec = ModelSpec(
+            reads.tokenizer,
+            tokenizer_config=reads.tokenizer_config,
+            tokenizer_weight_set=reads.tokenizer_weight_set,
+            device=reads.device,
+        )
+        reader = load_tokenizer(spec)
+        opt.note_inferred(reader)
+        recipe = training.recipe()
+        with progress(f"training {family}", recipe.steps) as told:
+            generator.train_generator(
+                images,
+                out,
+                reader,
+                shape,
+                recipe,
+                family=family,
+                augment=training.augmentation(),
+                class_dropout=class_dropout,
+                progress=told,
+                say=console.warn,
+            )
+    show(out)
+
+
+@contextmanager
+def reserved(out: Path, overwrite: bool, *inputs: str | None, folder: bool = False) -> Iterator[None]:
+    """Reserve the name of the weights, which a training that was interrupted may go on to replace.
+
+    Args:
+        inputs: names or files of weights that are read.
+        folder: whether an adapter's folder is written.
+    """
+    from avarc_cli import outputs
+    from avarc_cli.train.save import resume_file
+    from avarc_cli.work.locks import only_writer
+
+    if folder:
+        outputs.check_new_folder(out)
+        with only_writer(out):
+            yield
+        return
+    files = [Path(name) for name in inputs if name]
+    with outputs.reserved(out, outputs.WEIGHTS, overwrite=overwrite or resume_file(out).exists(), inputs=files):
+        yield
+
+
+@contextmanager
+def progress(description: str, steps: int) -> Iterator[MetricsProgress]:
+    with console.progress(description, steps, unit="step") as bar:
+        yield lambda done, values: bar.update(done, note=" ".join(f"{name} {x:.4g}" for name, x in values.items()))
+
+
+def show(out: Path) -> None:
+    console.result({"weights": out}, console.path_and(out, "written"), brief=str(out))

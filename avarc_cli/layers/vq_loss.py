@@ -1,0 +1,89 @@
+"""Training of a tokenizer by reconstruction: pixels, codebook, and the replacement of codes that fall out of use.
+
+The perceptual and adversarial losses of the published recipes are left out.
+Shapes: B images, Z channels of latents and codes, V codes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+COMMITMENT = 0.25  # weight of pulling the latents to the codes; pulling the codes to the latents weighs 1
+REVIVE_EVERY = 100  # steps between replacements of unused codes
+REVIVE_UNTIL = 0.6  # fraction of the steps after which codes are left to settle
+
+
+class Quantized(NamedTuple):
+    """What a quantizer made of latents."""
+
+    latents: Tensor
+    """What was quantized, (B, Z, h, w)."""
+    codes: Tensor
+    """What stands for it, (B, Z, h, w)."""
+    loss: Tensor
+    """The codebook loss."""
+    used_N: Tensor
+    """The chosen codes, int64."""
+
+
+def codebook_loss(latents: Tensor, codes: Tensor) -> Tensor:
+    """Codes are drawn to the latents, and latents to the codes (arXiv:1711.00937, equation 3)."""
+    return F.mse_loss(codes, latents.detach()) + COMMITMENT * F.mse_loss(latents, codes.detach())
+
+
+class ReconstructionLoss(ABC):
+    """Absolute and squared error of the pixels, and the codebook loss. Codes that fall out of use are replaced."""
+
+    def __init__(self, codebook_VZ: Tensor) -> None:
+        """codebook_VZ: the network's own, which is changed in place."""
+        self.codebook_VZ = codebook_VZ
+        self.used_V = torch.zeros(len(codebook_VZ), device=codebook_VZ.device)
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents (B, Z, h, w) of images (B, 3, H, H)."""
+
+    @abstractmethod
+    def quantize(self, latents: Tensor) -> Quantized:
+        """The codes of latents, and the codebook loss, with gradients for both."""
+
+    @abstractmethod
+    def vectors(self, latents: Tensor) -> Tensor:
+        """The vectors that codes had to stand for, (M, Z)."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor) -> Tensor:
+        """Images (B, 3, H, H), not clamped, from codes (B, Z, h, w)."""
+
+    def __call__(
+        self, images: Tensor, step: int, steps: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """As `likelihood.TokenizerLoss`."""
+        encoded = self.encode(images)
+        latents, codes, vq_loss, used_N = self.quantize(encoded)
+        self.used_V.add_(used_N.bincount(minlength=len(self.used_V)))
+        if step % REVIVE_EVERY == REVIVE_EVERY - 1:
+            if step < REVIVE_UNTIL * steps:
+                self._revive(encoded.detach(), generator)
+            self.used_V.zero_()
+        # Straight through: the decoder sees the codes, the gradient goes to the latents.
+        decoded = self.decode(latents + (codes - latents).detach())
+        error = F.mse_loss(decoded, images)
+        loss = F.l1_loss(decoded, images) + error + vq_loss
+        return loss, {"rmse": error.item() ** 0.5, "vq": vq_loss.item()}
+
+    @torch.no_grad()
+    def _revive(self, encoded: Tensor, generator: torch.Generator) -> None:
+        """Give unused codes the values of vectors of this batch."""
+        unused = (self.used_V == 0).nonzero().flatten()
+        if len(unused) == 0:
+            return
+        pool = self.vectors(encoded)
+        chosen = torch.randint(len(pool), (len(unused),), generator=generator)
+        # Behind autograd's back, before the backward pass: rows that this step did not use have no gradient.
+        self.codebook_VZ.data[unused] = pool[chosen.to(pool.device)]

@@ -1,0 +1,34 @@
+"""Training of a LlamaGen tokenizer (arXiv:2406.06525, section 2.1, without the perceptual and adversarial losses)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from avarc_cli.layers.vq_loss import Quantized, ReconstructionLoss, codebook_loss
+from avarc_cli.tokenizers.llamagen_vq.network import LlamaGenVQ
+
+
+class LlamaGenVQLoss(ReconstructionLoss):
+    """The loss of a LlamaGen tokenizer, whose latents and codes have length one."""
+
+    def __init__(self, network: LlamaGenVQ) -> None:
+        super().__init__(network.quantize.embedding.weight)
+        self.network = network
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.network.encode(images)
+
+    def quantize(self, latents: Tensor) -> Quantized:
+        with torch.no_grad():
+            tokens_BL = self.network.tokenize(latents)
+        z, codes = F.normalize(latents, dim=1), self.network.quantize.lookup(tokens_BL, latents.shape[-1])
+        return Quantized(z, codes, codebook_loss(z, codes), tokens_BL.flatten())
+
+    def vectors(self, latents: Tensor) -> Tensor:
+        """The latents of every cell at length one, (M, Z)."""
+        return F.normalize(latents, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return self.network.decode(codes)
