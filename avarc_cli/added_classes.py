@@ -121,18 +121,21 @@ class AddedClassesModel(LikelihoodModel):
         self.num_classes = base.num_classes + len(added)
         self.unconditional = None if base.unconditional is None else self.num_classes
         self.flops_per_token = base.flops_per_token
+        self.any_order, self.default_orders = base.any_order, base.default_orders
 
     def adapter(self, class_id_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         added_N = np.maximum(class_id_N - self.base.num_classes + 1, 0)
         return np.where(class_id_N == self.num_classes, 0, added_N)
 
-    def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor) -> AddedState:
+    def begin(
+        self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None
+    ) -> AddedState:
         adapters = np.unique(self.adapter(class_id_P.cpu().numpy()))
         if len(adapters) != 1:
             raise ValueError(f"pairs of adapters {adapters.tolist()} in one batch")
         adapter = int(adapters[0])
         own_P = self._own_class_ids(adapter, class_id_P)
-        return AddedState(adapter, self.models[adapter].begin(tokens_BL, sequence_P, own_P))
+        return AddedState(adapter, self.models[adapter].begin(tokens_BL, sequence_P, own_P, order_BL))
 
     def extend(self, state: AddedState, stop: int, *, keep_cache_segments: int) -> Tensor:
         return self.models[state.adapter].extend(state.state, stop, keep_cache_segments=keep_cache_segments)
@@ -140,9 +143,17 @@ class AddedClassesModel(LikelihoodModel):
     def select(self, state: AddedState, keep_Q: Tensor) -> AddedState:
         return AddedState(state.adapter, self.models[state.adapter].select(state.state, keep_Q))
 
-    def fork(self, state: AddedState, keep_Q: Tensor, tokens_BL: Tensor, sequence_Q: Tensor, stop: int) -> AddedState:
+    def fork(
+        self,
+        state: AddedState,
+        keep_Q: Tensor,
+        tokens_BL: Tensor,
+        sequence_Q: Tensor,
+        stop: int,
+        order_BL: Tensor | None = None,
+    ) -> AddedState:
         model = self.models[state.adapter]
-        return AddedState(state.adapter, model.fork(state.state, keep_Q, tokens_BL, sequence_Q, stop))
+        return AddedState(state.adapter, model.fork(state.state, keep_Q, tokens_BL, sequence_Q, stop, order_BL))
 
     def sample(self, class_id_B: Tensor, *, generators: Sequence[torch.Generator], **options: Any) -> Tensor:
         adapter_B = self.adapter(class_id_B.cpu().numpy())

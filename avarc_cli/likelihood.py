@@ -40,10 +40,20 @@ class LikelihoodModel(ABC):
     """Class id under which the model gives p(x); None when it cannot."""
     flops_per_token: int
     """Floating-point operations to score one token of one pair, on average; for estimates of time."""
+    any_order: bool = False
+    """Whether the tokens may be scored in any order. Segments are then runs of positions along the order."""
+    default_orders: int = 0
+    """Random orders that scores are averaged over unless the user says; 0 for the one raster order."""
 
     @abstractmethod
-    def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor) -> Any:
-        """A state with nothing scored: pair i is sequence `sequence_P[i]` under class `class_id_P[i]`."""
+    def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None) -> Any:
+        """A state with nothing scored: pair i is sequence `sequence_P[i]` under class `class_id_P[i]`.
+
+        Args:
+            tokens_BL: at their own positions, whatever the order.
+            order_BL: of each sequence, int64: element j is the position that is scored j-th. None for the order of the
+                positions, the only one of a model without `any_order`.
+        """
 
     @abstractmethod
     def extend(self, state: Any, stop: int, *, keep_cache_segments: int) -> Tensor:
@@ -52,7 +62,8 @@ class LikelihoodModel(ABC):
         Args:
             keep_cache_segments: segments, from the first, whose keys and values stay in the KV cache: `stop` if the
                 state is to be extended again, fewer if only `fork` needs them, 0 if nothing does.
-        Returns: log p(token | before, class) in nats, (P, T) float32. The state is updated in place.
+        Returns: log p(token | before, class) in nats, (P, T) float32, in the order of scoring. The state is updated in
+            place.
         """
 
     @abstractmethod
@@ -60,10 +71,19 @@ class LikelihoodModel(ABC):
         """The state of these pairs only, in this order."""
 
     @abstractmethod
-    def fork(self, state: Any, keep_Q: Tensor, tokens_BL: Tensor, sequence_Q: Tensor, stop: int) -> Any:
+    def fork(
+        self,
+        state: Any,
+        keep_Q: Tensor,
+        tokens_BL: Tensor,
+        sequence_Q: Tensor,
+        stop: int,
+        order_BL: Tensor | None = None,
+    ) -> Any:
         """A state of these pairs' classes with other sequences that begin with the same `stop` segments.
 
-        Pair i is sequence `sequence_Q[i]` of tokens_BL under the class of pair `keep_Q[i]`. The new state stands at
+        Pair i is sequence `sequence_Q[i]` of tokens_BL, in the order of that row of order_BL, under the class of pair
+        `keep_Q[i]`. The new state stands at
         segment `stop`; `state` must have the keys and values before it, and is left as it was.
         """
 
@@ -115,8 +135,16 @@ class TrainableModel(LikelihoodModel):
         """The same model with another network of this family, such as a copy or one of `one_class_network`."""
 
     @abstractmethod
-    def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor) -> Tensor:
-        """log p(token | before, class) in nats, (B, L), in one pass and with gradients."""
+    def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None) -> Tensor:
+        """log p(token | before, class) in nats, (B, L), in one pass and with gradients; `order_BL` as for `begin`."""
+
+    def training_order(self, count: int, done: float, generator: torch.Generator) -> Tensor | None:
+        """The orders in which a batch of `count` sequences is trained, (count, L) int64; None for the only one.
+
+        Args:
+            done: fraction of the training's steps before this one, in [0, 1). generator: the step's own, on the CPU.
+        """
+        return None
 
     @abstractmethod
     def class_embedding(self, class_id: int) -> Tensor:

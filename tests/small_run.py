@@ -36,7 +36,9 @@ class SmallModel(LikelihoodModel):
         """`error` is raised beyond the capacity; CUDA's by default."""
         self.capacity, self.error = capacity, error or torch.OutOfMemoryError("CUDA out of memory")
 
-    def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor) -> dict[str, Any]:
+    def begin(
+        self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None
+    ) -> dict[str, Any]:
         return {"tokens": tokens_BL[sequence_P], "class": class_id_P, "at": 0}
 
     def extend(self, state: dict[str, Any], stop: int, *, keep_cache_segments: int) -> Tensor:

@@ -63,7 +63,9 @@ class LlamaGenLikelihood(TrainableModel):
         return self.gpt.precision
 
     @inference
-    def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor) -> LlamaGenState:
+    def begin(
+        self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None
+    ) -> LlamaGenState:
         device = self.gpt.table_LJ2.device
         return LlamaGenState(
             tokens_BL=tokens_BL.to(device),
@@ -110,7 +112,13 @@ class LlamaGenLikelihood(TrainableModel):
 
     @inference
     def fork(
-        self, state: LlamaGenState, keep_Q: Tensor, tokens_BL: Tensor, sequence_Q: Tensor, stop: int
+        self,
+        state: LlamaGenState,
+        keep_Q: Tensor,
+        tokens_BL: Tensor,
+        sequence_Q: Tensor,
+        stop: int,
+        order_BL: Tensor | None = None,
     ) -> LlamaGenState:
         device = state.class_id_P.device
         keep_Q = keep_Q.to(device)
@@ -137,7 +145,7 @@ class LlamaGenLikelihood(TrainableModel):
     def with_network(self, network: nn.Module) -> LlamaGenLikelihood:
         return LlamaGenLikelihood(cast("LlamaGen", network), self.workspace)
 
-    def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor) -> Tensor:
+    def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None) -> Tensor:
         """log p(token | before, class) in nats, (B, L), with gradients.
 
         Raises: UsageError for a model in 8 bits, whose products have no gradients.

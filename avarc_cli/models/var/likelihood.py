@@ -68,7 +68,9 @@ class VARLikelihood(TrainableModel):
         return self.var.precision
 
     @inference
-    def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor) -> VARState:
+    def begin(
+        self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None
+    ) -> VARState:
         device = self.var.pos_1LC.device
         tokens_BL = to_device(tokens_BL, device)
         return VARState(
@@ -110,7 +112,15 @@ class VARLikelihood(TrainableModel):
         )
 
     @inference
-    def fork(self, state: VARState, keep_Q: Tensor, tokens_BL: Tensor, sequence_Q: Tensor, stop: int) -> VARState:
+    def fork(
+        self,
+        state: VARState,
+        keep_Q: Tensor,
+        tokens_BL: Tensor,
+        sequence_Q: Tensor,
+        stop: int,
+        order_BL: Tensor | None = None,
+    ) -> VARState:
         device = self.var.pos_1LC.device
         keep_Q, tokens_BL = to_device(keep_Q, device), to_device(tokens_BL, device)
         return VARState(
@@ -146,7 +156,7 @@ class VARLikelihood(TrainableModel):
     def with_network(self, network: nn.Module) -> VARLikelihood:
         return VARLikelihood(cast("VAR", network), self.quantizer, self.workspace)
 
-    def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor) -> Tensor:
+    def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None) -> Tensor:
         return token_log_prob(self.var, self.quantizer, tokens_BL, class_id_B)
 
     def class_embedding(self, class_id: int) -> Tensor:

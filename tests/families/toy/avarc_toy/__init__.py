@@ -80,7 +80,9 @@ class ToyGenerator(LikelihoodModel):
         self.unconditional = self.num_classes
         self.flops_per_token = 1
 
-    def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor) -> ToyState:
+    def begin(
+        self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None
+    ) -> ToyState:
         return ToyState(tokens_BL, sequence_P, class_id_P)
 
     def extend(self, state: ToyState, stop: int, *, keep_cache_segments: int) -> Tensor:
@@ -92,7 +94,15 @@ class ToyGenerator(LikelihoodModel):
     def select(self, state: ToyState, keep_Q: Tensor) -> ToyState:
         return replace(state, sequence_P=state.sequence_P[keep_Q], class_id_P=state.class_id_P[keep_Q])
 
-    def fork(self, state: ToyState, keep_Q: Tensor, tokens_BL: Tensor, sequence_Q: Tensor, stop: int) -> ToyState:
+    def fork(
+        self,
+        state: ToyState,
+        keep_Q: Tensor,
+        tokens_BL: Tensor,
+        sequence_Q: Tensor,
+        stop: int,
+        order_BL: Tensor | None = None,
+    ) -> ToyState:
         return ToyState(tokens_BL, sequence_Q, state.class_id_P[keep_Q], stop)
 
     def sample(self, class_id_B: Tensor, *, generators: Sequence[torch.Generator], **options: Any) -> Tensor:
