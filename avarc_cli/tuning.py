@@ -1,6 +1,6 @@
 """Tune a plan: score calibration images exhaustively, then choose margins, a temperature, and measure what they gain.
 
-Shapes: n images, N candidates, S samples, K segments, J stages.
+Shapes: n images, N candidates, O orders, S samples, K segments, J stages.
 """
 
 from __future__ import annotations
@@ -183,10 +183,11 @@ def _exhaustive(run: Run, folder: RunFolder, progress: MetricsProgress, say: Not
 
     classify(run, folder, progress=progress, say=say)
     files = [folder.path / records.SEGMENTS.format(index) for index in range(len(run.cache))]
-    shape = (len(run.request.candidates), run.request.plan.samples, len(run.model.segment_ends))
-    sums_nNSK = np.stack([_read_segments(file, shape) for file in files])
+    plan, segments = run.request.plan, len(run.model.segment_ends)
+    shape = (len(run.request.candidates), plan.orders, plan.samples, segments)
+    sums_nNOSK = np.stack([_read_segments(file, shape) for file in files])
     prior_KN = np.stack([run.request.prior(tokens) for tokens in run.model.segment_ends])
-    return ScoreTable.of(sums_nNSK, prior_KN, run.model.segment_ends)
+    return ScoreTable.of(sums_nNOSK, prior_KN, run.model.segment_ends)
 
 
 def _read_segments(file: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -217,7 +218,7 @@ def _measure(plan: Plan, scores: _Scores, temperature: float | None) -> dict[str
     """What the plan does on these images: agreement, cost, and calibration of the posterior before and after."""
     table, label_n = scores.table, scores.label_n
     outcome = conformal.simulate(plan, table)
-    exhaustive_n = table.along([(len(table.segment_ends), table.samples)])[0].argmax(1)
+    exhaustive_n = table.along([table.end])[0].argmax(1)
     same = int((outcome.winner_n == exhaustive_n).sum())
     tokens = float(outcome.tokens_n.mean())
     measured: dict[str, Any] = {

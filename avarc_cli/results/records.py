@@ -16,7 +16,7 @@ from avarc_cli.names import to_json
 from avarc_cli.scoring.scores import ImageScores, near_tie
 
 BEST = 5  # classes listed with each prediction
-SEGMENTS = "segments/{}.npy"  # of image {}, float64 (N, S, K)
+SEGMENTS = "segments/{}.npy"  # of image {}, float64 (N, O, S, K)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def likelihood(image: RunImage, scores: ImageScores, labels: CandidateLabels) ->
 
 
 def segments(scores: ImageScores) -> bytes:
-    """segments/{index}.npy: sums of log p over each segment of each sample, float64 (N, S, K)."""
+    """segments/{index}.npy: sums of log p over each segment of each order and sample, float64 (N, O, S, K)."""
     assert scores.segment_log_prob is not None, "the run was not asked for sums of segments"
     buffer = io.BytesIO()
     np.save(buffer, scores.segment_log_prob)

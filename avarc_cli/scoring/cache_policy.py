@@ -1,6 +1,6 @@
 """Which keys and values the engine keeps between two forward passes.
 
-Shapes: G images, S samples, P pairs.
+Shapes: G images, O orders, S samples, P pairs.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Batch:
 class CachePolicy:
     """What is cached after each stage: segments that a later stage extends, or that new samples share."""
 
-    def __init__(self, segment_ends: tuple[int, ...], shared_GS: IntN, max_tokens: int | None) -> None:
-        """shared_GS: segments that samples share with their image. max_tokens: cached in all batches, None: any."""
-        self.ends, self.shared_GS, self.max_tokens = (0, *segment_ends), shared_GS, max_tokens
+    def __init__(self, segment_ends: tuple[int, ...], shared_GOS: IntN, max_tokens: int | None) -> None:
+        """shared_GOS: segments that samples share with their image. max_tokens: cached in all batches, None: any."""
+        self.ends, self.shared_GOS, self.max_tokens = (0, *segment_ends), shared_GOS, max_tokens
 
     def segments_to_keep(self, batch: Batch, step: Step) -> int:
         """Segments to keep cached when the batch has been scored to the end of the stage.
@@ -69,8 +69,10 @@ class CachePolicy:
             return stop
         if not batch.is_original:
             return 0
-        shared = self.shared_GS[batch.pairs.image, step.samples_begun : step.last_samples]
-        return int(shared[shared < stop].max(initial=0))
+        shared_PS = self.shared_GOS[batch.pairs.image, batch.pairs.order, : step.last_samples]
+        begun_P = step.samples_begun_O[batch.pairs.order].clip(min=1)
+        to_come_PS = np.arange(shared_PS.shape[1]) >= begun_P[:, None]
+        return int(shared_PS[to_come_PS & (shared_PS < stop)].max(initial=0))
 
     def needed_later(self, batch: Batch, step: Step) -> bool:
         """Whether a later stage may use the batch's cache."""
@@ -88,9 +90,14 @@ class CachePolicy:
         return len(batch.pairs) * self.ends[batch.cached]
 
 
-def shared_segments(tokens_GSL: IntN, segment_ends: tuple[int, ...]) -> IntN:
-    """How many of its first segments each sample shares with sample 0, (G, S); 0 if that is not worth reusing."""
-    same_GSL = (tokens_GSL == tokens_GSL[:, :1]).cumprod(-1)
+def shared_segments(tokens_GSL: IntN, order_GOL: IntN | None, segment_ends: tuple[int, ...]) -> IntN:
+    """How many of its first segments each sample shares with sample 0 along each order, (G, O, S).
+
+    0 if that is not worth reusing.
+    """
+    same_GOSL = (tokens_GSL == tokens_GSL[:, :1])[:, None]
+    if order_GOL is not None:
+        same_GOSL = np.take_along_axis(same_GOSL, order_GOL[:, :, None], axis=-1)
     ends = np.array([0, *segment_ends])
-    shared_GS: IntN = same_GSL[..., ends[1:] - 1].sum(-1)
-    return np.where(ends[shared_GS] < LEAST_SHARED * ends[-1], 0, shared_GS)
+    shared_GOS: IntN = same_GOSL.cumprod(-1)[..., ends[1:] - 1].sum(-1)
+    return np.where(ends[shared_GOS] < LEAST_SHARED * ends[-1], 0, shared_GOS)

@@ -11,14 +11,18 @@ smallest R of the n images of the other part. A new image of the same distributi
 probability >= agreement, whatever the distribution and the scales.
 Source: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005; Lei et al. 2018, arXiv:1604.04173.
 
-Shapes: n images, N candidates, S samples, K segments, J stages; J1 = J - 1.
+Random orders are a part of their image: each image has its own, drawn in the same way, so that images with their orders
+are exchangeable if the images are.
+
+Shapes: n images, N candidates, O orders, S samples, K segments, J stages; J1 = J - 1.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -29,7 +33,7 @@ from avarc_cli.scoring.plan import Plan, Stage
 from avarc_cli.scoring.scores import FloatN, IntN, rounding_noise
 from avarc_cli.words import are, counted
 
-Point = tuple[int, int]  # (segments, samples) that a stage scores
+Point = tuple[int, int, int]  # (segments, samples, orders) that a stage scores
 
 # How schedules are chosen. About twenty variants were compared on the 360 digits (docs/plans.md); the guarantee depends
 # on none of these numbers.
@@ -85,20 +89,22 @@ class ScoreTable:
     """Of the model."""
     samples: int
     """S."""
+    orders: int = 1
+    """O."""
 
     @classmethod
-    def of(cls, segment_log_prob_nNSK: FloatN, prior: FloatN, segment_ends: tuple[int, ...]) -> ScoreTable:
-        """The table of these sums of log p over each segment of each sample.
+    def of(cls, segment_log_prob_nNOSK: FloatN, prior: FloatN, segment_ends: tuple[int, ...]) -> ScoreTable:
+        """The table of these sums of log p over each segment of each order and sample.
 
         prior: nats added to the scores: (N,), or (K, N) for scores up to each segment.
         """
-        prior_KN = np.broadcast_to(prior, (len(segment_ends), segment_log_prob_nNSK.shape[1]))
-        samples = segment_log_prob_nNSK.shape[2]
+        _, candidates, orders, samples, segments = segment_log_prob_nNOSK.shape
+        prior_KN = np.broadcast_to(prior, (segments, candidates))
         at: dict[Point, FloatN] = {}
-        for count in {1, samples}:
-            mean_nNK = segment_log_prob_nNSK[:, :, :count].mean(2).cumsum(-1)
-            at |= {(k + 1, count): mean_nNK[..., k] + prior_KN[k] for k in range(len(segment_ends))}
-        return cls(at, segment_ends, samples)
+        for s, o in itertools.product({1, samples}, doubling(orders)):
+            mean_nNK = segment_log_prob_nNOSK[:, :, :o, :s].mean((2, 3)).cumsum(-1)
+            at |= {(k + 1, s, o): mean_nNK[..., k] + prior_KN[k] for k in range(segments)}
+        return cls(at, segment_ends, samples, orders)
 
     def __len__(self) -> int:
         return len(next(iter(self.at.values())))
@@ -111,23 +117,42 @@ class ScoreTable:
     @property
     def exhaustive_tokens(self) -> int:
         """Tokens that exhaustive scoring of one image takes."""
-        return self.candidates * self.samples * self.segment_ends[-1]
+        return self.candidates * self.samples * self.orders * self.segment_ends[-1]
+
+    @property
+    def end(self) -> Point:
+        """The point of the full score."""
+        return len(self.segment_ends), self.samples, self.orders
 
     def rows(self, rows_m: IntN) -> ScoreTable:
         """The table of these images only."""
-        return ScoreTable({point: scores[rows_m] for point, scores in self.at.items()}, self.segment_ends, self.samples)
+        at = {point: scores[rows_m] for point, scores in self.at.items()}
+        return ScoreTable(at, self.segment_ends, self.samples, self.orders)
 
     def along(self, points: Sequence[Point]) -> FloatN:
         """(J, n, N): the scores at these points."""
         return np.stack([self.at[point] for point in points])
 
     def paths(self) -> list[tuple[Point, ...]]:
-        """Sequences of points to the full score: other samples after the image, or along with it."""
-        segments = range(1, len(self.segment_ends) + 1)
-        last: tuple[Point, ...] = tuple((k, 1) for k in segments)
-        if self.samples == 1:
-            return [last]
-        return [(*last, (len(segments), self.samples)), tuple((k, self.samples) for k in segments)]
+        """Sequences of points to the full score.
+
+        A path goes along the segments of one or more orders at once, then to more orders. Other samples come after
+        the image, or along with it.
+        """
+        segments, every = range(1, len(self.segment_ends) + 1), doubling(self.orders)
+        paths: list[tuple[Point, ...]] = []
+        for first in range(len(every)):
+            along = [(k, 1, every[first]) for k in segments]
+            more = [(len(segments), 1, count) for count in every[first + 1 :]]
+            paths.append((*along, *more) if self.samples == 1 else (*along, *more, self.end))
+        if self.samples > 1:
+            paths.append(tuple((k, self.samples, self.orders) for k in segments))
+        return paths
+
+
+def doubling(orders: int) -> list[int]:
+    """Numbers of orders that a stage may average: 1, 2, 4, ..., and all."""
+    return sorted({*(2**i for i in range(orders.bit_length()) if 2**i < orders), orders})
 
 
 @dataclass(frozen=True)
@@ -150,11 +175,11 @@ class MarginSchedule:
         """The plan with the margins of this level, widened by `noise_J1` nats."""
         margin_J1 = np.ceil((level * self.scale_J1 + noise_J1) * 10**DECIMALS) / 10**DECIMALS
         stages = [
-            Stage(segments, candidates, samples, float(margin))
-            for (segments, samples), margin in zip(self.points, margin_J1, strict=False)
+            Stage(segments, candidates, samples, float(margin), orders=orders)
+            for (segments, samples, orders), margin in zip(self.points, margin_J1, strict=False)
         ]
-        segments, samples = self.points[-1]
-        return Plan((*stages, Stage(segments, 1, samples)))
+        segments, samples, orders = self.points[-1]
+        return Plan((*stages, Stage(segments, 1, samples, orders=orders)))
 
     def without(self, number: int) -> MarginSchedule:
         """The schedule without stage `number`."""
@@ -178,7 +203,7 @@ class SimulatedResult:
 
 def simulate(plan: Plan, table: ScoreTable) -> SimulatedResult:
     """What the engine would do, from known scores."""
-    by_stage_JnN = table.along([(stage.segments, stage.samples) for stage in plan.stages])
+    by_stage_JnN = table.along([(stage.segments, stage.samples, stage.orders) for stage in plan.stages])
     alive_nN = np.ones((len(table), table.candidates), dtype=bool)
     undecided_n = np.ones(len(table), dtype=bool)
     tokens_n, survivors = np.zeros(len(table), dtype=np.int64), []
@@ -259,17 +284,15 @@ def tune(table: ScoreTable, agreement: Fraction, precision: str, *, seed: int = 
     schedule = fit_schedule(scale_part) if for_scale else even_schedule(table)
     rank = rank_of_level(agreement, len(level_part))
     level = float(np.sort(schedule.nonconformity(level_part))[rank - 1])
-    noise_J1 = [rounding_noise(table.segment_ends[segments - 1], precision) for segments, _ in schedule.points[:-1]]
+    noise_J1 = [rounding_noise(table.segment_ends[segments - 1], precision) for segments, *_ in schedule.points[:-1]]
     plan = schedule.plan(level, table.candidates, np.array(noise_J1))
     return Tuning(expecting(plan, simulate(plan, table).survivors_J), agreement, rank, len(level_part), for_scale)
 
 
 def expecting(plan: Plan, survivors: Sequence[float] | npt.NDArray[np.float64]) -> Plan:
     """The plan with the expected number of survivors of each stage but the last."""
-    stages = [
-        Stage(s.segments, s.keep, s.samples, s.margin, float(expected))
-        for s, expected in zip(plan.stages[:-1], survivors, strict=False)
-    ]
+    pairs = zip(plan.stages[:-1], survivors, strict=False)
+    stages = [replace(stage, expected=float(expected)) for stage, expected in pairs]
     return Plan((*stages, plan.stages[-1]))
 
 

@@ -1,7 +1,8 @@
 """Scoring by plan: which pairs of image and class to score on which segments, in which batches.
 
-The engine knows a model only through the LikelihoodModel interface. It scores no cell (image, candidate, sample,
-segment) twice, unless the memory for KV caches is limited: the survivors of a stage are extended from their caches.
+The engine knows a model only through the LikelihoodModel interface. It scores no cell (image, candidate, order,
+sample, segment) twice, unless the memory for KV caches is limited: the survivors of a stage are extended from their
+caches.
 
 What happens for the plan 6:10,10:3,10:1:3: one image, 100 classes, 10 segments that end at token 1, 5, 14, 30, 55, 91,
 155, 255, 424 and 680, batches of at most 2048 tokens. Sample 1 has the same first 3 segments as the image (sample 0),
@@ -17,16 +18,20 @@ Pairs that are not among the best are dropped after each batch. The 10 survivors
 they are in the 5 batches that they were scored in. The second stage keeps segments 1-3 because sample 1 starts from
 them, by a fork of each survivor's cache; the image itself is not scored again. 19,028 tokens in all.
 
+With a model that scores tokens in any order, an image is a sequence of its own in each order, with a KV cache of its
+own. Orders that a stage begins are scored from scratch; those that it continues are extended.
+
 Modules: request (what to score), log_prob_table (what has been scored, who is still in play), cache_policy (which keys
 and values are kept), and this one (the order of the work).
 
-Shapes: G images of a group, N candidates, S samples, P pairs, L tokens.
+Shapes: G images of a group, N candidates, O orders, S samples, P pairs, L tokens.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,39 +49,61 @@ from avarc_cli.scoring.scores import ImageScores, IntN
 MAX_PAIRS = 1 << 14
 
 
-def score_group(model: LikelihoodModel, tokens_GSL: IntN, request: ScoringRequest) -> list[ImageScores]:
+def score_group(
+    model: LikelihoodModel, tokens_GSL: IntN, request: ScoringRequest, order_GOL: IntN | None = None
+) -> list[ImageScores]:
     """Score a group of images together.
 
     Args:
         tokens_GSL: int64; sample 0 is the image, the others its smoothed samples.
+        order_GOL: int64, as many orders of each image as the plan needs: element j is the position that is scored
+            j-th. None for the order of the positions, the only one of a model with a fixed order.
     Returns: one ImageScores per image, in order.
     Raises: AvarcError if the model returns log-probabilities that are not finite.
     """
-    return _Scheduler(model, tokens_GSL, request).run()
+    return _Scheduler(model, tokens_GSL, request, order_GOL).run()
+
+
+class _Sequences(NamedTuple):
+    """The different sequences of a batch."""
+
+    tokens_BL: Tensor
+    sequence_P: Tensor
+    """Row of each pair."""
+    order_BL: Tensor | None
 
 
 class _Inputs:
     """The token sequences and classes that pairs refer to by index."""
 
-    def __init__(self, model: LikelihoodModel, tokens_GSL: IntN, request: ScoringRequest) -> None:
+    def __init__(
+        self, model: LikelihoodModel, tokens_GSL: IntN, request: ScoringRequest, order_GOL: IntN | None
+    ) -> None:
         unconditional = [model.unconditional] if request.score.needs_unconditional else []
         self.class_id = np.array([*unconditional, *request.candidates.tolist()], dtype=np.int64)
         self.adapter = model.adapter(self.class_id)
-        self.samples = tokens_GSL.shape[1]
-        self.tokens = torch.from_numpy(tokens_GSL).flatten(0, 1)  # (G * S, L)
+        self.tokens, self.order_GOL = tokens_GSL, order_GOL
 
-    def sequences(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """The different token sequences of these pairs (B, L), and the row of each pair in them (P,)."""
-        sequences, sequence_P = np.unique(pairs.image * self.samples + pairs.sample, return_inverse=True)
-        return self.tokens[torch.from_numpy(sequences)], torch.from_numpy(sequence_P)
+    def sequences(self, pairs: Pairs) -> _Sequences:
+        """The different token sequences of these pairs, and the row of each pair in them."""
+        images, samples, _ = self.tokens.shape
+        orders = 1 if self.order_GOL is None else self.order_GOL.shape[1]
+        each_P = np.ravel_multi_index((pairs.image, pairs.sample, pairs.order), (images, samples, orders))
+        each_B, sequence_P = np.unique(each_P, return_inverse=True)
+        image, sample, order = np.unravel_index(each_B, (images, samples, orders))
+        return _Sequences(
+            torch.from_numpy(self.tokens[image, sample]),
+            torch.from_numpy(sequence_P),
+            None if self.order_GOL is None else torch.from_numpy(self.order_GOL[image, order]),
+        )
 
     def classes(self, pairs: Pairs) -> Tensor:
         """Class id of each pair, (P,)."""
         return torch.from_numpy(self.class_id[pairs.column])
 
     def by_adapter(self, pairs: Pairs) -> Iterator[Batch]:
-        """One batch, not begun, for each adapter: pairs in the order of image, column, sample."""
-        pairs = pairs.take(np.lexsort((pairs.sample, pairs.column, pairs.image)))
+        """One batch, not begun, for each adapter: pairs in the order of image, order, column, sample."""
+        pairs = pairs.take(np.lexsort((pairs.sample, pairs.column, pairs.order, pairs.image)))
         adapter_P = self.adapter[pairs.column]
         for adapter in np.unique(adapter_P):
             yield Batch(pairs.take(np.nonzero(adapter_P == adapter)[0]))
@@ -85,21 +112,21 @@ class _Inputs:
 class _Scheduler:
     """Takes the pairs of one group through the stages of the plan, batch by batch."""
 
-    def __init__(self, model: LikelihoodModel, tokens_GSL: IntN, request: ScoringRequest) -> None:
+    def __init__(
+        self, model: LikelihoodModel, tokens_GSL: IntN, request: ScoringRequest, order_GOL: IntN | None
+    ) -> None:
         images, samples, _ = tokens_GSL.shape
         self.model, self.request, self.ends = model, request, (0, *model.segment_ends)
-        self.inputs = _Inputs(model, tokens_GSL, request)
-        self.table = LogProbTable(request, model.segment_ends, images, samples)
-        self.shared_GS = shared_segments(tokens_GSL, model.segment_ends) * request.reuse_prefix
-        self.policy = CachePolicy(model.segment_ends, self.shared_GS, request.max_cached_tokens)
+        self.inputs = _Inputs(model, tokens_GSL, request, order_GOL)
+        self.table = LogProbTable(request, model.segment_ends, images, samples, order_GOL)
+        self.shared_GOS = shared_segments(tokens_GSL, order_GOL, model.segment_ends) * request.reuse_prefix
+        self.policy = CachePolicy(model.segment_ends, self.shared_GOS, request.max_cached_tokens)
         self.pending: list[Batch] = []
         """Batches that the current stage has not reached."""
         self.finished: list[Batch] = []
         """Batches that the current stage has scored, or does not score."""
 
     def run(self) -> list[ImageScores]:
-        image, column = (a.flatten() for a in np.indices(self.table.alive.shape))
-        self.finished = list(self.inputs.by_adapter(Pairs(image, column, np.zeros_like(image))))
         for step in self.request.plan.steps():
             started = time.perf_counter()
             self._advance(step)
@@ -109,31 +136,46 @@ class _Scheduler:
         return self.table.results()
 
     def _advance(self, step: Step) -> None:
-        """Score every surviving pair up to the last segment of the stage, with the samples that begin in it."""
+        """Score every surviving pair up to the last segment of the stage, in its orders and samples."""
         self.pending, self.finished = self.finished, []
         from_scratch = []
         while self.pending:
-            batch = self._defer_samples(self._survivors(self.pending.pop(0)), step.stage)
-            for part in self._split(batch, step):
-                self._extend(part, step)
-                if step.stage.samples > step.samples_begun and part.is_original:
-                    from_scratch.append(self._fork_samples(part, step))
-                self._finish_batch(part, step)
+            batch = self._defer(self._survivors(self.pending.pop(0)), step.stage)
+            from_scratch += self._score(batch, step)
+        for batch in self._begin([self._new_originals(order) for order in step.new_orders.tolist()]):
+            from_scratch += self._score(batch, step)
         for batch in self._begin(from_scratch):
-            for part in self._split(batch, step):
-                self._extend(part, step)
-                self._finish_batch(part, step)
+            self._score(batch, step)
         self.table.drain()
+
+    def _score(self, batch: Batch, step: Step) -> list[Pairs]:
+        """Score the batch, and of originals the samples that begin in this stage and share segments with them.
+
+        Returns: pairs of the samples that share nothing, which are scored from scratch.
+        """
+        from_scratch = []
+        for part in self._split(batch, step):
+            self._extend(part, step)
+            if part.is_original and step.stage.samples > step.samples_begun_O[part.pairs.order].clip(min=1).min():
+                from_scratch.append(self._fork_samples(part, step))
+            self._finish_batch(part, step)
+        return from_scratch
+
+    def _new_originals(self, order: int) -> Pairs:
+        """The images themselves, in an order that has not begun, under every class that is in play."""
+        in_play_GN = self.table.alive & self.table.undecided_G[:, None]
+        image, column = np.nonzero(in_play_GN)
+        return Pairs(image, column, np.full_like(image, order), np.zeros_like(image))
 
     def _begin(self, pairs: list[Pairs]) -> Iterator[Batch]:
         """Batches, not begun, of all these pairs."""
         if pairs:
-            columns = zip(*((p.image, p.column, p.sample) for p in pairs), strict=True)
+            columns = zip(*((p.image, p.column, p.order, p.sample) for p in pairs), strict=True)
             yield from self.inputs.by_adapter(Pairs(*map(np.concatenate, columns)))
 
-    def _defer_samples(self, batch: Batch, stage: Stage) -> Batch:
-        """The batch without samples that this stage does not average; these wait for a stage that does."""
-        later = batch.pairs.sample >= stage.samples
+    def _defer(self, batch: Batch, stage: Stage) -> Batch:
+        """The batch without orders and samples that this stage does not average; these wait for one that does."""
+        later = (batch.pairs.sample >= stage.samples) | (batch.pairs.order >= stage.orders)
         if not later.any():
             return batch
         self.finished.append(batch.take(self.model, np.nonzero(later)[0]))
@@ -164,7 +206,8 @@ class _Scheduler:
             return
         assert batch.cached == batch.scored, "the cache that this batch would be extended from was freed"
         if batch.state is None:
-            batch.state = self.model.begin(*self.inputs.sequences(batch.pairs), self.inputs.classes(batch.pairs))
+            tokens_BL, sequence_P, order_BL = self.inputs.sequences(batch.pairs)
+            batch.state = self.model.begin(tokens_BL, sequence_P, self.inputs.classes(batch.pairs), order_BL)
         keep = self.policy.segments_to_keep(batch, step)
         log_prob_PT = self.model.extend(batch.state, stop, keep_cache_segments=keep)
         self.table.enqueue(PendingTransfer(batch.pairs, batch.scored, stop, log_prob_PT))
@@ -175,10 +218,10 @@ class _Scheduler:
 
         Returns: pairs of the samples that share nothing, which are scored from scratch.
         """
-        new = np.arange(step.samples_begun, step.stage.samples)
-        row = np.arange(len(original.pairs)).repeat(len(new))
+        begun_P = step.samples_begun_O[original.pairs.order].clip(min=1)
+        row, sample = np.nonzero(np.arange(step.stage.samples) >= begun_P[:, None])
         of_row = original.pairs.take(row)
-        pairs = Pairs(of_row.image, of_row.column, np.tile(new, len(original.pairs)))
+        pairs = Pairs(of_row.image, of_row.column, of_row.order, sample)
         start_P = self._fork_points(original, pairs, step)
         if start_P.any():
             self.table.drain()
@@ -193,7 +236,7 @@ class _Scheduler:
 
     def _fork_points(self, original: Batch, pairs: Pairs, step: Step) -> IntN:
         """After how many segments these samples of the original pairs start, (P,)."""
-        shared_P = self.shared_GS[pairs.image, pairs.sample]
+        shared_P = self.shared_GOS[pairs.image, pairs.order, pairs.sample]
         complete = (shared_P >= step.last_segments) & (original.scored >= step.last_segments)  # nothing left to score
         return np.where(complete, step.last_segments, np.minimum(shared_P, original.cached))
 
@@ -202,8 +245,9 @@ class _Scheduler:
         self.table.copy_from_original(pairs, start)
         fork = Batch(pairs, scored=start)
         if step.last_segments > start:
-            sequences = self.inputs.sequences(pairs)
-            fork.state = self.model.fork(original.state, torch.from_numpy(rows), *sequences, stop=start)
+            tokens_BL, sequence_P, order_BL = self.inputs.sequences(pairs)
+            rows_P = torch.from_numpy(rows)
+            fork.state = self.model.fork(original.state, rows_P, tokens_BL, sequence_P, start, order_BL)
             fork.cached = start
         return fork
 

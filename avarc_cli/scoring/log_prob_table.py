@@ -1,6 +1,6 @@
 """What the engine has computed for a group of images, and which candidates are still in play.
 
-Shapes: G images, N candidates, S samples, K segments, P pairs, T tokens, L tokens of an image.
+Shapes: G images, N candidates, O orders, S samples, K segments, P pairs, T tokens, L tokens of an image.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from avarc_cli.errors import AvarcError
+from avarc_cli.scoring.combining import combine, combine_log_p
 from avarc_cli.scoring.plan import Stage
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import FloatN, ImageScores, IntN, StageScores, summarize
@@ -20,10 +21,11 @@ from avarc_cli.scoring.scores import FloatN, ImageScores, IntN, StageScores, sum
 
 @dataclass(frozen=True)
 class Pairs:
-    """P pairs of a token sequence (image, sample) and a class (column), as indices (P,) into the table."""
+    """P pairs of a token sequence (image, order, sample) and a class (column), as indices (P,) into the table."""
 
     image: IntN
     column: IntN
+    order: IntN
     sample: IntN
 
     def __len__(self) -> int:
@@ -31,7 +33,7 @@ class Pairs:
 
     def take(self, rows: IntN) -> Pairs:
         """These pairs only."""
-        return Pairs(self.image[rows], self.column[rows], self.sample[rows])
+        return Pairs(self.image[rows], self.column[rows], self.order[rows], self.sample[rows])
 
 
 class PendingTransfer:
@@ -58,21 +60,30 @@ class PendingTransfer:
 
 
 class LogProbTable:
-    """Sums of token log-probabilities in cells (image, column, sample, segment), float64.
+    """Sums of token log-probabilities in cells (image, column, order, sample, segment), float64.
 
     The columns are the candidates. If the score needs the unconditional class, it is the first column, and no stage
     drops it.
     """
 
-    def __init__(self, request: ScoringRequest, segment_ends: tuple[int, ...], images: int, samples: int) -> None:
-        self.request, self.ends = request, (0, *segment_ends)
+    def __init__(
+        self,
+        request: ScoringRequest,
+        segment_ends: tuple[int, ...],
+        images: int,
+        samples: int,
+        order_GOL: IntN | None = None,
+    ) -> None:
+        """order_GOL: the position that is scored j-th, of each image and order; None for the order of the positions."""
+        self.request, self.ends, self.order_GOL = request, (0, *segment_ends), order_GOL
         self.first_candidate = int(request.score.needs_unconditional)
         """Column of the first candidate."""
         columns, length = request.columns, segment_ends[-1]
-        self.sums_GNSK = np.full((images, columns, samples, len(segment_ends)), np.nan)
+        orders = 1 if order_GOL is None else order_GOL.shape[1]
+        self.sums_GNOSK = np.full((images, columns, orders, samples, len(segment_ends)), np.nan)
         """The sums; N is the columns; nan where not scored yet."""
-        self.token_log_prob = np.zeros((images, columns, length), np.float32) if request.keep_tokens else None
-        """Of sample 0, (G, columns, L), if requested."""
+        self.token_log_prob = np.zeros((images, columns, orders, length), np.float32) if request.keep_tokens else None
+        """Of sample 0, (G, columns, O, L) at the tokens' own positions, if requested."""
         self.tokens_scored_G = np.zeros(images, dtype=np.int64)
         self.alive = np.ones((images, columns), dtype=bool)
         """Columns that no stage has dropped, (G, columns)."""
@@ -105,14 +116,20 @@ class LogProbTable:
         start = ends[transfer.start]
         for k in range(transfer.start, transfer.stop):
             segment_PT = log_prob_PT[:, ends[k] - start : ends[k + 1] - start]
-            self.sums_GNSK[pairs.image, pairs.column, pairs.sample, k] = segment_PT.double().sum(1).numpy()
+            sums_P = segment_PT.double().sum(1).numpy()
+            self.sums_GNOSK[pairs.image, pairs.column, pairs.order, pairs.sample, k] = sums_P
         if self.token_log_prob is not None and pairs.sample[0] == 0:  # a batch has originals only, or none
-            self.token_log_prob[pairs.image, pairs.column, start : ends[transfer.stop]] = log_prob_PT
+            stop, cell = ends[transfer.stop], (pairs.image, pairs.column, pairs.order)
+            if self.order_GOL is None:
+                self.token_log_prob[(*cell, slice(start, stop))] = log_prob_PT
+            else:
+                position_PT = self.order_GOL[pairs.image, pairs.order, start:stop]
+                self.token_log_prob[(*(index[:, None] for index in cell), position_PT)] = log_prob_PT
 
     def copy_from_original(self, pairs: Pairs, stop: int) -> None:
         """Give these pairs the sums of their image's own tokens in the first `stop` segments, which are the same."""
-        image, column, sums = pairs.image, pairs.column, self.sums_GNSK
-        sums[image, column, pairs.sample, :stop] = sums[image, column, 0, :stop]
+        cell, sums = (pairs.image, pairs.column, pairs.order), self.sums_GNOSK
+        sums[(*cell, pairs.sample, slice(stop))] = sums[(*cell, 0, slice(stop))]
 
     def drop(self, stage: Stage) -> tuple[FloatN, FloatN]:
         """Drop the candidates that the stage's rule drops; those that are not scored yet stay.
@@ -120,13 +137,18 @@ class LogProbTable:
         Returns: log p(x|y), and the score with the prior, of every candidate (G, N); nan where cells are missing.
         """
         first = self.first_candidate
-        log_p = self.sums_GNSK[:, :, : stage.samples, : stage.segments].sum(-1).mean(-1)
-        unconditional_G = log_p[:, 0] if first else np.full(len(log_p), np.nan)
-        log_p_GN = log_p[:, first:]
-        rows = [self.request.score.formula(row, x) for row, x in zip(log_p_GN, unconditional_G, strict=True)]
-        scores_GN = np.stack(rows) + self.request.prior(self.ends[stage.segments])
+        log_p = self._log_likelihood(stage)
+        log_p_GNO, prior_N = log_p[:, first:], self.request.prior(self.ends[stage.segments])
+        unconditional_GO = log_p[:, 0] if first else np.full((len(log_p), stage.orders), np.nan)
+        scores_GNO = self.request.score.formula(log_p_GNO, unconditional_GO[:, None]) + prior_N[:, None]
+        scores_GN = combine(self.request.combine, scores_GNO)
         self.alive[:, first:] = stage.survivors(self.alive[:, first:], scores_GN)
-        return log_p_GN, scores_GN
+        return combine_log_p(self.request.combine, log_p_GNO), scores_GN
+
+    def _log_likelihood(self, stage: Stage) -> FloatN:
+        """log p of the stage's segments in each of its orders, averaged over its samples, (G, columns, O)."""
+        log_p: FloatN = self.sums_GNOSK[:, :, : stage.orders, : stage.samples, : stage.segments].sum(-1).mean(-1)
+        return log_p
 
     def close_stage(self, stage: Stage, seconds: float) -> None:
         """Drop candidates and record the stage of every image that took part in it."""
@@ -137,6 +159,7 @@ class LogProbTable:
             took_part = np.nonzero(self._alive_before[g, first:])[0]
             record = StageScores(
                 segments=stage.segments,
+                orders=stage.orders,
                 candidates=took_part,
                 scores=scores_GN[g, took_part],
                 log_likelihood=log_p_GN[g, took_part],
@@ -154,7 +177,8 @@ class LogProbTable:
     def _result(self, g: int, stages: tuple[StageScores, ...]) -> ImageScores:
         request, first = self.request, self.first_candidate
         last = request.plan.stages[len(stages) - 1]
-        unconditional = self.sums_GNSK[g, 0, : last.samples, : last.segments].sum(-1).mean() if first else np.nan
+        own_OS = self.sums_GNOSK[g, 0, : last.orders, : last.samples, : last.segments].sum(-1)
+        unconditional = combine_log_p(request.combine, own_OS.mean(-1)) if first else np.nan
         log_prior_N = np.zeros(len(request.candidates))  # what was added to each candidate's last score
         for record in stages:
             log_prior_N[record.candidates] = request.prior(self.ends[record.segments])[record.candidates]
@@ -166,5 +190,5 @@ class LogProbTable:
             temperature=request.temperature,
             unconditional=float(unconditional),
             token_log_prob=None if self.token_log_prob is None else self.token_log_prob[g, first:],
-            segment_log_prob=self.sums_GNSK[g, first:].copy() if request.keep_segments else None,
+            segment_log_prob=self.sums_GNOSK[g, first:].copy() if request.keep_segments else None,
         )

@@ -1,11 +1,16 @@
 """What to score: a plan says which candidates survive after how many segments.
 
-Written `segments:keep[:samples]` per stage, comma-separated. `6:10,10:3,10:1:3` scores every candidate on 6 segments
-and keeps 10, scores those on 10 segments and keeps 3, then averages each survivor over 3 samples (the image's own
-tokens and 2 smoothed samples) and keeps 1. Source: A-VARC+, arXiv:2510.12060.
+Written `segments:keep[:samples][@orders]` per stage, comma-separated. `6:10,10:3,10:1:3` scores every candidate on 6
+segments and keeps 10, scores those on 10 segments and keeps 3, then averages each survivor over 3 samples (the image's
+own tokens and 2 smoothed samples) and keeps 1. Source: A-VARC+, arXiv:2510.12060.
 
 `6:<8.5` keeps the candidates that are at most 8.5 nats behind the best, so that easy images lose candidates sooner than
 hard ones; `scoring.conformal` chooses such margins. An image with one candidate left is decided and scored no further.
+
+Models that score tokens in any order have a second average: `4:100@1,16:10@2,16:1@20` scores all candidates on the
+first 4 segments of one order, 100 of them on the whole of two orders, and 10 on the whole of twenty.
+
+Shapes: G images, N candidates, O orders.
 """
 
 from __future__ import annotations
@@ -22,17 +27,20 @@ from avarc_cli.words import are, counted
 
 PAPER = "6:10,10:3,10:1:3"
 HOW = (
-    "write segments:keep[:samples] per stage, e.g. 6:10,10:3,10:1:3 (or <nats instead of keep: those at most this far "
-    "behind the best), or exhaustive, or paper"
+    "write segments:keep[:samples][@orders] per stage, e.g. 6:10,10:3,10:1:3 (or <nats instead of keep: those at most "
+    "this far behind the best), or exhaustive, or paper"
 )
-STAGE = re.compile(r"(\d{1,9}) *: *(?:(\d{1,9})|< *(\d+(?:\.\d+)?(?:e[-+]?\d+)?)) *(?:: *(\d{1,9}))?", re.ASCII)
+STAGE = re.compile(
+    r"(\d{1,9}) *: *(?:(\d{1,9})|< *(\d+(?:\.\d+)?(?:e[-+]?\d+)?)) *(?:: *(\d{1,9}))? *(?:@ *(\d{1,9}))?", re.ASCII
+)
 Bool = npt.NDArray[np.bool_]
+IntN = npt.NDArray[np.int64]
 _ANY = 10**9 - 1  # the most that STAGE can write
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Score the remaining candidates on the first `segments` segments, averaged over `samples` samples; drop some."""
+    """Score the remaining candidates on their first segments, averaged over samples and orders; drop some."""
 
     segments: int
     """The first of each image that are scored."""
@@ -45,10 +53,13 @@ class Stage:
     expected: float | None = None
     """Mean number of candidates per image that the next stage scores, if a margin decides; decided images count as 0.
     Only estimates of time and memory depend on it. None assumes that the margin drops nothing."""
+    orders: int = 1
+    """Of each sample, that scores are averaged over."""
 
     def __str__(self) -> str:
         rule = str(self.keep) if math.isinf(self.margin) else f"<{self.margin!r}"
-        return f"{self.segments}:{rule}" + (f":{self.samples}" if self.samples > 1 else "")
+        samples, orders = f":{self.samples}" * (self.samples > 1), f"@{self.orders}" * (self.orders > 1)
+        return f"{self.segments}:{rule}{samples}{orders}"
 
     @property
     def expected_survivors(self) -> float:
@@ -79,8 +90,8 @@ class Step:
 
     stage: Stage
     """The stage itself."""
-    samples_begun: int
-    """Samples that earlier stages averaged; 1 in the first stage, where the images themselves begin."""
+    samples_begun_O: IntN
+    """Samples of each order that earlier stages averaged; 0 for an order that has not begun."""
     last_segments: int
     """Most segments that this or a later stage scores."""
     last_samples: int
@@ -95,6 +106,13 @@ class Step:
     def samples_grow(self) -> bool:
         """Whether a later stage averages more samples."""
         return self.last_samples > self.stage.samples
+
+    @property
+    def new_orders(self) -> IntN:
+        """Orders in which the images begin to be scored in this stage."""
+        begins_O = self.samples_begun_O == 0
+        begins_O[self.stage.orders :] = False
+        return np.nonzero(begins_O)[0]
 
 
 @dataclass(frozen=True)
@@ -112,27 +130,32 @@ class Plan:
         return max(stage.samples for stage in self.stages)
 
     @property
+    def orders(self) -> int:
+        """Orders that each image is scored in."""
+        return max(stage.orders for stage in self.stages)
+
+    @property
     def single_stage(self) -> bool:
         """Whether every candidate gets its full score."""
         return len(self.stages) == 1
 
     def steps(self) -> list[Step]:
         """The stages in order, each with what the others imply for it."""
-        steps = []
+        steps, begun_O = [], np.zeros(self.orders, dtype=np.int64)
         for number, stage in enumerate(self.stages):
-            begun = max([1, *(earlier.samples for earlier in self.stages[:number])])
             rest = self.stages[number:]
-            steps.append(Step(stage, begun, max(s.segments for s in rest), max(s.samples for s in rest)))
+            steps.append(Step(stage, begun_O.copy(), max(s.segments for s in rest), max(s.samples for s in rest)))
+            begun_O[: stage.orders] = begun_O[: stage.orders].clip(min=stage.samples)
         return steps
 
     def new_tokens(self, ends: tuple[int, ...]) -> list[int]:
         """Tokens that each stage scores for one candidate that it gets; cached prefixes are not scored again."""
-        done = [0] * self.samples
+        done_OS = np.zeros((self.orders, self.samples), dtype=np.int64)
         counts = []
         for stage in self.stages:
-            end = ends[stage.segments - 1]
-            counts.append(sum(max(0, end - before) for before in done[: stage.samples]))
-            done[: stage.samples] = [max(end, before) for before in done[: stage.samples]]
+            own_OS, end = done_OS[: stage.orders, : stage.samples], ends[stage.segments - 1]
+            counts.append(int((end - own_OS).clip(min=0).sum()))
+            own_OS[:] = own_OS.clip(min=end)
         return counts
 
     def tokens(self, candidates: int, ends: tuple[int, ...]) -> int:
@@ -144,21 +167,25 @@ class Plan:
         return round(total)
 
 
-def parse_plan(text: str, *, segments: int, candidates: int, samples: int) -> Plan:
+def parse_plan(text: str, *, segments: int, candidates: int, samples: int, orders: int = 1) -> Plan:
     """The plan that `text` describes, checked against what there is to score.
 
     Args:
-        text: "exhaustive" (or "exhaustive:3", averaged over 3 samples), "paper", or stages as in the module's
-            docstring.
+        text: "exhaustive" (or "exhaustive:3", averaged over 3 samples; over all orders, or with "@4" over 4), "paper",
+            or stages as in the module's docstring.
         segments: of the model. candidates: classes to choose from. samples: of each image in the token cache.
+        orders: that there are; 1 for a model with a fixed order.
     Raises: UsageError for a plan that cannot be carried out, naming the stage.
     """
-    written = PAPER if text.strip() == "paper" else text.strip().replace("exhaustive", f"{segments}:1", 1)
+    written = PAPER if text.strip() == "paper" else text.strip()
+    if written.startswith("exhaustive"):
+        all_orders = f"@{orders}" if "@" not in written and orders > 1 else ""
+        written = written.replace("exhaustive", f"{segments}:1", 1) + all_orders
     stages: list[Stage] = []
     have = candidates
     for number, part in enumerate(written.split(","), start=1):
         stage = _parse_stage(part, text, have)
-        for problem in _problems(stage, segments, have, samples):
+        for problem in _problems(stage, segments, have, samples, orders):
             raise UsageError(f"plan '{text}', stage {number} ({stage}): {problem[0]}", problem[1], problem[2])
         stages.append(stage)
         have = stage.keep
@@ -170,21 +197,21 @@ def parse_plan(text: str, *, segments: int, candidates: int, samples: int) -> Pl
 
 
 def check_plan(text: str) -> None:
-    """Raises: UsageError for a plan that no model and no number of candidates and samples could carry out."""
-    parse_plan(text, segments=_ANY, candidates=_ANY, samples=_ANY)
+    """Raises: UsageError for a plan that no model and no number of candidates, samples and orders could carry out."""
+    parse_plan(text, segments=_ANY, candidates=_ANY, samples=_ANY, orders=_ANY)
 
 
 def _parse_stage(part: str, text: str, have: int) -> Stage:
     found = STAGE.fullmatch(part.strip())
     if found is None:
         raise UsageError(f"cannot read plan '{text}'", f"'{part}' is not a stage", HOW)
-    segments, keep, margin, samples = found.groups()
-    if margin is not None:
-        return Stage(int(segments), have, int(samples or 1), float(margin))
-    return Stage(int(segments), int(keep), int(samples or 1))
+    segments, keep, margin, samples, orders = found.groups()
+    behind = math.inf if margin is None else float(margin)
+    kept = have if keep is None else int(keep)
+    return Stage(int(segments), kept, int(samples or 1), behind, orders=int(orders or 1))
 
 
-def _problems(stage: Stage, segments: int, have: int, samples: int) -> list[tuple[str, str, str]]:
+def _problems(stage: Stage, segments: int, have: int, samples: int, orders: int) -> list[tuple[str, str, str]]:
     problems = []
     if not 1 <= stage.segments <= segments:
         problems.append((f"there is no segment {stage.segments}", f"the model has {segments}", f"use 1 to {segments}"))
@@ -199,4 +226,11 @@ def _problems(stage: Stage, segments: int, have: int, samples: int) -> list[tupl
         why = f"the token cache has {samples} per image, counting the image itself"
         fix = f"encode again with --samples {stage.samples}"
         problems.append((f"it needs {counted(stage.samples, 'sample')}", why, fix))
+    if stage.orders < 1:
+        problems.append(("it averages nothing", "a stage needs at least 1 order", HOW))
+    if stage.orders > orders:
+        why = f"there {are(orders)} {counted(orders, 'order')}"
+        problems.append(
+            (f"it needs {counted(stage.orders, 'order')}", why, f"write @{orders} or fewer, or add --orders")
+        )
     return problems

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.scoring.combining import MEAN
 from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.scores import FloatN, IntN, ScoreFunction
 
@@ -34,13 +35,15 @@ class ScoringRequest:
     """Tokens in the KV caches of all pairs between two forward passes; None for no limit."""
     temperature: float = 1.0
     """Of the posterior."""
+    combine: str = MEAN
+    """How the scores of several orders become one (`combining`)."""
     reuse_prefix: bool = True
     """Let smoothed samples start from the KV cache of their image where their first segments are the same. The batches
     then depend on the tokens."""
     keep_tokens: bool = False
     """Return token log-probabilities."""
     keep_segments: bool = False
-    """Return the sums of token log-probabilities over each segment of each sample."""
+    """Return the sums of token log-probabilities over each segment of each order and sample."""
 
     @property
     def columns(self) -> int:
@@ -64,18 +67,19 @@ class ScoringRequest:
             stage = step.stage
             columns = stage.expected_survivors + self.score.needs_unconditional
             if step.segments_grow:
-                most = max(most, columns * stage.samples * ends[stage.segments - 1])
+                most = max(most, columns * stage.samples * stage.orders * ends[stage.segments - 1])
             elif step.samples_grow and stage.segments > 1:  # the most that new samples can reuse
-                most = max(most, columns * ends[stage.segments - 2])
+                most = max(most, columns * stage.orders * ends[stage.segments - 2])
         return math.ceil(most)
 
     def images_per_group(self, model: LikelihoodModel) -> int:
         """Images whose first stage fills one forward pass, and whose KV caches take no more memory than that pass."""
         first = self.plan.stages[0]
         columns = self._columns_of_first_adapter(model)
-        scored = columns * first.samples * model.segment_ends[first.segments - 1]
+        scored = columns * first.samples * first.orders * model.segment_ends[first.segments - 1]
         cached = self.cached_tokens(model) * model.bytes_per_token(cached=True) // model.bytes_per_token(cached=False)
-        return max(1, min(MAX_IMAGES, self.tokens_per_batch // max(scored, cached)))
+        most = MAX_IMAGES // self.plan.orders  # the table of sums has a cell for each order
+        return max(1, min(most, self.tokens_per_batch // max(scored, cached)))
 
     def _columns_of_first_adapter(self, model: LikelihoodModel) -> int:
         """Columns of the lowest adapter: added classes with adapters of their own do not change the groups."""

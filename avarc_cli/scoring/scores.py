@@ -30,8 +30,8 @@ class ScoreFunction:
     """A value of --score."""
     needs_unconditional: bool
     """Whether the formula uses log p(x)."""
-    formula: Callable[[FloatN, float], FloatN]
-    """(log p(x|y) of each candidate (N,), log p(x) or nan) -> scores (N,)."""
+    formula: Callable[[FloatN, FloatN], FloatN]
+    """(log p(x|y), log p(x) or nan), which are broadcast -> scores."""
 
 
 SCORE_FUNCTIONS = {
@@ -56,6 +56,8 @@ class StageScores:
 
     segments: int
     """Segments scored."""
+    orders: int = 1
+    """Orders that they were scored in."""
     candidates: IntN
     """Positions of the candidates that took part, (M,)."""
     scores: FloatN
@@ -87,9 +89,19 @@ class ImageScores:
     unconditional: float
     """log p(x) in the image's last stage; nan if the score does not need it."""
     token_log_prob: npt.NDArray[np.float32] | None = None
-    """Of the image's own tokens, (N, L), if requested; 0 where a token was not scored."""
+    """Of the image's own tokens in each order, (N, O, L), if requested; 0 where a token was not scored."""
     segment_log_prob: npt.NDArray[np.float64] | None = None
-    """Sums of log p(token) over each segment of each sample, (N, S, K), if requested; nan where not scored."""
+    """Sums of log p(token) over each segment of each order and sample, (N, O, S, K), if requested; nan where not
+    scored."""
+
+    @property
+    def mean_token_log_prob(self) -> npt.NDArray[np.float32] | None:
+        """The mean of `token_log_prob` over orders, (N, L)."""
+        log_prob = self.token_log_prob
+        if log_prob is None or log_prob.shape[1] == 1:
+            return None if log_prob is None else log_prob[:, 0]
+        mean: npt.NDArray[np.float32] = log_prob.mean(1, dtype=np.float64).astype(np.float32)
+        return mean
 
     @property
     def segments(self) -> int:

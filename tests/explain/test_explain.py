@@ -94,9 +94,9 @@ def test_classes_of_different_adapters_never_share_a_batch(tiny, model):
         def adapter(self, class_id_N):
             return np.where(np.asarray(class_id_N) >= 8, class_id_N, 0)
 
-        def begin(self, tokens_BL, sequence_P, class_id_P):
+        def begin(self, tokens_BL, sequence_P, class_id_P, order_BL=None):
             seen.append(sorted(set(class_id_P.tolist())))
-            return model.begin(tokens_BL, sequence_P, class_id_P)
+            return model.begin(tokens_BL, sequence_P, class_id_P, order_BL)
 
         extend = staticmethod(model.extend)
 

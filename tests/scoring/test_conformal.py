@@ -24,11 +24,11 @@ def table(images, *, candidates=6, samples=1, seed=0, noise=1.0):
     clean = rng.normal(size=(images, candidates, 1, 4)) * np.sqrt(new) * noise
     clean[np.arange(images), right] += 0.4 * new
     sums = clean + (np.arange(samples) > 0)[:, None] * rng.normal(size=(images, candidates, samples, 4)) * 0.3
-    return ScoreTable.of(sums, np.zeros(candidates), ENDS), right
+    return ScoreTable.of(sums[:, :, None], np.zeros(candidates), ENDS), right
 
 
 def winners(scores):
-    return scores.at[(4, scores.samples)].argmax(1)
+    return scores.at[scores.end].argmax(1)
 
 
 @pytest.mark.parametrize(
@@ -138,13 +138,13 @@ def test_a_single_class_is_nothing_to_tune():
 def test_stages_that_save_nothing_are_left_out():
     """Only the last segment has information: no earlier stage can drop a candidate safely."""
     sums = np.random.default_rng(0).normal(size=(400, 5, 1, 4)) * np.array([1e-9, 1e-9, 1e-9, 1.0])
-    schedule = conformal.fit_schedule(ScoreTable.of(sums, np.zeros(5), ENDS))
+    schedule = conformal.fit_schedule(ScoreTable.of(sums[:, :, None], np.zeros(5), ENDS))
     assert len(schedule.points) == 1
 
 
 def test_a_prior_counts():
     sums = np.zeros((30, 3, 1, 4))
-    scores = ScoreTable.of(sums, np.log([0.1, 0.8, 0.1]), ENDS)
+    scores = ScoreTable.of(sums[:, :, None], np.log([0.1, 0.8, 0.1]), ENDS)
     assert (winners(scores) == 1).all()
 
 

@@ -47,7 +47,7 @@ class Counting(LikelihoodModel):
             parts.append(-rng.exponential(size=end - start))
         return np.concatenate(parts).astype(np.float32)
 
-    def begin(self, tokens_BL, sequence_P, class_id_P):
+    def begin(self, tokens_BL, sequence_P, class_id_P, order_BL=None):
         return self.state(tokens=tokens_BL[sequence_P], classes=class_id_P, scored=0, cached=0)
 
     def sample(self, *args, **options):
@@ -80,7 +80,7 @@ class Counting(LikelihoodModel):
         rows = {"tokens": state.tokens[keep_Q], "classes": state.classes[keep_Q]}
         return self.state(**rows, scored=state.scored, cached=state.cached)
 
-    def fork(self, state, keep_Q, tokens_BL, sequence_Q, stop):
+    def fork(self, state, keep_Q, tokens_BL, sequence_Q, stop, order_BL=None):
         assert stop <= state.cached, "the shared segments are not cached"
         end, tokens_QL = self.segment_ends[stop - 1], tokens_BL[sequence_Q]
         assert torch.equal(state.tokens[keep_Q, :end], tokens_QL[:, :end]), "they do not begin alike"
@@ -298,7 +298,7 @@ def test_token_log_probabilities_come_back_in_the_order_of_the_candidates():
     results = score_group(model, data, request("exhaustive", [5, 0, 3], per_batch=17, samples=1, keep=True))
     for image, result in zip(data, results, strict=True):
         expected = np.stack([model.log_prob(image[0], c) for c in (5, 0, 3)])
-        assert np.array_equal(result.token_log_prob, expected)
+        assert np.array_equal(result.mean_token_log_prob, expected)
 
 
 def test_equal_scores_fall_to_the_first_candidate():

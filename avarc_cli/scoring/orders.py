@@ -1,0 +1,125 @@
+"""The orders in which the tokens of an image are scored, for models that allow any.
+
+Shapes: G images, O orders, L tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from avarc_cli.errors import UsageError
+from avarc_cli.words import are, counted
+
+RASTER = "raster"
+MAX_ORDERS = 4096
+"""Random orders of an image; scores hardly change beyond a few dozen (docs/orders.md)."""
+
+IntGOL = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Orders:
+    """Where the orders of an image come from."""
+
+    count: int
+    """O."""
+    seed: int = 0
+    """Of random orders."""
+    fixed_OL: npt.NDArray[np.int64] | None = None
+    """The same orders for every image, from a file; None for random ones."""
+    text: str = ""
+    """What `--orders` said."""
+
+    @property
+    def is_raster(self) -> bool:
+        """Whether tokens are scored in the order of their positions, the only order of most models."""
+        return self.text == RASTER
+
+    def of(self, rows: npt.NDArray[np.int64], length: int, count: int) -> IntGOL | None:
+        """The first `count` orders of these images, (G, O, L) int64: element j is scored j-th; None for raster.
+
+        An order is a function of the seed, the image's row and its own number alone, so that it depends neither on the
+        other images nor on how many orders there are, and is the same for all candidates.
+        """
+        if self.is_raster:
+            return None
+        if self.fixed_OL is not None:
+            return np.broadcast_to(self.fixed_OL[:count], (len(rows), count, length))
+        return np.array([[random_order(self.seed, int(row), k, length) for k in range(count)] for row in rows])
+
+    def protocol(self) -> dict[str, object]:
+        """What results depend on, for run.json."""
+        if self.fixed_OL is None:
+            return {"orders": self.text, "order_seed": None if self.is_raster else self.seed}
+        digest = hashlib.sha256(self.fixed_OL.astype("<i8").tobytes()).hexdigest()
+        return {"orders": f"sha256 {digest}", "order_seed": None}
+
+
+ONE_RASTER = Orders(1, text=RASTER)
+
+
+def random_order(seed: int, index: int, number: int, length: int) -> npt.NDArray[np.int64]:
+    """A uniformly random permutation of 0 .. length - 1: a function of the arguments alone (`tokens.noise`)."""
+    key = np.array([seed, 1], dtype=np.uint64)
+    counter = np.array([0, 0, index, number], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(counter=counter, key=key)).permutation(length)
+
+
+def check_orders(text: str) -> None:
+    """Raises: UsageError for a value of `--orders` that no model could use; the content of a file is read later."""
+    if text == RASTER or _is_file(text):
+        if _is_file(text) and not Path(text).is_file():
+            raise UsageError(f"there is no file '{text}'", "--orders FILE.npy names permutations (K, L)")
+        return
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= MAX_ORDERS and len(text) < 9):
+        raise UsageError(
+            f"cannot read --orders '{text}'",
+            f"it is {RASTER}, a number of random orders from 1 to {MAX_ORDERS}, or a file of permutations (.npy)",
+        )
+
+
+def parse_orders(text: str, seed: int, length: int) -> Orders:
+    """The orders that `--orders` names. Raises: UsageError, also for a file that does not hold permutations (K, L)."""
+    check_orders(text)
+    if text == RASTER:
+        return ONE_RASTER
+    if not _is_file(text):
+        return Orders(int(text), seed, text=text)
+    fixed_OL = _read(Path(text), length)
+    return Orders(len(fixed_OL), fixed_OL=fixed_OL, text=text)
+
+
+def _is_file(text: str) -> bool:
+    return text.endswith(".npy")
+
+
+def _read(path: Path, length: int) -> npt.NDArray[np.int64]:
+    try:
+        orders = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (OSError, ValueError, EOFError, SyntaxError, MemoryError) as error:
+        raise UsageError(f"cannot read '{path}'", str(error), "save permutations (K, L) with numpy.save") from None
+    what, fix = f"'{path}' holds no orders", f"save int64 permutations (K, {length}) with numpy.save"
+    if orders.dtype.kind not in "iu":
+        raise UsageError(what, f"its values are {orders.dtype}, not whole numbers", fix)
+    if orders.ndim != 2 or not len(orders):
+        raise UsageError(what, f"its shape is {orders.shape}, expected are one or more rows", fix)
+    if orders.shape[1] != length:
+        raise UsageError(what, f"its rows have {orders.shape[1]} positions, the model has {length}", fix)
+    if len(orders) > MAX_ORDERS:
+        why = f"there {are(len(orders))} {counted(len(orders), 'row')}, at most {MAX_ORDERS} are read"
+        raise UsageError(f"'{path}' holds too many orders", why, "keep fewer")
+    kept = np.asarray(orders).astype(np.int64)
+    for number, row in enumerate(kept):
+        outside = row[(row < 0) | (row >= length)]
+        if len(outside):
+            raise UsageError(what, f"row {number} names position {outside[0]}, from 0 to {length - 1} exist", fix)
+        values, counts = np.unique(row, return_counts=True)
+        if len(values) < length:
+            twice = values[counts > 1][0]
+            raise UsageError(what, f"row {number} names position {twice} more than once", fix)
+    return kept
