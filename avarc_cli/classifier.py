@@ -31,6 +31,8 @@ from avarc_cli.results import records, tuned
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.run import Run, RunResult, classify
 from avarc_cli.scoring.batching import auto_tokens, max_cached_tokens
+from avarc_cli.scoring.combining import check_prunes, check_rule
+from avarc_cli.scoring.orders import choose_orders
 from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import score_function
@@ -76,6 +78,7 @@ class Classifier:
     Attributes:
         candidates: class ids to choose from, (N,) int64.
         candidates_of: title of the dataset that the candidates follow from, "" for any other choice.
+        orders: in which tokens are scored.
         log_prior: log of the candidates' prior probabilities, (N,) float64; zeros without priors.
         tuned: the tuned plan in use, None for any other plan.
     """
@@ -93,6 +96,8 @@ class Classifier:
         self.log_prior = log_prior(model, self.candidates, options.priors)
         offset_N = model.offsets[self.candidates]  # of a whole image: each token adds its part
         self.offset_per_token = offset_N / likelihood.segment_ends[-1] if options.offsets else None
+        self.orders = choose_orders(options.orders, options.order_seed, likelihood, model.name)
+        check_rule(options.combine)
         self.tuned = self._tuned_plan()
         self.score = score_function(options.score)
         if self.score.needs_unconditional and likelihood.unconditional is None:
@@ -219,9 +224,12 @@ class Classifier:
         """
         segments = len(self.model.likelihood.segment_ends)
         text = str(self.tuned.plan) if self.tuned else self.options.plan
-        plan = parse_plan(text, segments=segments, candidates=len(self.candidates), samples=samples)
+        number = len(self.candidates)
+        plan = parse_plan(text, segments=segments, candidates=number, samples=samples, orders=self.orders.count)
         if self.tuned:
             plan = self.tuned.plan  # the same stages, with the survivors they are expected to leave
+        check_prunes(self.options.combine, plan)
+        self.orders.check_used(plan, asked=self.options.orders is not None)
         if keep_tokens and not (plan.single_stage and plan.stages[0].segments == segments):
             raise UsageError(
                 f"token log-probabilities cannot be saved with plan '{plan}'",
@@ -254,6 +262,7 @@ class Classifier:
             offset_per_token=self.offset_per_token,
             tokens_per_batch=self._tokens_per_batch(plan, tokens_per_batch),
             max_cached_tokens=max_cached_tokens(self.model.likelihood, self.memory),
+            combine=self.options.combine,
             temperature=(self.tuned.temperature if self.tuned else None) or 1.0,
             reuse_prefix=not self.options.deterministic,
             keep_tokens=keep_tokens,
@@ -280,6 +289,7 @@ class Classifier:
             cache=cache,
             labels=targets.to_model(cache.labels),
             request=request,
+            orders=self.orders,
             candidate_labels=records.CandidateLabels(self.model.classes, self.candidates, targets),
             precision=self.model.precision,
             protocol=self._protocol(cache, request)
@@ -311,7 +321,7 @@ class Classifier:
             "segments": len(model.likelihood.segment_ends),
             "candidates": self.candidates.tolist(),
             "log_prior": self.log_prior.tolist() if self.log_prior.any() else None,
-        }
+        } | (self.orders.made_for() if model.likelihood.any_order else {})
 
     @staticmethod
     def tokens_made_for(cache: TokenCache, samples: int) -> dict[str, Any]:
@@ -356,23 +366,27 @@ class Classifier:
             "length": self.model.likelihood.segment_ends[-1],
         }
         classes = self.model.classes
-        return self.model.protocol() | {
-            "tokens": tokens,
-            "plan": str(request.plan),
-            "tuned_plan": self.tuned.to_dict() if self.tuned else None,
-            "score": self.score.name,
-            "candidates": self.candidates.tolist(),
-            "candidate_ids": [classes.ids[c] for c in self.candidates],
-            "candidate_names": [classes.names[c] for c in self.candidates],
-            "log_prior": self.log_prior.tolist() if self.options.priors else None,
-            "tokens_per_batch": request.tokens_per_batch,
-            "prefix_tokens": request.max_cached_tokens,
-            "offsets": self.options.offsets if self.model.bank else None,
-            "deterministic": self.options.deterministic,
-            "attention": environment.attention(self.model.kernels),
-            "threads": torch.get_num_threads(),
-            "versions": environment.versions(),
-        }
+        return (
+            self.model.protocol()
+            | {
+                "tokens": tokens,
+                "plan": str(request.plan),
+                "tuned_plan": self.tuned.to_dict() if self.tuned else None,
+                "score": self.score.name,
+                "candidates": self.candidates.tolist(),
+                "candidate_ids": [classes.ids[c] for c in self.candidates],
+                "candidate_names": [classes.names[c] for c in self.candidates],
+                "log_prior": self.log_prior.tolist() if self.options.priors else None,
+                "tokens_per_batch": request.tokens_per_batch,
+                "prefix_tokens": request.max_cached_tokens,
+                "offsets": self.options.offsets if self.model.bank else None,
+                "deterministic": self.options.deterministic,
+                "attention": environment.attention(self.model.kernels),
+                "threads": torch.get_num_threads(),
+                "versions": environment.versions(),
+            }
+            | (self.orders.protocol(request.combine) if self.model.likelihood.any_order else {})
+        )
 
 
 def load_classifier(model: ModelSpec | str = "digits", options: Options | None = None) -> Classifier:

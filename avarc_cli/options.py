@@ -30,6 +30,16 @@ class Options:
     score: str = "log-likelihood"
     """log-likelihood, which is log p(x|y), or pmi, which is log p(x|y) - log p(x)."""
 
+    orders: str | None = None
+    """Of a model that scores tokens in any order: raster, a number of random orders, or FILE.npy of permutations
+    (K, L). None for the model's default."""
+
+    order_seed: int = 0
+    """Of random orders."""
+
+    combine: str = "mean"
+    """How the scores of several orders become one: mean, posterior or log-mean-exp (`scoring.combining`)."""
+
     batch_size: str = AUTO
     """Pairs of image and class in one forward pass, a number, or auto: as many as suit the device."""
 

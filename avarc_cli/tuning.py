@@ -73,7 +73,7 @@ def tune(
         `Classifier.run` and `results.run.classify`.
     """
     check_request(len(cache), agreement=agreement, hold_out=hold_out, evaluate=evaluate is not None)
-    options = replace(classifier.options, plan=f"exhaustive:{samples}", score="log-likelihood")
+    options = replace(classifier.options, plan=f"exhaustive:{samples}", score="log-likelihood", combine="mean")
     from avarc_cli.classifier import Classifier  # imports torch
 
     scorer = _Scorer(Classifier(classifier.model, options), on_start, progress, say)

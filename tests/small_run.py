@@ -73,6 +73,9 @@ class SmallCache:
     def tokens(self, rows: Sequence[int]) -> np.ndarray:
         return np.repeat(np.asarray(rows) % 4, 16).reshape(-1, 1, 16)
 
+    def in_file(self, rows: np.ndarray) -> np.ndarray:
+        return rows
+
 
 def make_run(model: SmallModel, tokens_per_batch: int = 512, plan: str = "exhaustive") -> Run:
     return Run(

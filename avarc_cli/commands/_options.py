@@ -129,6 +129,15 @@ BatchSizeOpt = Annotated[
     str, scoring_option("--batch-size", help="Pairs of image and class in one forward pass, or auto.")
 ]
 
+OrdersOpt = Annotated[
+    str | None,
+    scoring_option(
+        "--orders",
+        help="Of models that score tokens in any order: raster, a number of random orders, or FILE.npy (K, L).",
+    ),
+]
+OrderSeedOpt = Annotated[int, scoring_option("--order-seed", min=0, max=2**63 - 1, help="Seed of random orders.")]
+
 PreprocessOpt = Annotated[
     str | None,
     images_option(
@@ -280,14 +289,27 @@ class CandidateOptions:
     classes: ClassesOpt = None
     offset: OffsetsOpt = True
     batch_size: BatchSizeOpt = "auto"
+    orders: OrdersOpt = None
+    order_seed: OrderSeedOpt = 0
 
     def __post_init__(self) -> None:
         """Raises: UsageError."""
+        from avarc_cli.scoring.orders import check_orders
+
         parse_batch_size(self.batch_size)
+        if self.orders is not None:
+            check_orders(self.orders)
 
     def options(self, dataset: str) -> Options:
         """The classifier's options for images of this dataset ("" for an unknown one)."""
-        return Options(classes=self.classes, offsets=self.offset, batch_size=self.batch_size, dataset=dataset)
+        return Options(
+            classes=self.classes,
+            offsets=self.offset,
+            batch_size=self.batch_size,
+            orders=self.orders,
+            order_seed=self.order_seed,
+            dataset=dataset,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

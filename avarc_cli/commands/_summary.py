@@ -66,6 +66,8 @@ def announce(classifier: Classifier, run: Run) -> None:
     where = f"{classifier.model.precision} on {classifier.model.device}"
     images, classes = counted(len(run.cache), "image"), counted(len(run.request.candidates), "class")
     console.note(f"{images} x {classes}, {where}: {cost}")
+    if run.model.any_order:
+        console.note(f"tokens are scored in {run.orders.describe(run.request.plan.orders, run.request.combine)}")
     limit = run.request.max_cached_tokens
     if limit is not None and run.request.cached_tokens(run.model) > limit:
         console.warn("--memory is too small for the KV cache of an image's candidates: some tokens are scored again")
@@ -108,6 +110,8 @@ def numbers(metrics: dict[str, Any]) -> dict[str, str]:
         shown |= {f"top-{k}": f"{value:.2%}" for k, value in metrics["top_k"].items() if k != "1"}
     if metrics["label_not_a_candidate"]:
         shown["not counted"] = f"{counted(metrics['label_not_a_candidate'], 'image')} of a class that is no candidate"
+    if "orders" in metrics:
+        shown["orders"] = f"{metrics['orders']}, combined by {metrics['combine']}"
     shown["likelihood"] = f"{metrics['bits_per_token']:.3f} bits per token"
     seconds = metrics["seconds_per_image"]
     shown["speed"] = f"{1 / seconds:.1f} images/s" if seconds and seconds < 1 else f"{seconds or 0:.1f} s per image"

@@ -47,13 +47,16 @@ class _ScoringOptions(opt.ScoringOptions):
         str,
         opt.scoring_option(
             "--plan",
-            help="exhaustive, paper, segments:keep[:samples] per stage (6:10,10:3,10:1:3), FILE.json of avarc tune, or "
-            "auto for the tuned plan that comes with the model.",
+            help="exhaustive, paper, segments:keep[:samples][@orders] per stage (6:10,10:3,10:1:3), FILE.json of avarc "
+            "tune, or auto for the tuned plan that comes with the model.",
         ),
     ] = "exhaustive"
     score: Annotated[
         str, opt.scoring_option("--score", help="log-likelihood: log p(x|y); pmi: log p(x|y) - log p(x).")
     ] = "log-likelihood"
+    combine: Annotated[
+        str, opt.scoring_option("--combine", help="How several orders become one score: mean, posterior, log-mean-exp.")
+    ] = "mean"
     memory: Annotated[
         str | None, opt.scoring_option("--memory", help="Stay within this much memory, weights included: 8GiB, 500MiB.")
     ] = None
@@ -62,11 +65,13 @@ class _ScoringOptions(opt.ScoringOptions):
     ] = False
 
     def __post_init__(self) -> None:
+        from avarc_cli.scoring.combining import check_rule
         from avarc_cli.scoring.plan import check_plan
         from avarc_cli.scoring.scores import score_function
 
         super().__post_init__()
         score_function(self.score)
+        check_rule(self.combine)
         if self.memory is not None:
             parse_bytes(self.memory)
         if Path(self.plan).suffix.lower() == ".json":
@@ -81,6 +86,7 @@ class _ScoringOptions(opt.ScoringOptions):
             super().options(dataset),
             plan=self.plan,
             score=self.score,
+            combine=self.combine,
             memory=self.memory,
             deterministic=self.deterministic,
         )

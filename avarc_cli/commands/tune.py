@@ -87,11 +87,16 @@ def tune(
 
 
 def _show(plan: TunedPlan, out: Path) -> None:
+    names = ["segments", "samples", "margin (nats)", "surviving classes, on average"]
     rows = [
         [stage.segments, stage.samples, f"{stage.margin:.3f}", f"{stage.expected or 0:.2f}"]
         for stage in plan.plan.stages[:-1]
     ]
-    table = console.table("", ["segments", "samples", "margin (nats)", "surviving classes, on average"], rows)
+    if plan.plan.orders > 1:
+        names.insert(2, "orders")
+        for row, stage in zip(rows, plan.plan.stages, strict=False):
+            row.insert(2, stage.orders)
+    table = console.table("", names, rows)
     parts: list[Any] = [
         table,
         plan.guarantee["statement"],

@@ -31,7 +31,8 @@ from avarc_cli.layout import TokenLayout
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.progress import Notify, StartProgress, no_message, silent
 from avarc_cli.results.run import accuracy_note, classify
-from avarc_cli.scoring.exhaustive import token_log_probs
+from avarc_cli.scoring.exhaustive import order_log_probs
+from avarc_cli.scoring.orders import ONE_RASTER, Orders
 from avarc_cli.tokens.cache import TokenCache, read
 
 
@@ -78,9 +79,10 @@ def explain_images(
         count = options.count(len(rows))
         predictions = _predict(classifier, cache, rows, progress, say)
         chosen = select(predictions, options.only, count, sort=not options.keep_order)
-        batch = classifier.request(cache.header.samples).tokens_per_batch
+        request = classifier.request(cache.header.samples)
+        how = TokenScoring(request.tokens_per_batch, classifier.orders, request.plan.orders)
         with progress("explaining", len(chosen)) as bar:
-            for explanation in explain_predictions(model, cache, chosen, comparison, opened.pixels, batch):
+            for explanation in explain_predictions(model, cache, chosen, comparison, opened.pixels, how):
                 explanations.append(explanation)
                 bar.update(len(explanations))
     return ExplainResult(explanations=explanations, num_images=len(predictions), unreadable=opened.unreadable)
@@ -131,19 +133,30 @@ def _predict(
     return of_result(result, run.request.candidates, rows)
 
 
+@dataclass(frozen=True)
+class TokenScoring:
+    """How tokens are scored for a map."""
+
+    tokens_per_batch: int
+    """Tokens of all pairs of one forward pass."""
+    orders: Orders = ONE_RASTER
+    """Where the orders come from that a map is the mean over."""
+    count: int = 1
+    """How many of them."""
+
+
 def explain_predictions(
     model: LoadedModel,
     cache: TokenCache,
     predictions: Sequence[ImagePrediction],
     comparison: Comparison,
     pixels: PixelLoader,
-    tokens_per_batch: int,
+    how: TokenScoring,
 ) -> Iterator[Explanation]:
     """One explanation per prediction, in order, as they are made.
 
     Args:
         cache: holds the rows of the predictions. pixels: what to show as the input.
-        tokens_per_batch: tokens of all pairs of one forward pass.
     Raises: UsageError when the comparison cannot be made for an image, or the tokens have no position in it.
     """
     likelihood, layout = model.likelihood, cache.header.layout
@@ -153,14 +166,16 @@ def explain_predictions(
         target, contrast = comparison.of(prediction)
         ids = classes_to_score(prediction, target, contrast)
         tokens_1L = torch.from_numpy(cache.tokens([prediction.row])[:, 0])
-        log_prob = token_log_probs(likelihood, tokens_1L, [*ids, *unconditional], tokens_per_batch)[0]
+        order_1OL = how.orders.of(cache.in_file(np.array([prediction.row])), tokens_1L.shape[1], how.count)
+        scored = [*ids, *unconditional]
+        log_prob_KOL = order_log_probs(likelihood, tokens_1L, scored, how.tokens_per_batch, order_1OL)[0]
         picture, decoded = pixels(prediction.row)
         yield describe(
             prediction,
             model.classes,
             ids,
-            log_prob[: len(ids)],
-            log_prob[-1] if unconditional else None,
+            log_prob_KOL[: len(ids)],
+            log_prob_KOL[-1] if unconditional else None,
             target=target,
             contrast=contrast,
             layout=layout,
@@ -173,8 +188,8 @@ def describe(
     prediction: ImagePrediction,
     classes: LabelSpace,
     ids: Sequence[int],
-    log_prob_NL: np.ndarray,
-    unconditional_L: np.ndarray | None,
+    log_prob_NOL: np.ndarray,
+    unconditional_OL: np.ndarray | None,
     *,
     target: int,
     contrast: int | None,
@@ -191,8 +206,9 @@ def describe(
         class_ids=tuple(ids),
         names=tuple(display_name(classes, c) for c in ids),
         posterior=tuple(posterior.get(c) for c in ids),
-        log_prob=log_prob_NL,
-        unconditional=unconditional_L,
+        log_prob=_mean(log_prob_NOL),
+        unconditional=None if unconditional_OL is None else _mean(unconditional_OL),
+        log_prob_orders=log_prob_NOL if log_prob_NOL.shape[1] > 1 else None,
         target=ids.index(target),
         contrast=None if contrast is None else ids.index(contrast),
         label=ids.index(prediction.label) if prediction.label in ids else None,
@@ -201,6 +217,12 @@ def describe(
         decoded=decoded,
         negative_log_likelihood=prediction.negative_log_likelihood,
     )
+
+
+def _mean(log_prob_OL: np.ndarray) -> np.ndarray:
+    """Over orders, the second axis from the end, in float32."""
+    mean: np.ndarray = log_prob_OL.mean(-2, dtype=np.float64).astype(np.float32)
+    return mean
 
 
 def display_name(classes: LabelSpace, class_id: int) -> str:

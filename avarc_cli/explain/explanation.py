@@ -45,7 +45,7 @@ class Explanation:
     """(N,) p(class | x); None for a class that was not a candidate."""
 
     log_prob: np.ndarray
-    """(N, L) float32: log p(x_t | before, class)."""
+    """(N, L) float32: log p(x_t | before, class), the mean over orders where there are several."""
 
     unconditional: np.ndarray | None
     """(L,) float32: log p(x_t | before); None when the model does not give it."""
@@ -61,6 +61,9 @@ class Explanation:
 
     label_name: str
     """Name of the true class, "" when unknown."""
+
+    log_prob_orders: np.ndarray | None = None
+    """(N, O, L) float32: the same in each order; None where there is one."""
 
     pixels: np.ndarray | None = None
     """(H, H, 3) uint8 to show as the input; None when neither the file nor the tokens can be shown."""
@@ -95,6 +98,14 @@ class Explanation:
         assert baseline is not None, "the model gives no p(x)"
         values: Float = self.log_prob[a].astype(np.float64) - baseline
         return values
+
+    def standard_error(self, a: int, b: int) -> Float:
+        """Of `log_ratio(a, b)` as a mean over random orders, (L,) float64; nan with a single order."""
+        if self.log_prob_orders is None:
+            return np.full(self.log_prob.shape[1], np.nan)
+        ratio_OL = self.log_prob_orders[a].astype(np.float64) - self.log_prob_orders[b]
+        error: Float = ratio_OL.std(0, ddof=1) / np.sqrt(len(ratio_OL))
+        return error
 
     def comparisons(self) -> list[tuple[int, int | None]]:
         """The pairs that the panels show: target and contrast against p(x), and target against contrast."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from avarc_cli.errors import UsageError, describe_differences
 from avarc_cli.explain.comparison import Comparison, classes_to_score
-from avarc_cli.explain.explain import describe, explain_predictions
+from avarc_cli.explain.explain import TokenScoring, describe, explain_predictions
 from avarc_cli.explain.explanation import Explanation
 from avarc_cli.explain.maps import require_grids
 from avarc_cli.explain.pixels import pixels_of_cache, source_pixels
@@ -41,7 +41,7 @@ def from_likelihoods(
             prediction,
             classes,
             ids,
-            run.token_log_prob(prediction.row)[[column[c] for c in ids]],
+            run.token_log_prob(prediction.row)[[column[c] for c in ids], None],
             None,
             target=target,
             contrast=contrast,
@@ -57,7 +57,7 @@ def from_tokens(
     predictions: Sequence[ImagePrediction],
     cache: TokenCache,
     model: LoadedModel,
-    tokens_per_batch: int,
+    how: TokenScoring,
     within: Path | None = None,
 ) -> Iterator[Explanation]:
     """Explanations scored again by the run's own model on the run's own tokens.
@@ -75,7 +75,7 @@ def from_tokens(
     if beyond := [prediction.row for prediction in predictions if prediction.row >= len(cache)]:
         raise UsageError(f"'{cache.path}' is not the cache of the run", f"it has no row {beyond[0]}")
     pixels = pixels_of_cache(cache, model.tokenizer, within)
-    yield from explain_predictions(model, cache, predictions, Comparison(), pixels, tokens_per_batch)
+    yield from explain_predictions(model, cache, predictions, Comparison(), pixels, how)
 
 
 def check_model(run: SavedRun, model: LoadedModel) -> None:

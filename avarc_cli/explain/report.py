@@ -9,6 +9,7 @@ from pathlib import Path
 from avarc_cli.classifier import Classifier
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.explain import gallery
+from avarc_cli.explain.explain import TokenScoring
 from avarc_cli.explain.explanation import Explanation
 from avarc_cli.explain.from_run import from_likelihoods, from_tokens
 from avarc_cli.explain.maps import Weighting
@@ -17,6 +18,7 @@ from avarc_cli.progress import StartProgress, silent
 from avarc_cli.results.made_here import was_made_here
 from avarc_cli.results.read_run import SavedRun, open_run
 from avarc_cli.results.report import HardestImages, read_metrics, render
+from avarc_cli.scoring.orders import recorded_orders
 from avarc_cli.storage import write_bytes
 from avarc_cli.tokens.verify import read_verified
 from avarc_cli.zoo.cards import is_path
@@ -139,7 +141,9 @@ def _score_again(
     classifier = load(name, run.protocol.get("precision", "fp32"))
     cache = read_verified(path)
     batch = classifier.request(cache.header.samples).tokens_per_batch
-    yield from from_tokens(run, predictions, cache, classifier.model, batch, within)
+    orders = recorded_orders(run.protocol)
+    how = TokenScoring(batch, orders, orders.count)
+    yield from from_tokens(run, predictions, cache, classifier.model, how, within)
 
 
 def _only_known_models(load: LoadClassifier) -> LoadClassifier:

@@ -99,4 +99,13 @@ def _arrays(explanations: Sequence[Explanation], weighting: Weighting) -> dict[s
         "map_subject": maps(target, p_x),
         "map_rival": maps(contrast, p_x),
         "map_contrast": maps(target, contrast),
-    }
+    } | _standard_errors(explanations)
+
+
+def _standard_errors(explanations: Sequence[Explanation]) -> dict[str, np.ndarray]:
+    """Of the target's log-ratio to the contrast class, token by token, where it is a mean over several orders."""
+    if any(e.log_prob_orders is None for e in explanations):
+        return {}
+    missing = np.full(explanations[0].log_prob.shape[1], np.nan)
+    errors = [missing if e.contrast is None else e.standard_error(e.target, e.contrast) for e in explanations]
+    return {"standard_error_contrast": np.stack(errors)}

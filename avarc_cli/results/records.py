@@ -13,6 +13,7 @@ import numpy as np
 from avarc_cli.data.label_mapping import LabelMapping
 from avarc_cli.data.labels import UNKNOWN, LabelSpace
 from avarc_cli.names import to_json
+from avarc_cli.scoring.combining import POSTERIOR
 from avarc_cli.scoring.scores import ImageScores, near_tie
 
 BEST = 5  # classes listed with each prediction
@@ -130,16 +131,23 @@ def detail(image: RunImage, scores: ImageScores, labels: CandidateLabels, protoc
 
 
 def likelihood(image: RunImage, scores: ImageScores, labels: CandidateLabels) -> bytes:
-    """likelihood/{index}.npz: token log-probabilities, float32 (N, L), with their candidates and the label."""
-    assert scores.token_log_prob is not None, "the run was not asked for token log-probabilities"
+    """likelihood/{index}.npz: token log-probabilities, float32 (N, L), with their candidates and the label.
+
+    With O orders, `log_likelihood` is the mean over them, and `log_likelihood_orders` (O, N, L) has each. Both are at
+    the tokens' own positions.
+    """
+    mean_NL, each_NOL = scores.mean_token_log_prob, scores.token_log_prob
+    assert mean_NL is not None and each_NOL is not None, "the run was not asked for token log-probabilities"
+    several: dict[str, Any] = {"log_likelihood_orders": each_NOL.swapaxes(0, 1)} if each_NOL.shape[1] > 1 else {}
     buffer = io.BytesIO()
     np.savez(
         buffer,
-        log_likelihood=scores.token_log_prob,
+        log_likelihood=mean_NL,
+        **several,
         candidates=labels.candidates.astype(np.int64),
         gt_label=np.int64(image.label),
         gt_labels=labels.candidates[labels.right(image.label)].astype(np.int64),
-        sequence_length=np.int64(scores.token_log_prob.shape[1]),
+        sequence_length=np.int64(mean_NL.shape[1]),
     )
     return buffer.getvalue()
 
@@ -154,4 +162,7 @@ def segments(scores: ImageScores) -> bytes:
 
 def _log_likelihood(scores: ImageScores, position: int) -> float:
     """log p(x | y) behind a score: adds log p(x) back where the score function subtracts it."""
+    if scores.combine == POSTERIOR:
+        last = scores.stages[-1]
+        return float(last.log_likelihood[last.candidates.tolist().index(position)])
     return float(scores.scores[position]) + (0.0 if math.isnan(scores.unconditional) else scores.unconditional)

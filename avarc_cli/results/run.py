@@ -21,6 +21,7 @@ from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.metrics import compute
 from avarc_cli.results.records import RunImage
 from avarc_cli.scoring.engine import score_group
+from avarc_cli.scoring.orders import ONE_RASTER, Orders
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import ImageScores
 from avarc_cli.tokens.cache import ROWS_PER_BLOCK, TokenCache
@@ -52,6 +53,9 @@ class Run:
 
     protocol: Mapping[str, Any]
     """What the numbers depend on, for run.json."""
+
+    orders: Orders = ONE_RASTER
+    """In which tokens are scored."""
 
     save_json: bool = False
     """Write each image's stages."""
@@ -125,6 +129,8 @@ def classify(
         seconds = folder.seconds if folder else session.seconds
         metrics = compute(done, seconds=seconds, candidates=len(run.request.candidates))
         metrics["temperature"] = run.request.temperature
+        if run.model.any_order:
+            metrics |= {"orders": run.request.plan.orders, "combine": run.request.combine}
         if folder:
             folder.finish(metrics)
     return RunResult(records=done, metrics=metrics, scores=session.scores)
@@ -188,10 +194,12 @@ class _Session:
 
     def _score(self, rows: np.ndarray) -> list[ImageScores]:
         """Scores of these images; none when memory ran out: the caller tries again with smaller batches."""
-        tokens_GSL = self.run.cache.tokens(rows)[:, : self.run.request.plan.samples]
+        run, plan = self.run, self.run.request.plan
+        tokens_GSL = run.cache.tokens(rows)[:, : plan.samples]
+        order_GOL = run.orders.of(run.cache.in_file(rows), tokens_GSL.shape[-1], plan.orders)
         try:
-            with deterministic_algorithms(self.run.deterministic):
-                return score_group(self.run.model, tokens_GSL, self.run.request)
+            with deterministic_algorithms(run.deterministic):
+                return score_group(run.model, tokens_GSL, run.request, order_GOL)
         except (RuntimeError, MemoryError) as error:
             if not lacks_memory(error):
                 raise

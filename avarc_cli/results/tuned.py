@@ -13,6 +13,7 @@ from avarc_cli import __version__, strict_json
 from avarc_cli.data.preprocess import current_description
 from avarc_cli.errors import AvarcError, UsageError, describe_differences
 from avarc_cli.scoring.conformal import expecting
+from avarc_cli.scoring.orders import MAX_ORDERS
 from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.storage import write_bytes
 
@@ -101,6 +102,7 @@ def _from_dict(values: Mapping[str, Any]) -> TunedPlan:
         segments=made_for["segments"],
         candidates=len(made_for["candidates"]),
         samples=ANY_SAMPLES,
+        orders=MAX_ORDERS,
     )
     return TunedPlan(
         plan=expecting(plan, values["goes_on"]),

@@ -1,6 +1,6 @@
 """Exhaustive scores of tokens in memory, for fitting, evaluation, explanations and exports.
 
-Shapes: N images, K classes, L tokens.
+Shapes: N images, K classes, O orders, L tokens.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.progress import Progress, no_progress
 from avarc_cli.scoring.batching import auto_tokens
 from avarc_cli.scoring.engine import score_group
+from avarc_cli.scoring.orders import choose_orders
 from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.scoring.request import ScoringRequest
-from avarc_cli.scoring.scores import FloatN, score_function
+from avarc_cli.scoring.scores import FloatN, IntN, score_function
 
 
 def log_likelihoods(
@@ -29,19 +30,22 @@ def log_likelihoods(
     device: torch.device,
     progress: Progress = no_progress,
 ) -> FloatN:
-    """log p(x | y) in nats, (N, K) float64.
+    """log p(x | y) in nats, (N, K) float64, averaged over the model's default orders where it has any.
 
     Args:
         tokens_NL: int64, on the host. class_ids_K: the unconditional class may be one of them.
         device: the model's; it determines the batch size.
     Raises: AvarcError if the model returns numbers that are not finite.
     """
-    plan = _exhaustive(model, len(class_ids_K))
+    orders = choose_orders(None, 0, model, "the model")
+    plan = _exhaustive(model, len(class_ids_K), orders.count)
     request = _request(class_ids_K, plan, auto_tokens(model, plan, device, fixed=False))
     tokens_N1L = tokens_NL[:, None].numpy()
     group, rows = request.images_per_group(model), []
     for start in range(0, len(tokens_N1L), group):
-        rows += [image.scores for image in score_group(model, tokens_N1L[start : start + group], request)]
+        some = tokens_N1L[start : start + group]
+        order_NOL = orders.of(np.arange(start, start + len(some)), some.shape[-1], orders.count)
+        rows += [image.scores for image in score_group(model, some, request, order_NOL)]
         progress(len(rows), len(tokens_N1L))
     return np.stack(rows) if rows else np.empty((0, len(class_ids_K)))
 
@@ -49,21 +53,35 @@ def log_likelihoods(
 def token_log_probs(
     model: LikelihoodModel, tokens_NL: Tensor, class_ids_K: Sequence[int] | np.ndarray, tokens_per_batch: int
 ) -> npt.NDArray[np.float32]:
-    """log p(token | tokens before, class) of every token under every class, in nats, (N, K, L) float32.
+    """As `order_log_probs`, in the order of the positions alone, (N, K, L) float32."""
+    return order_log_probs(model, tokens_NL, class_ids_K, tokens_per_batch, None)[:, :, 0]
+
+
+def order_log_probs(
+    model: LikelihoodModel,
+    tokens_NL: Tensor,
+    class_ids_K: Sequence[int] | np.ndarray,
+    tokens_per_batch: int,
+    order_NOL: IntN | None,
+) -> npt.NDArray[np.float32]:
+    """log p(token | tokens before, class) under every class in each order, in nats, (N, K, O, L) float32.
 
     Args:
         tokens_NL: int64, on the host; at least one image. All images are held in memory at once.
         class_ids_K: the unconditional class may be one of them.
         tokens_per_batch: tokens of all pairs of one forward pass; at least one pair is scored at a time.
+        order_NOL: as `engine.score_group` has them.
+    Returns: at the tokens' own positions, whatever the order.
     Raises: AvarcError if the model returns numbers that are not finite.
     """
-    request = _request(class_ids_K, _exhaustive(model, len(class_ids_K)), tokens_per_batch, keep_tokens=True)
-    images = score_group(model, tokens_NL[:, None].numpy(), request)
+    plan = _exhaustive(model, len(class_ids_K), 1 if order_NOL is None else order_NOL.shape[1])
+    request = _request(class_ids_K, plan, tokens_per_batch, keep_tokens=True)
+    images = score_group(model, tokens_NL[:, None].numpy(), request, order_NOL)
     return np.stack([image.token_log_prob for image in images if image.token_log_prob is not None])
 
 
-def _exhaustive(model: LikelihoodModel, classes: int) -> Plan:
-    return parse_plan("exhaustive", segments=len(model.segment_ends), candidates=classes, samples=1)
+def _exhaustive(model: LikelihoodModel, classes: int, orders: int) -> Plan:
+    return parse_plan("exhaustive", segments=len(model.segment_ends), candidates=classes, samples=1, orders=orders)
 
 
 def _request(

@@ -189,6 +189,7 @@ class LogProbTable:
             tokens_scored=int(self.tokens_scored_G[g]),
             temperature=request.temperature,
             unconditional=float(unconditional),
+            combine=request.combine,
             token_log_prob=None if self.token_log_prob is None else self.token_log_prob[g, first:],
             segment_log_prob=self.sums_GNOSK[g, first:].copy() if request.keep_segments else None,
         )

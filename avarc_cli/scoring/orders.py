@@ -6,14 +6,20 @@ Shapes: G images, O orders, L tokens.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from avarc_cli.errors import UsageError
+from avarc_cli.scoring.plan import Plan
 from avarc_cli.words import are, counted
+
+if TYPE_CHECKING:
+    from avarc_cli.likelihood import LikelihoodModel
 
 RASTER = "raster"
 MAX_ORDERS = 4096
@@ -52,12 +58,32 @@ class Orders:
             return np.broadcast_to(self.fixed_OL[:count], (len(rows), count, length))
         return np.array([[random_order(self.seed, int(row), k, length) for k in range(count)] for row in rows])
 
-    def protocol(self) -> dict[str, object]:
-        """What results depend on, for run.json."""
+    def check_used(self, plan: Plan, *, asked: bool) -> None:
+        """Raises: UsageError where the user asked for more orders than the plan uses."""
+        if asked and plan.orders < self.count:
+            raise UsageError(
+                f"plan '{plan}' uses {plan.orders} of {counted(self.count, 'order')}",
+                "a stage averages as many as it names",
+                f"write @{self.count} behind its last stage, or --orders {plan.orders}",
+            )
+
+    def describe(self, count: int, rule: str) -> str:
+        """In words, for the first `count` of them."""
+        if self.is_raster:
+            return "raster order"
+        kind = "from a file" if self.fixed_OL is not None else f"at random, seed {self.seed}"
+        return f"{counted(count, 'order')} {kind}, combined by {rule}"
+
+    def made_for(self) -> dict[str, str]:
+        """What the guarantee of a tuned plan depends on: random orders are as good as any others."""
         if self.fixed_OL is None:
-            return {"orders": self.text, "order_seed": None if self.is_raster else self.seed}
-        digest = hashlib.sha256(self.fixed_OL.astype("<i8").tobytes()).hexdigest()
-        return {"orders": f"sha256 {digest}", "order_seed": None}
+            return {"orders": RASTER if self.is_raster else "random"}
+        return {"orders": f"sha256 {hashlib.sha256(self.fixed_OL.astype('<i8').tobytes()).hexdigest()}"}
+
+    def protocol(self, rule: str) -> dict[str, Any]:
+        """What results depend on, for run.json; how many orders there are is part of the plan."""
+        kind = self.made_for()["orders"]
+        return {"orders": kind, "order_seed": self.seed if kind == "random" else None, "combine": rule}
 
 
 ONE_RASTER = Orders(1, text=RASTER)
@@ -92,6 +118,35 @@ def parse_orders(text: str, seed: int, length: int) -> Orders:
         return Orders(int(text), seed, text=text)
     fixed_OL = _read(Path(text), length)
     return Orders(len(fixed_OL), fixed_OL=fixed_OL, text=text)
+
+
+def choose_orders(asked: str | None, seed: int, model: LikelihoodModel, name: str) -> Orders:
+    """The orders to score a model's tokens in.
+
+    Args:
+        asked: `--orders`; None for the model's default.
+        name: of the model, for messages.
+    Raises: UsageError as `parse_orders`, and for a model with a fixed order.
+    """
+    if not model.any_order:
+        if asked is not None:
+            why = "it gives log p(token | before) in one order only"
+            raise UsageError(f"{name} scores its tokens in a fixed order", why, "leave out --orders")
+        return ONE_RASTER
+    default = str(model.default_orders) if model.default_orders else RASTER
+    return parse_orders(default if asked is None else asked, seed, model.segment_ends[-1])
+
+
+def recorded_orders(protocol: Mapping[str, Any]) -> Orders:
+    """The orders of a run, from its run.json. Raises: UsageError where they came from a file."""
+    kind, stages = protocol.get("orders", RASTER), str(protocol["plan"]).split(",")
+    if kind == RASTER:
+        return ONE_RASTER
+    if kind != "random":
+        why = "run.json records the digest of that file only"
+        raise UsageError("the run scored its tokens in orders from a file", why, "classify with --save-likelihood")
+    count = max(int(stage.partition("@")[2] or 1) for stage in stages)
+    return Orders(count, int(protocol.get("order_seed") or 0), text=str(count))
 
 
 def _is_file(text: str) -> bool:

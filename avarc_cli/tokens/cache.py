@@ -97,6 +97,10 @@ class TokenCache:
             file_rows=chosen if self.file_rows is None else self.file_rows[chosen],
         )
 
+    def in_file(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of the file that these images lie in, int64; the same numbers unless this is a view."""
+        return rows if self.file_rows is None else self.file_rows[rows]
+
     def first(self, count: int | None) -> TokenCache:
         """A view of the first `count` images, or of all if there are fewer; None for the cache itself.
 

@@ -90,7 +90,7 @@ def main(images: int, classes: int, names: list[str]) -> None:
         )
         for name, model in models.items()
     }
-    shared = shared_segments(tokens.numpy(), plain.ends)[:, 1:]
+    shared = shared_segments(tokens.numpy(), None, plain.ends)[:, 0, 1:]
     print(f"{images} images, {classes} classes, {torch.get_num_threads()} threads; segments shared with the image:",
           np.bincount(shared.flatten(), minlength=1).tolist())  # fmt: skip
     seconds, same, winners = (

@@ -11,7 +11,7 @@ from PIL import Image
 
 from avarc_cli.data.labels import LabelSpace
 from avarc_cli.explain.comparison import Comparison
-from avarc_cli.explain.explain import explain_predictions
+from avarc_cli.explain.explain import TokenScoring, explain_predictions
 from avarc_cli.explain.explanation import headline, percent, signed
 from avarc_cli.explain.maps import Weighting, combine
 from avarc_cli.explain.predictions import ImagePrediction
@@ -34,6 +34,9 @@ class Cache:
 
     def tokens(self, rows):
         return self.golden.tokens().numpy()[rows][:, None]
+
+    def in_file(self, rows):
+        return rows
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def explained(tiny, model, comparison, row=0):
         [prediction(tiny, row)],
         comparison,
         pixels=lambda row: (tiny.arrays["image_uint8"][row], False),
-        tokens_per_batch=64,
+        how=TokenScoring(64),
     )
     return e
 
