@@ -52,14 +52,19 @@ class ImageSet:
         """The image files, if the set consists of files. `load` does not use them: a million take a gigabyte."""
         return tuple(Path(self.encoded.location(row)) for row in range(len(self)))
 
-    def load(
+    def load(self, index: int, preprocess: Preprocess) -> np.ndarray:
+        """View 0 of one image, (size, size, 3). Otherwise as `load_views`."""
+        pixels: np.ndarray = self.load_views(index, preprocess)[0]
+        return pixels
+
+    def load_views(
         self, index: int, preprocess: Preprocess, on_digest: Callable[[bytes], object] | None = None
     ) -> np.ndarray:
         """Read and preprocess one image, after cropping ObjectNet's red border. Safe in worker processes and threads.
 
         Args:
             on_digest: called with the digest of the encoded image, if it can be opened, before it is decoded.
-        Returns: pixels (size, size, 3), uint8 RGB.
+        Returns: pixels of all views, (V, size, size, 3), uint8 RGB.
         Raises: UnreadableImage.
         """
 
@@ -69,7 +74,7 @@ class ImageSet:
                 on_digest(digest(file))
             return file
 
-        return load_pixels(open_image, self.encoded.location(index), self.dataset, preprocess)
+        return load_views(open_image, self.encoded.location(index), self.dataset, preprocess)
 
     def classes_outside_imagenet(self) -> tuple[str, ...]:
         """The classes of a known dataset that no class of ImageNet-1k corresponds to: 200 of ObjectNet's."""
@@ -167,8 +172,8 @@ class ImageSet:
         return replace(self, encoded=self.encoded.take(rows), labels=self.labels[rows], names=names)
 
 
-def load_pixels(open_file: Callable[[], BinaryIO], location: str, dataset: str, preprocess: Preprocess) -> np.ndarray:
-    """As `ImageSet.load`, for one image.
+def load_views(open_file: Callable[[], BinaryIO], location: str, dataset: str, preprocess: Preprocess) -> np.ndarray:
+    """As `ImageSet.load_views`, for one image.
 
     Args:
         open_file: opens the encoded image.
@@ -182,7 +187,7 @@ def load_pixels(open_file: Callable[[], BinaryIO], location: str, dataset: str, 
         if min(width, height) <= 2 * border:
             raise UnreadableImage(f"cannot read '{location}'", f"{width} x {height} pixels are all border")
         image = image.crop((border, border, width - border, height - border))
-    return preprocess.apply(image, location)
+    return preprocess.apply_views(image, location)
 
 
 def open_images(inputs: Sequence[Path], dataset: str | None = None, *, allow_outside: bool = False) -> ImageSet:
