@@ -10,7 +10,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -120,7 +120,10 @@ class Preprocess:
         if found is None or found[3] not in {None, UPRIGHT, AS_STORED}:
             raise UsageError(f"unknown preprocessing '{text}'")
         views, size = (SINGLE_VIEW, None) if found[4] is None else Views.parse(found[4])
-        return cls(found[1], size or int(found[2]), found[3] == AS_STORED, views)
+        parsed = cls(found[1], int(found[2]) if size is None else size, found[3] == AS_STORED, views)
+        if parsed.side != int(found[2]):
+            raise UsageError(f"unknown preprocessing '{text}'", f"its views are cut from {parsed.side} pixels")
+        return parsed
 
     @property
     def side(self) -> int:
@@ -150,12 +153,14 @@ class Preprocess:
 
     def apply(self, image: Image.Image, name: str) -> np.ndarray:
         """Preprocess an RGB image; errors refer to it as `name`. Returns and raises as for a file."""
-        pixels: np.ndarray = self.apply_views(image, name)[0]
-        return pixels
+        return np.array(next(self._views(image, name)))
 
     def apply_views(self, image: Image.Image, name: str) -> np.ndarray:
         """As `apply`, but all views: (V, size, size, 3)."""
-        return np.stack([np.array(view) for view in self.views.cut(self._square(image, name), self.size)])
+        return np.stack([np.array(view) for view in self._views(image, name)])
+
+    def _views(self, image: Image.Image, name: str) -> Iterator[Image.Image]:
+        return self.views.cut(self._square(image, name), self.size)
 
     def _square(self, image: Image.Image, name: str) -> Image.Image:
         """What the mode makes of the image, side x side."""

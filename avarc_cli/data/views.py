@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from PIL import Image
@@ -52,7 +53,7 @@ class Views:
         """What `describe` wrote, and the size if it says so. Raises: UsageError for any other text."""
         if text == FLIP:
             return cls(FLIP), None
-        found = re.fullmatch(rf"{TEN_CROP} (\d+), range ([\d.]+)", text)
+        found = re.fullmatch(rf"{TEN_CROP} (\d{{1,9}}), range ([\d.]+)", text)
         try:
             if found is not None:
                 return cls(TEN_CROP, float(found[2])), int(found[1])
@@ -85,21 +86,22 @@ class Views:
         """Pixels a side of the square that views of this size are cut from."""
         return int(size * self.crop_range) if self.kind == TEN_CROP else size
 
-    def cut(self, square: Image.Image, size: int) -> list[Image.Image]:
+    def cut(self, square: Image.Image, size: int) -> Iterator[Image.Image]:
         """The views, size x size, of a square image of `side(size)` pixels."""
-        if self.kind == SINGLE:
-            return [square]
-        mirrored = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if self.kind == FLIP:
-            return [square, mirrored]
-        return [crop for image in (square, mirrored) for crop in _five_crops(image, size)]
+        yield from self._of_one(square, size)
+        if self.kind != SINGLE:
+            yield from self._of_one(square.transpose(Image.Transpose.FLIP_LEFT_RIGHT), size)
+
+    def _of_one(self, square: Image.Image, size: int) -> Iterator[Image.Image]:
+        """The views of the image itself, or of its mirror image."""
+        return _five_crops(square, size) if self.kind == TEN_CROP else iter([square])
 
 
 SINGLE_VIEW = Views()
 
 
-def _five_crops(square: Image.Image, size: int) -> list[Image.Image]:
+def _five_crops(square: Image.Image, size: int) -> Iterator[Image.Image]:
     edge = square.width - size
     middle = round(edge / 2.0)  # halves to even, as torchvision does
     corners = ((middle, middle), (0, 0), (edge, 0), (0, edge), (edge, edge))
-    return [square.crop((left, top, left + size, top + size)) for left, top in corners]
+    return (square.crop((left, top, left + size, top + size)) for left, top in corners)

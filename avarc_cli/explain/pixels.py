@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from avarc_cli.data.datasets import ImageSet, load_views
+from avarc_cli.data.datasets import ImageSet, load_pixels
 from avarc_cli.data.image_source import open_regular
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import UnreadableImage, UsageError
@@ -60,9 +60,7 @@ def source_pixels(
     if path is None or (within is not None and not path.resolve().is_relative_to(within.resolve())):
         return None
     try:
-        views_VHH3 = load_views(lambda: open_regular(path), str(path), dataset, Preprocess.parse(preprocess))
-        pixels: np.ndarray = views_VHH3[0]  # what the maps are of
-        return pixels
+        return load_pixels(lambda: open_regular(path), str(path), dataset, Preprocess.parse(preprocess))
     except (UnreadableImage, UsageError):  # UsageError: preprocessing that this version does not know
         return None
 

@@ -120,11 +120,20 @@ def test_a_description_says_how_view_0_was_made(pre, said):
 
 
 @pytest.mark.parametrize(
-    "views", ["flop", "ten-crop", "ten-crop 16", "ten-crop 16, range 1.1.1", "ten-crop 16, range 9"]
+    "views",
+    [
+        "flop",
+        "ten-crop",
+        "ten-crop 16",
+        "ten-crop 0, range 1.1",
+        "ten-crop 16, range 1.2",
+        "ten-crop 16, range 1.1.1",
+        "ten-crop 16, range 9",
+    ],
 )
 def test_descriptions_of_other_views_are_not_understood(views):
     with pytest.raises(UsageError):
-        Preprocess.parse(f"fit 16->16 lanczos; as PIL converts to RGB; {views}")
+        Preprocess.parse(f"fit 17->17 lanczos; as PIL converts to RGB; {views}")
 
 
 @pytest.mark.parametrize("crop_range", [0.99, 2.01, -1.1, float("nan"), float("inf")])
