@@ -48,7 +48,7 @@ def score_group(model: LikelihoodModel, tokens_GSL: IntN, request: ScoringReques
     """Score a group of images together.
 
     Args:
-        tokens_GSL: int64; sample 0 is the image, the others its smoothed samples.
+        tokens_GSL: int64; sample 0 is the image, the others its smoothed samples, or other views of it.
     Returns: one ImageScores per image, in order.
     Raises: AvarcError if the model returns log-probabilities that are not finite.
     """

@@ -35,7 +35,7 @@ class ScoringRequest:
     temperature: float = 1.0
     """Of the posterior."""
     reuse_prefix: bool = True
-    """Let smoothed samples start from the KV cache of their image where their first segments are the same. The batches
+    """Let samples start from the KV cache of their image where their first segments are the same. The batches
     then depend on the tokens."""
     keep_tokens: bool = False
     """Return token log-probabilities."""
