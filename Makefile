@@ -6,7 +6,7 @@ USER := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format figures digits digits-0-4 clean
+.PHONY: help demo test lint format figures digits digits-0-4 digits-llamagen clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -72,6 +72,18 @@ digits-0-4: $(DEV) ## train the model that knows the digits 0 to 4 only (docs/ad
 	cp -r build/digits/train/0 build/digits/train/1 build/digits/train/2 build/digits/train/3 build/digits/train/4 build/digits-0-4
 	$(BIN)/avarc train var build/digits-0-4 --tokenizer digits-vqvae $(DIGITS) --depth 4 --width 64 \
 		--steps 4000 --batch-size 32 --lr 3e-3 --out $(ASSETS)-0-4/var.safetensors --overwrite
+
+LLAMAGEN := $(ASSETS)-llamagen
+digits-llamagen: $(DEV) ## train the embedded LlamaGen again (docs/digits.md)
+	$(BIN)/python -m avarc_cli.train.digits build/digits
+	$(BIN)/avarc train vq build/digits/train $(DIGITS) --image-size 16 --vocab 64 --channels 8 --width 32 \
+		--multipliers 1,1 --blocks 1 --steps 1200 --batch-size 48 --lr 1e-3 --out build/vq.safetensors --overwrite
+	$(BIN)/avarc train llamagen build/digits/train $(DIGITS) --tokenizer build/vq.safetensors --depth 4 --width 96 \
+		--heads 3 --steps 6000 --batch-size 32 --lr 2e-3 --out build/llamagen.safetensors --overwrite
+	mkdir -p $(LLAMAGEN) && cp build/vq.safetensors build/llamagen.safetensors $(LLAMAGEN)
+	$(BIN)/avarc encode $(ASSETS)/test --model digits-llamagen --samples 3 --out build/digits-llamagen.h5 --overwrite
+	$(BIN)/avarc tune build/digits-llamagen.h5 --model digits-llamagen --agreement 0.995 --hold-out 110 \
+		--out $(LLAMAGEN)/plan.json --overwrite
 
 clean: ## remove the environment and the tools' caches
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -16,6 +16,7 @@ from avarc_cli.errors import AvarcError
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier, Prediction, load_classifier
     from avarc_cli.data.datasets import open_images
+    from avarc_cli.data.views import Views
     from avarc_cli.loading import ModelSpec, load_model
     from avarc_cli.options import Options
     from avarc_cli.sampling import Sampling, sample
@@ -30,6 +31,7 @@ __all__ = [
     "Options",
     "Prediction",
     "Sampling",
+    "Views",
     "__version__",
     "load_classifier",
     "load_model",
@@ -46,6 +48,7 @@ _LAZY = {
     "Options": "avarc_cli.options:Options",
     "Prediction": "avarc_cli.classifier:Prediction",
     "Sampling": "avarc_cli.sampling:Sampling",
+    "Views": "avarc_cli.data.views:Views",
     "load_classifier": "avarc_cli.classifier:load_classifier",
     "load_model": "avarc_cli.loading:load_model",
     "open_cache": "avarc_cli.tokens.cache:read",

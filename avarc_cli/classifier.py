@@ -22,6 +22,7 @@ from avarc_cli.candidates import candidates, log_prior
 from avarc_cli.data.datasets import ImageSet, open_images
 from avarc_cli.data.label_mapping import map_labels
 from avarc_cli.data.preprocess import Preprocess
+from avarc_cli.data.views import SINGLE, SINGLE_VIEW, Views
 from avarc_cli.errors import CacheError, UnreadableImage, UsageError
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import ModelSpec, load_model
@@ -39,6 +40,7 @@ from avarc_cli.scoring.scores import score_function
 from avarc_cli.tokens.cache import TokenCache, read
 from avarc_cli.tokens.encode import EncodeResult, encode
 from avarc_cli.tokens.encoder import default_workers
+from avarc_cli.tokens.header import SMOOTHING, CacheHeader
 from avarc_cli.tokens.verify import verify
 from avarc_cli.torch_flags import deterministic_algorithms
 
@@ -136,6 +138,7 @@ class Classifier:
         out: str | Path,
         *,
         preprocess: str | None = None,
+        views: Views = SINGLE_VIEW,
         sigma: float = 0.1,
         seed: int = 0,
         workers: int | None = None,
@@ -143,28 +146,29 @@ class Classifier:
         progress: Progress = no_progress,
         say: Notify = no_message,
     ) -> EncodeResult:
-        """Encode images into a token cache for this classifier, with as many samples as its plan needs.
+        """Encode images into a token cache for this classifier: these views, or as many samples as its plan needs.
 
         Call it again with the same arguments to continue after an interruption. `tokens.encode` has more options.
 
         Args:
             out: the cache to write.
             preprocess: as `--preprocess` (`Preprocess.choose`). None for the tokenizer's own.
+            views: of each image. If there are several, the plan must average over some of them.
             sigma, seed: standard deviation, in units of the latents, and seed of the smoothing noise.
             workers: processes that decode images; 0 decodes in this one. None for as many as the device needs.
             overwrite: replace a cache or unfinished chunks of another request; encode a complete cache again.
             progress: called with (images done, images in all).
             say: called with messages for the user, such as how many images changed since an earlier call.
-        Raises: as `tokens.encode`.
+        Raises: as `smoothing_samples` and `tokens.encode`.
         """
-        tokenizer = self.model.tokenizer
+        tokenizer, samples = self.model.tokenizer, self.smoothing_samples(views)
         with deterministic_algorithms(self.options.deterministic):
             return encode(
                 images,
                 tokenizer,
-                Preprocess.choose(preprocess, tokenizer.preprocess, tokenizer.image_size),
+                Preprocess.choose(preprocess, tokenizer.preprocess, tokenizer.image_size, views),
                 Path(out),
-                samples=self.plan().samples,
+                samples=samples,
                 sigma=sigma,
                 seed=seed,
                 workers=default_workers(self.model.device) if workers is None else workers,
@@ -203,8 +207,7 @@ class Classifier:
         folder = None if out is None else RunFolder(Path(out))
 
         def make(tokens_per_batch: int | None) -> Run:
-            samples = cache.header.samples
-            request = self.request(samples, keep_tokens=save_likelihood, tokens_per_batch=tokens_per_batch)
+            request = self.request(cache.header, keep_tokens=save_likelihood, tokens_per_batch=tokens_per_batch)
             return self.run(cache, request, save_json=save_json, save_likelihood=save_likelihood)
 
         run = make(folder.recorded("tokens_per_batch") if folder else None)
@@ -216,16 +219,24 @@ class Classifier:
 
     # What a run consists of
 
-    def plan(self, samples: int = MAX_SAMPLES, *, keep_tokens: bool = False) -> Plan:
+    def plan(self, samples: int = MAX_SAMPLES, *, can_smooth: bool = True, keep_tokens: bool = False) -> Plan:
         """The plan for images with this many samples.
 
+        Args:
+            can_smooth: whether there could be more samples (`parse_plan`).
         Raises: UsageError for a plan that the model, the candidates or the samples do not allow, or, with
             `keep_tokens`, one that does not score every class on every token.
         """
         segments = len(self.model.likelihood.segment_ends)
         text = str(self.tuned.plan) if self.tuned else self.options.plan
-        number = len(self.candidates)
-        plan = parse_plan(text, segments=segments, candidates=number, samples=samples, orders=self.orders.count)
+        plan = parse_plan(
+            text,
+            segments=segments,
+            candidates=len(self.candidates),
+            samples=samples,
+            orders=self.orders.count,
+            can_smooth=can_smooth,
+        )
         if self.tuned:
             plan = self.tuned.plan  # the same stages, with the survivors they are expected to leave
         check_prunes(self.options.combine, plan)
@@ -238,22 +249,36 @@ class Classifier:
             )
         return plan
 
+    def smoothing_samples(self, views: Views) -> int:
+        """Smoothing samples to make of images that are encoded for this classifier, the image itself included.
+
+        Raises: UsageError for a plan that averages more than the views, or looks at one of several only.
+        """
+        if views.kind == SINGLE:
+            return self.plan().samples
+        plan = self.plan(views.count, can_smooth=False)
+        if plan.samples == 1:
+            why, fix = f"--{views.kind} makes {views.count} of each image", f"name a plan like exhaustive:{views.count}"
+            raise UsageError(f"plan '{self.options.plan}' scores one view only", why, fix)
+        return 1
+
     def request(
         self,
-        samples: int,
+        header: CacheHeader,
         *,
         keep_tokens: bool = False,
         keep_segments: bool = False,
         tokens_per_batch: int | None = None,
     ) -> ScoringRequest:
-        """The scoring engine's request for images with this many samples.
+        """The scoring engine's request for the images of a cache.
 
         Args:
+            header: the cache's.
             keep_tokens: return the token log-probabilities.
             keep_segments: return their sums over each segment of each sample.
             tokens_per_batch: the automatic choice of an earlier run that this one continues.
         """
-        plan = self.plan(samples, keep_tokens=keep_tokens)
+        plan = self.plan(header.samples, can_smooth=header.views == SMOOTHING, keep_tokens=keep_tokens)
         return ScoringRequest(
             candidates=self.candidates,
             plan=plan,
@@ -359,6 +384,7 @@ class Classifier:
         """run.json: everything that the numbers depend on."""
         header = cache.header
         tokens = {name: getattr(header, name) for name in RECORDED}
+        tokens |= {} if header.views == SMOOTHING else {"views": header.views}  # earlier runs do not record it
         tokens |= {
             "layout": header.layout.to_dict(),
             "images": len(cache),

@@ -44,7 +44,7 @@ def export_cache(
     writer(out, overwrite=overwrite)  # a wrong name is an error before anything is scored
     folder = _run_folder(out)
     request = classifier.request(
-        cache.header.samples, keep_tokens=per_token, tokens_per_batch=folder.recorded("tokens_per_batch")
+        cache.header, keep_tokens=per_token, tokens_per_batch=folder.recorded("tokens_per_batch")
     )
     run = classifier.run(cache, request, save_json=not per_token, save_likelihood=per_token)
     on_start(run)

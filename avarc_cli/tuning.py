@@ -126,7 +126,7 @@ class _Scorer:
     def score(self, cache: TokenCache, folder: RunFolder) -> _Scores:
         """Score every image on everything; images that `folder` holds already are not scored again."""
         request = self.classifier.request(
-            cache.header.samples, keep_segments=True, tokens_per_batch=folder.recorded("tokens_per_batch")
+            cache.header, keep_segments=True, tokens_per_batch=folder.recorded("tokens_per_batch")
         )
         run = self.classifier.run(cache, request)
         self.on_start(run)

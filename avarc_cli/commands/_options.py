@@ -19,6 +19,7 @@ from avarc_cli.settings import check_device, check_exists, check_precision
 
 if TYPE_CHECKING:
     from avarc_cli.data.datasets import ImageSet
+    from avarc_cli.data.views import Views
     from avarc_cli.layout import TokenLayout
     from avarc_cli.loaded import LoadedModel, LoadedTokenizer
     from avarc_cli.loading import ModelSpec
@@ -147,6 +148,17 @@ PreprocessOpt = Annotated[
         "tokenizer's own. With ,reference behind it, or reference alone: decode as Pillow's convert('RGB') does "
         "(docs/datasets.md).",
     ),
+]
+FlipOpt = Annotated[bool, images_option("--flip", help="Two views of each image: itself, and its mirror image.")]
+TenCropOpt = Annotated[
+    bool,
+    images_option(
+        "--ten-crop",
+        help="Ten views: center and corners of the image, scaled to 1.1 times the size, and those of its mirror image.",
+    ),
+]
+CropRangeOpt = Annotated[
+    float | None, images_option("--crop-range", help="For --ten-crop: this many times the size. Default: 1.1.")
 ]
 DatasetOpt = Annotated[
     str | None,
@@ -327,10 +339,42 @@ class ScoringOptions(CandidateOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageOptions:
-    """Which images of a set to read, and how they become tokens."""
+class PixelOptions:
+    """How an image becomes pixels, once or in several views."""
 
     preprocess: PreprocessOpt = None
+    flip: FlipOpt = False
+    ten_crop: TenCropOpt = False
+    crop_range: CropRangeOpt = None
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        from avarc_cli.data.preprocess import check_option
+
+        check_option(self.preprocess, self.views)
+
+    @property
+    def given(self) -> list[object]:
+        """What the user chose; None for each option that was left out."""
+        return [self.preprocess, self.flip or None, self.ten_crop or None, self.crop_range]
+
+    @property
+    def views(self) -> Views:
+        """Which views of an image are encoded."""
+        from avarc_cli.data.views import Views
+
+        return Views.choose(flip=self.flip, ten_crop=self.ten_crop, crop_range=self.crop_range)
+
+    def average(self, context: typer.Context, options: Options) -> Options:
+        """These options of the classifier, but without --plan it averages over all views, if there are several."""
+        count = self.views.count
+        return options if count == 1 or is_given(context, "plan") else replace(options, plan=f"exhaustive:{count}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(PixelOptions):
+    """Which images of a set to read, and how they become tokens."""
+
     sigma: SigmaOpt = 0.1
     seed: Annotated[int, images_option("--seed", min=0, max=2**63 - 1, help="Seed of the smoothing noise.")] = 0
     dataset: DatasetOpt = None
@@ -341,12 +385,9 @@ class ImageOptions:
     allow_outside: AllowOutsideOpt = False
 
     def __post_init__(self) -> None:
-        """Raises: UsageError."""
-        from avarc_cli.data.preprocess import check_option
         from avarc_cli.tokens.noise import check_sigma
 
-        if self.preprocess is not None:
-            check_option(self.preprocess)
+        super().__post_init__()
         check_sigma(self.sigma)
 
     def select(self, data: list[Path]) -> ImageSet:

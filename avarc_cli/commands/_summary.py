@@ -41,7 +41,8 @@ def check_request(data: Sequence[Path], out: Path | None, saves: bool, *, images
     if is_cache(data) and any(value is not None for value in images_only):
         raise UsageError(
             f"'{data[0]}' is encoded already",
-            "--dataset, --subset, --per-class, --preprocess and --workers apply to images that are not encoded yet",
+            "--dataset, --subset, --per-class, --workers, --preprocess, --flip and --ten-crop say how to read images, "
+            "and a cache holds tokens",
             "use them with avarc encode; --classes chooses candidates",
         )
 

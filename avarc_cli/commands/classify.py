@@ -129,8 +129,10 @@ def classify(
     spec = model.fetch()
     from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
 
-    classifier = load_classifier(spec, scoring.options(dataset))
+    classifier = load_classifier(spec, encoding.average(context, scoring.options(dataset)))
     opt.note_inferred(classifier.model)
+    if images is not None:
+        classifier.smoothing_samples(encoding.views)  # a wrong plan is an error before OUT is made
     _check_out(classifier, out, save_likelihood, overwrite)
     if images is not None:
         _images.warn_of_photos(images, classifier.model.name)
@@ -148,7 +150,7 @@ def classify(
 def _check_inputs(
     context: typer.Context, data: list[Path], encoding: opt.ImageOptions, out: Path | None, saves: bool
 ) -> None:
-    images_only = [encoding.dataset, encoding.subset, encoding.per_class, encoding.preprocess]
+    images_only = [encoding.dataset, encoding.subset, encoding.per_class, *encoding.given]
     _summary.check_request(data, out, saves, images_only=images_only)
     if _summary.is_cache(data):
         opt.check_not_given(context, {"sigma", "seed", "workers"}, f"with '{data[0]}'", "it is encoded already")
@@ -179,6 +181,7 @@ def _encode(
                 images,
                 folder / "tokens.h5",
                 preprocess=encoding.preprocess,
+                views=encoding.views,
                 sigma=encoding.sigma,
                 seed=encoding.seed,
                 workers=encoding.workers,

@@ -16,24 +16,31 @@ if TYPE_CHECKING:
     from avarc_cli.results.run import RunResult
     from avarc_cli.tokens.cache import TokenCache
 
-PLANS = {"exhaustive": "exhaustive", "staged": "3:3,4:2,5:1", "paper-style": "3:3,5:2,5:1:3", "adaptive": "auto"}
+PLANS = {  # of the models that can be shown: in scales of the VAR, in rows of the LlamaGen
+    "digits": {"staged": "3:3,4:2,5:1", "paper-style": "3:3,5:2,5:1:3"},
+    "digits-llamagen": {"staged": "4:3,6:2,8:1", "paper-style": "4:3,8:2,8:1:3"},
+}
 SAMPLES = 3
 TOKENS = "tokens.h5"
 SHOWN = 8  # digits in the picture, the least certain ones
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tokens, runs and the picture.")] = Path(
-        "avarc-demo"
-    ),
+    model: Annotated[str, typer.Option("--model", "-m", help=f"{' or '.join(PLANS)}.")] = "digits",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for tokens, runs and the picture. Default: avarc-demo[-MODEL]."),
+    ] = None,
     as_json: opt.JsonOpt = False,
 ) -> None:
-    """Classify 360 held-out digits with the embedded model.
+    """Classify 360 held-out digits with an embedded model.
 
     Shows the accuracy and the speed of four plans, and how many tokens they save.
 
     Example: avarc demo
     """
+    plans = _plans(model)
+    out = out or Path("avarc-demo" if model == "digits" else f"avarc-demo-{model}")
     from avarc_cli import tokens
     from avarc_cli.classifier import Classifier
     from avarc_cli.data.datasets import open_images
@@ -44,9 +51,9 @@ def demo(
 
     images = open_images([ASSETS / "digits" / "test"])
     _open_folder(out)
-    model = load_model("digits")
-    classifiers = {name: Classifier(model, Options(plan=plan)) for name, plan in PLANS.items()}
-    tokenizer = model.tokenizer
+    loaded = load_model(model)
+    classifiers = {name: Classifier(loaded, Options(plan=plan)) for name, plan in plans.items()}
+    tokenizer = loaded.tokenizer
     pixels = Preprocess(tokenizer.preprocess, tokenizer.image_size)
     with console.progress("encoding", len(images)) as bar:
         tokens.encode(images, tokenizer, pixels, out / TOKENS, samples=SAMPLES, progress=bar.update)
@@ -54,7 +61,15 @@ def demo(
     runs = {name: _run(name, classifier, cache, out / name) for name, classifier in classifiers.items()}
     picture = out / "digits.png"
     _draw(classifiers["exhaustive"], runs["exhaustive"], images.paths, picture)
-    _show(runs, _unseen(classifiers["adaptive"], runs), picture)
+    _show(plans, runs, _unseen(classifiers["adaptive"], runs), picture)
+
+
+def _plans(model: str) -> dict[str, str]:
+    """The plans that are compared, by name. Raises: UsageError for a model that is not embedded, or knows no digits."""
+    if model not in PLANS:
+        fix = "classify images of your own with it: avarc classify photos/ --model ..."
+        raise UsageError(f"the demo cannot show '{model}'", f"it has images for {' and '.join(PLANS)}", fix)
+    return {"exhaustive": "exhaustive", **PLANS[model], "adaptive": "auto"}
 
 
 def _open_folder(out: Path) -> None:
@@ -98,9 +113,9 @@ def _unseen(adaptive: Classifier, runs: dict[str, RunResult]) -> dict[str, Any]:
     }
 
 
-def _show(runs: dict[str, RunResult], unseen: dict[str, Any], picture: Path) -> None:
+def _show(chosen: dict[str, str], runs: dict[str, RunResult], unseen: dict[str, Any], picture: Path) -> None:
     exhaustive = runs["exhaustive"]
-    plans = {name: _measured(name, result, exhaustive) for name, result in runs.items()}
+    plans = {name: _measured(chosen[name], result, exhaustive) for name, result in runs.items()}
     images, tokens = len(exhaustive.records), exhaustive.metrics["tokens_scored_per_image"]
     columns = ["plan", "accuracy (95 %)", "images/s", "tokens", "agreement"]
     table = console.table(
@@ -117,12 +132,12 @@ def _show(runs: dict[str, RunResult], unseen: dict[str, Any], picture: Path) -> 
     console.result(data, console.stack(table, note, console.path_and(picture, f"the {SHOWN} least certain digits")))
 
 
-def _measured(name: str, result: RunResult, exhaustive: RunResult) -> dict[str, Any]:
+def _measured(plan: str, result: RunResult, exhaustive: RunResult) -> dict[str, Any]:
     """What a plan achieved, and on how many images it agrees with exhaustive scoring."""
     metrics = result.metrics
     pairs = zip(result.records, exhaustive.records, strict=True)
     return {
-        "plan": PLANS[name],
+        "plan": plan,
         "accuracy": metrics["accuracy"],
         "accuracy_95": metrics["accuracy_95"],
         "images_per_second": 1 / metrics["seconds_per_image"],

@@ -64,6 +64,7 @@ def encode(
     own, layout = tokens.Shard.parse(shard), opt.parse_scales(patch_nums)
     check_engine(engine)
     check_encoder_precision(precision)
+    views = counted(encoding.views.samples(samples), "sample" if encoding.views.count == 1 else "view")
     outputs.check_output(out, outputs.CACHE, overwrite=True)  # of a cache that exists, `tokens.encode` decides
     images = encoding.select(data)
     spec = model.of_tokenizer(context).fetch(tokenizer_only=True)
@@ -73,9 +74,9 @@ def encode(
     reader = load_tokenizer(spec, layout=layout).at(precision)
     opt.note_inferred(reader)
     _images.warn_of_photos(images, reader.name)
-    pixels = Preprocess.choose(encoding.preprocess, reader.preprocess, reader.image_size)
+    pixels = Preprocess.choose(encoding.preprocess, reader.preprocess, reader.image_size, encoding.views)
     workers = default_workers(str(reader.device)) if encoding.workers is None else encoding.workers
-    each = f"{counted(reader.layout.num_tokens, 'token')} x {counted(samples, 'sample')}"
+    each = f"{counted(reader.layout.num_tokens, 'token')} x {views}"
     console.note(f"{counted(len(images), 'image')} to {each}, {pixels}, by {reader.name}")
     with console.progress("encoding", len(images)) as bar:
         done = tokens.encode(

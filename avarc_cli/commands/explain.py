@@ -32,6 +32,7 @@ class _ScoringOptions(opt.CandidateOptions):
 
 @with_option_groups
 def explain(
+    context: typer.Context,
     data: Annotated[
         list[Path], typer.Argument(help=f"A token cache, a folder of images, image files, or {opt.A_LIST}.")
     ],
@@ -65,7 +66,7 @@ def explain(
     as_json: opt.JsonOpt = False,
     model: opt.ModelOptions,
     scoring: _ScoringOptions,
-    preprocess: opt.PreprocessOpt = None,
+    pixels: opt.PixelOptions,
     workers: opt.WorkersOpt = None,
     allow_outside: opt.AllowOutsideOpt = False,
 ) -> None:
@@ -77,7 +78,6 @@ def explain(
     """
     from avarc_cli import outputs
     from avarc_cli.data.datasets import ImageSet
-    from avarc_cli.data.preprocess import check_option
     from avarc_cli.explain import write
     from avarc_cli.explain.maps import Weighting, parse_scales
     from avarc_cli.explain.options import ExplainOptions
@@ -86,9 +86,7 @@ def explain(
 
     how = Weighting(weights=weighting, scales=parse_scales(scales), upsample=upsample)
     check_subset(only)
-    if preprocess is not None:
-        check_option(preprocess)
-    _summary.check_request(data, None, False, images_only=[preprocess, workers])
+    _summary.check_request(data, None, False, images_only=[*pixels.given, workers])
     images = None if _summary.is_cache(data) else _images.select(data, None, None, None, allow_outside=allow_outside)
     out.parent.mkdir(parents=True, exist_ok=True)
     inputs = data if images is None else images.paths
@@ -114,7 +112,7 @@ def explain(
         from avarc_cli.explain import explain_images
 
         about_images = source if isinstance(source, ImageSet) else source.header
-        classifier = load_classifier(spec, scoring.options(about_images.dataset))
+        classifier = load_classifier(spec, pixels.average(context, scoring.options(about_images.dataset)))
         opt.note_inferred(classifier.model)
         if images is not None:
             _images.warn_of_photos(images, classifier.model.name)
@@ -124,7 +122,8 @@ def explain(
             classifier,
             source,
             options,
-            preprocess=preprocess,
+            preprocess=pixels.preprocess,
+            views=pixels.views,
             workers=workers,
             progress=console.progress,
             say=console.warn,

@@ -29,7 +29,7 @@ def tune(
         "plan.json"
     ),
     samples: Annotated[
-        int, typer.Option("--samples", min=1, help="Samples of each image to average (see encode --samples).")
+        int, typer.Option("--samples", min=1, help="Samples, or views, of each image to average (see encode).")
     ] = 1,
     hold_out: Annotated[
         int, typer.Option("--hold-out", min=0, help="Images to leave out, chosen at random, and to measure on.")

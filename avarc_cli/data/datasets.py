@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from avarc_cli.data.compressed import check_uncompressed, is_compressed
 from avarc_cli.data.containers import is_container, open_containers, scan_containers
@@ -52,14 +53,18 @@ class ImageSet:
         """The image files, if the set consists of files. `load` does not use them: a million take a gigabyte."""
         return tuple(Path(self.encoded.location(row)) for row in range(len(self)))
 
-    def load(
+    def load(self, index: int, preprocess: Preprocess) -> np.ndarray:
+        """View 0 of one image, (size, size, 3). Otherwise as `load_views`."""
+        return load_pixels(lambda: self.encoded.open(index), self.encoded.location(index), self.dataset, preprocess)
+
+    def load_views(
         self, index: int, preprocess: Preprocess, on_digest: Callable[[bytes], object] | None = None
     ) -> np.ndarray:
         """Read and preprocess one image, after cropping ObjectNet's red border. Safe in worker processes and threads.
 
         Args:
             on_digest: called with the digest of the encoded image, if it can be opened, before it is decoded.
-        Returns: pixels (size, size, 3), uint8 RGB.
+        Returns: pixels of all views, (V, size, size, 3), uint8 RGB.
         Raises: UnreadableImage.
         """
 
@@ -69,7 +74,8 @@ class ImageSet:
                 on_digest(digest(file))
             return file
 
-        return load_pixels(open_image, self.encoded.location(index), self.dataset, preprocess)
+        location = self.encoded.location(index)
+        return preprocess.apply_views(_read(open_image, location, self.dataset, preprocess), location)
 
     def classes_outside_imagenet(self) -> tuple[str, ...]:
         """The classes of a known dataset that no class of ImageNet-1k corresponds to: 200 of ObjectNet's."""
@@ -175,6 +181,11 @@ def load_pixels(open_file: Callable[[], BinaryIO], location: str, dataset: str, 
         location: how errors refer to the image.
         dataset: name of the known dataset that it belongs to, or "".
     """
+    return preprocess.apply(_read(open_file, location, dataset, preprocess), location)
+
+
+def _read(open_file: Callable[[], BinaryIO], location: str, dataset: str, preprocess: Preprocess) -> Image.Image:
+    """The image in RGB, without ObjectNet's border. Arguments as of `load_pixels`."""
     image = read_rgb(open_file, location, reference=preprocess.reference)
     known = datasets().get(dataset)
     if known and known.border:
@@ -182,7 +193,7 @@ def load_pixels(open_file: Callable[[], BinaryIO], location: str, dataset: str, 
         if min(width, height) <= 2 * border:
             raise UnreadableImage(f"cannot read '{location}'", f"{width} x {height} pixels are all border")
         image = image.crop((border, border, width - border, height - border))
-    return preprocess.apply(image, location)
+    return image
 
 
 def open_images(inputs: Sequence[Path], dataset: str | None = None, *, allow_outside: bool = False) -> ImageSet:

@@ -10,7 +10,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from avarc_cli.data.image_source import open_regular
+from avarc_cli.data.views import SINGLE_VIEW, TEN_CROP, Views
 from avarc_cli.errors import UnreadableImage, UsageError
 
 MODES = ("resize-crop", "fit", "adm", "none")
@@ -64,9 +65,9 @@ DECODING_ERRORS = (
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes `size` x `size` pixels.
+    """How an image becomes `size` x `size` pixels, once or in several views.
 
-    Raises: UsageError for an unknown mode or a size below 1.
+    Raises: UsageError for an unknown mode, a size below 1, or ten crops in mode "none".
     """
 
     mode: str
@@ -74,7 +75,8 @@ class Preprocess:
     "fit" scales the shorter edge to `size` with Lanczos and crops the center;
     "adm" halves the image as long as its shorter edge is at least twice `size`, scales that edge to `size` with
     bicubic filtering and crops the center, as ADM (arXiv:2105.05233) and LlamaGen do;
-    "none" accepts only images that are size x size already."""
+    "none" accepts only images that are size x size already.
+    Ten crops are cut from what the mode makes at their `side` in place of `size`."""
 
     size: int
     """Side of the result in pixels."""
@@ -83,15 +85,21 @@ class Preprocess:
     """Decode as VAR's own loader does, `Image.open(file).convert("RGB")`: not turned upright, without the alpha
     channel, and with Pillow's conversion of 16 bits."""
 
+    views: Views = SINGLE_VIEW
+    """Which views of the image there are."""
+
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             fix = f"choose one of {', '.join(MODES)}, with or without ',{REFERENCE}', or {REFERENCE}"
             raise UsageError(f"unknown preprocessing '{self.mode}'", fix=fix)
         if self.size < 1:
             raise UsageError(f"image size is {self.size} pixels, must be at least 1")
+        if self.mode == "none" and self.views.kind == TEN_CROP:
+            why = "the crops are cut from an image that was scaled for them, and 'none' scales nothing"
+            raise UsageError("--ten-crop does not go with --preprocess none", why, "use --preprocess adm, or fit")
 
     @classmethod
-    def choose(cls, asked: str | None, default: str, size: int) -> Preprocess:
+    def choose(cls, asked: str | None, default: str, size: int, views: Views = SINGLE_VIEW) -> Preprocess:
         """What `--preprocess` asks for: a mode, "reference" for the default mode, or both: "fit,reference".
 
         Args:
@@ -101,33 +109,43 @@ class Preprocess:
         """
         mode = default if asked is None else asked
         if mode == REFERENCE:
-            return cls(default, size, reference=True)
+            return cls(default, size, reference=True, views=views)
         stem = mode.removesuffix(f",{REFERENCE}")
-        return cls(stem, size, reference=stem != mode)
+        return cls(stem, size, reference=stem != mode, views=views)
 
     @classmethod
     def parse(cls, text: str) -> Preprocess:
         """What `str` describes, of this or an earlier version. Raises: UsageError for any other text."""
-        found = re.fullmatch(r"(\S+) (?:\d+->)?(\d+)(?: lanczos| box, bicubic)?(?:; (.+))?", text)
+        found = re.fullmatch(r"(\S+) (?:\d+->)?(\d+)(?: lanczos| box, bicubic)?(?:; ([^;]+))?(?:; (.+))?", text)
         if found is None or found[3] not in {None, UPRIGHT, AS_STORED}:
             raise UsageError(f"unknown preprocessing '{text}'")
-        return cls(found[1], int(found[2]), found[3] == AS_STORED)
+        views, size = (SINGLE_VIEW, None) if found[4] is None else Views.parse(found[4])
+        parsed = cls(found[1], int(found[2]) if size is None else size, found[3] == AS_STORED, views)
+        if parsed.side != int(found[2]):
+            raise UsageError(f"unknown preprocessing '{text}'", f"its views are cut from {parsed.side} pixels")
+        return parsed
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of what the mode makes, and the views are cut from."""
+        return self.views.side(self.size)
 
     @property
     def shorter_edge(self) -> int:
         """Length in pixels that the shorter edge is scaled to before the crop."""
-        return round(1.125 * self.size) if self.mode == "resize-crop" else self.size
+        return round(1.125 * self.side) if self.mode == "resize-crop" else self.side
 
     def __str__(self) -> str:
         """The description that results and token caches record."""
-        resized = {"none": f"{self.size}", "adm": f"{self.size} box, bicubic"}
-        size = resized.get(self.mode, f"{self.shorter_edge}->{self.size} lanczos")
-        return f"{self.mode} {size}; {AS_STORED if self.reference else UPRIGHT}"
+        resized = {"none": f"{self.side}", "adm": f"{self.side} box, bicubic"}
+        scaled = f"{self.mode} {resized.get(self.mode, f'{self.shorter_edge}->{self.side} lanczos')}"
+        parts = [scaled, AS_STORED if self.reference else UPRIGHT, self.views.describe(self.size)]
+        return "; ".join(part for part in parts if part)
 
     def __call__(self, path: Path) -> np.ndarray:
         """Read and preprocess an image file.
 
-        Returns: pixels (size, size, 3), uint8 RGB.
+        Returns: pixels (size, size, 3), uint8 RGB, of view 0.
         Raises: UnreadableImage if the file cannot be decoded, is far too large or too elongated, or, in mode "none",
             is not size x size already.
         """
@@ -135,6 +153,17 @@ class Preprocess:
 
     def apply(self, image: Image.Image, name: str) -> np.ndarray:
         """Preprocess an RGB image; errors refer to it as `name`. Returns and raises as for a file."""
+        return np.array(next(self._views(image, name)))
+
+    def apply_views(self, image: Image.Image, name: str) -> np.ndarray:
+        """As `apply`, but all views: (V, size, size, 3)."""
+        return np.stack([np.array(view) for view in self._views(image, name)])
+
+    def _views(self, image: Image.Image, name: str) -> Iterator[Image.Image]:
+        return self.views.cut(self._square(image, name), self.size)
+
+    def _square(self, image: Image.Image, name: str) -> Image.Image:
+        """What the mode makes of the image, side x side."""
         if self.mode == "none":
             if image.size != (self.size, self.size):
                 raise UnreadableImage(
@@ -142,15 +171,15 @@ class Preprocess:
                     f"it is {image.width} x {image.height} pixels, the tokenizer reads {self.size} x {self.size}",
                     "use --preprocess resize-crop or fit",
                 )
-            return np.array(image)
+            return image
         if self.mode == "adm":
-            return np.array(_adm_crop(image, self.size, name))
-        return np.array(_center_crop(_resize(image, self.shorter_edge, name), self.size))
+            return _adm_crop(image, self.side, name)
+        return _center_crop(_resize(image, self.shorter_edge, name), self.side)
 
 
-def check_option(asked: str) -> None:
-    """Raises: UsageError for what `Preprocess.choose` would refuse."""
-    Preprocess.choose(asked, MODES[0], size=1)
+def check_option(asked: str | None, views: Views = SINGLE_VIEW) -> None:
+    """Raises: UsageError for what `Preprocess.choose` would refuse, whatever the default mode."""
+    Preprocess.choose(asked, MODES[0], size=1, views=views)
 
 
 def current_description(text: str) -> str:

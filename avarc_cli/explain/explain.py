@@ -20,6 +20,7 @@ import torch
 from avarc_cli.classifier import Classifier
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.labels import LabelSpace
+from avarc_cli.data.views import SINGLE_VIEW, Views
 from avarc_cli.errors import CacheError
 from avarc_cli.explain.comparison import Comparison, classes_to_score, parse_comparison
 from avarc_cli.explain.explanation import Explanation
@@ -56,14 +57,17 @@ def explain_images(
     options: ExplainOptions = DEFAULTS,
     *,
     preprocess: str | None = None,
+    views: Views = SINGLE_VIEW,
     workers: int | None = None,
     progress: StartProgress = silent,
     say: Notify = no_message,
 ) -> ExplainResult:
     """Explain the classifier's predictions for some of these images.
 
+    Maps are of the image itself, view 0, also where the prediction is an average over samples or crops.
+
     Args:
-        preprocess, workers: for images that are not encoded yet (`Classifier.encode`).
+        preprocess, views, workers: for images that are not encoded yet (`Classifier.encode`).
         progress: opens the bars "encoding", "classifying" and "explaining".
         say: called with messages about batches that had to shrink.
     Raises: UsageError for options that do not fit the model or the images, and for models whose tokens have no
@@ -73,13 +77,13 @@ def explain_images(
     require_grids(model.tokenizer.layout)
     comparison = parse_comparison(options.target, options.contrast, model.classes)
     explanations: list[Explanation] = []
-    with _opened(classifier, data, preprocess, workers, progress) as opened:
+    with _opened(classifier, data, preprocess, views, workers, progress) as opened:
         cache = opened.cache
         rows = list(range(len(cache))) if options.rows is None else parse_rows(options.rows, len(cache))
         count = options.count(len(rows))
         predictions = _predict(classifier, cache, rows, progress, say)
         chosen = select(predictions, options.only, count, sort=not options.keep_order)
-        request = classifier.request(cache.header.samples)
+        request = classifier.request(cache.header)
         how = TokenScoring(request.tokens_per_batch, classifier.orders, request.plan.orders)
         with progress("explaining", len(chosen)) as bar:
             for explanation in explain_predictions(model, cache, chosen, comparison, opened.pixels, how):
@@ -100,6 +104,7 @@ def _opened(
     classifier: Classifier,
     data: ImageSet | TokenCache,
     preprocess: str | None,
+    views: Views,
     workers: int | None,
     progress: StartProgress,
 ) -> Iterator[_Opened]:
@@ -112,7 +117,9 @@ def _opened(
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "tokens.h5"
         with progress("encoding", len(data)) as bar:
-            encoded = classifier.encode(data, path, preprocess=preprocess, workers=workers, progress=bar.update)
+            encoded = classifier.encode(
+                data, path, preprocess=preprocess, views=views, workers=workers, progress=bar.update
+            )
         cache = read(path)
         yield _Opened(cache, pixels_of_images(data, cache), encoded.unreadable)
 
@@ -121,7 +128,7 @@ def _predict(
     classifier: Classifier, cache: TokenCache, rows: list[int], progress: StartProgress, say: Notify
 ) -> list[ImagePrediction]:
     """The classifier's predictions for these rows of the cache."""
-    run = classifier.run(cache.take(rows), classifier.request(cache.header.samples))
+    run = classifier.run(cache.take(rows), classifier.request(cache.header))
     with progress("classifying", len(rows)) as bar:
         result = classify(
             run,

@@ -140,7 +140,7 @@ def _score_again(
     name = run.protocol["model"]["name"].split(" with ")[0]  # an adapter's name comes after "with"
     classifier = load(name, run.protocol.get("precision", "fp32"))
     cache = read_verified(path)
-    batch = classifier.request(cache.header.samples).tokens_per_batch
+    batch = classifier.request(cache.header).tokens_per_batch
     orders = recorded_orders(run.protocol)
     how = TokenScoring(batch, orders, orders.count)
     yield from from_tokens(run, predictions, cache, classifier.model, how, within)

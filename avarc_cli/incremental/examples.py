@@ -198,7 +198,7 @@ def by_class(source: Source, name: str | None, title: str) -> dict[str, np.ndarr
 def encode(
     source: Source, rows: np.ndarray, tokenizer: Tokenizer, variation: Variation, progress: Callable[[], None]
 ) -> Examples:
-    """These images of a source, each with its augmented versions; those of a token cache are its smoothed samples.
+    """These images of a source, each with its augmented versions; those of a token cache are its other samples.
 
     Unreadable images are left out and listed. `progress` is called after each image.
     Raises: AvarcError when no image is readable; CacheError.

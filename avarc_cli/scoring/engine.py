@@ -55,7 +55,7 @@ def score_group(
     """Score a group of images together.
 
     Args:
-        tokens_GSL: int64; sample 0 is the image, the others its smoothed samples.
+        tokens_GSL: int64; sample 0 is the image, the others its smoothed samples, or other views of it.
         order_GOL: int64, as many orders of each image as the plan needs: element j is the position that is scored
             j-th. None for the order of the positions, the only one of a model with a fixed order.
     Returns: one ImageScores per image, in order.

@@ -167,7 +167,9 @@ class Plan:
         return round(total)
 
 
-def parse_plan(text: str, *, segments: int, candidates: int, samples: int, orders: int = 1) -> Plan:
+def parse_plan(
+    text: str, *, segments: int, candidates: int, samples: int, orders: int = 1, can_smooth: bool = True
+) -> Plan:
     """The plan that `text` describes, checked against what there is to score.
 
     Args:
@@ -175,6 +177,7 @@ def parse_plan(text: str, *, segments: int, candidates: int, samples: int, order
             or stages as in the module's docstring.
         segments: of the model. candidates: classes to choose from. samples: of each image in the token cache.
         orders: that there are; 1 for a model with a fixed order.
+        can_smooth: whether encoding again can give more samples; there are only so many crops of an image.
     Raises: UsageError for a plan that cannot be carried out, naming the stage.
     """
     written = PAPER if text.strip() == "paper" else text.strip()
@@ -185,7 +188,7 @@ def parse_plan(text: str, *, segments: int, candidates: int, samples: int, order
     have = candidates
     for number, part in enumerate(written.split(","), start=1):
         stage = _parse_stage(part, text, have)
-        for problem in _problems(stage, segments, have, samples, orders):
+        for problem in _problems(stage, segments, have, samples, orders, can_smooth):
             raise UsageError(f"plan '{text}', stage {number} ({stage}): {problem[0]}", problem[1], problem[2])
         stages.append(stage)
         have = stage.keep
@@ -211,7 +214,9 @@ def _parse_stage(part: str, text: str, have: int) -> Stage:
     return Stage(int(segments), kept, int(samples or 1), behind, orders=int(orders or 1))
 
 
-def _problems(stage: Stage, segments: int, have: int, samples: int, orders: int) -> list[tuple[str, str, str]]:
+def _problems(
+    stage: Stage, segments: int, have: int, samples: int, orders: int, can_smooth: bool
+) -> list[tuple[str, str, str]]:
     problems = []
     if not 1 <= stage.segments <= segments:
         problems.append((f"there is no segment {stage.segments}", f"the model has {segments}", f"use 1 to {segments}"))
@@ -223,8 +228,11 @@ def _problems(stage: Stage, segments: int, have: int, samples: int, orders: int)
     if stage.samples < 1:
         problems.append(("it averages nothing", "a stage needs at least 1 sample", HOW))
     if stage.samples > samples:
-        why = f"the token cache has {samples} per image, counting the image itself"
-        fix = f"encode again with --samples {stage.samples}"
+        if can_smooth:
+            why = f"the token cache has {samples} per image, counting the image itself"
+            fix = f"encode again with --samples {stage.samples}"
+        else:
+            why, fix = f"there are {samples} views of each image", f"average at most {samples}"
         problems.append((f"it needs {counted(stage.samples, 'sample')}", why, fix))
     if stage.orders < 1:
         problems.append(("it averages nothing", "a stage needs at least 1 order", HOW))

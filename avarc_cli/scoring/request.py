@@ -38,7 +38,7 @@ class ScoringRequest:
     combine: str = MEAN
     """How the scores of several orders become one (`combining`)."""
     reuse_prefix: bool = True
-    """Let smoothed samples start from the KV cache of their image where their first segments are the same. The batches
+    """Let samples start from the KV cache of their image where their first segments are the same. The batches
     then depend on the tokens."""
     keep_tokens: bool = False
     """Return token log-probabilities."""

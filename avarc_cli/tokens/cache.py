@@ -4,7 +4,8 @@
 root attributes `avarc` (JSON, `CacheHeader`) and `unreadable` (JSON, [[name, reason], ...] of images left out).
 `/stamps` and `/digests` are the `Fingerprints` of the images, unreadable ones included; older caches lack them.
 A partial cache (`encode --shard`) also has an attribute `share` (JSON, `Partial`) and `/rows` int64 (N,).
-N images, S samples (0 is the image, the others smoothing samples of it), L tokens; Z channels, h x w latents.
+N images, S samples (0 is the image, the others smoothing samples or other views of it), L tokens; Z channels, h x w
+latents, of sample 0.
 """
 
 from __future__ import annotations

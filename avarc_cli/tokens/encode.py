@@ -106,11 +106,14 @@ def encode(
     """Tokenize images into the cache `out`, continuing what an earlier call with the same request left unfinished.
 
     Args:
-        samples: S: the image itself, and S - 1 smoothing samples: its latents plus noise, quantized again.
+        preprocess: how an image becomes pixels. If it makes several views of it, these are what the cache holds.
+        samples: S: the image itself, and S - 1 smoothing samples: its latents plus noise, quantized again. Only for a
+            single view.
         sigma, seed: standard deviation and seed of that noise.
-        latents: keep the latents too, as float16.
-        batch_size: images the tokenizer reads at once; None for `request.default_batch_size`. Work that is continued
-            keeps the batches it began with, since they decide about roundings.
+        latents: keep the latents of view 0 too, as float16.
+        batch_size: images, or views of images, that the tokenizer reads at once; None for
+            `request.default_batch_size`. Work that is continued keeps the batches it began with, since they decide
+            about roundings.
         workers: processes that decode images; 0 decodes in this process.
         chunk_size: images of a chunk, which is what a kill loses; None for `request.default_chunk_size`. Kept like the
             batches.

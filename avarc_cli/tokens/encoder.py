@@ -1,6 +1,7 @@
 """Chunks of images to tokens: decoding, in this process or in workers, and the tokenizer.
 
-Shapes: B images of a batch, S samples, L tokens; latents (B, Z, h, w).
+Shapes: B images of a batch, V views that are made of an image's pixels, n = B * V; S samples, L tokens; latents
+(n, Z, h, w). S is V, or the number of smoothing samples where V is 1.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Decoded:
     rows: tuple[int, ...]
     """Indices in the full set of the readable ones."""
     pixels: np.ndarray
-    """Theirs, (B, H, H, 3) uint8."""
+    """All views of these, (B, V, H, H, 3) uint8."""
     unreadable: tuple[Unreadable, ...]
     """The others."""
     digests: np.ndarray
@@ -63,11 +64,13 @@ class _Batches(Dataset[Decoded]):
     def __getitem__(self, batch: range) -> Decoded:
         rows: list[int] = []
         unreadable: list[Unreadable] = []
-        pixels = np.empty((len(batch), self.preprocess.size, self.preprocess.size, 3), dtype=np.uint8)
+        views, side = self.preprocess.views.count, self.preprocess.size
+        pixels = np.empty((len(batch), views, side, side, 3), dtype=np.uint8)
         digests = dict.fromkeys(batch, NO_DIGEST)
         for index in batch:
             try:
-                pixels[len(rows)] = self.images.load(index, self.preprocess, partial(digests.__setitem__, index))
+                on_digest = partial(digests.__setitem__, index)
+                pixels[len(rows)] = self.images.load_views(index, self.preprocess, on_digest)
                 rows.append(index)
             except UnreadableImage as error:
                 unreadable.append(Unreadable(index, self.images.names[index], error.why))
@@ -147,7 +150,7 @@ class ChunkEncoder:
     """Of the cache to make: samples, noise and latents."""
 
     batch_size: int
-    """Images the tokenizer reads at once."""
+    """Images, or views of images, that the tokenizer reads at once."""
 
     workers: int
     """Processes that decode images; 0 for none."""
@@ -158,6 +161,15 @@ class ChunkEncoder:
     @property
     def uses_gpu(self) -> bool:
         return self.tokenizer.device.type == "cuda"
+
+    @property
+    def _views(self) -> int:
+        return self.preprocess.views.count
+
+    @property
+    def _smoothed(self) -> int:
+        """Samples that are made of the latents of one view, itself included."""
+        return self.header.samples // self._views
 
     def run(self, chunks: Mapping[int, range], tick: Tick) -> Iterator[tuple[int, EncodedChunk]]:
         """Number and result of each chunk, in this order; tick is called after each batch.
@@ -177,7 +189,8 @@ class ChunkEncoder:
             raise AvarcError("not enough memory to encode one image", first_line(error), fix) from error
 
     def _batches(self, items: range) -> list[range]:
-        return [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
+        images = max(1, self.batch_size // self._views)  # decoded at once
+        return [items[start : start + images] for start in range(0, len(items), images)]
 
     def _encode_chunk(self, items: range, batches: Iterable[Decoded], tick: Tick) -> EncodedChunk:
         rows: list[int] = []
@@ -186,7 +199,8 @@ class ChunkEncoder:
         tokens = [np.empty((0, self.header.samples, self.header.layout.num_tokens), dtype=np.uint16)]
         latents: list[np.ndarray] = []
         for batch in batches:
-            for z_BZhw, tokens_BSL in self._encode_in_memory(batch.rows, batch.pixels) if batch.rows else ():
+            if batch.rows:
+                z_BZhw, tokens_BSL = self._encode_batch(batch)
                 tokens.append(tokens_BSL)
                 latents.append(z_BZhw)
             rows += batch.rows
@@ -198,8 +212,19 @@ class ChunkEncoder:
         rows_n = np.array(rows, dtype=np.int64)
         return EncodedChunk(rows_n, np.concatenate(tokens), kept, tuple(unreadable), fingerprints)
 
+    def _encode_batch(self, batch: Decoded) -> tuple[np.ndarray, np.ndarray]:
+        """Latents of view 0, (B, Z, h, w) float16, and tokens (B, S, L) uint16."""
+        rows_n = [row for row in batch.rows for _ in range(self._views)]
+        pixels_n = batch.pixels.reshape(-1, *batch.pixels.shape[2:])
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        for start in range(0, len(rows_n), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            parts += self._encode_in_memory(rows_n[part], pixels_n[part])
+        z_nZhw, tokens_n = (np.concatenate(each) for each in zip(*parts, strict=True))
+        return z_nZhw[:: self._views], tokens_n.reshape(len(batch.rows), self.header.samples, -1)
+
     def _encode_in_memory(self, rows: Sequence[int], pixels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The batch, in halves where memory runs out. Raises what the allocator raises when one image is too much."""
+        """The views, in halves where memory runs out. Raises what the allocator raises when one is too much."""
         try:
             return [self._encode(rows, pixels)]
         except (RuntimeError, MemoryError) as error:
@@ -210,20 +235,20 @@ class ChunkEncoder:
 
     @torch.inference_mode()
     def _encode(self, rows: Sequence[int], pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Latents (B, Z, h, w) float16 and tokens (B, S, L) uint16."""
-        images_B3HW = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255).mul_(2).sub_(1)  # channels last
-        z_BZhw = self.tokenizer.encode(images_B3HW).float()
-        tokens = [self.tokenizer.quantize(z_BZhw)]
-        for sample in range(1, self.header.samples):
-            tokens.append(self.tokenizer.quantize(z_BZhw + self._noise(z_BZhw, rows, sample)))
-        tokens_BSL = torch.stack(tokens, dim=1).cpu().numpy()
-        expected = (len(rows), self.header.samples, self.header.layout.num_tokens)
-        assert tokens_BSL.shape == expected, f"tokens are {tokens_BSL.shape}, expected {expected}"
-        assert 0 <= tokens_BSL.min() <= tokens_BSL.max() < self.header.vocab_size, "token beyond the vocabulary"
-        kept = z_BZhw.cpu().numpy().astype(np.float16) if self.header.latents else np.empty((0, 0, 0, 0), np.float16)
-        return kept, tokens_BSL.astype(np.uint16)
+        """Latents (n, Z, h, w) float16 and tokens (n, S / V, L) uint16 of views, each with the row of its image."""
+        views_n3HW = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255).mul_(2).sub_(1)  # channels last
+        z_nZhw = self.tokenizer.encode(views_n3HW).float()
+        tokens = [self.tokenizer.quantize(z_nZhw)]
+        for sample in range(1, self._smoothed):
+            tokens.append(self.tokenizer.quantize(z_nZhw + self._noise(z_nZhw, rows, sample)))
+        tokens_nSL = torch.stack(tokens, dim=1).cpu().numpy()
+        expected = (len(rows), self._smoothed, self.header.layout.num_tokens)
+        assert tokens_nSL.shape == expected, f"tokens are {tokens_nSL.shape}, expected {expected}"
+        assert 0 <= tokens_nSL.min() <= tokens_nSL.max() < self.header.vocab_size, "token beyond the vocabulary"
+        kept = z_nZhw.cpu().numpy().astype(np.float16) if self.header.latents else np.empty((0, 0, 0, 0), np.float16)
+        return kept, tokens_nSL.astype(np.uint16)
 
-    def _noise(self, z_BZhw: Tensor, rows: Sequence[int], sample: int) -> Tensor:
-        shape = tuple(z_BZhw.shape[1:])
+    def _noise(self, z_nZhw: Tensor, rows: Sequence[int], sample: int) -> Tensor:
+        shape = tuple(z_nZhw.shape[1:])
         noise = np.stack([sample_noise(self.header.seed, index, sample, shape) for index in rows])
-        return self.header.sigma * torch.from_numpy(noise).to(z_BZhw.device)
+        return self.header.sigma * torch.from_numpy(noise).to(z_nZhw.device)

@@ -11,13 +11,14 @@ from typing import Any
 
 from avarc_cli import strict_json
 from avarc_cli.data.preprocess import current_description
+from avarc_cli.data.views import FLIP, TEN_CROP
 from avarc_cli.layout import TokenLayout
 
 FORMAT = 2
 READABLE = (1, FORMAT)
 """Format 1 has `patch_nums`, the sides of square grids, in place of `layout`."""
 
-SMOOTHING, FLIP, TEN_CROP, IMPORTED = "smoothing", "flip", "ten-crop", "imported"
+SMOOTHING, IMPORTED = "smoothing", "imported"
 VIEWS = (SMOOTHING, FLIP, TEN_CROP, IMPORTED)
 """What the second axis of a cache holds (`CacheHeader.views`)."""
 
@@ -49,11 +50,11 @@ class CacheHeader:
     samples: int
     """S: the image itself, and S - 1 other views of it."""
     sigma: float
-    """Standard deviation of the smoothing samples' noise, which is added to the latents; 0 when S is 1."""
+    """Standard deviation of the smoothing samples' noise, which is added to the latents; 0 without such samples."""
     seed: int
-    """Of that noise; 0 when S is 1."""
+    """Of that noise; 0 without it."""
     latents: bool
-    """Whether the cache has them."""
+    """Whether the cache has them; they are of view 0."""
     class_names: tuple[str, ...]
     """What labels are indices of."""
     dataset: str
@@ -132,7 +133,7 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """What decides about a cache's content, of a header or a request as JSON: equal identities, equal content."""
     with suppress(KeyError, TypeError, ValueError):  # of an unknown format, which is not the same as any other
         values = upgrade(values)
-    return {name: value for name, value in values.items() if name not in _NOTES}
+    return {"views": SMOOTHING} | {name: value for name, value in values.items() if name not in _NOTES}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
+from avarc_cli.data.views import SINGLE
 from avarc_cli.errors import CacheError, UsageError
 from avarc_cli.tokens.cache import TokenCache
-from avarc_cli.tokens.header import CacheHeader, identity
+from avarc_cli.tokens.header import SMOOTHING, CacheHeader, identity
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import Tokenizer
@@ -48,7 +49,7 @@ class Request:
     """Images of each chunk."""
 
     batch_size: int
-    """Images the tokenizer reads at once."""
+    """Images, or views of images, that the tokenizer reads at once."""
 
     batch_chosen: bool = False
     """Whether the user chose the batch size."""
@@ -100,7 +101,10 @@ def describe(
 ) -> CacheHeader:
     """The header of the cache to make.
 
-    Raises: CacheError for a vocabulary beyond 16 bits; UsageError for images of another size than the tokenizer reads.
+    Args:
+        samples: smoothing samples, the image included; 1 where the preprocessing makes several views.
+    Raises: CacheError for a vocabulary beyond 16 bits; UsageError for images of another size than the tokenizer reads,
+        and for smoothing samples of several views.
     """
     if tokenizer.vocab_size > MAX_VOCABULARY:
         why = f"its vocabulary has {tokenizer.vocab_size} entries, a cache holds tokens below {MAX_VOCABULARY}"
@@ -108,6 +112,7 @@ def describe(
     if preprocess.size != tokenizer.image_size:
         why = f"it gives {preprocess.size} pixels a side, {tokenizer.name} reads {tokenizer.image_size}"
         raise UsageError(f"preprocessing '{preprocess}' does not fit the tokenizer", why)
+    views, is_smoothed = preprocess.views, samples > 1  # without smoothing samples, sigma and seed have no effect
     return CacheHeader(
         tokenizer=tokenizer.name,
         tokenizer_file=Path(tokenizer.file).name,
@@ -117,9 +122,9 @@ def describe(
         image_size=tokenizer.image_size,
         preprocess=str(preprocess),
         precision=tokenizer.precision,
-        samples=samples,
-        sigma=float(sigma) if samples > 1 else 0.0,  # without smoothing samples neither has an effect
-        seed=seed if samples > 1 else 0,
+        samples=views.samples(samples),
+        sigma=float(sigma) if is_smoothed else 0.0,
+        seed=seed if is_smoothed else 0,
         latents=latents,
         class_names=images.class_names,
         dataset=images.dataset,
@@ -127,6 +132,7 @@ def describe(
         images=len(images),
         images_sha256=_digest(images),
         inferred=dict(tokenizer.inferred),
+        views=SMOOTHING if views.kind == SINGLE else views.kind,
     )
 
 

@@ -14,6 +14,8 @@ SCALES_256 = TokenLayout.multi_scale((1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
 SCALES_512 = TokenLayout.multi_scale((1, 2, 3, 4, 6, 9, 13, 18, 24, 32))
 SCALES_DIGITS = TokenLayout.multi_scale((1, 2, 3, 5, 8))
 
+_GRID_DIGITS = TokenLayout.raster(8, 8)
+
 _DIGITS_LICENSE = "weights MIT; images CC BY 4.0 (UCI Optical Recognition of Handwritten Digits)"
 _DIGITS_SOURCE = "scikit-learn handwritten digits"
 
@@ -156,6 +158,19 @@ MODELS = (
         source=_DIGITS_SOURCE,
         weights=AssetFile("digits-0-4/var.safetensors"),
     ),
+    ModelCard(
+        name="digits-llamagen",
+        family="llamagen",
+        tokenizer="digits-vq",
+        image_size=16,
+        layout=_GRID_DIGITS,
+        num_classes=10,
+        label_space="digits",
+        params=456_576,
+        license=_DIGITS_LICENSE,
+        source=_DIGITS_SOURCE,
+        weights=AssetFile("digits-llamagen/llamagen.safetensors"),
+    ),
     _var(16, 310_000_000),
     _var(20, 600_000_000),
     _var(24, 1_000_000_000),
@@ -179,6 +194,17 @@ TOKENIZERS = (
         layout=SCALES_DIGITS,
         params=715_419,
         weights=AssetFile("digits/vqvae.safetensors"),
+        license=_DIGITS_LICENSE,
+        source=_DIGITS_SOURCE,
+        preprocess="fit",
+    ),
+    TokenizerCard(
+        name="digits-vq",
+        family="llamagen-vq",
+        image_size=16,
+        layout=_GRID_DIGITS,
+        params=238_123,
+        weights=AssetFile("digits-llamagen/vq.safetensors"),
         license=_DIGITS_LICENSE,
         source=_DIGITS_SOURCE,
         preprocess="fit",

@@ -34,3 +34,22 @@ def test_the_demo_reports_what_it_measured(tmp_path, monkeypatch, capsys):
     assert "98.89%" in told.out and not too_long(told.out + told.err, 80)
     records = (tmp_path / "demo" / "exhaustive" / "predictions.jsonl").read_text().splitlines()
     assert len(records) == 360
+
+
+@pytest.mark.slow
+def test_the_demo_shows_the_embedded_llamagen(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--json", "demo", "--model", "digits-llamagen"]) == 0
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    assert plans["exhaustive"]["accuracy"] >= 0.96 and plans["exhaustive"]["tokens_scored_per_image"] == 640
+    assert plans["staged"]["tokens_scored_per_image"] < plans["paper-style"]["tokens_scored_per_image"]
+    assert plans["adaptive"]["agreement_with_exhaustive"] >= 0.99
+    assert (tmp_path / "avarc-demo-digits-llamagen" / "digits.png").exists()
+
+
+def test_a_model_without_a_demo_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--model", "var-d16"]) == 2
+    err = capsys.readouterr().err
+    assert "the demo cannot show 'var-d16'" in err and "digits and digits-llamagen" in err
+    assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from avarc_cli.cli import main
+from avarc_cli.loading import ModelSpec, load_tokenizer
 from avarc_cli.tokens import read
 
 
@@ -71,6 +72,37 @@ def test_other_precisions_score_nearly_alike(setting, tmp_path, precision):
     assert avarc("-q", "classify", *words, tmp_path / "other", "--precision", precision) == 0
     sums = [np.load(tmp_path / run / "likelihood/0.npz")["log_likelihood"].sum(1) for run in ("fp32", "other")]
     assert np.abs(sums[0] - sums[1]).max() < 0.05 * np.abs(sums[0]).max()
+
+
+def test_ten_crops_are_encoded_averaged_and_explained(setting, tmp_path):
+    images = tmp_path / "img"
+    images.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (71, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(images / "a.png")
+    words = [images, *setting.models, "--preprocess", "adm", "--ten-crop"]
+    assert avarc("-q", "classify", *words, "--save-json", "--out", tmp_path / "run") == 0
+    cache, square = read(tmp_path / "run/tokens.h5"), Image.fromarray(pixels)  # int(64 * 1.1) is 70
+    square = square.resize((round(90 * 70 / 71), 70), Image.Resampling.BICUBIC).crop((9, 0, 79, 70))
+    corners = [(3, 3), (0, 0), (6, 0), (0, 6), (6, 6)]
+    mirrored = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    crops = [each.crop((x, y, x + 64, y + 64)) for each in (square, mirrored) for x, y in corners]
+    reader = load_tokenizer(ModelSpec(str(setting.gpt), str(setting.vq)))
+    shown = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+    assert np.array_equal(cache.tokens([0])[0], reader.quantize(reader.encode(shown)).numpy())
+    (tmp_path / "crops").mkdir()
+    for i, crop in enumerate(crops):
+        crop.save(tmp_path / "crops" / f"{i}.png")
+    words = [tmp_path / "crops", *setting.models, "--preprocess", "none", "--save-json", "--out", tmp_path / "each"]
+    assert avarc("-q", "classify", *words) == 0
+    scores = [log_likelihoods(tmp_path / "each", row) for row in range(10)]
+    assert np.allclose(log_likelihoods(tmp_path / "run", 0), np.mean(scores, 0), atol=1e-3)
+    words = [cache.path, *setting.models, "--plan", "2:3:10,4:1:10", "--out", tmp_path / "x.html"]
+    assert avarc("-q", "explain", *words) == 0
+
+
+def log_likelihoods(run, row):
+    """Of one image under each class."""
+    return json.loads((run / f"json/{row}.json").read_text())["stages"][0]["log_likelihood"]
 
 
 def test_everything_made_of_scores_works_on_one_grid(setting, tmp_path):

@@ -26,7 +26,7 @@ def test_the_list_names_every_card_with_its_facts(capsys):
     assert d36[-1] in {"yes", "no"}
 
 
-@pytest.mark.parametrize("name", ["digits", "var-d16", "var-vqvae-512"])
+@pytest.mark.parametrize("name", ["digits", "digits-llamagen", "var-d16", "var-vqvae-512"])
 def test_show_prints_the_whole_card(capsys, name):
     card = cards.any_card(name)
     out = shown(capsys, "models", "show", name)

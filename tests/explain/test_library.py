@@ -85,7 +85,7 @@ def test_more_images_than_allowed_are_refused_before_they_are_classified(classif
 
 
 def test_a_report_and_an_export_agree_with_the_run(classifier, cache, tmp_path):
-    run = classifier.run(cache, classifier.request(1))
+    run = classifier.run(cache, classifier.request(cache.header))
     classify(run, RunFolder(tmp_path / "run"))
     bars = Bars()
     written = write_report(
