@@ -122,6 +122,7 @@ class AddedClassesModel(LikelihoodModel):
         self.unconditional = None if base.unconditional is None else self.num_classes
         self.flops_per_token = base.flops_per_token
         self.any_order, self.default_orders = base.any_order, base.default_orders
+        self.has_block_parallel = base.has_block_parallel
 
     def adapter(self, class_id_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         added_N = np.maximum(class_id_N - self.base.num_classes + 1, 0)
@@ -130,11 +131,7 @@ class AddedClassesModel(LikelihoodModel):
     def begin(
         self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None
     ) -> AddedState:
-        adapters = np.unique(self.adapter(class_id_P.cpu().numpy()))
-        if len(adapters) != 1:
-            raise ValueError(f"pairs of adapters {adapters.tolist()} in one batch")
-        adapter = int(adapters[0])
-        own_P = self._own_class_ids(adapter, class_id_P)
+        adapter, own_P = self._of_one_adapter(class_id_P)
         return AddedState(adapter, self.models[adapter].begin(tokens_BL, sequence_P, own_P, order_BL))
 
     def extend(self, state: AddedState, stop: int, *, keep_cache_segments: int) -> Tensor:
@@ -155,6 +152,18 @@ class AddedClassesModel(LikelihoodModel):
         model = self.models[state.adapter]
         return AddedState(state.adapter, model.fork(state.state, keep_Q, tokens_BL, sequence_Q, stop, order_BL))
 
+    def block_parallel(
+        self,
+        tokens_BL: Tensor,
+        sequence_P: Tensor,
+        class_id_P: Tensor,
+        order_BL: Tensor | None = None,
+        *,
+        revealed: int,
+    ) -> Tensor:
+        adapter, own_P = self._of_one_adapter(class_id_P)
+        return self.models[adapter].block_parallel(tokens_BL, sequence_P, own_P, order_BL, revealed=revealed)
+
     def sample(self, class_id_B: Tensor, *, generators: Sequence[torch.Generator], **options: Any) -> Tensor:
         adapter_B = self.adapter(class_id_B.cpu().numpy())
         tokens_BL = torch.empty(len(class_id_B), self.segment_ends[-1], dtype=torch.int64, device=class_id_B.device)
@@ -164,6 +173,14 @@ class AddedClassesModel(LikelihoodModel):
             own_generators = [generators[i] for i in rows]
             tokens_BL[rows] = self.models[adapter].sample(own, generators=own_generators, **options)
         return tokens_BL
+
+    def _of_one_adapter(self, class_id_P: Tensor) -> tuple[int, Tensor]:
+        """The adapter of these classes, and their ids as its model counts them."""
+        adapters = np.unique(self.adapter(class_id_P.cpu().numpy()))
+        if len(adapters) != 1:
+            raise ValueError(f"pairs of adapters {adapters.tolist()} in one batch")
+        adapter = int(adapters[0])
+        return adapter, self._own_class_ids(adapter, class_id_P)
 
     def _own_class_ids(self, adapter: int, class_id_P: Tensor) -> Tensor:
         """The class ids as the model of that adapter counts them."""

@@ -72,7 +72,8 @@ class Registry(Generic[_Family]):
             tensors: under the network's own keys. stated: the family that the file or the user names, if any.
             source: the checkpoint, for messages.
         Raises: CheckpointError when a stated family is unknown, and when no family, or more than one, has these
-            tensors; it lists what every family misses.
+            tensors; it lists what every family misses. Of two families one of which has all the tensors of the
+            other and more, the one with more is meant.
         """
         families = self.all()
         if stated is not None:
@@ -84,7 +85,8 @@ class Registry(Generic[_Family]):
                 "upgrade avarc, install the package that provides the family, or pass another file",
             )
         missing = {name: missing_tensors(family, tensors) for name, family in families.items()}
-        found = [families[name] for name, keys in missing.items() if not keys]
+        fitting = [families[name] for name, keys in missing.items() if not keys]
+        found = [a for a in fitting if not any(set(a.signature) < set(b.signature) for b in fitting)]
         if len(found) == 1:
             return found[0]
         if found:
@@ -125,7 +127,11 @@ def _load(entry: EntryPoint) -> object:
 GENERATORS: Registry[GeneratorFamily] = Registry(
     GeneratorFamily,
     "generator",
-    {"var": "avarc_cli.models.var.family:FAMILY", "llamagen": "avarc_cli.models.llamagen.family:FAMILY"},
+    {
+        "var": "avarc_cli.models.var.family:FAMILY",
+        "llamagen": "avarc_cli.models.llamagen.family:FAMILY",
+        "randar": "avarc_cli.models.randar.family:FAMILY",
+    },
 )
 TOKENIZERS: Registry[TokenizerFamily] = Registry(
     TokenizerFamily,

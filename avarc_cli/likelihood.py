@@ -44,6 +44,8 @@ class LikelihoodModel(ABC):
     """Whether the tokens may be scored in any order. Segments are then runs of positions along the order."""
     default_orders: int = 0
     """Random orders that scores are averaged over unless the user says; 0 for the one raster order."""
+    has_block_parallel: bool = False
+    """Whether there is a cheap estimate of an order's log-probabilities, `block_parallel`."""
 
     @abstractmethod
     def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None) -> Any:
@@ -86,6 +88,26 @@ class LikelihoodModel(ABC):
         `keep_Q[i]`. The new state stands at
         segment `stop`; `state` must have the keys and values before it, and is left as it was.
         """
+
+    def block_parallel(
+        self,
+        tokens_BL: Tensor,
+        sequence_P: Tensor,
+        class_id_P: Tensor,
+        order_BL: Tensor | None = None,
+        *,
+        revealed: int,
+    ) -> Tensor:
+        """Score an order in one short pass: its first tokens exactly, each of the others as if it came next.
+
+        Args:
+            tokens_BL, sequence_P, class_id_P, order_BL: as for `begin`.
+            revealed: b, tokens from the first on that the others are conditioned on, in [0, L - 1].
+        Returns: (P, L) float32, in the order of scoring and in nats: of token t < b log p(token | t before, class), as
+            `extend` gives it, of the others log p(token | the first b, class). The sum of the others times L / (L - b)
+            estimates log p of the whole.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no block-parallel estimate")
 
     @abstractmethod
     def sample(
@@ -136,7 +158,11 @@ class TrainableModel(LikelihoodModel):
 
     @abstractmethod
     def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None) -> Tensor:
-        """log p(token | before, class) in nats, (B, L), in one pass and with gradients; `order_BL` as for `begin`."""
+        """log p(token | before, class) in nats, (B, L), in one pass and with gradients.
+
+        Args:
+            order_BL: as for `begin`. The result is in the order of scoring.
+        """
 
     def training_order(self, count: int, done: float, generator: torch.Generator) -> Tensor | None:
         """The orders in which a batch of `count` sequences is trained, (count, L) int64; None for the only one.
@@ -281,7 +307,8 @@ class GeneratorFamily(ABC):
     title: ClassVar[str]
     """In messages: "VAR transformer"."""
     signature: ClassVar[tuple[str, ...]]
-    """Keys of tensors that every checkpoint of the family has and, together, no other family's."""
+    """Keys of tensors that every checkpoint of the family has. Together no other family has them, except one whose own
+    signature contains these and more."""
 
     @abstractmethod
     def read_config(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> GeneratorConfig:

@@ -5,6 +5,8 @@ Shapes: B images, T positions, V codes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,3 +32,9 @@ def restrict(logits_BTV: Tensor, top_k: int, top_p: float) -> Tensor:
         outside = torch.zeros_like(before, dtype=torch.bool).scatter(-1, index, before >= top_p)
         logits_BTV = logits_BTV.masked_fill(outside, -torch.inf)
     return logits_BTV
+
+
+def draw(logits_BTV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """A code for every position (B, T), each image's from its own generator."""
+    p_BTV = logits_BTV.softmax(-1)
+    return torch.stack([torch.multinomial(p, 1, generator=g)[:, 0] for p, g in zip(p_BTV, generators, strict=True)])

@@ -16,7 +16,8 @@ def rotary(x_PTHD: Tensor, table_TJ2: Tensor, *, dtype: torch.dtype | None = Non
 
     Args:
         x_PTHD: queries or keys: float32, bfloat16 or float16; any strides, D contiguous.
-        table_TJ2: cosine and sine of each position and pair, float32. Where both are 0, the result is 0.
+        table_TJ2: cosine and sine of each position and pair, float32: the same of all sequences, or (P, T, J, 2). Where
+            both are 0, the result is 0.
         dtype: of the result; x's own if None. The arithmetic is float32 for all dtypes.
         backend: "torch", or "triton": one read and one write.
     Returns: (P, T, H, D), contiguous; the error against float64 is at most twice that of the definition in float32,
@@ -25,7 +26,8 @@ def rotary(x_PTHD: Tensor, table_TJ2: Tensor, *, dtype: torch.dtype | None = Non
         the gradients that an input requires.
     Source: arXiv:2104.09864, equation 34.
     """
-    if x_PTHD.ndim != 4 or table_TJ2.shape != (x_PTHD.shape[1], x_PTHD.shape[3] // 2, 2) or x_PTHD.shape[3] % 2:
+    angles = (x_PTHD.shape[1], x_PTHD.shape[-1] // 2, 2) if x_PTHD.ndim == 4 else ()
+    if table_TJ2.shape not in (angles, (len(x_PTHD), *angles)) or x_PTHD.shape[-1] % 2:
         raise ValueError(f"heads {tuple(x_PTHD.shape)}, table {tuple(table_TJ2.shape)}")
     if select_backend(backend, ("torch", "triton"), x_PTHD, table_TJ2) == "triton":
         from avarc_kernels import rotary_triton
@@ -33,5 +35,5 @@ def rotary(x_PTHD: Tensor, table_TJ2: Tensor, *, dtype: torch.dtype | None = Non
         return rotary_triton.rotary(x_PTHD, table_TJ2, dtype or x_PTHD.dtype)
     exact = x_PTHD if x_PTHD.dtype == torch.float64 else x_PTHD.float()
     pairs_PTHJ = torch.view_as_complex(exact.unflatten(-1, (-1, 2)).contiguous())
-    turned = pairs_PTHJ * torch.view_as_complex(table_TJ2.to(exact.dtype).contiguous())[:, None]
+    turned = pairs_PTHJ * torch.view_as_complex(table_TJ2.to(exact.dtype).contiguous())[..., None, :]
     return torch.view_as_real(turned).flatten(-2).to(dtype or x_PTHD.dtype)

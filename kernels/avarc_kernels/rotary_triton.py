@@ -16,6 +16,7 @@ def _rotary_kernel(
     x_ptr,
     table_ptr,
     out_ptr,
+    R,  # rows of the table: T, or of all sequences
     T,
     H,
     J,
@@ -33,9 +34,9 @@ def _rotary_kernel(
     row = tl.program_id(0).to(tl.int64)  # int64: P * T * H * D can exceed 2**31
     p, t = row // T, row % T
     j = tl.arange(0, BLOCK_J)
-    mask_j = j < J
-    cos = tl.load(table_ptr + (t * J + j) * 2, mask=mask_j, other=0.0)[None, :]
-    sin = tl.load(table_ptr + (t * J + j) * 2 + 1, mask=mask_j, other=0.0)[None, :]
+    angles_ptr, mask_j = table_ptr + row % R * J * 2, j < J
+    cos = tl.load(angles_ptr + j * 2, mask=mask_j, other=0.0)[None, :]
+    sin = tl.load(angles_ptr + j * 2 + 1, mask=mask_j, other=0.0)[None, :]
     for first in range(0, H, BLOCK_H):
         h = first + tl.arange(0, BLOCK_H)
         mask = (h < H)[:, None] & mask_j[None, :]
@@ -58,6 +59,7 @@ def rotary(x_PTHD: Tensor, table_TJ2: Tensor, dtype: torch.dtype) -> Tensor:
             x_PTHD,
             table_TJ2.float().contiguous(),
             out,
+            table_TJ2.numel() // width,
             positions,
             heads,
             width // 2,

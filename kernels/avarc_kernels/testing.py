@@ -76,7 +76,7 @@ def rms_norm(x_MC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
 def rotary(x_PTHD: Tensor, table_TJ2: Tensor) -> Tensor:
     """Adjacent channels as the two coordinates of a point, turned."""
     a, b = x_PTHD[..., 0::2], x_PTHD[..., 1::2]
-    cos, sin = (table_TJ2[:, None, :, i] for i in (0, 1))
+    cos, sin = (table_TJ2[..., None, :, i] for i in (0, 1))
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
 
 

@@ -29,6 +29,17 @@ def test_equals_its_definition(target, H, D):
     assert_within(rounded, actual.to(dtype), 0, op="rotary, rounded")
 
 
+def test_sequences_may_have_angles_of_their_own(target):
+    backend, device, dtype = target
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 9, 20, device=device).to(dtype)
+    angles = torch.stack([table(5, 10, device) for _ in x])
+    actual = rotary(x, angles, dtype=torch.float32, backend=backend)
+    assert_within(actual, *float64_reference(testing.rotary, x, angles, compute_dtype=torch.float32), op="rotary")
+    alone = [rotary(x[i : i + 1], angles[i], dtype=torch.float32, backend=backend) for i in range(3)]
+    assert torch.equal(actual, torch.cat(alone))
+
+
 def test_lengths_of_pairs_are_kept(float32_target):
     backend, device, _ = float32_target
     x, angles = torch.randn(1, 4, 2, 12, device=device), table(4, 6, device)[1:]
@@ -37,7 +48,14 @@ def test_lengths_of_pairs_are_kept(float32_target):
 
 
 @pytest.mark.parametrize(
-    ("x", "shape"), [((1, 2, 3, 8), (2, 4, 3)), ((1, 2, 3, 8), (3, 4, 2)), ((1, 2, 3, 7), (2, 3, 2))]
+    ("x", "shape"),
+    [
+        ((1, 2, 3, 8), (2, 4, 3)),
+        ((1, 2, 3, 8), (3, 4, 2)),
+        ((1, 2, 3, 7), (2, 3, 2)),
+        ((3, 2, 3, 8), (2, 2, 4, 2)),
+        ((2, 3, 8), (2, 4, 2)),
+    ],
 )
 def test_shapes_that_disagree_are_rejected(x, shape):
     with pytest.raises(ValueError, match="table"):

@@ -5,7 +5,8 @@ Shapes: P pairs of the image and a class, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,13 @@ SHAPES = {  # depth, width and heads of the published sizes
 class LlamaGenWorkload:
     """One image with random tokens; every model that it makes has the same weights."""
 
+    network: ClassVar[type[LlamaGen]] = LlamaGen
+    likelihood: ClassVar[type[LlamaGenLikelihood]] = LlamaGenLikelihood
+    config: ClassVar[type[LlamaGenConfig]] = LlamaGenConfig
+    shapes: ClassVar[tuple[str, ...]] = tuple(SHAPES)
+    """Of published sizes."""
+    reference_log_probs: ClassVar[Callable[..., Tensor]] = staticmethod(reference.token_log_probs)
+
     def __init__(self, gpt: LlamaGen, device: torch.device) -> None:
         config = self._config = gpt.config
         self.segment_ends, self.num_classes, self.flops = config.ends, config.num_classes, config.flops
@@ -40,57 +48,61 @@ class LlamaGenWorkload:
         generator = torch.Generator().manual_seed(1)
         self.tokens_L = torch.randint(config.vocab_size, (config.ends[-1],), generator=generator).to(device)
 
+    @classmethod
+    def random(cls, shape: str, scales: Sequence[int] | None, device: torch.device) -> LlamaGenWorkload:
+        """A model of this shape (`parse_shape`) with random weights; `scales` is the side of its grid alone."""
+        return cls(random_weights(cls.network(cls.parse_shape(shape, scales))), device)
+
+    @classmethod
+    def parse_shape(cls, text: str, scales: Sequence[int] | None = None) -> LlamaGenConfig:
+        """The configuration of a published size, such as "l", or of "DEPTH:WIDTH:HEADS".
+
+        Raises: UsageError for anything else.
+        """
+        family, parts = cls.likelihood.family, text.split(":")
+        if text in cls.shapes:
+            depth, width, heads = SHAPES[text]
+        elif len(parts) == 3 and all(part.isdecimal() and int(part) > 0 for part in parts):
+            depth, width, heads = (int(part) for part in parts)
+        else:
+            known = ", ".join(f"{family}-{name}" for name in cls.shapes)
+            raise UsageError(f"no shape '{family}-{text}'", fix=f"write {known}, or {family}-depth:width:heads")
+        if width % heads or width // heads % 4:
+            raise UsageError(f"no shape '{family}-{text}'", f"{width} channels do not divide among {heads} heads")
+        sides = tuple(scales or (SIDE,))
+        if len(sides) != 1:
+            raise UsageError(
+                f"a {cls.config.title} has one grid", f"{len(sides)} scales were named", "write --scales 16"
+            )
+        return cls.config(
+            depth=depth,
+            width=width,
+            heads=heads,
+            kv_heads=heads,
+            ffn=ffn_width(width),
+            num_classes=1000,
+            vocab_size=VOCABULARY if width >= HEAD_WIDTH * 8 else 512,
+            side=sides[0],
+        )
+
     def reference(self, class_id_P: Tensor) -> Tensor:
         """Token log-probabilities by the reference implementation, (P, L)."""
-        return reference.token_log_probs(self._weights, self.tokens_L, class_id_P, heads=self._config.heads)
+        return self.reference_log_probs(self._weights, self.tokens_L, class_id_P, heads=self._config.heads)
 
     def model(self, precision: str, kernels: str) -> LlamaGenLikelihood:
         """The model in this precision and with these kernels. Raises: UsageError for an unavailable precision."""
         with torch.device("meta"):
-            gpt = LlamaGen(self._config)
+            gpt = self.network(self._config)
         gpt.load_state_dict(dict(self._weights), assign=True)
         gpt.table_LJ2 = self._table
         gpt = gpt.eval().requires_grad_(False)
-        return LlamaGenLikelihood(gpt.set_precision(precisions.find(precision, self._device)).set_kernels(kernels))
+        return self.likelihood(gpt.set_precision(precisions.find(precision, self._device)).set_kernels(kernels))
 
 
-def random_workload(shape: str, scales: Sequence[int] | None, device: torch.device) -> LlamaGenWorkload:
-    """A LlamaGen of this shape (`parse_shape`) with random weights; `scales` is the side of its grid alone."""
-    return LlamaGenWorkload(random_gpt(parse_shape(shape, scales)), device)
-
-
-def parse_shape(text: str, scales: Sequence[int] | None = None) -> LlamaGenConfig:
-    """The configuration of "b", "l", "xl", "xxl", "3b" or "DEPTH:WIDTH:HEADS". Raises UsageError for anything else."""
-    parts = text.split(":")
-    if text in SHAPES:
-        depth, width, heads = SHAPES[text]
-    elif len(parts) == 3 and all(part.isdecimal() and int(part) > 0 for part in parts):
-        depth, width, heads = (int(part) for part in parts)
-    else:
-        known = ", ".join(f"llamagen-{name}" for name in SHAPES)
-        raise UsageError(f"no shape 'llamagen-{text}'", fix=f"write {known}, or llamagen-depth:width:heads")
-    if width % heads or width // heads % 4:
-        raise UsageError(f"no shape 'llamagen-{text}'", f"{width} channels do not divide among {heads} heads")
-    sides = tuple(scales or (SIDE,))
-    if len(sides) != 1:
-        raise UsageError("a LlamaGen has one grid", f"{len(sides)} scales were named", "write --scales 16")
-    return LlamaGenConfig(
-        depth=depth,
-        width=width,
-        heads=heads,
-        kv_heads=heads,
-        ffn=ffn_width(width),
-        num_classes=1000,
-        vocab_size=VOCABULARY if width >= HEAD_WIDTH * 8 else 512,
-        side=sides[0],
-    )
-
-
-def random_gpt(config: LlamaGenConfig, seed: int = 0) -> LlamaGen:
-    """A LlamaGen of this shape with random weights, scaled so that linears preserve the size of their input."""
+def random_weights(gpt: LlamaGen, seed: int = 0) -> LlamaGen:
+    """The network with random weights, scaled so that linears preserve the size of their input."""
     generator = torch.Generator().manual_seed(seed)
-    gpt = LlamaGen(config).eval().requires_grad_(False)
-    for p in gpt.parameters():
+    for p in gpt.eval().requires_grad_(False).parameters():
         if p.ndim == 2:
             p.data.normal_(0, p.shape[1] ** -0.5, generator=generator)
     return gpt

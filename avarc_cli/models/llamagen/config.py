@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.state_dict import shape_of
 from avarc_cli.layout import TokenLayout
 
-TITLE = "LlamaGen transformer"
 FFN_MULTIPLE = 256  # the hidden width of the feed-forward layers is rounded up to a multiple of it
 # Heads of the published sizes (B, L, XL, XXL, 1B, 3B, XXXL, 7B) by width, which identifies them.
 PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 3200: 32, 2560: 40, 4096: 32}
@@ -24,6 +24,9 @@ HEAD_WIDTH = 64  # channels of a head in most of them
 @dataclass(frozen=True, kw_only=True)
 class LlamaGenConfig:
     """Shape of a class-conditional LlamaGen."""
+
+    title: ClassVar[str] = "LlamaGen transformer"  # in messages
+    inputs_per_token: ClassVar[int] = 1  # positions of the transformer that are evaluated to score a token
 
     depth: int  # blocks
     width: int  # C, channels of the residual stream
@@ -55,20 +58,22 @@ class LlamaGenConfig:
     def flops(self) -> int:
         """Operations to score one pair: linears, attention without masked products, head; a multiply-add counts as 2.
 
-        Queries, keys and values of layer 0 are computed once per image, and not counted.
+        Queries, keys and values of layer 0 are computed once per image, and not counted. In the last layer only the
+        positions that score a token go on.
         """
         qkv = (self.heads + 2 * self.kv_heads) * self.head_width * self.width
-        linears = self.depth * (qkv + self.width**2 + 3 * self.width * self.ffn) - qkv
-        length = self.ends[-1]
-        attention = 4 * self.depth * self.width * length * (length + 1) // 2
-        return 2 * length * (linears + self.width * self.vocab_size) + attention
+        branches = self.width**2 + 3 * self.width * self.ffn
+        tokens = self.ends[-1]
+        length = tokens * self.inputs_per_token
+        linears = length * (self.depth - 1) * (qkv + branches) + tokens * (branches + self.width * self.vocab_size)
+        return 2 * linears + 4 * self.depth * self.width * length * (length + 1) // 2
 
     def on_grid(self, layout: TokenLayout, source: str) -> LlamaGenConfig:
         """The same with the tokenizer's grid. Raises: CheckpointError when that is none, or not the stated one."""
         if len(layout.grids) != 1 or len(set(layout.grids[0])) != 1:
             raise CheckpointError(
                 f"{source} reads the tokens of another tokenizer",
-                f"a {TITLE} models one square grid, the tokenizer gives {layout}",
+                f"a {self.title} models one square grid, the tokenizer gives {layout}",
                 "pass the tokenizer that it was trained with",
             )
         if self.layout is not None and self.layout != layout:
@@ -85,8 +90,13 @@ def ffn_width(width: int) -> int:
     return -(-int(2 * 4 * width / 3) // FFN_MULTIPLE) * FFN_MULTIPLE
 
 
-def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> LlamaGenConfig:
-    """The shape of the LlamaGen that these tensors make up.
+def read_config(
+    tensors: Mapping[str, Tensor],
+    stated: ConfigSources,
+    source: str,
+    kind: type[LlamaGenConfig] = LlamaGenConfig,
+) -> LlamaGenConfig:
+    """The shape of the LlamaGen, or the model of another `kind` with its transformer, that these tensors make up.
 
     They tell neither the heads, which `stated` may hold as "n_head" (the reference's name), nor the grid, which it may
     hold as "block_size", the number of tokens. Heads are otherwise those of the published model of this width.
@@ -95,11 +105,11 @@ def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: st
     """
 
     def shape(key: str) -> torch.Size:
-        return shape_of(tensors, key, 2, source=source, expected=TITLE)
+        return shape_of(tensors, key, 2, source=source, expected=kind.title)
 
     if any(key.startswith("cls_embedding.cap_proj.") for key in tensors):
         raise CheckpointError(
-            f"{source} is a text-conditional LlamaGen",
+            f"{source} is a text-conditional {kind.title}",
             "its condition is the encoding of a caption (cls_embedding.cap_proj), not a class",
             "captions are not supported: pass a class-conditional checkpoint, such as c2i_L_384.pt",
         )
@@ -123,7 +133,7 @@ def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: st
             f"n_kv_head is {stated_kv} there, and the tensors hold {kv_heads} heads of keys and values",
             "correct the configuration",
         )
-    config = LlamaGenConfig(
+    config = kind(
         depth=depth,
         width=width,
         heads=heads,

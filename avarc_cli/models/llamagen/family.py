@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,9 +12,8 @@ from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
 from avarc_cli.likelihood import GeneratorFamily, LikelihoodModel, TokenizerNetwork
-from avarc_cli.models.llamagen import config as configs
-from avarc_cli.models.llamagen.benchmark import LlamaGenWorkload, random_workload
-from avarc_cli.models.llamagen.config import LlamaGenConfig, ffn_width
+from avarc_cli.models.llamagen.benchmark import LlamaGenWorkload
+from avarc_cli.models.llamagen.config import LlamaGenConfig, default_heads, ffn_width, read_config
 from avarc_cli.models.llamagen.initialize import initialize
 from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
 from avarc_cli.models.llamagen.network import LlamaGen
@@ -22,12 +21,22 @@ from avarc_cli.words import counted
 
 
 class LlamaGenFamily(GeneratorFamily):
+    """Also of models with the same transformer, which name their own classes."""
+
     name = LlamaGenLikelihood.family
-    title = configs.TITLE
-    signature = ("tok_embeddings.weight", "layers.0.attention.wqkv.weight", "layers.0.feed_forward.w3.weight")
+    title = LlamaGenConfig.title
+    signature: ClassVar[tuple[str, ...]] = (
+        "tok_embeddings.weight",
+        "layers.0.attention.wqkv.weight",
+        "layers.0.feed_forward.w3.weight",
+    )
+    config: ClassVar[type[LlamaGenConfig]] = LlamaGenConfig
+    network: ClassVar[type[LlamaGen]] = LlamaGen
+    likelihood: ClassVar[type[LlamaGenLikelihood]] = LlamaGenLikelihood
+    workload: ClassVar[type[LlamaGenWorkload]] = LlamaGenWorkload
 
     def read_config(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> LlamaGenConfig:
-        return configs.read_config(tensors, stated, source)
+        return read_config(tensors, stated, source, self.config)
 
     def build(
         self,
@@ -46,20 +55,20 @@ class LlamaGenFamily(GeneratorFamily):
                 f"it has {config.vocab_size} codes, the tokenizer {tokenizer.vocab_size}",
                 "pass the tokenizer that it was trained with",
             )
-        gpt = LlamaGen.from_state_dict(config.on_grid(tokenizer.layout, source), tensors, source=source).to(device)
-        return LlamaGenLikelihood(gpt.set_precision(precision).set_kernels(kernels))
+        gpt = self.network.from_state_dict(config.on_grid(tokenizer.layout, source), tensors, source=source).to(device)
+        return self.likelihood(gpt.set_precision(precision).set_kernels(kernels))
 
     def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> LlamaGenLikelihood:
-        """An initialized LlamaGen; `shape` is depth, width and, where not the default, heads."""
+        """An initialized model; `shape` is depth, width and, where not the default, heads."""
         width = shape["width"]
-        heads = shape.get("heads") or configs.default_heads(width)
+        heads = shape.get("heads") or default_heads(width)
         if width % (4 * heads):
             raise UsageError(
-                f"a LlamaGen of width {width} cannot have {counted(heads, 'head')}",
+                f"a {self.title} of width {width} cannot have {counted(heads, 'head')}",
                 "each takes the same number of channels, a multiple of 4",
                 f"choose a width that {4 * heads} divides, or other heads",
             )
-        config = LlamaGenConfig(
+        config = self.config(
             depth=shape["depth"],
             width=width,
             heads=heads,
@@ -69,14 +78,19 @@ class LlamaGenFamily(GeneratorFamily):
             vocab_size=tokenizer.vocab_size,
         )
         device = next(tokenizer.parameters()).device
-        return LlamaGenLikelihood(initialize(LlamaGen(config.on_grid(tokenizer.layout, "a new LlamaGen"))).to(device))
+        network = self.network(config.on_grid(tokenizer.layout, f"a new {self.title}"))
+        return self.likelihood(self.initialized(network).to(device))
+
+    def initialized(self, network: LlamaGen) -> LlamaGen:
+        """The network with the weights that training starts from."""
+        return initialize(network)
 
     def random_workload(self, shape: str, scales: Sequence[int] | None, device: torch.device) -> LlamaGenWorkload:
-        return random_workload(shape, scales, device)
+        return self.workload.random(shape, scales, device)
 
     def model_workload(self, model: LikelihoodModel, device: torch.device) -> LlamaGenWorkload:
         assert isinstance(model, LlamaGenLikelihood)
-        return LlamaGenWorkload(model.gpt, device)
+        return self.workload(model.gpt, device)
 
 
 FAMILY = LlamaGenFamily()

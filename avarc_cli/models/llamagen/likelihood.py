@@ -20,7 +20,7 @@ from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.precision import Precision, inference
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.models.llamagen.config import LlamaGenConfig
-from avarc_cli.models.llamagen.network import QKV, LlamaGen
+from avarc_cli.models.llamagen.network import Inputs, LlamaGen
 from avarc_cli.models.llamagen.sampling import sample
 from avarc_kernels import linear_log_prob
 
@@ -29,18 +29,20 @@ CLASS_TABLE = "cls_embedding.embedding_table.weight"
 
 @dataclass
 class LlamaGenState:
-    """Scoring up to some row of the grid."""
+    """Scoring up to some segment."""
 
     tokens_BL: Tensor
-    """int64."""
+    """int64, in the order of scoring."""
+    order_BL: Tensor | None
+    """Position of each; None for the order of the positions."""
     class_id_P: Tensor
     """int64."""
     sequence_P: Tensor
     """Row of each pair in tokens_BL."""
     kv_cache: KVCache
     """Of each pair."""
-    row: int = 0
-    """Rows of the grid scored so far."""
+    scored: int = 0
+    """Segments scored so far."""
 
 
 class LlamaGenLikelihood(TrainableModel):
@@ -68,7 +70,8 @@ class LlamaGenLikelihood(TrainableModel):
     ) -> LlamaGenState:
         device = self.gpt.table_LJ2.device
         return LlamaGenState(
-            tokens_BL=tokens_BL.to(device),
+            tokens_BL=in_order(tokens_BL, order_BL).to(device),
+            order_BL=None if order_BL is None else order_BL.to(device),
             class_id_P=class_id_P.to(device),
             sequence_P=sequence_P.to(device),
             kv_cache=KVCache(self.config.depth, self.workspace),
@@ -76,29 +79,38 @@ class LlamaGenLikelihood(TrainableModel):
 
     @inference
     def extend(self, state: LlamaGenState, stop: int, *, keep_cache_segments: int) -> Tensor:
-        start, end, cached = self._position(state.row), self._position(stop), state.kv_cache.length
-        if end <= start or cached < start:
-            raise ValueError(f"cannot extend from row {state.row} to {stop}: {cached} positions are cached")
-        x_PTC, qkv = self._inputs(state, start, end)
-        state.kv_cache.limit = self._position(keep_cache_segments)
-        hidden_PTC = self.gpt.hidden(x_PTC, qkv, start, state.kv_cache)
-        state.row = stop
-        target_PT = state.tokens_BL[state.sequence_P, start:end]
+        start, end, cached = self._position(state.scored), self._position(stop), state.kv_cache.length
+        if end <= start or cached < start * self.config.inputs_per_token:
+            raise ValueError(f"cannot extend from segment {state.scored} to {stop}: {cached} positions are cached")
+        inputs = self._token_inputs(state.tokens_BL, state.order_BL, start, end).rows(state.sequence_P)
+        if start == 0:
+            inputs = inputs.after(self.gpt.class_inputs(state.class_id_P))
+        state.kv_cache.limit = self._position(keep_cache_segments) * self.config.inputs_per_token
+        hidden_PTC = self.gpt.hidden(inputs, state.kv_cache, returned=self._scoring)
+        state.scored = stop
+        return self._log_prob(hidden_PTC, state.tokens_BL[state.sequence_P, start:end])
+
+    @property
+    def _scoring(self) -> slice:
+        """Which of the positions that are evaluated score a token: the last of those for each."""
+        return slice(self.config.inputs_per_token - 1, None, self.config.inputs_per_token)
+
+    def _log_prob(self, hidden_PTC: Tensor, target_PT: Tensor) -> Tensor:
         rows, weight = hidden_PTC.flatten(0, 1), self.gpt.output.weight
         log_prob = linear_log_prob(rows, weight, None, target_PT.flatten(), backend=self.gpt.kernels)
         return log_prob.view_as(target_PT)
 
-    def _inputs(self, state: LlamaGenState, start: int, end: int) -> tuple[Tensor, QKV]:
-        """Input of these positions, and queries, keys and values of layer 0: computed once for every image."""
+    def _token_inputs(
+        self, tokens_BL: Tensor, order_BL: Tensor | None, start: int, end: int, *, kernels: str | None = None
+    ) -> Inputs:
+        """Of all positions that score tokens start .. end - 1, the class's excepted: the same for every class.
+
+        Args:
+            tokens_BL: in the order of scoring. order_BL: the position of each, or None.
+        """
+        assert order_BL is None, "the model has one order"
         first = max(start, 1)
-        x_BTC = self.gpt.embed_tokens(state.tokens_BL[:, first - 1 : end - 1])
-        x, qkv = x_BTC[state.sequence_P], self.gpt.first_qkv(x_BTC, first).rows(state.sequence_P)
-        if start == 0:
-            class_P1C = self.gpt.embed_class(state.class_id_P)
-            of_class = self.gpt.first_qkv(class_P1C, 0)
-            x = torch.cat([class_P1C, x], dim=1)
-            qkv = QKV(*(torch.cat(pair, dim=1) for pair in zip(of_class, qkv, strict=True)))
-        return x, qkv
+        return self.gpt.token_inputs(tokens_BL[:, first - 1 : end - 1], first, kernels=kernels)
 
     @inference
     def select(self, state: LlamaGenState, keep_Q: Tensor) -> LlamaGenState:
@@ -123,11 +135,12 @@ class LlamaGenLikelihood(TrainableModel):
         device = state.class_id_P.device
         keep_Q = keep_Q.to(device)
         return LlamaGenState(
-            tokens_BL=tokens_BL.to(device),
+            tokens_BL=in_order(tokens_BL, order_BL).to(device),
+            order_BL=None if order_BL is None else order_BL.to(device),
             class_id_P=state.class_id_P[keep_Q],
             sequence_P=sequence_Q.to(device),
-            kv_cache=state.kv_cache.select(keep_Q, self._position(stop)),
-            row=stop,
+            kv_cache=state.kv_cache.select(keep_Q, self._position(stop) * self.config.inputs_per_token),
+            scored=stop,
         )
 
     @inference
@@ -143,10 +156,10 @@ class LlamaGenLikelihood(TrainableModel):
         return sample(self.gpt, class_id_B, generators=generators, guidance=guidance, top_k=top_k, top_p=top_p)
 
     def with_network(self, network: nn.Module) -> LlamaGenLikelihood:
-        return LlamaGenLikelihood(cast("LlamaGen", network), self.workspace)
+        return type(self)(cast("LlamaGen", network), self.workspace)
 
     def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None) -> Tensor:
-        """log p(token | before, class) in nats, (B, L), with gradients.
+        """log p(token | before, class) in nats, (B, L), in the order of scoring and with gradients.
 
         Raises: UsageError for a model in 8 bits, whose products have no gradients.
         """
@@ -157,10 +170,11 @@ class LlamaGenLikelihood(TrainableModel):
                 "8-bit products have no gradients",
                 "load it with --precision fp32 or bf16",
             )
-        x_BLC = torch.cat([gpt.embed_class(class_id_B), gpt.embed_tokens(tokens_BL[:, :-1])], dim=1)
+        tokens_BL = in_order(tokens_BL, order_BL)
         # Our own kernels have no gradients. Torch's run here also without gradients, so that losses are comparable.
-        hidden_BLC = gpt.hidden(x_BLC, gpt.first_qkv(x_BLC, 0, kernels="torch"), 0, kernels="torch")
-        logits = gpt.output(hidden_BLC).flatten(0, 1)
+        inputs = self._token_inputs(tokens_BL, order_BL, 0, tokens_BL.shape[1], kernels="torch")
+        inputs = inputs.after(gpt.class_inputs(class_id_B, kernels="torch"))
+        logits = gpt.output(gpt.hidden(inputs, kernels="torch", returned=self._scoring)).flatten(0, 1)
         return -F.cross_entropy(logits, tokens_BL.flatten(), reduction="none").view_as(tokens_BL)
 
     def class_embedding(self, class_id: int) -> Tensor:
@@ -171,7 +185,7 @@ class LlamaGenLikelihood(TrainableModel):
 
     def one_class_network(self, row_C: nn.Parameter) -> LlamaGen:
         with torch.device("meta"):
-            twin = LlamaGen(replace(self.config, num_classes=1))
+            twin = type(self.gpt)(replace(self.config, num_classes=1))
         tensors = self.gpt.state_dict()
         tensors[CLASS_TABLE] = tensors[CLASS_TABLE][[0, -1]]
         twin.load_state_dict(tensors, assign=True)
@@ -190,7 +204,7 @@ class LlamaGenLikelihood(TrainableModel):
     def with_more_classes(self, count: int) -> LlamaGenLikelihood:
         tensors = {key: value.clone() for key, value in self.gpt.state_dict().items()}
         table = tensors[CLASS_TABLE] = with_mean_rows(tensors[CLASS_TABLE], count)
-        grown = LlamaGen(replace(self.config, num_classes=self.num_classes + count)).to(table.device)
+        grown = type(self.gpt)(replace(self.config, num_classes=self.num_classes + count)).to(table.device)
         grown.load_state_dict(tensors)
         return self.with_network(grown)
 
@@ -204,18 +218,30 @@ class LlamaGenLikelihood(TrainableModel):
     def bytes_per_token(self, *, cached: bool) -> int:
         c = self.config
         if cached:
-            return 2 * c.depth * c.kv_heads * c.head_width * self.precision.attention.itemsize
+            return (
+                self.config.inputs_per_token
+                * 2
+                * c.depth
+                * c.kv_heads
+                * c.head_width
+                * self.precision.attention.itemsize
+            )
         item = self.precision.activations.itemsize
         # Residual stream and its sum in float32; normed input, queries, keys and values, or the three hidden vectors.
-        return 3 * c.width * 4 + (2 * c.width + max(3 * c.width, 3 * c.ffn)) * item
+        return self.config.inputs_per_token * (3 * c.width * 4 + (2 * c.width + max(3 * c.width, 3 * c.ffn)) * item)
 
     @property
     def resident_bytes(self) -> int:
         """Memory of the weights."""
         return stored_bytes(self.gpt)
 
-    def _position(self, row: int) -> int:
-        return self.segment_ends[row - 1] if row else 0
+    def _position(self, segment: int) -> int:
+        return self.segment_ends[segment - 1] if segment else 0
+
+
+def in_order(tokens_BL: Tensor, order_BL: Tensor | None) -> Tensor:
+    """The tokens in the order of scoring."""
+    return tokens_BL if order_BL is None else tokens_BL.gather(1, order_BL)
 
 
 def linear_shapes(config: LlamaGenConfig) -> dict[str, tuple[int, int]]:

@@ -12,7 +12,7 @@ Adding a branch and the norm before the next one are one operation, `residual_rm
 `LlamaGen.hidden`.
 
 The class is an input of position 0 only. So the queries, keys and values of layer 0 of all other positions are those of
-the image, whatever the class, and `hidden` takes them as an argument.
+the image, whatever the class, and `hidden` takes them as part of its `Inputs`.
 
 Shapes: P sequences (pairs of image and class), T positions that are evaluated, L positions in all, C width, H and G
 heads of queries and of keys, D head width, J = D / 2, F hidden width, V codes, N classes, g side of the grid.
@@ -25,11 +25,12 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from avarc_cli.layers.kv_cache import KVCache
 from avarc_cli.layers.precision import FP32, Precision, QuantizedLinear, linear, quantized
 from avarc_cli.layers.state_dict import build
-from avarc_cli.models.llamagen.config import TITLE, LlamaGenConfig
+from avarc_cli.models.llamagen.config import LlamaGenConfig
 from avarc_kernels import causal_attention, residual_rms_norm, rotary, swiglu
 
 NORM_EPS = 1e-5
@@ -49,6 +50,28 @@ class QKV(NamedTuple):
         return QKV(*(x[row_P] for x in self))
 
 
+class Inputs(NamedTuple):
+    """What the blocks are given at some positions of every sequence."""
+
+    x_PTC: Tensor
+    """Embeddings, float32."""
+    qkv: QKV
+    """Of layer 0."""
+    table_TJ2: Tensor
+    """Cosines and sines of the positions; (P, T, J, 2) where every sequence has its own."""
+
+    def rows(self, row_P: Tensor) -> Inputs:
+        """Those of these sequences."""
+        table_TJ2 = self.table_TJ2 if self.table_TJ2.ndim == 3 else self.table_TJ2[row_P]
+        return Inputs(self.x_PTC[row_P], self.qkv.rows(row_P), table_TJ2)
+
+    def after(self, first: Inputs) -> Inputs:
+        """These positions and, before them, those of `first`, whose rows of the table are those of all sequences."""
+        qkv = QKV(*(torch.cat(pair, dim=1) for pair in zip(first.qkv, self.qkv, strict=True)))
+        first_TJ2 = first.table_TJ2.expand(*self.table_TJ2.shape[:-3], -1, -1, -1)
+        return Inputs(torch.cat([first.x_PTC, self.x_PTC], dim=1), qkv, torch.cat([first_TJ2, self.table_TJ2], dim=-3))
+
+
 class Attention(nn.Module):
     def __init__(self, c: LlamaGenConfig) -> None:
         super().__init__()
@@ -63,13 +86,18 @@ class Attention(nn.Module):
         q, k = rotary(qk, table_TJ2, dtype=dtype, backend=kernels).split([self.heads, self.kv_heads], dim=2)
         return QKV(q, k, v.to(dtype))
 
-    def forward(self, qkv: QKV, layer: int, kv_cache: KVCache | None, kernels: str) -> Tensor:
-        """The branch's output, (P, T, C)."""
+    def attend(self, qkv: QKV, layer: int, kv_cache: KVCache | None, kernels: str, mask_TT: Tensor | None) -> Tensor:
+        """Every position's mean of the values it sees, (P, T, C); with a mask through PyTorch, whatever the kernels."""
         q, k, v = (x.transpose(1, 2) for x in qkv)
         if kv_cache is not None:
             k, v = kv_cache.append(layer, k, v)
-        out = causal_attention(q, k, v, scale=self.head_width**-0.5, backend=kernels)
-        return linear(self.wo, out.transpose(1, 2).flatten(2))
+        scale = self.head_width**-0.5
+        if mask_TT is None:
+            out = causal_attention(q, k, v, scale=scale, backend=kernels)
+        else:
+            k, v = (x.repeat_interleave(self.heads // self.kv_heads, dim=1) for x in (k, v))
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TT, scale=scale)
+        return out.transpose(1, 2).flatten(2)
 
 
 class FeedForward(nn.Module):
@@ -126,12 +154,12 @@ class LlamaGen(nn.Module):
 
     @classmethod
     def from_state_dict(cls, config: LlamaGenConfig, tensors: Mapping[str, Tensor], *, source: str) -> LlamaGen:
-        """A LlamaGen of this shape with these tensors.
+        """A network of this shape with these tensors.
 
         Raises: CheckpointError naming `source` and the first few offending keys.
         """
         weights = {key: tensor for key, tensor in tensors.items() if key != TABLE}
-        return build(lambda: cls(config), weights, source=source, expected=TITLE)
+        return build(lambda: cls(config), weights, source=source, expected=config.title)
 
     @property
     def blocks(self) -> list[Block]:
@@ -164,40 +192,51 @@ class LlamaGen(nn.Module):
                 module.kernels = kernels
         return self
 
-    def embed_class(self, class_id_P: Tensor) -> Tensor:
-        """Input of position 0, (P, 1, C)."""
-        return cast("Tensor", self.cls_embedding.embedding_table(class_id_P))[:, None]
+    def class_inputs(self, class_id_P: Tensor, *, kernels: str | None = None) -> Inputs:
+        """Of position 0; `kernels` as for `hidden`."""
+        x_P1C = cast("Tensor", self.cls_embedding.embedding_table(class_id_P))[:, None]
+        return self.with_qkv(x_P1C, self.table_LJ2[:1], kernels)
 
-    def embed_tokens(self, tokens_BT: Tensor) -> Tensor:
-        """Input of the positions of these tokens, (B, T, C)."""
-        return cast("Tensor", self.tok_embeddings(tokens_BT))
+    def token_inputs(self, tokens_BT: Tensor, start: int, *, kernels: str | None = None) -> Inputs:
+        """Of the positions of these tokens, from position `start` on."""
+        table_TJ2 = self.table_LJ2[start : start + tokens_BT.shape[1]]
+        return self.with_qkv(self.tok_embeddings(tokens_BT), table_TJ2, kernels)
 
-    def first_qkv(self, x_PTC: Tensor, start: int, *, kernels: str | None = None) -> QKV:
-        """Queries, keys and values of layer 0 for the inputs of the positions from `start` on."""
+    def with_qkv(self, x_PTC: Tensor, table_TJ2: Tensor, kernels: str | None) -> Inputs:
+        """These embeddings with queries, keys and values of layer 0."""
         kernels, block = kernels or self.kernels, self.blocks[0]
-        norm, table_TJ2 = block.attention_norm.weight, self.table_LJ2[start : start + x_PTC.shape[1]]
-        dtype = self.precision.activations
+        norm, dtype = block.attention_norm.weight, self.precision.activations
         normed = residual_rms_norm(x_PTC, None, norm, eps=NORM_EPS, dtype=dtype, backend=kernels)[1]
-        return block.attention.qkv(normed, table_TJ2, self.precision.attention, kernels)
+        qkv = block.attention.qkv(normed, table_TJ2, self.precision.attention, kernels)
+        return Inputs(x_PTC, qkv, table_TJ2)
 
     def hidden(
-        self, x_PTC: Tensor, qkv: QKV, start: int, kv_cache: KVCache | None = None, *, kernels: str | None = None
+        self,
+        inputs: Inputs,
+        kv_cache: KVCache | None = None,
+        *,
+        kernels: str | None = None,
+        mask_TT: Tensor | None = None,
+        returned: slice | Tensor = slice(None),
     ) -> Tensor:
         """Last hidden states after the final norm, (P, T, C), in the head's dtype.
 
         Args:
-            x_PTC: input of the positions from `start` on, float32.
-            qkv: of layer 0 for these positions (`first_qkv`).
-            kv_cache: keys and values of the positions before `start`; stores those of the new ones (KVCache.limit).
-                None if `start` is 0 and nothing is to be stored.
+            inputs: of T positions that follow those in the cache.
+            kv_cache: keys and values of the positions before; stores those of the new ones (KVCache.limit). None if
+                there are none before and nothing is to be stored.
             kernels: None for the model's own. With gradients it must be "torch".
+            mask_TT: which positions each one sees, bool; None for all before it and itself.
+            returned: the positions whose hidden states are needed.
         """
         kernels, dtype = kernels or self.kernels, self.precision.activations
-        table_TJ2 = self.table_LJ2[start : start + x_PTC.shape[1]]
+        x_PTC, qkv, table_TJ2 = inputs
         norms = [block.attention_norm.weight for block in self.blocks[1:]]
         for layer, (block, following) in enumerate(zip(self.blocks, [*norms, None], strict=True)):
-            y_PTC = block.attention(qkv, layer, kv_cache, kernels)
-            weight = block.ffn_norm.weight
+            y_PTC = block.attention.attend(qkv, layer, kv_cache, kernels, mask_TT)
+            if following is None:  # no other position is looked at any more
+                x_PTC, y_PTC = x_PTC[:, returned].contiguous(), y_PTC[:, returned]
+            y_PTC, weight = linear(block.attention.wo, y_PTC), block.ffn_norm.weight
             x_PTC, normed = residual_rms_norm(x_PTC, y_PTC, weight, eps=NORM_EPS, dtype=dtype, backend=kernels)
             y_PTC = block.feed_forward(normed, kernels)
             if following is not None:
@@ -208,7 +247,7 @@ class LlamaGen(nn.Module):
 
 
 def rotations(side: int, head_width: int) -> Tensor:
-    """Cosine and sine of every position and pair of channels, (L, J, 2) float32, for an image of side x side tokens.
+    """Cosine and sine of every position and pair of channels, (1 + L, J, 2) float32, for side x side tokens.
 
     Position 0, the class, has zeros: its query and key vanish. Position p has the row and column of cell p - 1; half of
     the pairs turn with the row, the others with the column, at frequencies base^(-2k / (D / 2)).
@@ -218,6 +257,6 @@ def rotations(side: int, head_width: int) -> Tensor:
     angle = torch.outer(torch.arange(side).float(), frequency)
     by_row = angle[:, None].expand(side, side, count)
     by_column = angle[None].expand(side, side, count)
-    angles_gJ = torch.cat([by_row, by_column], dim=-1).flatten(0, 1)[:-1]  # nothing follows the last token
+    angles_gJ = torch.cat([by_row, by_column], dim=-1).flatten(0, 1)
     turned = torch.stack([angles_gJ.cos(), angles_gJ.sin()], dim=-1)
     return torch.cat([torch.zeros_like(turned[:1]), turned])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from avarc_cli.layers.kv_cache import KVCache
-from avarc_cli.layers.sampling import restrict
+from avarc_cli.layers.sampling import draw, restrict
 from avarc_cli.models.llamagen.network import LlamaGen
 
 
@@ -33,12 +33,10 @@ def sample(
     length = gpt.config.ends[-1]
     both_2B = torch.cat([class_id_B, torch.full_like(class_id_B, gpt.config.num_classes)])
     kv_cache, tokens = KVCache(gpt.config.depth, capacity=length), []
-    x_2B1C = gpt.embed_class(both_2B)
-    for position in range(length):
-        hidden = gpt.hidden(x_2B1C, gpt.first_qkv(x_2B1C, position), position, kv_cache)
-        conditional, unconditional = gpt.output(hidden).float().chunk(2)
-        logits_B1V = restrict((1 + guidance) * conditional - guidance * unconditional, top_k, top_p)
-        drawn = [torch.multinomial(p, 1, generator=g) for p, g in zip(logits_B1V.softmax(-1), generators, strict=True)]
-        tokens.append(torch.cat(drawn))
-        x_2B1C = gpt.embed_tokens(tokens[-1]).repeat(2, 1, 1)
+    inputs = gpt.class_inputs(both_2B)
+    for position in range(1, length + 1):
+        conditional, unconditional = gpt.output(gpt.hidden(inputs, kv_cache)).float().chunk(2)
+        logits_B1V = (1 + guidance) * conditional - guidance * unconditional
+        tokens.append(draw(restrict(logits_B1V, top_k, top_p), generators))
+        inputs = gpt.token_inputs(tokens[-1].repeat(2, 1), position)
     return torch.cat(tokens, dim=1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from avarc_cli.layers.kv_cache import KVCache
-from avarc_cli.layers.sampling import restrict
+from avarc_cli.layers.sampling import draw, restrict
 from avarc_cli.models.var.network import VAR
 from avarc_cli.tokenizers.vqvae.network import MultiScaleQuantizer
 
@@ -42,10 +42,7 @@ def sample(
         conditional, unconditional = var.head(hidden).float().chunk(2)
         t = guidance * k / max(len(sides) - 1, 1)
         logits_BTV = restrict((1 + t) * conditional - t * unconditional, top_k, top_p)
-        drawn = [
-            torch.multinomial(p, 1, generator=g)[:, 0] for p, g in zip(logits_BTV.softmax(-1), generators, strict=True)
-        ]
-        tokens.append(torch.stack(drawn))
+        tokens.append(draw(logits_BTV, generators))
         latents = latents + quantizer.contribution(k, tokens[-1].unflatten(1, (side, side)))
         if k + 1 < len(sides):
             following = quantizer.shrink(k + 1, latents).flatten(2).transpose(1, 2)
