@@ -236,6 +236,7 @@ class Classifier:
             samples=samples,
             orders=self.orders.count,
             can_smooth=can_smooth,
+            can_estimate=self.model.likelihood.has_block_parallel,
         )
         if self.tuned:
             plan = self.tuned.plan  # the same stages, with the survivors they are expected to leave

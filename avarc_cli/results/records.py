@@ -107,6 +107,7 @@ def detail(image: RunImage, scores: ImageScores, labels: CandidateLabels, protoc
     stages = [
         {
             "segments": stage.segments,
+            **({"estimated": True} if stage.estimated else {}),
             "candidates": ids[stage.candidates].tolist(),
             "log_likelihood": stage.log_likelihood.tolist(),
             "score": stage.scores.tolist(),

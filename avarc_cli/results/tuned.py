@@ -103,6 +103,7 @@ def _from_dict(values: Mapping[str, Any]) -> TunedPlan:
         candidates=len(made_for["candidates"]),
         samples=ANY_SAMPLES,
         orders=MAX_ORDERS,
+        can_estimate=True,
     )
     return TunedPlan(
         plan=expecting(plan, values["goes_on"]),

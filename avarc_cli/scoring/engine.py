@@ -137,12 +137,15 @@ class _Scheduler:
 
     def _advance(self, step: Step) -> None:
         """Score every surviving pair up to the last segment of the stage, in its orders and samples."""
+        if step.stage.estimated:
+            self._estimate(step.stage)
+            return
         self.pending, self.finished = self.finished, []
         from_scratch = []
         while self.pending:
             batch = self._defer(self._survivors(self.pending.pop(0)), step.stage)
             from_scratch += self._score(batch, step)
-        for batch in self._begin([self._new_originals(order) for order in step.new_orders.tolist()]):
+        for batch in self._begin([self._in_play(order, sample=0) for order in step.new_orders.tolist()]):
             from_scratch += self._score(batch, step)
         for batch in self._begin(from_scratch):
             self._score(batch, step)
@@ -161,11 +164,25 @@ class _Scheduler:
             self._finish_batch(part, step)
         return from_scratch
 
-    def _new_originals(self, order: int) -> Pairs:
-        """The images themselves, in an order that has not begun, under every class that is in play."""
-        in_play_GN = self.table.alive & self.table.undecided_G[:, None]
-        image, column = np.nonzero(in_play_GN)
-        return Pairs(image, column, np.full_like(image, order), np.zeros_like(image))
+    def _estimate(self, stage: Stage) -> None:
+        """Estimate every pair that is in play. What is cached of earlier stages stays as it is."""
+        self.table.begin_estimates()
+        draws = np.ndindex(stage.orders, stage.samples)
+        for batch in self._begin([self._in_play(order, sample) for order, sample in draws]):
+            at_once, pairs = self._pairs_per_pass(stage.estimate_cost(self.ends[1:])), batch.pairs
+            for start in range(0, len(pairs), at_once):
+                part = pairs.take(np.arange(start, min(start + at_once, len(pairs))))
+                tokens_BL, sequence_P, order_BL = self.inputs.sequences(part)
+                log_prob_PL = self.model.block_parallel(
+                    tokens_BL, sequence_P, self.inputs.classes(part), order_BL, revealed=self.ends[stage.segments]
+                )
+                transfer = PendingTransfer(part, 0, len(self.ends) - 1, log_prob_PL)
+                self.table.enter_estimate(transfer, stage)
+
+    def _in_play(self, order: int, sample: int) -> Pairs:
+        """This sample of every image in this order, under every class that is in play."""
+        image, column = np.nonzero(self.table.alive & self.table.undecided_G[:, None])
+        return Pairs(image, column, np.full_like(image, order), np.full_like(image, sample))
 
     def _begin(self, pairs: list[Pairs]) -> Iterator[Batch]:
         """Batches, not begun, of all these pairs."""

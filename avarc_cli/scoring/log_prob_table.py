@@ -84,6 +84,8 @@ class LogProbTable:
         """The sums; N is the columns; nan where not scored yet."""
         self.token_log_prob = np.zeros((images, columns, orders, length), np.float32) if request.keep_tokens else None
         """Of sample 0, (G, columns, O, L) at the tokens' own positions, if requested."""
+        self.estimate_GNOS = np.full(self.sums_GNOSK.shape[:-1], np.nan)
+        """Estimates of whole images of the present stage, if it makes any; nan where it has not."""
         self.tokens_scored_G = np.zeros(images, dtype=np.int64)
         self.alive = np.ones((images, columns), dtype=bool)
         """Columns that no stage has dropped, (G, columns)."""
@@ -126,6 +128,21 @@ class LogProbTable:
                 position_PT = self.order_GOL[pairs.image, pairs.order, start:stop]
                 self.token_log_prob[(*(index[:, None] for index in cell), position_PT)] = log_prob_PT
 
+    def begin_estimates(self) -> None:
+        """Forget the estimates of earlier stages."""
+        self.estimate_GNOS[:] = np.nan
+
+    def enter_estimate(self, transfer: PendingTransfer, stage: Stage) -> None:
+        """Enter `LikelihoodModel.block_parallel` of these pairs: its tokens that are not revealed, for all tokens.
+
+        Source: the order-agnostic bound of arXiv:2110.02037, one term.
+        """
+        revealed, length = self.ends[stage.segments], self.ends[-1]
+        rest_P = transfer.wait()[:, revealed:].double().sum(1).numpy() * (length / (length - revealed))
+        pairs = transfer.pairs
+        self.estimate_GNOS[pairs.image, pairs.column, pairs.order, pairs.sample] = rest_P
+        np.add.at(self.tokens_scored_G, pairs.image, stage.estimate_cost(self.ends[1:]))
+
     def copy_from_original(self, pairs: Pairs, stop: int) -> None:
         """Give these pairs the sums of their image's own tokens in the first `stop` segments, which are the same."""
         cell, sums = (pairs.image, pairs.column, pairs.order), self.sums_GNOSK
@@ -138,7 +155,7 @@ class LogProbTable:
         """
         first = self.first_candidate
         log_p = self._log_likelihood(stage)
-        log_p_GNO, prior_N = log_p[:, first:], self.request.prior(self.ends[stage.segments])
+        log_p_GNO, prior_N = log_p[:, first:], self.request.prior(self.ends[self._covered(stage)])
         unconditional_GO = log_p[:, 0] if first else np.full((len(log_p), stage.orders), np.nan)
         scores_GNO = self.request.score.formula(log_p_GNO, unconditional_GO[:, None]) + prior_N[:, None]
         scores_GN = combine(self.request.combine, scores_GNO)
@@ -147,8 +164,15 @@ class LogProbTable:
 
     def _log_likelihood(self, stage: Stage) -> FloatN:
         """log p of the stage's segments in each of its orders, averaged over its samples, (G, columns, O)."""
+        if stage.estimated:
+            estimate: FloatN = self.estimate_GNOS[:, :, : stage.orders, : stage.samples].mean(-1)
+            return estimate
         log_p: FloatN = self.sums_GNOSK[:, :, : stage.orders, : stage.samples, : stage.segments].sum(-1).mean(-1)
         return log_p
+
+    def _covered(self, stage: Stage) -> int:
+        """Segments that the scores of a stage stand for."""
+        return len(self.ends) - 1 if stage.estimated else stage.segments
 
     def close_stage(self, stage: Stage, seconds: float) -> None:
         """Drop candidates and record the stage of every image that took part in it."""
@@ -158,8 +182,9 @@ class LogProbTable:
         for g in images:
             took_part = np.nonzero(self._alive_before[g, first:])[0]
             record = StageScores(
-                segments=stage.segments,
+                segments=self._covered(stage),
                 orders=stage.orders,
+                estimated=stage.estimated,
                 candidates=took_part,
                 scores=scores_GN[g, took_part],
                 log_likelihood=log_p_GN[g, took_part],
@@ -177,8 +202,7 @@ class LogProbTable:
     def _result(self, g: int, stages: tuple[StageScores, ...]) -> ImageScores:
         request, first = self.request, self.first_candidate
         last = request.plan.stages[len(stages) - 1]
-        own_OS = self.sums_GNOSK[g, 0, : last.orders, : last.samples, : last.segments].sum(-1)
-        unconditional = combine_log_p(request.combine, own_OS.mean(-1)) if first else np.nan
+        unconditional = combine_log_p(request.combine, self._log_likelihood(last)[g, 0]) if first else np.nan
         log_prior_N = np.zeros(len(request.candidates))  # what was added to each candidate's last score
         for record in stages:
             log_prior_N[record.candidates] = request.prior(self.ends[record.segments])[record.candidates]

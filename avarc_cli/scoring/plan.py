@@ -8,7 +8,9 @@ own tokens and 2 smoothed samples) and keeps 1. Source: A-VARC+, arXiv:2510.1206
 hard ones; `scoring.conformal` chooses such margins. An image with one candidate left is decided and scored no further.
 
 Models that score tokens in any order have a second average: `4:100@1,16:10@2,16:1@20` scores all candidates on the
-first 4 segments of one order, 100 of them on the whole of two orders, and 10 on the whole of twenty.
+first 4 segments of one order, 100 of them on the whole of two orders, and 10 on the whole of twenty. With `4~:100` the
+first stage also estimates the other segments, in the same pass: each of their tokens is scored as if it came next
+(`LikelihoodModel.block_parallel`). An estimate only drops candidates; those that are left are scored exactly.
 
 Shapes: G images, N candidates, O orders.
 """
@@ -27,11 +29,11 @@ from avarc_cli.words import are, counted
 
 PAPER = "6:10,10:3,10:1:3"
 HOW = (
-    "write segments:keep[:samples][@orders] per stage, e.g. 6:10,10:3,10:1:3 (or <nats instead of keep: those at most "
-    "this far behind the best), or exhaustive, or paper"
+    "write segments[~]:keep[:samples][@orders] per stage, e.g. 6:10,10:3,10:1:3 (or <nats instead of keep: those at "
+    "most this far behind the best), or exhaustive, or paper"
 )
 STAGE = re.compile(
-    r"(\d{1,9}) *: *(?:(\d{1,9})|< *(\d+(?:\.\d+)?(?:e[-+]?\d+)?)) *(?:: *(\d{1,9}))? *(?:@ *(\d{1,9}))?", re.ASCII
+    r"(\d{1,9})(~?) *: *(?:(\d{1,9})|< *(\d+(?:\.\d+)?(?:e[-+]?\d+)?)) *(?:: *(\d{1,9}))? *(?:@ *(\d{1,9}))?", re.ASCII
 )
 Bool = npt.NDArray[np.bool_]
 IntN = npt.NDArray[np.int64]
@@ -55,11 +57,18 @@ class Stage:
     Only estimates of time and memory depend on it. None assumes that the margin drops nothing."""
     orders: int = 1
     """Of each sample, that scores are averaged over."""
+    estimated: bool = False
+    """Whether the other segments are estimated from the first ones."""
 
     def __str__(self) -> str:
         rule = str(self.keep) if math.isinf(self.margin) else f"<{self.margin!r}"
         samples, orders = f":{self.samples}" * (self.samples > 1), f"@{self.orders}" * (self.orders > 1)
-        return f"{self.segments}:{rule}{samples}{orders}"
+        return f"{self.segments}{'~' * self.estimated}:{rule}{samples}{orders}"
+
+    def estimate_cost(self, ends: tuple[int, ...]) -> int:
+        """What one estimate costs, in tokens that are scored exactly: these take two positions of the sequence each, of
+        which an estimate needs only one for a token that is not revealed."""
+        return (ends[-1] + ends[self.segments - 1] + 1) // 2
 
     @property
     def expected_survivors(self) -> float:
@@ -143,8 +152,10 @@ class Plan:
         """The stages in order, each with what the others imply for it."""
         steps, begun_O = [], np.zeros(self.orders, dtype=np.int64)
         for number, stage in enumerate(self.stages):
-            rest = self.stages[number:]
+            rest = [later for later in self.stages[number:] if not later.estimated]
             steps.append(Step(stage, begun_O.copy(), max(s.segments for s in rest), max(s.samples for s in rest)))
+            if stage.estimated:
+                continue
             begun_O[: stage.orders] = begun_O[: stage.orders].clip(min=stage.samples)
         return steps
 
@@ -153,6 +164,9 @@ class Plan:
         done_OS = np.zeros((self.orders, self.samples), dtype=np.int64)
         counts = []
         for stage in self.stages:
+            if stage.estimated:
+                counts.append(stage.samples * stage.orders * stage.estimate_cost(ends))
+                continue
             own_OS, end = done_OS[: stage.orders, : stage.samples], ends[stage.segments - 1]
             counts.append(int((end - own_OS).clip(min=0).sum()))
             own_OS[:] = own_OS.clip(min=end)
@@ -168,7 +182,14 @@ class Plan:
 
 
 def parse_plan(
-    text: str, *, segments: int, candidates: int, samples: int, orders: int = 1, can_smooth: bool = True
+    text: str,
+    *,
+    segments: int,
+    candidates: int,
+    samples: int,
+    orders: int = 1,
+    can_smooth: bool = True,
+    can_estimate: bool = False,
 ) -> Plan:
     """The plan that `text` describes, checked against what there is to score.
 
@@ -177,6 +198,7 @@ def parse_plan(
             or stages as in the module's docstring.
         segments: of the model. candidates: classes to choose from. samples: of each image in the token cache.
         orders: that there are; 1 for a model with a fixed order.
+        can_estimate: whether the model has an estimate of the segments that are not scored.
         can_smooth: whether encoding again can give more samples; there are only so many crops of an image.
     Raises: UsageError for a plan that cannot be carried out, naming the stage.
     """
@@ -188,10 +210,12 @@ def parse_plan(
     have = candidates
     for number, part in enumerate(written.split(","), start=1):
         stage = _parse_stage(part, text, have)
-        for problem in _problems(stage, segments, have, samples, orders, can_smooth):
+        for problem in _problems(stage, segments, have, samples, orders, can_smooth, can_estimate):
             raise UsageError(f"plan '{text}', stage {number} ({stage}): {problem[0]}", problem[1], problem[2])
         stages.append(stage)
         have = stage.keep
+    if stages[-1].estimated:
+        raise UsageError(f"plan '{text}' ends with an estimate", "it only drops candidates", "add an exact stage")
     if have != 1:
         raise UsageError(
             f"plan '{text}' ends with {have} candidates", "a prediction is one class", "let the last stage keep 1"
@@ -201,25 +225,29 @@ def parse_plan(
 
 def check_plan(text: str) -> None:
     """Raises: UsageError for a plan that no model and no number of candidates, samples and orders could carry out."""
-    parse_plan(text, segments=_ANY, candidates=_ANY, samples=_ANY, orders=_ANY)
+    parse_plan(text, segments=_ANY, candidates=_ANY, samples=_ANY, orders=_ANY, can_estimate=True)
 
 
 def _parse_stage(part: str, text: str, have: int) -> Stage:
     found = STAGE.fullmatch(part.strip())
     if found is None:
         raise UsageError(f"cannot read plan '{text}'", f"'{part}' is not a stage", HOW)
-    segments, keep, margin, samples, orders = found.groups()
+    segments, estimated, keep, margin, samples, orders = found.groups()
     behind = math.inf if margin is None else float(margin)
     kept = have if keep is None else int(keep)
-    return Stage(int(segments), kept, int(samples or 1), behind, orders=int(orders or 1))
+    return Stage(int(segments), kept, int(samples or 1), behind, orders=int(orders or 1), estimated=bool(estimated))
 
 
 def _problems(
-    stage: Stage, segments: int, have: int, samples: int, orders: int, can_smooth: bool
+    stage: Stage, segments: int, have: int, samples: int, orders: int, can_smooth: bool, can_estimate: bool
 ) -> list[tuple[str, str, str]]:
     problems = []
     if not 1 <= stage.segments <= segments:
         problems.append((f"there is no segment {stage.segments}", f"the model has {segments}", f"use 1 to {segments}"))
+    if stage.estimated and not can_estimate:
+        problems.append(("it estimates segments", "the model has no such estimate", "leave out the ~"))
+    if stage.estimated and stage.segments == segments:
+        problems.append(("nothing is left to estimate", "it scores every segment", "leave out the ~"))
     if stage.keep < 1:
         problems.append(("it keeps no candidate", "a stage keeps at least 1", HOW))
     if stage.keep > have:

@@ -55,9 +55,11 @@ class StageScores:
     """One stage of one image. Positions are those of the request's candidate list."""
 
     segments: int
-    """Segments scored."""
+    """Segments that the scores stand for."""
     orders: int = 1
     """Orders that they were scored in."""
+    estimated: bool = False
+    """Whether the scores are estimates from a part of the segments."""
     candidates: IntN
     """Positions of the candidates that took part, (M,)."""
     scores: FloatN

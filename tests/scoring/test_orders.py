@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scoring.test_engine import Counting, tokens
@@ -39,6 +40,21 @@ class AnyOrder(Counting):
     def fork(self, state, keep_Q, tokens_BL, sequence_Q, stop, order_BL=None):
         return super().fork(state, keep_Q, self.along(tokens_BL, order_BL), sequence_Q, stop)
 
+    has_block_parallel = True
+
+    def block_parallel(self, tokens_BL, sequence_P, class_id_P, order_BL=None, *, revealed):
+        assert order_BL is not None
+        rows = zip(self.along(tokens_BL, order_BL)[sequence_P], class_id_P, strict=True)
+        return torch.from_numpy(np.stack([self.estimated(row, c, revealed) for row, c in rows]).astype(np.float32))
+
+    def estimated(self, row_L, class_id, revealed):
+        """Of the tokens that are not revealed: depends on them and on those that are."""
+        log_p = self.log_prob(row_L, class_id)
+        for t in range(revealed, LENGTH):
+            rng = np.random.default_rng([self.seed, int(class_id), int(row_L[t]), *map(int, row_L[:revealed])])
+            log_p[t] = -rng.exponential()
+        return log_p
+
     def scored(self, tokens_L, order_L, class_id):
         """log p of the tokens, in the order of scoring."""
         return self.log_prob(tokens_L[order_L] * LENGTH + order_L, class_id).astype(np.float64)
@@ -51,7 +67,7 @@ def orders_of(images=3, count=ORDERS, seed=0):
 def request(plan, *, per_batch=1000, score="log-likelihood", prior=None, samples=3, **more):
     return ScoringRequest(
         candidates=np.arange(7),
-        plan=parse_plan(plan, segments=4, candidates=7, samples=samples, orders=ORDERS),
+        plan=parse_plan(plan, segments=4, candidates=7, samples=samples, orders=ORDERS, can_estimate=True),
         score=score_function(score),
         log_prior=np.zeros(7) if prior is None else prior,
         tokens_per_batch=per_batch,
@@ -108,6 +124,48 @@ def test_any_batching_gives_the_definitions_winner_and_scores(plan, per_batch, s
         assert [r.tokens_scored for r in results] == [
             asked.plan.tokens(7, model.segment_ends) + asked.plan.tokens(1, model.segment_ends) * (score == "pmi")
         ] * 3
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 300), st.integers(0, 5), st.sampled_from(["2~:3,4:1@4", "1:5,2~:3:2@3,3:2@2,4:1@4", "3~:<4,4:1@2"])
+)
+def test_estimates_drop_candidates_and_exact_scores_decide(per_batch, seed, plan):
+    model, data, order_GOL = AnyOrder(seed), tokens(seed=seed), orders_of(seed=seed)
+    asked = request(plan, per_batch=per_batch)
+    results = score_group(model, data, asked, order_GOL)
+    assert len(model.seen) == len(set(model.seen))
+    for image, order_OL, result in zip(data, order_GOL, results, strict=True):
+        left = list(range(7))
+        for stage in asked.plan.stages:
+            if len(left) == 1:
+                break
+            end, scores = model.segment_ends[stage.segments - 1], {}
+            for c in left:
+                draws = [(order_OL[o], image[s]) for o in range(stage.orders) for s in range(stage.samples)]
+                if stage.estimated:
+                    each = [model.estimated(x[o] * LENGTH + o, c, end)[end:].sum() * 10 / (10 - end) for o, x in draws]
+                else:
+                    each = [model.scored(x, o, c)[:end].sum() for o, x in draws]
+                scores[c] = np.mean(each)
+            best = max(scores.values())
+            left = sorted((c for c in left if scores[c] >= best - stage.margin), key=lambda c: (-scores[c], c))
+            left = left[: stage.keep]
+        assert result.order[0] == left[0]
+    if "<" not in plan:
+        assert [r.tokens_scored for r in results] == [asked.plan.tokens(7, model.segment_ends)] * 3
+
+
+def test_estimates_that_cannot_be_are_refused():
+    def parse(text, can_estimate=True):
+        return parse_plan(text, segments=4, candidates=7, samples=1, orders=4, can_estimate=can_estimate)
+
+    assert str(parse("2~:3@2,4:1@4")) == "2~:3@2,4:1@4"
+    for text, says in (("4~:3,4:1", "nothing is left to estimate"), ("2~:1", "ends with an estimate")):
+        with pytest.raises(UsageError, match=says):
+            parse(text)
+    with pytest.raises(UsageError, match="the model has no such estimate"):
+        parse("2~:3,4:1", can_estimate=False)
 
 
 def test_caches_beyond_the_limit_change_no_number():
