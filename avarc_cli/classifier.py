@@ -33,6 +33,7 @@ from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.run import Run, RunResult, classify
 from avarc_cli.scoring.batching import auto_tokens, max_cached_tokens
 from avarc_cli.scoring.combining import check_prunes, check_rule
+from avarc_cli.scoring.conformal import tried_estimates
 from avarc_cli.scoring.orders import choose_orders
 from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.scoring.request import ScoringRequest
@@ -276,7 +277,7 @@ class Classifier:
         Args:
             header: the cache's.
             keep_tokens: return the token log-probabilities.
-            keep_segments: return their sums over each segment of each sample.
+            keep_segments: return their sums over each segment of each sample, and the estimates that `tune` considers.
             tokens_per_batch: the automatic choice of an earlier run that this one continues.
         """
         plan = self.plan(header.samples, can_smooth=header.views == SMOOTHING, keep_tokens=keep_tokens)
@@ -293,6 +294,7 @@ class Classifier:
             reuse_prefix=not self.options.deterministic,
             keep_tokens=keep_tokens,
             keep_segments=keep_segments,
+            keep_estimates=tried_estimates(self.model.likelihood) if keep_segments else (),
         )
 
     def run(

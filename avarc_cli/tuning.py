@@ -5,9 +5,9 @@ Shapes: n images, N candidates, O orders, S samples, K segments, J stages.
 
 from __future__ import annotations
 
-import io
 import tempfile
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -183,21 +183,28 @@ def _exhaustive(run: Run, folder: RunFolder, progress: MetricsProgress, say: Not
 
     classify(run, folder, progress=progress, say=say)
     files = [folder.path / records.SEGMENTS.format(index) for index in range(len(run.cache))]
-    plan, segments = run.request.plan, len(run.model.segment_ends)
-    shape = (len(run.request.candidates), plan.orders, plan.samples, segments)
-    sums_nNOSK = np.stack([_read_segments(file, shape) for file in files])
-    prior_KN = np.stack([run.request.prior(tokens) for tokens in run.model.segment_ends])
-    return ScoreTable.of(sums_nNOSK, prior_KN, run.model.segment_ends)
+    request, plan, ends = run.request, run.request.plan, run.model.segment_ends
+    shapes = {
+        "sums": (len(request.candidates), plan.orders, plan.samples, len(ends)),
+        "estimates": (len(request.candidates), len(request.keep_estimates)),
+    }
+    sums, estimates = zip(*(_read_segments(file, shapes) for file in files), strict=True)
+    prior_KN = np.stack([request.prior(tokens) for tokens in ends])
+    by_segments = dict(zip(request.keep_estimates, np.moveaxis(np.stack(estimates), -1, 0), strict=True))
+    return ScoreTable.of(np.stack(sums), prior_KN, ends, by_segments)
 
 
-def _read_segments(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+def _read_segments(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[np.ndarray, ...]:
+    """The arrays of `records.segments`. Raises: AvarcError when they are not of these shapes."""
     try:
-        sums: np.ndarray = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
-        if (sums.shape, sums.dtype) != (shape, np.dtype(np.float64)):
-            raise ValueError(f"it holds {sums.dtype} of shape {sums.shape}, expected is {shape}")
-    except (ValueError, EOFError) as error:
+        with np.load(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in shapes}
+        for name, array in found.items():
+            if (array.shape, array.dtype) != (shapes[name], np.dtype(np.float64)):
+                raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, expected is {shapes[name]}")
+    except (ValueError, EOFError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise AvarcError(f"'{file}' is corrupt", str(error), f"delete the folder '{file.parent.parent}'") from None
-    return sums
+    return tuple(found.values())
 
 
 def _right_candidates(run: Run) -> IntN:

@@ -17,7 +17,7 @@ from avarc_cli.scoring.combining import POSTERIOR
 from avarc_cli.scoring.scores import ImageScores, near_tie
 
 BEST = 5  # classes listed with each prediction
-SEGMENTS = "segments/{}.npy"  # of image {}, float64 (N, O, S, K)
+SEGMENTS = "segments/{}.npz"  # of image {}: `segments`
 
 
 @dataclass(frozen=True)
@@ -154,10 +154,14 @@ def likelihood(image: RunImage, scores: ImageScores, labels: CandidateLabels) ->
 
 
 def segments(scores: ImageScores) -> bytes:
-    """segments/{index}.npy: sums of log p over each segment of each order and sample, float64 (N, O, S, K)."""
+    """segments/{index}.npz: what a plan is tuned on, float64.
+
+    `sums` of log p over each segment of each order and sample (N, O, S, K); `estimates` of log p (N, E).
+    """
     assert scores.segment_log_prob is not None, "the run was not asked for sums of segments"
+    none = np.empty((len(scores.segment_log_prob), 0))
     buffer = io.BytesIO()
-    np.save(buffer, scores.segment_log_prob)
+    np.savez(buffer, sums=scores.segment_log_prob, estimates=none if scores.estimates is None else scores.estimates)
     return buffer.getvalue()
 
 

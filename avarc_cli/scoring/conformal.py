@@ -21,19 +21,39 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from avarc_cli.errors import UsageError
+from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.plan import Plan, Stage
 from avarc_cli.scoring.scores import FloatN, IntN, rounding_noise
 from avarc_cli.words import are, counted
 
-Point = tuple[int, int, int]  # (segments, samples, orders) that a stage scores
+
+class Point(NamedTuple):
+    """What a stage scores."""
+
+    segments: int
+    samples: int
+    orders: int
+    estimated: bool = False
+
+    @classmethod
+    def of(cls, stage: Stage) -> Point:
+        """The point that a stage ends at."""
+        return cls(stage.segments, stage.samples, stage.orders, stage.estimated)
+
+    def stage(self, keep: int, margin: float = math.inf) -> Stage:
+        """A stage that ends here."""
+        return Stage(self.segments, keep, self.samples, margin, orders=self.orders, estimated=self.estimated)
+
 
 # How schedules are chosen. About twenty variants were compared on the 360 digits (docs/plans.md); the guarantee depends
 # on none of these numbers.
@@ -93,17 +113,26 @@ class ScoreTable:
     """O."""
 
     @classmethod
-    def of(cls, segment_log_prob_nNOSK: FloatN, prior: FloatN, segment_ends: tuple[int, ...]) -> ScoreTable:
+    def of(
+        cls,
+        segment_log_prob_nNOSK: FloatN,
+        prior: FloatN,
+        segment_ends: tuple[int, ...],
+        estimates: Mapping[int, FloatN] = MappingProxyType({}),
+    ) -> ScoreTable:
         """The table of these sums of log p over each segment of each order and sample.
 
-        prior: nats added to the scores: (N,), or (K, N) for scores up to each segment.
+        Args:
+            prior: nats added to the scores: (N,), or (K, N) for scores up to each segment.
+            estimates: of whole images from this many segments of the first order, (n, N) each.
         """
         _, candidates, orders, samples, segments = segment_log_prob_nNOSK.shape
         prior_KN = np.broadcast_to(prior, (segments, candidates))
         at: dict[Point, FloatN] = {}
         for s, o in itertools.product({1, samples}, doubling(orders)):
             mean_nNK = segment_log_prob_nNOSK[:, :, :o, :s].mean((2, 3)).cumsum(-1)
-            at |= {(k + 1, s, o): mean_nNK[..., k] + prior_KN[k] for k in range(segments)}
+            at |= {Point(k + 1, s, o): mean_nNK[..., k] + prior_KN[k] for k in range(segments)}
+        at |= {Point(k, 1, 1, estimated=True): estimate_nN + prior_KN[-1] for k, estimate_nN in estimates.items()}
         return cls(at, segment_ends, samples, orders)
 
     def __len__(self) -> int:
@@ -122,7 +151,7 @@ class ScoreTable:
     @property
     def end(self) -> Point:
         """The point of the full score."""
-        return len(self.segment_ends), self.samples, self.orders
+        return Point(len(self.segment_ends), self.samples, self.orders)
 
     def rows(self, rows_m: IntN) -> ScoreTable:
         """The table of these images only."""
@@ -137,21 +166,27 @@ class ScoreTable:
         """Sequences of points to the full score.
 
         A path goes along the segments of one or more orders at once, then to more orders. Other samples come after
-        the image, or along with it.
+        the image, or along with it. An estimate, if there is any, comes first.
         """
         segments, every = range(1, len(self.segment_ends) + 1), doubling(self.orders)
         paths: list[tuple[Point, ...]] = []
         for first in range(len(every)):
-            along = [(k, 1, every[first]) for k in segments]
-            more = [(len(segments), 1, count) for count in every[first + 1 :]]
+            along = [Point(k, 1, every[first]) for k in segments]
+            more = [Point(len(segments), 1, count) for count in every[first + 1 :]]
             paths.append((*along, *more) if self.samples == 1 else (*along, *more, self.end))
         if self.samples > 1:
-            paths.append(tuple((k, self.samples, self.orders) for k in segments))
-        return paths
+            paths.append(tuple(Point(k, self.samples, self.orders) for k in segments))
+        estimates = [point for point in self.at if point.estimated]
+        return paths + [(estimate, *path) for estimate in estimates for path in paths]
+
+
+def tried_estimates(model: LikelihoodModel) -> tuple[int, ...]:
+    """From how many segments a tuned plan may estimate the others; none if the model has no estimate."""
+    return tuple(doubling(len(model.segment_ends))[:-1]) if model.has_block_parallel else ()
 
 
 def doubling(orders: int) -> list[int]:
-    """Numbers of orders that a stage may average: 1, 2, 4, ..., and all."""
+    """Numbers of orders (or segments) that are tried: 1, 2, 4, ..., and all."""
     return sorted({*(2**i for i in range(orders.bit_length()) if 2**i < orders), orders})
 
 
@@ -174,12 +209,8 @@ class MarginSchedule:
     def plan(self, level: float, candidates: int, noise_J1: FloatN | float = 0.0) -> Plan:
         """The plan with the margins of this level, widened by `noise_J1` nats."""
         margin_J1 = np.ceil((level * self.scale_J1 + noise_J1) * 10**DECIMALS) / 10**DECIMALS
-        stages = [
-            Stage(segments, candidates, samples, float(margin), orders=orders)
-            for (segments, samples, orders), margin in zip(self.points, margin_J1, strict=False)
-        ]
-        segments, samples, orders = self.points[-1]
-        return Plan((*stages, Stage(segments, 1, samples, orders=orders)))
+        stages = [point.stage(candidates, float(margin)) for point, margin in zip(self.points, margin_J1, strict=False)]
+        return Plan((*stages, self.points[-1].stage(1)))
 
     def without(self, number: int) -> MarginSchedule:
         """The schedule without stage `number`."""
@@ -203,7 +234,7 @@ class SimulatedResult:
 
 def simulate(plan: Plan, table: ScoreTable) -> SimulatedResult:
     """What the engine would do, from known scores."""
-    by_stage_JnN = table.along([(stage.segments, stage.samples, stage.orders) for stage in plan.stages])
+    by_stage_JnN = table.along([Point.of(stage) for stage in plan.stages])
     alive_nN = np.ones((len(table), table.candidates), dtype=bool)
     undecided_n = np.ones(len(table), dtype=bool)
     tokens_n, survivors = np.zeros(len(table), dtype=np.int64), []
@@ -284,7 +315,9 @@ def tune(table: ScoreTable, agreement: Fraction, precision: str, *, seed: int = 
     schedule = fit_schedule(scale_part) if for_scale else even_schedule(table)
     rank = rank_of_level(agreement, len(level_part))
     level = float(np.sort(schedule.nonconformity(level_part))[rank - 1])
-    noise_J1 = [rounding_noise(table.segment_ends[segments - 1], precision) for segments, *_ in schedule.points[:-1]]
+    last = table.segment_ends[-1]
+    tokens = [last if point.estimated else table.segment_ends[point.segments - 1] for point in schedule.points[:-1]]
+    noise_J1 = [rounding_noise(count, precision) for count in tokens]
     plan = schedule.plan(level, table.candidates, np.array(noise_J1))
     return Tuning(expecting(plan, simulate(plan, table).survivors_J), agreement, rank, len(level_part), for_scale)
 

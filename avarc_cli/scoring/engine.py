@@ -40,7 +40,7 @@ from torch import Tensor
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.cache_policy import Batch, CachePolicy, shared_segments
 from avarc_cli.scoring.log_prob_table import LogProbTable, Pairs, PendingTransfer
-from avarc_cli.scoring.plan import Stage, Step
+from avarc_cli.scoring.plan import Bool, Stage, Step
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import ImageScores, IntN
 
@@ -133,19 +133,23 @@ class _Scheduler:
             self.table.close_stage(step.stage, time.perf_counter() - started)
             if not self.table.undecided_G.any():
                 break
+        for segments in self.request.keep_estimates:
+            self._estimate(Stage(segments, len(self.inputs.class_id), estimated=True), np.ones_like(self.table.alive))
+            self.table.keep_estimates()
         return self.table.results()
 
     def _advance(self, step: Step) -> None:
         """Score every surviving pair up to the last segment of the stage, in its orders and samples."""
         if step.stage.estimated:
-            self._estimate(step.stage)
+            self._estimate(step.stage, self.table.alive & self.table.undecided_G[:, None])
             return
         self.pending, self.finished = self.finished, []
         from_scratch = []
         while self.pending:
             batch = self._defer(self._survivors(self.pending.pop(0)), step.stage)
             from_scratch += self._score(batch, step)
-        for batch in self._begin([self._in_play(order, sample=0) for order in step.new_orders.tolist()]):
+        in_play_GN = self.table.alive & self.table.undecided_G[:, None]
+        for batch in self._begin([_pairs(in_play_GN, order, 0) for order in step.new_orders.tolist()]):
             from_scratch += self._score(batch, step)
         for batch in self._begin(from_scratch):
             self._score(batch, step)
@@ -164,11 +168,11 @@ class _Scheduler:
             self._finish_batch(part, step)
         return from_scratch
 
-    def _estimate(self, stage: Stage) -> None:
-        """Estimate every pair that is in play. What is cached of earlier stages stays as it is."""
+    def _estimate(self, stage: Stage, wanted_GN: Bool) -> None:
+        """Estimate these images and columns. What is cached of earlier stages stays as it is."""
         self.table.begin_estimates()
         draws = np.ndindex(stage.orders, stage.samples)
-        for batch in self._begin([self._in_play(order, sample) for order, sample in draws]):
+        for batch in self._begin([_pairs(wanted_GN, order, sample) for order, sample in draws]):
             at_once, pairs = self._pairs_per_pass(stage.estimate_cost(self.ends[1:])), batch.pairs
             for start in range(0, len(pairs), at_once):
                 part = pairs.take(np.arange(start, min(start + at_once, len(pairs))))
@@ -178,11 +182,6 @@ class _Scheduler:
                 )
                 transfer = PendingTransfer(part, 0, len(self.ends) - 1, log_prob_PL)
                 self.table.enter_estimate(transfer, stage)
-
-    def _in_play(self, order: int, sample: int) -> Pairs:
-        """This sample of every image in this order, under every class that is in play."""
-        image, column = np.nonzero(self.table.alive & self.table.undecided_G[:, None])
-        return Pairs(image, column, np.full_like(image, order), np.full_like(image, sample))
 
     def _begin(self, pairs: list[Pairs]) -> Iterator[Batch]:
         """Batches, not begun, of all these pairs."""
@@ -281,3 +280,9 @@ class _Scheduler:
             self.table.drop(step.stage)
             self.finished = [self._survivors(batch) for batch in self.finished]
             self.policy.evict([*self.finished, *self.pending], step)
+
+
+def _pairs(wanted_GN: Bool, order: int, sample: int) -> Pairs:
+    """This sample of these images in this order, under these columns."""
+    image, column = np.nonzero(wanted_GN)
+    return Pairs(image, column, np.full_like(image, order), np.full_like(image, sample))

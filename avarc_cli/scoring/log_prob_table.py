@@ -86,6 +86,8 @@ class LogProbTable:
         """Of sample 0, (G, columns, O, L) at the tokens' own positions, if requested."""
         self.estimate_GNOS = np.full(self.sums_GNOSK.shape[:-1], np.nan)
         """Estimates of whole images of the present stage, if it makes any; nan where it has not."""
+        self.kept_estimates: list[FloatN] = []
+        """Of each entry of `request.keep_estimates`, (G, columns)."""
         self.tokens_scored_G = np.zeros(images, dtype=np.int64)
         self.alive = np.ones((images, columns), dtype=bool)
         """Columns that no stage has dropped, (G, columns)."""
@@ -142,6 +144,10 @@ class LogProbTable:
         pairs = transfer.pairs
         self.estimate_GNOS[pairs.image, pairs.column, pairs.order, pairs.sample] = rest_P
         np.add.at(self.tokens_scored_G, pairs.image, stage.estimate_cost(self.ends[1:]))
+
+    def keep_estimates(self) -> None:
+        """Keep the present estimates, of the first order and the images themselves, to be returned."""
+        self.kept_estimates.append(self.estimate_GNOS[:, :, 0, 0].copy())
 
     def copy_from_original(self, pairs: Pairs, stop: int) -> None:
         """Give these pairs the sums of their image's own tokens in the first `stop` segments, which are the same."""
@@ -216,4 +222,5 @@ class LogProbTable:
             combine=request.combine,
             token_log_prob=None if self.token_log_prob is None else self.token_log_prob[g, first:],
             segment_log_prob=self.sums_GNOSK[g, first:].copy() if request.keep_segments else None,
+            estimates=np.stack([e[g, first:] for e in self.kept_estimates], -1) if self.kept_estimates else None,
         )

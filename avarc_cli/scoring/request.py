@@ -44,6 +44,8 @@ class ScoringRequest:
     """Return token log-probabilities."""
     keep_segments: bool = False
     """Return the sums of token log-probabilities over each segment of each order and sample."""
+    keep_estimates: tuple[int, ...] = ()
+    """Also estimate every candidate from this many segments, in the first order, and return that."""
 
     @property
     def columns(self) -> int:

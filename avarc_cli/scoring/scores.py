@@ -98,6 +98,9 @@ class ImageScores:
     """Sums of log p(token) over each segment of each order and sample, (N, O, S, K), if requested; nan where not
     scored."""
 
+    estimates: npt.NDArray[np.float64] | None = None
+    """Estimates of log p(x|y) from the first segments, (N, E), if requested."""
+
     @property
     def mean_token_log_prob(self) -> npt.NDArray[np.float32] | None:
         """The mean of `token_log_prob` over orders, (N, L)."""
@@ -124,6 +127,7 @@ def summarize(
     combine: str = "mean",
     token_log_prob: npt.NDArray[np.float32] | None = None,
     segment_log_prob: npt.NDArray[np.float64] | None = None,
+    estimates: npt.NDArray[np.float64] | None = None,
 ) -> ImageScores:
     """Combine the stages of one image. log_prior_N: what their scores include as prior."""
     by_stage_JN = np.full((len(stages), num_candidates), np.nan)
@@ -147,6 +151,7 @@ def summarize(
         combine=combine,
         token_log_prob=token_log_prob,
         segment_log_prob=segment_log_prob,
+        estimates=estimates,
     )
 
 

@@ -103,7 +103,7 @@ def test_an_interrupted_tuning_resumes_from_undamaged_files(cache, models, plan,
         patched.setattr(VARLikelihood, "extend", stop_half_way)
         assert main(command) == 130
     assert "12 of 24 images are kept" in capsys.readouterr().err and not (tmp_path / "p.json").exists()
-    (saved,) = tmp_path.glob("*/segments/3.npy")
+    (saved,) = tmp_path.glob("*/segments/3.npz")
     whole = saved.read_bytes()
     for damaged in (b"", b"nonsense", whole[:-8]):
         saved.write_bytes(damaged)

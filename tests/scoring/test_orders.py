@@ -16,7 +16,7 @@ from scoring.test_engine import Counting, tokens
 
 from avarc_cli.errors import UsageError
 from avarc_cli.scoring.combining import check_prunes, combine
-from avarc_cli.scoring.conformal import ScoreTable, doubling, simulate
+from avarc_cli.scoring.conformal import ScoreTable, doubling, simulate, tried_estimates
 from avarc_cli.scoring.engine import score_group
 from avarc_cli.scoring.orders import check_orders, parse_orders, random_order
 from avarc_cli.scoring.plan import Stage, parse_plan
@@ -243,11 +243,13 @@ def test_plans_name_orders():
 
 def test_a_tuned_plan_does_what_its_simulation_says():
     model, data, order_GOL = AnyOrder(), tokens(images=6, samples=1), orders_of(images=6)
-    full = score_group(model, data, request("exhaustive", samples=1, keep_segments=True), order_GOL)
-    table = ScoreTable.of(np.stack([r.segment_log_prob for r in full]), np.zeros(7), model.segment_ends)
+    asked = request("exhaustive", samples=1, keep_segments=True, keep_estimates=tried_estimates(model))
+    full = score_group(model, data, asked, order_GOL)
+    estimates = {k: np.stack([r.estimates[:, e] for r in full]) for e, k in enumerate((1, 2))}
+    table = ScoreTable.of(np.stack([r.segment_log_prob for r in full]), np.zeros(7), model.segment_ends, estimates)
     assert table.exhaustive_tokens == 7 * ORDERS * LENGTH and doubling(20) == [1, 2, 4, 8, 16, 20]
     assert all(path[-1] == table.end for path in table.paths())
-    for text in ("1:<2,3:<1,4:<3,4:1@4", "2:<4@2,4:1@4", "1:4@4,4:1@4"):
+    for text in ("1:<2,3:<1,4:<3,4:1@4", "2:<4@2,4:1@4", "1:4@4,4:1@4", "2~:<9,4:<3,4:1@4", "1~:3,4:1@4"):
         asked = request(text, samples=1)
         told = simulate(asked.plan, table)
         results = score_group(AnyOrder(), data, asked, order_GOL)
