@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from avarc_cli import environment
 from avarc_cli.candidates import candidates, log_prior
 from avarc_cli.data.datasets import ImageSet, open_images
 from avarc_cli.data.label_mapping import map_labels
@@ -30,6 +29,7 @@ from avarc_cli.options import AUTO, Options, parse_batch_size, parse_bytes
 from avarc_cli.progress import MetricsProgress, Notify, Progress, no_message, no_metrics, no_progress
 from avarc_cli.results import records, tuned
 from avarc_cli.results.folder import RunFolder
+from avarc_cli.results.protocol import run_protocol
 from avarc_cli.results.run import Run, RunResult, classify
 from avarc_cli.scoring.batching import auto_tokens, max_cached_tokens
 from avarc_cli.scoring.combining import check_prunes, check_rule
@@ -45,8 +45,6 @@ from avarc_cli.tokens.header import SMOOTHING, CacheHeader
 from avarc_cli.tokens.verify import verify
 from avarc_cli.torch_flags import deterministic_algorithms
 
-# What run.json records of a cache's header:
-RECORDED = ("source", "dataset", "images_sha256", "preprocess", "precision", "samples", "sigma", "seed")
 MAX_SAMPLES = 1 << 16  # for a plan that is parsed before the images are encoded
 
 
@@ -320,7 +318,16 @@ class Classifier:
             orders=self.orders,
             candidate_labels=records.CandidateLabels(self.model.classes, self.candidates, targets),
             precision=self.model.precision,
-            protocol=self._protocol(cache, request)
+            protocol=run_protocol(
+                self.model,
+                cache,
+                request,
+                orders=self.orders,
+                tuned=self.tuned,
+                priors=bool(self.options.priors),
+                offsets=self.options.offsets,
+                deterministic=self.options.deterministic,
+            )
             | {
                 "counts_as": targets.counts_as[self.candidates].tolist(),
                 "save_json": save_json,
@@ -382,40 +389,6 @@ class Classifier:
             return self.batch_size * likelihood.segment_ends[-1]
         device = torch.device(self.model.device)
         return earlier or auto_tokens(likelihood, plan, device, fixed=self.options.deterministic, memory=self.memory)
-
-    def _protocol(self, cache: TokenCache, request: ScoringRequest) -> dict[str, Any]:
-        """run.json: everything that the numbers depend on."""
-        header = cache.header
-        tokens = {name: getattr(header, name) for name in RECORDED}
-        tokens |= {} if header.views == SMOOTHING else {"views": header.views}  # earlier runs do not record it
-        tokens |= {
-            "layout": header.layout.to_dict(),
-            "images": len(cache),
-            "limit": None if cache.file_rows is None else len(cache),
-            "length": self.model.likelihood.segment_ends[-1],
-        }
-        classes = self.model.classes
-        return (
-            self.model.protocol()
-            | {
-                "tokens": tokens,
-                "plan": str(request.plan),
-                "tuned_plan": self.tuned.to_dict() if self.tuned else None,
-                "score": self.score.name,
-                "candidates": self.candidates.tolist(),
-                "candidate_ids": [classes.ids[c] for c in self.candidates],
-                "candidate_names": [classes.names[c] for c in self.candidates],
-                "log_prior": self.log_prior.tolist() if self.options.priors else None,
-                "tokens_per_batch": request.tokens_per_batch,
-                "prefix_tokens": request.max_cached_tokens,
-                "offsets": self.options.offsets if self.model.bank else None,
-                "deterministic": self.options.deterministic,
-                "attention": environment.attention(self.model.kernels),
-                "threads": torch.get_num_threads(),
-                "versions": environment.versions(),
-            }
-            | (self.orders.protocol(request.combine) if self.model.likelihood.any_order else {})
-        )
 
 
 def load_classifier(model: ModelSpec | str = "digits", options: Options | None = None) -> Classifier:

@@ -5,6 +5,7 @@ Shapes: n images, N candidates, O orders, S samples, K segments, J stages.
 
 from __future__ import annotations
 
+import io
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -197,7 +198,7 @@ def _exhaustive(run: Run, folder: RunFolder, progress: MetricsProgress, say: Not
 def _read_segments(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[np.ndarray, ...]:
     """The arrays of `records.segments`. Raises: AvarcError when they are not of these shapes."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in shapes}
         for name, array in found.items():
             if (array.shape, array.dtype) != (shapes[name], np.dtype(np.float64)):

@@ -108,7 +108,7 @@ def test_an_interrupted_tuning_resumes_from_undamaged_files(cache, models, plan,
     for damaged in (b"", b"nonsense", whole[:-8]):
         saved.write_bytes(damaged)
         assert main(["--quiet", *command]) == 1
-        assert "3.npy' is corrupt" in capsys.readouterr().err
+        assert "3.npz' is corrupt" in capsys.readouterr().err
     saved.write_bytes(whole)
     assert main(["--quiet", *command]) == 0
     assert json.loads((tmp_path / "p.json").read_text())["plan"] == json.loads(plan.read_text())["plan"]
