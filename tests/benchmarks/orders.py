@@ -1,0 +1,139 @@
+"""What averaging over generation orders gains, and what plans save of its cost, on the held-out digits.
+
+python tests/benchmarks/orders.py --out docs/orders.png
+
+Scores all 360 digits with digits-randar exhaustively: ten classes, 20 random orders and the raster order. From these
+numbers it computes the accuracy of every rule for 1 to 20 orders, as the mean over disjoint groups of that many, and
+what plans would do: stages written by hand, and margins tuned on 250 of the images and measured on the other 110.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from avarc_cli.data.datasets import open_images
+from avarc_cli.data.preprocess import Preprocess
+from avarc_cli.explain.palette import LINES
+from avarc_cli.loading import ModelSpec, load_model
+from avarc_cli.scoring import conformal
+from avarc_cli.scoring.combining import RULES, combine
+from avarc_cli.scoring.conformal import ScoreTable, tried_estimates
+from avarc_cli.scoring.engine import score_group
+from avarc_cli.scoring.orders import ONE_RASTER, Orders
+from avarc_cli.scoring.plan import parse_plan
+from avarc_cli.scoring.request import ScoringRequest
+from avarc_cli.scoring.scores import score_function
+from avarc_cli.tokens import encode, read
+from avarc_cli.zoo.local_files import ASSETS
+
+MAX_ORDERS = 20
+COUNTS = (1, 2, 4, 8, 16, 20)
+WRITTEN = ("2:5,8:3,8:2@4,8:1@20", "4:4,8:3@2,8:2@8,8:1@20", "1~:4,8:3@2,8:2@8,8:1@20")
+HOLD_OUT, AGREEMENT = 110, Fraction(199, 200)
+
+
+def scored(model, tokens_N1L: np.ndarray, orders: Orders, estimates: tuple[int, ...] = ()):
+    """Sums over segments (N, classes, orders, segments), and estimates (N, classes, E)."""
+    likelihood = model.likelihood
+    request = ScoringRequest(
+        candidates=np.arange(10),
+        plan=parse_plan(
+            "exhaustive", segments=len(likelihood.segment_ends), candidates=10, samples=1, orders=orders.count
+        ),
+        score=score_function("log-likelihood"),
+        log_prior=np.zeros(10),
+        tokens_per_batch=1 << 14,
+        keep_segments=True,
+        keep_estimates=estimates,
+    )
+    results = []
+    for start in range(0, len(tokens_N1L), 20):
+        rows = np.arange(start, min(start + 20, len(tokens_N1L)))
+        order_NOL = orders.of(rows, tokens_N1L.shape[-1], orders.count)
+        results += score_group(likelihood, tokens_N1L[rows], request, order_NOL)
+    kept = np.stack([r.estimates for r in results]) if estimates else None
+    return np.stack([r.segment_log_prob[:, :, 0] for r in results]), kept
+
+
+def accuracies(log_p_NCO: np.ndarray, label_N: np.ndarray) -> dict[str, list[float]]:
+    """Of each rule, for every number of orders: the mean over disjoint groups of that many."""
+    found = {}
+    for rule in RULES:
+        found[rule] = []
+        for count in COUNTS:
+            groups = [log_p_NCO[..., g : g + count] for g in range(0, MAX_ORDERS - count + 1, count)]
+            hits = [(combine(rule, group).argmax(1) == label_N).mean() for group in groups]
+            found[rule].append(float(np.mean(hits)))
+    return found
+
+
+def draw(by_rule: dict[str, list[float]], raster: float, path: Path) -> None:
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for (rule, values), color in zip(by_rule.items(), LINES, strict=False):
+        axes.plot(COUNTS, [100 * v for v in values], marker="o", color=color, label=rule)
+    axes.axhline(100 * raster, color="0.5", linestyle="--", label="raster order")
+    axes.set(xscale="log", xlabel="random orders", ylabel="accuracy (%)")
+    axes.set_xticks(COUNTS, [str(c) for c in COUNTS])
+    axes.minorticks_off()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="digits-randar")
+    parser.add_argument("--tokenizer")
+    arguments = parser.parse_args()
+    torch.set_grad_enabled(False)
+    model = load_model(ModelSpec(arguments.model, arguments.tokenizer, device="cpu"))
+    images, tokenizer = open_images([ASSETS / "digits" / "test"]), model.tokenizer
+    with tempfile.TemporaryDirectory() as folder:
+        pixels = Preprocess(tokenizer.preprocess, tokenizer.image_size)
+        cache = read(encode(images, tokenizer, pixels, Path(folder) / "t.h5").path)
+        tokens, label_N = cache.tokens(range(len(cache))), cache.labels.astype(np.int64)
+    ends = model.likelihood.segment_ends
+    raster_NCOK, _ = scored(model, tokens, ONE_RASTER)
+    sums_NCOK, estimates = scored(
+        model, tokens, Orders(MAX_ORDERS, text=str(MAX_ORDERS)), tried_estimates(model.likelihood)
+    )
+    raster = float((raster_NCOK.sum((2, 3)).argmax(1) == label_N).mean())
+    by_rule = accuracies(sums_NCOK.sum(-1), label_N)
+    print(f"raster order: {raster:.2%}")
+    for rule, values in by_rule.items():
+        print(f"{rule:14}", *(f"{count}: {value:.2%}" for count, value in zip(COUNTS, values, strict=True)))
+    by_segments = dict(zip(tried_estimates(model.likelihood), np.moveaxis(estimates, -1, 0), strict=True))
+    table = ScoreTable.of(sums_NCOK[:, :, :, None], np.zeros(10), ends, by_segments)
+    full_N = table.along([table.end])[0].argmax(1)
+    order = np.random.default_rng(0).permutation(len(table))
+    calibration, rest = table.rows(np.sort(order[HOLD_OUT:])), table.rows(np.sort(order[:HOLD_OUT]))
+    tuned = conformal.tune(calibration, AGREEMENT, "fp32").plan
+    print(f"tuned: {tuned}")
+    for name, plan, part, full in [
+        *((text, parse(text, len(ends)), table, full_N) for text in WRITTEN),
+        ("tuned, on the images that it was not tuned on", tuned, rest, rest.along([rest.end])[0].argmax(1)),
+    ]:
+        told = conformal.simulate(plan, part)
+        share = told.tokens_n.mean() / part.exhaustive_tokens
+        right = (told.winner_n == label_N).mean() if len(part) == len(label_N) else float("nan")
+        print(
+            f"{name}: {share:.1%} of exhaustive, agreement {(told.winner_n == full).mean():.1%}, accuracy {right:.2%}"
+        )
+    draw(by_rule, raster, arguments.out)
+
+
+def parse(text: str, segments: int):
+    return parse_plan(text, segments=segments, candidates=10, samples=1, orders=MAX_ORDERS, can_estimate=True)
+
+
+if __name__ == "__main__":
+    main()
