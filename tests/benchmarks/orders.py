@@ -21,15 +21,16 @@ from matplotlib.figure import Figure
 from avarc_cli.data.datasets import open_images
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.explain.palette import LINES
+from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import ModelSpec, load_model
 from avarc_cli.scoring import conformal
 from avarc_cli.scoring.combining import RULES, combine
 from avarc_cli.scoring.conformal import ScoreTable, tried_estimates
 from avarc_cli.scoring.engine import score_group
 from avarc_cli.scoring.orders import ONE_RASTER, Orders
-from avarc_cli.scoring.plan import parse_plan
+from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.scoring.request import ScoringRequest
-from avarc_cli.scoring.scores import score_function
+from avarc_cli.scoring.scores import ImageScores, score_function
 from avarc_cli.tokens import encode, read
 from avarc_cli.zoo.local_files import ASSETS
 
@@ -39,7 +40,9 @@ WRITTEN = ("2:5,8:3,8:2@4,8:1@20", "4:4,8:3@2,8:2@8,8:1@20", "1~:4,8:3@2,8:2@8,8
 HOLD_OUT, AGREEMENT = 110, Fraction(199, 200)
 
 
-def scored(model, tokens_N1L: np.ndarray, orders: Orders, estimates: tuple[int, ...] = ()):
+def scored(
+    model: LoadedModel, tokens_N1L: np.ndarray, orders: Orders, estimates: tuple[int, ...] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """Sums over segments (N, classes, orders, segments), and estimates (N, classes, E)."""
     likelihood = model.likelihood
     request = ScoringRequest(
@@ -53,18 +56,19 @@ def scored(model, tokens_N1L: np.ndarray, orders: Orders, estimates: tuple[int, 
         keep_segments=True,
         keep_estimates=estimates,
     )
-    results = []
+    results: list[ImageScores] = []
     for start in range(0, len(tokens_N1L), 20):
         rows = np.arange(start, min(start + 20, len(tokens_N1L)))
         order_NOL = orders.of(rows, tokens_N1L.shape[-1], orders.count)
         results += score_group(likelihood, tokens_N1L[rows], request, order_NOL)
-    kept = np.stack([r.estimates for r in results]) if estimates else None
-    return np.stack([r.segment_log_prob[:, :, 0] for r in results]), kept
+    sums = np.stack([r.segment_log_prob[:, :, 0] for r in results if r.segment_log_prob is not None])
+    kept = [np.empty((10, 0)) if r.estimates is None else r.estimates for r in results]
+    return sums, np.stack(kept)
 
 
 def accuracies(log_p_NCO: np.ndarray, label_N: np.ndarray) -> dict[str, list[float]]:
     """Of each rule, for every number of orders: the mean over disjoint groups of that many."""
-    found = {}
+    found: dict[str, list[float]] = {}
     for rule in RULES:
         found[rule] = []
         for count in COUNTS:
@@ -131,7 +135,7 @@ def main() -> None:
     draw(by_rule, raster, arguments.out)
 
 
-def parse(text: str, segments: int):
+def parse(text: str, segments: int) -> Plan:
     return parse_plan(text, segments=segments, candidates=10, samples=1, orders=MAX_ORDERS, can_estimate=True)
 
 
