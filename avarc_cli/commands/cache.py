@@ -147,6 +147,7 @@ def _facts(cache: TokenCache) -> dict[str, Any]:
         "preprocess": header.preprocess,
         "precision": header.precision,
         "samples": header.samples,
+        "views": header.views if header.samples > 1 else None,
         "sigma": header.sigma,
         "seed": header.seed,
         "latents": header.latents,

@@ -97,17 +97,16 @@ def import_tokens(
 
     reader = load_tokenizer(spec, layout=layout)
     opt.note_inferred(reader)
-    with console.progress("importing", None) as bar:
-        done = import_codes(
-            source,
-            reader,
-            out,
-            views=views,
-            dataset=dataset,
-            class_names=names,
-            overwrite=overwrite,
-            progress=bar.update,
-            say=console.note,
-        )
+    done = import_codes(
+        source,
+        reader,
+        out,
+        views=views,
+        dataset=dataset,
+        class_names=names,
+        overwrite=overwrite,
+        progress=console.progress,
+        say=console.note,
+    )
     said = "was complete already" if done.already_done else counted(done.images, "image")
     console.result({"cache": out, "images": done.images}, console.path_and(out, said), brief=str(out))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +14,13 @@ import numpy as np
 from avarc_cli import outputs
 from avarc_cli.data.image_source import DIGEST_SIZE
 from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.errors import CacheError
-from avarc_cli.progress import Notify, Progress, no_message, no_progress
-from avarc_cli.tokens.cache import chunk_folder
+from avarc_cli.errors import CacheError, describe_differences
+from avarc_cli.progress import Notify, Progress, ProgressBar, StartProgress, no_message, silent
+from avarc_cli.tokens.cache import chunk_folder, read
 from avarc_cli.tokens.encode import EncodeResult, build
 from avarc_cli.tokens.encoded import EncodedChunk
 from avarc_cli.tokens.fingerprints import Fingerprints
-from avarc_cli.tokens.header import IMPORTED, SMOOTHING, UNKNOWN_MAKING
+from avarc_cli.tokens.header import IMPORTED, SMOOTHING, UNKNOWN_MAKING, CacheHeader
 from avarc_cli.tokens.interchange.codes import Codes, Expected
 from avarc_cli.tokens.interchange.source import as_images, open_codes
 from avarc_cli.tokens.request import MAX_BATCH, Request, describe
@@ -39,7 +40,7 @@ def import_codes(
     class_names: Sequence[str] | None = None,
     chunk_size: int | None = None,
     overwrite: bool = False,
-    progress: Progress = no_progress,
+    progress: StartProgress = silent,
     say: Notify = no_message,
 ) -> EncodeResult:
     """Import the tokens of other programs into the cache `out`, or continue what an earlier call left unfinished.
@@ -51,10 +52,13 @@ def import_codes(
         views, dataset, class_names: as in `source.open_codes` and `source.as_images`.
         chunk_size: images of a chunk, which is what a kill loses.
         overwrite: replace a cache or unfinished chunks of another request.
+        progress: opens the bars "checking" and "importing".
     Returns and raises: as `encode`; CacheError also for tokens that are not the tokenizer's, naming the first file or
         line, and as `open_codes` and `as_images`.
     """
     outputs.check_output(out, outputs.CACHE, overwrite=True, inputs=[source])  # of a cache, `build` decides
+    if out.exists() and not overwrite:
+        _check_alike(read(out, allow_partial=True).header, tokenizer, out)
     codes = open_codes(source, tokenizer.vocab_size, views)
     images = as_images(codes, str(source), dataset, class_names)
     for note in images.notes:
@@ -69,14 +73,30 @@ def import_codes(
         views=IMPORTED if expected.views > 1 else SMOOTHING,
     )
 
-    def make_task(request: Request, stamps_N2: np.ndarray) -> CodeReader:
-        recorded = recorded_request(chunk_folder(out))
-        if not codes.is_checked and (recorded is None or request.continuing(recorded) is None):
-            _check_all(codes, expected, progress)
-        return CodeReader(codes, expected, stamps_N2)
-
     asked = Request.make(header, MAX_BATCH, chunk_size)
-    return build(images, asked, make_task, out, overwrite=overwrite, progress=progress, say=say)
+    with ExitStack() as stack:
+        bars: list[ProgressBar] = []
+
+        def make_task(request: Request, stamps_N2: np.ndarray) -> CodeReader:
+            recorded = recorded_request(chunk_folder(out))
+            if not codes.is_checked and (recorded is None or request.continuing(recorded) is None):
+                with progress("checking", len(codes)) as bar:
+                    _check_all(codes, expected, bar.update)
+            bars.append(stack.enter_context(progress("importing", len(codes))))
+            return CodeReader(codes, expected, stamps_N2)
+
+        def update(done: int, total: int | None = None, note: str = "", /) -> None:
+            bars[0].update(done, total, note)
+
+        return build(images, asked, make_task, out, overwrite=overwrite, progress=update, say=say)
+
+
+def _check_alike(there: CacheHeader, tokenizer: Tokenizer, out: Path) -> None:
+    """Refuse a cache that no import by this tokenizer made, before the source is listed. Raises: CacheError."""
+    found = {"tokenizer_sha256": there.tokenizer_sha256, "preprocess": there.preprocess}
+    if differences := describe_differences(found, {"tokenizer_sha256": tokenizer.sha256, "preprocess": UNKNOWN_MAKING}):
+        fix = "name another file, or add --overwrite"
+        raise CacheError(f"'{out}' exists and was made by another request", differences, fix)
 
 
 def _expected(codes: Codes, tokenizer: Tokenizer) -> Expected:
@@ -93,9 +113,9 @@ def _expected(codes: Codes, tokenizer: Tokenizer) -> Expected:
 def _check_all(codes: Codes, expected: Expected, progress: Progress) -> None:
     for row in range(len(codes)):
         if row % MAX_BATCH == 0:
-            progress(row, len(codes), "checking")
+            progress(row)
         expected.check(codes.read(row)[1], codes.encoded.location(row))
-    progress(0, len(codes), "writing")
+    progress(len(codes))
 
 
 @dataclass(frozen=True)

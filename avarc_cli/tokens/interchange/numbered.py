@@ -46,11 +46,6 @@ def numbered_folders(folder: Path) -> list[int]:
         return sorted(int(entry.name) for entry in entries if _NUMBER.fullmatch(entry.name) and entry.is_dir())
 
 
-def has_numbered_files(folder: Path) -> bool:
-    """Whether a folder has a file that is called after a number. Raises: OSError."""
-    return any(_NUMBER.fullmatch(name[: -len(SUFFIX)]) for name in _array_files(folder))
-
-
 def _array_files(folder: Path) -> Iterator[str]:
     with os.scandir(folder) as entries:
         for entry in entries:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,25 @@ from avarc_cli.data.class_numbers import interpret_numbers
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.known import NO_DATASET, get_dataset
 from avarc_cli.data.labels import UNKNOWN
-from avarc_cli.errors import AvarcError, CacheError, UsageError, shorten_list
+from avarc_cli.errors import AvarcError, CacheError, UnreadableImage, UsageError, shorten_list
 from avarc_cli.tokens.interchange import arrays, json_lines, llamagen, numbered, randar
 from avarc_cli.tokens.interchange.codes import Codes
 from avarc_cli.words import counted
 
 FORMATS = "a folder of codes by LlamaGen or RandAR, JSON lines (.jsonl), or an array (.npy, .npz)"
+OF_FILES = (".jsonl", ".npy", ".npz")
 MAX_CLASSES = 2**20
 """Class numbers are below it where nothing names the classes."""
 
 
 def check_source(path: Path) -> None:
-    """Raises: UsageError for what is no file or folder of any format, by its name."""
+    """Raises: UsageError for what is no file or folder of any format, by the names in it; AvarcError; CacheError."""
     if not path.exists():
         raise UsageError(f"'{path}' does not exist", fix=f"name {FORMATS}")
-    if path.is_file() and path.suffix.lower() not in (".jsonl", ".npy", ".npz"):
+    if path.is_dir():
+        with _readable(path):
+            _recognize(path)
+    elif path.suffix.lower() not in OF_FILES:
         raise UsageError(f"cannot import '{path}'", f"there is no format '{path.suffix}'", f"name {FORMATS}")
 
 
@@ -42,32 +47,45 @@ def open_codes(path: Path, vocab_size: int, views: int | None) -> Codes:
     suffix = path.suffix.lower() if path.is_file() else ""
     if views is not None and suffix != ".jsonl":
         raise UsageError("no use for --views", f"'{path}' tells how many views an image has", "leave out --views")
-    try:
+    with _readable(path):
         if suffix == ".jsonl":
             codes = json_lines.open_codes(path, vocab_size, views or 1)
         elif suffix:
             codes = arrays.open_npy(path) if suffix == ".npy" else arrays.open_npz(path)
         else:
-            codes = _open_folder(path)
-    except OSError as error:
-        raise AvarcError(f"cannot read '{path}'", error.strerror or str(error)) from error
+            folder, open_folder = _recognize(path)
+            codes = open_folder(folder)
     if not len(codes):
-        raise CacheError(f"there is nothing to import in '{path}'", f"it holds {codes.kind}, but none is there")
+        raise CacheError(f"there is nothing to import in '{path}'", f"it holds {codes.kind}, without an image")
     return codes
 
 
-def _open_folder(path: Path) -> Codes:
-    """The codes in a folder, or in the only one in it that is called ..._codes."""
+def _recognize(path: Path) -> tuple[Path, Callable[[Path], Codes]]:
+    """The folder of codes that this is, or the only one in it that is called ..._codes, and what opens it.
+
+    Raises: UsageError when there is none or several; OSError.
+    """
     inner = sorted(each for each in path.iterdir() if each.name.endswith(llamagen.CODES) and each.is_dir())
     if len(inner) > 1:
         raise UsageError(f"'{path}' has several folders of codes", shorten_list([f.name for f in inner]), "name one")
     folder = inner[0] if inner else path
-    if folder.name.endswith(llamagen.CODES) and not numbered.numbered_folders(folder):
-        return llamagen.open_codes(folder)
-    if numbered.numbered_folders(folder) and not numbered.has_numbered_files(folder):
-        return randar.open_codes(folder)
-    why = f"'{folder}' is not called ..._codes, nor are its sub-folders called after class numbers"
+    if numbered.numbered_folders(folder):
+        return folder, randar.open_codes
+    if folder.name.endswith(llamagen.CODES):
+        return folder, llamagen.open_codes
+    why = f"'{folder}' is not called ...{llamagen.CODES}, nor are its sub-folders called after class numbers"
     raise UsageError(f"'{path}' holds no codes that are known", why, f"name {FORMATS}")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raises: AvarcError in place of an OSError in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise AvarcError(f"cannot read '{path}'", error.strerror or str(error)) from error
+    except UnreadableImage as error:
+        raise AvarcError(f"cannot read '{path}'", error.why) from error
 
 
 def as_images(codes: Codes, source: str, dataset: str | None, class_names: Sequence[str] | None) -> ImageSet:
