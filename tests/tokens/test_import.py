@@ -6,6 +6,7 @@ import io
 import json
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from avarc_cli.errors import CacheError, UsageError
 from avarc_cli.tokens import read, verify
 from avarc_cli.tokens.interchange.exporting import CROPS, FORMATS, export_codes
 from avarc_cli.tokens.interchange.importing import import_codes
+from avarc_cli.tokens.write import Content
+from avarc_cli.tokens.write import write as write_cache
 
 L, V = StubTokenizer.layout.num_tokens, StubTokenizer.vocab_size
 
@@ -117,12 +120,33 @@ def test_exported_files_are_those_of_the_other_programs(tmp_path, labels):
         assert np.array_equal(arrays["tokens"], wanted) and np.array_equal(arrays["labels"], labels)
 
 
-def test_ten_crops_are_exported_in_the_order_of_torchvision(tmp_path):
+def test_ten_crops_are_exported_in_the_order_of_torchvision(tmp_path, labels):
+    """Ours begin with the center; its corners come first, then the center, then the mirror images of these five."""
     order = ["center", "top left", "top right", "bottom left", "bottom right"]
     ours = [*order, *(f"mirrored {crop}" for crop in order)]
     theirs = [ours[view] for view in CROPS]
     assert theirs[:5] == ["top left", "top right", "bottom left", "bottom right", "center"]
     assert theirs[5:] == [f"mirrored {crop}" for crop in theirs[:5]]
+    cache, tokens, _ = load(write("npz", tmp_path / "s", tokens_of(6, 10), labels), tmp_path / "t.h5")
+    content = Content(
+        header=replace(cache.header, views="ten-crop"), labels=cache.labels, names=cache.paths, unreadable=()
+    )
+    write_cache(tmp_path / "ten.h5", content, cache.blocks(), size=0)
+    export_codes(tmp_path / "ten.h5", tmp_path / "out", "llamagen")
+    assert np.array_equal(np.load(tmp_path / "out/imagenet8_codes/3.npy")[0], tokens[3, CROPS])
+    export_codes(tmp_path / "ten.h5", tmp_path / "out.npy", "npy")
+    assert np.array_equal(np.load(tmp_path / "out.npy"), tokens)
+
+
+def test_what_changed_in_the_source_is_imported_again(tmp_path, labels):
+    source = write_llamagen(tmp_path / "s", tokens_of(6), labels)
+    import_codes(source, StubTokenizer(), tmp_path / "t.h5", chunk_size=2)
+    np.save(source / "imagenet8_codes" / "4.npy", tokens_of(1, seed=1))
+    said = []
+    done = import_codes(source, StubTokenizer(), tmp_path / "t.h5", chunk_size=2, say=said.append)
+    assert not done.already_done and "1 image changed" in said[0]
+    tokens = read(tmp_path / "t.h5").tokens(range(6))
+    assert np.array_equal(tokens[4], tokens_of(1, seed=1)[0]) and np.array_equal(tokens[3], tokens_of(6)[3])
 
 
 def test_randars_classes_may_each_be_numbered_from_0(tmp_path):

@@ -19,7 +19,7 @@ import numpy as np
 from avarc_cli.data.image_source import open_regular
 from avarc_cli.errors import CacheError
 from avarc_cli.tokens.interchange import npy
-from avarc_cli.tokens.interchange.codes import Codes, FileParts, not_tokens
+from avarc_cli.tokens.interchange.codes import MAX_RECORD, Codes, FileParts, NumberedNames, not_tokens
 from avarc_cli.zip_check import check_zip
 
 KIND = "an array of tokens"
@@ -108,6 +108,8 @@ def _open(tokens: _Stored, labels: _Stored | None) -> Codes:
     if len(shape) not in (2, 3) or not all(shape):
         raise not_tokens(tokens.name, f"its shape is {shape}, expected are (images, tokens) or (images, views, tokens)")
     count, record = shape[0], tokens.header.record
+    if record > MAX_RECORD:
+        raise not_tokens(tokens.name, f"an image has {record:,} bytes of tokens; its shape is {shape}")
     if labels is not None and labels.header.shape != (count,):
         raise not_tokens(labels.name, f"its shape is {labels.header.shape}, that of {tokens.name} is {shape}")
     rows = np.arange(count, dtype=np.int64)
@@ -116,7 +118,7 @@ def _open(tokens: _Stored, labels: _Stored | None) -> Codes:
         kind=KIND,
         encoded=FileParts(str(tokens.path), starts, np.full(count, record, dtype=np.int64), rows),
         parse=partial(_parse, dtype=tokens.header.dtype, length=shape[-1]),
-        names=tuple(f"{tokens.path.name}:{row}" for row in range(count)),
+        names=NumberedNames(f"{tokens.path.name}:", rows),
         labels=np.full(count, -1, dtype=np.int64) if labels is None else _read_labels(labels),
         label_names=lambda row: f"{labels.name}:{row}" if labels else "",
     )

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, overload
 
 import numpy as np
 
@@ -41,6 +41,14 @@ class FileParts:
             file.seek(int(self.starts[row]))
             return io.BytesIO(file.read(int(self.sizes[row])))
 
+    def read(self, rows: range) -> Iterator[bytes]:
+        """The records in these consecutive rows. Raises: OSError or UnreadableImage."""
+        with open_regular(self.path) as file:
+            for row in rows:
+                if file.tell() != self.starts[row]:
+                    file.seek(int(self.starts[row]))
+                yield file.read(int(self.sizes[row]))
+
     def location(self, row: int) -> str:
         return f"{self.path}:{self.numbers[row]}"
 
@@ -56,6 +64,30 @@ class FileParts:
         return np.repeat(stamp_files([self.path]), len(self), axis=0)
 
 
+@dataclass(frozen=True, eq=False)
+class NumberedNames(Sequence[str]):
+    """Names that differ in a number. They are made when they are looked up: a set may have ten millions."""
+
+    prefix: str
+    """Before the number."""
+    numbers: np.ndarray
+    """(N,) int64."""
+    suffix: str = ""
+    """Behind it."""
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [f"{self.prefix}{number}{self.suffix}" for number in self.numbers[index].tolist()]
+        return f"{self.prefix}{self.numbers[index]}{self.suffix}"
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Codes:
     """The tokens of N images."""
@@ -66,7 +98,7 @@ class Codes:
     """Their records."""
     parse: Callable[[bytes], np.ndarray]
     """Record -> tokens (S, L), whole numbers of any type. Raises: ValueError with the reason."""
-    names: tuple[str, ...]
+    names: Sequence[str]
     """(N,) of the records, as the cache will call the images."""
     labels: np.ndarray
     """(N,) int64: class numbers; -1 where unknown."""
@@ -78,16 +110,28 @@ class Codes:
     def __len__(self) -> int:
         return len(self.names)
 
-    def read(self, row: int) -> tuple[bytes, np.ndarray]:
-        """A record, and its tokens (S, L). Raises: CacheError naming it when it cannot be read."""
-        try:
+    def read(self, rows: range) -> Iterator[tuple[bytes, np.ndarray]]:
+        """Records in consecutive rows, each with its tokens (S, L). Raises: CacheError naming one that is not right."""
+        records = self._records(rows)
+        for row in rows:
+            try:
+                record = next(records)
+                tokens = self.parse(record)
+            except (OSError, ValueError, UnreadableImage) as error:
+                raise not_tokens(self.encoded.location(row), _reason(error)) from error
+            yield record, tokens
+
+    def _records(self, rows: range) -> Iterator[bytes]:
+        """Raises: OSError, UnreadableImage, or ValueError for a huge record."""
+        if isinstance(self.encoded, FileParts):
+            yield from self.encoded.read(rows)
+            return
+        for row in rows:
             with self.encoded.open(row) as file:
                 record = file.read(MAX_RECORD + 1)
             if len(record) > MAX_RECORD:
                 raise ValueError(f"it is larger than {MAX_RECORD >> 20} MiB, too large for the tokens of one image")
-            return record, self.parse(record)
-        except (OSError, ValueError, UnreadableImage) as error:
-            raise not_tokens(self.encoded.location(row), _reason(error)) from error
+            yield record
 
 
 @dataclass(frozen=True)

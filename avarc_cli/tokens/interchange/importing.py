@@ -101,7 +101,8 @@ def _check_alike(there: CacheHeader, tokenizer: Tokenizer, out: Path) -> None:
 
 def _expected(codes: Codes, tokenizer: Tokenizer) -> Expected:
     """What the first image has. Raises: CacheError unless it has as many tokens as the tokenizer gives."""
-    views, length = codes.read(0)[1].shape
+    _, tokens = next(codes.read(range(1)))
+    views, length = tokens.shape
     layout = tokenizer.layout
     if length != layout.num_tokens:
         why = f"{tokenizer.name} gives {layout.num_tokens:,} ({layout}) for {tokenizer.image_size} pixels"
@@ -111,10 +112,10 @@ def _expected(codes: Codes, tokenizer: Tokenizer) -> Expected:
 
 
 def _check_all(codes: Codes, expected: Expected, progress: Progress) -> None:
-    for row in range(len(codes)):
+    for row, (_, tokens) in enumerate(codes.read(range(len(codes)))):
         if row % MAX_BATCH == 0:
             progress(row)
-        expected.check(codes.read(row)[1], codes.encoded.location(row))
+        expected.check(tokens, codes.encoded.location(row))
     progress(len(codes))
 
 
@@ -141,9 +142,8 @@ class CodeReader:
     def _read(self, items: range, tick: Tick) -> EncodedChunk:
         tokens = np.empty((len(items), self.expected.views, self.expected.num_tokens), dtype=np.uint16)
         digests = np.empty((len(items), DIGEST_SIZE), dtype=np.uint8)
-        for place, row in enumerate(items):
-            record, found = self.codes.read(row)
-            tokens[place] = self.expected.check(found, self.codes.encoded.location(row))
+        for place, (record, found) in enumerate(self.codes.read(items)):
+            tokens[place] = self.expected.check(found, self.codes.encoded.location(items[place]))
             digest = hashlib.blake2b(record, digest_size=DIGEST_SIZE).digest()
             digests[place] = np.frombuffer(digest, dtype=np.uint8)
             if (place + 1) % MAX_BATCH == 0:

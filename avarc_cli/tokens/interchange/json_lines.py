@@ -17,7 +17,7 @@ import numpy as np
 
 from avarc_cli.data.image_source import open_regular
 from avarc_cli.errors import CacheError
-from avarc_cli.tokens.interchange.codes import MAX_RECORD, Codes, FileParts, find_outside, not_tokens
+from avarc_cli.tokens.interchange.codes import MAX_RECORD, Codes, FileParts, NumberedNames, find_outside, not_tokens
 from avarc_cli.words import counted
 
 KIND = "JSON lines"
@@ -55,7 +55,7 @@ def open_codes(path: Path, vocab_size: int, views: int) -> Codes:
         kind=KIND,
         encoded=FileParts(str(path), first, last - first, numbers),
         parse=_parse_lines,
-        names=tuple(f"{path.name}:{number}" for number in numbers.tolist()),
+        names=NumberedNames(f"{path.name}:", numbers),
         labels=labels[::views],
         label_names=lambda row: f"{path}:{numbers[row]}",
         is_checked=True,

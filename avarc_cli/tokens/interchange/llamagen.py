@@ -13,7 +13,7 @@ import numpy as np
 from avarc_cli.data.image_source import ImageFiles
 from avarc_cli.errors import CacheError, UnreadableImage
 from avarc_cli.tokens.interchange import npy, numbered
-from avarc_cli.tokens.interchange.codes import Codes, not_tokens
+from avarc_cli.tokens.interchange.codes import Codes, NumberedNames, not_tokens
 from avarc_cli.words import counted
 
 KIND = "LlamaGen's folders of codes and labels"
@@ -41,12 +41,12 @@ def open_codes(folder: Path) -> Codes:
         first = shorter / f"{min(len(numbers), len(with_label))}.npy"
         why = f"{counted(len(numbers), 'file')} of codes, {len(with_label):,} of labels"
         raise CacheError(f"'{first}' is missing", why)
-    files = tuple(f"{number}.npy" for number in range(len(numbers)))
+    files = NumberedNames("", numbers, numbered.SUFFIX)
     return Codes(
         kind=KIND,
         encoded=ImageFiles(folder.as_posix(), files),
         parse=parse,
-        names=tuple(f"{folder.name}/{file}" for file in files),
+        names=NumberedNames(f"{folder.name}/", numbers, numbered.SUFFIX),
         labels=_read_labels(ImageFiles(labels.as_posix(), files)),
         label_names=lambda row: f"{labels}/{row}.npy",
     )
