@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import GOLDEN
+from golden import fill
 from interchange_files import write_json_lines, write_llamagen
 
 from avarc_cli.cli import main
@@ -117,6 +120,27 @@ def test_wrong_tokens_are_one_error_and_no_cache_is_replaced(digits, tmp_path, c
     assert (tmp_path / "t.h5").read_bytes() == (digits / "t.h5").read_bytes()
     assert avarc(*words, source) == 2
     assert "this command reads it" in capsys.readouterr().err
+
+
+def test_llamagens_codes_are_classified_by_its_generators(tmp_path, capsys):
+    for folder, file, name in (("vq", "vq_ds16_c2i.pt", "llamagen_vq_tiny"), ("gpt", "c2i_B.pt", "llamagen_gpt_tiny")):
+        meta, _ = fill.load_golden(GOLDEN / f"{name}.npz")
+        filled = fill.state_dict(meta["keys"], meta["seed"], meta["scales"])
+        (tmp_path / folder).mkdir()
+        torch.save({"model": {key: torch.from_numpy(value) for key, value in filled.items()}}, tmp_path / folder / file)
+        (tmp_path / folder / "config.json").write_text(json.dumps(meta["config"]))
+    vq = tmp_path / "vq" / "vq_ds16_c2i.pt"
+    tokens = np.random.default_rng(0).integers(0, 16, (4, 10, 16))
+    source = write_llamagen(tmp_path / "codes", tokens, np.arange(4), 64)
+    words = ["-q", "cache", "import", source, "--tokenizer", vq, "--out", tmp_path / "t.h5"]
+    assert avarc(*words) == 0
+    models = ["--model", tmp_path / "gpt" / "c2i_B.pt", "--tokenizer", vq]
+    run = ["--plan", "exhaustive:10", "--out", tmp_path / "run"]
+    assert avarc("-q", "classify", tmp_path / "t.h5", *models, *run) == 0
+    assert [label for _, label in predictions(tmp_path / "run")] == ["0", "1", "2", "3"]
+    assert avarc(*words, "--image-size", "32", "--overwrite") == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "has 16 tokens an image" in told and "gives 4 (2x2 grid) for 32 pixels" in told
 
 
 def test_tokens_of_an_image_size_that_the_tokenizer_does_not_have_are_refused(tmp_path, capsys):

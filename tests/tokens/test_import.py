@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tempfile
 import zipfile
 from dataclasses import replace
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from interchange_files import write, write_json_lines, write_llamagen, write_randar
 from stub_tokenizer import StubTokenizer
 
-from avarc_cli.errors import CacheError, UsageError
+from avarc_cli.errors import AvarcError, CacheError, UsageError
 from avarc_cli.tokens import read, verify
 from avarc_cli.tokens.interchange.exporting import CROPS, FORMATS, export_codes
 from avarc_cli.tokens.interchange.importing import import_codes
@@ -408,17 +409,26 @@ def test_another_number_of_tokens_than_the_tokenizer_gives_is_refused_with_both(
     assert "stub gives 5 (scales 1,2)" in error.value.why and "--image-size" in error.value.fix
 
 
-@pytest.mark.parametrize("name", ["nothing", "text.txt", "empty_codes", "images"])
+@pytest.mark.parametrize("name", ["nothing", "text.txt", "empty_codes", "images", "pipe.jsonl"])
 def test_what_is_no_source_is_refused(name, tmp_path):
     path = tmp_path / name
-    if "." in name:
+    if name.startswith("pipe"):
+        os.mkfifo(path)
+    elif "." in name:
         path.write_text("hello")
     elif name != "nothing":
         path.mkdir()
-    with pytest.raises((UsageError, CacheError)):
+    with pytest.raises(AvarcError) as error:
         import_codes(path, StubTokenizer(), tmp_path / "t.h5")
+    assert not name.startswith("pipe") or error.value.why == "it is not a regular file"
     with pytest.raises(UsageError, match="no use for --views"):
         import_codes(write("npz", tmp_path / "s", tokens_of(1), np.zeros(1)), StubTokenizer(), tmp_path / "t", views=2)
+
+
+def test_the_folder_of_codes_may_be_the_working_folder(tmp_path, labels, monkeypatch):
+    monkeypatch.chdir(write_llamagen(tmp_path / "s", tokens_of(6), labels) / "imagenet8_codes")
+    cache, _, _ = load(Path("."), tmp_path / "t.h5")
+    assert cache.paths[5] == "imagenet8_codes/5.npy"
 
 
 def test_a_complete_import_is_not_done_again_and_another_one_is_refused(tmp_path, labels):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import tokenize
 from collections.abc import Iterable
@@ -34,12 +35,12 @@ class NpyHeader:
     @property
     def record(self) -> int:
         """Bytes of one entry of the first axis."""
-        return int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @property
     def total(self) -> int:
         """Bytes of header and array."""
-        return self.size + int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+        return self.size + math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_header(file: IO[bytes]) -> NpyHeader:

@@ -44,7 +44,7 @@ def open_codes(path: Path, vocab_size: int, views: int | None) -> Codes:
         naming the first file or line that is missing or wrong.
     """
     check_source(path)
-    suffix = path.suffix.lower() if path.is_file() else ""
+    suffix = "" if path.is_dir() else path.suffix.lower()
     if views is not None and suffix != ".jsonl":
         raise UsageError("no use for --views", f"'{path}' tells how many views an image has", "leave out --views")
     with _readable(path):
@@ -65,6 +65,7 @@ def _recognize(path: Path) -> tuple[Path, Callable[[Path], Codes]]:
 
     Raises: UsageError when there is none or several; OSError.
     """
+    path = path if path.name not in ("", "..") else path.resolve()  # its name counts
     inner = sorted(each for each in path.iterdir() if each.name.endswith(llamagen.CODES) and each.is_dir())
     if len(inner) > 1:
         raise UsageError(f"'{path}' has several folders of codes", shorten_list([f.name for f in inner]), "name one")
