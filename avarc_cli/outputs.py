@@ -42,6 +42,8 @@ CACHE = Kind("a token cache", (), _HDF5_START)
 HDF5 = Kind("HDF5", (".h5", ".hdf5"), _HDF5_START)
 HTML = Kind("HTML", (".html", ".htm"), re.compile(rb"\s*<!doctype html", re.IGNORECASE))
 JSON = Kind("JSON", (".json",), re.compile(rb"\s*\{"))
+JSON_LINES = Kind("JSON lines", (".jsonl",), re.compile(rb"\s*\{"))
+NPY = Kind("npy", (".npy",), re.compile(rb"\x93NUMPY"))
 NPZ = Kind("npz", (".npz",), re.compile(rb"PK"))
 PARQUET = Kind("Parquet", (".parquet",), re.compile(rb"PAR1"))
 PNG = Kind("PNG", (".png",), re.compile(rb"\x89PNG\r\n\x1a\n"))
@@ -90,11 +92,16 @@ def check_output(path: Path, *kinds: Kind, overwrite: bool, inputs: Iterable[Pat
         why = "it is a link" if path.is_symlink() else "it is a device or a pipe"
         raise UsageError(what, why, "name a regular file")
     if not overwrite:
-        with suppress(AvarcError, OSError), only_writer(path):
-            pass  # deletes what a process left that was killed when the file was complete
+        _remove_leftovers(path)
         raise UsageError(f"'{path}' exists", fix="name another file, or add --overwrite")
     if not _is_replaceable(path, kind):
         raise UsageError(what, f"a file of this name exists, and it is not {kind.name}", "delete it, or name another")
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete what a process left that was killed when the output was complete."""
+    with suppress(AvarcError, OSError), only_writer(path):
+        pass
 
 
 def _is_replaceable(path: Path, kind: Kind) -> bool:
@@ -108,4 +115,5 @@ def check_new_folder(path: Path) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"cannot write '{path}'", f"'{path.parent}' is no folder", "name one in a folder that exists")
     if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
+        _remove_leftovers(path)
         raise UsageError(f"'{path}' exists", fix="name another folder, or delete it first")

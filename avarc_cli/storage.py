@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 TEMPORARY = ".tmp"
@@ -20,6 +21,9 @@ TEMPORARY = ".tmp"
 
 MAX_NAME = 255
 """Bytes of the name of a file on nearly all file systems."""
+
+MANY = 1000
+"""Files of a new folder that are flushed one by one; more of them are flushed with all disks at once."""
 
 # Only with the random part: a NAME.tmp may be the user's.
 _LEFTOVER = re.compile(rf"(?P<name>.+?)\.[0-9a-f]{{8}}{re.escape(TEMPORARY)}", re.DOTALL)
@@ -73,9 +77,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary = _make_temporary(path, Path.mkdir)
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            _flush(file)
-        _flush(temporary)
+        files = list(islice(temporary.rglob("*"), MANY + 1))
+        if len(files) > MANY:
+            os.sync()
+        else:
+            for file in (*files, temporary):
+                _flush(file)
         os.rename(temporary, path)
         _flush_folder(path.parent)
     except BaseException:

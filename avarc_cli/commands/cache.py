@@ -1,4 +1,4 @@
-"""avarc cache: show what a token cache holds, verify it, join several, and draw what its tokens stand for."""
+"""avarc cache: show what a token cache holds, verify it, join several, draw its tokens, and exchange them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import Command, with_option_groups
+from avarc_cli.commands.cache_export import export_tokens
+from avarc_cli.commands.cache_import import import_tokens
 from avarc_cli.errors import UsageError, shorten_list
 from avarc_cli.words import counted
 
@@ -22,8 +24,12 @@ if TYPE_CHECKING:
     from avarc_cli.tokens.header import Partial
 
 app = typer.Typer(
-    help="Inspect, verify and join token caches.\n\nExample: avarc cache info val.h5", no_args_is_help=True
+    help="Inspect, verify, join, import and export token caches.\n\nExample: avarc cache info val.h5",
+    no_args_is_help=True,
 )
+
+app.command("import", cls=Command)(import_tokens)
+app.command("export", cls=Command)(export_tokens)
 
 CacheArg = Annotated[Path, typer.Argument(metavar="CACHE", help="A token cache (avarc encode makes them).")]
 SHOWN = 12  # tokens of an image in the table

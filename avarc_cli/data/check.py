@@ -154,7 +154,7 @@ def _check_labels(images: ImageSet) -> list[Problem]:
     unlabeled = np.flatnonzero(images.labels < 0)
     has_classes = len(images.class_names) > 0 or images.dataset != ""
     return [
-        _problem("images without a label", [images.names[row] for row in unlabeled] if has_classes else []),
+        _problem("images without a label", [images.names[row] for row in unlabeled.tolist()] if has_classes else []),
         _problem("classes that differ only in spelling", spelling_variants(images.class_names)),
     ]
 

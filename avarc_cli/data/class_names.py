@@ -51,6 +51,11 @@ def class_space(
     return _numbered("class numbers", numbers, NUMBER)
 
 
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """The lines of a text file, or the names of a folder's sub-folders, sorted. Raises: UsageError."""
+    return _sub_folders(path) if path.is_dir() else _read_lines(path)
+
+
 def explain_numbers(class_names: Sequence[str], space: LabelSpace) -> str:
     """How the numbers that folders are called after were understood, and what else they may mean; "" without numbers.
 
@@ -83,8 +88,7 @@ def _named_space(
 ) -> LabelSpace | None:
     """The label space that the user, the checkpoint or its card names; None if none does."""
     if class_names is not None:
-        path = Path(class_names)
-        return _named(path.name, _sub_folders(path) if path.is_dir() else _read_lines(path), num_classes)
+        return _named(Path(class_names).name, read_class_names(Path(class_names)), num_classes)
     if "class_names" in metadata:
         return _named("the checkpoint's classes", _read_names(metadata["class_names"]), num_classes)
     return imagenet1k() if space == "imagenet1k" else None

@@ -40,7 +40,7 @@ class ImageSet:
     labels: np.ndarray  # (N,) int32, index into class_names, or UNKNOWN
     class_names: tuple[str, ...]  # sorted; synsets if the dataset has ImageNet's classes
     source: str  # the inputs, as the user wrote them
-    names: tuple[str, ...]  # (N,) path of each image below the source, with forward slashes, as caches record it
+    names: Sequence[str]  # (N,) path of each image below the source, with forward slashes, as caches record it
     dataset: str = ""  # name of the known dataset ("imagenet-r"), "" for any other
     layout: str = ""  # how the images are stored, in words
     notes: tuple[str, ...] = ()  # what was recognized, and what else the user should know

@@ -71,7 +71,7 @@ def assemble(folder: ChunkFolder[EncodedChunk], images: ImageSet, request: Reque
     content = Content(
         header=request.header,
         labels=images.labels[rows],
-        names=[images.names[row] for row in rows],
+        names=images.names if len(rows) == len(images) else [images.names[row] for row in rows],
         unreadable=done.unreadable,
         fingerprints=Fingerprints.join(fingerprints),
         partial=None if complete else partial,

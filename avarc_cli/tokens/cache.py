@@ -24,7 +24,7 @@ from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import CacheError, UsageError, describe_differences
 from avarc_cli.storage import beside
 from avarc_cli.tokens.fingerprints import Fingerprints
-from avarc_cli.tokens.header import FORMAT, READABLE, CacheHeader, Partial
+from avarc_cli.tokens.header import FORMAT, READABLE, UNKNOWN_MAKING, CacheHeader, Partial
 from avarc_cli.tokens.write import Block
 from avarc_cli.words import counted
 from avarc_cli.work.chunks import Chunks
@@ -166,7 +166,9 @@ class TokenCache:
             raise CacheError(
                 f"'{self.path}' holds the tokens of another tokenizer than the model reads",
                 f"{made_by}, the model reads {tokenizer.name} ({Path(tokenizer.file).name}). {differences}",
-                f"encode for this model: avarc encode {header.source} --model ... --out ...",
+                "import tokens that its tokenizer made"
+                if header.preprocess == UNKNOWN_MAKING
+                else f"encode for this model: avarc encode {header.source} --model ... --out ...",
             )
 
     def _read(self, dataset: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -287,7 +289,7 @@ def _missing(path: Path) -> CacheError:
     what = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
     if chunk_folder(path).is_dir():
         why = f"its finished chunks are in '{chunk_folder(path)}'"
-        fix = "run the same avarc encode again to finish it"
+        fix = "run the same command again to finish it"
         return CacheError(f"the token cache '{path}' {what} yet", why, fix)
     return CacheError(
         f"the token cache '{path}' {what}", fix="make one: avarc encode DATA --model NAME --out tokens.h5"

@@ -21,7 +21,7 @@ assembles the chunks: to a complete cache if none is missing, else to a partial 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +45,7 @@ from avarc_cli.tokens.request import Request, describe
 from avarc_cli.tokens.verify import read_verified
 from avarc_cli.words import are, counted
 from avarc_cli.work import chunks
-from avarc_cli.work.chunks import ChunkFolder, Chunks, recorded_request
+from avarc_cli.work.chunks import ChunkFolder, Chunks, ChunkTask, recorded_request
 from avarc_cli.work.locks import ALL_CHUNKS, ChunkLock, chunk_lock, lock_file
 from avarc_cli.work.run import check_engine, compute, recompute_corrupt
 from avarc_cli.work.shards import Shard
@@ -139,16 +139,43 @@ def encode(
         raise UsageError(f"there are no images to encode in '{images.source}'")
     check_output(out, outputs.CACHE, overwrite=True)  # of a cache, `_find_done` decides
     header = describe(images, tokenizer, preprocess, samples=samples, sigma=sigma, seed=seed, latents=latents)
-    asked = Request.make(header, batch_size, chunk_size)
-    stamps = images.encoded.stamps()
 
-    def start(request: Request) -> _Run:
+    def make_encoder(request: Request, stamps_N2: np.ndarray) -> ChunkEncoder:
         decoders = workers if engine == "local" else 0
         from avarc_cli.tokens.encoder import ChunkEncoder  # imports torch
 
-        encoder = ChunkEncoder(images, preprocess, tokenizer, request.header, request.batch_size, decoders, stamps)
+        return ChunkEncoder(images, preprocess, tokenizer, request.header, request.batch_size, decoders, stamps_N2)
+
+    asked = Request.make(header, batch_size, chunk_size)
+    return build(
+        images, asked, make_encoder, out, shard=shard, engine=engine, overwrite=overwrite, progress=progress, say=say
+    )
+
+
+def build(
+    images: ImageSet,
+    asked: Request,
+    make_task: Callable[[Request, np.ndarray], ChunkTask[EncodedChunk]],
+    out: Path,
+    *,
+    shard: Shard = UNDIVIDED,
+    engine: str = "local",
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+    say: Notify = no_message,
+) -> EncodeResult:
+    """Compute the chunks of a cache and write it; the other arguments, and what it returns and raises, as `encode`.
+
+    Args:
+        make_task: from the request, in the chunks and batches of what is continued, and the stamps of all images
+            (`ImageSource.stamps`), to what computes the chunks. Called when there is something to compute.
+    """
+    stamps = images.encoded.stamps()
+
+    def start(request: Request) -> _Run:
+        task = make_task(request, stamps)
         folder = ChunkFolder(chunk_folder(out), Chunks(len(images), request.chunk_size), _format(request))
-        return _Run(images, out, request, shard, folder, encoder, engine, progress, say)
+        return _Run(images, stamps, out, request, shard, folder, task, engine, progress, say)
 
     def is_current(cache: TokenCache) -> bool:
         return _recorded(cache, asked, shard).is_current(images, stamps)
@@ -272,14 +299,15 @@ def _settle_request(out: Path, asked: Request, there: TokenCache | None, overwri
 
 @dataclass(frozen=True)
 class _Run:
-    """One call of `encode`, once its request is settled."""
+    """One call of `build`, once its request is settled."""
 
     images: ImageSet
+    stamps: np.ndarray
     out: Path
     request: Request
     shard: Shard
     folder: ChunkFolder[EncodedChunk]
-    encoder: ChunkEncoder
+    task: ChunkTask[EncodedChunk]
     engine: str
     progress: Progress
     say: Notify
@@ -295,7 +323,7 @@ class _Run:
             mine = self._open(lock, there)
             lock.release_exclusive()
             missing = sorted(set(mine) - self.folder.finished())
-            encoded = compute(self.folder, self.encoder, missing, of=mine, engine=self.engine, progress=self.progress)
+            encoded = compute(self.folder, self.task, missing, of=mine, engine=self.engine, progress=self.progress)
             lock.acquire_exclusive()
             return self._close(mine, encoded, alone=lock.is_sole_holder())
         except KeyboardInterrupt:
@@ -315,7 +343,7 @@ class _Run:
         parts = [of_chunks(folder, finished, str(request["source"]))] if request is not None else []
         parts += [of_cache(there).of_chunks(folder.chunks, mine)] if there is not None else []
         # Before anything is changed here:
-        changes = find_changes(self.images, self.encoder.stamps, Recorded.join(parts), self.out)
+        changes = find_changes(self.images, self.stamps, Recorded.join(parts), self.out)
         outdated = {row // folder.chunks.size for row in changes.changed}
         _remove_leftovers(self.out)
         if there is not None and there.partial is None:
@@ -334,7 +362,7 @@ class _Run:
     def _take_apart(
         self, cache: TokenCache, folder: ChunkFolder[EncodedChunk], changes: Changes, outdated: set[int]
     ) -> None:
-        stamped = changes.stamp(cache.fingerprints(), cache.encoded_rows, self.encoder.stamps)
+        stamped = changes.stamp(cache.fingerprints(), cache.encoded_rows, self.stamps)
         disassemble(cache, folder, self.images, stamped, without=outdated)
 
     def _update(self, finished: Sequence[int], changes: Changes, outdated: set[int]) -> None:
@@ -345,13 +373,13 @@ class _Run:
                 self.folder.remove(number)
             elif number in touched:
                 chunk, rows = self.folder.load(number), np.array(self.folder.chunks.items_of(number))
-                stamped = changes.stamp(chunk.fingerprints, rows, self.encoder.stamps)
+                stamped = changes.stamp(chunk.fingerprints, rows, self.stamps)
                 self.folder.save(number, replace(chunk, fingerprints=stamped))
 
     def _close(self, mine: range, encoded: int, *, alone: bool) -> EncodeResult:
         """Assemble the cache, unless other shards are at work. Raises: AvarcError, OSError."""
         finished = self.folder.finished() if alone else self.folder.finished() & set(mine)
-        encoded += recompute_corrupt(self.folder, self.encoder, finished, engine=self.engine, progress=self.progress)
+        encoded += recompute_corrupt(self.folder, self.task, finished, engine=self.engine, progress=self.progress)
         if alone:
             done, there = assemble(self.folder, self.images, self.request, self.out), len(finished)
         else:

@@ -22,6 +22,9 @@ SMOOTHING, IMPORTED = "smoothing", "imported"
 VIEWS = (SMOOTHING, FLIP, TEN_CROP, IMPORTED)
 """What the second axis of a cache holds (`CacheHeader.views`)."""
 
+UNKNOWN_MAKING = "unknown"
+"""In place of preprocessing and precision, of tokens that were imported from files that do not record them."""
+
 # Fields that tell where values came from, or how somebody called what has a digest beside it.
 _NOTES = frozenset({"inferred", "source", "tokenizer", "tokenizer_file"})
 _OPTIONAL = frozenset({"inferred", "views"})
@@ -44,9 +47,9 @@ class CacheHeader:
     image_size: int
     """Pixels a side of what the tokenizer reads."""
     preprocess: str
-    """How images became that, as `str(data.preprocess.Preprocess)` says it."""
+    """How images became that, as `str(data.preprocess.Preprocess)` says it; or UNKNOWN_MAKING."""
     precision: str
-    """Of the encoder: "fp32" or "bf16"."""
+    """Of the encoder: "fp32" or "bf16"; or UNKNOWN_MAKING."""
     samples: int
     """S: the image itself, and S - 1 other views of it."""
     sigma: float

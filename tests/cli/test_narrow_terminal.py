@@ -38,6 +38,7 @@ COMMANDS = [
     "cache verify {cache}",
     "cache head {cache}",
     "cache merge {cache} {other} --out {new}.h5",
+    "cache export {cache} --out {new}.jsonl",
     "classes list --bank {bank}",
     "classes show amber --bank {bank}",
     "bench --quick --rounds 1",

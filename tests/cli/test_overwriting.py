@@ -26,10 +26,13 @@ WRITERS = {
     "e.npz": ["export", "run"],
     "e.h5": ["export", "run"],
     "f.npz": ["export", "c.h5", "--limit", "2"],
+    "t.jsonl": ["cache", "export", "c.h5"],
+    "t.npy": ["cache", "export", "c.h5"],
+    "codes": ["cache", "export", "c.h5", "--format", "llamagen"],
     "data": ["export", "run"],
     "adapter": ["train", "cca", "images", "--rank", "1", "--steps", "1", "--batch-size", "2"],
 }
-FOLDERS = ("data", "adapter")
+FOLDERS = ("data", "adapter", "codes")
 NEIGHBORS = (".tmp", ".lock", ".parts", ".run", ".calibrating", ".evaluating", ".ckpt", ".ckpt.tmp")
 
 

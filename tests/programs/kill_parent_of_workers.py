@@ -35,7 +35,7 @@ class Large(StubTokenizer):
 
 
 def noting_process(load: Callable[..., np.ndarray], pids: Path) -> Callable[..., np.ndarray]:
-    """ImageSet.load, which also makes a file named after the process."""
+    """ImageSet.load_views, which also makes a file named after the process."""
 
     def load_and_note(*args: Any) -> np.ndarray:
         (pids / str(os.getpid())).touch()
@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
     pids = folder / "pids"
     pids.mkdir()
     images = make_images(folder / "images", 200)
-    setattr(ImageSet, "load", noting_process(ImageSet.load, pids))  # noqa: B010  # mypy refuses the plain assignment
+    setattr(ImageSet, "load_views", noting_process(ImageSet.load_views, pids))  # noqa: B010  # mypy refuses the plain assignment
     pixels = Preprocess("fit", 64)
     code = in_child(lambda: encode(images, Large(), pixels, folder / "t.h5", batch_size=8, workers=2))
     assert code == -signal.SIGKILL, code

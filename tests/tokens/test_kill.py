@@ -32,3 +32,7 @@ def test_after_kills_at_50_random_moments_a_rerun_gives_the_same_bytes(tmp_path)
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 def test_processes_that_decode_end_when_their_parent_is_killed(tmp_path):
     run("kill_parent_of_workers", tmp_path)
+
+
+def test_after_a_kill_at_any_step_an_import_and_an_export_give_the_same_bytes(tmp_path):
+    run("kill_import", tmp_path)
