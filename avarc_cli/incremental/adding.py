@@ -14,7 +14,7 @@ from avarc_cli.added_classes import AddedClassesModel, base_of
 from avarc_cli.bank import Bank
 from avarc_cli.data.labels import normalize
 from avarc_cli.errors import UsageError
-from avarc_cli.incremental.editing import NewClass, check_name, open_or_new, store
+from avarc_cli.incremental.editing import NewClass, check_name, clean, open_or_new, store
 from avarc_cli.incremental.examples import Examples
 from avarc_cli.incremental.fit import MIN_TO_VALIDATE, FitOptions, Fitted, fit_class
 from avarc_cli.incremental.offsets import Calibration, calibrate
@@ -90,6 +90,7 @@ def add_classes(
     Raises: UsageError for what cannot be added; AvarcError when a training diverges or the bank cannot be written.
     """
     base = base_of(model.likelihood)
+    clean(path)
     for name, images in examples.items():
         bank = open_or_new(path, model.as_base())
         others = tuple(a for a in bank.additions if normalize(a.name) != normalize(name))

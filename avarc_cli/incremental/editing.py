@@ -18,7 +18,7 @@ from avarc_cli.bank import FILE, Addition, Bank, Base, read
 from avarc_cli.data.labels import LabelSpace, normalize
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.storage import remove_leftovers, write_bytes
-from avarc_cli.work.locks import only_writer
+from avarc_cli.work.locks import lock_file, only_writer
 
 WAIT = 30.0  # seconds to wait for another process's change, which takes milliseconds
 CLASS_FILE = re.compile(r".+-([0-9a-f]{12})\.safetensors")  # ends with the first digits of its sha256
@@ -89,6 +89,16 @@ def store(path: Path, base: Base, new: Sequence[NewClass], *, replacing: bool = 
         changed = replace(bank, additions=kept + tuple(_write(path, c) for c in new))
         _commit(changed, taken)
     return changed
+
+
+def clean(path: Path) -> None:
+    """Delete what a killed process left in the bank at `path`: its lock, and what it had not recorded yet.
+
+    Raises: as `store`.
+    """
+    if lock_file(path / FILE).exists():
+        with _editing(path):
+            _remove_unrecorded(read(path))
 
 
 def remove(path: Path, names: Sequence[str]) -> Bank:

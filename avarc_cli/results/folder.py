@@ -218,9 +218,9 @@ class RunFolder:
         """
         self.check_own()
         self._remove_leftovers()
-        self._remove_files_of_images(lambda index: True)
         for file in (self.predictions, self.journal, self._seconds_file, self.metrics):
-            file.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)  # first: a killed deletion leaves no prediction without its image's files
+        self._remove_files_of_images(lambda index: True)
 
     def check_own(self) -> None:
         """Raises: UsageError when there is a run.json that avarc did not write, or that is corrupt."""
