@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +19,10 @@ from avarc_cli.settings import (
     check_class_dropout,
     check_contrast,
     check_device,
+    check_file,
     check_learning_rate,
+    check_tokenizer_shape,
+    check_width,
 )
 from avarc_cli.zoo.cards import check_weights
 
@@ -113,7 +116,7 @@ def tokenizer(
     Example: avarc train tokenizer photos/ --image-size 64 --out tokenizer.safetensors
     """
     check_device(device)
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": vocab,
         "z_channels": channels,
         "ch": width,
@@ -121,24 +124,26 @@ def tokenizer(
         "patch_nums": opt.parse_numbers(patch_nums, "--patch-nums") or (),
         "blocks": blocks,
     }
-    images = _images.open_noted(data, allow_outside=training.allow_outside)
-    from avarc_cli.devices import pick_device  # imports torch: only now, after all that may be wrong
-    from avarc_cli.train.tokenizer import train_tokenizer
+    check_tokenizer_shape(image_size, shape["patch_nums"], shape["ch_mult"], width)
+    with _reserved(out, overwrite):
+        images = _images.open_noted(data, allow_outside=training.allow_outside)
+        from avarc_cli.devices import pick_device  # imports torch: only now, after all that may be wrong
+        from avarc_cli.train.tokenizer import train_tokenizer
 
-    recipe = replace(training.recipe(), weight_decay=0.01, betas=(0.9, 0.99))
-    with _reserved(out, overwrite), _progress("training tokenizer", recipe.steps) as progress:
-        train_tokenizer(
-            images,
-            out,
-            shape,
-            recipe,
-            image_size=image_size,
-            family="vqvae",
-            augment=training.augmentation(),
-            device=pick_device(device),
-            progress=progress,
-            say=console.warn,
-        )
+        recipe = replace(training.recipe(), weight_decay=0.01, betas=(0.9, 0.99))
+        with _progress("training tokenizer", recipe.steps) as progress:
+            train_tokenizer(
+                images,
+                out,
+                shape,
+                recipe,
+                image_size=image_size,
+                family="vqvae",
+                augment=training.augmentation(),
+                device=pick_device(device),
+                progress=progress,
+                say=console.warn,
+            )
     _show(out)
 
 
@@ -170,8 +175,10 @@ def var(
     check_weights(tokenizer)
     check_device(device)
     check_class_dropout(class_dropout)
-    images = _images.open_noted(data)
+    check_width(width, "a VAR")
+    check_file(tokenizer_config, "--tokenizer-config")
     with _reserved(out, overwrite, tokenizer):
+        images = _images.open_noted(data, allow_outside=training.allow_outside)
         _weights.ensure(tokenizer, tokenizer_weight_set=tokenizer_weight_set, yes=yes)
         from avarc_cli.loading import ModelSpec, load_tokenizer  # imports torch: only now, after all that may be wrong
         from avarc_cli.train.generator import train_generator
@@ -226,8 +233,8 @@ def cca(
     Example: avarc train cca photos/ --model var-d16 --rank 16 --out adapter/
     """
     check_contrast(beta, weight, class_dropout)
-    images = _images.open_noted(data)
     with _reserved(out, overwrite, model.model, model.tokenizer, folder=rank > 0):
+        images = _images.open_noted(data, allow_outside=training.allow_outside)
         from avarc_cli.loading import load_model  # imports torch: only now, after all that may be wrong
         from avarc_cli.train.cca import Contrast, align
 
@@ -260,7 +267,7 @@ def _reserved(out: Path, overwrite: bool, *inputs: str | None, folder: bool = Fa
         folder: whether an adapter's folder is written.
     """
     from avarc_cli import outputs
-    from avarc_cli.train.save import resume_file
+    from avarc_cli.train.resume import resume_file
     from avarc_cli.work.locks import only_writer
 
     if folder:

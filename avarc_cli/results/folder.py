@@ -149,10 +149,16 @@ class RunFolder:
         return only_writer(self.path / "run")
 
     def prepare(self) -> None:
-        """Make the folder if needed. Raises UsageError when it holds anything but a run and its tokens."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"cannot write a run to '{self.path}'", "it is not a folder", "name another --out")
+        """Make the folder if needed. Raises: as `check_contents`."""
+        self.check_contents()
         self.path.mkdir(parents=True, exist_ok=True)
+
+    def check_contents(self) -> None:
+        """Raises: UsageError when there is anything but a folder, or it holds anything but a run and its tokens."""
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise UsageError(f"cannot write a run to '{self.path}'", "it is not a folder", "name another --out")
         known = (self.path / "run.json").exists()
         ours = ("tokens.h5", "run.json.", "run.lock")  # what a kill before the first prediction may leave
         if not known and any(not entry.name.startswith(ours) for entry in self.path.iterdir()):

@@ -205,6 +205,6 @@ def test_a_bank_that_stays_locked_is_one_message(setting, bank, monkeypatch, cap
 
 
 def test_a_name_that_another_process_took_meanwhile_is_refused(setting, bank, monkeypatch, capsys):
-    monkeypatch.setattr("avarc_cli.incremental.adding.check_names", lambda names, *rest: names)
+    monkeypatch.setattr("avarc_cli.incremental.editing.check_names", lambda names, *rest: names)
     assert run(setting, "Blue", setting.cache, "--bank", bank) == 2
     assert "the class 'blue' exists already" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avarc_cli.errors import CheckpointError, UsageError
+from avarc_cli.errors import CheckpointError
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
 from avarc_cli.likelihood import GeneratorFamily, LikelihoodModel, TokenizerNetwork
@@ -18,6 +18,7 @@ from avarc_cli.models.llamagen.config import LlamaGenConfig, ffn_width
 from avarc_cli.models.llamagen.initialize import initialize
 from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
 from avarc_cli.models.llamagen.network import LlamaGen
+from avarc_cli.settings import check_width
 
 
 class LlamaGenFamily(GeneratorFamily):
@@ -51,8 +52,7 @@ class LlamaGenFamily(GeneratorFamily):
     def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> LlamaGenLikelihood:
         """An initialized LlamaGen; `shape` is depth and width (a multiple of 64)."""
         width = shape["width"]
-        if width % configs.HEAD_WIDTH:
-            raise UsageError(f"a LlamaGen of width {width}", f"it is a multiple of {configs.HEAD_WIDTH}")
+        check_width(width, "a LlamaGen")
         heads = configs.PUBLISHED_HEADS.get(width, width // configs.HEAD_WIDTH)
         config = LlamaGenConfig(
             depth=shape["depth"],
