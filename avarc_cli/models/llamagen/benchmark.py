@@ -10,22 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from avarc_cli.errors import UsageError
 from avarc_cli.layers import precision as precisions
-from avarc_cli.models.llamagen import reference
+from avarc_cli.models.llamagen import reference, shapes
 from avarc_cli.models.llamagen.config import HEAD_WIDTH, LlamaGenConfig, ffn_width
 from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
 from avarc_cli.models.llamagen.network import LlamaGen
 
 SIDE = 16  # of the token grid of a 256-pixel image
 VOCABULARY = 16384
-SHAPES = {  # depth, width and heads of the published sizes
-    "b": (12, 768, 12),
-    "l": (24, 1024, 16),
-    "xl": (36, 1280, 20),
-    "xxl": (48, 1536, 24),
-    "3b": (24, 3200, 32),
-}
 
 
 class LlamaGenWorkload:
@@ -60,20 +52,8 @@ def random_workload(shape: str, scales: Sequence[int] | None, device: torch.devi
 
 
 def parse_shape(text: str, scales: Sequence[int] | None = None) -> LlamaGenConfig:
-    """The configuration of "b", "l", "xl", "xxl", "3b" or "DEPTH:WIDTH:HEADS". Raises UsageError for anything else."""
-    parts = text.split(":")
-    if text in SHAPES:
-        depth, width, heads = SHAPES[text]
-    elif len(parts) == 3 and all(part.isdecimal() and int(part) > 0 for part in parts):
-        depth, width, heads = (int(part) for part in parts)
-    else:
-        known = ", ".join(f"llamagen-{name}" for name in SHAPES)
-        raise UsageError(f"no shape 'llamagen-{text}'", fix=f"write {known}, or llamagen-depth:width:heads")
-    if width % heads or width // heads % 4:
-        raise UsageError(f"no shape 'llamagen-{text}'", f"{width} channels do not divide among {heads} heads")
-    sides = tuple(scales or (SIDE,))
-    if len(sides) != 1:
-        raise UsageError("a LlamaGen has one grid", f"{len(sides)} scales were named", "write --scales 16")
+    """The configuration of a shape, as in `shapes.parse`. Raises: UsageError."""
+    depth, width, heads = shapes.parse(text, scales)
     return LlamaGenConfig(
         depth=depth,
         width=width,
@@ -82,7 +62,7 @@ def parse_shape(text: str, scales: Sequence[int] | None = None) -> LlamaGenConfi
         ffn=ffn_width(width),
         num_classes=1000,
         vocab_size=VOCABULARY if width >= HEAD_WIDTH * 8 else 512,
-        side=sides[0],
+        side=scales[0] if scales else SIDE,
     )
 
 
