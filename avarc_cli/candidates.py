@@ -13,55 +13,55 @@ import numpy.typing as npt
 
 from avarc_cli.data.known import datasets
 from avarc_cli.data.label_mapping import default_candidates
-from avarc_cli.data.labels import match, resolve_classes
+from avarc_cli.data.labels import LabelSpace, match, resolve_classes
 from avarc_cli.errors import UsageError
-from avarc_cli.loaded import LoadedModel
 
 NAMES_SHOWN = 5  # in an error message
 
 
-def candidates(model: LoadedModel, classes: str | None, dataset: str) -> tuple[npt.NDArray[np.int64], str]:
+def candidates(space: LabelSpace, classes: str | None, dataset: str) -> tuple[npt.NDArray[np.int64], str]:
     """Class ids of the candidates (N,), and the title of the dataset they follow from ("" for any other choice).
 
     Args:
+        space: the model's classes.
         classes: as in `data.labels.resolve_classes`; None for the classes of `dataset`.
         dataset: name of a known dataset (`data.known`); every class of the model is a candidate for any other.
     Raises: UsageError for classes that the model does not have.
     """
     if classes is not None:
-        return np.array(resolve_classes(classes, model.classes), dtype=np.int64), ""
-    chosen = default_candidates(dataset, model.classes)
+        return np.array(resolve_classes(classes, space), dtype=np.int64), ""
+    chosen = default_candidates(dataset, space)
     if chosen is None:
-        return np.arange(model.likelihood.num_classes), ""
+        return np.arange(len(space)), ""
     return chosen, datasets()[dataset].title
 
 
-def log_prior(
-    model: LoadedModel, candidates: npt.NDArray[np.int64], path: str | Path | None
-) -> npt.NDArray[np.float64]:
+def log_prior(space: LabelSpace, candidates: npt.NDArray[np.int64], path: str | Path | None) -> npt.NDArray[np.float64]:
     """Log of the candidates' normalized weights (N,), nats; zeros without a file.
 
     Args:
+        space: the model's classes.
         path: text file of `class<TAB>weight` lines; it may hold classes of the model that are no candidates.
     Raises: UsageError for a file that cannot be read, an unknown class, or a candidate without a weight.
     """
     if path is None:
         return np.zeros(len(candidates))
-    weights = _read_weights(Path(path))
-    index = match(list(weights), model.classes)
+    weights = read_weights(Path(path))
+    index = match(list(weights), space)
     unknown = [name for name, i in zip(weights, index, strict=True) if i < 0]
     by_class: dict[int, float] = dict(zip(index.tolist(), weights.values(), strict=True))
-    without = [model.classes.ids[c] for c in candidates if c not in by_class]
+    without = [space.ids[c] for c in candidates if c not in by_class]
     if unknown or without:
         names = ", ".join((unknown or without)[:NAMES_SHOWN])
-        why = f"no classes of {model.name}: {names}" if unknown else f"candidates without a prior: {names}"
+        why = f"not classes of {space.name}: {names}" if unknown else f"candidates without a prior: {names}"
         raise UsageError(f"the priors in {path} do not fit", why, "give every candidate one line: class<TAB>weight")
     log_weight: npt.NDArray[np.float64] = np.log([by_class[int(c)] for c in candidates])
     log_weight -= np.logaddexp.reduce(log_weight)
     return log_weight
 
 
-def _read_weights(path: Path) -> dict[str, float]:
+def read_weights(path: Path) -> dict[str, float]:
+    """The weight of each class that a file of `class<TAB>weight` lines names. Raises: UsageError."""
     try:
         lines = [line.split("\t") for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
         weights = {name: float(weight) for name, weight in lines}

@@ -93,8 +93,8 @@ class Classifier:
         self.batch_size = parse_batch_size(options.batch_size)
         self.memory = None if options.memory is None else parse_bytes(options.memory)
         likelihood = model.likelihood
-        self.candidates, self.candidates_of = candidates(model, options.classes, options.dataset)
-        self.log_prior = log_prior(model, self.candidates, options.priors)
+        self.candidates, self.candidates_of = candidates(model.classes, options.classes, options.dataset)
+        self.log_prior = log_prior(model.classes, self.candidates, options.priors)
         offset_N = model.offsets[self.candidates]  # of a whole image: each token adds its part
         self.offset_per_token = offset_N / likelihood.segment_ends[-1] if options.offsets else None
         self.orders = choose_orders(options.orders, options.order_seed, likelihood, model.name)

@@ -1,33 +1,36 @@
 """The registry of model families: generators and tokenizers by name, or recognized by a checkpoint's tensors.
 
-A family is named as "module:OBJECT" and imported when it is first needed. Other packages register theirs through the
-entry point group `avarc.families`: the entry point's name is the family's name, and its object is a
+A family is named as "module:OBJECT" and imported when it is first needed, and torch with it. Other packages register
+theirs through the entry point group `avarc.families`: the entry point's name is the family's name, and its object is a
 `likelihood.GeneratorFamily` or a `likelihood.TokenizerFamily`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar, cast
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from avarc_cli.errors import AvarcError, CheckpointError, UsageError
-from avarc_cli.likelihood import GeneratorFamily, TokenizerFamily
 from avarc_cli.words import counted
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from avarc_cli.likelihood import GeneratorFamily, TokenizerFamily
+
 GROUP = "avarc.families"
-_Family = TypeVar("_Family", GeneratorFamily, TokenizerFamily)
+DEFAULT_FAMILY = "var"  # of a shape without a family's name
+_Family = TypeVar("_Family", "GeneratorFamily", "TokenizerFamily")
 
 
 class Registry(Generic[_Family]):
     """The families of one kind."""
 
-    def __init__(self, kind: type[GeneratorFamily | TokenizerFamily], what: str, own: Mapping[str, str]) -> None:
-        """kind: their base class. what: a noun for messages. own: avarc's, name -> "module:OBJECT"."""
+    def __init__(self, kind: str, what: str, own: Mapping[str, str]) -> None:
+        """kind: their base class, "module:CLASS". what: a noun for messages. own: avarc's, name -> "module:OBJECT"."""
         self.kind, self.what, self.own = kind, what, own
 
     def names(self) -> tuple[str, ...]:
@@ -52,9 +55,10 @@ class Registry(Generic[_Family]):
         Raises: AvarcError for a family of another package that cannot be imported, or whose name is taken.
         """
         families = {name: self._own(name) for name in self.own}
+        kind = _imported(self.kind)
         for entry in entry_points(group=GROUP):
             family = _load(entry)
-            if not isinstance(family, self.kind):
+            if not isinstance(family, kind):
                 continue
             if entry.name in families:
                 raise AvarcError(
@@ -103,13 +107,41 @@ class Registry(Generic[_Family]):
         )
 
     def _own(self, name: str) -> _Family:
-        module, _, attribute = self.own[name].partition(":")
-        return cast("_Family", getattr(import_module(module), attribute))
+        return cast("_Family", _imported(self.own[name]))
 
 
 def missing_tensors(family: GeneratorFamily | TokenizerFamily, tensors: Mapping[str, Tensor]) -> list[str]:
     """Keys of the family's signature that a checkpoint does not have."""
     return [key for key in family.signature if key not in tensors]
+
+
+def family_of_shape(shape: str) -> tuple[str, str]:
+    """The generator family of a shape for `avarc bench`, and the shape in the family's own words.
+
+    Args:
+        shape: the words after the family's name and a dash ("llamagen-l"); without a name, of a VAR ("d16").
+    """
+    name, dash, words = shape.partition("-")
+    registered = {*GENERATORS.own, *(entry.name for entry in entry_points(group=GROUP))}
+    return (name, words) if dash and name in registered else (DEFAULT_FAMILY, shape)
+
+
+def check_shape(shape: str, scales: Sequence[int] | None) -> None:
+    """Check a shape before torch is imported; another package's family checks its own when it is benchmarked.
+
+    Args:
+        shape: as in `family_of_shape`. scales: sides of the scales, None for the family's default.
+    Raises: UsageError.
+    """
+    family, words = family_of_shape(shape)
+    if family in SHAPES:
+        _imported(SHAPES[family])(words, scales)
+
+
+def _imported(name: str) -> Any:
+    """The object that "module:OBJECT" names."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 @cache
@@ -125,7 +157,7 @@ def _load(entry: EntryPoint) -> object:
 
 
 GENERATORS: Registry[GeneratorFamily] = Registry(
-    GeneratorFamily,
+    "avarc_cli.likelihood:GeneratorFamily",
     "generator",
     {
         "var": "avarc_cli.models.var.family:FAMILY",
@@ -134,10 +166,12 @@ GENERATORS: Registry[GeneratorFamily] = Registry(
     },
 )
 TOKENIZERS: Registry[TokenizerFamily] = Registry(
-    TokenizerFamily,
+    "avarc_cli.likelihood:TokenizerFamily",
     "tokenizer",
     {
         "vqvae": "avarc_cli.tokenizers.vqvae.family:FAMILY",
         "llamagen-vq": "avarc_cli.tokenizers.llamagen_vq.family:FAMILY",
     },
 )
+SHAPES = {"var": "avarc_cli.models.var.shapes:parse", "llamagen": "avarc_cli.models.llamagen.shapes:parse"}
+"""Family -> what reads its shapes, a module without torch."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from avarc_cli.errors import UsageError
+from avarc_cli.words import counted
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8", "fp8")
 KERNELS = ("auto", "triton", "torch")
@@ -27,6 +28,13 @@ def check_exists(path: str | Path | None, named_by: str) -> None:
         raise UsageError(f"'{path}' does not exist", why, "check the path")
     if Path(path).is_char_device() or Path(path).is_block_device():  # /dev/zero would be read for ever
         raise UsageError(f"'{path}' is a device", why, "name a file")
+
+
+def check_file(path: str | Path | None, named_by: str) -> None:
+    """As `check_exists`, of a file alone. Raises: UsageError."""
+    check_exists(path, named_by)
+    if path is not None and Path(path).is_dir():
+        raise UsageError(f"'{path}' is a folder", f"it was given as {named_by}", "name a file")
 
 
 def check_precision(name: str) -> None:
@@ -81,10 +89,67 @@ def check_contrast(beta: float, weight: float, class_dropout: float) -> None:
     check_class_dropout(class_dropout)
 
 
-def check_base_width(width: int) -> None:
-    """Raises: UsageError unless the model that `avarc incremental` trains can have this number of channels."""
+def check_width(width: int, what: str) -> None:
+    """Raises: UsageError unless `what`, a generator to train, can have this number of channels."""
     if width % 64 or width < 64:
-        raise UsageError(f"the base model's width is {width}", "it is a multiple of 64", "use --base-width 64")
+        raise UsageError(f"{what} of width {width}", "it is a multiple of 64")
+
+
+def check_heads(width: int, heads: int | None, what: str) -> None:
+    """Raises: UsageError unless `what`, a generator to train with rotary embeddings, can have this many heads.
+
+    Args:
+        heads: None for as many as have 64 channels.
+    """
+    count = heads or max(width // 64, 1)
+    if width % (4 * count):
+        raise UsageError(
+            f"{what} of width {width} cannot have {counted(count, 'head')}",
+            "each takes the same number of channels, a multiple of 4",
+            f"choose a width that {4 * count} divides, or other heads",
+        )
+
+
+def check_levels(image_size: int, multipliers: Sequence[int], width: int) -> None:
+    """Check the shape of a convolutional tokenizer that is to be trained, with one grid of tokens.
+
+    Args:
+        image_size: pixels a side. multipliers: channels of each level as a multiple of `width`.
+    Raises: UsageError for values that do not fit together.
+    """
+    downsampling = 2 ** (len(multipliers) - 1)
+    if image_size % downsampling or width % 32:
+        raise UsageError(
+            f"multipliers {','.join(map(str, multipliers))}, width {width} do not fit {image_size}-pixel images",
+            "each multiplier but one halves the side; a width is 32, 64, ...",
+            f"choose an image size that {downsampling} divides, or fewer multipliers",
+        )
+
+
+def check_tokenizer_shape(image_size: int, scales: Sequence[int], multipliers: Sequence[int], width: int) -> None:
+    """Check the shape of a multi-scale VQ-VAE that is to be trained.
+
+    Args:
+        image_size: pixels a side. scales: sides of the token grids, coarse to fine.
+        multipliers: channels of each level as a multiple of `width`.
+    Raises: UsageError for values that do not fit together.
+    """
+    downsampling = 2 ** (len(multipliers) - 1)
+    pixels = scales[-1] * downsampling
+    if pixels != image_size or width % 32 or list(scales) != sorted(set(scales)):
+        sides, factors = (",".join(map(str, numbers)) for numbers in (scales, multipliers))
+        raise UsageError(
+            f"scales {sides}, multipliers {factors}, width {width} do not fit {image_size}-pixel images",
+            f"they are for {pixels} pixels ({scales[-1]} x {downsampling}); a width is 32, 64, ...",
+            "scales increase, and the last times 2 for every multiplier but one gives the image size",
+        )
+
+
+def parse_dimensions(text: str) -> tuple[int, ...]:
+    """Positive whole numbers with colons between, as in DEPTH:WIDTH:HEADS; () for any other text."""
+    parts = text.split(":")
+    readable = all(re.fullmatch("[0-9]{1,9}", part) and int(part) > 0 for part in parts)
+    return tuple(int(part) for part in parts) if readable else ()
 
 
 def check_sampling(guidance: float, top_k: int, top_p: float) -> None:

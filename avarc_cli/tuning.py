@@ -90,7 +90,7 @@ def tune(
 
 def is_unfinished(out: Path) -> bool:
     """Whether an interrupted call of `tune` left scores beside `out`, which the same call continues."""
-    return RunFolder(_run_folder(out, CALIBRATING)).exists
+    return any(RunFolder(_run_folder(out, purpose)).exists for purpose in (CALIBRATING, EVALUATING))
 
 
 def check_request(images: int, *, agreement: float, hold_out: int, evaluate: bool) -> None:

@@ -11,19 +11,16 @@ from avarc_cli.added_classes import AddedClassesModel
 from avarc_cli.likelihood import BenchWorkload
 from avarc_cli.loaded import LoadedModel
 
-DEFAULT_FAMILY = "var"
-
 
 def random_workload(shape: str, scales: Sequence[int] | None, device: torch.device) -> BenchWorkload:
     """A model with random weights.
 
     Args:
-        shape: in a family's own words after its name and a dash ("llamagen-l"); without a name, of a VAR ("d16").
+        shape: as in `families.family_of_shape`.
         scales: sides of the scales, None for the family's default.
     Raises: UsageError for anything else, and when the family has no reference implementation.
     """
-    name, dash, own = shape.partition("-")
-    family, words = (name, own) if dash and name in families.GENERATORS.names() else (DEFAULT_FAMILY, shape)
+    family, words = families.family_of_shape(shape)
     return families.GENERATORS.get(family).random_workload(words, scales, device)
 
 

@@ -17,8 +17,9 @@ from avarc_cli.settings import check_augmentation, check_learning_rate, check_me
 if TYPE_CHECKING:
     import numpy as np
 
-    from avarc_cli.incremental.examples import Examples, Source, Variation
+    from avarc_cli.incremental.examples import Examples, Variation
     from avarc_cli.incremental.fit import FitOptions
+    from avarc_cli.incremental.source import Source
     from avarc_cli.likelihood import Tokenizer
     from avarc_cli.progress import MetricsProgress
 
@@ -102,12 +103,12 @@ class LearningOptions:
         )
 
 
-def open_source(data: list[Path], tokenizer: Tokenizer, *, allow_outside: bool) -> Source:
+def open_source(data: list[Path], *, allow_outside: bool) -> Source:
     """What the arguments name: a token cache, or images that are yet to be encoded."""
     from avarc_cli.data.datasets import ImageSet
-    from avarc_cli.incremental.examples import open_source
+    from avarc_cli.incremental.source import open_source
 
-    source = open_source(data, tokenizer, is_cache=_summary.is_cache(data), allow_outside=allow_outside)
+    source = open_source(data, is_cache=_summary.is_cache(data), allow_outside=allow_outside)
     if isinstance(source, ImageSet):
         _images.note_images(source)
     return source

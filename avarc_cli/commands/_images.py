@@ -72,7 +72,7 @@ def select(
         out = f"{counted(len(images) - len(kept), 'image')} of {counted(len(left_out), 'object')}"
         console.note(f"left out {out} without an ImageNet class (to keep them, name them with --subset FILE)")
         images = kept
-    chosen = images.select(classes_of(subset) if subset else None, per_class, limit)
+    chosen = images.select(classes_of(subset) if subset is not None else None, per_class, limit)
     for message in chosen.notes[len(images.notes) :]:
         console.note(message)
     return chosen

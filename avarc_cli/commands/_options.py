@@ -14,11 +14,12 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _images, _weights
 from avarc_cli.errors import UsageError
-from avarc_cli.options import Options, parse_batch_size
-from avarc_cli.settings import check_device, check_exists, check_precision
+from avarc_cli.options import AUTO, Options, parse_batch_size
+from avarc_cli.settings import check_device, check_exists, check_file, check_precision
 
 if TYPE_CHECKING:
     from avarc_cli.data.datasets import ImageSet
+    from avarc_cli.data.labels import LabelSpace
     from avarc_cli.data.views import Views
     from avarc_cli.layout import TokenLayout
     from avarc_cli.loaded import LoadedModel, LoadedTokenizer
@@ -218,8 +219,8 @@ class WeightsOptions:
         if self.tokenizer is not None:
             check_weights(self.tokenizer)
         check_device(self.device)
-        check_exists(self.model_config, "--model-config")
-        check_exists(self.tokenizer_config, "--tokenizer-config")
+        check_file(self.model_config, "--model-config")
+        check_file(self.tokenizer_config, "--tokenizer-config")
 
     def of_tokenizer(self, context: typer.Context) -> WeightsOptions:
         """For commands that load no generator: where only --tokenizer was given, the default model has no say."""
@@ -261,9 +262,31 @@ class NamedModelOptions(WeightsOptions):
     lora_alpha: LoraAlphaOpt = None
 
     def __post_init__(self) -> None:
+        from avarc_cli.data.class_names import check_order
+        from avarc_cli.zoo.lora import check_alpha, find_adapter
+
         super().__post_init__()
         check_exists(self.class_names, "--class-names")
         check_exists(self.lora, "--lora")
+        if self.lora is not None:
+            find_adapter(self.lora)
+        check_alpha(self.lora_alpha)
+        check_order(self.class_order)
+
+    def known_classes(self) -> LabelSpace | None:
+        """The model's classes as far as they are known before torch is imported (`known_classes.known_classes`)."""
+        from avarc_cli.known_classes import known_classes
+
+        return known_classes(
+            self.model,
+            class_names=self.class_names,
+            class_order=self.class_order,
+            weight_set=self.weight_set,
+            bank=self._bank(),
+        )
+
+    def _bank(self) -> Path | None:
+        return None
 
     def _spec(self) -> ModelSpec:
         return replace(
@@ -290,6 +313,9 @@ class ModelOptions(NamedModelOptions):
 
             banks.read(self.bank)
 
+    def _bank(self) -> Path | None:
+        return self.bank
+
     def _spec(self) -> ModelSpec:
         return replace(super()._spec(), bank=self.bank, precision=self.precision)
 
@@ -312,6 +338,16 @@ class CandidateOptions:
         if self.orders is not None:
             check_orders(self.orders)
 
+    def check(self, space: LabelSpace | None, dataset: str) -> int | None:
+        """Check the classes that are named before torch is imported, as far as the model's are known by then.
+
+        Returns: the number of candidates, None if the model's classes are not known.
+        Raises: UsageError.
+        """
+        from avarc_cli.candidates import candidates
+
+        return None if space is None else len(candidates(space, self.classes, dataset)[0])
+
     def options(self, dataset: str) -> Options:
         """The classifier's options for images of this dataset ("" for an unknown one)."""
         return Options(
@@ -331,8 +367,19 @@ class ScoringOptions(CandidateOptions):
     priors: PriorsOpt = None
 
     def __post_init__(self) -> None:
+        from avarc_cli.candidates import read_weights
+
         super().__post_init__()
-        check_exists(self.priors, "--priors")
+        check_file(self.priors, "--priors")
+        if self.priors is not None:
+            read_weights(Path(self.priors))
+
+    def check(self, space: LabelSpace | None, dataset: str) -> int | None:
+        from avarc_cli.candidates import candidates, log_prior
+
+        if space is not None:
+            log_prior(space, candidates(space, self.classes, dataset)[0], self.priors)
+        return super().check(space, dataset)
 
     def options(self, dataset: str) -> Options:
         return replace(super().options(dataset), priors=self.priors)
@@ -402,6 +449,21 @@ def note_inferred(loaded: LoadedModel | LoadedTokenizer) -> None:
     for name, found in loaded.inferred.items():
         is_set = name.endswith("weights")
         console.note(f"{loaded.name}: {name} {found}" if is_set else f"assumed for {loaded.name}: {name} {found}")
+
+
+def check_plan(plan: str, candidates: int | None = None) -> None:
+    """Check a --plan before torch is imported; candidates: to choose from, None where they are not known yet.
+
+    Raises: UsageError for one that no model could carry out; AvarcError for a file that holds none.
+    """
+    if Path(plan).suffix.lower() == ".json":
+        from avarc_cli.results import tuned
+
+        tuned.read(Path(plan))
+    elif plan != AUTO:
+        from avarc_cli.scoring import plan as plans
+
+        plans.check_plan(plan, candidates=candidates)
 
 
 def check_not_given(context: typer.Context, names: Collection[str], where: str, why: str) -> None:

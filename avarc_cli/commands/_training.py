@@ -17,6 +17,7 @@ from avarc_cli.settings import (
     check_augmentation,
     check_class_dropout,
     check_device,
+    check_file,
     check_learning_rate,
 )
 from avarc_cli.zoo.cards import check_weights
@@ -95,24 +96,25 @@ def train_tokenizer(
 ) -> None:
     """Train a tokenizer of this family on the images of DATA, and show where it is."""
     check_device(device)
-    images = _images.open_noted(data, allow_outside=training.allow_outside)
-    from avarc_cli.devices import pick_device  # imports torch: only now, after all that may be wrong
-    from avarc_cli.train import tokenizer
+    with reserved(out, overwrite):
+        images = _images.open_noted(data, allow_outside=training.allow_outside)
+        from avarc_cli.devices import pick_device  # imports torch: only now, after all that may be wrong
+        from avarc_cli.train import tokenizer
 
-    recipe = replace(training.recipe(), weight_decay=0.01, betas=(0.9, 0.99))
-    with reserved(out, overwrite), progress("training tokenizer", recipe.steps) as told:
-        tokenizer.train_tokenizer(
-            images,
-            out,
-            shape,
-            recipe,
-            image_size=image_size,
-            family=family,
-            augment=training.augmentation(),
-            device=pick_device(device),
-            progress=told,
-            say=console.warn,
-        )
+        recipe = replace(training.recipe(), weight_decay=0.01, betas=(0.9, 0.99))
+        with progress("training tokenizer", recipe.steps) as told:
+            tokenizer.train_tokenizer(
+                images,
+                out,
+                shape,
+                recipe,
+                image_size=image_size,
+                family=family,
+                augment=training.augmentation(),
+                device=pick_device(device),
+                progress=told,
+                say=console.warn,
+            )
     show(out)
 
 
@@ -131,8 +133,9 @@ def train_generator(
     check_weights(reads.tokenizer)
     check_device(reads.device)
     check_class_dropout(class_dropout)
-    images = _images.open_noted(data, allow_outside=training.allow_outside)
+    check_file(reads.tokenizer_config, "--tokenizer-config")
     with reserved(out, overwrite, reads.tokenizer):
+        images = _images.open_noted(data, allow_outside=training.allow_outside)
         _weights.ensure(reads.tokenizer, tokenizer_weight_set=reads.tokenizer_weight_set, yes=reads.yes)
         from avarc_cli.loading import ModelSpec, load_tokenizer  # imports torch: only now, after all that may be wrong
         from avarc_cli.train import generator
@@ -171,7 +174,7 @@ def reserved(out: Path, overwrite: bool, *inputs: str | None, folder: bool = Fal
         folder: whether an adapter's folder is written.
     """
     from avarc_cli import outputs
-    from avarc_cli.train.save import resume_file
+    from avarc_cli.train.resume import resume_file
     from avarc_cli.work.locks import only_writer
 
     if folder:

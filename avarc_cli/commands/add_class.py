@@ -51,21 +51,25 @@ def add_class(
     name, data = (words[0], words[1:]) if len(words) > 1 else (None, words)
     for word in data:
         check_exists(word, "DATA")
+    from avarc_cli.incremental.editing import Existing, check_names, open_or_new, read_if_any
+    from avarc_cli.incremental.source import by_class
+    from avarc_cli.known_classes import seems_made_for
+
+    existing = Existing(replace=replace, skip=skip_existing)
+    there = read_if_any(bank)
+    source = _examples.open_source([Path(word) for word in data], allow_outside=learning.allow_outside)
+    rows = by_class(source, name, data[0])
+    if there is None or seems_made_for(there, model.model):
+        check_names(list(rows), model.known_classes(), there, existing)
+    spec = model.fetch()
     from avarc_cli.incremental import adding  # imports torch: only now, after all that may be wrong
-    from avarc_cli.incremental.editing import open_or_new
-    from avarc_cli.incremental.examples import by_class
     from avarc_cli.incremental.fit import MIN_TO_VALIDATE
     from avarc_cli.loading import load_model
 
     options, variation = learning.fit(), learning.variation()
-    existing = adding.Existing(replace=replace, skip=skip_existing)
-    loaded = load_model(model.fetch())
+    loaded = load_model(spec)
     opt.note_inferred(loaded)
-    source = _examples.open_source(
-        [Path(word) for word in data], loaded.tokenizer, allow_outside=learning.allow_outside
-    )
-    rows = by_class(source, name, data[0])
-    names = adding.check_names(list(rows), loaded, open_or_new(bank, loaded.as_base()), existing)
+    names = check_names(list(rows), loaded.classes, open_or_new(bank, loaded.as_base()), existing)
     examples = _examples.encode(source, {n: rows[n] for n in names}, loaded.tokenizer, variation)
     for name, count in ((n, len(examples[n])) for n in names):
         if count < MIN_TO_VALIDATE:

@@ -63,32 +63,37 @@ def bench(
 
     Example: avarc bench --shape d16 --precision int8 --picture bench.png
     """
-    _check_together(context, model is not None, quick)
-    _check_values(model, tokenizer, plan, precision, kernels, device)
-    sides = opt.parse_numbers(scales or ("1,2,3,4" if quick else None), "--scales")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler announces itself on stderr
-    from avarc_cli import outputs
-    from avarc_cli.bench.measure import BenchOptions, measure
-    from avarc_cli.bench.picture import bars
-    from avarc_cli.bench.workload import model_workload, random_workload
-    from avarc_cli.devices import pick_device
-    from avarc_cli.loading import ModelSpec, load_model
+    from avarc_cli import families, outputs
 
-    place = pick_device(device)
+    _check_together(context, model is not None, quick)
     if quick:
         shape, pairs, plan = "2:64:2", min(pairs, 2), "exhaustive"
-    if model:
-        _weights.ensure(model, tokenizer, weight_set, tokenizer_weight_set, yes=yes)
-        spec = ModelSpec(
-            model, tokenizer, weight_set=weight_set, tokenizer_weight_set=tokenizer_weight_set, device=device
-        )
-        workload, shape = model_workload(load_model(spec), place), model
-    else:
-        workload = random_workload(shape, sides, place)
-    options = BenchOptions(pairs=pairs, rounds=rounds, classes=classes, plan=plan, precision=precision, kernels=kernels)
-    console.note(f"{counted(pairs, 'pair')} on {place}, {counted(rounds, 'round')} and one to warm up")
+    sides = opt.parse_numbers("1,2,3,4" if quick and scales is None else scales, "--scales")
+    if model is None:
+        families.check_shape(shape, sides)
+    _check_values(model, tokenizer, plan, classes, precision, kernels, device)
     with outputs.reserved(picture, outputs.PNG, overwrite=overwrite):
-        report = measure(workload, shape, options, place)
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler announces itself on stderr
+        from avarc_cli.bench.measure import BenchOptions, measure  # imports torch: only now, as in every command
+        from avarc_cli.bench.picture import bars
+        from avarc_cli.bench.workload import model_workload, random_workload
+        from avarc_cli.devices import pick_device
+        from avarc_cli.loading import ModelSpec, load_model
+
+        place = pick_device(device)
+        if model:
+            _weights.ensure(model, tokenizer, weight_set, tokenizer_weight_set, yes=yes)
+            spec = ModelSpec(
+                model, tokenizer, weight_set=weight_set, tokenizer_weight_set=tokenizer_weight_set, device=device
+            )
+            workload = model_workload(load_model(spec), place)
+        else:
+            workload = random_workload(shape, sides, place)
+        options = BenchOptions(
+            pairs=pairs, rounds=rounds, classes=classes, plan=plan, precision=precision, kernels=kernels
+        )
+        console.note(f"{counted(pairs, 'pair')} on {place}, {counted(rounds, 'round')} and one to warm up")
+        report = measure(workload, model or shape, options, place)
         if picture:
             bars(report, picture)
     _show(report, picture)
@@ -105,7 +110,13 @@ def _check_together(context: typer.Context, model: bool, quick: bool) -> None:
 
 
 def _check_values(
-    model: str | None, tokenizer: str | None, plan: str | None, precision: str | None, kernels: str | None, device: str
+    model: str | None,
+    tokenizer: str | None,
+    plan: str | None,
+    classes: int,
+    precision: str | None,
+    kernels: str | None,
+    device: str,
 ) -> None:
     """Raises: UsageError for values that are wrong whatever is timed; before torch is imported."""
     from avarc_cli.scoring.plan import check_plan
@@ -113,7 +124,7 @@ def _check_values(
     for name in filter(None, (model, tokenizer)):
         check_weights(name)
     if plan is not None:
-        check_plan(plan)
+        check_plan(plan, candidates=classes)
     for name in precision.split(",") if precision is not None else ():
         check_precision(name.strip())
     if kernels is not None:

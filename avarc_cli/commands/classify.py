@@ -14,12 +14,13 @@ from avarc_cli.commands import _images, _summary
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE, CacheError, UsageError
-from avarc_cli.options import AUTO, Options, parse_bytes
+from avarc_cli.options import Options, parse_bytes
 from avarc_cli.settings import check_kernels
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
     from avarc_cli.data.datasets import ImageSet
+    from avarc_cli.data.labels import LabelSpace
     from avarc_cli.loading import ModelSpec
     from avarc_cli.results.run import RunResult
     from avarc_cli.tokens.cache import TokenCache
@@ -66,7 +67,6 @@ class _ScoringOptions(opt.ScoringOptions):
 
     def __post_init__(self) -> None:
         from avarc_cli.scoring.combining import check_rule
-        from avarc_cli.scoring.plan import check_plan
         from avarc_cli.scoring.scores import score_function
 
         super().__post_init__()
@@ -74,12 +74,12 @@ class _ScoringOptions(opt.ScoringOptions):
         check_rule(self.combine)
         if self.memory is not None:
             parse_bytes(self.memory)
-        if Path(self.plan).suffix.lower() == ".json":
-            from avarc_cli.results import tuned
+        opt.check_plan(self.plan)
 
-            tuned.read(Path(self.plan))
-        elif self.plan != AUTO:
-            check_plan(self.plan)
+    def check(self, space: LabelSpace | None, dataset: str) -> int | None:
+        candidates = super().check(space, dataset)
+        opt.check_plan(self.plan, candidates)
+        return candidates
 
     def options(self, dataset: str) -> Options:
         return replace(
@@ -119,13 +119,17 @@ def classify(
 
     Example: avarc classify val.h5 --model var-d16 --plan paper --classes imagenet100 --out runs/val
     """
+    from avarc_cli.results.folder import RunFolder
     from avarc_cli.tokens.cache import read
 
     _check_inputs(context, data, encoding, out, save_json or save_likelihood)
     if overwrite and out is None:
         raise UsageError("nothing to overwrite", "without --out, no run is written", "add --out, or omit --overwrite")
+    if out is not None:
+        RunFolder(out).check_contents()
     images = None if _summary.is_cache(data) else encoding.select(data)
     dataset = read(data[0]).header.dataset if images is None else images.dataset
+    scoring.check(model.known_classes(), dataset)
     spec = model.fetch()
     from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
 

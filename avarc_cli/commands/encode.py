@@ -27,7 +27,7 @@ def encode(
     out: Annotated[Path, typer.Option("--out", "-o", help="The token cache to write (HDF5).")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a cache of another request.")] = False,
     samples: Annotated[
-        int, typer.Option("--samples", help="Samples of each image: the image, and N - 1 with smoothing noise.")
+        int, typer.Option("--samples", min=1, help="Samples of each image: the image, and N - 1 with smoothing noise.")
     ] = 1,
     latents: Annotated[bool, typer.Option("--latents", help="Keep the latents too, as float16.")] = False,
     batch_size: Annotated[

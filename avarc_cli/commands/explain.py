@@ -17,6 +17,7 @@ from avarc_cli.options import Options
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
+    from avarc_cli.data.labels import LabelSpace
     from avarc_cli.explain import ExplainResult, Explanation, Weighting
 
 
@@ -25,6 +26,15 @@ class _ScoringOptions(opt.CandidateOptions):
     plan: Annotated[
         str, opt.scoring_option("--plan", help="How to find the prediction and the contrast class (avarc classify).")
     ] = "exhaustive"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        opt.check_plan(self.plan)
+
+    def check(self, space: LabelSpace | None, dataset: str) -> int | None:
+        candidates = super().check(space, dataset)
+        opt.check_plan(self.plan, candidates)
+        return candidates
 
     def options(self, dataset: str) -> Options:
         return replace(super().options(dataset), plan=self.plan)
@@ -79,6 +89,7 @@ def explain(
     from avarc_cli import outputs
     from avarc_cli.data.datasets import ImageSet
     from avarc_cli.explain import write
+    from avarc_cli.explain.comparison import parse_comparison
     from avarc_cli.explain.maps import Weighting, parse_scales
     from avarc_cli.explain.options import ExplainOptions
     from avarc_cli.explain.predictions import check_subset, parse_rows
@@ -107,11 +118,14 @@ def explain(
         )
         if rows is not None:
             parse_rows(rows, len(source))
+        about_images = source if isinstance(source, ImageSet) else source.header
+        if (space := model.known_classes()) is not None:
+            scoring.check(space, about_images.dataset)
+            parse_comparison(target, contrast, space)
         spec = model.fetch()
         from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
         from avarc_cli.explain import explain_images
 
-        about_images = source if isinstance(source, ImageSet) else source.header
         classifier = load_classifier(spec, pixels.average(context, scoring.options(about_images.dataset)))
         opt.note_inferred(classifier.model)
         if images is not None:

@@ -47,6 +47,7 @@ def export(
 
     Example: avarc export runs/val --out val.npz
     """
+    from avarc_cli.candidates import candidates
     from avarc_cli.export_cache import export_cache, is_unfinished
     from avarc_cli.results import export as library
     from avarc_cli.results.read_run import open_run
@@ -65,6 +66,8 @@ def export(
     parse_batch_size(batch_size)
     cache = read(source).first(limit)
     options = Options(classes=classes, dataset=cache.header.dataset, batch_size=batch_size)
+    if (space := model.known_classes()) is not None:
+        candidates(space, classes, cache.header.dataset)
     spec = model.fetch()
     from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands import _examples, _weights
+from avarc_cli.commands import _examples, _summary, _weights
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE, UsageError
-from avarc_cli.settings import check_base_width, check_device
+from avarc_cli.settings import check_device, check_exists, check_width
 from avarc_cli.zoo.cards import check_weights
 
 if TYPE_CHECKING:
@@ -70,6 +70,9 @@ def incremental(
 
     Example: avarc incremental digits --base 0-4 --tasks 5-6,7-9 --baseline finetune --out runs/digits
     """
+    from avarc_cli.incremental.folder import check_folder, open_folder
+    from avarc_cli.incremental.split import parse_split
+
     if model is not None:
         shape_of_base = {"base_steps", "base_depth", "base_width"}
         opt.check_not_given(context, shape_of_base, "with --model", "the base model is trained already")
@@ -81,9 +84,11 @@ def incremental(
     for name in filter(None, (model, reads)):
         check_weights(name)
     check_device(device)
-    check_base_width(base_width)
+    check_width(base_width, "a base model")
+    check_folder(out)
+    if not all(file.exists() for file in _token_files(out)):
+        _check_data(data, test, base, tasks, learning.allow_outside)
     from avarc_cli.incremental import protocol  # imports torch: only now, after all that may be wrong
-    from avarc_cli.incremental.split import parse_split
     from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
 
     options, variation = learning.fit(), learning.variation()
@@ -106,7 +111,7 @@ def incremental(
         "tokenizer": reader.sha256,
         "fit": vars(options),
     }
-    with protocol.open_folder(out, asked):
+    with open_folder(out, asked):
         data_tokens = train, tested = _tokens(out, data, test, reader, variation, learning.allow_outside)
         results = protocol.run(
             out,
@@ -138,13 +143,12 @@ def _tokens(
     from avarc_cli.incremental import examples, protocol
     from avarc_cli.train.digits import write_digits
 
-    files = out / "train.npz", out / "test.npz"
+    files = _token_files(out)
     if not all(file.exists() for file in files):
         if data == DIGITS and not data.exists():
             data = out / "digits"
             write_digits(data)
-        if test is None and (data / "train").is_dir() and (data / "test").is_dir():
-            data, test = data / "train", data / "test"
+        data, test = _split_folder(data, test)
         train = _read(data, reader, variation, allow_outside)
         if test is None:
             train, tested = protocol.hold_out_test(train, protocol.TEST_FRACTION, variation.seed)
@@ -155,10 +159,39 @@ def _tokens(
     return examples.load(files[0]), examples.load(files[1])
 
 
-def _read(data: Path, reader: LoadedTokenizer, variation: Variation, allow_outside: bool) -> Examples:
-    from avarc_cli.incremental.examples import by_class, concatenate
+def _token_files(out: Path) -> tuple[Path, Path]:
+    """Where the tokens of training and test images are kept."""
+    return out / "train.npz", out / "test.npz"
 
-    source = _examples.open_source([data], reader, allow_outside=allow_outside)
+
+def _split_folder(data: Path, test: Path | None) -> tuple[Path, Path | None]:
+    """Training and test images: DATA's sub-folders of these names, unless --test names others."""
+    if test is None and (data / "train").is_dir() and (data / "test").is_dir():
+        return data / "train", data / "test"
+    return data, test
+
+
+def _check_data(data: Path, test: Path | None, base: str, tasks: str, allow_outside: bool) -> None:
+    """Find out before torch is imported whether there are such images and classes. Raises: UsageError, CacheError."""
+    from avarc_cli.incremental.source import class_names, open_source
+    from avarc_cli.incremental.split import parse_split
+
+    check_exists(test, "--test")
+    if data == DIGITS and not data.exists():
+        parse_split(base, tasks, "0123456789")
+        return
+    check_exists(data, "DATA")
+    train = [_split_folder(data, test)[0]]
+    parse_split(
+        base, tasks, class_names(open_source(train, is_cache=_summary.is_cache(train), allow_outside=allow_outside))
+    )
+
+
+def _read(data: Path, reader: LoadedTokenizer, variation: Variation, allow_outside: bool) -> Examples:
+    from avarc_cli.incremental.examples import concatenate
+    from avarc_cli.incremental.source import by_class
+
+    source = _examples.open_source([data], allow_outside=allow_outside)
     return concatenate(_examples.encode(source, by_class(source, None, str(data)), reader, variation).values())
 
 

@@ -9,7 +9,7 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
-from avarc_cli.settings import check_device
+from avarc_cli.settings import check_device, check_exists, check_file
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def report(
         Path | None, typer.Option("--out", "-o", help="The page to write. Default: report.html in the run folder.")
     ] = None,
     hardest: Annotated[
-        int, typer.Option("--hardest", help="How many of the hardest images to explain; 0 for none.")
+        int, typer.Option("--hardest", min=0, help="How many of the hardest images to explain; 0 for none.")
     ] = 8,
     tokens: Annotated[
         Path | None, typer.Option("--tokens", help="The token cache that was classified, if no likelihoods were saved.")
@@ -52,19 +52,34 @@ def report(
 
     Example: avarc report runs/val --out val.html
     """
+    from avarc_cli import bank as banks
     from avarc_cli import outputs
+    from avarc_cli.data.class_names import check_order
     from avarc_cli.results.read_run import check_finished
+    from avarc_cli.tokens.cache import read
     from avarc_cli.zoo.cards import check_weights
+    from avarc_cli.zoo.lora import check_alpha, find_adapter
 
     check_finished(run)
     for name in filter(None, (model, tokenizer)):
         check_weights(name)
     check_device(device)
-    from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
-    from avarc_cli.explain import write_report
-    from avarc_cli.loading import ModelSpec
+    check_file(model_config, "--model-config")
+    check_file(tokenizer_config, "--tokenizer-config")
+    check_exists(class_names, "--class-names")
+    check_order(class_order)
+    if lora is not None:
+        find_adapter(lora)
+    check_alpha(lora_alpha)
+    if tokens is not None:
+        read(tokens)
+    if bank is not None:
+        banks.read(bank)
 
     def load(name: str, precision: str) -> Classifier:
+        from avarc_cli.classifier import load_classifier  # imports torch
+        from avarc_cli.loading import ModelSpec
+
         spec = ModelSpec(
             model or name,
             tokenizer,
@@ -86,6 +101,8 @@ def report(
     page = out or run / "report.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     with outputs.reserved(page, outputs.HTML, overwrite=overwrite):
+        from avarc_cli.explain import write_report  # imports torch: only now, after all that may be wrong
+
         written = write_report(
             run,
             page,

@@ -37,8 +37,12 @@ def sample(
     Example: avarc sample 3 8 --count 8 --out digits.png
     """
     from avarc_cli import outputs
+    from avarc_cli.data.labels import resolve_classes
 
     check_sampling(guidance, top_k, top_p)
+    if (space := model.known_classes()) is not None:
+        for wanted in classes:
+            resolve_classes(wanted, space)
     with outputs.reserved(out, outputs.PNG, overwrite=overwrite):
         from avarc_cli import sampling  # imports torch: only now, after all that may be wrong
         from avarc_cli.loading import load_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ from avarc_cli.commands import _images
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands._groups import Command, with_option_groups
-from avarc_cli.settings import check_contrast
+from avarc_cli.settings import check_contrast, check_heads, check_levels, check_tokenizer_shape, check_width
 
 app = typer.Typer(
     help="Train a tokenizer or a generator on an image folder.\n\nExample: avarc train tokenizer photos/ --out vq.st",
@@ -58,7 +58,7 @@ def tokenizer(
 
     Example: avarc train tokenizer photos/ --image-size 64 --out tokenizer.safetensors
     """
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": vocab,
         "z_channels": channels,
         "ch": width,
@@ -66,6 +66,7 @@ def tokenizer(
         "patch_nums": opt.parse_numbers(patch_nums, "--patch-nums") or (),
         "blocks": blocks,
     }
+    check_tokenizer_shape(image_size, shape["patch_nums"], shape["ch_mult"], width)
     common.train_tokenizer(
         data, out, shape, training, family="vqvae", image_size=image_size, device=device, overwrite=overwrite
     )
@@ -92,13 +93,14 @@ def vq(
 
     Example: avarc train vq photos/ --image-size 64 --out vq.safetensors
     """
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": vocab,
         "code_channels": channels,
         "ch": width,
         "ch_mult": opt.parse_numbers(multipliers, "--multipliers") or (),
         "blocks": blocks,
     }
+    check_levels(image_size, shape["ch_mult"], width)
     common.train_tokenizer(
         data, out, shape, training, family="llamagen-vq", image_size=image_size, device=device, overwrite=overwrite
     )
@@ -125,6 +127,7 @@ def var(
 
     Example: avarc train var photos/ --tokenizer tokenizer.safetensors --out var.safetensors
     """
+    check_width(width, "a VAR")
     shape = {"depth": depth, "width": width, "shared_aln": shared_aln}
     common.train_generator(
         data, out, shape, training, reads, family="var", class_dropout=class_dropout, overwrite=overwrite
@@ -152,6 +155,7 @@ def llamagen(
 
     Example: avarc train llamagen photos/ --tokenizer vq.safetensors --out llamagen.safetensors
     """
+    check_heads(width, heads, "a LlamaGen")
     shape = {"depth": depth, "width": width, "heads": heads}
     common.train_generator(
         data, out, shape, training, reads, family="llamagen", class_dropout=class_dropout, overwrite=overwrite
@@ -186,8 +190,8 @@ def cca(
     Example: avarc train cca photos/ --model var-d16 --rank 16 --out adapter/
     """
     check_contrast(beta, weight, class_dropout)
-    images = _images.open_noted(data, allow_outside=training.allow_outside)
     with common.reserved(out, overwrite, model.model, model.tokenizer, folder=rank > 0):
+        images = _images.open_noted(data, allow_outside=training.allow_outside)
         from avarc_cli.loading import load_model  # imports torch: only now, after all that may be wrong
         from avarc_cli.train.cca import Contrast, align
 

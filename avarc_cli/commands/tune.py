@@ -64,6 +64,7 @@ def tune(
                 "--limit takes the first images; the guarantee holds for images like these, not for the others"
             )
         others = None if evaluate is None else read(evaluate)
+        scoring.check(model.known_classes(), cache.header.dataset)
         spec = model.fetch()
         from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
 

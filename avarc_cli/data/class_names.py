@@ -36,11 +36,7 @@ def class_space(
     Raises: UsageError for a list that cannot be read or does not fit, and for an order that is unknown or has no use;
         CheckpointError for such metadata.
     """
-    if order not in (None, NUMBER, TEXT):
-        raise UsageError(f"no class order '{order}'", f"there are {NUMBER} and {TEXT}")
-    named = _named_space(num_classes, space, class_names, metadata)
-    if named is not None and order is not None:
-        raise UsageError("no use for --class-order", f"the classes have names ({named.name})", "leave it out")
+    named = named_space(space, class_names, metadata, order, num_classes=num_classes)
     if named is not None:
         return named
     if order is None and num_classes == IMAGENET_CLASSES:
@@ -83,27 +79,49 @@ def explain_numbers(class_names: Sequence[str], space: LabelSpace) -> str:
     return "; ".join(filter(None, ("the model does not name its classes", said, outside, other, folder)))
 
 
-def _named_space(
-    num_classes: int, space: str | None, class_names: str | Path | None, metadata: Mapping[str, str]
+def named_space(
+    space: str | None,
+    class_names: str | Path | None,
+    metadata: Mapping[str, str],
+    order: str | None = None,
+    *,
+    num_classes: int | None = None,
 ) -> LabelSpace | None:
-    """The label space that the user, the checkpoint or its card names; None if none does."""
+    """The label space that the user, the checkpoint or its card names; None if none does.
+
+    Args:
+        num_classes: None where it is not known yet.
+    Raises: as `class_space`.
+    """
+    check_order(order)
+    named = None
     if class_names is not None:
-        return _named(Path(class_names).name, read_class_names(Path(class_names)), num_classes)
-    if "class_names" in metadata:
-        return _named("the checkpoint's classes", _read_names(metadata["class_names"]), num_classes)
-    return imagenet1k() if space == "imagenet1k" else None
+        named = _named(Path(class_names).name, read_class_names(Path(class_names)), num_classes)
+    elif "class_names" in metadata:
+        named = _named("the checkpoint's classes", _read_names(metadata["class_names"]), num_classes)
+    elif space == "imagenet1k":
+        named = imagenet1k()
+    if named is not None and order is not None:
+        raise UsageError("no use for --class-order", f"the classes have names ({named.name})", "leave it out")
+    return named
+
+
+def check_order(order: str | None) -> None:
+    """Raises: UsageError unless this is an order of folders that are called after numbers, or None."""
+    if order not in (None, NUMBER, TEXT):
+        raise UsageError(f"no class order '{order}'", f"there are {NUMBER} and {TEXT}")
 
 
 def _numbered(name: str, ids: Sequence[str], order: str) -> LabelSpace:
     return LabelSpace(name, tuple(ids), tuple(ids), numbered=order)
 
 
-def _named(name: str, ids: tuple[str, ...], num_classes: int) -> LabelSpace:
-    if len(ids) != num_classes or len(set(ids)) != len(ids):
+def _named(name: str, ids: tuple[str, ...], num_classes: int | None) -> LabelSpace:
+    if num_classes not in (None, len(ids)) or len(set(ids)) != len(ids):
+        of_model = "" if num_classes is None else f"; the model has {counted(num_classes, 'class')}"
         raise UsageError(
             f"{name}: the class names do not fit the model",
-            f"{counted(len(ids), 'name')}, {len(set(ids)):,} of them different; "
-            f"the model has {counted(num_classes, 'class')}",
+            f"{counted(len(ids), 'name')}, {len(set(ids)):,} of them different{of_model}",
             "give one name a line, in the order of the class ids",
         )
     return LabelSpace(name, ids, ids)

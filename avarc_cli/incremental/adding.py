@@ -11,10 +11,8 @@ import torch
 
 from avarc_cli import __version__
 from avarc_cli.added_classes import AddedClassesModel, base_of
-from avarc_cli.bank import Bank
 from avarc_cli.data.labels import normalize
-from avarc_cli.errors import UsageError
-from avarc_cli.incremental.editing import NewClass, check_name, open_or_new, store
+from avarc_cli.incremental.editing import Existing, NewClass, clean, open_or_new, store
 from avarc_cli.incremental.examples import Examples
 from avarc_cli.incremental.fit import MIN_TO_VALIDATE, FitOptions, Fitted, fit_class
 from avarc_cli.incremental.offsets import Calibration, calibrate
@@ -43,34 +41,6 @@ class AddingResult:
         return self.calibration.offset if self.calibration else 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Existing:
-    """What to do with names that the bank has already. By default they are an error."""
-
-    replace: bool = False  # fit the class again
-    skip: bool = False  # leave it as it is
-
-
-def check_names(names: list[str], model: LoadedModel, bank: Bank, existing: Existing) -> list[str]:
-    """The names to add, with those that the bank has treated as `existing` says.
-
-    Raises: UsageError for names that the model has, that cannot be class names, or that appear twice.
-    """
-    stored = {normalize(a.name) for a in bank.additions}
-    if existing.skip:
-        names = [name for name in names if normalize(name) not in stored]
-    known = model.classes if existing.replace else bank.extend(model.classes)
-    for name in names:
-        check_name(name, known)
-    if len({normalize(name) for name in names}) < len(names):
-        raise UsageError(
-            "two of the classes have the same name",
-            ", ".join(names),
-            "case and underscores are ignored",
-        )
-    return names
-
-
 def add_classes(
     model: LoadedModel,
     path: Path,
@@ -90,6 +60,7 @@ def add_classes(
     Raises: UsageError for what cannot be added; AvarcError when a training diverges or the bank cannot be written.
     """
     base = base_of(model.likelihood)
+    clean(path)
     for name, images in examples.items():
         bank = open_or_new(path, model.as_base())
         others = tuple(a for a in bank.additions if normalize(a.name) != normalize(name))

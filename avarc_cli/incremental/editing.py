@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save
-
-from avarc_cli.added_classes import AddedClass
 from avarc_cli.bank import FILE, Addition, Bank, Base, read
 from avarc_cli.data.labels import LabelSpace, normalize
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.storage import remove_leftovers, write_bytes
-from avarc_cli.work.locks import only_writer
+from avarc_cli.work.locks import lock_file, only_writer
+
+if TYPE_CHECKING:
+    from avarc_cli.added_classes import AddedClass
 
 WAIT = 30.0  # seconds to wait for another process's change, which takes milliseconds
 CLASS_FILE = re.compile(r".+-([0-9a-f]{12})\.safetensors")  # ends with the first digits of its sha256
@@ -34,6 +34,39 @@ class NewClass:
     method: str  # one of added_classes.METHODS
     offset: float  # nats
     facts: dict[str, Any]  # about the fit, for `avarc classes show`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Existing:
+    """What to do with names that the bank has already. By default they are an error."""
+
+    replace: bool = False  # fit the class again
+    skip: bool = False  # leave it as it is
+
+
+def check_names(names: list[str], classes: LabelSpace | None, bank: Bank | None, existing: Existing) -> list[str]:
+    """The names to add, with those that the bank has treated as `existing` says.
+
+    Args:
+        classes: the model's own, None where they are not known yet. bank: None where there is none.
+    Raises: UsageError for names that the model has, that cannot be class names, or that appear twice.
+    """
+    added = () if bank is None else bank.additions
+    stored = {normalize(a.name) for a in added}
+    if existing.skip:
+        names = [name for name in names if normalize(name) not in stored]
+    known = classes or LabelSpace(f"the classes of '{bank.path}'" if bank else "", (), ())
+    if bank is not None and not existing.replace:
+        known = bank.extend(known)
+    for name in names:
+        check_name(name, known)
+    if len({normalize(name) for name in names}) < len(names):
+        raise UsageError(
+            "two of the classes have the same name",
+            ", ".join(names),
+            "case and underscores are ignored",
+        )
+    return names
 
 
 def check_name(name: str, classes: LabelSpace) -> None:
@@ -56,13 +89,20 @@ def open_or_new(path: Path, base: Base) -> Bank:
 
     Raises: UsageError for a bank of another model, and for a folder with other contents.
     """
-    if not (path / FILE).exists():
-        if path.exists() and (not path.is_dir() or any(not e.name.startswith(FILE) for e in path.iterdir())):
-            raise UsageError(f"'{path}' is not a class bank", f"it exists, and has no {FILE}", "name another --bank")
+    bank = read_if_any(path)
+    if bank is None:
         return Bank(path, base)
-    bank = read(path)
     bank.check(base)
     return bank
+
+
+def read_if_any(path: Path) -> Bank | None:
+    """The bank at `path`, of whatever model; None where none exists. Raises: UsageError for other contents."""
+    if (path / FILE).exists():
+        return read(path)
+    if path.exists() and (not path.is_dir() or any(not e.name.startswith(FILE) for e in path.iterdir())):
+        raise UsageError(f"'{path}' is not a class bank", f"it exists, and has no {FILE}", "name another --bank")
+    return None
 
 
 def store(path: Path, base: Base, new: Sequence[NewClass], *, replacing: bool = False) -> Bank:
@@ -89,6 +129,16 @@ def store(path: Path, base: Base, new: Sequence[NewClass], *, replacing: bool = 
         changed = replace(bank, additions=kept + tuple(_write(path, c) for c in new))
         _commit(changed, taken)
     return changed
+
+
+def clean(path: Path) -> None:
+    """Delete what a killed process left in the bank at `path`: its lock, and what it had not recorded yet.
+
+    Raises: as `store`.
+    """
+    if lock_file(path / FILE).exists():
+        with _editing(path):
+            _remove_unrecorded(read(path))
 
 
 def remove(path: Path, names: Sequence[str]) -> Bank:
@@ -124,6 +174,8 @@ def _change(path: Path, change: Callable[[Bank], Bank]) -> Bank:
 
 
 def _write(path: Path, new: NewClass) -> Addition:
+    from safetensors.torch import save
+
     tensors = {key: tensor.cpu().contiguous() for key, tensor in new.added.tensors().items()}
     rank = max((len(t) for key, t in tensors.items() if ".lora_A." in key), default=0)
     # One metadata entry: safetensors writes several in any order, and the same class must give the same bytes.

@@ -10,23 +10,20 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from avarc_cli import strict_json
-from avarc_cli.data.datasets import ImageSet, open_images
 from avarc_cli.data.labels import UNKNOWN, normalize
 from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.errors import AvarcError, UnreadableImage, UsageError, none_readable, shorten_list
+from avarc_cli.errors import AvarcError, UnreadableImage, none_readable
+from avarc_cli.incremental.source import Source, class_names
 from avarc_cli.likelihood import Tokenizer
 from avarc_cli.storage import write_bytes
 from avarc_cli.tokens.cache import TokenCache
-from avarc_cli.tokens.verify import read_verified
 from avarc_cli.train.images import Augment
-from avarc_cli.words import counted
 from avarc_cli.zip_check import INVALID, open_npz
 
 BATCH_SIZE = 32  # images that the tokenizer encodes at once
@@ -34,7 +31,6 @@ BATCH_SIZE = 32  # images that the tokenizer encodes at once
 DEFAULT_VARIANTS = 16
 MIN_EXAMPLES = 512  # of a class in all; fewer images get more versions each
 MAX_VARIANTS = 256
-Source: TypeAlias = "ImageSet | TokenCache"
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,56 +150,16 @@ class Variation:
         return min(MAX_VARIANTS, max(DEFAULT_VARIANTS, -(-MIN_EXAMPLES // max(1, images))))
 
 
-def open_source(data: Sequence[Path], tokenizer: Tokenizer, *, is_cache: bool, allow_outside: bool = False) -> Source:
-    """Images, or a token cache of this tokenizer; nothing is encoded yet. Raises UsageError, CacheError."""
-    if not is_cache:
-        return open_images(data, allow_outside=allow_outside)
-    cache = read_verified(data[0])
-    cache.check(tokenizer)
-    return cache
-
-
-def class_names(source: Source) -> tuple[str, ...]:
-    """What the labels of a source index into."""
-    return source.header.class_names if isinstance(source, TokenCache) else source.class_names
-
-
-def by_class(source: Source, name: str | None, title: str) -> dict[str, np.ndarray]:
-    """Class name -> rows of its images.
-
-    Args:
-        name: the class to take from a labelled source, or the class of all images of another; None takes every class.
-        title: the source, for messages.
-    Raises: UsageError when there are neither labels nor a name, or the name is none of several classes.
-    """
-    names, labels = class_names(source), source.labels
-    if name is None:
-        if not names or (labels < 0).any():
-            raise UsageError(
-                f"the images of '{title}' have no classes",
-                "without a name, each class needs a sub-folder",
-                f"avarc add-class NAME {title} ...",
-            )
-        return {c: np.flatnonzero(labels == i) for i, c in enumerate(names) if (labels == i).any()}
-    same = [i for i, c in enumerate(names) if normalize(c) == normalize(name)]
-    if not same and len(names) > 1:
-        raise UsageError(
-            f"'{title}' holds {counted(len(names), 'class')}, none of them '{name}'",
-            f"they are {shorten_list(names)}",
-            "leave the name out to add them all, or name one of its sub-folders",
-        )
-    return {name: np.flatnonzero(labels == same[0]) if same else np.arange(len(source))}
-
-
 def encode(
     source: Source, rows: np.ndarray, tokenizer: Tokenizer, variation: Variation, progress: Callable[[], None]
 ) -> Examples:
     """These images of a source, each with its augmented versions; those of a token cache are its other samples.
 
     Unreadable images are left out and listed. `progress` is called after each image.
-    Raises: AvarcError when no image is readable; CacheError.
+    Raises: AvarcError when no image is readable; CacheError, also for the cache of another tokenizer.
     """
     if isinstance(source, TokenCache):
+        source.check(tokenizer)
         tokens = torch.from_numpy(source.tokens(rows))
         for _ in rows:
             progress()

@@ -11,11 +11,10 @@ Everything lies in one folder, and each step leaves a file, so that a stopped ru
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,26 +22,25 @@ import torch
 from avarc_cli import bank as banks
 from avarc_cli import families
 from avarc_cli.data.labels import match, normalize
-from avarc_cli.errors import UsageError, describe_differences
+from avarc_cli.errors import UsageError
 from avarc_cli.incremental import plot
-from avarc_cli.incremental.adding import Existing, ProgressOf, add_classes, check_names
+from avarc_cli.incremental.adding import ProgressOf, add_classes
 from avarc_cli.incremental.baseline import finetune
-from avarc_cli.incremental.editing import open_or_new
+from avarc_cli.incremental.editing import Existing, check_names, open_or_new
 from avarc_cli.incremental.examples import Examples, TokenPool
 from avarc_cli.incremental.fit import FitOptions
 from avarc_cli.incremental.measures import Measures, Results, measure
 from avarc_cli.incremental.split import Split
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.loading import ModelSpec, load_model, with_bank
-from avarc_cli.names import from_json, to_json
+from avarc_cli.names import to_json
 from avarc_cli.progress import Progress, no_progress
 from avarc_cli.scoring.exhaustive import log_likelihoods
-from avarc_cli.settings import check_base_width
-from avarc_cli.storage import remove_leftovers, write_bytes
+from avarc_cli.settings import check_width
+from avarc_cli.storage import write_bytes
 from avarc_cli.train import generator
 from avarc_cli.train.loop import Recipe
 from avarc_cli.train.save import save_generator
-from avarc_cli.work.locks import only_writer
 
 TEST_FRACTION = 0.2  # of each class, where the data has no test images of its own
 
@@ -57,7 +55,7 @@ class BaseShape:
     lr: float = 4e-3  # peak learning rate
 
     def __post_init__(self) -> None:
-        check_base_width(self.width)
+        check_width(self.width, "a base model")
 
 
 @dataclass(frozen=True)
@@ -111,36 +109,6 @@ def run(
     write_bytes(folder / "incremental.json", to_json(results.as_dict(), indent=1).encode())
     plot.draw(results, folder / "incremental.png")
     return results
-
-
-@contextmanager
-def open_folder(path: Path, asked: Mapping[str, Any]) -> Iterator[None]:
-    """Start or resume a protocol, and be the only process that does until the end of the block.
-
-    Raises: UsageError when the folder holds something else, or another request; AvarcError when it is in use.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    file, now = path / "run.json", from_json(to_json(asked))
-    if not file.exists() and any(not entry.name.startswith(("run.json", "run.lock")) for entry in path.iterdir()):
-        raise UsageError(f"'{path}' is not empty, and not a run", "it has no run.json", "name another folder")
-    with only_writer(path / "run"):
-        remove_leftovers(path)
-        if not file.exists():
-            write_bytes(file, to_json(now, indent=1).encode())
-        _check_recorded(file, now)
-        yield
-
-
-def _check_recorded(file: Path, now: Mapping[str, Any]) -> None:
-    """Raises: UsageError unless run.json records this request."""
-    try:
-        differences = describe_differences(from_json(file.read_bytes()), now)
-    except (ValueError, AttributeError) as error:
-        raise UsageError(f"cannot read '{file}'", str(error), "name another folder, or delete this one") from None
-    if differences:
-        raise UsageError(
-            f"'{file.parent}' holds another run", differences, "repeat its options to resume it, or change --out"
-        )
 
 
 def hold_out_test(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
@@ -197,7 +165,7 @@ def add_tasks(
     """Add the classes of every task but the first to folder/bank, except those that it has already."""
     later, existing = [name for task in split.tasks[1:] for name in task], Existing(skip=True)
     bank = open_or_new(folder / "bank", model.as_base())
-    names = check_names(later, model, bank, existing)
+    names = check_names(later, model.classes, bank, existing)
     examples = {name: train.relabel([name]) for name in names}
     for _ in add_classes(
         model, folder / "bank", examples, options, fit_offset=True, existing=existing, progress_of=progress_of

@@ -149,10 +149,16 @@ class RunFolder:
         return only_writer(self.path / "run")
 
     def prepare(self) -> None:
-        """Make the folder if needed. Raises UsageError when it holds anything but a run and its tokens."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"cannot write a run to '{self.path}'", "it is not a folder", "name another --out")
+        """Make the folder if needed. Raises: as `check_contents`."""
+        self.check_contents()
         self.path.mkdir(parents=True, exist_ok=True)
+
+    def check_contents(self) -> None:
+        """Raises: UsageError when there is anything but a folder, or it holds anything but a run and its tokens."""
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise UsageError(f"cannot write a run to '{self.path}'", "it is not a folder", "name another --out")
         known = (self.path / "run.json").exists()
         ours = ("tokens.h5", "run.json.", "run.lock")  # what a kill before the first prediction may leave
         if not known and any(not entry.name.startswith(ours) for entry in self.path.iterdir()):
@@ -218,9 +224,9 @@ class RunFolder:
         """
         self.check_own()
         self._remove_leftovers()
-        self._remove_files_of_images(lambda index: True)
         for file in (self.predictions, self.journal, self._seconds_file, self.metrics):
-            file.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)  # first: a killed deletion leaves no prediction without its image's files
+        self._remove_files_of_images(lambda index: True)
 
     def check_own(self) -> None:
         """Raises: UsageError when there is a run.json that avarc did not write, or that is corrupt."""

@@ -223,9 +223,16 @@ def parse_plan(
     return Plan(tuple(stages))
 
 
-def check_plan(text: str) -> None:
-    """Raises: UsageError for a plan that no model and no number of candidates, samples and orders could carry out."""
-    parse_plan(text, segments=_ANY, candidates=_ANY, samples=_ANY, orders=_ANY, can_estimate=True)
+def check_plan(text: str, *, candidates: int | None = None, samples: int | None = None) -> None:
+    """Raises: UsageError for a plan that no model could carry out with so many candidates and samples; None: any."""
+    parse_plan(
+        text,
+        segments=_ANY,
+        candidates=candidates or _ANY,
+        samples=samples or _ANY,
+        orders=_ANY,
+        can_estimate=True,
+    )
 
 
 def _parse_stage(part: str, text: str, have: int) -> Stage:

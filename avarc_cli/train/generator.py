@@ -25,7 +25,8 @@ from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.settings import check_class_dropout
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Recipe, fingerprint, train
-from avarc_cli.train.save import resume_file, save_generator
+from avarc_cli.train.resume import resume_file
+from avarc_cli.train.save import save_generator
 
 CLASS_DROPOUT = 0.1  # arXiv:2404.02905, section 4
 

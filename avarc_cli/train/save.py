@@ -14,12 +14,7 @@ from avarc_cli.errors import AvarcError
 from avarc_cli.layers.low_rank import LowRank, peft_tensors
 from avarc_cli.likelihood import TokenizerNetwork, TrainableModel
 from avarc_cli.names import to_json
-from avarc_cli.storage import beside, new_folder, write_bytes
-
-
-def resume_file(out: Path) -> Path:
-    """Where the unfinished training of `out` is kept."""
-    return beside(out, ".ckpt")
+from avarc_cli.storage import new_folder, write_bytes
 
 
 def save_tokenizer(network: TokenizerNetwork, path: Path, *, family: str, preprocess: str) -> None:

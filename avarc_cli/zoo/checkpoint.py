@@ -29,7 +29,6 @@ from avarc_cli.storage import replacing
 from avarc_cli.zip_check import check_zip
 from avarc_cli.zoo import lora, paths, sharded, weight_sets, weights_index
 
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT's names, new and old
 PREFIXES = ("module.", "base_model.model.")  # of DDP and PEFT
 INNER_PREFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # may wrap any submodule
 SHARED_PREFIX = "model."  # of Lightning: removed if every key has it
@@ -96,11 +95,7 @@ def with_adapter(base: Checkpoint, folder: Path) -> Checkpoint:
         adapter's configuration.
     Raises: UsageError if the folder contains no adapter; CheckpointError if it is corrupt or does not fit the model.
     """
-    file = next((path for name in ADAPTER_FILES if (path := folder / name).is_file()), None)
-    if file is None or not (folder / lora.CONFIG).is_file():
-        missing = lora.CONFIG if file else f"{ADAPTER_FILES[0]} or {ADAPTER_FILES[1]}"
-        fix = "name a folder that was saved by PEFT"
-        raise UsageError(f"'{folder}' contains no LoRA adapter", f"it has no {missing}", fix)
+    file = lora.find_adapter(folder)
     tensors, metadata = _read_source(file, _read_start(file), None)
     trained_on = metadata.get("base_sha256", base.sha256)
     if trained_on != base.sha256:

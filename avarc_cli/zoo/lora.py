@@ -11,13 +11,16 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from avarc_cli import strict_json
 from avarc_cli.errors import CheckpointError, UsageError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 CONFIG = "adapter_config.json"
+FILES = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT's names, new and old
 OPTION = "--lora-alpha"
 USE_PEFT = "merge it with peft (merge_and_unload) where it was trained, and save the result"
 
@@ -26,6 +29,22 @@ _UNSUPPORTED = ("alpha_pattern", "fan_in_fan_out", "use_dora", "use_rslora")  # 
 # Values of init_lora_weights with which an adapter starts at zero. All others (pissa, olora, corda, loftq, ...)
 # change the base model's weights as well, so that W + (alpha / r) B A is not the model that was trained.
 _ZERO_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
+
+
+def find_adapter(folder: Path) -> Path:
+    """The weights of an adapter that PEFT saved. Raises: UsageError if the folder contains no adapter."""
+    file = next((path for name in FILES if (path := folder / name).is_file()), None)
+    if file is None or not (folder / CONFIG).is_file():
+        missing = CONFIG if file else f"{FILES[0]} or {FILES[1]}"
+        fix = "name a folder that was saved by PEFT"
+        raise UsageError(f"'{folder}' contains no LoRA adapter", f"it has no {missing}", fix)
+    return file
+
+
+def check_alpha(alpha: float | None) -> None:
+    """Raises: UsageError unless this can be the scale of LoRA tensors, or is None."""
+    if alpha is not None and not math.isfinite(alpha):
+        raise UsageError(f"{OPTION} is {alpha}", "it is not a finite number")
 
 
 def merge(
@@ -99,8 +118,7 @@ def _find_alpha(metadata: Mapping[str, str], path: Path, given: float | None) ->
         what = f"cannot merge {path} with {OPTION} {given:g}"
         if "lora_alpha" in values:
             raise UsageError(what, f"{place} states lora_alpha {stated}", f"leave out {OPTION}")
-        if not math.isfinite(given):
-            raise UsageError(what, "it is not a finite number")
+        check_alpha(given)
         return given, f"from {OPTION}"
     if "lora_alpha" not in values:
         raise CheckpointError(

@@ -150,7 +150,9 @@ def test_a_wrong_request_is_one_message_and_changes_nothing(setting, bank, tmp_p
 
 def test_replace_and_skip_existing_decide_about_known_names(setting, bank, capsys):
     before = listed(bank, capsys)
+    (bank / "bank.json.lock").touch()  # as a kill leaves it
     assert run(setting, setting.cache, "--bank", bank, "--skip-existing") == 0
+    assert not (bank / "bank.json.lock").exists()
     after = listed(bank, capsys)
     assert after[:2] == before and [c["name"] for c in after] == ["amber", "blue", "coral", "dark"]
     assert run(setting, "amber", setting.colors / "coral", *IMAGES, "--bank", bank, "--replace") == 0
@@ -203,6 +205,6 @@ def test_a_bank_that_stays_locked_is_one_message(setting, bank, monkeypatch, cap
 
 
 def test_a_name_that_another_process_took_meanwhile_is_refused(setting, bank, monkeypatch, capsys):
-    monkeypatch.setattr("avarc_cli.incremental.adding.check_names", lambda names, *rest: names)
+    monkeypatch.setattr("avarc_cli.incremental.editing.check_names", lambda names, *rest: names)
     assert run(setting, "Blue", setting.cache, "--bank", bank) == 2
     assert "the class 'blue' exists already" in capsys.readouterr().err

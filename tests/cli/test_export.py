@@ -1,13 +1,17 @@
 """Exported likelihoods: the same numbers in every format, readable without avarc."""
 
 import json
+import shutil
 import zipfile
+from functools import partial
 
 import h5py
 import numpy as np
 import pytest
+from killing import DieAt, in_child
 
 from avarc_cli.cli import main
+from avarc_cli.results.folder import RunFolder
 
 DIGITS = "avarc_cli/assets/digits/test"
 IMAGES, CLASSES, TOKENS = 6, 10, 103
@@ -141,6 +145,28 @@ def test_a_damaged_file_of_a_run_is_named(run, tmp_path, capsys):
     victim.write_bytes(victim.read_bytes()[:200])
     assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "x.npz")]) == 1
     assert f"'{victim}' is corrupt" in capsys.readouterr().err and not (tmp_path / "x.npz").exists()
+
+
+def test_a_run_whose_deletion_was_killed_at_any_step_is_complete_or_begins_anew(run, tmp_path):
+    whole, step, died = contents(run / "run"), 0, True
+    while died:
+        folder = RunFolder(tmp_path / f"killed{step}")
+        shutil.copytree(run / "run", folder.path)
+        died = in_child(partial(remove, folder, step)) < 0
+        assert not folder.finished or contents(folder.path) == whole, step
+        folder.remove()
+        assert not contents(folder.path), step
+        step += 1
+    assert step > len(whole), f"only {step} steps were seen"
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def remove(folder, die_at):
+    DieAt(die_at).watch_files()
+    folder.remove()
 
 
 def test_an_interrupted_run_must_be_finished_first(run, tmp_path, capsys):

@@ -78,6 +78,22 @@ def test_a_llamagens_file_tells_heads_and_grid_which_its_tensors_do_not(llamagen
     assert not model.inferred and model.classes.ids == ("left", "right")
 
 
+@pytest.mark.parametrize("command", ["var", "cca"])
+def test_images_outside_the_folder_of_a_table_are_trained_on_if_asked(folder, trained, tmp_path, capsys, command):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs avarc[data]")
+    (vq, var), images = trained, sorted((folder / "img").rglob("*.png"))
+    columns = {
+        "image": [{"bytes": None, "path": str(path)} for path in images],
+        "label": [path.parent.name for path in images],
+    }
+    parquet.write_table(pytest.importorskip("pyarrow").table(columns), tmp_path / "a.parquet")
+    models = ["--tokenizer", str(vq), *TINY] if command == "var" else ["--model", str(var), "--tokenizer", str(vq)]
+    words = ["train", command, str(tmp_path / "a.parquet"), *models, "--steps", "1", "--augment", "none"]
+    assert main([*words, "--out", str(tmp_path / "x.st")]) == 1
+    assert "--allow-outside" in capsys.readouterr().err
+    assert main([*words, "--out", str(tmp_path / "x.st"), "--allow-outside"]) == 0
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_an_unreadable_training_image_is_named_and_nothing_is_done(folder, tmp_path, monkeypatch, capsys, in_memory):
     bad = tmp_path / "img" / "left" / "bad.png"

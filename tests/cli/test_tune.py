@@ -10,6 +10,7 @@ from small_datasets import noise
 
 from avarc_cli.cli import main
 from avarc_cli.models.var.likelihood import VARLikelihood
+from avarc_cli.results.folder import RunFolder
 
 IMAGES = 24
 
@@ -113,6 +114,26 @@ def test_an_interrupted_tuning_resumes_from_undamaged_files(cache, models, plan,
     assert main(["--quiet", *command]) == 0
     assert json.loads((tmp_path / "p.json").read_text())["plan"] == json.loads(plan.read_text())["plan"]
     assert [p.name for p in tmp_path.iterdir()] == ["p.json"]
+
+
+@pytest.mark.parametrize("removed", [0, 1])
+def test_a_tuning_that_was_stopped_while_it_tidied_up_is_repeated(cache, models, tmp_path, monkeypatch, removed):
+    remove, calls = RunFolder.remove, itertools.count()
+
+    def stop(folder):
+        if next(calls) == removed:
+            raise KeyboardInterrupt
+        remove(folder)
+
+    words = ["--agreement", "0.8", "--evaluate", str(cache), "--out", str(tmp_path / "p.json")]
+    command = ["--quiet", "tune", str(cache), *models, *words]
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "remove", stop)
+        assert main(command) == 130
+    whole = (tmp_path / "p.json").read_bytes()
+    assert main(command) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["p.json"] and (tmp_path / "p.json").read_bytes() == whole
+    assert main(command) == 2, "a plan that is complete is not replaced"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from avarc_cli.errors import UsageError
 from avarc_cli.layers import precision as precisions
 from avarc_cli.models.llamagen import reference
 from avarc_cli.models.llamagen.config import HEAD_WIDTH, LlamaGenConfig, ffn_width
@@ -20,13 +19,6 @@ from avarc_cli.models.llamagen.network import LlamaGen
 
 SIDE = 16  # of the token grid of a 256-pixel image
 VOCABULARY = 16384
-SHAPES = {  # depth, width and heads of the published sizes
-    "b": (12, 768, 12),
-    "l": (24, 1024, 16),
-    "xl": (36, 1280, 20),
-    "xxl": (48, 1536, 24),
-    "3b": (24, 3200, 32),
-}
 
 
 class LlamaGenWorkload:

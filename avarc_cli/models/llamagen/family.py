@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from avarc_cli.errors import CheckpointError, UsageError
+from avarc_cli.errors import CheckpointError
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
 from avarc_cli.likelihood import GeneratorFamily, LikelihoodModel, TokenizerNetwork
@@ -17,7 +17,7 @@ from avarc_cli.models.llamagen.config import LlamaGenConfig, default_heads, ffn_
 from avarc_cli.models.llamagen.initialize import initialize
 from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
 from avarc_cli.models.llamagen.network import LlamaGen
-from avarc_cli.words import counted
+from avarc_cli.settings import check_heads
 
 
 class LlamaGenFamily(GeneratorFamily):
@@ -62,12 +62,7 @@ class LlamaGenFamily(GeneratorFamily):
         """An initialized model; `shape` is depth, width and, where not the default, heads."""
         width = shape["width"]
         heads = shape.get("heads") or default_heads(width)
-        if width % (4 * heads):
-            raise UsageError(
-                f"a {self.title} of width {width} cannot have {counted(heads, 'head')}",
-                "each takes the same number of channels, a multiple of 4",
-                f"choose a width that {4 * heads} divides, or other heads",
-            )
+        check_heads(width, heads, f"a {self.title}")
         config = self.config(
             depth=shape["depth"],
             width=width,

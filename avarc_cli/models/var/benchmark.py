@@ -5,15 +5,13 @@ Shapes: B token sequences, P pairs of the image and a class, L tokens, Z latent 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from avarc_cli.errors import UsageError
 from avarc_cli.layers import precision as precisions
-from avarc_cli.models.var import reference
+from avarc_cli.models.var import reference, shapes
 from avarc_cli.models.var.config import VARConfig
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.models.var.network import VAR
@@ -60,17 +58,8 @@ def random_workload(shape: str, scales: Sequence[int] | None, device: torch.devi
 
 
 def parse_shape(text: str, scales: tuple[int, ...] = TOKENIZER.patch_nums) -> VARConfig:
-    """The configuration that "d16" or "DEPTH:WIDTH:HEADS" stands for. Raises UsageError for anything else."""
-    numbers = text[1:] if text[:1] == "d" else text
-    parts = numbers.split(":")
-    numeric = all(re.fullmatch("[0-9]{1,9}", part) and int(part) > 0 for part in parts)
-    if not numeric or len(parts) != (1 if text[:1] == "d" else 3):
-        raise UsageError(f"no shape '{text}'", fix="write d16, or depth:width:heads like 4:256:4")
-    depth, width, heads = (
-        (int(p) for p in parts) if len(parts) == 3 else (int(numbers), 64 * int(numbers), int(numbers))
-    )
-    if width % heads:
-        raise UsageError(f"no shape '{text}'", f"{width} channels do not divide among {heads} heads")
+    """The configuration of a shape, as in `shapes.parse`. Raises: UsageError."""
+    depth, width, heads = shapes.parse(text)
     return VARConfig(
         depth=depth,
         width=width,

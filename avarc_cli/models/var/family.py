@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avarc_cli.errors import CheckpointError, UsageError
+from avarc_cli.errors import CheckpointError
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
 from avarc_cli.likelihood import GeneratorFamily, LikelihoodModel, TokenizerNetwork
@@ -18,6 +18,7 @@ from avarc_cli.models.var.config import VARConfig
 from avarc_cli.models.var.initialize import initialize
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.models.var.network import VAR
+from avarc_cli.settings import check_width
 from avarc_cli.tokenizers.vqvae.network import VQVAE
 
 
@@ -55,8 +56,7 @@ class VARFamily(GeneratorFamily):
     def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> VARLikelihood:
         """An initialized VAR; `shape` is depth, width (a multiple of 64), and optionally shared_aln."""
         vqvae = _vqvae(tokenizer, "a new VAR")
-        if shape["width"] % configs.HEAD_WIDTH:
-            raise UsageError(f"a VAR of width {shape['width']}", f"it is a multiple of {configs.HEAD_WIDTH}")
+        check_width(shape["width"], "a VAR")
         config = VARConfig(
             **shape,
             heads=shape["width"] // configs.HEAD_WIDTH,

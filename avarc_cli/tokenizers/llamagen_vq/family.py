@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avarc_cli.errors import UsageError
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.state_dict import build
 from avarc_cli.likelihood import TokenizerFamily, TokenizerLoss, TokenizerNetwork
+from avarc_cli.settings import check_levels
 from avarc_cli.tokenizers.llamagen_vq.config import TITLE, LlamaGenVQConfig, read_config
 from avarc_cli.tokenizers.llamagen_vq.loss import LlamaGenVQLoss
 from avarc_cli.tokenizers.llamagen_vq.network import LlamaGenVQ
@@ -39,14 +39,8 @@ class LlamaGenVQFamily(TokenizerFamily):
         the published ones, and side.
         """
         image_size, ch, ch_mult = shape.pop("image_size"), shape["ch"], shape["ch_mult"]
-        side, remainder = divmod(image_size, 2 ** (len(ch_mult) - 1))
-        if remainder or not side or ch % 32:
-            multipliers = ",".join(map(str, ch_mult))
-            raise UsageError(
-                f"multipliers {multipliers}, width {ch} do not fit {image_size}-pixel images",
-                "each multiplier but one halves the side; a width is 32, 64, ...",
-                f"choose an image size that {2 ** (len(ch_mult) - 1)} divides, or fewer multipliers",
-            )
+        check_levels(image_size, ch_mult, ch)
+        side = image_size // 2 ** (len(ch_mult) - 1)
         network = LlamaGenVQ(LlamaGenVQConfig(**shape, z_channels=ch * ch_mult[-1] // 2, side=side))
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotation lacks it
         with torch.no_grad():  # unit vectors, as the reference draws them

@@ -8,10 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from avarc_cli.errors import UsageError
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.state_dict import build
 from avarc_cli.likelihood import TokenizerFamily, TokenizerLoss, TokenizerNetwork
+from avarc_cli.settings import check_tokenizer_shape
 from avarc_cli.tokenizers.vqvae.config import TITLE, VQVAEConfig, read_config
 from avarc_cli.tokenizers.vqvae.loss import VQVAELoss
 from avarc_cli.tokenizers.vqvae.network import VQVAE
@@ -33,15 +33,7 @@ class VQVAEFamily(TokenizerFamily):
         """An initialized VQ-VAE; `shape` is the fields of VQVAEConfig, and the image_size that they must give."""
         image_size = shape.pop("image_size")
         config = VQVAEConfig(**shape)
-        scales = list(config.patch_nums)
-        if config.image_size != image_size or config.ch % 32 or scales != sorted(set(scales)):
-            texts = [",".join(map(str, numbers)) for numbers in (config.patch_nums, config.ch_mult)]
-            raise UsageError(
-                f"scales {texts[0]}, multipliers {texts[1]}, width {config.ch} do not fit {image_size}-pixel images",
-                f"they are for {config.image_size} pixels ({scales[-1]} x {config.downsampling}); "
-                "a width is 32, 64, ...",
-                "scales increase, and the last times 2 for every multiplier but one gives the image size",
-            )
+        check_tokenizer_shape(image_size, config.patch_nums, config.ch_mult, config.ch)
         network = VQVAE(config)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotation lacks it
         nn.init.normal_(network.quantize.embedding.weight, std=0.5)

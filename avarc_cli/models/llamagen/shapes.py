@@ -1,0 +1,35 @@
+"""The shapes of LlamaGens that `avarc bench` times. There is no torch here, so a wrong shape is told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from avarc_cli.errors import UsageError
+from avarc_cli.settings import parse_dimensions
+
+SHAPES = {  # depth, width and heads of the published sizes
+    "b": (12, 768, 12),
+    "l": (24, 1024, 16),
+    "xl": (36, 1280, 20),
+    "xxl": (48, 1536, 24),
+    "3b": (24, 3200, 32),
+}
+
+
+def parse(text: str, scales: Sequence[int] | None = None) -> tuple[int, int, int]:
+    """(depth, width, heads) of "b", "l", "xl", "xxl", "3b" or "DEPTH:WIDTH:HEADS".
+
+    Args:
+        scales: the side of the grid alone, or None.
+    Raises: UsageError for anything else.
+    """
+    numbers = SHAPES.get(text) or parse_dimensions(text)
+    if len(numbers) != 3:
+        known = ", ".join(f"llamagen-{name}" for name in SHAPES)
+        raise UsageError(f"no shape 'llamagen-{text}'", fix=f"write {known}, or llamagen-depth:width:heads")
+    depth, width, heads = numbers
+    if width % heads or width // heads % 4:
+        raise UsageError(f"no shape 'llamagen-{text}'", f"{width} channels do not divide among {heads} heads")
+    if scales is not None and len(scales) != 1:
+        raise UsageError("a LlamaGen has one grid", f"{len(scales)} scales were named", "write --scales 16")
+    return depth, width, heads
