@@ -29,6 +29,10 @@ MultipliersOpt = Annotated[
 ]
 BlocksOpt = Annotated[int, opt.model_option("--blocks", min=1, help="Residual blocks a level.")]
 DepthOpt = Annotated[int, opt.model_option("--depth", min=1, help="Blocks.")]
+ChannelsOpt = Annotated[int, opt.model_option("--width", min=4, help="Channels.")]
+HeadsOpt = Annotated[
+    int | None, opt.model_option("--heads", min=1, help="Attention heads. Default: of 64 channels each.")
+]
 
 
 @app.command(cls=Command)
@@ -89,7 +93,7 @@ def vq(
     as_json: opt.JsonOpt = False,
     training: common.RecipeOptions,
 ) -> None:
-    """Train a VQGAN's network, the tokenizer of a LlamaGen, without the perceptual and adversarial losses.
+    """Train a VQGAN's network, the tokenizer of LlamaGen and RandAR, without the perceptual and adversarial losses.
 
     Example: avarc train vq photos/ --image-size 64 --out vq.safetensors
     """
@@ -142,10 +146,8 @@ def llamagen(
     out: common.OutOpt,
     reads: common.TokenizerOptions,
     depth: DepthOpt = 8,
-    width: Annotated[int, opt.model_option("--width", min=4, help="Channels.")] = 512,
-    heads: Annotated[
-        int | None, opt.model_option("--heads", min=1, help="Attention heads. Default: of 64 channels each.")
-    ] = None,
+    width: ChannelsOpt = 512,
+    heads: HeadsOpt = None,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     training: common.RecipeOptions,
@@ -159,6 +161,31 @@ def llamagen(
     shape = {"depth": depth, "width": width, "heads": heads}
     common.train_generator(
         data, out, shape, training, reads, family="llamagen", class_dropout=class_dropout, overwrite=overwrite
+    )
+
+
+@app.command(cls=Command)
+@with_option_groups
+def randar(
+    data: opt.DataArg,
+    *,
+    out: common.OutOpt,
+    reads: common.TokenizerOptions,
+    depth: DepthOpt = 8,
+    width: ChannelsOpt = 512,
+    heads: HeadsOpt = None,
+    overwrite: opt.OverwriteOpt = False,
+    as_json: opt.JsonOpt = False,
+    training: common.RecipeOptions,
+    class_dropout: common.DropoutOpt = 0.1,
+) -> None:
+    """Train a RandAR, which models the tokens in any order, each image in a new random one at every step.
+
+    Example: avarc train randar photos/ --tokenizer vq.safetensors --out randar.safetensors
+    """
+    shape = {"depth": depth, "width": width, "heads": heads}
+    common.train_generator(
+        data, out, shape, training, reads, family="randar", class_dropout=class_dropout, overwrite=overwrite
     )
 
 

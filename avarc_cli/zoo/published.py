@@ -1,7 +1,7 @@
 """The cards of what is shipped with avarc or published on the Hugging Face hub: facts only.
 
-Sizes and file names: https://github.com/FoundationVision/VAR, https://github.com/thu-ml/CCA and
-https://github.com/FoundationVision/LlamaGen.
+Sizes and file names: https://github.com/FoundationVision/VAR, https://github.com/thu-ml/CCA,
+https://github.com/FoundationVision/LlamaGen and https://github.com/ziqipang/RandAR.
 No card pins a revision or a sha256 yet: they were not available when the cards were written.
 """
 
@@ -86,6 +86,23 @@ def _llamagen(size: str, pixels: int) -> ModelCard:
         license="MIT",
         source=_LLAMAGEN,
         weights=HubFile("FoundationVision/LlamaGen", f"c2i_{size}_{pixels}.pt"),
+    )
+
+
+def _randar(size: str, file_size: str, params: int) -> ModelCard:
+    """A class-conditional RandAR on ImageNet-1k, of LlamaGen's tokens."""
+    return ModelCard(
+        name=f"randar-{size}-256",
+        family="randar",
+        tokenizer="llamagen-vq16-256",
+        image_size=256,
+        layout=_llamagen_grid(256),
+        num_classes=1000,
+        label_space="imagenet1k",
+        params=params,
+        license="MIT",
+        source="arXiv:2412.01827",
+        weights=HubFile("ziqipang/RandAR", f"randar_{file_size}_llamagen_360k_bs_1024_lr_0.0004.safetensors"),
     )
 
 
@@ -184,6 +201,8 @@ MODELS = (
     *(_llamagen(size, 384) for size in _LLAMAGEN_SIZES),
     _llamagen_text(1, 256),
     _llamagen_text(2, 512),
+    _randar("l", "0.3b", 342_912_000),
+    _randar("xl", "0.7b", 774_700_800),
 )
 
 TOKENIZERS = (

@@ -64,6 +64,7 @@ def test_the_commands_are_these():
         "train",
         "train cca",
         "train llamagen",
+        "train randar",
         "train tokenizer",
         "train var",
         "train vq",

@@ -1,4 +1,4 @@
-"""`avarc train tokenizer`, `vq`, `var`, `llamagen`: what is trained loads and classifies; what is refused, and how."""
+"""`avarc train tokenizer`, `vq`, `var`, `llamagen`, `randar`: what is trained loads and classifies; what is refused."""
 
 import json
 
@@ -45,7 +45,16 @@ def llamagen(folder):
     return vq, gpt
 
 
-@pytest.mark.parametrize("family", ["trained", "llamagen"])
+@pytest.fixture(scope="module")
+def randar(folder, llamagen):
+    """The same of a RandAR of that tokenizer's tokens."""
+    images, vq, gpt = str(folder / "img"), llamagen[0], folder / "randar.safetensors"
+    options = [*TINY, "--heads", "2", "--steps", "80", "--lr", "3e-3"]
+    assert main(["train", "randar", images, "--tokenizer", str(vq), *options, "--out", str(gpt)]) == 0
+    return vq, gpt
+
+
+@pytest.mark.parametrize("family", ["trained", "llamagen", "randar"])
 def test_a_trained_pair_classifies_what_it_was_trained_on(folder, family, request, tmp_path, capsys):
     vq, generator = request.getfixturevalue(family)
     models = ["--model", str(generator), "--tokenizer", str(vq)]
@@ -70,12 +79,13 @@ def test_saved_files_carry_scales_preprocessing_and_class_names(trained):
     assert model.classes.ids == ("left", "right") and model.likelihood.unconditional == 2
 
 
-def test_a_llamagens_file_tells_heads_and_grid_which_its_tensors_do_not(llamagen):
-    vq, gpt = llamagen
+@pytest.mark.parametrize("family", ["llamagen", "randar"])
+def test_a_file_tells_heads_and_grid_which_its_tensors_do_not(family, request):
+    vq, gpt = request.getfixturevalue(family)
     tokenizer, model = load_tokenizer(str(vq)), load_model(ModelSpec(str(gpt), str(vq)))
     assert str(tokenizer.layout) == "4x4 grid" and tokenizer.image_size == 8
     assert model.likelihood.config.heads == 2 and model.likelihood.segment_ends == (4, 8, 12, 16)
-    assert not model.inferred and model.classes.ids == ("left", "right")
+    assert not model.inferred and model.classes.ids == ("left", "right") and model.family == family
 
 
 @pytest.mark.parametrize("command", ["var", "cca"])
