@@ -173,5 +173,9 @@ TOKENIZERS: Registry[TokenizerFamily] = Registry(
         "llamagen-vq": "avarc_cli.tokenizers.llamagen_vq.family:FAMILY",
     },
 )
-SHAPES = {"var": "avarc_cli.models.var.shapes:parse", "llamagen": "avarc_cli.models.llamagen.shapes:parse"}
+SHAPES = {
+    "var": "avarc_cli.models.var.shapes:parse",
+    "llamagen": "avarc_cli.models.llamagen.shapes:parse",
+    "randar": "avarc_cli.models.randar.shapes:parse",
+}
 """Family -> what reads its shapes, a module without torch."""

@@ -183,6 +183,7 @@ def randar(
 
     Example: avarc train randar photos/ --tokenizer vq.safetensors --out randar.safetensors
     """
+    check_heads(width, heads, "a RandAR")
     shape = {"depth": depth, "width": width, "heads": heads}
     common.train_generator(
         data, out, shape, training, reads, family="randar", class_dropout=class_dropout, overwrite=overwrite

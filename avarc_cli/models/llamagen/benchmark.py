@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from avarc_cli.layers import precision as precisions
-from avarc_cli.models.llamagen import reference
+from avarc_cli.models.llamagen import reference, shapes
 from avarc_cli.models.llamagen.config import HEAD_WIDTH, LlamaGenConfig, ffn_width
 from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
 from avarc_cli.models.llamagen.network import LlamaGen
@@ -27,7 +27,7 @@ class LlamaGenWorkload:
     network: ClassVar[type[LlamaGen]] = LlamaGen
     likelihood: ClassVar[type[LlamaGenLikelihood]] = LlamaGenLikelihood
     config: ClassVar[type[LlamaGenConfig]] = LlamaGenConfig
-    shapes: ClassVar[tuple[str, ...]] = tuple(SHAPES)
+    sizes: ClassVar[tuple[str, ...]] = tuple(shapes.SHAPES)
     """Of published sizes."""
     reference_log_probs: ClassVar[Callable[..., Tensor]] = staticmethod(reference.token_log_probs)
 
@@ -51,21 +51,7 @@ class LlamaGenWorkload:
 
         Raises: UsageError for anything else.
         """
-        family, parts = cls.likelihood.family, text.split(":")
-        if text in cls.shapes:
-            depth, width, heads = SHAPES[text]
-        elif len(parts) == 3 and all(part.isdecimal() and int(part) > 0 for part in parts):
-            depth, width, heads = (int(part) for part in parts)
-        else:
-            known = ", ".join(f"{family}-{name}" for name in cls.shapes)
-            raise UsageError(f"no shape '{family}-{text}'", fix=f"write {known}, or {family}-depth:width:heads")
-        if width % heads or width // heads % 4:
-            raise UsageError(f"no shape '{family}-{text}'", f"{width} channels do not divide among {heads} heads")
-        sides = tuple(scales or (SIDE,))
-        if len(sides) != 1:
-            raise UsageError(
-                f"a {cls.config.title} has one grid", f"{len(sides)} scales were named", "write --scales 16"
-            )
+        depth, width, heads = shapes.parse(text, scales, family=cls.likelihood.family, sizes=cls.sizes)
         return cls.config(
             depth=depth,
             width=width,
@@ -74,7 +60,7 @@ class LlamaGenWorkload:
             ffn=ffn_width(width),
             num_classes=1000,
             vocab_size=VOCABULARY if width >= HEAD_WIDTH * 8 else 512,
-            side=sides[0],
+            side=scales[0] if scales else SIDE,
         )
 
     def reference(self, class_id_P: Tensor) -> Tensor:

@@ -16,20 +16,22 @@ SHAPES = {  # depth, width and heads of the published sizes
 }
 
 
-def parse(text: str, scales: Sequence[int] | None = None) -> tuple[int, int, int]:
-    """(depth, width, heads) of "b", "l", "xl", "xxl", "3b" or "DEPTH:WIDTH:HEADS".
+def parse(
+    text: str, scales: Sequence[int] | None = None, *, family: str = "llamagen", sizes: Sequence[str] = tuple(SHAPES)
+) -> tuple[int, int, int]:
+    """(depth, width, heads) of a published size, such as "l", or of "DEPTH:WIDTH:HEADS".
 
     Args:
-        scales: the side of the grid alone, or None.
+        scales: the side of the grid alone, or None. family, sizes: of another family with LlamaGen's shapes.
     Raises: UsageError for anything else.
     """
-    numbers = SHAPES.get(text) or parse_dimensions(text)
+    numbers = SHAPES[text] if text in sizes else parse_dimensions(text)
     if len(numbers) != 3:
-        known = ", ".join(f"llamagen-{name}" for name in SHAPES)
-        raise UsageError(f"no shape 'llamagen-{text}'", fix=f"write {known}, or llamagen-depth:width:heads")
+        known = ", ".join(f"{family}-{name}" for name in sizes)
+        raise UsageError(f"no shape '{family}-{text}'", fix=f"write {known}, or {family}-depth:width:heads")
     depth, width, heads = numbers
     if width % heads or width // heads % 4:
-        raise UsageError(f"no shape 'llamagen-{text}'", f"{width} channels do not divide among {heads} heads")
+        raise UsageError(f"no shape '{family}-{text}'", f"{width} channels do not divide among {heads} heads")
     if scales is not None and len(scales) != 1:
-        raise UsageError("a LlamaGen has one grid", f"{len(scales)} scales were named", "write --scales 16")
+        raise UsageError(f"a {family} has one grid", f"{len(scales)} scales were named", "write --scales 16")
     return depth, width, heads

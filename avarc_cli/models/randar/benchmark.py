@@ -7,6 +7,7 @@ from avarc_cli.models.randar import reference
 from avarc_cli.models.randar.config import RandARConfig
 from avarc_cli.models.randar.likelihood import RandARLikelihood
 from avarc_cli.models.randar.network import RandAR
+from avarc_cli.models.randar.shapes import SIZES
 
 
 class RandARWorkload(LlamaGenWorkload):
@@ -15,5 +16,5 @@ class RandARWorkload(LlamaGenWorkload):
     network = RandAR
     likelihood = RandARLikelihood
     config = RandARConfig
-    shapes = ("b", "l", "xl")
+    sizes = SIZES
     reference_log_probs = staticmethod(reference.token_log_probs)
