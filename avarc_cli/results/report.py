@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.metrics import wilson
 from avarc_cli.results.read_run import SavedRun
 from avarc_cli.results.validate import AGAIN, check_metrics, check_stages
+from avarc_cli.scoring.plan import read_stages
 from avarc_cli.words import agreeing, counted
 
 MATRIX = 20  # classes in the confusion matrix; with more, those that are confused most
@@ -140,14 +142,14 @@ def _calibration_and_cost(run: SavedRun, metrics: Mapping[str, Any], labelled: S
 def _cost(run: SavedRun) -> str:
     """Candidates left after each segment: from the images' own files where they were saved, else from the plan."""
     plan, candidates = run.protocol["plan"], len(run.protocol["candidates"])
-    stages = [part.split(":") for part in plan.split(",")]
-    ends = [int(stage[0]) for stage in stages]
+    stages = read_stages(plan, candidates)
+    ends = [stage.segments for stage in stages]
     scales = len(run.layout.grids) if run.layout else 0
     segment, total = ("scale", scales) if scales > 1 else ("segment", max(ends))
     left = _mean_survivors(run, len(stages))
     source = "Mean over the images of the run"
-    if left is None and not any("<" in stage[1] for stage in stages):
-        left, source = [min(float(stage[1]), candidates) for stage in stages], "As the plan says, for every image"
+    if left is None and all(math.isinf(stage.margin) for stage in stages):
+        left, source = [float(min(stage.keep, candidates)) for stage in stages], "As the plan says, for every image"
     title = f"<h2>Candidates left by {segment}</h2>"
     if left is None:
         why = "the plan's margins decide image by image; classify with --save-json to see how many were left"

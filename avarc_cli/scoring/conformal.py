@@ -25,16 +25,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from avarc_cli.errors import UsageError
-from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.plan import Plan, Stage
 from avarc_cli.scoring.scores import FloatN, IntN, rounding_noise
 from avarc_cli.words import are, counted
+
+if TYPE_CHECKING:
+    from avarc_cli.likelihood import LikelihoodModel
 
 
 class Point(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from avarc_cli.errors import UsageError
-from avarc_cli.scoring.plan import Plan
+from avarc_cli.scoring.plan import Plan, read_stages
 from avarc_cli.words import are, counted
 
 if TYPE_CHECKING:
@@ -139,13 +139,13 @@ def choose_orders(asked: str | None, seed: int, model: LikelihoodModel, name: st
 
 def recorded_orders(protocol: Mapping[str, Any]) -> Orders:
     """The orders of a run, from its run.json. Raises: UsageError where they came from a file."""
-    kind, stages = protocol.get("orders", RASTER), str(protocol["plan"]).split(",")
+    kind = protocol.get("orders", RASTER)
     if kind == RASTER:
         return ONE_RASTER
     if kind != "random":
         why = "run.json records the digest of that file only"
         raise UsageError("the run scored its tokens in orders from a file", why, "classify with --save-likelihood")
-    count = max(int(stage.partition("@")[2] or 1) for stage in stages)
+    count = max(stage.orders for stage in read_stages(protocol["plan"], len(protocol["candidates"])))
     return Orders(count, int(protocol.get("order_seed") or 0), text=str(count))
 
 

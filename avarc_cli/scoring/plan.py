@@ -235,6 +235,11 @@ def check_plan(text: str, *, candidates: int | None = None, samples: int | None 
     )
 
 
+def read_stages(text: str, candidates: int) -> tuple[Stage, ...]:
+    """The stages of a plan as a run records it, unchecked; a margin keeps at most all of the candidates."""
+    return tuple(_parse_stage(part, text, candidates) for part in text.split(","))
+
+
 def _parse_stage(part: str, text: str, have: int) -> Stage:
     found = STAGE.fullmatch(part.strip())
     if found is None:

@@ -62,7 +62,8 @@ def likelihoods(folder, index=0):
 @pytest.mark.parametrize("file", ["gpt", "bare"])
 def test_a_file_by_its_path_scores_as_a_plain_implementation(setting, tmp_path, file):
     models = ["--model", getattr(setting, file), "--tokenizer", setting.vq]
-    assert avarc("-q", "classify", setting.cache, *models, "--save-likelihood", "--out", tmp_path / "run") == 0
+    words = [setting.cache, *models, "--orders", "raster", "--save-likelihood"]
+    assert avarc("-q", "classify", *words, "--out", tmp_path / "run") == 0
     tokens = torch.from_numpy(read(setting.cache).tokens([0])[0, 0].astype(np.int64))
     expected = reference.token_log_probs(setting.tensors, tokens, torch.arange(10), heads=4)
     assert np.abs(likelihoods(tmp_path / "run") - expected.numpy()).max() < 1e-4
@@ -70,7 +71,8 @@ def test_a_file_by_its_path_scores_as_a_plain_implementation(setting, tmp_path, 
 
 @pytest.mark.parametrize("plan", ["exhaustive", "2:3,4:1", "1:5,2:2:2,4:1:3", "exhaustive:3"])
 def test_plans_prune_run_by_run(setting, tmp_path, plan):
-    assert avarc("-q", "classify", setting.cache, *setting.models, "--plan", plan, "--out", tmp_path / "run") == 0
+    words = [setting.cache, *setting.models, "--orders", "raster", "--plan", plan]
+    assert avarc("-q", "classify", *words, "--out", tmp_path / "run") == 0
     found = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     assert len(found) == 4 and {record["label_id"] for record in found} == {"0", "2"}
     assert (found[0]["tokens_scored"] < 160) == ("," in plan and plan[-2:] != ":3")
@@ -143,3 +145,98 @@ def test_bench_times_it_beside_plain_pytorch(capsys):
     assert avarc("bench", "--shape", "randar-3b") == 2
     told = capsys.readouterr().err
     assert "randar-xl" in told and "randar-xxl" not in told
+
+
+def run_of(setting, folder, *words):
+    assert avarc("-q", "classify", setting.cache, *setting.models, *words, "--out", folder) == 0
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_twenty_random_orders_are_averaged_by_default_and_each_is_saved(setting, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert avarc("classify", setting.cache, *setting.models, "--save-likelihood", "--out", run) == 0
+    told = capsys.readouterr()
+    assert "20 orders at random, seed 0, combined by mean" in told.err and "20, combined by mean" in told.out
+    protocol, metrics = (json.loads((run / name).read_text()) for name in ("run.json", "metrics.json"))
+    assert (protocol["orders"], protocol["order_seed"], protocol["combine"]) == ("random", 0, "mean")
+    assert protocol["plan"] == "4:1@20" and (metrics["orders"], metrics["combine"]) == (20, "mean")
+    with np.load(run / "likelihood" / "1.npz") as file:
+        mean, each = file["log_likelihood"], file["log_likelihood_orders"]
+    assert each.shape == (20, 10, 16) and np.allclose(each.mean(0), mean, atol=1e-5)
+    record = json.loads((run / "predictions.jsonl").read_text().splitlines()[1])
+    assert record["score"] == pytest.approx(mean[record["prediction"]].sum(), abs=1e-3)
+
+
+def test_orders_of_a_file_are_those_of_a_plain_implementation(setting, tmp_path):
+    orders = np.stack([np.random.default_rng(i).permutation(16) for i in range(3)])
+    np.save(tmp_path / "o.npy", orders)
+    words = ["--orders", tmp_path / "o.npy", "--save-likelihood"]
+    run_of(setting, tmp_path / "run", *words)
+    tokens = torch.from_numpy(read(setting.cache).tokens([2])[0, 0].astype(np.int64))
+    with np.load(tmp_path / "run" / "likelihood" / "2.npz") as file:
+        each = file["log_likelihood_orders"]
+    for order, found in zip(orders, each, strict=True):
+        permuted = reference.token_log_probs(
+            setting.tensors, tokens, torch.arange(10), heads=4, order_L=torch.from_numpy(order)
+        )
+        assert np.abs(found[:, order] - permuted.numpy()).max() < 1e-4
+
+
+def test_what_is_scored_does_not_depend_on_batches_or_on_other_candidates(setting, tmp_path):
+    words = ["--orders", "4", "--plan", "1:6,2:4@2,4:1@4", "--save-json"]
+    whole = run_of(setting, tmp_path / "a", *words)
+    small = run_of(setting, tmp_path / "b", *words, "--batch-size", "1")
+    assert [r["prediction"] for r in whole] == [r["prediction"] for r in small]
+    assert [r["score"] for r in whole] == pytest.approx([r["score"] for r in small], abs=1e-3)
+    full = run_of(setting, tmp_path / "c", "--orders", "4")
+    few = run_of(setting, tmp_path / "d", "--orders", "4", "--classes", "0,1,2,3,4")
+    scores = [{b["class"]: b["score"] for b in r["best"]} for r in (*full, *few, *whole)]
+    for a, b, staged in zip(scores[:4], scores[4:8], scores[8:], strict=True):
+        assert all(a[c] == pytest.approx(b[c], abs=1e-3) for c in a.keys() & b.keys())
+        winner = next(iter(staged))  # the staged sums of the winner are the exhaustive ones
+        assert winner not in a or staged[winner] == pytest.approx(a[winner], abs=1e-3)
+
+
+@pytest.mark.parametrize("rule", ["posterior", "log-mean-exp"])
+def test_other_rules_score_exhaustively_and_are_recorded(setting, tmp_path, capsys, rule):
+    found = run_of(setting, tmp_path / "run", "--orders", "5", "--combine", rule)
+    assert len(found) == 4 and json.loads((tmp_path / "run" / "run.json").read_text())["combine"] == rule
+    words = [setting.cache, *setting.models, "--combine", rule, "--plan", "2:3,4:1@5", "--orders", "5"]
+    assert avarc("classify", *words) == 2
+    assert "scores of parts do not add up" in capsys.readouterr().err
+
+
+def test_maps_are_means_over_orders_with_their_standard_error(setting, tmp_path):
+    words = [setting.cache, *setting.models, "--orders", "6", "--rows", "1", "--npz", tmp_path / "x.npz"]
+    assert avarc("-q", "explain", *words, "--out", tmp_path / "x.png") == 0
+    with np.load(tmp_path / "x.npz") as file:
+        contrast, error = file["log_prob_subject"] - file["log_prob_rival"], file["standard_error_contrast"]
+        assert file["map_contrast"].sum() == pytest.approx(contrast.sum(), abs=1e-3)
+    assert error.shape == (1, 16) and (error > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--orders", "0"], "a number of random orders from 1"),
+        (["--orders", "4", "--plan", "2:3,4:1"], "uses 1 of 4 orders"),
+        (["--orders", "2", "--plan", "2:3,4:1@4"], "it needs 4 orders"),
+        (["--combine", "median"], "no rule 'median'"),
+        (["--plan", "4~:3,4:1"], "nothing is left to estimate"),
+    ],
+)
+def test_orders_that_cannot_be_are_refused(setting, capsys, words, says):
+    assert avarc("classify", setting.cache, *setting.models, *words) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_model_with_a_fixed_order_refuses_orders(setting, capsys):
+    assert avarc("classify", setting.folder / "img", "--orders", "4") == 2
+    assert "scores its tokens in a fixed order" in capsys.readouterr().err
+
+
+def test_a_cheap_first_stage_drops_candidates(setting, tmp_path):
+    found = run_of(setting, tmp_path / "run", "--plan", "1~:5,4:1@3", "--save-json")
+    stages = json.loads((tmp_path / "run" / "json" / "0.json").read_text())["stages"]
+    assert stages[0]["estimated"] and len(stages[0]["survivors"]) == 5 and "estimated" not in stages[1]
+    assert found[0]["tokens_scored"] == 10 * 10 + 5 * 3 * 16
