@@ -9,6 +9,7 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _examples
+from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
@@ -39,7 +40,7 @@ def add_class(
         bool, typer.Option("--skip-existing", help="Skip classes that the bank has: continue after a stop.")
     ] = False,
     as_json: opt.JsonOpt = False,
-    model: opt.NamedModelOptions,
+    model: groups.NamedModelOptions,
     learning: _examples.LearningOptions,
 ) -> None:
     """Teach a model a new class from a few images.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import Command, with_option_groups
 from avarc_cli.commands.cache_export import export_tokens
@@ -105,7 +106,7 @@ def head(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that exists.")] = False,
     as_json: opt.JsonOpt = False,
-    model: opt.WeightsOptions,
+    model: groups.WeightsOptions,
 ) -> None:
     """Show the first images of a cache, or those from a row on: names, labels and tokens, as text or as pictures.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.settings import check_exists
 from avarc_cli.words import counted
@@ -83,7 +84,7 @@ def import_tokens(
     check_exists(class_names, "--class-names")
     names = None if class_names is None else read_class_names(Path(class_names))
     layout = opt.parse_scales(patch_nums)
-    maker = opt.WeightsOptions(
+    maker = groups.WeightsOptions(
         model=tokenizer,
         tokenizer_config=tokenizer_config,
         tokenizer_weight_set=tokenizer_weight_set,

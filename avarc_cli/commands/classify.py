@@ -11,6 +11,7 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _images, _summary
+from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE, CacheError, UsageError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ModelOptions(opt.ModelOptions):
+class _ModelOptions(groups.ModelOptions):
     kernels: Annotated[
         str,
         opt.model_option("--kernels", help="torch: plain PyTorch; triton: avarc's own, for NVIDIA GPUs; auto: torch."),
@@ -43,7 +44,7 @@ class _ModelOptions(opt.ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ScoringOptions(opt.ScoringOptions):
+class _ScoringOptions(groups.ScoringOptions):
     plan: Annotated[
         str,
         opt.scoring_option(
@@ -111,7 +112,7 @@ def classify(
     as_json: opt.JsonOpt = False,
     model: _ModelOptions,
     scoring: _ScoringOptions,
-    encoding: opt.ImageOptions,
+    encoding: groups.ImageOptions,
 ) -> None:
     """Classify images by their likelihood under each class.
 
@@ -152,7 +153,7 @@ def classify(
 
 
 def _check_inputs(
-    context: typer.Context, data: list[Path], encoding: opt.ImageOptions, out: Path | None, saves: bool
+    context: typer.Context, data: list[Path], encoding: groups.ImageOptions, out: Path | None, saves: bool
 ) -> None:
     images_only = [encoding.dataset, encoding.subset, encoding.per_class, *encoding.given]
     _summary.check_request(data, out, saves, images_only=images_only)
@@ -175,7 +176,7 @@ def _check_out(classifier: Classifier, out: Path | None, save_likelihood: bool, 
 
 
 def _encode(
-    classifier: Classifier, images: ImageSet, folder: Path, encoding: opt.ImageOptions, overwrite: bool
+    classifier: Classifier, images: ImageSet, folder: Path, encoding: groups.ImageOptions, overwrite: bool
 ) -> EncodeResult:
     """The images as FOLDER/tokens.h5. Raises CacheError where that was made by another request."""
     with console.progress("encoding", len(images)) as bar:

@@ -9,6 +9,7 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _images
+from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
@@ -42,13 +43,13 @@ def encode(
         typer.Option("--engine", help="local, or ray: on a Ray cluster; needs avarc[ray]."),
     ] = "local",
     as_json: opt.JsonOpt = False,
-    model: opt.WeightsOptions,
+    model: groups.WeightsOptions,
     patch_nums: opt.PatchNumsOpt = None,
     precision: Annotated[
         str,
         opt.model_option("--precision", help="Of the encoder: fp32, or bf16 on a GPU, which changes some tokens."),
     ] = "fp32",
-    encoding: opt.ImageOptions,
+    encoding: groups.ImageOptions,
 ) -> None:
     """Encode images into a token cache.
 

@@ -10,6 +10,7 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _images, _summary
+from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ScoringOptions(opt.CandidateOptions):
+class _ScoringOptions(groups.CandidateOptions):
     plan: Annotated[
         str, opt.scoring_option("--plan", help="How to find the prediction and the contrast class (avarc classify).")
     ] = "exhaustive"
@@ -74,9 +75,9 @@ def explain(
     ] = None,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
-    model: opt.ModelOptions,
+    model: groups.ModelOptions,
     scoring: _ScoringOptions,
-    pixels: opt.PixelOptions,
+    pixels: groups.PixelOptions,
     workers: opt.WorkersOpt = None,
     allow_outside: opt.AllowOutsideOpt = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _summary
 from avarc_cli.commands._groups import with_option_groups
@@ -37,7 +38,7 @@ def export(
     limit: opt.LimitOpt = None,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
-    model: opt.ModelOptions,
+    model: groups.ModelOptions,
     batch_size: opt.BatchSizeOpt = "auto",
 ) -> None:
     """Write log p(image | class) of every image and class to a file that plain numpy, HDF5 or Parquet readers load.

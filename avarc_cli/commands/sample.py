@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.settings import check_sampling
@@ -30,7 +31,7 @@ def sample(
     seed: opt.SeedOpt = 0,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
-    model: opt.ModelOptions,
+    model: groups.ModelOptions,
 ) -> None:
     """Draw pictures of classes, as the model imagines them.
 

@@ -10,6 +10,7 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _images
+from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands._groups import Command, with_option_groups
@@ -209,7 +210,7 @@ def cca(
     ] = 1.0,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
-    model: opt.WeightsOptions,
+    model: groups.WeightsOptions,
     training: common.FineTuningOptions,
     class_dropout: common.DropoutOpt = 0.1,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _summary
 from avarc_cli.commands._groups import with_option_groups
@@ -41,8 +42,8 @@ def tune(
     seed: opt.SeedOpt = 0,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
-    model: opt.ModelOptions,
-    scoring: opt.ScoringOptions,
+    model: groups.ModelOptions,
+    scoring: groups.ScoringOptions,
 ) -> None:
     """Tune a plan that drops classes early, with a guarantee.
 
