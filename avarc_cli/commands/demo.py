@@ -34,8 +34,9 @@ def demo(
 
     Example: avarc demo
     """
+    _open_folder(out)
     from avarc_cli import tokens
-    from avarc_cli.classifier import Classifier
+    from avarc_cli.classifier import Classifier  # imports torch: only now, after all that may be wrong
     from avarc_cli.data.datasets import open_images
     from avarc_cli.data.preprocess import Preprocess
     from avarc_cli.loading import load_model
@@ -43,7 +44,6 @@ def demo(
     from avarc_cli.zoo.local_files import ASSETS
 
     images = open_images([ASSETS / "digits" / "test"])
-    _open_folder(out)
     model = load_model("digits")
     classifiers = {name: Classifier(model, Options(plan=plan)) for name, plan in PLANS.items()}
     tokenizer = model.tokenizer
@@ -59,6 +59,8 @@ def demo(
 
 def _open_folder(out: Path) -> None:
     """Make the demo's folder, or go on in the one of an earlier demo. Raises: UsageError for any other."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"cannot write to '{out}'", "it is not a folder", "name another with --out")
     out.mkdir(parents=True, exist_ok=True)
     if not any(out.glob(f"{TOKENS}*")) and any(out.iterdir()):
         raise UsageError(f"'{out}' is not empty, and not a demo's folder", fix="name another with --out")
