@@ -41,8 +41,9 @@ def demo(
     """
     plans = _plans(model)
     out = out or Path("avarc-demo" if model == "digits" else f"avarc-demo-{model}")
+    _open_folder(out)
     from avarc_cli import tokens
-    from avarc_cli.classifier import Classifier
+    from avarc_cli.classifier import Classifier  # imports torch: only now, after all that may be wrong
     from avarc_cli.data.datasets import open_images
     from avarc_cli.data.preprocess import Preprocess
     from avarc_cli.loading import load_model
@@ -50,7 +51,6 @@ def demo(
     from avarc_cli.zoo.local_files import ASSETS
 
     images = open_images([ASSETS / "digits" / "test"])
-    _open_folder(out)
     loaded = load_model(model)
     classifiers = {name: Classifier(loaded, Options(plan=plan)) for name, plan in plans.items()}
     tokenizer = loaded.tokenizer
@@ -74,6 +74,8 @@ def _plans(model: str) -> dict[str, str]:
 
 def _open_folder(out: Path) -> None:
     """Make the demo's folder, or go on in the one of an earlier demo. Raises: UsageError for any other."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"cannot write to '{out}'", "it is not a folder", "name another with --out")
     out.mkdir(parents=True, exist_ok=True)
     if not any(out.glob(f"{TOKENS}*")) and any(out.iterdir()):
         raise UsageError(f"'{out}' is not empty, and not a demo's folder", fix="name another with --out")

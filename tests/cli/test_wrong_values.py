@@ -131,6 +131,8 @@ OTHERS = [
     "models show x",
     "models add m nowhere",
     "download x",
+    "demo --out images",
+    "demo --out empty.txt",
     "data check nowhere",
     "data check images --decode x",
 ]
