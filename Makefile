@@ -6,7 +6,7 @@ USER := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format figures digits digits-0-4 digits-llamagen clean
+.PHONY: help demo test lint format figures digits digits-0-4 digits-llamagen digits-randar clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -84,6 +84,16 @@ digits-llamagen: $(DEV) ## train the embedded LlamaGen again (docs/digits.md)
 	$(BIN)/avarc encode $(ASSETS)/test --model digits-llamagen --samples 3 --out build/digits-llamagen.h5 --overwrite
 	$(BIN)/avarc tune build/digits-llamagen.h5 --model digits-llamagen --agreement 0.995 --hold-out 110 \
 		--out $(LLAMAGEN)/plan.json --overwrite
+
+RANDAR := $(ASSETS)-randar
+digits-randar: $(DEV) ## train the embedded RandAR again (docs/digits.md)
+	$(BIN)/python -m avarc_cli.train.digits build/digits
+	$(BIN)/avarc train randar build/digits/train $(DIGITS) --tokenizer digits-vq --depth 5 --width 96 --heads 3 \
+		--steps 6000 --batch-size 32 --lr 2e-3 --out build/randar.safetensors --overwrite
+	mkdir -p $(RANDAR) && cp build/randar.safetensors $(RANDAR)
+	$(BIN)/avarc encode $(ASSETS)/test --tokenizer digits-vq --out build/digits-randar.h5 --overwrite
+	$(BIN)/avarc tune build/digits-randar.h5 --model digits-randar --agreement 0.995 --hold-out 110 \
+		--out $(RANDAR)/plan.json --overwrite
 
 clean: ## remove the environment and the tools' caches
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
