@@ -125,7 +125,10 @@ def _load(entry: EntryPoint) -> object:
 GENERATORS: Registry[GeneratorFamily] = Registry(
     GeneratorFamily,
     "generator",
-    {"var": "avarc_cli.models.var.family:FAMILY", "llamagen": "avarc_cli.models.llamagen.family:FAMILY"},
+    {
+        "var": "avarc_cli.models.var.family:FAMILY",
+        "llamagen": "avarc_cli.models.llamagen.family:FAMILY",
+    },
 )
 TOKENIZERS: Registry[TokenizerFamily] = Registry(
     TokenizerFamily,
@@ -133,5 +136,6 @@ TOKENIZERS: Registry[TokenizerFamily] = Registry(
     {
         "vqvae": "avarc_cli.tokenizers.vqvae.family:FAMILY",
         "llamagen-vq": "avarc_cli.tokenizers.llamagen_vq.family:FAMILY",
+        "maskgit-vqgan": "avarc_cli.tokenizers.maskgit_vqgan.family:FAMILY",
     },
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avarc_cli.errors import CheckpointError
+from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers.group_norm import GroupNorm
 from avarc_cli.layers.state_dict import shape_of
 
@@ -76,3 +76,16 @@ def read_levels(
             "pass the tokenizer's checkpoint here",
         )
     return ch, tuple(w // ch for w in widths), blocks
+
+
+def side_of_new(image_size: int, ch: int, ch_mult: tuple[int, ...]) -> int:
+    """Rows of tokens that a network of these levels makes of an image. Raises: UsageError when they do not fit."""
+    side, remainder = divmod(image_size, 2 ** (len(ch_mult) - 1))
+    if remainder or not side or ch % 32:
+        multipliers = ",".join(map(str, ch_mult))
+        raise UsageError(
+            f"multipliers {multipliers}, width {ch} do not fit {image_size}-pixel images",
+            "each multiplier but one halves the side; a width is 32, 64, ...",
+            f"choose an image size that {2 ** (len(ch_mult) - 1)} divides, or fewer multipliers",
+        )
+    return side
