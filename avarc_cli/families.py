@@ -128,6 +128,7 @@ GENERATORS: Registry[GeneratorFamily] = Registry(
     {
         "var": "avarc_cli.models.var.family:FAMILY",
         "llamagen": "avarc_cli.models.llamagen.family:FAMILY",
+        "rar": "avarc_cli.models.rar.family:FAMILY",
     },
 )
 TOKENIZERS: Registry[TokenizerFamily] = Registry(
