@@ -28,7 +28,8 @@ def bench(
         str,
         typer.Option(
             "--shape",
-            help="d16 to d30, or depth:width:heads (VAR); llamagen-b, -l, -xl, -xxl or -3b. The weights are random.",
+            help="d16 to d30, or depth:width:heads (VAR); llamagen-b, -l, -xl, -xxl or -3b; rar-b, -l, -xl or -xxl. "
+            "The weights are random.",
         ),
     ] = "d16",
     model: Annotated[

@@ -28,6 +28,10 @@ MultipliersOpt = Annotated[
     opt.model_option("--multipliers", help="Width of each level in first widths; each level but one halves the side."),
 ]
 BlocksOpt = Annotated[int, opt.model_option("--blocks", min=1, help="Residual blocks a level.")]
+CodeChannelsOpt = Annotated[int, opt.model_option("--channels", min=1, help="Channels of the codes.")]
+HeadsOpt = Annotated[
+    int | None, opt.model_option("--heads", min=1, help="Attention heads. Default: of 64 channels each.")
+]
 DepthOpt = Annotated[int, opt.model_option("--depth", min=1, help="Blocks.")]
 
 
@@ -79,7 +83,7 @@ def vq(
     out: common.OutOpt,
     image_size: ImageSizeOpt = 64,
     vocab: VocabularyOpt = 512,
-    channels: Annotated[int, opt.model_option("--channels", min=1, help="Channels of the codes.")] = 8,
+    channels: CodeChannelsOpt = 8,
     width: WidthOpt = 64,
     multipliers: MultipliersOpt = "1,2,2,4",
     blocks: BlocksOpt = 2,
@@ -101,6 +105,39 @@ def vq(
     }
     common.train_tokenizer(
         data, out, shape, training, family="llamagen-vq", image_size=image_size, device=device, overwrite=overwrite
+    )
+
+
+@app.command(name="maskgit-vq", cls=Command)
+@with_option_groups
+def maskgit_vq(
+    data: opt.DataArg,
+    *,
+    out: common.OutOpt,
+    image_size: ImageSizeOpt = 64,
+    vocab: VocabularyOpt = 512,
+    channels: CodeChannelsOpt = 32,
+    width: WidthOpt = 64,
+    multipliers: MultipliersOpt = "1,2,2,4",
+    blocks: BlocksOpt = 2,
+    device: opt.DeviceOpt = "auto",
+    overwrite: opt.OverwriteOpt = False,
+    as_json: opt.JsonOpt = False,
+    training: common.RecipeOptions,
+) -> None:
+    """Train a MaskGIT-VQGAN's network, the tokenizer of a RAR, without the perceptual and adversarial losses.
+
+    Example: avarc train maskgit-vq photos/ --image-size 64 --out vq.safetensors
+    """
+    shape = {
+        "vocab_size": vocab,
+        "code_channels": channels,
+        "ch": width,
+        "ch_mult": opt.parse_numbers(multipliers, "--multipliers") or (),
+        "blocks": blocks,
+    }
+    common.train_tokenizer(
+        data, out, shape, training, family="maskgit-vqgan", image_size=image_size, device=device, overwrite=overwrite
     )
 
 
@@ -140,9 +177,7 @@ def llamagen(
     reads: common.TokenizerOptions,
     depth: DepthOpt = 8,
     width: Annotated[int, opt.model_option("--width", min=4, help="Channels.")] = 512,
-    heads: Annotated[
-        int | None, opt.model_option("--heads", min=1, help="Attention heads. Default: of 64 channels each.")
-    ] = None,
+    heads: HeadsOpt = None,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     training: common.RecipeOptions,
@@ -155,6 +190,31 @@ def llamagen(
     shape = {"depth": depth, "width": width, "heads": heads}
     common.train_generator(
         data, out, shape, training, reads, family="llamagen", class_dropout=class_dropout, overwrite=overwrite
+    )
+
+
+@app.command(cls=Command)
+@with_option_groups
+def rar(
+    data: opt.DataArg,
+    *,
+    out: common.OutOpt,
+    reads: common.TokenizerOptions,
+    depth: DepthOpt = 8,
+    width: Annotated[int, opt.model_option("--width", min=1, help="Channels.")] = 512,
+    heads: HeadsOpt = None,
+    overwrite: opt.OverwriteOpt = False,
+    as_json: opt.JsonOpt = False,
+    training: common.RecipeOptions,
+    class_dropout: common.DropoutOpt = 0.1,
+) -> None:
+    """Train a RAR on the tokens of a folder with one sub-folder a class: in random orders, in the end in raster order.
+
+    Example: avarc train rar photos/ --tokenizer vq.safetensors --out rar.safetensors
+    """
+    shape = {"depth": depth, "width": width, "heads": heads}
+    common.train_generator(
+        data, out, shape, training, reads, family="rar", class_dropout=class_dropout, overwrite=overwrite
     )
 
 

@@ -62,6 +62,8 @@ def test_the_commands_are_these():
         "train",
         "train cca",
         "train llamagen",
+        "train maskgit-vq",
+        "train rar",
         "train tokenizer",
         "train var",
         "train vq",

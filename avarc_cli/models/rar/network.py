@@ -40,15 +40,49 @@ NORM_EPS = 1e-6
 class Modulation(NamedTuple):
     """Shift, scale and gate of every branch, and shift and scale before the head, for a run of positions.
 
-    Tables are asked for block by block: together they are larger than the activations.
+    Tables are asked for block by block: together they are larger than the activations. They are those of the sequences
+    one by one, so that nothing is copied, or one table of all, where one operation on all sequences is faster.
     """
 
-    block: Callable[[int], Tensor]
-    """(R, 3, 2, C) of a block, float32: shift, scale and gate of its two branches."""
-    head: Callable[[], Tensor]
-    """(R, 2, C), float32: shift and scale. Asked for last."""
+    block: Callable[[int], list[Tensor]]
+    """(T, 3, 2, C) for each sequence, or one (R, 3, 2, C), float32: shift, scale and gate of a block's two branches."""
+    head: Callable[[], list[Tensor]]
+    """(T, 2, C) for each sequence, or one (R, 2, C), float32: shift and scale. Asked for last."""
     row_M: Tensor | None
-    """Row of each position of each sequence; None if the i-th has row i."""
+    """Row of each position of each sequence in the one table of all; None where each sequence has its own."""
+
+
+class Streams:
+    """The residual stream, in the parts that a modulation has tables for; every part is (M, 1, C)."""
+
+    def __init__(self, x_PTC: Tensor, modulation: Modulation, kernels: str) -> None:
+        self.shape, self.row_M, self.kernels = x_PTC.shape, modulation.row_M, kernels
+        self.parts = self._parts(x_PTC)
+
+    def _parts(self, x_PTC: Tensor) -> list[Tensor]:
+        rows = self.shape[1] if self.row_M is None else self.shape[0] * self.shape[1]
+        return list(x_PTC.reshape(-1, 1, self.shape[2]).split(rows))
+
+    def norm(self, tables: list[Tensor], branch: int, dtype: torch.dtype) -> Tensor:
+        """The norm before a block's branch, (P, T, C)."""
+        normed = [
+            adaln(x, t[:, 1, branch], t[:, 0, branch], self.row_M, dtype=dtype, backend=self.kernels)
+            for x, t in zip(self.parts, tables, strict=True)
+        ]
+        return self._joined(normed)
+
+    def add(self, y_PTC: Tensor, gates: list[Tensor], norms: list[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
+        """Add a branch's output times its gate, and return the norm with these scales and shifts, (P, T, C)."""
+        normed = []
+        for i, (y, gate, norm) in enumerate(zip(self._parts(y_PTC), gates, norms, strict=True)):
+            self.parts[i], part = gated_residual_adaln(
+                self.parts[i], y, gate, *norm, self.row_M, dtype=dtype, backend=self.kernels
+            )
+            normed.append(part)
+        return self._joined(normed)
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(self.shape)
 
 
 class Attention(nn.Module):
@@ -206,8 +240,8 @@ class RAR(nn.Module):
         place_T = torch.arange(positions, device=class_id_P.device)
         activated_RC = self.activated(class_id_N, place_T.expand(len(class_id_N), -1)).flatten(0, 1)
         return Modulation(
-            lambda layer: self.layers[layer].modulation(activated_RC),
-            lambda: self.adaln_before_head.modulation(activated_RC),
+            lambda layer: [self.layers[layer].modulation(activated_RC)],
+            lambda: [self.adaln_before_head.modulation(activated_RC)],
             (row_P[:, None] * positions + place_T).flatten(),
         )
 
@@ -228,23 +262,19 @@ class RAR(nn.Module):
                 these are the first positions and nothing is to be stored.
             kernels: None for the model's own. With gradients it must be "torch".
         """
-        kernels, attention = kernels or self.kernels, self.precision.attention
-        shape, dtype, row_M = x_PTC.shape, self.precision.activations, modulation.row_M
-        table = modulation.block(0)
-        x = x_PTC.reshape(-1, 1, shape[-1])
-        normed = adaln(x, table[:, 1, 0], table[:, 0, 0], row_M, dtype=dtype, backend=kernels)
+        stream = Streams(x_PTC, modulation, kernels or self.kernels)
+        dtype, tables = self.precision.activations, modulation.block(0)
+        normed = stream.norm(tables, 0, dtype)
         for layer, block in enumerate(self.layers):
-            y = block.attn(normed.view(shape), layer, kv_cache, attention, kernels)
-            norm = table[:, 1, 1], table[:, 0, 1]
-            x, normed = gated_residual_adaln(
-                x, y.view_as(x), table[:, 2, 0], *norm, row_M, dtype=dtype, backend=kernels
-            )
-            y, gate = block.mlp(normed), table[:, 2, 1]
+            y = block.attn(normed, layer, kv_cache, self.precision.attention, stream.kernels)
+            norms = [(t[:, 1, 1], t[:, 0, 1]) for t in tables]
+            normed = stream.add(y, [t[:, 2, 0] for t in tables], norms, dtype)
+            y, gates = block.mlp(normed), [t[:, 2, 1] for t in tables]
             if layer + 1 < len(self.layers):
-                table = modulation.block(layer + 1)
-                norm = table[:, 1, 0], table[:, 0, 0]
+                tables = modulation.block(layer + 1)
+                norms = [(t[:, 1, 0], t[:, 0, 0]) for t in tables]
             else:
-                of_head, dtype = modulation.head(), self.lm_head.weight.dtype
-                norm = of_head[:, 1], of_head[:, 0]
-            x, normed = gated_residual_adaln(x, y, gate, *norm, row_M, dtype=dtype, backend=kernels)
-        return normed.view(shape)
+                dtype = self.lm_head.weight.dtype
+                norms = [(t[:, 1], t[:, 0]) for t in modulation.head()]
+            normed = stream.add(y, gates, norms, dtype)
+        return normed
