@@ -44,6 +44,8 @@ class LikelihoodModel(ABC):
     """Whether the tokens may be scored in any order. Segments are then runs of positions along the order."""
     default_orders: int = 0
     """Random orders that scores are averaged over unless the user says; 0 for the one raster order."""
+    default_guidance: float = 1.5
+    """Strength of guidance with which `sample` is meant to be used."""
 
     @abstractmethod
     def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None) -> Any:

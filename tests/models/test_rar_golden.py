@@ -132,7 +132,7 @@ def test_guidance_grows_from_none_to_the_strength_that_was_asked_for():
     assert Schedule(power=2.0).weight(3.0, 0.0) == 1.0
     assert Schedule(power=2.0).weight(3.0, 0.5) == pytest.approx(1 + 1.5 * (1 - math.cos(math.pi / 4)))
     assert Schedule(power=0.0).weight(3.0, 0.0) == 4.0
-    assert Schedule.of_width(768) == Schedule(1.0, 2.75) and Schedule.of_width(100) == Schedule(1.0, 1.0)
+    assert Schedule.of_width(768) == Schedule(1.0, 2.75, 15.0) and Schedule.of_width(100) == Schedule(1.0, 1.0, 1.5)
 
 
 def test_a_fork_continues_with_other_tokens_and_orders_as_if_scored_from_the_start(rar):
@@ -169,6 +169,15 @@ def test_modulation_is_the_same_however_much_of_it_is_kept(rar, room):
         assert torch.equal(scored(few, tokens, classes, stops), scored(model, tokens, classes, stops))
     assert few.modulation.bytes == min(room, 11) * class_bytes and few.tables.bytes <= room * class_bytes
     assert bool(few.tables.bytes) == bool(room)
+
+
+def test_tables_joined_in_one_as_on_a_gpu_give_the_same(rar):
+    _, arrays, model = rar
+    joined = RARLikelihood(model.rar)
+    joined.modulation.joined = True
+    tokens, classes = torch.from_numpy(arrays["tokens"]), torch.tensor([4, 0, 10])
+    for stops in ([4], [1, 2, 4]):
+        assert torch.equal(scored(joined, tokens, classes, stops), scored(model, tokens, classes, stops))
 
 
 def test_weights_that_change_in_place_get_their_own_modulation():

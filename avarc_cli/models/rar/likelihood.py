@@ -65,6 +65,8 @@ class RARLikelihood(TrainableModel):
         self.num_classes = network.config.num_classes
         self.unconditional: int | None = network.config.num_classes
         self.flops_per_token = network.config.flops // network.config.ends[-1]
+        self.schedule = Schedule.of_width(network.config.width)
+        self.default_guidance = self.schedule.guidance
 
     @property
     def precision(self) -> Precision:
@@ -150,8 +152,7 @@ class RARLikelihood(TrainableModel):
         top_k: int = 0,
         top_p: float = 0.0,
     ) -> Tensor:
-        schedule = Schedule.of_width(self.config.width)
-        return sample(self.rar, self.modulation, class_id_B, schedule, generators, guidance, top_k, top_p)
+        return sample(self.rar, self.modulation, class_id_B, self.schedule, generators, guidance, top_k, top_p)
 
     def with_network(self, network: nn.Module) -> RARLikelihood:
         return RARLikelihood(cast("RAR", network), self.workspace, self.tables)

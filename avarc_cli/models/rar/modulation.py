@@ -75,6 +75,8 @@ class SegmentModulation:
 
     def __init__(self, rar: RAR, cache: ModulationCache) -> None:
         self.rar, self.cache = rar, cache
+        self.joined = rar.pos_embed.is_cuda
+        """Whether the tables of a batch are joined in one: fewer operations, but everything is copied."""
         self._weights: tuple[tuple[int, int], ...] = ()
         self._serial = -1
 
@@ -99,10 +101,9 @@ class SegmentModulation:
         missing = [key for key in keys.values() if key not in known]
         room = self.cache.make_room(len(known), len(missing), size)
         new, made = {key: Table(size) for key in missing[:room]}, _Missing(self.rar, missing)
-        on_cuda = self.rar.pos_embed.is_cuda
 
         def parts(tables: dict[Key, Tensor]) -> list[Tensor]:
-            if on_cuda:
+            if self.joined:
                 return [torch.cat([tables[key][rows] for key in keys.values()])]
             return [tables[keys[class_id]][rows] for class_id in class_ids]
 
@@ -119,7 +120,7 @@ class SegmentModulation:
             self.cache.store(new)
             return parts({key: table.head[0] for key, table in known.items()} | computed)
 
-        return Modulation(block, head, self._rows(classes, class_ids, end - start) if on_cuda else None)
+        return Modulation(block, head, self._rows(classes, class_ids, end - start) if self.joined else None)
 
     def _rows(self, classes: list[int], class_ids: Sequence[int], positions: int) -> Tensor:
         """Row of each position of each pair in the joined tables of these different classes."""

@@ -26,6 +26,8 @@ class Schedule:
     """Logits are divided by it where there is guidance."""
     power: float = 1.0
     """The larger, the later guidance begins; 0 for the same guidance everywhere."""
+    guidance: float = 1.5
+    """The strength that it is meant for."""
 
     @classmethod
     def of_width(cls, width: int) -> Schedule:
@@ -41,11 +43,11 @@ class Schedule:
         return 1 + guidance / 2 * (1 - math.cos(math.pi * done**self.power))
 
 
-PUBLISHED = {  # B, L, XL, XXL; guidance was 15, 14.5, 5.9 and 7
-    768: Schedule(1.0, 2.75),
-    1024: Schedule(1.02, 2.5),
-    1280: Schedule(1.02, 1.5),
-    1408: Schedule(1.02, 1.2),
+PUBLISHED = {  # B, L, XL, XXL
+    768: Schedule(1.0, 2.75, 15.0),
+    1024: Schedule(1.02, 2.5, 14.5),
+    1280: Schedule(1.02, 1.5, 5.9),
+    1408: Schedule(1.02, 1.2, 7.0),
 }
 
 
