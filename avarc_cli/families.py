@@ -163,6 +163,7 @@ GENERATORS: Registry[GeneratorFamily] = Registry(
         "var": "avarc_cli.models.var.family:FAMILY",
         "llamagen": "avarc_cli.models.llamagen.family:FAMILY",
         "randar": "avarc_cli.models.randar.family:FAMILY",
+        "rar": "avarc_cli.models.rar.family:FAMILY",
     },
 )
 TOKENIZERS: Registry[TokenizerFamily] = Registry(
@@ -171,11 +172,13 @@ TOKENIZERS: Registry[TokenizerFamily] = Registry(
     {
         "vqvae": "avarc_cli.tokenizers.vqvae.family:FAMILY",
         "llamagen-vq": "avarc_cli.tokenizers.llamagen_vq.family:FAMILY",
+        "maskgit-vqgan": "avarc_cli.tokenizers.maskgit_vqgan.family:FAMILY",
     },
 )
 SHAPES = {
     "var": "avarc_cli.models.var.shapes:parse",
     "llamagen": "avarc_cli.models.llamagen.shapes:parse",
     "randar": "avarc_cli.models.randar.shapes:parse",
+    "rar": "avarc_cli.models.rar.shapes:parse",
 }
 """Family -> what reads its shapes, a module without torch."""

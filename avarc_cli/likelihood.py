@@ -46,6 +46,8 @@ class LikelihoodModel(ABC):
     """Random orders that scores are averaged over unless the user says; 0 for the one raster order."""
     has_block_parallel: bool = False
     """Whether there is a cheap estimate of an order's log-probabilities, `block_parallel`."""
+    default_guidance: float = 1.5
+    """Strength of guidance with which `sample` is meant to be used."""
 
     @abstractmethod
     def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None) -> Any:

@@ -24,8 +24,8 @@ from avarc_cli.tokens.reconstruct import to_pixels
 class Sampling:
     """How to draw. Raises: UsageError for numbers outside their ranges."""
 
-    guidance: float = 1.5
-    """Strength of classifier-free guidance, in [0, 1000]. 0 draws from p(x | class) itself."""
+    guidance: float | None = None
+    """Strength of classifier-free guidance, in [0, 1000]. 0 draws from p(x | class) itself; None is the model's own."""
 
     top_k: int = 0
     """Draw only from this many of the likeliest codes. 0 for all."""
@@ -87,7 +87,7 @@ def _draw(model: LoadedModel, class_id: int, count: int, how: Sampling) -> npt.N
     device = model.tokenizer.device
     tokens_BL = model.likelihood.sample(
         torch.full((count,), class_id, device=device),
-        guidance=how.guidance,
+        guidance=model.likelihood.default_guidance if how.guidance is None else how.guidance,
         top_k=how.top_k,
         top_p=how.top_p,
         generators=[generator_of(how.seed, class_id, number, device=device) for number in range(count)],

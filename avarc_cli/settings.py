@@ -152,9 +152,9 @@ def parse_dimensions(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts) if readable else ()
 
 
-def check_sampling(guidance: float, top_k: int, top_p: float) -> None:
+def check_sampling(guidance: float | None, top_k: int, top_p: float) -> None:
     """Raises: UsageError for numbers outside the ranges of `sampling.Sampling`."""
-    if not (0 <= guidance <= MOST_GUIDANCE and top_k >= 0 and 0 <= top_p <= 1):
+    if not (0 <= (guidance or 0) <= MOST_GUIDANCE and top_k >= 0 and 0 <= top_p <= 1):
         raise UsageError(
             f"guidance {guidance}, top-k {top_k}, top-p {top_p}",
             f"guidance lies in [0, {MOST_GUIDANCE}], top-k is at least 0, top-p lies in [0, 1]",

@@ -28,7 +28,8 @@ def bench(
         str,
         typer.Option(
             "--shape",
-            help="d16 to d30, or depth:width:heads (VAR); llamagen-b, -l, -xl, -xxl or -3b; randar-b, -l or -xl. "
+            help="d16 to d30, or depth:width:heads (VAR); llamagen-b, -l, -xl, -xxl or -3b; rar-b, -l, -xl or -xxl; "
+            "randar-b, -l or -xl. "
             "The weights are random.",
         ),
     ] = "d16",

@@ -22,8 +22,12 @@ def sample(
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write (PNG): one row a class.")],
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Pictures of each class.")] = 8,
     guidance: Annotated[
-        float, typer.Option("--guidance", help="Strength of classifier-free guidance; 0 draws from p(x | class).")
-    ] = 1.5,
+        float | None,
+        typer.Option(
+            "--guidance",
+            help="Strength of classifier-free guidance; 0 draws from p(x | class). Default: the model's own.",
+        ),
+    ] = None,
     top_k: Annotated[int, typer.Option("--top-k", help="Draw only from the N likeliest codes; 0 for all.")] = 0,
     top_p: Annotated[
         float, typer.Option("--top-p", help="Draw only from the likeliest codes with this probability; 0 for all.")

@@ -29,6 +29,7 @@ MultipliersOpt = Annotated[
     opt.model_option("--multipliers", help="Width of each level in first widths; each level but one halves the side."),
 ]
 BlocksOpt = Annotated[int, opt.model_option("--blocks", min=1, help="Residual blocks a level.")]
+CodeChannelsOpt = Annotated[int, opt.model_option("--channels", min=1, help="Channels of the codes.")]
 DepthOpt = Annotated[int, opt.model_option("--depth", min=1, help="Blocks.")]
 ChannelsOpt = Annotated[int, opt.model_option("--width", min=4, help="Channels.")]
 HeadsOpt = Annotated[
@@ -85,7 +86,7 @@ def vq(
     out: common.OutOpt,
     image_size: ImageSizeOpt = 64,
     vocab: VocabularyOpt = 512,
-    channels: Annotated[int, opt.model_option("--channels", min=1, help="Channels of the codes.")] = 8,
+    channels: CodeChannelsOpt = 8,
     width: WidthOpt = 64,
     multipliers: MultipliersOpt = "1,2,2,4",
     blocks: BlocksOpt = 2,
@@ -108,6 +109,40 @@ def vq(
     check_levels(image_size, shape["ch_mult"], width)
     common.train_tokenizer(
         data, out, shape, training, family="llamagen-vq", image_size=image_size, device=device, overwrite=overwrite
+    )
+
+
+@app.command(name="maskgit-vq", cls=Command)
+@with_option_groups
+def maskgit_vq(
+    data: opt.DataArg,
+    *,
+    out: common.OutOpt,
+    image_size: ImageSizeOpt = 64,
+    vocab: VocabularyOpt = 512,
+    channels: CodeChannelsOpt = 32,
+    width: WidthOpt = 64,
+    multipliers: MultipliersOpt = "1,2,2,4",
+    blocks: BlocksOpt = 2,
+    device: opt.DeviceOpt = "auto",
+    overwrite: opt.OverwriteOpt = False,
+    as_json: opt.JsonOpt = False,
+    training: common.RecipeOptions,
+) -> None:
+    """Train a MaskGIT-VQGAN's network, the tokenizer of a RAR, without the perceptual and adversarial losses.
+
+    Example: avarc train maskgit-vq photos/ --image-size 64 --out vq.safetensors
+    """
+    shape: dict[str, Any] = {
+        "vocab_size": vocab,
+        "code_channels": channels,
+        "ch": width,
+        "ch_mult": opt.parse_numbers(multipliers, "--multipliers") or (),
+        "blocks": blocks,
+    }
+    check_levels(image_size, shape["ch_mult"], width)
+    common.train_tokenizer(
+        data, out, shape, training, family="maskgit-vqgan", image_size=image_size, device=device, overwrite=overwrite
     )
 
 
@@ -188,6 +223,31 @@ def randar(
     shape = {"depth": depth, "width": width, "heads": heads}
     common.train_generator(
         data, out, shape, training, reads, family="randar", class_dropout=class_dropout, overwrite=overwrite
+    )
+
+
+@app.command(cls=Command)
+@with_option_groups
+def rar(
+    data: opt.DataArg,
+    *,
+    out: common.OutOpt,
+    reads: common.TokenizerOptions,
+    depth: DepthOpt = 8,
+    width: ChannelsOpt = 512,
+    heads: HeadsOpt = None,
+    overwrite: opt.OverwriteOpt = False,
+    as_json: opt.JsonOpt = False,
+    training: common.RecipeOptions,
+    class_dropout: common.DropoutOpt = 0.1,
+) -> None:
+    """Train a RAR on the tokens of a folder with one sub-folder a class: in random orders, in the end in raster order.
+
+    Example: avarc train rar photos/ --tokenizer vq.safetensors --out rar.safetensors
+    """
+    shape = {"depth": depth, "width": width, "heads": heads}
+    common.train_generator(
+        data, out, shape, training, reads, family="rar", class_dropout=class_dropout, overwrite=overwrite
     )
 
 

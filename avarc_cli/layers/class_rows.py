@@ -10,14 +10,17 @@ from torch import Tensor, nn
 
 
 class FirstRow(nn.Module):
-    """A table of class embeddings (2, C) whose first row is `row_C`; the second is the unconditional class's."""
+    """A table of embeddings in which the row of the first class is `row_C`.
 
-    def __init__(self, row_C: nn.Parameter) -> None:
+    `before` rows come before it, such as those of tokens; the last row is the unconditional class's.
+    """
+
+    def __init__(self, row_C: nn.Parameter, *, before: int = 0) -> None:
         super().__init__()
-        self.row_C = row_C
+        self.row_C, self.before = row_C, before
 
-    def forward(self, table_2C: Tensor) -> Tensor:
-        return torch.stack([self.row_C, table_2C[1]])
+    def forward(self, table: Tensor) -> Tensor:
+        return torch.cat([table[: self.before], self.row_C[None], table[self.before + 1 :]])
 
 
 def with_mean_rows(table_NC: Tensor, count: int) -> Tensor:

@@ -69,6 +69,35 @@ def square_sides(layout: TokenLayout, source: str, title: str) -> tuple[int, ...
     return sides
 
 
+def square_side(stated: ConfigSources, downsampling: int, source: str, title: str, *names: str) -> int:
+    """Rows of tokens of an image, for a convolutional tokenizer of one grid, whose tensors do not tell it.
+
+    It is stated as the side of the images, "image_size" or one of `names`, in pixels, or as the layout of the tokens.
+    Raises: CheckpointError naming the network when neither is stated, or it does not fit the downsampling.
+    """
+    pixels = stated.whole_number("image_size", *names)
+    if pixels is not None and pixels % downsampling:
+        raise CheckpointError(
+            f"{source} cannot read images of {pixels} pixels",
+            f"a token covers {downsampling} x {downsampling} of them",
+            f"name a multiple of {downsampling} with --image-size",
+        )
+    if pixels is not None:
+        return pixels // downsampling
+    layout = stated.layout()
+    if layout is None:
+        raise CheckpointError(
+            f"the image size of {source} is unknown",
+            f"a {title} reads images of any multiple of {downsampling} pixels",
+            "add --image-size 256, or the size that the generator was trained on",
+        )
+    if len(layout.grids) != 1 or layout.grids[0][0] != layout.grids[0][1]:
+        raise CheckpointError(
+            f"{source} cannot give {layout}", f"the tokens of a {title} fill one square grid", "correct the layout"
+        )
+    return layout.grids[0][0]
+
+
 def _positive_numbers(values: list[Any] | tuple[Any, ...]) -> tuple[int, ...] | None:
     """The values as whole numbers; None when one is not a positive whole number."""
     texts = [str(value).strip() for value in values if not isinstance(value, bool)]

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from avarc_cli.errors import CheckpointError
 from avarc_cli.layers.group_norm import GroupNorm
 from avarc_cli.layers.state_dict import shape_of
+from avarc_cli.settings import check_levels
 
 
 def group_norm(channels: int) -> GroupNorm:
@@ -76,3 +77,9 @@ def read_levels(
             "pass the tokenizer's checkpoint here",
         )
     return ch, tuple(w // ch for w in widths), blocks
+
+
+def side_of_new(image_size: int, ch: int, ch_mult: tuple[int, ...]) -> int:
+    """Rows of tokens that a network of these levels makes of an image. Raises: UsageError when they do not fit."""
+    check_levels(image_size, ch_mult, ch)
+    return image_size // 2 ** (len(ch_mult) - 1)

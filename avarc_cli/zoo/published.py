@@ -1,8 +1,9 @@
 """The cards of what is shipped with avarc or published on the Hugging Face hub: facts only.
 
 Sizes and file names: https://github.com/FoundationVision/VAR, https://github.com/thu-ml/CCA,
-https://github.com/FoundationVision/LlamaGen and https://github.com/ziqipang/RandAR.
-No card pins a revision or a sha256 yet: they were not available when the cards were written.
+https://github.com/FoundationVision/LlamaGen, https://github.com/ziqipang/RandAR and
+https://github.com/bytedance/1d-tokenizer. No card pins a revision, and only those of two RARs a sha256: the others were
+not available when the cards were written.
 """
 
 from __future__ import annotations
@@ -143,6 +144,23 @@ def _llamagen_grid(pixels: int, downsampling: int = 16) -> TokenLayout:
     return TokenLayout.raster(pixels // downsampling, pixels // downsampling)
 
 
+def _rar(size: str, params: int, sha256: str | None = None) -> ModelCard:
+    """A RAR on ImageNet-1k."""
+    return ModelCard(
+        name=f"rar-{size}",
+        family="rar",
+        tokenizer="maskgit-vqgan-256",
+        image_size=256,
+        layout=TokenLayout.raster(16, 16),
+        num_classes=1000,
+        label_space="imagenet1k",
+        params=params,
+        license="Apache-2.0",
+        source="arXiv:2411.00776",
+        weights=HubFile("yucornetto/RAR", f"rar_{size}.bin", sha256=sha256),
+    )
+
+
 _LLAMAGEN = "arXiv:2406.06525"
 _VQ16, _VQ8 = 71_883_403, 70_109_835  # parameters
 _VQ16_FILE = HubFile("FoundationVision/LlamaGen", "vq_ds16_c2i.pt")
@@ -216,6 +234,10 @@ MODELS = (
     _llamagen_text(2, 512),
     _randar("l", "0.3b", 342_912_000),
     _randar("xl", "0.7b", 774_700_800),
+    _rar("b", 260_923_648, "cbbf4b27dc36afae77fdb2fe0d6b9b5b7446eae45f1a9f91d442ab0b315b9ebf"),
+    _rar("l", 461_668_352, "edad8e9905e20a5df14eeee0d5d04c1be48b16a7751b4b3f4954a6dec8ad87d5"),
+    _rar("xl", 955_425_024),
+    _rar("xxl", 1_498_520_704),
 )
 
 TOKENIZERS = (
@@ -248,4 +270,15 @@ TOKENIZERS = (
     _llamagen_tokenizer("vq8", 256, _VQ8, HubFile("FoundationVision/LlamaGen", "vq_ds8_c2i.pt"), downsampling=8),
     _llamagen_tokenizer("vq16-t2i", 256, _VQ16, _VQ16_TEXT_FILE),
     _llamagen_tokenizer("vq16-t2i", 512, _VQ16, _VQ16_TEXT_FILE),
+    TokenizerCard(
+        name="maskgit-vqgan-256",
+        family="maskgit-vqgan",
+        image_size=256,
+        layout=TokenLayout.raster(16, 16),
+        params=54_515_587,
+        weights=HubFile("fun-research/TiTok", "maskgit-vqgan-imagenet-f16-256.bin"),
+        license="Apache-2.0",
+        source="arXiv:2202.04200",
+        preprocess="adm",
+    ),
 )

@@ -20,6 +20,14 @@ def test_an_image_depends_on_its_class_and_number_only():
     assert not np.array_equal(few.pictures, sample(model, ["3"], 2, Sampling(seed=2)).pictures)
 
 
+def test_without_a_strength_the_model_is_guided_as_it_is_meant_to_be():
+    model = load_model("digits")
+    drawn = [sample(model, ["3"], 1, Sampling(guidance=strength)).pictures for strength in (None, 1.5, 6.0)]
+    assert np.array_equal(drawn[0], drawn[1])
+    model.likelihood.default_guidance = 6.0
+    assert np.array_equal(sample(model, ["3"], 1).pictures, drawn[2])
+
+
 def test_images_drawn_of_a_class_are_classified_as_that_class(tmp_path):
     model = load_model("digits")
     drawn = sample(model, ["0,4,7"], 4)

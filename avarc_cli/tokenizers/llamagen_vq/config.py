@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from avarc_cli.errors import CheckpointError
-from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.config_sources import ConfigSources, square_side
 from avarc_cli.layers.conv_blocks import read_levels
 from avarc_cli.layers.state_dict import shape_of
 
@@ -62,31 +61,6 @@ def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: st
         z_channels=shape("quant_conv.weight", 4)[1],
         ch=ch,
         ch_mult=ch_mult,
-        side=_side(stated, 2 ** (len(ch_mult) - 1), source),
+        side=square_side(stated, 2 ** (len(ch_mult) - 1), source, TITLE),
         blocks=blocks,
     )
-
-
-def _side(stated: ConfigSources, downsampling: int, source: str) -> int:
-    """Rows of tokens of an image."""
-    pixels = stated.whole_number("image_size")
-    if pixels is not None and pixels % downsampling:
-        raise CheckpointError(
-            f"{source} cannot read images of {pixels} pixels",
-            f"a token covers {downsampling} x {downsampling} of them",
-            f"name a multiple of {downsampling} with --image-size",
-        )
-    if pixels is not None:
-        return pixels // downsampling
-    layout = stated.layout()
-    if layout is None:
-        raise CheckpointError(
-            f"the image size of {source} is unknown",
-            f"a {TITLE} reads images of any multiple of {downsampling} pixels",
-            "add --image-size 256, or the size that the generator was trained on",
-        )
-    if len(layout.grids) != 1 or layout.grids[0][0] != layout.grids[0][1]:
-        raise CheckpointError(
-            f"{source} cannot give {layout}", f"the tokens of a {TITLE} fill one square grid", "correct the layout"
-        )
-    return layout.grids[0][0]

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.conv_blocks import side_of_new
 from avarc_cli.layers.state_dict import build
 from avarc_cli.likelihood import TokenizerFamily, TokenizerLoss, TokenizerNetwork
-from avarc_cli.settings import check_levels
 from avarc_cli.tokenizers.llamagen_vq.config import TITLE, LlamaGenVQConfig, read_config
 from avarc_cli.tokenizers.llamagen_vq.loss import LlamaGenVQLoss
 from avarc_cli.tokenizers.llamagen_vq.network import LlamaGenVQ
@@ -38,9 +38,8 @@ class LlamaGenVQFamily(TokenizerFamily):
         `shape` is image_size and the fields of LlamaGenVQConfig but z_channels, half the width of the last level as in
         the published ones, and side.
         """
-        image_size, ch, ch_mult = shape.pop("image_size"), shape["ch"], shape["ch_mult"]
-        check_levels(image_size, ch_mult, ch)
-        side = image_size // 2 ** (len(ch_mult) - 1)
+        ch, ch_mult = shape["ch"], shape["ch_mult"]
+        side = side_of_new(shape.pop("image_size"), ch, ch_mult)
         network = LlamaGenVQ(LlamaGenVQConfig(**shape, z_channels=ch * ch_mult[-1] // 2, side=side))
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotation lacks it
         with torch.no_grad():  # unit vectors, as the reference draws them
