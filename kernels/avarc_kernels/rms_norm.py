@@ -47,7 +47,8 @@ def residual_rms_norm(
         return rms_norm_triton.residual_rms_norm(x_MC, y_MC, weight_C, eps, dtype or x_MC.dtype)
     stream = x_MC if y_MC is None else (_exact(x_MC) + y_MC).to(x_MC.dtype)
     x = _exact(stream)
-    normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight_C.to(x.dtype)
+    square_M1 = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()  # one pass, and x squared is not stored
+    normed = (x * torch.rsqrt(square_M1 / x.shape[-1] + eps)).mul_(weight_C.to(x.dtype))
     return stream, normed.to(dtype or x_MC.dtype)
 
 

@@ -34,6 +34,11 @@ def rotary(x_PTHD: Tensor, table_TJ2: Tensor, *, dtype: torch.dtype | None = Non
 
         return rotary_triton.rotary(x_PTHD, table_TJ2, dtype or x_PTHD.dtype)
     exact = x_PTHD if x_PTHD.dtype == torch.float64 else x_PTHD.float()
-    pairs_PTHJ = torch.view_as_complex(exact.unflatten(-1, (-1, 2)).contiguous())
-    turned = pairs_PTHJ * torch.view_as_complex(table_TJ2.to(exact.dtype).contiguous())[..., None, :]
+    turned = _as_complex(exact.unflatten(-1, (-1, 2))) * _as_complex(table_TJ2.to(exact.dtype))[..., None, :]
     return torch.view_as_real(turned).flatten(-2).to(dtype or x_PTHD.dtype)
+
+
+def _as_complex(x: Tensor) -> Tensor:
+    """Pairs in the last dimension as complex numbers; a view where each starts at an even place in memory."""
+    even = x.stride(-1) == 1 and not any(place % 2 for place in (x.storage_offset(), *x.stride()[:-1]))
+    return torch.view_as_complex(x if even else x.contiguous())

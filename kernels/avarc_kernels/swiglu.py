@@ -31,5 +31,5 @@ def swiglu(a_MF: Tensor, b_MF: Tensor, *, backend: str = "torch") -> Tensor:
 
         return swiglu_triton.swiglu(a_MF, b_MF)
     if a_MF.dtype in (torch.bfloat16, torch.float16):
-        return (F.silu(a_MF.float()) * b_MF).to(a_MF.dtype)
-    return F.silu(a_MF) * b_MF
+        return F.silu(a_MF.float()).mul_(b_MF).to(a_MF.dtype)
+    return F.silu(a_MF).mul_(b_MF)

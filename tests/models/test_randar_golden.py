@@ -11,6 +11,7 @@ from conftest import GOLDEN
 from golden import fill
 from torch.nn import functional as F
 
+from avarc_cli.added_classes import AddedClass, AddedClassesModel
 from avarc_cli.families import GENERATORS
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
@@ -187,6 +188,17 @@ def test_the_block_parallel_estimate_equals_its_mask_written_out(golden):
 
 def norm(x, weight):
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * weight
+
+
+def test_added_classes_have_the_block_parallel_estimate_of_their_base(golden):
+    _, arrays, model = golden
+    added = AddedClass.new(model, 3, "lora", rank=2, generator=torch.Generator())  # scores as class 3 until trained
+    both, tokens, order = AddedClassesModel(model, [added]), arrays["tokens"][:1], arrays["row_orders"][:1]
+    new, old = (
+        each.block_parallel(tokens, torch.tensor([0]), torch.tensor([class_id]), order, revealed=4)
+        for each, class_id in ((both, 10), (model, 3))
+    )
+    assert both.has_block_parallel and error(new, old) < 1e-5
 
 
 @pytest.mark.parametrize("revealed", [-1, 16])
