@@ -90,12 +90,12 @@ def _llamagen(size: str, pixels: int) -> ModelCard:
     )
 
 
-def _randar(size: str, file_size: str, params: int) -> ModelCard:
-    """A class-conditional RandAR on ImageNet-1k, of LlamaGen's tokens."""
+def _randar(name: str, file_size: str, params: int, *, reads: str = "llamagen") -> ModelCard:
+    """A class-conditional RandAR on ImageNet-1k, of LlamaGen's or MaskGIT's tokens."""
     return ModelCard(
-        name=f"randar-{size}-256",
+        name=f"randar-{name}-256",
         family="randar",
-        tokenizer="llamagen-vq16-256",
+        tokenizer={"llamagen": "llamagen-vq16-256", "maskgit": "maskgit-vqgan-256"}[reads],
         image_size=256,
         layout=_llamagen_grid(256),
         num_classes=1000,
@@ -103,7 +103,7 @@ def _randar(size: str, file_size: str, params: int) -> ModelCard:
         params=params,
         license="MIT",
         source="arXiv:2412.01827",
-        weights=HubFile("ziqipang/RandAR", f"randar_{file_size}_llamagen_360k_bs_1024_lr_0.0004.safetensors"),
+        weights=HubFile("ziqipang/RandAR", f"randar_{file_size}_{reads}_360k_bs_1024_lr_0.0004.safetensors"),
     )
 
 
@@ -233,6 +233,7 @@ MODELS = (
     _llamagen_text(1, 256),
     _llamagen_text(2, 512),
     _randar("l", "0.3b", 342_912_000),
+    _randar("l-maskgit", "0.3b", 311_454_720, reads="maskgit"),
     _randar("xl", "0.7b", 774_700_800),
     _rar("b", 260_923_648, "cbbf4b27dc36afae77fdb2fe0d6b9b5b7446eae45f1a9f91d442ab0b315b9ebf"),
     _rar("l", 461_668_352, "edad8e9905e20a5df14eeee0d5d04c1be48b16a7751b4b3f4954a6dec8ad87d5"),
