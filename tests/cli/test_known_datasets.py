@@ -89,6 +89,7 @@ def scores(order, candidates: int) -> ImageScores:
     values[list(order)] = -np.arange(len(order), dtype=float)
     rest = [c for c in range(candidates) if c not in order]
     return SimpleNamespace(
+        combine="mean",
         order=np.array([*order, *rest]),
         scores=values,
         posterior=np.full(candidates, 1 / candidates),
@@ -139,7 +140,7 @@ def test_only_some_of_an_objects_classes_may_be_candidates():
 
 
 def classifier(space: LabelSpace, **options) -> Classifier:
-    likelihood = SimpleNamespace(num_classes=len(space), unconditional=None, segment_ends=(1,))
+    likelihood = SimpleNamespace(num_classes=len(space), unconditional=None, segment_ends=(1,), any_order=False)
     return Classifier(
         SimpleNamespace(likelihood=likelihood, classes=space, name="stub", offsets=np.zeros(len(space))),
         Options(**options),
