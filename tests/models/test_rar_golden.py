@@ -16,14 +16,14 @@ from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.models.rar import reference
-from avarc_cli.models.rar.benchmark import parse_shape
+from avarc_cli.models.rar.benchmark import parse_shape, random_rar
 from avarc_cli.models.rar.config import read_config
 from avarc_cli.models.rar.family import FAMILY
 from avarc_cli.models.rar.likelihood import RARLikelihood
 from avarc_cli.models.rar.modulation import ModulationCache
 from avarc_cli.models.rar.network import RAR
 from avarc_cli.models.rar.sampling import Schedule, sample
-from avarc_cli.models.rar.shapes import SHAPES, random_rar
+from avarc_cli.models.rar.shapes import SHAPES
 from avarc_cli.tokenizers.maskgit_vqgan.family import FAMILY as VQ_FAMILY
 
 GFLOP = {"b": 93, "l": 162, "xl": 335, "xxl": 534}  # of one pair, with attention in full
