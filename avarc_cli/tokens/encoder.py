@@ -123,6 +123,9 @@ def _begin_worker(_: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # As the parent ends then as well: where a signal kills a worker, torch raises an error in the parent at any point,
+    # also while it cleans up. This is a normal exit.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
