@@ -123,12 +123,17 @@ class LogProbTable:
             sums_P = segment_PT.double().sum(1).numpy()
             self.sums_GNOSK[pairs.image, pairs.column, pairs.order, pairs.sample, k] = sums_P
         if self.token_log_prob is not None and pairs.sample[0] == 0:  # a batch has originals only, or none
-            stop, cell = ends[transfer.stop], (pairs.image, pairs.column, pairs.order)
-            if self.order_GOL is None:
-                self.token_log_prob[(*cell, slice(start, stop))] = log_prob_PT
-            else:
-                position_PT = self.order_GOL[pairs.image, pairs.order, start:stop]
-                self.token_log_prob[(*(index[:, None] for index in cell), position_PT)] = log_prob_PT
+            self._enter_tokens(pairs, start, ends[transfer.stop], log_prob_PT)
+
+    def _enter_tokens(self, pairs: Pairs, start: int, stop: int, log_prob_PT: Tensor) -> None:
+        """Enter the tokens that are scored start-th to (not including) stop-th, at their own positions."""
+        assert self.token_log_prob is not None
+        if self.order_GOL is None:
+            self.token_log_prob[pairs.image, pairs.column, pairs.order, start:stop] = log_prob_PT
+            return
+        position_PT = self.order_GOL[pairs.image, pairs.order, start:stop]
+        image_P1, column_P1, order_P1 = (index[:, None] for index in (pairs.image, pairs.column, pairs.order))
+        self.token_log_prob[image_P1, column_P1, order_P1, position_PT] = log_prob_PT
 
     def begin_estimates(self) -> None:
         """Forget the estimates of earlier stages."""
@@ -151,8 +156,8 @@ class LogProbTable:
 
     def copy_from_original(self, pairs: Pairs, stop: int) -> None:
         """Give these pairs the sums of their image's own tokens in the first `stop` segments, which are the same."""
-        cell, sums = (pairs.image, pairs.column, pairs.order), self.sums_GNOSK
-        sums[(*cell, pairs.sample, slice(stop))] = sums[(*cell, 0, slice(stop))]
+        image, column, order, sums = pairs.image, pairs.column, pairs.order, self.sums_GNOSK
+        sums[image, column, order, pairs.sample, :stop] = sums[image, column, order, 0, :stop]
 
     def drop(self, stage: Stage) -> tuple[FloatN, FloatN]:
         """Drop the candidates that the stage's rule drops; those that are not scored yet stay.
