@@ -1,4 +1,4 @@
-"""The classes of a model as far as they are known before torch is imported: a wrong name is then told at once."""
+"""The classes of a model as far as they are known before torch is imported: a wrong name is an error at once."""
 
 from __future__ import annotations
 

@@ -83,6 +83,17 @@ class TokenizerOptions:
     yes: opt.YesOpt = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class TransformerOptions:
+    """The shape of a transformer."""
+
+    depth: Annotated[int, opt.model_option("--depth", min=1, help="Blocks.")] = 8
+    width: Annotated[int, opt.model_option("--width", min=4, help="Channels.")] = 512
+    heads: Annotated[
+        int | None, opt.model_option("--heads", min=1, help="Attention heads. Default: of 64 channels each.")
+    ] = None
+
+
 def train_tokenizer(
     data: list[Path],
     out: Path,

@@ -31,10 +31,6 @@ MultipliersOpt = Annotated[
 BlocksOpt = Annotated[int, opt.model_option("--blocks", min=1, help="Residual blocks a level.")]
 CodeChannelsOpt = Annotated[int, opt.model_option("--channels", min=1, help="Channels of the codes.")]
 DepthOpt = Annotated[int, opt.model_option("--depth", min=1, help="Blocks.")]
-ChannelsOpt = Annotated[int, opt.model_option("--width", min=4, help="Channels.")]
-HeadsOpt = Annotated[
-    int | None, opt.model_option("--heads", min=1, help="Attention heads. Default: of 64 channels each.")
-]
 
 
 @app.command(cls=Command)
@@ -181,9 +177,7 @@ def llamagen(
     *,
     out: common.OutOpt,
     reads: common.TokenizerOptions,
-    depth: DepthOpt = 8,
-    width: ChannelsOpt = 512,
-    heads: HeadsOpt = None,
+    shape: common.TransformerOptions,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     training: common.RecipeOptions,
@@ -193,10 +187,9 @@ def llamagen(
 
     Example: avarc train llamagen photos/ --tokenizer vq.safetensors --out llamagen.safetensors
     """
-    check_heads(width, heads, "a LlamaGen")
-    shape = {"depth": depth, "width": width, "heads": heads}
+    check_heads(shape.width, shape.heads, "a LlamaGen")
     common.train_generator(
-        data, out, shape, training, reads, family="llamagen", class_dropout=class_dropout, overwrite=overwrite
+        data, out, vars(shape), training, reads, family="llamagen", class_dropout=class_dropout, overwrite=overwrite
     )
 
 
@@ -207,9 +200,7 @@ def randar(
     *,
     out: common.OutOpt,
     reads: common.TokenizerOptions,
-    depth: DepthOpt = 8,
-    width: ChannelsOpt = 512,
-    heads: HeadsOpt = None,
+    shape: common.TransformerOptions,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     training: common.RecipeOptions,
@@ -219,10 +210,9 @@ def randar(
 
     Example: avarc train randar photos/ --tokenizer vq.safetensors --out randar.safetensors
     """
-    check_heads(width, heads, "a RandAR")
-    shape = {"depth": depth, "width": width, "heads": heads}
+    check_heads(shape.width, shape.heads, "a RandAR")
     common.train_generator(
-        data, out, shape, training, reads, family="randar", class_dropout=class_dropout, overwrite=overwrite
+        data, out, vars(shape), training, reads, family="randar", class_dropout=class_dropout, overwrite=overwrite
     )
 
 
@@ -233,9 +223,7 @@ def rar(
     *,
     out: common.OutOpt,
     reads: common.TokenizerOptions,
-    depth: DepthOpt = 8,
-    width: ChannelsOpt = 512,
-    heads: HeadsOpt = None,
+    shape: common.TransformerOptions,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     training: common.RecipeOptions,
@@ -245,9 +233,8 @@ def rar(
 
     Example: avarc train rar photos/ --tokenizer vq.safetensors --out rar.safetensors
     """
-    shape = {"depth": depth, "width": width, "heads": heads}
     common.train_generator(
-        data, out, shape, training, reads, family="rar", class_dropout=class_dropout, overwrite=overwrite
+        data, out, vars(shape), training, reads, family="rar", class_dropout=class_dropout, overwrite=overwrite
     )
 
 

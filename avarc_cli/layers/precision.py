@@ -303,3 +303,13 @@ class Float8Linear(QuantizedLinear):
             use_fast_accum=x_MK.device.type == "cuda",
         )
         return y_MN
+
+
+def check_gradients(precision: Precision) -> None:
+    """Raises: UsageError for 8 bits, in which a model cannot be trained."""
+    if precision.quantized:
+        raise UsageError(
+            f"a model in {precision.name} cannot be trained",
+            "8-bit products have no gradients",
+            "load it with --precision fp32 or bf16",
+        )

@@ -199,7 +199,7 @@ def parse_plan(
         segments: of the model. candidates: classes to choose from. samples: of each image in the token cache.
         orders: that there are; 1 for a model with a fixed order.
         can_estimate: whether the model has an estimate of the segments that are not scored.
-        can_smooth: whether encoding again can give more samples; there are only so many crops of an image.
+        can_smooth: whether encoding again can give more samples; an image has ten crops and no more.
     Raises: UsageError for a plan that cannot be carried out, naming the stage.
     """
     written = PAPER if text.strip() == "paper" else text.strip()
@@ -224,7 +224,7 @@ def parse_plan(
 
 
 def check_plan(text: str, *, candidates: int | None = None, samples: int | None = None) -> None:
-    """Raises: UsageError for a plan that no model could carry out with so many candidates and samples; None: any."""
+    """Raises: UsageError for a plan that no model could carry out with these numbers; None: any number."""
     parse_plan(
         text,
         segments=_ANY,

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from avarc_cli.errors import UsageError
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
-from avarc_cli.layers.precision import Precision, inference
+from avarc_cli.layers.precision import Precision, check_gradients, inference
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.models.llamagen.config import LlamaGenConfig
 from avarc_cli.models.llamagen.network import Inputs, LlamaGen
@@ -164,12 +163,7 @@ class LlamaGenLikelihood(TrainableModel):
         Raises: UsageError for a model in 8 bits, whose products have no gradients.
         """
         gpt = self.gpt
-        if gpt.precision.quantized:
-            raise UsageError(
-                f"a model in {gpt.precision.name} cannot be trained",
-                "8-bit products have no gradients",
-                "load it with --precision fp32 or bf16",
-            )
+        check_gradients(gpt.precision)
         tokens_BL = in_order(tokens_BL, order_BL)
         # Our own kernels have no gradients. Torch's run here also without gradients, so that losses are comparable.
         inputs = self._token_inputs(tokens_BL, order_BL, 0, tokens_BL.shape[1], kernels="torch")

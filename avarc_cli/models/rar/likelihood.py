@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from avarc_cli.errors import UsageError
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
-from avarc_cli.layers.precision import Precision, inference
+from avarc_cli.layers.precision import Precision, check_gradients, inference
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.models.rar.config import RARConfig
 from avarc_cli.models.rar.modulation import ModulationCache, SegmentModulation
@@ -163,12 +162,7 @@ class RARLikelihood(TrainableModel):
         Raises: UsageError for a model in 8 bits, whose products have no gradients.
         """
         rar = self.rar
-        if rar.precision.quantized:
-            raise UsageError(
-                f"a model in {rar.precision.name} cannot be trained",
-                "8-bit products have no gradients",
-                "load it with --precision fp32 or bf16",
-            )
+        check_gradients(rar.precision)
         tokens_BL, order_BL = self._ordered(tokens_BL, order_BL)
         class_id_B = class_id_B.to(tokens_BL.device)
         rest = rar.embed_tokens(tokens_BL[:, :-1], order_BL[:, :-1], order_BL[:, 1:])

@@ -1,4 +1,4 @@
-"""The shapes of RARs that `avarc bench` times. There is no torch here, so a wrong shape is told at once."""
+"""The shapes of RARs that `avarc bench` times. Without torch, so that a wrong shape is an error at once."""
 
 from __future__ import annotations
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avarc_cli.errors import UsageError
-from avarc_cli.layers.precision import tf32
+from avarc_cli.layers.precision import check_gradients, tf32
 from avarc_cli.models.var.network import VAR
 from avarc_cli.tokenizers.vqvae.network import MultiScaleQuantizer
 
@@ -20,12 +19,7 @@ def token_log_prob(var: VAR, quantizer: MultiScaleQuantizer, tokens_BL: Tensor, 
 
     Raises: UsageError for a model in 8 bits, whose products have no gradients.
     """
-    if var.precision.quantized:
-        raise UsageError(
-            f"a model in {var.precision.name} cannot be trained",
-            "8-bit products have no gradients",
-            "load it with --precision fp32 or bf16",
-        )
+    check_gradients(var.precision)
     with torch.no_grad(), tf32(False):
         teacher = quantizer.teacher_input(tokens_BL)
     x_BLC = torch.cat([var.embed_start(class_id_B), var.embed_rest(teacher)], dim=1)
