@@ -46,6 +46,8 @@ class LikelihoodModel(ABC):
     """Random orders that scores are averaged over unless the user says; 0 for the one raster order."""
     has_block_parallel: bool = False
     """Whether there is a cheap estimate of an order's log-probabilities, `block_parallel`."""
+    onednn: bool = False
+    """Whether oneDNN multiplies float32 matrices on CPUs where it is faster than the library that PyTorch uses."""
     default_guidance: float = 1.5
     """Strength of guidance with which `sample` is meant to be used."""
 

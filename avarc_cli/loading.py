@@ -173,7 +173,7 @@ def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
         precision=spec.precision,
         device=str(device),
         kernels=kernels,
-        arithmetic=precisions.arithmetic(precision, device),
+        arithmetic=precisions.arithmetic(precision, device, onednn=likelihood.onednn),
         lora=read.metadata.get("lora", ""),
         weight_set=weight_set,
         stated=_stated_beside(stated, read),

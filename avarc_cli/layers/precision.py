@@ -25,6 +25,8 @@ from torch.nn import functional as F
 from avarc_cli.errors import UsageError
 from avarc_cli.settings import check_precision
 from avarc_kernels import quantize_rows
+from avarc_kernels.linear import linear as product
+from avarc_kernels.linear import onednn_missing
 
 FP8_CAPABILITY = (8, 9)  # compute capability of the first GPUs that multiply float8 (torch._scaled_mm requires it)
 # Numbers per thread that successive elementwise steps process at a time, so that they stay in a core's cache. This was
@@ -101,8 +103,12 @@ def missing(name: str, device: torch.device) -> str | None:
     return None
 
 
-def arithmetic(precision: Precision, device: torch.device) -> str:
-    """The dtypes of this precision on this device, in words: int8 depends on the processor, and so do its scores."""
+def arithmetic(precision: Precision, device: torch.device, *, onednn: bool) -> str:
+    """The dtypes of this precision on this device, in words: int8 depends on the processor, and so do its scores.
+
+    Args:
+        onednn: as `LikelihoodModel.onednn`.
+    """
     dtypes = {
         "products": precision.product,
         "activations": precision.activations,
@@ -111,6 +117,8 @@ def arithmetic(precision: Precision, device: torch.device) -> str:
     words = [f"{what} {str(dtype).removeprefix('torch.')}" for what, dtype in dtypes.items()]
     if precision.name == "int8" and device.type == "cpu" and not cpu_has_vnni():
         words.append("weights of 7 bits")
+    if onednn and _onednn_is_faster(torch.empty(0, dtype=precision.product, device=device)):
+        words.append("by oneDNN")
     return ", ".join(words)
 
 
@@ -165,12 +173,37 @@ def inference(method: MethodT) -> MethodT:
     return cast("MethodT", run)
 
 
-def linear(layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`layer` on `x` in the layer's dtype, with `bias` if given instead of the layer's own."""
+def linear(layer: nn.Module, x: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    """`layer` on `x` in the layer's dtype, with `bias` if given instead of the layer's own.
+
+    Args:
+        backend: of a product that is not quantized; None for `product_backend`.
+    """
     if isinstance(layer, QuantizedLinear):
         return layer(x, bias)
     plain = cast("nn.Linear", layer)
-    return F.linear(x.to(plain.weight.dtype), plain.weight, plain.bias if bias is None else bias)
+    x = x.to(plain.weight.dtype)
+    return product(x, plain.weight, plain.bias if bias is None else bias, backend=backend or product_backend(x))
+
+
+def product_backend(x: Tensor) -> str:
+    """The faster library for a product of x with weights of its dtype (`avarc_kernels.linear`).
+
+    Outside inference mode it is torch's, so that a loss does not depend on whether gradients are computed.
+    """
+    return "onednn" if torch.is_inference_mode_enabled() and _onednn_is_faster(x) else "torch"
+
+
+def _onednn_is_faster(x: Tensor) -> bool:
+    """Whether oneDNN multiplies this tensor faster than MKL, Intel's library (docs/performance.md).
+
+    It does so on other makers' processors with AVX-512. On Intel's both are equally fast, and without AVX-512 MKL is
+    faster.
+    """
+    if onednn_missing(x) is not None:
+        return False
+    cpu = getattr(torch.cpu, "get_capabilities", dict[str, Any])()  # recent versions of PyTorch have it
+    return bool(cpu.get("avx512_f")) and "Intel" not in cpu["cpu_name"]
 
 
 def quantized(layer: nn.Linear, precision: Precision) -> QuantizedLinear:

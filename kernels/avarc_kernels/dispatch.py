@@ -8,7 +8,7 @@ import os
 import torch
 from torch import Tensor
 
-INFERENCE_ONLY = ("triton", "cublaslt")  # backends without a backward pass
+INFERENCE_ONLY = ("triton", "cublaslt", "onednn")  # backends without a backward pass
 
 
 def triton_missing(device: torch.device) -> str | None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from avarc_kernels.dispatch import select_backend
+from avarc_kernels.linear import linear
 
 CHUNK_LOGITS = 1024 * 4096  # of float32 take 16 MiB: they stay in the cache of a large CPU
 
@@ -25,7 +25,8 @@ def linear_log_prob(
         target_M: token ids in [0, V), int64.
         backend: "torch" stores `CHUNK_LOGITS` logits at a time. On a CPU, and before PyTorch 2.8, they are
             rounded to the inputs' dtype. "triton" keeps logits in registers in float32 and stores one partial
-            log-sum-exp per 512 of them. float32 matmuls use TF32 if torch.backends.cuda.matmul.allow_tf32 is set.
+            log-sum-exp per 512 of them. "onednn" is "torch" with the products of oneDNN (`linear.linear`). float32
+            matmuls use TF32 if torch.backends.cuda.matmul.allow_tf32 is set.
     Returns: log_prob_M, float32, each <= 0; the error against float64 is at most twice that of the definition (logits,
         log_softmax, gather) in float32.
     Raises: ValueError when shapes or dtypes disagree, or when the backend cannot run or cannot compute the gradients
@@ -42,7 +43,7 @@ def linear_log_prob(
             f"hidden {tuple(hidden_MC.shape)}, weight {tuple(weight_VC.shape)}, bias {bias_shape}, "
             f"target {tuple(target_M.shape)}"
         )
-    if select_backend(backend, ("torch", "triton"), hidden_MC, weight_VC, bias_V) == "triton":
+    if select_backend(backend, ("torch", "onednn", "triton"), hidden_MC, weight_VC, bias_V) == "triton":
         from avarc_kernels import linear_log_prob_triton
 
         return linear_log_prob_triton.linear_log_prob(hidden_MC, weight_VC, bias_V, target_M)
@@ -50,15 +51,15 @@ def linear_log_prob(
     chunk_rows = max(1, CHUNK_LOGITS // len(weight_VC))
     for start in range(0, len(target_M), chunk_rows):
         rows = slice(start, start + chunk_rows)
-        logits_RV = _logits(hidden_MC[rows], weight_VC, bias_V)
+        logits_RV = _logits(hidden_MC[rows], weight_VC, bias_V, backend)
         target_logit_R = logits_RV.gather(-1, target_M[rows, None]).squeeze(-1)
         log_prob_M[rows] = target_logit_R - logits_RV.logsumexp(-1)
     return log_prob_M.clamp_(max=0.0)  # rounding can give +1e-7 when one token has all the probability
 
 
-def _logits(hidden_RC: Tensor, weight_VC: Tensor, bias_V: Tensor | None) -> Tensor:
+def _logits(hidden_RC: Tensor, weight_VC: Tensor, bias_V: Tensor | None, backend: str) -> Tensor:
     """hidden @ weight.T + bias, (R, V) float32."""
     if hidden_RC.is_cuda and hidden_RC.dtype in (torch.bfloat16, torch.float16) and hasattr(torch.ops.aten.mm, "dtype"):
         logits_RV = torch.mm(hidden_RC, weight_VC.T, out_dtype=torch.float32)
         return logits_RV if bias_V is None else logits_RV.add_(bias_V)
-    return F.linear(hidden_RC, weight_VC, bias_V).float()
+    return linear(hidden_RC, weight_VC, bias_V, backend=backend).float()

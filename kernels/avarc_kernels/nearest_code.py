@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from avarc_kernels.dispatch import select_backend
 
+TILE_ROWS = 16  # a multiple of the rows of a tile in BLAS
 CHUNK_ROWS = 1024  # 1024 x 4096 float32 distances take 16 MiB
 
 
@@ -35,10 +37,10 @@ def nearest_code(z_NZ: Tensor, codebook_VZ: Tensor, *, backend: str = "torch") -
         return nearest_code_triton.nearest_code(z_NZ, codebook_VZ, norm_V)
     index_N = torch.empty(len(z_NZ), dtype=torch.int64, device=z_NZ.device)
     for start in range(0, len(z_NZ), CHUNK_ROWS):
-        z_RZ = z_NZ[start : start + CHUNK_ROWS]
-        count = len(z_RZ)
-        if count == 1:  # BLAS rounds the product of a single row differently
-            z_RZ = z_RZ.repeat(2, 1)
+        count = len(z_NZ[start : start + CHUNK_ROWS])
+        # BLAS rounds the products of rows that do not fill one of its tiles differently: of a single row in MKL, of the
+        # last one to three on AMD's processors.
+        z_RZ = functional.pad(z_NZ[start : start + CHUNK_ROWS], (0, 0, 0, -count % TILE_ROWS))
         distance_RV = z_RZ.square().sum(1, keepdim=True) + norm_V
         distance_RV.addmm_(z_RZ, codebook_VZ.T, alpha=-2, beta=1)
         index_N[start : start + CHUNK_ROWS] = distance_RV.argmin(1)[:count]

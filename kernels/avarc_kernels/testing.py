@@ -18,6 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def linear(x: Tensor, weight_FC: Tensor, bias_F: Tensor | None) -> Tensor:
+    """A product and a sum."""
+    product = x @ weight_FC.T
+    return product if bias_F is None else product + bias_F
+
+
 def linear_log_prob(hidden_MC: Tensor, weight_VC: Tensor, bias_V: Tensor | None, target_M: Tensor) -> Tensor:
     """All logits, their log-softmax, and its entry at the target."""
     logits_MV = hidden_MC @ weight_VC.T

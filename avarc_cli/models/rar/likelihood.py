@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
-from avarc_cli.layers.precision import Precision, check_gradients, inference
+from avarc_cli.layers.precision import Precision, check_gradients, inference, product_backend
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.models.rar.config import RARConfig
 from avarc_cli.models.rar.modulation import ModulationCache, SegmentModulation
@@ -52,6 +52,7 @@ class RARLikelihood(TrainableModel):
     """log p(tokens of a segment | segments before, class), for any run of segments of any order."""
 
     family = "rar"
+    onednn = True
     any_order = True
 
     def __init__(self, network: RAR, workspace: Workspace | None = None, tables: ModulationCache | None = None) -> None:
@@ -97,7 +98,8 @@ class RARLikelihood(TrainableModel):
         target_PT = state.tokens_BL[state.sequence_P, max(start - 1, 0) : end - 1]
         state.segment = stop
         rows, head = hidden_PTC.flatten(0, 1), self.rar.lm_head
-        log_prob = linear_log_prob(rows, head.weight, head.bias, target_PT.flatten(), backend=self.rar.kernels)
+        backend = "triton" if self.rar.kernels == "triton" else product_backend(rows)
+        log_prob = linear_log_prob(rows, head.weight, head.bias, target_PT.flatten(), backend=backend)
         return log_prob.view_as(target_PT)
 
     def _inputs(self, state: RARState, start: int, end: int) -> Tensor:

@@ -92,7 +92,7 @@ class Attention(nn.Module):
     def forward(self, x_PTC: Tensor, run: Pass) -> Tensor:
         """The branch's output, (P, T, C)."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = linear(self.mat_qkv, x_PTC, bias).unflatten(-1, (3, self.heads, -1))  # (P, T, 3, H, D)
+        qkv = linear(self.mat_qkv, x_PTC, bias, backend="torch").unflatten(-1, (3, self.heads, -1))  # (P, T, 3, H, D)
         scale, gain_H = 0.25 / math.sqrt(qkv.shape[-1]), None
         qk, v = qkv[:, :, :2], qkv[:, :, 2].transpose(1, 2)
         if self.qk_norm:
@@ -104,7 +104,7 @@ class Attention(nn.Module):
         if run.kv_cache is not None:
             k, v = run.kv_cache.append(self.layer, k, v)
         out = block_causal_attention(q, k, v, run.ends, scale=scale, gain_H=gain_H, backend=run.kernels)
-        return linear(self.proj, out.transpose(1, 2).flatten(2))
+        return linear(self.proj, out.transpose(1, 2).flatten(2), backend="torch")
 
 
 def _normalize(qk_PT2HD: Tensor, gain_H: Tensor) -> Tensor:
@@ -127,8 +127,8 @@ class FeedForward(nn.Module):
             rows = x.flatten(0, -2).to(self.fc1.weight.dtype)
             hidden = linear_gelu(rows, self.fc1.weight, self.fc1.bias, backend="cublaslt").unflatten(0, x.shape[:-1])
         else:
-            hidden = gelu(linear(self.fc1, x))
-        return linear(self.fc2, hidden)
+            hidden = gelu(linear(self.fc1, x, backend="torch"))
+        return linear(self.fc2, hidden, backend="torch")
 
 
 def gelu(x: Tensor) -> Tensor:
