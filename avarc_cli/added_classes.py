@@ -123,7 +123,8 @@ class AddedClassesModel(LikelihoodModel):
         self.flops_per_token = base.flops_per_token
         self.any_order, self.default_orders = base.any_order, base.default_orders
         self.has_block_parallel = base.has_block_parallel
-        self.onednn, self.default_guidance = base.onednn, base.default_guidance
+        self.onednn = base.onednn
+        self.default_guidance = base.default_guidance
 
     def adapter(self, class_id_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         added_N = np.maximum(class_id_N - self.base.num_classes + 1, 0)

@@ -117,8 +117,8 @@ def arithmetic(precision: Precision, device: torch.device, *, onednn: bool) -> s
     words = [f"{what} {str(dtype).removeprefix('torch.')}" for what, dtype in dtypes.items()]
     if precision.name == "int8" and device.type == "cpu" and not cpu_has_vnni():
         words.append("weights of 7 bits")
-    if onednn and _onednn_is_faster(torch.empty(0, dtype=precision.product, device=device)):
-        words.append("by oneDNN")
+    if onednn and _onednn_is_faster(torch.empty(0, device=device)):
+        words.append("float32 products by oneDNN")
     return ", ".join(words)
 
 
@@ -194,15 +194,20 @@ def product_backend(x: Tensor) -> str:
     return "onednn" if torch.is_inference_mode_enabled() and _onednn_is_faster(x) else "torch"
 
 
+def log_prob_backend(kernels: str, hidden: Tensor) -> str:
+    """The backend of `linear_log_prob` for a model with these kernels and these last hidden states."""
+    return "triton" if kernels == "triton" else product_backend(hidden)
+
+
 def _onednn_is_faster(x: Tensor) -> bool:
     """Whether oneDNN multiplies this tensor faster than MKL, Intel's library (docs/performance.md).
 
     It does so on other makers' processors with AVX-512. On Intel's both are equally fast, and without AVX-512 MKL is
     faster.
     """
-    if onednn_missing(x) is not None:
+    if onednn_missing(x) is not None or not hasattr(torch.cpu, "get_capabilities"):  # older versions of torch lack it
         return False
-    cpu = getattr(torch.cpu, "get_capabilities", dict[str, Any])()  # recent versions of PyTorch have it
+    cpu = torch.cpu.get_capabilities()
     return bool(cpu.get("avx512_f")) and "Intel" not in cpu["cpu_name"]
 
 

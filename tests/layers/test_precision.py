@@ -114,6 +114,26 @@ def test_available_precisions_of_a_cpu():
     assert precisions.available(CPU) == ("fp32", "bf16", "fp16", "int8")
 
 
+@pytest.mark.parametrize(
+    ("cpu", "library"),
+    [
+        ({"avx512_f": True, "cpu_name": "AMD EPYC"}, "onednn"),
+        ({"avx512_f": True, "cpu_name": "Intel(R) Xeon(R)"}, "torch"),
+        ({"avx512_f": False, "cpu_name": "AMD EPYC"}, "torch"),
+        ({"cpu_name": "arm"}, "torch"),
+    ],
+)
+def test_scoring_multiplies_by_the_library_that_is_faster_on_the_cpu_and_says_so(monkeypatch, cpu, library):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
+    x = torch.zeros(2, 3)
+    assert precisions.product_backend(x) == "torch"  # outside inference mode, as with gradients
+    with torch.inference_mode():
+        assert precisions.product_backend(x) == library
+        assert precisions.product_backend(x.bfloat16()) == "torch"
+    said = [precisions.arithmetic(PRECISIONS["fp32"], CPU, onednn=onednn) for onednn in (True, False)]
+    assert ["oneDNN" in words for words in said] == [library == "onednn", False]
+
+
 def test_class_modulation_does_not_depend_on_earlier_requests():
     golden = load_golden("var_tiny")
     first, second = (VARLikelihood(golden.var(), golden.vqvae().quantize).classes for _ in range(2))

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
-from avarc_cli.layers.precision import Precision, check_gradients, inference, product_backend
+from avarc_cli.layers.precision import Precision, check_gradients, inference, log_prob_backend
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.models.llamagen.config import LlamaGenConfig
 from avarc_cli.models.llamagen.network import Inputs, LlamaGen
@@ -97,7 +97,7 @@ class LlamaGenLikelihood(TrainableModel):
 
     def _log_prob(self, hidden_PTC: Tensor, target_PT: Tensor) -> Tensor:
         rows, weight = hidden_PTC.flatten(0, 1), self.gpt.output.weight
-        backend = "triton" if self.gpt.kernels == "triton" else product_backend(rows)
+        backend = log_prob_backend(self.gpt.kernels, rows)
         log_prob = linear_log_prob(rows, weight, None, target_PT.flatten(), backend=backend)
         return log_prob.view_as(target_PT)
 

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
-from avarc_cli.layers.precision import Precision, check_gradients, inference, product_backend
+from avarc_cli.layers.precision import Precision, check_gradients, inference, log_prob_backend
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.models.rar.config import RARConfig
 from avarc_cli.models.rar.modulation import ModulationCache, SegmentModulation
@@ -98,7 +98,7 @@ class RARLikelihood(TrainableModel):
         target_PT = state.tokens_BL[state.sequence_P, max(start - 1, 0) : end - 1]
         state.segment = stop
         rows, head = hidden_PTC.flatten(0, 1), self.rar.lm_head
-        backend = "triton" if self.rar.kernels == "triton" else product_backend(rows)
+        backend = log_prob_backend(self.rar.kernels, rows)
         log_prob = linear_log_prob(rows, head.weight, head.bias, target_PT.flatten(), backend=backend)
         return log_prob.view_as(target_PT)
 
