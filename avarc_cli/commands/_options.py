@@ -185,6 +185,13 @@ SigmaOpt = Annotated[
     float, images_option("--sigma", help="Standard deviation of the smoothing noise, in units of the latents.")
 ]
 SeedOpt = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the random numbers.")]
+ShardOpt = Annotated[
+    str, typer.Option("--shard", help="i/n: do part i (from 1) of n; run all n with the same OUT, or join OUTs.")
+]
+DevicesOpt = Annotated[
+    str | None, typer.Option("--devices", help="A process each: all GPUs, 0,1,2 for some, or cpu:2. Excludes --device.")
+]
+EngineOpt = Annotated[str, typer.Option("--engine", help="local, or ray: on a Ray cluster; needs avarc[ray].")]
 PatchNumsOpt = Annotated[
     str | None, typer.Option("--patch-nums", help="Scales of a tokenizer file that does not name them: 1,2,3,4.")
 ]

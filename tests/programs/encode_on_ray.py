@@ -21,6 +21,7 @@ from avarc_cli.data import Preprocess, open_images
 from avarc_cli.errors import AvarcError
 from avarc_cli.progress import Progress, no_progress
 from avarc_cli.tokens import EncodeResult, encode
+from avarc_cli.work.workers import Workers
 
 
 class Mortal(StubTokenizer):
@@ -54,7 +55,7 @@ def run(folder: Path, tokenizer: StubTokenizer, out: str, progress: Progress = n
         samples=2,
         latents=True,
         chunk_size=2,
-        engine="ray",
+        on=Workers("ray"),
         progress=progress,
     )
 
