@@ -222,6 +222,6 @@ def _score(
             save_likelihood=save_likelihood,
             overwrite=overwrite,
             on_start=lambda run: _summary.announce(classifier, run),
-            progress=lambda done, numbers: bar.update(done, note=accuracy_note(numbers)),
+            progress=lambda done, numbers: bar.update(done, note=accuracy_note(numbers), numbers=numbers),
             say=console.warn,
         )

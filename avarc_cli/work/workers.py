@@ -65,7 +65,7 @@ def parse_devices(text: str | None) -> tuple[str, ...]:
     there = _count_gpus(text)
     numbers = range(there) if text == "all" else [int(name) for name in names]
     if missing := [number for number in numbers if number >= there]:
-        why = f"there {are(there)} {counted(there, 'GPU')}, numbered from 0"
+        why = f"there {are(there)} {counted(there, 'CUDA device')}, numbered from 0"
         raise UsageError(f"there is no GPU {missing[0]} for --devices {text}", why, "avarc doctor lists devices")
     return tuple(f"cuda:{number}" for number in numbers)
 
