@@ -210,7 +210,7 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
-        """Write metrics.json, predictions.csv, then the lines of the journal, in the order of the images, to predictions.jsonl."""
+        """Write metrics.json, predictions.csv, and last predictions.jsonl, both in the order of the images."""
         write_bytes(self.metrics, to_json(metrics, indent=1).encode())
         with csv_file(self.table) as add:
             add(sorted(_parse(self.journal), key=lambda record: int(record["index"])))

@@ -99,10 +99,13 @@ def best(scores: ImageScores, labels: CandidateLabels, count: int) -> list[dict[
     Those that survived more stages come first. Only scores that cover the same can be compared.
     """
     return [
-        labels.entry(c)
-        | {"posterior": float(scores.posterior[c]), "score": float(scores.scores[c])}
-        | _covered(scores, c)
-        for c in scores.order[:count].tolist()
+        {
+            **labels.entry(position),
+            "posterior": float(scores.posterior[position]),
+            "score": float(scores.scores[position]),
+            **_covered(scores, position),
+        }
+        for position in scores.order[:count].tolist()
     ]
 
 
