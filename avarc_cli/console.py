@@ -10,18 +10,18 @@ import dataclasses
 import enum
 import functools
 import io
-import math
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import PurePath
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from avarc_cli import tables
 from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.json_pieces import pieces
 from avarc_cli.names import to_json, to_line
 from avarc_cli.process import discard_stdout
 from avarc_cli.tables import Cell, Layout
@@ -81,11 +81,11 @@ def mode() -> Mode:
     return _settings.mode
 
 
-def result(data: object, human: Layout | str = "", brief: str | Sequence[Sequence[object]] = "") -> None:
+def result(data: object, human: Layout | str = "", brief: str | Iterable[Sequence[object]] = "") -> None:
     """Print a command's result on stdout.
 
     Args:
-        data: what --json prints: mappings, sequences, dataclasses, paths, arrays and numbers (nan becomes null).
+        data: what --json prints, as `json_pieces.pieces` takes it.
         human: what people see: text, or a layout made by `table`, `fields`, `text`, `path_and` or `stack`.
         brief: what --quiet prints, for scripts: one line, or lines of fields with tabs between them. Empty for nothing.
     Raises: AvarcError when stdout cannot be written to; BrokenPipeError when its reader is gone.
@@ -100,9 +100,10 @@ def result(data: object, human: Layout | str = "", brief: str | Sequence[Sequenc
         raise cannot_print(problem) from problem
 
 
-def _print_result(data: object, human: Layout | str, brief: str | Sequence[Sequence[object]]) -> None:
+def _print_result(data: object, human: Layout | str, brief: str | Iterable[Sequence[object]]) -> None:
     if _settings.mode is Mode.JSON:
-        sys.stdout.write(to_json(_jsonable(data), indent=2) + "\n")
+        sys.stdout.writelines(pieces(data))
+        sys.stdout.write("\n")
     elif _settings.mode is Mode.QUIET:
         rows = ([brief] if brief else []) if isinstance(brief, str) else brief
         fields = ([row] if isinstance(row, str) else row for row in rows)
@@ -365,23 +366,3 @@ class _Stderr:
     def flush(self) -> None:
         with suppress(OSError):
             sys.stderr.flush()
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, enum.Enum):
-        return _jsonable(value.value)
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, PurePath):
-        return str(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    if hasattr(value, "tolist"):  # arrays and their scalars; numpy and torch are not imported
-        return _jsonable(value.tolist())
-    raise TypeError(f"a result holds a {type(value).__name__}, which JSON cannot")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands import _images, _summary
+from avarc_cli.commands import _images, _predictions, _summary
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from avarc_cli.data.datasets import ImageSet
     from avarc_cli.data.labels import LabelSpace
     from avarc_cli.loading import ModelSpec
-    from avarc_cli.results.run import RunResult
+    from avarc_cli.results.run import Run, RunResult
     from avarc_cli.tokens.cache import TokenCache
     from avarc_cli.tokens.encode import EncodeResult
 
@@ -109,6 +109,10 @@ def classify(
     save_likelihood: Annotated[
         bool, typer.Option("--save-likelihood", help="Write each image's token log-probabilities to OUT/likelihood/.")
     ] = False,
+    results_file: Annotated[
+        Path | None,
+        typer.Option("--results-file", help="Also write the predictions to this file: .csv, .json or .parquet."),
+    ] = None,
     as_json: opt.JsonOpt = False,
     model: _ModelOptions,
     scoring: _ScoringOptions,
@@ -124,8 +128,9 @@ def classify(
     from avarc_cli.tokens.cache import read
 
     _check_inputs(context, data, encoding, out, save_json or save_likelihood)
-    if overwrite and out is None:
+    if overwrite and out is None and results_file is None:
         raise UsageError("nothing to overwrite", "without --out, no run is written", "add --out, or omit --overwrite")
+    _predictions.check_file(results_file, out, overwrite=overwrite, inputs=data)
     if out is not None:
         RunFolder(out).check_contents()
     images = None if _summary.is_cache(data) else encoding.select(data)
@@ -141,13 +146,16 @@ def classify(
     _check_out(classifier, out, save_likelihood, overwrite)
     if images is not None:
         _images.warn_of_photos(images, classifier.model.name)
-    with tempfile.TemporaryDirectory() as scratch:
+    with (
+        _predictions.reserved_file(results_file, overwrite=overwrite, inputs=data),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         encoded = None if images is None else _encode(classifier, images, out or Path(scratch), encoding, overwrite)
         unreadable = encoded.unreadable if encoded else []
         cache = read(encoded.path) if encoded else read(data[0]).first(encoding.limit)
-        result = _score(classifier, cache, out, save_json, save_likelihood, overwrite)
+        run, result = _score(classifier, cache, out, save_json, save_likelihood, overwrite)
         _images.list_unreadable(unreadable)
-        _summary.show(cache, result, unreadable, out)
+        _summary.show(run, result, unreadable, out=out, results_file=results_file)
     if unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
 
@@ -211,17 +219,24 @@ def _score(
     save_json: bool,
     save_likelihood: bool,
     overwrite: bool,
-) -> RunResult:
+) -> tuple[Run, RunResult]:
     from avarc_cli.results.run import accuracy_note
 
+    runs: list[Run] = []
+
+    def on_start(run: Run) -> None:
+        runs.append(run)
+        _summary.announce(classifier, run)
+
     with console.progress("classifying", len(cache)) as bar:
-        return classifier.classify_cache(
+        result = classifier.classify_cache(
             cache,
             out,
             save_json=save_json,
             save_likelihood=save_likelihood,
             overwrite=overwrite,
-            on_start=lambda run: _summary.announce(classifier, run),
+            on_start=on_start,
             progress=lambda done, numbers: bar.update(done, note=accuracy_note(numbers), numbers=numbers),
             say=console.warn,
         )
+    return runs[0], result

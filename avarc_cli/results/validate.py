@@ -40,6 +40,7 @@ RECORD = {
     "best": list,
 }
 BEST = {"class": int, "posterior": NUMBER}
+BEST_OPTIONAL = {"score": NUMBER, "tokens": int, "samples": int, "orders": int, "estimated": bool}
 # Lists of run.json with one entry per candidate; older versions lack some of them.
 COLUMNS = {"candidates": int, "counts_as": int, "candidate_ids": str, "candidate_names": str}
 METRICS = {"images": int, "labelled": int, "near_ties": int, "tokens_scored_per_image": MAYBE, "bits_per_token": MAYBE}
@@ -68,7 +69,7 @@ def check_record(record: Any, where: str) -> None:
     if invalid:
         raise _corrupt(where, invalid)
     for best in record["best"]:
-        require(best, BEST, where)
+        require(best, BEST, where, BEST_OPTIONAL)
 
 
 def check_stages(detail: Any, candidates: int) -> list[dict[str, Any]]:
