@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from avarc_cli import tables
 from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.json_pieces import pieces
+from avarc_cli.json_pieces import jsonable, pieces
 from avarc_cli.names import to_json, to_line
 from avarc_cli.process import discard_stdout
 from avarc_cli.tables import Cell, Layout
@@ -280,7 +280,7 @@ class ProgressBar:
             "rate": task.speed,
             "remaining_seconds": task.time_remaining,
         }
-        _stderr().file.write(to_json(_jsonable(line | self._numbers)) + "\n")
+        _stderr().file.write(to_json(jsonable(line | self._numbers)) + "\n")
 
     def _hide_if_unused(self) -> None:
         if not self._used:  # an error before any work: an empty bar above it would mean nothing
