@@ -26,7 +26,8 @@ def _set_json(asked: bool) -> bool:
 
 
 JsonOpt = Annotated[
-    bool, typer.Option("--json", callback=_set_json, help="Print the result as one JSON document on stdout.")
+    bool,
+    typer.Option("--json", callback=_set_json, is_eager=True, help="Print the result as one JSON document on stdout."),
 ]
 """`as_json: JsonOpt = False`: its callback sets the console's mode, so a command ignores the value."""
 
@@ -195,6 +196,19 @@ def note_inferred(loaded: LoadedModel | LoadedTokenizer) -> None:
     for name, found in loaded.inferred.items():
         is_set = name.endswith("weights")
         console.note(f"{loaded.name}: {name} {found}" if is_set else f"assumed for {loaded.name}: {name} {found}")
+
+
+def read_plan(plan: str | None) -> str | None:
+    """Callback of a --plan: the reference's three lists as a plan of ours, with a note; any other plan unchanged.
+
+    Raises: UsageError for lists that describe no plan.
+    """
+    from avarc_cli.scoring.reference_lists import translate
+
+    if plan is None or (translated := translate(plan)) == plan:
+        return plan
+    console.note(f"plan {translated}")
+    return translated
 
 
 def check_plan(plan: str, candidates: int | None = None) -> None:

@@ -49,8 +49,10 @@ class _ScoringOptions(groups.ScoringOptions):
         str,
         opt.scoring_option(
             "--plan",
+            callback=opt.read_plan,
             help="exhaustive, paper, segments:keep[:samples][@orders] per stage (6:10,10:3,10:1:3), FILE.json of avarc "
-            "tune, or auto for the tuned plan that comes with the model.",
+            "tune, or auto for the tuned plan that comes with the model. Also the reference's lists: "
+            "'10,3,1 / 1,1,3 / 6,10,10'.",
         ),
     ] = "exhaustive"
     score: Annotated[

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class _ScoringOptions(groups.CandidateOptions):
     plan: Annotated[
-        str, opt.scoring_option("--plan", help="How to find the prediction and the contrast class (avarc classify).")
+        str,
+        opt.scoring_option(
+            "--plan",
+            callback=opt.read_plan,
+            help="How to find the prediction and the contrast class (avarc classify).",
+        ),
     ] = "exhaustive"
 
     def __post_init__(self) -> None:
