@@ -168,6 +168,10 @@ SubsetOpt = Annotated[
 ]
 PerClassOpt = Annotated[int | None, images_option("--per-class", help="Only the first N images of each class.")]
 LimitOpt = Annotated[int | None, images_option("--limit", help="Only the first N images.")]
+SampleOpt = Annotated[
+    int | None,
+    images_option("--sample", help="Only N images, drawn at random (--seed) and evenly over the classes."),
+]
 WorkersOpt = Annotated[
     int | None,
     images_option(

@@ -146,7 +146,7 @@ def classify(
     with tempfile.TemporaryDirectory() as scratch:
         encoded = None if images is None else _encode(classifier, images, out or Path(scratch), encoding, overwrite)
         unreadable = encoded.unreadable if encoded else []
-        cache = read(encoded.path) if encoded else read(data[0]).first(encoding.limit)
+        cache = read(encoded.path) if encoded else encoding.part.of(read(data[0]))
         result = _score(classifier, cache, out, save_json, save_likelihood, overwrite)
         _images.list_unreadable(unreadable)
         _summary.show(cache, result, unreadable, out)
@@ -160,7 +160,8 @@ def _check_inputs(
     images_only = [encoding.dataset, encoding.subset, encoding.per_class, *encoding.given]
     _summary.check_request(data, out, saves, images_only=images_only)
     if _summary.is_cache(data):
-        opt.check_not_given(context, {"sigma", "seed", "workers"}, f"with '{data[0]}'", "it is encoded already")
+        of_images = {"sigma", "workers"} | ({"seed"} if encoding.sample is None else set())
+        opt.check_not_given(context, of_images, f"with '{data[0]}'", "it is encoded already")
 
 
 def _check_out(classifier: Classifier, out: Path | None, save_likelihood: bool, overwrite: bool) -> None:

@@ -104,7 +104,7 @@ def explain(
     how = Weighting(weights=weighting, scales=parse_scales(scales), upsample=upsample)
     check_subset(only)
     _summary.check_request(data, None, False, images_only=[*pixels.given, workers])
-    images = None if _summary.is_cache(data) else _images.select(data, None, None, None, allow_outside=allow_outside)
+    images = None if _summary.is_cache(data) else _images.select(data, None, None, allow_outside=allow_outside)
     out.parent.mkdir(parents=True, exist_ok=True)
     inputs = data if images is None else images.paths
     with (

@@ -8,16 +8,16 @@ from typing import Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _images, _summary
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands import _summary
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.options import Options, parse_batch_size
 
 OF_A_CACHE = {
     *("model", "tokenizer", "model_config", "tokenizer_config", "class_names", "class_order", "bank"),
     *("lora", "lora_alpha", "weight_set", "tokenizer_weight_set", "image_size", "precision", "device"),
-    *("batch_size", "limit"),
+    *("batch_size", "limit", "sample", "seed"),
 }
 
 
@@ -36,6 +36,8 @@ def export(
         bool, typer.Option("--per-token", help="The log-probability of every token instead of their sum.")
     ] = False,
     limit: opt.LimitOpt = None,
+    sample: opt.SampleOpt = None,
+    seed: opt.SeedOpt = 0,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     model: groups.ModelOptions,
@@ -65,7 +67,9 @@ def export(
     from avarc_cli.tokens.cache import read
 
     parse_batch_size(batch_size)
-    cache = read(source).first(limit)
+    part = _images.Part(limit, sample, seed)
+    part.check()
+    cache = part.of(read(source))
     options = Options(classes=classes, dataset=cache.header.dataset, batch_size=batch_size)
     if (space := model.known_classes()) is not None:
         candidates(space, classes, cache.header.dataset)
