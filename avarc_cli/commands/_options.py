@@ -239,7 +239,7 @@ def check_not_given(context: typer.Context, names: Collection[str], where: str, 
 
 def is_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+    return source is not None and source.name in {"COMMANDLINE", "DEFAULT_MAP"}  # the latter: in the file of --config
 
 
 def parse_scales(text: str | None) -> TokenLayout | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands import _images, _summary
+from avarc_cli.commands import _config, _images, _summary
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
@@ -147,7 +147,8 @@ def classify(
         encoded = None if images is None else _encode(classifier, images, out or Path(scratch), encoding, overwrite)
         unreadable = encoded.unreadable if encoded else []
         cache = read(encoded.path) if encoded else encoding.part.of(read(data[0]))
-        result = _score(classifier, cache, out, save_json, save_likelihood, overwrite)
+        options = _config.recorded(context)
+        result = _score(classifier, cache, out, save_json, save_likelihood, overwrite, options)
         _images.list_unreadable(unreadable)
         _summary.show(cache, result, unreadable, out)
     if unreadable:
@@ -214,6 +215,7 @@ def _score(
     save_json: bool,
     save_likelihood: bool,
     overwrite: bool,
+    options: dict[str, Any],
 ) -> RunResult:
     from avarc_cli.results.run import accuracy_note
 
@@ -224,6 +226,7 @@ def _score(
             save_json=save_json,
             save_likelihood=save_likelihood,
             overwrite=overwrite,
+            options=options,
             on_start=lambda run: _summary.announce(classifier, run),
             progress=lambda done, numbers: bar.update(done, note=accuracy_note(numbers)),
             say=console.warn,
