@@ -29,8 +29,8 @@ RECORDED = frozenset(
         *("per_class", "limit", "sample", "save_json", "save_likelihood"),
     }
 )
-"""Parameters of classify that run.json records: what is computed, never where files are written, what may be overwritten
-or downloaded, or whom to trust, since another person may have written the file."""
+"""Parameters of classify that run.json records: what is computed. Never what is written, overwritten or downloaded, or
+which paths are trusted, since the file may be another person's."""
 
 
 def recorded(context: typer.Context) -> dict[str, Any]:
@@ -57,18 +57,21 @@ def apply(context: typer.Context, path: Path | None) -> Path | None:
     from avarc_cli import config_file
 
     words = context.command_path.split()[1:]
-    if path.suffix.lower() == ".json":
+    is_run = path.suffix.lower() == ".json"
+    if is_run:
         values = config_file.read_run(path)
         _check_recorded(path, values, context, words)
-        console.note(f"options of '{path}': avarc classify {_command_line(values)}")
     else:
         values = _of_command(path, config_file.read_toml(path), context.find_root().command, words)
     context.default_map = _parameters(path, values, context)
+    if is_run:
+        shown = _command_line(values, context.default_map.get("data", []))
+        console.note(f"options of '{path}': avarc classify {shown}")
     return path
 
 
 def _of_command(path: Path, values: Mapping[str, Any], group: Any, words: list[str]) -> dict[str, Any]:
-    """The options for the command with this name in the group: those of all its commands, and those of its own table."""
+    """The options for a command of the group: those for all its commands, and those in the command's own table."""
     tables = {key: value for key, value in values.items() if isinstance(value, dict)}
     commands = getattr(group, "commands", {})
     if unknown := [name for name in tables if name not in commands]:
@@ -147,17 +150,16 @@ def _checked(path: Path, key: str, value: Any, kind: Any) -> Any:
 def _check_recorded(path: Path, values: Mapping[str, Any], context: typer.Context, words: list[str]) -> None:
     """Raises: UsageError where this command has no use for a run's options, or they are not such as a run records."""
     if words != ["classify"]:
-        raise UsageError(
-            f"'{path}' is of a run", "only avarc classify repeats runs", "name a TOML file: docs/config.md"
-        )
+        fix = "name a TOML file: docs/config.md"
+        raise UsageError(f"'{path}' is not for this command", "only avarc classify repeats a run", fix)
     names = _names(context.command)
     if others := [key for key in values if names.get(key.replace("_", "-")) not in RECORDED]:
         why = "only what a run computes is read from a run.json: no outputs, and nothing that needs your trust"
         raise UsageError(f"'{path}' has the option '{others[0]}'", why, "give it on the command line")
 
 
-def _command_line(values: Mapping[str, Any]) -> str:
-    words = [str(each) for each in values.get("data", [])]
+def _command_line(values: Mapping[str, Any], data: list[str]) -> str:
+    words = list(data)
     for key, value in values.items():
         if key != "data":
             words += [f"--{key}"] if value is True else [f"--no-{key}"] if value is False else [f"--{key}", str(value)]
