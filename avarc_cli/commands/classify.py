@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands import _config, _images, _summary
+from avarc_cli.commands import _config, _dry_run, _images, _summary
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
@@ -111,6 +111,7 @@ def classify(
     save_likelihood: Annotated[
         bool, typer.Option("--save-likelihood", help="Write each image's token log-probabilities to OUT/likelihood/.")
     ] = False,
+    dry_run: _dry_run.DryRunOpt = False,
     as_json: opt.JsonOpt = False,
     model: _ModelOptions,
     scoring: _ScoringOptions,
@@ -140,7 +141,11 @@ def classify(
     opt.note_inferred(classifier.model)
     if images is not None:
         classifier.smoothing_samples(encoding.views)  # a wrong plan is an error before OUT is made
-    _check_out(classifier, out, save_likelihood, overwrite)
+    _check_out(classifier, out, save_likelihood, overwrite, write=not dry_run)
+    if dry_run:
+        source = encoding.part.of(read(data[0])) if images is None else images
+        _forecast(classifier, source, out, save_json, save_likelihood, encoding)
+        return
     if images is not None:
         _images.warn_of_photos(images, classifier.model.name)
     with tempfile.TemporaryDirectory() as scratch:
@@ -165,18 +170,48 @@ def _check_inputs(
         opt.check_not_given(context, of_images, f"with '{data[0]}'", "it is encoded already")
 
 
-def _check_out(classifier: Classifier, out: Path | None, save_likelihood: bool, overwrite: bool) -> None:
+def _check_out(
+    classifier: Classifier, out: Path | None, save_likelihood: bool, overwrite: bool, *, write: bool
+) -> None:
     """Find out before images are encoded whether the plan, and a run that OUT holds, allow this run."""
     from avarc_cli.results.folder import RunFolder
 
     plan = classifier.plan(keep_tokens=save_likelihood)
     if out is not None:
         folder = RunFolder(out)
-        folder.prepare()
+        if write:
+            folder.prepare()
         if overwrite:
             folder.check_own()
         else:
             _summary.check_same_plan(folder, str(plan))
+
+
+def _forecast(
+    classifier: Classifier,
+    source: ImageSet | TokenCache,
+    out: Path | None,
+    save_json: bool,
+    save_likelihood: bool,
+    encoding: groups.ImageOptions,
+) -> None:
+    """Print what classifying would take and write."""
+    from avarc_cli.forecast import forecast_encoding, forecast_scoring
+    from avarc_cli.tokens.cache import TokenCache
+
+    first = None
+    if isinstance(source, TokenCache):
+        source.check(classifier.model.tokenizer)
+        header = source.header
+    else:
+        how = {name: getattr(encoding, name) for name in ("preprocess", "views", "sigma", "seed")}
+        first = forecast_encoding(source, lambda few, path: classifier.encode(few, path, workers=0, **how))
+        header = first.header
+    scoring = forecast_scoring(classifier, header, len(source), keep_tokens=save_likelihood)
+    files: _dry_run.Files = {} if first is None or out is None else {out / "tokens.h5": first.token_bytes}
+    length = header.layout.num_tokens
+    files |= _dry_run.run_files(out, scoring, length, save_json=save_json, save_likelihood=save_likelihood)
+    _dry_run.show(files, encoding=first, scoring=scoring, classifier=classifier)
 
 
 def _encode(
