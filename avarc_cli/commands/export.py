@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands import _images, _summary
+from avarc_cli.commands import _dry_run, _images, _summary
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
@@ -39,6 +39,7 @@ def export(
     sample: opt.SampleOpt = None,
     seed: opt.SeedOpt = 0,
     overwrite: opt.OverwriteOpt = False,
+    dry_run: _dry_run.DryRunOpt = False,
     as_json: opt.JsonOpt = False,
     model: groups.ModelOptions,
     batch_size: opt.BatchSizeOpt = "auto",
@@ -59,6 +60,9 @@ def export(
     if not _summary.is_cache([source]):
         opt.check_not_given(context, OF_A_CACHE, f"with '{source}'", "it is a run, scored already by its own model")
         run = open_run(source)
+        if dry_run:
+            _dry_run.show({out: None})
+            return
         shape = library.export_run(
             run, out, classes=classes, per_token=per_token, overwrite=overwrite, progress=console.progress
         )
@@ -78,6 +82,12 @@ def export(
 
     classifier = load_classifier(spec, options)
     opt.note_inferred(classifier.model)
+    if dry_run:
+        from avarc_cli.forecast import forecast_scoring
+
+        forecast = forecast_scoring(classifier, cache.header, len(cache), keep_tokens=per_token)
+        _dry_run.show({out: None}, scoring=forecast, classifier=classifier)
+        return
     shape = export_cache(
         classifier,
         cache,

@@ -67,6 +67,15 @@ def test_encode_measures_a_few_images(work, capsys):
     assert entries(work) == []
 
 
+def test_export_scores_every_class_of_a_cache(work, capsys):
+    assert main(["encode", DIGITS, "--limit", "2", "--out", "t.h5"]) == 0
+    capsys.readouterr()
+    assert main(["--json", "export", "t.h5", "--out", "x.npz", "--dry-run"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["files"] == {"x.npz": None} and told["scoring"]["tokens"] == 2 * 10 * 103
+    assert entries(work) == ["t.h5"]
+
+
 def test_the_forecast_fits_80_columns(work, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["classify", DIGITS, "--limit", "9", "--out", "run", "--save-likelihood", "--dry-run"]) == 0
