@@ -248,11 +248,14 @@ class ImageOptions(PixelOptions):
     """Which images of a set to read, and how they become tokens."""
 
     sigma: opt.SigmaOpt = 0.1
-    seed: Annotated[int, opt.images_option("--seed", min=0, max=2**63 - 1, help="Seed of the smoothing noise.")] = 0
+    seed: Annotated[
+        int, opt.images_option("--seed", min=0, max=2**63 - 1, help="Seed of the smoothing noise, and of --sample.")
+    ] = 0
     dataset: opt.DatasetOpt = None
     subset: opt.SubsetOpt = None
     per_class: opt.PerClassOpt = None
     limit: opt.LimitOpt = None
+    sample: opt.SampleOpt = None
     workers: opt.WorkersOpt = None
     allow_outside: opt.AllowOutsideOpt = False
 
@@ -261,12 +264,17 @@ class ImageOptions(PixelOptions):
 
         super().__post_init__()
         check_sigma(self.sigma)
+        self.part.check()
+
+    @property
+    def part(self) -> _images.Part:
+        """How many of the images, and which."""
+        return _images.Part(self.limit, self.sample, self.seed)
 
     def select(self, data: list[Path]) -> ImageSet:
         """The images of DATA that these options choose."""
-        return _images.select(
-            data, self.subset, self.per_class, self.limit, self.dataset, allow_outside=self.allow_outside
-        )
+        chosen = _images.select(data, self.subset, self.per_class, self.dataset, allow_outside=self.allow_outside)
+        return self.part.of(chosen)
 
 
 @dataclass(frozen=True, kw_only=True)

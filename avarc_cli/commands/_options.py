@@ -26,7 +26,8 @@ def _set_json(asked: bool) -> bool:
 
 
 JsonOpt = Annotated[
-    bool, typer.Option("--json", callback=_set_json, help="Print the result as one JSON document on stdout.")
+    bool,
+    typer.Option("--json", callback=_set_json, is_eager=True, help="Print the result as one JSON document on stdout."),
 ]
 """`as_json: JsonOpt = False`: its callback sets the console's mode, so a command ignores the value."""
 
@@ -167,6 +168,10 @@ SubsetOpt = Annotated[
 ]
 PerClassOpt = Annotated[int | None, images_option("--per-class", help="Only the first N images of each class.")]
 LimitOpt = Annotated[int | None, images_option("--limit", help="Only the first N images.")]
+SampleOpt = Annotated[
+    int | None,
+    images_option("--sample", help="Only N images, drawn at random (--seed) and evenly over the classes."),
+]
 WorkersOpt = Annotated[
     int | None,
     images_option(
@@ -204,6 +209,19 @@ def note_inferred(loaded: LoadedModel | LoadedTokenizer) -> None:
         console.note(f"{loaded.name}: {name} {found}" if is_set else f"assumed for {loaded.name}: {name} {found}")
 
 
+def read_plan(plan: str | None) -> str | None:
+    """Callback of a --plan: the reference's three lists as a plan of ours, with a note; any other plan unchanged.
+
+    Raises: UsageError for lists that describe no plan.
+    """
+    from avarc_cli.scoring.reference_lists import translate
+
+    if plan is None or (translated := translate(plan)) == plan:
+        return plan
+    console.note(f"plan {translated}")
+    return translated
+
+
 def check_plan(plan: str, candidates: int | None = None) -> None:
     """Check a --plan before torch is imported; candidates: to choose from, None where they are not known yet.
 
@@ -228,7 +246,7 @@ def check_not_given(context: typer.Context, names: Collection[str], where: str, 
 
 def is_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+    return source is not None and source.name in {"COMMANDLINE", "DEFAULT_MAP"}  # the latter: in the file of --config
 
 
 def parse_scales(text: str | None) -> TokenLayout | None:

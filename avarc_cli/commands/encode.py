@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands import _images
+from avarc_cli.commands import _dry_run, _images
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
@@ -36,6 +37,7 @@ def encode(
         typer.Option("--batch-size", min=1, help="Images that the tokenizer reads at once. Default: 16 of 256 pixels."),
     ] = None,
     work: groups.WorkOptions,
+    dry_run: _dry_run.DryRunOpt = False,
     as_json: opt.JsonOpt = False,
     model: groups.WeightsOptions,
     patch_nums: opt.PatchNumsOpt = None,
@@ -73,17 +75,26 @@ def encode(
     decoders = default_workers(str(reader.device), on.count) if encoding.workers is None else encoding.workers
     each = f"{counted(reader.layout.num_tokens, 'token')} x {views}"
     console.note(f"{counted(len(images), 'image')} to {each}, {pixels}, by {reader.name}")
+    encode_to = partial(
+        tokens.encode,
+        tokenizer=reader,
+        preprocess=pixels,
+        samples=samples,
+        sigma=encoding.sigma,
+        seed=encoding.seed,
+        latents=latents,
+        batch_size=batch_size,
+    )
+    if dry_run:
+        from avarc_cli.forecast import forecast_encoding
+
+        forecast = forecast_encoding(images, lambda few, path: encode_to(few, out=path))
+        _dry_run.show({out: forecast.token_bytes}, encoding=forecast)
+        return
     with console.progress("encoding", len(images)) as bar:
-        done = tokens.encode(
+        done = encode_to(
             images,
-            reader,
-            pixels,
-            out,
-            samples=samples,
-            sigma=encoding.sigma,
-            seed=encoding.seed,
-            latents=latents,
-            batch_size=batch_size,
+            out=out,
             workers=decoders,
             shard=own,
             on=on,

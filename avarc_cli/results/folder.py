@@ -69,6 +69,8 @@ class RunFolder:
         recorded = self.read_protocol() if self.exists else None
         if recorded is not None and (why := resume.differences(recorded, asked)):
             raise resume.another_run(str(self.path), why)
+        if recorded is not None and "options" in recorded:
+            asked = {**asked, "options": recorded["options"]}  # the same request in other words: the first stay
         there = self._read_records()
         kept = Kept.of(there, are_current, images, group)
         source = kept.check_source(str(self.path), recorded, asked) if recorded is not None and there else None

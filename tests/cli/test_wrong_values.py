@@ -38,6 +38,7 @@ OF_CLASSIFY = {
     "--model-config": ["nowhere", "images"],
     "--subset": ["nowhere", ""],
     "--limit": ["0"],
+    "--sample": ["0", "x"],
     "--per-class": ["0"],
     "--workers": ["-1"],
 }
