@@ -18,6 +18,7 @@ from avarc_cli.commands._groups import Command
 from avarc_cli.commands.add_class import add_class
 from avarc_cli.commands.bench import bench
 from avarc_cli.commands.classify import classify
+from avarc_cli.commands.compare import compare
 from avarc_cli.commands.demo import demo
 from avarc_cli.commands.doctor import doctor
 from avarc_cli.commands.download import download
@@ -85,6 +86,7 @@ for command in (
     tune,
     explain,
     report,
+    compare,
     export,
     sample,
     add_class,
