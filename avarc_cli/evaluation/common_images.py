@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from avarc_cli.data.known import SYNSET
 from avarc_cli.data.labels import UNKNOWN, normalize
 from avarc_cli.errors import UsageError
 from avarc_cli.results.read_run import SavedRun
@@ -26,6 +27,7 @@ class Classes:
     """The classes of several runs. Each has one number, however the runs number it."""
 
     def __init__(self) -> None:
+        self.ids: list[str] = []
         self.names: list[str] = []
         self._by_id: dict[str, int] = {}
 
@@ -33,15 +35,14 @@ class Classes:
         """The number of each of a run's classes; classes of no earlier run get new ones.
 
         A class is the same as one of an earlier run with the same id, or else the same name, unless that is the name of
-        several classes in either.
+        several classes in either, or both ids are synsets.
 
         Args:
             classes: (id, name) of each. Ids are synsets, or names; they are unique within a run.
         """
         own = Counter(normalize(name) for _, name in classes)
-        ours = {class_id for class_id, _ in classes}
+        taken = {self._by_id[class_id] for class_id, _ in classes if class_id in self._by_id}
         known = Counter(map(normalize, self.names))
-        taken = {self._by_id[class_id] for class_id in ours & self._by_id.keys()}
         by_name = {
             normalize(name): number
             for number, name in enumerate(self.names)
@@ -52,12 +53,17 @@ class Classes:
             number = self._by_id.get(class_id)
             if number is None and own[normalize(name)] == 1:
                 number = by_name.get(normalize(name))
-            if number is None:
+            if number is None or (self.ids[number] != class_id and _are_synsets(class_id, self.ids[number])):
                 number = len(self.names)
+                self.ids.append(class_id)
                 self.names.append(name)
             self._by_id[class_id] = number
             numbers.append(number)
         return numbers
+
+
+def _are_synsets(*ids: str) -> bool:
+    return all(SYNSET.fullmatch(class_id) for class_id in ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +81,7 @@ class RunImages:
     """(N,) int64, number in `Classes`."""
 
     label: np.ndarray
-    """(N,) int64, number in `Classes` of labels; UNKNOWN."""
+    """(N,) int64, number in `Classes`; UNKNOWN."""
 
     right: np.ndarray
     """(N,) int8: 1 right, 0 wrong, NOT_COUNTED."""
@@ -124,8 +130,7 @@ class CommonImages:
 
     runs: list[RunImages]
     classes: Classes
-    labels: Classes
-    """Of the dataset; those of ObjectNet are not the model's."""
+    """Candidates and labels."""
 
     left_out: list[str] = field(default_factory=list)
     """For each reason, how many images are left out, in words."""
@@ -139,8 +144,8 @@ def common_images(saved: Sequence[SavedRun]) -> CommonImages:
 
     Raises: UsageError when there is none.
     """
-    classes, labels = Classes(), Classes()
-    runs = [_read(run, classes, labels) for run in saved]
+    classes = Classes()
+    runs = [_read(run, classes) for run in saved]
     rows = _same_paths(runs)
     left_out = [
         f"{counted(len(run.paths) - len(own), 'image')} of '{run.run.path}' {are(len(run.paths) - len(own))} not in "
@@ -167,10 +172,10 @@ def common_images(saved: Sequence[SavedRun]) -> CommonImages:
     if not keep.any():
         raise UsageError("the runs are of different images", "; ".join(left_out), "compare runs over the same images")
     common = [run.take(np.flatnonzero(keep)) for run in common]
-    return CommonImages(runs=common, classes=classes, labels=labels, left_out=left_out)
+    return CommonImages(runs=common, classes=classes, left_out=left_out)
 
 
-def _read(run: SavedRun, classes: Classes, labels: Classes) -> RunImages:
+def _read(run: SavedRun, classes: Classes) -> RunImages:
     """One pass over the records."""
     candidate_ids, candidate_names = run.recorded("candidate_ids"), run.recorded("candidate_names")
     numbers = classes.unite(list(zip(candidate_ids, candidate_names, strict=True)))
@@ -193,7 +198,7 @@ def _read(run: SavedRun, classes: Classes, labels: Classes) -> RunImages:
             (number_of[record["prediction"]], right, record["posterior"], record["tokens_scored"], record["near_tie"])
         )
     predictions, is_right, posterior, tokens, near_tie = zip(*rows, strict=True) if rows else ((),) * 5
-    label_numbers = dict(zip(label_names, labels.unite(list(label_names.items())), strict=True))
+    label_numbers = dict(zip(label_names, classes.unite(list(label_names.items())), strict=True))
     return RunImages(
         run,
         frozenset(numbers),

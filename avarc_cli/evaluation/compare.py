@@ -198,11 +198,11 @@ def _against(first: RunImages, other: RunImages, counts: np.ndarray, seed: int) 
 def _per_class(common: CommonImages, counts: np.ndarray) -> list[ClassAccuracy]:
     label = common.runs[0].label[counts]
     right = [run.right[counts] == 1 for run in common.runs]
-    number = np.bincount(label, minlength=len(common.labels.names))
+    number = np.bincount(label, minlength=len(common.classes.names))
     hits = [np.bincount(label, weights=each, minlength=len(number)) for each in right]
     classes = [
         ClassAccuracy(
-            name=common.labels.names[i],
+            name=common.classes.names[i],
             images=int(number[i]),
             accuracy=tuple(float(each[i] / number[i]) for each in hits),
         )
@@ -225,7 +225,7 @@ def _difference(common: CommonImages, row: int) -> ImageDifference:
     right = [int(run.right[row]) for run in runs]
     return ImageDifference(
         path=runs[0].paths[row],
-        label=None if label == UNKNOWN else common.labels.names[label],
+        label=None if label == UNKNOWN else common.classes.names[label],
         predictions=tuple(common.classes.names[run.prediction[row]] for run in runs),
         posteriors=tuple(float(run.posterior[row]) for run in runs),
         right=tuple(None if value == NOT_COUNTED else value == 1 for value in right),

@@ -25,7 +25,8 @@ caption { text-align: left; padding: .3rem 0; }
 .differences .missing { border: 1px dashed var(--line); color: var(--muted); flex: none; font-size: .85rem;
   display: grid; place-items: center; text-align: center; }
 .differences .scroll { min-width: 0; } .right { color: var(--good); } .wrong { color: var(--vermilion); }
-@media (max-width: 32rem) { .differences .row { flex-wrap: wrap; } }
+@media (max-width: 32rem) { .differences .row { flex-wrap: wrap; }
+  .differences th, .differences td { padding: .22rem .3rem; } }
 """
 
 
