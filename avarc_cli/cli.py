@@ -23,6 +23,7 @@ from avarc_cli.commands.demo import demo
 from avarc_cli.commands.doctor import doctor
 from avarc_cli.commands.download import download
 from avarc_cli.commands.encode import encode
+from avarc_cli.commands.evaluate import evaluate
 from avarc_cli.commands.explain import explain
 from avarc_cli.commands.export import export
 from avarc_cli.commands.incremental import incremental
@@ -87,6 +88,7 @@ for command in (
     explain,
     report,
     compare,
+    evaluate,
     export,
     sample,
     add_class,

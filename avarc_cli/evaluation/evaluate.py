@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from avarc_cli.data.datasets import ImageSet, open_images
 from avarc_cli.data.labels import subset
@@ -27,10 +27,11 @@ from avarc_cli.work.locks import only_writer
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
-    from avarc_cli.loaded import LoadedModel
+    from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 
 Value = TypeVar("Value")
 
+Loaded: TypeAlias = "LoadedModel | LoadedTokenizer"
 MARK = "protocol.json"
 INCLUDED = {"digits": PROTOCOLS.parent / "digits" / "test"}
 
@@ -70,6 +71,11 @@ class Setting:
     """As of `open_images`."""
 
     progress: StartProgress = silent
+    """Of images."""
+
+    training: StartProgress = silent
+    """Of the steps of a training."""
+
     say: Notify = no_message
     """Called with messages for the user."""
 
@@ -101,19 +107,38 @@ def _row(protocol: Protocol, row: Row, images: _Images, setting: Setting) -> Ite
     loaded = _Once(lambda: _load(row, setting.device))
     for column in protocol.columns:
         if not row.columns or column.name in row.columns:
+            cell = _incremental_cell if column.is_incremental else _cell
             try:
-                yield _cell(row, column, images.of(column), loaded.get(), setting)
+                yield cell(row, column, images, loaded, setting)
             except Interrupted:
                 raise
             except AvarcError as error:
                 yield Cell(row=row, column=column, metrics=None, not_run=error)
 
 
-def _cell(row: Row, column: Column, images: ImageSet, model: LoadedModel, setting: Setting) -> Cell:
+def _incremental_cell(row: Row, column: Column, images: _Images, loaded: _Once[Loaded], setting: Setting) -> Cell:
+    from avarc_cli.evaluation.incremental_cell import run_incremental
+
+    train, test = images.of_tasks(column)
+    run = _run_folder(row, column, setting)
+    metrics, unreadable = run_incremental(row, column, train, test, loaded.get(), run, setting)
+    return Cell(row=row, column=column, metrics=metrics, unreadable=unreadable, run=run)
+
+
+def _run_folder(row: Row, column: Column, setting: Setting) -> Path:
+    run = setting.out / "cells" / row.name / column.name
+    run.parent.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def _cell(row: Row, column: Column, every: _Images, loaded: _Once[Loaded], setting: Setting) -> Cell:
     from avarc_cli.classifier import Classifier
+    from avarc_cli.loaded import LoadedModel
     from avarc_cli.results.run import accuracy_note
     from avarc_cli.tokens.cache import read
 
+    images, model = every.of(column), loaded.get()
+    assert isinstance(model, LoadedModel), "a row without a model has other columns only"
     classifier = Classifier(model, _options(row, column, images.dataset))
     samples = classifier.smoothing_samples(SINGLE_VIEW)  # a wrong plan is an error before anything is encoded
     tokens = setting.out / "tokens" / f"{column.name}-{_identity(row, column, classifier, samples, setting)}.h5"
@@ -128,8 +153,7 @@ def _cell(row: Row, column: Column, images: ImageSet, model: LoadedModel, settin
             progress=bar.update,
             say=setting.say,
         )
-    run = setting.out / "cells" / row.name / column.name
-    run.parent.mkdir(parents=True, exist_ok=True)
+    run = _run_folder(row, column, setting)
     cache = read(encoded.path)
     with setting.progress(f"{row.name}: classifying {column.name}", len(cache)) as bar:
         result = classifier.classify_cache(
@@ -167,9 +191,12 @@ def _identity(row: Row, column: Column, classifier: Classifier, samples: int, se
     return f"{Path(tokenizer.name).stem}-{digest}"
 
 
-def _load(row: Row, device: str) -> LoadedModel:
-    from avarc_cli.loading import ModelSpec, load_model
+def _load(row: Row, device: str) -> Loaded:
+    """The row's model, or its tokenizer where a base model is trained first."""
+    from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
 
+    if row.model is None:
+        return load_tokenizer(ModelSpec(str(row.tokenizer), device=device))
     spec = ModelSpec(
         row.model,
         row.tokenizer,
@@ -191,25 +218,46 @@ class _Images:
 
     def of(self, column: Column) -> ImageSet:
         """Raises: UsageError, each time that it is asked for images that are not there."""
-        once = self._opened.setdefault(column.name, _Once(lambda: self._open(column)))
+        once = self._opened.setdefault(column.name, _Once(lambda: self._open(column, self._place(column))))
         return once.get()
 
-    def _open(self, column: Column) -> ImageSet:
-        path = INCLUDED[column.included] if column.included else self._below_root(column)
+    def of_tasks(self, column: Column) -> tuple[ImageSet, ImageSet | None]:
+        """The images to learn from, and those to test on; None where a part of the former is held out."""
+        place = self._digits() if column.included else self._place(column)
+        test = self._below_root(column.test, column) if column.test else None
+        if test is None and (place / "train").is_dir() and (place / "test").is_dir():
+            place, test = place / "train", place / "test"
+        return self._open(column, place), None if test is None else self._open(column, test)
+
+    def _open(self, column: Column, path: Path) -> ImageSet:
         images = open_images([path], column.dataset, allow_outside=self.setting.allow_outside)
         chosen = subset(column.subset) if column.subset is not None else None
         if chosen is None and (outside := images.classes_outside_imagenet()):
             chosen = tuple(name for name in images.class_names if name not in outside)
         per_class = min(filter(None, (column.per_class, self.setting.per_class)), default=None)
-        return images.select(chosen, per_class, column.limit)
+        selected = images.select(chosen, per_class, column.limit)
+        for note in selected.notes:
+            self.setting.say(f"{column.name}: {note}")
+        return selected
 
-    def _below_root(self, column: Column) -> Path:
-        root, name = self.setting.data, str(column.data)
-        path = Path(name) if root is None else root / name
+    def _place(self, column: Column) -> Path:
+        return INCLUDED[column.included] if column.included else self._below_root(str(column.data), column)
+
+    def _below_root(self, name: str, column: Column) -> Path:
+        path = (self.setting.data or Path()) / name
         if not path.exists():
             what = f"there is no '{path}'"
             raise UsageError(what, f"the column '{column.name}' reads it", "put the images there, or link to them")
         return path
+
+    def _digits(self) -> Path:
+        """The digits to learn from are not included in avarc, but in scikit-learn."""
+        from avarc_cli.train.digits import write_digits
+
+        folder = self.setting.out / "digits"
+        if not (folder / "test").is_dir():
+            write_digits(folder)
+        return folder
 
 
 @dataclass

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from avarc_cli.scoring.combining import check_rule
 from avarc_cli.scoring.orders import check_orders
 from avarc_cli.scoring.plan import check_plan
 from avarc_cli.scoring.scores import score_function
-from avarc_cli.settings import check_precision
+from avarc_cli.settings import check_method, check_precision, check_width
 from avarc_cli.tokens.noise import check_sigma
 from avarc_cli.zoo.cards import any_card, is_path
 
@@ -36,7 +37,9 @@ class Row:
     name: str
     """Of its folder."""
 
-    model: str
+    model: str | None = None
+    """None only where classes come task by task, and a base model is trained first (`base_depth` and the like)."""
+
     title: str = ""
     tokenizer: str | None = None
     weights: str | None = None
@@ -51,6 +54,13 @@ class Row:
     preprocess: str | None = None
     sigma: float = 0.1
     seed: int = 0
+    method: str = "lora"
+    """How classes are added where they come task by task, like `steps`."""
+
+    steps: int | None = None
+    base_depth: int = 3
+    base_width: int = 64
+    base_steps: int = 1500
     columns: Sequence[str] = ()
     """Names of the columns that it is run on; empty for all."""
 
@@ -82,6 +92,20 @@ class Column:
 
     per_class: int | None = None
     limit: int | None = None
+    base: str | None = None
+    """Classes that are known from the start, as --base of avarc incremental: then classes come task by task."""
+
+    tasks: str | None = None
+    """Classes that are added later, as --tasks."""
+
+    test: str | None = None
+    """Test images, below the root of the data; `data` then has those to learn from. None for data's test/, or else a
+    fifth of it."""
+
+    @property
+    def is_incremental(self) -> bool:
+        """Whether classes come task by task."""
+        return self.tasks is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,15 +163,22 @@ def read(path: Path) -> Protocol:
 
 
 _OF_PROTOCOL = {"title", "about", "rows", "columns", "references"}
+_FROM_1 = ("per_class", "limit", "steps", "base_depth", "base_width", "base_steps")
 _TYPES: dict[str, tuple[type, str]] = {
     **dict.fromkeys(("order_seed", "seed"), (int, "a whole number from 0")),
-    **dict.fromkeys(("per_class", "limit"), (int, "a whole number from 1")),
+    **dict.fromkeys(_FROM_1, (int, "a whole number from 1")),
     "sigma": (float, "a number"),
     "published": (dict, "a table: column = percent"),
     "columns": (list, "a list of names of columns"),
 }
 """Type of the keys that are not text, and what messages call it."""
 _FILES = ("model", "tokenizer", "bank", "lora", "plan", "orders", "classes", "subset")
+
+
+def _check_known(name: str) -> None:
+    """Raises: UsageError for a name that no card has. A file may come later: then its cells are not run."""
+    if not is_path(name):
+        any_card(name)
 
 
 @dataclass(frozen=True)
@@ -164,7 +195,7 @@ class _Table:
         self._check_keys(_OF_PROTOCOL, required=("title", "rows", "columns"))
         columns = tuple(self._each("columns", _Table._column))
         names = [column.name for column in columns]
-        rows = tuple(self._each("rows", lambda table: table._row(names)))
+        rows = tuple(self._each("rows", lambda table: table._row(columns)))
         references = tuple(self._each("references", lambda table: table._reference(names)))
         for kind, parts in (("rows", [row.name for row in rows]), ("columns", names)):
             if twice := sorted({name for name in parts if parts.count(name) > 1}):
@@ -178,16 +209,21 @@ class _Table:
             raise self._wrong(key, f"it is not a list of 1 to {MOST} tables", f"write each as [[{key}]]")
         return [read(_Table(part, f"{self.where}: {key}[{i}]", self.folder)) for i, part in enumerate(parts)]
 
-    def _row(self, columns: Collection[str]) -> Row:
-        row: Row = self._as(Row, ("name", "model"))
+    def _row(self, columns: Sequence[Column]) -> Row:
+        row: Row = self._as(Row, ("name",))
+        names = [column.name for column in columns]
         for name in row.columns:
-            if name not in columns:
-                raise self._wrong("columns", f"there is no column {name!r:.50}", f"there are {', '.join(columns)}")
-        self._check_published(row.published, row.source, columns)
-        self._checked("model", lambda: None if is_path(row.model) else any_card(row.model))
-        tokenizer = row.tokenizer
-        if tokenizer is not None:
-            self._checked("tokenizer", lambda: None if is_path(tokenizer) else any_card(tokenizer))
+            if name not in names:
+                raise self._wrong("columns", f"there is no column {name!r:.50}", f"there are {', '.join(names)}")
+        self._check_published(row.published, row.source, names)
+        used = [column for column in columns if not row.columns or column.name in row.columns]
+        if row.model is None and not (row.tokenizer and all(column.is_incremental for column in used)):
+            raise self._wrong("model", "it is missing", "write model = ...")
+        for key, used_name in (("model", row.model), ("tokenizer", row.tokenizer)):
+            if used_name is not None:
+                self._checked(key, partial(_check_known, used_name))
+        self._checked("method", lambda: check_method(row.method))
+        self._checked("base_width", lambda: check_width(row.base_width, "a base model"))
         self._checked("precision", lambda: check_precision(row.precision))
         if row.plan != "auto" and not row.plan.endswith(".json"):  # a tuned plan is read with its model
             self._checked("plan", lambda: check_plan(row.plan))
@@ -203,6 +239,12 @@ class _Table:
         column: Column = self._as(Column, ("name",))
         if (column.data is None) == (column.included is None):
             raise self._wrong("data", "a column has either 'data' or 'included'", 'write data = "folder"')
+        for key, place in (("data", column.data), ("test", column.test)):
+            if place is not None and (Path(place).is_absolute() or ".." in Path(place).parts):
+                raise self._wrong(key, f"'{place}' leads out of the root of the data", "name a place below it")
+        for key, other in (("base", "tasks"), ("tasks", "base"), ("test", "tasks")):
+            if getattr(column, key) is not None and getattr(column, other) is None:
+                raise self._wrong(other, f"it is missing, and there is '{key}'", f"write {other} = ...")
         if column.included not in (None, "digits"):
             raise self._wrong("included", f"no images '{column.included}' are included", 'there are "digits"')
         if column.dataset not in (None, NO_DATASET):
@@ -247,7 +289,7 @@ class _Table:
         value = self.values[key]
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        least = 1 if key in ("per_class", "limit") else 0
+        least = 1 if key in _FROM_1 else 0
         fits = isinstance(value, kind) and not isinstance(value, bool)
         if not fits or (kind is int and not least <= value < 2**63) or (kind is str and not value):
             raise self._wrong(key, f"it is {value!r:.50}, must be {words}", "")
