@@ -118,4 +118,5 @@ def _table(title: str, lines: list[list[str]]) -> Any:
 
     kept = [i for i in range(len(COLUMNS)) if i < 2 or any(line[i] for line in lines)]
     rows = [[line[i] for i in kept] for line in lines]
-    return console.table(title, [COLUMNS[i] for i in kept], rows, optional="images")
+    columns = [COLUMNS[i] for i in kept]
+    return console.table(title, columns, rows, optional="images" if "images" in columns else "")

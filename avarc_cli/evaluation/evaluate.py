@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
@@ -24,6 +25,8 @@ from avarc_cli.options import Options
 from avarc_cli.progress import Notify, StartProgress, no_message, silent
 from avarc_cli.storage import write_bytes
 from avarc_cli.work.locks import only_writer
+from avarc_cli.zoo import local_files
+from avarc_cli.zoo.cards import ModelCard, any_card, check_weights, is_path
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
@@ -45,7 +48,7 @@ class Cell:
     metrics: Mapping[str, Any] | None
     """metrics.json; None for a cell that was not run."""
 
-    not_run: AvarcError | None = None
+    not_run: tuple[AvarcError, ...] = ()
     """Why, and what to do."""
 
     unreadable: int = 0
@@ -104,16 +107,42 @@ def evaluate(protocol: Protocol, setting: Setting) -> list[Cell]:
 
 def _row(protocol: Protocol, row: Row, images: _Images, setting: Setting) -> Iterator[Cell]:
     """The cells of a row. Its model is loaded once, when the first cell needs it."""
-    loaded = _Once(lambda: _load(row, setting.device))
+    loaded, lacking = _Once(lambda: _load(row, setting.device)), _problems(lambda: _check_weights(row))
     for column in protocol.columns:
         if not row.columns or column.name in row.columns:
+            problems = lacking + _problems(partial(images.check, column))
             cell = _incremental_cell if column.is_incremental else _cell
             try:
-                yield cell(row, column, images, loaded, setting)
+                if not problems:
+                    yield cell(row, column, images, loaded, setting)
             except Interrupted:
                 raise
             except AvarcError as error:
-                yield Cell(row=row, column=column, metrics=None, not_run=error)
+                problems = [error]
+            if problems:
+                yield Cell(row=row, column=column, metrics=None, not_run=tuple(problems))
+
+
+def _problems(check: Callable[[], object]) -> list[AvarcError]:
+    try:
+        check()
+    except AvarcError as error:
+        return [error]
+    return []
+
+
+def _check_weights(row: Row) -> None:
+    """Raises: AvarcError that says how to get the weights of a model or a tokenizer that are not on this machine."""
+    implied = None
+    if row.model is not None and not is_path(row.model):
+        card = any_card(row.model)
+        local_files.require(card)
+        implied = card.tokenizer if isinstance(card, ModelCard) else None
+    tokenizer = row.tokenizer or implied
+    if tokenizer is not None and not is_path(tokenizer):
+        local_files.require(any_card(tokenizer))
+    for name in filter(None, (row.model, tokenizer)):
+        check_weights(name)
 
 
 def _incremental_cell(row: Row, column: Column, images: _Images, loaded: _Once[Loaded], setting: Setting) -> Cell:
@@ -220,6 +249,11 @@ class _Images:
         """Raises: UsageError, each time that it is asked for images that are not there."""
         once = self._opened.setdefault(column.name, _Once(lambda: self._open(column, self._place(column))))
         return once.get()
+
+    def check(self, column: Column) -> None:
+        """Raises: UsageError when the images of a column are not there."""
+        for name in filter(None, (column.data, column.test)):
+            self._below_root(name, column)
 
     def of_tasks(self, column: Column) -> tuple[ImageSet, ImageSet | None]:
         """The images to learn from, and those to test on; None where a part of the former is held out."""

@@ -51,6 +51,8 @@ def run_incremental(
     shape = protocol.BaseShape(depth=row.base_depth, width=row.base_width, steps=row.base_steps)
     variation = Variation(preprocess=row.preprocess, seed=row.seed)
     split = parse_split(str(column.base), str(column.tasks), train.class_names)
+    train = train.select(split.classes, None, None)
+    test = None if test is None else test.select(split.classes, None, None)
     asked = {
         "column": {"base": column.base, "tasks": column.tasks, "train": train.source, "images": len(train)},
         "test": None if test is None else [test.source, len(test)],

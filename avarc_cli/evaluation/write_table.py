@@ -40,7 +40,7 @@ def tables(protocol: Protocol, cells: Sequence[Cell]) -> list[tuple[Column, list
     for column in protocol.columns:
         lines = [_line(cell) for cell in cells if cell.column == column]
         lines += [
-            [reference.title, "", "", f"{reference.published[column.name]:.2f}", "", "", ""]
+            [reference.title, "", "", _percent(reference.published[column.name]), "", "", ""]
             for reference in protocol.references
             if column.name in reference.published
         ]
@@ -58,8 +58,7 @@ def not_run(cells: Sequence[Cell]) -> list[tuple[str, str]]:
     """(cells, reason and what to do) of the cells that were not run; cells with the same reason together."""
     reasons: dict[str, list[str]] = {}
     for cell in cells:
-        if cell.not_run is not None:
-            error = cell.not_run
+        for error in cell.not_run:
             words = "; ".join(filter(None, (error.what, error.why, error.fix)))
             reasons.setdefault(words, []).append(f"{cell.row.name}/{cell.column.name}")
     return [(", ".join(names), reason) for reason, names in reasons.items()]
@@ -92,15 +91,15 @@ def _values(cell: Cell) -> dict[str, Any]:
         "seconds_per_image": metrics.get("seconds_per_image"),
         "published": None if published is None else published / 100,
         "source": cell.row.source if published is not None else "",
-        "not_run": "" if cell.not_run is None else to_line(f"{cell.not_run.what}; {cell.not_run.fix}"),
+        "not_run": "; ".join(to_line(f"{error.what}; {error.fix}") for error in cell.not_run),
         "run": None if cell.run is None else str(cell.run),
     }
 
 
 def _line(cell: Cell) -> list[str]:
     value = _values(cell)
-    title, published = cell.row.title or cell.row.name, value["published"]
-    shown = "" if published is None else f"{100 * published:.2f}"
+    title, published = cell.row.title or cell.row.name, cell.row.published.get(cell.column.name)
+    shown = "" if published is None else _percent(published)
     if cell.metrics is None:
         return [title, NOT_RUN, "", shown, "", "", ""]
     accuracy, low, seconds = value["accuracy"], value["accuracy_low"], value["seconds_per_image"]
@@ -113,6 +112,11 @@ def _line(cell: Cell) -> list[str]:
         "" if value["tokens_per_image"] is None else f"{value['tokens_per_image']:,.0f}",
         "" if seconds is None else f"{seconds:.3g} s",
     ]
+
+
+def _percent(value: float) -> str:
+    """A published value, with one decimal or two."""
+    return f"{value:.2f}".removesuffix("0")
 
 
 def _tasks(accuracies: Sequence[float] | None) -> str:
