@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -9,7 +10,7 @@ from small_datasets import halves
 
 from avarc_cli.cli import main
 from avarc_cli.evaluation import protocol as protocols
-from avarc_cli.evaluation.evaluate import Setting, evaluate
+from avarc_cli.evaluation.evaluate import INCLUDED, Setting, evaluate
 from avarc_cli.evaluation.write_table import write_tables
 from avarc_cli.results.metrics import wilson
 
@@ -96,7 +97,9 @@ def test_the_table_holds_what_the_runs_measured(done):
 
 
 def test_what_is_missing_is_said_with_how_to_get_it(done, protocol, capsys):
-    assert main(["evaluate", str(protocol), "--out", str(done), "--data", str(protocol.parent), "--per-class", "3"]) == 3
+    assert (
+        main(["evaluate", str(protocol), "--out", str(done), "--data", str(protocol.parent), "--per-class", "3"]) == 3
+    )
     told = " ".join(capsys.readouterr().err.split())
     assert f"not run: exhaustive/mine, staged/mine, absent/mine: there is no '{protocol.parent / 'mine'}'" in told
     assert "not run: absent/digits, absent/mine: the weights of 'var-d16'" in told and "avarc download var-d16" in told
@@ -202,7 +205,7 @@ title = "two tasks"
 
 [[columns]]
 name = "two"
-included = "digits"
+data = "photos"
 base = "0-4"
 tasks = "5"
 per_class = 2
@@ -222,19 +225,25 @@ steps = 1
 """
 
 
-@pytest.mark.slow
 def test_classes_come_task_by_task(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("avarc_cli.incremental.examples.MIN_EXAMPLES", 4)
     monkeypatch.setattr("avarc_cli.incremental.examples.DEFAULT_VARIANTS", 1)
     monkeypatch.setattr("avarc_cli.incremental.offsets.SAMPLED", 2)
+    for digit in range(7):  # two of each of six classes are used
+        images = sorted((INCLUDED["digits"] / str(digit)).iterdir())
+        for part, chosen in (("train", images[:3]), ("test", images[3:6])):
+            (tmp_path / "photos" / part / str(digit)).mkdir(parents=True)
+            for image in chosen:
+                shutil.copy(image, tmp_path / "photos" / part / str(digit))
     (tmp_path / "tasks.toml").write_text(TASKS)
     words = ["--json", "evaluate", str(tmp_path / "tasks.toml"), "--out", str(tmp_path / "out")]
+    words += ["--data", str(tmp_path)]
     assert main(words) == 0
     first = capsys.readouterr().out
     cells = json.loads(first)["cells"]
     assert [cell["row"] for cell in cells] == ["added", "trained"]
     saved = json.loads((tmp_path / "out/cells/added/two/incremental.json").read_text())["with_offset"]
     assert cells[0]["accuracy"] == saved["average_accuracy"] and cells[0]["tasks"] == saved["matrix"][-1]
-    assert cells[0]["images"] == 12  # two of each of six classes
+    assert cells[0]["images"] == 12
     assert main(words) == 0
     assert capsys.readouterr().out == first
