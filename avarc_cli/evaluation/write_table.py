@@ -163,7 +163,8 @@ def _markdown(protocol: Protocol, cells: Sequence[Cell]) -> str:
 
 
 _NOTE = (
-    "Accuracies in percent. Times are of scoring, on the machine of the run. Published values were not measured here."
+    "Accuracies in percent; where classes come task by task, the average over tasks, and each task. Times are of "
+    "scoring, on the machine of the run. Published values were not measured here."
 )
 
 
