@@ -9,6 +9,7 @@ DIR/table.csv, .md, .html       the table
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -279,7 +280,7 @@ class _Images:
 
     def _below_root(self, name: str, column: Column) -> Path:
         path = (self.setting.data or Path()) / name
-        if not path.exists():
+        if not os.path.exists(path):  # also for a name that no file can have
             what = f"there is no '{path}'"
             raise UsageError(what, f"the column '{column.name}' reads it", "put the images there, or link to them")
         return path

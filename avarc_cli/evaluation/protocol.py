@@ -6,6 +6,7 @@ Reading one imports no torch. Everything that can be known to be wrong by then i
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -271,7 +272,7 @@ class _Table:
     def _located(self, value: str) -> str:
         """A path below the folder of the protocol, if there is such a file; any other value as it is."""
         path = self.folder / value
-        return str(path) if value and "\0" not in value and path.exists() else value
+        return str(path) if value and os.path.exists(path) else value
 
     def _check_keys(self, known: Collection[str], required: Collection[str]) -> None:
         if not isinstance(self.values, dict):

@@ -173,6 +173,26 @@ def test_a_killed_evaluation_is_continued_to_the_same_result(protocol, done, tmp
     assert [path.name for path in write_tables(asked, cells, tmp_path)] == ["table.csv", "table.md", "table.html"]
 
 
+@pytest.mark.parametrize("name", ["a" * 3000, "a\\u0000b"])
+def test_a_name_that_no_file_can_have_is_missing(tmp_path, name, capsys):
+    asked = SMALL.replace('data = "mine"', f'data = "{name}"').replace('included = "digits"', 'data = "none"')
+    (tmp_path / "p.toml").write_text(asked.replace('subset = "two.txt"\n', ""))
+    assert run(tmp_path / "p.toml", tmp_path / "out", tmp_path) == 3
+    assert "there is no" in capsys.readouterr().err
+
+
+def test_unreadable_images_are_counted(tmp_path, capsys):
+    halves(tmp_path / "mine", 4)
+    (tmp_path / "mine" / "left" / "broken.png").write_bytes(b"no image")
+    (tmp_path / "p.toml").write_text(SMALL.replace('included = "digits"\nsubset = "two.txt"', 'data = "mine"'))
+    words = ["--json", "evaluate", str(tmp_path / "p.toml"), "--out", str(tmp_path / "out"), "--data", str(tmp_path)]
+    assert main(words) == 3
+    told = capsys.readouterr()
+    assert "exhaustive/mine: left out 1 unreadable image" in told.err
+    first = json.loads(told.out)["cells"][0]
+    assert (first["images"], first["unreadable"], first["accuracy"]) == (4, 1, None)  # no label is a digit
+
+
 def test_another_request_in_the_same_folder_leaves_its_runs_alone(protocol, done, capsys):
     before = files(done)
     words = ["evaluate", str(protocol), "--out", str(done), "--data", str(protocol.parent), "--per-class", "2"]

@@ -111,6 +111,9 @@ ROW, COLUMN = 'model = "digits"', 'included = "digits"'
         ('title = "a protocol"', "", "title", "missing"),
         ('title = "a protocol"', 'title = "a protocol"\nrow = 1', "row", "did you mean rows?"),
         ("[[rows]]", "[rows]", "rows", "[[rows]]"),
+        (ROW, ROW + "\nseed = 2020-01-01", "rows[0].seed", "a whole number"),
+        (ROW, 'model = ""', "rows[0].model", "must be text"),
+        (ROW, 'tokenizer = "digits-vqvae"', "rows[0].model", "missing"),
     ],
 )
 def test_what_is_wrong_is_named(write, old, new, key, advice):
