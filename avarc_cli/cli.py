@@ -18,10 +18,12 @@ from avarc_cli.commands._groups import Command
 from avarc_cli.commands.add_class import add_class
 from avarc_cli.commands.bench import bench
 from avarc_cli.commands.classify import classify
+from avarc_cli.commands.compare import compare
 from avarc_cli.commands.demo import demo
 from avarc_cli.commands.doctor import doctor
 from avarc_cli.commands.download import download
 from avarc_cli.commands.encode import encode
+from avarc_cli.commands.evaluate import evaluate
 from avarc_cli.commands.explain import explain
 from avarc_cli.commands.export import export
 from avarc_cli.commands.incremental import incremental
@@ -85,6 +87,8 @@ for command in (
     tune,
     explain,
     report,
+    compare,
+    evaluate,
     export,
     sample,
     add_class,
