@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from avarc_cli.progress import MetricsProgress, Notify, Progress, no_message, no
 from avarc_cli.results import records, tuned
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.protocol import run_protocol
-from avarc_cli.results.run import Run, RunResult, classify
+from avarc_cli.results.run import UNDIVIDED, Run, RunResult, classify
 from avarc_cli.scoring.batching import auto_tokens, max_cached_tokens
 from avarc_cli.scoring.combining import check_prunes, check_rule
 from avarc_cli.scoring.conformal import tried_estimates
@@ -44,6 +44,7 @@ from avarc_cli.tokens.encoder import default_workers
 from avarc_cli.tokens.header import SMOOTHING, CacheHeader
 from avarc_cli.tokens.verify import verify
 from avarc_cli.torch_flags import deterministic_algorithms
+from avarc_cli.work.shards import Shard, check_shard
 
 MAX_SAMPLES = 1 << 16  # for a plan that is parsed before the images are encoded
 
@@ -183,6 +184,8 @@ class Classifier:
         *,
         save_json: bool = False,
         save_likelihood: bool = False,
+        shard: Shard = UNDIVIDED,
+        engine: str = "local",
         keep_scores: bool = False,
         overwrite: bool = False,
         on_start: Callable[[Run], None] = lambda run: None,
@@ -196,13 +199,16 @@ class Classifier:
                 None keeps the results in memory.
             save_json: write each image's stages to OUT/json/.
             save_likelihood: write each image's token log-probabilities to OUT/likelihood/.
+            shard: classify only this part of the images; all shards of one `out` may run at once.
+            engine: "local", or "ray": a Ray cluster scores the images.
             keep_scores: return the scores of all candidates, of the images scored in this call.
             overwrite: replace a run of another request in `out`. Only files that belong to a run are deleted.
             on_start: called once with the run, before anything is scored.
-            progress: called after every group of images with (images done, running numbers).
+            progress: called after every chunk of images with (images done, running numbers).
             say: called with messages for the user, such as that a batch had to be made smaller.
-        Raises: as `run` and `results.run.classify`.
+        Raises: as `run` and `results.run.classify`; UsageError for `overwrite` with a shard, or a shard without `out`.
         """
+        check_shard(shard, out=out is not None, overwrite=overwrite)
         folder = None if out is None else RunFolder(Path(out))
 
         def make(tokens_per_batch: int | None) -> Run:
@@ -214,7 +220,7 @@ class Classifier:
             run = make(None)
             folder.replace(run.protocol)
         on_start(run)
-        return classify(run, folder, keep_scores=keep_scores, progress=progress, say=say)
+        return classify(run, folder, shard=shard, engine=engine, keep_scores=keep_scores, progress=progress, say=say)
 
     # What a run consists of
 
@@ -312,12 +318,13 @@ class Classifier:
         targets = map_labels(cache.header.class_names, cache.header.dataset, self.model.classes)
         return Run(
             model=self.model.likelihood,
-            cache=cache,
+            cache=replace(cache, path=cache.path.absolute()),  # other processes may read it
             labels=targets.to_model(cache.labels),
             request=request,
             orders=self.orders,
             candidate_labels=records.CandidateLabels(self.model.classes, self.candidates, targets),
             precision=self.model.precision,
+            device=self.model.device,
             protocol=run_protocol(
                 self.model,
                 cache,
