@@ -15,7 +15,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import PurePath
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -71,7 +71,7 @@ def mode() -> Mode:
     return _settings.mode
 
 
-def result(data: object, human: Layout | str = "", brief: str | Sequence[Sequence[object]] = "") -> None:
+def result(data: object, human: Layout | str = "", brief: str | Iterable[Sequence[object]] = "") -> None:
     """Print a command's result on stdout.
 
     Args:
@@ -90,7 +90,7 @@ def result(data: object, human: Layout | str = "", brief: str | Sequence[Sequenc
         raise cannot_print(problem) from problem
 
 
-def _print_result(data: object, human: Layout | str, brief: str | Sequence[Sequence[object]]) -> None:
+def _print_result(data: object, human: Layout | str, brief: str | Iterable[Sequence[object]]) -> None:
     if _settings.mode is Mode.JSON:
         sys.stdout.write(to_json(_jsonable(data), indent=2) + "\n")
     elif _settings.mode is Mode.QUIET:

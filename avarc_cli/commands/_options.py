@@ -30,6 +30,8 @@ JsonOpt = Annotated[
 ]
 """`as_json: JsonOpt = False`: its callback sets the console's mode, so a command ignores the value."""
 
+EngineOpt = Annotated[str, typer.Option("--engine", help="local, or ray: on a Ray cluster; needs avarc[ray].")]
+
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace what is there under the name of --out.")]
 
 A_LIST = "a list (.txt: path<TAB>class on each line; .csv, .jsonl)"  # in help texts

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from avarc_cli import console
 from avarc_cli.commands import _images
 from avarc_cli.errors import UsageError, describe_differences
-from avarc_cli.words import counted
+from avarc_cli.words import are, counted
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
     from avarc_cli.results.folder import RunFolder
     from avarc_cli.results.run import Run, RunResult
     from avarc_cli.tokens.cache import TokenCache
+    from avarc_cli.work.shards import Shard
 
 FEW = 12  # up to this many images are shown one by one
 
@@ -45,6 +46,23 @@ def check_request(data: Sequence[Path], out: Path | None, saves: bool, *, images
             "and a cache holds tokens",
             "use them with avarc encode; --classes chooses candidates",
         )
+
+
+def check_divided(data: Sequence[Path], out: Path | None, shard: str, engine: str, *, overwrite: bool) -> Shard:
+    """The part of the work that is asked for. Raises UsageError for options that do not go together."""
+    from avarc_cli.work.run import LOCAL, check_engine
+    from avarc_cli.work.shards import Shard, check_shard
+
+    own = Shard.parse(shard)
+    check_engine(engine)
+    check_shard(own, out=out is not None, overwrite=overwrite)
+    if engine != LOCAL and out is None:
+        raise UsageError(f"--engine {engine} needs a run folder", "its workers write to it", "add --out")
+    if (own.of > 1 or engine != LOCAL) and not is_cache(data):
+        option = "--shard" if own.of > 1 else "--engine"
+        fix = f"encode them first: avarc encode {data[0]} {option} ... --out tokens.h5"
+        raise UsageError(f"{option} divides a token cache", f"'{data[0]}' is not encoded", fix)
+    return own
 
 
 def check_same_plan(folder: RunFolder, plan: str) -> None:
@@ -88,15 +106,32 @@ def announce(classifier: Classifier, run: Run) -> None:
 
 def show(cache: TokenCache, result: RunResult, unreadable: list[tuple[str, str]], out: Path | None) -> None:
     """The result: the best classes of a few images, or the numbers of many."""
-    few = [{"path": r["path"], "classes": r["best"]} for r in result.records if len(cache) <= FEW]
+    few = [{"path": r["path"], "classes": r["best"]} for r in result.records] if len(cache) <= FEW else []
     data = {"metrics": result.metrics, "images": few, "unreadable": dict(unreadable), "out": out}
     parts: list[Any] = [_table(few)] if few else []
     if not few or result.metrics["labelled"]:
         parts.append(console.fields("", numbers(result.metrics)))
     if out:
         parts.append(console.path_and(out, "predictions.jsonl, metrics.json, run.json"))
-    brief = [(r["path"], r["prediction_id"]) for r in result.records]
+    brief = ((r["path"], r["prediction_id"]) for r in result.records)
     console.result(data, console.stack(*parts), brief=brief)
+
+
+def show_shard(result: RunResult, shard: Shard, out: Path) -> None:
+    """What a shard did while others are missing."""
+    done = f"shard {shard} is done"
+    if result.others_at_work:
+        said = f"{done}; the last shard to finish completes the run"
+    elif not shard.chunks(result.all_chunks):
+        only = f"there {are(result.all_chunks)} only {counted(result.all_chunks, 'chunk')}"
+        said = (
+            f"shard {shard} has nothing to classify, since {only}; run the others, nothing is missing without this one"
+        )
+    else:
+        chunks = f"{result.chunks} of {counted(result.all_chunks, 'chunk')}"
+        said = f"{chunks}, {done}; run the others with the same --out, or join theirs: avarc runs merge"
+    data = {"out": out, "shard": str(shard), "chunks": result.chunks, "all_chunks": result.all_chunks}
+    console.result(data, console.path_and(out, said), brief=str(out))
 
 
 def numbers(metrics: dict[str, Any]) -> dict[str, str]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from avarc_cli.results.run import RunResult
     from avarc_cli.tokens.cache import TokenCache
     from avarc_cli.tokens.encode import EncodeResult
+    from avarc_cli.work.shards import Shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,13 @@ def classify(
     save_likelihood: Annotated[
         bool, typer.Option("--save-likelihood", help="Write each image's token log-probabilities to OUT/likelihood/.")
     ] = False,
+    shard: Annotated[
+        str,
+        typer.Option(
+            "--shard", help="i/n: do part i (from 1) of n of a cache; run all n with the same OUT, or join OUTs."
+        ),
+    ] = "1/1",
+    engine: opt.EngineOpt = "local",
     as_json: opt.JsonOpt = False,
     model: _ModelOptions,
     scoring: _ScoringOptions,
@@ -116,13 +124,15 @@ def classify(
 ) -> None:
     """Classify images by their likelihood under each class.
 
-    Images are encoded first, into OUT/tokens.h5 if OUT is given; a token cache is scored as it is.
+    Images are encoded first, into OUT/tokens.h5 if OUT is given; a token cache is scored as it is. Several processes,
+    on one machine or many, can each do a --shard of a cache; the run is the same.
 
     Example: avarc classify val.h5 --model var-d16 --plan paper --classes imagenet100 --out runs/val
     """
     from avarc_cli.results.folder import RunFolder
     from avarc_cli.tokens.cache import read
 
+    own = _summary.check_divided(data, out, shard, engine, overwrite=overwrite)
     _check_inputs(context, data, encoding, out, save_json or save_likelihood)
     if overwrite and out is None:
         raise UsageError("nothing to overwrite", "without --out, no run is written", "add --out, or omit --overwrite")
@@ -145,9 +155,12 @@ def classify(
         encoded = None if images is None else _encode(classifier, images, out or Path(scratch), encoding, overwrite)
         unreadable = encoded.unreadable if encoded else []
         cache = read(encoded.path) if encoded else read(data[0]).first(encoding.limit)
-        result = _score(classifier, cache, out, save_json, save_likelihood, overwrite)
+        result = _score(classifier, cache, out, save_json, save_likelihood, overwrite, own, engine)
         _images.list_unreadable(unreadable)
-        _summary.show(cache, result, unreadable, out)
+        if result.complete:
+            _summary.show(cache, result, unreadable, out)
+        elif out is not None:
+            _summary.show_shard(result, own, out)
     if unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
 
@@ -211,6 +224,8 @@ def _score(
     save_json: bool,
     save_likelihood: bool,
     overwrite: bool,
+    shard: Shard,
+    engine: str,
 ) -> RunResult:
     from avarc_cli.results.run import accuracy_note
 
@@ -220,6 +235,8 @@ def _score(
             out,
             save_json=save_json,
             save_likelihood=save_likelihood,
+            shard=shard,
+            engine=engine,
             overwrite=overwrite,
             on_start=lambda run: _summary.announce(classifier, run),
             progress=lambda done, numbers: bar.update(done, note=accuracy_note(numbers)),

@@ -38,10 +38,7 @@ def encode(
     shard: Annotated[
         str, typer.Option("--shard", help="i/n: do part i (from 1) of n; run all n with the same OUT, or join OUTs.")
     ] = "1/1",
-    engine: Annotated[
-        str,
-        typer.Option("--engine", help="local, or ray: on a Ray cluster; needs avarc[ray]."),
-    ] = "local",
+    engine: opt.EngineOpt = "local",
     as_json: opt.JsonOpt = False,
     model: groups.WeightsOptions,
     patch_nums: opt.PatchNumsOpt = None,

@@ -32,7 +32,7 @@ from avarc_cli.words import are, counted
 from avarc_cli.work import chunks
 from avarc_cli.work.chunks import ChunkFolder, Chunks, ChunkTask
 from avarc_cli.work.locks import ChunkLock, chunk_lock
-from avarc_cli.work.run import check_engine, compute, recompute_corrupt
+from avarc_cli.work.run import LOCAL, check_engine, compute, recompute_corrupt
 from avarc_cli.work.shards import Shard
 
 UNDIVIDED = Shard()
@@ -139,8 +139,10 @@ def classify(
         not fit into memory, or another process computes the same chunks.
     """
     check_engine(engine)
-    if engine != "local" and (folder is None or keep_scores):
-        raise UsageError(f"--engine {engine} needs a run folder", "workers give their results to files", "add --out")
+    if engine != LOCAL and folder is None:
+        raise UsageError(f"--engine {engine} needs a run folder", "its workers write to it", "add --out")
+    if engine != LOCAL and keep_scores:
+        raise UsageError(f"scores cannot be kept with --engine {engine}", "they stay in its workers")
     scores: list[tuple[RunImage, ImageScores]] = []
     scorer = Scorer(
         run,

@@ -16,6 +16,7 @@ import torch
 from avarc_cli.errors import AvarcError, first_line, lacks_memory
 from avarc_cli.progress import Notify, no_message
 from avarc_cli.results import records
+from avarc_cli.results.lines import Record
 from avarc_cli.results.parts import ScoredChunk
 from avarc_cli.results.records import RunImage
 from avarc_cli.results.resume import token_digests
@@ -66,11 +67,13 @@ class Scorer:
     def run(self, chunks: Mapping[int, range], tick: Tick) -> Iterator[tuple[int, ScoredChunk]]:
         """Number and result of each of these chunks; tick is called after each, when it has been received."""
         for number, items in chunks.items():
-            chunk = ScoredChunk([], 0.0)
+            lines: list[Record] = []
+            seconds = 0.0
             for first in range(items.start, items.stop, self.group):
                 scored = self._score_group(np.arange(first, min(first + self.group, items.stop)))
-                chunk = ScoredChunk(chunk.records + scored.records, chunk.seconds + scored.seconds)
-            yield number, chunk
+                lines += scored.records
+                seconds += scored.seconds
+            yield number, ScoredChunk(lines, seconds)
             tick(len(items))
 
     def _score_group(self, rows: np.ndarray) -> ScoredChunk:

@@ -11,7 +11,8 @@ from avarc_cli.work.chunks import ChunkFolder, ChunkTask, Tick
 
 Result = TypeVar("Result")
 
-ENGINES = ("local", "ray")
+LOCAL = "local"
+ENGINES = (LOCAL, "ray")
 
 
 def check_engine(engine: str) -> None:
@@ -67,7 +68,7 @@ def recompute_corrupt(
 def _start(
     engine: str, task: ChunkTask[Result], chunks: Mapping[int, range], tick: Tick
 ) -> Iterator[tuple[int, Result]]:
-    if engine == "local":
+    if engine == LOCAL:
         return task.run(chunks, tick)
     from avarc_cli.work import ray_chunks
 

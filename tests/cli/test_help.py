@@ -60,6 +60,8 @@ def test_the_commands_are_these():
         "models show",
         "models verify",
         "report",
+        "runs",
+        "runs merge",
         "sample",
         "train",
         "train cca",
