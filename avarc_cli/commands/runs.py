@@ -39,7 +39,7 @@ def merge(
     """
     from avarc_cli.results.merge import merge_runs
 
-    with console.progress("joining", 1) as bar:
+    with console.progress("joining", 0) as bar:
         metrics = merge_runs(runs, out, progress=bar.update)
     said = console.path_and(out, f"{counted(metrics['images'], 'image')} of {counted(len(runs), 'shard')}")
     data = {"out": out, "sources": runs, "metrics": metrics}

@@ -42,7 +42,7 @@ def merge_runs(sources: Sequence[Path], out: Path, *, progress: Progress = no_pr
 
     Args:
         out: a new folder, or one in which the same call was interrupted.
-        progress: called with chunks done and in all.
+        progress: called with images done and in all.
     Returns: metrics.json.
     Raises: UsageError for fewer than two sources, for one that is no unfinished run, for runs of different requests,
         and where chunks are missing or in two sources; AvarcError for a corrupt source.
@@ -110,17 +110,18 @@ def _owners(shards: Sequence[_Shard]) -> list[_Shard]:
 
 def _results(owner: Sequence[_Shard], target: RunFolder, progress: Progress) -> Iterator[ScoredChunk]:
     """The chunks in order; before each one, the files of its images are copied."""
+    chunks = owner[0].division.chunks
+    progress(0, chunks.items)
     for number, shard in enumerate(owner):
-        progress(number, len(owner))
         try:
             chunk = shard.parts.load(number)
         except CORRUPT as error:
             what = f"chunk {number} in '{shard.folder.parts}' is corrupt"
             raise AvarcError(what, str(error), "run the shard's command again, which repairs it") from error
-        for index in shard.division.chunks.items_of(number):
+        for index in chunks.items_of(number):
             _copy_files(shard, number, index, target)
         yield chunk
-    progress(len(owner), len(owner))
+        progress(chunks.items_of(number).stop)
 
 
 def _copy_files(shard: _Shard, number: int, index: int, target: RunFolder) -> None:
