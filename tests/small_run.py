@@ -109,6 +109,6 @@ def make_run(
         ),
         candidate_labels=CandidateLabels(LabelSpace("letters", NAMES, NAMES), np.arange(4)),
         precision="fp32",
-        protocol={"plan": plan},
+        protocol={"plan": plan} | {name: value for name, value in more.items() if value},
         **more,
     )

@@ -13,7 +13,6 @@ from avarc_cli.progress import Progress, no_progress
 from avarc_cli.results import resume
 from avarc_cli.results.folder import OF_IMAGES, RunFolder
 from avarc_cli.results.parts import Division, ScoredChunk, ScoredFormat
-from avarc_cli.results.validate import check_protocol
 from avarc_cli.storage import write_bytes
 from avarc_cli.words import counted
 from avarc_cli.work.chunks import CORRUPT, ChunkFolder
@@ -73,7 +72,6 @@ def _open(source: Path) -> _Shard:
         fix = "name folders that avarc classify --shard --out made"
         raise UsageError(f"'{source}' is not a run", "it has no run.json", fix)
     protocol, division = folder.read_protocol(), Division.recorded(folder.parts)
-    check_protocol(protocol, str(source / "run.json"))
     if folder.finished:
         raise UsageError(f"'{source}' is a finished run", "shards of a run are joined", "name unfinished ones")
     if division is None:

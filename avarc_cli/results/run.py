@@ -6,7 +6,7 @@ time begins or finishes the run. The last one to finish its chunks turns them in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -30,9 +30,9 @@ from avarc_cli.scoring.scores import ImageScores
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.words import are, counted
 from avarc_cli.work import chunks
-from avarc_cli.work.chunks import ChunkFolder, Chunks, ChunkTask
+from avarc_cli.work.chunks import CORRUPT, ChunkFolder, Chunks, ChunkTask
 from avarc_cli.work.locks import ChunkLock, chunk_lock
-from avarc_cli.work.run import LOCAL, check_engine, compute, recompute_corrupt
+from avarc_cli.work.run import LOCAL, check_engine, compute
 from avarc_cli.work.shards import Shard
 
 UNDIVIDED = Shard()
@@ -243,19 +243,23 @@ class RunWork:
 
     def _close(self, parts: ChunkFolder[ScoredChunk], lock: ChunkLock) -> RunResult:
         """Finish the run, unless chunks are missing or other shards are at work."""
-        alone, every = lock.is_sole_holder(), parts.chunks.count
-        finish = alone and len(parts.finished()) == every
-        numbers = parts.finished() if finish else parts.finished() & set(self.opening.mine)
-
-        recompute_corrupt(parts, self.task, numbers, engine=self.engine, progress=no_progress)
-        if not finish:
-            there = len(parts.finished())
+        alone, there, every = lock.is_sole_holder(), len(parts.finished()), parts.chunks.count
+        if not alone or there < every:
             return RunResult(records=(), metrics={}, chunks=there, all_chunks=every, others_at_work=not alone)
         division = self.opening.division
-        self.folder.finish(parts.stream(range(every)), division.candidates, division.about)
+        self.folder.finish(self._all_results(parts), division.candidates, division.about)
         chunks.delete(self.folder.parts)
         self.folder.remove_leftovers()
         return self._finished()
+
+    def _all_results(self, parts: ChunkFolder[ScoredChunk]) -> Iterator[ScoredChunk]:
+        """Every chunk in order; those that are corrupt, or of images that changed since, are computed again."""
+        for number in range(parts.chunks.count):
+            try:
+                yield parts.load(number)
+            except CORRUPT:
+                compute(parts, self.task, [number], of=[number], engine=self.engine, progress=no_progress)
+                yield from parts.stream([number])
 
     def _finished(self) -> RunResult:
         every = self.opening.division.chunks.count

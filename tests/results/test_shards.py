@@ -8,9 +8,12 @@ import os
 import shutil
 import subprocess
 import tempfile
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from benchmarks import bookkeeping
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from killing import in_child
@@ -18,7 +21,7 @@ from programs import run, start
 from small_run import SmallModel, make_run
 
 from avarc_cli.errors import AvarcError, Interrupted, UsageError
-from avarc_cli.results import resume
+from avarc_cli.results import lines, resume
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.merge import merge_runs
 from avarc_cli.results.run import classify
@@ -127,7 +130,7 @@ def test_shards_that_do_not_go_together_are_not_joined(tmp_path, whole):
             merge_runs(sources, tmp_path / "new")
     assert not out.exists()
     (two / "parts" / "000007.npz").write_bytes(b"PK")
-    with pytest.raises(AvarcError, match="chunk 7 in '.*' is corrupt"):
+    with pytest.raises(AvarcError, match=r"chunk 7 in '.*' is corrupt"):
         merge_runs([one, two], out)
     do(two, 2, 2)
     saved = (two / "likelihood" / "8.npz").read_bytes()
@@ -208,7 +211,7 @@ def test_a_corrupt_chunk_is_computed_again(tmp_path, whole):
     assert contents(tmp_path / "run") == whole
 
 
-def test_a_shard_needs_a_folder_and_does_not_overwrite(tmp_path, whole):
+def test_a_shard_of_another_request_is_refused(tmp_path):
     do(tmp_path / "run", 1, 2)
     with pytest.raises(UsageError, match="another run"):
         do(tmp_path / "run", 2, 2, plan="1:2,2:1", save_likelihood=False)
@@ -248,29 +251,35 @@ def test_any_division_and_any_interruptions_give_the_same_run(data):
         do(folder / "whole", **options)
         patched.setattr(request_module, "MAX_CHUNKS", most)
         for stop, i in data.draw(st.lists(st.tuples(st.integers(0, 5), st.integers(1, shards)), max_size=4)):
-            try:
+            with suppress(Interrupted):
                 do(folder / "run", i, shards, model=Stopping(stop), **options)
-            except Interrupted:
-                pass
         for i in data.draw(st.permutations(range(1, shards + 1))):
             last = do(folder / "run", i, shards, **options)
         assert last.complete and contents(folder / "run") == contents(folder / "whole")
 
 
-def test_finishing_and_continuing_reads_each_prediction_a_few_times(tmp_path, monkeypatch):
+def test_memory_does_not_grow_with_the_number_of_images_and_each_prediction_is_read_a_few_times(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    looked_at = []
-    current = resume.are_current
-
-    def count(cache, samples, records):
-        looked_at.append(len(records))
-        return current(cache, samples, records)
-
-    monkeypatch.setattr("avarc_cli.results.run.are_current", count)
-    do(tmp_path / "run", 1, 2, images=60, save_likelihood=False)
-    looked_at.clear()
-    do(tmp_path / "run", 1, 1, images=60, save_likelihood=False)
-    assert sum(looked_at) <= 3 * 60
+    monkeypatch.setattr(request_module, "MAX_CHUNKS", 10**6)  # chunks of one group
+    monkeypatch.setattr(bookkeeping, "GROUP", 32)
+    monkeypatch.setattr(resume, "ROWS_PER_BLOCK", 32)
+    parse = lines._parse
+    read, peaks = [0], []
+    monkeypatch.setattr(lines, "_parse", lambda *line: read.append(read.pop() + 1) or parse(*line))
+    for images in (200, 800):
+        folder, seen = tmp_path / str(images), []
+        tracemalloc.start()
+        with pytest.raises(Interrupted):
+            bookkeeping.classify(images, folder, seen, bookkeeping.Ready(stop_after=images // 2))
+        assert images // 2 <= seen[-1][0] < images
+        done = bookkeeping.classify(images, folder, seen)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(done.records) == images and done.metrics["accuracy"] > 0
+        assert read.pop() <= 2 * images, "once when it is continued, once when it is finished"
+        read.append(0)
+        seen.clear()
+    assert peaks[1] - peaks[0] < 100_000, peaks  # 600 predictions in memory take 2 MB
 
 
 def test_processes_that_finish_at_the_same_time_leave_one_run(tmp_path, whole):
