@@ -262,6 +262,7 @@ def test_memory_does_not_grow_with_the_number_of_images_and_each_prediction_is_r
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(request_module, "MAX_CHUNKS", 10**6)  # chunks of one group
     monkeypatch.setattr(bookkeeping, "GROUP", 32)
+    monkeypatch.setattr(bookkeeping, "CLASSES", 10)  # metrics have a line for each
     monkeypatch.setattr(resume, "ROWS_PER_BLOCK", 32)
     parse = lines._parse
     read, peaks = [0], []
