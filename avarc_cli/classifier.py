@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from avarc_cli.data.label_mapping import map_labels
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.data.views import SINGLE, SINGLE_VIEW, Views
 from avarc_cli.errors import CacheError, UnreadableImage, UsageError
+from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import ModelSpec, load_model
 from avarc_cli.options import AUTO, Options, parse_batch_size, parse_bytes
@@ -30,7 +32,7 @@ from avarc_cli.progress import MetricsProgress, Notify, Progress, no_message, no
 from avarc_cli.results import records, tuned
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.protocol import run_protocol
-from avarc_cli.results.run import Run, RunResult, classify
+from avarc_cli.results.run import UNDIVIDED, Run, RunResult, classify
 from avarc_cli.scoring.batching import auto_tokens, max_cached_tokens
 from avarc_cli.scoring.combining import check_prunes, check_rule
 from avarc_cli.scoring.conformal import tried_estimates
@@ -44,6 +46,8 @@ from avarc_cli.tokens.encoder import default_workers
 from avarc_cli.tokens.header import SMOOTHING, CacheHeader
 from avarc_cli.tokens.verify import verify
 from avarc_cli.torch_flags import deterministic_algorithms
+from avarc_cli.work.shards import Shard, check_shard
+from avarc_cli.work.workers import HERE, Workers
 
 MAX_SAMPLES = 1 << 16  # for a plan that is parsed before the images are encoded
 
@@ -183,6 +187,8 @@ class Classifier:
         *,
         save_json: bool = False,
         save_likelihood: bool = False,
+        shard: Shard = UNDIVIDED,
+        workers: Workers = HERE,
         keep_scores: bool = False,
         overwrite: bool = False,
         options: Mapping[str, Any] | None = None,
@@ -197,14 +203,17 @@ class Classifier:
                 None keeps the results in memory.
             save_json: write each image's stages to OUT/json/.
             save_likelihood: write each image's token log-probabilities to OUT/likelihood/.
+            shard: classify only this part of the images; all shards of one `out` may run at once.
+            workers: who scores the images.
             keep_scores: return the scores of all candidates, of the images scored in this call.
             overwrite: replace a run of another request in `out`. Only files that belong to a run are deleted.
             options: of the command, for run.json, from which it can be repeated.
             on_start: called once with the run, before anything is scored.
-            progress: called after every group of images with (images done, running numbers).
+            progress: called after every chunk of images with (images done, running numbers).
             say: called with messages for the user, such as that a batch had to be made smaller.
-        Raises: as `run` and `results.run.classify`.
+        Raises: as `run` and `results.run.classify`; UsageError for `overwrite` with a shard, or a shard without `out`.
         """
+        check_shard(shard, out=out is not None, overwrite=overwrite)
         folder = None if out is None else RunFolder(Path(out))
 
         def make(tokens_per_batch: int | None) -> Run:
@@ -217,7 +226,7 @@ class Classifier:
             run = make(None)
             folder.replace(run.protocol)
         on_start(run)
-        return classify(run, folder, keep_scores=keep_scores, progress=progress, say=say)
+        return classify(run, folder, shard=shard, workers=workers, keep_scores=keep_scores, progress=progress, say=say)
 
     # What a run consists of
 
@@ -315,12 +324,14 @@ class Classifier:
         targets = map_labels(cache.header.class_names, cache.header.dataset, self.model.classes)
         return Run(
             model=self.model.likelihood,
-            cache=cache,
+            cache=replace(cache, path=cache.path.absolute()),  # other processes may read it
             labels=targets.to_model(cache.labels),
             request=request,
             orders=self.orders,
             candidate_labels=records.CandidateLabels(self.model.classes, self.candidates, targets),
             precision=self.model.precision,
+            device=self.model.device,
+            load=partial(_load_likelihood, self.model.loader()),
             protocol=run_protocol(
                 self.model,
                 cache,
@@ -392,6 +403,10 @@ class Classifier:
             return self.batch_size * likelihood.segment_ends[-1]
         device = torch.device(self.model.device)
         return earlier or auto_tokens(likelihood, plan, device, fixed=self.options.deterministic, memory=self.memory)
+
+
+def _load_likelihood(load: Callable[[str], LoadedModel], device: str) -> LikelihoodModel:
+    return load(device).likelihood
 
 
 def load_classifier(model: ModelSpec | str = "digits", options: Options | None = None) -> Classifier:

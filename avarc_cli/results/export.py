@@ -138,11 +138,9 @@ def _write_folder(table: Table, folder: Path, progress: Progress) -> None:
     small = table.small
     per_image = ("gt_label", "prediction", "path")
     shared = {name: array for name, array in small.items() if name not in per_image}
-    for i, row in enumerate(table.rows()):
+    for i, (record, row) in enumerate(zip(table.run.records, table.rows(), strict=True)):
         own = {name: small[name][i] for name in per_image}
-        np.savez(
-            folder / f"{table.run.records[i]['index']}.npz", allow_pickle=False, log_likelihood=row, **own, **shared
-        )
+        np.savez(folder / f"{record['index']}.npz", allow_pickle=False, log_likelihood=row, **own, **shared)
         progress(i + 1)
 
 

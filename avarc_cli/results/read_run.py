@@ -6,7 +6,7 @@ Shapes: N images, K candidates, L tokens.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ class SavedRun:
     protocol: dict[str, Any]
     """run.json."""
 
-    records: list[dict[str, Any]]
-    """Lines of predictions.jsonl, in the order of the images."""
+    records: Sequence[dict[str, Any]]
+    """Lines of predictions.jsonl, in the order of the images; each is read when it is used."""
 
     def recorded(self, *fields: str) -> Any:
         """A field of run.json, or one inside another. Raises: AvarcError when the run does not record it."""

@@ -34,11 +34,22 @@ class ScoreFunction:
     """(log p(x|y), log p(x) or nan), which are broadcast -> scores."""
 
 
+# Named functions: requests are sent to other processes, where a lambda could not be read.
+
+
+def _log_likelihood(log_p_N: FloatN, _: FloatN) -> FloatN:
+    return log_p_N
+
+
+def _pointwise_mutual_information(log_p_N: FloatN, log_p: FloatN) -> FloatN:
+    return log_p_N - log_p
+
+
 SCORE_FUNCTIONS = {
     f.name: f
     for f in (
-        ScoreFunction("log-likelihood", False, lambda log_p_N, _: log_p_N),
-        ScoreFunction("pmi", True, lambda log_p_N, log_p: log_p_N - log_p),  # pointwise mutual information
+        ScoreFunction("log-likelihood", False, _log_likelihood),
+        ScoreFunction("pmi", True, _pointwise_mutual_information),
     )
 }
 

@@ -272,7 +272,7 @@ def test_an_out_folder_with_other_things_in_it_is_left_alone(labelled, models, t
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_cut_journal_line_is_scored_again(labelled, models, tmp_path):
+def test_the_journal_of_an_earlier_version_is_continued_but_for_a_cut_line(labelled, models, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     options = ["--batch-size", "2", "--plan", "2:5,4:1"]
     assert classify(labelled, models, *options, "--out", whole) == 0
@@ -290,11 +290,11 @@ def test_kill_9_at_any_moment_leaves_a_run_that_finishes_with_the_same_bytes(lab
     options = ["classify", str(labelled), *models, "--batch-size", "1", "--save-likelihood", "--out"]
     assert main(["--quiet", *options, str(tmp_path / "whole")]) == 0
     killed = tmp_path / "killed"
-    for wanted in (1, 5, 9):  # images in the journal when the process dies
+    for wanted in (1, 5, 9):  # finished chunks when the process dies
         process = subprocess.Popen(
             [sys.executable, "-m", "avarc_cli", "--quiet", *options, str(killed)], env=os.environ
         )
-        while process.poll() is None and _journal_lines(killed) < wanted:
+        while process.poll() is None and _chunks(killed) < wanted:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -304,9 +304,8 @@ def test_kill_9_at_any_moment_leaves_a_run_that_finishes_with_the_same_bytes(lab
     assert sorted(p.name for p in killed.rglob("*")) == sorted(p.name for p in (tmp_path / "whole").rglob("*"))
 
 
-def _journal_lines(run: Path) -> int:
-    journal = run / "predictions.jsonl.part"
-    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+def _chunks(run: Path) -> int:
+    return len(list((run / "parts").glob("*.npz")))
 
 
 def test_an_int8_run_records_kernels_and_attention(tmp_path):

@@ -14,6 +14,7 @@ from avarc_cli.zoo.local_files import ASSETS
 DIGITS = (ASSETS / "digits/test").as_posix()
 # Of classify: what a run.json does not record, because it decides where and how, not what.
 NOT_RECORDED = {"out", "overwrite", "as_json", "config", "device", "yes", "workers", "allow_outside", "dry_run"}
+NOT_RECORDED |= {"results_file", "shard", "devices", "engine"}
 
 
 @pytest.fixture(scope="module")

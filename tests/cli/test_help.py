@@ -62,6 +62,8 @@ def test_the_commands_are_these():
         "models show",
         "models verify",
         "report",
+        "runs",
+        "runs merge",
         "sample",
         "train",
         "train cca",
