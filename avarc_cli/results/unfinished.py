@@ -73,6 +73,8 @@ class Opening:
             folder.write_request(asked)  # first: other files make a folder without it another's
         elif why := resume.differences(recorded, asked):
             raise resume.another_run(str(folder.path), why)
+        elif "options" in recorded:
+            asked = {**asked, "options": recorded["options"]}  # the same request in other words: the first stay
         recorded = recorded or asked
         self.lock.claim(self.mine if self.shard.of > 1 else ALL_CHUNKS)
         there = Division.recorded(folder.parts)

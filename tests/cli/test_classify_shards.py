@@ -86,4 +86,5 @@ def test_wrong_requests_do_nothing(cache, tmp_path, monkeypatch, capsys, options
 @pytest.mark.parametrize(("option", "value"), [("--shard", "1/2"), ("--engine", "ray"), ("--devices", "cpu:2")])
 def test_images_are_encoded_before_they_are_divided(tmp_path, capsys, option, value):
     assert main(["classify", str(DIGITS), option, value, "--out", str(tmp_path / "run")]) == 2
-    assert f"{option} divides a token cache" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    said = capsys.readouterr().err
+    assert f"error: {option}" in said and "divides a token cache" in said and not list(tmp_path.iterdir())
