@@ -44,6 +44,7 @@ from avarc_cli.tokens.encoder import default_workers
 from avarc_cli.tokens.header import SMOOTHING, CacheHeader
 from avarc_cli.tokens.verify import verify
 from avarc_cli.torch_flags import deterministic_algorithms
+from avarc_cli.words import counted
 
 MAX_SAMPLES = 1 << 16  # for a plan that is parsed before the images are encoded
 
@@ -224,7 +225,7 @@ class Classifier:
         Args:
             can_smooth: whether there could be more samples (`parse_plan`).
         Raises: UsageError for a plan that the model, the candidates or the samples do not allow, or, with
-            `keep_tokens`, one that does not score every class on every token.
+            `keep_tokens`, one whose last stage does not score every token.
         """
         segments = len(self.model.likelihood.segment_ends)
         text = str(self.tuned.plan) if self.tuned else self.options.plan
@@ -241,11 +242,11 @@ class Classifier:
             plan = self.tuned.plan  # the same stages, with the survivors they are expected to leave
         check_prunes(self.options.combine, plan)
         self.orders.check_used(plan, asked=self.options.orders is not None)
-        if keep_tokens and not (plan.single_stage and plan.stages[0].segments == segments):
+        if keep_tokens and plan.stages[-1].segments < segments:
             raise UsageError(
                 f"token log-probabilities cannot be saved with plan '{plan}'",
-                "it scores some classes on a part of the tokens only",
-                "use --plan exhaustive",
+                "its last stage scores a part of the tokens only",
+                f"let it score all {counted(segments, 'segment')}, or use --plan exhaustive",
             )
         return plan
 

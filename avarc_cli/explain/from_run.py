@@ -28,7 +28,6 @@ def from_likelihoods(
     Raises: UsageError when the run saved no likelihoods, or its tokens have no position in the image; AvarcError for a
         corrupt file.
     """
-    column = {class_id: i for i, class_id in enumerate(run.candidates.tolist())}
     classes, layout = run.classes, run.layout
     if layout is None:
         raise UsageError(f"'{run.path}' does not record where its tokens lie", "it was made by an older avarc")
@@ -37,11 +36,17 @@ def from_likelihoods(
     for prediction in predictions:
         target, contrast = Comparison().of(prediction)
         ids = classes_to_score(prediction, target, contrast)
+        saved, log_prob_nL = run.saved_tokens(prediction.row)
+        row = {class_id: i for i, class_id in enumerate(saved.tolist())}
+        if dropped := [classes.names[c] for c in ids if c not in row]:
+            why = f"its plan {run.protocol['plan']} did not score {' and '.join(dropped)} on all tokens"
+            fix = f"avarc report {run.path} --tokens CACHE, or classify with --plan exhaustive"
+            raise UsageError(f"'{run.path}' lacks likelihoods of '{prediction.path}'", why, fix)
         yield describe(
             prediction,
             classes,
             ids,
-            run.token_log_prob(prediction.row)[[column[c] for c in ids], None],
+            log_prob_nL[[row[c] for c in ids], None],
             None,
             target=target,
             contrast=contrast,
