@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import ModelSpec, load_model
 from avarc_cli.options import AUTO, Options, parse_batch_size, parse_bytes
 from avarc_cli.progress import MetricsProgress, Notify, Progress, no_message, no_metrics, no_progress
-from avarc_cli.results import records, tuned
+from avarc_cli.results import places, records, tuned
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.protocol import run_protocol
 from avarc_cli.results.run import Run, RunResult, classify
@@ -208,7 +208,12 @@ class Classifier:
 
         def make(tokens_per_batch: int | None) -> Run:
             request = self.request(cache.header, keep_tokens=save_likelihood, tokens_per_batch=tokens_per_batch)
-            return self.run(cache, request, save_json=save_json, save_likelihood=save_likelihood)
+            run = self.run(cache, request, save_json=save_json, save_likelihood=save_likelihood)
+            if folder is None:
+                return run
+            return replace(
+                run, protocol={**run.protocol, places.KEY: places.record(self.model.given, cache.path, folder.path)}
+            )
 
         run = make(folder.recorded("tokens_per_batch") if folder else None)
         if folder and overwrite and folder.has_another(run.protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,7 @@ def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
         arithmetic=precisions.arithmetic(precision, device, onednn=likelihood.onednn),
         lora=read.metadata.get("lora", ""),
         weight_set=weight_set,
+        given=asdict(spec),
         stated=_stated_beside(stated, read),
         inferred=_inferred(read, config, tokenizer),
     )

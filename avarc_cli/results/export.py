@@ -56,7 +56,7 @@ def export_run(
     """
     write = writer(out, overwrite=overwrite)
     columns = run.columns(classes)
-    if run.drops_candidates and out.suffix:
+    if out.suffix and run.drops_candidates and run.protocol.get("save_likelihood"):
         raise UsageError(
             f"'{run.path}' has no likelihoods of all candidates of an image",
             f"its plan {run.protocol['plan']} drops some before all tokens are scored",

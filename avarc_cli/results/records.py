@@ -13,6 +13,7 @@ import numpy as np
 from avarc_cli.data.label_mapping import LabelMapping
 from avarc_cli.data.labels import UNKNOWN, LabelSpace
 from avarc_cli.names import to_json
+from avarc_cli.results import places
 from avarc_cli.scoring.combining import POSTERIOR
 from avarc_cli.scoring.scores import ImageScores, near_tie
 
@@ -141,7 +142,7 @@ def detail(image: RunImage, scores: ImageScores, labels: CandidateLabels, protoc
         "prediction_name": winner["name"],
         "correct": None if image.label == UNKNOWN else bool(labels.right(image.label)[first]),
         "stages": stages,
-        "configuration": dict(protocol),
+        "configuration": {name: value for name, value in protocol.items() if name != places.KEY},
     }
     return to_json(data).encode()
 
