@@ -105,6 +105,8 @@ def from_tokens(
         raise UsageError(f"'{cache.path}' holds other images than the run", differences, fix)
     if beyond := [prediction.row for prediction in predictions if prediction.row >= len(cache)]:
         raise UsageError(f"'{cache.path}' is not the cache of the run", f"it has no row {beyond[0]}")
+    if others := [p.path for p in predictions if p.path != cache.paths[p.row]]:
+        raise UsageError(f"'{cache.path}' is not the cache of the run", f"its rows are not those of '{others[0]}'")
     pixels = pixels_of_cache(cache, model.tokenizer, within)
     yield from explain_predictions(model, cache, predictions, comparison, pixels, how)
 
