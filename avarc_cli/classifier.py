@@ -29,7 +29,7 @@ from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import ModelSpec, load_model
 from avarc_cli.options import AUTO, Options, parse_batch_size, parse_bytes
 from avarc_cli.progress import MetricsProgress, Notify, Progress, no_message, no_metrics, no_progress
-from avarc_cli.results import records, tuned
+from avarc_cli.results import places, records, tuned
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.protocol import run_protocol
 from avarc_cli.results.run import UNDIVIDED, Run, RunResult, classify
@@ -46,6 +46,7 @@ from avarc_cli.tokens.encoder import default_workers
 from avarc_cli.tokens.header import SMOOTHING, CacheHeader
 from avarc_cli.tokens.verify import verify
 from avarc_cli.torch_flags import deterministic_algorithms
+from avarc_cli.words import counted
 from avarc_cli.work.shards import Shard, check_shard
 from avarc_cli.work.workers import HERE, Workers
 
@@ -219,7 +220,12 @@ class Classifier:
         def make(tokens_per_batch: int | None) -> Run:
             request = self.request(cache.header, keep_tokens=save_likelihood, tokens_per_batch=tokens_per_batch)
             run = self.run(cache, request, save_json=save_json, save_likelihood=save_likelihood)
-            return run if options is None else replace(run, protocol={**run.protocol, "options": dict(options)})
+            if options is not None:
+                run = replace(run, protocol={**run.protocol, "options": dict(options)})
+            if folder is None:
+                return run
+            here = places.record(self.model.given, cache.path, folder.path)
+            return replace(run, protocol={**run.protocol, places.KEY: here})
 
         run = make(folder.recorded("tokens_per_batch") if folder else None)
         if folder and overwrite and folder.has_another(run.protocol):
@@ -236,7 +242,7 @@ class Classifier:
         Args:
             can_smooth: whether there could be more samples (`parse_plan`).
         Raises: UsageError for a plan that the model, the candidates or the samples do not allow, or, with
-            `keep_tokens`, one that does not score every class on every token.
+            `keep_tokens`, one whose last stage does not score every token.
         """
         segments = len(self.model.likelihood.segment_ends)
         text = str(self.tuned.plan) if self.tuned else self.options.plan
@@ -253,11 +259,11 @@ class Classifier:
             plan = self.tuned.plan  # the same stages, with the survivors they are expected to leave
         check_prunes(self.options.combine, plan)
         self.orders.check_used(plan, asked=self.options.orders is not None)
-        if keep_tokens and not (plan.single_stage and plan.stages[0].segments == segments):
+        if keep_tokens and plan.stages[-1].segments < segments:
             raise UsageError(
                 f"token log-probabilities cannot be saved with plan '{plan}'",
-                "it scores some classes on a part of the tokens only",
-                "use --plan exhaustive",
+                "its last stage scores a part of the tokens only",
+                f"let it score all {counted(segments, 'segment')}, or use --plan exhaustive",
             )
         return plan
 

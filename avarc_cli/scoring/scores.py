@@ -119,15 +119,6 @@ class ImageScores:
     """Estimates of log p(x|y) from the first segments, (N, E), if requested."""
 
     @property
-    def mean_token_log_prob(self) -> npt.NDArray[np.float32] | None:
-        """The mean of `token_log_prob` over orders, (N, L)."""
-        log_prob = self.token_log_prob
-        if log_prob is None or log_prob.shape[1] == 1:
-            return None if log_prob is None else log_prob[:, 0]
-        mean: npt.NDArray[np.float32] = log_prob.mean(1, dtype=np.float64).astype(np.float32)
-        return mean
-
-    @property
     def segments(self) -> int:
         """Segments that the winner was scored on."""
         return self.stages[-1].segments

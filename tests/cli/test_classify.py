@@ -207,11 +207,32 @@ def test_a_wrong_request_is_one_message_and_exit_code_2(cache, models, capsys, o
     assert out == "" and says in err and err.count("error:") == 1 and "Traceback" not in err
 
 
-def test_staged_runs_cannot_save_likelihoods(cache, models, tmp_path, capsys):
-    assert classify(cache, models, "--plan", "2:5,4:1", "--save-likelihood", "--out", tmp_path / "run") == 2
+def test_staged_runs_save_the_tokens_of_the_candidates_of_the_last_stage(cache, models, tmp_path, capsys):
+    whole, staged = tmp_path / "whole", tmp_path / "staged"
+    assert classify(cache, models, "--save-likelihood", "--out", whole) == 0
+    options = ["--plan", "2:5,4:3,4:1:3", "--save-likelihood", "--save-json"]
+    assert classify(cache, models, *options, "--out", staged) == 0
+    for i in range(2):
+        stages = json.loads((staged / "json" / f"{i}.json").read_text())["stages"]
+        with np.load(staged / "likelihood" / f"{i}.npz") as some, np.load(whole / "likelihood" / f"{i}.npz") as all_of:
+            kept = some["candidates"].tolist()
+            assert kept == stages[-1]["candidates"] and len(kept) == 3
+            expected = all_of["log_likelihood"][[all_of["candidates"].tolist().index(c) for c in kept]]
+            assert np.allclose(some["log_likelihood"], expected, atol=1e-5)
+            assert int(some["sequence_length"]) == 30
     assert classify(cache, models, "--plan", "2:1", "--save-likelihood", "--out", tmp_path / "run") == 2
-    assert "exhaustive" in capsys.readouterr().err
+    assert "score all 4 segments" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_an_image_that_is_decided_early_saves_no_candidate(cache, models, tmp_path):
+    run = tmp_path / "run"
+    assert classify(cache, models, "--plan", "2:<1e-9,4:1", "--save-likelihood", "--out", run) == 0
+    for i in range(2):
+        with np.load(run / "likelihood" / f"{i}.npz") as npz:
+            assert npz["log_likelihood"].shape == (0, 30) and npz["candidates"].shape == (0,)
+    assert main(["export", str(run), "--out", str(tmp_path / "folder")]) == 0
+    assert np.load(tmp_path / "folder" / "1.npz")["log_likelihood"].shape == (0,)
 
 
 def test_a_cache_of_another_tokenizer_is_refused_with_both_values(cache, capsys):
