@@ -104,11 +104,12 @@ class Places:
         Raises: UsageError for a file that is not where it was, or that may not be used.
         """
         fields = {name: value for name, value in given.items() if value is not None}
+        own_card = "model" in fields and not is_path(str(fields["model"]))  # it implies its tokenizer
         for name in (*FILES, *VALUES):
-            if name != CACHE and name in self._recorded and name not in fields:
-                fields[name] = self._find(name) if name in FILES else self._recorded[name]
-                if name in FILES and name not in NAMED:
-                    fields[name] = Path(fields[name])
+            if name == CACHE or name not in self._recorded or name in fields or (name == "tokenizer" and own_card):
+                continue
+            found = self._find(name) if name in FILES else self._recorded[name]
+            fields[name] = Path(found) if name in FILES and name not in NAMED else found
         if "model" not in fields:  # an earlier version; an adapter's name comes after "with"
             fields["model"] = self.protocol["model"]["name"].split(" with ")[0]
             if is_path(fields["model"]) and not self.trusted:

@@ -15,18 +15,26 @@ from avarc_cli.cli import main
 PLAN = ["--plan", "2:5,4:1"]
 
 
-@pytest.fixture
-def made(tiny_files, tmp_path, monkeypatch, capsys):
-    """A run of six images that was made with relative names of everything, without saved likelihoods."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def encoded(tiny_files, tmp_path_factory):
+    """A folder with a model, its tokenizer, six images, and their tokens."""
+    folder = tmp_path_factory.mktemp("encoded")
     for name in ("VAR.pth", "VAE.pth"):
-        shutil.copy(tiny_files / name, tmp_path)
-    noise(tmp_path / "img", 6)
-    models = ["--model", "VAR.pth", "--tokenizer", "VAE.pth"]
-    assert main(["encode", "img", *models, "--preprocess", "none", "--out", "t.h5"]) == 0
-    assert main(["classify", "t.h5", *models, *PLAN, "--out", "run"]) == 0
+        shutil.copy(tiny_files / name, folder)
+    noise(folder / "img", 6)
+    words = [*("--model", str(folder / "VAR.pth")), *("--tokenizer", str(folder / "VAE.pth")), "--preprocess", "none"]
+    assert main(["encode", str(folder / "img"), *words, "--out", str(folder / "t.h5")]) == 0
+    return folder
+
+
+@pytest.fixture
+def made(encoded, tmp_path, monkeypatch, capsys):
+    """A run that was made with relative names of everything, without saved likelihoods."""
+    folder = shutil.copytree(encoded, tmp_path / "made")
+    monkeypatch.chdir(folder)
+    assert main(["classify", "t.h5", "--model", "VAR.pth", "--tokenizer", "VAE.pth", *PLAN, "--out", "run"]) == 0
     capsys.readouterr()
-    return tmp_path
+    return folder
 
 
 def explain(*options: object) -> int:
