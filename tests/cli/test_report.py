@@ -153,6 +153,13 @@ def test_maps_are_computed_from_the_cache_that_is_recorded_or_given(bare, made, 
         assert len(Page(out.read_text()).images) == WITH_MAPS
 
 
+def test_a_staged_run_that_saved_likelihoods_has_maps_of_the_last_stage(made, tmp_path):
+    run = classify(made, "staged", "--plan", "2:3,4:1", "--save-likelihood")
+    assert main(["report", "--overwrite", str(run)]) == 0
+    text = (run / "report.html").read_text()
+    assert "No maps" not in text and text.count('alt="map of') >= 8 and "unconditional" not in text
+
+
 def test_a_run_on_images_keeps_its_tokens_and_finds_its_model_by_name(tmp_path, made):
     digit = tmp_path / "zero.png"
     Image.new("RGB", (16, 16)).save(digit)
