@@ -27,7 +27,8 @@ def run_files(
     """What a run of images with this many tokens writes."""
     if out is None:
         return {}
-    files: dict[Path, int | None] = {out / name: None for name in ("predictions.jsonl", "metrics.json", "run.json")}
+    names = ("predictions.csv", "predictions.jsonl", "metrics.json", "run.json")
+    files: dict[Path, int | None] = {out / name: None for name in names}
     files |= {out / "json": None} if save_json else {}
     return files | ({out / "likelihood": 4 * scoring.pairs * length} if save_likelihood else {})
 

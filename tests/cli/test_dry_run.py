@@ -34,7 +34,10 @@ def test_classify_says_what_it_would_take_for_images(work, capsys):
     assert scoring["tokens"] == 30 * (10 * ends[1] + 5 * (ends[3] - ends[1]) + 5 * ends[3])
     assert scoring["seconds"] > 0 and scoring["memory"] > 0
     assert (encoding["images"], encoding["samples"], encoding["measured_on_images"]) == (30, 2, 8)
-    files = {f"deep/run/{name}" for name in ("tokens.h5", "run.json", "predictions.jsonl", "metrics.json", "json")}
+    files = {
+        f"deep/run/{name}"
+        for name in ("tokens.h5", "run.json", "predictions.csv", "predictions.jsonl", "metrics.json", "json")
+    }
     assert told["files"].keys() == files and told["files"]["deep/run/tokens.h5"] == 30 * 2 * 103 * 2
 
 
