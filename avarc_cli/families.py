@@ -173,6 +173,7 @@ TOKENIZERS: Registry[TokenizerFamily] = Registry(
         "vqvae": "avarc_cli.tokenizers.vqvae.family:FAMILY",
         "llamagen-vq": "avarc_cli.tokenizers.llamagen_vq.family:FAMILY",
         "maskgit-vqgan": "avarc_cli.tokenizers.maskgit_vqgan.family:FAMILY",
+        "titok": "avarc_cli.tokenizers.titok.family:FAMILY",
     },
 )
 SHAPES = {
