@@ -164,6 +164,8 @@ GENERATORS: Registry[GeneratorFamily] = Registry(
         "llamagen": "avarc_cli.models.llamagen.family:FAMILY",
         "randar": "avarc_cli.models.randar.family:FAMILY",
         "rar": "avarc_cli.models.rar.family:FAMILY",
+        "maskgit": "avarc_cli.models.maskgit.family:UVIT",
+        "maskgit-bert": "avarc_cli.models.maskgit.family:BERT",
     },
 )
 TOKENIZERS: Registry[TokenizerFamily] = Registry(

@@ -50,6 +50,8 @@ class LikelihoodModel(ABC):
     """Whether oneDNN multiplies float32 matrices on CPUs where it is faster than the library that PyTorch uses."""
     default_guidance: float = 1.5
     """Strength of guidance with which `sample` is meant to be used."""
+    steps: int | None = None
+    """Passes that an order is cut into, each a segment, for a model of hidden tokens; None where segments are fixed."""
 
     @abstractmethod
     def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None) -> Any:
@@ -140,6 +142,17 @@ class LikelihoodModel(ABC):
     def resident_bytes(self) -> int:
         """Memory of the weights and tables that scoring always needs."""
         return 0
+
+    def evaluated(self, tokens: int) -> int:
+        """Positions of one pair that a pass evaluates at once to score this many tokens after those it has scored."""
+        return tokens
+
+    def with_steps(self, steps: int) -> LikelihoodModel:
+        """The same model with orders cut into this many passes.
+
+        Raises: UsageError where segments are fixed, or for more passes than tokens.
+        """
+        raise UsageError("--steps cuts an order into passes", "this model scores its tokens in fixed segments")
 
     def adapter(self, class_id_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The adapter that each class is scored with, (N,); pairs of different adapters never share a batch."""

@@ -213,7 +213,7 @@ class _Scheduler:
 
     def _pairs_per_pass(self, tokens: int) -> int:
         """Pairs of this many tokens each that one forward pass takes."""
-        return min(MAX_PAIRS, max(1, self.request.tokens_per_batch // tokens))
+        return min(MAX_PAIRS, max(1, self.request.tokens_per_batch // self.model.evaluated(tokens)))
 
     def _extend(self, batch: Batch, step: Step) -> None:
         """Score the batch up to the stage's last segment, unless it has been."""
