@@ -194,6 +194,9 @@ class AddedClassesModel(LikelihoodModel):
     def evaluated(self, tokens: int) -> int:
         return self.base.evaluated(tokens)
 
+    def with_steps(self, steps: int, *, unsmooth: float = 0.0) -> AddedClassesModel:
+        return AddedClassesModel(cast("TrainableModel", self.base.with_steps(steps, unsmooth=unsmooth)), self.added)
+
     @property
     def resident_bytes(self) -> int:
         """Memory of the base; added classes share all but their own small tensors."""

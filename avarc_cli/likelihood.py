@@ -60,7 +60,8 @@ class LikelihoodModel(ABC):
         Args:
             tokens_BL: at their own positions, whatever the order.
             order_BL: of each sequence, int64: element j is the position that is scored j-th. None for the order of the
-                positions, the only one of a model without `any_order`.
+                positions, the only one of a model without `any_order`. To a model of hidden tokens in one pass, ~p
+                says that the token at p is given: it counts 0, and the sum over the others is scaled to all tokens.
         """
 
     @abstractmethod
@@ -147,9 +148,11 @@ class LikelihoodModel(ABC):
         """Positions of one pair that a pass evaluates at once to score this many tokens after those it has scored."""
         return tokens
 
-    def with_steps(self, steps: int) -> LikelihoodModel:
+    def with_steps(self, steps: int, *, unsmooth: float = 0.0) -> LikelihoodModel:
         """The same model with orders cut into this many passes.
 
+        Args:
+            unsmooth: label smoothing of the training that is undone, in [0, 1).
         Raises: UsageError where segments are fixed, or for more passes than tokens.
         """
         raise UsageError("--steps cuts an order into passes", "this model scores its tokens in fixed segments")

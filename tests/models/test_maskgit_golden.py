@@ -19,7 +19,7 @@ from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.models.maskgit.config import MaskGITConfig
 from avarc_cli.models.maskgit.family import BERT, UVIT
 from avarc_cli.models.maskgit.initialize import initialize
-from avarc_cli.models.maskgit.likelihood import MaskGITLikelihood
+from avarc_cli.models.maskgit.likelihood import MaskGITLikelihood, undo_smoothing
 from avarc_cli.models.maskgit.sampling import Schedule, sample
 from avarc_cli.models.maskgit.uvit import UViT
 
@@ -29,7 +29,7 @@ FAMILIES = {"maskgit": UVIT, "maskgit_bert": BERT}
 def load(name):
     meta, arrays = fill.load_golden(GOLDEN / f"{name}_tiny.npz")
     filled = fill.state_dict(meta["keys"], meta["seed"], meta.get("scales"))
-    return meta, arrays, {key: torch.from_numpy(value) for key, value in filled.items()}
+    return meta, arrays, {key.removeprefix("model."): torch.from_numpy(value) for key, value in filled.items()}
 
 
 def likelihood(name, steps=None):
@@ -183,7 +183,7 @@ def test_a_class_alone_and_more_classes_score_as_before():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_published_files_are_recognized_by_their_tensors(name):
     _, _, tensors = load(name)
-    tensors["model.embeddings.position_ids"] = torch.arange(17)[None]
+    tensors["embeddings.position_ids"] = torch.arange(17)[None]
     family = families.GENERATORS.recognize(tensors, None, "a file")
     assert family is FAMILIES[name]
     config = family.read_config(tensors, ConfigSources((("c", {"num_attention_heads": 4}),)), "")
@@ -222,3 +222,61 @@ def test_flops_count_every_product():
     )
     assert math.isclose(config.pass_flops + 2 * 128 * 1024 * 4096, 76.1e9, rel_tol=0.01)
     assert replace(config, num_tokens=32).positions == 33
+
+
+def test_draws_of_the_bound_are_the_references(golden):
+    tolerances, arrays, model = golden
+    tokens, hidden = torch.from_numpy(arrays["tokens"]), arrays["mc_masks"]
+    orders = np.array([[*~np.flatnonzero(~mask), *np.flatnonzero(mask)] for mask in hidden])
+    for m, order in enumerate(orders):
+        ours = scored(model.with_steps(1), tokens, torch.arange(11), (1,), torch.from_numpy(order))
+        assert not ours[:, :, : (~hidden[m]).sum()].any()
+        assert error(ours.double().sum(-1), arrays["mc_terms"][:, :, m]) <= tolerances["sums_atol"]
+
+
+@torch.inference_mode()
+def test_the_mean_of_the_bound_over_all_masks_is_its_definition():
+    model, tokens = tiny().with_steps(1), torch.tensor([[2, 1, 0, 1]])
+    definition, mean = 0.0, 0.0
+    for size in range(1, 5):
+        for hidden in itertools.combinations(range(4), size):
+            visible = [p for p in range(4) if p not in hidden]
+            ids = tokens.clone()
+            ids[0, list(hidden)] = 3
+            rows = model.transformer.logits(torch.tensor([0]), ids)[0].log_softmax(-1)
+            each = sum(rows[p, tokens[0, p]].item() for p in hidden) / size
+            definition += each / math.comb(4, size)
+            order = torch.tensor([*(~p for p in visible), *hidden])
+            draw = scored(model, tokens, torch.tensor([0]), (1,), order).sum().item()
+            mean += draw / math.comb(4, size) / 4
+    assert mean == pytest.approx(definition, abs=1e-5)
+    with pytest.raises(ValueError, match="for one pass, not for 2"):
+        scored(tiny(), tokens, torch.tensor([0]), (1,), torch.tensor([~0, 1, 2, 3]))
+
+
+def test_the_chain_over_all_orders_is_bounded_by_the_definition_of_the_bound():
+    model, tokens = tiny(steps=4), torch.tensor([[2, 1, 0, 1]])
+    chains = [
+        scored(model, tokens, torch.tensor([0]), (4,), torch.tensor(order)).double().sum().item()
+        for order in itertools.permutations(range(4))
+    ]
+    one_pass = model.with_steps(1)
+    draws = [
+        scored(one_pass, tokens, torch.tensor([0]), (1,), torch.tensor([*(~p for p in order[:given]), *order[given:]]))
+        .double()
+        .sum()
+        .item()
+        for order in itertools.permutations(range(4))
+        for given in range(4)
+    ]
+    assert np.mean(draws) == pytest.approx(np.mean(chains), abs=1e-5)  # E over orders of log p is the bound
+
+
+def test_smoothing_is_undone_where_the_network_is_at_its_optimum():
+    p = torch.tensor([[0.7, 0.2, 0.1, 0.0]])
+    ours = undo_smoothing((0.9 * p + 0.1 / 4).log(), 0.1).exp()
+    assert torch.allclose(ours, p, atol=1e-3)
+    assert torch.allclose(ours.sum(-1), torch.ones(1))
+    model, tokens = tiny(steps=2), torch.tensor(list(itertools.product(range(3), repeat=4)))
+    total = scored(model.with_steps(2, unsmooth=0.1), tokens, torch.arange(3), (2,)).double().sum(-1).exp().sum(0)
+    assert torch.allclose(total, torch.ones(3, dtype=torch.float64), atol=1e-5)

@@ -83,39 +83,32 @@ class Encoder(nn.Module):
         self.layer = nn.ModuleList(Block(c) for _ in range(c.depth))
 
 
-class Model(nn.Module):
-    """What the published keys call `model`."""
-
-    def __init__(self, c: MaskGITConfig) -> None:
-        super().__init__()
-        self.embeddings, self.encoder = Embeddings(c), Encoder(c)
-        self.lm_head = nn.Linear(c.width, c.vocab_size)
-
-
 class Bert(MaskedTransformer):
     linears = (
         *(f"attention.self.{name}" for name in ("query", "key", "value")),
         *("attention.output.dense", "intermediate.dense", "output.dense"),
     )
-    table = "model.embeddings.word_embeddings.weight"
+    table = "embeddings.word_embeddings.weight"
+    prefix = "model."
 
     def __init__(self, config: MaskGITConfig) -> None:
         super().__init__(config)
-        self.model = Model(config)
+        self.embeddings, self.encoder = Embeddings(config), Encoder(config)
+        self.lm_head = nn.Linear(config.width, config.vocab_size)
 
     @property
     def words(self) -> nn.Embedding:
-        return self.model.embeddings.word_embeddings
+        return self.embeddings.word_embeddings
 
     @property
     def head(self) -> nn.Linear:
-        return self.model.lm_head
+        return self.lm_head
 
     def blocks(self) -> Iterator[tuple[str, nn.Module]]:
-        yield from ((f"model.encoder.layer.{i}", block) for i, block in enumerate(self.model.encoder.layer))
+        yield from ((f"encoder.layer.{i}", block) for i, block in enumerate(self.encoder.layer))
 
     def hidden(self, class_id_P: Tensor, ids_PL: Tensor) -> Tensor:
-        x = self.model.embeddings(self.ids(class_id_P, ids_PL))
-        for block in self.model.encoder.layer:
+        x = self.embeddings(self.ids(class_id_P, ids_PL))
+        for block in self.encoder.layer:
             x = block(x, self.precision)
         return x[:, 1:]

@@ -98,11 +98,11 @@ def read_bert(tensors: Mapping[str, Tensor], stated: ConfigSources, source: str)
         MaskGITBertConfig,
         stated,
         source,
-        depth=_count(tensors, "model.encoder.layer.{}.output.dense.weight"),
-        rows=shape("model.embeddings.word_embeddings.weight", 2)[0],
-        positions=shape("model.embeddings.position_embeddings.weight", 2)[0],
-        head=shape("model.lm_head.weight", 2),
-        hidden=shape("model.encoder.layer.0.intermediate.dense.weight", 2)[0],
+        depth=_count(tensors, "encoder.layer.{}.output.dense.weight"),
+        rows=shape("embeddings.word_embeddings.weight", 2)[0],
+        positions=shape("embeddings.position_embeddings.weight", 2)[0],
+        head=shape("lm_head.weight", 2),
+        hidden=shape("encoder.layer.0.intermediate.dense.weight", 2)[0],
     )
 
 

@@ -85,7 +85,7 @@ class MaskGITBertFamily(MaskGITFamily):
 
     name = MaskGITBertLikelihood.family
     title = MaskGITBertConfig.title
-    signature = ("model.embeddings.word_embeddings.weight", "model.encoder.layer.0.output.dense.weight")
+    signature = ("embeddings.word_embeddings.weight", "encoder.layer.0.output.dense.weight")
     network = Bert
     likelihood = MaskGITBertLikelihood
 

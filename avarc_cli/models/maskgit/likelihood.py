@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
-from avarc_cli.layers.precision import Precision, check_gradients, inference, log_prob_backend
+from avarc_cli.layers.precision import Precision, check_gradients, inference, linear, log_prob_backend
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.models.maskgit.config import MaskGITConfig
 from avarc_cli.models.maskgit.network import MaskedTransformer
@@ -38,6 +38,8 @@ class MaskGITState:
     """int64, at their own positions."""
     order_BL: Tensor
     """int64: the position that is scored j-th."""
+    weight_BL: Tensor | None
+    """What the log-probabilities count, in the order of scoring: 0 of tokens that are given; None for 1 everywhere."""
     class_id_P: Tensor
     """int64."""
     sequence_P: Tensor
@@ -54,8 +56,14 @@ class MaskGITLikelihood(TrainableModel):
     any_order = True
     default_orders = 1
 
-    def __init__(self, network: MaskedTransformer, steps: int | None = None) -> None:
-        """steps: passes that an order is cut into; None for `DEFAULT_STEPS`, or fewer where there are fewer tokens."""
+    def __init__(self, network: MaskedTransformer, steps: int | None = None, *, unsmooth: float = 0.0) -> None:
+        """Score this network.
+
+        Args:
+            steps: passes that an order is cut into; None for `DEFAULT_STEPS`, or fewer where there are fewer tokens.
+            unsmooth: label smoothing that is undone (`undo_smoothing`).
+        """
+        self.unsmooth = unsmooth
         self.network = self.transformer = network
         self.config: MaskGITConfig = network.config
         length = self.config.num_tokens
@@ -79,9 +87,8 @@ class MaskGITLikelihood(TrainableModel):
         """What the blocks compute in."""
         return self.transformer.precision
 
-    def with_steps(self, steps: int) -> MaskGITLikelihood:
-        """The same model with orders cut into this many blocks. Raises: UsageError for more blocks than tokens."""
-        return type(self)(self.transformer, steps)
+    def with_steps(self, steps: int, *, unsmooth: float = 0.0) -> MaskGITLikelihood:
+        return type(self)(self.transformer, steps, unsmooth=unsmooth)
 
     def evaluated(self, tokens: int) -> int:
         """All positions, whatever is scored."""
@@ -91,9 +98,9 @@ class MaskGITLikelihood(TrainableModel):
     def begin(
         self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None
     ) -> MaskGITState:
-        tokens_BL, order_BL = self._placed(tokens_BL, order_BL)
+        tokens_BL, order_BL, weight_BL = self._placed(tokens_BL, order_BL)
         device = tokens_BL.device
-        return MaskGITState(tokens_BL, order_BL, class_id_P.to(device), sequence_P.to(device))
+        return MaskGITState(tokens_BL, order_BL, weight_BL, class_id_P.to(device), sequence_P.to(device))
 
     @inference
     def extend(self, state: MaskGITState, stop: int, *, keep_cache_segments: int) -> Tensor:
@@ -106,18 +113,31 @@ class MaskGITLikelihood(TrainableModel):
     def _score_block(self, state: MaskGITState, segment: int) -> Tensor:
         """log p of the tokens of one segment, (P, T) float32, in the order of scoring."""
         start, end = (0, *self.segment_ends)[segment : segment + 2]
-        given_BT, asked_BT = state.order_BL[:, :start], state.order_BL[:, start:end]
-        ids_BL = torch.full_like(state.tokens_BL, self.config.mask)
-        ids_BL.scatter_(1, given_BT, state.tokens_BL.gather(1, given_BT))
+        asked_BT = state.order_BL[:, start:end]
+        ids_BL = self._visible(state.tokens_BL, state.order_BL, start, state.weight_BL)
         hidden_PLC = self.transformer.hidden(state.class_id_P, ids_BL[state.sequence_P])
         asked_PT = asked_BT[state.sequence_P]
         hidden_PTC = hidden_PLC.gather(1, asked_PT[..., None].expand(-1, -1, hidden_PLC.shape[-1]))
         target_PT = state.tokens_BL.gather(1, asked_BT)[state.sequence_P]
+        log_prob_PT = self._log_prob(hidden_PTC.flatten(0, 1), target_PT.flatten()).view_as(target_PT)
+        return log_prob_PT if state.weight_BL is None else log_prob_PT * state.weight_BL[state.sequence_P, start:end]
+
+    def _visible(self, tokens_BL: Tensor, order_BL: Tensor, start: int, weight_BL: Tensor | None = None) -> Tensor:
+        """What the transformer reads: tokens scored before the `start`-th and given ones, or the mask."""
+        known_BL = torch.zeros_like(order_BL, dtype=torch.bool)
+        known_BL[:, :start] = True
+        if weight_BL is not None:
+            known_BL |= weight_BL == 0
+        return tokens_BL.where(torch.empty_like(known_BL).scatter(1, order_BL, known_BL), self.config.mask)
+
+    def _log_prob(self, rows_NC: Tensor, target_N: Tensor) -> Tensor:
+        """log p of a code at each hidden state, (N,) float32."""
         head = self.transformer.head
-        rows = hidden_PTC.flatten(0, 1).to(head.weight.dtype)
-        backend = log_prob_backend(self.transformer.kernels, rows)
-        log_prob = linear_log_prob(rows, head.weight, head.bias, target_PT.flatten(), backend=backend)
-        return log_prob.view_as(target_PT)
+        rows_NC = rows_NC.to(head.weight.dtype)
+        if self.unsmooth:
+            return undo_smoothing(linear(head, rows_NC).float(), self.unsmooth).gather(1, target_N[:, None])[:, 0]
+        backend = log_prob_backend(self.transformer.kernels, rows_NC)
+        return linear_log_prob(rows_NC, head.weight, head.bias, target_N, backend=backend)
 
     @inference
     def select(self, state: MaskGITState, keep_Q: Tensor) -> MaskGITState:
@@ -134,10 +154,10 @@ class MaskGITLikelihood(TrainableModel):
         stop: int,
         order_BL: Tensor | None = None,
     ) -> MaskGITState:
-        tokens_BL, order_BL = self._placed(tokens_BL, order_BL)
+        tokens_BL, order_BL, weight_BL = self._placed(tokens_BL, order_BL)
         device = tokens_BL.device
         class_id_Q = state.class_id_P[keep_Q.to(device)]
-        return MaskGITState(tokens_BL, order_BL, class_id_Q, sequence_Q.to(device), stop)
+        return MaskGITState(tokens_BL, order_BL, weight_BL, class_id_Q, sequence_Q.to(device), stop)
 
     @inference
     def sample(
@@ -153,7 +173,7 @@ class MaskGITLikelihood(TrainableModel):
         return sample(self.transformer, class_id_B, self.schedule, generators, guidance, top_k, top_p)
 
     def with_network(self, network: nn.Module) -> MaskGITLikelihood:
-        return type(self)(cast("MaskedTransformer", network), self.steps)
+        return type(self)(cast("MaskedTransformer", network), self.steps, unsmooth=self.unsmooth)
 
     def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None) -> Tensor:
         """log p(token | tokens of the blocks before, class) in nats, (B, L), with gradients, in the order of scoring.
@@ -161,14 +181,12 @@ class MaskGITLikelihood(TrainableModel):
         Raises: UsageError for a model in 8 bits, whose products have no gradients.
         """
         check_gradients(self.precision)
-        tokens_BL, order_BL = self._placed(tokens_BL, order_BL)
+        tokens_BL, order_BL, _ = self._placed(tokens_BL, order_BL)
         class_id_B = class_id_B.to(tokens_BL.device)
         blocks, start = [], 0
         for end in self.segment_ends:
-            given_BT, asked_BT = order_BL[:, :start], order_BL[:, start:end]
-            ids_BL = torch.full_like(tokens_BL, self.config.mask)
-            ids_BL = ids_BL.scatter(1, given_BT, tokens_BL.gather(1, given_BT))
-            logits_BLV = self.transformer.logits(class_id_B, ids_BL)
+            asked_BT = order_BL[:, start:end]
+            logits_BLV = self.transformer.logits(class_id_B, self._visible(tokens_BL, order_BL, start))
             logits_BTV = logits_BLV.gather(1, asked_BT[..., None].expand(-1, -1, logits_BLV.shape[-1]))
             target_BT = tokens_BL.gather(1, asked_BT)
             blocks.append(-F.cross_entropy(logits_BTV.transpose(1, 2), target_BT, reduction="none"))
@@ -219,7 +237,7 @@ class MaskGITLikelihood(TrainableModel):
         return self.with_network(grown)
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
-        return self.transformer.state_dict()
+        return {f"{self.transformer.prefix}{key}": value for key, value in self.transformer.state_dict().items()}
 
     def checkpoint_metadata(self) -> dict[str, str]:
         """The number of attention heads, which the tensors do not tell."""
@@ -239,12 +257,31 @@ class MaskGITLikelihood(TrainableModel):
         """Memory of the weights."""
         return stored_bytes(self.transformer)
 
-    def _placed(self, tokens_BL: Tensor, order_BL: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Tokens and their order on the model's device."""
+    def _placed(self, tokens_BL: Tensor, order_BL: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens, their order, and what they count (`MaskGITState.weight_BL`), on the model's device."""
         tokens_BL = tokens_BL.to(self.transformer.head.weight.device)
         if order_BL is None:
-            return tokens_BL, torch.arange(tokens_BL.shape[1], device=tokens_BL.device).expand_as(tokens_BL)
-        return tokens_BL, order_BL.to(tokens_BL.device)
+            order_BL = torch.arange(tokens_BL.shape[1], device=tokens_BL.device).expand_as(tokens_BL)
+        order_BL = order_BL.to(tokens_BL.device)
+        given_BL = order_BL < 0
+        if not given_BL.any():
+            return tokens_BL, order_BL, None
+        if self.steps != 1:
+            raise ValueError(f"tokens are given, which is for one pass, not for {self.steps}")
+        scored_B1 = (~given_BL).sum(1, keepdim=True)
+        weight_BL = (order_BL.shape[1] / scored_B1).float().expand_as(order_BL).masked_fill(given_BL, 0.0)
+        return tokens_BL, order_BL.where(~given_BL, ~order_BL), weight_BL
+
+
+def undo_smoothing(logits_NV: Tensor, smoothing: float) -> Tensor:
+    """log p (N, V) of the distribution whose mixture with the uniform one a network was trained to give.
+
+    At the optimum of a cross-entropy with label smoothing s, the network gives q = (1 - s) p + s / V. So p is
+    proportional to q - s / V. Where q is not above it, p is a hundredth of s / V; this floor is a choice.
+    """
+    uniform = smoothing / logits_NV.shape[1]
+    excess_NV = (logits_NV.softmax(-1) - uniform).clamp_min(uniform / 100)
+    return excess_NV.log() - excess_NV.sum(-1, keepdim=True).log()
 
 
 class MaskGITBertLikelihood(MaskGITLikelihood):

@@ -22,7 +22,7 @@ from avarc_cli.layers.precision import FP32, Precision, QuantizedLinear, linear,
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.maskgit.config import MaskGITConfig
 
-OLD_BUFFER = "model.embeddings.position_ids"  # in files of old versions of transformers
+OLD_BUFFER = "embeddings.position_ids"  # in files of old versions of transformers
 Network = TypeVar("Network", bound="MaskedTransformer")
 
 
@@ -33,6 +33,8 @@ class MaskedTransformer(nn.Module, ABC):
     """Names of the linears of attention and MLP inside a block."""
     table: ClassVar[str]
     """Key of the embeddings: of tokens, the mask, and the classes."""
+    prefix: ClassVar[str] = ""
+    """Before every key in published files; reading a checkpoint removes it."""
 
     def __init__(self, config: MaskGITConfig) -> None:
         super().__init__()
