@@ -184,6 +184,16 @@ class TrainableModel(LikelihoodModel):
             order_BL: as for `begin`. The result is in the order of scoring.
         """
 
+    def training_loss(self, tokens_BL: Tensor, class_id_B: Tensor, done: float, generator: torch.Generator) -> Tensor:
+        """What a step of training minimizes, in nats a token, with gradients: the mean of -log p(token | before).
+
+        Args:
+            done, generator: as for `training_order`.
+        """
+        order_BL = self.training_order(len(tokens_BL), done, generator)
+        order_BL = None if order_BL is None else order_BL.to(tokens_BL.device)
+        return -self.token_log_prob(tokens_BL, class_id_B, order_BL).mean()
+
     def training_order(self, count: int, done: float, generator: torch.Generator) -> Tensor | None:
         """The orders in which a batch of `count` sequences is trained, (count, L) int64; None for the only one.
 

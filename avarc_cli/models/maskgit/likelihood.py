@@ -22,6 +22,7 @@ from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.precision import Precision, check_gradients, inference, linear, log_prob_backend
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.models.maskgit.config import MaskGITConfig
+from avarc_cli.models.maskgit.loss import masked_cross_entropy, random_masks
 from avarc_cli.models.maskgit.network import MaskedTransformer
 from avarc_cli.models.maskgit.sampling import Schedule, sample
 from avarc_cli.words import counted
@@ -193,8 +194,10 @@ class MaskGITLikelihood(TrainableModel):
             start = end
         return torch.cat(blocks, dim=1)
 
-    def training_order(self, count: int, done: float, generator: torch.Generator) -> Tensor:
-        return torch.rand(count, self.config.num_tokens, generator=generator).argsort(dim=1)
+    def training_loss(self, tokens_BL: Tensor, class_id_B: Tensor, done: float, generator: torch.Generator) -> Tensor:
+        hidden_BL = random_masks(len(tokens_BL), tokens_BL.shape[1], generator).to(tokens_BL.device)
+        logits_BLV = self.transformer.logits(class_id_B, tokens_BL.masked_fill(hidden_BL, self.config.mask))
+        return masked_cross_entropy(logits_BLV, tokens_BL, hidden_BL)
 
     def class_embedding(self, class_id: int) -> Tensor:
         return self.transformer.words.weight[self.config.first_class + class_id]
