@@ -183,5 +183,6 @@ SHAPES = {
     "llamagen": "avarc_cli.models.llamagen.shapes:parse",
     "randar": "avarc_cli.models.randar.shapes:parse",
     "rar": "avarc_cli.models.rar.shapes:parse",
+    "maskgit": "avarc_cli.models.maskgit.shapes:parse",
 }
 """Family -> what reads its shapes, a module without torch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,12 +17,17 @@ from avarc_cli import families
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.models.maskgit import shapes
+from avarc_cli.models.maskgit.benchmark import MaskGITWorkload
+from avarc_cli.models.maskgit.bert import Bert
 from avarc_cli.models.maskgit.config import MaskGITConfig
 from avarc_cli.models.maskgit.family import BERT, UVIT
 from avarc_cli.models.maskgit.initialize import initialize
 from avarc_cli.models.maskgit.likelihood import MaskGITLikelihood, undo_smoothing
+from avarc_cli.models.maskgit.loss import masked_cross_entropy, random_masks
 from avarc_cli.models.maskgit.sampling import Schedule, sample
 from avarc_cli.models.maskgit.uvit import UViT
+from avarc_cli.tokenizers.titok.family import FAMILY as TITOK
 
 FAMILIES = {"maskgit": UVIT, "maskgit_bert": BERT}
 
@@ -280,3 +286,67 @@ def test_smoothing_is_undone_where_the_network_is_at_its_optimum():
     model, tokens = tiny(steps=2), torch.tensor(list(itertools.product(range(3), repeat=4)))
     total = scored(model.with_steps(2, unsmooth=0.1), tokens, torch.arange(3), (2,)).double().sum(-1).exp().sum(0)
     assert torch.allclose(total, torch.ones(3, dtype=torch.float64), atol=1e-5)
+
+
+def test_the_loss_and_gradients_of_the_first_step_of_training_are_the_references():
+    meta, arrays, tensors = load("train_step_maskgit")
+    heads = ConfigSources((("config.json", {"num_attention_heads": meta["config"]["heads"]}),))
+    network = Bert.from_state_dict(BERT.read_config(tensors, heads, "a file"), tensors, source="a file")
+    network.requires_grad_(True)
+    tokens, hidden, labels, drop = (torch.from_numpy(arrays[k][0]) for k in ("tokens", "masks", "labels", "drop"))
+    classes = torch.where(drop, network.config.num_classes, labels)
+    logits = network.logits(classes, tokens.masked_fill(hidden, network.config.mask))
+    loss = masked_cross_entropy(logits, tokens, hidden, smoothing=0.1, visible=0.1)
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in network.parameters()]).norm()
+    assert loss.item() == pytest.approx(arrays["loss"][0], abs=1e-5)
+    assert norm.item() == pytest.approx(arrays["grad_norm"][0], rel=1e-4)
+
+
+def test_masks_of_the_training_follow_the_published_law():
+    hidden = random_masks(20_000, 32, torch.Generator().manual_seed(0)).sum(1).double()
+    assert hidden.min() == 1 and hidden.max() == 32
+    assert (hidden / 32).mean().item() == pytest.approx(2 / math.pi, abs=0.01)
+    assert (hidden == 32).double().mean().item() == pytest.approx(0.0245, abs=0.005)
+
+
+@pytest.mark.parametrize("shape", ["2:96:4:8", "b64"])
+def test_a_random_model_agrees_with_the_straightforward_implementation(shape):
+    if shape == "b64":
+        network = likelihood("maskgit_bert").transformer
+        workload, classes = MaskGITWorkload(network, torch.device("cpu")), torch.tensor([9, 0, 10])
+    else:
+        workload, classes = UVIT.random_workload(shape, None, torch.device("cpu")), torch.tensor([999, 4, 1000])
+    model = workload.model("fp32", "torch")
+    ours = scored(model, workload.tokens_L[None], classes, (model.steps,))[0]
+    assert error(ours, workload.reference(classes).numpy()) < 1e-4
+
+
+@pytest.mark.parametrize("shape", ["m", "3:96:4:8", "2:96:5:8", "2:96:4"])
+def test_a_shape_that_is_none_is_refused(shape):
+    with pytest.raises(UsageError, match=f"no shape 'maskgit-{shape}'"):
+        shapes.parse(shape)
+    with pytest.raises(UsageError, match="have no grid"):
+        shapes.parse("l32", (16,))
+
+
+def test_a_new_model_learns_from_its_first_step():
+    torch.manual_seed(0)
+    titok = TITOK.new(image_size=8, patch=4, num_tokens=6, vocab_size=20, code_channels=4, width=64, depth=1)
+    model = UVIT.new(titok, 3, depth=3, width=64, heads=2)
+    assert (model.config.depth, model.config.num_tokens, model.segment_ends[-1]) == (2, 6, 6)
+    tokens, classes = torch.randint(20, (4, 6)), torch.tensor([0, 1, 2, 3])
+    network = model.network.requires_grad_(True)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    losses = []
+    for _ in range(5):
+        loss = model.training_loss(tokens, classes, 0.0, torch.Generator().manual_seed(1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(math.log(20), abs=0.5) and losses[-1] < losses[0] - 0.1
+    other = TITOK.new(image_size=8, patch=4, num_tokens=6, vocab_size=21, code_channels=4, width=64, depth=1)
+    build = partial(UVIT.build, precision=precisions.FP32, kernels="torch", device=torch.device("cpu"), source="x")
+    with pytest.raises(CheckpointError, match="6 tokens of 20 codes, the tokenizer 6 of 21"):
+        build(model.config, {}, other)

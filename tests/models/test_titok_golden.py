@@ -111,3 +111,16 @@ def test_tensors_of_other_shapes_are_refused(key, replacement, says):
     with pytest.raises(CheckpointError) as refused:
         build(tensors, {})
     assert says in str(refused.value)
+
+
+def test_a_step_of_training_changes_every_tensor():
+    torch.manual_seed(0)
+    network = FAMILY.new(image_size=8, patch=4, num_tokens=6, vocab_size=20, code_channels=4, width=64, depth=1)
+    loss, before = FAMILY.training_loss(network), {k: v.clone() for k, v in network.state_dict().items()}
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    value, shown = loss(torch.rand(2, 3, 8, 8) * 2 - 1, 0, 10, torch.Generator())
+    value.backward()
+    optimizer.step()
+    assert set(shown) == {"rmse", "vq"}
+    assert not [key for key, tensor in network.state_dict().items() if torch.equal(tensor, before[key])]
+    assert network.checkpoint_metadata() == {"use_l2_norm": "false"}

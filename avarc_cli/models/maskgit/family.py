@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 from avarc_cli.errors import CheckpointError
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
-from avarc_cli.likelihood import GeneratorFamily, TokenizerNetwork
+from avarc_cli.likelihood import GeneratorFamily, LikelihoodModel, TokenizerNetwork
+from avarc_cli.models.maskgit.benchmark import MaskGITWorkload, random_workload
 from avarc_cli.models.maskgit.bert import Bert
 from avarc_cli.models.maskgit.config import MaskGITBertConfig, MaskGITConfig, read_bert, read_uvit
 from avarc_cli.models.maskgit.initialize import initialize
@@ -78,6 +79,13 @@ class MaskGITFamily(GeneratorFamily):
         )
         device = next(tokenizer.parameters()).device
         return MaskGITLikelihood(initialize(UViT(config)).to(device))
+
+    def random_workload(self, shape: str, scales: Sequence[int] | None, device: torch.device) -> MaskGITWorkload:
+        return random_workload(shape, scales, device)
+
+    def model_workload(self, model: LikelihoodModel, device: torch.device) -> MaskGITWorkload:
+        assert isinstance(model, MaskGITLikelihood)
+        return MaskGITWorkload(model.transformer, device)
 
 
 class MaskGITBertFamily(MaskGITFamily):
