@@ -265,6 +265,14 @@ class TokenizerNetwork(nn.Module, ABC):
     def checkpoint_metadata(self) -> dict[str, str]:
         """What a checkpoint must state beside the tensors."""
 
+    def footprints(self, tokens_L: Tensor) -> Tensor | None:
+        """Where each token shows in the decoded image, (L, rows, columns) float32, each summing to 1.
+
+        None for tokens that lie on grids. Otherwise it is the change of the decoded pixels, in absolute value and
+        summed over cells, when the token's code is replaced by the mean of all codes.
+        """
+        return None
+
     def speed_up(self) -> None:
         """Prepare for fast inference on a CPU, after which gradients are no longer available; by default nothing."""
         return None

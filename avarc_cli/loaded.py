@@ -94,6 +94,11 @@ class LoadedTokenizer:
         with tf32(False):
             return self.network.reconstruct(tokens_BL.to(self.device)).contiguous()
 
+    def footprints(self, tokens_L: Tensor) -> Tensor | None:
+        """As `TokenizerNetwork.footprints`."""
+        with tf32(False):
+            return self.network.footprints(tokens_L.to(self.device))
+
 
 @dataclass(frozen=True)
 class LoadedModel:

@@ -106,6 +106,11 @@ class Codebook(nn.Module):
         codes = self._unit(self.embedding(tokens_BL))
         return codes.transpose(1, 2)[:, :, None]
 
+    @property
+    def mean(self) -> Tensor:
+        """Of all codes, (Z,)."""
+        return self._unit(self.embedding.weight).mean(0)
+
     def _unit(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.l2_norm else vectors
 
@@ -156,3 +161,18 @@ class TiTok(TokenizerNetwork):
     def reconstruct(self, tokens_BL: Tensor) -> Tensor:
         """Images (B, 3, H, H) from tokens."""
         return self.decode(self.quantize.lookup(tokens_BL)).clamp(-1, 1)
+
+    @torch.inference_mode()
+    def footprints(self, tokens_L: Tensor) -> Tensor:
+        """As `TokenizerNetwork.footprints`, on the grid of patches, (L, g, g)."""
+        codes_BZ1L = self.quantize.lookup(tokens_L[None])
+        whole = self.decode(codes_BZ1L).clamp(-1, 1)
+        changes = []
+        for t in range(self.config.num_tokens):
+            changed = codes_BZ1L.clone()
+            changed[..., t] = self.quantize.mean[:, None]
+            change = (self.decode(changed).clamp(-1, 1) - whole).abs().sum(1, keepdim=True)
+            changes.append(F.avg_pool2d(change, self.config.patch)[0, 0])
+        each_Lgg = torch.stack(changes)
+        total_L11 = each_Lgg.sum((1, 2), keepdim=True)
+        return torch.where(total_L11 > 0, each_Lgg / total_L11, 1 / self.config.side**2)
