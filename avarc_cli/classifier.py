@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,7 @@ class Classifier:
         save_likelihood: bool = False,
         keep_scores: bool = False,
         overwrite: bool = False,
+        options: Mapping[str, Any] | None = None,
         on_start: Callable[[Run], None] = lambda run: None,
         progress: MetricsProgress = no_metrics,
         say: Notify = no_message,
@@ -203,6 +204,7 @@ class Classifier:
             save_likelihood: write each image's token log-probabilities to OUT/likelihood/.
             keep_scores: return the scores of all candidates, of the images scored in this call.
             overwrite: replace a run of another request in `out`. Only files that belong to a run are deleted.
+            options: of the command, for run.json, from which it can be repeated.
             on_start: called once with the run, before anything is scored.
             progress: called after every group of images with (images done, running numbers).
             say: called with messages for the user, such as that a batch had to be made smaller.
@@ -212,7 +214,8 @@ class Classifier:
 
         def make(tokens_per_batch: int | None) -> Run:
             request = self.request(cache.header, keep_tokens=save_likelihood, tokens_per_batch=tokens_per_batch)
-            return self.run(cache, request, save_json=save_json, save_likelihood=save_likelihood)
+            run = self.run(cache, request, save_json=save_json, save_likelihood=save_likelihood)
+            return run if options is None else replace(run, protocol={**run.protocol, "options": dict(options)})
 
         run = make(folder.recorded("tokens_per_batch") if folder else None)
         if folder and overwrite and folder.has_another(run.protocol):

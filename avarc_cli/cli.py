@@ -75,7 +75,7 @@ def _global_options(
     ] = False,
 ) -> None:
     chosen = console.Mode.JSON if json else console.Mode.QUIET if quiet else console.Mode.HUMAN
-    console.configure(mode=chosen, debug=debug)
+    console.configure(mode=chosen, debug=debug, progress=os.environ.get("AVARC_PROGRESS", ""))
 
 
 for command in (

@@ -10,18 +10,18 @@ import dataclasses
 import enum
 import functools
 import io
-import math
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import PurePath
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from avarc_cli import tables
-from avarc_cli.errors import AvarcError
+from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.json_pieces import jsonable, pieces
 from avarc_cli.names import to_json, to_line
 from avarc_cli.process import discard_stdout
 from avarc_cli.tables import Cell, Layout
@@ -48,17 +48,27 @@ class Mode(enum.Enum):
 class _Settings:
     mode: Mode = Mode.HUMAN
     debug: bool = False
+    json_progress: bool = False
 
 
 _settings = _Settings()
 
 
-def configure(mode: Mode | None = None, debug: bool | None = None) -> None:
-    """Set how everything from now on is printed. None leaves a setting unchanged."""
+def configure(mode: Mode | None = None, debug: bool | None = None, progress: str | None = None) -> None:
+    """Set how everything from now on is printed. None leaves a setting unchanged.
+
+    Args:
+        progress: "json" for lines that a scheduler can read; "" for a bar or lines for people.
+    Raises: UsageError for another progress.
+    """
     if mode is not None:
         _settings.mode = mode
     if debug is not None:
         _settings.debug = debug
+    if progress is not None:
+        if progress not in ("", "json"):
+            raise UsageError(f"AVARC_PROGRESS is '{progress[:40]}'", "it is json, or not set", "unset AVARC_PROGRESS")
+        _settings.json_progress = progress == "json"
     _stdout.cache_clear()
     _stderr.cache_clear()
     for stream in (sys.stdout, sys.stderr):
@@ -71,11 +81,11 @@ def mode() -> Mode:
     return _settings.mode
 
 
-def result(data: object, human: Layout | str = "", brief: str | Sequence[Sequence[object]] = "") -> None:
+def result(data: object, human: Layout | str = "", brief: str | Iterable[Sequence[object]] = "") -> None:
     """Print a command's result on stdout.
 
     Args:
-        data: what --json prints: mappings, sequences, dataclasses, paths, arrays and numbers (nan becomes null).
+        data: what --json prints, as `json_pieces.pieces` takes it.
         human: what people see: text, or a layout made by `table`, `fields`, `text`, `path_and` or `stack`.
         brief: what --quiet prints, for scripts: one line, or lines of fields with tabs between them. Empty for nothing.
     Raises: AvarcError when stdout cannot be written to; BrokenPipeError when its reader is gone.
@@ -90,9 +100,10 @@ def result(data: object, human: Layout | str = "", brief: str | Sequence[Sequenc
         raise cannot_print(problem) from problem
 
 
-def _print_result(data: object, human: Layout | str, brief: str | Sequence[Sequence[object]]) -> None:
+def _print_result(data: object, human: Layout | str, brief: str | Iterable[Sequence[object]]) -> None:
     if _settings.mode is Mode.JSON:
-        sys.stdout.write(to_json(_jsonable(data), indent=2) + "\n")
+        sys.stdout.writelines(pieces(data))
+        sys.stdout.write("\n")
     elif _settings.mode is Mode.QUIET:
         rows = ([brief] if brief else []) if isinstance(brief, str) else brief
         fields = ([row] if isinstance(row, str) else row for row in rows)
@@ -193,7 +204,7 @@ def duration(seconds: float) -> str:
 
 
 class ProgressBar:
-    """Progress: a live bar on a terminal, a line every ten seconds elsewhere, nothing when quiet.
+    """Progress: a live bar on a terminal, a line every ten seconds elsewhere or as JSON, nothing when quiet.
 
     Made by `progress`. `update` can be passed to the library as a callback `(done, total)`.
     """
@@ -201,10 +212,11 @@ class ProgressBar:
     def __init__(self, description: str, total: int | None, unit: str, clock: Callable[[], float]) -> None:
         from rich import progress as rich_progress
 
-        self._live = _stderr().is_terminal and not _stderr().is_dumb_terminal and _settings.mode is not Mode.QUIET
-        self._lines = not self._live and _settings.mode is not Mode.QUIET
+        shown, self._json = _settings.mode is not Mode.QUIET, _settings.json_progress
+        self._live = _stderr().is_terminal and not _stderr().is_dumb_terminal and shown and not self._json
+        self._lines = shown and not self._live
         self._unit, self._clock, self._printed_at, self._note = unit, clock, clock(), ""
-        self._used = False
+        self._used, self._numbers = False, dict[str, float]()
         self._bar = rich_progress.Progress(
             rich_progress.TextColumn("{task.description}", markup=False),
             rich_progress.BarColumn(bar_width=min(30, max(5, _stderr().width - 62))),  # the rest needs about 62
@@ -220,15 +232,19 @@ class ProgressBar:
         )
         self._id = self._bar.add_task(str(plain(description)), total=total, note="", rate="")
 
-    def update(self, done: int, total: int | None = None, note: str = "") -> None:
+    def update(
+        self, done: int, total: int | None = None, note: str = "", numbers: Mapping[str, float] | None = None
+    ) -> None:
         """Set how much is done so far. The first call's jump does not count towards the speed.
 
         Args:
             done: units finished, those of an earlier run included.
             total: units in all, if that was not known before.
             note: what to show beside the bar, "accuracy 98.1 %".
+            numbers: what the note tells, for JSON lines.
         """
         self._used = True
+        self._numbers.update(numbers or {})
         self._note = str(plain(note)) if note else self._note
         self._bar.update(self._id, completed=done, total=total, note=self._note)
         self._bar.update(self._id, rate=self._rate())
@@ -243,6 +259,9 @@ class ProgressBar:
 
     def _print_line(self) -> None:
         self._printed_at = self._clock()
+        if self._json:
+            self._print_json()
+            return
         task = self._bar.tasks[0]
         left = "" if task.time_remaining is None else f"{duration(task.time_remaining)} left"
         done, total = round(task.completed), None if task.total is None else round(task.total)
@@ -251,13 +270,27 @@ class ProgressBar:
         parts = [f"{task.description}: {what}", self._rate(), left, self._note]
         _stderr().print(plain(", ".join(p for p in parts if p)), soft_wrap=True)
 
+    def _print_json(self) -> None:
+        task = self._bar.tasks[0]
+        line = {
+            "task": task.description,
+            "unit": self._unit,
+            "done": round(task.completed),
+            "total": None if task.total is None else round(task.total),
+            "rate": task.speed,
+            "remaining_seconds": task.time_remaining,
+        }
+        _stderr().file.write(to_json(jsonable(line | self._numbers)) + "\n")
+
     def _hide_if_unused(self) -> None:
         if not self._used:  # an error before any work: an empty bar above it would mean nothing
             self._bar.update(self._id, visible=False)
 
     def _finish(self) -> None:
         task = self._bar.tasks[0]
-        if self._lines and self._used:
+        if self._lines and self._used and self._json:
+            self._print_json()
+        elif self._lines and self._used:
             done = round(task.completed)
             parts = [f"{done} {agreeing(done, self._unit)} in {duration(task.elapsed or 0.0)}", self._note]
             _stderr().print(plain(f"{task.description}: " + ", ".join(p for p in parts if p)), soft_wrap=True)
@@ -333,23 +366,3 @@ class _Stderr:
     def flush(self) -> None:
         with suppress(OSError):
             sys.stderr.flush()
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, enum.Enum):
-        return _jsonable(value.value)
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, PurePath):
-        return str(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    if hasattr(value, "tolist"):  # arrays and their scalars; numpy and torch are not imported
-        return _jsonable(value.tolist())
-    raise TypeError(f"a result holds a {type(value).__name__}, which JSON cannot")

@@ -11,7 +11,7 @@ C channels of a class embedding.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -320,6 +320,10 @@ class Tokenizer(Protocol):
 
     def decode(self, tokens_BL: Tensor) -> Tensor:
         """The images that tokens (B, L) int64 stand for, (B, 3, H, H) float32 in [-1, 1]."""
+        ...
+
+    def loader(self) -> Callable[[str], Tokenizer]:
+        """Loads this tokenizer in another process, on the device that it is called with. Picklable."""
         ...
 
 

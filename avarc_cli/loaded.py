@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from avarc_cli.bank import Bank, Base
 from avarc_cli.data.labels import LabelSpace
 from avarc_cli.devices import device_name
-from avarc_cli.errors import UsageError
+from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
@@ -37,6 +38,7 @@ class LoadedTokenizer:
     sha256: str  # of the file
     preprocess: str  # default preprocessing mode
     layout: TokenLayout  # of its tokens
+    load: Callable[[str], LoadedTokenizer]  # loads it again, in fp32, on a device of this name; picklable
     precision: str = "fp32"  # of the encoder
     weights: str = ""  # which of several sets of weights in the file were read
     weight_set: str | None = None  # the one that was asked for
@@ -99,6 +101,9 @@ class LoadedTokenizer:
         with tf32(False):
             return self.network.footprints(tokens_L.to(self.device))
 
+    def loader(self) -> Callable[[str], LoadedTokenizer]:
+        return partial(_load_tokenizer, self.load, self.precision, self.sha256)
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -113,6 +118,7 @@ class LoadedModel:
     sha256: str  # of the file
     precision: str  # a value of --precision
     device: str  # as torch names it
+    load: Callable[[str], LoadedModel]  # loads it again, on a device of this name; picklable
     kernels: str = "torch"  # "torch" or "triton"
     arithmetic: str = ""  # what the precision means on this device
     weight_set: str | None = None  # the one of several sets of weights that was asked for
@@ -166,3 +172,30 @@ class LoadedModel:
         """Nats to add to each class's score (num_classes,), so that old and added classes compare fairly."""
         own = len(self.classes) - (len(self.bank.additions) if self.bank else 0)
         return np.zeros(own) if self.bank is None else self.bank.offsets(own)
+
+    def loader(self) -> Callable[[str], LoadedModel]:
+        """Loads this model in another process, on the device that it is called with. Picklable.
+
+        The function raises: CheckpointError when the files have changed; otherwise as `loading.load_model`.
+        """
+        return partial(_load_model, self.load, self.sha256, self.tokenizer.sha256)
+
+
+def _load_tokenizer(
+    load: Callable[[str], LoadedTokenizer], precision: str, sha256: str, device: str
+) -> LoadedTokenizer:
+    tokenizer = load(device)
+    _check_unchanged(tokenizer.file, sha256, tokenizer.sha256)
+    return tokenizer.at(precision)
+
+
+def _load_model(load: Callable[[str], LoadedModel], sha256: str, tokenizer_sha256: str, device: str) -> LoadedModel:
+    model = load(device)
+    _check_unchanged(model.file, sha256, model.sha256)
+    _check_unchanged(model.tokenizer.file, tokenizer_sha256, model.tokenizer.sha256)
+    return model
+
+
+def _check_unchanged(file: str, before: str, now: str) -> None:
+    if before != now:
+        raise CheckpointError(f"'{file}' changed while it was in use", f"its sha256 was {before}, it is {now}")

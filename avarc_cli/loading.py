@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,7 @@ def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
         sha256=read.sha256,
         precision=spec.precision,
         device=str(device),
+        load=partial(_load_model_on, replace(spec, bank=None)),
         kernels=kernels,
         arithmetic=precisions.arithmetic(precision, device, onednn=likelihood.onednn),
         lora=read.metadata.get("lora", ""),
@@ -207,7 +209,16 @@ def with_bank(model: LoadedModel, bank: Bank) -> LoadedModel:
     base = base_of(model.likelihood)
     added = [AddedClass.from_tensors(base, bank.tensors(a), a.scale, str(bank.path / a.file)) for a in bank.additions]
     likelihood: LikelihoodModel = AddedClassesModel(base, added) if added else base
-    return replace(model, likelihood=likelihood, classes=bank.extend(model.classes), bank=bank)
+    load = partial(_load_with_bank_on, model.load, bank)
+    return replace(model, likelihood=likelihood, classes=bank.extend(model.classes), bank=bank, load=load)
+
+
+def _load_model_on(spec: ModelSpec, device: str) -> LoadedModel:
+    return load_model(replace(spec, device=device))
+
+
+def _load_with_bank_on(load: Callable[[str], LoadedModel], bank: Bank, device: str) -> LoadedModel:
+    return with_bank(load(device), bank)
 
 
 def _place(spec: str, card: ModelCard | TokenizerCard | None) -> tuple[Path, str]:
@@ -232,7 +243,7 @@ def _read_tokenizer(
         name: of a card, or path. spec: how it is read. asked: the layout that the user names. implied: the one of the
             generator or its card, for files that state none.
     """
-    card = None if is_path(name) else tokenizer_card(name)
+    card, asked_name = None if is_path(name) else tokenizer_card(name), name
     path, name = _place(name, card)
     weight_set = spec.tokenizer_weight_set or local_files.weight_set(card)
     read = checkpoint.read(path, weight_set=weight_set)
@@ -259,9 +270,16 @@ def _read_tokenizer(
         sha256=read.sha256,
         preprocess=preprocess,
         layout=network.layout,
+        load=partial(_read_tokenizer_on, asked_name, spec, asked, implied),
         weights=read.metadata.get(weight_sets.READ, ""),
         weight_set=weight_set,
     )
+
+
+def _read_tokenizer_on(
+    name: str, spec: ModelSpec, asked: TokenLayout | None, implied: TokenLayout | None, device: str
+) -> LoadedTokenizer:
+    return _read_tokenizer(name, spec, pick_device(device), asked, implied)
 
 
 def _tokenizer_family(read: checkpoint.Checkpoint, stated: ConfigSources, card: TokenizerCard | None) -> str | None:

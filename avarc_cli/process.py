@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ EXIT_SIGNAL = 128
 """Plus the number of the signal that ended a command: the exit code that shells give it."""
 
 Handler: TypeAlias = "Callable[[int, FrameType | None], Any] | int | None"
+
+ASK_TO_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 SECONDS_TO_IMPORT = 0.05
 """After which a signal that came during an import is looked at again."""
@@ -72,7 +75,7 @@ def stoppable() -> Iterator[StopRequest]:
 
 def _handled_by_default() -> dict[int, Handler]:
     """The signals that ask to end, and their handlers, unless the user or the program chose others."""
-    handlers = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {int(number): signal.getsignal(number) for number in ASK_TO_END}
     return {number: how for number, how in handlers.items() if how in (signal.SIG_DFL, signal.default_int_handler)}
 
 
@@ -86,6 +89,36 @@ def _call_soon(function: Callable[[], None]) -> None:
     timer = threading.Timer(SECONDS_TO_IMPORT, function)
     timer.daemon = True
     timer.start()
+
+
+@contextmanager
+def starting_child() -> Iterator[None]:
+    """For starting a process that leaves signals to this one: they wait, here and there, while it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASK_TO_END)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_ending_to_parent() -> None:
+    """In a child that multiprocessing started: ignore what asks to end, also where it reaches a whole group."""
+    for number in ASK_TO_END:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASK_TO_END)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """In a child that multiprocessing started: end as soon as the parent has, whatever this process does then."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def open_standard_streams() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ class StubTokenizer:
     preprocess = "none"
     inferred: Mapping[str, str] = {}
 
-    def __init__(self, on_encode: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, on_encode: Callable[[], object] = dict) -> None:
         self.on_encode = on_encode
 
     def encode(self, images: Tensor) -> Tensor:
@@ -42,6 +43,13 @@ class StubTokenizer:
 
     def decode(self, tokens: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def loader(self) -> Callable[[str], StubTokenizer]:
+        return partial(_copy, self)
+
+
+def _copy(tokenizer: StubTokenizer, device: str) -> StubTokenizer:
+    return tokenizer
 
 
 def make_images(folder: Path, count: int) -> ImageSet:

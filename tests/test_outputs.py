@@ -18,6 +18,8 @@ KINDS = [
     (outputs.NPZ, "a.npz", b"PK\x03\x04"),
     (outputs.PARQUET, "a.parquet", b"PAR1"),
     (outputs.PNG, "a.png", b"\x89PNG\r\n\x1a\n..."),
+    (outputs.PREDICTIONS_CSV, "p.csv", b"index,path,prediction,prediction_id"),
+    (outputs.PREDICTIONS_JSON, "p.json", b'{\n  "out": null,'),
     (outputs.SVG, "a.svg", b"<?xml version='1.0'?>"),
     (outputs.WEIGHTS, "v.st", b"\x10\0\0\0\0\0\0\0{}"),
 ]

@@ -139,4 +139,4 @@ def unreadable_of(encoded: Iterable[Examples]) -> list[tuple[str, str]]:
 def progress(what: str, steps: int) -> Iterator[MetricsProgress]:
     """The progress of one training."""
     with console.progress(f"learning {what}", steps, unit="step") as bar:
-        yield lambda done, values: bar.update(done, note=f"{values['bits/token']:.3f} bits/token")
+        yield lambda done, values: bar.update(done, note=f"{values['bits/token']:.3f} bits/token", numbers=values)

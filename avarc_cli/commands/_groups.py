@@ -6,10 +6,13 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand
+
+from avarc_cli.commands import _config
 
 Parameter = inspect.Parameter
 
@@ -59,7 +62,12 @@ def _options(parameter: Parameter) -> list[Parameter]:
 
 
 class Command(TyperCommand):
-    """A command whose help lists options under their `rich_help_panel`, as plain text that fits 80 columns."""
+    """A command with the option --config, whose help lists options under their `rich_help_panel`, as plain text that
+    fits 80 columns.
+    """
+
+    def __init__(self, *args: Any, params: list[Any] | None = None, **settings: Any) -> None:
+        super().__init__(*args, params=[*(params or []), _config_option()], **settings)
 
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]  # a Click Context
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
@@ -72,3 +80,25 @@ class Command(TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+@functools.cache
+def _config_option() -> Any:
+    """The option that every command has, as Typer makes it of a function's parameter."""
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    def command(
+        config: Annotated[
+            Path | None,
+            typer.Option(
+                "--config",
+                callback=_config.apply,
+                is_eager=True,
+                expose_value=False,
+                help="TOML file with options by name; those given here win. Or run.json, to repeat a run.",
+            ),
+        ] = None,
+    ) -> None: ...
+
+    return typer.main.get_command(app).params[0]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from avarc_cli.data.labels import LabelSpace
     from avarc_cli.data.views import Views
     from avarc_cli.loading import ModelSpec
+    from avarc_cli.work.shards import Shard
+    from avarc_cli.work.workers import Workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,11 +257,14 @@ class ImageOptions(PixelOptions):
     """Which images of a set to read, and how they become tokens."""
 
     sigma: opt.SigmaOpt = 0.1
-    seed: Annotated[int, opt.images_option("--seed", min=0, max=2**63 - 1, help="Seed of the smoothing noise.")] = 0
+    seed: Annotated[
+        int, opt.images_option("--seed", min=0, max=2**63 - 1, help="Seed of the smoothing noise, and of --sample.")
+    ] = 0
     dataset: opt.DatasetOpt = None
     subset: opt.SubsetOpt = None
     per_class: opt.PerClassOpt = None
     limit: opt.LimitOpt = None
+    sample: opt.SampleOpt = None
     workers: opt.WorkersOpt = None
     allow_outside: opt.AllowOutsideOpt = False
 
@@ -268,9 +273,46 @@ class ImageOptions(PixelOptions):
 
         super().__post_init__()
         check_sigma(self.sigma)
+        self.part.check()
+
+    @property
+    def part(self) -> _images.Part:
+        """How many of the images, and which."""
+        return _images.Part(self.limit, self.sample, self.seed)
 
     def select(self, data: list[Path]) -> ImageSet:
         """The images of DATA that these options choose."""
-        return _images.select(
-            data, self.subset, self.per_class, self.limit, self.dataset, allow_outside=self.allow_outside
-        )
+        chosen = _images.select(data, self.subset, self.per_class, self.dataset, allow_outside=self.allow_outside)
+        return self.part.of(chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkOptions:
+    """Who computes: this process or others beside it, and which part of the work."""
+
+    shard: opt.ShardOpt = "1/1"
+    devices: opt.DevicesOpt = None
+    engine: opt.EngineOpt = "local"
+
+    @property
+    def own_shard(self) -> Shard:
+        """The part that this process is to see to. Raises: UsageError."""
+        from avarc_cli.work.shards import Shard
+
+        return Shard.parse(self.shard)
+
+    @property
+    def workers(self) -> Workers:
+        """Who computes it. Raises: UsageError; one for a GPU that is not there, for which torch is imported."""
+        from avarc_cli.work.workers import Workers, parse_devices
+
+        return Workers(self.engine, parse_devices(self.devices))
+
+    def place(self, context: typer.Context, model: WeightsOptions) -> WeightsOptions:
+        """Load this process's own copy of the model on the first of the devices.
+
+        Raises: UsageError where --device was given as well.
+        """
+        if self.devices is not None:
+            opt.check_not_given(context, ["device"], "beside --devices", "a process is started on each of these")
+        return replace(model, device=self.workers.first_device(model.device))

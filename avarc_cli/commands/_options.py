@@ -26,7 +26,8 @@ def _set_json(asked: bool) -> bool:
 
 
 JsonOpt = Annotated[
-    bool, typer.Option("--json", callback=_set_json, help="Print the result as one JSON document on stdout.")
+    bool,
+    typer.Option("--json", callback=_set_json, is_eager=True, help="Print the result as one JSON document on stdout."),
 ]
 """`as_json: JsonOpt = False`: its callback sets the console's mode, so a command ignores the value."""
 
@@ -179,6 +180,10 @@ SubsetOpt = Annotated[
 ]
 PerClassOpt = Annotated[int | None, images_option("--per-class", help="Only the first N images of each class.")]
 LimitOpt = Annotated[int | None, images_option("--limit", help="Only the first N images.")]
+SampleOpt = Annotated[
+    int | None,
+    images_option("--sample", help="Only N images, drawn at random (--seed) and evenly over the classes."),
+]
 WorkersOpt = Annotated[
     int | None,
     images_option(
@@ -197,6 +202,13 @@ SigmaOpt = Annotated[
     float, images_option("--sigma", help="Standard deviation of the smoothing noise, in units of the latents.")
 ]
 SeedOpt = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the random numbers.")]
+ShardOpt = Annotated[
+    str, typer.Option("--shard", help="i/n: do part i (from 1) of n; run all n with the same OUT, or join OUTs.")
+]
+DevicesOpt = Annotated[
+    str | None, typer.Option("--devices", help="A process each: all GPUs, 0,1,2 for some, or cpu:2. Excludes --device.")
+]
+EngineOpt = Annotated[str, typer.Option("--engine", help="local, or ray: on a Ray cluster; needs avarc[ray].")]
 PatchNumsOpt = Annotated[
     str | None, typer.Option("--patch-nums", help="Scales of a tokenizer file that does not name them: 1,2,3,4.")
 ]
@@ -207,6 +219,19 @@ def note_inferred(loaded: LoadedModel | LoadedTokenizer) -> None:
     for name, found in loaded.inferred.items():
         is_set = name.endswith("weights")
         console.note(f"{loaded.name}: {name} {found}" if is_set else f"assumed for {loaded.name}: {name} {found}")
+
+
+def read_plan(plan: str | None) -> str | None:
+    """Callback of a --plan: the reference's three lists as a plan of ours, with a note; any other plan unchanged.
+
+    Raises: UsageError for lists that describe no plan.
+    """
+    from avarc_cli.scoring.reference_lists import translate
+
+    if plan is None or (translated := translate(plan)) == plan:
+        return plan
+    console.note(f"plan {translated}")
+    return translated
 
 
 def check_plan(plan: str, candidates: int | None = None) -> None:
@@ -233,7 +258,7 @@ def check_not_given(context: typer.Context, names: Collection[str], where: str, 
 
 def is_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+    return source is not None and source.name in {"COMMANDLINE", "DEFAULT_MAP"}  # the latter: in the file of --config
 
 
 def parse_scales(text: str | None) -> TokenLayout | None:

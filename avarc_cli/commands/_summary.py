@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avarc_cli import console
-from avarc_cli.commands import _images
+from avarc_cli.commands import _images, _predictions
 from avarc_cli.errors import UsageError, describe_differences
 from avarc_cli.words import counted
 
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
     from avarc_cli.results.folder import RunFolder
     from avarc_cli.results.run import Run, RunResult
-    from avarc_cli.tokens.cache import TokenCache
-
-FEW = 12  # up to this many images are shown one by one
 
 
 def is_cache(data: Sequence[Path]) -> bool:
@@ -86,17 +83,28 @@ def announce(classifier: Classifier, run: Run) -> None:
         )
 
 
-def show(cache: TokenCache, result: RunResult, unreadable: list[tuple[str, str]], out: Path | None) -> None:
-    """The result: the best classes of a few images, or the numbers of many."""
-    few = [{"path": r["path"], "classes": r["best"]} for r in result.records if len(cache) <= FEW]
-    data = {"metrics": result.metrics, "images": few, "unreadable": dict(unreadable), "out": out}
-    parts: list[Any] = [_table(few)] if few else []
+def show(
+    run: Run, result: RunResult, unreadable: list[tuple[str, str]], *, out: Path | None, results_file: Path | None
+) -> None:
+    """The result, also as `results_file`: the predictions of a few images, or those of many by class, and numbers."""
+    from avarc_cli.results.prediction_files import document, write
+
+    def all_of_it() -> dict[str, Any]:
+        return document(run.protocol, result.metrics, result.records, unreadable=unreadable, out=out)
+
+    if results_file is not None:
+        write(results_file, all_of_it())
+    few = len(run.cache) <= _predictions.FEW
+    length = run.model.segment_ends[-1]
+    parts: list[Any] = [_predictions.table(result.records, length) if few else _predictions.by_class(result.records)]
     if not few or result.metrics["labelled"]:
         parts.append(console.fields("", numbers(result.metrics)))
     if out:
-        parts.append(console.path_and(out, "predictions.jsonl, metrics.json, run.json"))
-    brief = [(r["path"], r["prediction_id"]) for r in result.records]
-    console.result(data, console.stack(*parts), brief=brief)
+        parts.append(console.path_and(out, "predictions.csv, predictions.jsonl, metrics.json, run.json"))
+    if results_file is not None:
+        parts.append(console.path_and(results_file, counted(len(run.cache), "prediction")))
+    brief = ((record["path"], record["prediction_id"]) for record in result.records)
+    console.result(all_of_it(), console.stack(*parts), brief=brief)
 
 
 def numbers(metrics: dict[str, Any]) -> dict[str, str]:
@@ -122,12 +130,3 @@ def numbers(metrics: dict[str, Any]) -> dict[str, str]:
         error = f"{metrics['expected_calibration_error']:.4f}"
         shown["calibration error"] = f"{error} at temperature {metrics.get('temperature', 1.0):.3f}"
     return shown
-
-
-def _table(few: list[dict[str, Any]]) -> Any:
-    rows = []
-    for image in few:
-        for rank, best in enumerate(image["classes"]):
-            name = image["path"] if rank == 0 else ""
-            rows.append([name, best["name"], f"{best['posterior']:.1%}", f"{best['score']:.2f}"])
-    return console.table("", ["image", "class", "probability", "score (nats)"], rows)

@@ -201,7 +201,9 @@ def reserved(out: Path, overwrite: bool, *inputs: str | None, folder: bool = Fal
 @contextmanager
 def progress(description: str, steps: int) -> Iterator[MetricsProgress]:
     with console.progress(description, steps, unit="step") as bar:
-        yield lambda done, values: bar.update(done, note=" ".join(f"{name} {x:.4g}" for name, x in values.items()))
+        yield lambda done, values: bar.update(
+            done, note=" ".join(f"{name} {x:.4g}" for name, x in values.items()), numbers=values
+        )
 
 
 def show(out: Path) -> None:

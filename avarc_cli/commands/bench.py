@@ -43,7 +43,11 @@ def bench(
     classes: Annotated[int, typer.Option("--classes", min=1, help="Candidates an image, for images/s.")] = 100,
     plan: Annotated[
         str | None,
-        typer.Option("--plan", help="Plan whose tokens are counted. Default: paper where it fits, else exhaustive."),
+        typer.Option(
+            "--plan",
+            callback=opt.read_plan,
+            help="Plan whose tokens are counted. Default: paper where it fits, else exhaustive.",
+        ),
     ] = None,
     pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs of image and class that are timed.")] = 4,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; the fastest counts.")] = 2,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands import _images, _summary
+from avarc_cli.commands import _config, _dry_run, _images, _predictions, _summary
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from avarc_cli.data.datasets import ImageSet
     from avarc_cli.data.labels import LabelSpace
     from avarc_cli.loading import ModelSpec
-    from avarc_cli.results.run import RunResult
+    from avarc_cli.results.run import Run, RunResult
     from avarc_cli.tokens.cache import TokenCache
     from avarc_cli.tokens.encode import EncodeResult
 
@@ -49,8 +49,10 @@ class _ScoringOptions(groups.ScoringOptions):
         str,
         opt.scoring_option(
             "--plan",
+            callback=opt.read_plan,
             help="exhaustive, paper, segments:keep[:samples][@orders] per stage (6:10,10:3,10:1:3), FILE.json of avarc "
-            "tune, or auto for the tuned plan that comes with the model.",
+            "tune, or auto for the tuned plan that comes with the model. Also the reference's lists: "
+            "'10,3,1 / 1,1,3 / 6,10,10'.",
         ),
     ] = "exhaustive"
     score: Annotated[
@@ -109,6 +111,11 @@ def classify(
     save_likelihood: Annotated[
         bool, typer.Option("--save-likelihood", help="Write each image's token log-probabilities to OUT/likelihood/.")
     ] = False,
+    results_file: Annotated[
+        Path | None,
+        typer.Option("--results-file", help="Also write the predictions to this file: .csv, .json or .parquet."),
+    ] = None,
+    dry_run: _dry_run.DryRunOpt = False,
     as_json: opt.JsonOpt = False,
     model: _ModelOptions,
     scoring: _ScoringOptions,
@@ -124,8 +131,9 @@ def classify(
     from avarc_cli.tokens.cache import read
 
     _check_inputs(context, data, encoding, out, save_json or save_likelihood)
-    if overwrite and out is None:
+    if overwrite and out is None and results_file is None:
         raise UsageError("nothing to overwrite", "without --out, no run is written", "add --out, or omit --overwrite")
+    _predictions.check_file(results_file, out, overwrite=overwrite, inputs=data)
     if out is not None:
         RunFolder(out).check_contents()
     images = None if _summary.is_cache(data) else encoding.select(data)
@@ -138,16 +146,24 @@ def classify(
     opt.note_inferred(classifier.model)
     if images is not None:
         classifier.smoothing_samples(encoding.views)  # a wrong plan is an error before OUT is made
-    _check_out(classifier, out, save_likelihood, overwrite)
+    _check_out(classifier, out, save_likelihood, overwrite, write=not dry_run)
+    if dry_run:
+        source = encoding.part.of(read(data[0])) if images is None else images
+        _forecast(classifier, source, out, save_json, save_likelihood, encoding)
+        return
     if images is not None:
         _images.warn_of_photos(images, classifier.model.name)
-    with tempfile.TemporaryDirectory() as scratch:
+    with (
+        _predictions.reserved_file(results_file, overwrite=overwrite, inputs=data),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         encoded = None if images is None else _encode(classifier, images, out or Path(scratch), encoding, overwrite)
         unreadable = encoded.unreadable if encoded else []
-        cache = read(encoded.path) if encoded else read(data[0]).first(encoding.limit)
-        result = _score(classifier, cache, out, save_json, save_likelihood, overwrite)
+        cache = read(encoded.path) if encoded else encoding.part.of(read(data[0]))
+        options = _config.recorded(context)
+        run, result = _score(classifier, cache, out, save_json, save_likelihood, overwrite, options)
         _images.list_unreadable(unreadable)
-        _summary.show(cache, result, unreadable, out)
+        _summary.show(run, result, unreadable, out=out, results_file=results_file)
     if unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
 
@@ -158,21 +174,52 @@ def _check_inputs(
     images_only = [encoding.dataset, encoding.subset, encoding.per_class, *encoding.given]
     _summary.check_request(data, out, saves, images_only=images_only)
     if _summary.is_cache(data):
-        opt.check_not_given(context, {"sigma", "seed", "workers"}, f"with '{data[0]}'", "it is encoded already")
+        of_images = {"sigma", "workers"} | ({"seed"} if encoding.sample is None else set())
+        opt.check_not_given(context, of_images, f"with '{data[0]}'", "it is encoded already")
 
 
-def _check_out(classifier: Classifier, out: Path | None, save_likelihood: bool, overwrite: bool) -> None:
+def _check_out(
+    classifier: Classifier, out: Path | None, save_likelihood: bool, overwrite: bool, *, write: bool
+) -> None:
     """Find out before images are encoded whether the plan, and a run that OUT holds, allow this run."""
     from avarc_cli.results.folder import RunFolder
 
     plan = classifier.plan(keep_tokens=save_likelihood)
     if out is not None:
         folder = RunFolder(out)
-        folder.prepare()
+        if write:
+            folder.prepare()
         if overwrite:
             folder.check_own()
         else:
             _summary.check_same_plan(folder, str(plan))
+
+
+def _forecast(
+    classifier: Classifier,
+    source: ImageSet | TokenCache,
+    out: Path | None,
+    save_json: bool,
+    save_likelihood: bool,
+    encoding: groups.ImageOptions,
+) -> None:
+    """Print what classifying would take and write."""
+    from avarc_cli.forecast import forecast_encoding, forecast_scoring
+    from avarc_cli.tokens.cache import TokenCache
+
+    first = None
+    if isinstance(source, TokenCache):
+        source.check(classifier.model.tokenizer)
+        header = source.header
+    else:
+        how = {name: getattr(encoding, name) for name in ("preprocess", "views", "sigma", "seed")}
+        first = forecast_encoding(source, lambda few, path: classifier.encode(few, path, workers=0, **how))
+        header = first.header
+    scoring = forecast_scoring(classifier, header, len(source), keep_tokens=save_likelihood)
+    files: _dry_run.Files = {} if first is None or out is None else {out / "tokens.h5": first.token_bytes}
+    length = header.layout.num_tokens
+    files |= _dry_run.run_files(out, scoring, length, save_json=save_json, save_likelihood=save_likelihood)
+    _dry_run.show(files, encoding=first, scoring=scoring, classifier=classifier)
 
 
 def _encode(
@@ -211,17 +258,26 @@ def _score(
     save_json: bool,
     save_likelihood: bool,
     overwrite: bool,
-) -> RunResult:
+    options: dict[str, Any],
+) -> tuple[Run, RunResult]:
     from avarc_cli.results.run import accuracy_note
 
+    runs: list[Run] = []
+
+    def on_start(run: Run) -> None:
+        runs.append(run)
+        _summary.announce(classifier, run)
+
     with console.progress("classifying", len(cache)) as bar:
-        return classifier.classify_cache(
+        result = classifier.classify_cache(
             cache,
             out,
             save_json=save_json,
             save_likelihood=save_likelihood,
             overwrite=overwrite,
-            on_start=lambda run: _summary.announce(classifier, run),
-            progress=lambda done, numbers: bar.update(done, note=accuracy_note(numbers)),
+            options=options,
+            on_start=on_start,
+            progress=lambda done, numbers: bar.update(done, note=accuracy_note(numbers), numbers=numbers),
             say=console.warn,
         )
+    return runs[0], result

@@ -86,7 +86,7 @@ def _run(name: str, classifier: Classifier, cache: TokenCache, folder: Path) -> 
 
     with console.progress(name, len(cache)) as bar:
         return classifier.classify_cache(
-            cache, folder, progress=lambda done, numbers: bar.update(done, note=accuracy_note(numbers))
+            cache, folder, progress=lambda done, numbers: bar.update(done, note=accuracy_note(numbers), numbers=numbers)
         )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands import _images
+from avarc_cli.commands import _dry_run, _images
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
@@ -35,13 +36,8 @@ def encode(
         int | None,
         typer.Option("--batch-size", min=1, help="Images that the tokenizer reads at once. Default: 16 of 256 pixels."),
     ] = None,
-    shard: Annotated[
-        str, typer.Option("--shard", help="i/n: do part i (from 1) of n; run all n with the same OUT, or join OUTs.")
-    ] = "1/1",
-    engine: Annotated[
-        str,
-        typer.Option("--engine", help="local, or ray: on a Ray cluster; needs avarc[ray]."),
-    ] = "local",
+    work: groups.WorkOptions,
+    dry_run: _dry_run.DryRunOpt = False,
     as_json: opt.JsonOpt = False,
     model: groups.WeightsOptions,
     patch_nums: opt.PatchNumsOpt = None,
@@ -54,16 +50,16 @@ def encode(
     """Encode images into a token cache.
 
     Every model with the same tokenizer can read it. If it is interrupted or killed, run it again to continue; the
-    file is the same byte for byte, also when several processes, on one machine or many, each do a --shard of it.
+    file is the same byte for byte, also when several processes, on one machine or many, each do a --shard of it, or
+    several --devices share it.
 
     Example: avarc encode val/ --model var-d16 --samples 3 --out val.h5
     """
     from avarc_cli import outputs, tokens
     from avarc_cli.data.preprocess import Preprocess
-    from avarc_cli.work.run import check_engine
 
-    own, layout = tokens.Shard.parse(shard), opt.parse_scales(patch_nums)
-    check_engine(engine)
+    own, on, layout = work.own_shard, work.workers, opt.parse_scales(patch_nums)
+    model = work.place(context, model)
     check_encoder_precision(precision)
     views = counted(encoding.views.samples(samples), "sample" if encoding.views.count == 1 else "view")
     outputs.check_output(out, outputs.CACHE, overwrite=True)  # of a cache that exists, `tokens.encode` decides
@@ -76,23 +72,32 @@ def encode(
     opt.note_inferred(reader)
     _images.warn_of_photos(images, reader.name)
     pixels = Preprocess.choose(encoding.preprocess, reader.preprocess, reader.image_size, encoding.views)
-    workers = default_workers(str(reader.device)) if encoding.workers is None else encoding.workers
+    decoders = default_workers(str(reader.device), on.count) if encoding.workers is None else encoding.workers
     each = f"{counted(reader.layout.num_tokens, 'token')} x {views}"
     console.note(f"{counted(len(images), 'image')} to {each}, {pixels}, by {reader.name}")
+    encode_to = partial(
+        tokens.encode,
+        tokenizer=reader,
+        preprocess=pixels,
+        samples=samples,
+        sigma=encoding.sigma,
+        seed=encoding.seed,
+        latents=latents,
+        batch_size=batch_size,
+    )
+    if dry_run:
+        from avarc_cli.forecast import forecast_encoding
+
+        forecast = forecast_encoding(images, lambda few, path: encode_to(few, out=path))
+        _dry_run.show({out: forecast.token_bytes}, encoding=forecast)
+        return
     with console.progress("encoding", len(images)) as bar:
-        done = tokens.encode(
+        done = encode_to(
             images,
-            reader,
-            pixels,
-            out,
-            samples=samples,
-            sigma=encoding.sigma,
-            seed=encoding.seed,
-            latents=latents,
-            batch_size=batch_size,
-            workers=workers,
+            out=out,
+            workers=decoders,
             shard=own,
-            engine=engine,
+            on=on,
             overwrite=overwrite,
             progress=bar.update,
             say=console.warn,

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class _ScoringOptions(groups.CandidateOptions):
     plan: Annotated[
-        str, opt.scoring_option("--plan", help="How to find the prediction and the contrast class (avarc classify).")
+        str,
+        opt.scoring_option(
+            "--plan",
+            callback=opt.read_plan,
+            help="How to find the prediction and the contrast class (avarc classify).",
+        ),
     ] = "exhaustive"
 
     def __post_init__(self) -> None:
@@ -99,7 +104,7 @@ def explain(
     how = Weighting(weights=weighting, scales=parse_scales(scales), upsample=upsample)
     check_subset(only)
     _summary.check_request(data, None, False, images_only=[*pixels.given, workers])
-    images = None if _summary.is_cache(data) else _images.select(data, None, None, None, allow_outside=allow_outside)
+    images = None if _summary.is_cache(data) else _images.select(data, None, None, allow_outside=allow_outside)
     out.parent.mkdir(parents=True, exist_ok=True)
     inputs = data if images is None else images.paths
     with (

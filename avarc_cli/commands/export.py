@@ -8,16 +8,16 @@ from typing import Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _dry_run, _images, _summary
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands import _summary
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.options import Options, parse_batch_size
 
 OF_A_CACHE = {
     *("model", "tokenizer", "model_config", "tokenizer_config", "class_names", "class_order", "bank"),
     *("lora", "lora_alpha", "weight_set", "tokenizer_weight_set", "image_size", "precision", "device"),
-    *("batch_size", "limit"),
+    *("batch_size", "limit", "sample", "seed"),
 }
 
 
@@ -36,7 +36,10 @@ def export(
         bool, typer.Option("--per-token", help="The log-probability of every token instead of their sum.")
     ] = False,
     limit: opt.LimitOpt = None,
+    sample: opt.SampleOpt = None,
+    seed: opt.SeedOpt = 0,
     overwrite: opt.OverwriteOpt = False,
+    dry_run: _dry_run.DryRunOpt = False,
     as_json: opt.JsonOpt = False,
     model: groups.ModelOptions,
     batch_size: opt.BatchSizeOpt = "auto",
@@ -57,6 +60,9 @@ def export(
     if not _summary.is_cache([source]):
         opt.check_not_given(context, OF_A_CACHE, f"with '{source}'", "it is a run, scored already by its own model")
         run = open_run(source)
+        if dry_run:
+            _dry_run.show({out: None})
+            return
         shape = library.export_run(
             run, out, classes=classes, per_token=per_token, overwrite=overwrite, progress=console.progress
         )
@@ -65,7 +71,9 @@ def export(
     from avarc_cli.tokens.cache import read
 
     parse_batch_size(batch_size)
-    cache = read(source).first(limit)
+    part = _images.Part(limit, sample, seed)
+    part.check()
+    cache = part.of(read(source))
     options = Options(classes=classes, dataset=cache.header.dataset, batch_size=batch_size)
     if (space := model.known_classes()) is not None:
         candidates(space, classes, cache.header.dataset)
@@ -74,6 +82,12 @@ def export(
 
     classifier = load_classifier(spec, options)
     opt.note_inferred(classifier.model)
+    if dry_run:
+        from avarc_cli.forecast import forecast_scoring
+
+        forecast = forecast_scoring(classifier, cache.header, len(cache), keep_tokens=per_token)
+        _dry_run.show({out: None}, scoring=forecast, classifier=classifier)
+        return
     shape = export_cache(
         classifier,
         cache,

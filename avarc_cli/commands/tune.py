@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _images, _summary
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands import _summary
 from avarc_cli.commands._groups import with_option_groups
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def tune(
         Path | None, typer.Option("--evaluate", help="Token cache of other images to measure on.")
     ] = None,
     limit: opt.LimitOpt = None,
+    sample: opt.SampleOpt = None,
     seed: opt.SeedOpt = 0,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
@@ -57,8 +58,10 @@ def tune(
     from avarc_cli.tokens.cache import read
 
     unfinished = tuning.is_unfinished(out)
+    part = _images.Part(limit, sample, seed)
+    part.check()
     with outputs.reserved(out, outputs.JSON, overwrite=overwrite or unfinished):
-        cache = read(tokens).first(limit)
+        cache = part.of(read(tokens))
         tuning.check_request(len(cache), agreement=agreement, hold_out=hold_out, evaluate=evaluate is not None)
         if limit is not None and len(cache) == limit:
             console.warn(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from avarc_cli.data.compressed import check_uncompressed, is_compressed
 from avarc_cli.data.containers import is_container, open_containers, scan_containers
+from avarc_cli.data.even_sample import draw_evenly
 from avarc_cli.data.folders import FLAT, FOLDERS, open_folder
 from avarc_cli.data.image_list import LIST, LIST_SUFFIXES, open_list
 from avarc_cli.data.image_names import IMAGE_SUFFIXES
@@ -103,6 +104,14 @@ class ImageSet:
         if per_class is not None:
             selected = selected._first_per_class(per_class)
         return selected if limit is None else selected._take(np.arange(min(limit, len(selected))))
+
+    def first(self, count: int | None) -> ImageSet:
+        """The first `count` images of the set, or all if there are fewer; None for all. Raises: UsageError."""
+        return self.select(None, None, count)
+
+    def sample(self, count: int, seed: int) -> ImageSet:
+        """`count` images of the set, drawn evenly over the classes (`draw_evenly`). Raises: UsageError."""
+        return self._take(draw_evenly(self.labels, count, seed))
 
     def _of_classes(self, classes: Sequence[str]) -> ImageSet:
         known = self._spellings()

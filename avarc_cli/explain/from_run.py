@@ -72,6 +72,8 @@ def from_tokens(
     here = {"images_sha256": cache.header.images_sha256}
     if differences := describe_differences(there, here, sides=("in the run", "in the cache")):
         raise UsageError(f"'{cache.path}' holds other images than the run", differences)
+    if sample := run.protocol["tokens"].get("sample"):
+        cache = cache.sample(sample["images"], sample["seed"])
     if beyond := [prediction.row for prediction in predictions if prediction.row >= len(cache)]:
         raise UsageError(f"'{cache.path}' is not the cache of the run", f"it has no row {beyond[0]}")
     pixels = pixels_of_cache(cache, model.tokenizer, within)

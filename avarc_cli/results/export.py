@@ -22,9 +22,12 @@ from avarc_cli.errors import UsageError
 from avarc_cli.names import to_json, to_text
 from avarc_cli.outputs import HDF5, NPZ, PARQUET, check_new_folder, check_output
 from avarc_cli.progress import Progress, StartProgress, silent
+from avarc_cli.results.prediction_files import import_pyarrow
 from avarc_cli.results.read_run import SavedRun
 from avarc_cli.storage import new_folder, replacing
 from avarc_cli.work.locks import only_writer
+
+WITHOUT_PYARROW = "export to .npz or .h5"
 
 
 def export_run(
@@ -123,7 +126,7 @@ def writer(out: Path, *, overwrite: bool) -> Callable[[Table, Path, Progress], N
             "name a file ending in .npz, .h5 or .parquet, or a folder (no suffix) for one npz per image",
         )
     if out.suffix == ".parquet":
-        _pyarrow()
+        import_pyarrow(WITHOUT_PYARROW)
     if out.suffix == "":
         check_new_folder(out)
     else:
@@ -176,7 +179,7 @@ def _write_hdf5(table: Table, path: Path, progress: Progress) -> None:
 
 def _write_parquet(table: Table, path: Path, progress: Progress) -> None:
     """One row per image; what is the same for all images is JSON in the schema's metadata."""
-    arrow, parquet = _pyarrow()
+    arrow, parquet = import_pyarrow(WITHOUT_PYARROW)
     small = table.small
     per_image = {"path": arrow.string(), "gt_label": arrow.int64(), "prediction": arrow.int64()}
     value = arrow.list_(arrow.from_numpy_dtype(np.dtype(table.dtype)))
@@ -191,17 +194,6 @@ def _write_parquet(table: Table, path: Path, progress: Progress) -> None:
             own = {name: [small[name][i].item()] for name in per_image}
             file.write_batch(arrow.record_batch({**own, "log_likelihood": [row.tolist()]}, schema=schema))
             progress(i + 1)
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UsageError(
-            "Parquet needs pyarrow", "it is not installed", "pip install 'avarc[data]', or export to .npz or .h5"
-        ) from None
-    return pyarrow, parquet
 
 
 _WRITERS = {"": _write_folder, ".npz": _write_npz, ".h5": _write_hdf5, ".hdf5": _write_hdf5, ".parquet": _write_parquet}

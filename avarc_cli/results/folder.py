@@ -14,6 +14,7 @@ from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.names import from_json, to_json
 from avarc_cli.progress import Notify, no_message
 from avarc_cli.results import made_here, resume
+from avarc_cli.results.prediction_files import csv_file
 from avarc_cli.results.resume import AreCurrent, Kept, Record
 from avarc_cli.results.validate import AGAIN, check_protocol, check_record
 from avarc_cli.storage import move_into_place, remove_leftovers, write_bytes
@@ -37,6 +38,7 @@ class RunFolder:
         self.path = path
         self.journal = path / JOURNAL
         self.predictions = path / "predictions.jsonl"
+        self.table = path / "predictions.csv"
         self.metrics = path / "metrics.json"
         self._seconds_file = path / SECONDS
         self.seconds = 0.0
@@ -67,6 +69,8 @@ class RunFolder:
         recorded = self.read_protocol() if self.exists else None
         if recorded is not None and (why := resume.differences(recorded, asked)):
             raise resume.another_run(str(self.path), why)
+        if recorded is not None and "options" in recorded:
+            asked = {**asked, "options": recorded["options"]}  # the same request in other words: the first stay
         there = self._read_records()
         kept = Kept.of(there, are_current, images, group)
         source = kept.check_source(str(self.path), recorded, asked) if recorded is not None and there else None
@@ -117,6 +121,7 @@ class RunFolder:
         write_bytes(self.journal, _lines(kept))
         self.predictions.unlink(missing_ok=True)  # after the journal: a kill in between repeats this
         self.metrics.unlink(missing_ok=True)
+        self.table.unlink(missing_ok=True)
         self._remove_files_of_images(lambda index: index >= images)
 
     def _report(
@@ -207,8 +212,10 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
-        """Write metrics.json, then the lines of the journal, in the order of the images, to predictions.jsonl."""
+        """Write metrics.json, predictions.csv, and last predictions.jsonl, both in the order of the images."""
         write_bytes(self.metrics, to_json(metrics, indent=1).encode())
+        with csv_file(self.table) as add:
+            add(sorted(_parse(self.journal), key=lambda record: int(record["index"])))
         if self._in_order:
             move_into_place(self.journal, self.predictions)
         else:
@@ -224,7 +231,7 @@ class RunFolder:
         """
         self.check_own()
         self._remove_leftovers()
-        for file in (self.predictions, self.journal, self._seconds_file, self.metrics):
+        for file in (self.predictions, self.journal, self._seconds_file, self.metrics, self.table):
             file.unlink(missing_ok=True)  # first: a killed deletion leaves no prediction without its image's files
         self._remove_files_of_images(lambda index: True)
 
@@ -254,7 +261,7 @@ class RunFolder:
 
     def _remove_leftovers(self) -> None:
         """Delete half-written files of killed processes; the caller holds the lock."""
-        written = {"run.json", self.metrics.name, self.predictions.name, JOURNAL, SECONDS}
+        written = {"run.json", self.metrics.name, self.table.name, self.predictions.name, JOURNAL, SECONDS}
         remove_leftovers(self.path, written.__contains__)
         for name in OF_IMAGES:
             remove_leftovers(self.path / name)

@@ -41,9 +41,11 @@ def run_protocol(
     tokens |= {
         "layout": header.layout.to_dict(),
         "images": len(cache),
-        "limit": None if cache.file_rows is None else len(cache),
+        "limit": None if cache.file_rows is None or cache.sampled else len(cache),
         "length": likelihood.segment_ends[-1],
     }
+    if cache.sampled:
+        tokens["sample"] = dict(zip(("images", "seed"), cache.sampled, strict=True))
     recorded = model.protocol() | {
         "tokens": tokens,
         "plan": str(request.plan),

@@ -94,11 +94,26 @@ def line(
 
 
 def best(scores: ImageScores, labels: CandidateLabels, count: int) -> list[dict[str, Any]]:
-    """The best classes with their posterior probabilities and scores."""
+    """The best classes, with their posterior probabilities, their scores, and what each score covers.
+
+    Those that survived more stages come first. Only scores that cover the same can be compared.
+    """
     return [
-        labels.entry(int(c)) | {"posterior": float(scores.posterior[c]), "score": float(scores.scores[c])}
-        for c in scores.order[:count]
+        {
+            **labels.entry(position),
+            "posterior": float(scores.posterior[position]),
+            "score": float(scores.scores[position]),
+            **_covered(scores, position),
+        }
+        for position in scores.order[:count].tolist()
     ]
+
+
+def _covered(scores: ImageScores, position: int) -> dict[str, Any]:
+    """The tokens that a candidate's score is the log-likelihood of, and the samples and orders it is the mean of."""
+    last = scores.stages[scores.reached[position] - 1]
+    covered = {"tokens": last.tokens, "samples": last.samples, "orders": last.orders}
+    return covered | ({"estimated": True} if last.estimated else {})
 
 
 def detail(image: RunImage, scores: ImageScores, labels: CandidateLabels, protocol: Mapping[str, Any]) -> bytes:

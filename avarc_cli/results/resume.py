@@ -16,7 +16,7 @@ AreCurrent: TypeAlias = Callable[[Sequence[Record]], "list[bool | None]"]
 what tokens it is of, as in earlier versions."""
 
 # What does not decide about the numbers, or only about their last bits, or is a name of what has a digest.
-NOTES = frozenset({"threads", "label_space"})
+NOTES = frozenset({"threads", "label_space", "options"})
 NAMES = frozenset({"name", "file"})
 
 

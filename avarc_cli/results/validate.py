@@ -17,10 +17,11 @@ NONE: Mapping[str, Any] = MappingProxyType({})
 LONGEST = 2**63 - 1  # as an int64
 NUMBER, MAYBE = (int, float), (int, float, type(None))
 PROTOCOL = {"plan": str, "candidates": list, "tokens": dict, "model": dict}
-PROTOCOL_OPTIONAL = {"precision": str, "bank": (dict, type(None)), "stated": dict, "device_name": str}
+PROTOCOL_OPTIONAL = {"precision": str, "bank": (dict, type(None)), "stated": dict, "device_name": str, "options": dict}
 PROTOCOL_OPTIONAL |= {"orders": str, "order_seed": (int, type(None)), "combine": str}
 TOKENS = {"source": str, "preprocess": str}
-TOKENS_OPTIONAL = {"dataset": str, "length": int}
+TOKENS_OPTIONAL = {"dataset": str, "length": int, "sample": dict}
+SAMPLE = {"images": int, "seed": int}
 RECORD = {
     "index": int,
     "path": str,
@@ -40,6 +41,7 @@ RECORD = {
     "best": list,
 }
 BEST = {"class": int, "posterior": NUMBER}
+BEST_OPTIONAL = {"score": NUMBER, "tokens": int, "samples": int, "orders": int, "estimated": bool}
 # Lists of run.json with one entry per candidate; older versions lack some of them.
 COLUMNS = {"candidates": int, "counts_as": int, "candidate_ids": str, "candidate_names": str}
 METRICS = {"images": int, "labelled": int, "near_ties": int, "tokens_scored_per_image": MAYBE, "bits_per_token": MAYBE}
@@ -68,7 +70,7 @@ def check_record(record: Any, where: str) -> None:
     if invalid:
         raise _corrupt(where, invalid)
     for best in record["best"]:
-        require(best, BEST, where)
+        require(best, BEST, where, BEST_OPTIONAL)
 
 
 def check_stages(detail: Any, candidates: int) -> list[dict[str, Any]]:
@@ -102,6 +104,8 @@ def check_protocol(protocol: Mapping[str, Any], where: str) -> None:
     require(protocol, PROTOCOL, where, PROTOCOL_OPTIONAL)
     require(protocol["model"], {"name": str}, where)
     require(protocol["tokens"], TOKENS, where, TOKENS_OPTIONAL)
+    if "sample" in protocol["tokens"]:
+        require(protocol["tokens"]["sample"], SAMPLE, where)
     count = len(protocol["candidates"])
     invalid = [
         name

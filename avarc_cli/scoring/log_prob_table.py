@@ -194,6 +194,8 @@ class LogProbTable:
             took_part = np.nonzero(self._alive_before[g, first:])[0]
             record = StageScores(
                 segments=self._covered(stage),
+                tokens=self.ends[self._covered(stage)],
+                samples=stage.samples,
                 orders=stage.orders,
                 estimated=stage.estimated,
                 candidates=took_part,

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from avarc_cli.errors import UsageError
+from avarc_cli.scoring.reference_lists import translate
 from avarc_cli.words import are, counted
 
 PAPER = "6:10,10:3,10:1:3"
@@ -195,14 +196,14 @@ def parse_plan(
 
     Args:
         text: "exhaustive" (or "exhaustive:3", averaged over 3 samples; over all orders, or with "@4" over 4), "paper",
-            or stages as in the module's docstring.
+            stages as in the module's docstring, or the reference's three lists (`reference_lists`).
         segments: of the model. candidates: classes to choose from. samples: of each image in the token cache.
         orders: that there are; 1 for a model with a fixed order.
         can_estimate: whether the model has an estimate of the segments that are not scored.
         can_smooth: whether encoding again can give more samples; an image has ten crops and no more.
     Raises: UsageError for a plan that cannot be carried out, naming the stage.
     """
-    written = PAPER if text.strip() == "paper" else text.strip()
+    written = PAPER if text.strip() == "paper" else translate(text.strip())
     if written.startswith("exhaustive"):
         all_orders = f"@{orders}" if "@" not in written and orders > 1 else ""
         written = written.replace("exhaustive", f"{segments}:1", 1) + all_orders

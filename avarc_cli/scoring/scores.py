@@ -56,6 +56,10 @@ class StageScores:
 
     segments: int
     """Segments that the scores stand for."""
+    tokens: int
+    """Tokens in them."""
+    samples: int = 1
+    """Samples of the image that the scores are averaged over."""
     orders: int = 1
     """Orders that they were scored in."""
     estimated: bool = False
@@ -82,6 +86,8 @@ class ImageScores:
     """Positions of the candidates, best first: by the stages they survived, then by score, (N,)."""
     scores: FloatN
     """Each candidate's score, without prior, in its last stage; comparable only within a stage, (N,)."""
+    reached: IntN
+    """In how many stages each candidate took part, (N,); the last of them is `stages[reached - 1]`."""
     posterior: FloatN
     """Probability of each candidate (see `posterior`), (N,)."""
     margin: float
@@ -144,6 +150,7 @@ def summarize(
         stages=stages,
         order=order,
         scores=scores_N - log_prior_N,
+        reached=reached_N,
         posterior=posterior(by_stage_JN, temperature),
         margin=margin,
         tokens_scored=tokens_scored,

@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 
 from avarc_cli import strict_json
+from avarc_cli.data.even_sample import draw_evenly
 from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import CacheError, UsageError, describe_differences
 from avarc_cli.storage import beside
@@ -61,6 +62,8 @@ class TokenCache:
     """(N,) int64: of a partial cache, the indices of its images in the full set."""
     file_rows: np.ndarray | None = None
     """(N,) int64: of a view (`take`), the rows of the file that it shows; None for all, in order."""
+    sampled: tuple[int, int] | None = None
+    """Of a view that `sample` made: the number of images that were asked for, and the seed."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -96,6 +99,7 @@ class TokenCache:
             paths=tuple(self.paths[row] for row in chosen.tolist()),
             rows=None if self.rows is None else self.rows[chosen],
             file_rows=chosen if self.file_rows is None else self.file_rows[chosen],
+            sampled=None,
         )
 
     def in_file(self, rows: np.ndarray) -> np.ndarray:
@@ -112,6 +116,10 @@ class TokenCache:
         if count < 1:
             raise UsageError(f"{count} images were asked for, must be at least 1")
         return self.take(range(min(count, len(self))))
+
+    def sample(self, count: int, seed: int) -> TokenCache:
+        """A view of `count` images, drawn evenly over the classes (`draw_evenly`). Raises: UsageError."""
+        return dataclasses.replace(self.take(draw_evenly(self.labels, count, seed)), sampled=(count, seed))
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
         """Tokens and latents (None where there are none) of these rows of the file, ROWS_PER_BLOCK at a time.

@@ -47,8 +47,9 @@ from avarc_cli.words import are, counted
 from avarc_cli.work import chunks
 from avarc_cli.work.chunks import ChunkFolder, Chunks, ChunkTask, recorded_request
 from avarc_cli.work.locks import ALL_CHUNKS, ChunkLock, chunk_lock, lock_file
-from avarc_cli.work.run import check_engine, compute, recompute_corrupt
+from avarc_cli.work.run import compute, recompute_corrupt
 from avarc_cli.work.shards import Shard
+from avarc_cli.work.workers import HERE, Workers
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import Tokenizer
@@ -98,7 +99,7 @@ def encode(
     workers: int = 0,
     chunk_size: int | None = None,
     shard: Shard = UNDIVIDED,
-    engine: str = "local",
+    on: Workers = HERE,
     overwrite: bool = False,
     progress: Progress = no_progress,
     say: Notify = no_message,
@@ -119,7 +120,7 @@ def encode(
             batches.
         shard: encode only this part of the chunks. All shards of one `out` may run at once, on any machines that share
             its folder. While none runs, `out` is a partial cache of what is finished.
-        engine: "local", or "ray": a Ray cluster computes the chunks.
+        on: who computes the chunks: this process, processes on several devices, or a Ray cluster.
         overwrite: replace a cache or unfinished chunks of another request; encode a complete cache again.
         progress: called with images done and in all.
         say: called with messages for the user.
@@ -131,7 +132,6 @@ def encode(
     _check_numbers(
         samples=samples, sigma=sigma, seed=seed, batch_size=batch_size, workers=workers, chunk_size=chunk_size
     )
-    check_engine(engine)
     if overwrite and shard.of > 1:
         why = "each shard would delete the chunks of the others"
         raise UsageError("--overwrite does not go with --shard", why, f"delete '{out}' and '{out}.parts' first")
@@ -141,15 +141,13 @@ def encode(
     header = describe(images, tokenizer, preprocess, samples=samples, sigma=sigma, seed=seed, latents=latents)
 
     def make_encoder(request: Request, stamps_N2: np.ndarray) -> ChunkEncoder:
-        decoders = workers if engine == "local" else 0
+        decoders = workers if on.engine == "local" else 0
         from avarc_cli.tokens.encoder import ChunkEncoder  # imports torch
 
         return ChunkEncoder(images, preprocess, tokenizer, request.header, request.batch_size, decoders, stamps_N2)
 
     asked = Request.make(header, batch_size, chunk_size)
-    return build(
-        images, asked, make_encoder, out, shard=shard, engine=engine, overwrite=overwrite, progress=progress, say=say
-    )
+    return build(images, asked, make_encoder, out, shard=shard, on=on, overwrite=overwrite, progress=progress, say=say)
 
 
 def build(
@@ -159,7 +157,7 @@ def build(
     out: Path,
     *,
     shard: Shard = UNDIVIDED,
-    engine: str = "local",
+    on: Workers = HERE,
     overwrite: bool = False,
     progress: Progress = no_progress,
     say: Notify = no_message,
@@ -175,7 +173,7 @@ def build(
     def start(request: Request) -> _Run:
         task = make_task(request, stamps)
         folder = ChunkFolder(chunk_folder(out), Chunks(len(images), request.chunk_size), _format(request))
-        return _Run(images, stamps, out, request, shard, folder, task, engine, progress, say)
+        return _Run(images, stamps, out, request, shard, folder, task, on, progress, say)
 
     def is_current(cache: TokenCache) -> bool:
         return _recorded(cache, asked, shard).is_current(images, stamps)
@@ -308,7 +306,7 @@ class _Run:
     shard: Shard
     folder: ChunkFolder[EncodedChunk]
     task: ChunkTask[EncodedChunk]
-    engine: str
+    on: Workers
     progress: Progress
     say: Notify
 
@@ -323,7 +321,9 @@ class _Run:
             mine = self._open(lock, there)
             lock.release_exclusive()
             missing = sorted(set(mine) - self.folder.finished())
-            encoded = compute(self.folder, self.task, missing, of=mine, engine=self.engine, progress=self.progress)
+            encoded = compute(
+                self.folder, self.task, missing, of=mine, workers=self.on, progress=self.progress, say=self.say
+            )
             lock.acquire_exclusive()
             return self._close(mine, encoded, alone=lock.is_sole_holder())
         except KeyboardInterrupt:
@@ -379,7 +379,9 @@ class _Run:
     def _close(self, mine: range, encoded: int, *, alone: bool) -> EncodeResult:
         """Assemble the cache, unless other shards are at work. Raises: AvarcError, OSError."""
         finished = self.folder.finished() if alone else self.folder.finished() & set(mine)
-        encoded += recompute_corrupt(self.folder, self.task, finished, engine=self.engine, progress=self.progress)
+        encoded += recompute_corrupt(
+            self.folder, self.task, finished, workers=self.on, progress=self.progress, say=self.say
+        )
         if alone:
             done, there = assemble(self.folder, self.images, self.request, self.out), len(finished)
         else:

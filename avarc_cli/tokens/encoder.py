@@ -6,14 +6,12 @@ Shapes: B images of a batch, V views that are made of an image's pixels, n = B *
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import threading
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -28,11 +26,12 @@ from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.image_source import DIGEST_SIZE, NO_DIGEST
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import AvarcError, UnreadableImage, first_line, lacks_memory
+from avarc_cli.process import end_with_parent
 from avarc_cli.tokens.encoded import EncodedChunk, Unreadable
 from avarc_cli.tokens.fingerprints import Fingerprints
 from avarc_cli.tokens.header import CacheHeader
 from avarc_cli.tokens.noise import sample_noise
-from avarc_cli.work.chunks import Tick
+from avarc_cli.work.chunks import TaskLoader, Tick
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import Tokenizer
@@ -78,9 +77,13 @@ class _Batches(Dataset[Decoded]):
         return Decoded(tuple(rows), pixels[: len(rows)], tuple(unreadable), digests_BD)
 
 
-def default_workers(device: str) -> int:
-    """Processes that decode images: one is enough beside a CPU (docs/encoding.md), a GPU needs many."""
-    return 1 if device == "cpu" else max(1, min(MAX_WORKERS, environment.cores() - 1))
+def default_workers(device: str, encoders: int = 1) -> int:
+    """Processes that decode images: one is enough beside a CPU (docs/encoding.md), a GPU needs many.
+
+    Args:
+        encoders: processes that encode at once, each with its own that decode.
+    """
+    return 1 if device == "cpu" else max(1, min(MAX_WORKERS, (environment.cores() - 1) // encoders))
 
 
 def decode(
@@ -126,14 +129,7 @@ def _begin_worker(_: int) -> None:
     # As the parent ends then as well: where a signal kills a worker, torch raises an error in the parent at any point,
     # also while it cleans up. This is a normal exit.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()
 
 
 @dataclass(frozen=True)
@@ -190,6 +186,10 @@ class ChunkEncoder:
                 raise
             fix = "free some memory, and run the same command again: finished chunks are kept"
             raise AvarcError("not enough memory to encode one image", first_line(error), fix) from error
+
+    def loader(self) -> TaskLoader[EncodedChunk]:
+        others = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tokenizer"}
+        return partial(_load_encoder, self.tokenizer.loader(), others)
 
     def _batches(self, items: range) -> list[range]:
         images = max(1, self.batch_size // self._views)  # decoded at once
@@ -255,3 +255,7 @@ class ChunkEncoder:
         shape = tuple(z_nZhw.shape[1:])
         noise = np.stack([sample_noise(self.header.seed, index, sample, shape) for index in rows])
         return self.header.sigma * torch.from_numpy(noise).to(z_nZhw.device)
+
+
+def _load_encoder(load: Callable[[str], Tokenizer], others: Mapping[str, Any], device: str) -> ChunkEncoder:
+    return ChunkEncoder(tokenizer=load(device), **others)

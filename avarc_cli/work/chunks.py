@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)
 
 Tick: TypeAlias = Callable[[int], None]
-"""Called with the number of items that were finished since the last call."""
+"""Called with the number of items that were finished since the last call; below 0 where a worker died with its work."""
 
 CORRUPT = (
     OSError,
@@ -83,6 +83,8 @@ class Chunks:
 class ChunkTask(Protocol[Result_co]):
     """What is computed. Ray sends a copy to each worker, so it must be picklable.
 
+    Processes on other devices of this machine get no copy, but a `loader`, which reads the weights again.
+
     The result of a chunk may depend on its items only, not on the process or on the chunks that it computed before.
     """
 
@@ -97,6 +99,18 @@ class ChunkTask(Protocol[Result_co]):
         Args:
             chunks: number -> items.
         """
+        ...
+
+    def loader(self) -> TaskLoader[Result_co]:
+        """Makes this task in another process of this machine. It is small, and picklable."""
+        ...
+
+
+class TaskLoader(Protocol[Result_co]):
+    """Makes a task in the process that is to compute its chunks."""
+
+    def __call__(self, device: str, /) -> ChunkTask[Result_co]:
+        """The task on this device, as torch names it. Raises: AvarcError when it cannot be loaded there."""
         ...
 
 

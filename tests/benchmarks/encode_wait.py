@@ -21,6 +21,7 @@ from torch import Tensor
 
 from avarc_cli.data import Preprocess, open_images
 from avarc_cli.loaded import LoadedTokenizer
+from avarc_cli.loading import load_tokenizer
 from avarc_cli.tokenizers.vqvae.network import VQVAE
 from avarc_cli.tokens import encode
 
@@ -68,6 +69,7 @@ def main() -> None:
         sha256="0" * 64,
         preprocess="resize-crop",
         layout=network.layout,
+        load=load_tokenizer,
     )
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "img").mkdir()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
+import avarc_cli
 from avarc_cli.cli import main
 from avarc_cli.tokens import read
+
+DIGITS = Path(avarc_cli.__file__).parent / "assets" / "digits" / "test"
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +165,22 @@ def test_caches_of_different_images_are_concatenated(models, tmp_path, capsys):
     assert (both.header.images, both.header.source) == (4, f"{tmp_path}/a, {tmp_path}/b")
     assert asked(capsys, "verify", out)[0] == 0
     assert "'cat/a0.png' is in" in asked(capsys, "merge", caches[0], out, "--out", tmp_path / "x.h5")[1]
+
+
+def test_several_devices_make_the_same_file_also_of_a_shard(tmp_path, capsys):
+    out = {name: tmp_path / f"{name}.h5" for name in ("alone", "devices", "shards")}
+
+    def encode_digits(name, *options):
+        return main(["encode", str(DIGITS), "--per-class", "2", "--batch-size", "4", "--out", str(out[name]), *options])
+
+    assert encode_digits("alone") == 0
+    assert encode_digits("devices", "--devices", "cpu:2") == 0
+    assert encode_digits("shards", "--shard", "1/2") == 0
+    assert encode_digits("shards", "--shard", "2/2", "--devices", "cpu:2", "--workers", "0") == 0
+    assert out["alone"].read_bytes() == out["devices"].read_bytes() == out["shards"].read_bytes()
+    capsys.readouterr()
+    assert encode_digits("alone", "--devices", "cpu:2", "--device", "cpu") == 2
+    assert "no use for --device beside --devices" in capsys.readouterr().err
 
 
 def test_shards_that_had_nothing_to_encode_are_joined_and_explained(encode, cache, tmp_path, capsys):

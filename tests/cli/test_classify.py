@@ -152,9 +152,9 @@ def test_deterministic_runs_agree_bit_for_bit_whatever_the_number_of_images(labe
 def test_images_are_encoded_and_classified_in_one_command(tiny_files, cache, models, tmp_path, capsys):
     image = str(tiny_files / "img" / "000.png")
     assert main(["classify", image, *models, "--preprocess", "none", "--json"]) == 0
-    (shown,) = json.loads(capsys.readouterr().out)["images"]
+    (shown,) = json.loads(capsys.readouterr().out)["predictions"]
     assert shown["path"] == "000.png"
-    assert len(shown["classes"]) == 5 and 0 < shown["classes"][0]["posterior"] <= 1
+    assert len(shown["best"]) == 5 and 0 < shown["best"][0]["posterior"] <= 1
     run = tmp_path / "run"
     assert main(["classify", str(tiny_files / "img"), *models, "--preprocess", "none", "--out", str(run)]) == 0
     assert classify(cache, models, "--out", tmp_path / "cached") == 0

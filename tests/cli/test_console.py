@@ -9,15 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import avarc_cli
 from avarc_cli import console
+from avarc_cli.cli import main
 from avarc_cli.console import Mode
+
+DIGITS = Path(avarc_cli.__file__).parent / "assets" / "digits" / "test"
 
 
 @pytest.fixture(autouse=True)
 def _human_again():
-    console.configure(mode=Mode.HUMAN, debug=False)
+    console.configure(mode=Mode.HUMAN, debug=False, progress="")
     yield
-    console.configure(mode=Mode.HUMAN, debug=False)
+    console.configure(mode=Mode.HUMAN, debug=False, progress="")
 
 
 class Clock:
@@ -139,6 +143,37 @@ def test_progress_accepts_a_late_total_and_shows_slow_work_in_seconds_per_item(c
             bar.update(done, 3)
             clock.now += 20
     assert "scoring: 2 of 3 images, 20.0 s per image, 20.0 s left" in capsys.readouterr().err
+
+
+def test_progress_for_schedulers_is_json_at_most_every_ten_seconds_and_at_the_end(capsys, monkeypatch):
+    clock = Clock()
+    console.configure(progress="json")
+    with console.progress("scoring é", 1000, clock=clock) as bar:
+        bar.update(400)
+        for done in range(401, 501):
+            clock.now += 0.25
+            bar.update(done, note="accuracy 98 %", numbers={"accuracy": 0.98})
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    same = {"task": "scoring é", "unit": "image", "total": 1000, "rate": 4.0, "accuracy": 0.98}
+    assert lines == [
+        same | {"done": done, "remaining_seconds": left} for done, left in ((440, 140), (480, 130), (500, 125))
+    ]
+
+
+def test_the_variable_chooses_json_progress_and_other_values_are_wrong(capsys, monkeypatch):
+    monkeypatch.setenv("AVARC_PROGRESS", "json")
+    image = str(next(DIGITS.glob("3/*")))
+    assert main(["classify", image, "--workers", "0"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    tasks = [(line["task"], line["done"], line["total"]) for line in map(json.loads, lines)]
+    assert tasks == [("encoding", 1, 1), ("classifying", 1, 1)]
+    assert main(["--quiet", "classify", image, "--workers", "0"]) == 0
+    assert not capsys.readouterr().err
+    monkeypatch.setenv("AVARC_PROGRESS", "xml")
+    assert main(["models"]) == 2
+    assert "AVARC_PROGRESS is 'xml'" in capsys.readouterr().err
+    monkeypatch.delenv("AVARC_PROGRESS")
+    assert main(["--quiet", "models"]) == 0
 
 
 def test_progress_is_silent_when_quiet_and_after_an_error(capsys):

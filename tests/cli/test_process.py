@@ -107,9 +107,10 @@ def test_an_ignored_signal_stays_ignored_and_a_second_one_does_not_disturb_the_c
     assert request.signal == signal.SIGTERM
 
 
-def start_encoding(folder, *, samples=500, **options):
+def start_encoding(folder, *more, samples=500, **options):
     """Start an endless `avarc encode` with two workers, as the leader of its own group; wait for its first chunk."""
     words = ["encode", str(DIGITS), "--samples", str(samples), "--batch-size", "1", "--workers", "2", "--out", "t.h5"]
+    words += more
     environment = os.environ | {"TMPDIR": str(folder / "tmp")}
     (folder / "tmp").mkdir()
     process = subprocess.Popen(
@@ -141,6 +142,34 @@ def test_an_ended_encoding_keeps_its_chunks_and_nothing_else(tmp_path, number, w
     assert not list((tmp_path / "tmp").iterdir())
     with pytest.raises(ProcessLookupError):  # no worker is left
         os.killpg(process.pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("number", "kill"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill), (signal.SIGKILL, os.kill)]
+)
+def test_processes_on_devices_end_with_the_encoding_and_say_nothing(tmp_path, number, kill):
+    process = start_encoding(tmp_path, "--devices", "cpu:2", samples=100)
+    kill(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == ENDING.get(number, -number), err
+    assert err.count("error:") == (number in ENDING)
+    assert "Traceback" not in err
+    assert "Warning" not in err
+    wait_for_end(process.pid)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"t.h5.parts", "tmp"} | ({"t.h5.lock"} if number == signal.SIGKILL else set())
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def wait_for_end(group):
+    """Wait until no process of the group is left; those that were killed may still be ending."""
+    for _ in range(600):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    raise AssertionError("a process is left")
 
 
 def test_nohup_and_background_jobs_are_not_ended_by_the_signals_that_they_ignore(tmp_path):

@@ -38,6 +38,7 @@ OF_CLASSIFY = {
     "--model-config": ["nowhere", "images"],
     "--subset": ["nowhere", ""],
     "--limit": ["0"],
+    "--sample": ["0", "x"],
     "--per-class": ["0"],
     "--workers": ["-1"],
 }
@@ -46,6 +47,10 @@ OTHERS = [
     "classify nowhere",
     "encode images --out none/t.h5",
     "encode images --out t.h5 --engine x",
+    "encode images --out t.h5 --devices x",
+    "encode images --out t.h5 --devices cpu:0",
+    "encode images --out t.h5 --devices cpu:2 --device cpu",
+    "encode images --out t.h5 --devices cpu:2 --engine ray",
     "encode images --out t.h5 --samples 0",
     "encode images --out t.h5 --shard x",
     "encode images --out t.h5 --precision x",

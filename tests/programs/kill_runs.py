@@ -26,7 +26,7 @@ from torch import Tensor
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.run import classify
 
-FILES = ["run.json", "predictions.jsonl", *(f"likelihood/{i}.npz" for i in range(10))]
+FILES = ["run.json", "predictions.jsonl", "predictions.csv", *(f"likelihood/{i}.npz" for i in range(10))]
 ATTEMPTS, KILLS = 5, 50
 
 
@@ -48,6 +48,7 @@ def finish_changed(folder: Path, changed: Path) -> None:
         killed = folder / f"changed-{number}"
         shutil.copytree(changed, killed)
         killed_at_call(30 * number, partial(run, killed))
+        check_csv(killed)
         run(killed)
         for file in FILES:
             assert (killed / file).read_bytes() == (folder / "undisturbed" / file).read_bytes(), (number, file)
@@ -61,6 +62,11 @@ def make_changed(undisturbed: Path, changed: Path) -> None:
     for index in (1, 6):
         lines[index]["tokens_digest"] = "0" * 16
     (changed / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def check_csv(folder: Path) -> None:
+    """A run that counts as finished has its CSV file."""
+    assert (folder / "predictions.csv").exists() or not (folder / "predictions.jsonl").exists()
 
 
 def names(folder: Path) -> set[Path]:
@@ -83,6 +89,7 @@ def main(folder: Path) -> None:
         for attempt in range(ATTEMPTS):
             with_signal = signal_at(number * ATTEMPTS + attempt)
             kills += killed_after(moment.uniform(0, duration), with_signal, partial(run, killed, SlowModel))
+            check_csv(killed)
         run(killed)
         for file in FILES:
             assert (killed / file).read_bytes() == (undisturbed / file).read_bytes(), (number, file)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.errors import AvarcError
 from avarc_cli.progress import no_progress
 from avarc_cli.work import chunks
 from avarc_cli.work.chunks import ChunkFolder, Chunks, from_json_array, recorded_request, to_json_array
-from avarc_cli.work.run import check_engine, compute, recompute_corrupt
+from avarc_cli.work.run import compute, recompute_corrupt
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def folder(tmp_path) -> ChunkFolder[Squares]:
     return made
 
 
-def run(folder, task, numbers, *, of=range(3), engine="local", progress=no_progress):
-    return compute(folder, task, numbers, of=of, engine=engine, progress=progress)
+def run(folder, task, numbers, *, of=range(3), progress=no_progress):
+    return compute(folder, task, numbers, of=of, progress=progress)
 
 
 @pytest.mark.parametrize(("items", "size", "sizes"), [(11, 4, [4, 4, 3]), (8, 4, [4, 4]), (3, 4, [3]), (0, 4, [])])
@@ -87,7 +87,7 @@ def test_corrupt_chunks_are_computed_again(folder):
     file.write_bytes(complete[:-30])
     (folder.path / "000002.npz").write_bytes(complete)  # of another chunk
     assert folder.corrupt(range(3)) == [1, 2]
-    assert recompute_corrupt(folder, Square(), range(3), engine="local", progress=no_progress) == 7
+    assert recompute_corrupt(folder, Square(), range(3), progress=no_progress) == 7
     assert folder.corrupt(range(3)) == [] and file.read_bytes() == complete
 
 
@@ -123,8 +123,3 @@ def test_the_request_is_recorded_and_another_one_deletes_the_chunks(folder, tmp_
     chunks.delete(folder.path)
     assert not list(tmp_path.iterdir()) and recorded_request(folder.path) is None
     chunks.delete(folder.path)
-
-
-def test_an_unknown_engine_is_a_usage_error():
-    with pytest.raises(UsageError, match="there are local, ray"):
-        check_engine("cluster")

@@ -1,0 +1,94 @@
+"""What a long job would take, found out without doing it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from avarc_cli.classifier import Classifier
+from avarc_cli.data.datasets import ImageSet
+from avarc_cli.scoring.batching import estimate
+from avarc_cli.tokens.cache import read
+from avarc_cli.tokens.header import CacheHeader
+
+TRIED = 8
+"""Images that are encoded to measure the speed."""
+
+
+@dataclass(frozen=True)
+class EncodingForecast:
+    """What encoding takes."""
+
+    header: CacheHeader
+    """Of a cache of a few of the images; except for the number of images, that of all."""
+    images: int
+    """In all."""
+    seconds: float
+    """For all of them, from the time that `tried` of them took."""
+    tried: int
+    """Images that were encoded."""
+
+    @property
+    def token_bytes(self) -> int:
+        """Size of the tokens in the cache."""
+        return self.images * self.header.samples * self.header.layout.num_tokens * 2
+
+
+def forecast_encoding(images: ImageSet, encode: Callable[[ImageSet, Path], object]) -> EncodingForecast:
+    """Encode a few of the images into temporary files, and measure the time.
+
+    Args:
+        encode: encodes images into a cache.
+    Raises: as `encode`.
+    """
+    few = images.sample(TRIED, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        encode(few, Path(folder) / "warm.h5")  # the first images take longer
+        started = time.perf_counter()
+        encode(few, Path(folder) / "timed.h5")
+        seconds = time.perf_counter() - started
+        header = read(Path(folder) / "timed.h5").header
+    return EncodingForecast(header, len(images), seconds * len(images) / len(few), len(few))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringForecast:
+    """What scoring takes."""
+
+    plan: str
+    images: int
+    classes: int
+    """Candidates."""
+    pairs: int
+    """Pairs of image and class."""
+    tokens: int
+    """Tokens that are scored; an estimate if margins decide which candidates survive."""
+    seconds: float
+    """Estimate, from the model's arithmetic and this machine's rate of matrix products."""
+    memory: int
+    """Estimate of what scoring takes beside the weights, in bytes."""
+    weights: int
+    """Bytes of the weights."""
+
+
+def forecast_scoring(
+    classifier: Classifier, header: CacheHeader, images: int, *, keep_tokens: bool = False
+) -> ScoringForecast:
+    """What scoring this many images of a cache takes. Raises: as `Classifier.request`."""
+    request, likelihood = classifier.request(header, keep_tokens=keep_tokens), classifier.model.likelihood
+    cost = estimate(likelihood, request, images, torch.device(classifier.model.device))
+    return ScoringForecast(
+        plan=str(request.plan),
+        images=images,
+        classes=len(request.candidates),
+        pairs=cost.pairs,
+        tokens=cost.tokens,
+        seconds=cost.seconds,
+        memory=cost.memory,
+        weights=likelihood.resident_bytes,
+    )
