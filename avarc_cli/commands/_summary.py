@@ -66,6 +66,8 @@ def announce(classifier: Classifier, run: Run) -> None:
     console.note(f"{images} x {classes}, {where}: {cost}")
     if run.model.any_order:
         console.note(f"tokens are scored in {run.orders.describe(run.request.plan.orders, run.request.combine)}")
+    if run.model.steps is not None:
+        console.note(f"log p(x | class) is {run.protocol['likelihood']}")
     limit = run.request.max_cached_tokens
     if limit is not None and run.request.cached_tokens(run.model) > limit:
         console.warn("--memory is too small for the KV cache of an image's candidates: some tokens are scored again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from avarc_cli.explain.pixels import pixels_of_cache, source_pixels
 from avarc_cli.explain.predictions import ImagePrediction
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.results.read_run import SavedRun
+from avarc_cli.scoring.estimator import recorded_estimator
 from avarc_cli.tokens.cache import TokenCache
 
 
@@ -77,6 +79,7 @@ def from_tokens(
     if beyond := [prediction.row for prediction in predictions if prediction.row >= len(cache)]:
         raise UsageError(f"'{cache.path}' is not the cache of the run", f"it has no row {beyond[0]}")
     pixels = pixels_of_cache(cache, model.tokenizer, within)
+    model = replace(model, likelihood=recorded_estimator(run.protocol).applied(model.likelihood, model.name))
     yield from explain_predictions(model, cache, predictions, Comparison(), pixels, how)
 
 
