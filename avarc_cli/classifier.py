@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,15 @@ from avarc_cli.data.label_mapping import map_labels
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.data.views import SINGLE, SINGLE_VIEW, Views
 from avarc_cli.errors import CacheError, UnreadableImage, UsageError
+from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import ModelSpec, load_model
 from avarc_cli.options import AUTO, Options, parse_batch_size, parse_bytes
 from avarc_cli.progress import MetricsProgress, Notify, Progress, no_message, no_metrics, no_progress
-from avarc_cli.results import records, tuned
+from avarc_cli.results import places, records, tuned
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.protocol import run_protocol
-from avarc_cli.results.run import Run, RunResult, classify
+from avarc_cli.results.run import UNDIVIDED, Run, RunResult, classify
 from avarc_cli.scoring.batching import auto_tokens, max_cached_tokens
 from avarc_cli.scoring.combining import check_prunes, check_rule
 from avarc_cli.scoring.conformal import tried_estimates
@@ -45,6 +47,9 @@ from avarc_cli.tokens.encoder import default_workers
 from avarc_cli.tokens.header import SMOOTHING, CacheHeader
 from avarc_cli.tokens.verify import verify
 from avarc_cli.torch_flags import deterministic_algorithms
+from avarc_cli.words import counted
+from avarc_cli.work.shards import Shard, check_shard
+from avarc_cli.work.workers import HERE, Workers
 
 MAX_SAMPLES = 1 << 16  # for a plan that is parsed before the images are encoded
 
@@ -188,6 +193,8 @@ class Classifier:
         *,
         save_json: bool = False,
         save_likelihood: bool = False,
+        shard: Shard = UNDIVIDED,
+        workers: Workers = HERE,
         keep_scores: bool = False,
         overwrite: bool = False,
         options: Mapping[str, Any] | None = None,
@@ -202,27 +209,35 @@ class Classifier:
                 None keeps the results in memory.
             save_json: write each image's stages to OUT/json/.
             save_likelihood: write each image's token log-probabilities to OUT/likelihood/.
+            shard: classify only this part of the images; all shards of one `out` may run at once.
+            workers: who scores the images.
             keep_scores: return the scores of all candidates, of the images scored in this call.
             overwrite: replace a run of another request in `out`. Only files that belong to a run are deleted.
             options: of the command, for run.json, from which it can be repeated.
             on_start: called once with the run, before anything is scored.
-            progress: called after every group of images with (images done, running numbers).
+            progress: called after every chunk of images with (images done, running numbers).
             say: called with messages for the user, such as that a batch had to be made smaller.
-        Raises: as `run` and `results.run.classify`.
+        Raises: as `run` and `results.run.classify`; UsageError for `overwrite` with a shard, or a shard without `out`.
         """
+        check_shard(shard, out=out is not None, overwrite=overwrite)
         folder = None if out is None else RunFolder(Path(out))
 
         def make(tokens_per_batch: int | None) -> Run:
             request = self.request(cache.header, keep_tokens=save_likelihood, tokens_per_batch=tokens_per_batch)
             run = self.run(cache, request, save_json=save_json, save_likelihood=save_likelihood)
-            return run if options is None else replace(run, protocol={**run.protocol, "options": dict(options)})
+            if options is not None:
+                run = replace(run, protocol={**run.protocol, "options": dict(options)})
+            if folder is None:
+                return run
+            here = places.record(self.model.given, cache.path, folder.path)
+            return replace(run, protocol={**run.protocol, places.KEY: here})
 
         run = make(folder.recorded("tokens_per_batch") if folder else None)
         if folder and overwrite and folder.has_another(run.protocol):
             run = make(None)
             folder.replace(run.protocol)
         on_start(run)
-        return classify(run, folder, keep_scores=keep_scores, progress=progress, say=say)
+        return classify(run, folder, shard=shard, workers=workers, keep_scores=keep_scores, progress=progress, say=say)
 
     # What a run consists of
 
@@ -232,7 +247,7 @@ class Classifier:
         Args:
             can_smooth: whether there could be more samples (`parse_plan`).
         Raises: UsageError for a plan that the model, the candidates or the samples do not allow, or, with
-            `keep_tokens`, one that does not score every class on every token.
+            `keep_tokens`, one whose last stage does not score every token.
         """
         segments = len(self.model.likelihood.segment_ends)
         text = str(self.tuned.plan) if self.tuned else self.options.plan
@@ -249,11 +264,11 @@ class Classifier:
             plan = self.tuned.plan  # the same stages, with the survivors they are expected to leave
         check_prunes(self.options.combine, plan)
         self.orders.check_used(plan, asked=self.options.orders is not None)
-        if keep_tokens and not (plan.single_stage and plan.stages[0].segments == segments):
+        if keep_tokens and plan.stages[-1].segments < segments:
             raise UsageError(
                 f"token log-probabilities cannot be saved with plan '{plan}'",
-                "it scores some classes on a part of the tokens only",
-                "use --plan exhaustive",
+                "its last stage scores a part of the tokens only",
+                f"let it score all {counted(segments, 'segment')}, or use --plan exhaustive",
             )
         return plan
 
@@ -320,12 +335,14 @@ class Classifier:
         targets = map_labels(cache.header.class_names, cache.header.dataset, self.model.classes)
         return Run(
             model=self.model.likelihood,
-            cache=cache,
+            cache=replace(cache, path=cache.path.absolute()),  # other processes may read it
             labels=targets.to_model(cache.labels),
             request=request,
             orders=self.orders,
             candidate_labels=records.CandidateLabels(self.model.classes, self.candidates, targets),
             precision=self.model.precision,
+            device=self.model.device,
+            load=partial(_load_likelihood, self.model.loader(), self.estimator),
             protocol=run_protocol(
                 self.model,
                 cache,
@@ -406,6 +423,11 @@ class Classifier:
             return self.batch_size * likelihood.segment_ends[-1]
         device = torch.device(self.model.device)
         return earlier or auto_tokens(likelihood, plan, device, fixed=self.options.deterministic, memory=self.memory)
+
+
+def _load_likelihood(load: Callable[[str], LoadedModel], estimator: Estimator, device: str) -> LikelihoodModel:
+    model = load(device)
+    return estimator.applied(model.likelihood, model.name)
 
 
 def load_classifier(model: ModelSpec | str = "digits", options: Options | None = None) -> Classifier:

@@ -13,15 +13,17 @@ import typer
 from typer.core import TyperGroup
 
 from avarc_cli import __version__, console
-from avarc_cli.commands import cache, classes, data, models, train
+from avarc_cli.commands import cache, classes, data, models, runs, train
 from avarc_cli.commands._groups import Command
 from avarc_cli.commands.add_class import add_class
 from avarc_cli.commands.bench import bench
 from avarc_cli.commands.classify import classify
+from avarc_cli.commands.compare import compare
 from avarc_cli.commands.demo import demo
 from avarc_cli.commands.doctor import doctor
 from avarc_cli.commands.download import download
 from avarc_cli.commands.encode import encode
+from avarc_cli.commands.evaluate import evaluate
 from avarc_cli.commands.explain import explain
 from avarc_cli.commands.export import export
 from avarc_cli.commands.incremental import incremental
@@ -85,6 +87,8 @@ for command in (
     tune,
     explain,
     report,
+    compare,
+    evaluate,
     export,
     sample,
     add_class,
@@ -97,6 +101,7 @@ for command in (
 app.add_typer(classes.app, name="classes")
 app.add_typer(cache.app, name="cache")
 app.add_typer(data.app, name="data")
+app.add_typer(runs.app, name="runs")
 app.add_typer(train.app, name="train")
 app.add_typer(models.app, name="models")
 

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
+from avarc_cli import toml_file
 from avarc_cli.errors import UsageError
 from avarc_cli.names import from_json
 from avarc_cli.settings import check_file
-
-MAX_BYTES = 1 << 20  # of a TOML file; far beyond any that somebody writes
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The values of a TOML file. Raises: UsageError when it is missing or malformed."""
     check_file(path, "--config")
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    if path.stat().st_size > MAX_BYTES:
-        raise UsageError(f"cannot read '{path}'", f"it is larger than {MAX_BYTES >> 20} MiB", "name a TOML file")
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        fix = 'write options as in TOML: model = "var-d16", save-json = true'
-        raise UsageError(f"cannot read '{path}'", f"it is not valid TOML: {error}", fix) from None
+    return toml_file.read(path, fix='write options as in TOML: model = "var-d16", save-json = true')
 
 
 def read_run(path: Path) -> dict[str, Any]:

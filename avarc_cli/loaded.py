@@ -125,6 +125,7 @@ class LoadedModel:
     inferred: Mapping[str, str] = field(default_factory=dict)
     """Values that no file states: name -> what was assumed; and "weights": which of several sets was read."""
     stated: Mapping[str, Any] = field(default_factory=dict)  # values of its configuration that other files state
+    given: Mapping[str, Any] = field(default_factory=dict)  # the fields of `loading.ModelSpec`
     lora: str = ""  # the adapter that was merged into the weights
     bank: Bank | None = None  # where the classes after the model's own come from
 

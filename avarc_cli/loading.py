@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,7 @@ def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
         arithmetic=precisions.arithmetic(precision, device, onednn=likelihood.onednn),
         lora=read.metadata.get("lora", ""),
         weight_set=weight_set,
+        given=asdict(spec),
         stated=_stated_beside(stated, read),
         inferred=_inferred(read, config, tokenizer),
     )

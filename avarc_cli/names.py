@@ -12,6 +12,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from avarc_cli import strict_json
@@ -44,12 +45,18 @@ def from_text(text: str) -> str:
 
 def to_json(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
     """A value as JSON in ASCII, whose strings are written by `to_text`."""
+    with suppress(TypeError):  # of a mapping that is no dict
+        text = json.dumps(value, indent=indent, sort_keys=sort_keys)
+        if "\\" not in text:  # nothing that JSON or `to_text` escapes: most values, and millions of predictions
+            return text
     return json.dumps(_each_string(value, to_text), indent=indent, sort_keys=sort_keys)
 
 
 def from_json(text: str | bytes) -> Any:
     """The value behind the result of `to_json`. Raises: ValueError as `strict_json.parse`."""
-    return _each_string(strict_json.parse(text), from_text)
+    value = strict_json.parse(text)
+    is_plain = ("\\" if isinstance(text, str) else b"\\") not in text  # type: ignore[operator]
+    return value if is_plain else _each_string(value, from_text)
 
 
 def _each_string(value: Any, change: Callable[[str], str]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 MAX_DEPTH = 64  # of lists and objects in each other; the deepest of our own files have 6
@@ -37,7 +36,7 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
 
 
 def _inner(value: Any) -> list[Any]:
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [each for each in inner if isinstance(each, (dict, list))]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
 import numpy as np
@@ -62,34 +63,52 @@ class SmallModel(LikelihoodModel):
         return 1
 
 
+@dataclass(frozen=True)
 class SmallCache:
-    """Ten images, each of whose tokens are the id of its class."""
+    """Images, each of whose tokens are the id of its class, or of the next class where the image changed."""
 
-    paths = tuple(f"{i}.png" for i in range(10))
+    images: int = 10
+    changed: frozenset[int] = frozenset()
+
+    @property
+    def paths(self) -> Sequence[str]:
+        return [f"{i}.png" for i in range(self.images)]
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return self.images
 
     def tokens(self, rows: Sequence[int]) -> np.ndarray:
-        return np.repeat(np.asarray(rows) % 4, 16).reshape(-1, 1, 16)
+        class_id = np.asarray(rows) + np.isin(rows, list(self.changed))
+        return np.repeat(class_id % 4, 16).reshape(-1, 1, 16)
 
     def in_file(self, rows: np.ndarray) -> np.ndarray:
         return rows
 
 
-def make_run(model: SmallModel, tokens_per_batch: int = 512, plan: str = "exhaustive") -> Run:
+def make_run(
+    model: SmallModel,
+    tokens_per_batch: int = 512,
+    plan: str = "exhaustive",
+    *,
+    images: int = 10,
+    changed: Iterable[int] = (),
+    **more: Any,
+) -> Run:
+    """A run of this model; 64 tokens are one image. `more`: other fields of the run."""
     return Run(
         model=model,
-        cache=cast(TokenCache, SmallCache()),
-        labels=np.arange(10) % 4,
+        cache=cast(TokenCache, SmallCache(images, frozenset(changed))),
+        labels=np.arange(images) % 4,
         request=ScoringRequest(
             candidates=np.arange(4),
             plan=parse_plan(plan, segments=2, candidates=4, samples=1),
             score=score_function("log-likelihood"),
             log_prior=np.zeros(4),
             tokens_per_batch=tokens_per_batch,
+            keep_tokens=more.get("save_likelihood", False),
         ),
         candidate_labels=CandidateLabels(LabelSpace("letters", NAMES, NAMES), np.arange(4)),
         precision="fp32",
-        protocol={"plan": plan},
+        protocol={"plan": plan} | {name: value for name, value in more.items() if value},
+        **more,
     )

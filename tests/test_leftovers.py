@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from small_run import SmallModel, make_run
 from torch import nn
 
+from avarc_cli.errors import AvarcError
 from avarc_cli.results.folder import RunFolder
+from avarc_cli.results.run import classify
 from avarc_cli.train.loop import Recipe, train
 
 SUFFIXES = (".0123abcd.tmp", ".ffffffff.tmp")
@@ -23,26 +27,29 @@ def leave(*paths: Path) -> None:
 
 
 def test_a_run_folder(tmp_path):
-    leave(tmp_path / "run.json")  # before there is a run.json
-    folder, asked = RunFolder(tmp_path), {"plan": "exhaustive"}
-    assert folder.open(asked, images=2, group=1) == []
-    leave(*(tmp_path / name for name in ("metrics.json", "seconds.part", "json/1.json", "likelihood/1.npz")))
-    leave(tmp_path / "tokens.h5")  # which another process may be writing
-    folder.open(asked, images=2, group=1)
-    left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
-    assert left == ["run.json", *sorted(f"tokens.h5{suffix}" for suffix in SUFFIXES)]
+    run = tmp_path / "run"
+    run.mkdir()
+    leave(run / "run.json")  # before there is a run.json
+    with pytest.raises(AvarcError, match="not enough memory"):
+        classify(make_run(SmallModel(0)), RunFolder(run))
+    leave(*(run / name for name in ("metrics.json", "parts", "parts/000003.npz", "json/1.json", "likelihood/1.npz")))
+    leave(run / "tokens.h5")  # which another process may be writing
+    classify(make_run(SmallModel(10**6)), RunFolder(run))
+    left = sorted(path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
+    own = ["metrics.json", "predictions.jsonl", "run.json"]
+    assert left == [*own, *sorted(f"tokens.h5{suffix}" for suffix in SUFFIXES)]
 
 
 def test_a_finished_run(tmp_path):
-    folder, asked = RunFolder(tmp_path), {"plan": "exhaustive"}
-    folder.open(asked, images=0, group=1)
-    folder.append([], seconds=1.0)
-    folder.finish({})
-    folder.append([], seconds=1.0)  # as a kill leaves it before the last step of `finish`
-    folder.journal.unlink()
-    leave(tmp_path / "metrics.json")
-    assert folder.open(asked, images=0, group=1) == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "predictions.jsonl", "run.json"]
+    run = tmp_path / "run"
+    with pytest.raises(AvarcError, match="not enough memory"):
+        classify(make_run(SmallModel(0)), RunFolder(run))
+    parts = shutil.copytree(run / "parts", tmp_path / "parts")
+    first = classify(make_run(SmallModel(10**6)), RunFolder(run))
+    shutil.copytree(parts, run / "parts")  # as a kill leaves it before the last step
+    leave(run / "metrics.json")
+    assert classify(make_run(SmallModel(0)), RunFolder(run)).metrics == first.metrics
+    assert sorted(path.name for path in run.iterdir()) == ["metrics.json", "predictions.jsonl", "run.json"]
 
 
 def test_a_training_checkpoint(tmp_path):

@@ -8,7 +8,7 @@ import torch
 
 import avarc_cli
 from avarc_cli import Options, load_classifier, open_cache, open_images, tune
-from avarc_cli.results import run
+from avarc_cli.results import scorer
 from avarc_cli.zoo.local_files import ASSETS
 
 PAGE = Path(__file__).parent.parent / "docs" / "python-api.md"
@@ -48,13 +48,13 @@ def test_tuning_ignores_the_classifiers_own_plan_and_score_and_writes_only_where
 def settings(monkeypatch):
     """(enabled, warn_only) of torch's deterministic algorithms at every call of the scoring engine."""
     seen = []
-    score_group = run.score_group
+    score_group = scorer.score_group
 
     def recorded(*args):
         seen.append(determinism())
         return score_group(*args)
 
-    monkeypatch.setattr(run, "score_group", recorded)
+    monkeypatch.setattr(scorer, "score_group", recorded)
     yield seen
     torch.use_deterministic_algorithms(False)
 
@@ -80,7 +80,7 @@ def test_an_exception_while_scoring_restores_the_callers_determinism(monkeypatch
         assert determinism() == (True, False)
         raise ZeroDivisionError
 
-    monkeypatch.setattr(run, "score_group", fail)
+    monkeypatch.setattr(scorer, "score_group", fail)
     classifier = load_classifier("digits", Options(deterministic=True))
     with pytest.raises(ZeroDivisionError):
         classifier.classify(IMAGE)

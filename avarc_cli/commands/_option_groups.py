@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from avarc_cli.loading import ModelSpec
     from avarc_cli.work.shards import Shard
     from avarc_cli.work.workers import Workers
+
+_Weights = TypeVar("_Weights", bound="WeightsOptions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +310,7 @@ class WorkOptions:
 
         return Workers(self.engine, parse_devices(self.devices))
 
-    def place(self, context: typer.Context, model: WeightsOptions) -> WeightsOptions:
+    def place(self, context: typer.Context, model: _Weights) -> _Weights:
         """Load this process's own copy of the model on the first of the devices.
 
         Raises: UsageError where --device was given as well.

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from avarc_cli.results.run import Run, RunResult
     from avarc_cli.tokens.cache import TokenCache
     from avarc_cli.tokens.encode import EncodeResult
+    from avarc_cli.work.shards import Shard
+    from avarc_cli.work.workers import Workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,7 @@ def classify(
         typer.Option("--results-file", help="Also write the predictions to this file: .csv, .json or .parquet."),
     ] = None,
     dry_run: _dry_run.DryRunOpt = False,
+    work: groups.WorkOptions,
     as_json: opt.JsonOpt = False,
     model: _ModelOptions,
     scoring: _ScoringOptions,
@@ -123,13 +126,15 @@ def classify(
 ) -> None:
     """Classify images by their likelihood under each class.
 
-    Images are encoded first, into OUT/tokens.h5 if OUT is given; a token cache is scored as it is.
+    Images are encoded first, into OUT/tokens.h5 if OUT is given; a token cache is scored as it is. Several processes,
+    on one machine or many, can each do a --shard of a cache; the run is the same.
 
     Example: avarc classify val.h5 --model var-d16 --plan paper --classes imagenet100 --out runs/val
     """
     from avarc_cli.results.folder import RunFolder
     from avarc_cli.tokens.cache import read
 
+    own, workers = _summary.check_divided(data, out, work, overwrite=overwrite)
     _check_inputs(context, data, encoding, out, save_json or save_likelihood)
     if overwrite and out is None and results_file is None:
         raise UsageError("nothing to overwrite", "without --out, no run is written", "add --out, or omit --overwrite")
@@ -139,7 +144,7 @@ def classify(
     images = None if _summary.is_cache(data) else encoding.select(data)
     dataset = read(data[0]).header.dataset if images is None else images.dataset
     scoring.check(model.known_classes(), dataset)
-    spec = model.fetch()
+    spec = work.place(context, model).fetch()
     from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
 
     classifier = load_classifier(spec, encoding.average(context, scoring.options(dataset)))
@@ -161,9 +166,12 @@ def classify(
         unreadable = encoded.unreadable if encoded else []
         cache = read(encoded.path) if encoded else encoding.part.of(read(data[0]))
         options = _config.recorded(context)
-        run, result = _score(classifier, cache, out, save_json, save_likelihood, overwrite, options)
+        run, result = _score(classifier, cache, out, save_json, save_likelihood, overwrite, options, own, workers)
         _images.list_unreadable(unreadable)
-        _summary.show(run, result, unreadable, out=out, results_file=results_file)
+        if result.complete:
+            _summary.show(run, result, unreadable, out=out, results_file=results_file)
+        elif out is not None:
+            _summary.show_shard(result, own, out)
     if unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
 
@@ -259,6 +267,8 @@ def _score(
     save_likelihood: bool,
     overwrite: bool,
     options: dict[str, Any],
+    shard: Shard,
+    workers: Workers,
 ) -> tuple[Run, RunResult]:
     from avarc_cli.results.run import accuracy_note
 
@@ -274,6 +284,8 @@ def _score(
             out,
             save_json=save_json,
             save_likelihood=save_likelihood,
+            shard=shard,
+            workers=workers,
             overwrite=overwrite,
             options=options,
             on_start=on_start,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands import _images, _summary
+from avarc_cli.commands import _images, _of_run, _summary
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
@@ -50,7 +50,7 @@ class _ScoringOptions(groups.CandidateOptions):
 def explain(
     context: typer.Context,
     data: Annotated[
-        list[Path], typer.Argument(help=f"A token cache, a folder of images, image files, or {opt.A_LIST}.")
+        list[Path], typer.Argument(help=f"A run, a token cache, a folder of images, image files, or {opt.A_LIST}.")
     ],
     *,
     out: Annotated[
@@ -78,6 +78,9 @@ def explain(
         int | None,
         typer.Option("--limit", help="At most N images, the least likely first. Default: as many as are legible."),
     ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option("--tokens", help="The token cache of a run, if it is not where it was.")
+    ] = None,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     model: groups.ModelOptions,
@@ -89,6 +92,8 @@ def explain(
     """Show which parts of an image speak for a class, and which against it, in nats.
 
     Maps of log p(x|class) - log p(x), for the prediction and its strongest rival, and of one against the other.
+
+    Of a run (avarc classify --out) the predictions are explained, with its own model.
 
     Example: avarc explain val.h5 --model var-d16 --only wrong --limit 12 --out wrong.html
     """
@@ -103,15 +108,16 @@ def explain(
 
     how = Weighting(weights=weighting, scales=parse_scales(scales), upsample=upsample)
     check_subset(only)
+    run = _of_run.open_if_run(context, data, tokens)
     _summary.check_request(data, None, False, images_only=[*pixels.given, workers])
-    images = None if _summary.is_cache(data) else _images.select(data, None, None, allow_outside=allow_outside)
+    encoded = run is not None or _summary.is_cache(data)
+    images = None if encoded else _images.select(data, None, None, allow_outside=allow_outside)
     out.parent.mkdir(parents=True, exist_ok=True)
     inputs = data if images is None else images.paths
     with (
         outputs.reserved(out, *write.KINDS, overwrite=overwrite, inputs=inputs),
         outputs.reserved(npz, outputs.NPZ, overwrite=overwrite),
     ):
-        source = read(data[0]) if images is None else images
         listed = rows is not None or (images is not None and len(images) == len(data))
         options = ExplainOptions(
             target=target,
@@ -122,6 +128,12 @@ def explain(
             max_images=write.max_images(out),
             keep_order=listed,
         )
+        if run is not None:
+            found = _of_run.find(context, run, tokens, model, allow_outside=allow_outside)
+            explained = found.explain(run, options, how)
+            _finish(explained, how, out, npz, f"Why? {run.path}", _about(explained, only, found.model.model, how))
+            return
+        source = read(data[0]) if images is None else images
         if rows is not None:
             parse_rows(rows, len(source))
         about_images = source if isinstance(source, ImageSet) else source.header
@@ -149,12 +161,17 @@ def explain(
             say=console.warn,
         )
         _images.list_unreadable(result.unreadable)
-        about = _about(result, only, classifier.model.name, how)
         title = f"Why? {', '.join(str(d) for d in data[:3])}"
-        write.write_explanations(result.explanations, how, out, title=title, about=about, npz=npz)
-        _show(result, how, out, npz, about)
+        _finish(result, how, out, npz, title, _about(result, only, classifier.model.name, how))
         if result.unreadable:
             raise typer.Exit(EXIT_UNREADABLE)
+
+
+def _finish(result: ExplainResult, weighting: Weighting, out: Path, npz: Path | None, title: str, about: str) -> None:
+    from avarc_cli.explain import write
+
+    write.write_explanations(result.explanations, weighting, out, title=title, about=about, npz=npz)
+    _show(result, weighting, out, npz, about)
 
 
 def _about(result: ExplainResult, only: str | None, model: str, weighting: Weighting) -> str:

@@ -14,6 +14,7 @@ from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
+    from avarc_cli.loading import ModelSpec
 
 
 def report(
@@ -25,10 +26,10 @@ def report(
         int, typer.Option("--hardest", min=0, help="How many of the hardest images to explain; 0 for none.")
     ] = 8,
     tokens: Annotated[
-        Path | None, typer.Option("--tokens", help="The token cache that was classified, if no likelihoods were saved.")
+        Path | None, typer.Option("--tokens", help="The token cache that was classified, if it is not where it was.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The run's model, if its name does not tell where the file is.")
+        str | None, typer.Option("--model", "-m", help="The run's model, if it is not where it was.")
     ] = None,
     tokenizer: opt.TokenizerOpt = None,
     model_config: opt.ModelConfigOpt = None,
@@ -76,28 +77,26 @@ def report(
     if bank is not None:
         banks.read(bank)
 
-    def load(name: str, precision: str) -> Classifier:
+    def load(spec: ModelSpec) -> Classifier:
         from avarc_cli.classifier import load_classifier  # imports torch
-        from avarc_cli.loading import ModelSpec
 
-        spec = ModelSpec(
-            model or name,
-            tokenizer,
-            model_config=model_config,
-            tokenizer_config=tokenizer_config,
-            class_names=class_names,
-            class_order=class_order,
-            precision=precision,
-            device=device,
-            bank=bank,
-            lora=lora,
-            lora_alpha=lora_alpha,
-            weight_set=weight_set,
-            tokenizer_weight_set=tokenizer_weight_set,
-            image_size=image_size,
-        )
         return load_classifier(spec)
 
+    given = {
+        "model": model,
+        "tokenizer": tokenizer,
+        "model_config": model_config,
+        "tokenizer_config": tokenizer_config,
+        "class_names": class_names,
+        "class_order": class_order,
+        "device": device,
+        "bank": bank,
+        "lora": lora,
+        "lora_alpha": lora_alpha,
+        "weight_set": weight_set,
+        "tokenizer_weight_set": tokenizer_weight_set,
+        "image_size": image_size,
+    }
     page = out or run / "report.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     with outputs.reserved(page, outputs.HTML, overwrite=overwrite):
@@ -110,7 +109,7 @@ def report(
             hardest=hardest,
             tokens=tokens,
             rescore=tokens is not None or model is not None,
-            own_model=model is not None,
+            given=given,
             allow_outside=allow_outside,
             progress=console.progress,
         )

@@ -14,6 +14,7 @@ from avarc_cli.explain.options import ExplainOptions
 
 if TYPE_CHECKING:
     from avarc_cli.explain.explain import ExplainResult, explain_images
+    from avarc_cli.explain.of_run import explain_run
     from avarc_cli.explain.report import WrittenReport, write_report
     from avarc_cli.explain.write import write_explanations
 
@@ -24,6 +25,7 @@ __all__ = [
     "Weighting",
     "WrittenReport",
     "explain_images",
+    "explain_run",
     "write_explanations",
     "write_report",
 ]
@@ -33,6 +35,7 @@ _LAZY = {
     "ExplainResult": "explain",
     "WrittenReport": "report",
     "explain_images": "explain",
+    "explain_run": "of_run",
     "write_explanations": "write",
     "write_report": "report",
 }

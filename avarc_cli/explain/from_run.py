@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from avarc_cli.classifier import Classifier
 from avarc_cli.errors import UsageError, describe_differences
 from avarc_cli.explain.comparison import Comparison, classes_to_score
 from avarc_cli.explain.explain import TokenScoring, describe, explain_predictions
@@ -17,7 +18,9 @@ from avarc_cli.explain.predictions import ImagePrediction
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.results.read_run import SavedRun
 from avarc_cli.scoring.estimator import recorded_estimator
+from avarc_cli.scoring.orders import recorded_orders
 from avarc_cli.tokens.cache import TokenCache
+from avarc_cli.tokens.verify import read_verified
 
 
 def from_likelihoods(
@@ -30,7 +33,6 @@ def from_likelihoods(
     Raises: UsageError when the run saved no likelihoods, or its tokens have no position in the image; AvarcError for a
         corrupt file.
     """
-    column = {class_id: i for i, class_id in enumerate(run.candidates.tolist())}
     classes, layout = run.classes, run.layout
     if layout is None:
         raise UsageError(f"'{run.path}' does not record where its tokens lie", "it was made by an older avarc")
@@ -38,12 +40,18 @@ def from_likelihoods(
     tokens = run.protocol["tokens"]
     for prediction in predictions:
         target, contrast = Comparison().of(prediction)
-        ids = classes_to_score(prediction, target, contrast)
+        saved, log_prob_nL = run.saved_tokens(prediction.row)
+        row = {class_id: i for i, class_id in enumerate(saved.tolist())}
+        if dropped := [classes.names[c] for c in (target, contrast) if c is not None and c not in row]:
+            why = f"its plan {run.protocol['plan']} did not score {' and '.join(dropped)} on all tokens"
+            fix = f"avarc report {run.path} --tokens CACHE, or classify with --plan exhaustive"
+            raise UsageError(f"'{run.path}' lacks likelihoods of '{prediction.path}'", why, fix)
+        ids = [class_id for class_id in classes_to_score(prediction, target, contrast) if class_id in row]
         yield describe(
             prediction,
             classes,
             ids,
-            run.token_log_prob(prediction.row)[[column[c] for c in ids], None],
+            log_prob_nL[[row[c] for c in ids], None],
             None,
             target=target,
             contrast=contrast,
@@ -54,6 +62,27 @@ def from_likelihoods(
         )
 
 
+def again(
+    run: SavedRun,
+    predictions: Sequence[ImagePrediction],
+    cache: Path,
+    load: Callable[[], Classifier],
+    within: Path | None = None,
+    compare: Callable[[LoadedModel], Comparison] = lambda model: Comparison(),
+) -> Iterator[Explanation]:
+    """Explanations scored again, by the run's own model on the run's own tokens.
+
+    Args:
+        cache: the token cache. load: loads the model. within: as in `source_pixels`.
+        compare: which classes, given the model.
+    Raises: as `from_tokens` and `load`.
+    """
+    orders = recorded_orders(run.protocol)
+    classifier, tokens = load(), read_verified(cache)
+    how = TokenScoring(classifier.request(tokens.header).tokens_per_batch, orders, orders.count)
+    yield from from_tokens(run, predictions, tokens, classifier.model, how, within, compare(classifier.model))
+
+
 def from_tokens(
     run: SavedRun,
     predictions: Sequence[ImagePrediction],
@@ -61,6 +90,7 @@ def from_tokens(
     model: LoadedModel,
     how: TokenScoring,
     within: Path | None = None,
+    comparison: Comparison = Comparison(),  # noqa: B008  # frozen
 ) -> Iterator[Explanation]:
     """Explanations scored again by the run's own model on the run's own tokens.
 
@@ -73,14 +103,17 @@ def from_tokens(
     there = {"images_sha256": run.protocol["tokens"].get("images_sha256")}
     here = {"images_sha256": cache.header.images_sha256}
     if differences := describe_differences(there, here, sides=("in the run", "in the cache")):
-        raise UsageError(f"'{cache.path}' holds other images than the run", differences)
+        fix = "name the run's token cache: --tokens FILE"
+        raise UsageError(f"'{cache.path}' holds other images than the run", differences, fix)
     if sample := run.protocol["tokens"].get("sample"):
         cache = cache.sample(sample["images"], sample["seed"])
     if beyond := [prediction.row for prediction in predictions if prediction.row >= len(cache)]:
         raise UsageError(f"'{cache.path}' is not the cache of the run", f"it has no row {beyond[0]}")
+    if others := [p.path for p in predictions if p.path != cache.paths[p.row]]:
+        raise UsageError(f"'{cache.path}' is not the cache of the run", f"its rows are not those of '{others[0]}'")
     pixels = pixels_of_cache(cache, model.tokenizer, within)
     model = replace(model, likelihood=recorded_estimator(run.protocol).applied(model.likelihood, model.name))
-    yield from explain_predictions(model, cache, predictions, Comparison(), pixels, how)
+    yield from explain_predictions(model, cache, predictions, comparison, pixels, how)
 
 
 def check_model(run: SavedRun, model: LoadedModel) -> None:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from avarc_cli.classifier import Classifier
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.explain import gallery
-from avarc_cli.explain.explain import TokenScoring
 from avarc_cli.explain.explanation import Explanation
-from avarc_cli.explain.from_run import from_likelihoods, from_tokens
+from avarc_cli.explain.from_run import again, from_likelihoods
 from avarc_cli.explain.maps import Weighting
 from avarc_cli.explain.predictions import ImagePrediction, of_saved_run, select
+from avarc_cli.loading import ModelSpec
 from avarc_cli.progress import StartProgress, silent
-from avarc_cli.results.made_here import was_made_here
+from avarc_cli.results.places import Places
 from avarc_cli.results.read_run import SavedRun, open_run
 from avarc_cli.results.report import HardestImages, read_metrics, render
-from avarc_cli.scoring.orders import recorded_orders
 from avarc_cli.storage import write_bytes
-from avarc_cli.tokens.verify import read_verified
-from avarc_cli.zoo.cards import is_path
 
 MAX_IMAGES = 200  # with more, browsers get slow
 NOTE = "Orange is evidence for the first class of a pair, purple for the second; point at a map for its values."
@@ -30,8 +29,8 @@ FROM_ELSEWHERE = (
     "You did not make this run here: images outside of its folder are not shown; --allow-outside reads them."
 )
 
-LoadClassifier = Callable[[str, str], Classifier]
-"""(the run's name of its model, its precision) -> a classifier with that model."""
+LoadClassifier = Callable[[ModelSpec], Classifier]
+"""Loads the run's model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ def write_report(
     hardest: int = 8,
     tokens: Path | None = None,
     rescore: bool = False,
-    own_model: bool = False,
+    given: Mapping[str, Any] = MappingProxyType({}),
     allow_outside: bool = False,
     progress: StartProgress = silent,
 ) -> WrittenReport:
@@ -68,9 +67,10 @@ def write_report(
     Args:
         load: called when images are scored again.
         hardest: number of images to explain, those with the highest negative log-likelihood.
-        tokens: the token cache that was classified; None for tokens.h5 in the run folder.
+        tokens: the token cache that was classified; None for tokens.h5 in the run folder, or the one that run.json
+            names.
         rescore: score these images again even if the run saved likelihoods, and fail where that is impossible.
-        own_model: whether `load` has a model of its own, whatever the run's name of its model.
+        given: fields of the `ModelSpec` that the user states, instead of those that run.json records.
         allow_outside: use the images and the model that run.json names wherever they are. Otherwise, unless this user
             made the run, images must be in its folder, and its model one that is known by name.
         progress: opens the bar "explaining".
@@ -80,10 +80,15 @@ def write_report(
         raise UsageError(f"cannot show {hardest} images", f"a page holds at most {MAX_IMAGES}")
     run = open_run(run_path)
     metrics = read_metrics(run)
-    within = None if allow_outside or was_made_here(run.path / "run.json") else run.path
-    if within is not None and not own_model:
-        load = _only_known_models(load)
-    shown = _hardest_images(run, hardest, tokens, load, rescore, within, progress)
+    places = Places(run.path, run.protocol, allow_outside=allow_outside)
+
+    def score_again(chosen: Sequence[ImagePrediction]) -> Iterator[Explanation]:
+        path = places.cache(tokens)
+        if path is None:
+            raise _no_cache(run)
+        return again(run, chosen, path, lambda: load(ModelSpec(**places.model(given))), places.within)
+
+    shown = _hardest_images(run, hardest, score_again, rescore, places.within, progress)
     write_bytes(page, render(run, metrics, shown).encode())
     return WrittenReport(page=page, images=len(run.records), explained=shown.explained, note=shown.note)
 
@@ -91,8 +96,7 @@ def write_report(
 def _hardest_images(
     run: SavedRun,
     count: int,
-    tokens: Path | None,
-    load: LoadClassifier,
+    score_again: Callable[[Sequence[ImagePrediction]], Iterator[Explanation]],
     rescore: bool,
     within: Path | None,
     progress: StartProgress,
@@ -106,8 +110,7 @@ def _hardest_images(
     cards: list[str] = []
     try:
         with progress("explaining", len(chosen)) as bar:
-            again = _score_again(run, chosen, tokens, load, within)
-            for explanation in from_likelihoods(run, chosen, within) if saved else again:
+            for explanation in from_likelihoods(run, chosen, within) if saved else score_again(chosen):
                 cards.append(gallery.card(explanation, Weighting()))
                 bar.update(len(cards))
     except AvarcError as problem:
@@ -121,38 +124,9 @@ def _hardest_images(
     return HardestImages(cards=cards, note=note, style=gallery.STYLE, script=gallery.SCRIPT, explained=explained)
 
 
-def _score_again(
-    run: SavedRun,
-    predictions: Sequence[ImagePrediction],
-    tokens: Path | None,
-    load: LoadClassifier,
-    within: Path | None,
-) -> Iterator[Explanation]:
-    """For a run without saved likelihoods, when its tokens and its model are available."""
-    path = tokens or run.path / "tokens.h5"
-    leads_out = tokens is None and within is not None and not path.resolve().is_relative_to(within.resolve())
-    if not path.exists() or leads_out:
-        raise UsageError(
-            f"'{run.path}' saved no likelihoods",
-            "and the token cache that it was made from is not in the run folder",
-            f"avarc report {run.path} --tokens CACHE, or classify with --save-likelihood",
-        )
-    name = run.protocol["model"]["name"].split(" with ")[0]  # an adapter's name comes after "with"
-    classifier = load(name, run.protocol.get("precision", "fp32"))
-    cache = read_verified(path)
-    batch = classifier.request(cache.header).tokens_per_batch
-    orders = recorded_orders(run.protocol)
-    how = TokenScoring(batch, orders, orders.count)
-    yield from from_tokens(run, predictions, cache, classifier.model, how, within)
-
-
-def _only_known_models(load: LoadClassifier) -> LoadClassifier:
-    """As `load`, but not for a model that run.json names by its file."""
-
-    def load_known(name: str, precision: str) -> Classifier:
-        if is_path(name):
-            why = f"run.json names '{name}', and you did not make this run here"
-            raise UsageError("the model of the run is a file", why, "name it with --model, or add --allow-outside")
-        return load(name, precision)
-
-    return load_known
+def _no_cache(run: SavedRun) -> UsageError:
+    return UsageError(
+        f"'{run.path}' saved no likelihoods",
+        "and the token cache that it was made from is not in the run folder",
+        f"avarc report {run.path} --tokens CACHE, or classify with --save-likelihood",
+    )

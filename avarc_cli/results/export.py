@@ -49,12 +49,20 @@ def export_run(
         per_token: the log-probability of every token instead of their sum.
         overwrite: replace a file of the same kind. A folder is never replaced.
         progress: opens the bar "writing".
-    Returns: shape of log_likelihood, (N, K) or (N, K, L).
-    Raises: UsageError as `writer`, for classes that are not candidates, and for likelihoods that were not saved;
+    Returns: shape of log_likelihood, (N, K) or (N, K, L); images of which the plan dropped candidates have fewer.
+    Raises: UsageError as `writer`, for classes that are not candidates, for likelihoods that were not saved, and for
+        one file of a run whose plan drops candidates;
         AvarcError for a corrupt run; OSError.
     """
     write = writer(out, overwrite=overwrite)
-    table = Table(run, run.columns(classes), per_token)
+    columns = run.columns(classes)
+    if out.suffix and run.drops_candidates and run.protocol.get("save_likelihood"):
+        raise UsageError(
+            f"'{run.path}' has no likelihoods of all candidates of an image",
+            f"its plan {run.protocol['plan']} drops some before all tokens are scored",
+            "export to a folder (a name without suffix), or classify with --plan exhaustive",
+        )
+    table = Table(run, columns, per_token)
     with (
         progress("writing", len(run.records)) as bar,
         only_writer(out),
@@ -109,6 +117,14 @@ class Table:
         for record in self.run.records:
             yield read(record["index"])[self.columns]
 
+    def of_image(self, index: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any]]:
+        """Positions among `columns` of the candidates that an image has, (n,), and their log_likelihood."""
+        read = self.run.token_log_prob if self.per_token else self.run.log_likelihood
+        row = {class_id: i for i, class_id in enumerate(self.run.scored(index).tolist())}
+        ids = self.run.candidates[self.columns].tolist()
+        there = [position for position, class_id in enumerate(ids) if class_id in row]
+        return np.array(there, dtype=np.intp), read(index)[[row[ids[position]] for position in there]]
+
 
 def _texts(names: Iterable[str]) -> npt.NDArray[np.str_]:
     return np.array([to_text(name) for name in names], dtype=np.str_)
@@ -136,13 +152,12 @@ def writer(out: Path, *, overwrite: bool) -> Callable[[Table, Path, Progress], N
 
 def _write_folder(table: Table, folder: Path, progress: Progress) -> None:
     small = table.small
-    per_image = ("gt_label", "prediction", "path")
-    shared = {name: array for name, array in small.items() if name not in per_image}
-    for i, row in enumerate(table.rows()):
-        own = {name: small[name][i] for name in per_image}
-        np.savez(
-            folder / f"{table.run.records[i]['index']}.npz", allow_pickle=False, log_likelihood=row, **own, **shared
-        )
+    for i, record in enumerate(table.run.records):
+        there, row = table.of_image(record["index"])
+        own = {name: small[name][i] for name in ("gt_label", "prediction", "path")}
+        own |= {name: small[name][there] for name in ("candidates", "counts_as", "class_ids", "class_names")}
+        own |= {name: small[name] for name in ("sequence_length", "protocol")}
+        np.savez(folder / f"{record['index']}.npz", allow_pickle=False, log_likelihood=row, **own)
         progress(i + 1)
 
 

@@ -1,8 +1,7 @@
-"""The run folder: the request (run.json), a journal of predictions that survives a kill, and the final files."""
+"""The run folder: the request (run.json), and the files of a finished run."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -12,131 +11,37 @@ from typing import Any
 from avarc_cli.data.preprocess import current_description
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.names import from_json, to_json
-from avarc_cli.progress import Notify, no_message
 from avarc_cli.results import made_here, resume
+from avarc_cli.results.lines import SavedRecords, to_lines
+from avarc_cli.results.metrics import Totals
+from avarc_cli.results.parts import ScoredChunk
 from avarc_cli.results.prediction_files import csv_file
-from avarc_cli.results.resume import AreCurrent, Kept, Record
-from avarc_cli.results.validate import AGAIN, check_protocol, check_record
-from avarc_cli.storage import move_into_place, remove_leftovers, write_bytes
+from avarc_cli.results.validate import check_protocol
+from avarc_cli.storage import remove_leftovers, remove_leftovers_of, replacing, write_bytes
+from avarc_cli.work import chunks
 from avarc_cli.work.locks import only_writer
 
-JOURNAL = "predictions.jsonl.part"
-SECONDS = "seconds.part"
-OF_IMAGES = ("json", "likelihood", "segments")  # folders of files of single images
+PARTS = "parts"
+JOURNAL, SECONDS = "predictions.jsonl.part", "seconds.part"  # of unfinished runs of earlier versions
+OF_IMAGES = {"json": ".json", "likelihood": ".npz", "segments": ".npz"}  # folders of files of single images
 OF_ONE_IMAGE = re.compile(r"\d+\.(json|npz|npy)")  # a file in one of them
 
 
 class RunFolder:
-    """A run on disk: open it, append groups of predictions in order, finish it.
-
-    The journal is append-only; a line that a kill cut off is scored again. Files of single images are written before
-    their line, so a line in the journal means that all files of its image exist. Where images changed, their groups are
-    dropped from it and come last.
-    """
+    """A run on disk. While it is not finished, its predictions are in `parts` (`results.parts`)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.journal = path / JOURNAL
         self.predictions = path / "predictions.jsonl"
         self.table = path / "predictions.csv"
         self.metrics = path / "metrics.json"
-        self._seconds_file = path / SECONDS
-        self.seconds = 0.0
-        self._in_order = True  # the lines of the journal
+        self.parts = path / PARTS
+        self.journal = path / JOURNAL
+        self.journal_seconds = path / SECONDS
 
-    def open(
-        self,
-        asked: Mapping[str, Any],
-        *,
-        images: int,
-        group: int,
-        are_current: AreCurrent = lambda records: [True] * len(records),
-        say: Notify = no_message,
-    ) -> list[Record]:
-        """Start or resume the run, and return the records that it has already.
-
-        Only complete groups count, so that a resumed run divides the rest into the same groups as an uninterrupted one.
-        A finished run with predictions of other tokens than the present ones is no longer finished.
-
-        Args:
-            asked: the request, for run.json. images: of the run. group: images that are scored together.
-            are_current: which records are still of the run's tokens.
-            say: called with messages for the user.
-        Raises: UsageError when the folder holds another run; AvarcError when it holds a corrupt one.
-        """
-        self.prepare()
-        asked = from_json(to_json(asked, sort_keys=True))
-        recorded = self.read_protocol() if self.exists else None
-        if recorded is not None and (why := resume.differences(recorded, asked)):
-            raise resume.another_run(str(self.path), why)
-        if recorded is not None and "options" in recorded:
-            asked = {**asked, "options": recorded["options"]}  # the same request in other words: the first stay
-        there = self._read_records()
-        kept = Kept.of(there, are_current, images, group)
-        source = kept.check_source(str(self.path), recorded, asked) if recorded is not None and there else None
-        self._remove_leftovers()
-        finished = self.finished and len(kept.records) == len(there) == images
-        if finished:
-            self.journal.unlink(missing_ok=True)  # a kill may have come between the steps of `finish`
-            self._seconds_file.unlink(missing_ok=True)
-        elif self.finished or len(kept.records) < len(there) or self._is_cut():
-            self._reopen(kept.records, len(there), images)
-        elif self._seconds_file.exists():
-            self.seconds = _read_seconds(self._seconds_file)
-        has_other_tokens = recorded is not None and recorded.get("tokens") != asked.get("tokens")
-        if recorded is None or (not finished and (not kept.records or has_other_tokens)):
-            self._write_request(asked)
-        self._in_order = [record["index"] for record in kept.records] == list(range(len(kept.records)))
-        if recorded is not None and there:
-            self._report(kept, recorded, asked, source, say)
-        return kept.records
-
-    def _write_request(self, asked: Mapping[str, Any]) -> None:
+    def write_request(self, asked: Mapping[str, Any]) -> None:
+        """Write run.json."""
         write_bytes(self.path / "run.json", to_json(asked, indent=1, sort_keys=True).encode())
-
-    def _read_records(self) -> list[Record]:
-        if self.finished:
-            return _parse(self.predictions)
-        if not self.journal.exists():
-            return []
-        return _parse(self.journal, cut=True)
-
-    def _is_cut(self) -> bool:
-        """Whether a kill left the last line of the journal without its end."""
-        if not self.journal.exists():
-            return False
-        with self.journal.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 1))
-            return file.read() not in {b"", b"\n"}
-
-    def _reopen(self, kept: list[Record], of: int, images: int) -> None:
-        """Keep some of `of` predictions, of a finished run too; the others, and files of no image, are gone."""
-        if self.finished:
-            each = self.read_metrics().get("seconds_per_image") if self.metrics.exists() else None
-            self.seconds = (each or 0.0) * len(kept)
-        elif self._seconds_file.exists():
-            self.seconds = _read_seconds(self._seconds_file)
-        write_bytes(self._seconds_file, str(self.seconds).encode())
-        write_bytes(self.journal, _lines(kept))
-        self.predictions.unlink(missing_ok=True)  # after the journal: a kill in between repeats this
-        self.metrics.unlink(missing_ok=True)
-        self.table.unlink(missing_ok=True)
-        self._remove_files_of_images(lambda index: index >= images)
-
-    def _report(
-        self, kept: Kept, recorded: Mapping[str, Any], asked: Mapping[str, Any], source: str | None, say: Notify
-    ) -> None:
-        if source is not None:
-            say(f"'{self.path}' was begun with '{source}': these are the same images")
-        if kept.unknown:
-            say(f"an earlier version made predictions of '{self.path}': changes of images since cannot be detected")
-        if kept.outdated:
-            images = "1 image has" if kept.outdated == 1 else f"{kept.outdated:,} images have"
-            say(f"{images} other tokens than when '{self.path}' was made: classifying again")
-        before, now = recorded.get("threads"), asked.get("threads")
-        if before != now and not self.finished:
-            say(f"continuing with {now} threads what was begun with {before}: last digits may differ by rounding")
 
     def has_another(self, asked: Mapping[str, Any]) -> bool:
         """Whether the folder holds a run of another request, or of images that were called otherwise."""
@@ -146,12 +51,17 @@ class RunFolder:
         """Delete the predictions of a run of another request, and begin this one. Raises: as `clear` and `lock`."""
         with self.lock():
             self.clear()
-            self._write_request(asked)
+            self.write_request(asked)
 
     def lock(self) -> AbstractContextManager[None]:
         """Keep other processes from writing to the run. Raises AvarcError when one is."""
         self.prepare()
-        return only_writer(self.path / "run")
+        return only_writer(self.lock_name)
+
+    @property
+    def lock_name(self) -> Path:
+        """What is locked (`work.locks`) while the run is written."""
+        return self.path / "run"
 
     def prepare(self) -> None:
         """Make the folder if needed. Raises: as `check_contents`."""
@@ -188,9 +98,9 @@ class RunFolder:
         """run.json, as this version writes it."""
         return _upgraded(_read_object(self.path / "run.json"))
 
-    def read_predictions(self) -> list[Record]:
+    def read_predictions(self) -> SavedRecords:
         """The lines of a finished run's predictions.jsonl."""
-        return _parse(self.predictions)
+        return SavedRecords(self.predictions)
 
     def read_metrics(self) -> dict[str, Any]:
         """metrics.json of a finished run."""
@@ -202,27 +112,45 @@ class RunFolder:
         path.parent.mkdir(exist_ok=True)
         write_bytes(path, data)
 
-    def append(self, records: list[Record], seconds: float) -> None:
-        """Add the records of a group to the journal, and wait until they are on disk."""
-        self.seconds += seconds
-        write_bytes(self._seconds_file, str(self.seconds).encode())
-        with self.journal.open("ab") as file:
-            file.write(_lines(records))
-            file.flush()
-            os.fsync(file.fileno())
+    def finish(self, results: Iterable[ScoredChunk], candidates: int, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Write predictions.csv, metrics.json, and last predictions.jsonl; one chunk is in memory at a time.
 
-    def finish(self, metrics: Mapping[str, Any]) -> None:
-        """Write metrics.json, predictions.csv, and last predictions.jsonl, both in the order of the images."""
-        write_bytes(self.metrics, to_json(metrics, indent=1).encode())
-        with csv_file(self.table) as add:
-            add(sorted(_parse(self.journal), key=lambda record: int(record["index"])))
-        if self._in_order:
-            move_into_place(self.journal, self.predictions)
-        else:
-            write_bytes(self.predictions, _lines(sorted(_parse(self.journal), key=lambda record: int(record["index"]))))
-            self.journal.unlink()
-        self._seconds_file.unlink(missing_ok=True)
+        Args:
+            results: all chunks, in order. candidates, about: as `parts.Division`.
+        Returns: the metrics.
+        """
+        totals, seconds = Totals(), 0.0
+        with replacing(self.predictions) as temporary:
+            with temporary.open("wb") as file, csv_file(self.table) as add_to_table:
+                for chunk in results:
+                    file.write(to_lines(chunk.records))
+                    add_to_table(chunk.records)
+                    seconds += chunk.seconds
+                    for record in chunk.records:
+                        totals.add(record)
+            metrics = totals.metrics(seconds=seconds, candidates=candidates) | dict(about)
+            write_bytes(self.metrics, to_json(metrics, indent=1).encode())
         made_here.remember(self.path / "run.json")
+        return metrics
+
+    def reopen(self, images: int) -> None:
+        """Delete the predictions of a run that is no longer finished, and files of images beyond these."""
+        self._remove_files_of_images(lambda index: index >= images)
+        for file in (self.predictions, self.metrics, self.table):  # predictions first: a kill repeats this
+            file.unlink(missing_ok=True)
+
+    def remove_journal(self) -> None:
+        """Delete the unfinished predictions of an earlier version."""
+        for file in (self.journal, self.journal_seconds):
+            file.unlink(missing_ok=True)
+
+    def read_journal_seconds(self) -> float:
+        """Seconds that an earlier version spent on the predictions of its journal. Raises: AvarcError."""
+        try:
+            return float(self.journal_seconds.read_text()) if self.journal_seconds.exists() else 0.0
+        except ValueError:
+            fix = "delete it: only the time spent on the finished images is lost"
+            raise AvarcError(f"'{self.journal_seconds}' is corrupt", "it is not a number of seconds", fix) from None
 
     def clear(self) -> None:
         """Delete the predictions of a run, so that another can begin. Only run.json, which that replaces, is left.
@@ -230,9 +158,11 @@ class RunFolder:
         Raises: as `check_own`; OSError.
         """
         self.check_own()
-        self._remove_leftovers()
-        for file in (self.predictions, self.journal, self._seconds_file, self.metrics, self.table):
+        self.remove_leftovers()
+        for file in (self.predictions, self.metrics, self.table):
             file.unlink(missing_ok=True)  # first: a killed deletion leaves no prediction without its image's files
+        self.remove_journal()
+        chunks.delete(self.parts)
         self._remove_files_of_images(lambda index: True)
 
     def check_own(self) -> None:
@@ -259,41 +189,27 @@ class RunFolder:
                     file.unlink()
             _remove_if_empty(folder)
 
-    def _remove_leftovers(self) -> None:
-        """Delete half-written files of killed processes; the caller holds the lock."""
+    def remove_leftovers(self, images: range | None = None) -> None:
+        """Delete half-written files of killed processes.
+
+        Args:
+            images: whose files no other process may be writing; None where no other process writes to the run at all.
+        """
+        remove_leftovers_of(self.parts)
         written = {"run.json", self.metrics.name, self.table.name, self.predictions.name, JOURNAL, SECONDS}
         remove_leftovers(self.path, written.__contains__)
         for name in OF_IMAGES:
-            remove_leftovers(self.path / name)
+            remove_leftovers(self.path / name, lambda file: images is None or _index(file) in images)
+
+
+def _index(file: str) -> int:
+    """The image whose file has this name; -1 for any other file."""
+    return int(Path(file).stem) if OF_ONE_IMAGE.fullmatch(file) else -1
 
 
 def _remove_if_empty(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
-
-
-def _parse(path: Path, *, cut: bool = False) -> list[Record]:
-    """The lines of a file of predictions; cut: what follows the last line end was cut off by a kill."""
-    lines = path.read_bytes().split(b"\n")[:-1] if cut else path.read_bytes().splitlines()
-    try:
-        records = [from_json(line) for line in lines]
-    except ValueError as error:
-        raise AvarcError(f"'{path}' is corrupt", str(error), AGAIN) from None
-    for number, record in enumerate(records, start=1):
-        check_record(record, f"{path}, line {number}")
-    return records
-
-
-def _lines(records: Iterable[Record]) -> bytes:
-    return "".join(to_json(record) + "\n" for record in records).encode()
-
-
-def _read_seconds(path: Path) -> float:
-    try:
-        return float(path.read_text())
-    except ValueError:
-        fix = "delete it: only the time spent on the finished images is lost"
-        raise AvarcError(f"'{path}' is corrupt", "it is not a number of seconds", fix) from None
 
 
 def _upgraded(protocol: dict[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from avarc_cli.scoring.calibration import expected_calibration_error
+from avarc_cli.scoring.calibration import CalibrationError
 
 Z95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
 TOP = (1, 3, 5)
@@ -25,54 +24,83 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     return max(0.0, min(p, center - half)), min(1.0, max(p, center + half))  # p stays inside despite rounding
 
 
-def compute(records: Sequence[dict[str, Any]], *, seconds: float, candidates: int) -> dict[str, Any]:
-    """metrics.json.
+class Totals:
+    """Sums over predictions, which are added one after another: nothing here grows with their number."""
 
-    Args:
-        records: lines of predictions.jsonl.
-        seconds: time spent scoring, over all sessions of the run.
-        candidates: their number N; top-k is reported for k < N.
-    """
-    labelled = [r for r in records if r["label_rank"] is not None]
-    count = len(labelled)
-    metrics: dict[str, Any] = {
-        "images": len(records),
-        "labelled": count,
-        "label_not_a_candidate": sum(r["label"] is not None and r["label_rank"] is None for r in records),
-        "near_ties": sum(r["near_tie"] for r in records),
-        "tokens_scored_per_image": _mean([r["tokens_scored"] for r in records]),
-        "bits_per_token": _mean([r["bits_per_token"] for r in records]),
-        "seconds_per_image": seconds / len(records) if records else None,
-    }
-    if not labelled:
-        return metrics
-    ranks = [r["label_rank"] for r in labelled]
-    right = sum(rank == 0 for rank in ranks)
-    low, high = wilson(right, count)
-    metrics |= {
-        "accuracy": right / count,
-        "accuracy_95": [low, high],
-        "correct": right,
-        "top_k": {str(k): sum(rank < k for rank in ranks) / count for k in TOP if k == 1 or k < candidates},
-        "per_class": _per_class(labelled),
-        "expected_calibration_error": expected_calibration_error(
-            np.array([r["posterior"] for r in labelled]), np.array(ranks) == 0
-        ),
-    }
-    return metrics
+    def __init__(self) -> None:
+        self._count, self._not_candidates, self._near_ties = 0, 0, 0
+        self._tokens, self._bits = 0, 0.0
+        self._ranks: Counter[int] = Counter()
+        self._by_class: dict[str, _OfClass] = {}
+        self._calibration = CalibrationError()
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Count a line of predictions.jsonl."""
+        self._count += 1
+        self._near_ties += record["near_tie"]
+        self._tokens += record["tokens_scored"]
+        self._bits += record["bits_per_token"]
+        rank = record["label_rank"]
+        if rank is None:
+            self._not_candidates += record["label"] is not None
+            return
+        self._ranks[rank] += 1
+        self._calibration.add(record["posterior"], right=rank == 0)
+        first = _OfClass(record["label"], record["label_name"])
+        of_class = self._by_class.setdefault(record["label_id"], first)
+        of_class.label = min(of_class.label, record["label"])  # several classes may count as one
+        of_class.images += 1
+        of_class.right += rank == 0
+
+    def metrics(self, *, seconds: float, candidates: int) -> dict[str, Any]:
+        """metrics.json.
+
+        Args:
+            seconds: time spent scoring, over all sessions of the run.
+            candidates: their number N; top-k is reported for k < N.
+        """
+        count, labelled = self._count, self._ranks.total()
+        metrics: dict[str, Any] = {
+            "images": count,
+            "labelled": labelled,
+            "label_not_a_candidate": self._not_candidates,
+            "near_ties": self._near_ties,
+            "tokens_scored_per_image": self._tokens / count if count else None,
+            "bits_per_token": self._bits / count if count else None,
+            "seconds_per_image": seconds / count if count else None,
+        }
+        if not labelled:
+            return metrics
+        right = self._ranks[0]
+        low, high = wilson(right, labelled)
+        among = {k: sum(number for rank, number in self._ranks.items() if rank < k) for k in TOP}
+        return metrics | {
+            "accuracy": right / labelled,
+            "accuracy_95": [low, high],
+            "correct": right,
+            "top_k": {str(k): among[k] / labelled for k in TOP if k == 1 or k < candidates},
+            "per_class": {
+                label_id: {"name": of.name, "images": of.images, "accuracy": of.right / of.images}
+                for label_id, of in sorted(self._by_class.items(), key=lambda item: item[1].label)
+            },
+            "expected_calibration_error": self._calibration.value(),
+        }
 
 
-def _per_class(labelled: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | int | str]]:
-    by_class: dict[str, list[bool]] = defaultdict(list)
-    names: dict[str, str] = {}
-    for record in sorted(labelled, key=lambda r: r["label"]):
-        by_class[record["label_id"]].append(record["label_rank"] == 0)
-        names[record["label_id"]] = record["label_name"]
-    return {
-        label: {"name": names[label], "images": len(hits), "accuracy": sum(hits) / len(hits)}
-        for label, hits in by_class.items()
-    }
+@dataclass
+class _OfClass:
+    """The labelled images of a class."""
+
+    label: int
+    """Its id."""
+    name: str
+    images: int = 0
+    right: int = 0
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def compute(records: Iterable[Mapping[str, Any]], *, seconds: float, candidates: int) -> dict[str, Any]:
+    """metrics.json of these lines of predictions.jsonl; arguments as `Totals.metrics`."""
+    totals = Totals()
+    for record in records:
+        totals.add(record)
+    return totals.metrics(seconds=seconds, candidates=candidates)

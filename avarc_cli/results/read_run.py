@@ -6,7 +6,7 @@ Shapes: N images, K candidates, L tokens.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ class SavedRun:
     protocol: dict[str, Any]
     """run.json."""
 
-    records: list[dict[str, Any]]
-    """Lines of predictions.jsonl, in the order of the images."""
+    records: Sequence[dict[str, Any]]
+    """Lines of predictions.jsonl, in the order of the images; each is read when it is used."""
 
     def recorded(self, *fields: str) -> Any:
         """A field of run.json, or one inside another. Raises: AvarcError when the run does not record it."""
@@ -106,8 +106,16 @@ class SavedRun:
             )
         return np.array([candidates.index(c) for c in chosen], dtype=np.int64)
 
+    def scored(self, index: int) -> npt.NDArray[np.int64]:
+        """Class ids of the candidates whose likelihoods were saved for this image (n,): all of them, unless a plan
+        dropped some before all tokens were scored.
+
+        Raises: as `saved_tokens`.
+        """
+        return self.saved_tokens(index)[0] if self._npz(index).exists() else self.candidates
+
     def log_likelihood(self, index: int) -> npt.NDArray[np.float64]:
-        """log p(x | y) of one image under every candidate, in nats, (K,) float64.
+        """log p(x | y) of one image under its candidates (`scored`), in nats, (n,) float64.
 
         Raises: UsageError when the run did not save it; AvarcError for a corrupt file.
         """
@@ -118,7 +126,7 @@ class SavedRun:
         if not path.exists():
             raise self._not_saved("the likelihoods", "--save-json or --save-likelihood")
         stages = _read(path, lambda: check_stages(strict_json.parse(path.read_text()), len(self.candidates)))
-        if len(stages) > 1:
+        if len(stages) > 1 or self.drops_candidates:  # an image with one stage may have been decided early
             raise UsageError(
                 f"'{self.path}' holds no likelihoods of whole images",
                 f"its plan {self.protocol['plan']} drops candidates before they are fully scored",
@@ -127,20 +135,45 @@ class SavedRun:
         return np.array(stages[0]["log_likelihood"], dtype=np.float64)
 
     def token_log_prob(self, index: int) -> npt.NDArray[np.float32]:
-        """log p of each token of one image under every candidate, in nats, (K, L) float32. Raises as log_likelihood."""
+        """log p of each token of one image under its candidates (`scored`), in nats, (n, L) float32.
+
+        Raises: as `saved_tokens`.
+        """
+        return self.saved_tokens(index)[1]
+
+    def saved_tokens(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Class ids of candidates (n,), and log p of each token of one image under them, in nats, (n, L).
+
+        Raises: UsageError when the run did not save it; AvarcError for a corrupt file.
+        """
         path = self._npz(index)
         if not path.exists():
             raise self._not_saved("token log-probabilities", "--save-likelihood")
 
-        def read() -> npt.NDArray[np.float32]:
+        def read() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
             with open_npz(path) as file:
-                array: npt.NDArray[np.float32] = file["log_likelihood"]
-            if array.shape != (len(self.candidates), self.sequence_length) or array.dtype != np.float32:
+                array, classes = file["log_likelihood"], file["candidates"]
+            if array.shape != (len(classes), self.sequence_length) or array.dtype != np.float32:
                 raise ValueError(f"it holds {array.dtype} of shape {array.shape}")
-            return array
+            if classes.dtype != np.int64 or classes.ndim != 1 or not self._may_be_saved(classes.tolist()):
+                raise ValueError("its candidates are not those of the run")
+            return classes, array
 
-        array: npt.NDArray[np.float32] = _read(path, read)
-        return array
+        saved: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] = _read(path, read)
+        return saved
+
+    @property
+    def drops_candidates(self) -> bool:
+        """Whether candidates were dropped before all tokens were scored; then each image has `scored` of its own."""
+        return "," in str(self.protocol["plan"])
+
+    def _may_be_saved(self, class_ids: list[int]) -> bool:
+        """Whether these can be the candidates of an image: in the run's order, and all of them if none was dropped."""
+        there: list[int] = self.candidates.tolist()
+        if not self.drops_candidates:
+            return class_ids == there
+        left = set(class_ids)
+        return class_ids == [class_id for class_id in there if class_id in left]
 
     def _npz(self, index: int) -> Path:
         return self.path / "likelihood" / f"{index}.npz"

@@ -13,6 +13,7 @@ import numpy as np
 from avarc_cli.data.label_mapping import LabelMapping
 from avarc_cli.data.labels import UNKNOWN, LabelSpace
 from avarc_cli.names import to_json
+from avarc_cli.results import places
 from avarc_cli.scoring.combining import POSTERIOR
 from avarc_cli.scoring.scores import ImageScores, near_tie
 
@@ -141,29 +142,37 @@ def detail(image: RunImage, scores: ImageScores, labels: CandidateLabels, protoc
         "prediction_name": winner["name"],
         "correct": None if image.label == UNKNOWN else bool(labels.right(image.label)[first]),
         "stages": stages,
-        "configuration": dict(protocol),
+        "configuration": {name: value for name, value in protocol.items() if name != places.KEY},
     }
     return to_json(data).encode()
 
 
-def likelihood(image: RunImage, scores: ImageScores, labels: CandidateLabels) -> bytes:
-    """likelihood/{index}.npz: token log-probabilities, float32 (N, L), with their candidates and the label.
+def likelihood(image: RunImage, scores: ImageScores, labels: CandidateLabels, *, kind: str = "") -> bytes:
+    """likelihood/{index}.npz: token log-probabilities, float32 (n, L), with their n candidates and the label.
 
-    With O orders, `log_likelihood` is the mean over them, and `log_likelihood_orders` (O, N, L) has each. Both are at
-    the tokens' own positions.
+    The candidates are those of the image's last stage, if it scored all tokens, and none otherwise: all candidates of a
+    plan with one stage. With O orders, `log_likelihood` is the mean over them, and `log_likelihood_orders` (O, n, L)
+    has each. Both are at the tokens' own positions.
+
+    Args:
+        kind: of a model of hidden tokens, what the numbers are (`scoring.estimator.describe`): the entry `likelihood`.
     """
-    mean_NL, each_NOL = scores.mean_token_log_prob, scores.token_log_prob
-    assert mean_NL is not None and each_NOL is not None, "the run was not asked for token log-probabilities"
-    several: dict[str, Any] = {"log_likelihood_orders": each_NOL.swapaxes(0, 1)} if each_NOL.shape[1] > 1 else {}
+    each_NOL, last = scores.token_log_prob, scores.stages[-1]
+    assert each_NOL is not None, "the run was not asked for token log-probabilities"
+    scored = last.candidates if last.tokens == each_NOL.shape[-1] and not last.estimated else last.candidates[:0]
+    each_nOL = each_NOL[scored, : last.orders]
+    several: dict[str, Any] = {"log_likelihood_orders": each_nOL.swapaxes(0, 1)} if last.orders > 1 else {}
+    mean_nL = each_nOL.mean(1, dtype=np.float64).astype(np.float32) if last.orders > 1 else each_nOL[:, 0]
     buffer = io.BytesIO()
     np.savez(
         buffer,
-        log_likelihood=mean_NL,
+        log_likelihood=mean_nL,
         **several,
-        candidates=labels.candidates.astype(np.int64),
+        candidates=labels.candidates[scored].astype(np.int64),
         gt_label=np.int64(image.label),
         gt_labels=labels.candidates[labels.right(image.label)].astype(np.int64),
-        sequence_length=np.int64(mean_NL.shape[1]),
+        sequence_length=np.int64(each_NOL.shape[-1]),
+        **({"likelihood": np.str_(kind)} if kind else {}),
     )
     return buffer.getvalue()
 

@@ -1,32 +1,42 @@
-"""A classification run over a token cache: groups of images through the engine, results to the run folder."""
+"""A classification run over a token cache: its images in chunks, which one or several processes score.
+
+A run folder is locked as an output of `tokens.encode` is: processes that score different chunks share it, and one at a
+time begins or finishes the run. The last one to finish its chunks turns them into the finished run.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
-from avarc_cli.errors import AvarcError, Interrupted, first_line, lacks_memory
+from avarc_cli.errors import Interrupted, UsageError
 from avarc_cli.likelihood import LikelihoodModel
-from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
-from avarc_cli.results import records
+from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics, no_progress
+from avarc_cli.results import metrics, records
 from avarc_cli.results.folder import RunFolder
-from avarc_cli.results.metrics import compute
+from avarc_cli.results.lines import Record
+from avarc_cli.results.parts import Division, ScoredChunk
 from avarc_cli.results.records import RunImage
-from avarc_cli.scoring.engine import score_group
+from avarc_cli.results.resume import Tally, are_current
+from avarc_cli.results.scorer import Scorer
+from avarc_cli.results.unfinished import Opening
 from avarc_cli.scoring.orders import ONE_RASTER, Orders
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import ImageScores
-from avarc_cli.tokens.cache import ROWS_PER_BLOCK, TokenCache
-from avarc_cli.torch_flags import deterministic_algorithms
+from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.words import are, counted
+from avarc_cli.work import chunks
+from avarc_cli.work.chunks import CORRUPT, ChunkFolder, Chunks, ChunkTask
+from avarc_cli.work.locks import ChunkLock, chunk_lock
+from avarc_cli.work.run import compute
+from avarc_cli.work.shards import Shard
+from avarc_cli.work.workers import HERE, Workers
+
+UNDIVIDED = Shard()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +61,12 @@ class Run:
     precision: str
     """Of the model, for the size of rounding errors."""
 
+    device: str = "cpu"
+    """Of the model, as torch names it."""
+
+    load: Callable[[str], LikelihoodModel] | None = None
+    """Loads the model in another process, on the device that it is called with; picklable. None where none can."""
+
     protocol: Mapping[str, Any]
     """What the numbers depend on, for run.json."""
 
@@ -72,16 +88,30 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run gave."""
+    """What a run gave. While chunks are missing, it has no records and no metrics."""
 
-    records: list[dict[str, Any]]
-    """Lines of predictions.jsonl, in the order of the images."""
+    records: Sequence[Record]
+    """Lines of predictions.jsonl, in the order of the images. Those of a run folder are read when they are used."""
 
     metrics: dict[str, Any]
     """metrics.json."""
 
     scores: list[tuple[RunImage, ImageScores]] = field(default_factory=list)
     """Scores of the images of this session, if they were asked for."""
+
+    chunks: int = 1
+    """Finished chunks."""
+
+    all_chunks: int = 1
+    """Chunks of the run."""
+
+    others_at_work: bool = False
+    """Whether other shards are being scored, so that the run is not finished."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run is finished."""
+        return self.chunks == self.all_chunks and not self.others_at_work
 
 
 def accuracy_note(numbers: Mapping[str, float]) -> str:
@@ -93,171 +123,151 @@ def classify(
     run: Run,
     folder: RunFolder | None,
     *,
+    shard: Shard = UNDIVIDED,
+    workers: Workers = HERE,
     keep_scores: bool = False,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
 ) -> RunResult:
-    """Classify every image of the run's cache, continuing the run in `folder`.
+    """Classify the images of the run's cache, continuing the run in `folder`.
 
     Args:
         folder: where results go; None keeps them in memory only.
-        keep_scores: return the full scores of the images of this session.
-        progress: called after every group. say: called with a message when a batch had to shrink.
-    Raises: Interrupted on Ctrl-C; AvarcError when even a single pair does not fit into memory, or another process
-        writes to the folder.
+        shard: classify only this part of the chunks. All shards of one folder may run at once, on any machines that
+            share it. The last one finishes the run.
+        workers: who scores the chunks.
+        keep_scores: return the full scores of the images of this session. Only where this process scores them.
+        progress: called when a chunk is finished, with the images done and running numbers; of a shard, with its own.
+        say: called with messages for the user, such as that a batch had to shrink.
+    Raises: Interrupted on Ctrl-C; UsageError when the folder holds another run; AvarcError when even a single pair does
+        not fit into memory, or another process computes the same chunks.
     """
-    with folder.lock() if folder else nullcontext():
-        group = run.request.images_per_group(run.model)
-        done: list[dict[str, Any]] = []
-        if folder:
-            are_current, images = partial(_are_current, run), len(run.cache)
-            done = folder.open(run.protocol, images=images, group=group, are_current=are_current, say=say)
-        if folder and folder.finished:
-            progress(len(done), {})
-            return RunResult(records=done, metrics=folder.read_metrics())
-        session = _Session(run, folder, done, group, keep_scores, say)
-        progress(len(done), session.accuracy())
+    if workers.elsewhere and folder is None:
+        raise UsageError(f"{workers.elsewhere} needs a run folder", "its workers write to it", "add --out")
+    if workers.elsewhere and keep_scores:
+        raise UsageError(f"scores cannot be kept with {workers.elsewhere}", "they stay in its workers")
+    scores: list[tuple[RunImage, ImageScores]] = []
+    scorer = Scorer(
+        run,
+        run.request.images_per_group(run.model),
+        None if folder is None else RunFolder(folder.path.absolute()),
+        say,
+        scores if keep_scores else None,
+    )
+    if folder is None:
+        return replace(_in_memory(run, scorer, progress), scores=scores)
+    folder.prepare()
+    with chunk_lock(folder.lock_name, wait=shard.of > 1) as lock:
+        division = Division.of(len(run.cache), scorer.group, len(run.request.candidates), _about(run))
+        is_current = partial(are_current, run.cache, run.request.plan.samples)
+        opening = Opening(folder, division, is_current, shard, lock, say)
+        work = RunWork(folder, opening, scorer, workers, progress, say)
+        return replace(work.do(run.protocol), scores=scores)
+
+
+def _about(run: Run) -> dict[str, Any]:
+    """What metrics.json says of the request."""
+    about: dict[str, Any] = {"temperature": run.request.temperature}
+    if run.model.any_order:
+        about |= {"orders": run.request.plan.orders, "combine": run.request.combine}
+    if "likelihood" in run.protocol:
+        about["likelihood"] = run.protocol["likelihood"]
+    return about
+
+
+def _in_memory(run: Run, scorer: Scorer, progress: MetricsProgress) -> RunResult:
+    groups, tally = Chunks(len(run.cache), scorer.group), Tally()
+    lines: list[Record] = []
+    seconds = 0.0
+    progress(0, {})
+    try:
+        chunks_of = {number: groups.items_of(number) for number in range(groups.count)}
+        for _, scored in scorer.run(chunks_of, lambda items: progress(tally.images, tally.accuracy())):
+            tally.add(scored.records)
+            lines += scored.records
+            seconds += scored.seconds
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted", fix="run the same command again to continue") from None
+    candidates = len(run.request.candidates)
+    return RunResult(
+        records=lines, metrics=metrics.compute(lines, seconds=seconds, candidates=candidates) | _about(run)
+    )
+
+
+@dataclass(frozen=True)
+class _Counting(ChunkFolder[ScoredChunk]):
+    """Counts the predictions that are saved."""
+
+    tally: Tally
+
+    def save(self, number: int, result: ScoredChunk) -> None:
+        super().save(number, result)
+        self.tally.add(result.records)
+
+
+@dataclass(frozen=True)
+class RunWork:
+    """What one call of `classify` does to its run folder."""
+
+    folder: RunFolder
+    opening: Opening
+    task: ChunkTask[ScoredChunk]
+    """What scores the chunks."""
+    workers: Workers = HERE
+    progress: MetricsProgress = no_metrics
+    say: Notify = no_message
+
+    def do(self, protocol: Mapping[str, Any]) -> RunResult:
+        """Score the missing chunks of the shard, and finish the run if no other shard is at work.
+
+        Args:
+            protocol: the request, for run.json.
+        Raises: as `classify`.
+        """
+        opening, lock = self.opening, self.opening.lock
+        tally = opening.open(protocol)
+        if tally is None:
+            self.progress(opening.division.chunks.count_items(opening.mine), {})
+            return self._finished()
+        parts, mine = opening.parts, opening.mine
+        counting = _Counting(parts.path, parts.chunks, parts.format, tally)
+
+        def report(done: int, total: int | None = None, note: str = "", /) -> None:
+            self.progress(done, tally.accuracy())
+
+        lock.release_exclusive()
         try:
-            for number in session.missing_groups():
-                session.classify_group(number)
-                progress(len(done), session.accuracy())
+            missing = set(mine) - parts.finished()
+            compute(counting, self.task, missing, of=mine, workers=self.workers, progress=report, say=self.say)
+            lock.acquire_exclusive()
+            return self._close(counting, lock)
         except KeyboardInterrupt:
-            kept = f"{len(done):,} of {counted(len(run.cache), 'image')} {are(len(run.cache))} kept"
-            what = f"interrupted; {kept} in '{folder.path}'" if folder else "interrupted"
+            done, images = parts.chunks.count_items(parts.finished()), parts.chunks.items
+            kept = f"{done:,} of {counted(images, 'image')} {are(images)} kept"
+            what = f"interrupted; {kept} in '{self.folder.path}'"
             raise Interrupted(what, fix="run the same command again to continue") from None
-        done.sort(key=lambda record: int(record["index"]))
-        seconds = folder.seconds if folder else session.seconds
-        metrics = compute(done, seconds=seconds, candidates=len(run.request.candidates))
-        metrics["temperature"] = run.request.temperature
-        if run.model.any_order:
-            metrics |= {"orders": run.request.plan.orders, "combine": run.request.combine}
-        if folder:
-            folder.finish(metrics)
-    return RunResult(records=done, metrics=metrics, scores=session.scores)
 
+    def _close(self, parts: ChunkFolder[ScoredChunk], lock: ChunkLock) -> RunResult:
+        """Finish the run, unless chunks are missing or other shards are at work."""
+        alone, there, every = lock.is_sole_holder(), len(parts.finished()), parts.chunks.count
+        if not alone or there < every:
+            return RunResult(records=(), metrics={}, chunks=there, all_chunks=every, others_at_work=not alone)
+        division = self.opening.division
+        self.folder.finish(self._all_results(parts), division.candidates, division.about)
+        chunks.delete(self.folder.parts)
+        self.folder.remove_leftovers()
+        return self._finished()
 
-@dataclass
-class _Session:
-    """The part of a run that one call of `classify` does."""
+    def _all_results(self, parts: ChunkFolder[ScoredChunk]) -> Iterator[ScoredChunk]:
+        """Every chunk in order; those that are corrupt, or of images that changed since, are computed again."""
+        for number in range(parts.chunks.count):
+            try:
+                yield parts.load(number)
+            except CORRUPT:
+                compute(parts, self.task, [number], of=[number], workers=self.workers, progress=no_progress)
+                yield from parts.stream([number])
 
-    run: Run
-    folder: RunFolder | None
-
-    done: list[dict[str, Any]]
-    """Records so far, those of earlier sessions included."""
-
-    group: int
-    """Images that are scored together, and journalled together."""
-
-    keep_scores: bool
-    say: Notify
-
-    seconds: float = 0.0
-    """Spent scoring in this session."""
-
-    scores: list[tuple[RunImage, ImageScores]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.images_at_once = self.group  # fewer once memory has run out
-
-    def accuracy(self) -> dict[str, float]:
-        """Over the images so far whose label is a candidate; empty when there is none."""
-        ranks = [r["label_rank"] for r in self.done if r["label_rank"] is not None]
-        return {"accuracy": ranks.count(0) / len(ranks)} if ranks else {}
-
-    def missing_groups(self) -> list[int]:
-        """Numbers of the groups that are not done."""
-        done = {record["index"] // self.group for record in self.done}
-        return [number for number in range(-(-len(self.run.cache) // self.group)) if number not in done]
-
-    def classify_group(self, number: int) -> None:
-        """Score a group and add it to the journal."""
-        run = self.run
-        rows = np.arange(number * self.group, min((number + 1) * self.group, len(run.cache)))
-        started = time.perf_counter()
-        padded = np.pad(rows, (0, self.group - len(rows)), mode="edge") if run.deterministic else rows
-        scored: list[ImageScores] = []
-        while len(scored) < len(padded):
-            scored += self._score(padded[len(scored) : len(scored) + self.images_at_once])
-        seconds = time.perf_counter() - started
-        self.seconds += seconds
-        images = [RunImage(int(i), run.cache.paths[i], int(run.labels[i])) for i in rows]
-        pairs = list(zip(images, scored, strict=False))  # drops the padding
-        digests = _token_digests(run, rows)
-        lines = [_record(run, *pair) | {"tokens_digest": own} for pair, own in zip(pairs, digests, strict=True)]
-        if self.folder:
-            _write_images(run, self.folder, pairs)
-            self.folder.append(lines, seconds)
-        if self.keep_scores:
-            self.scores += pairs
-        self.done += lines
-
-    def _score(self, rows: np.ndarray) -> list[ImageScores]:
-        """Scores of these images; none when memory ran out: the caller tries again with smaller batches."""
-        run, plan = self.run, self.run.request.plan
-        tokens_GSL = run.cache.tokens(rows)[:, : plan.samples]
-        order_GOL = run.orders.of(run.cache.in_file(rows), tokens_GSL.shape[-1], plan.orders)
-        try:
-            with deterministic_algorithms(run.deterministic):
-                return score_group(run.model, tokens_GSL, run.request, order_GOL)
-        except (RuntimeError, MemoryError) as error:
-            if not lacks_memory(error):
-                raise
-            self._shrink(len(rows), error)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return []
-
-    def _shrink(self, images: int, error: BaseException) -> None:
-        request = self.run.request
-        if images > 1:
-            self.images_at_once = images // 2
-            fewer = counted(self.images_at_once, "image")
-            self.say(f"out of memory: continuing with {fewer} at once instead of {images:,}")
-            return
-        half = request.tokens_per_batch // 2
-        if half < self.run.model.segment_ends[0]:
-            raise AvarcError(
-                "not enough memory to score one pair of image and class",
-                first_line(error),
-                "use a smaller model, --precision bf16, or a machine with more memory",
-            ) from None
-        fewer = counted(half, "token")
-        self.say(f"out of memory: continuing with batches of {fewer} instead of {request.tokens_per_batch:,}")
-        self.run = replace(self.run, request=replace(request, tokens_per_batch=half))
-
-
-def _record(run: Run, image: RunImage, scores: ImageScores) -> dict[str, Any]:
-    num_tokens = run.model.segment_ends[scores.segments - 1]
-    return records.line(image, scores, run.candidate_labels, num_tokens=num_tokens, precision=run.precision)
-
-
-def _token_digests(run: Run, rows: np.ndarray) -> list[str]:
-    """Digests of the tokens that images are scored on: by them a prediction is known to be of the present image."""
-    tokens_GSL = run.cache.tokens(rows)[:, : run.request.plan.samples].astype("<u2")
-    return [hashlib.blake2b(tokens_SL.tobytes(), digest_size=8).hexdigest() for tokens_SL in tokens_GSL]
-
-
-def _are_current(run: Run, done: Sequence[dict[str, Any]]) -> list[bool | None]:
-    """Which predictions are still of the run's images and tokens (`resume.AreCurrent`)."""
-    current: list[bool | None] = []
-    for start in range(0, len(done), ROWS_PER_BLOCK):
-        block = done[start : start + ROWS_PER_BLOCK]
-        there = [r["index"] < len(run.cache) and r["path"] == run.cache.paths[r["index"]] for r in block]
-        rows = [record["index"] for record, found in zip(block, there, strict=True) if found]
-        digests = dict(zip(rows, _token_digests(run, np.array(rows, dtype=np.int64)), strict=True)) if rows else {}
-        for record, found in zip(block, there, strict=True):
-            recorded = record.get("tokens_digest")
-            unknown = found and recorded is None
-            current.append(None if unknown else found and recorded == digests[record["index"]])
-    return current
-
-
-def _write_images(run: Run, folder: RunFolder, pairs: list[tuple[RunImage, ImageScores]]) -> None:
-    for image, scores in pairs:
-        if run.save_json:
-            folder.write(f"json/{image.index}.json", records.detail(image, scores, run.candidate_labels, run.protocol))
-        if run.save_likelihood:
-            folder.write(f"likelihood/{image.index}.npz", records.likelihood(image, scores, run.candidate_labels))
-        if run.save_segments:
-            folder.write(records.SEGMENTS.format(image.index), records.segments(scores))
+    def _finished(self) -> RunResult:
+        every = self.opening.division.chunks.count
+        records_there, numbers = self.folder.read_predictions(), self.folder.read_metrics()
+        return RunResult(records=records_there, metrics=numbers, chunks=every, all_chunks=every)

@@ -37,8 +37,29 @@ def negative_log_likelihood(by_stage_JnN: FloatN, label_n: IntN, temperature: fl
     return -float(np.log(posterior_nN[np.arange(len(label_n)), label_n].clip(min=TINY)).mean())
 
 
+class CalibrationError:
+    """Expected calibration error of images that are added one after another.
+
+    It is the mean distance of confidence and accuracy over 15 bins of equal width, weighted by their images.
+    """
+
+    def __init__(self) -> None:
+        self._too_sure = [0.0] * BINS
+        self._images = 0
+
+    def add(self, confidence: float, *, right: bool) -> None:
+        """Count an image."""
+        self._too_sure[min(int(confidence * BINS), BINS - 1)] += confidence - right
+        self._images += 1
+
+    def value(self) -> float:
+        """The error over the images so far; there is at least one."""
+        return sum(abs(each) for each in self._too_sure) / self._images
+
+
 def expected_calibration_error(confidence_n: FloatN, right_n: npt.NDArray[np.bool_]) -> float:
-    """Mean distance of confidence and accuracy over 15 bins of equal width, weighted by their images."""
-    bin_n = np.minimum((np.asarray(confidence_n) * BINS).astype(np.int64), BINS - 1)
-    too_sure_n = np.asarray(confidence_n) - np.asarray(right_n)
-    return float(np.abs(np.bincount(bin_n, too_sure_n, BINS)).sum() / len(bin_n))
+    """The error over these images (`CalibrationError`)."""
+    error = CalibrationError()
+    for confidence, right in zip(confidence_n.tolist(), right_n.tolist(), strict=True):
+        error.add(confidence, right=right)
+    return error.value()

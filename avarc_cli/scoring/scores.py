@@ -34,11 +34,22 @@ class ScoreFunction:
     """(log p(x|y), log p(x) or nan), which are broadcast -> scores."""
 
 
+# Named functions: requests are sent to other processes, where a lambda could not be read.
+
+
+def _log_likelihood(log_p_N: FloatN, _: FloatN) -> FloatN:
+    return log_p_N
+
+
+def _pointwise_mutual_information(log_p_N: FloatN, log_p: FloatN) -> FloatN:
+    return log_p_N - log_p
+
+
 SCORE_FUNCTIONS = {
     f.name: f
     for f in (
-        ScoreFunction("log-likelihood", False, lambda log_p_N, _: log_p_N),
-        ScoreFunction("pmi", True, lambda log_p_N, log_p: log_p_N - log_p),  # pointwise mutual information
+        ScoreFunction("log-likelihood", False, _log_likelihood),
+        ScoreFunction("pmi", True, _pointwise_mutual_information),
     )
 }
 
@@ -106,15 +117,6 @@ class ImageScores:
 
     estimates: npt.NDArray[np.float64] | None = None
     """Estimates of log p(x|y) from the first segments, (N, E), if requested."""
-
-    @property
-    def mean_token_log_prob(self) -> npt.NDArray[np.float32] | None:
-        """The mean of `token_log_prob` over orders, (N, L)."""
-        log_prob = self.token_log_prob
-        if log_prob is None or log_prob.shape[1] == 1:
-            return None if log_prob is None else log_prob[:, 0]
-        mean: npt.NDArray[np.float32] = log_prob.mean(1, dtype=np.float64).astype(np.float32)
-        return mean
 
     @property
     def segments(self) -> int:

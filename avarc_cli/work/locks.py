@@ -71,6 +71,12 @@ class ChunkLock:
         if len(chunks) and not _try_lock(self._descriptor, len(chunks), chunks.start):
             raise _is_locked(self._path)
 
+    def release_all_but(self, chunks: range) -> None:
+        """Let other processes claim all chunks but these."""
+        for others in (range(chunks.start), range(chunks.stop, EXCLUSIVE)):
+            if len(others):  # a length of 0 would mean all bytes to the end
+                fcntl.lockf(self._descriptor, fcntl.LOCK_UN, len(others), others.start)
+
     def release_exclusive(self) -> None:
         """Let other processes start, and claim other chunks."""
         fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, EXCLUSIVE)

@@ -32,6 +32,11 @@ class Workers:
             raise UsageError("--devices does not go with --engine ray", "Ray chooses the devices", "leave out one")
 
     @property
+    def elsewhere(self) -> str:
+        """The option that has other processes compute; "" where this one does."""
+        return "--engine ray" if self.engine == "ray" else "--devices" if self.devices else ""
+
+    @property
     def count(self) -> int:
         """Processes of this machine that compute at once, as far as they are started here."""
         return max(1, len(self.devices))

@@ -176,7 +176,7 @@ def test_several_devices_make_the_same_file_also_of_a_shard(tmp_path, capsys):
     assert encode_digits("alone") == 0
     assert encode_digits("devices", "--devices", "cpu:2") == 0
     assert encode_digits("shards", "--shard", "1/2") == 0
-    assert encode_digits("shards", "--shard", "2/2", "--devices", "cpu:2", "--workers", "0") == 0
+    assert encode_digits("shards", "--shard", "2/2", "--devices", "cpu:1", "--workers", "0") == 0
     assert out["alone"].read_bytes() == out["devices"].read_bytes() == out["shards"].read_bytes()
     capsys.readouterr()
     assert encode_digits("alone", "--devices", "cpu:2", "--device", "cpu") == 2

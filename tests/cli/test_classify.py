@@ -207,11 +207,32 @@ def test_a_wrong_request_is_one_message_and_exit_code_2(cache, models, capsys, o
     assert out == "" and says in err and err.count("error:") == 1 and "Traceback" not in err
 
 
-def test_staged_runs_cannot_save_likelihoods(cache, models, tmp_path, capsys):
-    assert classify(cache, models, "--plan", "2:5,4:1", "--save-likelihood", "--out", tmp_path / "run") == 2
+def test_staged_runs_save_the_tokens_of_the_candidates_of_the_last_stage(cache, models, tmp_path, capsys):
+    whole, staged = tmp_path / "whole", tmp_path / "staged"
+    assert classify(cache, models, "--save-likelihood", "--out", whole) == 0
+    options = ["--plan", "2:5,4:3,4:1:3", "--save-likelihood", "--save-json"]
+    assert classify(cache, models, *options, "--out", staged) == 0
+    for i in range(2):
+        stages = json.loads((staged / "json" / f"{i}.json").read_text())["stages"]
+        with np.load(staged / "likelihood" / f"{i}.npz") as some, np.load(whole / "likelihood" / f"{i}.npz") as all_of:
+            kept = some["candidates"].tolist()
+            assert kept == stages[-1]["candidates"] and len(kept) == 3
+            expected = all_of["log_likelihood"][[all_of["candidates"].tolist().index(c) for c in kept]]
+            assert np.allclose(some["log_likelihood"], expected, atol=1e-5)
+            assert int(some["sequence_length"]) == 30
     assert classify(cache, models, "--plan", "2:1", "--save-likelihood", "--out", tmp_path / "run") == 2
-    assert "exhaustive" in capsys.readouterr().err
+    assert "score all 4 segments" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_an_image_that_is_decided_early_saves_no_candidate(cache, models, tmp_path):
+    run = tmp_path / "run"
+    assert classify(cache, models, "--plan", "2:<1e-9,4:1", "--save-likelihood", "--out", run) == 0
+    for i in range(2):
+        with np.load(run / "likelihood" / f"{i}.npz") as npz:
+            assert npz["log_likelihood"].shape == (0, 30) and npz["candidates"].shape == (0,)
+    assert main(["export", str(run), "--out", str(tmp_path / "folder")]) == 0
+    assert np.load(tmp_path / "folder" / "1.npz")["log_likelihood"].shape == (0,)
 
 
 def test_a_cache_of_another_tokenizer_is_refused_with_both_values(cache, capsys):
@@ -272,7 +293,7 @@ def test_an_out_folder_with_other_things_in_it_is_left_alone(labelled, models, t
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_cut_journal_line_is_scored_again(labelled, models, tmp_path):
+def test_the_journal_of_an_earlier_version_is_continued_but_for_a_cut_line(labelled, models, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     options = ["--batch-size", "2", "--plan", "2:5,4:1"]
     assert classify(labelled, models, *options, "--out", whole) == 0
@@ -290,11 +311,11 @@ def test_kill_9_at_any_moment_leaves_a_run_that_finishes_with_the_same_bytes(lab
     options = ["classify", str(labelled), *models, "--batch-size", "1", "--save-likelihood", "--out"]
     assert main(["--quiet", *options, str(tmp_path / "whole")]) == 0
     killed = tmp_path / "killed"
-    for wanted in (1, 5, 9):  # images in the journal when the process dies
+    for wanted in (1, 5, 9):  # finished chunks when the process dies
         process = subprocess.Popen(
             [sys.executable, "-m", "avarc_cli", "--quiet", *options, str(killed)], env=os.environ
         )
-        while process.poll() is None and _journal_lines(killed) < wanted:
+        while process.poll() is None and _chunks(killed) < wanted:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -304,9 +325,8 @@ def test_kill_9_at_any_moment_leaves_a_run_that_finishes_with_the_same_bytes(lab
     assert sorted(p.name for p in killed.rglob("*")) == sorted(p.name for p in (tmp_path / "whole").rglob("*"))
 
 
-def _journal_lines(run: Path) -> int:
-    journal = run / "predictions.jsonl.part"
-    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+def _chunks(run: Path) -> int:
+    return len(list((run / "parts").glob("*.npz")))
 
 
 def test_an_int8_run_records_kernels_and_attention(tmp_path):

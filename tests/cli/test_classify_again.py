@@ -14,7 +14,7 @@ from PIL import Image
 
 from avarc_cli.cli import main
 from avarc_cli.errors import Interrupted
-from avarc_cli.results import run as run_module
+from avarc_cli.results import scorer as scorer_module
 from avarc_cli.zoo.local_files import ASSETS
 
 DIGITS = ASSETS / "digits" / "test"
@@ -59,8 +59,8 @@ def test_changed_images_are_classified_again_and_the_others_are_not(images, clas
     assert predictions(tmp_path / "run") == [7, 7, 1, 0]
     (images / "b.png").write_bytes(digit(4))
     scored = []
-    score = run_module.score_group
-    monkeypatch.setattr(run_module, "score_group", lambda *args: scored.append(1) or score(*args))
+    score = scorer_module.score_group
+    monkeypatch.setattr(scorer_module, "score_group", lambda *args: scored.append(1) or score(*args))
     code, said = classify(images, "--save-likelihood")
     assert code == 0 and "1 image changed since; encoding it again" in said
     assert len(scored) == 1 and predictions(tmp_path / "run") == [7, 4, 1, 0]
@@ -100,16 +100,16 @@ def test_a_cache_that_was_encoded_again_gives_no_stale_predictions(images, class
 
 def interrupt(monkeypatch, after: int) -> None:
     """Stop the next run after this many groups, as Ctrl-C does."""
-    score, left = run_module.score_group, [after]
+    score, left = scorer_module.score_group, [after]
 
     def stop(*args):
         left[0] -= 1
         if left[0] < 0:
-            monkeypatch.setattr(run_module, "score_group", score)
+            monkeypatch.setattr(scorer_module, "score_group", score)
             raise KeyboardInterrupt
         return score(*args)
 
-    monkeypatch.setattr(run_module, "score_group", stop)
+    monkeypatch.setattr(scorer_module, "score_group", stop)
 
 
 def test_an_interrupted_run_whose_images_changed_is_finished_with_the_new_ones(images, classify, tmp_path, monkeypatch):

@@ -174,3 +174,23 @@ def test_an_interrupted_run_must_be_finished_first(run, tmp_path, capsys):
     (tmp_path / "run" / "predictions.jsonl").rename(tmp_path / "run" / "predictions.jsonl.part")
     assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "x.npz")]) == 2
     assert "is not finished" in capsys.readouterr().err
+
+
+def test_a_run_whose_plan_drops_candidates_is_exported_image_by_image(run, tmp_path, capsys):
+    staged, whole = tmp_path / "staged", run / "run"
+    words = ["classify", str(run / "t.h5"), "--plan", "2:4,5:1", "--save-likelihood", "--out", str(staged)]
+    assert main(words) == 0
+    assert main(["export", str(staged), "--out", str(tmp_path / "all.npz")]) == 2
+    assert "export to a folder" in capsys.readouterr().err
+    for options in ([], ["--per-token"], ["--classes", "0,1,2,3,4"]):
+        out = tmp_path / f"folder{len(options)}{options[:1] == ['--classes']}"
+        assert main(["export", str(staged), *options, "--out", str(out)]) == 0
+        for i in range(IMAGES):
+            some, full = np.load(out / f"{i}.npz"), np.load(whole / "likelihood" / f"{i}.npz")
+            saved = np.load(staged / "likelihood" / f"{i}.npz")["candidates"].tolist()
+            kept = some["candidates"].tolist()
+            assert kept == [c for c in saved if c < 5 or "--classes" not in options]
+            assert some["class_names"].tolist() == [str(c) for c in kept] and len(saved) == 4
+            expected = full["log_likelihood"][kept]
+            expected = expected if "--per-token" in options else expected.sum(1, dtype=np.float64)
+            assert np.allclose(some["log_likelihood"], expected, atol=1e-4)

@@ -92,6 +92,8 @@ def scores(order, candidates: int) -> ImageScores:
         combine="mean",
         order=np.array([*order, *rest]),
         scores=values,
+        stages=(SimpleNamespace(tokens=1, samples=1, orders=1, estimated=False),),
+        reached=np.ones(candidates, dtype=np.int64),
         posterior=np.full(candidates, 1 / candidates),
         margin=1.0,
         unconditional=float("nan"),

@@ -29,6 +29,7 @@ COMMANDS = [
     "classify {images} --out {new}-run",
     "classify {photo}",
     "explain {photo} --out {new}.png --npz {new}.npz",
+    "explain {run} --out {new}.png",
     "report {run}",
     "export {run} --out {new}.npz",
     "sample 1 2 --count 1 --out {new}.png",

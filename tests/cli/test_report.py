@@ -20,6 +20,7 @@ from avarc_cli.cli import main
 from avarc_cli.loading import load_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WITH_MAPS = 8 * (1 + 3 + 4)  # pictures of eight images, with p(x): three maps
 VOID = {"meta", "link", "img", "br"}
 
 
@@ -132,22 +133,31 @@ def test_a_map_of_saved_likelihoods_sums_to_the_margin(full):
         assert float(shown.replace("−", "-")) == pytest.approx(record["margin"], abs=0.051)
 
 
-def test_a_run_without_likelihoods_has_no_maps_and_says_why(bare, capsys):
-    assert main(["report", "--overwrite", str(bare)]) == 0
+def test_a_run_that_does_not_say_where_its_tokens_are_has_no_maps_and_says_why(bare, tmp_path, capsys):
+    run = shutil.copytree(bare, tmp_path / "run")
+    changed(run, places={})  # as those of earlier versions
+    assert main(["report", "--overwrite", str(run), "--allow-outside"]) == 0
     assert "saved no likelihoods" in capsys.readouterr().err
-    text = (bare / "report.html").read_text()
+    text = (run / "report.html").read_text()
     assert "No maps of the hardest images" in text and "--tokens CACHE" in text
     page = Page(text)
     assert len(page.images) == 8  # the pictures are there all the same
     assert "As the plan says" in text
 
 
-def test_maps_are_computed_if_a_cache_and_a_model_are_given(bare, made, tmp_path):
+def test_maps_are_computed_from_the_cache_that_is_recorded_or_given(bare, made, tmp_path):
     folder, models = made
     out = tmp_path / "page.html"
-    assert main(["report", "--overwrite", str(bare), "--tokens", str(folder / "t.h5"), *models, "--out", str(out)]) == 0
-    page = Page(out.read_text())
-    assert len(page.images) == 8 * (1 + 3 + 4)  # with p(x): three maps
+    for given in ([], ["--tokens", str(folder / "t.h5"), *models]):
+        assert main(["report", "--overwrite", str(bare), *given, "--out", str(out)]) == 0
+        assert len(Page(out.read_text()).images) == WITH_MAPS
+
+
+def test_a_staged_run_that_saved_likelihoods_has_maps_of_the_last_stage(made, tmp_path):
+    run = classify(made, "staged", "--plan", "2:3,4:1", "--save-likelihood")
+    assert main(["report", "--overwrite", str(run)]) == 0
+    text = (run / "report.html").read_text()
+    assert "No maps" not in text and text.count('alt="map of') >= 8 and "unconditional" not in text
 
 
 def test_a_run_on_images_keeps_its_tokens_and_finds_its_model_by_name(tmp_path, made):
@@ -192,13 +202,10 @@ def test_a_run_with_a_bank_is_explained_with_that_bank_only(banks, bare, made, t
     words = [*models, "--tokens", str(folder / "t.h5"), "--out", str(tmp_path / "page.html")]
     run = classify(made, "added", *a)
     assert main(["report", "--overwrite", str(run), *words, *a]) == 0
-    for given, what, fix in (
-        ([], "made with a class bank", "add --bank DIR"),
-        (b, "made with another class bank", "add --bank DIR"),
-    ):
-        assert main(["report", "--overwrite", str(run), *words, *given]) == 2
-        told = capsys.readouterr().err
-        assert what in told and fix in told
+    assert main(["report", "--overwrite", str(run)]) == 0
+    assert main(["report", "--overwrite", str(run), *words, *b]) == 2
+    told = capsys.readouterr().err
+    assert "made with another class bank" in told and "add --bank DIR" in told
     assert main(["report", "--overwrite", str(bare), *words, *a]) == 2
     assert "made without a class bank" in capsys.readouterr().err
 
@@ -226,10 +233,12 @@ def test_a_run_with_an_adapter_is_explained_with_it(made, tmp_path, capsys):
     Image.new("RGB", (16, 16)).save(digit)
     lora = ["--lora", str(adapter)]
     assert main(["-q", "classify", str(digit), *lora, "--out", str(tmp_path / "run")]) == 0
+    for given in ([], lora):
+        assert main(["report", "--overwrite", str(tmp_path / "run"), *given]) == 0
+        assert "vs unconditional" in (tmp_path / "run" / "report.html").read_text()
+    changed(tmp_path / "run", places={"model": {"given": "digits"}})  # as a run that does not record it
     assert main(["report", "--overwrite", str(tmp_path / "run")]) == 0
     assert "add the adapter of the run: --lora DIR" in capsys.readouterr().err
-    assert main(["report", "--overwrite", str(tmp_path / "run"), *lora]) == 0
-    assert "vs unconditional" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_zero_hardest_images_leave_the_page_without_images(full, tmp_path):
@@ -300,11 +309,11 @@ def count_pictures(run, *options):
 def test_a_run_that_was_not_made_here_shows_no_images_outside_of_its_folder(bare, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(bare, run)
-    assert count_pictures(run) == 8  # a copy of one's own run
+    assert count_pictures(run) == WITH_MAPS  # a copy of one's own run
     source = changed(run, threads=99)["tokens"]["source"]
     assert count_pictures(run) == 0
     assert "--allow-outside" in capsys.readouterr().err
-    assert count_pictures(run, "--allow-outside") == 8
+    assert count_pictures(run, "--allow-outside") == WITH_MAPS
     shutil.copytree(source, run / "img")
     changed(run, tokens=changed(run)["tokens"] | {"source": str(run / "img")})
     assert count_pictures(run) == 8

@@ -11,7 +11,6 @@ from avarc_cli.data.datasets import open_images
 from avarc_cli.errors import UsageError
 from avarc_cli.explain import ExplainOptions, Weighting, explain_images, write_report
 from avarc_cli.export_cache import export_cache
-from avarc_cli.loading import ModelSpec
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.run import classify
 from avarc_cli.tokens import read
@@ -91,7 +90,7 @@ def test_a_report_and_an_export_agree_with_the_run(classifier, cache, tmp_path):
     written = write_report(
         tmp_path / "run",
         tmp_path / "page.html",
-        lambda name, precision: load_classifier(ModelSpec(name, precision=precision)),
+        load_classifier,
         hardest=2,
         tokens=cache.path,
         progress=bars,

@@ -298,7 +298,7 @@ def test_token_log_probabilities_come_back_in_the_order_of_the_candidates():
     results = score_group(model, data, request("exhaustive", [5, 0, 3], per_batch=17, samples=1, keep=True))
     for image, result in zip(data, results, strict=True):
         expected = np.stack([model.log_prob(image[0], c) for c in (5, 0, 3)])
-        assert np.array_equal(result.mean_token_log_prob, expected)
+        assert np.array_equal(result.token_log_prob[:, 0], expected)
 
 
 def test_equal_scores_fall_to_the_first_candidate():

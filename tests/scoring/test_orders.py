@@ -184,7 +184,7 @@ def test_token_log_probabilities_lie_at_the_tokens_own_positions():
             for o in range(ORDERS):
                 expected = model.scored(image[0], order_OL[o], c)
                 assert np.allclose(result.token_log_prob[c, o, order_OL[o]], expected)
-        assert result.mean_token_log_prob.sum(1) == pytest.approx(result.scores, abs=1e-4)
+        assert result.token_log_prob.mean(1).sum(1) == pytest.approx(result.scores, abs=1e-4)
 
 
 @pytest.mark.parametrize("rule", ["mean", "posterior", "log-mean-exp"])

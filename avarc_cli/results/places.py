@@ -1,0 +1,144 @@
+"""Where the files of a run are: its token cache and what its model was loaded from, as they were given.
+
+run.json records them under `places`. They are notes: a run is continued whatever the same files are called. `report`
+and `explain` find them there. A run folder that somebody else made may name any file of the reader's, so paths are used
+only from runs that this user made (`results.made_here`), or if the user says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.results.made_here import was_made_here
+from avarc_cli.results.validate import AGAIN
+from avarc_cli.zoo.cards import is_path
+
+KEY = "places"
+CACHE = "tokens"
+NAMED = ("model", "tokenizer")
+FILES = {
+    CACHE: "--tokens",
+    "model": "--model",
+    "tokenizer": "--tokenizer",
+    "model_config": "--model-config",
+    "tokenizer_config": "--tokenizer-config",
+    "class_names": "--class-names",
+    "bank": "--bank",
+    "lora": "--lora",
+}
+"""Fields of `loading.ModelSpec` that name files, and the cache; each with the option that names it."""
+VALUES: dict[str, Any] = {
+    "class_order": str,
+    "lora_alpha": (int, float),
+    "weight_set": str,
+    "tokenizer_weight_set": str,
+}
+VALUES |= {"image_size": int}
+"""Other fields of it that decide what is loaded, with their types."""
+
+
+def record(given: Mapping[str, Any], cache: Path, run: Path) -> dict[str, Any]:
+    """What run.json records.
+
+    Args:
+        given: fields of the `ModelSpec`. cache: the run's token cache. run: its folder, which may hold the cache.
+    """
+    places: dict[str, Any] = {name: given[name] for name in VALUES if given.get(name) is not None}
+    for name in FILES:
+        if name != CACHE and given.get(name) is not None:
+            places[name] = _place(given[name], is_file=name not in NAMED or is_path(str(given[name])))
+    if os.path.abspath(cache) != os.path.abspath(run / "tokens.h5"):
+        places[CACHE] = _place(cache, is_file=True)
+    return places
+
+
+def _place(given: str | Path, *, is_file: bool) -> dict[str, str]:
+    return {"given": str(given)} | ({"path": os.path.abspath(given)} if is_file else {})
+
+
+class Places:
+    """What a finished run records; nothing where an earlier version made it."""
+
+    def __init__(self, run: Path, protocol: Mapping[str, Any], *, allow_outside: bool = False) -> None:
+        """Raises: AvarcError when the record is corrupt."""
+        self.run, self.protocol = run, protocol
+        self.trusted = allow_outside or was_made_here(run / "run.json")
+        """Whether paths that run.json names may be used."""
+        self._recorded = protocol.get(KEY, {})
+        if not isinstance(self._recorded, dict) or not all(map(self._is_valid, self._recorded.items())):
+            raise AvarcError(f"'{run / 'run.json'}' is corrupt", f"missing or invalid: {KEY}", AGAIN)
+
+    @property
+    def within(self) -> Path | None:
+        """The folder that images must be in to be read; None for anywhere."""
+        return None if self.trusted else self.run
+
+    def _is_valid(self, item: tuple[str, Any]) -> bool:
+        name, value = item
+        if name in FILES:
+            return isinstance(value, dict) and all(isinstance(value.get(key, ""), str) for key in ("given", "path"))
+        return name not in VALUES or isinstance(value, VALUES[name])
+
+    def cache(self, given: Path | None = None) -> Path | None:
+        """The run's token cache; None where it is unknown, or may not be used.
+
+        Args:
+            given: by the user, who knows better.
+        Raises: UsageError when it is not where it was.
+        """
+        own = self.run / "tokens.h5"
+        leads_out = not self.trusted and not own.resolve().is_relative_to(self.run.resolve())
+        if given is not None or (own.exists() and not leads_out):
+            return given or own
+        if CACHE not in self._recorded or not self.trusted:
+            return None
+        return Path(self._find(CACHE))
+
+    def model(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of the `ModelSpec` that loads the run's model: the user's where given (not None), else as recorded.
+
+        Raises: UsageError for a file that is not where it was, or that may not be used.
+        """
+        fields = {name: value for name, value in given.items() if value is not None}
+        own_card = "model" in fields and not is_path(str(fields["model"]))  # it implies its tokenizer
+        for name in (*FILES, *VALUES):
+            if name == CACHE or name not in self._recorded or name in fields or (name == "tokenizer" and own_card):
+                continue
+            found = self._find(name) if name in FILES else self._recorded[name]
+            fields[name] = Path(found) if name in FILES and name not in NAMED else found
+        if "model" not in fields:  # an earlier version; an adapter's name comes after "with"
+            fields["model"] = self.protocol["model"]["name"].split(" with ")[0]
+            if is_path(fields["model"]) and not self.trusted:
+                raise self._not_trusted("model", fields["model"])
+        return {"precision": self.protocol.get("precision", "fp32")} | fields
+
+    def _find(self, name: str) -> str:
+        """The path or the name that is recorded."""
+        place = self._recorded[name]
+        path, given = place.get("path"), place.get("given", "")
+        if path is None and name in NAMED and not is_path(given):
+            return str(given)
+        if not self.trusted:
+            raise self._not_trusted(name, path or given)
+        if not os.path.exists(path or given):
+            raise UsageError(
+                f"the {_called(name)} of '{self.run}' is not where it was",
+                f"there is no '{path or given}'",
+                f"say where it is now: {FILES[name]} {'DIR' if name in ('bank', 'lora') else 'FILE'}",
+            )
+        return str(path or given)
+
+    def _not_trusted(self, name: str, path: str) -> UsageError:
+        why = f"run.json names '{path}', and you did not make this run here"
+        return UsageError(
+            f"the {_called(name)} of the run is a file", why, f"name it with {FILES[name]}, or add --allow-outside"
+        )
+
+
+def _called(name: str) -> str:
+    called = {CACHE: "token cache", "bank": "class bank", "lora": "LoRA adapter", "class_names": "list of class names"}
+    return called.get(name, name.replace("_", " ").replace("config", "configuration"))
