@@ -163,6 +163,7 @@ def likelihood(image: RunImage, scores: ImageScores, labels: CandidateLabels, *,
     each_nOL = each_NOL[scored, : last.orders]
     several: dict[str, Any] = {"log_likelihood_orders": each_nOL.swapaxes(0, 1)} if last.orders > 1 else {}
     mean_nL = each_nOL.mean(1, dtype=np.float64).astype(np.float32) if last.orders > 1 else each_nOL[:, 0]
+    named: dict[str, Any] = {"likelihood": np.str_(kind)} if kind else {}
     buffer = io.BytesIO()
     np.savez(
         buffer,
@@ -172,7 +173,7 @@ def likelihood(image: RunImage, scores: ImageScores, labels: CandidateLabels, *,
         gt_label=np.int64(image.label),
         gt_labels=labels.candidates[labels.right(image.label)].astype(np.int64),
         sequence_length=np.int64(each_NOL.shape[-1]),
-        **({"likelihood": np.str_(kind)} if kind else {}),
+        **named,
     )
     return buffer.getvalue()
 
