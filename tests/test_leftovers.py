@@ -32,11 +32,23 @@ def test_a_run_folder(tmp_path):
     leave(run / "run.json")  # before there is a run.json
     with pytest.raises(AvarcError, match="not enough memory"):
         classify(make_run(SmallModel(0)), RunFolder(run))
-    leave(*(run / name for name in ("metrics.json", "parts", "parts/000003.npz", "json/1.json", "likelihood/1.npz")))
+    leave(
+        *(
+            run / name
+            for name in (
+                "metrics.json",
+                "predictions.csv",
+                "parts",
+                "parts/000003.npz",
+                "json/1.json",
+                "likelihood/1.npz",
+            )
+        )
+    )
     leave(run / "tokens.h5")  # which another process may be writing
     classify(make_run(SmallModel(10**6)), RunFolder(run))
     left = sorted(path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
-    own = ["metrics.json", "predictions.jsonl", "run.json"]
+    own = ["metrics.json", "predictions.csv", "predictions.jsonl", "run.json"]
     assert left == [*own, *sorted(f"tokens.h5{suffix}" for suffix in SUFFIXES)]
 
 
@@ -49,7 +61,8 @@ def test_a_finished_run(tmp_path):
     shutil.copytree(parts, run / "parts")  # as a kill leaves it before the last step
     leave(run / "metrics.json")
     assert classify(make_run(SmallModel(0)), RunFolder(run)).metrics == first.metrics
-    assert sorted(path.name for path in run.iterdir()) == ["metrics.json", "predictions.jsonl", "run.json"]
+    expected = ["metrics.json", "predictions.csv", "predictions.jsonl", "run.json"]
+    assert sorted(path.name for path in run.iterdir()) == expected
 
 
 def test_a_training_checkpoint(tmp_path):

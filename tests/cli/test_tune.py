@@ -166,7 +166,6 @@ def test_an_output_path_that_classify_could_not_read_is_refused_first(models, tm
     [
         (["--classes", "0,1,2"], "candidates: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9] there, [0, 1, 2] here"),
         (["--precision", "bf16"], "precision: fp32 there, bf16 here"),
-        (["--save-likelihood"], "exhaustive"),
     ],
 )
 def test_a_plan_is_refused_where_its_guarantee_would_not_hold(cache, models, plan, tmp_path, capsys, options, says):

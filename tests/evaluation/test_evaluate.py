@@ -164,7 +164,7 @@ def test_a_killed_evaluation_is_continued_to_the_same_result(protocol, done, tmp
     first = tmp_path / "out/cells/exhaustive/digits/predictions.jsonl"
     made = first.stat().st_mtime_ns
     assert not (tmp_path / "out/cells/staged/digits/predictions.jsonl").exists()
-    assert (tmp_path / "out/cells/staged/digits/predictions.jsonl.part").stat().st_size
+    assert (tmp_path / "out/cells/staged/digits/parts/request.json").exists()
     cells = evaluate(asked, Setting(out=tmp_path / "out", data=protocol.parent, device="cpu", per_class=3))
     assert first.stat().st_mtime_ns == made
     for name in ("exhaustive", "staged"):
