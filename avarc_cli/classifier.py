@@ -33,7 +33,7 @@ from avarc_cli.progress import MetricsProgress, Notify, Progress, no_message, no
 from avarc_cli.results import places, records, tuned
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.protocol import run_protocol
-from avarc_cli.results.run import UNDIVIDED, Run, RunResult, classify
+from avarc_cli.results.run import Run, RunResult, classify
 from avarc_cli.scoring.batching import auto_tokens, max_cached_tokens
 from avarc_cli.scoring.combining import check_prunes, check_rule
 from avarc_cli.scoring.conformal import tried_estimates
@@ -48,8 +48,8 @@ from avarc_cli.tokens.header import SMOOTHING, CacheHeader
 from avarc_cli.tokens.verify import verify
 from avarc_cli.torch_flags import deterministic_algorithms
 from avarc_cli.words import counted
-from avarc_cli.work.shards import Shard, check_shard
-from avarc_cli.work.workers import HERE, Workers
+from avarc_cli.work.shards import UNDIVIDED, Shard
+from avarc_cli.work.workers import HERE, Workers, check_division
 
 
 class Classifier:
@@ -183,8 +183,8 @@ class Classifier:
             say: called with messages for the user, such as that a batch had to be made smaller.
         Raises: as `run` and `results.run.classify`; UsageError for `overwrite` with a shard, or a shard without `out`.
         """
-        check_shard(shard, out=out is not None, overwrite=overwrite)
         folder = None if out is None else RunFolder(Path(out))
+        check_division(shard, workers, out=folder and folder.path, overwrite=overwrite)
 
         def make(tokens_per_batch: int | None) -> Run:
             request = self.request(cache.header, keep_tokens=save_likelihood, tokens_per_batch=tokens_per_batch)

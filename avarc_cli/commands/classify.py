@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands import _config, _dry_run, _images, _predictions, _summary
+from avarc_cli.commands import _config, _dry_run, _images, _predictions, _shards, _summary
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
@@ -134,7 +134,7 @@ def classify(
     from avarc_cli.results.folder import RunFolder
     from avarc_cli.tokens.cache import read
 
-    own, workers = _summary.check_divided(data, out, work, overwrite=overwrite)
+    own, workers = _shards.of_cache(data, out, work, overwrite=overwrite)
     _check_inputs(context, data, encoding, out, save_json or save_likelihood)
     if overwrite and out is None and results_file is None:
         raise UsageError("nothing to overwrite", "without --out, no run is written", "add --out, or omit --overwrite")
@@ -171,7 +171,7 @@ def classify(
         if result.complete:
             _summary.show(run, result, unreadable, out=out, results_file=results_file)
         elif out is not None:
-            _summary.show_shard(result, own, out)
+            _shards.show(result, own, out)
     if unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
 
