@@ -183,8 +183,8 @@ class Classifier:
             say: called with messages for the user, such as that a batch had to be made smaller.
         Raises: as `run` and `results.run.classify`; UsageError for `overwrite` with a shard, or a shard without `out`.
         """
+        check_division(shard, workers, out=out, overwrite=overwrite)
         folder = None if out is None else RunFolder(Path(out))
-        check_division(shard, workers, out=folder and folder.path, overwrite=overwrite)
 
         def make(tokens_per_batch: int | None) -> Run:
             request = self.request(cache.header, keep_tokens=save_likelihood, tokens_per_batch=tokens_per_batch)

@@ -154,7 +154,7 @@ def classify(
     _check_out(classifier, out, save_likelihood, overwrite, write=not dry_run)
     if dry_run:
         source = encoding.part.of(read(data[0])) if images is None else images
-        _forecast(classifier, source, out, save_json, save_likelihood, encoding)
+        _forecast(classifier, source, out, results_file, save_json, save_likelihood, encoding)
         return
     if images is not None:
         _images.warn_of_photos(images, classifier.model.name)
@@ -207,6 +207,7 @@ def _forecast(
     classifier: Classifier,
     source: ImageSet | TokenCache,
     out: Path | None,
+    results_file: Path | None,
     save_json: bool,
     save_likelihood: bool,
     encoding: groups.ImageOptions,
@@ -227,6 +228,7 @@ def _forecast(
     files: _dry_run.Files = {} if first is None or out is None else {out / "tokens.h5": first.token_bytes}
     length = header.layout.num_tokens
     files |= _dry_run.run_files(out, scoring, length, save_json=save_json, save_likelihood=save_likelihood)
+    files |= {} if results_file is None else {results_file: None}
     _dry_run.show(files, encoding=first, scoring=scoring, classifier=classifier)
 
 

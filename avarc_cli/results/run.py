@@ -140,7 +140,7 @@ def classify(
     Raises: Interrupted on Ctrl-C; UsageError when the folder holds another run; AvarcError when even a single pair does
         not fit into memory, or another process computes the same chunks.
     """
-    check_division(shard, workers, out=folder and folder.path, overwrite=False)
+    check_division(shard, workers, out=None if folder is None else folder.path, overwrite=False)
     if workers.elsewhere and keep_scores:
         raise UsageError(f"scores cannot be kept with {workers.elsewhere}", "they stay in its workers")
     scores: list[tuple[RunImage, ImageScores]] = []

@@ -52,7 +52,7 @@ HERE = Workers()
 """This process."""
 
 
-def check_division(shard: Shard, workers: Workers, *, out: Path | None, overwrite: bool) -> None:
+def check_division(shard: Shard, workers: Workers, *, out: str | Path | None, overwrite: bool) -> None:
     """Raises: UsageError for work that is shared without a place for it, or a part that would delete the others.
 
     Args:
