@@ -83,6 +83,11 @@ class Places:
             return isinstance(value, dict) and all(isinstance(value.get(key, ""), str) for key in ("given", "path"))
         return name not in VALUES or isinstance(value, VALUES[name])
 
+    @property
+    def why_no_cache(self) -> str:
+        """Why `cache` found none."""
+        return "run.json does not say where it is" if self.trusted else "you did not make this run here"
+
     def cache(self, given: Path | None = None) -> Path | None:
         """The run's token cache; None where it is unknown, or may not be used.
 
