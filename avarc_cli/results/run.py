@@ -142,7 +142,9 @@ def classify(
     """
     check_division(shard, workers, out=None if folder is None else folder.path, overwrite=False)
     if workers.elsewhere and keep_scores:
-        raise UsageError(f"scores cannot be kept with {workers.elsewhere}", "they stay in its workers")
+        raise UsageError(
+            f"scores cannot be kept with {workers.elsewhere}", "they stay in its workers", "leave out keep_scores"
+        )
     scores: list[tuple[RunImage, ImageScores]] = []
     scorer = Scorer(
         run,
