@@ -125,6 +125,7 @@ class AddedClassesModel(LikelihoodModel):
         self.has_block_parallel = base.has_block_parallel
         self.onednn = base.onednn
         self.default_guidance = base.default_guidance
+        self.steps = base.steps
 
     def adapter(self, class_id_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         added_N = np.maximum(class_id_N - self.base.num_classes + 1, 0)
@@ -189,6 +190,12 @@ class AddedClassesModel(LikelihoodModel):
         if adapter:
             return torch.zeros_like(class_id_P)
         return torch.where(class_id_P == self.num_classes, self.base.num_classes, class_id_P)
+
+    def evaluated(self, tokens: int) -> int:
+        return self.base.evaluated(tokens)
+
+    def with_steps(self, steps: int, *, unsmooth: float = 0.0) -> AddedClassesModel:
+        return AddedClassesModel(cast("TrainableModel", self.base.with_steps(steps, unsmooth=unsmooth)), self.added)
 
     @property
     def resident_bytes(self) -> int:

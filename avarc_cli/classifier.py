@@ -37,6 +37,7 @@ from avarc_cli.results.run import Run, RunResult, classify
 from avarc_cli.scoring.batching import auto_tokens, max_cached_tokens
 from avarc_cli.scoring.combining import check_prunes, check_rule
 from avarc_cli.scoring.conformal import tried_estimates
+from avarc_cli.scoring.estimator import Estimator
 from avarc_cli.scoring.orders import choose_orders
 from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.scoring.request import ScoringRequest
@@ -58,6 +59,7 @@ class Classifier:
     Attributes:
         candidates: class ids to choose from, (N,) int64.
         candidates_of: title of the dataset that the candidates follow from, "" for any other choice.
+        estimator: how a model of hidden tokens is scored.
         orders: in which tokens are scored.
         log_prior: log of the candidates' prior probabilities, (N,) float64; zeros without priors.
         tuned: the tuned plan in use, None for any other plan.
@@ -68,7 +70,10 @@ class Classifier:
 
         Raises: UsageError for classes, priors, a score, a batch size or a tuned plan that do not fit the model.
         """
-        self.model, self.options = model, options
+        self.options = options
+        self.estimator = Estimator(options.steps, options.bound, options.unsmooth)
+        model = replace(model, likelihood=self.estimator.applied(model.likelihood, model.name))
+        self.model = model
         self.batch_size = parse_batch_size(options.batch_size)
         self.memory = None if options.memory is None else parse_bytes(options.memory)
         likelihood = model.likelihood
@@ -76,8 +81,8 @@ class Classifier:
         self.log_prior = log_prior(model.classes, self.candidates, options.priors)
         offset_N = model.offsets[self.candidates]  # of a whole image: each token adds its part
         self.offset_per_token = offset_N / likelihood.segment_ends[-1] if options.offsets else None
-        self.orders = choose_orders(options.orders, options.order_seed, likelihood, model.name)
-        check_rule(options.combine)
+        self.orders = choose_orders(options.orders, options.order_seed, likelihood, model.name, bound=options.bound)
+        check_rule(options.combine, bound=self.orders.bound)
         self.tuned = self._tuned_plan()
         self.score = score_function(options.score)
         if self.score.needs_unconditional and likelihood.unconditional is None:
@@ -304,7 +309,7 @@ class Classifier:
             candidate_labels=records.CandidateLabels(self.model.classes, self.candidates, targets),
             precision=self.model.precision,
             device=self.model.device,
-            load=partial(_load_likelihood, self.model.loader()),
+            load=partial(_load_likelihood, self.model.loader(), self.estimator),
             protocol=run_protocol(
                 self.model,
                 cache,
@@ -315,6 +320,7 @@ class Classifier:
                 offsets=self.options.offsets,
                 deterministic=self.options.deterministic,
             )
+            | self.estimator.protocol(self.model.likelihood, self.orders, request.plan.orders, request.combine)
             | {
                 "counts_as": targets.counts_as[self.candidates].tolist(),
                 "save_json": save_json,
@@ -334,16 +340,24 @@ class Classifier:
         The score is left out: both score functions differ by a constant of the image, so they rank classes alike.
         """
         model = self.model
-        return {
-            "model": model.sha256,
-            "tokenizer": model.tokenizer.sha256,
-            "bank": None if model.bank is None else model.bank.protocol(),
-            "offsets": self.options.offsets if model.bank else None,
-            "precision": model.precision,
-            "segments": len(model.likelihood.segment_ends),
-            "candidates": self.candidates.tolist(),
-            "log_prior": self.log_prior.tolist() if self.log_prior.any() else None,
-        } | (self.orders.made_for() if model.likelihood.any_order else {})
+        return (
+            {
+                "model": model.sha256,
+                "tokenizer": model.tokenizer.sha256,
+                "bank": None if model.bank is None else model.bank.protocol(),
+                "offsets": self.options.offsets if model.bank else None,
+                "precision": model.precision,
+                "segments": len(model.likelihood.segment_ends),
+                "candidates": self.candidates.tolist(),
+                "log_prior": self.log_prior.tolist() if self.log_prior.any() else None,
+            }
+            | (self.orders.made_for() if model.likelihood.any_order else {})
+            | self._estimator_made_for()
+        )
+
+    def _estimator_made_for(self) -> dict[str, Any]:
+        steps = self.model.likelihood.steps
+        return {} if steps is None else {"steps": steps, "unsmooth": self.options.unsmooth}
 
     @staticmethod
     def tokens_made_for(cache: TokenCache, samples: int) -> dict[str, Any]:
@@ -364,8 +378,9 @@ class Classifier:
         return earlier or auto_tokens(likelihood, plan, device, fixed=self.options.deterministic, memory=self.memory)
 
 
-def _load_likelihood(load: Callable[[str], LoadedModel], device: str) -> LikelihoodModel:
-    return load(device).likelihood
+def _load_likelihood(load: Callable[[str], LoadedModel], estimator: Estimator, device: str) -> LikelihoodModel:
+    model = load(device)
+    return estimator.applied(model.likelihood, model.name)
 
 
 def load_classifier(model: ModelSpec | str = "digits", options: Options | None = None) -> Classifier:

@@ -164,6 +164,8 @@ GENERATORS: Registry[GeneratorFamily] = Registry(
         "llamagen": "avarc_cli.models.llamagen.family:FAMILY",
         "randar": "avarc_cli.models.randar.family:FAMILY",
         "rar": "avarc_cli.models.rar.family:FAMILY",
+        "maskgit": "avarc_cli.models.maskgit.family:UVIT",
+        "maskgit-bert": "avarc_cli.models.maskgit.family:BERT",
     },
 )
 TOKENIZERS: Registry[TokenizerFamily] = Registry(
@@ -173,6 +175,7 @@ TOKENIZERS: Registry[TokenizerFamily] = Registry(
         "vqvae": "avarc_cli.tokenizers.vqvae.family:FAMILY",
         "llamagen-vq": "avarc_cli.tokenizers.llamagen_vq.family:FAMILY",
         "maskgit-vqgan": "avarc_cli.tokenizers.maskgit_vqgan.family:FAMILY",
+        "titok": "avarc_cli.tokenizers.titok.family:FAMILY",
     },
 )
 SHAPES = {
@@ -180,5 +183,6 @@ SHAPES = {
     "llamagen": "avarc_cli.models.llamagen.shapes:parse",
     "randar": "avarc_cli.models.randar.shapes:parse",
     "rar": "avarc_cli.models.rar.shapes:parse",
+    "maskgit": "avarc_cli.models.maskgit.shapes:parse",
 }
 """Family -> what reads its shapes, a module without torch."""

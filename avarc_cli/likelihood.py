@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from avarc_cli.errors import UsageError
 from avarc_cli.layout import TokenLayout
 
 
@@ -46,6 +47,8 @@ class LikelihoodModel(ABC):
     """Whether oneDNN multiplies float32 matrices on CPUs where it is faster than the library that PyTorch uses."""
     default_guidance: float = 1.5
     """Strength of guidance with which `sample` is meant to be used."""
+    steps: int | None = None
+    """Passes that an order is cut into, each a segment, for a model of hidden tokens; None where segments are fixed."""
 
     @abstractmethod
     def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None) -> Any:
@@ -54,7 +57,8 @@ class LikelihoodModel(ABC):
         Args:
             tokens_BL: at their own positions, whatever the order.
             order_BL: of each sequence, int64: element j is the position that is scored j-th. None for the order of the
-                positions, the only one of a model without `any_order`.
+                positions, the only one of a model without `any_order`. To a model of hidden tokens in one pass, ~p
+                says that the token at p is given: it counts 0, and the sum over the others is scaled to all tokens.
         """
 
     @abstractmethod
@@ -137,6 +141,19 @@ class LikelihoodModel(ABC):
         """Memory of the weights and tables that scoring always needs."""
         return 0
 
+    def evaluated(self, tokens: int) -> int:
+        """Positions of one pair that a pass evaluates at once to score this many tokens after those it has scored."""
+        return tokens
+
+    def with_steps(self, steps: int, *, unsmooth: float = 0.0) -> LikelihoodModel:
+        """The same model with orders cut into this many passes.
+
+        Args:
+            unsmooth: label smoothing of the training that is undone, in [0, 1).
+        Raises: UsageError where segments are fixed, or for more passes than tokens.
+        """
+        raise UsageError("--steps cuts an order into passes", "this model scores its tokens in fixed segments")
+
     def adapter(self, class_id_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The adapter that each class is scored with, (N,); pairs of different adapters never share a batch."""
         return np.zeros_like(class_id_N)
@@ -163,6 +180,16 @@ class TrainableModel(LikelihoodModel):
         Args:
             order_BL: as for `begin`. The result is in the order of scoring.
         """
+
+    def training_loss(self, tokens_BL: Tensor, class_id_B: Tensor, done: float, generator: torch.Generator) -> Tensor:
+        """What a step of training minimizes, in nats a token, with gradients: the mean of -log p(token | before).
+
+        Args:
+            done, generator: as for `training_order`.
+        """
+        order_BL = self.training_order(len(tokens_BL), done, generator)
+        order_BL = None if order_BL is None else order_BL.to(tokens_BL.device)
+        return -self.token_log_prob(tokens_BL, class_id_B, order_BL).mean()
 
     def training_order(self, count: int, done: float, generator: torch.Generator) -> Tensor | None:
         """The orders in which a batch of `count` sequences is trained, (count, L) int64; None for the only one.
@@ -234,6 +261,14 @@ class TokenizerNetwork(nn.Module, ABC):
     @abstractmethod
     def checkpoint_metadata(self) -> dict[str, str]:
         """What a checkpoint must state beside the tensors."""
+
+    def footprints(self, tokens_L: Tensor) -> Tensor | None:
+        """Where each token shows in the decoded image, (L, rows, columns) float32, each summing to 1.
+
+        None for tokens that lie on grids. Otherwise it is the change of the decoded pixels, in absolute value and
+        summed over cells, when the token's code is replaced by the mean of all codes.
+        """
+        return None
 
     def speed_up(self) -> None:
         """Prepare for fast inference on a CPU, after which gradients are no longer available; by default nothing."""

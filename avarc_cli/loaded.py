@@ -96,6 +96,11 @@ class LoadedTokenizer:
         with tf32(False):
             return self.network.reconstruct(tokens_BL.to(self.device)).contiguous()
 
+    def footprints(self, tokens_L: Tensor) -> Tensor | None:
+        """As `TokenizerNetwork.footprints`."""
+        with tf32(False):
+            return self.network.footprints(tokens_L.to(self.device))
+
     def loader(self) -> Callable[[str], LoadedTokenizer]:
         return partial(_load_tokenizer, self.load, self.precision, self.sha256)
 

@@ -37,6 +37,15 @@ class Options:
     order_seed: int = 0
     """Of random orders."""
 
+    steps: int | None = None
+    """Passes that an order is cut into, of a model of hidden tokens. None for the model's default."""
+
+    bound: int | None = None
+    """Draws of the order-agnostic bound of a model of hidden tokens, in place of orders (`scoring.estimator`)."""
+
+    unsmooth: float = 0.0
+    """Label smoothing that a model of hidden tokens was trained with, to be undone, in [0, 1)."""
+
     combine: str = "mean"
     """How the scores of several orders become one: mean, posterior or log-mean-exp (`scoring.combining`)."""
 

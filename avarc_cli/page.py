@@ -59,18 +59,18 @@ def text(value: object) -> str:
     return html.escape(to_line(str(value)))
 
 
-def picture(pixels_HW3: np.ndarray, alt: str, *, side: int, extra: str = "") -> str:
-    """An image element with inline PNG data, square.
+def picture(pixels_HW3: np.ndarray, alt: str, *, side: int, height: int | None = None, extra: str = "") -> str:
+    """An image element with inline PNG data, square unless it has a height.
 
     Args:
-        side: in CSS pixels. extra: further attributes, trusted.
+        side, height: in CSS pixels. extra: further attributes, trusted.
     """
     buffer = io.BytesIO()
     Image.fromarray(pixels_HW3).save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     crisp = "image-rendering:pixelated" if len(pixels_HW3) < side else ""
     return (
-        f'<img src="data:image/png;base64,{data}" alt="{text(alt)}" width="{side}" height="{side}" '
+        f'<img src="data:image/png;base64,{data}" alt="{text(alt)}" width="{side}" height="{height or side}" '
         f'style="{crisp}" {extra}>'
     )
 

@@ -95,6 +95,12 @@ def check_width(width: int, what: str) -> None:
         raise UsageError(f"{what} of width {width}", "it is a multiple of 64")
 
 
+def check_patch(image_size: int, patch: int) -> None:
+    """Raises: UsageError unless patches of this side fill an image."""
+    if image_size % patch:
+        raise UsageError(f"patches of {patch} pixels do not fill images of {image_size}", fix="choose a divisor")
+
+
 def check_heads(width: int, heads: int | None, what: str) -> None:
     """Raises: UsageError unless `what`, a generator to train with rotary embeddings, can have this many heads.
 

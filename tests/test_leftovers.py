@@ -36,7 +36,7 @@ def test_a_run_folder(tmp_path):
     leave(run / "tokens.h5")  # which another process may be writing
     classify(make_run(SmallModel(10**6)), RunFolder(run))
     left = sorted(path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
-    own = ["metrics.json", "predictions.jsonl", "run.json"]
+    own = ["metrics.json", "predictions.csv", "predictions.jsonl", "run.json"]
     assert left == [*own, *sorted(f"tokens.h5{suffix}" for suffix in SUFFIXES)]
 
 

@@ -156,12 +156,18 @@ class CandidateOptions:
     batch_size: opt.BatchSizeOpt = "auto"
     orders: opt.OrdersOpt = None
     order_seed: opt.OrderSeedOpt = 0
+    steps: opt.StepsOpt = None
+    bound: opt.BoundOpt = None
+    unsmooth: opt.UnsmoothOpt = 0.0
 
     def __post_init__(self) -> None:
         """Raises: UsageError."""
-        from avarc_cli.scoring.orders import check_orders
+        from avarc_cli.scoring.estimator import Estimator
+        from avarc_cli.scoring.orders import check_bound, check_orders
 
         parse_batch_size(self.batch_size)
+        Estimator(self.steps, self.bound, self.unsmooth)
+        check_bound(self.bound, self.orders)
         if self.orders is not None:
             check_orders(self.orders)
 
@@ -183,6 +189,9 @@ class CandidateOptions:
             batch_size=self.batch_size,
             orders=self.orders,
             order_seed=self.order_seed,
+            steps=self.steps,
+            bound=self.bound,
+            unsmooth=self.unsmooth,
             dataset=dataset,
         )
 

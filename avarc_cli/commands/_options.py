@@ -131,6 +131,18 @@ OrdersOpt = Annotated[
         help="Of models that score tokens in any order: raster, a number of random orders, or FILE.npy (K, L).",
     ),
 ]
+StepsOpt = Annotated[
+    int | None,
+    scoring_option("--steps", help="Of models of hidden tokens: cut an order into N passes; exact for N passes."),
+]
+BoundOpt = Annotated[
+    int | None,
+    scoring_option("--bound", help="Of models of hidden tokens: N draws of a lower bound that needs no order."),
+]
+UnsmoothOpt = Annotated[
+    float,
+    scoring_option("--unsmooth", help="Undo the label smoothing that such a model was trained with, as 0.1."),
+]
 OrderSeedOpt = Annotated[int, scoring_option("--order-seed", min=0, max=2**63 - 1, help="Seed of random orders.")]
 
 PreprocessOpt = Annotated[

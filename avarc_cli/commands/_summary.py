@@ -66,6 +66,8 @@ def announce(classifier: Classifier, run: Run) -> None:
     console.note(f"{images} x {classes}, {where}: {cost}")
     if run.model.any_order:
         console.note(f"tokens are scored in {run.orders.describe(run.request.plan.orders, run.request.combine)}")
+    if run.model.steps is not None:
+        console.note(f"log p(x | class) is {run.protocol['likelihood']}")
     limit = run.request.max_cached_tokens
     if limit is not None and run.request.cached_tokens(run.model) > limit:
         console.warn("--memory is too small for the KV cache of an image's candidates: some tokens are scored again")
@@ -121,6 +123,8 @@ def numbers(metrics: dict[str, Any]) -> dict[str, str]:
         shown["not counted"] = f"{counted(metrics['label_not_a_candidate'], 'image')} of a class that is no candidate"
     if "orders" in metrics:
         shown["orders"] = f"{metrics['orders']}, combined by {metrics['combine']}"
+    if "likelihood" in metrics:
+        shown["log p(x | class)"] = metrics["likelihood"]
     shown["likelihood"] = f"{metrics['bits_per_token']:.3f} bits per token"
     seconds = metrics["seconds_per_image"]
     shown["speed"] = f"{1 / seconds:.1f} images/s" if seconds and seconds < 1 else f"{seconds or 0:.1f} s per image"

@@ -14,7 +14,14 @@ from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands._groups import Command, with_option_groups
-from avarc_cli.settings import check_contrast, check_heads, check_levels, check_tokenizer_shape, check_width
+from avarc_cli.settings import (
+    check_contrast,
+    check_heads,
+    check_levels,
+    check_patch,
+    check_tokenizer_shape,
+    check_width,
+)
 
 app = typer.Typer(
     help="Train a tokenizer or a generator on an image folder.\n\nExample: avarc train tokenizer photos/ --out vq.st",
@@ -144,6 +151,45 @@ def maskgit_vq(
 
 @app.command(cls=Command)
 @with_option_groups
+def titok(
+    data: opt.DataArg,
+    *,
+    out: common.OutOpt,
+    image_size: ImageSizeOpt = 64,
+    patch: Annotated[int, opt.model_option("--patch", min=1, help="Side of a patch in pixels.")] = 8,
+    tokens: Annotated[int, opt.model_option("--tokens", min=1, help="Tokens of an image.")] = 32,
+    vocab: VocabularyOpt = 512,
+    channels: CodeChannelsOpt = 12,
+    width: Annotated[int, opt.model_option("--width", min=64, help="Channels, a multiple of 64.")] = 256,
+    depth: DepthOpt = 6,
+    device: opt.DeviceOpt = "auto",
+    overwrite: opt.OverwriteOpt = False,
+    as_json: opt.JsonOpt = False,
+    training: common.RecipeOptions,
+) -> None:
+    """Train a single-stage TiTok, whose tokens describe the image as a whole, for a MaskGIT.
+
+    Without the perceptual and adversarial losses.
+
+    Example: avarc train titok photos/ --image-size 64 --out titok.safetensors
+    """
+    check_width(width, "a TiTok")
+    check_patch(image_size, patch)
+    shape = {
+        "patch": patch,
+        "num_tokens": tokens,
+        "vocab_size": vocab,
+        "code_channels": channels,
+        "width": width,
+        "depth": depth,
+    }
+    common.train_tokenizer(
+        data, out, shape, training, family="titok", image_size=image_size, device=device, overwrite=overwrite
+    )
+
+
+@app.command(cls=Command)
+@with_option_groups
 def var(
     data: opt.DataArg,
     *,
@@ -235,6 +281,29 @@ def rar(
     """
     common.train_generator(
         data, out, vars(shape), training, reads, family="rar", class_dropout=class_dropout, overwrite=overwrite
+    )
+
+
+@app.command(cls=Command)
+@with_option_groups
+def maskgit(
+    data: opt.DataArg,
+    *,
+    out: common.OutOpt,
+    reads: common.TokenizerOptions,
+    shape: common.TransformerOptions,
+    overwrite: opt.OverwriteOpt = False,
+    as_json: opt.JsonOpt = False,
+    training: common.RecipeOptions,
+    class_dropout: common.DropoutOpt = 0.1,
+) -> None:
+    """Train a MaskGIT, which predicts hidden tokens from visible ones, as a UViT.
+
+    Example: avarc train maskgit photos/ --tokenizer titok.safetensors --out maskgit.safetensors
+    """
+    check_heads(shape.width, shape.heads, "a MaskGIT")
+    common.train_generator(
+        data, out, vars(shape), training, reads, family="maskgit", class_dropout=class_dropout, overwrite=overwrite
     )
 
 

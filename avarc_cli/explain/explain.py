@@ -24,7 +24,6 @@ from avarc_cli.data.views import SINGLE_VIEW, Views
 from avarc_cli.errors import CacheError
 from avarc_cli.explain.comparison import Comparison, classes_to_score, parse_comparison
 from avarc_cli.explain.explanation import Explanation
-from avarc_cli.explain.maps import require_grids
 from avarc_cli.explain.options import DEFAULTS, ExplainOptions
 from avarc_cli.explain.pixels import PixelLoader, pixels_of_cache, pixels_of_images
 from avarc_cli.explain.predictions import ImagePrediction, of_result, parse_rows, select
@@ -70,11 +69,10 @@ def explain_images(
         preprocess, views, workers: for images that are not encoded yet (`Classifier.encode`).
         progress: opens the bars "encoding", "classifying" and "explaining".
         say: called with messages about batches that had to shrink.
-    Raises: UsageError for options that do not fit the model or the images, and for models whose tokens have no
-        position in the image; CacheError for a cache of another tokenizer; AvarcError as `results.run.classify`.
+    Raises: UsageError for options that do not fit the model or the images; CacheError for a cache of another tokenizer;
+        AvarcError as `results.run.classify`.
     """
     model = classifier.model
-    require_grids(model.tokenizer.layout)
     comparison = parse_comparison(options.target, options.contrast, model.classes)
     explanations: list[Explanation] = []
     with _opened(classifier, data, preprocess, views, workers, progress) as opened:
@@ -164,10 +162,9 @@ def explain_predictions(
 
     Args:
         cache: holds the rows of the predictions. pixels: what to show as the input.
-    Raises: UsageError when the comparison cannot be made for an image, or the tokens have no position in it.
+    Raises: UsageError when the comparison cannot be made for an image.
     """
     likelihood, layout = model.likelihood, cache.header.layout
-    require_grids(layout)
     unconditional = [] if likelihood.unconditional is None else [likelihood.unconditional]
     for prediction in predictions:
         target, contrast = comparison.of(prediction)
@@ -177,6 +174,7 @@ def explain_predictions(
         scored = [*ids, *unconditional]
         log_prob_KOL = order_log_probs(likelihood, tokens_1L, scored, how.tokens_per_batch, order_1OL)[0]
         picture, decoded = pixels(prediction.row)
+        footprints = None if layout.grids else model.tokenizer.footprints(tokens_1L[0])
         yield describe(
             prediction,
             model.classes,
@@ -186,6 +184,7 @@ def explain_predictions(
             target=target,
             contrast=contrast,
             layout=layout,
+            footprints=None if footprints is None else footprints.cpu().numpy(),
             pixels=picture,
             decoded=decoded,
         )
@@ -203,6 +202,7 @@ def describe(
     layout: TokenLayout,
     pixels: np.ndarray | None,
     decoded: bool = False,
+    footprints: np.ndarray | None = None,
 ) -> Explanation:
     """Put an explanation together from the log-probabilities of the classes `ids`, target and contrast among them."""
     posterior = dict(zip(prediction.class_ids, prediction.posterior, strict=True))
@@ -220,6 +220,7 @@ def describe(
         contrast=None if contrast is None else ids.index(contrast),
         label=ids.index(prediction.label) if prediction.label in ids else None,
         label_name=prediction.label_name,
+        footprints=footprints,
         pixels=pixels,
         decoded=decoded,
         negative_log_likelihood=prediction.negative_log_likelihood,

@@ -65,6 +65,9 @@ class Explanation:
     log_prob_orders: np.ndarray | None = None
     """(N, O, L) float32: the same in each order; None where there is one."""
 
+    footprints: np.ndarray | None = None
+    """(L, R, C) float32: where each token shows in the decoded image; None where tokens lie on grids."""
+
     pixels: np.ndarray | None = None
     """(H, H, 3) uint8 to show as the input; None when neither the file nor the tokens can be shown."""
 
@@ -123,9 +126,10 @@ class Explanation:
         return Panel(
             title=f"{self.names[a]} vs {'unconditional' if b is None else self.names[b]}",
             formula=f"log p(x|{cut(self.names[a], 16)}) − log p(x{given})",
-            cells=combine(values, self.layout, weighting),
+            cells=combine(values, self.layout, weighting, self.footprints),
             grids=tuple(split_grids(values, self.layout)),
             log_likelihood_ratio=float(values.sum()),
+            by_footprint=self.footprints is not None,
         )
 
     def cumulative_log_odds(self) -> list[Line]:
@@ -185,7 +189,10 @@ class Panel:
     """(R, C) combined map in nats per cell."""
 
     grids: tuple[Float, ...]
-    """Each grid's own map, in nats per token."""
+    """Each grid's own map, in nats per token; one row (1, L) for tokens without a position."""
+
+    by_footprint: bool = False
+    """Whether the combined map is an attribution through the decoder (`TokenizerNetwork.footprints`)."""
 
     log_likelihood_ratio: float
     """Difference of the two log-likelihoods, over all tokens."""

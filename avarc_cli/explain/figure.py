@@ -62,7 +62,10 @@ def _draw_block(block: Any, e: Explanation, weighting: Weighting) -> None:
     block.text(0.025, 0.95, shorten(e.path, 90), fontsize=12, fontweight="bold", va="center")
     block.text(0.025, 0.905, shorten(headline(e), 130), fontsize=10, color=MUTED, va="center")
     _draw_maps(block, e, panels)
-    if len(panels[-1].grids) > 1:  # a single grid is the map itself
+    if panels[-1].by_footprint:
+        _draw_tokens(block, panels[-1])
+        _draw_chart(block, e, 0.7, 0.185)
+    elif len(panels[-1].grids) > 1:  # a single grid is the map itself
         _draw_strip(block, panels[-1])
         _draw_chart(block, e, 0.7, 0.185)
     else:
@@ -84,7 +87,8 @@ def _draw_maps(block: Any, e: Explanation, panels: Sequence[Panel]) -> None:
         axes = block.add_axes((left + i * step, bottom, size, height))
         shown = _show(axes, panel.cells, limit)
         _outline(axes, e.pixels, panel.cells.shape)
-        _caption(axes, panel.title, f"sum {signed(panel.map_sum)} nats")
+        through = ", attributed through the decoder" if panel.by_footprint else ""
+        _caption(axes, panel.title, f"sum {signed(panel.map_sum)} nats{through}")
     bar = block.add_axes((left + len(panels) * step + size + 0.012, bottom, 0.011, height))
     colors = block.figure.colorbar(shown, cax=bar)
     colors.set_label("nats per cell", fontsize=8)
@@ -112,6 +116,21 @@ def _draw_strip(block: Any, panel: Panel) -> None:
         axes.text(0.5, -0.06, text, ha="center", va="top", fontsize=8, transform=axes.transAxes, linespacing=1.35)
     note = f"colors from −{limit:.2g} to +{limit:.2g} nats per token; under each scale the sum of its tokens, in nats"
     block.text(left, 0.025, note, fontsize=8, color=MUTED, va="bottom")
+
+
+def _draw_tokens(block: Any, panel: Panel) -> None:
+    """The tokens as one row."""
+    limit, values = limit_of(panel.grids), panel.grids[0]
+    title = f"{shorten(panel.title, 60)}, token by token"
+    block.text(0.025, 0.34, title, fontsize=9.5, fontweight="bold", va="center")
+    axes = block.add_axes((0.025, 0.16, 0.6, 0.12))
+    _show(axes, values, limit)
+    every = -(-values.shape[1] // MAX_TICKS)
+    axes.set_xticks(range(0, values.shape[1], every), range(1, values.shape[1] + 1, every), fontsize=7.5)
+    note = f"colors from −{limit:.2g} to +{limit:.2g} nats per token; their sum is {signed(float(values.sum()))} nats"
+    block.text(0.025, 0.06, note, fontsize=8, color=MUTED, va="bottom")
+    note = "map: each token's nats, where the decoded image changes when its code is replaced by the mean code"
+    block.text(0.025, 0.025, note, fontsize=8, color=MUTED, va="bottom")
 
 
 def _draw_chart(block: Any, e: Explanation, left: float, width: float) -> None:

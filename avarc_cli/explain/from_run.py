@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from avarc_cli.explain.pixels import pixels_of_cache, source_pixels
 from avarc_cli.explain.predictions import ImagePrediction
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.results.read_run import SavedRun
+from avarc_cli.scoring.estimator import recorded_estimator
 from avarc_cli.scoring.orders import recorded_orders
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.tokens.verify import read_verified
@@ -111,6 +113,7 @@ def from_tokens(
     if others := [p.path for p in predictions if p.path != cache.paths[p.row]]:
         raise UsageError(f"'{cache.path}' is not the cache of the run", f"its rows are not those of '{others[0]}'", fix)
     pixels = pixels_of_cache(cache, model.tokenizer, within)
+    model = replace(model, likelihood=recorded_estimator(run.protocol).applied(model.likelihood, model.name))
     yield from explain_predictions(model, cache, predictions, comparison, pixels, how)
 
 

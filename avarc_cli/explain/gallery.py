@@ -140,6 +140,8 @@ def _legend(limit: float) -> str:
 
 def _strip(panel: Panel) -> str:
     """The grids one by one, unless there is only one, which the map has shown already."""
+    if panel.by_footprint:
+        return _tokens(panel)
     if len(panel.grids) == 1:
         return ""
     limit = limit_of(panel.grids)
@@ -154,6 +156,21 @@ def _strip(panel: Panel) -> str:
     return (
         f'<div><h4>{page.text(panel.title)}, scale by scale</h4><div class="row strip">{shown}</div>'
         f'<p class="muted" style="font-size:.8rem">{note}</p></div>'
+    )
+
+
+def _tokens(panel: Panel) -> str:
+    """The tokens as one row, and what the map above does with them."""
+    limit, values = limit_of(panel.grids), panel.grids[0]
+    total = signed(float(values.sum()))
+    alt = f"{values.shape[1]} tokens in one row: sum {total} nats"
+    extra = _values(values, "in this token")
+    picture = page.picture(paint(values, limit), alt, side=2 * MAP, height=40, extra=extra)
+    return (
+        f"<div><h4>{page.text(panel.title)}, token by token</h4>{picture}"
+        f'<p class="muted" style="font-size:.8rem">colors end at {limit:.2g} nats per token; the sum is {total}. '
+        "The maps are attributions through the decoder: each token's nats are placed where the decoded image changes "
+        "when its code is replaced by the mean code.</p></div>"
     )
 
 

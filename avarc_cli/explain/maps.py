@@ -1,5 +1,7 @@
 """From one number per token to maps: a token of a grid of r x c tokens covers 1/(r c) of the image.
 
+A token without a position is spread over the image by its footprint (`TokenizerNetwork.footprints`).
+
 A token's number is a log-likelihood ratio in nats: log p(x_t | before, y) - log p(x_t | before), the token-wise mutual
 information, or the same against another class. Shapes: L tokens; K grids of r_k x c_k tokens, coarse to fine; the
 finest is R x C = r_K x c_K. Source: A-VARC, arXiv:2510.12060.
@@ -47,10 +49,12 @@ class Weighting:
     def of_grids(self, layout: TokenLayout) -> Float:
         """The factor of each grid's upsampled map, (K,) float64; 0 for grids that take no part.
 
-        Raises: UsageError when the layout has no such scales, or no grid at all.
+        Raises: UsageError when the layout has no such scales.
         """
-        require_grids(layout)
         count = len(layout.grids)
+        if not count:
+            self._check_without_grids(layout)
+            return np.ones(0)
         first, last = self.scales or (1, count)
         if not 1 <= first <= last <= count:
             raise UsageError(
@@ -62,6 +66,15 @@ class Weighting:
         weights: Float = fraction[:, 0] * fraction[:, 1] if self.weights == "paper" else np.ones(count)
         weights[: first - 1] = weights[last:] = 0
         return weights
+
+    def _check_without_grids(self, layout: TokenLayout) -> None:
+        if self.scales is not None or self.weights != "paper":
+            option = "--scales" if self.scales is not None else "--weighting"
+            raise UsageError(
+                f"{option} is about tokens on grids",
+                f"the model's {layout.num_tokens} tokens have no position in the image",
+                f"leave out {option}",
+            )
 
 
 def require_grids(layout: TokenLayout) -> None:
@@ -92,21 +105,33 @@ def parse_scales(text: str | None) -> tuple[int, int] | None:
 
 
 def split_grids(values_L: npt.NDArray[np.floating], layout: TokenLayout) -> list[Float]:
-    """One (r_k, c_k) map per grid, coarse to fine."""
+    """One (r_k, c_k) map per grid, coarse to fine; without grids, one row of all tokens, (1, L)."""
+    if not layout.grids:
+        return [np.asarray(values_L, dtype=np.float64)[None]]
     parts = np.split(np.asarray(values_L, dtype=np.float64), layout.grid_ends[:-1])
     return [part.reshape(grid) for part, grid in zip(parts, layout.grids, strict=True)]
 
 
-def combine(values_L: npt.NDArray[np.floating], layout: TokenLayout, weighting: Weighting) -> Float:
-    """One map (R, C) of all grids, in nats per cell.
+def combine(
+    values_L: npt.NDArray[np.floating],
+    layout: TokenLayout,
+    weighting: Weighting,
+    footprint_LRC: npt.NDArray[np.floating] | None = None,
+) -> Float:
+    """One map (R, C) of all tokens, in nats per cell.
 
     With upsampling by area its sum is, for the paper's weights, the sum of the values of the chosen grids, which for
     all grids is the difference of the two log-likelihoods; for uniform weights, that sum with grid k times
-    R C / (r_k c_k).
+    R C / (r_k c_k). Without grids, each token's value is spread by its footprint, and the sum stays.
 
     Raises: UsageError as `Weighting.of_grids`.
     """
-    weight_K, (rows, columns) = weighting.of_grids(layout), layout.grids[-1]
+    weight_K = weighting.of_grids(layout)
+    if footprint_LRC is not None:
+        spread: Float = np.einsum("l,lrc->rc", values_L.astype(np.float64), footprint_LRC.astype(np.float64))
+        return spread
+    require_grids(layout)
+    rows, columns = layout.grids[-1]
     combined = np.zeros((rows, columns))
     for weight, grid in zip(weight_K, split_grids(values_L, layout), strict=True):
         if weight:
@@ -142,8 +167,10 @@ class Steps:
 
 
 def step_sums(values_L: npt.NDArray[np.floating], layout: TokenLayout) -> Steps:
-    """The sums over each step's tokens. Raises: UsageError when the tokens have no grid."""
-    require_grids(layout)
+    """The sums over each step's tokens; without grids, each token is a step."""
+    if not layout.grids:
+        labels = tuple(str(position + 1) for position in range(layout.num_tokens))
+        return Steps(labels, "token, without a position in the image", np.asarray(values_L, dtype=np.float64))
     grids = split_grids(values_L, layout)
     if len(grids) > 1:
         sums = np.array([grid.sum() for grid in grids])

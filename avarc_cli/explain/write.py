@@ -80,26 +80,36 @@ def _arrays(explanations: Sequence[Explanation], weighting: Weighting) -> dict[s
         return np.array([UNKNOWN if p is None else e.class_ids[p] for e, p in pairs], dtype=np.int64)
 
     def maps(a_nL: np.ndarray, b_nL: np.ndarray) -> np.ndarray:
-        pairs = zip(a_nL.astype(np.float64), b_nL, strict=True)
-        return np.stack([combine(a_L - b_L, layout, weighting) for a_L, b_L in pairs])
+        each = zip(a_nL.astype(np.float64), b_nL, explanations, strict=True)
+        return np.stack([combine(a_L - b_L, layout, weighting, e.footprints) for a_L, b_L, e in each])
 
-    return {
-        "row": np.array([e.row for e in explanations], dtype=np.int64),
-        "path": np.array([to_text(e.path) for e in explanations]),
-        "patch_nums": np.array(layout.sides if square else layout.grids, dtype=np.int64),
-        "scale_weight": weighting.of_grids(layout),
-        "subject": ids([e.target for e in explanations]),
-        "subject_name": np.array([to_text(e.names[e.target]) for e in explanations]),
-        "rival": ids([e.contrast for e in explanations]),
-        "rival_name": np.array(["" if e.contrast is None else to_text(e.names[e.contrast]) for e in explanations]),
-        "label": ids([e.label for e in explanations]),
-        "log_prob_subject": target,
-        "log_prob_rival": contrast,
-        "log_prob_unconditional": p_x,
-        "map_subject": maps(target, p_x),
-        "map_rival": maps(contrast, p_x),
-        "map_contrast": maps(target, contrast),
-    } | _standard_errors(explanations)
+    return (
+        {
+            "row": np.array([e.row for e in explanations], dtype=np.int64),
+            "path": np.array([to_text(e.path) for e in explanations]),
+            "patch_nums": np.array(layout.sides if square else layout.grids, dtype=np.int64),
+            "scale_weight": weighting.of_grids(layout),
+            "subject": ids([e.target for e in explanations]),
+            "subject_name": np.array([to_text(e.names[e.target]) for e in explanations]),
+            "rival": ids([e.contrast for e in explanations]),
+            "rival_name": np.array(["" if e.contrast is None else to_text(e.names[e.contrast]) for e in explanations]),
+            "label": ids([e.label for e in explanations]),
+            "log_prob_subject": target,
+            "log_prob_rival": contrast,
+            "log_prob_unconditional": p_x,
+            "map_subject": maps(target, p_x),
+            "map_rival": maps(contrast, p_x),
+            "map_contrast": maps(target, contrast),
+        }
+        | _standard_errors(explanations)
+        | _footprints(explanations)
+    )
+
+
+def _footprints(explanations: Sequence[Explanation]) -> dict[str, np.ndarray]:
+    """Of every token, (n, L, R, C), where tokens have no position."""
+    found = [e.footprints for e in explanations if e.footprints is not None]
+    return {"footprint": np.stack(found)} if found else {}
 
 
 def _standard_errors(explanations: Sequence[Explanation]) -> dict[str, np.ndarray]:

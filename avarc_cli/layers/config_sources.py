@@ -20,11 +20,14 @@ class ConfigSources:
     """What `find` has returned so far, by name."""
 
     def find(self, *names: str) -> tuple[Any, str] | None:
-        """The value of the first of these names that a place states, and that place; None where none does."""
+        """The value of the first of these names that a place states, and that place; None where none does.
+
+        A name with dots is that of a value in an object inside another.
+        """
         for where, values in self.sources:
             for name in names:
-                if values.get(name) is not None:
-                    self.used[name] = values[name], where
+                if (value := _look_up(values, name)) is not None:
+                    self.used[name] = value, where
                     return self.used[name]
         return None
 
@@ -56,6 +59,14 @@ class ConfigSources:
         except (KeyError, TypeError, ValueError):
             pass
         raise _unreadable([*names, "layout"][0], *found)
+
+
+def _look_up(values: Mapping[str, Any], name: str) -> Any:
+    """The value of this name, None where there is none. "${...}" in published files stands for another entry."""
+    value: Any = values
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return None if isinstance(value, str) and value.startswith("${") else value
 
 
 def square_sides(layout: TokenLayout, source: str, title: str) -> tuple[int, ...]:

@@ -147,12 +147,15 @@ def detail(image: RunImage, scores: ImageScores, labels: CandidateLabels, protoc
     return to_json(data).encode()
 
 
-def likelihood(image: RunImage, scores: ImageScores, labels: CandidateLabels) -> bytes:
+def likelihood(image: RunImage, scores: ImageScores, labels: CandidateLabels, *, kind: str = "") -> bytes:
     """likelihood/{index}.npz: token log-probabilities, float32 (n, L), with their n candidates and the label.
 
     The candidates are those of the image's last stage, if it scored all tokens, and none otherwise: all candidates of a
     plan with one stage. With O orders, `log_likelihood` is the mean over them, and `log_likelihood_orders` (O, n, L)
     has each. Both are at the tokens' own positions.
+
+    Args:
+        kind: of a model of hidden tokens, what the numbers are (`scoring.estimator.describe`): the entry `likelihood`.
     """
     each_NOL, last = scores.token_log_prob, scores.stages[-1]
     assert each_NOL is not None, "the run was not asked for token log-probabilities"
@@ -160,6 +163,7 @@ def likelihood(image: RunImage, scores: ImageScores, labels: CandidateLabels) ->
     each_nOL = each_NOL[scored, : last.orders]
     several: dict[str, Any] = {"log_likelihood_orders": each_nOL.swapaxes(0, 1)} if last.orders > 1 else {}
     mean_nL = each_nOL.mean(1, dtype=np.float64).astype(np.float32) if last.orders > 1 else each_nOL[:, 0]
+    named: dict[str, Any] = {"likelihood": np.str_(kind)} if kind else {}
     buffer = io.BytesIO()
     np.savez(
         buffer,
@@ -169,6 +173,7 @@ def likelihood(image: RunImage, scores: ImageScores, labels: CandidateLabels) ->
         gt_label=np.int64(image.label),
         gt_labels=labels.candidates[labels.right(image.label)].astype(np.int64),
         sequence_length=np.int64(each_NOL.shape[-1]),
+        **named,
     )
     return buffer.getvalue()
 

@@ -96,6 +96,7 @@ def _head(run: SavedRun, metrics: Mapping[str, Any], name: str) -> str:
         f"model {text(protocol['model']['name'])}",
         f"plan {text(protocol['plan'])}",
         *([f"orders {text(protocol['orders'])}, {text(protocol['combine'])}"] if "combine" in protocol else []),
+        *([f"log p(x | class): {text(protocol['likelihood'])}"] if "likelihood" in protocol else []),
         f"{text(protocol.get('precision', '?'))} on {text(protocol.get('device_name', '?'))}",
     ]
     return f'<h1>{text(name)}</h1><p class="muted facts">{" · ".join(facts)}</p>'

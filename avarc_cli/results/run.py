@@ -169,6 +169,8 @@ def _about(run: Run) -> dict[str, Any]:
     about: dict[str, Any] = {"temperature": run.request.temperature}
     if run.model.any_order:
         about |= {"orders": run.request.plan.orders, "combine": run.request.combine}
+    if "likelihood" in run.protocol:
+        about["likelihood"] = run.protocol["likelihood"]
     return about
 
 

@@ -156,6 +156,7 @@ def _write_images(job: Run, folder: RunFolder, pairs: list[tuple[RunImage, Image
         if job.save_json:
             folder.write(f"json/{image.index}.json", records.detail(image, scores, job.candidate_labels, job.protocol))
         if job.save_likelihood:
-            folder.write(f"likelihood/{image.index}.npz", records.likelihood(image, scores, job.candidate_labels))
+            saved = records.likelihood(image, scores, job.candidate_labels, kind=job.protocol.get("likelihood", ""))
+            folder.write(f"likelihood/{image.index}.npz", saved)
         if job.save_segments:
             folder.write(records.SEGMENTS.format(image.index), records.segments(scores))

@@ -18,6 +18,7 @@ LONGEST = 2**63 - 1  # as an int64
 NUMBER, MAYBE = (int, float), (int, float, type(None))
 PROTOCOL = {"plan": str, "candidates": list, "tokens": dict, "model": dict}
 PROTOCOL_OPTIONAL = {"precision": str, "bank": (dict, type(None)), "stated": dict, "device_name": str, "options": dict}
+PROTOCOL_OPTIONAL |= {"likelihood": str, "unsmooth": NUMBER, "steps": (int, type(None))}
 PROTOCOL_OPTIONAL |= {"orders": str, "order_seed": (int, type(None)), "combine": str}
 TOKENS = {"source": str, "preprocess": str}
 TOKENS_OPTIONAL = {"dataset": str, "length": int, "sample": dict}

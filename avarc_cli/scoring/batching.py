@@ -63,10 +63,11 @@ def auto_tokens(
 
 def max_cached_tokens(model: LikelihoodModel, memory: int | None) -> int | None:
     """Tokens whose keys and values fit in the half of `memory` that batches do not use; None without a limit."""
-    if memory is None:
+    per_token = model.bytes_per_token(cached=True)
+    if memory is None or not per_token:  # a model of hidden tokens caches nothing
         return None
     resident = model.resident_bytes + PROCESS_BYTES
-    return max(0, (memory - resident) // 2) // model.bytes_per_token(cached=True)
+    return max(0, (memory - resident) // 2) // per_token
 
 
 @dataclass(frozen=True)

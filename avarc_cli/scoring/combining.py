@@ -16,10 +16,12 @@ from avarc_cli.scoring.scores import FloatN
 MEAN, POSTERIOR, LOG_MEAN_EXP = RULES = ("mean", "posterior", "log-mean-exp")
 
 
-def check_rule(rule: str) -> None:
-    """Raises: UsageError for an unknown rule."""
+def check_rule(rule: str, *, bound: bool = False) -> None:
+    """Raises: UsageError for an unknown rule, and for any but the mean where the orders are draws of a bound."""
     if rule not in RULES:
         raise UsageError(f"no rule '{rule}' to combine orders", f"there are {', '.join(RULES)}")
+    if bound and rule != MEAN:
+        raise UsageError(f"--combine {rule} does not go with --bound", "a bound is the mean of its draws")
 
 
 def check_prunes(rule: str, plan: Plan) -> None:

@@ -40,6 +40,7 @@ from torch import Tensor
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.cache_policy import Batch, CachePolicy, shared_segments
 from avarc_cli.scoring.log_prob_table import LogProbTable, Pairs, PendingTransfer
+from avarc_cli.scoring.orders import positions
 from avarc_cli.scoring.plan import Bool, Stage, Step
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import ImageScores, IntN
@@ -118,8 +119,9 @@ class _Scheduler:
         images, samples, _ = tokens_GSL.shape
         self.model, self.request, self.ends = model, request, (0, *model.segment_ends)
         self.inputs = _Inputs(model, tokens_GSL, request, order_GOL)
-        self.table = LogProbTable(request, model.segment_ends, images, samples, order_GOL)
-        self.shared_GOS = shared_segments(tokens_GSL, order_GOL, model.segment_ends) * request.reuse_prefix
+        position_GOL = None if order_GOL is None else positions(order_GOL)
+        self.table = LogProbTable(request, model.segment_ends, images, samples, position_GOL)
+        self.shared_GOS = shared_segments(tokens_GSL, position_GOL, model.segment_ends) * request.reuse_prefix
         self.policy = CachePolicy(model.segment_ends, self.shared_GOS, request.max_cached_tokens)
         self.pending: list[Batch] = []
         """Batches that the current stage has not reached."""
@@ -213,7 +215,7 @@ class _Scheduler:
 
     def _pairs_per_pass(self, tokens: int) -> int:
         """Pairs of this many tokens each that one forward pass takes."""
-        return min(MAX_PAIRS, max(1, self.request.tokens_per_batch // tokens))
+        return min(MAX_PAIRS, max(1, self.request.tokens_per_batch // self.model.evaluated(tokens)))
 
     def _extend(self, batch: Batch, step: Step) -> None:
         """Score the batch up to the stage's last segment, unless it has been."""

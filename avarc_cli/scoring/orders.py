@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from avarc_cli.likelihood import LikelihoodModel
 
 RASTER = "raster"
+BOUND = "bound"
 MAX_ORDERS = 4096
 """Random orders of an image; scores hardly change beyond a few dozen (docs/orders.md)."""
 
@@ -40,6 +41,8 @@ class Orders:
     """The same orders for every image, from a file; None for random ones."""
     text: str = ""
     """What `--orders` said."""
+    bound: bool = False
+    """Whether each order is a draw of the order-agnostic bound: some tokens are given, the others are scored."""
 
     @property
     def is_raster(self) -> bool:
@@ -50,10 +53,13 @@ class Orders:
         """The first `count` orders of these images, (G, O, L) int64: element j is scored j-th; None for raster.
 
         An order is a function of the seed, the image's row and its own number alone, so that it depends neither on the
-        other images nor on how many orders there are, and is the same for all candidates.
+        other images nor on how many orders there are, and is the same for all candidates. In a draw of the bound, ~p
+        (which is -1 - p) stands for a token at position p that is given.
         """
         if self.is_raster:
             return None
+        if self.bound:
+            return np.array([[random_mask(self.seed, int(row), k, length) for k in range(count)] for row in rows])
         if self.fixed_OL is not None:
             return np.broadcast_to(self.fixed_OL[:count], (len(rows), count, length))
         return np.array([[random_order(self.seed, int(row), k, length) for k in range(count)] for row in rows])
@@ -71,19 +77,21 @@ class Orders:
         """In words, for the first `count` of them."""
         if self.is_raster:
             return "raster order"
+        if self.bound:
+            return f"{counted(count, 'random mask')}, seed {self.seed}, for the order-agnostic bound"
         kind = "from a file" if self.fixed_OL is not None else f"at random, seed {self.seed}"
         return f"{counted(count, 'order')} {kind}, combined by {rule}"
 
     def made_for(self) -> dict[str, str]:
         """What the guarantee of a tuned plan depends on: random orders are as good as any others."""
         if self.fixed_OL is None:
-            return {"orders": RASTER if self.is_raster else "random"}
+            return {"orders": RASTER if self.is_raster else BOUND if self.bound else "random"}
         return {"orders": f"sha256 {hashlib.sha256(self.fixed_OL.astype('<i8').tobytes()).hexdigest()}"}
 
     def protocol(self, rule: str) -> dict[str, Any]:
         """What results depend on, for run.json; how many orders there are is part of the plan."""
         kind = self.made_for()["orders"]
-        return {"orders": kind, "order_seed": self.seed if kind == "random" else None, "combine": rule}
+        return {"orders": kind, "order_seed": self.seed if kind in ("random", BOUND) else None, "combine": rule}
 
 
 ONE_RASTER = Orders(1, text=RASTER)
@@ -94,6 +102,27 @@ def random_order(seed: int, index: int, number: int, length: int) -> npt.NDArray
     key = np.array([seed, 1], dtype=np.uint64)
     counter = np.array([0, 0, index, number], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(counter=counter, key=key)).permutation(length)
+
+
+def random_mask(seed: int, index: int, number: int, length: int) -> npt.NDArray[np.int64]:
+    """Draw `number` of an image's masks: a random order whose first tokens are given, marked by ~.
+
+    How many are scored, n, is uniform on 1 .. length over all images, and over the draws of one image as evenly spread
+    as possible: n follows the van der Corput sequence, shifted at random for each image.
+    """
+    key, counter = np.array([seed, 2], dtype=np.uint64), np.array([0, 0, index, 0], dtype=np.uint64)
+    shift = np.random.Generator(np.random.Philox(counter=counter, key=key)).random()
+    binary = f"{number:b}"[::-1]
+    spread = sum(int(bit) / 2 ** (place + 1) for place, bit in enumerate(binary))
+    scored = 1 + int((spread + shift) % 1.0 * length)
+    order = random_order(seed, index, number, length)
+    order[: length - scored] = ~order[: length - scored]
+    return order
+
+
+def positions(order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The positions that an order names, given ones included."""
+    return np.where(order < 0, ~order, order)
 
 
 def check_orders(text: str) -> None:
@@ -109,6 +138,12 @@ def check_orders(text: str) -> None:
         )
 
 
+def check_bound(bound: int | None, orders: str | None) -> None:
+    """Raises: UsageError where both `--bound` and `--orders` are given."""
+    if bound is not None and orders is not None:
+        raise UsageError("--bound and --orders exclude each other", "a bound is a mean over all orders")
+
+
 def parse_orders(text: str, seed: int, length: int) -> Orders:
     """The orders that `--orders` names. Raises: UsageError, also for a file that does not hold permutations (K, L)."""
     check_orders(text)
@@ -120,14 +155,20 @@ def parse_orders(text: str, seed: int, length: int) -> Orders:
     return Orders(len(fixed_OL), fixed_OL=fixed_OL, text=text)
 
 
-def choose_orders(asked: str | None, seed: int, model: LikelihoodModel, name: str) -> Orders:
+def choose_orders(
+    asked: str | None, seed: int, model: LikelihoodModel, name: str, *, bound: int | None = None
+) -> Orders:
     """The orders to score a model's tokens in.
 
     Args:
         asked: `--orders`; None for the model's default.
         name: of the model, for messages.
+        bound: draws of the order-agnostic bound, in place of orders; only for a model of hidden tokens.
     Raises: UsageError as `parse_orders`, and for a model with a fixed order.
     """
+    if bound is not None:
+        check_bound(bound, asked)
+        return Orders(bound, seed, text=str(bound), bound=True)
     if not model.any_order:
         if asked is not None:
             why = "it gives log p(token | before) in one order only"
@@ -142,11 +183,11 @@ def recorded_orders(protocol: Mapping[str, Any]) -> Orders:
     kind = protocol.get("orders", RASTER)
     if kind == RASTER:
         return ONE_RASTER
-    if kind != "random":
+    if kind not in ("random", BOUND):
         why = "run.json records the digest of that file only"
         raise UsageError("the run scored its tokens in orders from a file", why, "classify with --save-likelihood")
     count = max(stage.orders for stage in read_stages(protocol["plan"], len(protocol["candidates"])))
-    return Orders(count, int(protocol.get("order_seed") or 0), text=str(count))
+    return Orders(count, int(protocol.get("order_seed") or 0), text=str(count), bound=kind == BOUND)
 
 
 def _is_file(text: str) -> bool:

@@ -78,7 +78,8 @@ class ScoringRequest:
         """Images whose first stage fills one forward pass, and whose KV caches take no more memory than that pass."""
         first = self.plan.stages[0]
         columns = self._columns_of_first_adapter(model)
-        scored = columns * first.samples * first.orders * model.segment_ends[first.segments - 1]
+        evaluated = model.evaluated(model.segment_ends[first.segments - 1])
+        scored = columns * first.samples * first.orders * evaluated
         cached = self.cached_tokens(model) * model.bytes_per_token(cached=True) // model.bytes_per_token(cached=False)
         most = MAX_IMAGES // self.plan.orders  # the table of sums has a cell for each order
         return max(1, min(most, self.tokens_per_batch // max(scored, cached)))

@@ -126,9 +126,8 @@ def fit(
         tokens_BL, label_B, generator = data.batch(step, recipe.batch_size)
         dropped_B = torch.rand(len(label_B), generator=generator) < class_dropout
         class_B = torch.where(dropped_B, model.num_classes, label_B)
-        order_BL = model.training_order(len(tokens_BL), step / recipe.steps, generator)
-        order_BL = None if order_BL is None else order_BL.to(device)
-        loss = -model.token_log_prob(tokens_BL.to(device), class_B.to(device), order_BL).mean()
+        done = step / recipe.steps
+        loss = model.training_loss(tokens_BL.to(device), class_B.to(device), done, generator)
         return loss, {"bits/token": loss.item() / math.log(2)}
 
     made_of = f"tokens of {fingerprint(tokenizer.network)}, starting from {fingerprint(network)}"

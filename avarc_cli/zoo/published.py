@@ -161,6 +161,39 @@ def _rar(size: str, params: int, sha256: str | None = None) -> ModelCard:
     )
 
 
+def _titok(name: str, num_tokens: int, params: int) -> TokenizerCard:
+    """A TiTok with a codebook, of images of 256 pixels."""
+    return TokenizerCard(
+        name=f"titok-{name.replace('_vq8k', '')}",
+        family="titok",
+        image_size=256,
+        layout=TokenLayout.sequence(num_tokens),
+        params=params,
+        weights=HubFile(f"yucornetto/tokenizer_titok_{name}_imagenet", "model.safetensors"),
+        license="Apache-2.0",
+        source=_TITOK,
+        preprocess="adm",
+    )
+
+
+def _maskgit(name: str, num_tokens: int, params: int, family: str) -> ModelCard:
+    """A MaskGIT of the tokens of the TiTok of the same name, on ImageNet-1k."""
+    return ModelCard(
+        name=f"maskgit-{name}",
+        family=family,
+        tokenizer=f"titok-{name}",
+        image_size=256,
+        layout=TokenLayout.sequence(num_tokens),
+        num_classes=1000,
+        label_space="imagenet1k",
+        params=params,
+        license="Apache-2.0",
+        source=_TITOK,
+        weights=HubFile(f"yucornetto/generator_titok_{name}_imagenet", "model.safetensors"),
+    )
+
+
+_TITOK = "arXiv:2406.07550"
 _LLAMAGEN = "arXiv:2406.06525"
 _VQ16, _VQ8 = 71_883_403, 70_109_835  # parameters
 _VQ16_FILE = HubFile("FoundationVision/LlamaGen", "vq_ds16_c2i.pt")
@@ -239,6 +272,9 @@ MODELS = (
     _rar("l", 461_668_352, "edad8e9905e20a5df14eeee0d5d04c1be48b16a7751b4b3f4954a6dec8ad87d5"),
     _rar("xl", 955_425_024),
     _rar("xxl", 1_498_520_704),
+    _maskgit("l32", 32, 177_202_432, "maskgit-bert"),
+    _maskgit("b64", 64, 177_227_008, "maskgit-bert"),
+    _maskgit("s128", 128, 294_990_848, "maskgit"),
 )
 
 TOKENIZERS = (
@@ -282,4 +318,10 @@ TOKENIZERS = (
         source="arXiv:2202.04200",
         preprocess="adm",
     ),
+    _titok("l32", 32, 641_054_735),
+    _titok("b64", 64, 204_814_095),
+    _titok("s128", 128, 83_674_639),
+    _titok("bl64_vq8k", 64, 390_016_148),
+    _titok("bl128_vq8k", 128, 390_179_988),
+    _titok("sl256_vq8k", 256, 330_260_884),
 )

@@ -1,0 +1,36 @@
+"""Training of a MaskGIT: tokens are hidden at random, and the network predicts them (arXiv:2202.04200, section 3.2).
+
+Shapes: B images, L tokens, V codes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def random_masks(count: int, length: int, generator: torch.Generator) -> Tensor:
+    """Which tokens are hidden, (count, length) bool: at least one, and many more often than few.
+
+    Their fraction is arccos(u) / (pi / 2) for a uniform u, as in the code of 1d-tokenizer.
+    """
+    ratio_B = torch.rand(count, generator=generator).acos() / (math.pi / 2)
+    hidden_B = (length * ratio_B).round().clamp(min=1)
+    return torch.rand(count, length, generator=generator).argsort(dim=1).argsort(dim=1) < hidden_B[:, None]
+
+
+def masked_cross_entropy(
+    logits_BLV: Tensor, tokens_BL: Tensor, hidden_BL: Tensor, *, smoothing: float = 0.0, visible: float = 0.0
+) -> Tensor:
+    """Mean cross-entropy in nats, with gradients.
+
+    Args:
+        smoothing: of the labels. The published models were trained with 0.1, which flattens their likelihoods.
+        visible: weight of visible tokens; 0.1 in the published training. Hidden ones weigh 1.
+    """
+    losses_BL = F.cross_entropy(logits_BLV.transpose(1, 2), tokens_BL, label_smoothing=smoothing, reduction="none")
+    weight_BL = torch.where(hidden_BL, 1.0, visible)
+    return (losses_BL * weight_BL).sum() / (weight_BL.sum() + 1e-8)

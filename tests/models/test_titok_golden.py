@@ -1,0 +1,126 @@
+"""TiTok: parity with the reference implementation, two-stage and single-stage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from golden import fill
+
+from avarc_cli import families
+from avarc_cli.errors import CheckpointError
+from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.tokenizers.titok.family import FAMILY
+
+NAMES = ("titok_tiny", "titok_pixel_tiny")
+
+
+def load(name):
+    meta, arrays = fill.load_golden(GOLDEN / f"{name}.npz")
+    filled = fill.state_dict(meta["keys"], meta["seed"], meta["scales"])
+    return meta, arrays, {key: torch.from_numpy(value) for key, value in filled.items()}
+
+
+def build(tensors, stated):
+    return FAMILY.build(tensors, ConfigSources((("config.json", stated),)), "titok.bin")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def titok(request):
+    """(tolerance, arrays, tokenizer)."""
+    meta, arrays, tensors = load(request.param)
+    return meta["tolerances"]["default_atol"], arrays, build(tensors, meta["config"])
+
+
+def error(ours: torch.Tensor, theirs: np.ndarray) -> float:
+    return float((ours.double() - torch.from_numpy(theirs).double()).abs().max())
+
+
+@torch.inference_mode()
+def test_tokens_codes_and_pictures_are_the_references(titok):
+    tolerance, arrays, tokenizer = titok
+    latents = tokenizer.encode(2 * torch.from_numpy(arrays["image"]) - 1)
+    tokens = tokenizer.tokenize(latents)
+    codes = tokenizer.quantize.lookup(tokens)
+    assert error(latents, arrays["latents"]) <= tolerance
+    assert np.array_equal(tokens.numpy(), arrays["indices"][:, 0])
+    assert error(codes, arrays["quantized"]) <= 1e-6
+    assert error((tokenizer.decode(codes) + 1) / 2, arrays["decoded"]) <= tolerance
+    if "code_logits" in arrays:
+        assert error(tokenizer.decoder(codes), arrays["code_logits"]) <= tolerance
+    drawn = tokenizer.reconstruct(tokens)
+    assert error((drawn + 1) / 2, arrays["decoded"].clip(0, 1)) <= tolerance
+    assert drawn.abs().max() <= 1
+
+
+@torch.inference_mode()
+def test_no_bit_of_an_image_depends_on_its_batch(titok):
+    _, arrays, tokenizer = titok
+    images = 2 * torch.from_numpy(arrays["image"]) - 1
+    together = tokenizer.encode(torch.cat([images, images.flip(0), images[:1]]))
+    assert torch.equal(together[4], tokenizer.encode(images[:1])[0])
+    assert torch.equal(together[2], tokenizer.encode(images[1:])[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_published_file_is_recognized_by_its_tensors(name):
+    assert families.TOKENIZERS.recognize(load(name)[2], None, "a file") is FAMILY
+
+
+def test_without_a_configuration_codes_have_unit_length_in_two_stage_models_only():
+    for name, unit in zip(NAMES, (True, False), strict=True):
+        config = build(load(name)[2], {}).config
+        assert config.l2_norm is unit
+        assert "use_l2_norm" in config.inferred
+
+
+@pytest.mark.parametrize(
+    ("vq_model", "says"),
+    [
+        ({"codebook_size": 512}, "codebook_size is 512 there, and 256 in the tensors"),
+        ({"num_latent_tokens": 32}, "num_latent_tokens is 32 there, and 8 in the tensors"),
+        ({"use_l2_norm": "yes"}, "'use_l2_norm' in config.json cannot be read"),
+    ],
+)
+def test_a_configuration_that_contradicts_the_tensors_is_refused(vq_model, says):
+    with pytest.raises(CheckpointError) as refused:
+        build(load("titok_tiny")[2], {"model": {"vq_model": vq_model}})
+    assert says in str(refused.value)
+
+
+def test_a_reference_to_another_entry_states_nothing():
+    stated = {"model": {"vq_model": {"codebook_size": "${model.generator.codebook_size}"}}}
+    assert build(load("titok_pixel_tiny")[2], stated).vocab_size == 128
+
+
+@pytest.mark.parametrize(
+    ("key", "replacement", "says"),
+    [
+        ("encoder.positional_embedding", torch.zeros(18, 512), "its 17 patches fill no square"),
+        ("encoder.class_embedding", torch.zeros(1, 500), "8 layers of 500 channels"),
+        ("latent_tokens", torch.zeros(9, 512), "(8, 512) instead of (9, 512)"),
+        ("pixel_quantize.embedding.weight", None, "only the first stage of a TiTok"),
+    ],
+)
+def test_tensors_of_other_shapes_are_refused(key, replacement, says):
+    _, _, tensors = load("titok_tiny")
+    del tensors[key]
+    if replacement is not None:
+        tensors[key] = replacement
+    with pytest.raises(CheckpointError) as refused:
+        build(tensors, {})
+    assert says in str(refused.value)
+
+
+def test_a_step_of_training_changes_every_tensor():
+    torch.manual_seed(0)
+    network = FAMILY.new(image_size=8, patch=4, num_tokens=6, vocab_size=20, code_channels=4, width=64, depth=1)
+    loss, before = FAMILY.training_loss(network), {k: v.clone() for k, v in network.state_dict().items()}
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    value, shown = loss(torch.rand(2, 3, 8, 8) * 2 - 1, 0, 10, torch.Generator())
+    value.backward()
+    optimizer.step()
+    assert set(shown) == {"rmse", "vq"}
+    assert not [key for key, tensor in network.state_dict().items() if torch.equal(tensor, before[key])]
+    assert network.checkpoint_metadata() == {"use_l2_norm": "false"}
