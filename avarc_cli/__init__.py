@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from avarc_cli.errors import AvarcError
 
 if TYPE_CHECKING:
-    from avarc_cli.classifier import Classifier, Prediction, load_classifier
+    from avarc_cli.classifier import Classifier, load_classifier
     from avarc_cli.data.datasets import open_images
     from avarc_cli.data.views import Views
     from avarc_cli.loading import ModelSpec, load_model
     from avarc_cli.options import Options
+    from avarc_cli.prediction import Prediction
     from avarc_cli.sampling import Sampling, sample
     from avarc_cli.tokens.cache import read as open_cache
     from avarc_cli.tuning import tune
@@ -46,7 +47,7 @@ _LAZY = {
     "Classifier": "avarc_cli.classifier:Classifier",
     "ModelSpec": "avarc_cli.loading:ModelSpec",
     "Options": "avarc_cli.options:Options",
-    "Prediction": "avarc_cli.classifier:Prediction",
+    "Prediction": "avarc_cli.prediction:Prediction",
     "Sampling": "avarc_cli.sampling:Sampling",
     "Views": "avarc_cli.data.views:Views",
     "load_classifier": "avarc_cli.classifier:load_classifier",

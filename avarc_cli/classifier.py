@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,13 @@ from avarc_cli.errors import CacheError, UnreadableImage, UsageError
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import ModelSpec, load_model
-from avarc_cli.options import AUTO, Options, parse_batch_size, parse_bytes
+from avarc_cli.options import Options, parse_batch_size, parse_bytes
+from avarc_cli.prediction import Prediction
 from avarc_cli.progress import MetricsProgress, Notify, Progress, no_message, no_metrics, no_progress
 from avarc_cli.results import places, records, tuned
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.protocol import run_protocol
-from avarc_cli.results.run import UNDIVIDED, Run, RunResult, classify
+from avarc_cli.results.run import Run, RunResult, classify
 from avarc_cli.scoring.batching import auto_tokens, max_cached_tokens
 from avarc_cli.scoring.combining import check_prunes, check_rule
 from avarc_cli.scoring.conformal import tried_estimates
@@ -48,35 +49,8 @@ from avarc_cli.tokens.header import SMOOTHING, CacheHeader
 from avarc_cli.tokens.verify import verify
 from avarc_cli.torch_flags import deterministic_algorithms
 from avarc_cli.words import counted
-from avarc_cli.work.shards import Shard, check_shard
-from avarc_cli.work.workers import HERE, Workers
-
-MAX_SAMPLES = 1 << 16  # for a plan that is parsed before the images are encoded
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The candidates of one image, best first."""
-
-    path: str
-    """The image's name in its `ImageSet`: its path below the folder or list it came from."""
-
-    ranking: tuple[tuple[str, float, float], ...]
-    """(name, posterior probability, score in nats) of every candidate."""
-
-    @property
-    def name(self) -> str:
-        """The predicted class."""
-        return self.ranking[0][0]
-
-    @property
-    def probability(self) -> float:
-        """The predicted class's posterior probability among the candidates."""
-        return self.ranking[0][1]
-
-    def top(self, k: int) -> list[tuple[str, float]]:
-        """The best k classes with their posterior probabilities."""
-        return [(name, probability) for name, probability, _ in self.ranking[:k]]
+from avarc_cli.work.shards import UNDIVIDED, Shard
+from avarc_cli.work.workers import HERE, Workers, check_division
 
 
 class Classifier:
@@ -134,12 +108,7 @@ class Classifier:
                 raise UnreadableImage(f"cannot read '{name}'", reason)
             result = self.classify_cache(read(encoded.path), keep_scores=True)
         naming = records.CandidateLabels(self.model.classes, self.candidates)
-        predictions = []
-        for image, scores in result.scores:
-            best = records.best(scores, naming, len(self.candidates))
-            ranking = tuple((each["name"], each["posterior"], each["score"]) for each in best)
-            predictions.append(Prediction(image.path, ranking))
-        return predictions
+        return [Prediction.of(image.path, scores, naming) for image, scores in result.scores]
 
     def encode(
         self,
@@ -219,18 +188,16 @@ class Classifier:
             say: called with messages for the user, such as that a batch had to be made smaller.
         Raises: as `run` and `results.run.classify`; UsageError for `overwrite` with a shard, or a shard without `out`.
         """
-        check_shard(shard, out=out is not None, overwrite=overwrite)
+        check_division(shard, workers, out=out, overwrite=overwrite)
         folder = None if out is None else RunFolder(Path(out))
 
         def make(tokens_per_batch: int | None) -> Run:
             request = self.request(cache.header, keep_tokens=save_likelihood, tokens_per_batch=tokens_per_batch)
             run = self.run(cache, request, save_json=save_json, save_likelihood=save_likelihood)
-            if options is not None:
-                run = replace(run, protocol={**run.protocol, "options": dict(options)})
-            if folder is None:
-                return run
-            here = places.record(self.model.given, cache.path, folder.path)
-            return replace(run, protocol={**run.protocol, places.KEY: here})
+            notes: dict[str, Any] = {} if options is None else {"options": dict(options)}
+            if folder is not None:
+                notes[places.KEY] = places.record(self.model.given, cache.path, folder.path)
+            return replace(run, protocol={**run.protocol, **notes})
 
         run = make(folder.recorded("tokens_per_batch") if folder else None)
         if folder and overwrite and folder.has_another(run.protocol):
@@ -241,7 +208,7 @@ class Classifier:
 
     # What a run consists of
 
-    def plan(self, samples: int = MAX_SAMPLES, *, can_smooth: bool = True, keep_tokens: bool = False) -> Plan:
+    def plan(self, samples: int = tuned.ANY_SAMPLES, *, can_smooth: bool = True, keep_tokens: bool = False) -> Plan:
         """The plan for images with this many samples.
 
         Args:
@@ -331,7 +298,7 @@ class Classifier:
             raise CacheError(f"'{cache.path}' holds no images", "there is nothing to classify")
         verify(cache).check(cache.path)
         if self.tuned:
-            self.tuned.check(self.tokens_made_for(cache, request.plan.samples), self._plan_path)
+            self.tuned.check(self.tokens_made_for(cache, request.plan.samples))
         targets = map_labels(cache.header.class_names, cache.header.dataset, self.model.classes)
         return Run(
             model=self.model.likelihood,
@@ -397,24 +364,10 @@ class Classifier:
         """What the guarantee of a tuned plan that averages this many samples depends on in the tokens."""
         return {"preprocess": cache.header.preprocess, "sigma": cache.header.sigma if samples > 1 else None}
 
-    @property
-    def _plan_path(self) -> Path:
-        if self.options.plan == AUTO:
-            return Path(self.model.file).with_name("plan.json")
-        return Path(self.options.plan)
-
     def _tuned_plan(self) -> tuned.TunedPlan | None:
-        path = self._plan_path
-        if path.suffix.lower() != ".json":
-            return None
-        if self.options.plan == AUTO and not path.exists():
-            raise UsageError(
-                f"no tuned plan comes with {self.model.name}",
-                f"there is no '{path}'",
-                f"tune one: avarc tune TOKENS.h5 --model {self.model.name} --out plan.json; then --plan plan.json",
-            )
-        plan = tuned.read(path)
-        plan.check(self.made_for(), path)
+        plan = tuned.find(self.options.plan, self.model)
+        if plan is not None:
+            plan.check(self.made_for())
         return plan
 
     def _tokens_per_batch(self, plan: Plan, earlier: int | None) -> int:

@@ -2,7 +2,7 @@
 
 A family is named as "module:OBJECT" and imported when it is first needed, and torch with it. Other packages register
 theirs through the entry point group `avarc.families`: the entry point's name is the family's name, and its object is a
-`likelihood.GeneratorFamily` or a `likelihood.TokenizerFamily`.
+`family.GeneratorFamily` or a `family.TokenizerFamily`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from avarc_cli.words import counted
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from avarc_cli.likelihood import GeneratorFamily, TokenizerFamily
+    from avarc_cli.family import GeneratorFamily, TokenizerFamily
 
 GROUP = "avarc.families"
 DEFAULT_FAMILY = "var"  # of a shape without a family's name
@@ -157,7 +157,7 @@ def _load(entry: EntryPoint) -> object:
 
 
 GENERATORS: Registry[GeneratorFamily] = Registry(
-    "avarc_cli.likelihood:GeneratorFamily",
+    "avarc_cli.family:GeneratorFamily",
     "generator",
     {
         "var": "avarc_cli.models.var.family:FAMILY",
@@ -169,7 +169,7 @@ GENERATORS: Registry[GeneratorFamily] = Registry(
     },
 )
 TOKENIZERS: Registry[TokenizerFamily] = Registry(
-    "avarc_cli.likelihood:TokenizerFamily",
+    "avarc_cli.family:TokenizerFamily",
     "tokenizer",
     {
         "vqvae": "avarc_cli.tokenizers.vqvae.family:FAMILY",

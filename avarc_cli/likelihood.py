@@ -1,7 +1,6 @@
 """The interfaces between scoring, training and encoding on one side, and model families on the other.
 
-A family of generators is a `GeneratorFamily`, which builds a `LikelihoodModel` from a checkpoint; a family of
-tokenizers is a `TokenizerFamily`, which builds a `TokenizerNetwork`. `families` finds them by name or by their tensors.
+Generators are `LikelihoodModel`s, tokenizers `TokenizerNetwork`s. What builds them from a checkpoint is in `family`.
 Code above this module never imports a network.
 
 Shapes: B token sequences, L tokens, P pairs of (sequence, class), T tokens of the segments at hand, N classes,
@@ -20,8 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from avarc_cli.errors import UsageError
-from avarc_cli.layers.config_sources import ConfigSources
-from avarc_cli.layers.precision import Precision
 from avarc_cli.layout import TokenLayout
 
 
@@ -92,8 +89,8 @@ class LikelihoodModel(ABC):
         """A state of these pairs' classes with other sequences that begin with the same `stop` segments.
 
         Pair i is sequence `sequence_Q[i]` of tokens_BL, in the order of that row of order_BL, under the class of pair
-        `keep_Q[i]`. The new state stands at
-        segment `stop`; `state` must have the keys and values before it, and is left as it was.
+        `keep_Q[i]`. The new state stands at segment `stop`; `state` must have the keys and values before it, and is
+        left as it was.
         """
 
     def block_parallel(
@@ -338,125 +335,4 @@ class GeneratorConfig(Protocol):
     @property
     def inferred(self) -> Mapping[str, str]:
         """Values that no file states: name -> what was assumed, and why."""
-        ...
-
-
-class GeneratorFamily(ABC):
-    """Generators of one architecture."""
-
-    name: ClassVar[str]
-    """In cards, checkpoint metadata and commands: "var"."""
-    title: ClassVar[str]
-    """In messages: "VAR transformer"."""
-    signature: ClassVar[tuple[str, ...]]
-    """Keys of tensors that every checkpoint of the family has. Together no other family has them, except one whose own
-    signature contains these and more."""
-
-    @abstractmethod
-    def read_config(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> GeneratorConfig:
-        """The configuration of a checkpoint.
-
-        Args:
-            tensors: under the published keys. stated: what files say beside them, for what tensors cannot tell.
-            source: the checkpoint, for messages.
-        Raises: CheckpointError when the tensors are none of the family.
-        """
-
-    @abstractmethod
-    def build(
-        self,
-        config: Any,
-        tensors: Mapping[str, Tensor],
-        tokenizer: TokenizerNetwork,
-        *,
-        precision: Precision,
-        kernels: str,
-        device: torch.device,
-        source: str,
-    ) -> LikelihoodModel:
-        """The model of a checkpoint, ready to score.
-
-        Args:
-            config: from `read_config`. tokenizer: the one that the generator was trained with.
-            kernels: "torch" or "triton".
-        Raises: CheckpointError when the tensors are incomplete, or tokenizer and generator do not fit.
-        """
-
-    def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> TrainableModel:
-        """An initialized model to train, on the tokenizer's device; `shape` is the family's own. Uses torch's seed."""
-        raise UsageError(f"a {self.title} cannot be trained here", "training is not implemented for this family")
-
-    def random_workload(self, shape: str, scales: Sequence[int] | None, device: torch.device) -> BenchWorkload:
-        """A model of this shape with random weights, beside a plain PyTorch implementation, for `avarc bench`."""
-        raise UsageError(f"a {self.title} cannot be benchmarked", "this family has no reference implementation")
-
-    def model_workload(self, model: LikelihoodModel, device: torch.device) -> BenchWorkload:
-        """The same with the weights of a loaded model."""
-        raise UsageError(f"a {self.title} cannot be benchmarked", "this family has no reference implementation")
-
-
-class BenchWorkload(Protocol):
-    """One image's tokens, and models with the same weights to score them with."""
-
-    segment_ends: tuple[int, ...]
-    """End position of each segment; the last is L."""
-
-    num_classes: int
-    """Of the models."""
-
-    flops: int
-    """Floating-point operations to score one pair, only the necessary ones."""
-
-    tokens_L: Tensor
-    """int64."""
-
-    def reference(self, class_id_P: Tensor) -> Tensor:
-        """Token log-probabilities by a straightforward float32 implementation in plain PyTorch, (P, L)."""
-        ...
-
-    def model(self, precision: str, kernels: str) -> LikelihoodModel:
-        """The family's model. Raises: UsageError for a precision that is not available."""
-        ...
-
-
-class TokenizerFamily(ABC):
-    """Image tokenizers of one architecture; name, title and signature as of a `GeneratorFamily`."""
-
-    name: ClassVar[str]
-    title: ClassVar[str]
-    signature: ClassVar[tuple[str, ...]]
-    generator: ClassVar[str] = ""
-    """Name of the family of generators that a small model of its tokens is made of; "" where none can be trained."""
-
-    @abstractmethod
-    def build(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> TokenizerNetwork:
-        """The network of a checkpoint, in evaluation mode, on the CPU.
-
-        Raises: CheckpointError when the tensors are incomplete, or something that they cannot tell is stated nowhere.
-        """
-
-    def new(self, **shape: Any) -> TokenizerNetwork:
-        """An initialized network to train, on the CPU; `shape` is the family's own. Uses torch's seed.
-
-        Raises: UsageError for a shape that does not fit together.
-        """
-        raise UsageError(f"a {self.title} cannot be trained here", "training is not implemented for this family")
-
-    def training_loss(self, network: TokenizerNetwork) -> TokenizerLoss:
-        """The loss that trains a network of `new`."""
-        raise UsageError(f"a {self.title} cannot be trained here", "training is not implemented for this family")
-
-
-class TokenizerLoss(Protocol):
-    """A training loss; it may keep statistics from step to step."""
-
-    def __call__(
-        self, images: Tensor, step: int, steps: int, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch, and numbers to show.
-
-        Args:
-            images: (B, 3, H, H) float32 in [-1, 1]. step: from 0, of this many `steps` of the training.
-            generator: the step's own, on the CPU.
-        """
         ...

@@ -199,4 +199,5 @@ def _load_model(load: Callable[[str], LoadedModel], sha256: str, tokenizer_sha25
 
 def _check_unchanged(file: str, before: str, now: str) -> None:
     if before != now:
-        raise CheckpointError(f"'{file}' changed while it was in use", f"its sha256 was {before}, it is {now}")
+        why, fix = f"its sha256 was {before}, it is {now}", "put the file back, or run the command again with this one"
+        raise CheckpointError(f"'{file}' changed while it was in use", why, fix)

@@ -16,6 +16,7 @@ from avarc_cli.results.run import classify
 from avarc_cli.train.loop import Recipe, train
 
 SUFFIXES = (".0123abcd.tmp", ".ffffffff.tmp")
+RUN = ["metrics.json", "predictions.csv", "predictions.jsonl", "run.json"]
 
 
 def leave(*paths: Path) -> None:
@@ -48,8 +49,7 @@ def test_a_run_folder(tmp_path):
     leave(run / "tokens.h5")  # which another process may be writing
     classify(make_run(SmallModel(10**6)), RunFolder(run))
     left = sorted(path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
-    own = ["metrics.json", "predictions.csv", "predictions.jsonl", "run.json"]
-    assert left == [*own, *sorted(f"tokens.h5{suffix}" for suffix in SUFFIXES)]
+    assert left == [*RUN, *sorted(f"tokens.h5{suffix}" for suffix in SUFFIXES)]
 
 
 def test_a_finished_run(tmp_path):
@@ -61,8 +61,7 @@ def test_a_finished_run(tmp_path):
     shutil.copytree(parts, run / "parts")  # as a kill leaves it before the last step
     leave(run / "metrics.json")
     assert classify(make_run(SmallModel(0)), RunFolder(run)).metrics == first.metrics
-    expected = ["metrics.json", "predictions.csv", "predictions.jsonl", "run.json"]
-    assert sorted(path.name for path in run.iterdir()) == expected
+    assert sorted(path.name for path in run.iterdir()) == RUN
 
 
 def test_a_training_checkpoint(tmp_path):

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from avarc_cli.bench.timing import breakdown, peak_memory, product_rate, timed
 from avarc_cli.devices import pick_kernels
+from avarc_cli.family import BenchWorkload
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.precision import tf32
-from avarc_cli.likelihood import BenchWorkload, LikelihoodModel
+from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_kernels import triton_missing
 

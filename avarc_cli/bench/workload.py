@@ -8,7 +8,7 @@ import torch
 
 from avarc_cli import families
 from avarc_cli.added_classes import AddedClassesModel
-from avarc_cli.likelihood import BenchWorkload
+from avarc_cli.family import BenchWorkload
 from avarc_cli.loaded import LoadedModel
 
 

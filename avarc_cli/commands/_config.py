@@ -20,6 +20,8 @@ from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.errors import UsageError
 
+REPEATS = "classify"
+"""The command whose runs record their options."""
 RECORDED = frozenset(
     {
         *("data", "model", "tokenizer", "model_config", "tokenizer_config", "weight_set", "tokenizer_weight_set"),
@@ -150,7 +152,7 @@ def _checked(path: Path, key: str, value: Any, kind: Any) -> Any:
 
 def _check_recorded(path: Path, values: Mapping[str, Any], context: typer.Context, words: list[str]) -> None:
     """Raises: UsageError where this command has no use for a run's options, or they are not such as a run records."""
-    if words != ["classify"]:
+    if words != [REPEATS]:
         fix = "name a TOML file: docs/config.md"
         raise UsageError(f"'{path}' is not for this command", "only avarc classify repeats a run", fix)
     names = _names(context.command)

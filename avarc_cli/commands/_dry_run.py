@@ -27,10 +27,11 @@ def run_files(
     """What a run of images with this many tokens writes."""
     if out is None:
         return {}
-    names = ("predictions.csv", "predictions.jsonl", "metrics.json", "run.json")
-    files: dict[Path, int | None] = {out / name: None for name in names}
-    files |= {out / "json": None} if save_json else {}
-    return files | ({out / "likelihood": 4 * scoring.pairs * length} if save_likelihood else {})
+    own = ["run.json", "predictions.jsonl", "predictions.csv", "metrics.json", *(["json"] if save_json else [])]
+    files: Files = {out / name: None for name in own}
+    if save_likelihood:  # a plan of several stages saves the candidates of the last one only
+        files[out / "likelihood"] = None if "," in scoring.plan else 4 * scoring.pairs * length
+    return files
 
 
 def show(

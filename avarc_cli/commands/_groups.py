@@ -67,7 +67,7 @@ class Command(TyperCommand):
     """
 
     def __init__(self, *args: Any, params: list[Any] | None = None, **settings: Any) -> None:
-        super().__init__(*args, params=[*(params or []), _config_option()], **settings)
+        super().__init__(*args, params=[*(params or []), _config_option(settings.get("name"))], **settings)
 
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]  # a Click Context
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
@@ -83,7 +83,7 @@ class Command(TyperCommand):
 
 
 @functools.cache
-def _config_option() -> Any:
+def _config_option(command_name: str | None) -> Any:
     """The option that every command has, as Typer makes it of a function's parameter."""
     app = typer.Typer(add_completion=False)
 
@@ -96,9 +96,12 @@ def _config_option() -> Any:
                 callback=_config.apply,
                 is_eager=True,
                 expose_value=False,
-                help="TOML file with options by name; those given here win. Or run.json, to repeat a run.",
+                help="TOML file with options by name; those given here win.",
             ),
         ] = None,
     ) -> None: ...
 
-    return typer.main.get_command(app).params[0]
+    option: Any = typer.main.get_command(app).params[0]
+    if command_name == _config.REPEATS:
+        option.help += " Or run.json, to repeat a run."
+    return option

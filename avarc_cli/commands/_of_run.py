@@ -77,7 +77,6 @@ def find(
     places = Places(run.path, run.protocol, allow_outside=allow_outside)
     cache = places.cache(tokens)
     if cache is None:
-        why = "run.json does not say where it is" if places.trusted else "you did not make this run here"
-        raise UsageError(f"where is the token cache of '{run.path}'?", why, "name it: --tokens FILE")
+        raise UsageError(f"where is the token cache of '{run.path}'?", places.why_no_cache, "name it: --tokens FILE")
     given = {name: value for name, value in vars(model).items() if opt.is_given(context, name)}
     return Found(replace(model, **places.model(given)), cache, places.within)

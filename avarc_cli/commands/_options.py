@@ -12,7 +12,6 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.errors import UsageError
-from avarc_cli.options import AUTO
 
 if TYPE_CHECKING:
     from avarc_cli.layout import TokenLayout
@@ -239,13 +238,12 @@ def check_plan(plan: str, candidates: int | None = None) -> None:
 
     Raises: UsageError for one that no model could carry out; AvarcError for a file that holds none.
     """
-    if Path(plan).suffix.lower() == ".json":
-        from avarc_cli.results import tuned
+    from avarc_cli.results import tuned
+    from avarc_cli.scoring import plan as plans
 
+    if tuned.is_file(plan):
         tuned.read(Path(plan))
-    elif plan != AUTO:
-        from avarc_cli.scoring import plan as plans
-
+    elif plan != tuned.AUTO:
         plans.check_plan(plan, candidates=candidates)
 
 

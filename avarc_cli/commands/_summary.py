@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Any
 from avarc_cli import console
 from avarc_cli.commands import _images, _predictions
 from avarc_cli.errors import UsageError, describe_differences
-from avarc_cli.words import are, counted
+from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
-    from avarc_cli.commands._option_groups import WorkOptions
     from avarc_cli.results.folder import RunFolder
     from avarc_cli.results.run import Run, RunResult
-    from avarc_cli.work.shards import Shard
-    from avarc_cli.work.workers import Workers
 
 
 def is_cache(data: Sequence[Path]) -> bool:
@@ -45,26 +42,6 @@ def check_request(data: Sequence[Path], out: Path | None, saves: bool, *, images
             "and a cache holds tokens",
             "use them with avarc encode; --classes chooses candidates",
         )
-
-
-def check_divided(
-    data: Sequence[Path], out: Path | None, work: WorkOptions, *, overwrite: bool
-) -> tuple[Shard, Workers]:
-    """The part of the work that is asked for, and who computes it.
-
-    Raises: UsageError for options that do not go together.
-    """
-    from avarc_cli.work.shards import check_shard
-
-    own, workers = work.own_shard, work.workers
-    check_shard(own, out=out is not None, overwrite=overwrite)
-    if workers.elsewhere and out is None:
-        raise UsageError(f"{workers.elsewhere} needs a run folder", "its workers write to it", "add --out")
-    option = "--shard" if own.of > 1 else workers.elsewhere
-    if option and not is_cache(data):
-        fix = f"encode them first: avarc encode {data[0]} {option} ... --out tokens.h5"
-        raise UsageError(f"{option} divides a token cache", f"'{data[0]}' is not encoded", fix)
-    return own, workers
 
 
 def check_same_plan(folder: RunFolder, plan: str) -> None:
@@ -130,23 +107,6 @@ def show(
         parts.append(console.path_and(results_file, counted(len(run.cache), "prediction")))
     brief = ((record["path"], record["prediction_id"]) for record in result.records)
     console.result(all_of_it(), console.stack(*parts), brief=brief)
-
-
-def show_shard(result: RunResult, shard: Shard, out: Path) -> None:
-    """What a shard did while others are missing."""
-    done = f"shard {shard} is done"
-    if result.others_at_work:
-        said = f"{done}; the last shard to finish completes the run"
-    elif not shard.chunks(result.all_chunks):
-        only = f"there {are(result.all_chunks)} only {counted(result.all_chunks, 'chunk')}"
-        said = (
-            f"shard {shard} has nothing to classify, since {only}; run the others, nothing is missing without this one"
-        )
-    else:
-        chunks = f"{result.chunks} of {counted(result.all_chunks, 'chunk')}"
-        said = f"{chunks}, {done}; run the others with the same --out, or join theirs: avarc runs merge"
-    data = {"out": out, "shard": str(shard), "chunks": result.chunks, "all_chunks": result.all_chunks}
-    console.result(data, console.path_and(out, said), brief=str(out))
 
 
 def numbers(metrics: dict[str, Any]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands import _config, _dry_run, _images, _predictions, _summary
+from avarc_cli.commands import _config, _dry_run, _images, _predictions, _shards, _summary
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
@@ -97,6 +97,37 @@ class _ScoringOptions(groups.ScoringOptions):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _OutputOptions:
+    """What is written, and where."""
+
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Run folder for predictions and metrics; continues an earlier run."),
+    ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of another request in OUT.")] = False
+    save_json: Annotated[bool, typer.Option("--save-json", help="Write each image's stages to OUT/json/.")] = False
+    save_likelihood: Annotated[
+        bool, typer.Option("--save-likelihood", help="Write each image's token log-probabilities to OUT/likelihood/.")
+    ] = False
+    results_file: Annotated[
+        Path | None,
+        typer.Option("--results-file", help="Also write the predictions to this file: .csv, .json or .parquet."),
+    ] = None
+
+    def check(self, data: list[Path]) -> None:
+        """Raises: UsageError for what is not allowed, or is there already."""
+        from avarc_cli.results.folder import RunFolder
+
+        if self.overwrite and self.out is None and self.results_file is None:
+            raise UsageError(
+                "nothing to overwrite", "without --out, no run is written", "add --out, or omit --overwrite"
+            )
+        _predictions.check_file(self.results_file, self.out, overwrite=self.overwrite, inputs=data)
+        if self.out is not None:
+            RunFolder(self.out).check_contents()
+
+
 @with_option_groups
 def classify(
     context: typer.Context,
@@ -104,19 +135,7 @@ def classify(
         list[Path], typer.Argument(help=f"A token cache, a folder of images, image files, or {opt.A_LIST}.")
     ],
     *,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Run folder for predictions and metrics; continues an earlier run."),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of another request in OUT.")] = False,
-    save_json: Annotated[bool, typer.Option("--save-json", help="Write each image's stages to OUT/json/.")] = False,
-    save_likelihood: Annotated[
-        bool, typer.Option("--save-likelihood", help="Write each image's token log-probabilities to OUT/likelihood/.")
-    ] = False,
-    results_file: Annotated[
-        Path | None,
-        typer.Option("--results-file", help="Also write the predictions to this file: .csv, .json or .parquet."),
-    ] = None,
+    output: _OutputOptions,
     dry_run: _dry_run.DryRunOpt = False,
     work: groups.WorkOptions,
     as_json: opt.JsonOpt = False,
@@ -131,16 +150,11 @@ def classify(
 
     Example: avarc classify val.h5 --model var-d16 --plan paper --classes imagenet100 --out runs/val
     """
-    from avarc_cli.results.folder import RunFolder
     from avarc_cli.tokens.cache import read
 
-    own, workers = _summary.check_divided(data, out, work, overwrite=overwrite)
-    _check_inputs(context, data, encoding, out, save_json or save_likelihood)
-    if overwrite and out is None and results_file is None:
-        raise UsageError("nothing to overwrite", "without --out, no run is written", "add --out, or omit --overwrite")
-    _predictions.check_file(results_file, out, overwrite=overwrite, inputs=data)
-    if out is not None:
-        RunFolder(out).check_contents()
+    own, workers = _shards.of_cache(data, output.out, work, overwrite=output.overwrite)
+    _check_inputs(context, data, encoding, output)
+    output.check(data)
     images = None if _summary.is_cache(data) else encoding.select(data)
     dataset = read(data[0]).header.dataset if images is None else images.dataset
     scoring.check(model.known_classes(), dataset)
@@ -151,72 +165,65 @@ def classify(
     opt.note_inferred(classifier.model)
     if images is not None:
         classifier.smoothing_samples(encoding.views)  # a wrong plan is an error before OUT is made
-    _check_out(classifier, out, save_likelihood, overwrite, write=not dry_run)
+    _check_out(classifier, output, write=not dry_run)
     if dry_run:
         source = encoding.part.of(read(data[0])) if images is None else images
-        _forecast(classifier, source, out, save_json, save_likelihood, encoding, results_file)
+        _forecast(classifier, source, output, encoding)
         return
     if images is not None:
         _images.warn_of_photos(images, classifier.model.name)
     with (
-        _predictions.reserved_file(results_file, overwrite=overwrite, inputs=data),
+        _predictions.reserved_file(output.results_file, overwrite=output.overwrite, inputs=data),
         tempfile.TemporaryDirectory() as scratch,
     ):
-        encoded = None if images is None else _encode(classifier, images, out or Path(scratch), encoding, overwrite)
+        folder = output.out or Path(scratch)
+        encoded = None if images is None else _encode(classifier, images, folder, encoding, output.overwrite)
         unreadable = encoded.unreadable if encoded else []
         cache = read(encoded.path) if encoded else encoding.part.of(read(data[0]))
-        options = _config.recorded(context)
-        run, result = _score(classifier, cache, out, save_json, save_likelihood, overwrite, options, own, workers)
+        run, result = _score(classifier, cache, output, _config.recorded(context), own, workers)
         _images.list_unreadable(unreadable)
         if result.complete:
-            _summary.show(run, result, unreadable, out=out, results_file=results_file)
-        elif out is not None:
-            _summary.show_shard(result, own, out)
+            _summary.show(run, result, unreadable, out=output.out, results_file=output.results_file)
+        elif output.out is not None:
+            _shards.show(result, own, output.out)
     if unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
 
 
 def _check_inputs(
-    context: typer.Context, data: list[Path], encoding: groups.ImageOptions, out: Path | None, saves: bool
+    context: typer.Context, data: list[Path], encoding: groups.ImageOptions, output: _OutputOptions
 ) -> None:
     images_only = [encoding.dataset, encoding.subset, encoding.per_class, *encoding.given]
-    _summary.check_request(data, out, saves, images_only=images_only)
+    saves = output.save_json or output.save_likelihood
+    _summary.check_request(data, output.out, saves, images_only=images_only)
     if _summary.is_cache(data):
         of_images = {"sigma", "workers"} | ({"seed"} if encoding.sample is None else set())
         opt.check_not_given(context, of_images, f"with '{data[0]}'", "it is encoded already")
 
 
-def _check_out(
-    classifier: Classifier, out: Path | None, save_likelihood: bool, overwrite: bool, *, write: bool
-) -> None:
+def _check_out(classifier: Classifier, output: _OutputOptions, *, write: bool) -> None:
     """Find out before images are encoded whether the plan, and a run that OUT holds, allow this run."""
     from avarc_cli.results.folder import RunFolder
 
-    plan = classifier.plan(keep_tokens=save_likelihood)
-    if out is not None:
-        folder = RunFolder(out)
+    plan = classifier.plan(keep_tokens=output.save_likelihood)
+    if output.out is not None:
+        folder = RunFolder(output.out)
         if write:
             folder.prepare()
-        if overwrite:
+        if output.overwrite:
             folder.check_own()
         else:
             _summary.check_same_plan(folder, str(plan))
 
 
 def _forecast(
-    classifier: Classifier,
-    source: ImageSet | TokenCache,
-    out: Path | None,
-    save_json: bool,
-    save_likelihood: bool,
-    encoding: groups.ImageOptions,
-    results_file: Path | None,
+    classifier: Classifier, source: ImageSet | TokenCache, output: _OutputOptions, encoding: groups.ImageOptions
 ) -> None:
     """Print what classifying would take and write."""
     from avarc_cli.forecast import forecast_encoding, forecast_scoring
     from avarc_cli.tokens.cache import TokenCache
 
-    first = None
+    out, first = output.out, None
     if isinstance(source, TokenCache):
         source.check(classifier.model.tokenizer)
         header = source.header
@@ -224,11 +231,16 @@ def _forecast(
         how = {name: getattr(encoding, name) for name in ("preprocess", "views", "sigma", "seed")}
         first = forecast_encoding(source, lambda few, path: classifier.encode(few, path, workers=0, **how))
         header = first.header
-    scoring = forecast_scoring(classifier, header, len(source), keep_tokens=save_likelihood)
+    scoring = forecast_scoring(classifier, header, len(source), keep_tokens=output.save_likelihood)
     files: _dry_run.Files = {} if first is None or out is None else {out / "tokens.h5": first.token_bytes}
-    length = header.layout.num_tokens
-    files |= _dry_run.run_files(out, scoring, length, save_json=save_json, save_likelihood=save_likelihood)
-    files |= {} if results_file is None else {results_file: None}
+    files |= _dry_run.run_files(
+        out,
+        scoring,
+        header.layout.num_tokens,
+        save_json=output.save_json,
+        save_likelihood=output.save_likelihood,
+    )
+    files |= {} if output.results_file is None else {output.results_file: None}
     _dry_run.show(files, encoding=first, scoring=scoring, classifier=classifier)
 
 
@@ -264,10 +276,7 @@ def _encode(
 def _score(
     classifier: Classifier,
     cache: TokenCache,
-    out: Path | None,
-    save_json: bool,
-    save_likelihood: bool,
-    overwrite: bool,
+    output: _OutputOptions,
     options: dict[str, Any],
     shard: Shard,
     workers: Workers,
@@ -283,12 +292,12 @@ def _score(
     with console.progress("classifying", len(cache)) as bar:
         result = classifier.classify_cache(
             cache,
-            out,
-            save_json=save_json,
-            save_likelihood=save_likelihood,
+            output.out,
+            save_json=output.save_json,
+            save_likelihood=output.save_likelihood,
             shard=shard,
             workers=workers,
-            overwrite=overwrite,
+            overwrite=output.overwrite,
             options=options,
             on_start=on_start,
             progress=lambda done, numbers: bar.update(done, note=accuracy_note(numbers), numbers=numbers),

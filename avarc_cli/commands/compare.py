@@ -9,6 +9,7 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
+from avarc_cli.evaluation.formatting import interval, points, points_interval, probability, seconds, share
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
@@ -72,8 +73,6 @@ def _human(found: Comparison, paths: list[Path], out: Path | None) -> Any:
 
 
 def _runs(found: Comparison, names: list[str]) -> Any:
-    from avarc_cli.evaluation.compare_page import interval, seconds, share
-
     rows = [
         [
             name,
@@ -89,8 +88,6 @@ def _runs(found: Comparison, names: list[str]) -> Any:
 
 
 def _against(found: Comparison) -> Any:
-    from avarc_cli.evaluation.compare_page import points, points_interval, probability, share
-
     rows = []
     for number, each in enumerate(found.against_first, start=2):
         pairs, test = each.pairs, each.mcnemar
@@ -111,8 +108,6 @@ def _against(found: Comparison) -> Any:
 
 
 def _classes(found: Comparison, runs: int) -> Any:
-    from avarc_cli.evaluation.compare_page import points
-
     rows = [
         [c.name, c.images, *(f"{a:.1%}" for a in c.accuracy), points(c.change)]
         for c in found.per_class[:CLASSES_SHOWN]

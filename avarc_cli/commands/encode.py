@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands import _dry_run, _images
+from avarc_cli.commands import _dry_run, _images, _shards
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
 from avarc_cli.settings import check_encoder_precision
-from avarc_cli.words import are, counted
+from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.tokens import EncodeResult, Shard
@@ -112,12 +112,6 @@ def encode(
 def _said(done: EncodeResult, shard: Shard) -> str:
     if done.complete:
         return "was complete already" if done.already_done else counted(done.images, "image")
-    if done.others_at_work:
-        return f"shard {shard} is done ({counted(done.images, 'image')}); the last shard to finish writes the cache"
-    if not shard.chunks(done.all_chunks):
-        return (
-            f"shard {shard} has nothing to encode, since there {are(done.all_chunks)} only "
-            f"{counted(done.all_chunks, 'chunk')}; run the others, nothing is missing without this one"
-        )
-    chunks = f"{done.chunks} of {counted(done.all_chunks, 'chunk')} ({counted(done.images, 'image')})"
-    return f"{chunks}, shard {shard} is done; run the others with the same --out, or join theirs: avarc cache merge"
+    return _shards.said(
+        done, shard, does="encode", last="writes the cache", join="avarc cache merge", images=done.images
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ def _are_synsets(*ids: str) -> bool:
     return all(SYNSET.fullmatch(class_id) for class_id in ids)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RunImages:
     """What a comparison needs of a run, image by image."""
 
@@ -101,17 +101,16 @@ class RunImages:
     def take(self, rows: np.ndarray) -> RunImages:
         """These images, in this order."""
         chosen = rows.tolist()
-        return RunImages(
-            self.run,
-            self.candidates,
-            [self.paths[row] for row in chosen],
-            self.prediction[rows],
-            self.label[rows],
-            self.right[rows],
-            self.posterior[rows],
-            self.tokens_scored[rows],
-            self.near_tie[rows],
-            [self.digests[row] for row in chosen],
+        return replace(
+            self,
+            paths=[self.paths[row] for row in chosen],
+            prediction=self.prediction[rows],
+            label=self.label[rows],
+            right=self.right[rows],
+            posterior=self.posterior[rows],
+            tokens_scored=self.tokens_scored[rows],
+            near_tie=self.near_tie[rows],
+            digests=[self.digests[row] for row in chosen],
         )
 
     def keys(self) -> list[tuple[str, int]]:
@@ -200,16 +199,16 @@ def _read(run: SavedRun, classes: Classes) -> RunImages:
     predictions, is_right, posterior, tokens, near_tie = zip(*rows, strict=True) if rows else ((),) * 5
     label_numbers = dict(zip(label_names, classes.unite(list(label_names.items())), strict=True))
     return RunImages(
-        run,
-        frozenset(numbers),
-        paths,
-        np.array(predictions, dtype=np.int64),
-        np.array([UNKNOWN if i is None else label_numbers[i] for i in label_ids], dtype=np.int64),
-        np.array(is_right, dtype=np.int8),
-        np.array(posterior, dtype=np.float64),
-        np.array(tokens, dtype=np.int64),
-        np.array(near_tie, dtype=bool),
-        digests,
+        run=run,
+        candidates=frozenset(numbers),
+        paths=paths,
+        prediction=np.array(predictions, dtype=np.int64),
+        label=np.array([UNKNOWN if i is None else label_numbers[i] for i in label_ids], dtype=np.int64),
+        right=np.array(is_right, dtype=np.int8),
+        posterior=np.array(posterior, dtype=np.float64),
+        tokens_scored=np.array(tokens, dtype=np.int64),
+        near_tie=np.array(near_tie, dtype=bool),
+        digests=digests,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from avarc_cli import page
 from avarc_cli.evaluation.compare import AgainstFirst, Comparison, ImageDifference, OneRun
+from avarc_cli.evaluation.formatting import interval, points, points_interval, probability, seconds, share
 from avarc_cli.explain.pixels import source_pixels
 from avarc_cli.page import text
 from avarc_cli.results.made_here import was_made_here
@@ -157,33 +158,3 @@ def _card(each: ImageDifference, picture: str, names: Sequence[str]) -> str:
     caption = f"label: {each.label}" if each.label is not None else "without a label"
     table = page.table(["run", "prediction", "probability", ""], rows, numbers=[2], caption=caption)
     return f'<article class="card"><h3>{text(each.path)}</h3><div class="row">{picture}{table}</div></article>'
-
-
-def share(value: float | None) -> str:
-    """A fraction as a percentage; "" for None."""
-    return "" if value is None else f"{value:.2%}"
-
-
-def interval(value: tuple[float, float] | None) -> str:
-    """An interval of fractions."""
-    return "" if value is None else f"{value[0]:.1%} to {value[1]:.1%}"
-
-
-def points(value: float | None) -> str:
-    """A difference of fractions in percentage points, with its sign."""
-    return "" if value is None else f"{100 * value:+.2f}"
-
-
-def points_interval(value: tuple[float, float] | None) -> str:
-    """An interval of differences."""
-    return "" if value is None else f"{points(value[0])} to {points(value[1])}"
-
-
-def probability(p: float) -> str:
-    """A p value."""
-    return f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
-
-
-def seconds(value: float | None) -> str:
-    """Seconds per image."""
-    return "" if value is None else f"{value:.3g} s"

@@ -18,6 +18,7 @@ from avarc_cli import toml_file
 from avarc_cli.data.known import NO_DATASET, get_dataset
 from avarc_cli.data.labels import ASSETS, close_names, subset
 from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.results import tuned
 from avarc_cli.scoring.combining import check_rule
 from avarc_cli.scoring.orders import check_orders
 from avarc_cli.scoring.plan import check_plan
@@ -226,7 +227,7 @@ class _Table:
         self._checked("method", lambda: check_method(row.method))
         self._checked("base_width", lambda: check_width(row.base_width, "a base model"))
         self._checked("precision", lambda: check_precision(row.precision))
-        if row.plan != "auto" and not row.plan.endswith(".json"):  # a tuned plan is read with its model
+        if row.plan != tuned.AUTO and not tuned.is_file(row.plan):  # a tuned plan is read with its model
             self._checked("plan", lambda: check_plan(row.plan))
         self._checked("score", lambda: score_function(row.score))
         orders = row.orders

@@ -11,6 +11,7 @@ from typing import Any
 from avarc_cli import page
 from avarc_cli.data.labels import human_name
 from avarc_cli.evaluation.evaluate import Cell
+from avarc_cli.evaluation.formatting import seconds
 from avarc_cli.evaluation.protocol import Column, Protocol
 from avarc_cli.names import to_line
 from avarc_cli.page import text
@@ -102,7 +103,7 @@ def _line(cell: Cell) -> list[str]:
     shown = "" if published is None else _percent(published)
     if cell.metrics is None:
         return [title, NOT_RUN, "", shown, "", "", ""]
-    accuracy, low, seconds = value["accuracy"], value["accuracy_low"], value["seconds_per_image"]
+    accuracy, low = value["accuracy"], value["accuracy_low"]
     return [
         title,
         "no labels" if accuracy is None else f"{100 * accuracy:.2f}{_tasks(value['tasks'])}",
@@ -110,7 +111,7 @@ def _line(cell: Cell) -> list[str]:
         shown,
         f"{value['labelled'] or value['images']:,}",
         "" if value["tokens_per_image"] is None else f"{value['tokens_per_image']:,.0f}",
-        "" if seconds is None else f"{seconds:.3g} s",
+        seconds(value["seconds_per_image"]),
     ]
 
 

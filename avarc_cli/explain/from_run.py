@@ -35,7 +35,8 @@ def from_likelihoods(
     """
     classes, layout = run.classes, run.layout
     if layout is None:
-        raise UsageError(f"'{run.path}' does not record where its tokens lie", "it was made by an older avarc")
+        fix = "classify again into another folder"
+        raise UsageError(f"'{run.path}' does not record where its tokens lie", "it was made by an older avarc", fix)
     require_grids(layout)
     tokens = run.protocol["tokens"]
     for prediction in predictions:
@@ -102,15 +103,15 @@ def from_tokens(
     cache.check(model.tokenizer)
     there = {"images_sha256": run.protocol["tokens"].get("images_sha256")}
     here = {"images_sha256": cache.header.images_sha256}
+    fix = "name the run's token cache: --tokens FILE"
     if differences := describe_differences(there, here, sides=("in the run", "in the cache")):
-        fix = "name the run's token cache: --tokens FILE"
         raise UsageError(f"'{cache.path}' holds other images than the run", differences, fix)
     if sample := run.protocol["tokens"].get("sample"):
         cache = cache.sample(sample["images"], sample["seed"])
     if beyond := [prediction.row for prediction in predictions if prediction.row >= len(cache)]:
-        raise UsageError(f"'{cache.path}' is not the cache of the run", f"it has no row {beyond[0]}")
+        raise UsageError(f"'{cache.path}' is not the cache of the run", f"it has no row {beyond[0]}", fix)
     if others := [p.path for p in predictions if p.path != cache.paths[p.row]]:
-        raise UsageError(f"'{cache.path}' is not the cache of the run", f"its rows are not those of '{others[0]}'")
+        raise UsageError(f"'{cache.path}' is not the cache of the run", f"its rows are not those of '{others[0]}'", fix)
     pixels = pixels_of_cache(cache, model.tokenizer, within)
     model = replace(model, likelihood=recorded_estimator(run.protocol).applied(model.likelihood, model.name))
     yield from explain_predictions(model, cache, predictions, comparison, pixels, how)

@@ -85,7 +85,9 @@ def write_report(
     def score_again(chosen: Sequence[ImagePrediction]) -> Iterator[Explanation]:
         path = places.cache(tokens)
         if path is None:
-            raise _no_cache(run)
+            what = f"'{run.path}' saved no likelihoods, and its token cache is unknown"
+            fix = f"avarc report {run.path} --tokens CACHE, or classify with --save-likelihood"
+            raise UsageError(what, places.why_no_cache, fix)
         return again(run, chosen, path, lambda: load(ModelSpec(**places.model(given))), places.within)
 
     shown = _hardest_images(run, hardest, score_again, rescore, places.within, progress)
@@ -122,11 +124,3 @@ def _hardest_images(
         return HardestImages(cards=cards, note=note + elsewhere, style=gallery.STYLE, script=gallery.SCRIPT)
     note, explained = NOTE + elsewhere, len(cards)
     return HardestImages(cards=cards, note=note, style=gallery.STYLE, script=gallery.SCRIPT, explained=explained)
-
-
-def _no_cache(run: SavedRun) -> UsageError:
-    return UsageError(
-        f"'{run.path}' saved no likelihoods",
-        "and the token cache that it was made from is not in the run folder",
-        f"avarc report {run.path} --tokens CACHE, or classify with --save-likelihood",
-    )

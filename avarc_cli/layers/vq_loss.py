@@ -63,7 +63,7 @@ class ReconstructionLoss(ABC):
     def __call__(
         self, images: Tensor, step: int, steps: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """As `likelihood.TokenizerLoss`."""
+        """As `family.TokenizerLoss`."""
         encoded = self.encode(images)
         latents, codes, vq_loss, used_N = self.quantize(encoded)
         self.used_V.add_(used_N.bincount(minlength=len(self.used_V)))

@@ -47,9 +47,8 @@ def merge_runs(sources: Sequence[Path], out: Path, *, progress: Progress = no_pr
         and where chunks are missing or in two sources; AvarcError for a corrupt source.
     """
     if len(sources) < 2 or len({os.path.realpath(source) for source in (*sources, out)}) <= len(sources):
-        raise UsageError(
-            "there is nothing to join", "it takes two or more different runs, and another folder for --out"
-        )
+        why = "it takes two or more different runs, and another folder for --out"
+        raise UsageError("there is nothing to join", why, "name the folders of all shards, and a new one for --out")
     shards = [_open(source) for source in sources]
     for shard in shards[1:]:
         _check_same(shards[0], shard)

@@ -1,8 +1,8 @@
 """Where the files of a run are: its token cache and what its model was loaded from, as they were given.
 
 run.json records them under `places`. They are notes: a run is continued whatever the same files are called. `report`
-and `explain` find them there. A run folder that somebody else made may name any file of the reader's, so paths are used
-only from runs that this user made (`results.made_here`), or if the user says so.
+and `explain` find them there. A run folder that another person made may name any file of the reader's, so paths are
+used only from runs that this user made (`results.made_here`), or if the user says so.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ VALUES: dict[str, Any] = {
     "lora_alpha": (int, float),
     "weight_set": str,
     "tokenizer_weight_set": str,
+    "image_size": int,
 }
-VALUES |= {"image_size": int}
 """Other fields of it that decide what is loaded, with their types."""
 
 
@@ -83,11 +83,16 @@ class Places:
             return isinstance(value, dict) and all(isinstance(value.get(key, ""), str) for key in ("given", "path"))
         return name not in VALUES or isinstance(value, VALUES[name])
 
+    @property
+    def why_no_cache(self) -> str:
+        """Why `cache` found none."""
+        return "run.json does not say where it is" if self.trusted else "you did not make this run here"
+
     def cache(self, given: Path | None = None) -> Path | None:
         """The run's token cache; None where it is unknown, or may not be used.
 
         Args:
-            given: by the user, who knows better.
+            given: by the user; used in place of what is recorded.
         Raises: UsageError when it is not where it was.
         """
         own = self.run / "tokens.h5"

@@ -12,9 +12,8 @@ from typing import Any, TypeAlias
 from avarc_cli.errors import UsageError
 from avarc_cli.json_pieces import pieces
 from avarc_cli.names import to_text
+from avarc_cli.results.lines import Record
 from avarc_cli.storage import replacing
-
-Record: TypeAlias = "Mapping[str, Any]"
 
 AddRecords: TypeAlias = Callable[[Iterable[Record]], None]
 """Writes more records to a file."""

@@ -33,10 +33,8 @@ from avarc_cli.work import chunks
 from avarc_cli.work.chunks import CORRUPT, ChunkFolder, Chunks, ChunkTask
 from avarc_cli.work.locks import ChunkLock, chunk_lock
 from avarc_cli.work.run import compute
-from avarc_cli.work.shards import Shard
-from avarc_cli.work.workers import HERE, Workers
-
-UNDIVIDED = Shard()
+from avarc_cli.work.shards import UNDIVIDED, Shard
+from avarc_cli.work.workers import HERE, Workers, check_division
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +140,11 @@ def classify(
     Raises: Interrupted on Ctrl-C; UsageError when the folder holds another run; AvarcError when even a single pair does
         not fit into memory, or another process computes the same chunks.
     """
-    if workers.elsewhere and folder is None:
-        raise UsageError(f"{workers.elsewhere} needs a run folder", "its workers write to it", "add --out")
+    check_division(shard, workers, out=None if folder is None else folder.path, overwrite=False)
     if workers.elsewhere and keep_scores:
-        raise UsageError(f"scores cannot be kept with {workers.elsewhere}", "they stay in its workers")
+        raise UsageError(
+            f"scores cannot be kept with {workers.elsewhere}", "they stay in its workers", "leave out keep_scores"
+        )
     scores: list[tuple[RunImage, ImageScores]] = []
     scorer = Scorer(
         run,

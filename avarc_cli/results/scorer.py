@@ -68,7 +68,9 @@ class Scorer:
     def loader(self) -> TaskLoader[ScoredChunk]:
         """Makes this task in another process, with a model of its own. Raises: UsageError where none can be loaded."""
         if self.job.load is None:
-            raise UsageError("this model cannot be loaded in other processes", "it was made in this one")
+            raise UsageError(
+                "this model cannot be loaded in other processes", "it was made in this one", "score in this one"
+            )
         but_model = {each.name: getattr(self.job, each.name) for each in fields(self.job) if each.name != "model"}
         return partial(_on_device, type(self.job), but_model, self.group, self.folder)
 

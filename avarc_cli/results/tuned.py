@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avarc_cli import __version__, strict_json
 from avarc_cli.data.preprocess import current_description
@@ -17,6 +17,11 @@ from avarc_cli.scoring.orders import MAX_ORDERS
 from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.storage import write_bytes
 
+if TYPE_CHECKING:
+    from avarc_cli.loaded import LoadedModel
+
+AUTO = "auto"
+"""In place of a file: the plan that comes with the model."""
 FORMAT = 1
 ANY_SAMPLES = 1 << 16  # whether a cache has enough samples is checked when it is classified
 
@@ -43,6 +48,9 @@ class TunedPlan:
     held_out: Mapping[str, Any] | None = None
     """The same numbers on images that the plan was not tuned on. None where there were none."""
 
+    path: Path | None = field(default=None, compare=False)
+    """The file that it was read from."""
+
     def to_dict(self) -> dict[str, Any]:
         """The content of the file, without its digest."""
         return {
@@ -62,14 +70,36 @@ class TunedPlan:
         content = self.to_dict()
         write_bytes(path, json.dumps(content | {"sha256": _digest(content)}, indent=1).encode())
 
-    def check(self, now: Mapping[str, Any], path: Path) -> None:
-        """Raises UsageError, with both values, where one of these is not what the plan was made for."""
+    def check(self, now: Mapping[str, Any]) -> None:
+        """Raises: UsageError, with both values, where one of these is not what the plan was made for."""
         if differences := describe_differences({name: self.made_for.get(name) for name in now}, now):
             raise UsageError(
-                f"the guarantee of '{path}' does not hold here",
+                f"the guarantee of '{self.path}' does not hold here",
                 differences,
                 "tune a plan for this: avarc tune TOKENS.h5 --model ... --out plan.json",
             )
+
+
+def is_file(plan: str) -> bool:
+    """Whether the value of `Options.plan` names the file of a tuned plan."""
+    return Path(plan).suffix.lower() == ".json"
+
+
+def find(plan: str, model: LoadedModel) -> TunedPlan | None:
+    """The tuned plan that the value of `Options.plan` names; None for any other plan.
+
+    Raises: as `read`; UsageError when none comes with the model.
+    """
+    if plan != AUTO:
+        return read(Path(plan)) if is_file(plan) else None
+    path = Path(model.file).with_name("plan.json")
+    if not path.exists():
+        raise UsageError(
+            f"no tuned plan comes with {model.name}",
+            f"there is no '{path}'",
+            f"tune one: avarc tune TOKENS.h5 --model {model.name} --out plan.json; then --plan plan.json",
+        )
+    return read(path)
 
 
 def read(path: Path) -> TunedPlan:
@@ -85,7 +115,7 @@ def read(path: Path) -> TunedPlan:
             raise AvarcError(f"'{path}' has another format", f"it is version {version}, this is {FORMAT}", fix)
         if digest != _digest(values):
             raise ValueError("its content does not match its digest: it is not what was tuned")
-        return _from_dict(values)
+        return replace(_from_dict(values), path=path)
     except FileNotFoundError:
         raise UsageError(f"there is no plan '{path}'", fix="make one: avarc tune TOKENS.h5 --out plan.json") from None
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -48,14 +48,12 @@ from avarc_cli.work import chunks
 from avarc_cli.work.chunks import ChunkFolder, Chunks, ChunkTask, recorded_request
 from avarc_cli.work.locks import ALL_CHUNKS, ChunkLock, chunk_lock, lock_file
 from avarc_cli.work.run import compute, recompute_corrupt
-from avarc_cli.work.shards import Shard
-from avarc_cli.work.workers import HERE, Workers
+from avarc_cli.work.shards import UNDIVIDED, Shard
+from avarc_cli.work.workers import HERE, Workers, check_division
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import Tokenizer
     from avarc_cli.tokens.encoder import ChunkEncoder
-
-UNDIVIDED = Shard()
 
 
 @dataclass(frozen=True)
@@ -132,9 +130,7 @@ def encode(
     _check_numbers(
         samples=samples, sigma=sigma, seed=seed, batch_size=batch_size, workers=workers, chunk_size=chunk_size
     )
-    if overwrite and shard.of > 1:
-        why = "each shard would delete the chunks of the others"
-        raise UsageError("--overwrite does not go with --shard", why, f"delete '{out}' and '{out}.parts' first")
+    check_division(shard, on, out=out, overwrite=overwrite)
     if not len(images):
         raise UsageError(f"there are no images to encode in '{images.source}'")
     check_output(out, outputs.CACHE, overwrite=True)  # of a cache, `_find_done` decides

@@ -41,15 +41,5 @@ class Shard:
         return range(count * (self.number - 1) // self.of, count * self.number // self.of)
 
 
-def check_shard(shard: Shard, *, out: bool, overwrite: bool) -> None:
-    """Raises: UsageError for a part of the work without a place for it, or one that would delete the other parts.
-
-    Args:
-        out: whether the work is written to a place that other shards know.
-        overwrite: whether the work of another request there is to be replaced.
-    """
-    if shard.of > 1 and not out:
-        raise UsageError(f"nowhere to save shard {shard}", "the shards of a run meet in its folder", "add --out")
-    if shard.of > 1 and overwrite:
-        why = "each shard would delete the chunks of the others"
-        raise UsageError("--overwrite does not go with --shard", why, "name another --out, or delete it first")
+UNDIVIDED = Shard()
+"""All of the work."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from avarc_cli.errors import UsageError
 from avarc_cli.words import are, counted
+from avarc_cli.work.shards import Shard
 
 ENGINES = ("local", "ray")
 MAX_PROCESSES = 999
@@ -48,6 +50,24 @@ class Workers:
 
 HERE = Workers()
 """This process."""
+
+
+def check_division(shard: Shard, workers: Workers, *, out: str | Path | None, overwrite: bool) -> None:
+    """Raises: UsageError for work that is shared without a place for it, or a part that would delete the others.
+
+    Args:
+        out: where the work is written; None for nowhere.
+        overwrite: whether the work of another request there is to be replaced.
+    """
+    if shard.of > 1 and out is None:
+        raise UsageError(f"nowhere to save shard {shard}", "the shards of a run meet in its folder", "add --out")
+    if shard.of > 1 and overwrite:
+        why = "each shard would delete the chunks of the others"
+        raise UsageError(
+            "--overwrite does not go with --shard", why, "name another --out, or delete what is there first"
+        )
+    if workers.elsewhere and out is None:
+        raise UsageError(f"{workers.elsewhere} needs a run folder", "its workers write to it", "add --out")
 
 
 def parse_devices(text: str | None) -> tuple[str, ...]:

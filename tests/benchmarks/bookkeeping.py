@@ -20,10 +20,11 @@ import numpy as np
 
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.parts import Division, ScoredChunk
-from avarc_cli.results.run import UNDIVIDED, RunResult, RunWork
+from avarc_cli.results.run import RunResult, RunWork
 from avarc_cli.results.unfinished import Opening
 from avarc_cli.work.chunks import TaskLoader, Tick
 from avarc_cli.work.locks import chunk_lock
+from avarc_cli.work.shards import UNDIVIDED
 
 GROUP, CLASSES = 256, 1000
 

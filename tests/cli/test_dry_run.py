@@ -23,8 +23,8 @@ def entries(folder):
 
 
 def test_classify_says_what_it_would_take_for_images(work, capsys):
-    options = ["--sample", "30", "--plan", "2:5,4:1:2", "--save-json", "--out", "deep/run", "--dry-run"]
-    assert main(["--json", "classify", DIGITS, *options]) == 0
+    options = ["--sample", "30", "--plan", "2:5,4:1:2", "--save-json", "--out", "deep/run", "--results-file", "all.csv"]
+    assert main(["--json", "classify", DIGITS, *options, "--dry-run"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert entries(work) == []
     scoring, encoding = told["scoring"], told["encoding"]
@@ -34,10 +34,8 @@ def test_classify_says_what_it_would_take_for_images(work, capsys):
     assert scoring["tokens"] == 30 * (10 * ends[1] + 5 * (ends[3] - ends[1]) + 5 * ends[3])
     assert scoring["seconds"] > 0 and scoring["memory"] > 0
     assert (encoding["images"], encoding["samples"], encoding["measured_on_images"]) == (30, 2, 8)
-    files = {
-        f"deep/run/{name}"
-        for name in ("tokens.h5", "run.json", "predictions.csv", "predictions.jsonl", "metrics.json", "json")
-    }
+    run = ("tokens.h5", "run.json", "predictions.jsonl", "predictions.csv", "metrics.json", "json")
+    files = {"all.csv", *(f"deep/run/{name}" for name in run)}
     assert told["files"].keys() == files and told["files"]["deep/run/tokens.h5"] == 30 * 2 * 103 * 2
 
 

@@ -22,7 +22,7 @@ from stub_tokenizer import StubTokenizer, make_images
 from avarc_cli.data import Preprocess
 from avarc_cli.errors import AvarcError
 from avarc_cli.tokens import EncodeResult, Shard, encode
-from avarc_cli.tokens.encode import UNDIVIDED
+from avarc_cli.work.shards import UNDIVIDED
 
 
 class Encoding:

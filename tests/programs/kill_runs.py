@@ -24,8 +24,8 @@ from small_run import SmallModel, make_run
 from torch import Tensor
 
 from avarc_cli.results.folder import RunFolder
-from avarc_cli.results.run import UNDIVIDED, classify
-from avarc_cli.work.shards import Shard
+from avarc_cli.results.run import classify
+from avarc_cli.work.shards import UNDIVIDED, Shard
 
 FILES = ["run.json", "predictions.jsonl", "predictions.csv", *(f"likelihood/{i}.npz" for i in range(10))]
 ATTEMPTS, KILLS = 5, 50

@@ -87,7 +87,8 @@ def test_a_missing_file_names_the_command_that_makes_it(tmp_path):
     ("field", "value"), [("model", "cd" * 32), ("candidates", [0, 4]), ("precision", "bf16"), ("sigma", 0.2)]
 )
 def test_a_plan_for_something_else_is_refused_with_both_values(path, field, value):
-    PLAN.check({**PLAN.made_for}, path)
+    tuned.read(path).check({**PLAN.made_for})
     with pytest.raises(UsageError, match="does not hold here") as error:
-        PLAN.check({**PLAN.made_for, field: value}, path)
+        tuned.read(path).check({**PLAN.made_for, field: value})
+    assert str(path) in error.value.what
     assert f"{field}: " in error.value.why and " there, " in error.value.why and " here" in error.value.why

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
+from avarc_cli.family import GeneratorFamily
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
-from avarc_cli.likelihood import GeneratorFamily, LikelihoodModel, TokenizerNetwork
+from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
 from avarc_cli.models.maskgit.benchmark import MaskGITWorkload, random_workload
 from avarc_cli.models.maskgit.bert import Bert
 from avarc_cli.models.maskgit.config import MaskGITBertConfig, MaskGITConfig, read_bert, read_uvit

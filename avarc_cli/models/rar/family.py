@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from avarc_cli.errors import CheckpointError, UsageError
+from avarc_cli.family import GeneratorFamily
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
-from avarc_cli.likelihood import GeneratorFamily, LikelihoodModel, TokenizerNetwork
+from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
 from avarc_cli.models.rar import config as configs
 from avarc_cli.models.rar.benchmark import RARWorkload, random_workload
 from avarc_cli.models.rar.config import RARConfig

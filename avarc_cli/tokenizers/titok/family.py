@@ -7,9 +7,10 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from avarc_cli.family import TokenizerFamily, TokenizerLoss
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.state_dict import build
-from avarc_cli.likelihood import TokenizerFamily, TokenizerLoss, TokenizerNetwork
+from avarc_cli.likelihood import TokenizerNetwork
 from avarc_cli.tokenizers.titok.config import HEAD_WIDTH, TITLE, TiTokConfig, TransformerConfig, read_config
 from avarc_cli.tokenizers.titok.loss import TiTokLoss
 from avarc_cli.tokenizers.titok.network import TiTok

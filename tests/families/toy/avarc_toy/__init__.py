@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avarc_cli.family import GeneratorFamily, TokenizerFamily
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.state_dict import build
 from avarc_cli.layout import TokenLayout
-from avarc_cli.likelihood import GeneratorFamily, LikelihoodModel, TokenizerFamily, TokenizerNetwork
+from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
 
 PATCH = 8  # pixels
 

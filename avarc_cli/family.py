@@ -1,0 +1,142 @@
+"""What a family of models provides: a `GeneratorFamily` or a `TokenizerFamily`, which `families` finds.
+
+They read a checkpoint's configuration and build what the interfaces in `likelihood` describe. Nothing here imports a
+network.
+
+Shapes: B images or token sequences, L tokens, P pairs of (sequence, class).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from avarc_cli.errors import UsageError
+from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.precision import Precision
+from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel, TokenizerNetwork, TrainableModel
+
+
+class GeneratorFamily(ABC):
+    """Generators of one architecture."""
+
+    name: ClassVar[str]
+    """In cards, checkpoint metadata and commands: "var"."""
+    title: ClassVar[str]
+    """In messages: "VAR transformer"."""
+    signature: ClassVar[tuple[str, ...]]
+    """Keys of tensors that every checkpoint of the family has. Together no other family has them, except one whose own
+    signature contains these and more."""
+
+    @abstractmethod
+    def read_config(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> GeneratorConfig:
+        """The configuration of a checkpoint.
+
+        Args:
+            tensors: under the published keys. stated: what files say beside them, for what tensors cannot tell.
+            source: the checkpoint, for messages.
+        Raises: CheckpointError when the tensors are none of the family.
+        """
+
+    @abstractmethod
+    def build(
+        self,
+        config: Any,
+        tensors: Mapping[str, Tensor],
+        tokenizer: TokenizerNetwork,
+        *,
+        precision: Precision,
+        kernels: str,
+        device: torch.device,
+        source: str,
+    ) -> LikelihoodModel:
+        """The model of a checkpoint, ready to score.
+
+        Args:
+            config: from `read_config`. tokenizer: the one that the generator was trained with.
+            kernels: "torch" or "triton".
+        Raises: CheckpointError when the tensors are incomplete, or tokenizer and generator do not fit.
+        """
+
+    def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> TrainableModel:
+        """An initialized model to train, on the tokenizer's device; `shape` is the family's own. Uses torch's seed."""
+        raise UsageError(f"a {self.title} cannot be trained here", "training is not implemented for this family")
+
+    def random_workload(self, shape: str, scales: Sequence[int] | None, device: torch.device) -> BenchWorkload:
+        """A model of this shape with random weights, beside a plain PyTorch implementation, for `avarc bench`."""
+        raise UsageError(f"a {self.title} cannot be benchmarked", "this family has no reference implementation")
+
+    def model_workload(self, model: LikelihoodModel, device: torch.device) -> BenchWorkload:
+        """The same with the weights of a loaded model."""
+        raise UsageError(f"a {self.title} cannot be benchmarked", "this family has no reference implementation")
+
+
+class BenchWorkload(Protocol):
+    """One image's tokens, and models with the same weights to score them with."""
+
+    segment_ends: tuple[int, ...]
+    """End position of each segment; the last is L."""
+
+    num_classes: int
+    """Of the models."""
+
+    flops: int
+    """Floating-point operations to score one pair, only the necessary ones."""
+
+    tokens_L: Tensor
+    """int64."""
+
+    def reference(self, class_id_P: Tensor) -> Tensor:
+        """Token log-probabilities by a straightforward float32 implementation in plain PyTorch, (P, L)."""
+        ...
+
+    def model(self, precision: str, kernels: str) -> LikelihoodModel:
+        """The family's model. Raises: UsageError for a precision that is not available."""
+        ...
+
+
+class TokenizerFamily(ABC):
+    """Image tokenizers of one architecture; name, title and signature as of a `GeneratorFamily`."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    signature: ClassVar[tuple[str, ...]]
+    generator: ClassVar[str] = ""
+    """Name of the family of generators that a small model of its tokens is made of; "" where none can be trained."""
+
+    @abstractmethod
+    def build(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> TokenizerNetwork:
+        """The network of a checkpoint, in evaluation mode, on the CPU.
+
+        Raises: CheckpointError when the tensors are incomplete, or something that they cannot tell is stated nowhere.
+        """
+
+    def new(self, **shape: Any) -> TokenizerNetwork:
+        """An initialized network to train, on the CPU; `shape` is the family's own. Uses torch's seed.
+
+        Raises: UsageError for a shape that does not fit together.
+        """
+        raise UsageError(f"a {self.title} cannot be trained here", "training is not implemented for this family")
+
+    def training_loss(self, network: TokenizerNetwork) -> TokenizerLoss:
+        """The loss that trains a network of `new`."""
+        raise UsageError(f"a {self.title} cannot be trained here", "training is not implemented for this family")
+
+
+class TokenizerLoss(Protocol):
+    """A training loss; it may keep statistics from step to step."""
+
+    def __call__(
+        self, images: Tensor, step: int, steps: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a batch, and numbers to show.
+
+        Args:
+            images: (B, 3, H, H) float32 in [-1, 1]. step: from 0, of this many `steps` of the training.
+            generator: the step's own, on the CPU.
+        """
+        ...
