@@ -30,9 +30,14 @@ def of_cache(data: Sequence[Path], out: Path | None, work: WorkOptions, *, overw
     check_division(own, workers, out=out, overwrite=overwrite)
     option = "--shard" if own.of > 1 else workers.elsewhere
     if option and not _summary.is_cache(data):
-        fix = f"encode them first: avarc encode {data[0]} {option} ... --out tokens.h5"
-        raise UsageError(f"{option} divides a token cache", f"'{data[0]}' is not encoded", fix)
+        raise not_encoded(option, data[0])
     return own, workers
+
+
+def not_encoded(option: str, images: Path) -> UsageError:
+    """The error for images that are to be divided."""
+    fix = f"encode them first: avarc encode {images} {option} ... --out tokens.h5"
+    return UsageError(f"{option} divides a token cache", f"'{images}' is not encoded", fix)
 
 
 class PartOfWork(Protocol):
