@@ -26,7 +26,11 @@ RECORD = "samples.json"
 FORMAT = "avarc samples, format 1"
 
 # The end of a name that means a place elsewhere or is the record's, and what separates folders.
-_UNSAFE = re.compile(r"^\.|/|^samples(?=\.json)")
+_UNSAFE = re.compile(r"^\.|/|^s(?=amples\.json$)")
+
+
+# Pictures, and what killed processes left half-written.
+_OWN_NAME = re.compile(r"[^/]+/\d{3,}\.png(\.[0-9a-f]{8}\.tmp)?|samples\.json\.[0-9a-f]{8}\.tmp")
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,10 @@ class Layout:
         if not isinstance(ids, Sequence) or not all(isinstance(each, str) for each in ids) or type(count) is not int:
             return None
         return cls(tuple(ids), count)
+
+    def folders(self) -> Iterator[str]:
+        """Names of the folders of the classes."""
+        return map(folder_name, self.ids)
 
     def place(self, item: int) -> tuple[int, int]:
         """Position of the class of a picture, and the picture's number in it."""
@@ -122,10 +130,17 @@ class PictureFolder:
             layout = Layout.recorded(request)
             if layout is None:
                 raise UsageError(what, "other work of avarc's is there", "name another --out")
-            known |= {folder_name(each) for each in layout.ids}
-        entries = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-        if foreign := [name for name in entries if name not in known and not name.startswith(f"{RECORD}.")]:
-            raise UsageError(what, f"it holds {shorten_list(sorted(foreign))}", "name another --out")
+            known |= set(layout.folders())
+        if foreign := [name for name in self._names() if name not in known and not _OWN_NAME.fullmatch(name)]:
+            raise UsageError(what, f"it holds {shorten_list(sorted(foreign))}", "move that, or name another --out")
+
+    def _names(self) -> Iterator[str]:
+        """Of what is here, and in folders here; hidden files of file managers are left out."""
+        for entry in self.path.iterdir() if self.path.is_dir() else ():
+            inside = list(entry.iterdir()) if entry.is_dir() and not entry.is_symlink() else []
+            yield from (f"{entry.name}/{each.name}" for each in inside if not each.name.startswith("."))
+            if not entry.name.startswith("."):
+                yield entry.name
 
     def _requests(self) -> list[Mapping[str, Any]]:
         return [request for request in (self.recorded(), self.unfinished()) if request is not None]
@@ -156,7 +171,7 @@ class PictureFolder:
             for item in range(len(layout)):
                 (self.path / layout.file(item)).unlink(missing_ok=True)
             layout.remove_leftovers(self.path, range(len(layout)))
-            for folder in {self.path / folder_name(each) for each in layout.ids}:
+            for folder in map(self.path.joinpath, layout.folders()):
                 if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
                     folder.rmdir()
         self.record.unlink(missing_ok=True)  # last: a kill repeats this
