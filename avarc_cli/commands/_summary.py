@@ -62,9 +62,14 @@ def check_divided(
         raise UsageError(f"{workers.elsewhere} needs a run folder", "its workers write to it", "add --out")
     option = "--shard" if own.of > 1 else workers.elsewhere
     if option and not is_cache(data):
-        fix = f"encode them first: avarc encode {data[0]} {option} ... --out tokens.h5"
-        raise UsageError(f"{option} divides a token cache", f"'{data[0]}' is not encoded", fix)
+        raise not_encoded(option, data[0])
     return own, workers
+
+
+def not_encoded(option: str, images: Path) -> UsageError:
+    """The error for images that are to be divided."""
+    fix = f"encode them first: avarc encode {images} {option} ... --out tokens.h5"
+    return UsageError(f"{option} divides a token cache", f"'{images}' is not encoded", fix)
 
 
 def check_same_plan(folder: RunFolder, plan: str) -> None:
