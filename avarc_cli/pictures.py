@@ -25,9 +25,8 @@ from avarc_cli.work.chunks import recorded_request
 RECORD = "samples.json"
 FORMAT = "avarc samples, format 1"
 
-# The end of a name that means a place elsewhere or is the record's, and what separates folders.
+# What would hide a folder, lead elsewhere, or give it the name of the record.
 _UNSAFE = re.compile(r"^\.|/|^s(?=amples\.json$)")
-
 
 # Pictures, and what killed processes left half-written.
 _OWN_NAME = re.compile(r"[^/]+/\d{3,}\.png(\.[0-9a-f]{8}\.tmp)?|samples\.json\.[0-9a-f]{8}\.tmp")
@@ -137,10 +136,13 @@ class PictureFolder:
     def _names(self) -> Iterator[str]:
         """Of what is here, and in folders here; hidden files of file managers are left out."""
         for entry in self.path.iterdir() if self.path.is_dir() else ():
-            inside = list(entry.iterdir()) if entry.is_dir() and not entry.is_symlink() else []
-            yield from (f"{entry.name}/{each.name}" for each in inside if not each.name.startswith("."))
-            if not entry.name.startswith("."):
-                yield entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink():
+                yield f"{entry.name}, a link"
+            elif entry.is_dir():
+                yield from (f"{entry.name}/{each.name}" for each in entry.iterdir() if not each.name.startswith("."))
+            yield entry.name
 
     def _requests(self) -> list[Mapping[str, Any]]:
         return [request for request in (self.recorded(), self.unfinished()) if request is not None]

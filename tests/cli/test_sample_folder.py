@@ -117,6 +117,14 @@ def test_a_folder_that_is_not_avarcs_is_never_touched(draw, tmp_path, name):
         assert contents(tmp_path) == before
 
 
+def test_a_link_in_the_place_of_a_class_is_not_followed(draw, tmp_path):
+    assert draw("--out", "out", "--shard", "1/3")[0] == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "out" / "8").symlink_to(tmp_path / "mine")
+    code, said = draw("--out", "out")
+    assert code == 2 and "it holds 8, a link" in said and not list((tmp_path / "mine").iterdir())
+
+
 def test_other_unfinished_work_of_avarcs_is_left_alone(draw, tmp_path):
     (tmp_path / "out.parts").mkdir()
     (tmp_path / "out.parts" / "request.json").write_text('{"power": 2}')
