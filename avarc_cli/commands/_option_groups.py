@@ -298,9 +298,13 @@ class WorkersOptions:
 
         Raises: UsageError where --device was given as well.
         """
+        return replace(model, device=self.check(context).first_device(model.device))
+
+    def check(self, context: typer.Context) -> Workers:
+        """Who computes. Raises: UsageError where --device was given beside --devices, and as `workers`."""
         if self.devices is not None:
             opt.check_not_given(context, ["device"], "beside --devices", "a process is started on each of these")
-        return replace(model, device=self.workers.first_device(model.device))
+        return self.workers
 
 
 @dataclass(frozen=True, kw_only=True)
