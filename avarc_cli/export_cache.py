@@ -12,6 +12,7 @@ from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.read_run import open_run
 from avarc_cli.storage import beside
 from avarc_cli.tokens.cache import TokenCache
+from avarc_cli.work.workers import HERE, Workers
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
@@ -25,6 +26,7 @@ def export_cache(
     *,
     per_token: bool = False,
     overwrite: bool = False,
+    workers: Workers = HERE,
     progress: StartProgress = silent,
     say: Notify = no_message,
     on_start: Callable[[Run], None] = lambda run: None,
@@ -34,6 +36,7 @@ def export_cache(
     Interrupted, the next call continues: until the export is complete, the scores are in the run folder `OUT.run`.
 
     Args:
+        workers: who scores the images.
         progress: opens the bars "scoring" and "writing".
         say: called with messages about batches that had to shrink.
         on_start: called once with the run, before anything is scored.
@@ -51,7 +54,7 @@ def export_cache(
     from avarc_cli.results.run import classify  # imports torch
 
     with progress("scoring", len(cache)) as bar:
-        classify(run, folder, progress=lambda done, numbers: bar.update(done), say=say)
+        classify(run, folder, workers=workers, progress=lambda done, numbers: bar.update(done), say=say)
     shape = export_run(open_run(folder.path), out, per_token=per_token, overwrite=overwrite, progress=progress)
     folder.remove()
     return shape

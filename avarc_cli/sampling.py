@@ -78,18 +78,23 @@ def sample(
     ids = tuple(dict.fromkeys(i for spec in classes for i in resolve_classes(spec, model.classes)))
     pictures = np.empty((len(ids), count, *[model.tokenizer.image_size] * 2, 3), dtype=np.uint8)
     for k, class_id in enumerate(ids):
-        pictures[k] = _draw(model, class_id, count, how)
+        pictures[k] = draw(model, [class_id] * count, range(count), how)
         progress(k + 1, len(ids))
     return Samples(class_ids=ids, names=tuple(model.classes.names[i] for i in ids), pictures=pictures)
 
 
-def _draw(model: LoadedModel, class_id: int, count: int, how: Sampling) -> npt.NDArray[np.uint8]:
+def draw(model: LoadedModel, class_ids: Sequence[int], numbers: Sequence[int], how: Sampling) -> npt.NDArray[np.uint8]:
+    """One batch of pictures, (B, H, H, 3).
+
+    Args:
+        class_ids, numbers: of each picture; the number tells it from others of the class.
+    """
     device = model.tokenizer.device
     tokens_BL = model.likelihood.sample(
-        torch.full((count,), class_id, device=device),
+        torch.tensor(class_ids, device=device),
         guidance=model.likelihood.default_guidance if how.guidance is None else how.guidance,
         top_k=how.top_k,
         top_p=how.top_p,
-        generators=[generator_of(how.seed, class_id, number, device=device) for number in range(count)],
+        generators=[generator_of(how.seed, *key, device=device) for key in zip(class_ids, numbers, strict=True)],
     )
     return to_pixels(model.tokenizer.decode(tokens_BL))

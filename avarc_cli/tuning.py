@@ -18,7 +18,7 @@ import numpy as np
 
 from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.progress import MetricsProgress, Notify, Progress, no_message, no_progress
+from avarc_cli.progress import Notify, Progress, no_message, no_progress
 from avarc_cli.results import records
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.metrics import wilson
@@ -29,6 +29,7 @@ from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.scores import FloatN, IntN, posterior
 from avarc_cli.storage import beside
 from avarc_cli.tokens.cache import TokenCache
+from avarc_cli.work.workers import HERE, Workers
 
 LEAST_FOR_TEMPERATURE = 20  # labelled images
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def tune(
     evaluate: TokenCache | None = None,
     seed: int = 0,
     out: str | Path | None = None,
+    workers: Workers = HERE,
     on_start: Callable[[Run], None] = lambda run: None,
     progress: Progress = no_progress,
     say: Notify = no_message,
@@ -66,6 +68,7 @@ def tune(
         seed: of the random choices.
         out: file to write the plan to (FILE.json), replacing it. Scores are kept beside it until the plan is written,
             so that an interrupted call can be repeated. None writes nothing.
+        workers: who scores the images.
         on_start: called with each run before it is scored.
         progress: called with (images scored, images in all).
         say: called with a message when a batch had to be made smaller.
@@ -77,7 +80,7 @@ def tune(
     options = replace(classifier.options, plan=f"exhaustive:{samples}", score="log-likelihood", combine="mean")
     from avarc_cli.classifier import Classifier  # imports torch
 
-    scorer = _Scorer(Classifier(classifier.model, options), on_start, progress, say)
+    scorer = _Scorer(Classifier(classifier.model, options), workers, on_start, progress, say)
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return _tune(scorer, cache, evaluate, agreement, hold_out, seed, Path(folder) / "plan.json")
@@ -118,6 +121,7 @@ class _Scorer:
     """Scores caches exhaustively, and reports the progress over all of them."""
 
     classifier: Classifier
+    workers: Workers
     on_start: Callable[[Run], None]
     progress: Progress
     say: Notify
@@ -131,9 +135,14 @@ class _Scorer:
         )
         run = self.classifier.run(cache, request)
         self.on_start(run)
-        table = _exhaustive(run, folder, lambda done, _: self.progress(self.done + done, self.total), self.say)
+        from avarc_cli.results.run import classify  # imports torch
+
+        def report(done: int, numbers: Mapping[str, float]) -> None:
+            self.progress(self.done + done, self.total)
+
+        classify(run, folder, workers=self.workers, progress=report, say=self.say)
         self.done += len(cache)
-        return _Scores(table, _right_candidates(run))
+        return _Scores(_read_table(run, folder), _right_candidates(run))
 
 
 def _tune(
@@ -179,10 +188,8 @@ def _exact(agreement: float) -> Fraction:
     return Fraction(str(agreement))
 
 
-def _exhaustive(run: Run, folder: RunFolder, progress: MetricsProgress, say: Notify) -> ScoreTable:
-    from avarc_cli.results.run import classify  # imports torch
-
-    classify(run, folder, progress=progress, say=say)
+def _read_table(run: Run, folder: RunFolder) -> ScoreTable:
+    """The scores that a finished run kept."""
     files = [folder.path / records.SEGMENTS.format(index) for index in range(len(run.cache))]
     request, plan, ends = run.request, run.request.plan, run.model.segment_ends
     shapes = {

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DECIDED = {
     *("plan", "classes", "offset", "batch_size", "orders", "order_seed"),
-    *("preprocess", "flip", "ten_crop", "crop_range", "workers"),
+    *("preprocess", "flip", "ten_crop", "crop_range", "workers", "devices", "engine"),
 }
 """Options that say what a run has decided already."""
 

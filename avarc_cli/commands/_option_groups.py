@@ -289,19 +289,11 @@ class ImageOptions(PixelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkOptions:
-    """Who computes: this process or others beside it, and which part of the work."""
+class WorkersOptions:
+    """Who computes: this process or others beside it."""
 
-    shard: opt.ShardOpt = "1/1"
     devices: opt.DevicesOpt = None
     engine: opt.EngineOpt = "local"
-
-    @property
-    def own_shard(self) -> Shard:
-        """The part that this process is to see to. Raises: UsageError."""
-        from avarc_cli.work.shards import Shard
-
-        return Shard.parse(self.shard)
 
     @property
     def workers(self) -> Workers:
@@ -315,6 +307,24 @@ class WorkOptions:
 
         Raises: UsageError where --device was given as well.
         """
+        return replace(model, device=self.check(context).first_device(model.device))
+
+    def check(self, context: typer.Context) -> Workers:
+        """Who computes. Raises: UsageError where --device was given beside --devices, and as `workers`."""
         if self.devices is not None:
             opt.check_not_given(context, ["device"], "beside --devices", "a process is started on each of these")
-        return replace(model, device=self.workers.first_device(model.device))
+        return self.workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkOptions(WorkersOptions):
+    """Who computes, and which part of the work."""
+
+    shard: opt.ShardOpt = "1/1"
+
+    @property
+    def own_shard(self) -> Shard:
+        """The part that this process is to see to. Raises: UsageError."""
+        from avarc_cli.work.shards import Shard
+
+        return Shard.parse(self.shard)

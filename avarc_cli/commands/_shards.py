@@ -55,11 +55,14 @@ class PartOfWork(Protocol):
     def others_at_work(self) -> bool: ...
 
 
-def said(part: PartOfWork, shard: Shard, *, does: str, last: str, join: str, images: int | None = None) -> str:
+def said(
+    part: PartOfWork, shard: Shard, *, does: str, last: str, join: str | None = None, images: int | None = None
+) -> str:
     """A shard's result in a sentence, and what is left to do.
 
     Args:
-        does: the command's verb. last: what the last shard to finish does. join: the command that joins outputs.
+        does: the command's verb. last: what the last shard to finish does.
+        join: the command that joins outputs, if there is one.
         images: finished ones, where they are counted.
     """
     of_images = "" if images is None else f" ({counted(images, 'image')})"
@@ -72,7 +75,7 @@ def said(part: PartOfWork, shard: Shard, *, does: str, last: str, join: str, ima
             "run the others, nothing is missing without this one"
         )
     done = f"{part.chunks} of {every}{of_images}, shard {shard} is done"
-    return f"{done}; run the others with the same --out, or join theirs: {join}"
+    return f"{done}; run the others with the same --out" + ("" if join is None else f", or join theirs: {join}")
 
 
 def show(result: RunResult, shard: Shard, out: Path) -> None:

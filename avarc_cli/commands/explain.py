@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands import _images, _of_run, _summary
+from avarc_cli.commands import _images, _of_run, _shards, _summary
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
@@ -82,6 +82,7 @@ def explain(
         Path | None, typer.Option("--tokens", help="The token cache of a run, if it is not where it was.")
     ] = None,
     overwrite: opt.OverwriteOpt = False,
+    work: groups.WorkersOptions,
     as_json: opt.JsonOpt = False,
     model: groups.ModelOptions,
     scoring: _ScoringOptions,
@@ -104,13 +105,17 @@ def explain(
     from avarc_cli.explain.maps import Weighting, parse_scales
     from avarc_cli.explain.options import ExplainOptions
     from avarc_cli.explain.predictions import check_subset, parse_rows
+    from avarc_cli.results.folder import RunFolder
+    from avarc_cli.storage import beside
     from avarc_cli.tokens.cache import read
 
     how = Weighting(weights=weighting, scales=parse_scales(scales), upsample=upsample)
     check_subset(only)
     run = _of_run.open_if_run(context, data, tokens)
     _summary.check_request(data, None, False, images_only=[*pixels.given, workers])
-    encoded = run is not None or _summary.is_cache(data)
+    encoded, on = run is not None or _summary.is_cache(data), work.workers
+    if on.elsewhere and not encoded:
+        raise _shards.not_encoded(on.elsewhere, data[0])
     images = None if encoded else _images.select(data, None, None, allow_outside=allow_outside)
     out.parent.mkdir(parents=True, exist_ok=True)
     inputs = data if images is None else images.paths
@@ -134,13 +139,14 @@ def explain(
             _finish(explained, how, out, npz, f"Why? {run.path}", _about(explained, only, found.model.model, how))
             return
         source = read(data[0]) if images is None else images
+        scores = RunFolder(beside(out, ".run")) if images is None else None
         if rows is not None:
             parse_rows(rows, len(source))
         about_images = source if isinstance(source, ImageSet) else source.header
         if (space := model.known_classes()) is not None:
             scoring.check(space, about_images.dataset)
             parse_comparison(target, contrast, space)
-        spec = model.fetch()
+        spec = work.place(context, model).fetch()
         from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
         from avarc_cli.explain import explain_images
 
@@ -157,12 +163,17 @@ def explain(
             preprocess=pixels.preprocess,
             views=pixels.views,
             workers=workers,
+            scores=scores,
+            on=on,
+            overwrite=overwrite,
             progress=console.progress,
             say=console.warn,
         )
         _images.list_unreadable(result.unreadable)
         title = f"Why? {', '.join(str(d) for d in data[:3])}"
         _finish(result, how, out, npz, title, _about(result, only, classifier.model.name, how))
+        if scores is not None:
+            scores.remove()
         if result.unreadable:
             raise typer.Exit(EXIT_UNREADABLE)
 

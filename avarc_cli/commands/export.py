@@ -17,7 +17,7 @@ from avarc_cli.options import Options, parse_batch_size
 OF_A_CACHE = {
     *("model", "tokenizer", "model_config", "tokenizer_config", "class_names", "class_order", "bank"),
     *("lora", "lora_alpha", "weight_set", "tokenizer_weight_set", "image_size", "precision", "device"),
-    *("batch_size", "limit", "sample", "seed"),
+    *("batch_size", "limit", "sample", "seed", "devices", "engine"),
 }
 
 
@@ -40,6 +40,7 @@ def export(
     seed: opt.SeedOpt = 0,
     overwrite: opt.OverwriteOpt = False,
     dry_run: _dry_run.DryRunOpt = False,
+    work: groups.WorkersOptions,
     as_json: opt.JsonOpt = False,
     model: groups.ModelOptions,
     batch_size: opt.BatchSizeOpt = "auto",
@@ -70,6 +71,7 @@ def export(
         return
     from avarc_cli.tokens.cache import read
 
+    workers = work.workers
     parse_batch_size(batch_size)
     part = _images.Part(limit, sample, seed)
     part.check()
@@ -77,7 +79,7 @@ def export(
     options = Options(classes=classes, dataset=cache.header.dataset, batch_size=batch_size)
     if (space := model.known_classes()) is not None:
         candidates(space, classes, cache.header.dataset)
-    spec = model.fetch()
+    spec = work.place(context, model).fetch()
     from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
 
     classifier = load_classifier(spec, options)
@@ -94,6 +96,7 @@ def export(
         out,
         per_token=per_token,
         overwrite=overwrite,
+        workers=workers,
         progress=console.progress,
         say=console.warn,
         on_start=lambda run: _summary.announce(classifier, run),

@@ -12,6 +12,7 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _examples, _summary, _weights
+from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE, UsageError
@@ -61,6 +62,7 @@ def incremental(
     base_depth: Annotated[int, opt.model_option("--base-depth", min=1, help="Its blocks.")] = 3,
     base_width: Annotated[int, opt.model_option("--base-width", min=64, help="Its channels, a multiple of 64.")] = 64,
     device: opt.DeviceOpt = "auto",
+    work: groups.WorkersOptions,
     yes: opt.YesOpt = False,
     learning: _examples.LearningOptions,
 ) -> None:
@@ -84,6 +86,7 @@ def incremental(
     for name in filter(None, (model, reads)):
         check_weights(name)
     check_device(device)
+    workers = work.check(context)
     check_width(base_width, "a base model")
     check_folder(out)
     if not all(file.exists() for file in _token_files(out)):
@@ -98,7 +101,7 @@ def incremental(
         tokenizer,
         weight_set=weight_set,
         tokenizer_weight_set=tokenizer_weight_set,
-        device=device,
+        device=workers.first_device(device),
     )
     _weights.ensure(spec.model, tokenizer, weight_set, tokenizer_weight_set, yes=yes, tokenizer_only=model is None)
     given = load_model(spec) if model else None
@@ -123,7 +126,9 @@ def incremental(
             options=options,
             baseline=baseline is not None,
             seed=options.seed,
+            workers=workers,
             reporting=protocol.Reporting(_examples.progress, _testing),
+            say=console.warn,
         )
     _show(results, out)
     if train.unreadable or tested.unreadable:

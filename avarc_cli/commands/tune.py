@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 @with_option_groups
 def tune(
+    context: typer.Context,
     tokens: Annotated[Path, typer.Argument(help="Token cache of images like those to be classified.")],
     *,
     agreement: Annotated[
@@ -42,6 +43,7 @@ def tune(
     sample: opt.SampleOpt = None,
     seed: opt.SeedOpt = 0,
     overwrite: opt.OverwriteOpt = False,
+    work: groups.WorkersOptions,
     as_json: opt.JsonOpt = False,
     model: groups.ModelOptions,
     scoring: groups.ScoringOptions,
@@ -57,7 +59,7 @@ def tune(
     from avarc_cli import outputs, tuning
     from avarc_cli.tokens.cache import read
 
-    unfinished = tuning.is_unfinished(out)
+    workers, unfinished = work.workers, tuning.is_unfinished(out)
     part = _images.Part(limit, sample, seed)
     part.check()
     with outputs.reserved(out, outputs.JSON, overwrite=overwrite or unfinished):
@@ -69,7 +71,7 @@ def tune(
             )
         others = None if evaluate is None else read(evaluate)
         scoring.check(model.known_classes(), cache.header.dataset)
-        spec = model.fetch()
+        spec = work.place(context, model).fetch()
         from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
 
         classifier = load_classifier(spec, scoring.options(cache.header.dataset))
@@ -84,6 +86,7 @@ def tune(
                 evaluate=others,
                 seed=seed,
                 out=out,
+                workers=workers,
                 on_start=lambda run: _summary.announce(classifier, run),
                 progress=bar.update,
                 say=console.warn,

@@ -9,9 +9,9 @@ Example:
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +26,16 @@ from avarc_cli.explain.comparison import Comparison, classes_to_score, parse_com
 from avarc_cli.explain.explanation import Explanation
 from avarc_cli.explain.options import DEFAULTS, ExplainOptions
 from avarc_cli.explain.pixels import PixelLoader, pixels_of_cache, pixels_of_images
-from avarc_cli.explain.predictions import ImagePrediction, of_result, parse_rows, select
+from avarc_cli.explain.predictions import ImagePrediction, of_folder, of_result, parse_rows, select
 from avarc_cli.layout import TokenLayout
 from avarc_cli.loaded import LoadedModel
-from avarc_cli.progress import Notify, StartProgress, no_message, silent
-from avarc_cli.results.run import accuracy_note, classify
+from avarc_cli.progress import Notify, ProgressBar, StartProgress, no_message, silent
+from avarc_cli.results.folder import RunFolder
+from avarc_cli.results.run import Run, accuracy_note, classify
 from avarc_cli.scoring.exhaustive import order_log_probs
 from avarc_cli.scoring.orders import ONE_RASTER, Orders
 from avarc_cli.tokens.cache import TokenCache, read
+from avarc_cli.work.workers import HERE, Workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,9 @@ def explain_images(
     preprocess: str | None = None,
     views: Views = SINGLE_VIEW,
     workers: int | None = None,
+    scores: RunFolder | None = None,
+    on: Workers = HERE,
+    overwrite: bool = False,
     progress: StartProgress = silent,
     say: Notify = no_message,
 ) -> ExplainResult:
@@ -67,6 +72,10 @@ def explain_images(
 
     Args:
         preprocess, views, workers: for images that are not encoded yet (`Classifier.encode`).
+        scores: for a token cache: keep its predictions in this run folder, and continue what an interrupted call left
+            there. The caller removes it. None keeps them in memory.
+        on: who classifies the images; others than this process need `scores`.
+        overwrite: replace predictions of another request in `scores`.
         progress: opens the bars "encoding", "classifying" and "explaining".
         say: called with messages about batches that had to shrink.
     Raises: UsageError for options that do not fit the model or the images; CacheError for a cache of another tokenizer;
@@ -79,7 +88,8 @@ def explain_images(
         cache = opened.cache
         rows = list(range(len(cache))) if options.rows is None else parse_rows(options.rows, len(cache))
         count = options.count(len(rows))
-        predictions = _predict(classifier, cache, rows, progress, say)
+        with progress("classifying", len(rows)) as bar:
+            predictions = _predict(classifier, cache, rows, scores, overwrite, _Classifying(on, bar, say))
         chosen = select(predictions, options.only, count, sort=not options.keep_order)
         request = classifier.request(cache.header)
         how = TokenScoring(request.tokens_per_batch, classifier.orders, request.plan.orders)
@@ -87,7 +97,7 @@ def explain_images(
             for explanation in explain_predictions(model, cache, chosen, comparison, opened.pixels, how):
                 explanations.append(explanation)
                 bar.update(len(explanations))
-    return ExplainResult(explanations=explanations, num_images=len(predictions), unreadable=opened.unreadable)
+    return ExplainResult(explanations=explanations, num_images=len(rows), unreadable=opened.unreadable)
 
 
 @dataclass(frozen=True)
@@ -122,20 +132,41 @@ def _opened(
         yield _Opened(cache, pixels_of_images(data, cache), encoded.unreadable)
 
 
+@dataclass(frozen=True)
+class _Classifying:
+    """Who classifies, and what hears of it."""
+
+    on: Workers
+    bar: ProgressBar
+    say: Notify
+
+    def report(self, done: int, numbers: dict[str, float]) -> None:
+        self.bar.update(done, None, accuracy_note(numbers))
+
+
 def _predict(
-    classifier: Classifier, cache: TokenCache, rows: list[int], progress: StartProgress, say: Notify
-) -> list[ImagePrediction]:
+    classifier: Classifier,
+    cache: TokenCache,
+    rows: list[int],
+    folder: RunFolder | None,
+    overwrite: bool,
+    how: _Classifying,
+) -> Iterable[ImagePrediction]:
     """The classifier's predictions for these rows of the cache."""
-    run = classifier.run(cache.take(rows), classifier.request(cache.header))
-    with progress("classifying", len(rows)) as bar:
-        result = classify(
-            run,
-            None,
-            keep_scores=True,
-            progress=lambda done, numbers: bar.update(done, None, accuracy_note(numbers)),
-            say=say,
-        )
-    return of_result(result, run.request.candidates, rows)
+
+    def make(tokens_per_batch: int | None) -> Run:
+        request = classifier.request(cache.header, tokens_per_batch=tokens_per_batch)
+        return replace(classifier.run(cache.take(rows), request), save_ranking=folder is not None)
+
+    run = make(folder.recorded("tokens_per_batch") if folder else None)
+    if folder is None:
+        result = classify(run, None, workers=how.on, keep_scores=True, progress=how.report, say=how.say)
+        return of_result(result, run.request.candidates, rows)
+    if overwrite and folder.has_another(run.protocol):
+        run = make(None)
+        folder.replace(run.protocol)
+    result = classify(run, folder, workers=how.on, progress=how.report, say=how.say)
+    return of_folder(folder, result, run.request.candidates, rows)
 
 
 @dataclass(frozen=True)

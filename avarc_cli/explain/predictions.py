@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +15,11 @@ import numpy as np
 from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import UsageError
 from avarc_cli.results.read_run import SavedRun
+from avarc_cli.results.records import RANKING, read_ranking
 from avarc_cli.words import are, counted
 
 if TYPE_CHECKING:
+    from avarc_cli.results.folder import RunFolder
     from avarc_cli.results.run import RunResult
 
 SUBSETS = ("wrong", "right", "unsure")
@@ -77,6 +81,21 @@ def of_result(result: RunResult, candidates_N: np.ndarray, rows: Sequence[int]) 
     return predictions
 
 
+def of_folder(
+    folder: RunFolder, result: RunResult, candidates_N: np.ndarray, rows: Sequence[int]
+) -> Iterator[ImagePrediction]:
+    """The predictions of a run that saved its rankings, one at a time; otherwise as `of_result`.
+
+    Raises: AvarcError for a corrupt file.
+    """
+    known = set(candidates_N.tolist())
+    for record in result.records:
+        file = folder.path / RANKING.format(record["index"])
+        order_N, posterior_N = read_ranking(file, len(candidates_N))
+        class_ids = tuple(candidates_N[order_N].tolist())
+        yield _prediction(record, rows[record["index"]], class_ids, tuple(posterior_N.tolist()), known)
+
+
 def of_saved_run(run: SavedRun) -> list[ImagePrediction]:
     """The predictions of a finished run, as far as its records hold them."""
     candidates = set(run.candidates.tolist())
@@ -115,24 +134,42 @@ def _prediction(
 
 
 def select(
-    predictions: Sequence[ImagePrediction], only: str | None, limit: int | None, *, sort: bool
+    predictions: Iterable[ImagePrediction], only: str | None, limit: int | None, *, sort: bool
 ) -> list[ImagePrediction]:
-    """The images to explain.
+    """The images to explain. No others are kept in memory.
 
     Args:
+        predictions: of all images.
         only: "wrong", "right", "unsure", or None for all.
         limit: number of images, None for all. sort: take those with the highest negative log-likelihood first.
     Raises: UsageError for an unknown `only`, or when no image matches.
     """
     check_subset(only)
-    if only in ("wrong", "right") and not any(p.label_name for p in predictions):
+    images, labelled = 0, False
+
+    def matching() -> Iterator[ImagePrediction]:
+        nonlocal images, labelled
+        for prediction in predictions:
+            images += 1
+            labelled = labelled or bool(prediction.label_name)
+            if prediction.matches(only):
+                yield prediction
+
+    if sort and limit is not None:
+        chosen = heapq.nsmallest(limit, matching(), key=_most_surprising_first)
+    else:
+        chosen = list(islice(sorted(matching(), key=_most_surprising_first) if sort else matching(), limit))
+    if chosen:
+        return chosen
+    if only in ("wrong", "right") and not labelled:
         why = "no image has a label among the model's classes"
         raise UsageError(f"cannot tell which images are {only}", why, "use --only unsure, or images in class folders")
-    matching = [p for p in predictions if p.matches(only)]
-    if not matching:
-        why = f"the model is sure (at least {UNSURE:.0%}) of all" if only == "unsure" else f"none of them is {only}"
-        raise UsageError(f"none of {counted(len(predictions), 'image')} to explain", why, "leave out --only")
-    return (sorted(matching, key=lambda p: -p.negative_log_likelihood) if sort else matching)[:limit]
+    why = f"the model is sure (at least {UNSURE:.0%}) of all" if only == "unsure" else f"none of them is {only}"
+    raise UsageError(f"none of {counted(images, 'image')} to explain", why, "leave out --only")
+
+
+def _most_surprising_first(prediction: ImagePrediction) -> float:
+    return -prediction.negative_log_likelihood
 
 
 def check_subset(only: str | None) -> None:

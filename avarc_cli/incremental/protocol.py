@@ -6,6 +6,7 @@ Everything lies in one folder, and each step leaves a file, so that a stopped ru
     train.npz, test.npz     tokens                bank/              the added classes
     finetune/task{i}.safetensors                  the baseline after each task
     incremental.json, incremental.png, scores.npz the results
+    scores.parts/           scores of test images, until all are there
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from avarc_cli import bank as banks
 from avarc_cli import families
 from avarc_cli.data.labels import match, normalize
 from avarc_cli.errors import UsageError
-from avarc_cli.incremental import plot
+from avarc_cli.incremental import image_scores, plot
 from avarc_cli.incremental.adding import ProgressOf, add_classes
 from avarc_cli.incremental.baseline import finetune
 from avarc_cli.incremental.editing import Existing, check_names, open_or_new
@@ -34,13 +34,13 @@ from avarc_cli.incremental.split import Split
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.loading import ModelSpec, load_model, with_bank
 from avarc_cli.names import to_json
-from avarc_cli.progress import Progress, no_progress
-from avarc_cli.scoring.exhaustive import log_likelihoods
+from avarc_cli.progress import Notify, Progress, no_message, no_progress
 from avarc_cli.settings import check_width
 from avarc_cli.storage import write_bytes
 from avarc_cli.train import generator
 from avarc_cli.train.loop import Recipe
 from avarc_cli.train.save import save_generator
+from avarc_cli.work.workers import HERE, Workers
 
 TEST_FRACTION = 0.2  # of each class, where the data has no test images of its own
 
@@ -77,7 +77,9 @@ def run(
     options: FitOptions | None = None,
     baseline: bool = False,
     seed: int = 0,
+    workers: Workers = HERE,
     reporting: Reporting,
+    say: Notify = no_message,
 ) -> Results:
     """Run the protocol, or what is left of it, in a folder that `open_folder` prepared.
 
@@ -87,6 +89,8 @@ def run(
         model: a model that knows the base classes only; None trains one of shape `base`.
         options: how classes are fitted.
         baseline: also fine-tune all weights on each task, for comparison.
+        workers: who scores the test images; one process trains.
+        say: called with messages for the user.
     Returns: the results, which are also written as incremental.json and incremental.png.
     Raises: UsageError for classes without images, and a model that does not know the base classes or knows later
         ones; as `add_classes` and `train.generator.fit`.
@@ -103,7 +107,7 @@ def run(
     check_base(model, split)
     add_tasks(folder, model, train, split, options, reporting.training)
     with reporting.testing() as progress:
-        with_offset, without_offset = evaluate(folder, model, test, split, progress)
+        with_offset, without_offset = evaluate(folder, model, test, split, workers, progress, say)
     tuned = finetune(folder, model, train, test, split, options, reporting.training) if baseline else None
     results = Results(split, with_offset, without_offset, tuned)
     write_bytes(folder / "incremental.json", to_json(results.as_dict(), indent=1).encode())
@@ -187,18 +191,23 @@ def evaluate(
     model: LoadedModel,
     test: Examples,
     split: Split,
+    workers: Workers = HERE,
     progress: Progress = no_progress,
+    say: Notify = no_message,
 ) -> tuple[Measures, Measures]:
     """Measures with and without offsets, from one scoring of all test images: no addition changes earlier scores."""
     extended = with_bank(model, banks.read(folder / "bank"))
     shown = test.relabel(split.classes)
     ids = match(split.classes, extended.classes).tolist()
-    device = torch.device(model.device)
-    scores_NK = log_likelihoods(extended.likelihood, shown.tokens[:, 0], ids, device=device, progress=progress)
+    parts = folder / "scores.parts"
+    scores_NK = image_scores.score(
+        extended, shown.tokens[:, 0], ids, parts, workers=workers, progress=progress, say=say
+    )
     offsets = extended.offsets[ids]
     buffer = io.BytesIO()
     np.savez(buffer, scores=scores_NK, offsets=offsets, labels=shown.labels, classes=np.array(split.classes))
     write_bytes(folder / "scores.npz", buffer.getvalue())
+    image_scores.remove(parts)
     with_offset, without_offset = (
         measure([scores] * len(split.tasks), shown.labels, split.task_indices, split.classes)
         for scores in (scores_NK + offsets, scores_NK)

@@ -23,7 +23,12 @@ from avarc_cli.work.locks import only_writer
 
 PARTS = "parts"
 JOURNAL, SECONDS = "predictions.jsonl.part", "seconds.part"  # of unfinished runs of earlier versions
-OF_IMAGES = {"json": ".json", "likelihood": ".npz", "segments": ".npz"}  # folders of files of single images
+OF_IMAGES = {
+    "json": ".json",
+    "likelihood": ".npz",
+    "segments": ".npz",
+    "ranking": ".npz",
+}  # folders of files of single images
 OF_ONE_IMAGE = re.compile(r"\d+\.(json|npz|npy)")  # a file in one of them
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import math
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from avarc_cli.data.label_mapping import LabelMapping
 from avarc_cli.data.labels import UNKNOWN, LabelSpace
+from avarc_cli.errors import AvarcError
 from avarc_cli.names import to_json
 from avarc_cli.results import places
 from avarc_cli.scoring.combining import POSTERIOR
@@ -19,6 +22,7 @@ from avarc_cli.scoring.scores import ImageScores, near_tie
 
 BEST = 5  # classes listed with each prediction
 SEGMENTS = "segments/{}.npz"  # of image {}: `segments`
+RANKING = "ranking/{}.npz"  # of image {}: `ranking`
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,28 @@ def segments(scores: ImageScores) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, sums=scores.segment_log_prob, estimates=none if scores.estimates is None else scores.estimates)
     return buffer.getvalue()
+
+
+def ranking(scores: ImageScores) -> bytes:
+    """ranking/{index}.npz: what `explain` chooses images and classes by.
+
+    `order` (N,) int64: positions of the candidates, best first; `posterior` (N,) float64, in this order.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, order=scores.order, posterior=scores.posterior[scores.order])
+    return buffer.getvalue()
+
+
+def read_ranking(file: Path, candidates: int) -> tuple[np.ndarray, np.ndarray]:
+    """Order and posterior of `ranking`. Raises: AvarcError when the file is not of this many candidates."""
+    try:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
+            order_N, posterior_N = arrays["order"], arrays["posterior"]
+        if not np.array_equal(np.sort(order_N), np.arange(candidates)) or posterior_N.shape != order_N.shape:
+            raise ValueError(f"it does not rank {candidates} candidates")
+    except (ValueError, EOFError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise AvarcError(f"'{file}' is corrupt", str(error), f"delete the folder '{file.parent.parent}'") from None
+    return order_N, posterior_N
 
 
 def _log_likelihood(scores: ImageScores, position: int) -> float:

@@ -80,6 +80,9 @@ class Run:
     save_segments: bool = False
     """Write each image's sums over segments."""
 
+    save_ranking: bool = False
+    """Write each image's candidates, best first, with their posterior probabilities."""
+
     deterministic: bool = False
     """Use torch's deterministic algorithms, and pad the last group, so that every batch has the same shape."""
 

@@ -160,3 +160,5 @@ def _write_images(job: Run, folder: RunFolder, pairs: list[tuple[RunImage, Image
             folder.write(f"likelihood/{image.index}.npz", saved)
         if job.save_segments:
             folder.write(records.SEGMENTS.format(image.index), records.segments(scores))
+        if job.save_ranking:
+            folder.write(records.RANKING.format(image.index), records.ranking(scores))

@@ -6,6 +6,7 @@ Shapes: N images, K classes, O orders, L tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -37,17 +38,47 @@ def log_likelihoods(
         device: the model's; it determines the batch size.
     Raises: AvarcError if the model returns numbers that are not finite.
     """
-    orders = choose_orders(None, 0, model, "the model")
-    plan = _exhaustive(model, len(class_ids_K), orders.count)
-    request = _request(class_ids_K, plan, auto_tokens(model, plan, device, fixed=False))
-    tokens_N1L = tokens_NL[:, None].numpy()
-    group, rows = request.images_per_group(model), []
-    for start in range(0, len(tokens_N1L), group):
-        some = tokens_N1L[start : start + group]
-        order_NOL = orders.of(np.arange(start, start + len(some)), some.shape[-1], orders.count)
-        rows += [image.scores for image in score_group(model, some, request, order_NOL)]
-        progress(len(rows), len(tokens_N1L))
-    return np.stack(rows) if rows else np.empty((0, len(class_ids_K)))
+    groups, done = ImageGroups.choose(class_ids_K, model, device), 0
+    rows = [np.empty((0, len(class_ids_K)))]
+    for start in range(0, len(tokens_NL), groups.size):
+        rows.append(groups.score(model, tokens_NL[start : start + groups.size], start))
+        done += len(rows[-1])
+        progress(done, len(tokens_NL))
+    return np.concatenate(rows)
+
+
+@dataclass(frozen=True)
+class ImageGroups:
+    """Images that `log_likelihoods` scores at once."""
+
+    class_ids: tuple[int, ...]
+    """Of the K classes."""
+
+    tokens_per_batch: int
+    """Tokens of all pairs of one forward pass."""
+
+    size: int
+    """Images of a group."""
+
+    @classmethod
+    def choose(cls, class_ids_K: Sequence[int], model: LikelihoodModel, device: torch.device) -> ImageGroups:
+        """Groups for this device."""
+        orders = choose_orders(None, 0, model, "the model")
+        plan = _exhaustive(model, len(class_ids_K), orders.count)
+        tokens = auto_tokens(model, plan, device, fixed=False)
+        return cls(tuple(class_ids_K), tokens, _request(class_ids_K, plan, tokens).images_per_group(model))
+
+    def score(self, model: LikelihoodModel, tokens_nL: Tensor, first: int) -> FloatN:
+        """log p(x | y) in nats of the images of one group, (n, K) float64.
+
+        Args:
+            first: position of the first of them among all images, on which orders depend.
+        """
+        orders = choose_orders(None, 0, model, "the model")
+        request = _request(self.class_ids, _exhaustive(model, len(self.class_ids), orders.count), self.tokens_per_batch)
+        order_nOL = orders.of(np.arange(first, first + len(tokens_nL)), tokens_nL.shape[-1], orders.count)
+        images = score_group(model, tokens_nL[:, None].numpy(), request, order_nOL)
+        return np.stack([image.scores for image in images])
 
 
 def token_log_probs(

@@ -68,8 +68,9 @@ def serve(connection: Connection, device: str) -> None:
         while True:
             number, items = connection.recv()
             try:
-                chunk = task.run({number: items}, lambda count: connection.send(Ticked(count)))
-                connection.send(Finished(next(result for _, result in chunk)))
+                # To the end: a task may tick when its result was received.
+                [(_, result)] = task.run({number: items}, lambda count: connection.send(Ticked(count)))
+                connection.send(Finished(result))
             except (EOFError, BrokenPipeError):
                 raise
             except Exception as error:  # noqa: BLE001

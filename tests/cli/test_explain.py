@@ -1,5 +1,6 @@
 """avarc explain from the command line: files, choices of images and classes, and what people get wrong."""
 
+import itertools
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.explain.pixels import pixels_of_cache, pixels_of_images, source_pixels
 from avarc_cli.explain.predictions import ImagePrediction, select
 from avarc_cli.loading import ModelSpec, load_tokenizer
+from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.tokens import encode, read
 
 
@@ -109,6 +111,41 @@ def test_a_cache_is_shown_in_the_order_of_surprise(cache, models, tmp_path, caps
     assert len(told) == 6 and surprises == sorted(surprises, reverse=True)
     few = explained(capsys, cache, *models, "--out", tmp_path / "a.html", "--limit", 2)["explained"]
     assert few == told[:2]
+
+
+def test_processes_on_devices_classify_a_cache_for_the_same_explanations(folder, cache, models, tmp_path, capsys):
+    command = [cache, *models, "--limit", 2, "--batch-size", 20, "--plan", "2:3,4:1", "--out"]
+    names = ("a.html", "b.html")
+    for name, devices in zip(names, ([], ["--devices", "cpu:2"]), strict=True):
+        assert explain(*command, tmp_path / name, "--npz", tmp_path / f"{name}.npz", *devices) == 0
+    for suffix in ("", ".npz"):
+        first, second = ((tmp_path / f"{name}{suffix}").read_bytes() for name in names)
+        assert first == second
+    capsys.readouterr()
+    assert explain(folder, *models, "--devices", "cpu:2", "--out", tmp_path / "c.html") == 2
+    assert "--devices divides a token cache" in capsys.readouterr().err
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_an_interrupted_classification_is_continued(cache, models, tmp_path, monkeypatch, capsys):
+    out, extend, calls = tmp_path / "a.html", VARLikelihood.extend, itertools.count()
+
+    def stop_half_way(*args, **options):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return extend(*args, **options)
+
+    words = ["explain", str(cache), *models, "--batch-size", "10", "--out", str(out)]
+    with monkeypatch.context() as patched:
+        patched.setattr(VARLikelihood, "extend", stop_half_way)
+        assert main(words) == 130
+    assert "of 6 images are kept in" in capsys.readouterr().err and not out.exists()
+    assert main([*words, "--plan", "2:3,4:1"]) == 2, "that is another request"
+    assert "holds another run" in capsys.readouterr().err
+    assert main([*words, "--json"]) == 0
+    continued = json.loads(capsys.readouterr().out)["explained"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
+    assert continued == explained(capsys, cache, *models, "--batch-size", 10, "--out", out)["explained"]
 
 
 def test_listed_images_and_rows_stay_in_their_order(folder, cache, models, tmp_path, capsys):

@@ -71,6 +71,17 @@ def test_a_cache_is_scored_for_the_requested_classes(run, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if "cache" in p.name] == ["cache.npz"], "its working folder is gone"
 
 
+def test_processes_on_devices_export_the_same(run, tmp_path, capsys):
+    command = ["export", str(run / "t.h5"), "--limit", "3", "--batch-size", "1", "--per-token", "--out"]
+    assert main([*command, str(tmp_path / "one.npz")]) == 0
+    assert main([*command, str(tmp_path / "two.npz"), "--devices", "cpu:2"]) == 0
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "three.npz"), "--engine", "grid"]) == 2
+    assert "no engine 'grid'" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"one.npz", "two.npz"}
+
+
 def test_classes_can_be_given_names(run, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(f"digit {c}" for c in range(10)))
     named = ["--class-names", str(tmp_path / "names.txt"), "--classes", "digit 3,digit 5"]
@@ -116,9 +127,9 @@ def test_wrong_requests_export_nothing(run, tmp_path, monkeypatch, capsys, optio
 
 
 def test_options_of_scoring_are_refused_for_a_run(run, tmp_path, capsys):
-    options = ["--model", "digits", "--limit", "3", "--precision", "fp32"]
+    options = ["--model", "digits", "--limit", "3", "--precision", "fp32", "--devices", "cpu:2"]
     assert main(["export", str(run / "run"), "--out", str(tmp_path / "x.npz"), *options]) == 2
-    assert "no use for --limit, --model, --precision" in capsys.readouterr().err
+    assert "no use for --limit, --devices, --model, --precision" in capsys.readouterr().err
 
 
 def test_a_source_is_never_replaced_by_its_export(run, capsys):

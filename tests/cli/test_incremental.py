@@ -1,6 +1,7 @@
 """The class-incremental protocol from the command line, on pictures of four colors."""
 
 import json
+import shutil
 import subprocess
 
 import h5py
@@ -41,6 +42,15 @@ def test_results_are_a_matrix_and_measures_with_and_without_offsets(finished):
         assert m["backward_transfer"] == pytest.approx(((matrix[2] - matrix.diagonal())[:2]).mean())
         assert set(m["per_class"]) == {"amber", "blue", "coral", "dark"}
     assert (finished / "incremental.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_processes_on_devices_give_the_same_scores(setting, finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "scores.npz").unlink()
+    assert run(setting, out, "--devices", "cpu:2") == 0
+    assert (out / "scores.npz").read_bytes() == (finished / "scores.npz").read_bytes()
+    assert {path.name for path in out.iterdir()} == {path.name for path in finished.iterdir()}
 
 
 @pytest.mark.parametrize("width", [60, 80])

@@ -90,6 +90,15 @@ def test_agreement_can_be_measured_on_other_images(cache, models, tmp_path, caps
     assert shown["held_out"]["agreement"] == shown["calibration"]["agreement"]
 
 
+def test_processes_on_devices_tune_the_same_plan(cache, models, tmp_path, capsys):
+    command = ["tune", str(cache), *models, "--agreement", "0.8", "--batch-size", "20", "--out"]
+    assert main(["--quiet", *command, str(tmp_path / "one.json")]) == 0
+    assert main(["--quiet", *command, str(tmp_path / "two.json"), "--devices", "cpu:2"]) == 0
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert main([*command, str(tmp_path / "three.json"), "--devices", "cpu:2", "--device", "cpu"]) == 2
+    assert "--device" in capsys.readouterr().err and len(list(tmp_path.iterdir())) == 2
+
+
 def test_an_interrupted_tuning_resumes_from_undamaged_files(cache, models, plan, tmp_path, monkeypatch, capsys):
     extend, calls = VARLikelihood.extend, itertools.count()
 
