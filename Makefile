@@ -6,7 +6,7 @@ USER := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format figures digits digits-0-4 digits-llamagen digits-randar clean
+.PHONY: help demo test lint format figures digits digits-0-4 digits-llamagen digits-randar digits-titok clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -94,6 +94,18 @@ digits-randar: $(DEV) ## train the embedded RandAR again (docs/digits.md)
 	$(BIN)/avarc encode $(ASSETS)/test --tokenizer digits-vq --out build/digits-randar.h5 --overwrite
 	$(BIN)/avarc tune build/digits-randar.h5 --model digits-randar --agreement 0.995 --hold-out 110 \
 		--out $(RANDAR)/plan.json --overwrite
+
+TITOK := $(ASSETS)-titok
+digits-titok: $(DEV) ## train the embedded TiTok and MaskGIT again (docs/masked.md)
+	$(BIN)/python -m avarc_cli.train.digits build/digits
+	$(BIN)/avarc train titok build/digits/train $(DIGITS) --image-size 16 --patch 4 --tokens 16 --vocab 64 --channels 8 \
+		--width 64 --depth 3 --steps 5000 --batch-size 48 --lr 1e-3 --out build/titok.safetensors --overwrite
+	$(BIN)/avarc train maskgit build/digits/train $(DIGITS) --tokenizer build/titok.safetensors --depth 4 --width 80 \
+		--heads 4 --steps 8000 --batch-size 32 --lr 1.5e-3 --out build/maskgit.safetensors --overwrite
+	mkdir -p $(TITOK) && cp build/titok.safetensors build/maskgit.safetensors $(TITOK)
+	$(BIN)/avarc encode $(ASSETS)/test --model digits-titok --samples 3 --out build/digits-titok.h5 --overwrite
+	$(BIN)/avarc tune build/digits-titok.h5 --model digits-titok --agreement 0.995 --hold-out 110 \
+		--out $(TITOK)/plan.json --overwrite
 
 clean: ## remove the environment and the tools' caches
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
