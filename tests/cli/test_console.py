@@ -9,12 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import avarc_cli
 from avarc_cli import console
-from avarc_cli.cli import main
 from avarc_cli.console import Mode
-
-DIGITS = Path(avarc_cli.__file__).parent / "assets" / "digits" / "test"
 
 
 @pytest.fixture(autouse=True)
@@ -158,22 +154,6 @@ def test_progress_for_schedulers_is_json_at_most_every_ten_seconds_and_at_the_en
     assert lines == [
         same | {"done": done, "remaining_seconds": left} for done, left in ((440, 140), (480, 130), (500, 125))
     ]
-
-
-def test_the_variable_chooses_json_progress_and_other_values_are_wrong(capsys, monkeypatch):
-    monkeypatch.setenv("AVARC_PROGRESS", "json")
-    image = str(next(DIGITS.glob("3/*")))
-    assert main(["classify", image, "--workers", "0"]) == 0
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
-    tasks = [(line["task"], line["done"], line["total"]) for line in map(json.loads, lines)]
-    assert tasks == [("encoding", 1, 1), ("classifying", 1, 1)]
-    assert main(["--quiet", "classify", image, "--workers", "0"]) == 0
-    assert not capsys.readouterr().err
-    monkeypatch.setenv("AVARC_PROGRESS", "xml")
-    assert main(["models"]) == 2
-    assert "AVARC_PROGRESS is 'xml'" in capsys.readouterr().err
-    monkeypatch.delenv("AVARC_PROGRESS")
-    assert main(["--quiet", "models"]) == 0
 
 
 def test_progress_is_silent_when_quiet_and_after_an_error(capsys):
