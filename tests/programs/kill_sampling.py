@@ -17,7 +17,7 @@ from killing import DieAt, in_child, signal_at
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import load_model
 from avarc_cli.sample_folder import sample_folder
-from avarc_cli.work.shards import Shard
+from avarc_cli.work.shards import UNDIVIDED, Shard
 
 
 def draw(model: LoadedModel, out: Path, shard: Shard = UNDIVIDED) -> None:
