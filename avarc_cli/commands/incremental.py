@@ -123,7 +123,7 @@ def incremental(
             options=options,
             baseline=baseline is not None,
             seed=options.seed,
-            reporting=protocol.Reporting(_examples.progress, _testing),
+            reporting=protocol.Reporting(_examples.progress, _testing, _examples.searching),
         )
     _show(results, out)
     if train.unreadable or tested.unreadable:
