@@ -9,7 +9,6 @@ Shapes: S side in pixels.
 
 from __future__ import annotations
 
-import itertools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,8 +33,8 @@ class Font:
     file: str  # name
 
 
-# One row per family, so that no test font has a sibling among the training fonts: those of Motoya, the Un family and
-# what is derived from Droid (WenQuanYi Micro Hei) are left out.
+# No test font has a relative among the training fonts: Motoya's other font and what is derived from Droid (WenQuanYi
+# Micro Hei) are left out.
 TRAINING = (
     Font("fonts-noto-cjk", "NotoSansCJK-Regular.ttc"),
     Font("fonts-noto-cjk", "NotoSansCJK-Bold.ttc"),
@@ -70,9 +69,8 @@ TRAINING = (
 TEST = (
     Font("fonts-droid-fallback", "DroidSansFallbackFull.ttf"),
     Font("fonts-motoya-l-cedar", "MTLc3m.ttf"),
-    Font("fonts-sawarabi-mincho", "sawarabi-mincho-medium.ttf"),
+    Font("fonts-konatu", "Konatu.ttf"),
     Font("fonts-lxgw-wenkai", "LXGWWenKai-Regular.ttf"),
-    Font("fonts-unfonts-core", "UnBatang.ttf"),
 )
 
 
@@ -141,11 +139,3 @@ def write_images(folder: Path, characters: Sequence[str], fonts: Sequence[Path],
                 random = np.random.default_rng([ord(character), zlib.crc32(path.name.encode()), version])
                 (distorted(image, random) if version else image).save(file)
     return len(fonts) * len(characters) * versions
-
-
-def test_rows(characters: Sequence[str], fonts: Sequence[Path], rounds: int) -> list[tuple[str, Path]]:
-    """Pairs of a character and a font: in each round, every character once, its fonts in turn."""
-    return [
-        (character, fonts[(number + turn) % len(fonts)])
-        for turn, (number, character) in itertools.product(range(rounds), enumerate(characters))
-    ]

@@ -1,0 +1,240 @@
+"""What classification costs for 10, 100 and 1,000 classes, with a VAR that is trained on images of characters.
+
+    make glyphs                                                  # all that follows, and the training
+    python tests/benchmarks/glyphs.py render build/glyphs        # images; names the packages of fonts that are missing
+    python tests/benchmarks/glyphs.py measure build/glyphs --out docs/classes.png
+
+The first writes build/glyphs/train and build/glyphs/test (`glyph_images`). The second scores test images under all
+classes with build/glyphs/vqvae.safetensors and var.safetensors, keeps the sums of log p in build/glyphs/scores.npz, and
+computes from them what plans do. Fewer candidates are a part of the classes: those are divided at random in groups of
+10 or 100, and the candidates of an image are the group of its class. Tuned plans are tuned on one half of the images
+and measured on the other, for several random halves. Times are of the engine, on a few images.
+
+Shapes: n images, N candidates, K segments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import glyph_images
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from avarc_cli.data.datasets import open_images
+from avarc_cli.data.preprocess import Preprocess
+from avarc_cli.errors import AvarcError
+from avarc_cli.explain.palette import LINES
+from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.loading import ModelSpec, load_model
+from avarc_cli.scoring import conformal
+from avarc_cli.scoring.batching import auto_tokens
+from avarc_cli.scoring.conformal import ScoreTable
+from avarc_cli.scoring.engine import score_group
+from avarc_cli.scoring.plan import Plan, parse_plan
+from avarc_cli.scoring.request import ScoringRequest
+from avarc_cli.scoring.scores import FloatN, ImageScores, IntN, score_function
+from avarc_cli.tokens import encode, read
+
+CANDIDATES = (10, 100, 1000)
+AGREEMENT = Fraction(99, 100)
+SPLITS = 20  # random halves
+TIMED = 4  # images
+VERSIONS = 2  # of each training image
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Test images with their exhaustive scores."""
+
+    tokens_nL: IntN
+    label_n: IntN
+    sums_nNK: FloatN  # of log p over each segment
+    ends: tuple[int, ...]  # of the segments
+
+    def among(self, candidates: int) -> tuple[ScoreTable, IntN]:
+        """The scores under the groups of this many classes, and the position of each image's class in its group."""
+        columns_nN = groups(self.sums_nNK.shape[1], candidates)[self.label_n]
+        sums_nNK = np.take_along_axis(self.sums_nNK, columns_nN[..., None], 1)
+        table = ScoreTable.of(sums_nNK[:, :, None, None], np.zeros(candidates), self.ends)
+        return table, (columns_nN == self.label_n[:, None]).argmax(1)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a plan does with this many candidates."""
+
+    candidates: int
+    plan: str
+    accuracy: float
+    agreement: float
+    tokens: float  # of an image
+    share: float  # of the tokens of exhaustive scoring
+    seconds: float  # of CPU time for an image
+
+
+def groups(classes: int, size: int) -> IntN:
+    """The classes of each class's group (classes, size), its own included: disjoint random groups."""
+    order = np.random.default_rng(0).permutation(classes)
+    place = np.argsort(order) // size
+    return np.stack([order[p * size : (p + 1) * size] for p in place])
+
+
+def render(folder: Path, classes: int) -> None:
+    """Write the images of both parts. Raises: UsageError if fonts are missing."""
+    characters = glyph_images.choose(classes)
+    training, test = glyph_images.find(glyph_images.TRAINING), glyph_images.find(glyph_images.TEST)
+    made = glyph_images.write_images(folder / "train", characters, training, VERSIONS)
+    held_out = glyph_images.write_images(folder / "test", characters, test, 1)
+    print(f"{folder}: {made} training images, {held_out} test images of {len(characters)} characters")
+
+
+def scored(folder: Path, model: LikelihoodModel, tokens_nL: IntN, label_n: IntN) -> Scored:
+    """The exhaustive scores of these images; those that an earlier call computed are not computed again."""
+    file, ends = folder / "scores.npz", model.segment_ends
+    sums = np.empty((0, model.num_classes, len(ends)))
+    if file.exists():
+        earlier = np.load(file)
+        count = min(len(earlier["sums"]), len(tokens_nL))
+        if np.array_equal(earlier["tokens"][:count], tokens_nL[:count]):
+            sums = earlier["sums"][:count]
+    plan = parse_plan("exhaustive", segments=len(ends), candidates=model.num_classes, samples=1)
+    started = time.monotonic()
+    for row in range(len(sums), len(tokens_nL)):
+        columns_N = np.arange(model.num_classes)
+        image = score(model, tokens_nL[row], columns_N, plan, keep_segments=True)
+        assert image.segment_log_prob is not None
+        sums = np.concatenate([sums, image.segment_log_prob[None, :, 0, 0]])
+        if (row + 1) % 10 == 0 or row + 1 == len(tokens_nL):
+            np.savez(file, sums=sums, tokens=tokens_nL[: row + 1])
+            print(f"{row + 1} of {len(tokens_nL)} images scored, {time.monotonic() - started:.0f} s", flush=True)
+    return Scored(tokens_nL, label_n, sums, ends)
+
+
+def score(
+    model: LikelihoodModel, tokens_L: IntN, candidates_N: IntN, plan: Plan, *, keep_segments: bool = False
+) -> ImageScores:
+    """One image by one plan."""
+    request = ScoringRequest(
+        candidates=candidates_N,
+        plan=plan,
+        score=score_function("log-likelihood"),
+        log_prior=np.zeros(len(candidates_N)),
+        tokens_per_batch=auto_tokens(model, plan, torch.device("cpu"), fixed=True),
+        keep_segments=keep_segments,
+    )
+    [image] = score_group(model, tokens_L[None, None], request)
+    return image
+
+
+def cpu_seconds(model: LikelihoodModel, images: Scored, candidates: int, plan: Plan) -> float:
+    """CPU time of one image, all threads together, on average."""
+    columns_nN = groups(images.sums_nNK.shape[1], candidates)[images.label_n]
+    count = min(TIMED * max(1, 1000 // candidates // 10), len(images.tokens_nL))
+    started = time.process_time()
+    for row in range(count):
+        score(model, images.tokens_nL[row], columns_nN[row], plan)
+    return (time.process_time() - started) / count
+
+
+def measure(model: LikelihoodModel, images: Scored, candidates: int) -> Iterator[Measured]:
+    """What exhaustive scoring, a fixed number of survivors, and tuned margins do."""
+    table, right_n = images.among(candidates)
+    segments = len(images.ends)
+    full_n = table.along([table.end])[0].argmax(1)
+    for name, text in (("exhaustive", "exhaustive"), ("fixed", f"3:{min(10, candidates // 3)},{segments}:1")):
+        plan = parse_plan(text, segments=segments, candidates=candidates, samples=1)
+        outcome = conformal.simulate(plan, table)
+        yield Measured(
+            candidates,
+            name if name == "exhaustive" else str(plan),
+            float((outcome.winner_n == right_n).mean()),
+            float((outcome.winner_n == full_n).mean()),
+            float(outcome.tokens_n.mean()),
+            float(outcome.tokens_n.mean() / table.exhaustive_tokens),
+            cpu_seconds(model, images, candidates, plan),
+        )
+    halves = []
+    for seed in range(SPLITS):
+        order = np.random.default_rng(seed).permutation(len(table))
+        calibration, rest = np.sort(order[len(order) // 2 :]), np.sort(order[: len(order) // 2])
+        plan = conformal.tune(table.rows(calibration), AGREEMENT, "fp32", seed=seed).plan
+        outcome = conformal.simulate(plan, table.rows(rest))
+        right, same = outcome.winner_n == right_n[rest], outcome.winner_n == full_n[rest]
+        halves.append((plan, right.mean(), same.mean(), outcome.tokens_n.mean()))
+    plan = halves[0][0]
+    print(f"{candidates} candidates, tuned on the first half: {plan}")
+    accuracy, agreement, tokens = (float(np.mean([half[i] for half in halves])) for i in (1, 2, 3))
+    seconds = cpu_seconds(model, images, candidates, plan)
+    yield Measured(candidates, "tuned", accuracy, agreement, tokens, tokens / table.exhaustive_tokens, seconds)
+
+
+def draw(rows: list[Measured], path: Path) -> None:
+    """Tokens and seconds of an image against the number of candidates."""
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    kinds = {"exhaustive": "exhaustive", "tuned": "tuned"}
+    for axes, value, label in zip(
+        figure.subplots(1, 2), ("tokens", "seconds"), ("tokens per image", "CPU seconds per image"), strict=True
+    ):
+        for kind, color in zip(("exhaustive", "fixed number of survivors", "tuned"), LINES, strict=False):
+            chosen = [row for row in rows if kinds.get(row.plan, "fixed number of survivors") == kind]
+            points = [getattr(row, value) for row in chosen]
+            axes.plot([row.candidates for row in chosen], points, marker="o", color=color, label=kind)
+        axes.set(xscale="log", yscale="log", xlabel="candidate classes", ylabel=label)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def compare(folder: Path, count: int, out: Path | None) -> list[Measured]:
+    """Score this many test images, measure all plans, print a table, and draw the figure if `out` is given."""
+    torch.set_grad_enabled(False)
+    model = load_model(ModelSpec(str(folder / "var.safetensors"), str(folder / "vqvae.safetensors"), device="cpu"))
+    tokenizer = model.tokenizer
+    pixels = Preprocess(tokenizer.preprocess, tokenizer.image_size)
+    cache = read(encode(open_images([folder / "test"]), tokenizer, pixels, folder / "test.h5", overwrite=True).path)
+    rows = np.random.default_rng(0).permutation(len(cache))[:count]
+    images = scored(folder, model.likelihood, cache.tokens(rows)[:, 0], cache.labels[rows].astype(np.int64))
+    sizes = sorted({min(size, model.likelihood.num_classes) for size in CANDIDATES})
+    measured = [row for size in sizes for row in measure(model.likelihood, images, size)]
+    print("| candidates | plan | accuracy | agreement | tokens per image | of exhaustive | CPU seconds per image |")
+    print("|---|---|---|---|---|---|---|")
+    for row in measured:
+        print(
+            f"| {row.candidates} | {row.plan} | {row.accuracy:.1%} | {row.agreement:.1%} | {row.tokens:,.0f} "
+            f"| {row.share:.1%} | {row.seconds:.3f} |"
+        )
+    if out is not None:
+        draw(measured, out)
+    return measured
+
+
+def main() -> None:
+    """Run one of the two steps."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    steps = parser.add_subparsers(dest="step", required=True)
+    first = steps.add_parser("render")
+    first.add_argument("folder", type=Path)
+    first.add_argument("--classes", type=int, default=1000)
+    second = steps.add_parser("measure")
+    second.add_argument("folder", type=Path)
+    second.add_argument("--images", type=int, default=500)
+    second.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    try:
+        if arguments.step == "render":
+            render(arguments.folder, arguments.classes)
+        else:
+            compare(arguments.folder, arguments.images, arguments.out)
+    except AvarcError as error:
+        raise SystemExit(f"{error.what}: {error.why}\n{error.fix}") from None
+
+
+if __name__ == "__main__":
+    main()
