@@ -140,6 +140,10 @@ class _Scheduler:
 
     def _advance(self, step: Step) -> None:
         """Score every surviving pair up to the last segment of the stage, in its orders and samples."""
+        if not step.stage.segments:
+            assert self.request.first_cut is not None, "the plan begins with a first cut, and there is none"
+            self.table.enter_first_cut(self.request.first_cut.scores(self.model, self.inputs.tokens[:, 0]))
+            return
         if step.stage.estimated:
             self._estimate(step.stage, self.table.alive & self.table.undecided_G[:, None])
             return

@@ -150,6 +150,12 @@ class LogProbTable:
         self.estimate_GNOS[pairs.image, pairs.column, pairs.order, pairs.sample] = rest_P
         np.add.at(self.tokens_scored_G, pairs.image, stage.estimate_cost(self.ends[1:]))
 
+    def enter_first_cut(self, scores_GN: FloatN) -> None:
+        """Enter the scores of a first cut; the unconditional class has none."""
+        self.begin_estimates()
+        self.estimate_GNOS[:, : self.first_candidate] = 0.0
+        self.estimate_GNOS[:, self.first_candidate :] = scores_GN[..., None, None]
+
     def keep_estimates(self) -> None:
         """Keep the present estimates, of the first order and the images themselves, to be returned."""
         self.kept_estimates.append(self.estimate_GNOS[:, :, 0, 0].copy())

@@ -11,6 +11,7 @@ Models that score tokens in any order have a second average: `4:100@1,16:10@2,16
 first 4 segments of one order, 100 of them on the whole of two orders, and 10 on the whole of twenty. With `4~:100` the
 first stage also estimates the other segments, in the same pass: each of their tokens is scored as if it came next
 (`LikelihoodModel.block_parallel`). An estimate only drops candidates; those that are left are scored exactly.
+`0~:<31.5` is a first cut that scores no segment (`scoring.first_cut`); only a tuned plan has what it needs.
 
 Shapes: G images, N candidates, O orders.
 """
@@ -45,7 +46,7 @@ class Stage:
     """Score the remaining candidates on their first segments, averaged over samples and orders; drop some."""
 
     segments: int
-    """The first of each image that are scored."""
+    """The first of each image that are scored; 0 for a first cut, which is an estimate from none."""
     keep: int
     """Candidates that survive at most: the best."""
     samples: int = 1
@@ -67,7 +68,9 @@ class Stage:
 
     def estimate_cost(self, ends: tuple[int, ...]) -> int:
         """What one estimate costs, in tokens that are scored exactly: these take two positions of the sequence each, of
-        which an estimate needs only one for a token that is not revealed."""
+        which an estimate needs only one for a token that is not revealed. A first cut is no pass of the model."""
+        if not self.segments:
+            return 0
         return (ends[-1] + ends[self.segments - 1] + 1) // 2
 
     @property
@@ -144,6 +147,11 @@ class Plan:
         return max(stage.orders for stage in self.stages)
 
     @property
+    def first_cut(self) -> Stage | None:
+        """The first stage, if it is a first cut."""
+        return None if self.stages[0].segments else self.stages[0]
+
+    @property
     def single_stage(self) -> bool:
         """Whether every candidate gets its full score."""
         return len(self.stages) == 1
@@ -190,6 +198,7 @@ def parse_plan(
     orders: int = 1,
     can_smooth: bool = True,
     can_estimate: bool = False,
+    can_cut: bool = False,
 ) -> Plan:
     """The plan that `text` describes, checked against what there is to score.
 
@@ -199,6 +208,7 @@ def parse_plan(
         segments: of the model. candidates: classes to choose from. samples: of each image in the token cache.
         orders: that there are; 1 for a model with a fixed order.
         can_estimate: whether the model has an estimate of the segments that are not scored.
+        can_cut: whether there is a first cut.
         can_smooth: whether encoding again can give more samples; an image has ten crops and no more.
     Raises: UsageError for a plan that cannot be carried out, naming the stage.
     """
@@ -210,7 +220,9 @@ def parse_plan(
     have = candidates
     for number, part in enumerate(written.split(","), start=1):
         stage = _parse_stage(part, text, have)
-        for problem in _problems(stage, segments, have, samples, orders, can_smooth, can_estimate):
+        for problem in _problems(
+            stage, segments, have, samples, orders, can_smooth, can_estimate, can_cut and number == 1
+        ):
             raise UsageError(f"plan '{text}', stage {number} ({stage}): {problem[0]}", problem[1], problem[2])
         stages.append(stage)
         have = stage.keep
@@ -232,6 +244,7 @@ def check_plan(text: str, *, candidates: int | None = None, samples: int | None 
         samples=samples or _ANY,
         orders=_ANY,
         can_estimate=True,
+        can_cut=True,
     )
 
 
@@ -251,10 +264,21 @@ def _parse_stage(part: str, text: str, have: int) -> Stage:
 
 
 def _problems(
-    stage: Stage, segments: int, have: int, samples: int, orders: int, can_smooth: bool, can_estimate: bool
+    stage: Stage,
+    segments: int,
+    have: int,
+    samples: int,
+    orders: int,
+    can_smooth: bool,
+    can_estimate: bool,
+    can_cut: bool,
 ) -> list[tuple[str, str, str]]:
     problems = []
-    if not 1 <= stage.segments <= segments:
+    if stage.estimated and not stage.segments:
+        if not can_cut:
+            problems.append(("there is no first cut", "only a tuned plan begins with one", "use --plan plan.json"))
+        can_estimate = True
+    elif not 1 <= stage.segments <= segments:
         problems.append((f"there is no segment {stage.segments}", f"the model has {segments}", f"use 1 to {segments}"))
     if stage.estimated and not can_estimate:
         problems.append(("it estimates segments", "the model has no such estimate", "leave out the ~"))
