@@ -57,6 +57,8 @@ class Point(NamedTuple):
         return Stage(self.segments, keep, self.samples, margin, orders=self.orders, estimated=self.estimated)
 
 
+FIRST_CUT = Point(0, 1, 1, estimated=True)
+
 # How schedules are chosen. About twenty variants were compared on the 360 digits (docs/plans.md); the guarantee depends
 # on none of these numbers.
 LEAST_FOR_SCALES = 20  # images; with fewer, all stages have the same margin
@@ -136,6 +138,10 @@ class ScoreTable:
             at |= {Point(k + 1, s, o): mean_nNK[..., k] + prior_KN[k] for k in range(segments)}
         at |= {Point(k, 1, 1, estimated=True): estimate_nN + prior_KN[-1] for k, estimate_nN in estimates.items()}
         return cls(at, segment_ends, samples, orders)
+
+    def with_first_cut(self, scores_nN: FloatN) -> ScoreTable:
+        """The table that also has these scores of a first cut, prior included."""
+        return replace(self, at=self.at | {FIRST_CUT: scores_nN})
 
     def __len__(self) -> int:
         return len(next(iter(self.at.values())))
