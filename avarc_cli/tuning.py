@@ -78,8 +78,7 @@ def tune(
     options = replace(classifier.options, plan=f"exhaustive:{samples}", score="log-likelihood", combine="mean")
     import torch
 
-    from avarc_cli.classifier import Classifier  # imports torch
-
+    from avarc_cli.classifier import Classifier
     from avarc_cli.scoring.drawn import fit_first_cut
 
     classifier = Classifier(classifier.model, options)

@@ -38,6 +38,7 @@ STAGE = re.compile(
 )
 Bool = npt.NDArray[np.bool_]
 IntN = npt.NDArray[np.int64]
+LEFT_BY_FIRST_CUT = 2  # candidates, at least: the model itself decides, and every image has a log-likelihood
 _ANY = 10**9 - 1  # the most that STAGE can write
 
 
@@ -89,9 +90,11 @@ class Stage:
         ready = alive_GN & ~np.isnan(scores_GN)
         score = np.where(ready, scores_GN, -np.inf)
         stays = score >= score.max(axis=1, keepdims=True) - self.margin
-        if self.keep < ready.shape[1]:
+        if self.keep < ready.shape[1] or not self.segments:
             place = np.argsort(np.argsort(-score, axis=1, kind="stable"), axis=1)  # equal scores: the first wins
             stays &= place < self.keep
+            if not self.segments:
+                stays |= ready & (place < LEFT_BY_FIRST_CUT)
         left: Bool = alive_GN & (stays | ~ready)
         return left
 

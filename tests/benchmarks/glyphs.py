@@ -16,6 +16,7 @@ Shapes: n images, N candidates, K segments.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,7 +37,9 @@ from avarc_cli.loading import ModelSpec, load_model
 from avarc_cli.scoring import conformal
 from avarc_cli.scoring.batching import auto_tokens
 from avarc_cli.scoring.conformal import ScoreTable
+from avarc_cli.scoring.drawn import LEAST_CLASSES, fit_first_cut, summaries
 from avarc_cli.scoring.engine import score_group
+from avarc_cli.scoring.first_cut import FirstCut
 from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import FloatN, ImageScores, IntN, score_function
@@ -56,6 +59,8 @@ class Scored:
     tokens_nL: IntN
     label_n: IntN
     sums_nNK: FloatN  # of log p over each segment
+    first_cut: FirstCut  # over all classes
+    cut_nN: FloatN  # its scores
     ends: tuple[int, ...]  # of the segments
 
     def among(self, candidates: int) -> tuple[ScoreTable, IntN]:
@@ -63,6 +68,8 @@ class Scored:
         columns_nN = groups(self.sums_nNK.shape[1], candidates)[self.label_n]
         sums_nNK = np.take_along_axis(self.sums_nNK, columns_nN[..., None], 1)
         table = ScoreTable.of(sums_nNK[:, :, None, None], np.zeros(candidates), self.ends)
+        if candidates >= LEAST_CLASSES:
+            table = table.with_first_cut(np.take_along_axis(self.cut_nN, columns_nN, 1))
         return table, (columns_nN == self.label_n[:, None]).argmax(1)
 
 
@@ -114,11 +121,29 @@ def scored(folder: Path, model: LikelihoodModel, tokens_nL: IntN, label_n: IntN)
         if (row + 1) % 10 == 0 or row + 1 == len(tokens_nL):
             np.savez(file, sums=sums, tokens=tokens_nL[: row + 1])
             print(f"{row + 1} of {len(tokens_nL)} images scored, {time.monotonic() - started:.0f} s", flush=True)
-    return Scored(tokens_nL, label_n, sums, ends)
+    first_cut = fitted_cut(folder / "first_cut.json", model)
+    return Scored(tokens_nL, label_n, sums, first_cut, first_cut.scores(summaries(model, tokens_nL)), ends)
+
+
+def fitted_cut(file: Path, model: LikelihoodModel) -> FirstCut:
+    """The first cut over all classes, which an earlier call may have fitted."""
+    if not file.exists():
+        started = time.process_time()
+        fitted = fit_first_cut(model, np.arange(model.num_classes), seed=0, device=torch.device("cpu"))
+        assert fitted is not None, "too few classes for a first cut"
+        file.write_text(json.dumps(fitted.to_dict()))
+        print(f"a first cut was fitted in {time.process_time() - started:.0f} s of CPU time")
+    return FirstCut.from_dict(json.loads(file.read_text()))
 
 
 def score(
-    model: LikelihoodModel, tokens_L: IntN, candidates_N: IntN, plan: Plan, *, keep_segments: bool = False
+    model: LikelihoodModel,
+    tokens_L: IntN,
+    candidates_N: IntN,
+    plan: Plan,
+    *,
+    first_cut: FirstCut | None = None,
+    keep_segments: bool = False,
 ) -> ImageScores:
     """One image by one plan."""
     request = ScoringRequest(
@@ -127,6 +152,7 @@ def score(
         score=score_function("log-likelihood"),
         log_prior=np.zeros(len(candidates_N)),
         tokens_per_batch=auto_tokens(model, plan, torch.device("cpu"), fixed=True),
+        first_cut=first_cut,
         keep_segments=keep_segments,
     )
     [image] = score_group(model, tokens_L[None, None], request)
@@ -139,7 +165,8 @@ def cpu_seconds(model: LikelihoodModel, images: Scored, candidates: int, plan: P
     count = min(TIMED * max(1, 1000 // candidates // 10), len(images.tokens_nL))
     started = time.process_time()
     for row in range(count):
-        score(model, images.tokens_nL[row], columns_nN[row], plan)
+        part = FirstCut(images.first_cut.direction_DR, images.first_cut.mean_NR[columns_nN[row]])
+        score(model, images.tokens_nL[row], columns_nN[row], plan, first_cut=part)
     return (time.process_time() - started) / count
 
 
