@@ -63,6 +63,7 @@ FIRST_CUT = Point(0, 1, 1, estimated=True)
 # on none of these numbers.
 LEAST_FOR_SCALES = 20  # images; with fewer, all stages have the same margin
 EXPONENTS = (0.0, -1.0, -0.5, 0.5, 1.0)  # 0 first: it wins ties
+FIRST_CUT_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 TRIED_LEVELS = (0.8, 0.9, 0.95, 0.98, 1.0)  # quantiles of R; several, because one depends on a few images
 WORTH_A_STAGE = 0.01  # fraction of the tokens; a stage that saves less is left out. Not measured
 DECIMALS = 3  # of a margin, in nats; rounded up, which keeps the guarantee
@@ -272,7 +273,8 @@ def fit_schedule(table: ScoreTable) -> MarginSchedule:
     schedules = []
     for points in table.paths():
         spread_J1 = _spread_to_come(table.along(points))
-        schedules += [MarginSchedule(points, spread_J1**exponent) for exponent in EXPONENTS]
+        for exponent in EXPONENTS:
+            schedules += _with_scales(points, spread_J1**exponent)
     schedule = min(schedules, key=lambda s: _mean_tokens(s, table))
     most = _mean_tokens(schedule, table) * (1 + WORTH_A_STAGE)
     while len(schedule.points) > 1:
@@ -282,6 +284,16 @@ def fit_schedule(table: ScoreTable) -> MarginSchedule:
             break
         schedule = best
     return schedule
+
+
+def _with_scales(points: tuple[Point, ...], scale_J1: FloatN) -> list[MarginSchedule]:
+    """The schedule with these scales, or several if it begins with a first cut, whose scores are no nats of the model:
+    its scale is a multiple of the others' mean."""
+    if points[0] != FIRST_CUT:
+        return [MarginSchedule(points, scale_J1)]
+    rest = scale_J1[1:]
+    unit = rest.mean() if len(rest) else 1.0
+    return [MarginSchedule(points, np.array([factor * unit, *rest])) for factor in FIRST_CUT_FACTORS]
 
 
 def even_schedule(table: ScoreTable) -> MarginSchedule:

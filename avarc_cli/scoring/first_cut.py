@@ -22,7 +22,8 @@ import numpy.typing as npt
 from avarc_cli.scoring.scores import FloatN
 
 DIRECTIONS = 64
-SHRINKAGE = 0.05  # of the mean variance, added to every direction: there may be fewer images than directions
+SHRINKAGE = 0.2  # of the correlations within a class: there may be fewer images than numbers in a summary
+TINY = 1e-6  # variance that is added, because a number may be the same for all images
 STORED = np.dtype("<f2")  # half precision: a plan for 1,000 classes has 200 KiB
 
 
@@ -37,8 +38,9 @@ class FirstCut:
 
     def scores(self, x_GD: FloatN) -> FloatN:
         """-|x - mean|^2 / 2 of these summaries and each candidate, (G, N)."""
-        x_GR, mean_NR = x_GD @ self.direction_DR.astype(np.float64), self.mean_NR.astype(np.float64)
-        scores_GN: FloatN = -np.stack([((x_R - mean_NR) ** 2).sum(1) for x_R in x_GR]) / 2
+        direction_DR, mean_NR = self.direction_DR.astype(np.float64), self.mean_NR.astype(np.float64)
+        # Image by image: a product of several would round differently, so that scores would depend on the batch.
+        scores_GN: FloatN = -np.stack([((x_D @ direction_DR - mean_NR) ** 2).sum(1) for x_D in x_GD]) / 2
         return scores_GN
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,8 +58,8 @@ def discriminants(x_NMD: FloatN) -> FirstCut:
     mean_ND = x_NMD.mean(1)
     within_MD = (x_NMD - mean_ND[:, None]).reshape(-1, x_NMD.shape[-1])
     covariance_DD = within_MD.T @ within_MD / max(1, len(within_MD) - len(mean_ND))
-    covariance_DD += (SHRINKAGE * np.trace(covariance_DD) / len(covariance_DD) + 1e-12) * np.eye(len(covariance_DD))
-    variance_D, vector_DD = np.linalg.eigh(covariance_DD)
+    shrunk_DD = (1 - SHRINKAGE) * covariance_DD + SHRINKAGE * np.diag(np.diag(covariance_DD))
+    variance_D, vector_DD = np.linalg.eigh(shrunk_DD + TINY * np.eye(len(shrunk_DD)))
     whiten_DD = vector_DD / np.sqrt(variance_D)
     between_ND = (mean_ND - mean_ND.mean(0)) @ whiten_DD
     direction_RD = np.linalg.svd(between_ND, full_matrices=False)[2][:DIRECTIONS]
