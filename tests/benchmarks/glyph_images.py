@@ -90,8 +90,8 @@ def choose(count: int) -> list[str]:
     return sorted(order[:count].tolist())
 
 
-def find(fonts: Sequence[Font]) -> list[Path]:
-    """Their files. Raises: UsageError that names the missing packages."""
+def find(fonts: Sequence[Font]) -> list[tuple[str, ImageFont.FreeTypeFont]]:
+    """Their names and glyphs. Raises: UsageError that names the missing packages."""
     installed = {path.name: path for folder in FOLDERS for path in folder.rglob("*") if path.is_file()}
     missing = sorted({font.package for font in fonts if font.file not in installed})
     if missing:
@@ -100,7 +100,7 @@ def find(fonts: Sequence[Font]) -> list[Path]:
             ", ".join(missing),
             f"apt-get install --no-install-recommends {' '.join(missing)}",
         )
-    return [installed[font.file] for font in fonts]
+    return [(Path(font.file).stem, ImageFont.truetype(installed[font.file], EM)) for font in fonts]
 
 
 def draw(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
@@ -124,18 +124,19 @@ def distorted(image: Image.Image, random: np.random.Generator) -> Image.Image:
     return image.transform((SIDE, SIDE), Image.Transform.AFFINE, data, Image.Resampling.BICUBIC)
 
 
-def write_images(folder: Path, characters: Sequence[str], fonts: Sequence[Path], versions: int) -> int:
+def write_images(
+    folder: Path, characters: Sequence[str], fonts: Sequence[tuple[str, ImageFont.FreeTypeFont]], versions: int
+) -> int:
     """Write FOLDER/<code point>/<font>-<version>.png; returns how many. Version 0 is not distorted.
 
     Every image has its own random numbers: it does not depend on which other images are written.
     """
-    for path in fonts:
-        font = ImageFont.truetype(str(path), EM)
+    for name, font in fonts:
         for character in characters:
             (folder / f"{ord(character):x}").mkdir(parents=True, exist_ok=True)
             image = draw(character, font)
             for version in range(versions):
-                file = folder / f"{ord(character):x}" / f"{path.stem}-{version}.png"
-                random = np.random.default_rng([ord(character), zlib.crc32(path.name.encode()), version])
+                file = folder / f"{ord(character):x}" / f"{name}-{version}.png"
+                random = np.random.default_rng([ord(character), zlib.crc32(name.encode()), version])
                 (distorted(image, random) if version else image).save(file)
     return len(fonts) * len(characters) * versions

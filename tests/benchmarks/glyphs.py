@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -49,6 +48,7 @@ CANDIDATES = (10, 100, 1000)
 AGREEMENT = Fraction(99, 100)
 SPLITS = 20  # random halves
 TIMED = 4  # images
+EXHAUSTIVE, FIXED, TUNED = "exhaustive", "fixed number of survivors", "tuned"
 VERSIONS = 2  # of each training image
 
 
@@ -59,7 +59,7 @@ class Scored:
     tokens_nL: IntN
     label_n: IntN
     sums_nNK: FloatN  # of log p over each segment
-    first_cut: FirstCut  # over all classes
+    first_cut: FirstCut | None  # over all classes; None if they are few
     cut_nN: FloatN  # its scores
     ends: tuple[int, ...]  # of the segments
 
@@ -68,7 +68,7 @@ class Scored:
         columns_nN = groups(self.sums_nNK.shape[1], candidates)[self.label_n]
         sums_nNK = np.take_along_axis(self.sums_nNK, columns_nN[..., None], 1)
         table = ScoreTable.of(sums_nNK[:, :, None, None], np.zeros(candidates), self.ends)
-        if candidates >= LEAST_CLASSES:
+        if self.first_cut is not None and candidates >= LEAST_CLASSES:
             table = table.with_first_cut(np.take_along_axis(self.cut_nN, columns_nN, 1))
         return table, (columns_nN == self.label_n[:, None]).argmax(1)
 
@@ -78,6 +78,7 @@ class Measured:
     """What a plan does with this many candidates."""
 
     candidates: int
+    kind: str
     plan: str
     accuracy: float
     agreement: float
@@ -122,15 +123,17 @@ def scored(folder: Path, model: LikelihoodModel, tokens_nL: IntN, label_n: IntN)
             np.savez(file, sums=sums, tokens=tokens_nL[: row + 1])
             print(f"{row + 1} of {len(tokens_nL)} images scored, {time.monotonic() - started:.0f} s", flush=True)
     first_cut = fitted_cut(folder / "first_cut.json", model)
-    return Scored(tokens_nL, label_n, sums, first_cut, first_cut.scores(summaries(model, tokens_nL)), ends)
+    cut_nN = np.empty(0) if first_cut is None else first_cut.scores(summaries(model, tokens_nL))
+    return Scored(tokens_nL, label_n, sums, first_cut, cut_nN, ends)
 
 
-def fitted_cut(file: Path, model: LikelihoodModel) -> FirstCut:
-    """The first cut over all classes, which an earlier call may have fitted."""
+def fitted_cut(file: Path, model: LikelihoodModel) -> FirstCut | None:
+    """The first cut over all classes, which an earlier call may have fitted; None if they are few."""
     if not file.exists():
         started = time.process_time()
         fitted = fit_first_cut(model, np.arange(model.num_classes), seed=0, device=torch.device("cpu"))
-        assert fitted is not None, "too few classes for a first cut"
+        if fitted is None:
+            return None
         file.write_text(json.dumps(fitted.to_dict()))
         print(f"a first cut was fitted in {time.process_time() - started:.0f} s of CPU time")
     return FirstCut.from_dict(json.loads(file.read_text()))
@@ -165,52 +168,51 @@ def cpu_seconds(model: LikelihoodModel, images: Scored, candidates: int, plan: P
     count = min(TIMED * max(1, 1000 // candidates // 10), len(images.tokens_nL))
     started = time.process_time()
     for row in range(count):
-        part = FirstCut(images.first_cut.direction_DR, images.first_cut.mean_NR[columns_nN[row]])
-        score(model, images.tokens_nL[row], columns_nN[row], plan, first_cut=part)
+        cut = images.first_cut and FirstCut(images.first_cut.direction_DR, images.first_cut.mean_NR[columns_nN[row]])
+        score(model, images.tokens_nL[row], columns_nN[row], plan, first_cut=cut)
     return (time.process_time() - started) / count
 
 
-def measure(model: LikelihoodModel, images: Scored, candidates: int) -> Iterator[Measured]:
+def measure(model: LikelihoodModel, images: Scored, candidates: int) -> list[Measured]:
     """What exhaustive scoring, a fixed number of survivors, and tuned margins do."""
     table, right_n = images.among(candidates)
     segments = len(images.ends)
-    full_n = table.along([table.end])[0].argmax(1)
-    for name, text in (("exhaustive", "exhaustive"), ("fixed", f"3:{min(10, candidates // 3)},{segments}:1")):
+    keep = min(10, candidates // 3)
+    texts = {EXHAUSTIVE: "exhaustive", FIXED: f"{segments // 2}:{keep},{segments}:1"}
+    rows = []
+    for kind, text in texts.items():
         plan = parse_plan(text, segments=segments, candidates=candidates, samples=1)
-        outcome = conformal.simulate(plan, table)
-        yield Measured(
-            candidates,
-            name if name == "exhaustive" else str(plan),
-            float((outcome.winner_n == right_n).mean()),
-            float((outcome.winner_n == full_n).mean()),
-            float(outcome.tokens_n.mean()),
-            float(outcome.tokens_n.mean() / table.exhaustive_tokens),
-            cpu_seconds(model, images, candidates, plan),
-        )
+        seconds = cpu_seconds(model, images, candidates, plan)
+        rows.append(Measured(candidates, kind, str(plan), *outcome_of(plan, table, right_n), seconds))
     halves = []
     for seed in range(SPLITS):
         order = np.random.default_rng(seed).permutation(len(table))
         calibration, rest = np.sort(order[len(order) // 2 :]), np.sort(order[: len(order) // 2])
         plan = conformal.tune(table.rows(calibration), AGREEMENT, "fp32", seed=seed).plan
-        outcome = conformal.simulate(plan, table.rows(rest))
-        right, same = outcome.winner_n == right_n[rest], outcome.winner_n == full_n[rest]
-        halves.append((plan, right.mean(), same.mean(), outcome.tokens_n.mean()))
-    plan = halves[0][0]
-    print(f"{candidates} candidates, tuned on the first half: {plan}")
-    accuracy, agreement, tokens = (float(np.mean([half[i] for half in halves])) for i in (1, 2, 3))
-    seconds = cpu_seconds(model, images, candidates, plan)
-    yield Measured(candidates, "tuned", accuracy, agreement, tokens, tokens / table.exhaustive_tokens, seconds)
+        halves.append((plan, outcome_of(plan, table.rows(rest), right_n[rest])))
+    first, mean = halves[0][0], np.mean([numbers for _, numbers in halves], axis=0)
+    print(f"{candidates} candidates, tuned on the first half: {first}")
+    print(f"  agreement in the halves: {sorted(round(float(numbers[1]), 4) for _, numbers in halves)}")
+    seconds = cpu_seconds(model, images, candidates, first)
+    return [*rows, Measured(candidates, TUNED, "tuned", *mean.tolist(), seconds)]
+
+
+def outcome_of(plan: Plan, table: ScoreTable, right_n: IntN) -> tuple[float, float, float, float]:
+    """Accuracy, agreement with exhaustive scoring, tokens of an image, and their share of the exhaustive ones."""
+    outcome = conformal.simulate(plan, table)
+    same = outcome.winner_n == table.along([table.end])[0].argmax(1)
+    tokens = float(outcome.tokens_n.mean())
+    return float((outcome.winner_n == right_n).mean()), float(same.mean()), tokens, tokens / table.exhaustive_tokens
 
 
 def draw(rows: list[Measured], path: Path) -> None:
     """Tokens and seconds of an image against the number of candidates."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
-    kinds = {"exhaustive": "exhaustive", "tuned": "tuned"}
     for axes, value, label in zip(
         figure.subplots(1, 2), ("tokens", "seconds"), ("tokens per image", "CPU seconds per image"), strict=True
     ):
-        for kind, color in zip(("exhaustive", "fixed number of survivors", "tuned"), LINES, strict=False):
-            chosen = [row for row in rows if kinds.get(row.plan, "fixed number of survivors") == kind]
+        for kind, color in zip((EXHAUSTIVE, FIXED, TUNED), LINES, strict=False):
+            chosen = [row for row in rows if row.kind == kind]
             points = [getattr(row, value) for row in chosen]
             axes.plot([row.candidates for row in chosen], points, marker="o", color=color, label=kind)
         axes.set(xscale="log", yscale="log", xlabel="candidate classes", ylabel=label)
@@ -234,7 +236,7 @@ def compare(folder: Path, count: int, out: Path | None) -> list[Measured]:
     print("|---|---|---|---|---|---|---|")
     for row in measured:
         print(
-            f"| {row.candidates} | {row.plan} | {row.accuracy:.1%} | {row.agreement:.1%} | {row.tokens:,.0f} "
+            f"| {row.candidates:,} | {row.kind} `{row.plan}` | {row.accuracy:.1%} | {row.agreement:.1%} | {row.tokens:,.0f} "
             f"| {row.share:.1%} | {row.seconds:.3f} |"
         )
     if out is not None:
