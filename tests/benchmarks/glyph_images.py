@@ -91,7 +91,7 @@ def choose(count: int) -> list[str]:
 
 
 def find(fonts: Sequence[Font]) -> list[tuple[str, ImageFont.FreeTypeFont]]:
-    """Their names and glyphs. Raises: UsageError that names the missing packages."""
+    """Their file names and glyphs. Raises: UsageError that names the missing packages."""
     installed = {path.name: path for folder in FOLDERS for path in folder.rglob("*") if path.is_file()}
     missing = sorted({font.package for font in fonts if font.file not in installed})
     if missing:
@@ -100,7 +100,7 @@ def find(fonts: Sequence[Font]) -> list[tuple[str, ImageFont.FreeTypeFont]]:
             ", ".join(missing),
             f"apt-get install --no-install-recommends {' '.join(missing)}",
         )
-    return [(Path(font.file).stem, ImageFont.truetype(installed[font.file], EM)) for font in fonts]
+    return [(font.file, ImageFont.truetype(installed[font.file], EM)) for font in fonts]
 
 
 def draw(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
@@ -136,7 +136,7 @@ def write_images(
             (folder / f"{ord(character):x}").mkdir(parents=True, exist_ok=True)
             image = draw(character, font)
             for version in range(versions):
-                file = folder / f"{ord(character):x}" / f"{name}-{version}.png"
+                file = folder / f"{ord(character):x}" / f"{Path(name).stem}-{version}.png"
                 random = np.random.default_rng([ord(character), zlib.crc32(name.encode()), version])
                 (distorted(image, random) if version else image).save(file)
     return len(fonts) * len(characters) * versions

@@ -21,6 +21,7 @@ import time
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import glyph_images
 import numpy as np
@@ -49,6 +50,7 @@ AGREEMENT = Fraction(99, 100)
 SPLITS = 20  # random halves
 TIMED = 4  # images
 EXHAUSTIVE, FIXED, TUNED = "exhaustive", "fixed number of survivors", "tuned"
+LABELS = ("tokens per image", "CPU seconds per image")  # of the figure
 VERSIONS = 2  # of each training image
 
 
@@ -73,17 +75,22 @@ class Scored:
         return table, (columns_nN == self.label_n[:, None]).argmax(1)
 
 
-@dataclass(frozen=True)
-class Measured:
+class Outcome(NamedTuple):
+    """What a plan does to images, on average."""
+
+    accuracy: float
+    agreement: float  # with exhaustive scoring
+    tokens: float
+    share: float  # of the tokens of exhaustive scoring
+
+
+class Measured(NamedTuple):
     """What a plan does with this many candidates."""
 
     candidates: int
     kind: str
     plan: str
-    accuracy: float
-    agreement: float
-    tokens: float  # of an image
-    share: float  # of the tokens of exhaustive scoring
+    outcome: Outcome
     seconds: float  # of CPU time for an image
 
 
@@ -183,7 +190,7 @@ def measure(model: LikelihoodModel, images: Scored, candidates: int) -> list[Mea
     for kind, text in texts.items():
         plan = parse_plan(text, segments=segments, candidates=candidates, samples=1)
         seconds = cpu_seconds(model, images, candidates, plan)
-        rows.append(Measured(candidates, kind, str(plan), *outcome_of(plan, table, right_n), seconds))
+        rows.append(Measured(candidates, kind, str(plan), outcome_of(plan, table, right_n), seconds))
     halves = []
     for seed in range(SPLITS):
         order = np.random.default_rng(seed).permutation(len(table))
@@ -194,26 +201,27 @@ def measure(model: LikelihoodModel, images: Scored, candidates: int) -> list[Mea
     print(f"{candidates} candidates, tuned on the first half: {first}")
     print(f"  agreement in the halves: {sorted(round(float(numbers[1]), 4) for _, numbers in halves)}")
     seconds = cpu_seconds(model, images, candidates, first)
-    return [*rows, Measured(candidates, TUNED, "tuned", *mean.tolist(), seconds)]
+    return [*rows, Measured(candidates, TUNED, "tuned", Outcome._make(mean.tolist()), seconds)]
 
 
-def outcome_of(plan: Plan, table: ScoreTable, right_n: IntN) -> tuple[float, float, float, float]:
-    """Accuracy, agreement with exhaustive scoring, tokens of an image, and their share of the exhaustive ones."""
+def outcome_of(plan: Plan, table: ScoreTable, right_n: IntN) -> Outcome:
+    """What the plan does to the images of the table; `right_n` is the position of each image's class."""
     outcome = conformal.simulate(plan, table)
     same = outcome.winner_n == table.along([table.end])[0].argmax(1)
     tokens = float(outcome.tokens_n.mean())
-    return float((outcome.winner_n == right_n).mean()), float(same.mean()), tokens, tokens / table.exhaustive_tokens
+    accuracy, agreement = float((outcome.winner_n == right_n).mean()), float(same.mean())
+    return Outcome(accuracy, agreement, tokens, tokens / table.exhaustive_tokens)
 
 
 def draw(rows: list[Measured], path: Path) -> None:
     """Tokens and seconds of an image against the number of candidates."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     for axes, value, label in zip(
-        figure.subplots(1, 2), ("tokens", "seconds"), ("tokens per image", "CPU seconds per image"), strict=True
+        figure.subplots(1, 2), (lambda row: row.outcome.tokens, lambda row: row.seconds), LABELS, strict=True
     ):
         for kind, color in zip((EXHAUSTIVE, FIXED, TUNED), LINES, strict=False):
             chosen = [row for row in rows if row.kind == kind]
-            points = [getattr(row, value) for row in chosen]
+            points = [value(row) for row in chosen]
             axes.plot([row.candidates for row in chosen], points, marker="o", color=color, label=kind)
         axes.set(xscale="log", yscale="log", xlabel="candidate classes", ylabel=label)
         axes.spines[["top", "right"]].set_visible(False)
@@ -235,9 +243,10 @@ def compare(folder: Path, count: int, out: Path | None) -> list[Measured]:
     print("| candidates | plan | accuracy | agreement | tokens per image | of exhaustive | CPU seconds per image |")
     print("|---|---|---|---|---|---|---|")
     for row in measured:
+        done = row.outcome
         print(
-            f"| {row.candidates:,} | {row.kind} `{row.plan}` | {row.accuracy:.1%} | {row.agreement:.1%} | {row.tokens:,.0f} "
-            f"| {row.share:.1%} | {row.seconds:.3f} |"
+            f"| {row.candidates:,} | {row.plan} | {done.accuracy:.1%} | {done.agreement:.1%} | {done.tokens:,.0f} "
+            f"| {done.share:.2%} | {row.seconds:.3f} |"
         )
     if out is not None:
         draw(measured, out)

@@ -38,8 +38,8 @@ def test_ten_letters_from_images_to_a_table(tmp_path, monkeypatch, capsys):
     rows = glyphs.compare(tmp_path, 20, tmp_path / "classes.png")
     assert [row.candidates for row in rows] == [10, 10, 10]
     exhaustive, fixed, tuned = rows
-    assert exhaustive.agreement == 1 and exhaustive.tokens == 210 and fixed.tokens == 10 * 1 + 3 * 20
-    assert tuned.share <= 1 and (tmp_path / "classes.png").stat().st_size > 1000
+    assert exhaustive.outcome[1:3] == (1, 210) and fixed.outcome.tokens == 10 * 1 + 3 * 20
+    assert tuned.outcome.share <= 1 and (tmp_path / "classes.png").stat().st_size > 1000
     assert "20 of 20 images scored" in capsys.readouterr().out
     glyphs.compare(tmp_path, 20, None)
     assert "scored" not in capsys.readouterr().out, "images are scored once"
