@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -50,7 +51,6 @@ AGREEMENT = Fraction(99, 100)
 SPLITS = 20  # random halves
 TIMED = 4  # images
 EXHAUSTIVE, FIXED, TUNED = "exhaustive", "fixed number of survivors", "tuned"
-LABELS = ("tokens per image", "CPU seconds per image")  # of the figure
 VERSIONS = 2  # of each training image
 
 
@@ -92,6 +92,12 @@ class Measured(NamedTuple):
     plan: str
     outcome: Outcome
     seconds: float  # of CPU time for an image
+
+
+DRAWN: tuple[tuple[str, Callable[[Measured], float]], ...] = (  # what the figure shows
+    ("tokens per image", lambda row: row.outcome.tokens),
+    ("CPU seconds per image", lambda row: row.seconds),
+)
 
 
 def groups(classes: int, size: int) -> IntN:
@@ -216,9 +222,7 @@ def outcome_of(plan: Plan, table: ScoreTable, right_n: IntN) -> Outcome:
 def draw(rows: list[Measured], path: Path) -> None:
     """Tokens and seconds of an image against the number of candidates."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
-    for axes, value, label in zip(
-        figure.subplots(1, 2), (lambda row: row.outcome.tokens, lambda row: row.seconds), LABELS, strict=True
-    ):
+    for axes, (label, value) in zip(figure.subplots(1, 2), DRAWN, strict=True):
         for kind, color in zip((EXHAUSTIVE, FIXED, TUNED), LINES, strict=False):
             chosen = [row for row in rows if row.kind == kind]
             points = [value(row) for row in chosen]
