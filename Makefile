@@ -104,6 +104,7 @@ glyphs: $(DEV) ## what 1,000 classes cost: render, train, measure (docs/many-cla
 	$(BIN)/avarc train var $(GLYPHS)/train --augment none --seed 0 --device cpu --tokenizer $(GLYPHS)/vqvae.safetensors \
 		--depth 4 --width 64 --steps 1500 --batch-size 32 --lr 3e-3 --out $(GLYPHS)/var.safetensors --overwrite
 	$(BIN)/python tests/benchmarks/glyphs.py measure $(GLYPHS) --out docs/classes.png
+	$(BIN)/python tests/benchmarks/glyphs.py closest $(GLYPHS)
 
 clean: ## remove the environment and the tools' caches
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

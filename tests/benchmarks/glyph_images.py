@@ -84,10 +84,10 @@ def _is_common(character: str, encoding: str, first: int, last: int) -> bool:
     return len(encoded) == 2 and first <= encoded[0] <= last
 
 
-def choose(count: int) -> list[str]:
-    """This many of them, the first ones of a random order, sorted."""
+def choose(count: int, skip: int = 0) -> list[str]:
+    """This many of them, in a random order after the first `skip`, sorted."""
     order = np.random.default_rng(0).permutation(common_characters())
-    return sorted(order[:count].tolist())
+    return sorted(order[skip : skip + count].tolist())
 
 
 def find(fonts: Sequence[Font]) -> list[tuple[str, ImageFont.FreeTypeFont]]:

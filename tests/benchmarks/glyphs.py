@@ -4,6 +4,8 @@
     python tests/benchmarks/glyphs.py render build/glyphs        # images; names the packages of fonts that are missing
     python tests/benchmarks/glyphs.py measure build/glyphs --out docs/classes.png
 
+    python tests/benchmarks/glyphs.py closest build/glyphs       # the search that `add-class` begins with
+
 The first writes build/glyphs/train and build/glyphs/test (`glyph_images`). The second scores test images under all
 classes with build/glyphs/vqvae.safetensors and var.safetensors, keeps the sums of log p in build/glyphs/scores.npz, and
 computes from them what plans do. Fewer candidates are a part of the classes: those are divided at random in groups of
@@ -33,6 +35,7 @@ from avarc_cli.data.datasets import open_images
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import AvarcError
 from avarc_cli.explain.palette import LINES
+from avarc_cli.incremental.closest import IMAGES, closest_classes
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.loading import ModelSpec, load_model
 from avarc_cli.scoring import conformal
@@ -40,6 +43,7 @@ from avarc_cli.scoring.batching import auto_tokens
 from avarc_cli.scoring.conformal import ScoreTable
 from avarc_cli.scoring.drawn import LEAST_CLASSES, fit_first_cut, summaries
 from avarc_cli.scoring.engine import score_group
+from avarc_cli.scoring.exhaustive import log_likelihoods
 from avarc_cli.scoring.first_cut import FirstCut
 from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.scoring.request import ScoringRequest
@@ -257,8 +261,35 @@ def compare(folder: Path, count: int, out: Path | None) -> list[Measured]:
     return measured
 
 
+def search(folder: Path, count: int) -> None:
+    """Find the class closest to 32 images of each of some new characters, in both ways, and print what it takes."""
+    torch.set_grad_enabled(False)
+    model = load_model(ModelSpec(str(folder / "var.safetensors"), str(folder / "vqvae.safetensors"), device="cpu"))
+    likelihood, tokenizer, device = model.likelihood, model.tokenizer, torch.device("cpu")
+    pixels = Preprocess(tokenizer.preprocess, tokenizer.image_size)
+    characters = glyph_images.choose(count, skip=likelihood.num_classes)
+    glyph_images.write_images(folder / "new", characters, glyph_images.find(glyph_images.TRAINING), VERSIONS)
+    for character in characters:
+        images = open_images([folder / "new" / f"{ord(character):x}"])
+        cache = read(encode(images, tokenizer, pixels, folder / "new.h5", overwrite=True).path)
+        tokens_NL = torch.from_numpy(cache.tokens(range(IMAGES[-1]))[:, 0])
+        classes = range(likelihood.num_classes)
+        started = time.process_time()
+        [found] = closest_classes(likelihood, tokens_NL, classes, 1, device=device)
+        staged, started = time.process_time() - started, time.process_time()
+        means_K = log_likelihoods(likelihood, tokens_NL, classes, device=device).mean(0)
+        exhaustive = time.process_time() - started
+        best = int(means_K.argmax())
+        names = [chr(int(model.classes.names[c], 16)) for c in (found, best)]
+        print(
+            f"{character}: {names[0]} in {staged:.1f} s of CPU time; scoring all images under all classes: "
+            f"{names[1]} in {exhaustive:.1f} s",
+            flush=True,
+        )
+
+
 def main() -> None:
-    """Run one of the two steps."""
+    """Run one of the steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     steps = parser.add_subparsers(dest="step", required=True)
     first = steps.add_parser("render")
@@ -268,10 +299,15 @@ def main() -> None:
     second.add_argument("folder", type=Path)
     second.add_argument("--images", type=int, default=500)
     second.add_argument("--out", type=Path)
+    third = steps.add_parser("closest")
+    third.add_argument("folder", type=Path)
+    third.add_argument("--new", type=int, default=3)
     arguments = parser.parse_args()
     try:
         if arguments.step == "render":
             render(arguments.folder, arguments.classes)
+        elif arguments.step == "closest":
+            search(arguments.folder, arguments.new)
         else:
             compare(arguments.folder, arguments.images, arguments.out)
     except AvarcError as error:
