@@ -46,15 +46,24 @@ class Point(NamedTuple):
     samples: int
     orders: int
     estimated: bool = False
+    cut_weight: float = 0.0
 
     @classmethod
     def of(cls, stage: Stage) -> Point:
         """The point that a stage ends at."""
-        return cls(stage.segments, stage.samples, stage.orders, stage.estimated)
+        return cls(stage.segments, stage.samples, stage.orders, stage.estimated, stage.cut_weight)
 
     def stage(self, keep: int, margin: float = math.inf) -> Stage:
         """A stage that ends here."""
-        return Stage(self.segments, keep, self.samples, margin, orders=self.orders, estimated=self.estimated)
+        return Stage(
+            self.segments,
+            keep,
+            self.samples,
+            margin,
+            orders=self.orders,
+            estimated=self.estimated,
+            cut_weight=self.cut_weight,
+        )
 
 
 FIRST_CUT = Point(0, 1, 1, estimated=True)
@@ -63,7 +72,8 @@ FIRST_CUT = Point(0, 1, 1, estimated=True)
 # on none of these numbers.
 LEAST_FOR_SCALES = 20  # images; with fewer, all stages have the same margin
 EXPONENTS = (0.0, -1.0, -0.5, 0.5, 1.0)  # 0 first: it wins ties
-FIRST_CUT_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+CUT_WEIGHTS = (0.1, 0.2, 0.4)
+CUT_FACTORS = (0.25, 0.5, 1.0, 2.0)  # of the first cut's margin, in nats
 TRIED_LEVELS = (0.8, 0.9, 0.95, 0.98, 1.0)  # quantiles of R; several, because one depends on a few images
 WORTH_A_STAGE = 0.01  # fraction of the tokens; a stage that saves less is left out. Not measured
 DECIMALS = 3  # of a margin, in nats; rounded up, which keeps the guarantee
@@ -169,7 +179,11 @@ class ScoreTable:
 
     def along(self, points: Sequence[Point]) -> FloatN:
         """(J, n, N): the scores at these points."""
-        return np.stack([self.at[point] for point in points])
+        return np.stack([self._scores(point) for point in points])
+
+    def _scores(self, point: Point) -> FloatN:
+        scores_nN = self.at[point._replace(cut_weight=0.0)]
+        return scores_nN + point.cut_weight * self.at[FIRST_CUT] if point.cut_weight else scores_nN
 
     def paths(self) -> list[tuple[Point, ...]]:
         """Sequences of points to the full score.
@@ -185,8 +199,14 @@ class ScoreTable:
             paths.append((*along, *more) if self.samples == 1 else (*along, *more, self.end))
         if self.samples > 1:
             paths.append(tuple(Point(k, self.samples, self.orders) for k in segments))
-        estimates = [point for point in self.at if point.estimated]
-        return paths + [(estimate, *path) for estimate in estimates for path in paths]
+        estimates = [point for point in self.at if point.estimated and point != FIRST_CUT]
+        paths += [(estimate, *path) for estimate in estimates for path in paths]
+        return paths + [_after_first_cut(path, w) for w in CUT_WEIGHTS for path in paths if FIRST_CUT in self.at]
+
+
+def _after_first_cut(path: tuple[Point, ...], weight: float) -> tuple[Point, ...]:
+    """The path after a first cut, whose scores are added to those of every stage but the last."""
+    return (FIRST_CUT, *(point._replace(cut_weight=weight) for point in path[:-1]), path[-1])
 
 
 def tried_estimates(model: LikelihoodModel) -> tuple[int, ...]:
@@ -287,13 +307,13 @@ def fit_schedule(table: ScoreTable) -> MarginSchedule:
 
 
 def _with_scales(points: tuple[Point, ...], scale_J1: FloatN) -> list[MarginSchedule]:
-    """The schedule with these scales, or several if it begins with a first cut, whose scores are no nats of the model:
-    its scale is a multiple of the others' mean."""
+    """The schedule with these scales, or several if it begins with a first cut, whose scores become nats of the model
+    when they are multiplied by their weight."""
     if points[0] != FIRST_CUT:
         return [MarginSchedule(points, scale_J1)]
     rest = scale_J1[1:]
-    unit = rest.mean() if len(rest) else 1.0
-    return [MarginSchedule(points, np.array([factor * unit, *rest])) for factor in FIRST_CUT_FACTORS]
+    unit = rest.mean() / points[1].cut_weight if len(rest) else 1.0
+    return [MarginSchedule(points, np.array([factor * unit, *rest])) for factor in CUT_FACTORS]
 
 
 def even_schedule(table: ScoreTable) -> MarginSchedule:
