@@ -72,7 +72,7 @@ FIRST_CUT = Point(0, 1, 1, estimated=True)
 # on none of these numbers.
 LEAST_FOR_SCALES = 20  # images; with fewer, all stages have the same margin
 EXPONENTS = (0.0, -1.0, -0.5, 0.5, 1.0)  # 0 first: it wins ties
-CUT_WEIGHTS = (0.1, 0.2, 0.4)
+CUT_WEIGHTS = (0.2, 0.4, 0.8)  # of the first cut's scores for the part of the tokens that is to come
 CUT_FACTORS = (0.25, 0.5, 1.0, 2.0)  # of the first cut's margin, in nats
 TRIED_LEVELS = (0.8, 0.9, 0.95, 0.98, 1.0)  # quantiles of R; several, because one depends on a few images
 WORTH_A_STAGE = 0.01  # fraction of the tokens; a stage that saves less is left out. Not measured
@@ -201,12 +201,13 @@ class ScoreTable:
             paths.append(tuple(Point(k, self.samples, self.orders) for k in segments))
         estimates = [point for point in self.at if point.estimated and point != FIRST_CUT]
         paths += [(estimate, *path) for estimate in estimates for path in paths]
-        return paths + [_after_first_cut(path, w) for w in CUT_WEIGHTS for path in paths if FIRST_CUT in self.at]
+        return paths + [self._after_first_cut(path, w) for w in CUT_WEIGHTS for path in paths if FIRST_CUT in self.at]
 
-
-def _after_first_cut(path: tuple[Point, ...], weight: float) -> tuple[Point, ...]:
-    """The path after a first cut, whose scores are added to those of every stage but the last."""
-    return (FIRST_CUT, *(point._replace(cut_weight=weight) for point in path[:-1]), path[-1])
+    def _after_first_cut(self, path: tuple[Point, ...], weight: float) -> tuple[Point, ...]:
+        """The path after a first cut, whose scores stand for the tokens that a stage has not scored."""
+        to_come = [1 - self.segment_ends[point.segments - 1] / self.segment_ends[-1] for point in path]
+        weights = [round(weight * part, DECIMALS) for part in to_come]
+        return (FIRST_CUT, *(point._replace(cut_weight=w) for point, w in zip(path, weights, strict=True)))
 
 
 def tried_estimates(model: LikelihoodModel) -> tuple[int, ...]:
@@ -312,7 +313,7 @@ def _with_scales(points: tuple[Point, ...], scale_J1: FloatN) -> list[MarginSche
     if points[0] != FIRST_CUT:
         return [MarginSchedule(points, scale_J1)]
     rest = scale_J1[1:]
-    unit = rest.mean() / points[1].cut_weight if len(rest) else 1.0
+    unit = rest.mean() / max(point.cut_weight for point in points) if len(rest) else 1.0
     return [MarginSchedule(points, np.array([factor * unit, *rest])) for factor in CUT_FACTORS]
 
 

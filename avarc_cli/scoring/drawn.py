@@ -15,7 +15,7 @@ from avarc_cli.scoring.first_cut import FirstCut, discriminants
 from avarc_cli.scoring.scores import FloatN, IntN
 
 LEAST_CLASSES = 100  # with fewer, the first segments cost little as they are
-DRAWN = 8  # images of each class, at least
+DRAWN = 16  # images of each class, at least
 LEAST_DRAWN = 2000  # images of all classes: of fewer, the correlations of hundreds of numbers cannot be estimated
 BATCH = 64  # images drawn together
 
@@ -24,13 +24,14 @@ def fit_first_cut(model: LikelihoodModel, candidates_N: IntN, *, seed: int, devi
     """The first cut over these candidates; None if there are few, or the model has no summary of an image."""
     if len(candidates_N) < LEAST_CLASSES or not model.has_summary:
         return None
+    guidance = 0.0 if model.unconditional is None else model.default_guidance  # images that are typical of their class
     each = max(DRAWN, -(-LEAST_DRAWN // len(candidates_N)))
     x_MD, class_M = [], np.repeat(candidates_N, each)
     for start in range(0, len(class_M), BATCH):
         rows = range(start, min(start + BATCH, len(class_M)))
         generators = [generator_of(seed, int(class_M[row]), row % each, device=device) for row in rows]
         class_B = torch.from_numpy(class_M[rows.start : rows.stop]).to(device)
-        x_MD.append(_summaries(model, model.sample(class_B, guidance=0.0, generators=generators)))
+        x_MD.append(_summaries(model, model.sample(class_B, guidance=guidance, generators=generators)))
     return discriminants(np.concatenate(x_MD).reshape(len(candidates_N), each, -1))
 
 

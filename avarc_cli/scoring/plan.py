@@ -236,7 +236,7 @@ def parse_plan(
         )
         stages.append(stage)
         have = stage.keep
-    if stages[-1].estimated:
+    if stages[-1].estimated or stages[-1].cut_weight:
         raise UsageError(f"plan '{text}' ends with an estimate", "it only drops candidates", "add an exact stage")
     if have != 1:
         raise UsageError(

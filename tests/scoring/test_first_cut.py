@@ -51,9 +51,14 @@ def test_only_a_tuned_plan_begins_with_a_first_cut():
         parse_plan("1:5,0~:3,5:1", can_cut=True, **numbers)
     with pytest.raises(UsageError, match="there is no segment 0"):
         parse_plan("0:3,5:1", can_cut=True, **numbers)
-    plan = parse_plan("0~:<2.5,5:1", can_cut=True, **numbers)
-    assert str(plan) == "0~:<2.5,5:1" and plan.first_cut == plan.stages[0]
-    assert plan.new_tokens((1, 5, 14, 39, 103)) == [0, 103]
+    with pytest.raises(UsageError, match="there is no first cut"):
+        parse_plan("3+0.2:5,5:1", can_cut=True, **numbers)
+    with pytest.raises(UsageError, match="ends with an estimate"):
+        parse_plan("0~:<2.5,5+0.2:1", can_cut=True, **numbers)
+    text = "0~:<2.5,3+0.2:<7.5,5:1"
+    plan = parse_plan(text, can_cut=True, **numbers)
+    assert str(plan) == text and plan.first_cut == plan.stages[0] and plan.stages[1].cut_weight == 0.2
+    assert plan.new_tokens((1, 5, 14, 39, 103)) == [0, 14, 89]
     assert Plan((Stage(5, 1),)).first_cut is None
 
 
