@@ -21,7 +21,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +40,7 @@ from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.loading import ModelSpec, load_model
 from avarc_cli.scoring import conformal
 from avarc_cli.scoring.batching import auto_tokens
-from avarc_cli.scoring.conformal import ScoreTable
+from avarc_cli.scoring.conformal import FIRST_CUT, ScoreTable
 from avarc_cli.scoring.drawn import LEAST_CLASSES, fit_first_cut, summaries
 from avarc_cli.scoring.engine import score_group
 from avarc_cli.scoring.exhaustive import log_likelihoods
@@ -55,7 +55,7 @@ AGREEMENT = Fraction(99, 100)
 SPLITS = 10  # in images to tune on and images to measure on, at random
 MEASURED = 0.25  # of the images
 TIMED = 4  # images
-EXHAUSTIVE, FIXED, TUNED = "exhaustive", "fixed number of survivors", "tuned"
+EXHAUSTIVE, FIXED, TUNED, WITHOUT = "exhaustive", "fixed number of survivors", "tuned", "tuned without a first cut"
 VERSIONS = 2  # of each training image
 
 
@@ -202,6 +202,15 @@ def measure(model: LikelihoodModel, images: Scored, candidates: int) -> list[Mea
         plan = parse_plan(text, segments=segments, candidates=candidates, samples=1)
         seconds = cpu_seconds(model, images, candidates, plan)
         rows.append(Measured(candidates, kind, str(plan), outcome_of(plan, table, right_n), seconds))
+    rows.append(tuned_row(model, images, table, right_n, TUNED))
+    if FIRST_CUT in table.at:
+        without = replace(table, at={point: scores for point, scores in table.at.items() if point != FIRST_CUT})
+        rows.append(tuned_row(model, images, without, right_n, WITHOUT))
+    return rows
+
+
+def tuned_row(model: LikelihoodModel, images: Scored, table: ScoreTable, right_n: IntN, kind: str) -> Measured:
+    """What plans do that are tuned on a part of the images and measured on the others, on average over the splits."""
     splits = []
     for seed in range(SPLITS):
         order = np.random.default_rng(seed).permutation(len(table))
@@ -210,10 +219,10 @@ def measure(model: LikelihoodModel, images: Scored, candidates: int) -> list[Mea
         plan = conformal.tune(table.rows(calibration), AGREEMENT, "fp32", seed=seed).plan
         splits.append((plan, outcome_of(plan, table.rows(rest), right_n[rest])))
     first, mean = splits[0][0], np.mean([numbers for _, numbers in splits], axis=0)
-    print(f"{candidates} candidates, tuned: {first}")
+    print(f"{table.candidates} candidates, {kind}: {first}")
     print(f"  agreement of the splits: {sorted(round(float(numbers[1]), 4) for _, numbers in splits)}")
-    seconds = cpu_seconds(model, images, candidates, first)
-    return [*rows, Measured(candidates, TUNED, "tuned", Outcome._make(mean.tolist()), seconds)]
+    seconds = cpu_seconds(model, images, table.candidates, first)
+    return Measured(table.candidates, kind, kind, Outcome._make(mean.tolist()), seconds)
 
 
 def outcome_of(plan: Plan, table: ScoreTable, right_n: IntN) -> Outcome:
@@ -229,7 +238,7 @@ def draw(rows: list[Measured], path: Path) -> None:
     """Tokens and seconds of an image against the number of candidates."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     for axes, (label, value) in zip(figure.subplots(1, 2), DRAWN, strict=True):
-        for kind, color in zip((EXHAUSTIVE, FIXED, TUNED), LINES, strict=False):
+        for kind, color in zip((EXHAUSTIVE, FIXED, WITHOUT, TUNED), LINES, strict=False):
             chosen = [row for row in rows if row.kind == kind]
             points = [value(row) for row in chosen]
             axes.plot([row.candidates for row in chosen], points, marker="o", color=color, label=kind)
