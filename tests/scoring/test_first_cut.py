@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+from avarc_cli.added_classes import AddedClassesModel
 from avarc_cli.cli import main
 from avarc_cli.data.datasets import open_images
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import UsageError
-from avarc_cli.loading import load_tokenizer
+from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
 from avarc_cli.scoring import drawn
 from avarc_cli.scoring.first_cut import DIRECTIONS, FirstCut, discriminants
 from avarc_cli.scoring.plan import Plan, Stage, parse_plan
@@ -66,6 +68,22 @@ def test_two_candidates_are_left_at_least():
     cut = Stage(0, 4, margin=1.0, estimated=True)
     alive, scores = np.ones((2, 4), dtype=bool), np.array([[-9.0, 0.0, -5.0, -0.5], [-9.0, 0.0, -5.0, -7.0]])
     assert cut.survivors(alive, scores).tolist() == [[False, True, False, True], [False, True, True, False]]
+
+
+def test_few_classes_and_models_without_a_summary_have_no_first_cut(monkeypatch):
+    var, llamagen = (load_model(ModelSpec(name, device="cpu")).likelihood for name in ("digits", "digits-llamagen"))
+    few, device = np.arange(10), torch.device("cpu")
+    assert drawn.fit_first_cut(var, few, seed=0, device=device) is None
+    monkeypatch.setattr(drawn, "LEAST_CLASSES", 10)
+    assert drawn.fit_first_cut(llamagen, few, seed=0, device=device) is None
+
+
+def test_added_classes_share_the_summary_of_the_base():
+    base = load_model(ModelSpec("digits-0-4", device="cpu")).likelihood
+    tokens = np.random.default_rng(0).integers(128, size=(3, base.segment_ends[-1]))
+    summary = drawn.summaries(base, tokens)
+    assert summary.shape == (3, 8 * 8 * 8) and np.array_equal(summary[1:2], drawn.summaries(base, tokens[1:2]))
+    assert np.array_equal(drawn.summaries(AddedClassesModel(base, []), tokens), summary)
 
 
 @pytest.fixture(scope="module")
