@@ -250,7 +250,6 @@ def draw(rows: list[Measured], path: Path) -> None:
 
 def compare(folder: Path, count: int, out: Path | None) -> list[Measured]:
     """Score this many test images, measure all plans, print a table, and draw the figure if `out` is given."""
-    torch.set_grad_enabled(False)
     model = load_model(ModelSpec(str(folder / "var.safetensors"), str(folder / "vqvae.safetensors"), device="cpu"))
     tokenizer = model.tokenizer
     pixels = Preprocess(tokenizer.preprocess, tokenizer.image_size)
@@ -274,7 +273,6 @@ def compare(folder: Path, count: int, out: Path | None) -> list[Measured]:
 
 def search(folder: Path, count: int) -> None:
     """Find the class closest to 32 images of each of some new characters, in both ways, and print what it takes."""
-    torch.set_grad_enabled(False)
     model = load_model(ModelSpec(str(folder / "var.safetensors"), str(folder / "vqvae.safetensors"), device="cpu"))
     likelihood, tokenizer, device = model.likelihood, model.tokenizer, torch.device("cpu")
     pixels = Preprocess(tokenizer.preprocess, tokenizer.image_size)
