@@ -6,7 +6,7 @@ USER := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format figures digits digits-0-4 digits-llamagen digits-randar digits-titok clean
+.PHONY: help demo test lint format figures digits digits-0-4 digits-llamagen digits-randar digits-titok glyphs clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -106,6 +106,17 @@ digits-titok: $(DEV) ## train the embedded TiTok and MaskGIT again (docs/masked.
 	$(BIN)/avarc encode $(ASSETS)/test --model digits-titok --samples 3 --out build/digits-titok.h5 --overwrite
 	$(BIN)/avarc tune build/digits-titok.h5 --model digits-titok --agreement 0.995 --hold-out 110 \
 		--out $(TITOK)/plan.json --overwrite
+
+GLYPHS := build/glyphs
+glyphs: $(DEV) ## what 1,000 classes cost: render, train, measure (docs/many-classes.md)
+	$(BIN)/python tests/benchmarks/glyphs.py render $(GLYPHS)
+	$(BIN)/avarc train tokenizer $(GLYPHS)/train --augment none --seed 0 --device cpu --image-size 16 \
+		--patch-nums 1,2,3,4,6,8 --vocab 256 --channels 8 --width 32 --multipliers 1,2 --blocks 1 \
+		--steps 500 --batch-size 32 --lr 2e-3 --out $(GLYPHS)/vqvae.safetensors --overwrite
+	$(BIN)/avarc train var $(GLYPHS)/train --augment none --seed 0 --device cpu --tokenizer $(GLYPHS)/vqvae.safetensors \
+		--depth 4 --width 64 --steps 1500 --batch-size 32 --lr 3e-3 --out $(GLYPHS)/var.safetensors --overwrite
+	$(BIN)/python tests/benchmarks/glyphs.py measure $(GLYPHS) --out docs/classes.png
+	$(BIN)/python tests/benchmarks/glyphs.py closest $(GLYPHS)
 
 clean: ## remove the environment and the tools' caches
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -123,6 +123,7 @@ class AddedClassesModel(LikelihoodModel):
         self.flops_per_token = base.flops_per_token
         self.any_order, self.default_orders = base.any_order, base.default_orders
         self.has_block_parallel = base.has_block_parallel
+        self.has_summary = base.has_summary
         self.onednn = base.onednn
         self.default_guidance = base.default_guidance
         self.steps = base.steps
@@ -166,6 +167,9 @@ class AddedClassesModel(LikelihoodModel):
     ) -> Tensor:
         adapter, own_P = self._of_one_adapter(class_id_P)
         return self.models[adapter].block_parallel(tokens_BL, sequence_P, own_P, order_BL, revealed=revealed)
+
+    def summary(self, tokens_BL: Tensor) -> Tensor:
+        return self.base.summary(tokens_BL)
 
     def sample(self, class_id_B: Tensor, *, generators: Sequence[torch.Generator], **options: Any) -> Tensor:
         adapter_B = self.adapter(class_id_B.cpu().numpy())

@@ -226,6 +226,7 @@ class Classifier:
             orders=self.orders.count,
             can_smooth=can_smooth,
             can_estimate=self.model.likelihood.has_block_parallel,
+            can_cut=self.tuned is not None,
         )
         if self.tuned:
             plan = self.tuned.plan  # the same stages, with the survivors they are expected to leave
@@ -279,6 +280,7 @@ class Classifier:
             max_cached_tokens=max_cached_tokens(self.model.likelihood, self.memory),
             combine=self.options.combine,
             temperature=(self.tuned.temperature if self.tuned else None) or 1.0,
+            first_cut=self.tuned.first_cut if self.tuned else None,
             reuse_prefix=not self.options.deterministic,
             keep_tokens=keep_tokens,
             keep_segments=keep_segments,

@@ -43,6 +43,8 @@ class LikelihoodModel(ABC):
     """Random orders that scores are averaged over unless the user says; 0 for the one raster order."""
     has_block_parallel: bool = False
     """Whether there is a cheap estimate of an order's log-probabilities, `block_parallel`."""
+    has_summary: bool = False
+    """Whether there is a `summary` of an image's tokens."""
     onednn: bool = False
     """Whether oneDNN multiplies float32 matrices on CPUs where it is faster than the library that PyTorch uses."""
     default_guidance: float = 1.5
@@ -112,6 +114,13 @@ class LikelihoodModel(ABC):
             estimates log p of the whole.
         """
         raise NotImplementedError(f"{type(self).__name__} has no block-parallel estimate")
+
+    def summary(self, tokens_BL: Tensor) -> Tensor:
+        """What the images of these tokens look like as a whole, (B, D) float32, without any class.
+
+        It takes little time compared with scoring. Images that look alike have summaries that are close.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no summary of an image")
 
     @abstractmethod
     def sample(

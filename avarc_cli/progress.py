@@ -50,8 +50,8 @@ class ProgressBar(Protocol):
         ...
 
 
-StartProgress: TypeAlias = Callable[[str, int], AbstractContextManager[ProgressBar]]
-"""(description, number of items) -> the bar of a `with` block. `console.progress` is one."""
+StartProgress: TypeAlias = Callable[[str, int | None], AbstractContextManager[ProgressBar]]
+"""(description, number of items if it is known) -> the bar of a `with` block. `console.progress` is one."""
 
 
 class _NoBar:
@@ -59,6 +59,6 @@ class _NoBar:
 
 
 @contextmanager
-def silent(description: str, total: int) -> Iterator[ProgressBar]:
+def silent(description: str, total: int | None) -> Iterator[ProgressBar]:
     """A `StartProgress` that shows nothing."""
     yield _NoBar()

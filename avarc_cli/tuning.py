@@ -25,6 +25,7 @@ from avarc_cli.results.metrics import wilson
 from avarc_cli.results.tuned import TunedPlan
 from avarc_cli.scoring import calibration, conformal
 from avarc_cli.scoring.conformal import ScoreTable, SimulatedResult, Tuning
+from avarc_cli.scoring.first_cut import FirstCut
 from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.scores import FloatN, IntN, posterior
 from avarc_cli.storage import beside
@@ -78,9 +79,15 @@ def tune(
     """
     check_request(len(cache), agreement=agreement, hold_out=hold_out, evaluate=evaluate is not None)
     options = replace(classifier.options, plan=f"exhaustive:{samples}", score="log-likelihood", combine="mean")
-    from avarc_cli.classifier import Classifier  # imports torch
+    import torch
 
-    scorer = _Scorer(Classifier(classifier.model, options), workers, on_start, progress, say)
+    from avarc_cli.classifier import Classifier
+    from avarc_cli.scoring.drawn import fit_first_cut
+
+    classifier = Classifier(classifier.model, options)
+    device = torch.device(classifier.model.device)
+    first_cut = fit_first_cut(classifier.model.likelihood, classifier.candidates, seed=seed, device=device)
+    scorer = _Scorer(classifier, workers, on_start, progress, say, first_cut)
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return _tune(scorer, cache, evaluate, agreement, hold_out, seed, Path(folder) / "plan.json")
@@ -110,6 +117,7 @@ class _Scores:
     """Exhaustive scores of images, and their labels."""
 
     table: ScoreTable
+    """With those of the first cut, if there is one."""
     label_n: IntN  # position of each image's right candidate; -1 where it has no label, or more than one is right
 
     def rows(self, rows: IntN) -> _Scores:
@@ -125,6 +133,7 @@ class _Scorer:
     on_start: Callable[[Run], None]
     progress: Progress
     say: Notify
+    first_cut: FirstCut | None
     total: int = 0  # images of all caches
     done: int = 0  # images of the caches before the present one
 
@@ -142,7 +151,10 @@ class _Scorer:
 
         classify(run, folder, workers=self.workers, progress=report, say=self.say)
         self.done += len(cache)
-        return _Scores(_read_table(run, folder), _right_candidates(run))
+        table = _read_table(run, folder)
+        if self.first_cut is not None:
+            table = table.with_first_cut(_first_cut_scores(run, self.first_cut))
+        return _Scores(table, _right_candidates(run))
 
 
 def _tune(
@@ -176,6 +188,7 @@ def _tune(
         guarantee=_guarantee(tuning),
         calibration=about | _measure(tuning.plan, chosen, temperature),
         held_out=None if others is None else _measure(tuning.plan, others, temperature),
+        first_cut=scorer.first_cut if tuning.plan.first_cut else None,
     )
 
 
@@ -186,6 +199,13 @@ def _run_folder(out: Path, purpose: str) -> Path:
 def _exact(agreement: float) -> Fraction:
     """The decimal fraction as it was written: 0.995 is 199/200."""
     return Fraction(str(agreement))
+
+
+def _first_cut_scores(run: Run, first_cut: FirstCut) -> FloatN:
+    from avarc_cli.scoring.drawn import summaries  # imports torch
+
+    tokens_nL = run.cache.tokens(range(len(run.cache)))[:, 0]
+    return first_cut.scores(summaries(run.model, tokens_nL)) + run.request.prior(run.model.segment_ends[-1])
 
 
 def _read_table(run: Run, folder: RunFolder) -> ScoreTable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from avarc_cli.incremental.fit import FitOptions
     from avarc_cli.incremental.source import Source
     from avarc_cli.likelihood import Tokenizer
-    from avarc_cli.progress import MetricsProgress
+    from avarc_cli.progress import MetricsProgress, ProgressBar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,3 +140,8 @@ def progress(what: str, steps: int) -> Iterator[MetricsProgress]:
     """The progress of one training."""
     with console.progress(f"learning {what}", steps, unit="step") as bar:
         yield lambda done, values: bar.update(done, note=f"{values['bits/token']:.3f} bits/token", numbers=values)
+
+
+def searching(description: str, pairs: int | None) -> AbstractContextManager[ProgressBar]:
+    """The progress of a comparison of images with classes."""
+    return console.progress(description, pairs, unit="pair")

@@ -78,7 +78,14 @@ def add_class(
             why = "training without a validation split or early stopping"
             console.warn(f"class '{name}' has only {only} (fewer than {MIN_TO_VALIDATE}): {why}")
     added = adding.add_classes(
-        loaded, bank, examples, options, fit_offset=offset, existing=existing, progress_of=_examples.progress
+        loaded,
+        bank,
+        examples,
+        options,
+        fit_offset=offset,
+        existing=existing,
+        progress_of=_examples.progress,
+        searching=_examples.searching,
     )
     unreadable = _examples.unreadable_of(examples.values())
     _show(list(added), bank, unreadable)

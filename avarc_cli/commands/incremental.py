@@ -127,7 +127,7 @@ def incremental(
             baseline=baseline is not None,
             seed=options.seed,
             workers=workers,
-            reporting=protocol.Reporting(_examples.progress, _testing),
+            reporting=protocol.Reporting(_examples.progress, _testing, _examples.searching),
             say=console.warn,
         )
     _show(results, out)

@@ -97,7 +97,7 @@ def tune(
 def _show(plan: TunedPlan, out: Path) -> None:
     names = ["segments", "samples", "margin (nats)", "surviving classes, on average"]
     rows = [
-        [stage.segments, stage.samples, f"{stage.margin:.3f}", f"{stage.expected or 0:.2f}"]
+        [stage.segments or "first cut", stage.samples, f"{stage.margin:.3f}", f"{stage.expected or 0:.2f}"]
         for stage in plan.plan.stages[:-1]
     ]
     if plan.plan.orders > 1:
@@ -113,7 +113,8 @@ def _show(plan: TunedPlan, out: Path) -> None:
     if plan.held_out:
         parts.append(console.fields("on the held-out images", _fields(plan.held_out)))
     parts.append(console.path_and(out, "for avarc classify --plan"))
-    console.result(plan.to_dict() | {"out": out}, console.stack(*parts), brief=str(plan.plan))
+    said = {name: value for name, value in plan.to_dict().items() if name != "first_cut"}  # arrays
+    console.result(said | {"out": out}, console.stack(*parts), brief=str(plan.plan))
 
 
 def _fields(measured: Mapping[str, Any]) -> dict[str, str]:

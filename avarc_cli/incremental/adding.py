@@ -12,13 +12,14 @@ import torch
 from avarc_cli import __version__
 from avarc_cli.added_classes import AddedClassesModel, base_of
 from avarc_cli.data.labels import normalize
+from avarc_cli.incremental.closest import closest_classes
 from avarc_cli.incremental.editing import Existing, NewClass, clean, open_or_new, store
 from avarc_cli.incremental.examples import Examples
 from avarc_cli.incremental.fit import MIN_TO_VALIDATE, FitOptions, Fitted, fit_class
 from avarc_cli.incremental.offsets import Calibration, calibrate
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import with_bank
-from avarc_cli.progress import MetricsProgress
+from avarc_cli.progress import MetricsProgress, Progress, StartProgress, silent
 
 ProgressOf = Callable[
     [str, int], AbstractContextManager[MetricsProgress]
@@ -50,12 +51,14 @@ def add_classes(
     fit_offset: bool,
     existing: Existing,
     progress_of: ProgressOf,
+    searching: StartProgress = silent,
 ) -> Iterator[AddingResult]:
     """Fit each class to its images and store it in the bank at `path` before the next one begins.
 
     Args:
         model: without a bank.
         examples: class name -> its images; names as `check_names` gave them.
+        searching: shows the search for the classes that are closest to the new one, in pairs of image and class.
         fit_offset: also fit an offset that makes the scores of old and new classes comparable.
     Raises: UsageError for what cannot be added; AvarcError when a training diverges or the bank cannot be written.
     """
@@ -65,21 +68,29 @@ def add_classes(
         bank = open_or_new(path, model.as_base())
         others = tuple(a for a in bank.additions if normalize(a.name) != normalize(name))
         present = with_bank(model, replace(bank, additions=others))
+        with searching(f"comparing {name} with the model's classes", None) as bar:
+            device, classes = torch.device(present.device), range(base.num_classes)
+            [closest] = closest_classes(base, images.tokens[:, 0], classes, 1, device=device, progress=bar.update)
         with progress_of(name, options.recipe().steps) as progress:
-            fitted = fit_class(base, images, options, progress)
-        calibration = _calibrate(present, images, fitted, options) if fit_offset else None
+            fitted = fit_class(base, images, closest, options, progress)
+        calibration = None
+        if fit_offset:
+            with searching(f"comparing {name} with all other classes", None) as bar:
+                calibration = _calibrate(present, images, fitted, options, bar.update)
         result = AddingResult(name, len(images), model.classes.names[fitted.closest], fitted, calibration)
         store(path, model.as_base(), [_new_class(result, options)], replacing=existing.replace)
         yield result
 
 
-def _calibrate(present: LoadedModel, images: Examples, fitted: Fitted, options: FitOptions) -> Calibration:
+def _calibrate(
+    present: LoadedModel, images: Examples, fitted: Fitted, options: FitOptions, progress: Progress
+) -> Calibration:
     likelihood = present.likelihood
     earlier = likelihood.added if isinstance(likelihood, AddedClassesModel) else ()
     extended = AddedClassesModel(base_of(likelihood), [*earlier, fitted.added])
     validation_NL = images.tokens[torch.from_numpy(fitted.validation), 0]
     device = torch.device(present.device)
-    return calibrate(extended, present.offsets, validation_NL, seed=options.seed, device=device)
+    return calibrate(extended, present.offsets, validation_NL, seed=options.seed, device=device, progress=progress)
 
 
 def _new_class(result: AddingResult, options: FitOptions) -> NewClass:

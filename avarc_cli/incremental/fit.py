@@ -17,13 +17,11 @@ from avarc_cli.added_classes import AddedClass
 from avarc_cli.incremental.examples import Examples, TokenPool
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.progress import MetricsProgress
-from avarc_cli.scoring.exhaustive import log_likelihoods
 from avarc_cli.settings import METHODS, check_method
 from avarc_cli.train.loop import Recipe, train
 
 MIN_TO_VALIDATE = 5  # images; a class with fewer is trained without a validation split or early stopping
 VALIDATION_FRACTION = 0.2  # of the images: for early stopping, and for fitting the offset
-IMAGES_TO_MATCH = 32  # the closest class is chosen by at most this many
 EVALUATIONS = 12  # of the validation loss in a training of full length
 PATIENCE = 3  # evaluations without improvement that end a training
 # Chosen on the digits, by hand:
@@ -79,22 +77,19 @@ def validation_split(count: int, seed: int) -> np.ndarray:
     return np.sort(chosen)
 
 
-def closest_class(base: TrainableModel, tokens_NL: Tensor, device: torch.device) -> int:
-    """The class of the base under which these images are most likely."""
-    classes = range(base.num_classes)
-    return int(log_likelihoods(base, tokens_NL[:IMAGES_TO_MATCH], classes, device=device).mean(0).argmax())
-
-
-def fit_class(base: TrainableModel, examples: Examples, options: FitOptions, progress: MetricsProgress) -> Fitted:
+def fit_class(
+    base: TrainableModel, examples: Examples, closest: int, options: FitOptions, progress: MetricsProgress
+) -> Fitted:
     """Fit one class to the images of `examples`, which are all of that class.
 
+    Args:
+        closest: id of the class that training starts from.
     Raises: UsageError for options out of range; AvarcError when training diverges; Interrupted.
     """
     recipe, device = options.recipe(), next(base.network.parameters()).device
     validation = validation_split(len(examples), options.seed)
     few = len(examples) < MIN_TO_VALIDATE
     trained = examples if few else examples.take(np.setdiff1d(np.arange(len(examples)), validation))
-    closest = closest_class(base, examples.tokens[:, 0], device)
     generator = torch.Generator().manual_seed(options.seed)
     rank = 1 if options.method == "adaln" else options.rank  # one class gives its modulation one input
     added = AddedClass.new(base, closest, options.method, rank=rank, generator=generator)

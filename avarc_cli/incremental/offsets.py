@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avarc_cli.incremental.closest import closest_classes
 from avarc_cli.layers.sampling import generator_of
 from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.progress import Progress, no_progress
 from avarc_cli.scoring.exhaustive import log_likelihoods
 from avarc_cli.scoring.scores import FloatN
 
@@ -49,16 +51,24 @@ def sample(model: LikelihoodModel, classes: Sequence[int], seed: int, device: to
 
 
 def calibrate(
-    model: LikelihoodModel, old_offsets: FloatN, new_images_NL: Tensor, *, seed: int, device: torch.device
+    model: LikelihoodModel,
+    old_offsets: FloatN,
+    new_images_NL: Tensor,
+    *,
+    seed: int,
+    device: torch.device,
+    progress: Progress = no_progress,
 ) -> Calibration:
     """The offset of the model's last class.
 
     Args:
         model: the model with the new class, which comes last. old_offsets: of all its other classes.
         new_images_NL: tokens of images of the new class that it was not trained on.
+        progress: of the search for the old classes to compare with.
     """
     new = len(old_offsets)
-    contrast = _contrast_classes(model, new_images_NL, new, device)
+    closest = closest_classes(model, new_images_NL, range(new), CONTRAST_CLASSES, device=device, progress=progress)
+    contrast = sorted(closest)
     tokens_NL = torch.cat([sample(model, contrast, seed, device), new_images_NL])
     scores_NK = log_likelihoods(model, tokens_NL, [*contrast, new], device=device)
     scores_NK[:, :-1] += old_offsets[contrast]
@@ -99,12 +109,3 @@ def fit_offsets(scores_NK: FloatN, label_N: npt.NDArray[np.int64], *, free: int)
     optimizer.step(loss)
     offsets: FloatN = shift.detach().numpy() * spread
     return offsets
-
-
-def _contrast_classes(model: LikelihoodModel, tokens_NL: Tensor, old: int, device: torch.device) -> list[int]:
-    """The old classes under which the new images are most likely, at most CONTRAST_CLASSES."""
-    if old <= CONTRAST_CLASSES:
-        return list(range(old))
-    some_NL = tokens_NL[:: max(1, len(tokens_NL) // CONTRAST_CLASSES)]
-    log_p_K = log_likelihoods(model, some_NL, range(old), device=device).max(0)
-    return sorted(np.argsort(-log_p_K)[:CONTRAST_CLASSES].tolist())

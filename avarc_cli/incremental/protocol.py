@@ -34,7 +34,7 @@ from avarc_cli.incremental.split import Split
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.loading import ModelSpec, load_model, with_bank
 from avarc_cli.names import to_json
-from avarc_cli.progress import Notify, Progress, no_message, no_progress
+from avarc_cli.progress import Notify, Progress, StartProgress, no_message, no_progress, silent
 from avarc_cli.settings import check_width
 from avarc_cli.storage import write_bytes
 from avarc_cli.train import generator
@@ -64,6 +64,7 @@ class Reporting:
 
     training: ProgressOf  # (what is learnt, steps) -> the progress of a training
     testing: Callable[[], AbstractContextManager[Progress]]  # the progress of scoring the test images
+    searching: StartProgress = silent  # as `add_classes` has it
 
 
 def run(
@@ -105,7 +106,7 @@ def run(
         )
         model = replace(load_model(spec), tokenizer=tokenizer)
     check_base(model, split)
-    add_tasks(folder, model, train, split, options, reporting.training)
+    add_tasks(folder, model, train, split, options, reporting)
     with reporting.testing() as progress:
         with_offset, without_offset = evaluate(folder, model, test, split, workers, progress, say)
     tuned = finetune(folder, model, train, test, split, options, reporting.training) if baseline else None
@@ -164,7 +165,7 @@ def train_base(
 
 
 def add_tasks(
-    folder: Path, model: LoadedModel, train: Examples, split: Split, options: FitOptions, progress_of: ProgressOf
+    folder: Path, model: LoadedModel, train: Examples, split: Split, options: FitOptions, reporting: Reporting
 ) -> None:
     """Add the classes of every task but the first to folder/bank, except those that it has already."""
     later, existing = [name for task in split.tasks[1:] for name in task], Existing(skip=True)
@@ -172,7 +173,14 @@ def add_tasks(
     names = check_names(later, model.classes, bank, existing)
     examples = {name: train.relabel([name]) for name in names}
     for _ in add_classes(
-        model, folder / "bank", examples, options, fit_offset=True, existing=existing, progress_of=progress_of
+        model,
+        folder / "bank",
+        examples,
+        options,
+        fit_offset=True,
+        existing=existing,
+        progress_of=reporting.training,
+        searching=reporting.searching,
     ):
         pass  # each class is stored as soon as it is fitted
 

@@ -13,6 +13,7 @@ from avarc_cli import __version__, strict_json
 from avarc_cli.data.preprocess import current_description
 from avarc_cli.errors import AvarcError, UsageError, describe_differences
 from avarc_cli.scoring.conformal import expecting
+from avarc_cli.scoring.first_cut import FirstCut
 from avarc_cli.scoring.orders import MAX_ORDERS
 from avarc_cli.scoring.plan import Plan, parse_plan
 from avarc_cli.storage import write_bytes
@@ -48,6 +49,9 @@ class TunedPlan:
     held_out: Mapping[str, Any] | None = None
     """The same numbers on images that the plan was not tuned on. None where there were none."""
 
+    first_cut: FirstCut | None = None
+    """What the first stage compares, if the plan begins with a first cut."""
+
     path: Path | None = field(default=None, compare=False)
     """The file that it was read from."""
 
@@ -63,7 +67,7 @@ class TunedPlan:
             "guarantee": dict(self.guarantee),
             "calibration": dict(self.calibration),
             "held_out": None if self.held_out is None else dict(self.held_out),
-        }
+        } | ({} if self.first_cut is None else {"first_cut": self.first_cut.to_dict()})
 
     def write(self, path: Path) -> None:
         """Write the file atomically. Raises OSError."""
@@ -127,6 +131,7 @@ def _from_dict(values: Mapping[str, Any]) -> TunedPlan:
     made_for = values["made_for"]
     if "preprocess" in made_for:
         made_for = made_for | {"preprocess": current_description(made_for["preprocess"])}
+    first_cut = FirstCut.from_dict(values["first_cut"]) if "first_cut" in values else None
     plan = parse_plan(
         values["plan"],
         segments=made_for["segments"],
@@ -134,6 +139,7 @@ def _from_dict(values: Mapping[str, Any]) -> TunedPlan:
         samples=ANY_SAMPLES,
         orders=MAX_ORDERS,
         can_estimate=True,
+        can_cut=first_cut is not None,
     )
     return TunedPlan(
         plan=expecting(plan, values["goes_on"]),
@@ -142,6 +148,7 @@ def _from_dict(values: Mapping[str, Any]) -> TunedPlan:
         guarantee=values["guarantee"],
         calibration=values["calibration"],
         held_out=values["held_out"],
+        first_cut=first_cut,
     )
 
 

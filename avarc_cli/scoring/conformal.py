@@ -46,21 +46,34 @@ class Point(NamedTuple):
     samples: int
     orders: int
     estimated: bool = False
+    cut_weight: float = 0.0
 
     @classmethod
     def of(cls, stage: Stage) -> Point:
         """The point that a stage ends at."""
-        return cls(stage.segments, stage.samples, stage.orders, stage.estimated)
+        return cls(stage.segments, stage.samples, stage.orders, stage.estimated, stage.cut_weight)
 
     def stage(self, keep: int, margin: float = math.inf) -> Stage:
         """A stage that ends here."""
-        return Stage(self.segments, keep, self.samples, margin, orders=self.orders, estimated=self.estimated)
+        return Stage(
+            self.segments,
+            keep,
+            self.samples,
+            margin,
+            orders=self.orders,
+            estimated=self.estimated,
+            cut_weight=self.cut_weight,
+        )
 
+
+FIRST_CUT = Point(0, 1, 1, estimated=True)
 
 # How schedules are chosen. About twenty variants were compared on the 360 digits (docs/plans.md); the guarantee depends
 # on none of these numbers.
 LEAST_FOR_SCALES = 20  # images; with fewer, all stages have the same margin
 EXPONENTS = (0.0, -1.0, -0.5, 0.5, 1.0)  # 0 first: it wins ties
+CUT_WEIGHTS = (0.2, 0.4, 0.8)  # of the first cut's scores for the part of the tokens that is to come
+CUT_FACTORS = (0.25, 0.5, 1.0, 2.0)  # of the first cut's margin, in nats
 TRIED_LEVELS = (0.8, 0.9, 0.95, 0.98, 1.0)  # quantiles of R; several, because one depends on a few images
 WORTH_A_STAGE = 0.01  # fraction of the tokens; a stage that saves less is left out. Not measured
 DECIMALS = 3  # of a margin, in nats; rounded up, which keeps the guarantee
@@ -137,6 +150,10 @@ class ScoreTable:
         at |= {Point(k, 1, 1, estimated=True): estimate_nN + prior_KN[-1] for k, estimate_nN in estimates.items()}
         return cls(at, segment_ends, samples, orders)
 
+    def with_first_cut(self, scores_nN: FloatN) -> ScoreTable:
+        """The table that also has these scores of a first cut, prior included."""
+        return replace(self, at=self.at | {FIRST_CUT: scores_nN})
+
     def __len__(self) -> int:
         return len(next(iter(self.at.values())))
 
@@ -162,7 +179,11 @@ class ScoreTable:
 
     def along(self, points: Sequence[Point]) -> FloatN:
         """(J, n, N): the scores at these points."""
-        return np.stack([self.at[point] for point in points])
+        return np.stack([self._scores(point) for point in points])
+
+    def _scores(self, point: Point) -> FloatN:
+        scores_nN = self.at[point._replace(cut_weight=0.0)]
+        return scores_nN + point.cut_weight * self.at[FIRST_CUT] if point.cut_weight else scores_nN
 
     def paths(self) -> list[tuple[Point, ...]]:
         """Sequences of points to the full score.
@@ -178,8 +199,15 @@ class ScoreTable:
             paths.append((*along, *more) if self.samples == 1 else (*along, *more, self.end))
         if self.samples > 1:
             paths.append(tuple(Point(k, self.samples, self.orders) for k in segments))
-        estimates = [point for point in self.at if point.estimated]
-        return paths + [(estimate, *path) for estimate in estimates for path in paths]
+        estimates = [point for point in self.at if point.estimated and point != FIRST_CUT]
+        paths += [(estimate, *path) for estimate in estimates for path in paths]
+        return paths + [self._after_first_cut(path, w) for w in CUT_WEIGHTS for path in paths if FIRST_CUT in self.at]
+
+    def _after_first_cut(self, path: tuple[Point, ...], weight: float) -> tuple[Point, ...]:
+        """The path after a first cut, whose scores stand for the tokens that a stage has not scored."""
+        to_come = [1 - self.segment_ends[point.segments - 1] / self.segment_ends[-1] for point in path]
+        weights = [round(weight * part, DECIMALS) for part in to_come]
+        return (FIRST_CUT, *(point._replace(cut_weight=w) for point, w in zip(path, weights, strict=True)))
 
 
 def tried_estimates(model: LikelihoodModel) -> tuple[int, ...]:
@@ -266,7 +294,8 @@ def fit_schedule(table: ScoreTable) -> MarginSchedule:
     schedules = []
     for points in table.paths():
         spread_J1 = _spread_to_come(table.along(points))
-        schedules += [MarginSchedule(points, spread_J1**exponent) for exponent in EXPONENTS]
+        for exponent in EXPONENTS:
+            schedules += _with_scales(points, spread_J1**exponent)
     schedule = min(schedules, key=lambda s: _mean_tokens(s, table))
     most = _mean_tokens(schedule, table) * (1 + WORTH_A_STAGE)
     while len(schedule.points) > 1:
@@ -276,6 +305,16 @@ def fit_schedule(table: ScoreTable) -> MarginSchedule:
             break
         schedule = best
     return schedule
+
+
+def _with_scales(points: tuple[Point, ...], scale_J1: FloatN) -> list[MarginSchedule]:
+    """The schedule with these scales, or several if it begins with a first cut, whose scores become nats of the model
+    when they are multiplied by their weight."""
+    if points[0] != FIRST_CUT:
+        return [MarginSchedule(points, scale_J1)]
+    rest = scale_J1[1:]
+    unit = rest.mean() / max(point.cut_weight for point in points) if len(rest) else 1.0
+    return [MarginSchedule(points, np.array([factor * unit, *rest])) for factor in CUT_FACTORS]
 
 
 def even_schedule(table: ScoreTable) -> MarginSchedule:

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.cache_policy import Batch, CachePolicy, shared_segments
+from avarc_cli.scoring.drawn import summaries
 from avarc_cli.scoring.log_prob_table import LogProbTable, Pairs, PendingTransfer
 from avarc_cli.scoring.orders import positions
 from avarc_cli.scoring.plan import Bool, Stage, Step
@@ -142,6 +143,10 @@ class _Scheduler:
 
     def _advance(self, step: Step) -> None:
         """Score every surviving pair up to the last segment of the stage, in its orders and samples."""
+        if not step.stage.segments:
+            assert self.request.first_cut is not None, "the plan begins with a first cut, and there is none"
+            self.table.enter_first_cut(self.request.first_cut.scores(summaries(self.model, self.inputs.tokens[:, 0])))
+            return
         if step.stage.estimated:
             self._estimate(step.stage, self.table.alive & self.table.undecided_G[:, None])
             return

@@ -86,6 +86,8 @@ class LogProbTable:
         """Of sample 0, (G, columns, O, L) at the tokens' own positions, if requested."""
         self.estimate_GNOS = np.full(self.sums_GNOSK.shape[:-1], np.nan)
         """Estimates of whole images of the present stage, if it makes any; nan where it has not."""
+        self.first_cut_GN: FloatN | None = None
+        """Scores of the first cut, if the plan begins with one."""
         self.kept_estimates: list[FloatN] = []
         """Of each entry of `request.keep_estimates`, (G, columns)."""
         self.tokens_scored_G = np.zeros(images, dtype=np.int64)
@@ -150,6 +152,13 @@ class LogProbTable:
         self.estimate_GNOS[pairs.image, pairs.column, pairs.order, pairs.sample] = rest_P
         np.add.at(self.tokens_scored_G, pairs.image, stage.estimate_cost(self.ends[1:]))
 
+    def enter_first_cut(self, scores_GN: FloatN) -> None:
+        """Enter the scores of a first cut; the unconditional class has none."""
+        self.begin_estimates()
+        self.first_cut_GN = scores_GN
+        self.estimate_GNOS[:, : self.first_candidate] = 0.0
+        self.estimate_GNOS[:, self.first_candidate :] = scores_GN[..., None, None]
+
     def keep_estimates(self) -> None:
         """Keep the present estimates, of the first order and the images themselves, to be returned."""
         self.kept_estimates.append(self.estimate_GNOS[:, :, 0, 0].copy())
@@ -170,6 +179,9 @@ class LogProbTable:
         unconditional_GO = log_p[:, 0] if first else np.full((len(log_p), stage.orders), np.nan)
         scores_GNO = self.request.score.formula(log_p_GNO, unconditional_GO[:, None]) + prior_N[:, None]
         scores_GN = combine(self.request.combine, scores_GNO)
+        if stage.cut_weight:
+            assert self.first_cut_GN is not None
+            scores_GN = scores_GN + stage.cut_weight * self.first_cut_GN
         self.alive[:, first:] = stage.survivors(self.alive[:, first:], scores_GN)
         return combine_log_p(self.request.combine, log_p_GNO), scores_GN
 
@@ -197,7 +209,7 @@ class LogProbTable:
                 tokens=self.ends[self._covered(stage)],
                 samples=stage.samples,
                 orders=stage.orders,
-                estimated=stage.estimated,
+                estimated=stage.estimated or stage.cut_weight > 0,
                 candidates=took_part,
                 scores=scores_GN[g, took_part],
                 log_likelihood=log_p_GN[g, took_part],

@@ -11,6 +11,8 @@ Models that score tokens in any order have a second average: `4:100@1,16:10@2,16
 first 4 segments of one order, 100 of them on the whole of two orders, and 10 on the whole of twenty. With `4~:100` the
 first stage also estimates the other segments, in the same pass: each of their tokens is scored as if it came next
 (`LikelihoodModel.block_parallel`). An estimate only drops candidates; those that are left are scored exactly.
+`0~:<31.5,3+0.2:<9.7,6:1` begins with a first cut that scores no segment (`scoring.first_cut`), and adds 0.2 times its
+scores to those of the second stage. Only a tuned plan has what it needs.
 
 Shapes: G images, N candidates, O orders.
 """
@@ -34,10 +36,13 @@ HOW = (
     "most this far behind the best), or exhaustive, or paper"
 )
 STAGE = re.compile(
-    r"(\d{1,9})(~?) *: *(?:(\d{1,9})|< *(\d+(?:\.\d+)?(?:e[-+]?\d+)?)) *(?:: *(\d{1,9}))? *(?:@ *(\d{1,9}))?", re.ASCII
+    r"(\d{1,9})(?:(~)|\+(\d+(?:\.\d+)?))? *: *(?:(\d{1,9})|< *(\d+(?:\.\d+)?(?:e[-+]?\d+)?)) *(?:: *(\d{1,9}))? *"
+    r"(?:@ *(\d{1,9}))?",
+    re.ASCII,
 )
 Bool = npt.NDArray[np.bool_]
 IntN = npt.NDArray[np.int64]
+LEFT_BY_FIRST_CUT = 2  # candidates, at least: the model itself decides, and every image has a log-likelihood
 _ANY = 10**9 - 1  # the most that STAGE can write
 
 
@@ -46,7 +51,7 @@ class Stage:
     """Score the remaining candidates on their first segments, averaged over samples and orders; drop some."""
 
     segments: int
-    """The first of each image that are scored."""
+    """The first of each image that are scored; 0 for a first cut, which is an estimate from none."""
     keep: int
     """Candidates that survive at most: the best."""
     samples: int = 1
@@ -60,15 +65,20 @@ class Stage:
     """Of each sample, that scores are averaged over."""
     estimated: bool = False
     """Whether the other segments are estimated from the first ones."""
+    cut_weight: float = 0.0
+    """What the first cut's scores are multiplied by before they are added."""
 
     def __str__(self) -> str:
         rule = str(self.keep) if math.isinf(self.margin) else f"<{self.margin!r}"
         samples, orders = f":{self.samples}" * (self.samples > 1), f"@{self.orders}" * (self.orders > 1)
-        return f"{self.segments}{'~' * self.estimated}:{rule}{samples}{orders}"
+        cut = f"+{self.cut_weight!r}" if self.cut_weight else ""
+        return f"{self.segments}{'~' * self.estimated}{cut}:{rule}{samples}{orders}"
 
     def estimate_cost(self, ends: tuple[int, ...]) -> int:
         """What one estimate costs, in tokens that are scored exactly: these take two positions of the sequence each, of
-        which an estimate needs only one for a token that is not revealed."""
+        which an estimate needs only one for a token that is not revealed. A first cut is no pass of the model."""
+        if not self.segments:
+            return 0
         return (ends[-1] + ends[self.segments - 1] + 1) // 2
 
     @property
@@ -90,6 +100,8 @@ class Stage:
         if self.keep < ready.shape[1]:
             place = np.argsort(np.argsort(-score, axis=1, kind="stable"), axis=1)  # equal scores: the first wins
             stays &= place < self.keep
+        if not self.segments and ready.shape[1] > LEFT_BY_FIRST_CUT:
+            stays |= ready & (score >= np.partition(score, -LEFT_BY_FIRST_CUT, axis=1)[:, [-LEFT_BY_FIRST_CUT]])
         left: Bool = alive_GN & (stays | ~ready)
         return left
 
@@ -145,6 +157,11 @@ class Plan:
         return max(stage.orders for stage in self.stages)
 
     @property
+    def first_cut(self) -> Stage | None:
+        """The first stage, if it is a first cut."""
+        return None if self.stages[0].segments else self.stages[0]
+
+    @property
     def single_stage(self) -> bool:
         """Whether every candidate gets its full score."""
         return len(self.stages) == 1
@@ -191,6 +208,7 @@ def parse_plan(
     orders: int = 1,
     can_smooth: bool = True,
     can_estimate: bool = False,
+    can_cut: bool = False,
 ) -> Plan:
     """The plan that `text` describes, checked against what there is to score.
 
@@ -200,6 +218,7 @@ def parse_plan(
         segments: of the model. candidates: classes to choose from. samples: of each image in the token cache.
         orders: that there are; 1 for a model with a fixed order.
         can_estimate: whether the model has an estimate of the segments that are not scored.
+        can_cut: whether there is a first cut.
         can_smooth: whether encoding again can give more samples; an image has ten crops and no more.
     Raises: UsageError for a plan that cannot be carried out, naming the stage.
     """
@@ -213,9 +232,12 @@ def parse_plan(
         stage = _parse_stage(part, text, have)
         for problem in _problems(stage, segments, have, samples, orders, can_smooth, can_estimate):
             raise UsageError(f"plan '{text}', stage {number} ({stage}): {problem[0]}", problem[1], problem[2])
+        _check_first_cut(
+            stage, text, first=number == 1, there_is_one=can_cut and (number == 1 or not stages[0].segments)
+        )
         stages.append(stage)
         have = stage.keep
-    if stages[-1].estimated:
+    if stages[-1].estimated or stages[-1].cut_weight:
         raise UsageError(f"plan '{text}' ends with an estimate", "it only drops candidates", "add an exact stage")
     if have != 1:
         raise UsageError(
@@ -233,6 +255,7 @@ def check_plan(text: str, *, candidates: int | None = None, samples: int | None 
         samples=samples or _ANY,
         orders=_ANY,
         can_estimate=True,
+        can_cut=True,
     )
 
 
@@ -245,19 +268,44 @@ def _parse_stage(part: str, text: str, have: int) -> Stage:
     found = STAGE.fullmatch(part.strip())
     if found is None:
         raise UsageError(f"cannot read plan '{text}'", f"'{part}' is not a stage", HOW)
-    segments, estimated, keep, margin, samples, orders = found.groups()
+    segments, estimated, weight, keep, margin, samples, orders = found.groups()
     behind = math.inf if margin is None else float(margin)
     kept = have if keep is None else int(keep)
-    return Stage(int(segments), kept, int(samples or 1), behind, orders=int(orders or 1), estimated=bool(estimated))
+    return Stage(
+        int(segments),
+        kept,
+        int(samples or 1),
+        behind,
+        orders=int(orders or 1),
+        estimated=bool(estimated),
+        cut_weight=float(weight or 0),
+    )
+
+
+def _check_first_cut(stage: Stage, text: str, *, first: bool, there_is_one: bool) -> None:
+    """Raises: UsageError for a first cut, or its scores, where there is none."""
+    if (not stage.segments or stage.cut_weight) and (not there_is_one or bool(stage.segments) == first):
+        raise UsageError(
+            f"plan '{text}': there is no first cut for stage '{stage}'",
+            "only a tuned plan begins with one",
+            "use --plan plan.json",
+        )
 
 
 def _problems(
-    stage: Stage, segments: int, have: int, samples: int, orders: int, can_smooth: bool, can_estimate: bool
+    stage: Stage,
+    segments: int,
+    have: int,
+    samples: int,
+    orders: int,
+    can_smooth: bool,
+    can_estimate: bool,
 ) -> list[tuple[str, str, str]]:
     problems = []
-    if not 1 <= stage.segments <= segments:
+    is_cut = stage.estimated and not stage.segments
+    if not is_cut and not 1 <= stage.segments <= segments:
         problems.append((f"there is no segment {stage.segments}", f"the model has {segments}", f"use 1 to {segments}"))
-    if stage.estimated and not can_estimate:
+    if stage.estimated and not is_cut and not can_estimate:
         problems.append(("it estimates segments", "the model has no such estimate", "leave out the ~"))
     if stage.estimated and stage.segments == segments:
         problems.append(("nothing is left to estimate", "it scores every segment", "leave out the ~"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.combining import MEAN
+from avarc_cli.scoring.first_cut import FirstCut
 from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.scores import FloatN, IntN, ScoreFunction
 
@@ -40,6 +41,8 @@ class ScoringRequest:
     reuse_prefix: bool = True
     """Let samples start from the KV cache of their image where their first segments are the same. The batches
     then depend on the tokens."""
+    first_cut: FirstCut | None = None
+    """What a plan that begins with a first cut needs."""
     keep_tokens: bool = False
     """Return token log-probabilities."""
     keep_segments: bool = False
@@ -67,6 +70,8 @@ class ScoringRequest:
         most, ends = 0.0, model.segment_ends
         for step in self.plan.steps():
             stage = step.stage
+            if not stage.segments:
+                continue
             columns = stage.expected_survivors + self.score.needs_unconditional
             if step.segments_grow:
                 most = max(most, columns * stage.samples * stage.orders * ends[stage.segments - 1])
@@ -76,13 +81,15 @@ class ScoringRequest:
 
     def images_per_group(self, model: LikelihoodModel) -> int:
         """Images whose first stage fills one forward pass, and whose KV caches take no more memory than that pass."""
-        first = self.plan.stages[0]
+        cut, first = self.plan.first_cut, self.plan.stages[0]
         columns = self._columns_of_first_adapter(model)
+        if cut is not None:
+            first, columns = self.plan.stages[1], math.ceil(cut.expected_survivors) + self.score.needs_unconditional
         evaluated = model.evaluated(model.segment_ends[first.segments - 1])
         scored = columns * first.samples * first.orders * evaluated
         cached = self.cached_tokens(model) * model.bytes_per_token(cached=True) // model.bytes_per_token(cached=False)
         most = MAX_IMAGES // self.plan.orders  # the table of sums has a cell for each order
-        return max(1, min(most, self.tokens_per_batch // max(scored, cached)))
+        return max(1, min(most, self.tokens_per_batch // max(scored, cached, 1)))
 
     def _columns_of_first_adapter(self, model: LikelihoodModel) -> int:
         """Columns of the lowest adapter: added classes with adapters of their own do not change the groups."""

@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
@@ -24,6 +25,8 @@ from avarc_cli.models.var.network import VAR, Condition
 from avarc_cli.models.var.sampling import sample
 from avarc_cli.tokenizers.vqvae.network import MultiScaleQuantizer
 from avarc_kernels import linear_log_prob
+
+SUMMARY_SIDE = 8  # cells of a summary along a side, at most; each is the mean of the latents in it
 
 
 @dataclass
@@ -50,6 +53,7 @@ class VARLikelihood(TrainableModel):
     """log p(tokens of a scale | coarser scales, class), for any run of scales."""
 
     family = "var"
+    has_summary = True
 
     def __init__(self, var: VAR, quantizer: MultiScaleQuantizer, workspace: Workspace | None = None) -> None:
         self.network = self.var = var
@@ -66,6 +70,12 @@ class VARLikelihood(TrainableModel):
     def precision(self) -> Precision:
         """What the blocks compute in."""
         return self.var.precision
+
+    @inference
+    def summary(self, tokens_BL: Tensor) -> Tensor:
+        *_, latents_BZhh = self.quantizer.accumulate(to_device(tokens_BL, self.var.pos_1LC.device))
+        side = min(SUMMARY_SIDE, latents_BZhh.shape[-1])
+        return F.adaptive_avg_pool2d(latents_BZhh, side).flatten(1)
 
     @inference
     def begin(
