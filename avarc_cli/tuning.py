@@ -71,7 +71,7 @@ def tune(
             so that an interrupted call can be repeated. None writes nothing.
         workers: who scores the images.
         on_start: called with each run before it is scored.
-        progress: called with (images scored, images in all).
+        progress: called with (images scored, images in all), and before with a note of what is drawn for a first cut.
         say: called with a message when a batch had to be made smaller.
     Returns: the plan. `hold_out` and `evaluate` set its `held_out`.
     Raises: UsageError when there are too few images for the guarantee, only one candidate, or too few samples; as
@@ -86,7 +86,12 @@ def tune(
 
     classifier = Classifier(classifier.model, options)
     device = torch.device(classifier.model.device)
-    first_cut = fit_first_cut(classifier.model.likelihood, classifier.candidates, seed=seed, device=device)
+
+    def drawing(drawn: int, of: int | None = None, _: str = "", /) -> None:
+        progress(0, None, f"{drawn:,} of {of:,} images drawn for a first cut")
+
+    model, chosen = classifier.model.likelihood, classifier.candidates
+    first_cut = fit_first_cut(model, chosen, seed=seed, device=device, progress=drawing)
     scorer = _Scorer(classifier, workers, on_start, progress, say, first_cut)
     if out is None:
         with tempfile.TemporaryDirectory() as folder:

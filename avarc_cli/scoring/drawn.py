@@ -11,6 +11,7 @@ from torch import Tensor
 
 from avarc_cli.layers.sampling import generator_of
 from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.progress import Progress, no_progress
 from avarc_cli.scoring.first_cut import FirstCut, discriminants
 from avarc_cli.scoring.scores import FloatN, IntN
 
@@ -20,8 +21,18 @@ LEAST_DRAWN = 2000  # images of all classes: of fewer, the correlations of hundr
 BATCH = 64  # images drawn together
 
 
-def fit_first_cut(model: LikelihoodModel, candidates_N: IntN, *, seed: int, device: torch.device) -> FirstCut | None:
-    """The first cut over these candidates; None if there are few, or the model has no summary of an image."""
+def fit_first_cut(
+    model: LikelihoodModel,
+    candidates_N: IntN,
+    *,
+    seed: int,
+    device: torch.device,
+    progress: Progress = no_progress,
+) -> FirstCut | None:
+    """The first cut over these candidates; None if there are few, or the model has no summary of an image.
+
+    `progress` is called with (images drawn, images in all).
+    """
     if len(candidates_N) < LEAST_CLASSES or not model.has_summary:
         return None
     guidance = 0.0 if model.unconditional is None else model.default_guidance  # images that are typical of their class
@@ -32,6 +43,7 @@ def fit_first_cut(model: LikelihoodModel, candidates_N: IntN, *, seed: int, devi
         generators = [generator_of(seed, int(class_M[row]), row % each, device=device) for row in rows]
         class_B = torch.from_numpy(class_M[rows.start : rows.stop]).to(device)
         x_MD.append(_summaries(model, model.sample(class_B, guidance=guidance, generators=generators)))
+        progress(rows.stop, len(class_M))
     return discriminants(np.concatenate(x_MD).reshape(len(candidates_N), each, -1))
 
 
