@@ -161,3 +161,12 @@ def test_other_models_have_no_passes(capsys, option):
     value = "0.1" if option == "--unsmooth" else "2"
     assert avarc("classify", DIGITS / "3", "--limit", "1", option, value) == 2
     assert f"{option} is for models of hidden tokens, and digits is none" in capsys.readouterr().err
+
+
+def test_the_embedded_maskgit_knows_most_digits(tmp_path, capsys):
+    assert avarc("-q", "encode", DIGITS, "--model", "digits-titok", "--out", tmp_path / "t.h5") == 0
+    capsys.readouterr()
+    assert avarc("--json", "classify", tmp_path / "t.h5", "--model", "digits-titok", "--plan", "auto") == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    assert metrics["images"] == 360 and metrics["accuracy"] >= 0.96
+    assert metrics["tokens_scored_per_image"] < 100
