@@ -72,7 +72,8 @@ class Classifier:
         """
         self.options = options
         self.estimator = Estimator(options.steps, options.bound, options.unsmooth)
-        model = replace(model, likelihood=self.estimator.applied(model.likelihood, model.name))
+        if self.estimator.asked:
+            model = replace(model, likelihood=self.estimator.applied(model.likelihood, model.name))
         self.model = model
         self.batch_size = parse_batch_size(options.batch_size)
         self.memory = None if options.memory is None else parse_bytes(options.memory)

@@ -109,7 +109,7 @@ def test_the_list_of_models_has_one_line_for_each_in_80_columns(monkeypatch, cap
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert next(line for line in lines if line.startswith("var-d16 ")).split()[-2:] == ["MIT", "no"]
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "130")
     assert main(["models"]) == 0
     assert "FoundationVision/var" in capsys.readouterr().out
 

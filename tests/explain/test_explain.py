@@ -102,6 +102,7 @@ def test_classes_of_different_adapters_never_share_a_batch(tiny, model):
             return model.begin(tokens_BL, sequence_P, class_id_P, order_BL)
 
         extend = staticmethod(model.extend)
+        evaluated = staticmethod(model.evaluated)
 
     ours = token_log_probs(Adapted(), tiny.tokens(), [8, 1, 9, 2], 10_000)
     assert seen == [[1, 2], [8], [9]]

@@ -1,14 +1,12 @@
 """Explanations of models whose tokens lie on one grid, on grids that are not square, or on none."""
 
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from avarc_cli.errors import UsageError
-from avarc_cli.explain.explain import explain_images
 from avarc_cli.explain.explanation import Explanation
 from avarc_cli.explain.gallery import card
 from avarc_cli.explain.maps import Weighting
@@ -76,9 +74,6 @@ def test_grids_that_are_not_square_tell_the_page_their_rows():
     assert rows == [4, 4, 4, 1, 4] and "1×3" in html and "4×12" in html
 
 
-def test_tokens_without_a_grid_are_an_error_before_anything_is_scored():
+def test_tokens_without_a_grid_need_a_footprint():
     with pytest.raises(UsageError, match="there are no maps"):
         explanation(SEQUENCE).panels(Weighting())
-    classifier = SimpleNamespace(model=SimpleNamespace(tokenizer=SimpleNamespace(layout=SEQUENCE)))
-    with pytest.raises(UsageError, match="there are no maps"):
-        explain_images(classifier, None)

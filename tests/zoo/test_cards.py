@@ -31,8 +31,11 @@ def test_a_model_and_its_tokenizer_agree(card):
 
 
 @pytest.mark.parametrize("card", [*MODELS, *TOKENIZERS], ids=by_name)
-def test_the_layout_is_scales_from_one_or_a_grid_that_divides_the_image(card):
+def test_the_layout_is_scales_from_one_a_grid_that_divides_the_image_or_none(card):
     sides = card.layout.sides
+    if not sides:
+        assert "titok" in card.name or "maskgit" in card.name
+        return
     assert len(sides) == 1 or (sides[0] == 1 and list(sides) == sorted(set(sides)))
     assert card.image_size % sides[-1] == 0
 
