@@ -20,6 +20,7 @@ INK, MUTED, FRAME = "#1f2328", "#656d76", "#c4cad1"
 OUTLINE_SIDE = 32  # pixels
 MAX_STRIP = 12  # scales in the strip; with more, some in between are left out
 MAX_TICKS = 24  # labels on the x axis of the chart
+NARROW, MAX_NARROW_TICKS = 0.3, 10  # the same of a chart of less than this width
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -87,8 +88,7 @@ def _draw_maps(block: Any, e: Explanation, panels: Sequence[Panel]) -> None:
         axes = block.add_axes((left + i * step, bottom, size, height))
         shown = _show(axes, panel.cells, limit)
         _outline(axes, e.pixels, panel.cells.shape)
-        through = ", attributed through the decoder" if panel.by_footprint else ""
-        _caption(axes, panel.title, f"sum {signed(panel.map_sum)} nats{through}")
+        _caption(axes, panel.title, f"sum {signed(panel.map_sum)} nats")
     bar = block.add_axes((left + len(panels) * step + size + 0.012, bottom, 0.011, height))
     colors = block.figure.colorbar(shown, cax=bar)
     colors.set_label("nats per cell", fontsize=8)
@@ -129,7 +129,10 @@ def _draw_tokens(block: Any, panel: Panel) -> None:
     axes.set_xticks(range(0, values.shape[1], every), range(1, values.shape[1] + 1, every), fontsize=7.5)
     note = f"colors from −{limit:.2g} to +{limit:.2g} nats per token; their sum is {signed(float(values.sum()))} nats"
     block.text(0.025, 0.06, note, fontsize=8, color=MUTED, va="bottom")
-    note = "map: each token's nats, where the decoded image changes when its code is replaced by the mean code"
+    note = (
+        "maps: attribution through the decoder. Each token's nats are placed where the decoded image changes when its "
+        "code is replaced by the mean code"
+    )
     block.text(0.025, 0.025, note, fontsize=8, color=MUTED, va="bottom")
 
 
@@ -154,7 +157,7 @@ def _draw_chart(block: Any, e: Explanation, left: float, width: float) -> None:
             annotation_clip=False,
         )
     axes.axhline(0, color=FRAME, linewidth=1, zorder=0)
-    every = -(-len(x) // MAX_TICKS)
+    every = -(-len(x) // (MAX_TICKS if width > NARROW else MAX_NARROW_TICKS))
     axes.set_xticks(x[::every], steps.labels[::every], fontsize=7.5)
     axes.tick_params(axis="y", labelsize=7.5, length=2)
     axes.tick_params(axis="x", length=2)
