@@ -114,7 +114,7 @@ glyphs: $(DEV) ## what 1,000 classes cost: render, train, measure (docs/many-cla
 		--patch-nums 1,2,3,4,6,8 --vocab 256 --channels 8 --width 32 --multipliers 1,2 --blocks 1 \
 		--steps 500 --batch-size 32 --lr 2e-3 --out $(GLYPHS)/vqvae.safetensors --overwrite
 	$(BIN)/avarc train var $(GLYPHS)/train --augment none --seed 0 --device cpu --tokenizer $(GLYPHS)/vqvae.safetensors \
-		--depth 4 --width 64 --steps 1500 --batch-size 32 --lr 3e-3 --out $(GLYPHS)/var.safetensors --overwrite
+		--depth 4 --width 64 --steps 5000 --batch-size 32 --lr 3e-3 --out $(GLYPHS)/var.safetensors --overwrite
 	$(BIN)/python tests/benchmarks/glyphs.py measure $(GLYPHS) --out docs/classes.png
 	$(BIN)/python tests/benchmarks/glyphs.py closest $(GLYPHS)
 
