@@ -69,6 +69,34 @@ def _look_up(values: Mapping[str, Any], name: str) -> Any:
     return None if isinstance(value, str) and value.startswith("${") else value
 
 
+def check_shape(
+    stated: ConfigSources, of_tensors: Mapping[str, int], layout: TokenLayout, source: str, *, inside: str = ""
+) -> None:
+    """Check the shape that was read off a checkpoint's tensors against what files state.
+
+    Args:
+        of_tensors: numbers by the names under which files state them, as they are in the tensors.
+        inside: an object that may hold these names too, such as "model.generator.".
+        layout: of the tokens, as the tensors have it.
+        source: the checkpoint, for messages.
+    Raises: CheckpointError naming all contradictions.
+    """
+    contradictions = [
+        f"{name} is {value} there, and {number} in the tensors"
+        for name, number in of_tensors.items()
+        if (value := stated.whole_number(name, f"{inside}{name}")) not in (None, number)
+    ]
+    other = stated.layout()
+    if other is not None and other != layout:
+        contradictions.append(f"the layout is {other} there, and {layout} in the tensors")
+    if contradictions:
+        raise CheckpointError(
+            f"{source} contradicts its configuration",
+            "; ".join(contradictions),
+            "correct the configuration, or pass the file that it belongs to",
+        )
+
+
 def square_sides(layout: TokenLayout, source: str, title: str) -> tuple[int, ...]:
     """The sides of a layout's scales. Raises: CheckpointError naming the network unless they are square grids."""
     try:

@@ -1,4 +1,4 @@
-"""What a score of a model of hidden tokens is: the likelihood of so many passes, a mean over orders, or a bound.
+"""What a score of a model of hidden tokens is: the likelihood of a number of passes, a mean over orders, or a bound.
 
 Source: arXiv:2110.02037 (order-agnostic models), arXiv:2202.04200 (MaskGIT).
 """

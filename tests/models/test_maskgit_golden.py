@@ -207,7 +207,10 @@ def test_without_a_configuration_there_are_sixteen_heads():
     [
         ({"model": {"generator": {"num_hidden_layers": 6}}}, "num_hidden_layers is 6 there, and 4 in the tensors"),
         ({"num_attention_heads": 5}, "its 128 channels do not divide among 5"),
-        ({"layout": {"tokens": 32}}, "the layout has 32 tokens there, the tensors 16"),
+        (
+            {"layout": {"tokens": 32}},
+            "the layout is 32 tokens without a grid there, and 16 tokens",
+        ),
     ],
 )
 def test_a_configuration_that_contradicts_the_tensors_is_refused(stated, says):

@@ -274,7 +274,7 @@ def test_published_shapes_take_as_many_operations_as_they_should(size):
     [
         ({"hidden_size": 256}, "hidden_size is 256 there, and 128 in the tensors"),
         ({"num_attention_heads": 8, "image_seq_len": 64}, "image_seq_len is 64 there, and 16"),
-        ({"layout": {"grids": [[2, 8]]}}, "the layout is a 2x8 grid there, and a 4x4 grid"),
+        ({"layout": {"grids": [[2, 8]]}}, "the layout is 2x8 grid there, and 4x4 grid"),
     ],
 )
 def test_a_configuration_that_contradicts_the_tensors_is_refused(stated, says):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
-from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.config_sources import ConfigSources, check_shape
 from avarc_cli.layers.state_dict import shape_of
 from avarc_cli.layout import TokenLayout
 
@@ -151,29 +151,12 @@ def _config(
         num_tokens=positions - 1,
         inferred={} if heads else {"heads": f"{DEFAULT_HEADS}, as in all published models"},
     )
-    _check_stated(config, stated, source)
+    numbers = {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "intermediate_size": hidden,
+        "image_seq_len": config.num_tokens,
+        "condition_num_classes": num_classes,
+    }
+    check_shape(stated, numbers, config.layout, source, inside="model.generator.")
     return config
-
-
-def _check_stated(config: MaskGITConfig, stated: ConfigSources, source: str) -> None:
-    """Raises: CheckpointError where a file states another shape than the tensors have, under the reference's names."""
-    contradictions = [
-        f"{name} is {value} there, and {of_tensors} in the tensors"
-        for name, of_tensors in (
-            ("hidden_size", config.width),
-            ("num_hidden_layers", config.depth),
-            ("intermediate_size", config.hidden),
-            ("image_seq_len", config.num_tokens),
-            ("condition_num_classes", config.num_classes),
-        )
-        if (value := stated.whole_number(name, f"model.generator.{name}")) not in (None, of_tensors)
-    ]
-    layout = stated.layout()
-    if layout is not None and layout.num_tokens != config.num_tokens:
-        contradictions.append(f"the layout has {layout.num_tokens} tokens there, the tensors {config.num_tokens}")
-    if contradictions:
-        raise CheckpointError(
-            f"{source} contradicts its configuration",
-            "; ".join(contradictions),
-            "correct the configuration, or pass the file that it belongs to",
-        )

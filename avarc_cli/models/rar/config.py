@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
-from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.config_sources import ConfigSources, check_shape
 from avarc_cli.layers.state_dict import shape_of
 from avarc_cli.layout import TokenLayout
 
@@ -98,35 +98,18 @@ def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: st
         vocab_size=vocab_size,
         side=side,
     )
-    _check_stated(config, stated, source)
+    numbers = {
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.hidden,
+        "image_seq_len": config.ends[-1],
+        "condition_num_classes": config.num_classes,
+        "codebook_size": config.vocab_size,
+    }
+    check_shape(stated, numbers, config.layout, source)
     return config
 
 
 def _misfit(source: str, what: str, why: str) -> CheckpointError:
     return CheckpointError(f"{source} does not fit a {TITLE}", f"{what}: {why}", "pass the file of a RAR here")
-
-
-def _check_stated(config: RARConfig, stated: ConfigSources, source: str) -> None:
-    """Raises: CheckpointError where a file states another shape than the tensors have, under the reference's names."""
-    contradictions = [
-        f"{name} is {value} there, and {of_tensors} in the tensors"
-        for name, of_tensors in (
-            ("hidden_size", config.width),
-            ("num_hidden_layers", config.depth),
-            ("num_attention_heads", config.heads),
-            ("intermediate_size", config.hidden),
-            ("image_seq_len", config.ends[-1]),
-            ("condition_num_classes", config.num_classes),
-            ("codebook_size", config.vocab_size),
-        )
-        if (value := stated.whole_number(name)) not in (None, of_tensors)
-    ]
-    layout = stated.layout()
-    if layout is not None and layout != config.layout:
-        contradictions.append(f"the layout is a {layout} there, and a {config.layout} in the tensors")
-    if contradictions:
-        raise CheckpointError(
-            f"{source} contradicts its configuration",
-            "; ".join(contradictions),
-            "correct the configuration, or pass the file that it belongs to",
-        )

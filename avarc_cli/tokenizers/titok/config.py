@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
-from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.config_sources import ConfigSources, check_shape
 from avarc_cli.layers.state_dict import shape_of
+from avarc_cli.layout import TokenLayout
 from avarc_cli.tokenizers.maskgit_vqgan.config import MaskGITVQGANConfig
 
 TITLE = "TiTok"
@@ -95,7 +96,13 @@ def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: st
         pixel_decoder=pixel_decoder,
         inferred={} if found else {"use_l2_norm": f"{l2_norm}, as in the published {kind} models"},
     )
-    _check_stated(config, stated, source)
+    numbers = {
+        "model.vq_model.codebook_size": vocab_size,
+        "model.vq_model.token_size": code_channels,
+        "model.vq_model.num_latent_tokens": num_tokens,
+        "dataset.preprocessing.crop_size": config.image_size,
+    }
+    check_shape(stated, numbers, TokenLayout.sequence(num_tokens), source)
     return config
 
 
@@ -137,26 +144,3 @@ def _read_pixel_decoder(tensors: Mapping[str, Tensor], side: int, source: str) -
         side=side,
         blocks=blocks,
     )
-
-
-def _check_stated(config: TiTokConfig, stated: ConfigSources, source: str) -> None:
-    """Raises: CheckpointError where a file states another shape than the tensors have, under the reference's names."""
-    contradictions = [
-        f"{name} is {value} there, and {of_tensors} in the tensors"
-        for name, of_tensors in (
-            ("model.vq_model.codebook_size", config.vocab_size),
-            ("model.vq_model.token_size", config.code_channels),
-            ("model.vq_model.num_latent_tokens", config.num_tokens),
-            ("dataset.preprocessing.crop_size", config.image_size),
-        )
-        if (value := stated.whole_number(name)) not in (None, of_tensors)
-    ]
-    layout = stated.layout()
-    if layout is not None and (layout.grids or layout.num_tokens != config.num_tokens):
-        contradictions.append(f"the layout is a {layout} there, and {config.num_tokens} tokens in the tensors")
-    if contradictions:
-        raise CheckpointError(
-            f"{source} contradicts its configuration",
-            "; ".join(contradictions),
-            "correct the configuration, or pass the file that it belongs to",
-        )
