@@ -355,12 +355,8 @@ class Classifier:
                 "log_prior": self.log_prior.tolist() if self.log_prior.any() else None,
             }
             | (self.orders.made_for() if model.likelihood.any_order else {})
-            | self._estimator_made_for()
+            | self.estimator.made_for(model.likelihood)
         )
-
-    def _estimator_made_for(self) -> dict[str, Any]:
-        steps = self.model.likelihood.steps
-        return {} if steps is None else {"steps": steps, "unsmooth": self.options.unsmooth}
 
     @staticmethod
     def tokens_made_for(cache: TokenCache, samples: int) -> dict[str, Any]:

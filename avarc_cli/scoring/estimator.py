@@ -53,6 +53,10 @@ class Estimator:
             raise UsageError(f"{option} is for models of hidden tokens, and {name} is none", why, f"leave out {option}")
         return model.with_steps(1 if self.bound else self.steps or model.steps, unsmooth=self.unsmooth)
 
+    def made_for(self, model: LikelihoodModel) -> dict[str, Any]:
+        """What the guarantee of a tuned plan depends on; empty for a model without hidden tokens."""
+        return {} if model.steps is None else {"steps": model.steps, "unsmooth": self.unsmooth}
+
     def protocol(self, model: LikelihoodModel, orders: Orders, count: int, rule: str) -> dict[str, Any]:
         """For run.json, of a model of hidden tokens; count: orders that are used. Empty for any other."""
         if model.steps is None:
