@@ -60,7 +60,9 @@ def check_unique(path: Path, entries: list[Entry]) -> None:
         if first is not entry:
             where = f"{first.place} and {entry.place}"
             equal = entry.caption == first.caption
-            why = f"it is '{entry.caption}'" if equal else f"'{first.caption}' and '{entry.caption}' differ in case only"
+            why = (
+                f"it is '{entry.caption}'" if equal else f"'{first.caption}' and '{entry.caption}' differ in case only"
+            )
             raise UsageError(f"'{path}' has the same caption in {where}", why, "leave out one of them")
     names: dict[str, Entry] = {}
     for entry in entries:

@@ -11,15 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from avarc_cli.data.labels import LabelSpace, human_name
+from avarc_cli.data.class_names import read_class_names
+from avarc_cli.data.labels import LabelSpace, human_name, subset, subset_names
 from avarc_cli.errors import UsageError
 from avarc_cli.settings import check_file
 from avarc_cli.text import caption_files, feature_file
+from avarc_cli.zoo.cards import text_encoder_card
 
 RULE = "mean of the log-likelihoods over the captions of a candidate"
 """What the score of a candidate with several captions is."""
 SUFFIXES = (*caption_files.READERS, feature_file.SUFFIX)
 PLACE = "{}"  # where a template has the class name
+ALONE = PLACE
+"""The template whose captions are the names themselves."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,7 @@ class Captions:
     def same(self) -> list[tuple[str, str]]:
         """Pairs of candidates with the same caption, which no image can tell apart: classes of the same name."""
         first: dict[str, int] = {}
-        pairs = {
-            (first.setdefault(text, owner), owner) for text, owner in zip(self.texts, self.candidate, strict=True)
-        }
+        pairs = {(first.setdefault(text, owner), owner) for text, owner in zip(self.texts, self.candidate, strict=True)}
         return [(self.ids[a], self.ids[b]) for a, b in sorted(pairs) if a != b]
 
 
@@ -83,6 +85,17 @@ def read(path: Path) -> Captions:
     return _grouped(path.name, [entry.name for entry in entries], [entry.caption for entry in entries])
 
 
+def _spoken(name: str) -> str:
+    """A class name as words: golden_retriever is one with a space."""
+    return name if " " in name else name.replace("_", " ")
+
+
+def choose(path: str | Path | None, templates: Sequence[str], classes: Sequence[str]) -> Captions:
+    """The captions of a file, or class names in templates. Raises: UsageError as `read` and `from_templates`."""
+    check_options(None if path is None else Path(path), templates, None)
+    return from_templates(templates, classes) if path is None else read(Path(path))
+
+
 def from_templates(templates: Sequence[str], classes: Sequence[str], source: str = "") -> Captions:
     """Class names in templates: each class is a candidate with a caption for every template.
 
@@ -97,7 +110,7 @@ def from_templates(templates: Sequence[str], classes: Sequence[str], source: str
     if twice := [name for name in dict.fromkeys(classes) if classes.count(name) > 1]:
         raise UsageError(f"class '{twice[0]}' occurs twice", "each class is one candidate", "name it once")
     names = [human_name(name) for name in classes]
-    captions = [[template.replace(PLACE, name.replace("_", " ")) for template in templates] for name in names]
+    captions = [[template.replace(PLACE, _spoken(name)) for template in templates] for name in names]
     texts = tuple(text for each in captions for text in each)
     candidate = tuple(i for i, each in enumerate(captions) for _ in each)
     return Captions(
@@ -112,6 +125,58 @@ def from_templates(templates: Sequence[str], classes: Sequence[str], source: str
 
 
 NO_CLASSES = "name the classes with --class-names FILE, one a line, or write the captions into a file: --captions FILE"
+
+
+def template_names(named: str | Path | None, class_names: Sequence[str], classes: str | None) -> tuple[str, ...]:
+    """The classes whose names go into templates: the first of these that there is.
+
+    Args:
+        named: a file with one name a line, or the folder of training images, whose sub-folders are the classes.
+        class_names: of the images' classes.
+        classes: a known subset, a file, or names with commas between them.
+    Raises: UsageError where there are none, and for files that cannot be read.
+    """
+    if named is not None:
+        return read_class_names(Path(named))
+    if class_names:
+        return tuple(class_names)
+    if classes is None or classes == "all":
+        raise UsageError("which classes are to be put into the template?", "the images have no class names", NO_CLASSES)
+    listed = tuple(part.strip() for part in classes.split(",") if part.strip())
+    is_list = len(listed) > 1 or not (classes in subset_names() or Path(classes).is_file())
+    return listed if is_list else subset(classes)
+
+
+def check_options(
+    captions: Path | None, templates: Sequence[str], text_encoder: str | None, *, has_bank: bool = False
+) -> None:
+    """Check the options about captions before torch is imported.
+
+    Raises: UsageError for a file, templates or an encoder that cannot be used, or not together.
+    """
+    given = captions is not None or bool(templates)
+    if captions is not None and templates:
+        why = "the one names a file of captions, the other makes captions of class names"
+        raise UsageError("--captions and --template exclude each other", why, "leave out one of them")
+    check_templates(templates)
+    if captions is not None:
+        read(captions)
+    if text_encoder is not None:
+        if not given:
+            raise UsageError("no use for --text-encoder", "there are no captions to encode", "leave it out")
+        if captions is not None and captions.suffix.lower() == feature_file.SUFFIX:
+            raise UsageError("no use for --text-encoder", f"'{captions}' has features already", "leave it out")
+        check_encoder(text_encoder)
+    if has_bank and given:
+        raise UsageError("no use for --bank", "classes are added to models of classes, not of captions", "leave it out")
+
+
+def check_encoder(encoder: str) -> None:
+    """Raises: UsageError unless this is the name of a text encoder, or a folder."""
+    if not Path(encoder).is_dir():
+        if Path(encoder).exists() or len(Path(encoder).parts) > 1:
+            raise UsageError(f"'{encoder}' is no folder", "a text encoder is one of several files", "name its folder")
+        text_encoder_card(encoder)
 
 
 def check_templates(templates: Sequence[str]) -> None:

@@ -98,7 +98,9 @@ def _stacked(
         if name not in parts[captions[0]]:
             return None
         sizes = parts[captions[0]][name].shape
-        stacked = torch.zeros(len(captions), longest, sizes[-1]) if len(sizes) > 1 else torch.zeros(len(captions), *sizes)
+        stacked = (
+            torch.zeros(len(captions), longest, sizes[-1]) if len(sizes) > 1 else torch.zeros(len(captions), *sizes)
+        )
         for row, text in zip(stacked, captions, strict=True):
             value = parts[text][name]
             if value.dim() > 1:

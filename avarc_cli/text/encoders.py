@@ -16,6 +16,7 @@ from avarc_cli import strict_json
 from avarc_cli.errors import AvarcError, CheckpointError, UsageError
 from avarc_cli.progress import Progress, no_progress
 from avarc_cli.text import feature_file, hub_folder
+from avarc_cli.text.captions import check_encoder
 from avarc_cli.text.encoder import Encoded, TextEncoder, encode
 from avarc_cli.text.features import CaptionFeatures
 from avarc_cli.zoo import cards, local_files, paths
@@ -63,11 +64,8 @@ def find(encoder: str | Path) -> Found:
         card = known[str(encoder)]
         folder = local_files.require_folder(card)
         return Found(card.name, card.kind, folder, card.positions, hub_folder.sha256_of(folder))
+    check_encoder(str(encoder))
     folder = Path(encoder)
-    if not folder.is_dir():
-        if folder.exists() or len(folder.parts) > 1:
-            raise UsageError(f"'{encoder}' is no folder", "a text encoder is one of several files", "name its folder")
-        cards.text_encoder_card(str(encoder))  # raises: names the closest
     stated = str(hub_folder.read_config(folder).get("model_type"))
     if stated not in MODEL_TYPES:
         why = f"its {hub_folder.CONFIG} says model_type '{stated}'; avarc reads {', '.join(MODEL_TYPES)}"
@@ -85,9 +83,7 @@ def check_kind(found: Found, wanted: str, model: str) -> None:
         raise UsageError(f"{model} cannot read what this text encoder makes", why, f"use --text-encoder {wanted}")
 
 
-def encode_once(
-    found: Found, texts: Sequence[str], device: torch.device, progress: Progress = no_progress
-) -> Encoded:
+def encode_once(found: Found, texts: Sequence[str], device: torch.device, progress: Progress = no_progress) -> Encoded:
     """Features of captions: from avarc's cache if they were computed before, else computed, and kept there.
 
     The encoder is freed before this returns.

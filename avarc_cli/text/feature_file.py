@@ -22,6 +22,8 @@ from avarc_cli.words import counted
 from avarc_cli.zoo.weights_index import sha256_of_file
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from avarc_cli.text.features import CaptionFeatures
 
 SUFFIX = ".safetensors"
@@ -110,7 +112,7 @@ def write(path: Path, features: CaptionFeatures, names: tuple[str, ...], more: M
     from safetensors.torch import save_file
 
     parts = {"": features} | ({} if features.empty is None else {EMPTY: features.empty})
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for start, part in parts.items():
         optional = {"pooled": part.pooled_RE, "guidance": part.guidance_RTD}
         values = {"sequence": part.sequence_RTD, "length": part.length_R}

@@ -32,7 +32,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         return strict_json.parse_object((folder / CONFIG).read_bytes())
     except (OSError, ValueError) as problem:
         what = f"'{folder}' is no folder of a text encoder"
-        raise CheckpointError(what, f"{CONFIG}: {first_line(problem)}", "name a folder as transformers saves it") from None
+        raise CheckpointError(
+            what, f"{CONFIG}: {first_line(problem)}", "name a folder as transformers saves it"
+        ) from None
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -44,7 +46,9 @@ def read_tokenizer(folder: Path) -> Any:
         tokenizer = Tokenizer.from_str((folder / TOKENIZER).read_text("utf-8"))
     except Exception as problem:  # noqa: BLE001  # the library raises plain exceptions
         what = f"'{folder}' has no tokenizer that can be read"
-        raise CheckpointError(what, f"{TOKENIZER}: {first_line(problem)}", "download or copy the folder again") from None
+        raise CheckpointError(
+            what, f"{TOKENIZER}: {first_line(problem)}", "download or copy the folder again"
+        ) from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

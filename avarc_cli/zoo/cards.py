@@ -125,13 +125,17 @@ def is_path(name: str) -> bool:
     return name not in known and ("/" in name or Path(name).suffix != "" or Path(name).exists())
 
 
-def check_condition(card: ModelCard, *, captions: bool = False) -> None:
+def check_condition(card: ModelCard, *, captions: bool | None) -> None:
     """Raises: UsageError where a model of captions is given none, or a model of classes is given some.
 
     Args:
-        captions: whether there are some.
+        captions: whether there are some; None for a command that has no use for such models.
     """
-    check_captions(card.name, reads_captions=card.condition == "caption", captions=captions)
+    reads_captions = card.condition == "caption"
+    if reads_captions and captions is None:
+        why, fix = "it gives log p(image | caption)", "name a class-conditional model: avarc models lists them"
+        raise UsageError(f"'{card.name}' has no classes", why, fix)
+    check_captions(card.name, reads_captions=reads_captions, captions=bool(captions))
 
 
 def check_captions(name: str, *, reads_captions: bool, captions: bool) -> None:

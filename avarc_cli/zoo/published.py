@@ -378,9 +378,7 @@ TEXT_ENCODERS = (
         positions=77,
         width=768,
         params=123_650_304,
-        weights=HubFolder(
-            "openai/clip-vit-large-patch14-336", ("config.json", "tokenizer.json", "pytorch_model.bin")
-        ),
+        weights=HubFolder("openai/clip-vit-large-patch14-336", ("config.json", "tokenizer.json", "pytorch_model.bin")),
         license="MIT",
         source="arXiv:2103.00020",
     ),
