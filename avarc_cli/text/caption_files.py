@@ -59,10 +59,9 @@ def check_unique(path: Path, entries: list[Entry]) -> None:
         first = seen.setdefault(_plain(entry.caption), entry)
         if first is not entry:
             where = f"{first.place} and {entry.place}"
-            equal = entry.caption == first.caption
-            why = (
-                f"it is '{entry.caption}'" if equal else f"'{first.caption}' and '{entry.caption}' differ in case only"
-            )
+            why = f"it is '{entry.caption}'"
+            if entry.caption != first.caption:
+                why = f"'{first.caption}' and '{entry.caption}' differ in case or spaces only"
             raise UsageError(f"'{path}' has the same caption in {where}", why, "leave out one of them")
     names: dict[str, Entry] = {}
     for entry in entries:

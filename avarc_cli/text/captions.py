@@ -183,7 +183,7 @@ def check_templates(templates: Sequence[str]) -> None:
     """Raises: UsageError for a template that does not have "{}" exactly once, or is there twice."""
     for template in templates:
         if template.count(PLACE) != 1:
-            why = f"a template has {PLACE} once, where the class name comes; this one has it {template.count(PLACE)} times"
+            why = f"a template has {PLACE} once, for the class name; this one has it {template.count(PLACE)} times"
             raise UsageError(f"cannot use the template '{template}'", why, 'write --template "a photo of a {}"')
     if twice := [each for each in dict.fromkeys(templates) if templates.count(each) > 1]:
         raise UsageError(f"the template '{twice[0]}' is there twice", fix="name it once")

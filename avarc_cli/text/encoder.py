@@ -97,16 +97,12 @@ def _stacked(
     def padded(name: str) -> Tensor | None:
         if name not in parts[captions[0]]:
             return None
-        sizes = parts[captions[0]][name].shape
-        stacked = (
-            torch.zeros(len(captions), longest, sizes[-1]) if len(sizes) > 1 else torch.zeros(len(captions), *sizes)
-        )
-        for row, text in zip(stacked, captions, strict=True):
-            value = parts[text][name]
-            if value.dim() > 1:
-                row[: lengths[text]] = value[: lengths[text]]
-            else:
-                row.copy_(value)
+        values = [parts[text][name] for text in captions]
+        if values[0].dim() == 1:
+            return torch.stack(values)
+        stacked = torch.zeros(len(captions), longest, values[0].shape[-1])
+        for row, value, text in zip(stacked, values, captions, strict=True):
+            row[: lengths[text]] = value[: lengths[text]]
         return stacked
 
     sequence = padded("sequence")
