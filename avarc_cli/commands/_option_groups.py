@@ -140,11 +140,12 @@ class ModelOptions(NamedModelOptions):
     precision: opt.PrecisionOpt = "fp32"
 
     def __post_init__(self) -> None:
-        from avarc_cli.text.captions import check_options
-
         super().__post_init__()
         check_precision(self.precision)
-        check_options(self.captions, self.templates or (), self.text_encoder, has_bank=self.bank is not None)
+        if self.captions is not None or self.templates or self.text_encoder is not None:
+            from avarc_cli.text.captions import check_options
+
+            check_options(self.captions, self.templates or (), self.text_encoder, has_bank=self.bank is not None)
         if self.bank is not None:
             from avarc_cli import bank as banks
 

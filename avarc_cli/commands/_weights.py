@@ -73,6 +73,18 @@ def ensure(
             convert_and_cache(path, weight_set=asked or local_files.weight_set(card))
 
 
+def ensure_encoder(name: str, *, yes: bool) -> None:
+    """As `ensure`, of a text encoder; a folder of the user's is there already."""
+    from avarc_cli.zoo import cards, local_files
+
+    card = next((card for card in cards.text_encoder_cards() if card.name == name), None)
+    if card is None or local_files.locate_folder(card.weights) is not None:
+        return
+    if not (yes or _ask([card])):
+        local_files.require_folder(card)  # raises the error that says how to download it
+    download_files(card.weights.files)
+
+
 def download_files(wanted: Sequence[HubFile], *, folder: Path | None = None, offline: bool = False) -> list[Downloaded]:
     """Download files, each with a progress bar, after checking that there is space for all of them.
 

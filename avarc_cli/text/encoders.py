@@ -75,6 +75,11 @@ def find(encoder: str | Path) -> Found:
     return Found("", kind, folder, positions, hub_folder.sha256_of(folder))
 
 
+def metadata(found: Found, encoded: Encoded) -> dict[str, str]:
+    """What a file of features says about how they were made."""
+    return {"encoder_sha256": found.sha256, CUT: json.dumps(encoded.cut)}
+
+
 def check_kind(found: Found, wanted: str, model: str) -> None:
     """Raises: UsageError where a model was trained with an encoder of another kind than this folder's."""
     kinds = {card.name: card.kind for card in cards.text_encoder_cards()}
@@ -96,7 +101,7 @@ def encode_once(found: Found, texts: Sequence[str], device: torch.device, progre
         encoded = _encode(found, unique, device, progress)
         with suppress(OSError):  # the cache only saves time
             path.parent.mkdir(parents=True, exist_ok=True)
-            feature_file.write(path, encoded.features, unique, {CUT: json.dumps(encoded.cut)})
+            feature_file.write(path, encoded.features, unique, metadata(found, encoded))
     if len(unique) == len(texts):
         return encoded
     row = {text: i for i, text in enumerate(unique)}
