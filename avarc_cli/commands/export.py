@@ -77,7 +77,7 @@ def export(
     part.check()
     cache = part.of(read(source))
     options = Options(classes=classes, dataset=cache.header.dataset, batch_size=batch_size)
-    model = model.naming(cache.header.class_names, classes)
+    model = model.naming(cache.header.class_names, classes, model.class_names)
     if (space := model.known_classes()) is not None:
         candidates(space, classes, cache.header.dataset)
     spec = work.place(context, model).fetch()

@@ -80,7 +80,7 @@ def sample(
         PictureFolder.at(out).check()
     else:
         opt.check_not_given(context, OF_A_FOLDER, f"with '{out}'", "one picture is drawn by one process")
-    model = model.saying(classes)
+    model = model.saying(classes, model.model)
     if (space := model.known_classes()) is not None:
         for wanted in classes:
             resolve_classes(wanted, space)

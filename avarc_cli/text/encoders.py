@@ -66,12 +66,15 @@ def find(encoder: str | Path) -> Found:
         return Found(card.name, card.kind, folder, card.positions, hub_folder.sha256_of(folder))
     check_encoder(str(encoder))
     folder = Path(encoder)
-    stated = str(hub_folder.read_config(folder).get("model_type"))
+    config = hub_folder.read_config(folder)
+    stated = str(config.get("model_type"))
     if stated not in MODEL_TYPES:
         why = f"its {hub_folder.CONFIG} says model_type '{stated}'; avarc reads {', '.join(MODEL_TYPES)}"
         raise CheckpointError(f"'{folder}' is another text encoder than avarc knows", why)
     kind = MODEL_TYPES[stated]
     positions = next(card.positions for card in known.values() if card.kind == kind)
+    if isinstance(most := config.get("text_config", config).get("max_position_embeddings"), int):
+        positions = min(positions, most)
     return Found("", kind, folder, positions, hub_folder.sha256_of(folder))
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "TokenizerCard",
     "Weights",
     "any_card",
+    "caption_card",
     "check_captions",
     "check_condition",
     "check_weights",
@@ -88,6 +89,11 @@ def model_card(name: str) -> ModelCard:
 def tokenizer_card(name: str) -> TokenizerCard:
     """The card of that name; UsageError with the closest names otherwise."""
     return _find("tokenizer", name, tokenizer_cards())
+
+
+def caption_card(model: str) -> ModelCard | None:
+    """The card of a model of captions that a --model value names; None for any other value."""
+    return next((card for card in model_cards() if card.name == model and card.condition == "caption"), None)
 
 
 def any_card(name: str) -> Card:
