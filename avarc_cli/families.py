@@ -162,6 +162,7 @@ GENERATORS: Registry[GeneratorFamily] = Registry(
     {
         "var": "avarc_cli.models.var.family:FAMILY",
         "llamagen": "avarc_cli.models.llamagen.family:FAMILY",
+        "llamagen-t2i": "avarc_cli.models.llamagen_t2i.family:FAMILY",
         "randar": "avarc_cli.models.randar.family:FAMILY",
         "rar": "avarc_cli.models.rar.family:FAMILY",
         "maskgit": "avarc_cli.models.maskgit.family:UVIT",
