@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -107,6 +107,9 @@ class LlamaGenConfig:
         return replace(self, side=layout.grids[0][0])
 
 
+Config = TypeVar("Config", bound=LlamaGenConfig)
+
+
 def ffn_width(width: int) -> int:
     """Hidden width of the feed-forward layers in the published models: two thirds of 4 C, rounded up."""
     return -(-int(2 * 4 * width / 3) // FFN_MULTIPLE) * FFN_MULTIPLE
@@ -116,8 +119,8 @@ def read_config(
     tensors: Mapping[str, Tensor],
     stated: ConfigSources,
     source: str,
-    kind: type[LlamaGenConfig] = LlamaGenConfig,
-) -> LlamaGenConfig:
+    kind: type[Config],
+) -> Config:
     """The shape of the LlamaGen, or the model of another `kind` with its transformer, that these tensors make up.
 
     They tell neither the heads, which `stated` may hold as "n_head" (the reference's name), nor the grid, which it may

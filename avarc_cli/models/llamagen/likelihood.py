@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ class LlamaGenState:
 class RowLikelihood(LikelihoodModel):
     """log p(tokens of a row | rows before, class), for any run of rows, whatever a class is."""
 
+    family: ClassVar[str]
     onednn = True
 
     def __init__(self, network: LlamaGen, workspace: Workspace | None = None) -> None:
@@ -164,6 +165,8 @@ class LlamaGenLikelihood(RowLikelihood, TrainableModel):
     """A model of classes; class id `num_classes` is the unconditional class."""
 
     family = "llamagen"
+    config: LlamaGenConfig
+    network: LlamaGen
 
     def __init__(self, network: LlamaGen, workspace: Workspace | None = None) -> None:
         super().__init__(network, workspace)

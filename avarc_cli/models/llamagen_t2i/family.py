@@ -13,6 +13,7 @@ from avarc_cli.layers.precision import Precision
 from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
 from avarc_cli.models.llamagen.config import read_config
 from avarc_cli.models.llamagen.family import LlamaGenFamily, network_of
+from avarc_cli.models.llamagen_t2i.benchmark import CaptionLlamaGenWorkload
 from avarc_cli.models.llamagen_t2i.config import NULL, PROJECTION, CaptionLlamaGenConfig
 from avarc_cli.models.llamagen_t2i.likelihood import CaptionLlamaGenLikelihood
 from avarc_cli.models.llamagen_t2i.network import CaptionLlamaGen
@@ -23,9 +24,7 @@ class CaptionLlamaGenFamily(GeneratorFamily):
     title = CaptionLlamaGenConfig.title
     signature = (*LlamaGenFamily.signature, PROJECTION, NULL)
 
-    def read_config(
-        self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str
-    ) -> CaptionLlamaGenConfig:
+    def read_config(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> CaptionLlamaGenConfig:
         return read_config(tensors, stated, source, CaptionLlamaGenConfig)
 
     def build(
@@ -42,6 +41,15 @@ class CaptionLlamaGenFamily(GeneratorFamily):
         gpt = network_of(CaptionLlamaGen, config, tensors, tokenizer, source=source).to(device)
         gpt.set_precision(precision).set_kernels(kernels)
         return CaptionLlamaGenLikelihood(gpt)
+
+    def random_workload(
+        self, shape: str, scales: Sequence[int] | None, device: torch.device
+    ) -> CaptionLlamaGenWorkload:
+        return CaptionLlamaGenWorkload.random(shape, scales, device)
+
+    def model_workload(self, model: LikelihoodModel, device: torch.device) -> CaptionLlamaGenWorkload:
+        assert isinstance(model, CaptionLlamaGenLikelihood)
+        return CaptionLlamaGenWorkload(model.gpt, device)
 
 
 FAMILY = CaptionLlamaGenFamily()

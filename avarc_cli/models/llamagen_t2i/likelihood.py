@@ -57,7 +57,9 @@ class CaptionLlamaGenLikelihood(RowLikelihood):
         self, features: CaptionFeatures, *, aesthetic_score: float | None = None
     ) -> CaptionLlamaGenLikelihood:
         if aesthetic_score is not None:
-            raise UsageError("an aesthetic score is for models that are given one", "LlamaGen is given the caption only")
+            raise UsageError(
+                "an aesthetic score is for models that are given one", "LlamaGen is given the caption only"
+            )
         longest = int(features.length_R.max())
         if longest > self.config.positions:
             raise UsageError(

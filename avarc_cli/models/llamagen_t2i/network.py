@@ -13,11 +13,11 @@ No caption position is turned, or rather: its rotation is zero, so its query and
 - an image position gives each of the n caption positions the score 0. Together they weigh n exp(0) and add n times the
   mean of their values: the same as *one* position with the score log n whose value is that mean.
 
-So a caption is evaluated once, and kept as a `Prefix`: log n, the mean value of each layer, and the last hidden state. An
-image is evaluated after one position more, however long the caption is, and captions of all lengths share a batch.
+So a caption is evaluated once, and kept as a `Prefix`: n, the mean value of each layer, and the last hidden state. An
+image is evaluated behind one position, however long the caption is, and captions of all lengths share a batch.
 
-Shapes: R captions, P sequences (pairs of image and caption), T positions, C width, H and G heads of queries and of keys,
-D head width or channels of the text encoder, N layers.
+Shapes: R captions, P sequences (pairs of image and caption), T positions, C width, H and G heads of queries and of
+keys, D head width or channels of the text encoder, N layers.
 """
 
 from __future__ import annotations
