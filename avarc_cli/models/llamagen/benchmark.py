@@ -21,7 +21,6 @@ from avarc_cli.models.llamagen.network import LlamaGen
 SIDE = 16  # of the token grid of a 256-pixel image
 VOCABULARY = 16384
 
-
 Workload = TypeVar("Workload", bound="LlamaGenWorkload")
 
 

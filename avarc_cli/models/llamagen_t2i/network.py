@@ -33,7 +33,7 @@ from avarc_cli.models.llamagen.network import QKV, Inputs, LlamaGen
 from avarc_cli.models.llamagen_t2i.config import CaptionLlamaGenConfig
 
 CAPTIONS_AT_ONCE = 16  # evaluated together: their tokens are as many as those of a few images
-ALIGNMENT = 16  # of the rows of a mask, in numbers: without it PyTorch copies the mask in every layer on CUDA
+ALIGNMENT = 16  # numbers between rows of a mask are a multiple: CUDA's attention copies others, in every layer
 
 
 class Prefix(NamedTuple):
