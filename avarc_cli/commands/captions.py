@@ -55,8 +55,7 @@ def encode(
         from avarc_cli.text import encoders, feature_file
 
         found = encoders.find(encoder)
-        with console.progress("encoding", None, unit="caption") as bar:
-            made = encoders.encode_once(found, chosen.texts, pick_device(device), bar.update)
+        made = encoders.encode_once(found, chosen.texts, pick_device(device), console.progress)
         if note := made.note(found.positions):
             console.note(note)
         names = tuple(chosen.ids[owner] for owner in chosen.candidate)

@@ -163,7 +163,8 @@ def classify(
     spec = work.place(context, model).fetch()
     from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
 
-    classifier = load_classifier(spec, encoding.average(context, scoring.options(dataset)))
+    options = encoding.average(context, scoring.options(dataset))
+    classifier = load_classifier(spec, options, progress=console.progress)
     opt.note_inferred(classifier.model)
     if images is not None:
         classifier.smoothing_samples(encoding.views)  # a wrong plan is an error before OUT is made

@@ -151,7 +151,8 @@ def explain(
         from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
         from avarc_cli.explain import explain_images
 
-        classifier = load_classifier(spec, pixels.average(context, scoring.options(about_images.dataset)))
+        chosen = pixels.average(context, scoring.options(about_images.dataset))
+        classifier = load_classifier(spec, chosen, progress=console.progress)
         opt.note_inferred(classifier.model)
         if images is not None:
             _images.warn_of_photos(images, classifier.model.name)

@@ -83,7 +83,7 @@ def export(
     spec = work.place(context, model).fetch()
     from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
 
-    classifier = load_classifier(spec, options)
+    classifier = load_classifier(spec, options, progress=console.progress)
     opt.note_inferred(classifier.model)
     if dry_run:
         from avarc_cli.forecast import forecast_scoring

@@ -14,7 +14,7 @@ import torch
 
 from avarc_cli import strict_json
 from avarc_cli.errors import AvarcError, CheckpointError, UsageError
-from avarc_cli.progress import Progress, no_progress
+from avarc_cli.progress import StartProgress, silent
 from avarc_cli.text import feature_file, hub_folder
 from avarc_cli.text.captions import check_encoder
 from avarc_cli.text.encoder import Encoded, TextEncoder, encode
@@ -91,10 +91,11 @@ def check_kind(found: Found, wanted: str, model: str) -> None:
         raise UsageError(f"{model} cannot read what this text encoder makes", why, f"use --text-encoder {wanted}")
 
 
-def encode_once(found: Found, texts: Sequence[str], device: torch.device, progress: Progress = no_progress) -> Encoded:
+def encode_once(found: Found, texts: Sequence[str], device: torch.device, progress: StartProgress = silent) -> Encoded:
     """Features of captions: from avarc's cache if they were computed before, else computed, and kept there.
 
-    The encoder is freed before this returns.
+    The encoder is freed before this returns. progress: opens a bar if captions are encoded.
+
     Raises: as `Found.load`.
     """
     unique = tuple(dict.fromkeys(texts))
@@ -126,10 +127,11 @@ def take(features: CaptionFeatures, rows: Sequence[int]) -> CaptionFeatures:
     )
 
 
-def _encode(found: Found, texts: Sequence[str], device: torch.device, progress: Progress) -> Encoded:
+def _encode(found: Found, texts: Sequence[str], device: torch.device, progress: StartProgress) -> Encoded:
     encoder = found.load(device)
     try:
-        return encode(encoder, texts, progress)
+        with progress("encoding captions", len(texts) + 1) as bar:
+            return encode(encoder, texts, bar.update)
     finally:
         del encoder
         if device.type == "cuda":

@@ -125,7 +125,9 @@ def test_a_run_is_continued_explained_exported_and_repeated_with_its_captions(se
     assert avarc("-q", *words, "--out", run) == 0
     assert avarc("-q", *words, "--out", run) == 0
     assert avarc("-q", "explain", run, "--out", tmp_path / "e.png", "--limit", "2") == 0
-    assert avarc("-q", "report", run, "--out", tmp_path / "r.html") == 0
+    capsys.readouterr()
+    assert avarc("--json", "report", run, "--out", tmp_path / "r.html") == 0
+    assert json.loads(capsys.readouterr().out)["explained"] > 0
     assert avarc("-q", "export", run, "--out", tmp_path / "e.npz") == 0
     assert avarc("-q", "classify", "--config", run / "run.json", "--out", tmp_path / "again") == 0
     assert (run / "predictions.jsonl").read_bytes() == (tmp_path / "again" / "predictions.jsonl").read_bytes()
