@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from avarc_cli.text import captions as caption_sets
 from avarc_cli.text import encoders, feature_file
 from avarc_cli.text.captions import RULE, Captions
 from avarc_cli.text.features import CaptionFeatures
+from avarc_cli.words import counted
 from avarc_cli.zoo.cards import check_captions
 
 UNBOUND = LabelSpace("captions", (), ())
@@ -65,6 +67,11 @@ class BoundCaptions:
         recorded |= {"templates": list(chosen.templates)} if chosen.templates else {}
         return recorded | ({"rule": RULE} if chosen.has_several else {})
 
+    def stream(self, candidate: int) -> int:
+        """What tells the random numbers of pictures of a candidate from those of others: a digest of its captions."""
+        own = [t for t, owner in zip(self.captions.texts, self.captions.candidate, strict=True) if owner == candidate]
+        return int.from_bytes(hashlib.sha256("\n".join(own).encode()).digest()[:8], "little")
+
     def guidance(self, candidates: Sequence[int]) -> Tensor | None:
         """What a decoder that reads captions needs for pictures of these candidates, (B, T, D): the features of each
         one's first caption; None where the encoder gives none.
@@ -100,6 +107,8 @@ def bind(
         encoded = encoders.encode_once(found, chosen.texts, device, progress)
         features, encoder = encoded.features, found.protocol()
         notes += [note] if (note := encoded.note(found.positions)) else []
+    if chosen.has_several:
+        notes.append(f"scores are means over captions: {len(chosen.texts):,} of {counted(len(chosen), 'candidate')}")
     features.check(model.text, name)
     bound = model.with_captions(features)
     likelihood = MeanOfCaptions(bound, chosen.candidate) if chosen.has_several else bound

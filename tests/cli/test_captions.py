@@ -168,6 +168,10 @@ def test_pictures_are_drawn_of_captions(setting, tmp_path):
     save_file(tensors(), tmp_path / "own.safetensors", {"text_encoder": str(setting.t5)})
     own = ["--model", tmp_path / "own.safetensors", "--tokenizer", "digits-vq", "--count", "2"]
     assert avarc("-q", "sample", "the digit three, small", "nine", *own, "--out", tmp_path / "a.png") == 0
+    alone = ["-q", "sample", "nine", *own, "--out", tmp_path / "alone"]
+    assert avarc(*alone) == 0 and avarc("-q", "sample", "three", "nine", *own, "--out", tmp_path / "both") == 0
+    first, second = ((tmp_path / folder / "nine" / "001.png").read_bytes() for folder in ("alone", "both"))
+    assert first == second, "whatever the other captions are"
     captions = ["--captions", setting.folder / "c.json", *setting.encoder]
     assert avarc(*words, "3", "9", *captions, "--out", tmp_path / "b.png") == 0
     assert avarc(*words, "3", *setting.encoder, "--template", "a {}", "--out", tmp_path / "pictures") == 0
