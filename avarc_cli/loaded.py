@@ -59,6 +59,10 @@ class LoadedTokenizer:
         return self.network.vocab_size
 
     @property
+    def channels(self) -> int:
+        return self.network.channels
+
+    @property
     def inferred(self) -> Mapping[str, str]:
         """What was assumed where no file states it: name -> what, and why; and "weights", if there are several."""
         return ({"weights": self.weights} if self.weights else {}) | dict(self.network.inferred)
@@ -75,7 +79,12 @@ class LoadedTokenizer:
             source=self.file,
             weights=LocalFile(Path(self.file), self.weight_set),
             preprocess=self.preprocess,
+            channels=self.channels,
         )
+
+    def with_guidance(self, features: Tensor) -> LoadedTokenizer:
+        """The same tokenizer with a caption's features for its decoder, as `TokenizerNetwork.with_guidance`."""
+        return replace(self, network=self.network.with_guidance(features.to(self.device)))
 
     @property
     def device(self) -> torch.device:
@@ -91,6 +100,10 @@ class LoadedTokenizer:
     def quantize(self, latents: Tensor) -> Tensor:
         with tf32(False):
             return self.network.tokenize(latents.to(self.device))
+
+    def draw(self, latents: Tensor, noise_BLZ: Tensor) -> Tensor:
+        # In float64 on the CPU: then a token's bits depend neither on the device nor, by roundings, on the batch.
+        return self.network.draw(latents.cpu().double(), noise_BLZ.cpu().double()).float()
 
     def decode(self, tokens_BL: Tensor) -> Tensor:
         with tf32(False):

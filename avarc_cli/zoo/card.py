@@ -50,6 +50,7 @@ class TokenizerCard:
     license: str  # of the weights
     source: str  # paper, or where it comes from
     preprocess: str  # a mode of data.preprocess
+    channels: int = 0  # of each of its continuous tokens; 0 where tokens are codes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,13 @@ from avarc_cli.layers.state_dict import build
 from avarc_cli.likelihood import TokenizerNetwork
 from avarc_cli.tokenizers.titok.config import HEAD_WIDTH, TITLE, TiTokConfig, TransformerConfig, read_config
 from avarc_cli.tokenizers.titok.loss import TiTokLoss
-from avarc_cli.tokenizers.titok.network import TiTok
+from avarc_cli.tokenizers.titok.network import Codebook, TiTok
 
 
 class TiTokFamily(TokenizerFamily):
     name = "titok"
     title = TITLE
-    signature = ("latent_tokens", "quantize.embedding.weight", "decoder.mask_token", "decoder.ffn.0.weight")
+    signature = ("latent_tokens", "encoder.patch_embed.weight", "decoder.mask_token", "decoder.ffn.0.weight")
     generator = "maskgit"
 
     def build(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> TiTok:
@@ -44,7 +44,8 @@ class TiTokFamily(TokenizerFamily):
             pixel_decoder=None,
         )
         network = TiTok(config)
-        nn.init.uniform_(network.quantize.embedding.weight, -1 / config.vocab_size, 1 / config.vocab_size)
+        codebook = cast("Codebook", network.quantize)
+        nn.init.uniform_(codebook.embedding.weight, -1 / config.vocab_size, 1 / config.vocab_size)
         return network
 
     def training_loss(self, network: TokenizerNetwork) -> TokenizerLoss:
