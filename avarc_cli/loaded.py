@@ -175,6 +175,7 @@ class LoadedModel:
             license=license,
             source=self.file,
             weights=LocalFile(Path(self.file), self.weight_set),
+            channels=self.likelihood.channels,
         )
 
     def as_base(self) -> Base:
@@ -193,6 +194,22 @@ class LoadedModel:
         The function raises: CheckpointError when the files have changed; otherwise as `loading.load_model`.
         """
         return partial(_load_model, self.load, self.sha256, self.tokenizer.sha256)
+
+
+def check_kind(generator: str, continuous: bool, tokenizer: LoadedTokenizer) -> None:
+    """Raises: UsageError where a generator reads continuous tokens and the tokenizer gives codes, or the reverse.
+
+    Args:
+        generator: its name. continuous: which of the two it reads.
+    """
+    if continuous == bool(tokenizer.channels):
+        return
+    reads, gives = ("continuous tokens", "codes") if continuous else ("codes", "continuous tokens")
+    raise UsageError(
+        f"{generator} cannot read the tokens of {tokenizer.name}",
+        f"it reads {reads}, {tokenizer.name} gives {gives}",
+        "pass the tokenizer that it was trained with",
+    )
 
 
 def _load_tokenizer(

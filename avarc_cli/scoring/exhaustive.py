@@ -34,7 +34,8 @@ def log_likelihoods(
     """log p(x | y) in nats, (N, K) float64, averaged over the model's default orders where it has any.
 
     Args:
-        tokens_NL: int64, or (N, L, Z) float32 of continuous tokens, on the host. class_ids_K: the unconditional class may be one of them.
+        tokens_NL: int64, or (N, L, Z) float32 of continuous tokens, on the host.
+        class_ids_K: the unconditional class may be one of them.
         device: the model's; it determines the batch size.
     Raises: AvarcError if the model returns numbers that are not finite.
     """

@@ -164,13 +164,15 @@ class TokenCache:
             raise _corrupt(self.path, str(error)) from error
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Raises: CacheError, with both values, unless this tokenizer makes such tokens; UsageError for another kind."""
+        """Raises: CacheError, with both values, unless this tokenizer makes such tokens; UsageError for the other kind,
+        codes or continuous ones.
+        """
         header = self.header
         if bool(header.channels) != bool(tokenizer.channels):
             raise UsageError(
                 f"'{self.path}' holds {_kind(header.channels)}, the model reads {_kind(tokenizer.channels)}",
-                f"the cache was made by {header.tokenizer} ({header.tokenizer_file}), the model reads {tokenizer.name} "
-                f"({Path(tokenizer.file).name})",
+                f"the cache was made by {header.tokenizer} ({header.tokenizer_file}), "
+                f"the model reads {tokenizer.name} ({Path(tokenizer.file).name})",
                 f"encode for this model: avarc encode {header.source} --model ... --out ...",
             )
         there = {

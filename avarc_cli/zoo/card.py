@@ -69,6 +69,7 @@ class ModelCard:
     source: str  # paper, or where it comes from
     weights: Weights  # where its file is
     condition: str = "class"  # what it is conditioned on: "class", or "caption"
+    channels: int = 0  # of each of the continuous tokens that it reads; 0 where it reads codes
 
 
 Card: TypeAlias = ModelCard | TokenizerCard

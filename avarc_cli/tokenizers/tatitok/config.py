@@ -29,9 +29,7 @@ class TATiTokConfig(TiTokConfig):
 def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> TATiTokConfig:
     """The shape of the tokenizer that these tensors make up; otherwise as `titok.config.read_config`."""
     base = titok.read_config(tensors, stated, source)
-    text_length, _ = shape_of(
-        tensors, "decoder.text_guidance_positional_embedding", 2, source=source, expected=TITLE
-    )
+    text_length, _ = shape_of(tensors, "decoder.text_guidance_positional_embedding", 2, source=source, expected=TITLE)
     _, text_width = shape_of(tensors, "decoder.text_guidance_proj.weight", 2, source=source, expected=TITLE)
     shared = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
     return TATiTokConfig(**shared, text_length=text_length, text_width=text_width)

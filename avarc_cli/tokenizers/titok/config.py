@@ -109,10 +109,11 @@ def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: st
 def _read_vocab_size(tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> int:
     """Number of codes; 0 for a VAE. Raises: CheckpointError where files state the other kind."""
     has_codebook, found = "quantize.embedding.weight" in tensors, stated.find("quantize_mode", QUANTIZE_MODE)
+    there = "a codebook" if has_codebook else "no codebook"
     if found is not None and found[0] != ("vq" if has_codebook else "vae"):
         raise CheckpointError(
             f"{source} contradicts its configuration",
-            f"'quantize_mode' in {found[1]} is {found[0]!r}, and the tensors have {'a' if has_codebook else 'no'} codebook",
+            f"'quantize_mode' in {found[1]} is {found[0]!r}, and the tensors have {there}",
             "correct the configuration, or pass the file that it belongs to",
         )
     if not has_codebook:

@@ -129,7 +129,7 @@ class Codebook(nn.Module):
 
 
 class Posterior(nn.Module):
-    """What a VAE has in place of a codebook: a token is the latent itself, of which the encoder gives a distribution."""
+    """What a VAE has in place of a codebook: tokens are the latents, each drawn from a normal distribution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
