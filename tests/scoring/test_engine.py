@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.scoring import engine
-from avarc_cli.scoring.cache_policy import shared_segments
 from avarc_cli.scoring.conformal import ScoreTable, simulate
 from avarc_cli.scoring.engine import score_group
 from avarc_cli.scoring.plan import parse_plan
@@ -202,47 +201,6 @@ def test_samples_start_after_the_segments_that_they_share_with_their_image(data,
         assert result.scores[winner] == pytest.approx(scores[winner] - offset, abs=1e-9)
     assert early or len(model.cells()) == len(set(model.cells())), "a shared segment was scored again"
     assert model.largest <= max(per_batch, 10)
-
-
-class Continuous(Counting):
-    """The same of continuous tokens, the first of whose two channels is the code."""
-
-    channels = 2
-
-    def codes(self, tokens_BLZ):
-        assert tokens_BLZ.shape[1:] == (10, 2) and tokens_BLZ.dtype == torch.float32
-        return tokens_BLZ[..., 0].long()
-
-    def begin(self, tokens_BL, sequence_P, class_id_P, order_BL=None):
-        return super().begin(self.codes(tokens_BL), sequence_P, class_id_P, order_BL)
-
-    def fork(self, state, keep_Q, tokens_BL, sequence_Q, stop, order_BL=None):
-        return super().fork(state, keep_Q, self.codes(tokens_BL), sequence_Q, stop, order_BL)
-
-
-@settings(max_examples=20)
-@given(growing | begun_early | plans, st.integers(1, 200), common)
-def test_continuous_tokens_are_scored_as_codes_are(plan, per_batch, shared_GS):
-    data = samples_sharing(shared_GS)
-    own, other = Counting(), Continuous()
-    expected = score_group(own, data, request(plan, per_batch=per_batch))
-    vectors = np.stack([data, -data], -1).astype(np.float32)
-    found = score_group(other, vectors, request(plan, per_batch=per_batch))
-    assert other.seen == own.seen
-    for theirs, ours in zip(expected, found, strict=True):
-        assert np.array_equal(theirs.scores, ours.scores)
-        assert theirs.order.tolist() == ours.order.tolist()
-
-
-def test_a_sample_shares_a_continuous_token_only_where_all_its_channels_are_equal():
-    data, model = samples_sharing([[4, 4]]), Continuous()
-    vectors = np.stack([data, -data], -1).astype(np.float32)
-    vectors[0, 1, 2, 1] += 1  # token 2 is of the second segment
-    ends = Counting.segment_ends
-    assert shared_segments(vectors, None, ends)[0, 0].tolist() == [4, 1, 4]
-    backwards = np.arange(10)[None, None, ::-1]
-    assert shared_segments(vectors, backwards, ends)[0, 0].tolist() == [4, 3, 4]
-    assert len(score_group(model, vectors, request("exhaustive:3"))) == 1
 
 
 def test_without_prefix_reuse_batches_do_not_depend_on_the_tokens():
