@@ -63,6 +63,11 @@ class LoadedTokenizer:
         return self.network.channels
 
     @property
+    def guidance(self) -> str | None:
+        """The text features that the decoder needs, as `TokenizerNetwork.guidance`."""
+        return self.network.guidance
+
+    @property
     def inferred(self) -> Mapping[str, str]:
         """What was assumed where no file states it: name -> what, and why; and "weights", if there are several."""
         return ({"weights": self.weights} if self.weights else {}) | dict(self.network.inferred)
