@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from avarc_cli.errors import UsageError
 from avarc_cli.layout import TokenLayout
+from avarc_cli.text.features import CaptionFeatures, TextInput
 
 
 class LikelihoodModel(ABC):
@@ -53,6 +54,9 @@ class LikelihoodModel(ABC):
     """Z of the continuous tokens that it reads, (B, L, Z) float32 instead of (B, L); 0 for the codes of a codebook."""
     steps: int | None = None
     """Passes that an order is cut into, each a segment, for a model of hidden tokens; None where segments are fixed."""
+    text: TextInput | None = None
+    """What it reads of captions; None for a model of classes. A model of captions has no classes before
+    `with_captions`."""
 
     @abstractmethod
     def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None) -> Any:
@@ -165,6 +169,20 @@ class LikelihoodModel(ABC):
         Raises: UsageError where segments are fixed, or for more passes than tokens.
         """
         raise UsageError("--steps cuts an order into passes", "this model scores its tokens in fixed segments")
+
+    def with_captions(self, features: CaptionFeatures, *, aesthetic_score: float | None = None) -> LikelihoodModel:
+        """The same model with these captions for classes: class id r is caption r.
+
+        What depends on the captions only is computed here, once. `unconditional` is the empty caption as the model's
+        reference defines it; None where that takes features that are not there.
+
+        Args:
+            features: that `features.check(self.text, ...)` has accepted.
+            aesthetic_score: of the images that the captions describe, for models that are given one; None for their
+                default.
+        Raises: UsageError for a model of classes, and for a score where the model is given none.
+        """
+        raise UsageError("captions are for models of captions", "this model was trained on classes")
 
     def adapter(self, class_id_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The adapter that each class is scored with, (N,); pairs of different adapters never share a batch."""
