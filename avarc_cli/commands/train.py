@@ -27,7 +27,6 @@ app = typer.Typer(
     help="Train a tokenizer or a generator on an image folder.\n\nExample: avarc train tokenizer photos/ --out vq.st",
     no_args_is_help=True,
 )
-app.command(cls=Command)(titok)
 
 
 @app.command(cls=Command)
@@ -137,6 +136,9 @@ def maskgit_vq(
     common.train_tokenizer(
         data, out, shape, training, family="maskgit-vqgan", image_size=image_size, device=device, overwrite=overwrite
     )
+
+
+app.command(cls=Command)(titok)
 
 
 @app.command(cls=Command)
