@@ -47,6 +47,22 @@ def setting(tmp_path_factory):
     return SimpleNamespace(folder=folder, images=images, vq=vq, first=first, second=second)
 
 
+@pytest.fixture(scope="module")
+def wrong(setting):
+    """Files that are not what is asked for, beside the right ones."""
+    folder, images = setting.folder, setting.images
+    patches = ["--image-size", "8", "--patch", "4"]
+    assert avarc("-q", "train", "titok", images, *patches, *SHAPE, *BRIEF, "--out", folder / "single.safetensors") == 0
+    other = {"seed": ["--seed", "1"], "codes": ["--vocab", "20"], "grid": ["--multipliers", "1,1,1"]}
+    for name, options in other.items():
+        out = folder / f"vq-{name}.safetensors"
+        assert avarc("-q", "train", "maskgit-vq", images, *VQ, *BRIEF, *options, "--out", out) == 0
+    first = load_file(setting.first)
+    save_file(first, folder / "bare.safetensors")  # without metadata, as another program may write it
+    save_file({key: value for key, value in first.items() if "ln_pre" not in key}, folder / "cut.safetensors")
+    return folder
+
+
 def test_the_second_stage_is_a_two_stage_titok_that_only_learnt_to_decode(setting):
     vq, first, second = (load_file(path) for path in (setting.vq, setting.first, setting.second))
     loaded = load_tokenizer(str(setting.second))
@@ -84,11 +100,11 @@ def test_a_first_stage_neither_encodes_nor_decodes(setting, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("stage", ["first", "second"])
-def test_a_stage_gives_the_same_bytes_again_and_after_an_interruption(setting, tmp_path, stage):
-    images, teacher = open_images([setting.images]), load_tokenizer(str(setting.vq))
+def test_a_stage_gives_the_same_bytes_again_and_after_an_interruption(setting, wrong, tmp_path, stage):
+    images, vq = open_images([setting.images]), load_tokenizer(str(setting.vq))
     shape = {"patch": None, "num_tokens": 6, "vocab_size": 12, "code_channels": 4, "width": 64, "depth": 1}
 
-    def train(name, *, seed=3, dies=None):
+    def train(name, *, seed=3, dies=None, teacher=vq, start=setting.first):
         def progress(step, values):
             if step == dies:
                 raise KeyboardInterrupt
@@ -99,7 +115,7 @@ def test_a_stage_gives_the_same_bytes_again_and_after_an_interruption(setting, t
         if stage == "first":
             stages.train_first_stage(images, out, teacher, shape, recipe, **how)
         else:
-            stages.train_second_stage(images, out, setting.first, teacher, recipe, **how)
+            stages.train_second_stage(images, out, start, teacher, recipe, **how)
         return out.read_bytes()
 
     whole = train("a")
@@ -108,23 +124,10 @@ def test_a_stage_gives_the_same_bytes_again_and_after_an_interruption(setting, t
         train("d", dies=5)
     with pytest.raises(CheckpointError, match="belongs to another training run"):
         train("d", seed=4)
+    other = {"teacher": load_tokenizer(str(wrong / "vq-seed.safetensors")), "start": wrong / "bare.safetensors"}
+    with pytest.raises(CheckpointError, match="belongs to another training run"):
+        train("d", **other)
     assert train("d") == whole
-
-
-@pytest.fixture(scope="module")
-def wrong(setting):
-    """Files that are not what is asked for, beside the right ones."""
-    folder, images = setting.folder, setting.images
-    patches = ["--image-size", "8", "--patch", "4"]
-    assert avarc("-q", "train", "titok", images, *patches, *SHAPE, *BRIEF, "--out", folder / "single.safetensors") == 0
-    other = {"seed": ["--seed", "1"], "codes": ["--vocab", "20"], "grid": ["--multipliers", "1,1,1"]}
-    for name, options in other.items():
-        out = folder / f"vq-{name}.safetensors"
-        assert avarc("-q", "train", "maskgit-vq", images, *VQ, *BRIEF, *options, "--out", out) == 0
-    first = load_file(setting.first)
-    save_file(first, folder / "bare.safetensors")  # without metadata, as another program may write it
-    save_file({key: value for key, value in first.items() if "ln_pre" not in key}, folder / "cut.safetensors")
-    return folder
 
 
 FIRST = ["--codes-of", "vq.safetensors"]
