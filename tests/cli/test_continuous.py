@@ -28,7 +28,6 @@ SHAPE = {
     "encoder": TRANSFORMER,
     "decoder": TRANSFORMER,
     "l2_norm": False,
-    "pixel_decoder": None,
 }
 
 

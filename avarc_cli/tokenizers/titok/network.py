@@ -49,7 +49,7 @@ class Encoder(Transformer):
         super().__init__(c, c.encoder)
         self.patch_embed = nn.Conv2d(3, c.encoder.width, c.patch, c.patch)
         self.conv_out = nn.Conv2d(c.encoder.width, (2 if c.is_vae else 1) * c.code_channels, 1)
-        self.reinterprets = c.pixel_decoder is not None
+        self.reinterprets = c.predicted is not None
 
     def forward(self, images: Tensor, latent_tokens_LC: Tensor) -> Tensor:
         """Latents (B, Y, 1, L)."""
@@ -71,8 +71,8 @@ class Decoder(Transformer):
         self.side, self.patch = c.side, c.patch
         self.mask_token = nn.Parameter(width**-0.5 * torch.randn(1, 1, width))
         self.decoder_embed = nn.Linear(c.code_channels, width)
-        if c.pixel_decoder is not None:
-            out = nn.Conv2d(2 * width, c.pixel_decoder.vocab_size, 1)
+        if c.predicted is not None:
+            out = nn.Conv2d(2 * width, c.predicted, 1)
             self.ffn = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.Tanh(), out)
             self.conv_out = None
         else:
@@ -205,11 +205,13 @@ class TiTok(TokenizerNetwork):
         return super().draw(latents, noise_BLZ)
 
     def decode(self, codes_BZ1L: Tensor) -> Tensor:
-        """Images (B, 3, H, H), not clamped."""
+        """Images (B, 3, H, H), not clamped. Raises ValueError after the first of two stages."""
         return self._pixels(self.decoder(codes_BZ1L))
 
     def _pixels(self, drawn: Tensor) -> Tensor:
-        """Images in about [-1, 1] from what the decoder draws."""
+        """Images in about [-1, 1] from what the decoder draws. Raises: as `decode`."""
+        if self.config.predicted is not None and self.pixel_decoder is None:
+            raise ValueError("the first stage has no decoder for pixels")
         if self.pixel_decoder is not None and self.pixel_quantize is not None:
             # Not the likeliest code of each cell, but the mean of all: the pixel decoder was trained on these.
             soft = drawn.softmax(dim=1).permute(0, 2, 3, 1) @ self.pixel_quantize.embedding.weight
