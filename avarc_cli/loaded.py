@@ -174,13 +174,13 @@ class LoadedModel:
             tokenizer=tokenizer,
             image_size=self.tokenizer.image_size,
             layout=self.tokenizer.layout,
+            channels=self.likelihood.channels,
             num_classes=self.likelihood.num_classes,
             label_space=self.classes.name,
             params=None,
             license=license,
             source=self.file,
             weights=LocalFile(Path(self.file), self.weight_set),
-            channels=self.likelihood.channels,
         )
 
     def as_base(self) -> Base:

@@ -62,6 +62,7 @@ class ModelCard:
     tokenizer: str  # name of a TokenizerCard, or a file
     image_size: int  # pixels
     layout: TokenLayout  # of the tokens that it models
+    channels: int = 0  # of each of the continuous tokens that it reads; 0 where it reads codes
     num_classes: int  # without the unconditional class
     label_space: str  # what its class ids mean
     params: int | None  # None where unknown
@@ -69,7 +70,6 @@ class ModelCard:
     source: str  # paper, or where it comes from
     weights: Weights  # where its file is
     condition: str = "class"  # what it is conditioned on: "class", or "caption"
-    channels: int = 0  # of each of the continuous tokens that it reads; 0 where it reads codes
 
 
 Card: TypeAlias = ModelCard | TokenizerCard
