@@ -46,12 +46,11 @@ def ensure(
     known |= {card.name: card for card in cards.tokenizer_cards()}
     card = known.get(model)
     wanted = [] if tokenizer_only and isinstance(card, cards.ModelCard) else [model]
+    cards.check_tokens(card, known.get(tokenizer or ""))
     wanted.append(tokenizer or (card.tokenizer if isinstance(card, cards.ModelCard) else model))
     named = [known[name] for name in dict.fromkeys(wanted) if name in known]
     for generator in (card for card in named if isinstance(card, cards.ModelCard)):
         cards.check_condition(generator)
-        if isinstance(reader := known.get(wanted[-1]), cards.TokenizerCard):
-            cards.check_tokens(generator, reader)
     missing = [c for c in named if isinstance(c.weights, cards.HubFile) and local_files.locate(c.weights) is None]
     if missing and not (yes or _ask(missing)):
         local_files.require(missing[0])  # raises the error that says how to download it

@@ -105,9 +105,13 @@ def check_condition(card: ModelCard) -> None:
         )
 
 
-def check_tokens(model: ModelCard, tokenizer: TokenizerCard) -> None:
-    """Raises: UsageError where one has continuous tokens, and the other codes or tokens of other channels."""
-    if model.channels != tokenizer.channels:
+def check_tokens(model: Card | None, tokenizer: Card | None) -> None:
+    """Raises: UsageError where one has continuous tokens, and the other codes or tokens of other channels.
+
+    Args:
+        model, tokenizer: the cards that the user named, as far as they are a generator's and a tokenizer's.
+    """
+    if isinstance(model, ModelCard) and isinstance(tokenizer, TokenizerCard) and model.channels != tokenizer.channels:
         reads, gives = (f"tokens of {n} channels" if n else "codes" for n in (model.channels, tokenizer.channels))
         why = f"it reads {reads}, {tokenizer.name} gives {gives}"
         raise UsageError(f"{model.name} cannot read the tokens of {tokenizer.name}", why, "leave out --tokenizer")
