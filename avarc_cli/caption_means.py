@@ -57,7 +57,7 @@ class MeanOfCaptions(LikelihoodModel):
         self.has_summary = base.has_summary
         self.onednn = base.onednn
         self.default_guidance = base.default_guidance
-        self.steps = base.steps
+        self.channels, self.steps = base.channels, base.steps
 
     def begin(
         self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None

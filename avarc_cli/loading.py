@@ -23,9 +23,10 @@ from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
-from avarc_cli.loaded import LoadedModel, LoadedTokenizer
+from avarc_cli.loaded import LoadedModel, LoadedTokenizer, check_kind
 from avarc_cli.model_spec import ModelSpec as ModelSpec
 from avarc_cli.progress import StartProgress, silent
+from avarc_cli.text import encoders
 from avarc_cli.text.captions import ALONE
 from avarc_cli.zoo import checkpoint, local_files, weight_sets
 from avarc_cli.zoo.cards import (
@@ -59,6 +60,8 @@ def load_tokenizer(spec: ModelSpec | str = "digits", *, layout: TokenLayout | No
         implied = card.tokenizer if isinstance(card, ModelCard) else card.name
         own = alone if tokenizer is None and isinstance(card, TokenizerCard) else spec
         loaded = _read_tokenizer(tokenizer or implied, own, device, layout, card.layout)
+        if isinstance(card, ModelCard):
+            check_kind(card.name, bool(card.channels), loaded)
         if layout is None or isinstance(card, ModelCard):  # a tokenizer's card says how it is used by default
             _check_pair(card.name, None, card.layout, loaded)
         return loaded
@@ -71,6 +74,7 @@ def load_tokenizer(spec: ModelSpec | str = "digits", *, layout: TokenLayout | No
     )
     modelled = family.read_config(read.tensors, stated, model).layout
     loaded = _read_tokenizer(tokenizer, spec, device, layout, modelled)
+    check_kind(model, family.continuous, loaded)
     _check_pair(model, read.metadata.get("tokenizer_sha256"), modelled, loaded)
     return loaded
 
@@ -116,10 +120,17 @@ def load_model(
     config = family.read_config(read.tensors, stated, str(path))
     reader = spec.tokenizer or (card.tokenizer if card else "")
     tokenizer = _read_tokenizer(reader, spec, device, None, config.layout)
+    check_kind(name, family.continuous, tokenizer)
     _check_pair(str(path), read.metadata.get("tokenizer_sha256"), config.layout, tokenizer)
     likelihood = family.build(
         config, read.tensors, tokenizer.network, precision=precision, kernels=kernels, device=device, source=str(path)
     )
+    if likelihood.channels != tokenizer.channels:
+        raise CheckpointError(
+            f"{path} reads the tokens of another tokenizer",
+            f"it reads tokens of {likelihood.channels} channels; those of {tokenizer.file} have {tokenizer.channels}",
+            "pass the tokenizer that it was trained with",
+        )
     space, captions = card.label_space if card else None, None
     spec = _with_words(spec, words if likelihood.text else ())
     if likelihood.text is not None and unbound:
@@ -127,6 +138,8 @@ def load_model(
     elif likelihood.text is not None or spec.caption_choice.is_given:
         likelihood, captions = bind(likelihood, spec.caption_choice, name, device, progress)
         classes = captions.captions.label_space
+        if tokenizer.guidance is not None and captions.empty_guidance_TD is not None:
+            tokenizer = tokenizer.with_guidance(captions.empty_guidance_TD)  # images of no particular caption
     else:
         classes = class_space(likelihood.num_classes, space, spec.class_names, read.metadata, spec.class_order)
     model_alone = LoadedModel(
@@ -150,6 +163,31 @@ def load_model(
         inferred=_inferred(read, config, tokenizer),
     )
     return model_alone if spec.bank is None else with_bank(model_alone, banks.read(Path(spec.bank)))
+
+
+def with_caption(
+    tokenizer: LoadedTokenizer,
+    caption: str,
+    text_encoder: str | Path | None = None,
+    *,
+    progress: StartProgress = silent,
+) -> LoadedTokenizer:
+    """A tokenizer whose decoder reads text, with the caption that it is to decode images with.
+
+    Args:
+        text_encoder: a name or folder; None for the one of the tokenizer's training.
+    Raises: UsageError for a tokenizer that reads no text, or not these features; as `text.encoders.find`.
+    """
+    if tokenizer.guidance is None:
+        raise UsageError(f"{tokenizer.name} decodes without a caption", fix="leave out --caption")
+    found = encoders.find(text_encoder or tokenizer.guidance.partition(":")[0])
+    features = encoders.encode_once(found, [caption], tokenizer.device, progress).features.guidance_RTD
+    if features is None:
+        raise UsageError(f"{tokenizer.name} reads {tokenizer.guidance}", f"'{found.folder}' is another text encoder")
+    try:
+        return tokenizer.with_guidance(features[0])
+    except ValueError as problem:
+        raise UsageError(f"{tokenizer.name} cannot read what this text encoder makes", str(problem)) from None
 
 
 def _stated_beside(stated: ConfigSources, read: checkpoint.Checkpoint) -> dict[str, Any]:

@@ -98,4 +98,4 @@ def draw(model: LoadedModel, class_ids: Sequence[int], numbers: Sequence[int], h
         top_p=how.top_p,
         generators=[generator_of(how.seed, *key, device=device) for key in zip(streams, numbers, strict=True)],
     )
-    return to_pixels(model.tokenizer.decode(tokens_BL))
+    return to_pixels(model.decoder(class_ids).decode(tokens_BL))

@@ -33,7 +33,7 @@ app.command("import", cls=Command)(import_tokens)
 app.command("export", cls=Command)(export_tokens)
 
 CacheArg = Annotated[Path, typer.Argument(metavar="CACHE", help="A token cache (avarc encode makes them).")]
-SHOWN = 12  # tokens of an image in the table
+SHOWN, NUMBERS = 12, 6  # codes of an image in the table, or numbers of a continuous token
 
 
 @app.command(cls=Command)
@@ -104,6 +104,10 @@ def head(
         Path | None,
         typer.Option("--picture", help="Also decode the tokens into a picture (PNG): one row an image, all samples."),
     ] = None,
+    caption: Annotated[
+        str | None, typer.Option("--caption", help='What a TA-TiTok decodes the tokens with; "" for no caption.')
+    ] = None,
+    text_encoder: opt.TextEncoderOpt = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that exists.")] = False,
     as_json: opt.JsonOpt = False,
     model: groups.WeightsOptions,
@@ -113,8 +117,14 @@ def head(
     Example: avarc cache head val.h5 --rows 3 --picture rows.png --model var-d16
     """
     from avarc_cli import outputs
+    from avarc_cli.text.captions import check_encoder
     from avarc_cli.tokens import read_verified
 
+    if picture is None or caption is None:
+        why = "it is for decoding tokens with a caption: --picture FILE --caption TEXT"
+        opt.check_not_given(context, {"text_encoder"} | ({"caption"} if picture is None else set()), "here", why)
+    if text_encoder is not None:
+        check_encoder(text_encoder)
     opened = read_verified(cache, allow_partial=True)
     if start >= len(opened):
         raise UsageError(f"there is no row {start}", f"'{cache}' holds {counted(len(opened), 'image')}, from 0")
@@ -124,8 +134,11 @@ def head(
     if picture is not None:
         with outputs.reserved(picture, outputs.PNG, overwrite=overwrite):
             spec = model.of_tokenizer(context).fetch(tokenizer_only=True)
-            _draw(opened, wanted, tokens_NSL, picture, spec)
-    cells = [(each["row"], each["name"], each["label"], _begin(each["tokens"][0])) for each in listed]
+            _draw(opened, wanted, tokens_NSL, picture, spec, caption, text_encoder)
+    cells = [
+        (each["row"], each["name"], each["label"], _begin(tokens_SL[0]))
+        for each, tokens_SL in zip(listed, tokens_NSL, strict=True)
+    ]
     table = console.table(cache, ("row", "image", "label", "tokens"), cells)
     console.result({"cache": cache, "rows": listed, "picture": picture}, table, brief=[(c[1],) for c in cells])
 
@@ -146,7 +159,8 @@ def _facts(cache: TokenCache) -> dict[str, Any]:
         "layout": str(header.layout),
         "scales": tuple(rows for rows, _ in header.layout.grids),
         "tokens_an_image": header.layout.num_tokens,
-        "vocabulary": header.vocab_size,
+        "vocabulary": header.vocab_size or None,
+        **({"channels": header.channels} if header.channels else {}),
         "preprocess": header.preprocess,
         "precision": header.precision,
         "samples": header.samples,
@@ -181,16 +195,28 @@ def _row(cache: TokenCache, row: int, tokens_SL: np.ndarray) -> dict[str, Any]:
     return {"row": row, "name": cache.paths[row], "label": named, "tokens": tokens_SL.tolist()}
 
 
-def _begin(tokens: list[int]) -> str:
-    return " ".join(str(token) for token in tokens[:SHOWN]) + (" ..." if len(tokens) > SHOWN else "")
+def _begin(tokens_L: np.ndarray) -> str:
+    """The first codes, or the first numbers of the first continuous token."""
+    shown = [str(n) for n in tokens_L[:SHOWN]] if tokens_L.ndim == 1 else [f"{x:.2f}" for x in tokens_L[0, :NUMBERS]]
+    return " ".join(shown) + (" ..." if tokens_L.size > len(shown) else "")
 
 
-def _draw(cache: TokenCache, rows: range, tokens_NSL: np.ndarray, out: Path, spec: ModelSpec) -> None:
-    from avarc_cli.loading import load_tokenizer
+def _draw(
+    cache: TokenCache,
+    rows: range,
+    tokens_NSL: np.ndarray,
+    out: Path,
+    spec: ModelSpec,
+    caption: str | None,
+    text_encoder: str | None,
+) -> None:
+    from avarc_cli.loading import load_tokenizer, with_caption
     from avarc_cli.results.picture import grid
     from avarc_cli.tokens.reconstruct import reconstruct
 
     reader = load_tokenizer(spec, layout=cache.header.layout)
     cache.check(reader)
+    if caption is not None:
+        reader = with_caption(reader, caption, text_encoder, progress=console.progress)
     grid(reconstruct(reader, tokens_NSL), [cache.paths[row] for row in rows], out)
     console.note(f"{out}: {counted(len(rows), 'image')} as the tokens show them")

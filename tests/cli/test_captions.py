@@ -7,7 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from caption_toy import FAMILY, tensors
+from conftest import GOLDEN
+from golden import fill
+from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
@@ -306,3 +310,67 @@ def test_names_of_a_file_are_put_into_templates_when_encoded(setting, tmp_path):
     assert avarc("-q", *run, tmp_path / "run") == 0
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())
     assert recorded["candidate_ids"] == NAMES and recorded["captions"]["count"] == 20
+
+
+@pytest.fixture(scope="module")
+def tatitok(tmp_path_factory):
+    """A TA-TiTok, a text encoder with the features that it reads, and a cache of two images."""
+    folder = tmp_path_factory.mktemp("tatitok")
+    meta, arrays = fill.load_golden(GOLDEN / "tatitok_tiny.npz")
+    filled = fill.state_dict(meta["keys"], meta["seed"], meta["scales"])
+    torch.save({key: torch.from_numpy(value) for key, value in filled.items()}, folder / "w.bin")
+    (folder / "config.json").write_text(json.dumps(meta["config"]))
+    positions, width = arrays["text"].shape[-2:]
+    side = arrays["image"].shape[-1]
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        (folder / "img").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / "img" / f"{i}.png")
+    words = ["encode", folder / "img", "--tokenizer", folder / "w.bin", "--preprocess", "none"]
+    assert avarc("-q", *words, "--out", folder / "t.h5") == 0
+    clip = tiny_clip(tmp_path_factory.mktemp("clip"), width=width, positions=positions)
+    return SimpleNamespace(cache=folder / "t.h5", file=folder / "w.bin", clip=clip)
+
+
+def test_a_decoder_that_reads_text_is_given_a_caption(tatitok, tmp_path, capsys):
+    words = ["cache", "head", tatitok.cache, "--tokenizer", tatitok.file, "--picture"]
+    encoder = ["--text-encoder", tatitok.clip]
+    assert avarc("-q", *words, tmp_path / "dog.png", "--caption", "a dog", *encoder) == 0
+    assert avarc("-q", *words, tmp_path / "none.png", "--caption", "", *encoder) == 0
+    assert (tmp_path / "dog.png").read_bytes() != (tmp_path / "none.png").read_bytes()
+    assert avarc(*words, tmp_path / "x.png") == 2
+    assert "--caption TEXT" in capsys.readouterr().err
+    assert avarc(*words, tmp_path / "x.png", "--caption", "a dog", "--text-encoder", tiny_t5(tmp_path / "t5")) == 2
+    assert "another text encoder" in capsys.readouterr().err
+    narrow = tiny_clip(tmp_path / "narrow", width=8)
+    assert avarc(*words, tmp_path / "x.png", "--caption", "a dog", "--text-encoder", narrow) == 2
+    assert avarc(*words[:-1], "--caption", "a dog") == 2
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_caption_for_another_decoder_is_refused(setting, tmp_path, capsys):
+    words = ["cache", "head", setting.cache, "--tokenizer", "digits-vq", "--picture", tmp_path / "x.png"]
+    assert avarc(*words, "--caption", "a dog") == 2
+    assert "decodes without a caption" in capsys.readouterr().err
+
+
+def test_pictures_of_captions_are_decoded_with_them(tatitok, tmp_path):
+    from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
+
+    reader = load_tokenizer(str(tatitok.file))
+    made = tensors(width=768, tokens=reader.layout.num_tokens, codes=reader.vocab_size)
+    save_file(made, tmp_path / "toy.safetensors", {"text_encoder": "clip-vit-l-14-336"})
+    model = load_model(
+        ModelSpec(
+            str(tmp_path / "toy.safetensors"),
+            str(tatitok.file),
+            templates=("a {}",),
+            template_names=("cat", "dog"),
+            text_encoder=tatitok.clip,
+        )
+    )
+    tokens = torch.zeros(2, reader.layout.num_tokens, dtype=torch.int64)
+    cat, dog = model.decoder([0, 1]).decode(tokens)
+    assert not torch.equal(cat, dog)
+    assert torch.equal(model.decoder([1, 0]).decode(tokens)[1], cat)
+    model.tokenizer.decode(tokens)  # with the empty caption
