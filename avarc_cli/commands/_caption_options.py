@@ -75,7 +75,9 @@ class CaptionOptions:
 
         card = caption_card(model)
         encoded = self.captions is not None and self.captions.suffix.lower() == ".safetensors"
-        return None if encoded or not self.gives_captions else self.text_encoder or (card and card.text_encoder)
+        if encoded or not self.gives_captions:
+            return None
+        return self.text_encoder or (None if card is None else card.text_encoder)
 
     def caption_fields(self) -> dict[str, Any]:
         """The fields of `loading.ModelSpec` about captions."""
