@@ -34,6 +34,7 @@ class CaptionChoice:
     templates: tuple[str, ...] = ()
     template_names: tuple[str, ...] = ()
     text_encoder: str | Path | None = None
+    aesthetic_score: float | None = None
 
     @property
     def is_given(self) -> bool:
@@ -53,6 +54,8 @@ class BoundCaptions:
     """The candidates, in the order of the class ids."""
     encoder: dict[str, str]
     """Name and sha256 of the text encoder; of a file of features the name, as far as it tells."""
+    aesthetic_score: float | None = None
+    """Of the images that the captions describe, if the user named one."""
     notes: tuple[str, ...] = ()
     """What is to be said to the user."""
     guidance_RTD: Tensor | None = None
@@ -64,6 +67,7 @@ class BoundCaptions:
         """What results depend on, for run.json. The captions' names are among the candidates there."""
         chosen = self.captions
         recorded: dict[str, Any] = {"sha256": chosen.digest, "count": len(chosen.texts), "encoder": self.encoder}
+        recorded |= {} if self.aesthetic_score is None else {"aesthetic_score": self.aesthetic_score}
         recorded |= {"templates": list(chosen.templates)} if chosen.templates else {}
         return recorded | ({"rule": RULE} if chosen.has_several else {})
 
@@ -110,11 +114,12 @@ def bind(
     if chosen.has_several:
         notes.append(f"scores are means over captions: {len(chosen.texts):,} of {counted(len(chosen), 'candidate')}")
     features.check(model.text, name)
-    bound = model.with_captions(features)
+    bound = model.with_captions(features, aesthetic_score=choice.aesthetic_score)
     likelihood = MeanOfCaptions(bound, chosen.candidate) if chosen.has_several else bound
     return likelihood, BoundCaptions(
         captions=chosen,
         encoder=encoder,
+        aesthetic_score=choice.aesthetic_score,
         notes=tuple(notes),
         guidance_RTD=features.guidance_RTD,
         empty_guidance_TD=_of_empty(features),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avarc_cli.errors import UsageError
 from avarc_cli.family import GeneratorFamily
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layout import TokenLayout
@@ -57,7 +58,9 @@ class CaptionToy(LikelihoodModel):
             self.log_prob_RLV = (table_LV + logit_RV[:, None]).log_softmax(-1)
 
     def with_captions(self, features: CaptionFeatures, *, aesthetic_score: float | None = None) -> CaptionToy:
-        own = [means(features)] + ([] if features.empty is None else [means(features.empty)])
+        if aesthetic_score is not None and aesthetic_score > 10:
+            raise UsageError(f"--aesthetic-score {aesthetic_score:g}", "it is a number from 0 to 10")
+        own = [means(features) * (aesthetic_score or 1)] + ([] if features.empty is None else [means(features.empty)])
         bound = CaptionToy(self.table_LV, self.weight_DV, self.encoder, torch.cat(own) @ self.weight_DV)
         bound.num_classes = len(features)
         bound.unconditional = None if features.empty is None else len(features)

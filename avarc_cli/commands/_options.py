@@ -121,6 +121,10 @@ TextEncoderOpt = Annotated[
     str | None,
     model_option("--text-encoder", help="A name or folder. Default: the encoder that the model was trained with."),
 ]
+AestheticScoreOpt = Annotated[
+    float | None,
+    model_option("--aesthetic-score", help="Of the images that captions describe, for models given one (MaskGen)."),
+]
 YesOpt = Annotated[bool, model_option("--yes", "-y", help="Download missing weights without asking.")]
 
 ClassesOpt = Annotated[

@@ -16,7 +16,16 @@ from avarc_cli.options import Options, parse_batch_size
 
 OF_A_CACHE = {
     *("model", "tokenizer", "model_config", "tokenizer_config", "class_names", "class_order", "bank"),
-    *("captions", "templates", "text_encoder", "lora", "lora_alpha", "weight_set", "tokenizer_weight_set"),
+    *(
+        "captions",
+        "templates",
+        "text_encoder",
+        "aesthetic_score",
+        "lora",
+        "lora_alpha",
+        "weight_set",
+        "tokenizer_weight_set",
+    ),
     *("image_size", "precision", "device", "batch_size", "limit", "sample", "seed", "devices", "engine"),
 }
 

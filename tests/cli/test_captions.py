@@ -182,6 +182,19 @@ def test_pictures_are_drawn_of_captions(setting, tmp_path):
     assert sorted(path.name for path in (tmp_path / "pictures" / "3").iterdir()) == ["000.png", "001.png"]
 
 
+def test_an_aesthetic_score_is_given_to_the_model_and_recorded(setting, tmp_path, capsys):
+    words = ["classify", setting.cache, *setting.model, "--captions", setting.folder / "c.txt", *setting.encoder]
+    for score in ("2", "3"):
+        run = tmp_path / score
+        assert avarc("-q", *words, "--aesthetic-score", score, "--out", run, "--save-likelihood") == 0
+        assert json.loads((run / "run.json").read_text())["captions"]["aesthetic_score"] == float(score)
+    assert not np.array_equal(likelihoods(tmp_path / "2"), likelihoods(tmp_path / "3"))
+    assert avarc("-q", "explain", tmp_path / "2", "--out", tmp_path / "e.png", "--limit", "1") == 0
+    for wrong in ("11", "-1", "nan"):
+        assert avarc(*words, "--aesthetic-score", wrong) == 2
+        assert "--aesthetic-score" in capsys.readouterr().err
+
+
 def test_features_are_encoded_once_and_the_encoder_is_then_not_needed(setting, tmp_path, monkeypatch):
     from avarc_cli.text import encoders
 
