@@ -141,6 +141,7 @@ def load_model(
         if tokenizer.guidance is not None and captions.empty_guidance_TD is not None:
             tokenizer = tokenizer.with_guidance(captions.empty_guidance_TD)  # images of no particular caption
     else:
+        _check_unused(spec, name)
         classes = class_space(likelihood.num_classes, space, spec.class_names, read.metadata, spec.class_order)
     model_alone = LoadedModel(
         likelihood=likelihood,
@@ -163,6 +164,13 @@ def load_model(
         inferred=_inferred(read, config, tokenizer),
     )
     return model_alone if spec.bank is None else with_bank(model_alone, banks.read(Path(spec.bank)))
+
+
+def _check_unused(spec: ModelSpec, name: str) -> None:
+    """Raises: UsageError for what only a model of captions reads."""
+    for option, value in (("--text-encoder", spec.text_encoder), ("--aesthetic-score", spec.aesthetic_score)):
+        if value is not None:
+            raise UsageError(f"no use for {option}", f"'{name}' reads no captions", "leave it out")
 
 
 def with_caption(

@@ -186,8 +186,6 @@ def check_options(
     if captions is not None:
         read(captions)
     if text_encoder is not None:
-        if not given:
-            raise UsageError("no use for --text-encoder", "there are no captions to encode", "leave it out")
         if captions is not None and captions.suffix.lower() == feature_file.SUFFIX:
             raise UsageError("no use for --text-encoder", f"'{captions}' has features already", "leave it out")
         check_encoder(text_encoder)

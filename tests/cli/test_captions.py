@@ -168,7 +168,8 @@ def test_plans_are_tuned_for_captions_and_caches_exported_and_explained(setting,
 
 def test_pictures_are_drawn_of_captions(setting, tmp_path):
     words = ["-q", "sample", *setting.model, "--count", "2"]
-    assert avarc(*words, *setting.encoder[:0], "the digit three, small", "nine", "--out", tmp_path / "no.png") == 1
+    assert avarc(*words, "the digit three, small", "nine", "--out", tmp_path / "no.png") == 1
+    assert avarc(*words, *setting.encoder, "the digit three, small", "--out", tmp_path / "yes.png") == 0
     save_file(tensors(), tmp_path / "own.safetensors", {"text_encoder": str(setting.t5)})
     own = ["--model", tmp_path / "own.safetensors", "--tokenizer", "digits-vq", "--count", "2"]
     assert avarc("-q", "sample", "the digit three, small", "nine", *own, "--out", tmp_path / "a.png") == 0
@@ -253,7 +254,10 @@ WRONG = [
     (["{model}", "--template", "a photo"], "cannot use the template 'a photo'"),
     (["{model}", "--captions", "{c}", "--text-encoder", "flan-t5"], "no text encoder is called 'flan-t5'"),
     (["{model}", "--captions", "{c}", "--text-encoder", "{c}"], "is no folder"),
-    (["{model}", "--text-encoder", "flan-t5-xl"], "there are no captions to encode"),
+    (["{model}", "--text-encoder", "flan-t5-xl"], "name captions: --captions FILE or --template"),
+    (["--model", "digits-llamagen", "--text-encoder", "flan-t5-xl"], "'digits-llamagen' reads no captions"),
+    (["--model", "digits-llamagen", "--aesthetic-score", "5"], "no use for --aesthetic-score"),
+    (["{model}", "--captions", "f.safetensors", "--text-encoder", "flan-t5-xl"], "'f.safetensors' does not exist"),
     (["{model}", "--captions", "nowhere.txt"], "'nowhere.txt' does not exist"),
     (["{model}", "--captions", "{c}", "--classes", "the digit ten"], "not classes of c.txt: the digit ten"),
     (["--model", "digits", "--captions", "{c}"], "'digits' reads no captions"),
