@@ -236,6 +236,10 @@ PatchNumsOpt = Annotated[
 ]
 
 
+captions_bar = partial(console.progress, unit="caption")
+"""Opens the bar of encoding captions, for what loads a model."""
+
+
 def note_inferred(loaded: LoadedModel | LoadedTokenizer) -> None:
     """Report the values of a configuration that no file states, and which of several sets of weights was read."""
     for name, found in loaded.inferred.items():

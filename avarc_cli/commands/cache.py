@@ -217,6 +217,6 @@ def _draw(
     reader = load_tokenizer(spec, layout=cache.header.layout)
     cache.check(reader)
     if caption is not None:
-        reader = with_caption(reader, caption, text_encoder, progress=console.progress)
+        reader = with_caption(reader, caption, text_encoder, progress=opt.captions_bar)
     grid(reconstruct(reader, tokens_NSL), [cache.paths[row] for row in rows], out)
     console.note(f"{out}: {counted(len(rows), 'image')} as the tokens show them")

@@ -196,8 +196,8 @@ def check_options(
 def check_encoder(encoder: str) -> None:
     """Raises: UsageError unless this is the name of a text encoder, or a folder."""
     if not Path(encoder).is_dir():
-        if Path(encoder).exists() or len(Path(encoder).parts) > 1:
-            raise UsageError(f"'{encoder}' is no folder", "a text encoder is one of several files", "name its folder")
+        if Path(encoder).exists() or "/" in encoder:
+            raise UsageError(f"'{encoder}' is no folder", "a text encoder is a folder of several files", "name it")
         text_encoder_card(encoder)
 
 

@@ -147,8 +147,16 @@ def test_an_explanation_with_other_captions_is_refused(setting, tmp_path, capsys
     words = ["classify", setting.cache, *setting.model, *setting.encoder, "--captions", captions, "--out", run]
     assert avarc("-q", *words) == 0
     assert avarc("-q", "explain", run, "--out", tmp_path / "e.png", "--limit", "1") == 0
-    captions.write_text(json.dumps({str(i): f"a {name}" for i, name in enumerate(NAMES)}))
+    captions.rename(tmp_path / "moved.json")
     assert avarc("explain", run, "--out", tmp_path / "f.png", "--limit", "1") == 2
+    assert "--captions FILE" in capsys.readouterr().err
+    moved = ["--captions", tmp_path / "moved.json"]
+    assert avarc("-q", "explain", run, *moved, "--out", tmp_path / "f.png", "--limit", "1") == 0
+    capsys.readouterr()
+    assert avarc("--json", "report", run, *moved, "--out", tmp_path / "r.html") == 0
+    assert json.loads(capsys.readouterr().out)["explained"] > 0
+    captions.write_text(json.dumps({str(i): f"a {name}" for i, name in enumerate(NAMES)}))
+    assert avarc("explain", run, "--out", tmp_path / "g.png", "--limit", "1") == 2
     assert "put back the run's captions" in capsys.readouterr().err
 
 
