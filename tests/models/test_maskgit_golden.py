@@ -17,14 +17,15 @@ from avarc_cli import families
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.models.masked.likelihood import undo_smoothing
+from avarc_cli.models.masked.loss import masked_cross_entropy, random_masks
 from avarc_cli.models.maskgit import shapes
 from avarc_cli.models.maskgit.benchmark import MaskGITWorkload
 from avarc_cli.models.maskgit.bert import Bert
 from avarc_cli.models.maskgit.config import MaskGITConfig
 from avarc_cli.models.maskgit.family import BERT, UVIT
 from avarc_cli.models.maskgit.initialize import initialize
-from avarc_cli.models.maskgit.likelihood import MaskGITLikelihood, undo_smoothing
-from avarc_cli.models.maskgit.loss import masked_cross_entropy, random_masks
+from avarc_cli.models.maskgit.likelihood import MaskGITLikelihood
 from avarc_cli.models.maskgit.sampling import Schedule, sample
 from avarc_cli.models.maskgit.uvit import UViT
 from avarc_cli.tokenizers.titok.family import FAMILY as TITOK

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avarc_cli.layers.precision import FP32, Precision, QuantizedLinear, linear, quantized
+from avarc_cli.layers.precision import FP32, Precision, QuantizedLinear, convert_linears, linear
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.maskgit.config import MaskGITConfig
 
@@ -90,12 +90,7 @@ class MaskedTransformer(nn.Module, ABC):
         """
         self.precision = precision
         for _, block in self.blocks():
-            for name in self.linears:
-                owner, _, attribute = name.rpartition(".")
-                module = block.get_submodule(owner)
-                layer = getattr(module, attribute)
-                layer = quantized(layer, precision) if precision.quantized else layer.to(precision.product)
-                setattr(module, attribute, layer)
+            convert_linears(block, self.linears, precision)
         if self.head.weight.is_cuda and self.head.weight.dtype != precision.activations:
             self.head.to(precision.activations)
         return self
