@@ -166,6 +166,7 @@ GENERATORS: Registry[GeneratorFamily] = Registry(
         "rar": "avarc_cli.models.rar.family:FAMILY",
         "maskgit": "avarc_cli.models.maskgit.family:UVIT",
         "maskgit-bert": "avarc_cli.models.maskgit.family:BERT",
+        "maskgen": "avarc_cli.models.maskgen.family:VQ",
     },
 )
 TOKENIZERS: Registry[TokenizerFamily] = Registry(

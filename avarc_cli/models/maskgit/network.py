@@ -16,7 +16,6 @@ from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from avarc_cli.layers.precision import FP32, Precision, QuantizedLinear, convert_linears, linear
 from avarc_cli.layers.state_dict import build
@@ -102,10 +101,3 @@ class MaskedTransformer(nn.Module, ABC):
             if isinstance(module, QuantizedLinear):
                 module.kernels = kernels
         return self
-
-
-def attend(q_PTC: Tensor, k_PTC: Tensor, v_PTC: Tensor, heads: int, precision: Precision) -> Tensor:
-    """Attention among all positions, (P, T, C), in the dtype of activations."""
-    q, k, v = (x.to(precision.attention).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q_PTC, k_PTC, v_PTC))
-    out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    return out.to(precision.activations)
