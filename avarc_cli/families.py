@@ -167,6 +167,7 @@ GENERATORS: Registry[GeneratorFamily] = Registry(
         "maskgit": "avarc_cli.models.maskgit.family:UVIT",
         "maskgit-bert": "avarc_cli.models.maskgit.family:BERT",
         "maskgen": "avarc_cli.models.maskgen.family:VQ",
+        "maskgen-kl": "avarc_cli.models.maskgen.family:KL",
     },
 )
 TOKENIZERS: Registry[TokenizerFamily] = Registry(

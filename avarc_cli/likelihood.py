@@ -52,6 +52,8 @@ class LikelihoodModel(ABC):
     """Strength of guidance with which `sample` is meant to be used."""
     steps: int | None = None
     """Passes that an order is cut into, each a segment, for a model of hidden tokens; None where segments are fixed."""
+    is_bound: bool = False
+    """Whether what it gives for log p(token | before, class) is itself an estimate of a lower bound."""
     text: TextInput | None = None
     """What it reads of captions; None for a model of classes. A model of captions has no classes before
     `with_captions`."""

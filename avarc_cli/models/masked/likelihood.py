@@ -43,6 +43,10 @@ class MaskedState:
         """Which positions a pass sees that scores from the `start`-th token on, (B, L) bool."""
         return visible(self.order_BL, start, self.weight_BL)
 
+    def given_order(self) -> Tensor:
+        """The order as `LikelihoodModel.begin` is given it: ~p for a token at p that is given."""
+        return self.order_BL if self.weight_BL is None else self.order_BL.where(self.weight_BL != 0, ~self.order_BL)
+
 
 def visible(order_BL: Tensor, start: int, weight_BL: Tensor | None = None) -> Tensor:
     """Positions of the first `start` tokens of each order, and of those that count 0, (B, L) bool."""

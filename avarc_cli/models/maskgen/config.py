@@ -11,7 +11,7 @@ from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
 from avarc_cli.layers.config_sources import ConfigSources, check_shape
-from avarc_cli.layers.state_dict import shape_of
+from avarc_cli.layers.state_dict import count_layers, shape_of
 from avarc_cli.layout import TokenLayout
 from avarc_cli.text.features import TextInput
 
@@ -19,6 +19,7 @@ ENCODER = "clip-vit-l-14-336"
 DEFAULT_HEADS = 16  # of all published models; no tensor tells it
 DEFAULT_SCORE = 6.5  # aesthetic score of the published models of the second stage
 DEFAULT_CLASSES = 1000  # rows of the published tables of embeddings that nothing reads
+DEFAULT_SCALE = 0.7525  # of the published models of latents
 TEXT_POSITIONS = 77  # of CLIP
 MAX_SCORE = 10.0  # the scale of the LAION aesthetic predictor
 
@@ -83,6 +84,18 @@ class MaskGenConfig(JointConfig):
         return self.vocab_size
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskGenKLConfig(JointConfig):
+    """Shape of a MaskGen whose tokens are the latents of a VAE."""
+
+    title: ClassVar[str] = "MaskGen KL transformer"
+
+    channels: int  # Z, of a token
+    head_width: int
+    head_depth: int  # blocks
+    scale_factor: float  # what tokens are multiplied by
+
+
 def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> MaskGenConfig:
     """The shape of the MaskGen VQ that these tensors make up.
 
@@ -113,6 +126,34 @@ def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: st
         stated, {"condition_num_classes": rows - vocab_size - 2}, config.layout, source, inside="model.maskgen."
     )
     check_joint(config, stated, source)
+    return config
+
+
+def read_kl_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> MaskGenKLConfig:
+    """The shape of the MaskGen KL that these tensors make up. Raises: as `read_config`."""
+    title = MaskGenKLConfig.title
+    head = "diffloss.net."
+    joint = read_joint(
+        tensors, stated, source, title=title, text="text_emb", pooled="text_pooled_emb", blocks="decoder_blocks"
+    )
+    inferred = joint.pop("inferred")
+    scale = real_number(stated, "scale_factor", "model.vq_model.scale_factor")
+    if scale is None:
+        inferred["scale factor"] = f"{DEFAULT_SCALE}, as in all published models"
+    width, channels = shape_of(tensors, f"{head}input_proj.weight", 2, source=source, expected=title)
+    config = MaskGenKLConfig(
+        **joint,
+        num_tokens=shape_of(tensors, "decoder_pos_embed_learned", 3, source=source, expected=title)[1],
+        channels=channels,
+        head_width=width,
+        head_depth=count_layers(tensors, head + "res_blocks.{}.in_ln.weight"),
+        scale_factor=DEFAULT_SCALE if scale is None else scale,
+        inferred=inferred,
+    )
+    check_joint(config, stated, source)
+    check_shape(stated, {"token_size": channels}, config.layout, source, inside="model.vq_model.")
+    of_head = {"diffloss_w": width, "diffloss_d": config.head_depth}
+    check_shape(stated, of_head, config.layout, source, inside="losses.")
     return config
 
 
@@ -155,7 +196,7 @@ def read_joint(
         inferred["aesthetic score"] = f"{DEFAULT_SCORE}, as in the published models of the second stage"
     length = "text_context_length"
     return {
-        "depth": next(i for i in range(len(tensors) + 1) if f"{blocks}.{i}.attn.to_q.weight" not in tensors),
+        "depth": count_layers(tensors, blocks + ".{}.attn.to_q.weight"),
         "width": width,
         "heads": heads or DEFAULT_HEADS,
         "hidden": hidden,

@@ -12,7 +12,9 @@ from avarc_cli.family import GeneratorFamily
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
 from avarc_cli.likelihood import TokenizerNetwork
-from avarc_cli.models.maskgen.config import MaskGenConfig, read_config
+from avarc_cli.models.maskgen.config import MaskGenConfig, MaskGenKLConfig, read_config, read_kl_config
+from avarc_cli.models.maskgen.latent_likelihood import MaskGenKLLikelihood
+from avarc_cli.models.maskgen.latent_network import MaskGenKL
 from avarc_cli.models.maskgen.likelihood import MaskGenLikelihood
 from avarc_cli.models.maskgen.network import MaskGen
 
@@ -49,4 +51,38 @@ class MaskGenFamily(GeneratorFamily):
         return MaskGenLikelihood(network.set_precision(precision).set_kernels(kernels))
 
 
-VQ = MaskGenFamily()
+class MaskGenKLFamily(GeneratorFamily):
+    """MaskGens of the continuous tokens of a TA-TiTok VAE."""
+
+    name = MaskGenKLLikelihood.family
+    title = MaskGenKLConfig.title
+    continuous = True
+    signature = ("text_emb.weight", "text_pooled_emb.weight", "decoder_pos_embed_learned", "z_proj.weight")
+
+    def read_config(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> MaskGenKLConfig:
+        return read_kl_config(tensors, stated, source)
+
+    def build(
+        self,
+        config: MaskGenKLConfig,
+        tensors: Mapping[str, Tensor],
+        tokenizer: TokenizerNetwork,
+        *,
+        precision: Precision,
+        kernels: str,
+        device: torch.device,
+        source: str,
+    ) -> MaskGenKLLikelihood:
+        channels = getattr(tokenizer, "channels", 0)
+        if (config.channels, config.num_tokens) != (channels, tokenizer.layout.num_tokens):
+            raise CheckpointError(
+                f"{source} reads the tokens of another tokenizer",
+                f"it has {config.num_tokens} tokens of {config.channels} channels, the tokenizer "
+                f"{tokenizer.layout.num_tokens} of {channels}",
+                "pass the tokenizer that it was trained with",
+            )
+        network = MaskGenKL.from_state_dict(config, tensors, source=source).to(device)
+        return MaskGenKLLikelihood(network.set_precision(precision).set_kernels(kernels))
+
+
+VQ, KL = MaskGenFamily(), MaskGenKLFamily()

@@ -1,0 +1,123 @@
+"""The diffusion process of MaskGen KL's tokens (arXiv:2006.11239, 2102.09672), and the terms of its lower bound.
+
+A token x is noised in T steps, x_t = sqrt(abar_t) x + sqrt(1 - abar_t) eps, t = 0 .. T - 1, with abar = 1 before the
+first. A network predicts eps, and a number v per channel that interpolates between the logarithms of beta_t and of the
+variance of q(x_{t-1} | x_t, x).
+
+    log p(x) >= - KL(q(x_{T-1} | x) || N(0, I)) - sum over t >= 1 of E KL(q(x_{t-1} | x_t, x) || p(x_{t-1} | x_t))
+                + E log N(x; mean(x_0), beta_0)
+
+The means differ by a multiple of eps_hat - eps, so every term is computed from that difference, without the division by
+sqrt(abar_t), which is 5e-5 at the last step. The last term is a density with a fixed variance: the reference trains v
+at t = 0 on bins of pixels, which mean nothing for latents.
+
+Shapes: N rows, Z channels of a token.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+STEPS = 1000
+MAX_BETA = 0.999
+OFFSET = 0.008  # of the cosine schedule
+
+
+class Process(NamedTuple):
+    """T steps of noise, as tables (T,)."""
+
+    abar: Tensor
+    """How much of the token is in x_t, in squared size."""
+    timestep: Tensor
+    """int64: what the network is given for t."""
+    signal: Tensor
+    """sqrt(abar)."""
+    noise: Tensor
+    """sqrt(1 - abar)."""
+    scale: Tensor
+    """mean(x_t) = scale x_t - shift eps_hat."""
+    shift: Tensor
+    log_posterior: Tensor
+    """Log variance of q(x_{t-1} | x_t, x). At t = 0, where it is -inf, that of t = 1 stands in its place."""
+    log_ratio: Tensor
+    """log beta_t minus `log_posterior`."""
+    error_weight: Tensor
+    """Nats that |eps_hat - eps|^2 costs with the variance of q(x_{t-1} | x_t, x), or beta_0 at t = 0."""
+    first_beta: float
+    last_abar: float
+
+    @classmethod
+    def of(cls, abar: Tensor, timestep: Tensor) -> Process:
+        """The process with this abar, (T,) float64; its tables are float64 too."""
+        before = torch.cat([abar.new_ones(1), abar[:-1]])
+        beta = 1 - abar / before
+        log_posterior = (beta * (1 - before) / (1 - abar)).log()
+        log_posterior[0] = log_posterior[1]
+        shift = beta / ((1 - beta) * (1 - abar)).sqrt()
+        variance = torch.cat([beta[:1], log_posterior[1:].exp()])
+        return cls(
+            abar=abar,
+            timestep=timestep,
+            signal=abar.sqrt(),
+            noise=(1 - abar).sqrt(),
+            scale=(1 - beta).rsqrt(),
+            shift=shift,
+            log_posterior=log_posterior,
+            log_ratio=beta.log() - log_posterior,
+            error_weight=shift**2 / (2 * variance),
+            first_beta=float(beta[0]),
+            last_abar=float(abar[-1]),
+        )
+
+    @classmethod
+    def cosine(cls, steps: int = STEPS) -> Process:
+        """The process of the training."""
+        s = torch.arange(steps + 1, dtype=torch.float64) / steps
+        curve = ((s + OFFSET) / (1 + OFFSET) * math.pi / 2).cos() ** 2
+        beta = (1 - curve[1:] / curve[:-1]).clamp(max=MAX_BETA)
+        return cls.of((1 - beta).cumprod(0), torch.arange(steps))
+
+    def respaced(self, steps: int) -> Process:
+        """A process of fewer steps, evenly among these, the first and the last included."""
+        last = len(self.abar) - 1
+        kept = [round(i * last / (steps - 1)) for i in range(steps)]
+        return Process.of(self.abar[kept], self.timestep[kept])
+
+    def to(self, device: torch.device) -> Process:
+        """On this device, in float32."""
+        tables = {name: x for name, x in self._asdict().items() if isinstance(x, Tensor)}
+        return self._replace(
+            **{k: x.to(device, x.dtype if k == "timestep" else torch.float32) for k, x in tables.items()}
+        )
+
+    def noised(self, x_NZ: Tensor, t_N: Tensor, noise_NZ: Tensor) -> Tensor:
+        """x_t."""
+        return self.signal[t_N, None] * x_NZ + self.noise[t_N, None] * noise_NZ
+
+    def mean(self, x_t_NZ: Tensor, t_N: Tensor, eps_NZ: Tensor) -> Tensor:
+        """Of p(x_{t-1} | x_t), for the noise that the network predicts."""
+        return self.scale[t_N, None] * x_t_NZ - self.shift[t_N, None] * eps_NZ
+
+    def log_variance(self, t_N: Tensor, v_NZ: Tensor) -> Tensor:
+        """Of p(x_{t-1} | x_t)."""
+        return self.log_posterior[t_N, None] + (v_NZ + 1) / 2 * self.log_ratio[t_N, None]
+
+    def divergence(self, t_N: Tensor, error_NZ: Tensor, v_NZ: Tensor) -> Tensor:
+        """What step t takes from the bound, but for `constant`, (N,) nats.
+
+        Args:
+            error_NZ: eps_hat - eps. v_NZ: not used at t = 0.
+        """
+        wider_NZ = ((v_NZ + 1) / 2 * self.log_ratio[t_N, None]).masked_fill(t_N[:, None] == 0, 0.0)
+        of_error_NZ = self.error_weight[t_N, None] * error_NZ**2 * (-wider_NZ).exp()
+        return (0.5 * (wider_NZ + torch.expm1(-wider_NZ)) + of_error_NZ).sum(-1)
+
+    def constant(self, x: Tensor) -> Tensor:
+        """What no network changes in the bound, (...,) nats: the first step's normalization, the last's divergence."""
+        last, channels = self.last_abar, x.shape[-1]
+        prior = 0.5 * (last * x**2 - last - math.log1p(-last)).sum(-1)
+        return -0.5 * channels * math.log(2 * math.pi * self.first_beta) - prior
