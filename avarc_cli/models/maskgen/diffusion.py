@@ -9,9 +9,10 @@ variance of q(x_{t-1} | x_t, x).
 
 The means differ by a multiple of eps_hat - eps, so every term is computed from that difference, without the division by
 sqrt(abar_t), which is 5e-5 at the last step. The last term is a density with a fixed variance: the reference trains v
-at t = 0 on bins of pixels, which mean nothing for latents.
+at t = 0 on bins of pixels, which mean nothing for latents. The first term, and the normalization of the last, are the
+same for all networks (`Process.standard_divergence`).
 
-Shapes: N rows, Z channels of a token.
+Shapes: tokens are (..., Z), their steps of the diffusion (...) int64.
 """
 
 from __future__ import annotations
@@ -47,8 +48,6 @@ class Process(NamedTuple):
     """log beta_t minus `log_posterior`."""
     error_weight: Tensor
     """Nats that |eps_hat - eps|^2 costs with the variance of q(x_{t-1} | x_t, x), or beta_0 at t = 0."""
-    first_beta: float
-    last_abar: float
 
     @classmethod
     def of(cls, abar: Tensor, timestep: Tensor) -> Process:
@@ -69,8 +68,6 @@ class Process(NamedTuple):
             log_posterior=log_posterior,
             log_ratio=beta.log() - log_posterior,
             error_weight=shift**2 / (2 * variance),
-            first_beta=float(beta[0]),
-            last_abar=float(abar[-1]),
         )
 
     @classmethod
@@ -89,35 +86,37 @@ class Process(NamedTuple):
 
     def to(self, device: torch.device) -> Process:
         """On this device, in float32."""
-        tables = {name: x for name, x in self._asdict().items() if isinstance(x, Tensor)}
-        return self._replace(
-            **{k: x.to(device, x.dtype if k == "timestep" else torch.float32) for k, x in tables.items()}
-        )
+        return Process(*(x.to(device, torch.float32 if x.is_floating_point() else x.dtype) for x in self))
 
-    def noised(self, x_NZ: Tensor, t_N: Tensor, noise_NZ: Tensor) -> Tensor:
+    def noised(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t."""
-        return self.signal[t_N, None] * x_NZ + self.noise[t_N, None] * noise_NZ
+        return self.signal[t][..., None] * x + self.noise[t][..., None] * noise
 
-    def mean(self, x_t_NZ: Tensor, t_N: Tensor, eps_NZ: Tensor) -> Tensor:
+    def mean(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Of p(x_{t-1} | x_t), for the noise that the network predicts."""
-        return self.scale[t_N, None] * x_t_NZ - self.shift[t_N, None] * eps_NZ
+        return self.scale[t][..., None] * x_t - self.shift[t][..., None] * eps
 
-    def log_variance(self, t_N: Tensor, v_NZ: Tensor) -> Tensor:
+    def log_variance(self, t: Tensor, v: Tensor) -> Tensor:
         """Of p(x_{t-1} | x_t)."""
-        return self.log_posterior[t_N, None] + (v_NZ + 1) / 2 * self.log_ratio[t_N, None]
+        return self.log_posterior[t][..., None] + (v + 1) / 2 * self.log_ratio[t][..., None]
 
-    def divergence(self, t_N: Tensor, error_NZ: Tensor, v_NZ: Tensor) -> Tensor:
-        """What step t takes from the bound, but for `constant`, (N,) nats.
+    def divergence(self, t: Tensor, error: Tensor, v: Tensor) -> Tensor:
+        """What step t takes from the bound, but for what no network changes, (...) nats.
 
         Args:
-            error_NZ: eps_hat - eps. v_NZ: not used at t = 0.
+            error: eps_hat - eps. v: not used at t = 0.
         """
-        wider_NZ = ((v_NZ + 1) / 2 * self.log_ratio[t_N, None]).masked_fill(t_N[:, None] == 0, 0.0)
-        of_error_NZ = self.error_weight[t_N, None] * error_NZ**2 * (-wider_NZ).exp()
-        return (0.5 * (wider_NZ + torch.expm1(-wider_NZ)) + of_error_NZ).sum(-1)
+        wider = ((v + 1) / 2 * self.log_ratio[t][..., None]).masked_fill(t[..., None] == 0, 0.0)
+        of_error = self.error_weight[t][..., None] * error**2 * (-wider).exp()
+        return (0.5 * (wider + torch.expm1(-wider)) + of_error).sum(-1)
 
-    def constant(self, x: Tensor) -> Tensor:
-        """What no network changes in the bound, (...,) nats: the first step's normalization, the last's divergence."""
-        last, channels = self.last_abar, x.shape[-1]
-        prior = 0.5 * (last * x**2 - last - math.log1p(-last)).sum(-1)
-        return -0.5 * channels * math.log(2 * math.pi * self.first_beta) - prior
+    def standard_divergence(self, t: Tensor, x_t: Tensor, noise: Tensor) -> Tensor:
+        """The same of the network that is right if x has a standard normal distribution, (...) nats.
+
+        Its noise is sqrt(1 - abar_t) x_t, its variance beta_t. All x_t are standard normal then, so its bound is the
+        log density of x itself, and log p(x) of another network is at least
+
+            log N(x; 0, I) + sum over t of E (standard_divergence - divergence).
+        """
+        error = self.noise[t][..., None] * x_t - noise
+        return self.divergence(t, error, torch.ones_like(error))

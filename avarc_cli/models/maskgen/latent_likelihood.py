@@ -1,9 +1,10 @@
 """MaskGen KL behind the LikelihoodModel interface (`masked.likelihood`): a lower bound of a density, in nats.
 
 log p of a token, given visible tokens and the caption, is bounded by the evidence lower bound of its diffusion
-(`diffusion`), a sum over 1000 steps that is estimated by importance sampling (`latent_noise`). Masks, steps and noise
-are the same for all captions. The densities are those of the latents as the tokenizer gives them: the logarithm of the
-factor that the network multiplies them by is included.
+(`diffusion`), a sum over 1000 steps. What is estimated, by importance sampling (`latent_noise`), is its difference to
+the bound of a network for standard normal tokens, which is exactly their log density: the noise of the estimate mostly
+cancels. Masks, steps and noise are the same for all captions. The densities are those of the latents as the tokenizer
+gives them: the logarithm of the factor that the network multiplies them by is included.
 
 Shapes: B token sequences, P pairs, L tokens, T tokens of a block, S evaluations of the head, Z channels of a token,
 C width, W width of the head.
@@ -45,33 +46,28 @@ class MaskGenKLLikelihood(CaptionedLikelihood):
         super().__init__(network, steps, table=table)
         self.config = network.config
         self.channels = self.config.channels
-        self.process = Process.cosine()
-        self.probabilities = latent_noise.step_probabilities(self.process)
-        self.process = self.process.to(self.device)
+        process = Process.cosine()
+        self.process, self.probability = process.to(self.device), latent_noise.step_probabilities(process)
         self.flops_per_token += self.steps * latent_noise.EVALUATIONS * network.head.flops
 
     def score_block(self, state: MaskedState, start: int, end: int) -> Tensor:
         head, process, row_P = self.transformer.head, self.process, state.sequence_P
         x_BLZ = state.tokens_BL * self.config.scale_factor
-        asked_BT = state.order_BL[:, start:end]
-        x_BTZ = _at(x_BLZ, asked_BT)
         z_PLC = self.transformer.conditions(self.captions, state.class_id_P, x_BLZ[row_P], state.visible(start)[row_P])
-        condition_PTW = head.conditions(_at(z_PLC, asked_BT[row_P]))
-        drawn = latent_noise.draw(state.given_order().cpu().numpy(), start, end, self.channels, self.probabilities).to(
-            self.device
-        )
-        t_N = drawn.t_BS.flatten()
-        x_t_BSZ = process.noised(_at(x_BTZ, drawn.token_BS).flatten(0, 1), t_N, drawn.noise_BSZ.flatten(0, 1))
-        x_t_BSZ = x_t_BSZ.view_as(drawn.noise_BSZ)
-        bound_PT = (process.constant(x_BTZ) + self.channels * math.log(self.config.scale_factor))[row_P]
-        for part in torch.arange(drawn.t_BS.shape[1], device=self.device).split(self.config.num_tokens):
-            t_N, token_PS = drawn.t_BS[:, part][row_P].flatten(), drawn.token_BS[:, part][row_P]
-            eps_NZ, v_NZ = head(
-                x_t_BSZ[:, part][row_P].flatten(0, 1), process.timestep[t_N], _at(condition_PTW, token_PS).flatten(0, 1)
-            )
-            error_NZ = eps_NZ - drawn.noise_BSZ[:, part][row_P].flatten(0, 1)
-            cost_PS1 = process.divergence(t_N, error_NZ, v_NZ).view_as(token_PS)[..., None]
-            bound_PT = bound_PT - (drawn.weight_BTS[:, :, part][row_P] @ cost_PS1)[..., 0]
+        asked_BT = state.order_BL[:, start:end]
+        x_BTZ, condition_PTW = _at(x_BLZ, asked_BT), head.conditions(_at(z_PLC, asked_BT[row_P]))
+        order_BL = state.given_order().cpu().numpy()
+        drawn = latent_noise.draw(order_BL, start, end, self.channels, self.probability).to(self.device)
+        x_t_BSZ = process.noised(_at(x_BTZ, drawn.token_BS), drawn.t_BS, drawn.noise_BSZ)
+        standard_BS = process.standard_divergence(drawn.t_BS, x_t_BSZ, drawn.noise_BSZ)
+        bound_PT = _log_standard_normal(x_BTZ)[row_P] + self.channels * math.log(self.config.scale_factor)
+        for part in torch.arange(len(drawn.t_BS[0]), device=self.device).split(self.config.num_tokens):
+            t_PS, token_PS = drawn.t_BS[:, part][row_P], drawn.token_BS[:, part][row_P]
+            rows = x_t_BSZ[:, part][row_P], process.timestep[t_PS], _at(condition_PTW, token_PS)
+            eps_PSZ, v_PSZ = (x.unflatten(0, t_PS.shape) for x in head(*(x.flatten(0, 1) for x in rows)))
+            gain_PS = standard_BS[:, part][row_P]
+            gain_PS = gain_PS - process.divergence(t_PS, eps_PSZ - drawn.noise_BSZ[:, part][row_P], v_PSZ)
+            bound_PT = bound_PT + (drawn.weight_BTS[:, :, part][row_P] @ gain_PS[..., None])[..., 0]
         return bound_PT
 
     @inference
@@ -94,6 +90,11 @@ class MaskGenKLLikelihood(CaptionedLikelihood):
         rows = class_id_B.to(self.device), self.unconditional
         tokens = TokenSampler(self.transformer.head, generators, self.device)
         return sample(self.transformer, self.captions, *rows, SCHEDULE, generators, guidance, tokens)
+
+
+def _log_standard_normal(x: Tensor) -> Tensor:
+    """Log density of (..., Z), (...)."""
+    return -0.5 * (x**2 + math.log(2 * math.pi)).sum(-1)
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:

@@ -37,9 +37,9 @@ class Schedule:
         return max(1, min(hidden - 1, count))
 
     def weight(self, guidance: float, hidden: int, length: int) -> float:
-        """How far to go from the noise of the empty caption (0) over the caption's (1), with so many hidden after a step.
+        """How far to go from the noise of the empty caption (0) over the caption's (1).
 
-        The reference's scale is 1 + guidance, to which this grows.
+        It grows to 1 + guidance, which is what the reference calls its scale. hidden: tokens after the step.
         """
         return 1 + guidance * (length - hidden) / length
 
