@@ -307,7 +307,8 @@ def test_a_model_without_a_score_is_given_none(golden):
         model.with_captions(golden_features(arrays), aesthetic_score=6.0)
 
 
-def test_flops_and_parameters_are_those_of_the_published_models():
+def test_flops_and_parameters_are_those_of_the_published_models(monkeypatch):
+    monkeypatch.setattr(torch.nn.init, "normal_", lambda tensor, *_: tensor)  # on no memory, it imports a compiler
     large = MaskGenConfig(
         depth=16,
         width=1024,
