@@ -189,5 +189,6 @@ SHAPES = {
     "randar": "avarc_cli.models.randar.shapes:parse",
     "rar": "avarc_cli.models.rar.shapes:parse",
     "maskgit": "avarc_cli.models.maskgit.shapes:parse",
+    "maskgen": "avarc_cli.models.maskgen.shapes:parse",
 }
 """Family -> what reads its shapes, a module without torch."""

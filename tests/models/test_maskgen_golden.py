@@ -17,6 +17,8 @@ from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.models.masked.loss import masked_cross_entropy
+from avarc_cli.models.maskgen import shapes
+from avarc_cli.models.maskgen.benchmark import MaskGenWorkload
 from avarc_cli.models.maskgen.config import MaskGenConfig
 from avarc_cli.models.maskgen.family import VQ
 from avarc_cli.models.maskgen.likelihood import MaskGenLikelihood
@@ -328,3 +330,17 @@ def test_flops_and_parameters_are_those_of_the_published_models(monkeypatch):
         assert sum(p.numel() for p in made.parameters()) == pytest.approx(millions * 1e6, abs=5e3)
     assert len(MaskGen(replace(large, depth=2, width=16, hidden=64)).state_dict()) + 14 * 28 == 450
     assert large.pass_flops == pytest.approx(82e9, rel=0.06)
+
+
+def test_a_random_model_agrees_with_the_straightforward_implementation(golden):
+    _, _, made = golden
+    of_file = MaskGenWorkload(made, torch.device("cpu"))
+    for workload in (VQ.random_workload("2:96:4:8", None, torch.device("cpu")), of_file):
+        model, classes = workload.model("fp32", "torch"), torch.tensor([7, 0, 4])
+        ours = scored(model, workload.tokens_L[None], classes, (model.steps,))[0]
+        assert error(ours, workload.reference(classes)) < 1e-4
+    for shape in ("m", "2:96:5:8", "2:96:4"):
+        with pytest.raises(UsageError, match=f"no shape 'maskgen-{shape}'"):
+            shapes.parse(shape)
+    with pytest.raises(UsageError, match="have no grid"):
+        shapes.parse("l", (16,))

@@ -1,8 +1,8 @@
-"""The MaskGen families as the registry sees them: reading a configuration, and building a model."""
+"""The MaskGen families as the registry sees them: reading a configuration, building a model, timing one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from avarc_cli.errors import CheckpointError
 from avarc_cli.family import GeneratorFamily
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
-from avarc_cli.likelihood import TokenizerNetwork
+from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
+from avarc_cli.models.maskgen.benchmark import MaskGenWorkload, random_workload
 from avarc_cli.models.maskgen.config import MaskGenConfig, MaskGenKLConfig, read_config, read_kl_config
 from avarc_cli.models.maskgen.latent_likelihood import MaskGenKLLikelihood
 from avarc_cli.models.maskgen.latent_network import MaskGenKL
@@ -49,6 +50,13 @@ class MaskGenFamily(GeneratorFamily):
             )
         network = MaskGen.from_state_dict(config, tensors, source=source).to(device)
         return MaskGenLikelihood(network.set_precision(precision).set_kernels(kernels))
+
+    def random_workload(self, shape: str, scales: Sequence[int] | None, device: torch.device) -> MaskGenWorkload:
+        return random_workload(shape, scales, device)
+
+    def model_workload(self, model: LikelihoodModel, device: torch.device) -> MaskGenWorkload:
+        assert isinstance(model, MaskGenLikelihood)
+        return MaskGenWorkload(model.transformer, device)
 
 
 class MaskGenKLFamily(GeneratorFamily):

@@ -156,10 +156,10 @@ class JointBlock(nn.Module):
         k, v = torch.cat([k, of_context.k_RTC], dim=1), torch.cat([v, of_context.v_RTC], dim=1)
         attended = attend(q, k, v, self.heads, run.precision)
         length = x_PLC.shape[1]
-        x_PLC = _finish(x_PLC, linear(self.attn.to_out[0], attended[:, :length]), self.ff, of_tokens, run)
+        x_PLC = _finish(x_PLC, linear(self.attn.to_out[0], attended[:, :length].contiguous()), self.ff, of_tokens, run)
         if self.attn.to_add_out is None or self.ff_context is None:
             return x_PLC, context_PTC
-        y = linear(self.attn.to_add_out, attended[:, length:])
+        y = linear(self.attn.to_add_out, attended[:, length:].contiguous())
         return x_PLC, _finish(context_PTC, y, self.ff_context, of_caption, run)
 
 
