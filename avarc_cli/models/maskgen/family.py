@@ -81,12 +81,11 @@ class MaskGenKLFamily(GeneratorFamily):
         device: torch.device,
         source: str,
     ) -> MaskGenKLLikelihood:
-        channels = getattr(tokenizer, "channels", 0)
-        if (config.channels, config.num_tokens) != (channels, tokenizer.layout.num_tokens):
+        if (config.channels, config.num_tokens) != (tokenizer.channels, tokenizer.layout.num_tokens):
             raise CheckpointError(
                 f"{source} reads the tokens of another tokenizer",
                 f"it has {config.num_tokens} tokens of {config.channels} channels, the tokenizer "
-                f"{tokenizer.layout.num_tokens} of {channels}",
+                f"{tokenizer.layout.num_tokens} of {tokenizer.channels}",
                 "pass the tokenizer that it was trained with",
             )
         network = MaskGenKL.from_state_dict(config, tensors, source=source).to(device)
