@@ -20,7 +20,8 @@ from avarc_cli.models.maskgen.diffusion import Process
 
 FloatT = npt.NDArray[np.float64]
 
-EVALUATIONS = 4  # of the head, per pass and token of the sequence: a quarter of the operations of a pass
+# Evaluations of the head per pass and token of the sequence: a quarter of the transformer's operations.
+EVALUATIONS = 4
 # The mean squared error of the noise that steps are drawn for, beyond that of a token of unit variance. A choice: it
 # gives a tenth of the draws to the last step, where errors count 500-fold.
 ERROR_FLOOR = 1e-3
