@@ -24,6 +24,7 @@ from avarc_cli.models.maskgen.latent_likelihood import MaskGenKLLikelihood
 from avarc_cli.models.maskgen.latent_network import MaskGenKL
 from avarc_cli.models.maskgen.latent_sampling import Schedule, sample
 from avarc_cli.scoring.estimator import describe
+from avarc_cli.scoring.exhaustive import order_log_probs
 from avarc_cli.scoring.orders import Orders
 from avarc_cli.text.features import CaptionFeatures
 
@@ -284,6 +285,20 @@ def test_blocks_are_scored_given_the_blocks_before(golden):
     model.extend(state, 2, keep_cache_segments=2)
     kept = model.select(state, torch.tensor([2, 0]))
     assert torch.allclose(model.extend(kept, 4, keep_cache_segments=0), whole[0, [2, 0], 4:], atol=1e-4)
+
+
+def test_the_engine_averages_draws_of_the_bound(golden):
+    _, arrays, made = golden
+    model, tokens = captioned(made, arrays, 1), tokens_of(arrays)
+    orders = Orders(3, seed=4, bound=True).of(np.arange(2), 8, 3)
+    ours = order_log_probs(model, tokens, [0, 1, 2], 1000, orders)  # at the tokens' own positions
+    for number in range(3):
+        order = torch.from_numpy(orders[:, number])
+        state = model.begin(tokens, torch.tensor([0, 0, 0, 1, 1, 1]), torch.arange(3).repeat(2), order)
+        drawn = model.extend(state, 1, keep_cache_segments=0).view(2, 3, 8)
+        sums = torch.from_numpy(ours[:, :, number]).sum(-1)
+        assert torch.allclose(sums, drawn.sum(-1), rtol=1e-4)
+        assert ((drawn == 0) == (order < 0)[:, None]).all()  # given tokens count nothing
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
