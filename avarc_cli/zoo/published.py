@@ -228,6 +228,7 @@ def _maskgen(name: str, params: int) -> ModelCard:
         source=_TATITOK,
         weights=HubFile(f"turkeyju/generator_maskgen_{name.replace('-', '_')}", "model.safetensors"),
         condition="caption",
+        text_encoder="clip-vit-l-14-336",
     )
 
 
