@@ -24,6 +24,8 @@ _EXTRAS = (
     ("pyarrow", "data", "reading Parquet and Arrow datasets, avarc export to Parquet"),
     ("peft", "peft", "using avarc's LoRA adapters in PEFT; avarc itself does not need it"),
     ("ray", "ray", "avarc encode --engine ray, on a cluster"),
+    ("transformers", "text", "text encoders, for captions that are not encoded yet"),
+    ("ftfy", "text", "the same"),
     ("scikit-learn", "digits", "the images that the digits model was trained on"),
 )
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")

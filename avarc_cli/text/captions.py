@@ -112,6 +112,7 @@ def read_texts(path: Path, templates: Sequence[str]) -> Captions:
     if path.suffix.lower() == feature_file.SUFFIX:
         raise UsageError(f"'{path}' has features already", "captions are in .txt, .json or .csv files")
     check_templates(templates)
+    check_file(path, "FILE")
     found = read(path)
     if not templates:
         return found
