@@ -15,6 +15,8 @@ from avarc_cli.layers.low_rank import LowRank, peft_tensors
 from avarc_cli.likelihood import TokenizerNetwork, TrainableModel
 from avarc_cli.names import to_json
 from avarc_cli.storage import new_folder, write_bytes
+from avarc_cli.text.small import FAMILY as SMALL_TEXT
+from avarc_cli.text.small import SmallTextEncoder
 
 
 def save_tokenizer(network: TokenizerNetwork, path: Path, *, family: str, preprocess: str) -> None:
@@ -32,6 +34,11 @@ def save_generator(model: TrainableModel, path: Path, *, class_names: Sequence[s
         "tokenizer_sha256": tokenizer_sha256,
     }
     _save(model.checkpoint_tensors(), metadata, path)
+
+
+def save_text_encoder(encoder: SmallTextEncoder, path: Path) -> None:
+    """The file of a small text encoder."""
+    _save(encoder.state_dict(), {"family": SMALL_TEXT}, path)
 
 
 def save_lora(changes: Mapping[str, LowRank], folder: Path, *, base_sha256: str) -> None:
