@@ -10,15 +10,17 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.errors import UsageError
+from avarc_cli.words import listed
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
     from avarc_cli.results.run import RunResult
     from avarc_cli.tokens.cache import TokenCache
 
-PLANS = {  # of the models that can be shown: in scales of the VAR, in rows of the LlamaGen
+PLANS = {  # of the models that can be shown: in scales of the VAR, rows of the LlamaGen, passes of the MaskGIT
     "digits": {"staged": "3:3,4:2,5:1", "paper-style": "3:3,5:2,5:1:3"},
     "digits-llamagen": {"staged": "4:3,6:2,8:1", "paper-style": "4:3,8:2,8:1:3"},
+    "digits-titok": {"staged": "3:3,6:2,8:1", "paper-style": "3:3,8:2,8:1:3"},
 }
 SAMPLES = 3
 TOKENS = "tokens.h5"
@@ -26,7 +28,7 @@ SHOWN = 8  # digits in the picture, the least certain ones
 
 
 def demo(
-    model: Annotated[str, typer.Option("--model", "-m", help=f"{' or '.join(PLANS)}.")] = "digits",
+    model: Annotated[str, typer.Option("--model", "-m", help=f"{listed(PLANS, 'or')}.")] = "digits",
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder for tokens, runs and the picture. Default: avarc-demo[-MODEL]."),
@@ -68,7 +70,7 @@ def _plans(model: str) -> dict[str, str]:
     """The plans that are compared, by name. Raises: UsageError for a model that is not embedded, or knows no digits."""
     if model not in PLANS:
         fix = "classify images of your own with it: avarc classify photos/ --model ..."
-        raise UsageError(f"the demo cannot show '{model}'", f"it has images for {' and '.join(PLANS)}", fix)
+        raise UsageError(f"the demo cannot show '{model}'", f"it has images for {listed(PLANS)}", fix)
     return {"exhaustive": "exhaustive", **PLANS[model], "adaptive": "auto"}
 
 

@@ -26,7 +26,7 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x_BTC: Tensor, seen: Tensor | None = None) -> Tensor:
-        """`seen`: which positions each one attends to, bool, of a shape that broadcasts to (B, H, T, T); None for all."""
+        """`seen`: which positions each one attends to, bool, that broadcasts to (B, H, T, T); None for all."""
         qkv = F.linear(x_BTC, self.in_proj_weight, self.in_proj_bias)
         q, k, v = (part.transpose(1, 2) for part in qkv.unflatten(-1, (3, self.heads, -1)).unbind(2))  # (B, H, T, D)
         return self.out_proj(F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).flatten(2))
