@@ -213,6 +213,12 @@ class AddedClassesModel(LikelihoodModel):
 def base_of(model: LikelihoodModel) -> TrainableModel:
     """The model without added classes. Raises UsageError for a family that cannot be trained."""
     base = model.base if isinstance(model, AddedClassesModel) else model
+    if base.text is not None:
+        raise UsageError(
+            "classes cannot be added to a model of captions",
+            "its classes are captions",
+            "write a caption for the class",
+        )
     if not isinstance(base, TrainableModel):
         raise UsageError(
             "this model cannot be trained, nor can classes be added to it", f"it is a {type(base).__name__}"

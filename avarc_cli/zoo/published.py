@@ -111,7 +111,7 @@ def _llamagen_text(stage: int, pixels: int) -> ModelCard:
     """A LlamaGen-XL that is conditioned on captions."""
     return ModelCard(
         name=f"llamagen-t2i-xl-{pixels}",
-        family="llamagen",
+        family="llamagen-t2i",
         tokenizer=f"llamagen-vq16-t2i-{pixels}",
         image_size=pixels,
         layout=_llamagen_grid(pixels),
