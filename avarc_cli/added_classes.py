@@ -211,14 +211,11 @@ class AddedClassesModel(LikelihoodModel):
 
 
 def base_of(model: LikelihoodModel) -> TrainableModel:
-    """The model without added classes. Raises UsageError for a family that cannot be trained."""
+    """The model without added classes. Raises UsageError for a family that cannot be trained, or of captions."""
     base = model.base if isinstance(model, AddedClassesModel) else model
     if base.text is not None:
-        raise UsageError(
-            "classes cannot be added to a model of captions",
-            "its classes are captions",
-            "write a caption for the class",
-        )
+        why = "it gives log p(image | caption), and its candidates are captions"
+        raise UsageError("classes cannot be added to a model of captions", why, "give it another caption: --captions")
     if not isinstance(base, TrainableModel):
         raise UsageError(
             "this model cannot be trained, nor can classes be added to it", f"it is a {type(base).__name__}"

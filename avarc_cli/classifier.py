@@ -353,6 +353,7 @@ class Classifier:
                 "segments": len(model.likelihood.segment_ends),
                 "candidates": self.candidates.tolist(),
                 "log_prior": self.log_prior.tolist() if self.log_prior.any() else None,
+                "captions": None if model.captions is None else model.captions.protocol(),
             }
             | (self.orders.made_for() if model.likelihood.any_order else {})
             | self.estimator.made_for(model.likelihood)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from avarc_cli.bank import Bank, Base
+from avarc_cli.captioning import BoundCaptions
 from avarc_cli.data.labels import LabelSpace
 from avarc_cli.devices import device_name
 from avarc_cli.errors import CheckpointError, UsageError
@@ -42,6 +43,7 @@ class LoadedTokenizer:
     precision: str = "fp32"  # of the encoder
     weights: str = ""  # which of several sets of weights in the file were read
     weight_set: str | None = None  # the one that was asked for
+    notes: tuple[str, ...] = ()  # what else is to be said about it
 
     def at(self, precision: str) -> LoadedTokenizer:
         """The same tokenizer with its encoder in "fp32" or "bf16" (CUDA). Raises UsageError for anything else."""
@@ -128,10 +130,17 @@ class LoadedModel:
     given: Mapping[str, Any] = field(default_factory=dict)  # the fields of `loading.ModelSpec`
     lora: str = ""  # the adapter that was merged into the weights
     bank: Bank | None = None  # where the classes after the model's own come from
+    captions: BoundCaptions | None = None  # what the classes of a model of captions are
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What else is to be said about it."""
+        return self.captions.notes if self.captions else ()
 
     def protocol(self) -> dict[str, Any]:
         """What a number from this model depends on."""
-        optional = {"lora": self.lora, "stated": dict(self.stated), "inferred": dict(self.inferred)}
+        optional: dict[str, Any] = {"lora": self.lora, "stated": dict(self.stated), "inferred": dict(self.inferred)}
+        optional |= {"captions": self.captions.protocol() if self.captions else None}
         return {
             "model": {"name": self.name, "file": Path(self.file).name, "sha256": self.sha256},
             "tokenizer": {
@@ -150,6 +159,7 @@ class LoadedModel:
 
     def card(self, name: str, *, tokenizer: str, license: str) -> ModelCard:
         """A card for this file, under a name of the user's; tokenizer: name or path of the one that it reads."""
+        text = self.likelihood.text
         return ModelCard(
             name=name,
             family=self.family,
@@ -162,6 +172,8 @@ class LoadedModel:
             license=license,
             source=self.file,
             weights=LocalFile(Path(self.file), self.weight_set),
+            condition="class" if text is None else "caption",
+            text_encoder="" if text is None else text.encoder,
         )
 
     def as_base(self) -> Base:
@@ -179,7 +191,8 @@ class LoadedModel:
 
         The function raises: CheckpointError when the files have changed; otherwise as `loading.load_model`.
         """
-        return partial(_load_model, self.load, self.sha256, self.tokenizer.sha256)
+        captions = self.captions.captions.digest if self.captions else ""
+        return partial(_load_model, self.load, self.sha256, self.tokenizer.sha256, captions)
 
 
 def _load_tokenizer(
@@ -190,8 +203,12 @@ def _load_tokenizer(
     return tokenizer.at(precision)
 
 
-def _load_model(load: Callable[[str], LoadedModel], sha256: str, tokenizer_sha256: str, device: str) -> LoadedModel:
+def _load_model(
+    load: Callable[[str], LoadedModel], sha256: str, tokenizer_sha256: str, captions: str, device: str
+) -> LoadedModel:
     model = load(device)
+    if model.captions is not None:
+        _check_unchanged(model.captions.captions.source, captions, model.captions.captions.digest)
     _check_unchanged(model.file, sha256, model.sha256)
     _check_unchanged(model.tokenizer.file, tokenizer_sha256, model.tokenizer.sha256)
     return model

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from avarc_cli import bank as banks
 from avarc_cli import families, strict_json
 from avarc_cli.added_classes import AddedClass, AddedClassesModel, base_of
 from avarc_cli.bank import Bank
+from avarc_cli.captioning import UNBOUND, bind
 from avarc_cli.data.class_names import class_space
 from avarc_cli.devices import pick_device, pick_kernels
 from avarc_cli.errors import CheckpointError, UsageError
@@ -23,6 +24,9 @@ from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
+from avarc_cli.model_spec import ModelSpec as ModelSpec
+from avarc_cli.progress import Progress, no_progress
+from avarc_cli.text.captions import ALONE
 from avarc_cli.zoo import checkpoint, local_files, weight_sets
 from avarc_cli.zoo.cards import (
     ModelCard,
@@ -35,64 +39,6 @@ from avarc_cli.zoo.cards import (
 )
 
 CONFIG = "config.json"  # beside the weights, in the format of the model's reference implementation
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Which model to load, and how it computes.
-
-    A model alone is `ModelSpec("var-d16")`, a checkpoint with its tokenizer `ModelSpec("var.pth", "vae.pth")`; the
-    other fields are given by name.
-    """
-
-    model: str = "digits"
-    """Name of a model card (`avarc models`), or path of a checkpoint."""
-
-    tokenizer: str | None = None
-    """Name of a tokenizer card, or path. None for the one a card implies; a checkpoint's path implies none."""
-
-    _: KW_ONLY
-
-    model_config: str | Path | None = None
-    """JSON file that states what the tensors of the generator cannot tell."""
-
-    tokenizer_config: str | Path | None = None
-    """JSON file that states what the tensors of the tokenizer cannot tell."""
-
-    class_names: str | Path | None = None
-    """For a checkpoint that does not name its classes: text file with one a line, in the order of the class ids, or the
-    folder that it was trained on, whose sub-folders are the classes in sorted order."""
-
-    class_order: str | None = None
-    """How a checkpoint that does not name its classes numbered folders called 0, 1, 2, ...: "number", or "text" for
-    the order of the names as text. None for "number"."""
-
-    precision: str = "fp32"
-    """One of fp32, tf32 (CUDA), bf16, fp16, int8 and fp8 (CUDA)."""
-
-    device: str = "auto"
-    """As torch names it: cpu, cuda, cuda:1, mps, xpu; or auto, the first CUDA device where there is one."""
-
-    kernels: str = "auto"
-    """One of auto, torch and triton (`devices.pick_kernels`)."""
-
-    bank: str | Path | None = None
-    """Folder of classes that were added to this model (`avarc add-class`)."""
-
-    lora: str | Path | None = None
-    """Folder with a LoRA adapter in PEFT's format, to merge into the weights."""
-
-    lora_alpha: float | None = None
-    """Scale of LoRA tensors inside the generator's checkpoint, where nothing states it."""
-
-    weight_set: str | None = None
-    """Which of several sets of weights in the generator's checkpoint, such as "ema"; None for the trained weights."""
-
-    tokenizer_weight_set: str | None = None
-    """The same of the tokenizer's checkpoint."""
-
-    image_size: int | None = None
-    """Side of the images in pixels, for a tokenizer that reads images of several sizes."""
 
 
 def load_tokenizer(spec: ModelSpec | str = "digits", *, layout: TokenLayout | None = None) -> LoadedTokenizer:
@@ -129,17 +75,29 @@ def load_tokenizer(spec: ModelSpec | str = "digits", *, layout: TokenLayout | No
     return loaded
 
 
-def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
+def load_model(
+    spec: ModelSpec | str = "digits",
+    *,
+    words: Sequence[str] = (),
+    unbound: bool = False,
+    progress: Progress = no_progress,
+) -> LoadedModel:
     """A model ready to score, with its tokenizer.
 
     Args:
         spec: what to load; a string stands for `ModelSpec(model)`.
-    Raises: as load_tokenizer.
+        words: the captions of a model of captions where `spec` has none; for a model of classes they mean nothing.
+        unbound: load a model of captions without captions, which has no classes and cannot score.
+        progress: of encoding captions, called with (captions done, captions in all).
+    Raises: as load_tokenizer; as `captioning.bind`.
     """
     spec = _as_spec(spec)
     device = pick_device(spec.device)
     precision, kernels = precisions.find(spec.precision, device), pick_kernels(spec.kernels, device)
     card = None if is_path(spec.model) else _model_card(spec.model)
+    if card is not None and not unbound:
+        spec = _with_words(spec, words if card.condition == "caption" else ())
+        check_condition(card, captions=spec.caption_choice.is_given)
     if spec.tokenizer is None and card is None:
         raise UsageError(
             f"which tokenizer does {spec.model} read?",
@@ -162,12 +120,21 @@ def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
     likelihood = family.build(
         config, read.tensors, tokenizer.network, precision=precision, kernels=kernels, device=device, source=str(path)
     )
-    space = card.label_space if card else None
+    space, captions = card.label_space if card else None, None
+    spec = _with_words(spec, words if likelihood.text else ())
+    if likelihood.text is not None and unbound:
+        classes = UNBOUND
+    elif likelihood.text is not None or spec.caption_choice.is_given:
+        likelihood, captions = bind(likelihood, spec.caption_choice, name, device, progress)
+        classes = captions.captions.label_space
+    else:
+        classes = class_space(likelihood.num_classes, space, spec.class_names, read.metadata, spec.class_order)
     model_alone = LoadedModel(
         likelihood=likelihood,
         family=family.name,
         tokenizer=tokenizer,
-        classes=class_space(likelihood.num_classes, space, spec.class_names, read.metadata, spec.class_order),
+        classes=classes,
+        captions=captions,
         name=name,
         file=str(path),
         sha256=read.sha256,
@@ -201,6 +168,13 @@ def _as_spec(spec: ModelSpec | str) -> ModelSpec:
     return ModelSpec(spec) if isinstance(spec, str) else spec
 
 
+def _with_words(spec: ModelSpec, words: Sequence[str]) -> ModelSpec:
+    """The spec with these captions, unless it has others."""
+    if not words or spec.caption_choice.is_given:
+        return spec
+    return replace(spec, templates=(ALONE,), template_names=tuple(dict.fromkeys(words)))
+
+
 def with_bank(model: LoadedModel, bank: Bank) -> LoadedModel:
     """The model with the bank's classes after its own; those keep their ids and, bit for bit, their scores.
 
@@ -231,7 +205,6 @@ def _model_card(name: str) -> ModelCard:
     card = any_card(name)
     if isinstance(card, TokenizerCard):
         raise UsageError(f"'{name}' is a tokenizer", "it has no classes", "name a model: avarc models lists them")
-    check_condition(card)
     return card
 
 

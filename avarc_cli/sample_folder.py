@@ -127,7 +127,7 @@ def _request(drawer: Drawer, batch_size: int) -> dict[str, Any]:
         "device": torch.device(model.device).type,  # another kind has other random numbers
     } | {
         name: protocol[name]
-        for name in ("bank", "precision", "kernels", "lora", "stated", "inferred")
+        for name in ("bank", "captions", "precision", "kernels", "lora", "stated", "inferred")
         if name in protocol
     }
 

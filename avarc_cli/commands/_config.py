@@ -27,7 +27,7 @@ RECORDED = frozenset(
         *("data", "model", "tokenizer", "model_config", "tokenizer_config", "weight_set", "tokenizer_weight_set"),
         *("image_size", "class_names", "class_order", "lora", "lora_alpha", "bank", "precision", "kernels"),
         *("classes", "offset", "batch_size", "orders", "order_seed", "priors", "plan", "score", "combine", "memory"),
-        *("steps", "bound", "unsmooth"),
+        *("steps", "bound", "unsmooth", "captions", "templates", "text_encoder"),
         *("deterministic", "preprocess", "flip", "ten_crop", "crop_range", "sigma", "seed", "dataset", "subset"),
         *("per_class", "limit", "sample", "save_json", "save_likelihood"),
     }
@@ -165,5 +165,8 @@ def _command_line(values: Mapping[str, Any], data: list[str]) -> str:
     words = list(data)
     for key, value in values.items():
         if key != "data":
-            words += [f"--{key}"] if value is True else [f"--no-{key}"] if value is False else [f"--{key}", str(value)]
+            if isinstance(value, bool):
+                words.append(f"--{key}" if value else f"--no-{key}")
+            for each in value if isinstance(value, list) else [] if isinstance(value, bool) else [value]:
+                words += [f"--{key}", str(each)]
     return shlex.join(words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -15,6 +15,8 @@ from typer.core import TyperCommand
 from avarc_cli.commands import _config
 
 Parameter = inspect.Parameter
+NO_OPTION = "no option"
+"""In the metadata of a field that is no option; commands set it by `dataclasses.replace`."""
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
@@ -36,7 +38,7 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        filled = {name: group(**{f.name: values.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
+        filled = {name: group(**{f.name: values.pop(f.name) for f in _shown(group)}) for name, group in groups.items()}
         command(**values, **filled)
 
     expanded = [option for p in signature.parameters.values() for option in _options(p)]
@@ -57,8 +59,13 @@ def _options(parameter: Parameter) -> list[Parameter]:
             default=Parameter.empty if f.default is MISSING else f.default,
             annotation=types[f.name],
         )
-        for f in fields(group)
+        for f in _shown(group)
     ]
+
+
+def _shown(group: Any) -> list[Field[Any]]:
+    """The fields that are options."""
+    return [f for f in fields(group) if not f.metadata.get(NO_OPTION)]
 
 
 class Command(TyperCommand):

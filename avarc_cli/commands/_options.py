@@ -102,6 +102,25 @@ LoraAlphaOpt = Annotated[
     float | None,
     model_option("--lora-alpha", help="Scale of LoRA tensors in the checkpoint itself, where no file states it."),
 ]
+CaptionsOpt = Annotated[
+    Path | None,
+    model_option(
+        "--captions",
+        help="For models of captions: the candidates. .txt with one a line; .json, .csv with names; or their features, "
+        ".safetensors.",
+    ),
+]
+TemplatesOpt = Annotated[
+    list[str] | None,
+    model_option(
+        "--template",
+        help='In place of --captions: class names in a text, "a photo of a {}". Several: their mean.',
+    ),
+]
+TextEncoderOpt = Annotated[
+    str | None,
+    model_option("--text-encoder", help="A name or folder. Default: the encoder that the model was trained with."),
+]
 YesOpt = Annotated[bool, model_option("--yes", "-y", help="Download missing weights without asking.")]
 
 ClassesOpt = Annotated[
@@ -218,6 +237,8 @@ def note_inferred(loaded: LoadedModel | LoadedTokenizer) -> None:
     for name, found in loaded.inferred.items():
         is_set = name.endswith("weights")
         console.note(f"{loaded.name}: {name} {found}" if is_set else f"assumed for {loaded.name}: {name} {found}")
+    for note in loaded.notes:
+        console.note(note)
 
 
 def read_plan(plan: str | None) -> str | None:

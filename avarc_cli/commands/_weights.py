@@ -13,7 +13,7 @@ from avarc_cli import console
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from avarc_cli.zoo.card import Card, HubFile
+    from avarc_cli.zoo.card import Card, HubFile, TextEncoderCard
     from avarc_cli.zoo.download import Downloaded
 
 
@@ -25,6 +25,8 @@ def ensure(
     *,
     yes: bool,
     tokenizer_only: bool = False,
+    captions: bool | None = None,
+    text_encoder: str | None = None,
 ) -> None:
     """Make sure that the named weights are available; commands call this first.
 
@@ -37,8 +39,10 @@ def ensure(
         weight_set, tokenizer_weight_set: the values of these options.
         yes: download without asking.
         tokenizer_only: whether the command loads no generator.
+        captions: whether there are captions to score; None for a command that scores none.
+        text_encoder: the name of the one that is to encode them; None where none is needed, or the user has a folder.
     Raises: AvarcError with the command `avarc download NAME` if weights are missing and not downloaded; UsageError for
-        a generator without classes.
+        a generator without classes, unless there are captions.
     """
     from avarc_cli.zoo import cards, local_files
 
@@ -49,12 +53,18 @@ def ensure(
     wanted.append(tokenizer or (card.tokenizer if isinstance(card, cards.ModelCard) else model))
     named = [known[name] for name in dict.fromkeys(wanted) if name in known]
     for generator in (card for card in named if isinstance(card, cards.ModelCard)):
-        cards.check_condition(generator)
+        cards.check_condition(generator, captions=captions)
+    encoders = [card for card in cards.text_encoder_cards() if card.name == text_encoder]
+    absent = [each for each in encoders if local_files.locate_folder(each.weights) is None]
     missing = [c for c in named if isinstance(c.weights, cards.HubFile) and local_files.locate(c.weights) is None]
-    if missing and not (yes or _ask(missing)):
-        local_files.require(missing[0])  # raises the error that says how to download it
-    if missing:
-        download_files([card.weights for card in missing if isinstance(card.weights, cards.HubFile)])
+    if (missing or absent) and not (yes or _ask([*missing, *absent])):
+        if missing:
+            local_files.require(missing[0])  # raises the error that says how to download it
+        local_files.require_folder(absent[0])
+    files = [card.weights for card in missing if isinstance(card.weights, cards.HubFile)]
+    files += [file for each in absent for file in each.weights.files]
+    if files:
+        download_files(files)
     for card in named:
         path = local_files.locate(card.weights)
         if path is not None and not isinstance(card.weights, cards.AssetFile):
@@ -106,7 +116,7 @@ def convert_and_cache(path: Path, sha256: str | None = None, *, weight_set: str 
         console.warn(f"{problem.what} ({problem.why})")
 
 
-def _ask(missing: Sequence[Card]) -> bool:
+def _ask(missing: Sequence[Card | TextEncoderCard]) -> bool:
     """Ask the user whether to download; False if there is no terminal to ask at."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()) or console.mode() is not console.Mode.HUMAN:
         return False

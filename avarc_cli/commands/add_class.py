@@ -68,7 +68,7 @@ def add_class(
     from avarc_cli.loading import load_model
 
     options, variation = learning.fit(), learning.variation()
-    loaded = load_model(spec)
+    loaded = load_model(spec, unbound=True)  # which `adding` refuses, with the reason
     opt.note_inferred(loaded)
     names = check_names(list(rows), loaded.classes, open_or_new(bank, loaded.as_base()), existing)
     examples = _examples.encode(source, {n: rows[n] for n in names}, loaded.tokenizer, variation)

@@ -156,7 +156,9 @@ def classify(
     _check_inputs(context, data, encoding, output)
     output.check(data)
     images = None if _summary.is_cache(data) else encoding.select(data)
-    dataset = read(data[0]).header.dataset if images is None else images.dataset
+    about = read(data[0]).header if images is None else images
+    dataset = about.dataset
+    model = model.naming(about.class_names, scoring.classes)
     scoring.check(model.known_classes(), dataset)
     spec = work.place(context, model).fetch()
     from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong

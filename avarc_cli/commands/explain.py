@@ -143,6 +143,7 @@ def explain(
         if rows is not None:
             parse_rows(rows, len(source))
         about_images = source if isinstance(source, ImageSet) else source.header
+        model = model.naming(about_images.class_names, scoring.classes)
         if (space := model.known_classes()) is not None:
             scoring.check(space, about_images.dataset)
             parse_comparison(target, contrast, space)

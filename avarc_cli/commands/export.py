@@ -16,8 +16,8 @@ from avarc_cli.options import Options, parse_batch_size
 
 OF_A_CACHE = {
     *("model", "tokenizer", "model_config", "tokenizer_config", "class_names", "class_order", "bank"),
-    *("lora", "lora_alpha", "weight_set", "tokenizer_weight_set", "image_size", "precision", "device"),
-    *("batch_size", "limit", "sample", "seed", "devices", "engine"),
+    *("captions", "templates", "text_encoder", "lora", "lora_alpha", "weight_set", "tokenizer_weight_set"),
+    *("image_size", "precision", "device", "batch_size", "limit", "sample", "seed", "devices", "engine"),
 }
 
 
@@ -77,6 +77,7 @@ def export(
     part.check()
     cache = part.of(read(source))
     options = Options(classes=classes, dataset=cache.header.dataset, batch_size=batch_size)
+    model = model.naming(cache.header.class_names, classes)
     if (space := model.known_classes()) is not None:
         candidates(space, classes, cache.header.dataset)
     spec = work.place(context, model).fetch()

@@ -120,7 +120,7 @@ def add(
     else:
         _weights.ensure(tokenizer, yes=yes)
         reads = os.path.abspath(tokenizer) if cards.is_path(tokenizer) else tokenizer
-        model = loading.load_model(loading.ModelSpec(path, reads, weight_set=weight_set))
+        model = loading.load_model(loading.ModelSpec(path, reads, weight_set=weight_set), unbound=True)
         opt.note_inferred(model)
         card = model.card(name, tokenizer=reads, license=license)
     assert isinstance(card.weights, LocalFile)

@@ -25,7 +25,13 @@ OF_A_FOLDER = {"batch_size", "shard", "devices", "engine"}
 @with_option_groups
 def sample(
     context: typer.Context,
-    classes: Annotated[list[str], typer.Argument(help="Classes by name, id or number; or a known subset, or a file.")],
+    classes: Annotated[
+        list[str],
+        typer.Argument(
+            help="Classes by name, id or number; or a known subset, or a file. Of a model of captions: captions, or "
+            "names out of --captions."
+        ),
+    ],
     *,
     out: Annotated[
         Path,
@@ -74,6 +80,7 @@ def sample(
         PictureFolder.at(out).check()
     else:
         opt.check_not_given(context, OF_A_FOLDER, f"with '{out}'", "one picture is drawn by one process")
+    model = model.saying(classes)
     if (space := model.known_classes()) is not None:
         for wanted in classes:
             resolve_classes(wanted, space)
@@ -82,7 +89,7 @@ def sample(
         from avarc_cli.loading import load_model
 
         how = sampling.Sampling(guidance=guidance, top_k=top_k, top_p=top_p, seed=seed)
-        loaded = load_model(work.place(context, model).fetch())
+        loaded = load_model(work.place(context, model).fetch(), words=classes)
         opt.note_inferred(loaded)
         if is_folder:
             from avarc_cli.sample_folder import BATCH, sample_folder

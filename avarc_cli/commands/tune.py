@@ -70,6 +70,7 @@ def tune(
                 "--limit takes the first images; the guarantee holds for images like these, not for the others"
             )
         others = None if evaluate is None else read(evaluate)
+        model = model.naming(cache.header.class_names, scoring.classes)
         scoring.check(model.known_classes(), cache.header.dataset)
         spec = work.place(context, model).fetch()
         from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong

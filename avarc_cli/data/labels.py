@@ -82,6 +82,8 @@ def resolve_classes(spec: str, space: LabelSpace) -> list[int]:
     if spec == "all":
         return list(range(len(space)))
     lookup = _lookup(space)
+    if (whole := lookup.by_id_or_name(spec)) is not None:  # a caption, or an ImageNet class with synonyms, has commas
+        return [whole]
     is_list = bool(listed) and all(lookup.resolve(name) is not None for name in listed)
     if not is_list and (spec in subset_names() or os.path.isfile(spec)):
         listed = subset(spec)

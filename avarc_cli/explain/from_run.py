@@ -121,6 +121,8 @@ def check_model(run: SavedRun, model: LoadedModel) -> None:
     """Raises UsageError when the weights, their configuration, or the classes that a bank added are not the run's."""
     there: dict[str, Any] = {"sha256": run.protocol["model"].get("sha256"), "stated": run.protocol.get("stated", {})}
     here: dict[str, Any] = {"sha256": model.sha256, "stated": dict(model.stated)}
+    there["captions"] = run.protocol.get("captions")
+    here["captions"] = model.captions.protocol() if model.captions else None
     if differences := describe_differences(there, here, sides=("in the run", f"for {model.name}")):
         adapted = " with " in run.protocol["model"]["name"] and " with " not in model.name
         fix = "add the adapter of the run: --lora DIR" if adapted else "name the run's: --model FILE"

@@ -15,11 +15,13 @@ from typing import Any
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.results.made_here import was_made_here
 from avarc_cli.results.validate import AGAIN
-from avarc_cli.zoo.cards import is_path
+from avarc_cli.zoo.cards import is_path, text_encoder_cards
 
 KEY = "places"
 CACHE = "tokens"
-NAMED = ("model", "tokenizer")
+NAMED = ("model", "tokenizer", "text_encoder")
+ONE_OF = ({"captions"}, {"templates", "template_names"})
+"""Fields that exclude each other."""
 FILES = {
     CACHE: "--tokens",
     "model": "--model",
@@ -29,6 +31,8 @@ FILES = {
     "class_names": "--class-names",
     "bank": "--bank",
     "lora": "--lora",
+    "captions": "--captions",
+    "text_encoder": "--text-encoder",
 }
 """Fields of `loading.ModelSpec` that name files, and the cache; each with the option that names it."""
 VALUES: dict[str, Any] = {
@@ -37,6 +41,8 @@ VALUES: dict[str, Any] = {
     "weight_set": str,
     "tokenizer_weight_set": str,
     "image_size": int,
+    "templates": list,
+    "template_names": list,
 }
 """Other fields of it that decide what is loaded, with their types."""
 
@@ -47,13 +53,20 @@ def record(given: Mapping[str, Any], cache: Path, run: Path) -> dict[str, Any]:
     Args:
         given: fields of the `ModelSpec`. cache: the run's token cache. run: its folder, which may hold the cache.
     """
-    places: dict[str, Any] = {name: given[name] for name in VALUES if given.get(name) is not None}
+    places: dict[str, Any] = {name: given[name] for name in VALUES if given.get(name) not in (None, ())}
     for name in FILES:
         if name != CACHE and given.get(name) is not None:
-            places[name] = _place(given[name], is_file=name not in NAMED or is_path(str(given[name])))
+            places[name] = _place(given[name], is_file=_is_file(name, str(given[name])))
     if os.path.abspath(cache) != os.path.abspath(run / "tokens.h5"):
         places[CACHE] = _place(cache, is_file=True)
     return places
+
+
+def _is_file(name: str, given: str) -> bool:
+    """Whether the value of a field is a path, not a name."""
+    if name == "text_encoder":
+        return all(card.name != given for card in text_encoder_cards())
+    return name not in NAMED or is_path(given)
 
 
 def _place(given: str | Path, *, is_file: bool) -> dict[str, str]:
@@ -81,6 +94,8 @@ class Places:
         name, value = item
         if name in FILES:
             return isinstance(value, dict) and all(isinstance(value.get(key, ""), str) for key in ("given", "path"))
+        if isinstance(value, list) and not all(isinstance(each, str) for each in value):
+            return False
         return name not in VALUES or isinstance(value, VALUES[name])
 
     @property
@@ -109,12 +124,17 @@ class Places:
         Raises: UsageError for a file that is not where it was, or that may not be used.
         """
         fields = {name: value for name, value in given.items() if value is not None}
-        own_card = "model" in fields and not is_path(str(fields["model"]))  # it implies its tokenizer
+        excluded = {name for ours, others in (ONE_OF, ONE_OF[::-1]) if ours & fields.keys() for name in others}
+        if "model" in fields and not is_path(str(fields["model"])):
+            excluded.add("tokenizer")  # which its card implies
         for name in (*FILES, *VALUES):
-            if name == CACHE or name not in self._recorded or name in fields or (name == "tokenizer" and own_card):
+            if name == CACHE or name not in self._recorded or name in fields or name in excluded:
                 continue
-            found = self._find(name) if name in FILES else self._recorded[name]
-            fields[name] = Path(found) if name in FILES and name not in NAMED else found
+            if name in FILES:
+                fields[name] = self._find(name) if name in NAMED else Path(self._find(name))
+            else:
+                value = self._recorded[name]
+                fields[name] = tuple(value) if isinstance(value, list) else value
         if "model" not in fields:  # an earlier version; an adapter's name comes after "with"
             fields["model"] = self.protocol["model"]["name"].split(" with ")[0]
             if is_path(fields["model"]) and not self.trusted:
@@ -125,7 +145,7 @@ class Places:
         """The path or the name that is recorded."""
         place = self._recorded[name]
         path, given = place.get("path"), place.get("given", "")
-        if path is None and name in NAMED and not is_path(given):
+        if path is None and not _is_file(name, given):
             return str(given)
         if not self.trusted:
             raise self._not_trusted(name, path or given)
@@ -133,7 +153,7 @@ class Places:
             raise UsageError(
                 f"the {_called(name)} of '{self.run}' is not where it was",
                 f"there is no '{path or given}'",
-                f"say where it is now: {FILES[name]} {'DIR' if name in ('bank', 'lora') else 'FILE'}",
+                f"say where it is now: {FILES[name]} {'DIR' if name in ('bank', 'lora', 'text_encoder') else 'FILE'}",
             )
         return str(path or given)
 
@@ -146,4 +166,5 @@ class Places:
 
 def _called(name: str) -> str:
     called = {CACHE: "token cache", "bank": "class bank", "lora": "LoRA adapter", "class_names": "list of class names"}
+    called |= {"captions": "file of captions", "text_encoder": "text encoder"}
     return called.get(name, name.replace("_", " ").replace("config", "configuration"))

@@ -38,6 +38,8 @@ class CaptionFeatures:
     """int64, in [1, T]."""
     pooled_RE: Tensor | None = None
     """float32."""
+    guidance_RTD: Tensor | None = None
+    """float32: of every position, what the decoders of TA-TiTok read; None where the encoder gives none."""
     encoder: str = ""
     """Name of the text encoder; "" where it is not known."""
     empty: CaptionFeatures | None = None
@@ -58,3 +60,8 @@ class CaptionFeatures:
         if wanted.pooled_width and pooled != wanted.pooled_width:
             has = f"{pooled} channels" if pooled else "none"
             raise UsageError(what, f"it reads {wanted.pooled_width} channels of a whole caption; they have {has}", fix)
+        longest = int(self.length_R.max())
+        if longest > wanted.positions:
+            caption = self.captions[int(self.length_R.argmax())]
+            why = f"'{caption[:40]}' has {longest} positions, it reads {wanted.positions}"
+            raise UsageError(what, why, fix)

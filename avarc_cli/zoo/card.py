@@ -20,6 +20,19 @@ class HubFile:
 
 
 @dataclass(frozen=True)
+class HubFolder:
+    """Files in a Hugging Face repository that belong together, all in its top folder."""
+
+    repo: str  # owner/name
+    filenames: tuple[str, ...]
+    revision: str | None = None  # as of HubFile
+
+    @property
+    def files(self) -> tuple[HubFile, ...]:
+        return tuple(HubFile(self.repo, name, self.revision) for name in self.filenames)
+
+
+@dataclass(frozen=True)
 class AssetFile:
     """A file shipped with avarc; filename is relative to avarc_cli/assets."""
 
@@ -68,6 +81,21 @@ class ModelCard:
     source: str  # paper, or where it comes from
     weights: Weights  # where its file is
     condition: str = "class"  # what it is conditioned on: "class", or "caption"
+    text_encoder: str = ""  # name of the TextEncoderCard that captions are encoded with; "" for none
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderCard:
+    """A text encoder, which makes the features of captions that generators read."""
+
+    name: str  # as options spell it
+    kind: str  # a name in text.encoders.KINDS
+    positions: int  # of a caption; longer ones are cut
+    width: int  # channels of a position
+    params: int | None  # that are used; None where unknown
+    weights: HubFolder
+    license: str  # of the weights
+    source: str  # paper, or where it comes from
 
 
 Card: TypeAlias = ModelCard | TokenizerCard

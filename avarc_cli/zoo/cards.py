@@ -13,7 +13,17 @@ from typing import TypeVar
 
 from avarc_cli.errors import UsageError
 from avarc_cli.zoo import published, registered
-from avarc_cli.zoo.card import AssetFile, Card, HubFile, LocalFile, ModelCard, TokenizerCard, Weights
+from avarc_cli.zoo.card import (
+    AssetFile,
+    Card,
+    HubFile,
+    HubFolder,
+    LocalFile,
+    ModelCard,
+    TextEncoderCard,
+    TokenizerCard,
+    Weights,
+)
 from avarc_cli.zoo.published import SCALES_256, SCALES_512, SCALES_DIGITS
 
 __all__ = [
@@ -23,21 +33,28 @@ __all__ = [
     "AssetFile",
     "Card",
     "HubFile",
+    "HubFolder",
     "LocalFile",
     "ModelCard",
+    "TextEncoderCard",
     "TokenizerCard",
     "Weights",
     "any_card",
+    "check_captions",
     "check_condition",
     "check_weights",
     "is_path",
     "model_card",
     "model_cards",
+    "text_encoder_card",
+    "text_encoder_cards",
     "tokenizer_card",
     "tokenizer_cards",
 ]
 
-_Card = TypeVar("_Card", ModelCard, TokenizerCard, ModelCard | TokenizerCard)
+CAPTION_OPTIONS = '--captions FILE or --template "a photo of a {}"'
+
+_Card = TypeVar("_Card", ModelCard, TokenizerCard, TextEncoderCard, ModelCard | TokenizerCard)
 
 
 def model_cards() -> tuple[ModelCard, ...]:
@@ -50,6 +67,17 @@ def tokenizer_cards() -> tuple[TokenizerCard, ...]:
     """Every known tokenizer: the embedded one, the published ones, the user's own."""
     user = registered.load()
     return (*(_pinned(card, user) for card in published.TOKENIZERS), *user.tokenizers)
+
+
+def text_encoder_cards() -> tuple[TextEncoderCard, ...]:
+    """Every known text encoder."""
+    user = registered.load()
+    return tuple(_pinned(card, user) for card in published.TEXT_ENCODERS)
+
+
+def text_encoder_card(name: str) -> TextEncoderCard:
+    """The card of that name; UsageError with the closest names otherwise."""
+    return _find("text encoder", name, text_encoder_cards(), fix="name one of these, or a folder with one")
 
 
 def model_card(name: str) -> ModelCard:
@@ -71,12 +99,14 @@ def any_card(name: str) -> Card:
 def _pinned(card: _Card, user: registered.Registered) -> _Card:
     """The card with the revision that the user downloaded, if one was named."""
     revision = user.revisions.get(card.name)
-    if revision is None or not isinstance(card.weights, HubFile):
+    if revision is None or not isinstance(card.weights, (HubFile, HubFolder)):
         return card
-    return dataclasses.replace(card, weights=HubFile(card.weights.repo, card.weights.filename, revision))
+    return dataclasses.replace(card, weights=dataclasses.replace(card.weights, revision=revision))
 
 
-def _find(kind: str, name: str, cards: Sequence[_Card]) -> _Card:
+def _find(
+    kind: str, name: str, cards: Sequence[_Card], fix: str = "name one of these, or the path of a checkpoint file"
+) -> _Card:
     for card in cards:
         if card.name == name:
             return card
@@ -85,7 +115,7 @@ def _find(kind: str, name: str, cards: Sequence[_Card]) -> _Card:
     raise UsageError(
         f"no {kind} is called '{name}'" + (f"; did you mean {' or '.join(close)}?" if close else ""),
         why=f"known are {', '.join(names)}",
-        fix="name one of these, or the path of a checkpoint file",
+        fix=fix,
     )
 
 
@@ -95,13 +125,27 @@ def is_path(name: str) -> bool:
     return name not in known and ("/" in name or Path(name).suffix != "" or Path(name).exists())
 
 
-def check_condition(card: ModelCard) -> None:
-    """Raises: UsageError unless the model has classes."""
-    if card.condition != "class":
-        why = f"it gives log p(image | {card.condition}), and captions are not supported"
-        raise UsageError(
-            f"'{card.name}' has no classes", why, "name a class-conditional model: avarc models lists them"
-        )
+def check_condition(card: ModelCard, *, captions: bool | None) -> None:
+    """Raises: UsageError where a model of captions is given none, or a model of classes is given some.
+
+    Args:
+        captions: whether there are some; None for a command that has no use for such models.
+    """
+    reads_captions = card.condition == "caption"
+    if reads_captions and captions is None:
+        why, fix = "it gives log p(image | caption)", "name a class-conditional model: avarc models lists them"
+        raise UsageError(f"'{card.name}' has no classes", why, fix)
+    check_captions(card.name, reads_captions=reads_captions, captions=bool(captions))
+
+
+def check_captions(name: str, *, reads_captions: bool, captions: bool) -> None:
+    """As `check_condition`, of a model of this name."""
+    if reads_captions and not captions:
+        why = "it gives log p(image | caption)"
+        raise UsageError(f"'{name}' has no classes", why, f"name captions: {CAPTION_OPTIONS}")
+    if captions and not reads_captions:
+        why = "it gives log p(image | class), and its classes are fixed"
+        raise UsageError(f"'{name}' reads no captions", why, f"leave out {CAPTION_OPTIONS}")
 
 
 def check_weights(name: str) -> None:

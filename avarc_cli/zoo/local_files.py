@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.zoo.card import AssetFile, Card, HubFile, LocalFile, Weights
+from avarc_cli.zoo.card import AssetFile, Card, HubFile, HubFolder, LocalFile, TextEncoderCard, Weights
 
 SHA256_LENGTH = 64  # hex digits; the name of a blob that is a large file
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -51,6 +51,22 @@ def require(card: Card) -> Path:
     )
 
 
+def locate_folder(folder: HubFolder) -> Path | None:
+    """The folder in the Hugging Face cache that contains all of these files; None if one is missing."""
+    found = [locate(file) for file in folder.files]
+    return found[0].parent if found[0] is not None and all(found) else None
+
+
+def require_folder(card: TextEncoderCard) -> Path:
+    """The folder of a text encoder. Raises: AvarcError that says how to get it if it is missing."""
+    found = locate_folder(card.weights)
+    if found is None:
+        what = f"the text encoder '{card.name}' is not on this machine"
+        why = f"the Hugging Face cache does not contain all of {card.weights.repo} that it needs"
+        raise AvarcError(what, why, f"{download_command(card)}   (or use the path of a folder that you have)")
+    return found
+
+
 def blob_sha256(cached: Path) -> str | None:
     """The sha256 that a file in the Hugging Face cache must have: the name of a blob. None if its name tells none."""
     name = cached.resolve().name
@@ -62,6 +78,6 @@ def weight_set(card: Card | None) -> str | None:
     return card.weights.weight_set if card is not None and isinstance(card.weights, LocalFile) else None
 
 
-def download_command(card: Card) -> str:
+def download_command(card: Card | TextEncoderCard) -> str:
     """The shell command that downloads the card's file to where `locate` finds it."""
     return f"avarc download {card.name}"

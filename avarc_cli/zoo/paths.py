@@ -23,6 +23,11 @@ def weights_folder() -> Path:
     return _folder("XDG_CACHE_HOME", ".cache") / "weights"
 
 
+def captions_folder() -> Path:
+    """Where features of captions are kept: AVARC_HOME/captions, or ~/.cache/avarc/captions."""
+    return _folder("XDG_CACHE_HOME", ".cache") / "captions"
+
+
 def _folder(variable: str, default: str) -> Path:
     if home := os.environ.get("AVARC_HOME"):
         return _expand(home)

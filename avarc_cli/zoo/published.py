@@ -9,7 +9,7 @@ not available when the cards were written.
 from __future__ import annotations
 
 from avarc_cli.layout import TokenLayout
-from avarc_cli.zoo.card import AssetFile, HubFile, ModelCard, TokenizerCard
+from avarc_cli.zoo.card import AssetFile, HubFile, HubFolder, ModelCard, TextEncoderCard, TokenizerCard
 
 SCALES_256 = TokenLayout.multi_scale((1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
 SCALES_512 = TokenLayout.multi_scale((1, 2, 3, 4, 6, 9, 13, 18, 24, 32))
@@ -122,6 +122,7 @@ def _llamagen_text(stage: int, pixels: int) -> ModelCard:
         source=_LLAMAGEN,
         weights=HubFile("peizesun/llamagen_t2i", f"t2i_XL_stage{stage}_{pixels}.pt"),
         condition="caption",
+        text_encoder="flan-t5-xl",
     )
 
 
@@ -348,4 +349,37 @@ TOKENIZERS = (
     _titok("bl64_vq8k", 64, 390_016_148),
     _titok("bl128_vq8k", 128, 390_179_988),
     _titok("sl256_vq8k", 256, 330_260_884),
+)
+
+# The names of the files are from memory of these repositories, not from a listing.
+TEXT_ENCODERS = (
+    TextEncoderCard(
+        name="flan-t5-xl",
+        kind="t5",
+        positions=120,
+        width=2048,
+        params=1_223_527_424,
+        weights=HubFolder(
+            "google/flan-t5-xl",
+            (
+                "config.json",
+                "tokenizer.json",
+                "model.safetensors.index.json",
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+            ),
+        ),
+        license="Apache-2.0",
+        source="arXiv:2210.11416",
+    ),
+    TextEncoderCard(
+        name="clip-vit-l-14-336",
+        kind="clip",
+        positions=77,
+        width=768,
+        params=123_650_304,
+        weights=HubFolder("openai/clip-vit-large-patch14-336", ("config.json", "tokenizer.json", "pytorch_model.bin")),
+        license="MIT",
+        source="arXiv:2103.00020",
+    ),
 )

@@ -21,7 +21,7 @@ from avarc_cli.layout import TokenLayout
 from avarc_cli.names import from_json, to_json
 from avarc_cli.storage import remove_leftovers_of, write_bytes
 from avarc_cli.zoo import paths, published
-from avarc_cli.zoo.card import Card, HubFile, LocalFile, ModelCard, TokenizerCard
+from avarc_cli.zoo.card import Card, HubFile, HubFolder, LocalFile, ModelCard, TextEncoderCard, TokenizerCard
 
 FORMAT = 3
 READABLE = (1, 2, FORMAT)
@@ -130,11 +130,11 @@ def pin(name: str, revision: str | None) -> None:
 def published_revision(name: str) -> str:
     """What the published card itself says: its commit, or `main`."""
     weights = next((card.weights for card in _published() if card.name == name), None)
-    return (isinstance(weights, HubFile) and weights.revision) or "main"
+    return (isinstance(weights, (HubFile, HubFolder)) and weights.revision) or "main"
 
 
-def _published() -> tuple[Card, ...]:
-    return (*published.MODELS, *published.TOKENIZERS)
+def _published() -> tuple[Card | TextEncoderCard, ...]:
+    return (*published.MODELS, *published.TOKENIZERS, *published.TEXT_ENCODERS)
 
 
 def _fields(entry: Mapping[str, Any], kind: type[Card]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,6 +127,17 @@ def sha256(path: Path) -> str:
     """The sha256 of a file's bytes, from its entry if the file did not change since. Raises: CheckpointError."""
     entry = find(path)
     return entry.sha256 if entry else sha256_of_file(path)
+
+
+def remember(path: Path) -> str:
+    """As `sha256`, and record it, so that the next call need not read the file. Raises: CheckpointError."""
+    entry = find(path)
+    if entry is not None:
+        return entry.sha256
+    digest = sha256_of_file(path)
+    with suppress(OSError):  # the index only saves time
+        write(IndexEntry(os.path.realpath(path), digest, FileStat.of(path)))
+    return digest
 
 
 def is_indexed(path: Path, weight_set: str | None = None) -> bool:
