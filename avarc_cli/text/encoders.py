@@ -21,9 +21,9 @@ from avarc_cli.text.encoder import Encoded, TextEncoder, encode
 from avarc_cli.text.features import CaptionFeatures
 from avarc_cli.zoo import cards, local_files, paths
 
-KINDS = {"t5": "avarc_cli.text.t5:T5", "clip": "avarc_cli.text.clip:CLIP"}
+KINDS = {"t5": "avarc_cli.text.t5:T5", "clip": "avarc_cli.text.clip:CLIP", "small": "avarc_cli.text.small:SmallText"}
 """Kind -> its class, which is imported when it is first used."""
-MODEL_TYPES = {"t5": "t5", "clip": "clip", "clip_text_model": "clip"}
+MODEL_TYPES = {"t5": "t5", "clip": "clip", "clip_text_model": "clip", "avarc-small-text": "small"}
 """`model_type` in a folder's config.json -> kind."""
 VERSION = 1
 """Of what encoders do with a caption; a change makes features be computed again."""

@@ -11,22 +11,31 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from typing import TypeAlias, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from avarc_cli.errors import CheckpointError, first_line
+from avarc_cli.layers.precision import tf32
 from avarc_cli.layers.state_dict import build, shape_of
 from avarc_cli.layers.vision_transformer import Block
+from avarc_cli.text import hub_folder
+from avarc_cli.text.encoder import TextEncoder
 
-FAMILY = "small-text"
 TITLE = "small text encoder"
-SIGNATURE = ("pieces.weight", "places.weight", "norm.weight")
-"""Keys of tensors that every file of it has."""
+MODEL_TYPE = "avarc-small-text"
+"""In config.json."""
+WEIGHTS = "model.safetensors"
+Pieces: TypeAlias = tuple[int, ...]
+"""Rows of the table of pieces, of one word or of a caption's end."""
 HEAD_WIDTH = 16
 PIECES = 16  # K; longer words lose their last pieces
 NOTHING = 0  # in place of a piece
-END = 1  # the one piece of the position behind the last word; so an empty caption has a position too
+END: Pieces = (1,)  # behind the last word; so an empty caption has a position too
 FIRST = 2  # piece of words
 
 
@@ -40,7 +49,7 @@ class SmallTextConfig:
     depth: int  # blocks
 
 
-class SmallTextEncoder(nn.Module):
+class SmallTextNetwork(nn.Module):
     """words -> sum of their pieces' embeddings, and places -> blocks that see the whole caption -> norm."""
 
     def __init__(self, config: SmallTextConfig) -> None:
@@ -52,17 +61,6 @@ class SmallTextEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config.width, heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         nn.init.normal_(self.places.weight, std=0.1)
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], source: str) -> SmallTextEncoder:
-        """The encoder that these tensors make up, in evaluation mode. Raises: CheckpointError naming `source`."""
-        positions, width = shape_of(tensors, "places.weight", 2, source=source, expected=TITLE)
-        pieces, _ = shape_of(tensors, "pieces.weight", 2, source=source, expected=TITLE)
-        depth = 0
-        while f"blocks.{depth}.ln_1.weight" in tensors:
-            depth += 1
-        config = SmallTextConfig(positions=positions, pieces=pieces, width=width, depth=depth)
-        return build(lambda: cls(config), tensors, source=source, expected=TITLE)
 
     def forward(self, ids_RTK: Tensor, length_R: Tensor, first: int = 0) -> Tensor:
         """Features (R, T, D), zero behind the end of each caption.
@@ -78,27 +76,62 @@ class SmallTextEncoder(nn.Module):
             x = block(x, inside_RT[:, None, None])
         return self.norm(x) * inside_RT[..., None]
 
-    def ids(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Pieces of each word and the end, (R, T', K) int64 with T' <= T, and how many positions count, (R,) int64.
-
-        What does not fit into T positions is cut.
-        """
-        rows = [[*map(self._pieces_of, _words(text)[: self.config.positions - 1]), [END]] for text in captions]
-        length_R = torch.tensor([len(row) for row in rows])
-        ids_RTK = torch.full((len(rows), int(length_R.max()), PIECES), NOTHING)
-        for r, row in enumerate(rows):
-            for t, pieces in enumerate(row):
+    def ids(self, captions: Sequence[Sequence[Pieces]]) -> tuple[Tensor, Tensor]:
+        """Captions as `forward` reads them: (R, T, K) int64 with T of the longest, and their lengths, (R,) int64."""
+        length_R = torch.tensor([len(words) for words in captions])
+        ids_RTK = torch.full((len(captions), int(length_R.max()), PIECES), NOTHING)
+        for r, words in enumerate(captions):
+            for t, pieces in enumerate(words):
                 ids_RTK[r, t, : len(pieces)] = torch.tensor(pieces)
         return ids_RTK, length_R
 
-    def _pieces_of(self, word: str) -> list[int]:
-        """Rows of the word itself and of its runs of three letters."""
-        marked = f"<{word}>"
-        runs = [marked[i : i + 3] for i in range(len(marked) - 2)]
-        texts = dict.fromkeys([marked, *runs][:PIECES])
-        return [FIRST + zlib.crc32(text.encode()) % (self.config.pieces - FIRST) for text in texts]
+
+class SmallText(TextEncoder):
+    """A trained encoder from a folder with config.json and weights."""
+
+    def __init__(self, folder: Path, name: str, positions: int, device: torch.device) -> None:
+        """Raises: CheckpointError for a folder that is not whole."""
+        self.name, self.device = name, device
+        self.sha256 = hub_folder.sha256_of(folder)
+        try:
+            tensors = load_file(folder / WEIGHTS)
+        except (OSError, SafetensorError) as problem:
+            raise CheckpointError(f"'{folder}' holds no {TITLE}", f"{WEIGHTS}: {first_line(problem)}") from None
+        config = _read_config(tensors, str(folder / WEIGHTS))
+        network = build(lambda: SmallTextNetwork(config), tensors, source=str(folder / WEIGHTS), expected=TITLE)
+        self.network, self.positions = network.to(device), min(positions, config.positions)
+
+    def tokens(self, caption: str) -> list[Pieces]:
+        return tokens(caption, self.network.config)
+
+    def cut(self, ids: list[Pieces]) -> list[Pieces]:
+        return ids if len(ids) <= self.positions else [*ids[: self.positions - 1], END]
+
+    def encode(self, ids: Sequence[list[Pieces]]) -> dict[str, Tensor]:
+        ids_RTK, length_R = self.network.ids(ids)
+        with torch.inference_mode(), tf32(False):
+            features = self.network(ids_RTK.to(self.device), length_R.to(self.device))
+        return {"sequence": features.cpu()}
 
 
-def _words(caption: str) -> list[str]:
-    """The words and other marks of a caption, without differences of case."""
-    return re.findall(r"\w+|[^\w\s]", caption.casefold())
+def tokens(caption: str, config: SmallTextConfig) -> list[Pieces]:
+    """The pieces of each word of a caption, not cut, and its end. Words and marks do not differ by case."""
+    words = re.findall(r"\w+|[^\w\s]", caption.casefold())
+    return [*(_pieces_of(word, config.pieces) for word in words), END]
+
+
+def _pieces_of(word: str, count: int) -> Pieces:
+    """Rows of the word itself and of its runs of three letters, of a table with `count` rows."""
+    marked = f"<{word}>"
+    texts = dict.fromkeys([marked, *(marked[i : i + 3] for i in range(len(marked) - 2))])
+    return tuple(FIRST + zlib.crc32(text.encode()) % (count - FIRST) for text in [*texts][:PIECES])
+
+
+def _read_config(tensors: Mapping[str, Tensor], source: str) -> SmallTextConfig:
+    """The shape of the encoder that these tensors make up. Raises: CheckpointError naming `source`."""
+    positions, width = shape_of(tensors, "places.weight", 2, source=source, expected=TITLE)
+    pieces, _ = shape_of(tensors, "pieces.weight", 2, source=source, expected=TITLE)
+    depth = 0
+    while f"blocks.{depth}.ln_1.weight" in tensors:
+        depth += 1
+    return SmallTextConfig(positions=positions, pieces=pieces, width=width, depth=depth)
