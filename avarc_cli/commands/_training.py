@@ -23,10 +23,21 @@ from avarc_cli.settings import (
 from avarc_cli.zoo.cards import check_weights
 
 if TYPE_CHECKING:
+    from avarc_cli.loaded import LoadedTokenizer
     from avarc_cli.progress import MetricsProgress
     from avarc_cli.train.images import Augment
     from avarc_cli.train.loop import Recipe
 
+ImageSizeOpt = Annotated[int, opt.model_option("--image-size", min=1, help="Side of the images in pixels.")]
+VocabularyOpt = Annotated[int, opt.model_option("--vocab", min=1, help="Codebook entries.")]
+WidthOpt = Annotated[int, opt.model_option("--width", min=32, help="Channels of the first level, a multiple of 32.")]
+MultipliersOpt = Annotated[
+    str,
+    opt.model_option("--multipliers", help="Width of each level in first widths; each level but one halves the side."),
+]
+BlocksOpt = Annotated[int, opt.model_option("--blocks", min=1, help="Residual blocks a level.")]
+CodeChannelsOpt = Annotated[int, opt.model_option("--channels", min=1, help="Channels of the codes.")]
+DepthOpt = Annotated[int, opt.model_option("--depth", min=1, help="Blocks.")]
 OutOpt = Annotated[Path, typer.Option("--out", "-o", help="Weights to write (safetensors); OUT.ckpt resumes training.")]
 DropoutOpt = Annotated[
     float, opt.training_option("--class-dropout", help="Fraction of images trained on as unconditional.")
@@ -59,6 +70,10 @@ class RecipeOptions:
 
         return Recipe(steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed)
 
+    def tokenizer_recipe(self) -> Recipe:
+        """The same for a tokenizer."""
+        return replace(self.recipe(), weight_decay=0.01, betas=(0.9, 0.99))
+
     def augmentation(self) -> Augment:
         """Random changes of the images."""
         from avarc_cli.train.images import Augment
@@ -81,6 +96,32 @@ class TokenizerOptions:
     tokenizer_weight_set: opt.TokenizerWeightSetOpt = None
     device: opt.DeviceOpt = "auto"
     yes: opt.YesOpt = False
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        check_weights(self.tokenizer)
+        check_device(self.device)
+        check_file(self.tokenizer_config, "--tokenizer-config")
+
+    def load(self, *, text_encoder: str | None = None) -> LoadedTokenizer:
+        """The tokenizer; missing weights are downloaded if the user agrees.
+
+        Args:
+            text_encoder: name of one whose weights are needed too.
+        """
+        sets = self.tokenizer_weight_set
+        _weights.ensure(self.tokenizer, tokenizer_weight_set=sets, yes=self.yes, text_encoder=text_encoder)
+        from avarc_cli.loading import ModelSpec, load_tokenizer  # imports torch: only now, after all that may be wrong
+
+        spec = ModelSpec(
+            self.tokenizer,
+            tokenizer_config=self.tokenizer_config,
+            tokenizer_weight_set=self.tokenizer_weight_set,
+            device=self.device,
+        )
+        loaded = load_tokenizer(spec)
+        opt.note_inferred(loaded)
+        return loaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +153,7 @@ def train_tokenizer(
         from avarc_cli.devices import pick_device  # imports torch: only now, after all that may be wrong
         from avarc_cli.train import tokenizer
 
-        recipe = replace(training.recipe(), weight_decay=0.01, betas=(0.9, 0.99))
+        recipe = training.tokenizer_recipe()
         with progress("training tokenizer", recipe.steps) as told:
             tokenizer.train_tokenizer(
                 images,
@@ -141,24 +182,12 @@ def train_generator(
     overwrite: bool,
 ) -> None:
     """Train a generator of this family on the tokens of the images of DATA, and show where it is."""
-    check_weights(reads.tokenizer)
-    check_device(reads.device)
     check_class_dropout(class_dropout)
-    check_file(reads.tokenizer_config, "--tokenizer-config")
     with reserved(out, overwrite, reads.tokenizer):
         images = _images.open_noted(data, allow_outside=training.allow_outside)
-        _weights.ensure(reads.tokenizer, tokenizer_weight_set=reads.tokenizer_weight_set, yes=reads.yes)
-        from avarc_cli.loading import ModelSpec, load_tokenizer  # imports torch: only now, after all that may be wrong
+        reader = reads.load()
         from avarc_cli.train import generator
 
-        spec = ModelSpec(
-            reads.tokenizer,
-            tokenizer_config=reads.tokenizer_config,
-            tokenizer_weight_set=reads.tokenizer_weight_set,
-            device=reads.device,
-        )
-        reader = load_tokenizer(spec)
-        opt.note_inferred(reader)
         recipe = training.recipe()
         with progress(f"training {family}", recipe.steps) as told:
             generator.train_generator(

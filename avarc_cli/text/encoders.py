@@ -18,7 +18,7 @@ from avarc_cli.progress import Progress, no_progress
 from avarc_cli.text import feature_file, hub_folder
 from avarc_cli.text.captions import check_encoder
 from avarc_cli.text.encoder import Encoded, TextEncoder, encode
-from avarc_cli.text.features import CaptionFeatures
+from avarc_cli.text.features import CaptionFeatures, TextInput
 from avarc_cli.zoo import cards, local_files, paths
 
 KINDS = {"t5": "avarc_cli.text.t5:T5", "clip": "avarc_cli.text.clip:CLIP", "small": "avarc_cli.text.small:SmallText"}
@@ -49,6 +49,16 @@ class Found:
         loaded: TextEncoder = getattr(import_module(module), name)(self.folder, self.name, self.positions, device)
         return loaded
 
+    def text_input(self, features: CaptionFeatures) -> TextInput:
+        """What a generator reads that is trained on these features, which this encoder made."""
+        pooled = features.pooled_RE
+        return TextInput(
+            encoder=self.name or self.folder.name,
+            positions=self.positions,
+            width=features.sequence_RTD.shape[2],
+            pooled_width=0 if pooled is None else pooled.shape[1],
+        )
+
     def protocol(self) -> dict[str, str]:
         """For run.json."""
         return {"name": self.name or self.folder.name, "sha256": self.sha256}
@@ -66,12 +76,14 @@ def find(encoder: str | Path) -> Found:
         return Found(card.name, card.kind, folder, card.positions, hub_folder.sha256_of(folder))
     check_encoder(str(encoder))
     folder = Path(encoder)
-    stated = str(hub_folder.read_config(folder).get("model_type"))
+    config = hub_folder.read_config(folder)
+    stated = str(config.get("model_type"))
     if stated not in MODEL_TYPES:
         why = f"its {hub_folder.CONFIG} says model_type '{stated}'; avarc reads {', '.join(MODEL_TYPES)}"
         raise CheckpointError(f"'{folder}' is another text encoder than avarc knows", why)
     kind = MODEL_TYPES[stated]
-    positions = next(card.positions for card in known.values() if card.kind == kind)
+    own = config.get("positions")
+    positions = own if isinstance(own, int) else next(card.positions for card in known.values() if card.kind == kind)
     return Found("", kind, folder, positions, hub_folder.sha256_of(folder))
 
 

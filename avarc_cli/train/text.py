@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.sampling import generator_of
-from avarc_cli.outputs import WEIGHTS, check_output
+from avarc_cli.outputs import check_new_folder
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
-from avarc_cli.text.small import FIRST, NOTHING, SmallTextConfig, SmallTextEncoder
+from avarc_cli.text.small import FIRST, NOTHING, SmallTextConfig, SmallTextNetwork, tokens
 from avarc_cli.train.loop import Recipe, train
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.save import save_text_encoder
@@ -33,8 +33,8 @@ def train_text_encoder(
     *,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
-) -> SmallTextEncoder:
-    """Train an encoder whose mean feature tells which name a caption belongs to; write it to `out` (safetensors).
+) -> SmallTextNetwork:
+    """Train an encoder whose mean feature tells which name a caption belongs to; write it to the new folder `out`.
 
     The linear layer that tells the names is not kept. It runs on the CPU, and resumes as `train_tokenizer` does.
 
@@ -42,13 +42,20 @@ def train_text_encoder(
         captions_of: the captions of each name.
     Raises: UsageError for fewer than two names; otherwise as `train_tokenizer`.
     """
-    check_output(out, WEIGHTS, overwrite=True)
+    check_new_folder(out)
     if len(captions_of) < 2:
         raise UsageError("one name has nothing to be told from", fix="write the captions of two or more names")
     torch.manual_seed(recipe.seed)
-    encoder, head = SmallTextEncoder(config), nn.Linear(config.width, len(captions_of))
-    texts = [caption for captions in captions_of.values() for caption in captions]
+    encoder, head = SmallTextNetwork(config), nn.Linear(config.width, len(captions_of))
+    texts = [tokens(caption, config) for captions in captions_of.values() for caption in captions]
     names = torch.tensor([n for n, captions in enumerate(captions_of.values()) for _ in captions])
+    longest = max(map(len, texts))
+    if longest > config.positions:
+        raise UsageError(
+            "a caption is too long for this text encoder",
+            f"it has {longest} words and its end, the encoder {config.positions} positions",
+            f"write --positions {longest}, or shorten the caption",
+        )
     ids_RTK, length_R = encoder.ids(texts)
 
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:

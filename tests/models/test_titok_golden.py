@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,10 @@ from golden import fill
 from avarc_cli import families
 from avarc_cli.errors import CheckpointError
 from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.tokenizers.titok.config import is_first_stage
 from avarc_cli.tokenizers.titok.family import FAMILY
+from avarc_cli.tokenizers.titok.loss import FirstStageLoss, SecondStageLoss
+from avarc_cli.tokenizers.titok.network import TiTok
 
 NAMES = ("titok_tiny", "titok_pixel_tiny")
 
@@ -124,3 +129,55 @@ def test_a_step_of_training_changes_every_tensor():
     assert set(shown) == {"rmse", "vq"}
     assert not [key for key, tensor in network.state_dict().items() if torch.equal(tensor, before[key])]
     assert network.checkpoint_metadata() == {"use_l2_norm": "false"}
+
+
+class Teacher(torch.nn.Module):
+    """Always gives these tokens (B, L)."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.tokens = tokens
+
+    def encode(self, images):
+        return images
+
+    def tokenize(self, latents):
+        return self.tokens
+
+
+def test_the_loss_of_the_first_stage_is_the_cross_entropy_of_the_teachers_tokens_and_that_of_the_codes():
+    meta, arrays, tensors = load("titok_tiny")
+    whole = build(tensors, meta["config"])
+    first = {key: value for key, value in tensors.items() if not key.startswith("pixel_")}
+    assert is_first_stage(first) and not is_first_stage(tensors)
+    network = TiTok(dataclasses.replace(whole.config, pixel_decoder=None))
+    network.load_state_dict(first)
+    logits = arrays["code_logits"].astype(np.float64).reshape(len(arrays["image"]), len(arrays["code_logits"][0]), -1)
+    tokens = np.random.default_rng(0).integers(0, logits.shape[1], (len(logits), logits.shape[2]))
+    log_prob = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    entropy = -np.take_along_axis(log_prob, tokens[:, None], 1).mean()
+    latents, codes = (arrays[name].astype(np.float64) for name in ("latents", "quantized"))
+    unit = latents / np.sqrt((latents**2).sum(1, keepdims=True))
+    expected = entropy + 1.25 * ((unit - codes) ** 2).mean()  # codes have unit length already
+    loss = FirstStageLoss(network, Teacher(torch.from_numpy(tokens)))
+    found, shown = loss(2 * torch.from_numpy(arrays["image"]) - 1, 0, 10, torch.Generator())
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    assert shown["nats/code"] == pytest.approx(entropy, rel=1e-5)
+    found.backward()
+    assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def test_the_loss_of_the_second_stage_is_the_squared_error_of_the_pixels():
+    meta, arrays, tensors = load("titok_tiny")
+    network = build(tensors, meta["config"])
+    found, shown = SecondStageLoss(network)(2 * torch.from_numpy(arrays["image"]) - 1, 0, 10, torch.Generator())
+    expected = 4 * ((arrays["decoded"].astype(np.float64) - arrays["image"]) ** 2).mean()
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    assert shown == {"rmse": pytest.approx(expected**0.5, rel=1e-5)}
+
+
+def test_after_the_first_stage_there_is_nothing_that_draws_pixels():
+    whole = build(load("titok_tiny")[2], {}).config
+    network = TiTok(dataclasses.replace(whole, pixel_decoder=None))
+    with pytest.raises(ValueError, match="no decoder for pixels"):
+        network.reconstruct(torch.zeros(1, whole.num_tokens, dtype=torch.int64))

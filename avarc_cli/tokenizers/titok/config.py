@@ -17,6 +17,8 @@ from avarc_cli.tokenizers.maskgit_vqgan.config import MaskGITVQGANConfig
 
 TITLE = "TiTok"
 HEAD_WIDTH = 64  # channels of an attention head in every published TiTok
+PREDICTS = "decoder.ffn.2.weight"  # in models whose decoder predicts codes
+PIXEL_CODES = "pixel_quantize.embedding.weight"  # of the codes that it predicts
 L2_NORM = "model.vq_model.use_l2_norm"  # where the configurations of the published files state it
 
 
@@ -47,8 +49,10 @@ class TiTokConfig:
     decoder: TransformerConfig
     l2_norm: bool
     """Whether latents and codes are compared, and codes looked up, with unit length."""
-    pixel_decoder: MaskGITVQGANConfig | None
-    """Of a two-stage model, whose transformer predicts the codes of a MaskGIT-VQGAN; None where it draws pixels."""
+    predicted: int | None = None
+    """U, codes of the MaskGIT-VQGAN that the decoder of a two-stage model predicts; None where it draws pixels."""
+    pixel_decoder: MaskGITVQGANConfig | None = None
+    """Of that MaskGIT-VQGAN, in a two-stage model after its second stage."""
     inferred: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -93,6 +97,7 @@ def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: st
         encoder=_read_transformer(tensors, "encoder", source),
         decoder=_read_transformer(tensors, "decoder", source),
         l2_norm=l2_norm,
+        predicted=pixel_decoder.vocab_size if pixel_decoder else None,
         pixel_decoder=pixel_decoder,
         inferred={} if found else {"use_l2_norm": f"{l2_norm}, as in the published {kind} models"},
     )
@@ -119,17 +124,22 @@ def _read_transformer(tensors: Mapping[str, Tensor], part: str, source: str) -> 
     return TransformerConfig(width=width, depth=depth, heads=width // HEAD_WIDTH)
 
 
+def is_first_stage(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are of a TiTok that predicts codes and has no decoder for their pixels."""
+    return PREDICTS in tensors and PIXEL_CODES not in tensors
+
+
 def _read_pixel_decoder(tensors: Mapping[str, Tensor], side: int, source: str) -> MaskGITVQGANConfig | None:
     """The MaskGIT-VQGAN whose decoder draws the pixels; None for a single-stage model."""
-    if "decoder.ffn.2.weight" not in tensors:
+    if PREDICTS not in tensors:
         return None
-    if "pixel_quantize.embedding.weight" not in tensors:
+    if is_first_stage(tensors):
         raise CheckpointError(
             f"{source} is only the first stage of a {TITLE}",
             "it predicts the codes of a MaskGIT-VQGAN, and has no decoder for pixels",
-            "pass the checkpoint of the second stage",
+            "train the second stage (avarc train titok --start-from), or pass its checkpoint",
         )
-    vocab_size, channels = shape_of(tensors, "pixel_quantize.embedding.weight", 2, source=source, expected=TITLE)
+    vocab_size, channels = shape_of(tensors, PIXEL_CODES, 2, source=source, expected=TITLE)
     widths: list[int] = []
     while (key := f"pixel_decoder.up.{len(widths)}.block.0.conv1.weight") in tensors:
         widths.append(shape_of(tensors, key, 4, source=source, expected=TITLE)[0])

@@ -45,7 +45,7 @@ class Encoder(Transformer):
         super().__init__(c, c.encoder)
         self.patch_embed = nn.Conv2d(3, c.encoder.width, c.patch, c.patch)
         self.conv_out = nn.Conv2d(c.encoder.width, c.code_channels, 1)
-        self.reinterprets = c.pixel_decoder is not None
+        self.reinterprets = c.predicted is not None
 
     def forward(self, images: Tensor, latent_tokens_LC: Tensor) -> Tensor:
         """Latents (B, Z, 1, L)."""
@@ -67,8 +67,8 @@ class Decoder(Transformer):
         self.side, self.patch = c.side, c.patch
         self.mask_token = nn.Parameter(width**-0.5 * torch.randn(1, 1, width))
         self.decoder_embed = nn.Linear(c.code_channels, width)
-        if c.pixel_decoder is not None:
-            out = nn.Conv2d(2 * width, c.pixel_decoder.vocab_size, 1)
+        if c.predicted is not None:
+            out = nn.Conv2d(2 * width, c.predicted, 1)
             self.ffn = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.Tanh(), out)
             self.conv_out = None
         else:
@@ -150,8 +150,10 @@ class TiTok(TokenizerNetwork):
         return self.quantize.tokenize(latents)
 
     def decode(self, codes_BZ1L: Tensor) -> Tensor:
-        """Images (B, 3, H, H), not clamped."""
+        """Images (B, 3, H, H), not clamped. Raises ValueError after the first of two stages."""
         drawn = self.decoder(codes_BZ1L)
+        if self.config.predicted is not None and self.pixel_decoder is None:
+            raise ValueError("the first stage has no decoder for pixels")
         if self.pixel_decoder is not None and self.pixel_quantize is not None:
             # Not the likeliest code of each cell, but the mean of all: the pixel decoder was trained on these.
             soft = drawn.softmax(dim=1).permute(0, 2, 3, 1) @ self.pixel_quantize.embedding.weight
