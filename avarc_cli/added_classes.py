@@ -126,7 +126,7 @@ class AddedClassesModel(LikelihoodModel):
         self.has_summary = base.has_summary
         self.onednn = base.onednn
         self.default_guidance = base.default_guidance
-        self.steps = base.steps
+        self.channels, self.steps = base.channels, base.steps
 
     def adapter(self, class_id_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         added_N = np.maximum(class_id_N - self.base.num_classes + 1, 0)

@@ -178,6 +178,7 @@ TOKENIZERS: Registry[TokenizerFamily] = Registry(
         "llamagen-vq": "avarc_cli.tokenizers.llamagen_vq.family:FAMILY",
         "maskgit-vqgan": "avarc_cli.tokenizers.maskgit_vqgan.family:FAMILY",
         "titok": "avarc_cli.tokenizers.titok.family:FAMILY",
+        "tatitok": "avarc_cli.tokenizers.tatitok.family:FAMILY",
     },
 )
 SHAPES = {

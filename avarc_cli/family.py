@@ -39,6 +39,9 @@ class GeneratorFamily(ABC):
     """Keys of tensors that every checkpoint of the family has. Together no other family has them, except one whose own
     signature contains these and more."""
 
+    continuous: ClassVar[bool] = False
+    """Whether they read continuous tokens, those of a VAE, rather than codes."""
+
     @abstractmethod
     def read_config(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> GeneratorConfig:
         """The configuration of a checkpoint.

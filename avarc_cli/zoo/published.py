@@ -162,10 +162,10 @@ def _rar(size: str, params: int, sha256: str | None = None) -> ModelCard:
     )
 
 
-def _titok(name: str, num_tokens: int, params: int) -> TokenizerCard:
-    """A TiTok with a codebook, of images of 256 pixels."""
+def _titok(name: str, num_tokens: int, params: int, channels: int = 0) -> TokenizerCard:
+    """A TiTok with a codebook, or a VAE with tokens of so many channels, of images of 256 pixels."""
     return TokenizerCard(
-        name=f"titok-{name.replace('_vq8k', '')}",
+        name=f"titok-{name.replace('_vq8k', '').replace('_vae_c16', '-vae')}",
         family="titok",
         image_size=256,
         layout=TokenLayout.sequence(num_tokens),
@@ -174,6 +174,23 @@ def _titok(name: str, num_tokens: int, params: int) -> TokenizerCard:
         license="Apache-2.0",
         source=_TITOK,
         preprocess="adm",
+        channels=channels,
+    )
+
+
+def _tatitok(name: str, num_tokens: int, params: int, channels: int = 0) -> TokenizerCard:
+    """A TA-TiTok with a codebook, or a VAE with tokens of so many channels, of images of 256 pixels."""
+    return TokenizerCard(
+        name=f"tatitok-{name.replace('_', '-')}",
+        family="tatitok",
+        image_size=256,
+        layout=TokenLayout.sequence(num_tokens),
+        params=params,
+        weights=HubFile(f"turkeyju/tokenizer_tatitok_{name}", "model.safetensors"),
+        license="Apache-2.0",
+        source="arXiv:2501.07730",
+        preprocess="adm",
+        channels=channels,
     )
 
 
@@ -349,6 +366,15 @@ TOKENIZERS = (
     _titok("bl64_vq8k", 64, 390_016_148),
     _titok("bl128_vq8k", 128, 390_179_988),
     _titok("sl256_vq8k", 256, 330_260_884),
+    _titok("ll32_vae_c16", 32, 606_879_604, channels=16),
+    _titok("bl64_vae_c16", 64, 389_418_100, channels=16),
+    _titok("bl128_vae_c16", 128, 389_581_940, channels=16),
+    _tatitok("bl32_vq", 32, 390_800_532),
+    _tatitok("bl64_vq", 64, 390_882_452),
+    _tatitok("bl128_vq", 128, 391_046_292),
+    _tatitok("bl32_vae", 32, 390_202_484, channels=16),
+    _tatitok("bl64_vae", 64, 390_284_404, channels=16),
+    _tatitok("sl128_vae", 128, 330_275_188, channels=16),
 )
 
 # The names of the files are from memory of these repositories, not from a listing.

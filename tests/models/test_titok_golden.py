@@ -118,6 +118,51 @@ def test_tensors_of_other_shapes_are_refused(key, replacement, says):
     assert says in str(refused.value)
 
 
+@torch.inference_mode()
+def test_moments_draws_and_pictures_of_a_vae_are_the_references():
+    meta, arrays, tensors = load("titok_vae_tiny")
+    tolerance, tokenizer = meta["tolerances"]["default_atol"], build(tensors, meta["config"])
+    assert (tokenizer.vocab_size, tokenizer.channels, tokenizer.inferred) == (0, 6, {})
+    latents = tokenizer.encode(2 * torch.from_numpy(arrays["image"]) - 1)
+    mean, logvar = tokenizer.quantize.moments(latents)
+    noise_BLZ = torch.from_numpy(arrays["noise"])[:, :, 0].transpose(1, 2)
+    drawn = tokenizer.draw(latents, noise_BLZ)
+    assert error(latents, arrays["moments"]) <= tolerance
+    assert error(mean, arrays["mean"]) <= tolerance
+    assert error(logvar, arrays["logvar"]) <= tolerance
+    assert error((0.5 * (mean**2 + logvar.exp() - 1 - logvar)).sum((1, 2)), arrays["kl"]) <= 10 * tolerance
+    assert error(tokenizer.quantize.lookup(drawn), arrays["sample"]) <= tolerance
+    assert torch.equal(tokenizer.quantize.lookup(tokenizer.tokenize(latents)), mean)
+    for tokens, decoded in ((tokenizer.tokenize(latents), "decoded_mean"), (drawn, "decoded_sample")):
+        assert tokens.shape == (2, 8, 6)
+        assert error((tokenizer.decode(tokenizer.quantize.lookup(tokens)) + 1) / 2, arrays[decoded]) <= tolerance
+        assert error((tokenizer.reconstruct(tokens) + 1) / 2, arrays[decoded].clip(0, 1)) <= tolerance
+
+
+def test_a_vae_is_recognized_by_its_tensors_and_has_footprints():
+    _, arrays, tensors = load("titok_vae_tiny")
+    assert families.TOKENIZERS.recognize(tensors, None, "a file") is FAMILY
+    tokenizer = build(tensors, {})
+    footprints = tokenizer.footprints(torch.from_numpy(arrays["mean"])[0, :, 0].T)
+    assert footprints.shape == (8, 4, 4)
+    assert torch.allclose(footprints.sum((1, 2)), torch.ones(8))
+    assert tokenizer.checkpoint_metadata() == {}
+
+
+def test_the_logarithm_of_a_variance_is_clamped():
+    tokenizer = build(load("titok_vae_tiny")[2], {})
+    latents = torch.tensor([1.0, -90.0, 90.0]).repeat_interleave(torch.tensor([6, 3, 3]))[None, :, None, None]
+    mean, logvar = tokenizer.quantize.moments(latents.expand(1, 12, 1, 8))
+    assert mean.unique().tolist() == [1.0]
+    assert logvar.unique().tolist() == [-30.0, 20.0]
+
+
+@pytest.mark.parametrize(("name", "mode"), [("titok_vae_tiny", "vq"), ("titok_pixel_tiny", "vae")])
+def test_another_kind_of_quantization_than_stated_is_refused(name, mode):
+    with pytest.raises(CheckpointError, match=f"'quantize_mode' in config.json is '{mode}'"):
+        build(load(name)[2], {"model": {"vq_model": {"quantize_mode": mode}}})
+
+
 def test_a_step_of_training_changes_every_tensor():
     torch.manual_seed(0)
     network = FAMILY.new(image_size=8, patch=4, num_tokens=6, vocab_size=20, code_channels=4, width=64, depth=1)

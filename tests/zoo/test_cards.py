@@ -26,7 +26,7 @@ def test_names_are_unique_across_models_and_tokenizers():
 @pytest.mark.parametrize("card", MODELS, ids=by_name)
 def test_a_model_and_its_tokenizer_agree(card):
     tokenizer = cards.tokenizer_card(card.tokenizer)
-    assert (card.image_size, card.layout) == (tokenizer.image_size, tokenizer.layout)
+    assert (card.image_size, card.layout, card.channels) == (tokenizer.image_size, tokenizer.layout, tokenizer.channels)
     assert cards.model_card(card.name) is card
 
 

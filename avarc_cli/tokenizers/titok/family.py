@@ -22,7 +22,7 @@ from avarc_cli.tokenizers.titok.network import TiTok
 class TiTokFamily(TokenizerFamily):
     name = "titok"
     title = TITLE
-    signature = ("latent_tokens", "quantize.embedding.weight", "decoder.mask_token", "decoder.ffn.0.weight")
+    signature = ("latent_tokens", "encoder.patch_embed.weight", "decoder.mask_token", "decoder.ffn.0.weight")
     generator = "maskgit"
     teacher = "maskgit-vqgan"
 

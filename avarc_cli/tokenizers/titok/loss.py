@@ -7,6 +7,8 @@ of its grid.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,14 +16,15 @@ from torch.nn import functional as F
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layers.vq_loss import Quantized, ReconstructionLoss, codebook_loss
 from avarc_cli.likelihood import TokenizerNetwork
-from avarc_cli.tokenizers.titok.network import TiTok
+from avarc_cli.tokenizers.titok.network import Codebook, TiTok
 
 
 class TiTokLoss(ReconstructionLoss):
     """The loss of a single-stage TiTok."""
 
     def __init__(self, network: TiTok) -> None:
-        super().__init__(network.quantize.embedding.weight)
+        self.codebook = cast("Codebook", network.quantize)
+        super().__init__(self.codebook.embedding.weight)
         self.network = network
 
     def encode(self, images: Tensor) -> Tensor:
@@ -31,7 +34,7 @@ class TiTokLoss(ReconstructionLoss):
     def quantize(self, latents: Tensor) -> Quantized:
         with torch.no_grad():
             tokens_BL = self.network.tokenize(latents)
-        codes = self.network.quantize.lookup(tokens_BL)
+        codes = self.codebook.lookup(tokens_BL)
         return Quantized(latents, codes, codebook_loss(latents, codes), tokens_BL.flatten())
 
     def vectors(self, latents: Tensor) -> Tensor:

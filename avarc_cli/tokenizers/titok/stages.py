@@ -7,7 +7,7 @@ decoder is put behind them, and what decodes is trained on pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ from avarc_cli.tokenizers.titok.config import (
     is_first_stage,
     read_config,
 )
-from avarc_cli.tokenizers.titok.network import TiTok
+from avarc_cli.tokenizers.titok.network import Codebook, TiTok
 
 
 def new_network(*, predicted: int | None, patch: int, side: int, **shape: Any) -> TiTok:
@@ -47,7 +47,8 @@ def new_network(*, predicted: int | None, patch: int, side: int, **shape: Any) -
         predicted=predicted,
     )
     network = TiTok(config)
-    nn.init.uniform_(network.quantize.embedding.weight, -1 / config.vocab_size, 1 / config.vocab_size)
+    codebook = cast("Codebook", network.quantize)
+    nn.init.uniform_(codebook.embedding.weight, -1 / config.vocab_size, 1 / config.vocab_size)
     return network
 
 
