@@ -13,7 +13,7 @@ from torch import Tensor
 from avarc_cli.caption_means import MeanOfCaptions
 from avarc_cli.data.labels import LabelSpace
 from avarc_cli.likelihood import LikelihoodModel
-from avarc_cli.progress import Progress, no_progress
+from avarc_cli.progress import StartProgress, silent
 from avarc_cli.text import captions as caption_sets
 from avarc_cli.text import encoders, feature_file
 from avarc_cli.text.captions import RULE, Captions
@@ -76,14 +76,14 @@ class BoundCaptions:
 
 
 def bind(
-    model: LikelihoodModel, choice: CaptionChoice, name: str, device: torch.device, progress: Progress = no_progress
+    model: LikelihoodModel, choice: CaptionChoice, name: str, device: torch.device, progress: StartProgress = silent
 ) -> tuple[LikelihoodModel, BoundCaptions]:
     """A model of captions with these captions for classes.
 
     The text encoder is loaded if the captions were not encoded before, and freed before this returns.
 
     Args:
-        name: of the model, for messages.
+        name: of the model, for messages. progress: opens the bar of encoding.
     Raises: UsageError for captions or features that the model cannot read, for a model of classes, and as
         `text.captions.read`; AvarcError for a text encoder that is not on this machine.
     """

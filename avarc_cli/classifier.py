@@ -24,12 +24,20 @@ from avarc_cli.data.label_mapping import map_labels
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.data.views import SINGLE, SINGLE_VIEW, Views
 from avarc_cli.errors import CacheError, UnreadableImage, UsageError
-from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import ModelSpec, load_model
 from avarc_cli.options import Options, parse_batch_size, parse_bytes
 from avarc_cli.prediction import Prediction
-from avarc_cli.progress import MetricsProgress, Notify, Progress, no_message, no_metrics, no_progress
+from avarc_cli.progress import (
+    MetricsProgress,
+    Notify,
+    Progress,
+    StartProgress,
+    no_message,
+    no_metrics,
+    no_progress,
+    silent,
+)
 from avarc_cli.results import places, records, tuned
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.protocol import run_protocol
@@ -312,7 +320,7 @@ class Classifier:
             candidate_labels=records.CandidateLabels(self.model.classes, self.candidates, targets),
             precision=self.model.precision,
             device=self.model.device,
-            load=partial(_load_likelihood, self.model.loader(), self.estimator),
+            load=partial(self.estimator.load, self.model.loader()),
             protocol=run_protocol(
                 self.model,
                 cache,
@@ -344,16 +352,12 @@ class Classifier:
         """
         model = self.model
         return (
-            {
-                "model": model.sha256,
-                "tokenizer": model.tokenizer.sha256,
-                "bank": None if model.bank is None else model.bank.protocol(),
+            model.made_for()
+            | {
                 "offsets": self.options.offsets if model.bank else None,
-                "precision": model.precision,
                 "segments": len(model.likelihood.segment_ends),
                 "candidates": self.candidates.tolist(),
                 "log_prior": self.log_prior.tolist() if self.log_prior.any() else None,
-                "captions": None if model.captions is None else model.captions.protocol(),
             }
             | (self.orders.made_for() if model.likelihood.any_order else {})
             | self.estimator.made_for(model.likelihood)
@@ -378,12 +382,9 @@ class Classifier:
         return earlier or auto_tokens(likelihood, plan, device, fixed=self.options.deterministic, memory=self.memory)
 
 
-def _load_likelihood(load: Callable[[str], LoadedModel], estimator: Estimator, device: str) -> LikelihoodModel:
-    model = load(device)
-    return estimator.applied(model.likelihood, model.name)
-
-
-def load_classifier(model: ModelSpec | str = "digits", options: Options | None = None) -> Classifier:
+def load_classifier(
+    model: ModelSpec | str = "digits", options: Options | None = None, *, progress: StartProgress = silent
+) -> Classifier:
     """A classifier that is ready to use.
 
     Sets the environment variable CUBLAS_WORKSPACE_CONFIG, unless it is set already: deterministic runs on CUDA need it
@@ -391,8 +392,8 @@ def load_classifier(model: ModelSpec | str = "digits", options: Options | None =
 
     Args:
         model: a `ModelSpec`, or a string for `ModelSpec(model)`: the name of a model card, or the path of a checkpoint.
-        options: None for `Options()`.
+        options: None for `Options()`. progress: opens the bar of encoding captions, if that takes place.
     Raises: as `load_model` and `Classifier`.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    return Classifier(load_model(model), options or Options())
+    return Classifier(load_model(model, progress=progress), options or Options())

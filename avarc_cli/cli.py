@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from avarc_cli import __version__, console
-from avarc_cli.commands import cache, classes, data, models, runs, train
+from avarc_cli.commands import cache, captions, classes, data, models, runs, train
 from avarc_cli.commands._groups import Command
 from avarc_cli.commands.add_class import add_class
 from avarc_cli.commands.bench import bench
@@ -100,6 +100,7 @@ for command in (
     app.command(cls=Command)(command)
 app.add_typer(classes.app, name="classes")
 app.add_typer(cache.app, name="cache")
+app.add_typer(captions.app, name="captions")
 app.add_typer(data.app, name="data")
 app.add_typer(runs.app, name="runs")
 app.add_typer(train.app, name="train")

@@ -175,6 +175,16 @@ class LoadedModel:
             "kernels": self.kernels,
         } | {name: value for name, value in optional.items() if value}
 
+    def made_for(self) -> dict[str, Any]:
+        """What the guarantee of a tuned plan depends on in the model."""
+        return {
+            "model": self.sha256,
+            "tokenizer": self.tokenizer.sha256,
+            "bank": None if self.bank is None else self.bank.protocol(),
+            "captions": None if self.captions is None else self.captions.protocol(),
+            "precision": self.precision,
+        }
+
     def card(self, name: str, *, tokenizer: str, license: str) -> ModelCard:
         """A card for this file, under a name of the user's; tokenizer: name or path of the one that it reads."""
         text = self.likelihood.text

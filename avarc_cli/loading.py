@@ -25,7 +25,7 @@ from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer, check_kind
 from avarc_cli.model_spec import ModelSpec as ModelSpec
-from avarc_cli.progress import Progress, no_progress
+from avarc_cli.progress import StartProgress, silent
 from avarc_cli.text.captions import ALONE
 from avarc_cli.zoo import checkpoint, local_files, weight_sets
 from avarc_cli.zoo.cards import (
@@ -83,7 +83,7 @@ def load_model(
     *,
     words: Sequence[str] = (),
     unbound: bool = False,
-    progress: Progress = no_progress,
+    progress: StartProgress = silent,
 ) -> LoadedModel:
     """A model ready to score, with its tokenizer.
 
@@ -91,7 +91,7 @@ def load_model(
         spec: what to load; a string stands for `ModelSpec(model)`.
         words: the captions of a model of captions where `spec` has none; for a model of classes they mean nothing.
         unbound: load a model of captions without captions, which has no classes and cannot score.
-        progress: of encoding captions, called with (captions done, captions in all).
+        progress: opens the bar of encoding captions, if that takes place.
     Raises: as load_tokenizer; as `captioning.bind`.
     """
     spec = _as_spec(spec)

@@ -39,6 +39,7 @@ class Kind:
 _HDF5_START = re.compile(rb"\x89HDF\r\n\x1a\n")
 
 CACHE = Kind("a token cache", (), _HDF5_START)
+FEATURES = Kind("features of captions", (".safetensors",), re.compile(rb".{8}\{", re.DOTALL))
 HDF5 = Kind("HDF5", (".h5", ".hdf5"), _HDF5_START)
 HTML = Kind("HTML", (".html", ".htm"), re.compile(rb"\s*<!doctype html", re.IGNORECASE))
 JSON = Kind("JSON", (".json",), re.compile(rb"\s*\{"))

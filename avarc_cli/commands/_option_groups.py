@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -11,7 +10,7 @@ import typer
 
 from avarc_cli.commands import _images, _weights
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands._groups import NO_OPTION
+from avarc_cli.commands._caption_options import CaptionOptions
 from avarc_cli.options import Options, parse_batch_size
 from avarc_cli.settings import check_device, check_exists, check_file, check_precision
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from avarc_cli.work.workers import Workers
 
 _Weights = TypeVar("_Weights", bound="WeightsOptions")
-_Model = TypeVar("_Model", bound="ModelOptions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,66 +127,27 @@ class NamedModelOptions(WeightsOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(NamedModelOptions):
+class ModelOptions(NamedModelOptions, CaptionOptions):
     """A model that is ready to score: in some precision, with the classes of a bank."""
 
     bank: opt.BankOpt = None
-    captions: opt.CaptionsOpt = None
-    templates: opt.TemplatesOpt = None
-    template_names: tuple[str, ...] = field(default=(), metadata={NO_OPTION: True})
-    text_encoder: opt.TextEncoderOpt = None
     precision: opt.PrecisionOpt = "fp32"
 
     def __post_init__(self) -> None:
-        from avarc_cli.text.captions import check_options
-
         super().__post_init__()
         check_precision(self.precision)
-        check_options(self.captions, self.templates or (), self.text_encoder, has_bank=self.bank is not None)
+        self.check_captions(has_bank=self.bank is not None)
         if self.bank is not None:
             from avarc_cli import bank as banks
 
             banks.read(self.bank)
 
-    def naming(self: _Model, class_names: Sequence[str], classes: str | None = None) -> _Model:
-        """These options with the names that go into templates: those of --class-names, of the images, or of --classes.
-
-        Args:
-            class_names: of the images' classes, if they have some. classes: the value of --classes.
-        Raises: UsageError where there are none.
-        """
-        from avarc_cli.text.captions import template_names
-
-        if not self.templates:
-            return self
-        return replace(self, template_names=template_names(self.class_names, class_names, classes))
-
-    def saying(self, words: Sequence[str]) -> ModelOptions:
-        """These options with words as captions of a model of captions that was given none, or in its templates."""
-        from avarc_cli.text.captions import ALONE
-        from avarc_cli.zoo.cards import ModelCard, any_card, is_path
-
-        card = None if is_path(self.model) else any_card(self.model)
-        reads_captions = isinstance(card, ModelCard) and card.condition == "caption"
-        if self.captions is not None or not (self.templates or reads_captions):
-            return self
-        return replace(self, templates=self.templates or [ALONE], template_names=tuple(dict.fromkeys(words)))
-
     def known_classes(self) -> LabelSpace | None:
         """As `NamedModelOptions.known_classes`; with captions, these."""
-        from avarc_cli.text.captions import choose
-
-        if self.captions is None and not self.templates:
-            return super().known_classes()
-        return choose(self.captions, self.templates or (), self.template_names).label_space
+        return self.caption_space() if self.gives_captions else super().known_classes()
 
     def fetch(self, *, tokenizer_only: bool = False) -> ModelSpec:
         """As `WeightsOptions.fetch`, with the text encoder where captions are not encoded yet."""
-        from avarc_cli.zoo.cards import ModelCard, any_card, is_path
-
-        card = None if is_path(self.model) else any_card(self.model)
-        own = card.text_encoder if isinstance(card, ModelCard) else None
-        encoded = self.captions is not None and self.captions.suffix.lower() == ".safetensors"
         _weights.ensure(
             self.model,
             self.tokenizer,
@@ -196,8 +155,8 @@ class ModelOptions(NamedModelOptions):
             self.tokenizer_weight_set,
             yes=self.yes,
             tokenizer_only=tokenizer_only,
-            captions=self.captions is not None or bool(self.templates),
-            text_encoder=None if encoded else self.text_encoder or own,
+            captions=self.gives_captions,
+            text_encoder=self.needed_encoder(self.model),
         )
         return self._spec()
 
@@ -208,11 +167,8 @@ class ModelOptions(NamedModelOptions):
         return replace(
             super()._spec(),
             bank=self.bank,
-            captions=self.captions,
-            templates=tuple(self.templates or ()),
-            template_names=self.template_names,
-            text_encoder=self.text_encoder,
             precision=self.precision,
+            **self.caption_fields(),
         )
 
 

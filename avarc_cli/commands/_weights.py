@@ -63,7 +63,7 @@ def ensure(
             local_files.require(missing[0])  # raises the error that says how to download it
         local_files.require_folder(absent[0])
     files = [card.weights for card in missing if isinstance(card.weights, cards.HubFile)]
-    files += [file for each in absent for file in each.weights.files]
+    files += [file for each in absent if isinstance(each.weights, cards.HubFolder) for file in each.weights.files]
     if files:
         download_files(files)
     for card in named:
@@ -72,6 +72,20 @@ def ensure(
             own = weight_set if card.name == model else None
             asked = own if isinstance(card, cards.ModelCard) else tokenizer_weight_set or own
             convert_and_cache(path, weight_set=asked or local_files.weight_set(card))
+
+
+def ensure_encoder(name: str, *, yes: bool) -> None:
+    """As `ensure`, of a text encoder; a folder of the user's is there already."""
+    from avarc_cli.zoo import cards, local_files
+
+    card = next((card for card in cards.text_encoder_cards() if card.name == name), None)
+    if card is None or isinstance(card.weights, cards.AssetFolder):
+        return
+    if local_files.locate_folder(card.weights) is not None:
+        return
+    if not (yes or _ask([card])):
+        local_files.require_folder(card)  # raises the error that says how to download it
+    download_files(card.weights.files)
 
 
 def download_files(wanted: Sequence[HubFile], *, folder: Path | None = None, offline: bool = False) -> list[Downloaded]:

@@ -85,14 +85,16 @@ def bench(
         from avarc_cli.bench.workload import model_workload, random_workload
         from avarc_cli.devices import pick_device
         from avarc_cli.loading import ModelSpec, load_model
+        from avarc_cli.zoo.cards import caption_card
 
         place = pick_device(device)
         if model:
-            _weights.ensure(model, tokenizer, weight_set, tokenizer_weight_set, yes=yes)
+            reads_captions = caption_card(model) is not None  # of which it needs none: it makes up its own
+            _weights.ensure(model, tokenizer, weight_set, tokenizer_weight_set, yes=yes, captions=reads_captions)
             spec = ModelSpec(
                 model, tokenizer, weight_set=weight_set, tokenizer_weight_set=tokenizer_weight_set, device=device
             )
-            workload = model_workload(load_model(spec), place)
+            workload = model_workload(load_model(spec, unbound=True), place)
         else:
             workload = random_workload(shape, sides, place)
         options = BenchOptions(

@@ -158,12 +158,13 @@ def classify(
     images = None if _summary.is_cache(data) else encoding.select(data)
     about = read(data[0]).header if images is None else images
     dataset = about.dataset
-    model = model.naming(about.class_names, scoring.classes)
+    model = model.naming(about.class_names, scoring.classes, model.class_names)
     scoring.check(model.known_classes(), dataset)
     spec = work.place(context, model).fetch()
     from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
 
-    classifier = load_classifier(spec, encoding.average(context, scoring.options(dataset)))
+    options = encoding.average(context, scoring.options(dataset))
+    classifier = load_classifier(spec, options, progress=console.progress)
     opt.note_inferred(classifier.model)
     if images is not None:
         opt.note_sigma(context, classifier.model.tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def download(
-    names: Annotated[list[str], typer.Argument(help="Models or tokenizers; `avarc models` lists them.")],
+    names: Annotated[list[str], typer.Argument(help="Models, tokenizers or text encoders; `avarc models` lists them.")],
     revision: Annotated[
         str | None,
         typer.Option("--revision", help="Branch, tag or commit of the named models; remembered. Default: the card's."),
@@ -32,55 +33,69 @@ def download(
     ] = False,
     as_json: opt.JsonOpt = False,
 ) -> None:
-    """Download published weights, with the tokenizer of each model, and verify their sha256.
+    """Download published weights, with what each model reads (its tokenizer, its text encoder), and verify them.
 
     An interrupted download continues when run again. Mirrors (HF_ENDPOINT), tokens for gated repositories (HF_TOKEN)
     and the cache (HF_HOME) work as in huggingface_hub, which finds the same files.
 
     Example: avarc download var-d16
     """
-    wanted = _files(names, revision)
-    downloaded = _weights.download_files(list(wanted.values()), folder=folder, offline=offline)
+    wanted, encoders = _files(names, revision)
+    files = [file for several in wanted.values() for file in several]
+    downloaded = _weights.download_files(files, folder=folder, offline=offline)
     by_file = {(each.repo, each.filename, each.revision): each for each in downloaded}
-    by_name = {name: by_file[file.repo, file.filename, file.revision] for name, file in wanted.items()}
+    by_name = {n: [by_file[f.repo, f.filename, f.revision] for f in several] for n, several in wanted.items()}
     if folder is None:
         _pin(names, revision, by_name)
-        for each in downloaded:
+        for each in [each for name, several in by_name.items() if name not in encoders for each in several]:
             _weights.convert_and_cache(each.path, each.sha256)
     _show(by_name)
 
 
-def _files(names: list[str], revision: str | None) -> dict[str, HubFile]:
-    """The files of the named cards and of their tokenizers, by card name."""
+def _files(names: list[str], revision: str | None) -> tuple[dict[str, list[HubFile]], set[str]]:
+    """The files of the named cards and of what they read, by card name; and which of these are text encoders."""
     from avarc_cli.zoo import cards
 
     if revision is not None and not (revision.strip() and ".." not in revision):
         raise UsageError(f"'{revision}' is not a revision", "it must be a branch, a tag or a commit", "omit --revision")
-    chosen = {name: cards.any_card(name) for name in names}
-    tokenizers = [card.tokenizer for card in chosen.values() if isinstance(card, cards.ModelCard)]
-    files = {name: _file(card, revision) for name, card in chosen.items()}
-    for name in tokenizers:
-        if name not in chosen:
-            card = next((card for card in cards.tokenizer_cards() if card.name == name), None)
-            files[name] = card.weights if card and isinstance(card.weights, cards.HubFile) else None
-    return {name: file for name, file in files.items() if file is not None}
+    encoders = {card.name: card for card in cards.text_encoder_cards()}
+    chosen = {name: cards.any_card(name) for name in names if name not in encoders}
+    models = [card for card in chosen.values() if isinstance(card, cards.ModelCard)]
+    found = {name: _named(card, revision) for name, card in chosen.items()}
+    for name in (card.tokenizer for card in models):
+        if name not in found:
+            own = [card.weights for card in cards.tokenizer_cards() if card.name == name]
+            found[name] = [weights for weights in own if isinstance(weights, cards.HubFile)]
+    read = {card.text_encoder: None for card in models if card.text_encoder}
+    for name in dict.fromkeys([name for name in names if name in encoders] + [*read]):
+        asked = revision if name in names else None
+        weights = encoders[name].weights
+        if isinstance(weights, cards.AssetFolder):
+            _note_included(name)
+            continue
+        found[name] = list((replace(weights, revision=asked) if asked else weights).files)
+    return {name: files for name, files in found.items() if files}, set(encoders)
 
 
-def _file(card: Card, revision: str | None) -> HubFile | None:
-    """The file to download for a card that the user named; None if it is included in avarc."""
+def _note_included(name: str) -> None:
+    console.note(f"{name} is included in avarc: there is nothing to download")
+
+
+def _named(card: Card, revision: str | None) -> list[HubFile]:
+    """The file to download for a card that the user named; none if it is included in avarc."""
     from avarc_cli.zoo import cards
 
     if isinstance(card.weights, cards.AssetFile):
-        console.note(f"{card.name} is included in avarc: there is nothing to download")
-        return None
+        _note_included(card.name)
+        return []
     if isinstance(card.weights, cards.LocalFile):
         raise UsageError(f"'{card.name}' is your own file", f"it is {card.weights.path}", "name a published model")
     if revision in (None, card.weights.revision):
-        return card.weights
-    return cards.HubFile(card.weights.repo, card.weights.filename, revision)
+        return [card.weights]
+    return [cards.HubFile(card.weights.repo, card.weights.filename, revision)]
 
 
-def _pin(names: list[str], revision: str | None, by_name: dict[str, Downloaded]) -> None:
+def _pin(names: list[str], revision: str | None, by_name: dict[str, list[Downloaded]]) -> None:
     """Let the names refer to the downloaded commit from now on; the published revision (`main`) undoes this."""
     from avarc_cli.zoo import registered
 
@@ -89,17 +104,17 @@ def _pin(names: list[str], revision: str | None, by_name: dict[str, Downloaded])
     for name in names:
         if name in by_name:
             is_published = revision == registered.published_revision(name)
-            registered.pin(name, None if is_published else by_name[name].commit)
+            registered.pin(name, None if is_published else by_name[name][0].commit)
 
 
-def _show(by_name: dict[str, Downloaded]) -> None:
+def _show(by_name: dict[str, list[Downloaded]]) -> None:
     rows: list[list[Any]] = []
-    for name, file in by_name.items():
-        rows.append([name, f"{file.size / 1e6:,.1f} MB", file.commit[:12], file.sha256[:12], file.path])
-        if file.revision is None:
-            console.note(f"{name} is not pinned: main is commit {file.commit}")
+    for name, files in by_name.items():
+        for file in files:
+            rows.append([name, f"{file.size / 1e6:,.1f} MB", file.commit[:12], file.sha256[:12], file.path])
+        if files[0].revision is None:
+            console.note(f"{name} is not pinned: main is commit {files[0].commit}")
     table = console.table("", ["name", "size", "commit", "sha256", "file"], rows)
-    brief = [(file.path,) for file in by_name.values()]
-    console.result(
-        {"files": [{"name": name, **vars(file)} for name, file in by_name.items()]}, table if rows else "", brief
-    )
+    each = [(name, file) for name, files in by_name.items() for file in files]
+    listed = {"files": [{"name": name, **vars(file)} for name, file in each]}
+    console.result(listed, table if rows else "", [(file.path,) for _, file in each])

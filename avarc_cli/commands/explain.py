@@ -143,7 +143,7 @@ def explain(
         if rows is not None:
             parse_rows(rows, len(source))
         about_images = source if isinstance(source, ImageSet) else source.header
-        model = model.naming(about_images.class_names, scoring.classes)
+        model = model.naming(about_images.class_names, scoring.classes, model.class_names)
         if (space := model.known_classes()) is not None:
             scoring.check(space, about_images.dataset)
             parse_comparison(target, contrast, space)
@@ -151,7 +151,8 @@ def explain(
         from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
         from avarc_cli.explain import explain_images
 
-        classifier = load_classifier(spec, pixels.average(context, scoring.options(about_images.dataset)))
+        chosen = pixels.average(context, scoring.options(about_images.dataset))
+        classifier = load_classifier(spec, chosen, progress=console.progress)
         opt.note_inferred(classifier.model)
         if images is not None:
             _images.warn_of_photos(images, classifier.model.name)

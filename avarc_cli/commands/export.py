@@ -77,13 +77,13 @@ def export(
     part.check()
     cache = part.of(read(source))
     options = Options(classes=classes, dataset=cache.header.dataset, batch_size=batch_size)
-    model = model.naming(cache.header.class_names, classes)
+    model = model.naming(cache.header.class_names, classes, model.class_names)
     if (space := model.known_classes()) is not None:
         candidates(space, classes, cache.header.dataset)
     spec = work.place(context, model).fetch()
     from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
 
-    classifier = load_classifier(spec, options)
+    classifier = load_classifier(spec, options, progress=console.progress)
     opt.note_inferred(classifier.model)
     if dry_run:
         from avarc_cli.forecast import forecast_scoring

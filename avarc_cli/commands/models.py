@@ -19,9 +19,10 @@ from avarc_cli.errors import UsageError
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
-    from avarc_cli.zoo.card import Card, Weights
+    from avarc_cli.zoo.card import AssetFolder, Card, HubFolder, TextEncoderCard, Weights
 
 COLUMNS = ("name", "family", "params", "pixels", "tokens", "license", "source", "local")
+ENCODER_COLUMNS = ("name", "kind", "params", "positions", "width", "license", "source", "local")
 
 
 class _Models(TyperGroup):
@@ -43,7 +44,7 @@ app = typer.Typer(cls=_Models, invoke_without_command=True)
 
 @app.callback()
 def models(context: typer.Context, as_json: opt.JsonOpt = False) -> None:
-    """List models and tokenizers: size, license, source, and whether they are on this machine.
+    """List models, tokenizers and text encoders: size, license, source, and whether they are on this machine.
 
     Example: avarc models
     """
@@ -51,31 +52,41 @@ def models(context: typer.Context, as_json: opt.JsonOpt = False) -> None:
         return
     from avarc_cli.zoo import cards
 
-    known, tokenizers = cards.model_cards(), cards.tokenizer_cards()
+    known, tokenizers, encoders = cards.model_cards(), cards.tokenizer_cards(), cards.text_encoder_cards()
     console.result(
-        {"models": [_facts(card) for card in known], "tokenizers": [_facts(card) for card in tokenizers]},
+        {
+            "models": [_facts(card) for card in known],
+            "tokenizers": [_facts(card) for card in tokenizers],
+            "text_encoders": [_encoder_facts(card) for card in encoders],
+        },
         console.stack(
             console.table("Models", COLUMNS, [_row(card) for card in known], optional="source"),
             console.table("Tokenizers", COLUMNS, [_row(card) for card in tokenizers], optional="source"),
+            console.table(
+                "Text encoders", ENCODER_COLUMNS, [_encoder_row(card) for card in encoders], optional="source"
+            ),
             "avarc models show NAME: details, among them the source\n"
             "avarc download NAME: download the weights\n"
             "avarc models add NAME FILE: register your own checkpoint",
         ),
-        brief=[(card.name,) for cards in (known, tokenizers) for card in cards],
+        brief=[(card.name,) for cards in (known, tokenizers, encoders) for card in cards],
     )
 
 
 @app.command(cls=Command)
 def show(
-    name: Annotated[str, typer.Argument(help="A model or tokenizer.")],
+    name: Annotated[str, typer.Argument(help="A model, tokenizer or text encoder.")],
     as_json: opt.JsonOpt = False,
 ) -> None:
-    """Show all details of a model or tokenizer.
+    """Show all details of a model, tokenizer or text encoder.
 
     Example: avarc models show var-d16
     """
     from avarc_cli.zoo import cards
 
+    if encoder := next((card for card in cards.text_encoder_cards() if card.name == name), None):
+        console.result(_encoder_facts(encoder), console.fields(name, _encoder_details(encoder)), brief=name)
+        return
     card = cards.any_card(name)
     console.result(_facts(card), console.fields(card.name, _details(card)), brief=card.name)
 
@@ -132,7 +143,8 @@ def add(
 @app.command(cls=Command)
 def verify(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Models or tokenizers. Default: all that are here.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Models, tokenizers or text encoders. Default: all here."),
     ] = None,
     as_json: opt.JsonOpt = False,
 ) -> None:
@@ -146,9 +158,12 @@ def verify(
     from avarc_cli.zoo import cards
     from avarc_cli.zoo import verify as verifying
 
-    chosen = [cards.any_card(name) for name in names] if names else _downloaded_or_registered()
+    encoders = {card.name: card for card in cards.text_encoder_cards()}
+    own = [cards.any_card(name) for name in names if name not in encoders] if names else _downloaded_or_registered()
+    read = [card for card in encoders.values() if (card.name in names if names else _is_here(card))]
     start = partial(console.progress, unit="MB")
-    results = [each for card in chosen for each in verifying.verify(card, start)]
+    results = [each for card in own for each in verifying.verify(card, start)]
+    results += [each for encoder in read for each in verifying.verify_encoder(encoder, start)]
     rows = [(each.name, each.status, each.sha256[:12], each.file) for each in results]
     table = console.table("", ("name", "status", "sha256", "file"), rows) if rows else "there are no weights to compare"
     console.result({"files": results}, table, brief=[(each.file,) for each in results])
@@ -189,6 +204,41 @@ def remove(
     console.result({"removed": name}, console.stack(f"{name} is removed", kept), brief=name)
 
 
+def _is_here(card: TextEncoderCard) -> bool:
+    from avarc_cli.zoo import local_files
+
+    return local_files.locate_folder(card.weights) is not None
+
+
+def _encoder_row(card: TextEncoderCard) -> tuple[object, ...]:
+    is_local = "yes" if _is_here(card) else "no"
+    size = (_millions(card.params), card.positions, card.width)
+    return (card.name, card.kind, *size, card.license, _origin(card.weights), is_local)
+
+
+def _encoder_facts(card: TextEncoderCard) -> dict[str, object]:
+    from avarc_cli.zoo import local_files
+
+    return dataclasses.asdict(card) | {"path": local_files.locate_folder(card.weights)}
+
+
+def _encoder_details(card: TextEncoderCard) -> dict[str, object]:
+    """The card as text for people."""
+    from avarc_cli.zoo import cards, local_files
+
+    facts = _encoder_facts(card) | {"params": _millions(card.params), "weights": _origin(card.weights)}
+    facts |= {
+        "positions": f"{card.positions}; longer captions are cut",
+        "width": f"{card.width} channels",
+        "path": facts["path"] or "not on this machine",
+        "files": ", ".join(card.weights.filenames),
+    }
+    if isinstance(card.weights, cards.HubFolder):
+        facts["revision"] = card.weights.revision or "unpinned: main at the time of the download"
+        facts["download with"] = local_files.download_command(card)
+    return {key: value for key, value in facts.items() if key != "name"}
+
+
 def _row(card: Card) -> tuple[object, ...]:
     from avarc_cli.zoo import local_files
 
@@ -227,12 +277,12 @@ def _details(card: Card) -> dict[str, object]:
     return {key.replace("_", " "): value for key, value in facts.items() if key not in hidden}
 
 
-def _origin(weights: Weights) -> str | Path:
+def _origin(weights: Weights | HubFolder | AssetFolder) -> str | Path:
     from avarc_cli.zoo import cards
 
-    if isinstance(weights, cards.HubFile):
+    if isinstance(weights, (cards.HubFile, cards.HubFolder)):
         return f"{weights.repo} ({weights.revision[:8] if weights.revision else 'unpinned'})"
-    return "included in avarc" if isinstance(weights, cards.AssetFile) else weights.path
+    return "included in avarc" if isinstance(weights, (cards.AssetFile, cards.AssetFolder)) else weights.path
 
 
 def _millions(params: int | None) -> str:

@@ -80,7 +80,7 @@ def report(
     def load(spec: ModelSpec) -> Classifier:
         from avarc_cli.classifier import load_classifier  # imports torch
 
-        return load_classifier(spec)
+        return load_classifier(spec, progress=console.progress)
 
     given = {
         "model": model,

@@ -80,7 +80,7 @@ def sample(
         PictureFolder.at(out).check()
     else:
         opt.check_not_given(context, OF_A_FOLDER, f"with '{out}'", "one picture is drawn by one process")
-    model = model.saying(classes)
+    model = model.saying(classes, model.model)
     if (space := model.known_classes()) is not None:
         for wanted in classes:
             resolve_classes(wanted, space)
@@ -89,7 +89,7 @@ def sample(
         from avarc_cli.loading import load_model
 
         how = sampling.Sampling(guidance=guidance, top_k=top_k, top_p=top_p, seed=seed)
-        loaded = load_model(work.place(context, model).fetch(), words=classes)
+        loaded = load_model(work.place(context, model).fetch(), words=classes, progress=console.progress)
         opt.note_inferred(loaded)
         if is_folder:
             from avarc_cli.sample_folder import BATCH, sample_folder

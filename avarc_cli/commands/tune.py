@@ -70,12 +70,12 @@ def tune(
                 "--limit takes the first images; the guarantee holds for images like these, not for the others"
             )
         others = None if evaluate is None else read(evaluate)
-        model = model.naming(cache.header.class_names, scoring.classes)
+        model = model.naming(cache.header.class_names, scoring.classes, model.class_names)
         scoring.check(model.known_classes(), cache.header.dataset)
         spec = work.place(context, model).fetch()
         from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
 
-        classifier = load_classifier(spec, scoring.options(cache.header.dataset))
+        classifier = load_classifier(spec, scoring.options(cache.header.dataset), progress=console.progress)
         opt.note_inferred(classifier.model)
         with console.progress("scoring", len(cache)) as bar:
             plan = tuning.tune(

@@ -126,6 +126,7 @@ def check_model(run: SavedRun, model: LoadedModel) -> None:
     if differences := describe_differences(there, here, sides=("in the run", f"for {model.name}")):
         adapted = " with " in run.protocol["model"]["name"] and " with " not in model.name
         fix = "add the adapter of the run: --lora DIR" if adapted else "name the run's: --model FILE"
+        fix = "put back the run's captions" if there["captions"] != here["captions"] else fix
         raise UsageError(f"{model.name} is not the model of the run", differences, fix)
     made_with = run.protocol.get("bank") or {}  # an empty bank adds nothing
     given = (model.bank.protocol() if model.bank else None) or {}

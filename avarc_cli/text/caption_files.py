@@ -15,8 +15,9 @@ from avarc_cli.data.labels import compose
 from avarc_cli.errors import UsageError, shorten_list
 
 COLUMNS = ("name", "caption")
-MAX_LENGTH = 20_000
-"""Characters of a caption. Text encoders read some hundred; what is longer is another kind of file."""
+MAX_LENGTH = 5_000
+"""Characters of a caption. Text encoders read some hundred words; what is longer is another kind of file, and the
+cleaner's time grows with the square of it."""
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -77,7 +78,7 @@ def _plain(text: str) -> str:
 
 
 def _check(path: Path, entry: Entry) -> None:
-    for what, text in (("name", entry.name), ("caption", entry.caption)):
+    for what, text in (("caption", entry.caption), ("name", entry.name)):
         if not text.strip():
             why = f"the {what} in {entry.place} is empty"
             raise UsageError(f"'{path}' has an empty {what}", why, "write one, or leave out the entry")

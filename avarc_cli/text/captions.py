@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from avarc_cli.data.class_names import read_class_names
@@ -82,6 +83,13 @@ def read(path: Path) -> Captions:
     Raises: UsageError for a file that is not there or holds no captions, or holds some twice, with the places.
     """
     check_file(path, "--captions")
+    stat = path.stat()
+    return _read(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _read(path: Path, size: int, mtime_ns: int) -> Captions:
+    """As `read`; commands ask several times, and features may be gigabytes."""
     suffix = path.suffix.lower()
     if suffix == feature_file.SUFFIX:
         header = feature_file.read_header(path)
@@ -102,6 +110,22 @@ def choose(path: str | Path | None, templates: Sequence[str], classes: Sequence[
     """The captions of a file, or class names in templates. Raises: UsageError as `read` and `from_templates`."""
     check_options(None if path is None else Path(path), templates, None)
     return from_templates(templates, classes) if path is None else read(Path(path))
+
+
+def read_texts(path: Path, templates: Sequence[str]) -> Captions:
+    """The captions of a file that are to be encoded, in templates where there are some.
+
+    Raises: UsageError as `read` and `check_templates`, for features, and for templates of anything but a list of names.
+    """
+    if path.suffix.lower() == feature_file.SUFFIX:
+        raise UsageError(f"'{path}' has features already", "captions are in .txt, .json or .csv files")
+    check_templates(templates)
+    found = read(path)
+    if not templates:
+        return found
+    if found.texts != found.ids:
+        raise UsageError(f"'{path}' has captions with names", "a template is for names alone", "leave out --template")
+    return from_templates(templates, found.ids, found.source)
 
 
 def from_templates(templates: Sequence[str], classes: Sequence[str], source: str = "") -> Captions:

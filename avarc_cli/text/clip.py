@@ -35,15 +35,14 @@ class CLIP(TextEncoder):
         hub_folder.need("transformers", "ftfy")
         from transformers import CLIPTextModelWithProjection
 
-        self.name, self.device = name, device
+        self.name, self.positions, self.device = name, positions, device
         self.sha256 = hub_folder.sha256_of(folder)
         self.tokenizer = hub_folder.read_tokenizer(folder)
         self.begin, self.end = (hub_folder.token_id(self.tokenizer, token, folder) for token in (BEGIN, END))
         self.network = hub_folder.load_weights(CLIPTextModelWithProjection, folder).to(device)
-        config = self.network.config
-        self.positions = min(positions, config.max_position_embeddings)
-        if config.hidden_act != ACTIVATION:
-            why = f"its activation is {config.hidden_act}, that of OpenAI's CLIP {ACTIVATION}"
+        activation = self.network.config.hidden_act
+        if activation != ACTIVATION:
+            why = f"its activation is {activation}, that of OpenAI's CLIP {ACTIVATION}"
             raise CheckpointError(f"'{folder}' is another CLIP than generators were trained with", why)
 
     def tokens(self, caption: str) -> list[int]:

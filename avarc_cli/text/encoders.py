@@ -14,7 +14,7 @@ import torch
 
 from avarc_cli import strict_json
 from avarc_cli.errors import AvarcError, CheckpointError, UsageError
-from avarc_cli.progress import Progress, no_progress
+from avarc_cli.progress import StartProgress, silent
 from avarc_cli.text import feature_file, hub_folder
 from avarc_cli.text.captions import check_encoder
 from avarc_cli.text.encoder import Encoded, TextEncoder, encode
@@ -82,9 +82,16 @@ def find(encoder: str | Path) -> Found:
         why = f"its {hub_folder.CONFIG} says model_type '{stated}'; avarc reads {', '.join(MODEL_TYPES)}"
         raise CheckpointError(f"'{folder}' is another text encoder than avarc knows", why)
     kind = MODEL_TYPES[stated]
-    own = config.get("positions")
-    positions = own if isinstance(own, int) else next(card.positions for card in known.values() if card.kind == kind)
+    positions = next(card.positions for card in known.values() if card.kind == kind)
+    own = config.get("positions", config.get("text_config", config).get("max_position_embeddings"))
+    if isinstance(own, int):
+        positions = own if kind == "small" else min(positions, own)
     return Found("", kind, folder, positions, hub_folder.sha256_of(folder))
+
+
+def metadata(found: Found, encoded: Encoded) -> dict[str, str]:
+    """What a file of features says about how they were made."""
+    return {"encoder_sha256": found.sha256, CUT: json.dumps(encoded.cut)}
 
 
 def check_kind(found: Found, wanted: str, model: str) -> None:
@@ -95,10 +102,11 @@ def check_kind(found: Found, wanted: str, model: str) -> None:
         raise UsageError(f"{model} cannot read what this text encoder makes", why, f"use --text-encoder {wanted}")
 
 
-def encode_once(found: Found, texts: Sequence[str], device: torch.device, progress: Progress = no_progress) -> Encoded:
+def encode_once(found: Found, texts: Sequence[str], device: torch.device, progress: StartProgress = silent) -> Encoded:
     """Features of captions: from avarc's cache if they were computed before, else computed, and kept there.
 
-    The encoder is freed before this returns.
+    The encoder is freed before this returns. progress: opens a bar if captions are encoded.
+
     Raises: as `Found.load`.
     """
     unique = tuple(dict.fromkeys(texts))
@@ -108,7 +116,7 @@ def encode_once(found: Found, texts: Sequence[str], device: torch.device, progre
         encoded = _encode(found, unique, device, progress)
         with suppress(OSError):  # the cache only saves time
             path.parent.mkdir(parents=True, exist_ok=True)
-            feature_file.write(path, encoded.features, unique, {CUT: json.dumps(encoded.cut)})
+            feature_file.write(path, encoded.features, unique, metadata(found, encoded))
     if len(unique) == len(texts):
         return encoded
     row = {text: i for i, text in enumerate(unique)}
@@ -130,10 +138,11 @@ def take(features: CaptionFeatures, rows: Sequence[int]) -> CaptionFeatures:
     )
 
 
-def _encode(found: Found, texts: Sequence[str], device: torch.device, progress: Progress) -> Encoded:
+def _encode(found: Found, texts: Sequence[str], device: torch.device, progress: StartProgress) -> Encoded:
     encoder = found.load(device)
     try:
-        return encode(encoder, texts, progress)
+        with progress("encoding captions", len(texts) + 1) as bar:
+            return encode(encoder, texts, bar.update)
     finally:
         del encoder
         if device.type == "cuda":

@@ -15,6 +15,7 @@ from avarc_cli.errors import UsageError
 from avarc_cli.zoo import published, registered
 from avarc_cli.zoo.card import (
     AssetFile,
+    AssetFolder,
     Card,
     HubFile,
     HubFolder,
@@ -31,6 +32,7 @@ __all__ = [
     "SCALES_512",
     "SCALES_DIGITS",
     "AssetFile",
+    "AssetFolder",
     "Card",
     "HubFile",
     "HubFolder",
@@ -40,6 +42,7 @@ __all__ = [
     "TokenizerCard",
     "Weights",
     "any_card",
+    "caption_card",
     "check_captions",
     "check_condition",
     "check_tokens",
@@ -89,6 +92,11 @@ def model_card(name: str) -> ModelCard:
 def tokenizer_card(name: str) -> TokenizerCard:
     """The card of that name; UsageError with the closest names otherwise."""
     return _find("tokenizer", name, tokenizer_cards())
+
+
+def caption_card(model: str) -> ModelCard | None:
+    """The card of a model of captions that a --model value names; None for any other value."""
+    return next((card for card in model_cards() if card.name == model and card.condition == "caption"), None)
 
 
 def any_card(name: str) -> Card:

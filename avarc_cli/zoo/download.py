@@ -20,7 +20,7 @@ from huggingface_hub.file_download import repo_folder_name
 from avarc_cli.errors import AvarcError
 from avarc_cli.progress import Notify, Progress
 from avarc_cli.storage import move_into_place
-from avarc_cli.zoo import hub, local_files, weights_index
+from avarc_cli.zoo import digests, hub, local_files, weights_index
 from avarc_cli.zoo.card import HubFile
 from avarc_cli.zoo.fetch import disk_error, fetch
 
@@ -35,7 +35,7 @@ class DownloadPlan:
     folder: Path | None  # the plain folder; None for the Hugging Face cache
     target: Path  # the file whose content is verified: a blob of the cache, or the file in the plain folder
     commit: str  # that the revision refers to
-    sha256: str | None  # that the content must have; None if unknown
+    digest: str | None  # that the content must have (`digests`); None if unknown
     remote: hub.RemoteFile | None  # None if the hub was not asked: offline, or a commit that is in the cache
 
     @property
@@ -96,8 +96,8 @@ def make_plan(file: HubFile, *, folder: Path | None, offline: bool, notify: Noti
         raise AvarcError(
             f"there is no place for {file.filename}", "the user has no home folder", "set HF_HOME, or use --dir"
         )
-    target = folder / file.filename if folder else _storage(file) / "blobs" / remote.sha256
-    return DownloadPlan(file, folder, target, remote.commit, remote.sha256, remote)
+    target = folder / file.filename if folder else _storage(file) / "blobs" / remote.digest
+    return DownloadPlan(file, folder, target, remote.commit, remote.digest, remote)
 
 
 def check_space(plans: Sequence[DownloadPlan]) -> None:
@@ -132,10 +132,11 @@ def execute(plan: DownloadPlan, progress: Progress, notify: Notify) -> Downloade
                 if not _is_installed(plan, progress, notify):  # another process may have done it meanwhile
                     _install(plan, progress, notify)
         path = target if plan.folder or plan.remote is None else _link(plan, plan.remote)
-        sha256, size = plan.sha256 or weights_index.sha256_of_file(path), path.stat().st_size
+        known = plan.digest is not None and not digests.is_git(plan.digest)
+        sha256, size = plan.digest if known else weights_index.sha256_of_file(path), path.stat().st_size
     except OSError as problem:
         raise disk_error(plan.partial, problem) from None
-    progress(size, size, "verified" if plan.sha256 else "")
+    progress(size, size, "verified" if plan.digest else "")
     return Downloaded(file.repo, file.filename, file.revision, plan.commit, sha256, size, path, was_here)
 
 
@@ -144,19 +145,19 @@ def _is_installed(plan: DownloadPlan, progress: Progress, notify: Notify) -> boo
 
     Raises: AvarcError if it is another file in a plain folder.
     """
-    target, sha256 = plan.target, plan.sha256
+    target, digest = plan.target, plan.digest
     if not target.exists():
         return False
-    if sha256 is None or _sha256(target, progress) == sha256:
+    if digest is None or _digest(target, digest, progress) == digest:
         return True
     if plan.folder:
         raise AvarcError(
             f"{target} is another file than {plan.file.filename} of {plan.file.repo}",
-            f"its sha256 is not {sha256}",
+            f"its {_called(digest)} is not {digest}",
             "move or delete it, or use another --dir",
         )
     target.unlink()
-    notify(f"{target} was corrupt (its sha256 is wrong) and has been deleted")
+    notify(f"{target} was corrupt (its {_called(digest)} is wrong) and has been deleted")
     return False
 
 
@@ -169,12 +170,12 @@ def _install(plan: DownloadPlan, progress: Progress, notify: Notify) -> None:
         fetch(plan.remote, partial, progress, notify)
     else:
         raise AvarcError(f"{plan.target} was corrupt", "its sha256 is wrong", "run it again online")
-    found = _sha256(partial, progress)
-    if plan.sha256 not in (None, found):
+    found = _digest(partial, plan.digest or "", progress)
+    if plan.digest not in (None, found):
         partial.unlink()
         raise AvarcError(
             f"the downloaded {plan.file.filename} of {plan.file.repo} is corrupt and has been deleted",
-            f"its sha256 is {found}; the hub says {plan.sha256}",
+            f"its {_called(found)} is {found}; the hub says {plan.digest}",
             "run it again; if it happens again, something on the way (HF_ENDPOINT, a proxy) changes files",
         )
     move_into_place(partial, plan.target)
@@ -186,15 +187,16 @@ def _cached_blob(plan: DownloadPlan) -> Path | None:
         return None
     if plan.remote is None:
         return local_files.locate(plan.file)
-    blob = _storage(plan.file) / "blobs" / plan.remote.sha256
+    blob = _storage(plan.file) / "blobs" / plan.remote.digest
     return blob if blob.exists() else None
 
 
 def _plan_for_cached(file: HubFile, cached: Path, folder: Path | None) -> DownloadPlan:
-    """The plan for a file in the cache: verify it, or copy it to the folder. The name of a blob is its sha256."""
-    sha256 = local_files.blob_sha256(cached)
+    """The plan for a file in the cache: verify it, or copy it to the folder. The name of a blob is its digest."""
+    name = cached.resolve().name
+    digest = name if digests.is_digest(name) else None
     commit = cached.relative_to(_storage(file) / "snapshots").parts[0]
-    return DownloadPlan(file, folder, folder / file.filename if folder else cached, commit, sha256, None)
+    return DownloadPlan(file, folder, folder / file.filename if folder else cached, commit, digest, None)
 
 
 def _link(plan: DownloadPlan, remote: hub.RemoteFile) -> Path:
@@ -238,9 +240,13 @@ def _lock(plan: DownloadPlan, notify: Notify) -> Iterator[None]:
                 path.unlink(missing_ok=True)  # while the lock is held; a plain folder contains no other files
 
 
-def _sha256(path: Path, progress: Progress) -> str:
+def _digest(path: Path, like: str, progress: Progress) -> str:
     size = path.stat().st_size
-    return weights_index.sha256_of_file(path, lambda done: progress(done, size, "checking sha256"))
+    return digests.of_file(path, like, lambda done: progress(done, size, f"checking {_called(like)}"))
+
+
+def _called(digest: str) -> str:
+    return "git digest" if digests.is_git(digest) else "sha256"
 
 
 def _storage(file: HubFile) -> Path:

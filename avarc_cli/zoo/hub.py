@@ -19,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from avarc_cli.errors import AvarcError, first_line
 from avarc_cli.progress import Notify
 from avarc_cli.zoo.card import HubFile
+from avarc_cli.zoo.digests import is_digest
 
 MAX_RETRIES = 4  # in a row without receiving a new byte
 BACKOFF = (1.0, 2.0, 4.0, 8.0)  # seconds before each retry, unless the hub says how long to wait
@@ -34,7 +35,6 @@ _TRANSIENT = {
     504: "the hub is not available behind its gateway",
 }
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class RemoteFile:
 
     file: HubFile  # with the requested revision
     commit: str  # that the revision refers to
-    sha256: str  # of the content
+    digest: str  # of the content (`digests`): its sha256, or git's own of a small file
     size: int | None  # bytes; None if only the download will tell
 
     @property
@@ -69,7 +69,7 @@ class InvalidResponse(Exception):
 
 
 def look_up(file: HubFile, notify: Notify) -> RemoteFile:
-    """Ask the hub for the commit, size and sha256 of a file.
+    """Ask the hub for the commit, size and digest of a file.
 
     Args:
         file: its revision may be a branch, a tag or a commit; None is `main`.
@@ -96,14 +96,14 @@ def look_up(file: HubFile, notify: Notify) -> RemoteFile:
             "its response contains no commit; it may come from a proxy, a login page or another kind of mirror",
             "check the connection, proxy and HF_ENDPOINT",
         )
-    sha256 = file.sha256 or etag
-    if not _SHA256.fullmatch(sha256):
+    digest = file.sha256 or etag
+    if not is_digest(digest):
         raise AvarcError(
             f"{file.filename} of {file.repo} cannot be verified",
             f"{constants.ENDPOINT} provides no sha256 for it, only '{etag}'",
             "use another HF_ENDPOINT; or get the file in another way and use its path",
         )
-    return RemoteFile(file, commit, sha256, found.size if found.size and found.size > 0 else None)
+    return RemoteFile(file, commit, digest, found.size if found.size and found.size > 0 else None)
 
 
 def is_commit(revision: str | None) -> bool:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from avarc_cli.errors import AvarcError
 from avarc_cli.progress import StartProgress
-from avarc_cli.zoo import checkpoint, local_files, sharded, weights_index
-from avarc_cli.zoo.card import AssetFile, Card, HubFile, LocalFile
+from avarc_cli.zoo import checkpoint, digests, local_files, sharded, weights_index
+from avarc_cli.zoo.card import AssetFile, Card, HubFile, LocalFile, TextEncoderCard
 
 MB = 10**6
 WHOLE, UNKNOWN, MISSING, DAMAGED, REPAIRED = "whole", "not recorded", "missing", "damaged", "damaged, made again"
@@ -53,6 +53,22 @@ def verify(card: Card, start: StartProgress) -> list[Verified]:
         results.append(source)
         for weight_set, copy in (entry.copies if entry else {}).items():
             results += _copy(card, source, weight_set, copy, start)
+    return results
+
+
+def verify_encoder(card: TextEncoderCard, start: StartProgress) -> list[Verified]:
+    """Compare the files of a text encoder with the digests that are their names in the Hugging Face cache.
+
+    Raises: AvarcError if they are not on this machine, or cannot be read.
+    """
+    folder, results = local_files.require_folder(card), []
+    for file in (folder / name for name in card.weights.filenames):
+        expected = file.resolve().name
+        found = _sha256(file, start)
+        same = digests.of_file(file, expected) == expected if digests.is_git(expected) else found == expected
+        status = UNKNOWN if not digests.is_digest(expected) else WHOLE if same else DAMAGED
+        fix = local_files.download_command(card) if status == DAMAGED else ""
+        results.append(Verified(card.name, file, status, found, fix))
     return results
 
 

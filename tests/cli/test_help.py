@@ -39,6 +39,8 @@ def test_the_commands_are_these():
         "cache info",
         "cache merge",
         "cache verify",
+        "captions",
+        "captions encode",
         "classes",
         "classes list",
         "classes remove",

@@ -195,7 +195,7 @@ def test_a_caption_model_is_listed_and_says_what_it_needs(setting, capsys):
     listed = {card["name"]: card for card in json.loads(capsys.readouterr().out)["models"]}
     assert listed["llamagen-t2i-xl-256"]["condition"] == "caption" and listed["llamagen-b-256"]["condition"] == "class"
     assert avarc("classify", setting.cache, "--model", "llamagen-t2i-xl-256", "--yes") == 2
-    assert "captions are not supported" in capsys.readouterr().err
+    assert "name captions: --captions FILE or --template" in capsys.readouterr().err
 
 
 def test_bench_times_it_beside_plain_pytorch(capsys):
