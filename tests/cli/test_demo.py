@@ -37,7 +37,9 @@ def test_the_demo_reports_what_it_measured(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "tokens"), [("digits-llamagen", 640), ("digits-titok", 160)])
+@pytest.mark.parametrize(
+    ("model", "tokens"), [("digits-llamagen", 640), ("digits-titok", 160), ("digits-captions", 640)]
+)
 def test_the_demo_shows_the_other_embedded_models(tmp_path, monkeypatch, capsys, model, tokens):
     monkeypatch.chdir(tmp_path)
     assert main(["--json", "demo", "--model", model]) == 0
@@ -52,5 +54,7 @@ def test_a_model_without_a_demo_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--model", "var-d16"]) == 2
     err = capsys.readouterr().err
-    assert "the demo cannot show 'var-d16'" in err and "digits, digits-llamagen and digits-titok" in err
+    assert (
+        "the demo cannot show 'var-d16'" in err and "digits, digits-llamagen, digits-titok and digits-captions" in err
+    )
     assert not list(tmp_path.iterdir())
