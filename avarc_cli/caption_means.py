@@ -43,21 +43,16 @@ class MeanOfCaptions(LikelihoodModel):
         self.captions = [
             torch.tensor([r for r, owner in enumerate(candidate_R) if owner == n]) for n in range(max(candidate_R) + 1)
         ]
+        for name in LikelihoodModel.__annotations__:  # it can do what the base can do
+            setattr(self, name, getattr(base, name))
         self.num_classes = len(self.captions)
         self.unconditional = None
-        self.segment_ends, self.text = base.segment_ends, base.text
         self.flops_per_token = base.flops_per_token * len(candidate_R) // self.num_classes
         self.most = max(map(len, self.captions))
         """C."""
         if base.unconditional is not None:
             self.unconditional = self.num_classes
             self.captions.append(torch.tensor([base.unconditional]))
-        self.any_order, self.default_orders = base.any_order, base.default_orders
-        self.has_block_parallel = base.has_block_parallel
-        self.has_summary = base.has_summary
-        self.onednn = base.onednn
-        self.default_guidance = base.default_guidance
-        self.steps = base.steps
 
     def begin(
         self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None

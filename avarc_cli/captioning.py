@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from avarc_cli.text import captions as caption_sets
 from avarc_cli.text import encoders, feature_file
 from avarc_cli.text.captions import RULE, Captions
 from avarc_cli.text.features import CaptionFeatures
+from avarc_cli.words import counted
 from avarc_cli.zoo.cards import check_captions
 
 UNBOUND = LabelSpace("captions", (), ())
@@ -32,6 +34,7 @@ class CaptionChoice:
     templates: tuple[str, ...] = ()
     template_names: tuple[str, ...] = ()
     text_encoder: str | Path | None = None
+    aesthetic_score: float | None = None
 
     @property
     def is_given(self) -> bool:
@@ -51,6 +54,8 @@ class BoundCaptions:
     """The candidates, in the order of the class ids."""
     encoder: dict[str, str]
     """Name and sha256 of the text encoder; of a file of features the name, as far as it tells."""
+    aesthetic_score: float | None = None
+    """Of the images that the captions describe, if the user named one."""
     notes: tuple[str, ...] = ()
     """What is to be said to the user."""
     guidance_RTD: Tensor | None = None
@@ -62,8 +67,14 @@ class BoundCaptions:
         """What results depend on, for run.json. The captions' names are among the candidates there."""
         chosen = self.captions
         recorded: dict[str, Any] = {"sha256": chosen.digest, "count": len(chosen.texts), "encoder": self.encoder}
+        recorded |= {} if self.aesthetic_score is None else {"aesthetic_score": self.aesthetic_score}
         recorded |= {"templates": list(chosen.templates)} if chosen.templates else {}
         return recorded | ({"rule": RULE} if chosen.has_several else {})
+
+    def stream(self, candidate: int) -> int:
+        """What tells the random numbers of pictures of a candidate from those of others: a digest of its captions."""
+        own = [t for t, owner in zip(self.captions.texts, self.captions.candidate, strict=True) if owner == candidate]
+        return int.from_bytes(hashlib.sha256("\n".join(own).encode()).digest()[:8], "little")
 
     def guidance(self, candidates: Sequence[int]) -> Tensor | None:
         """What a decoder that reads captions needs for pictures of these candidates, (B, T, D): the features of each
@@ -100,12 +111,15 @@ def bind(
         encoded = encoders.encode_once(found, chosen.texts, device, progress)
         features, encoder = encoded.features, found.protocol()
         notes += [note] if (note := encoded.note(found.positions)) else []
+    if chosen.has_several:
+        notes.append(f"scores are means over captions: {len(chosen.texts):,} of {counted(len(chosen), 'candidate')}")
     features.check(model.text, name)
-    bound = model.with_captions(features)
+    bound = model.with_captions(features, aesthetic_score=choice.aesthetic_score)
     likelihood = MeanOfCaptions(bound, chosen.candidate) if chosen.has_several else bound
     return likelihood, BoundCaptions(
         captions=chosen,
         encoder=encoder,
+        aesthetic_score=choice.aesthetic_score,
         notes=tuple(notes),
         guidance_RTD=features.guidance_RTD,
         empty_guidance_TD=_of_empty(features),

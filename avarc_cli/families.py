@@ -168,6 +168,8 @@ GENERATORS: Registry[GeneratorFamily] = Registry(
         "rar": "avarc_cli.models.rar.family:FAMILY",
         "maskgit": "avarc_cli.models.maskgit.family:UVIT",
         "maskgit-bert": "avarc_cli.models.maskgit.family:BERT",
+        "maskgen": "avarc_cli.models.maskgen.family:VQ",
+        "maskgen-kl": "avarc_cli.models.maskgen.family:KL",
     },
 )
 TOKENIZERS: Registry[TokenizerFamily] = Registry(
@@ -188,5 +190,6 @@ SHAPES = {
     "randar": "avarc_cli.models.randar.shapes:parse",
     "rar": "avarc_cli.models.rar.shapes:parse",
     "maskgit": "avarc_cli.models.maskgit.shapes:parse",
+    "maskgen": "avarc_cli.models.maskgen.shapes:parse",
 }
 """Family -> what reads its shapes, a module without torch."""

@@ -54,6 +54,8 @@ class LikelihoodModel(ABC):
     """Z of the continuous tokens that it reads, (B, L, Z) float32 instead of (B, L); 0 for the codes of a codebook."""
     steps: int | None = None
     """Passes that an order is cut into, each a segment, for a model of hidden tokens; None where segments are fixed."""
+    is_bound: bool = False
+    """Whether what it gives for log p(token | before, class) is itself an estimate of a lower bound."""
     text: TextInput | None = None
     """What it reads of captions; None for a model of classes. A model of captions has no classes before
     `with_captions`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -174,6 +174,12 @@ class LoadedModel:
             "device_name": device_name(torch.device(self.device)),
             "kernels": self.kernels,
         } | {name: value for name, value in optional.items() if value}
+
+    def decoder(self, class_ids: Sequence[int]) -> LoadedTokenizer:
+        """The tokenizer, to decode images of these classes; a decoder that reads text gets their captions."""
+        reads_text = self.captions is not None and self.tokenizer.guidance is not None
+        guidance = self.captions.guidance(class_ids) if self.captions is not None and reads_text else None
+        return self.tokenizer if guidance is None else self.tokenizer.with_guidance(guidance)
 
     def made_for(self) -> dict[str, Any]:
         """What the guarantee of a tuned plan depends on in the model."""

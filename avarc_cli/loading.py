@@ -26,6 +26,7 @@ from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer, check_kind
 from avarc_cli.model_spec import ModelSpec as ModelSpec
 from avarc_cli.progress import StartProgress, silent
+from avarc_cli.text import encoders
 from avarc_cli.text.captions import ALONE
 from avarc_cli.zoo import checkpoint, local_files, weight_sets
 from avarc_cli.zoo.cards import (
@@ -137,7 +138,10 @@ def load_model(
     elif likelihood.text is not None or spec.caption_choice.is_given:
         likelihood, captions = bind(likelihood, spec.caption_choice, name, device, progress)
         classes = captions.captions.label_space
+        if tokenizer.guidance is not None and captions.empty_guidance_TD is not None:
+            tokenizer = tokenizer.with_guidance(captions.empty_guidance_TD)  # images of no particular caption
     else:
+        _check_unused(spec, name)
         classes = class_space(likelihood.num_classes, space, spec.class_names, read.metadata, spec.class_order)
     model_alone = LoadedModel(
         likelihood=likelihood,
@@ -160,6 +164,38 @@ def load_model(
         inferred=_inferred(read, config, tokenizer),
     )
     return model_alone if spec.bank is None else with_bank(model_alone, banks.read(Path(spec.bank)))
+
+
+def _check_unused(spec: ModelSpec, name: str) -> None:
+    """Raises: UsageError for what only a model of captions reads."""
+    for option, value in (("--text-encoder", spec.text_encoder), ("--aesthetic-score", spec.aesthetic_score)):
+        if value is not None:
+            raise UsageError(f"no use for {option}", f"'{name}' reads no captions", "leave it out")
+
+
+def with_caption(
+    tokenizer: LoadedTokenizer,
+    caption: str,
+    text_encoder: str | Path | None = None,
+    *,
+    progress: StartProgress = silent,
+) -> LoadedTokenizer:
+    """A tokenizer whose decoder reads text, with the caption that it is to decode images with.
+
+    Args:
+        text_encoder: a name or folder; None for the one of the tokenizer's training.
+    Raises: UsageError for a tokenizer that reads no text, or not these features; as `text.encoders.find`.
+    """
+    if tokenizer.guidance is None:
+        raise UsageError(f"{tokenizer.name} decodes without a caption", fix="leave out --caption")
+    found = encoders.find(text_encoder or tokenizer.guidance.partition(":")[0])
+    features = encoders.encode_once(found, [caption], tokenizer.device, progress).features.guidance_RTD
+    if features is None:
+        raise UsageError(f"{tokenizer.name} reads {tokenizer.guidance}", f"'{found.folder}' is another text encoder")
+    try:
+        return tokenizer.with_guidance(features[0])
+    except ValueError as problem:
+        raise UsageError(f"{tokenizer.name} cannot read what this text encoder makes", str(problem)) from None
 
 
 def _stated_beside(stated: ConfigSources, read: checkpoint.Checkpoint) -> dict[str, Any]:

@@ -78,6 +78,9 @@ class ModelSpec:
     text_encoder: str | Path | None = None
     """What encodes captions: a name (`avarc models`) or a folder. None for the encoder of the model's training."""
 
+    aesthetic_score: float | None = None
+    """Of the images that captions describe, for a model that is given one; None for the model's default."""
+
     @property
     def caption_choice(self) -> CaptionChoice:
         """The fields about captions."""

@@ -65,7 +65,7 @@ def sample(
     """Draw pictures of classes.
 
     Every picture has its own random stream, that of (seed, class, number), so it does not depend on the other classes
-    or on `count`.
+    or on `count`. A caption stands for itself, wherever it is in a list.
 
     Args:
         classes: each as in `data.labels.resolve_classes`: a name, an id, a number, a list, a subset or a file.
@@ -89,12 +89,13 @@ def draw(model: LoadedModel, class_ids: Sequence[int], numbers: Sequence[int], h
     Args:
         class_ids, numbers: of each picture; the number tells it from others of the class.
     """
-    device = model.tokenizer.device
+    device, captions = model.tokenizer.device, model.captions
+    streams = class_ids if captions is None else [captions.stream(each) for each in class_ids]
     tokens_BL = model.likelihood.sample(
         torch.tensor(class_ids, device=device),
         guidance=model.likelihood.default_guidance if how.guidance is None else how.guidance,
         top_k=how.top_k,
         top_p=how.top_p,
-        generators=[generator_of(how.seed, *key, device=device) for key in zip(class_ids, numbers, strict=True)],
+        generators=[generator_of(how.seed, *key, device=device) for key in zip(streams, numbers, strict=True)],
     )
-    return to_pixels(model.tokenizer.decode(tokens_BL))
+    return to_pixels(model.decoder(class_ids).decode(tokens_BL))

@@ -13,11 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avarc_cli.errors import UsageError
 from avarc_cli.family import GeneratorFamily
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.text.features import CaptionFeatures, TextInput
+
+
+def layout_of(tokens: int) -> TokenLayout:
+    """A grid where their number is a square, else none."""
+    side = int(tokens**0.5)
+    return TokenLayout.raster(side, side) if side**2 == tokens else TokenLayout.sequence(tokens)
 
 
 def means(features: CaptionFeatures) -> Tensor:
@@ -36,21 +43,24 @@ class State:
 
 
 class CaptionToy(LikelihoodModel):
-    """log p(token | caption); segments are rows of tokens."""
+    """log p(token | caption); segments are rows of a grid, or tokens."""
 
     flops_per_token = 1
 
     def __init__(self, table_LV: Tensor, weight_DV: Tensor, encoder: str, logit_RV: Tensor | None = None) -> None:
-        side = int(len(table_LV) ** 0.5)
+        layout = layout_of(len(table_LV))
+        width = layout.grids[0][1] if layout.grids else 1
         self.table_LV, self.weight_DV, self.encoder = table_LV, weight_DV, encoder
-        self.segment_ends = tuple(side * (row + 1) for row in range(side))
+        self.segment_ends = tuple(range(width, len(table_LV) + 1, width))
         self.text = TextInput(encoder=encoder, positions=120, width=len(weight_DV))
         self.num_classes, self.unconditional = 0, None
         if logit_RV is not None:
             self.log_prob_RLV = (table_LV + logit_RV[:, None]).log_softmax(-1)
 
     def with_captions(self, features: CaptionFeatures, *, aesthetic_score: float | None = None) -> CaptionToy:
-        own = [means(features)] + ([] if features.empty is None else [means(features.empty)])
+        if aesthetic_score is not None and aesthetic_score > 10:
+            raise UsageError(f"--aesthetic-score {aesthetic_score:g}", "it is a number from 0 to 10")
+        own = [means(features) * (aesthetic_score or 1)] + ([] if features.empty is None else [means(features.empty)])
         bound = CaptionToy(self.table_LV, self.weight_DV, self.encoder, torch.cat(own) @ self.weight_DV)
         bound.num_classes = len(features)
         bound.unconditional = None if features.empty is None else len(features)
@@ -98,9 +108,8 @@ class Family(GeneratorFamily):
     name, title, signature = "caption-toy", "toy generator of captions", ("caption_table", "caption_weight")
 
     def read_config(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> Config:
-        side = int(len(tensors["caption_table"]) ** 0.5)
         found = stated.find("text_encoder")
-        return Config(TokenLayout.raster(side, side), str(found[0]) if found else "flan-t5-xl")
+        return Config(layout_of(len(tensors["caption_table"])), str(found[0]) if found else "flan-t5-xl")
 
     def build(self, config: Any, tensors: Mapping[str, Tensor], tokenizer: Any, **options: Any) -> CaptionToy:
         return CaptionToy(tensors["caption_table"], tensors["caption_weight"], config.encoder)

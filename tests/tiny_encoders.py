@@ -51,7 +51,7 @@ def letters() -> dict[str, int]:
     return {token: i for i, token in enumerate(tokens)}
 
 
-def tiny_clip(folder: Path, *, width: int = 16, positions: int = 77, act: str = "quick_gelu") -> Path:
+def tiny_clip(folder: Path, *, width: int = 16, embed: int = 8, positions: int = 77, act: str = "quick_gelu") -> Path:
     """A CLIP with two blocks, which spells captions."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
@@ -61,7 +61,7 @@ def tiny_clip(folder: Path, *, width: int = 16, positions: int = 77, act: str = 
         vocab_size=len(vocab),
         hidden_size=width,
         intermediate_size=2 * width,
-        projection_dim=8,
+        projection_dim=embed,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=positions,

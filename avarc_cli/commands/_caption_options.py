@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import NO_OPTION
+from avarc_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from avarc_cli.data.labels import LabelSpace
@@ -23,6 +25,7 @@ class CaptionOptions:
     templates: opt.TemplatesOpt = None
     template_names: tuple[str, ...] = field(default=(), metadata={NO_OPTION: True})
     text_encoder: opt.TextEncoderOpt = None
+    aesthetic_score: opt.AestheticScoreOpt = None
 
     @property
     def gives_captions(self) -> bool:
@@ -35,6 +38,8 @@ class CaptionOptions:
             from avarc_cli.text.captions import check_options
 
             check_options(self.captions, self.templates or (), self.text_encoder, has_bank=has_bank)
+        if self.aesthetic_score is not None and not (math.isfinite(self.aesthetic_score) and self.aesthetic_score >= 0):
+            raise UsageError(f"--aesthetic-score {self.aesthetic_score:g}", "it is a number, at least 0")
 
     def naming(self: _Self, class_names: Sequence[str], classes: str | None = None, named: str | None = None) -> _Self:
         """These options with the names that go into templates.
@@ -75,7 +80,9 @@ class CaptionOptions:
 
         card = caption_card(model)
         encoded = self.captions is not None and self.captions.suffix.lower() == ".safetensors"
-        return None if encoded or not self.gives_captions else self.text_encoder or (card and card.text_encoder)
+        if encoded or not self.gives_captions:
+            return None
+        return self.text_encoder or (None if card is None else card.text_encoder)
 
     def caption_fields(self) -> dict[str, Any]:
         """The fields of `loading.ModelSpec` about captions."""
@@ -84,4 +91,5 @@ class CaptionOptions:
             "templates": tuple(self.templates or ()),
             "template_names": self.template_names,
             "text_encoder": self.text_encoder,
+            "aesthetic_score": self.aesthetic_score,
         }

@@ -27,7 +27,7 @@ RECORDED = frozenset(
         *("data", "model", "tokenizer", "model_config", "tokenizer_config", "weight_set", "tokenizer_weight_set"),
         *("image_size", "class_names", "class_order", "lora", "lora_alpha", "bank", "precision", "kernels"),
         *("classes", "offset", "batch_size", "orders", "order_seed", "priors", "plan", "score", "combine", "memory"),
-        *("steps", "bound", "unsmooth", "captions", "templates", "text_encoder"),
+        *("steps", "bound", "unsmooth", "captions", "templates", "text_encoder", "aesthetic_score"),
         *("deterministic", "preprocess", "flip", "ten_crop", "crop_range", "sigma", "seed", "dataset", "subset"),
         *("per_class", "limit", "sample", "save_json", "save_likelihood"),
     }

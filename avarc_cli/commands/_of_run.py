@@ -58,7 +58,7 @@ class Found:
         from avarc_cli.explain import explain_run
 
         def load() -> Classifier:
-            classifier = load_classifier(spec, progress=console.progress)
+            classifier = load_classifier(spec, progress=opt.captions_bar)
             how.of_grids(classifier.model.tokenizer.layout)
             return classifier
 

@@ -121,6 +121,10 @@ TextEncoderOpt = Annotated[
     str | None,
     model_option("--text-encoder", help="A name or folder. Default: the encoder that the model was trained with."),
 ]
+AestheticScoreOpt = Annotated[
+    float | None,
+    model_option("--aesthetic-score", help="Of the images that captions describe, for models given one (MaskGen)."),
+]
 YesOpt = Annotated[bool, model_option("--yes", "-y", help="Download missing weights without asking.")]
 
 ClassesOpt = Annotated[
@@ -230,6 +234,10 @@ EngineOpt = Annotated[str, typer.Option("--engine", help="local, or ray: on a Ra
 PatchNumsOpt = Annotated[
     str | None, typer.Option("--patch-nums", help="Scales of a tokenizer file that does not name them: 1,2,3,4.")
 ]
+
+
+captions_bar = partial(console.progress, unit="caption")
+"""Opens the bar of encoding captions, for what loads a model."""
 
 
 def note_inferred(loaded: LoadedModel | LoadedTokenizer) -> None:

@@ -104,6 +104,10 @@ def head(
         Path | None,
         typer.Option("--picture", help="Also decode the tokens into a picture (PNG): one row an image, all samples."),
     ] = None,
+    caption: Annotated[
+        str | None, typer.Option("--caption", help='What a TA-TiTok decodes the tokens with; "" for no caption.')
+    ] = None,
+    text_encoder: opt.TextEncoderOpt = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that exists.")] = False,
     as_json: opt.JsonOpt = False,
     model: groups.WeightsOptions,
@@ -113,8 +117,14 @@ def head(
     Example: avarc cache head val.h5 --rows 3 --picture rows.png --model var-d16
     """
     from avarc_cli import outputs
+    from avarc_cli.text.captions import check_encoder
     from avarc_cli.tokens import read_verified
 
+    if picture is None or caption is None:
+        why = "it is for decoding tokens with a caption: --picture FILE --caption TEXT"
+        opt.check_not_given(context, {"text_encoder"} | ({"caption"} if picture is None else set()), "here", why)
+    if text_encoder is not None:
+        check_encoder(text_encoder)
     opened = read_verified(cache, allow_partial=True)
     if start >= len(opened):
         raise UsageError(f"there is no row {start}", f"'{cache}' holds {counted(len(opened), 'image')}, from 0")
@@ -124,7 +134,7 @@ def head(
     if picture is not None:
         with outputs.reserved(picture, outputs.PNG, overwrite=overwrite):
             spec = model.of_tokenizer(context).fetch(tokenizer_only=True)
-            _draw(opened, wanted, tokens_NSL, picture, spec)
+            _draw(opened, wanted, tokens_NSL, picture, spec, caption, text_encoder)
     cells = [
         (each["row"], each["name"], each["label"], _begin(tokens_SL[0]))
         for each, tokens_SL in zip(listed, tokens_NSL, strict=True)
@@ -191,12 +201,22 @@ def _begin(tokens_L: np.ndarray) -> str:
     return " ".join(shown) + (" ..." if tokens_L.size > len(shown) else "")
 
 
-def _draw(cache: TokenCache, rows: range, tokens_NSL: np.ndarray, out: Path, spec: ModelSpec) -> None:
-    from avarc_cli.loading import load_tokenizer
+def _draw(
+    cache: TokenCache,
+    rows: range,
+    tokens_NSL: np.ndarray,
+    out: Path,
+    spec: ModelSpec,
+    caption: str | None,
+    text_encoder: str | None,
+) -> None:
+    from avarc_cli.loading import load_tokenizer, with_caption
     from avarc_cli.results.picture import grid
     from avarc_cli.tokens.reconstruct import reconstruct
 
     reader = load_tokenizer(spec, layout=cache.header.layout)
     cache.check(reader)
+    if caption is not None:
+        reader = with_caption(reader, caption, text_encoder, progress=opt.captions_bar)
     grid(reconstruct(reader, tokens_NSL), [cache.paths[row] for row in rows], out)
     console.note(f"{out}: {counted(len(rows), 'image')} as the tokens show them")

@@ -55,7 +55,7 @@ def encode(
         from avarc_cli.text import encoders, feature_file
 
         found = encoders.find(encoder)
-        made = encoders.encode_once(found, chosen.texts, pick_device(device), console.progress)
+        made = encoders.encode_once(found, chosen.texts, pick_device(device), opt.captions_bar)
         if note := made.note(found.positions):
             console.note(note)
         names = tuple(chosen.ids[owner] for owner in chosen.candidate)

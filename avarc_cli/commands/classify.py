@@ -164,7 +164,7 @@ def classify(
     from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
 
     options = encoding.average(context, scoring.options(dataset))
-    classifier = load_classifier(spec, options, progress=console.progress)
+    classifier = load_classifier(spec, options, progress=opt.captions_bar)
     opt.note_inferred(classifier.model)
     if images is not None:
         opt.note_sigma(context, classifier.model.tokenizer)

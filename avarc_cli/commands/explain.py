@@ -152,7 +152,7 @@ def explain(
         from avarc_cli.explain import explain_images
 
         chosen = pixels.average(context, scoring.options(about_images.dataset))
-        classifier = load_classifier(spec, chosen, progress=console.progress)
+        classifier = load_classifier(spec, chosen, progress=opt.captions_bar)
         opt.note_inferred(classifier.model)
         if images is not None:
             _images.warn_of_photos(images, classifier.model.name)

@@ -16,8 +16,9 @@ from avarc_cli.options import Options, parse_batch_size
 
 OF_A_CACHE = {
     *("model", "tokenizer", "model_config", "tokenizer_config", "class_names", "class_order", "bank"),
-    *("captions", "templates", "text_encoder", "lora", "lora_alpha", "weight_set", "tokenizer_weight_set"),
-    *("image_size", "precision", "device", "batch_size", "limit", "sample", "seed", "devices", "engine"),
+    *("captions", "templates", "text_encoder", "aesthetic_score", "lora", "lora_alpha", "image_size"),
+    *("weight_set", "tokenizer_weight_set", "precision", "device"),
+    *("batch_size", "limit", "sample", "seed", "devices", "engine"),
 }
 
 
@@ -83,7 +84,7 @@ def export(
     spec = work.place(context, model).fetch()
     from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
 
-    classifier = load_classifier(spec, options, progress=console.progress)
+    classifier = load_classifier(spec, options, progress=opt.captions_bar)
     opt.note_inferred(classifier.model)
     if dry_run:
         from avarc_cli.forecast import forecast_scoring

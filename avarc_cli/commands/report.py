@@ -37,6 +37,8 @@ def report(
     class_names: opt.ClassNamesOpt = None,
     class_order: opt.ClassOrderOpt = None,
     bank: opt.BankOpt = None,
+    captions: opt.CaptionsOpt = None,
+    text_encoder: opt.TextEncoderOpt = None,
     lora: opt.LoraOpt = None,
     lora_alpha: opt.LoraAlphaOpt = None,
     weight_set: opt.WeightSetOpt = None,
@@ -57,6 +59,7 @@ def report(
     from avarc_cli import outputs
     from avarc_cli.data.class_names import check_order
     from avarc_cli.results.read_run import check_finished
+    from avarc_cli.text.captions import check_options
     from avarc_cli.tokens.cache import read
     from avarc_cli.zoo.cards import check_weights
     from avarc_cli.zoo.lora import check_alpha, find_adapter
@@ -69,6 +72,7 @@ def report(
     check_file(tokenizer_config, "--tokenizer-config")
     check_exists(class_names, "--class-names")
     check_order(class_order)
+    check_options(captions, (), text_encoder)
     if lora is not None:
         find_adapter(lora)
     check_alpha(lora_alpha)
@@ -80,7 +84,7 @@ def report(
     def load(spec: ModelSpec) -> Classifier:
         from avarc_cli.classifier import load_classifier  # imports torch
 
-        return load_classifier(spec, progress=console.progress)
+        return load_classifier(spec, progress=opt.captions_bar)
 
     given = {
         "model": model,
@@ -91,6 +95,8 @@ def report(
         "class_order": class_order,
         "device": device,
         "bank": bank,
+        "captions": captions,
+        "text_encoder": text_encoder,
         "lora": lora,
         "lora_alpha": lora_alpha,
         "weight_set": weight_set,

@@ -89,7 +89,7 @@ def sample(
         from avarc_cli.loading import load_model
 
         how = sampling.Sampling(guidance=guidance, top_k=top_k, top_p=top_p, seed=seed)
-        loaded = load_model(work.place(context, model).fetch(), words=classes, progress=console.progress)
+        loaded = load_model(work.place(context, model).fetch(), words=classes, progress=opt.captions_bar)
         opt.note_inferred(loaded)
         if is_folder:
             from avarc_cli.sample_folder import BATCH, sample_folder

@@ -75,7 +75,7 @@ def tune(
         spec = work.place(context, model).fetch()
         from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
 
-        classifier = load_classifier(spec, scoring.options(cache.header.dataset), progress=console.progress)
+        classifier = load_classifier(spec, scoring.options(cache.header.dataset), progress=opt.captions_bar)
         opt.note_inferred(classifier.model)
         with console.progress("scoring", len(cache)) as bar:
             plan = tuning.tune(

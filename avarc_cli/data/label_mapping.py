@@ -49,13 +49,12 @@ def map_labels(class_names: Sequence[str], dataset: str, space: LabelSpace) -> L
     synsets = set(imagenet1k().ids)
     accepted = {label: (name, match(ids, space)) for label, name, ids in known.spellings()}
     for k, class_name in enumerate(class_names):
-        if class_name in accepted:
-            name, found = accepted[class_name]
-            found = found[found != UNKNOWN]
-            mapping.label[k] = found.min() if len(found) else UNKNOWN
-            if len(found):
-                mapping.counts_as[found] = found.min()
-                mapping.display_names[int(found.min())] = (class_name, name)
+        name, found = accepted.get(class_name, ("", np.empty(0, dtype=np.int64)))
+        found = found[found != UNKNOWN]
+        if len(found):
+            mapping.label[k] = found.min()
+            mapping.counts_as[found] = found.min()
+            mapping.display_names[int(found.min())] = (class_name, name)
         elif mapping.label[k] != UNKNOWN and space.ids[mapping.label[k]] in synsets:
             mapping.label[k] = UNKNOWN  # an object that has the same name as a different class of ImageNet
     return mapping

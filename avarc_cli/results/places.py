@@ -43,6 +43,7 @@ VALUES: dict[str, Any] = {
     "image_size": int,
     "templates": list,
     "template_names": list,
+    "aesthetic_score": (int, float),
 }
 """Other fields of it that decide what is loaded, with their types."""
 

@@ -194,8 +194,6 @@ def check_options(
     if captions is not None:
         read(captions)
     if text_encoder is not None:
-        if not given:
-            raise UsageError("no use for --text-encoder", "there are no captions to encode", "leave it out")
         if captions is not None and captions.suffix.lower() == feature_file.SUFFIX:
             raise UsageError("no use for --text-encoder", f"'{captions}' has features already", "leave it out")
         check_encoder(text_encoder)
@@ -206,8 +204,8 @@ def check_options(
 def check_encoder(encoder: str) -> None:
     """Raises: UsageError unless this is the name of a text encoder, or a folder."""
     if not Path(encoder).is_dir():
-        if Path(encoder).exists() or len(Path(encoder).parts) > 1:
-            raise UsageError(f"'{encoder}' is no folder", "a text encoder is one of several files", "name its folder")
+        if Path(encoder).exists() or "/" in encoder:
+            raise UsageError(f"'{encoder}' is no folder", "a text encoder is a folder of several files", "name it")
         text_encoder_card(encoder)
 
 

@@ -132,8 +132,8 @@ def execute(plan: DownloadPlan, progress: Progress, notify: Notify) -> Downloade
                 if not _is_installed(plan, progress, notify):  # another process may have done it meanwhile
                     _install(plan, progress, notify)
         path = target if plan.folder or plan.remote is None else _link(plan, plan.remote)
-        known = plan.digest is not None and not digests.is_git(plan.digest)
-        sha256, size = plan.digest if known else weights_index.sha256_of_file(path), path.stat().st_size
+        stated = None if plan.digest is None or digests.is_git(plan.digest) else plan.digest
+        sha256, size = stated or weights_index.sha256_of_file(path), path.stat().st_size
     except OSError as problem:
         raise disk_error(plan.partial, problem) from None
     progress(size, size, "verified" if plan.digest else "")

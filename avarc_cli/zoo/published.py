@@ -188,7 +188,7 @@ def _tatitok(name: str, num_tokens: int, params: int, channels: int = 0) -> Toke
         params=params,
         weights=HubFile(f"turkeyju/tokenizer_tatitok_{name}", "model.safetensors"),
         license="Apache-2.0",
-        source="arXiv:2501.07730",
+        source=_TATITOK,
         preprocess="adm",
         channels=channels,
     )
@@ -211,7 +211,29 @@ def _maskgit(name: str, num_tokens: int, params: int, family: str) -> ModelCard:
     )
 
 
+def _maskgen(name: str, params: int) -> ModelCard:
+    """A MaskGen that is conditioned on captions: "vq" of 128 codes, "kl" of 32 continuous tokens."""
+    codes = name.startswith("vq")
+    return ModelCard(
+        name=f"maskgen-{name}",
+        family="maskgen" if codes else "maskgen-kl",
+        tokenizer="tatitok-bl128-vq" if codes else "tatitok-bl32-vae",
+        image_size=256,
+        layout=TokenLayout.sequence(128 if codes else 32),
+        channels=0 if codes else 16,
+        num_classes=0,
+        label_space="captions",
+        params=params,
+        license="Apache-2.0",
+        source=_TATITOK,
+        weights=HubFile(f"turkeyju/generator_maskgen_{name.replace('-', '_')}", "model.safetensors"),
+        condition="caption",
+        text_encoder="clip-vit-l-14-336",
+    )
+
+
 _TITOK = "arXiv:2406.07550"
+_TATITOK = "arXiv:2501.07730"  # and MaskGen
 _LLAMAGEN = "arXiv:2406.06525"
 _VQ16, _VQ8 = 71_883_403, 70_109_835  # parameters
 _VQ16_FILE = HubFile("FoundationVision/LlamaGen", "vq_ds16_c2i.pt")
@@ -321,6 +343,10 @@ MODELS = (
     _maskgit("l32", 32, 177_202_432, "maskgit-bert"),
     _maskgit("b64", 64, 177_227_008, "maskgit-bert"),
     _maskgit("s128", 128, 294_990_848, "maskgit"),
+    _maskgen("vq-l", 604_311_552),
+    _maskgen("vq-xl", 1_176_611_840),
+    _maskgen("kl-l", 641_364_000),
+    _maskgen("kl-xl", 1_237_345_312),
 )
 
 TOKENIZERS = (

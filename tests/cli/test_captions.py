@@ -7,7 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from caption_toy import FAMILY, tensors
+from conftest import GOLDEN
+from golden import fill
+from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
@@ -143,8 +147,16 @@ def test_an_explanation_with_other_captions_is_refused(setting, tmp_path, capsys
     words = ["classify", setting.cache, *setting.model, *setting.encoder, "--captions", captions, "--out", run]
     assert avarc("-q", *words) == 0
     assert avarc("-q", "explain", run, "--out", tmp_path / "e.png", "--limit", "1") == 0
-    captions.write_text(json.dumps({str(i): f"a {name}" for i, name in enumerate(NAMES)}))
+    captions.rename(tmp_path / "moved.json")
     assert avarc("explain", run, "--out", tmp_path / "f.png", "--limit", "1") == 2
+    assert "--captions FILE" in capsys.readouterr().err
+    moved = ["--captions", tmp_path / "moved.json"]
+    assert avarc("-q", "explain", run, *moved, "--out", tmp_path / "f.png", "--limit", "1") == 0
+    capsys.readouterr()
+    assert avarc("--json", "report", run, *moved, "--out", tmp_path / "r.html") == 0
+    assert json.loads(capsys.readouterr().out)["explained"] > 0
+    captions.write_text(json.dumps({str(i): f"a {name}" for i, name in enumerate(NAMES)}))
+    assert avarc("explain", run, "--out", tmp_path / "g.png", "--limit", "1") == 2
     assert "put back the run's captions" in capsys.readouterr().err
 
 
@@ -164,14 +176,32 @@ def test_plans_are_tuned_for_captions_and_caches_exported_and_explained(setting,
 
 def test_pictures_are_drawn_of_captions(setting, tmp_path):
     words = ["-q", "sample", *setting.model, "--count", "2"]
-    assert avarc(*words, *setting.encoder[:0], "the digit three, small", "nine", "--out", tmp_path / "no.png") == 1
+    assert avarc(*words, "the digit three, small", "nine", "--out", tmp_path / "no.png") == 1
+    assert avarc(*words, *setting.encoder, "the digit three, small", "--out", tmp_path / "yes.png") == 0
     save_file(tensors(), tmp_path / "own.safetensors", {"text_encoder": str(setting.t5)})
     own = ["--model", tmp_path / "own.safetensors", "--tokenizer", "digits-vq", "--count", "2"]
     assert avarc("-q", "sample", "the digit three, small", "nine", *own, "--out", tmp_path / "a.png") == 0
+    alone = ["-q", "sample", "nine", *own, "--out", tmp_path / "alone"]
+    assert avarc(*alone) == 0 and avarc("-q", "sample", "three", "nine", *own, "--out", tmp_path / "both") == 0
+    first, second = ((tmp_path / folder / "nine" / "001.png").read_bytes() for folder in ("alone", "both"))
+    assert first == second, "whatever the other captions are"
     captions = ["--captions", setting.folder / "c.json", *setting.encoder]
     assert avarc(*words, "3", "9", *captions, "--out", tmp_path / "b.png") == 0
     assert avarc(*words, "3", *setting.encoder, "--template", "a {}", "--out", tmp_path / "pictures") == 0
     assert sorted(path.name for path in (tmp_path / "pictures" / "3").iterdir()) == ["000.png", "001.png"]
+
+
+def test_an_aesthetic_score_is_given_to_the_model_and_recorded(setting, tmp_path, capsys):
+    words = ["classify", setting.cache, *setting.model, "--captions", setting.folder / "c.txt", *setting.encoder]
+    for score in ("2", "3"):
+        run = tmp_path / score
+        assert avarc("-q", *words, "--aesthetic-score", score, "--out", run, "--save-likelihood") == 0
+        assert json.loads((run / "run.json").read_text())["captions"]["aesthetic_score"] == float(score)
+    assert not np.array_equal(likelihoods(tmp_path / "2"), likelihoods(tmp_path / "3"))
+    assert avarc("-q", "explain", tmp_path / "2", "--out", tmp_path / "e.png", "--limit", "1") == 0
+    for wrong in ("11", "-1", "nan"):
+        assert avarc(*words, "--aesthetic-score", wrong) == 2
+        assert "--aesthetic-score" in capsys.readouterr().err
 
 
 def test_features_are_encoded_once_and_the_encoder_is_then_not_needed(setting, tmp_path, monkeypatch):
@@ -232,7 +262,10 @@ WRONG = [
     (["{model}", "--template", "a photo"], "cannot use the template 'a photo'"),
     (["{model}", "--captions", "{c}", "--text-encoder", "flan-t5"], "no text encoder is called 'flan-t5'"),
     (["{model}", "--captions", "{c}", "--text-encoder", "{c}"], "is no folder"),
-    (["{model}", "--text-encoder", "flan-t5-xl"], "there are no captions to encode"),
+    (["{model}", "--text-encoder", "flan-t5-xl"], "name captions: --captions FILE or --template"),
+    (["--model", "digits-llamagen", "--text-encoder", "flan-t5-xl"], "'digits-llamagen' reads no captions"),
+    (["--model", "digits-llamagen", "--aesthetic-score", "5"], "no use for --aesthetic-score"),
+    (["{model}", "--captions", "f.safetensors", "--text-encoder", "flan-t5-xl"], "'f.safetensors' does not exist"),
     (["{model}", "--captions", "nowhere.txt"], "'nowhere.txt' does not exist"),
     (["{model}", "--captions", "{c}", "--classes", "the digit ten"], "not classes of c.txt: the digit ten"),
     (["--model", "digits", "--captions", "{c}"], "'digits' reads no captions"),
@@ -302,3 +335,67 @@ def test_names_of_a_file_are_put_into_templates_when_encoded(setting, tmp_path):
     assert avarc("-q", *run, tmp_path / "run") == 0
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())
     assert recorded["candidate_ids"] == NAMES and recorded["captions"]["count"] == 20
+
+
+@pytest.fixture(scope="module")
+def tatitok(tmp_path_factory):
+    """A TA-TiTok, a text encoder with the features that it reads, and a cache of two images."""
+    folder = tmp_path_factory.mktemp("tatitok")
+    meta, arrays = fill.load_golden(GOLDEN / "tatitok_tiny.npz")
+    filled = fill.state_dict(meta["keys"], meta["seed"], meta["scales"])
+    torch.save({key: torch.from_numpy(value) for key, value in filled.items()}, folder / "w.bin")
+    (folder / "config.json").write_text(json.dumps(meta["config"]))
+    positions, width = arrays["text"].shape[-2:]
+    side = arrays["image"].shape[-1]
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        (folder / "img").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / "img" / f"{i}.png")
+    words = ["encode", folder / "img", "--tokenizer", folder / "w.bin", "--preprocess", "none"]
+    assert avarc("-q", *words, "--out", folder / "t.h5") == 0
+    clip = tiny_clip(tmp_path_factory.mktemp("clip"), width=width, positions=positions)
+    return SimpleNamespace(cache=folder / "t.h5", file=folder / "w.bin", clip=clip)
+
+
+def test_a_decoder_that_reads_text_is_given_a_caption(tatitok, tmp_path, capsys):
+    words = ["cache", "head", tatitok.cache, "--tokenizer", tatitok.file, "--picture"]
+    encoder = ["--text-encoder", tatitok.clip]
+    assert avarc("-q", *words, tmp_path / "dog.png", "--caption", "a dog", *encoder) == 0
+    assert avarc("-q", *words, tmp_path / "none.png", "--caption", "", *encoder) == 0
+    assert (tmp_path / "dog.png").read_bytes() != (tmp_path / "none.png").read_bytes()
+    assert avarc(*words, tmp_path / "x.png") == 2
+    assert "--caption TEXT" in capsys.readouterr().err
+    assert avarc(*words, tmp_path / "x.png", "--caption", "a dog", "--text-encoder", tiny_t5(tmp_path / "t5")) == 2
+    assert "another text encoder" in capsys.readouterr().err
+    narrow = tiny_clip(tmp_path / "narrow", width=8)
+    assert avarc(*words, tmp_path / "x.png", "--caption", "a dog", "--text-encoder", narrow) == 2
+    assert avarc(*words[:-1], "--caption", "a dog") == 2
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_caption_for_another_decoder_is_refused(setting, tmp_path, capsys):
+    words = ["cache", "head", setting.cache, "--tokenizer", "digits-vq", "--picture", tmp_path / "x.png"]
+    assert avarc(*words, "--caption", "a dog") == 2
+    assert "decodes without a caption" in capsys.readouterr().err
+
+
+def test_pictures_of_captions_are_decoded_with_them(tatitok, tmp_path):
+    from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
+
+    reader = load_tokenizer(str(tatitok.file))
+    made = tensors(width=768, tokens=reader.layout.num_tokens, codes=reader.vocab_size)
+    save_file(made, tmp_path / "toy.safetensors", {"text_encoder": "clip-vit-l-14-336"})
+    model = load_model(
+        ModelSpec(
+            str(tmp_path / "toy.safetensors"),
+            str(tatitok.file),
+            templates=("a {}",),
+            template_names=("cat", "dog"),
+            text_encoder=tatitok.clip,
+        )
+    )
+    tokens = torch.zeros(2, reader.layout.num_tokens, dtype=torch.int64)
+    cat, dog = model.decoder([0, 1]).decode(tokens)
+    assert not torch.equal(cat, dog)
+    assert torch.equal(model.decoder([1, 0]).decode(tokens)[1], cat)
+    model.tokenizer.decode(tokens)  # with the empty caption

@@ -124,3 +124,14 @@ def test_other_datasets_have_all_classes_as_candidates(name):
 
 def test_a_model_without_imagenet_classes_has_all_its_classes_as_candidates():
     assert default_candidates("imagenet-r", LabelSpace("digits", tuple("0123456789"), tuple("0123456789"))) is None
+
+
+def test_objects_that_are_candidates_themselves_count_as_themselves():
+    from avarc_cli.data.label_mapping import default_candidates
+    from avarc_cli.text.captions import from_templates
+
+    objects = datasets()["objectnet"].ids
+    space = from_templates(["a {}"], objects).label_space
+    mapping = map_labels(objects, "objectnet", space)
+    assert mapping.label.tolist() == list(range(len(objects))) == mapping.counts_as.tolist()
+    assert default_candidates("objectnet", space) is None

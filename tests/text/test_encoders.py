@@ -83,6 +83,37 @@ def test_t5_features_are_the_last_states_of_cleaned_captions(t5):
     assert features.empty.length_R.tolist() == [1] and features.empty.sequence_RTD.shape == (1, 1, 16)
 
 
+def test_the_published_files_hold_the_other_half_of_the_model_too(tmp_path):
+    """flan-t5-xl is a whole T5, CLIP's file is a pickle with the vision tower; only the text encoders are read."""
+    from transformers import AutoConfig, CLIPConfig, CLIPModel, T5ForConditionalGeneration
+
+    t5, clip = tiny_t5(tmp_path / "t5"), tiny_clip(tmp_path / "clip")
+    torch.manual_seed(0)
+    whole = T5ForConditionalGeneration(AutoConfig.from_pretrained(t5))
+    (t5 / "model.safetensors").unlink()
+    whole.save_pretrained(t5)
+    text = json.loads((clip / "config.json").read_text())
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    both = CLIPModel(CLIPConfig(text_config=text, vision_config=vision | {"image_size": 28}, projection_dim=8))
+    (clip / "model.safetensors").unlink()
+    both.config.save_pretrained(clip)
+    torch.save(both.state_dict(), clip / "pytorch_model.bin")
+    for folder in (t5, clip):
+        write_config(folder, architectures=["Whole"])
+    found = encode(encoders.find(t5).load(CPU), ["nine"]).features.sequence_RTD[0]
+    ids = encoders.find(t5).load(CPU).tokens("nine")
+    with torch.no_grad():
+        expected = whole.eval().encoder(torch.tensor([ids])).last_hidden_state[0]
+    assert torch.allclose(found, expected, atol=1e-6)
+    encoder = encoders.find(clip).load(CPU)
+    pooled = encode(encoder, ["nine"]).features.pooled_RE[0]
+    filled = encoder.tokens("nine")
+    with torch.no_grad():
+        states = both.eval().text_model(torch.tensor([filled + [0] * (77 - len(filled))])).last_hidden_state
+        expected = both.text_projection(states[0, len(filled) - 1])
+    assert torch.allclose(pooled, expected, atol=1e-6)
+
+
 def test_features_are_computed_once(t5, monkeypatch):
     found, texts = encoders.find(t5), ["three", "nine", "three"]
     first = encoders.encode_once(found, texts, CPU)

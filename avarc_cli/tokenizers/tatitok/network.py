@@ -66,7 +66,7 @@ class TATiTok(TiTok):
             raise UsageError(
                 "this tokenizer needs a caption to decode tokens",
                 f"the decoder of a TA-TiTok reads text features ({TEXT_FEATURES}) beside the tokens",
-                "give it the features of a caption; the empty caption is one, too",
+                "avarc cache head --caption TEXT gives it one; the empty caption is one, too",
             )
         beside = self.decoder.embed_text(text.to(codes_BZ1L)).expand(len(codes_BZ1L), -1, -1)
         return self._pixels(self.decoder(codes_BZ1L, beside))
