@@ -83,6 +83,7 @@ def test_images_are_scored_under_captions_and_the_empty_one(setting, tmp_path):
     assert "4 passes" in recorded["likelihood"] and recorded["captions"]["count"] == 3
 
 
+@pytest.mark.parametrize("setting", ["kl"], indirect=True)
 def test_several_templates_are_means(setting, tmp_path):
     words = ["-q", "classify", setting.cache, *setting.models, "--classes", "cat,dog", "--save-likelihood"]
     templates = {"a": ["a {}"], "b": ["the {}"], "both": ["a {}", "the {}"]}
@@ -99,6 +100,7 @@ def test_pictures_are_drawn_and_decoded_with_their_captions(setting, tmp_path):
     assert (tmp_path / "s.png").stat().st_size > 0
 
 
+@pytest.mark.parametrize("setting", ["vq"], indirect=True)
 def test_explanations_decode_with_the_empty_caption(setting, tmp_path):
     words = ["-q", "explain", setting.cache, *setting.models, "--captions", setting.folder / "c.txt", "--limit", "1"]
     assert avarc(*words, "--steps", "2", "--out", tmp_path / "e.png") == 0
