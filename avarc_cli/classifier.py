@@ -218,7 +218,7 @@ class Classifier:
             `keep_tokens`, one whose last stage does not score every token.
         """
         segments = len(self.model.likelihood.segment_ends)
-        text = str(self.tuned.plan) if self.tuned else self.options.plan
+        text = str(self.tuned or self.options.plan)
         plan = parse_plan(
             text,
             segments=segments,
@@ -319,7 +319,7 @@ class Classifier:
                 request,
                 orders=self.orders,
                 tuned=self.tuned,
-                priors=bool(self.options.priors),
+                priors=self.options.priors is not None,
                 offsets=self.options.offsets,
                 deterministic=self.options.deterministic,
             )

@@ -35,9 +35,14 @@ def open_if_run(context: typer.Context, data: Sequence[Path], tokens: Path | Non
 
         opt.check_not_given(context, DECIDED, f"with '{data[0]}'", "it is a run, classified already")
         return open_run(data[0])
+    check_no_tokens(tokens)
+    return None
+
+
+def check_no_tokens(tokens: Path | None) -> None:
+    """Raises: UsageError for --tokens, of an input that is no run."""
     if tokens is not None:
         raise UsageError("no use for --tokens", "it says where the token cache of a run is", "leave it out")
-    return None
 
 
 @dataclass(frozen=True)

@@ -78,9 +78,7 @@ def explain(
         int | None,
         typer.Option("--limit", help="At most N images, the least likely first. Default: as many as are legible."),
     ] = None,
-    tokens: Annotated[
-        Path | None, typer.Option("--tokens", help="The token cache of a run, if it is not where it was.")
-    ] = None,
+    tokens: opt.TokensOfRunOpt = None,
     overwrite: opt.OverwriteOpt = False,
     work: groups.WorkersOptions,
     as_json: opt.JsonOpt = False,

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from avarc_cli.classifier import Classifier
-from avarc_cli.errors import UsageError, describe_differences
+from avarc_cli.errors import UsageError
 from avarc_cli.explain.comparison import Comparison, classes_to_score
 from avarc_cli.explain.explain import TokenScoring, describe, explain_predictions
 from avarc_cli.explain.explanation import Explanation
@@ -17,6 +16,7 @@ from avarc_cli.explain.pixels import pixels_of_cache, source_pixels
 from avarc_cli.explain.predictions import ImagePrediction
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.results.read_run import SavedRun
+from avarc_cli.results.recorded import check_model, own_images
 from avarc_cli.scoring.estimator import recorded_estimator
 from avarc_cli.scoring.orders import recorded_orders
 from avarc_cli.tokens.cache import TokenCache
@@ -101,35 +101,7 @@ def from_tokens(
     """
     check_model(run, model)
     cache.check(model.tokenizer)
-    there = {"images_sha256": run.protocol["tokens"].get("images_sha256")}
-    here = {"images_sha256": cache.header.images_sha256}
-    fix = "name the run's token cache: --tokens FILE"
-    if differences := describe_differences(there, here, sides=("in the run", "in the cache")):
-        raise UsageError(f"'{cache.path}' holds other images than the run", differences, fix)
-    if sample := run.protocol["tokens"].get("sample"):
-        cache = cache.sample(sample["images"], sample["seed"])
-    if beyond := [prediction.row for prediction in predictions if prediction.row >= len(cache)]:
-        raise UsageError(f"'{cache.path}' is not the cache of the run", f"it has no row {beyond[0]}", fix)
-    if others := [p.path for p in predictions if p.path != cache.paths[p.row]]:
-        raise UsageError(f"'{cache.path}' is not the cache of the run", f"its rows are not those of '{others[0]}'", fix)
+    cache = own_images(run, cache, [(prediction.row, prediction.path) for prediction in predictions])
     pixels = pixels_of_cache(cache, model.tokenizer, within)
     model = replace(model, likelihood=recorded_estimator(run.protocol).applied(model.likelihood, model.name))
     yield from explain_predictions(model, cache, predictions, comparison, pixels, how)
-
-
-def check_model(run: SavedRun, model: LoadedModel) -> None:
-    """Raises UsageError when the weights, their configuration, or the classes that a bank added are not the run's."""
-    there: dict[str, Any] = {"sha256": run.protocol["model"].get("sha256"), "stated": run.protocol.get("stated", {})}
-    here: dict[str, Any] = {"sha256": model.sha256, "stated": dict(model.stated)}
-    if differences := describe_differences(there, here, sides=("in the run", f"for {model.name}")):
-        adapted = " with " in run.protocol["model"]["name"] and " with " not in model.name
-        fix = "add the adapter of the run: --lora DIR" if adapted else "name the run's: --model FILE"
-        raise UsageError(f"{model.name} is not the model of the run", differences, fix)
-    made_with = run.protocol.get("bank") or {}  # an empty bank adds nothing
-    given = (model.bank.protocol() if model.bank else None) or {}
-    named = zip(run.candidates.tolist(), run.recorded("candidate_ids"), strict=True)
-    first = len(model.classes) - len(given)  # of the added classes, whose order decides their ids
-    if made_with != given or any(model.classes.ids[c : c + 1] != (own,) for c, own in named if c >= first):
-        what = f"the run was made {'with another' if made_with and given else 'with a' if made_with else 'without a'}"
-        why = f"it added {', '.join(made_with) or 'no class'} to the model"
-        raise UsageError(f"{what} class bank", why, "add --bank DIR" if made_with else "leave out --bank")

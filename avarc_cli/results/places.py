@@ -1,8 +1,8 @@
 """Where the files of a run are: its token cache and what its model was loaded from, as they were given.
 
-run.json records them under `places`. They are notes: a run is continued whatever the same files are called. `report`
-and `explain` find them there. A run folder that another person made may name any file of the reader's, so paths are
-used only from runs that this user made (`results.made_here`), or if the user says so.
+run.json records them under `places`. They are notes: a run is continued whatever the same files are called. `report`,
+`explain` and `export` find them there. A run folder that another person made may name any file of the reader's, so
+paths are used only from runs that this user made (`results.made_here`), or if the user says so.
 """
 
 from __future__ import annotations
