@@ -17,10 +17,11 @@ from avarc_cli.errors import UsageError
 if TYPE_CHECKING:
     from avarc_cli.explain import ExplainOptions, ExplainResult, Weighting
     from avarc_cli.results.read_run import SavedRun
+    from avarc_cli.work.workers import Workers
 
 DECIDED = {
     *("plan", "classes", "offset", "batch_size", "orders", "order_seed"),
-    *("preprocess", "flip", "ten_crop", "crop_range", "workers", "devices", "engine"),
+    *("preprocess", "flip", "ten_crop", "crop_range", "workers"),
 }
 """Options that say what a run has decided already."""
 
@@ -56,8 +57,8 @@ class Found:
     within: Path | None
     """The folder that images must be in to be read; None for anywhere."""
 
-    def explain(self, run: SavedRun, options: ExplainOptions, how: Weighting) -> ExplainResult:
-        """Explain the run's predictions."""
+    def explain(self, run: SavedRun, options: ExplainOptions, how: Weighting, maps: Path, on: Workers) -> ExplainResult:
+        """Explain the run's predictions; maps, on: as in `explain_run`."""
         spec = self.model.fetch()
         from avarc_cli.classifier import Classifier, load_classifier  # imports torch
         from avarc_cli.explain import explain_run
@@ -67,7 +68,17 @@ class Found:
             how.of_grids(classifier.model.tokenizer.layout)
             return classifier
 
-        return explain_run(run, self.cache, load, options, within=self.within, progress=console.progress)
+        return explain_run(
+            run,
+            self.cache,
+            load,
+            options,
+            within=self.within,
+            maps=maps,
+            on=on,
+            progress=console.progress,
+            say=console.warn,
+        )
 
 
 def find(

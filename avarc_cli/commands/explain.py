@@ -106,6 +106,7 @@ def explain(
     from avarc_cli.results.folder import RunFolder
     from avarc_cli.storage import beside
     from avarc_cli.tokens.cache import read
+    from avarc_cli.work import chunks
 
     how = Weighting(weights=weighting, scales=parse_scales(scales), upsample=upsample)
     check_subset(only)
@@ -131,10 +132,13 @@ def explain(
             max_images=write.max_images(out),
             keep_order=listed,
         )
+        maps = beside(out, ".maps")
         if run is not None:
             found = _of_run.find(context, run, tokens, model, allow_outside=allow_outside)
-            explained = found.explain(run, options, how)
+            found = replace(found, model=work.place(context, found.model))
+            explained = found.explain(run, options, how, maps, on)
             _finish(explained, how, out, npz, f"Why? {run.path}", _about(explained, only, found.model.model, how))
+            chunks.delete(maps)
             return
         source = read(data[0]) if images is None else images
         scores = RunFolder(beside(out, ".run")) if images is None else None
@@ -162,6 +166,7 @@ def explain(
             views=pixels.views,
             workers=workers,
             scores=scores,
+            maps=maps if scores is not None else None,
             on=on,
             overwrite=overwrite,
             progress=console.progress,
@@ -172,6 +177,7 @@ def explain(
         _finish(result, how, out, npz, title, _about(result, only, classifier.model.name, how))
         if scores is not None:
             scores.remove()
+            chunks.delete(maps)
         if result.unreadable:
             raise typer.Exit(EXIT_UNREADABLE)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from avarc_cli.classifier import Classifier
 from avarc_cli.errors import UsageError
 from avarc_cli.explain.comparison import Comparison, classes_to_score
-from avarc_cli.explain.explain import TokenScoring, describe, explain_predictions
+from avarc_cli.explain.explain import describe, explain_predictions
 from avarc_cli.explain.explanation import Explanation
 from avarc_cli.explain.maps import require_grids
 from avarc_cli.explain.pixels import pixels_of_cache, source_pixels
 from avarc_cli.explain.predictions import ImagePrediction
+from avarc_cli.explain.token_scores import ScoringWork, TokenScoring
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.results.read_run import SavedRun
 from avarc_cli.results.recorded import check_model, own_images
@@ -70,18 +71,19 @@ def again(
     load: Callable[[], Classifier],
     within: Path | None = None,
     compare: Callable[[LoadedModel], Comparison] = lambda model: Comparison(),
+    work: ScoringWork = ScoringWork(),  # noqa: B008  # frozen
 ) -> Iterator[Explanation]:
     """Explanations scored again, by the run's own model on the run's own tokens.
 
     Args:
         cache: the token cache. load: loads the model. within: as in `source_pixels`.
-        compare: which classes, given the model.
+        compare: which classes, given the model. work: who scores.
     Raises: as `from_tokens` and `load`.
     """
-    orders = recorded_orders(run.protocol)
+    orders, estimator = recorded_orders(run.protocol), recorded_estimator(run.protocol)
     classifier, tokens = load(), read_verified(cache)
-    how = TokenScoring(classifier.request(tokens.header).tokens_per_batch, orders, orders.count)
-    yield from from_tokens(run, predictions, tokens, classifier.model, how, within, compare(classifier.model))
+    how = TokenScoring(classifier.request(tokens.header).tokens_per_batch, orders, orders.count, estimator)
+    yield from from_tokens(run, predictions, tokens, classifier.model, how, within, compare(classifier.model), work)
 
 
 def from_tokens(
@@ -92,16 +94,17 @@ def from_tokens(
     how: TokenScoring,
     within: Path | None = None,
     comparison: Comparison = Comparison(),  # noqa: B008  # frozen
+    work: ScoringWork = ScoringWork(),  # noqa: B008  # frozen
 ) -> Iterator[Explanation]:
     """Explanations scored again by the run's own model on the run's own tokens.
 
     Args:
-        within: as in `source_pixels`.
+        within: as in `source_pixels`. work: who scores.
     Raises: UsageError when model or cache are not those of the run; CacheError for another tokenizer's tokens.
     """
     check_model(run, model)
     cache.check(model.tokenizer)
     cache = own_images(run, cache, [(prediction.row, prediction.path) for prediction in predictions])
     pixels = pixels_of_cache(cache, model.tokenizer, within)
-    model = replace(model, likelihood=recorded_estimator(run.protocol).applied(model.likelihood, model.name))
-    yield from explain_predictions(model, cache, predictions, comparison, pixels, how)
+    model = replace(model, likelihood=how.estimator.applied(model.likelihood, model.name))
+    yield from explain_predictions(model, cache, predictions, comparison, pixels, how, work)
