@@ -87,9 +87,8 @@ class Classifier:
         self.tuned = self._tuned_plan()
         self.score = score_function(options.score)
         if self.score.needs_unconditional and likelihood.unconditional is None:
-            raise UsageError(
-                f"{model.name} gives no p(x)", f"the score '{options.score}' needs it", "use log-likelihood"
-            )
+            why = f"the score '{options.score}' needs it"
+            raise UsageError(f"{model.name} gives no p(x)", why, "use log-likelihood")
 
     # Classifying
 
@@ -234,11 +233,9 @@ class Classifier:
         check_prunes(self.options.combine, plan)
         self.orders.check_used(plan, asked=self.options.orders is not None)
         if keep_tokens and plan.stages[-1].segments < segments:
-            raise UsageError(
-                f"token log-probabilities cannot be saved with plan '{plan}'",
-                "its last stage scores a part of the tokens only",
-                f"let it score all {counted(segments, 'segment')}, or use --plan exhaustive",
-            )
+            why = "its last stage scores a part of the tokens only"
+            fix = f"let it score all {counted(segments, 'segment')}, or use --plan exhaustive"
+            raise UsageError(f"token log-probabilities cannot be saved with plan '{plan}'", why, fix)
         return plan
 
     def smoothing_samples(self, views: Views) -> int:
@@ -336,6 +333,11 @@ class Classifier:
         )
 
     # Tuned plans
+
+    def exhaustive(self, samples: int) -> Classifier:
+        """What a plan is tuned with: all candidates on all tokens, averaged over this many samples."""
+        options = replace(self.options, plan=f"exhaustive:{samples}", score="log-likelihood", combine="mean")
+        return Classifier(self.model, options)
 
     def made_for(self) -> dict[str, Any]:
         """What the guarantee of a tuned plan depends on, apart from the tokens.

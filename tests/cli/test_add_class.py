@@ -202,12 +202,12 @@ def test_replace_and_skip_existing_decide_about_known_names(setting, bank, capsy
     assert not (bank / "bank.json.lock").exists()
     after = listed(bank, capsys)
     assert after[:2] == before and [c["name"] for c in after] == ["amber", "blue", "coral", "dark"]
-    assert run(setting, "amber", setting.cache, "--bank", bank, "--replace") == 0
+    assert run(setting, "amber", setting.colors / "coral", *IMAGES, "--bank", bank, "--replace") == 0
     replaced = listed(bank, capsys)
     assert [c["name"] for c in replaced] == ["blue", "coral", "dark", "amber"]
     assert replaced[:3] == after[1:] and replaced[3]["file"] != before[0]["file"]
     assert len(list(bank.glob("*.safetensors"))) == 4, "the replaced file is gone"
-    assert run(setting, "amber", setting.cache, "--bank", bank, "--replace") == 0
+    assert run(setting, "amber", setting.colors / "coral", *IMAGES, "--bank", bank, "--replace") == 0
     assert listed(bank, capsys) == replaced and (bank / replaced[3]["file"]).is_file(), "the same again is kept"
 
 
