@@ -196,7 +196,7 @@ class Classifier:
             run = self.run(cache, request, save_json=save_json, save_likelihood=save_likelihood)
             notes: dict[str, Any] = {} if options is None else {"options": dict(options)}
             if folder is not None:
-                notes[places.KEY] = places.record(self.model.given, cache.path, folder.path)
+                notes[places.KEY] = places.record(self.model.given, cache.path, folder.path, self.orders.file)
             return replace(run, protocol={**run.protocol, **notes})
 
         run = make(folder.recorded("tokens_per_batch") if folder else None)

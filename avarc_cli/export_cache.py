@@ -75,11 +75,13 @@ def export_cache(
     return shape
 
 
-def open_again(run: SavedRun, model: LoadedModel, cache: Path) -> tuple[Classifier, TokenCache]:
+def open_again(
+    run: SavedRun, model: LoadedModel, cache: Path, orders: Path | None = None
+) -> tuple[Classifier, TokenCache]:
     """A classifier that scores as a finished run did, and the run's images.
 
     Args:
-        model: the run's. cache: its token cache.
+        model: the run's. cache: its token cache. orders: as in `recorded_orders`.
     Raises: UsageError where these are others; as `recorded_options`.
     """
     from avarc_cli.classifier import Classifier  # imports torch
@@ -89,7 +91,7 @@ def open_again(run: SavedRun, model: LoadedModel, cache: Path) -> tuple[Classifi
     tokens = read(cache)
     tokens.check(model.tokenizer)
     images = own_images(run, tokens, ((record["index"], record["path"]) for record in run.records))
-    return Classifier(model, recorded_options(run)), images
+    return Classifier(model, recorded_options(run, orders)), images
 
 
 def export_run_again(
@@ -135,12 +137,14 @@ def needs_tokens(run: SavedRun, per_token: bool) -> bool:
     return per_token or run.drops_candidates
 
 
-def recorded_options(run: SavedRun) -> Options:
+def recorded_options(run: SavedRun, file: Path | None = None) -> Options:
     """The options by which a classifier scores as a finished run did.
 
-    Raises: UsageError where the orders came from a file; AvarcError for a corrupt run.
+    Args:
+        file: as in `recorded_orders`.
+    Raises: as `recorded_orders`; AvarcError for a corrupt run.
     """
-    protocol, estimator, orders = run.protocol, recorded_estimator(run.protocol), recorded_orders(run.protocol)
+    protocol, estimator, orders = run.protocol, recorded_estimator(run.protocol), recorded_orders(run.protocol, file)
     try:
         plan = tuned.from_dict(protocol["tuned_plan"]) if protocol.get("tuned_plan") else str(protocol["plan"])
         log_prior = None if protocol.get("log_prior") is None else np.array(protocol["log_prior"], dtype=np.float64)

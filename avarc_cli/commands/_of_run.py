@@ -56,6 +56,8 @@ class Found:
     """Its token cache."""
     within: Path | None
     """The folder that images must be in to be read; None for anywhere."""
+    orders: Path | None
+    """The file that its orders came from, if they came from one."""
 
     def explain(self, run: SavedRun, options: ExplainOptions, how: Weighting, maps: Path, on: Workers) -> ExplainResult:
         """Explain the run's predictions; maps, on: as in `explain_run`."""
@@ -74,6 +76,7 @@ class Found:
             load,
             options,
             within=self.within,
+            orders=self.orders,
             maps=maps,
             on=on,
             progress=console.progress,
@@ -95,4 +98,4 @@ def find(
     if cache is None:
         raise UsageError(f"where is the token cache of '{run.path}'?", places.why_no_cache, "name it: --tokens FILE")
     given = {name: value for name, value in vars(model).items() if opt.is_given(context, name)}
-    return Found(replace(model, **places.model(given)), cache, places.within)
+    return Found(replace(model, **places.model(given)), cache, places.within, places.orders)

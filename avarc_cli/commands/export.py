@@ -133,7 +133,7 @@ class _Request:
         spec = model.fetch()
         from avarc_cli.loading import load_model  # imports torch
 
-        classifier, cache = open_again(run, load_model(spec), found.cache)
+        classifier, cache = open_again(run, load_model(spec), found.cache, found.orders)
         if self.is_answered_by_forecast(classifier, cache, keep_tokens=needs_tokens(run, self.per_token)):
             return
         choice: dict[str, Any] = {"classes": self.classes, "per_token": self.per_token}

@@ -72,17 +72,19 @@ def again(
     within: Path | None = None,
     compare: Callable[[LoadedModel], Comparison] = lambda model: Comparison(),
     work: ScoringWork = ScoringWork(),  # noqa: B008  # frozen
+    orders: Path | None = None,
 ) -> Iterator[Explanation]:
     """Explanations scored again, by the run's own model on the run's own tokens.
 
     Args:
         cache: the token cache. load: loads the model. within: as in `source_pixels`.
         compare: which classes, given the model. work: who scores.
-    Raises: as `from_tokens` and `load`.
+        orders: as in `recorded_orders`.
+    Raises: as `recorded_orders`, `from_tokens` and `load`.
     """
-    orders, estimator = recorded_orders(run.protocol), recorded_estimator(run.protocol)
+    ordered, estimator = recorded_orders(run.protocol, orders), recorded_estimator(run.protocol)
     classifier, tokens = load(), read_verified(cache)
-    how = TokenScoring(classifier.request(tokens.header).tokens_per_batch, orders, orders.count, estimator)
+    how = TokenScoring(classifier.request(tokens.header).tokens_per_batch, ordered, ordered.count, estimator)
     yield from from_tokens(run, predictions, tokens, classifier.model, how, within, compare(classifier.model), work)
 
 

@@ -24,6 +24,7 @@ def explain_run(
     options: ExplainOptions,
     *,
     within: Path | None = None,
+    orders: Path | None = None,
     maps: Path | None = None,
     on: Workers = HERE,
     progress: StartProgress = silent,
@@ -34,6 +35,7 @@ def explain_run(
     Args:
         cache: the run's token cache. load: loads its model.
         within: as in `pixels.source_pixels`.
+        orders: as in `scoring.orders.recorded_orders`.
         maps, on, say: as in `explain_images`.
         progress: opens the bar "explaining".
     Raises: as `from_run.again`, `select` and `parse_comparison`.
@@ -54,6 +56,7 @@ def explain_run(
                 within,
                 lambda model: parse_comparison(options.target, options.contrast, model.classes),
                 work,
+                orders,
             )
         )
     return ExplainResult(explanations=explanations, num_images=len(predictions), unreadable=[])

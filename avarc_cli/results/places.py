@@ -19,6 +19,7 @@ from avarc_cli.zoo.cards import is_path
 
 KEY = "places"
 CACHE = "tokens"
+ORDERS = "orders"
 NAMED = ("model", "tokenizer")
 FILES = {
     CACHE: "--tokens",
@@ -29,8 +30,9 @@ FILES = {
     "class_names": "--class-names",
     "bank": "--bank",
     "lora": "--lora",
+    ORDERS: "",
 }
-"""Fields of `loading.ModelSpec` that name files, and the cache; each with the option that names it."""
+"""Fields of `loading.ModelSpec` that name files, the cache, and the orders; each with the option that names it."""
 VALUES: dict[str, Any] = {
     "class_order": str,
     "lora_alpha": (int, float),
@@ -41,16 +43,18 @@ VALUES: dict[str, Any] = {
 """Other fields of it that decide what is loaded, with their types."""
 
 
-def record(given: Mapping[str, Any], cache: Path, run: Path) -> dict[str, Any]:
+def record(given: Mapping[str, Any], cache: Path, run: Path, orders: str | None = None) -> dict[str, Any]:
     """What run.json records.
 
     Args:
         given: fields of the `ModelSpec`. cache: the run's token cache. run: its folder, which may hold the cache.
+        orders: the file that they came from; None for no file.
     """
     places: dict[str, Any] = {name: given[name] for name in VALUES if given.get(name) is not None}
+    files = {**given, ORDERS: orders}
     for name in FILES:
-        if name != CACHE and given.get(name) is not None:
-            places[name] = _place(given[name], is_file=name not in NAMED or is_path(str(given[name])))
+        if name != CACHE and files.get(name) is not None:
+            places[name] = _place(files[name], is_file=name not in NAMED or is_path(str(files[name])))
     if os.path.abspath(cache) != os.path.abspath(run / "tokens.h5"):
         places[CACHE] = _place(cache, is_file=True)
     return places
@@ -103,6 +107,14 @@ class Places:
             return None
         return Path(self._find(CACHE))
 
+    @property
+    def orders(self) -> Path | None:
+        """The file that the run's orders came from; None where it is unknown, or they came from none.
+
+        Raises: UsageError when it is not where it was, or may not be used.
+        """
+        return Path(self._find(ORDERS)) if ORDERS in self._recorded else None
+
     def model(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Fields of the `ModelSpec` that loads the run's model: the user's where given (not None), else as recorded.
 
@@ -111,7 +123,9 @@ class Places:
         fields = {name: value for name, value in given.items() if value is not None}
         own_card = "model" in fields and not is_path(str(fields["model"]))  # it implies its tokenizer
         for name in (*FILES, *VALUES):
-            if name == CACHE or name not in self._recorded or name in fields or (name == "tokenizer" and own_card):
+            if name in (CACHE, ORDERS) or name not in self._recorded or name in fields:
+                continue
+            if name == "tokenizer" and own_card:
                 continue
             found = self._find(name) if name in FILES else self._recorded[name]
             fields[name] = Path(found) if name in FILES and name not in NAMED else found
@@ -130,20 +144,26 @@ class Places:
         if not self.trusted:
             raise self._not_trusted(name, path or given)
         if not os.path.exists(path or given):
+            option = f"{FILES[name]} {'DIR' if name in ('bank', 'lora') else 'FILE'}"
             raise UsageError(
                 f"the {_called(name)} of '{self.run}' is not where it was",
                 f"there is no '{path or given}'",
-                f"say where it is now: {FILES[name]} {'DIR' if name in ('bank', 'lora') else 'FILE'}",
+                f"say where it is now: {option}" if FILES[name] else "put it back there",
             )
         return str(path or given)
 
     def _not_trusted(self, name: str, path: str) -> UsageError:
         why = f"run.json names '{path}', and you did not make this run here"
-        return UsageError(
-            f"the {_called(name)} of the run is a file", why, f"name it with {FILES[name]}, or add --allow-outside"
-        )
+        name_it = f"name it with {FILES[name]}, or add" if FILES[name] else "add"
+        return UsageError(f"the {_called(name)} of the run is a file", why, f"{name_it} --allow-outside")
 
 
 def _called(name: str) -> str:
-    called = {CACHE: "token cache", "bank": "class bank", "lora": "LoRA adapter", "class_names": "list of class names"}
+    called = {
+        CACHE: "token cache",
+        ORDERS: "file of orders",
+        "bank": "class bank",
+        "lora": "LoRA adapter",
+        "class_names": "list of class names",
+    }
     return called.get(name, name.replace("_", " ").replace("config", "configuration"))

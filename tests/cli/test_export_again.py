@@ -58,6 +58,27 @@ def test_tokens_are_those_of_the_same_run_that_saved_them(caches, tmp_path, mode
     assert not (tmp_path / "bare.npz.run").exists() and not (tmp_path / "bare" / "likelihood").exists()
 
 
+def test_orders_from_a_file_are_found_again_by_export_and_explain(caches, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    length, rng = 16, np.random.default_rng(0)
+    np.save("orders.npy", np.stack([rng.permutation(length) for _ in range(2)]))
+    for name, saving in (("bare", []), ("saved", ["--save-likelihood"])):
+        classify(caches, name, "--limit", "2", "--orders", "orders.npy", *saving, model="digits-titok")
+        assert export(name, f"{name}.npz", "--per-token") == 0
+    assert_equal("bare.npz", "saved.npz")
+    assert main(["explain", "bare", "--rows", "1", "--out", "e.png"]) == 0
+    np.save("others.npy", np.stack([rng.permutation(length) for _ in range(2)]))
+    shutil.move("orders.npy", "moved.npy")
+    capsys.readouterr()
+    for command in (["export", "bare", "--out", "x.npz"], ["explain", "bare", "--out", "f.png"]):
+        assert main(command) == 2
+        told = capsys.readouterr().err
+        assert "the file of orders of 'bare' is not where it was" in told and str(tmp_path / "orders.npy") in told
+    shutil.move("others.npy", "orders.npy")
+    assert export("bare", "x.npz") == 2
+    assert "holds other orders than the run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options",
     [["--plan", "2:4,5:2,5:1:2", "--priors", "priors.txt"], ["--plan", "auto"], ["--plan", "3:<2.5,5:1"]],
