@@ -67,12 +67,12 @@ class FittedArrays:
 
 @dataclass(frozen=True)
 class ClassFitter:
-    """Fits classes (`work.chunks.ChunkTask`); the number of a chunk is that of its class, its items are steps."""
+    """Fits classes (`work.chunks.ChunkTask`). The items of a chunk are the steps of one class, counted over them all."""
 
     model: LoadedModel
     """Without a bank."""
     images: Mapping[int, npt.NDArray[np.uint16]]
-    """Of each class, as in a token cache (N, S, L)."""
+    """Number of a class -> its images, as in a token cache (N, S, L)."""
     options: FitOptions
 
     @property
@@ -94,7 +94,7 @@ class ClassFitter:
                 tick(steps - done)
                 done = steps
 
-            yield number, self._fit(self.images[number], report)
+            yield number, self._fit(self.images[items.start // self.options.recipe().steps], report)
             tick(len(items) - done)  # of a fit that ended early
 
     def _fit(self, images: npt.NDArray[np.uint16], report: Callable[[int, dict[str, float]], None]) -> FittedArrays:

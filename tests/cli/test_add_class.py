@@ -113,7 +113,8 @@ def test_fits_of_other_images_or_options_are_not_used(setting, tmp_path, monkeyp
 
     def stop(parts, task, numbers, **options):
         asked.append((parts.chunks.count, sorted(numbers)))
-        for number, result in task.run({n: parts.chunks.items_of(n) for n in numbers}, lambda steps: None):
+        for number in numbers:  # as a worker of Ray, which does not know the number
+            [(_, result)] = task.run({0: parts.chunks.items_of(number)}, lambda steps: None)
             parts.save(number, result)
         raise KeyboardInterrupt
 
@@ -121,6 +122,9 @@ def test_fits_of_other_images_or_options_are_not_used(setting, tmp_path, monkeyp
     for options in ([], [], ["--seed", "1"], ["--steps", "9"]):
         assert run(setting, "coral", *words, *options, "--devices", "cpu:2") == 130
     assert asked == [(1, [0]), (1, []), (1, [0]), (1, [0])]
+    assert run(setting, setting.cache, "--bank", tmp_path / "bank", "--devices", "cpu:2") == 130
+    fits = [(tmp_path / "bank.fits" / f"00000{number}.npz").read_bytes() for number in range(4)]
+    assert asked[-1] == (4, [0, 1, 2, 3]) and len(set(fits)) == 4
     assert not (tmp_path / "bank").exists() and (tmp_path / "bank.fits").is_dir()
 
 
