@@ -67,7 +67,7 @@ class FittedArrays:
 
 @dataclass(frozen=True)
 class ClassFitter:
-    """Fits classes (`work.chunks.ChunkTask`). The items of a chunk are the steps of one class, counted over them all."""
+    """Fits classes (`work.chunks.ChunkTask`). The items of a chunk are the steps of one class, counted over all."""
 
     model: LoadedModel
     """Without a bank."""
