@@ -126,7 +126,7 @@ class AddedClassesModel(LikelihoodModel):
         self.has_summary = base.has_summary
         self.onednn = base.onednn
         self.default_guidance = base.default_guidance
-        self.steps = base.steps
+        self.channels, self.steps = base.channels, base.steps
 
     def adapter(self, class_id_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         added_N = np.maximum(class_id_N - self.base.num_classes + 1, 0)
@@ -211,8 +211,11 @@ class AddedClassesModel(LikelihoodModel):
 
 
 def base_of(model: LikelihoodModel) -> TrainableModel:
-    """The model without added classes. Raises UsageError for a family that cannot be trained."""
+    """The model without added classes. Raises UsageError for a family that cannot be trained, or of captions."""
     base = model.base if isinstance(model, AddedClassesModel) else model
+    if base.text is not None:
+        why = "it gives log p(image | caption), and its candidates are captions"
+        raise UsageError("classes cannot be added to a model of captions", why, "give it another caption: --captions")
     if not isinstance(base, TrainableModel):
         raise UsageError(
             "this model cannot be trained, nor can classes be added to it", f"it is a {type(base).__name__}"

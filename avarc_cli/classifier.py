@@ -45,7 +45,7 @@ from avarc_cli.scoring.scores import score_function
 from avarc_cli.tokens.cache import TokenCache, read
 from avarc_cli.tokens.encode import EncodeResult, encode
 from avarc_cli.tokens.encoder import default_workers
-from avarc_cli.tokens.header import SMOOTHING, CacheHeader
+from avarc_cli.tokens.header import CacheHeader
 from avarc_cli.tokens.verify import verify
 from avarc_cli.torch_flags import deterministic_algorithms
 from avarc_cli.words import counted
@@ -267,7 +267,7 @@ class Classifier:
             keep_segments: return their sums over each segment of each sample, and the estimates that `tune` considers.
             tokens_per_batch: the automatic choice of an earlier run that this one continues.
         """
-        plan = self.plan(header.samples, can_smooth=header.views == SMOOTHING, keep_tokens=keep_tokens)
+        plan = self.plan(header.samples, can_smooth=header.has_more_samples, keep_tokens=keep_tokens)
         return ScoringRequest(
             candidates=self.candidates,
             plan=plan,

@@ -119,11 +119,12 @@ def family_of_shape(shape: str) -> tuple[str, str]:
     """The generator family of a shape for `avarc bench`, and the shape in the family's own words.
 
     Args:
-        shape: the words after the family's name and a dash ("llamagen-l"); without a name, of a VAR ("d16").
+        shape: the words after the family's name and a dash ("llamagen-l"); without a name, of a VAR ("d16"). Where
+            several names fit, as in "llamagen-t2i-xl", it is the longest.
     """
-    name, dash, words = shape.partition("-")
-    registered = {*GENERATORS.own, *(entry.name for entry in entry_points(group=GROUP))}
-    return (name, words) if dash and name in registered else (DEFAULT_FAMILY, shape)
+    registered = {*SHAPES, *(entry.name for entry in entry_points(group=GROUP))}
+    name = max((name for name in registered if shape.startswith(f"{name}-")), key=len, default=None)
+    return (DEFAULT_FAMILY, shape) if name is None else (name, shape[len(name) + 1 :])
 
 
 def check_shape(shape: str, scales: Sequence[int] | None) -> None:
@@ -162,10 +163,13 @@ GENERATORS: Registry[GeneratorFamily] = Registry(
     {
         "var": "avarc_cli.models.var.family:FAMILY",
         "llamagen": "avarc_cli.models.llamagen.family:FAMILY",
+        "llamagen-t2i": "avarc_cli.models.llamagen_t2i.family:FAMILY",
         "randar": "avarc_cli.models.randar.family:FAMILY",
         "rar": "avarc_cli.models.rar.family:FAMILY",
         "maskgit": "avarc_cli.models.maskgit.family:UVIT",
         "maskgit-bert": "avarc_cli.models.maskgit.family:BERT",
+        "maskgen": "avarc_cli.models.maskgen.family:VQ",
+        "maskgen-kl": "avarc_cli.models.maskgen.family:KL",
     },
 )
 TOKENIZERS: Registry[TokenizerFamily] = Registry(
@@ -176,13 +180,16 @@ TOKENIZERS: Registry[TokenizerFamily] = Registry(
         "llamagen-vq": "avarc_cli.tokenizers.llamagen_vq.family:FAMILY",
         "maskgit-vqgan": "avarc_cli.tokenizers.maskgit_vqgan.family:FAMILY",
         "titok": "avarc_cli.tokenizers.titok.family:FAMILY",
+        "tatitok": "avarc_cli.tokenizers.tatitok.family:FAMILY",
     },
 )
 SHAPES = {
     "var": "avarc_cli.models.var.shapes:parse",
     "llamagen": "avarc_cli.models.llamagen.shapes:parse",
+    "llamagen-t2i": "avarc_cli.models.llamagen_t2i.shapes:parse",
     "randar": "avarc_cli.models.randar.shapes:parse",
     "rar": "avarc_cli.models.rar.shapes:parse",
     "maskgit": "avarc_cli.models.maskgit.shapes:parse",
+    "maskgen": "avarc_cli.models.maskgen.shapes:parse",
 }
 """Family -> what reads its shapes, a module without torch."""

@@ -32,6 +32,9 @@ class GeneratorFamily(ABC):
     """Keys of tensors that every checkpoint of the family has. Together no other family has them, except one whose own
     signature contains these and more."""
 
+    continuous: ClassVar[bool] = False
+    """Whether they read continuous tokens, those of a VAE, rather than codes."""
+
     @abstractmethod
     def read_config(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> GeneratorConfig:
         """The configuration of a checkpoint.
@@ -107,6 +110,9 @@ class TokenizerFamily(ABC):
     signature: ClassVar[tuple[str, ...]]
     generator: ClassVar[str] = ""
     """Name of the family of generators that a small model of its tokens is made of; "" where none can be trained."""
+    teacher: ClassVar[str] = ""
+    """Name of the family of tokenizers whose codes a model trained in two stages first learns to predict; "" where
+    training has one stage."""
 
     @abstractmethod
     def build(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> TokenizerNetwork:
@@ -125,6 +131,27 @@ class TokenizerFamily(ABC):
     def training_loss(self, network: TokenizerNetwork) -> TokenizerLoss:
         """The loss that trains a network of `new`."""
         raise UsageError(f"a {self.title} cannot be trained here", "training is not implemented for this family")
+
+    def first_stage(self, teacher: TokenizerNetwork, **shape: Any) -> tuple[TokenizerNetwork, TokenizerLoss]:
+        """An initialized network to predict the tokens that `teacher` gives, on its device, and the loss to train it.
+
+        `shape` is the family's own. Uses torch's seed.
+        Raises: UsageError for a shape that does not fit together, or does not fit the teacher.
+        """
+        raise self._one_stage()
+
+    def second_stage(
+        self, first: Mapping[str, Tensor], stated: ConfigSources, source: str, teacher: TokenizerNetwork
+    ) -> tuple[TokenizerNetwork, TokenizerLoss]:
+        """The network of a first stage's checkpoint with the teacher's decoder behind it, and the loss to train them.
+
+        Only what decodes is trained, on the teacher's device.
+        Raises: UsageError when the checkpoint is of no first stage, or not of this teacher's tokens; as `build`.
+        """
+        raise self._one_stage()
+
+    def _one_stage(self) -> UsageError:
+        return UsageError(f"a {self.title} has no stages", "it is trained in one", "train it without another tokenizer")
 
 
 class TokenizerLoss(Protocol):

@@ -37,7 +37,7 @@ class EncodingForecast:
     @property
     def token_bytes(self) -> int:
         """Size of the tokens in the cache."""
-        return self.images * self.header.samples * self.header.layout.num_tokens * 2
+        return self.images * self.header.form.nbytes
 
 
 def forecast_encoding(images: ImageSet, encode: Callable[[ImageSet, Path], object]) -> EncodingForecast:

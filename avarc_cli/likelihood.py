@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from avarc_cli.errors import UsageError
 from avarc_cli.layout import TokenLayout
+from avarc_cli.text.features import CaptionFeatures, TextInput
 
 
 class LikelihoodModel(ABC):
@@ -49,15 +50,23 @@ class LikelihoodModel(ABC):
     """Whether oneDNN multiplies float32 matrices on CPUs where it is faster than the library that PyTorch uses."""
     default_guidance: float = 1.5
     """Strength of guidance with which `sample` is meant to be used."""
+    channels: int = 0
+    """Z of the continuous tokens that it reads, (B, L, Z) float32 instead of (B, L); 0 for the codes of a codebook."""
     steps: int | None = None
     """Passes that an order is cut into, each a segment, for a model of hidden tokens; None where segments are fixed."""
+    is_bound: bool = False
+    """Whether what it gives for log p(token | before, class) is itself an estimate of a lower bound."""
+    text: TextInput | None = None
+    """What it reads of captions; None for a model of classes. A model of captions has no classes before
+    `with_captions`."""
 
     @abstractmethod
     def begin(self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None) -> Any:
         """A state with nothing scored: pair i is sequence `sequence_P[i]` under class `class_id_P[i]`.
 
         Args:
-            tokens_BL: at their own positions, whatever the order.
+            tokens_BL: at their own positions, whatever the order. Continuous tokens are (B, L, Z), here as in every
+                other method.
             order_BL: of each sequence, int64: element j is the position that is scored j-th. None for the order of the
                 positions, the only one of a model without `any_order`. To a model of hidden tokens in one pass, ~p
                 says that the token at p is given: it counts 0, and the sum over the others is scaled to all tokens.
@@ -163,6 +172,20 @@ class LikelihoodModel(ABC):
         """
         raise UsageError("--steps cuts an order into passes", "this model scores its tokens in fixed segments")
 
+    def with_captions(self, features: CaptionFeatures, *, aesthetic_score: float | None = None) -> LikelihoodModel:
+        """The same model with these captions for classes: class id r is caption r.
+
+        What depends on the captions only is computed here, once. `unconditional` is the empty caption as the model's
+        reference defines it; None where that takes features that are not there.
+
+        Args:
+            features: that `features.check(self.text, ...)` has accepted.
+            aesthetic_score: of the images that the captions describe, for models that are given one; None for their
+                default.
+        Raises: UsageError for a model of classes, and for a score where the model is given none.
+        """
+        raise UsageError("captions are for models of captions", "this model was trained on classes")
+
     def adapter(self, class_id_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The adapter that each class is scored with, (N,); pairs of different adapters never share a batch."""
         return np.zeros_like(class_id_N)
@@ -249,7 +272,11 @@ class TokenizerNetwork(nn.Module, ABC):
     image_size: int
     """H, pixels."""
     vocab_size: int
-    """Tokens are below it."""
+    """Tokens are below it; 0 where they are continuous."""
+    channels: int = 0
+    """Z of continuous tokens, which are (B, L, Z) float32 instead of (B, L) int64; 0 for the codes of a codebook."""
+    guidance: str | None = None
+    """The text features that the decoder needs, such as "clip-vit-l-14-336:guidance"; None where it needs none."""
     inferred: Mapping[str, str]
     """Values of the configuration that no file states: name -> what was assumed, and why."""
     config: object
@@ -261,11 +288,27 @@ class TokenizerNetwork(nn.Module, ABC):
 
     @abstractmethod
     def tokenize(self, latents: Tensor) -> Tensor:
-        """Tokens (B, L), int64."""
+        """Tokens (B, L), int64; of continuous tokens the means of their distributions, (B, L, Z) float32."""
+
+    def draw(self, latents: Tensor, noise_BLZ: Tensor) -> Tensor:
+        """Continuous tokens drawn from their distributions, (B, L, Z), given standard normal noise."""
+        raise NotImplementedError(f"the tokens of a {type(self).__name__} are codes")
 
     @abstractmethod
     def reconstruct(self, tokens_BL: Tensor) -> Tensor:
-        """Images (B, 3, H, H) float32 in [-1, 1]."""
+        """Images (B, 3, H, H) float32 in [-1, 1].
+
+        Raises: UsageError for a decoder that needs text features (`guidance`) and was given none.
+        """
+
+    def with_guidance(self, features: Tensor) -> TokenizerNetwork:
+        """This network with the text features that `reconstruct` and `footprints` use; it shares the weights.
+
+        Args:
+            features: (T, D), the same for all images, or (B, T, D) float32, one for each; as `guidance` names them.
+        Raises: ValueError for another shape; UsageError for a decoder that reads no text.
+        """
+        raise UsageError("this tokenizer decodes without a caption", f"it is a {type(self).__name__}")
 
     @abstractmethod
     def checkpoint_metadata(self) -> dict[str, str]:
@@ -275,7 +318,7 @@ class TokenizerNetwork(nn.Module, ABC):
         """Where each token shows in the decoded image, (L, rows, columns) float32, each summing to 1.
 
         None for tokens that lie on grids. Otherwise it is the change of the decoded pixels, in absolute value and
-        summed over cells, when the token's code is replaced by the mean of all codes.
+        summed over cells, when the token's code is replaced by the mean of all codes, a continuous token by 0.
         """
         return None
 
@@ -300,6 +343,8 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int: ...
     @property
+    def channels(self) -> int: ...
+    @property
     def device(self) -> torch.device: ...
     @property
     def precision(self) -> str:
@@ -321,11 +366,18 @@ class Tokenizer(Protocol):
         ...
 
     def quantize(self, latents: Tensor) -> Tensor:
-        """Tokens (B, L), int64."""
+        """Tokens (B, L), int64; continuous ones without noise, (B, L, Z) float32."""
+        ...
+
+    def draw(self, latents: Tensor, noise_BLZ: Tensor) -> Tensor:
+        """Continuous tokens drawn from their distributions, (B, L, Z) float32, given standard normal noise."""
         ...
 
     def decode(self, tokens_BL: Tensor) -> Tensor:
-        """The images that tokens (B, L) int64 stand for, (B, 3, H, H) float32 in [-1, 1]."""
+        """The images that tokens (B, L) int64, or (B, L, Z) float32, stand for, (B, 3, H, H) float32 in [-1, 1].
+
+        Raises: UsageError for a decoder that needs a caption.
+        """
         ...
 
     def loader(self) -> Callable[[str], Tokenizer]:

@@ -59,6 +59,15 @@ class LoadedTokenizer:
         return self.network.vocab_size
 
     @property
+    def channels(self) -> int:
+        return self.network.channels
+
+    @property
+    def guidance(self) -> str | None:
+        """The text features that the decoder needs, as `TokenizerNetwork.guidance`."""
+        return self.network.guidance
+
+    @property
     def inferred(self) -> Mapping[str, str]:
         """What was assumed where no file states it: name -> what, and why; and "weights", if there are several."""
         return ({"weights": self.weights} if self.weights else {}) | dict(self.network.inferred)
@@ -75,7 +84,12 @@ class LoadedTokenizer:
             source=self.file,
             weights=LocalFile(Path(self.file), self.weight_set),
             preprocess=self.preprocess,
+            channels=self.channels,
         )
+
+    def with_guidance(self, features: Tensor) -> LoadedTokenizer:
+        """The same tokenizer with a caption's features for its decoder, as `TokenizerNetwork.with_guidance`."""
+        return replace(self, network=self.network.with_guidance(features.to(self.device)))
 
     @property
     def device(self) -> torch.device:
@@ -91,6 +105,10 @@ class LoadedTokenizer:
     def quantize(self, latents: Tensor) -> Tensor:
         with tf32(False):
             return self.network.tokenize(latents.to(self.device))
+
+    def draw(self, latents: Tensor, noise_BLZ: Tensor) -> Tensor:
+        # In float64 on the CPU: then a token's bits depend neither on the device nor, by roundings, on the batch.
+        return self.network.draw(latents.cpu().double(), noise_BLZ.cpu().double()).float()
 
     def decode(self, tokens_BL: Tensor) -> Tensor:
         with tf32(False):
@@ -156,6 +174,7 @@ class LoadedModel:
             tokenizer=tokenizer,
             image_size=self.tokenizer.image_size,
             layout=self.tokenizer.layout,
+            channels=self.likelihood.channels,
             num_classes=self.likelihood.num_classes,
             label_space=self.classes.name,
             params=None,
@@ -180,6 +199,22 @@ class LoadedModel:
         The function raises: CheckpointError when the files have changed; otherwise as `loading.load_model`.
         """
         return partial(_load_model, self.load, self.sha256, self.tokenizer.sha256)
+
+
+def check_kind(generator: str, continuous: bool, tokenizer: LoadedTokenizer) -> None:
+    """Raises: UsageError where a generator reads continuous tokens and the tokenizer gives codes, or the reverse.
+
+    Args:
+        generator: its name. continuous: which of the two it reads.
+    """
+    if continuous == bool(tokenizer.channels):
+        return
+    reads, gives = ("continuous tokens", "codes") if continuous else ("codes", "continuous tokens")
+    raise UsageError(
+        f"{generator} cannot read the tokens of {tokenizer.name}",
+        f"it reads {reads}, {tokenizer.name} gives {gives}",
+        "pass the tokenizer that it was trained with",
+    )
 
 
 def _load_tokenizer(

@@ -22,7 +22,7 @@ from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
-from avarc_cli.loaded import LoadedModel, LoadedTokenizer
+from avarc_cli.loaded import LoadedModel, LoadedTokenizer, check_kind
 from avarc_cli.zoo import checkpoint, local_files, weight_sets
 from avarc_cli.zoo.cards import (
     ModelCard,
@@ -113,6 +113,8 @@ def load_tokenizer(spec: ModelSpec | str = "digits", *, layout: TokenLayout | No
         implied = card.tokenizer if isinstance(card, ModelCard) else card.name
         own = alone if tokenizer is None and isinstance(card, TokenizerCard) else spec
         loaded = _read_tokenizer(tokenizer or implied, own, device, layout, card.layout)
+        if isinstance(card, ModelCard):
+            check_kind(card.name, bool(card.channels), loaded)
         if layout is None or isinstance(card, ModelCard):  # a tokenizer's card says how it is used by default
             _check_pair(card.name, None, card.layout, loaded)
         return loaded
@@ -125,6 +127,7 @@ def load_tokenizer(spec: ModelSpec | str = "digits", *, layout: TokenLayout | No
     )
     modelled = family.read_config(read.tensors, stated, model).layout
     loaded = _read_tokenizer(tokenizer, spec, device, layout, modelled)
+    check_kind(model, family.continuous, loaded)
     _check_pair(model, read.metadata.get("tokenizer_sha256"), modelled, loaded)
     return loaded
 
@@ -158,10 +161,17 @@ def load_model(spec: ModelSpec | str = "digits") -> LoadedModel:
     config = family.read_config(read.tensors, stated, str(path))
     reader = spec.tokenizer or (card.tokenizer if card else "")
     tokenizer = _read_tokenizer(reader, spec, device, None, config.layout)
+    check_kind(name, family.continuous, tokenizer)
     _check_pair(str(path), read.metadata.get("tokenizer_sha256"), config.layout, tokenizer)
     likelihood = family.build(
         config, read.tensors, tokenizer.network, precision=precision, kernels=kernels, device=device, source=str(path)
     )
+    if likelihood.channels != tokenizer.channels:
+        raise CheckpointError(
+            f"{path} reads the tokens of another tokenizer",
+            f"it reads tokens of {likelihood.channels} channels; those of {tokenizer.file} have {tokenizer.channels}",
+            "pass the tokenizer that it was trained with",
+        )
     space = card.label_space if card else None
     model_alone = LoadedModel(
         likelihood=likelihood,

@@ -25,6 +25,7 @@ class StubTokenizer:
     layout = TokenLayout.multi_scale((1, 2))
     image_size = 8
     vocab_size = 64
+    channels = 0
     device = torch.device("cpu")
     precision = "fp32"
     preprocess = "none"
@@ -41,11 +42,33 @@ class StubTokenizer:
         fine = latents.mean(1).flatten(1)
         return ((torch.cat([fine.mean(1, keepdim=True), fine], 1) + 1) * 31.5).clamp(0, 63).long()
 
+    def draw(self, latents: Tensor, noise_BLZ: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def decode(self, tokens: Tensor) -> Tensor:
         raise NotImplementedError
 
     def loader(self) -> Callable[[str], StubTokenizer]:
         return partial(_copy, self)
+
+
+class StubVAE(StubTokenizer):
+    """Four continuous tokens of three channels, without positions: the colors of the quarters of the image.
+
+    The standard deviation of a token's channels is a tenth of their mean's absolute value.
+    """
+
+    name = "stub-vae"
+    layout = TokenLayout.sequence(4)
+    vocab_size = 0
+    channels = 3
+
+    def quantize(self, latents: Tensor) -> Tensor:
+        return latents.flatten(2).transpose(1, 2)
+
+    def draw(self, latents: Tensor, noise_BLZ: Tensor) -> Tensor:
+        mean = self.quantize(latents)
+        return mean + mean.abs() / 10 * noise_BLZ
 
 
 def _copy(tokenizer: StubTokenizer, device: str) -> StubTokenizer:

@@ -223,6 +223,12 @@ def note_inferred(loaded: LoadedModel | LoadedTokenizer) -> None:
         console.note(f"{loaded.name}: {name} {found}" if is_set else f"assumed for {loaded.name}: {name} {found}")
 
 
+def note_sigma(context: typer.Context, tokenizer: LoadedTokenizer) -> None:
+    """Report that --sigma changes nothing where it was given for continuous tokens."""
+    if tokenizer.channels and is_given(context, "sigma"):
+        console.note(f"--sigma does not apply to {tokenizer.name}: its samples are draws from the encoder's posterior")
+
+
 def read_plan(plan: str | None) -> str | None:
     """Callback of a --plan: the reference's three lists as a plan of ours, with a note; any other plan unchanged.
 

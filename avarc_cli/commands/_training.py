@@ -27,6 +27,16 @@ if TYPE_CHECKING:
     from avarc_cli.train.images import Augment
     from avarc_cli.train.loop import Recipe
 
+ImageSizeOpt = Annotated[int, opt.model_option("--image-size", min=1, help="Side of the images in pixels.")]
+VocabularyOpt = Annotated[int, opt.model_option("--vocab", min=1, help="Codebook entries.")]
+WidthOpt = Annotated[int, opt.model_option("--width", min=32, help="Channels of the first level, a multiple of 32.")]
+MultipliersOpt = Annotated[
+    str,
+    opt.model_option("--multipliers", help="Width of each level in first widths; each level but one halves the side."),
+]
+BlocksOpt = Annotated[int, opt.model_option("--blocks", min=1, help="Residual blocks a level.")]
+CodeChannelsOpt = Annotated[int, opt.model_option("--channels", min=1, help="Channels of the codes.")]
+DepthOpt = Annotated[int, opt.model_option("--depth", min=1, help="Blocks.")]
 OutOpt = Annotated[Path, typer.Option("--out", "-o", help="Weights to write (safetensors); OUT.ckpt resumes training.")]
 DropoutOpt = Annotated[
     float, opt.training_option("--class-dropout", help="Fraction of images trained on as unconditional.")
@@ -58,6 +68,10 @@ class RecipeOptions:
         from avarc_cli.train.loop import Recipe
 
         return Recipe(steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed)
+
+    def tokenizer_recipe(self) -> Recipe:
+        """The same for a tokenizer."""
+        return replace(self.recipe(), weight_decay=0.01, betas=(0.9, 0.99))
 
     def augmentation(self) -> Augment:
         """Random changes of the images."""
@@ -112,7 +126,7 @@ def train_tokenizer(
         from avarc_cli.devices import pick_device  # imports torch: only now, after all that may be wrong
         from avarc_cli.train import tokenizer
 
-        recipe = replace(training.recipe(), weight_decay=0.01, betas=(0.9, 0.99))
+        recipe = training.tokenizer_recipe()
         with progress("training tokenizer", recipe.steps) as told:
             tokenizer.train_tokenizer(
                 images,

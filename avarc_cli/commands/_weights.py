@@ -46,6 +46,7 @@ def ensure(
     known |= {card.name: card for card in cards.tokenizer_cards()}
     card = known.get(model)
     wanted = [] if tokenizer_only and isinstance(card, cards.ModelCard) else [model]
+    cards.check_tokens(card, known.get(tokenizer or ""))
     wanted.append(tokenizer or (card.tokenizer if isinstance(card, cards.ModelCard) else model))
     named = [known[name] for name in dict.fromkeys(wanted) if name in known]
     for generator in (card for card in named if isinstance(card, cards.ModelCard)):

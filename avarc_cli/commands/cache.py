@@ -33,7 +33,7 @@ app.command("import", cls=Command)(import_tokens)
 app.command("export", cls=Command)(export_tokens)
 
 CacheArg = Annotated[Path, typer.Argument(metavar="CACHE", help="A token cache (avarc encode makes them).")]
-SHOWN = 12  # tokens of an image in the table
+SHOWN, NUMBERS = 12, 6  # codes of an image in the table, or numbers of a continuous token
 
 
 @app.command(cls=Command)
@@ -125,7 +125,10 @@ def head(
         with outputs.reserved(picture, outputs.PNG, overwrite=overwrite):
             spec = model.of_tokenizer(context).fetch(tokenizer_only=True)
             _draw(opened, wanted, tokens_NSL, picture, spec)
-    cells = [(each["row"], each["name"], each["label"], _begin(each["tokens"][0])) for each in listed]
+    cells = [
+        (each["row"], each["name"], each["label"], _begin(tokens_SL[0]))
+        for each, tokens_SL in zip(listed, tokens_NSL, strict=True)
+    ]
     table = console.table(cache, ("row", "image", "label", "tokens"), cells)
     console.result({"cache": cache, "rows": listed, "picture": picture}, table, brief=[(c[1],) for c in cells])
 
@@ -146,7 +149,8 @@ def _facts(cache: TokenCache) -> dict[str, Any]:
         "layout": str(header.layout),
         "scales": tuple(rows for rows, _ in header.layout.grids),
         "tokens_an_image": header.layout.num_tokens,
-        "vocabulary": header.vocab_size,
+        "vocabulary": header.vocab_size or None,
+        **({"channels": header.channels} if header.channels else {}),
         "preprocess": header.preprocess,
         "precision": header.precision,
         "samples": header.samples,
@@ -181,8 +185,10 @@ def _row(cache: TokenCache, row: int, tokens_SL: np.ndarray) -> dict[str, Any]:
     return {"row": row, "name": cache.paths[row], "label": named, "tokens": tokens_SL.tolist()}
 
 
-def _begin(tokens: list[int]) -> str:
-    return " ".join(str(token) for token in tokens[:SHOWN]) + (" ..." if len(tokens) > SHOWN else "")
+def _begin(tokens_L: np.ndarray) -> str:
+    """The first codes, or the first numbers of the first continuous token."""
+    shown = [str(n) for n in tokens_L[:SHOWN]] if tokens_L.ndim == 1 else [f"{x:.2f}" for x in tokens_L[0, :NUMBERS]]
+    return " ".join(shown) + (" ..." if tokens_L.size > len(shown) else "")
 
 
 def _draw(cache: TokenCache, rows: range, tokens_NSL: np.ndarray, out: Path, spec: ModelSpec) -> None:

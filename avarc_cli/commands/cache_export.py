@@ -33,7 +33,7 @@ def export_tokens(
     """Write the tokens and labels of a cache in the format of another program; cache import reads them all.
 
     Ten crops are written in torchvision's order, as those programs do, except to npy and npz. Latents, names and noise
-    have no place in these formats.
+    have no place in these formats. Continuous tokens are written to npy and npz only, as float32.
 
     Example: avarc cache export val.h5 --format llamagen --out val-codes
     """

@@ -164,6 +164,7 @@ def classify(
     classifier = load_classifier(spec, encoding.average(context, scoring.options(dataset)))
     opt.note_inferred(classifier.model)
     if images is not None:
+        opt.note_sigma(context, classifier.model.tokenizer)
         classifier.smoothing_samples(encoding.views)  # a wrong plan is an error before OUT is made
     _check_out(classifier, output, write=not dry_run)
     if dry_run:

@@ -70,6 +70,7 @@ def encode(
 
     reader = load_tokenizer(spec, layout=layout).at(precision)
     opt.note_inferred(reader)
+    opt.note_sigma(context, reader)
     _images.warn_of_photos(images, reader.name)
     pixels = Preprocess.choose(encoding.preprocess, reader.preprocess, reader.image_size, encoding.views)
     decoders = default_workers(str(reader.device), on.count) if encoding.workers is None else encoding.workers

@@ -223,7 +223,8 @@ def _details(card: Card) -> dict[str, object]:
         facts["revision"] = card.weights.revision or "unpinned: main at the time of the download"
         facts["sha256"] = card.weights.sha256 or "not in the card: the hub's is used to verify"
         facts["download with"] = local_files.download_command(card)
-    return {key.replace("_", " "): value for key, value in facts.items() if key not in {"name", "num_tokens"}}
+    hidden = {"name", "num_tokens"} | ({"channels"} if not card.channels else set())
+    return {key.replace("_", " "): value for key, value in facts.items() if key not in hidden}
 
 
 def _origin(weights: Weights) -> str | Path:

@@ -14,11 +14,11 @@ from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands._groups import Command, with_option_groups
+from avarc_cli.commands.train_titok import titok
 from avarc_cli.settings import (
     check_contrast,
     check_heads,
     check_levels,
-    check_patch,
     check_tokenizer_shape,
     check_width,
 )
@@ -28,17 +28,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-ImageSizeOpt = Annotated[int, opt.model_option("--image-size", min=1, help="Side of the images in pixels.")]
-VocabularyOpt = Annotated[int, opt.model_option("--vocab", min=1, help="Codebook entries.")]
-WidthOpt = Annotated[int, opt.model_option("--width", min=32, help="Channels of the first level, a multiple of 32.")]
-MultipliersOpt = Annotated[
-    str,
-    opt.model_option("--multipliers", help="Width of each level in first widths; each level but one halves the side."),
-]
-BlocksOpt = Annotated[int, opt.model_option("--blocks", min=1, help="Residual blocks a level.")]
-CodeChannelsOpt = Annotated[int, opt.model_option("--channels", min=1, help="Channels of the codes.")]
-DepthOpt = Annotated[int, opt.model_option("--depth", min=1, help="Blocks.")]
-
 
 @app.command(cls=Command)
 @with_option_groups
@@ -46,18 +35,18 @@ def tokenizer(
     data: opt.DataArg,
     *,
     out: common.OutOpt,
-    image_size: ImageSizeOpt = 64,
+    image_size: common.ImageSizeOpt = 64,
     patch_nums: Annotated[
         str,
         opt.model_option(
             "--patch-nums", help="Sides of the scales; the last times the downsampling is the image size."
         ),
     ] = "1,2,3,4,6,8",
-    vocab: VocabularyOpt = 512,
+    vocab: common.VocabularyOpt = 512,
     channels: Annotated[int, opt.model_option("--channels", min=1, help="Latent channels.")] = 16,
-    width: WidthOpt = 64,
-    multipliers: MultipliersOpt = "1,2,2,4",
-    blocks: BlocksOpt = 2,
+    width: common.WidthOpt = 64,
+    multipliers: common.MultipliersOpt = "1,2,2,4",
+    blocks: common.BlocksOpt = 2,
     device: opt.DeviceOpt = "auto",
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
@@ -87,12 +76,12 @@ def vq(
     data: opt.DataArg,
     *,
     out: common.OutOpt,
-    image_size: ImageSizeOpt = 64,
-    vocab: VocabularyOpt = 512,
-    channels: CodeChannelsOpt = 8,
-    width: WidthOpt = 64,
-    multipliers: MultipliersOpt = "1,2,2,4",
-    blocks: BlocksOpt = 2,
+    image_size: common.ImageSizeOpt = 64,
+    vocab: common.VocabularyOpt = 512,
+    channels: common.CodeChannelsOpt = 8,
+    width: common.WidthOpt = 64,
+    multipliers: common.MultipliersOpt = "1,2,2,4",
+    blocks: common.BlocksOpt = 2,
     device: opt.DeviceOpt = "auto",
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
@@ -121,12 +110,12 @@ def maskgit_vq(
     data: opt.DataArg,
     *,
     out: common.OutOpt,
-    image_size: ImageSizeOpt = 64,
-    vocab: VocabularyOpt = 512,
-    channels: CodeChannelsOpt = 32,
-    width: WidthOpt = 64,
-    multipliers: MultipliersOpt = "1,2,2,4",
-    blocks: BlocksOpt = 2,
+    image_size: common.ImageSizeOpt = 64,
+    vocab: common.VocabularyOpt = 512,
+    channels: common.CodeChannelsOpt = 32,
+    width: common.WidthOpt = 64,
+    multipliers: common.MultipliersOpt = "1,2,2,4",
+    blocks: common.BlocksOpt = 2,
     device: opt.DeviceOpt = "auto",
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
@@ -149,43 +138,7 @@ def maskgit_vq(
     )
 
 
-@app.command(cls=Command)
-@with_option_groups
-def titok(
-    data: opt.DataArg,
-    *,
-    out: common.OutOpt,
-    image_size: ImageSizeOpt = 64,
-    patch: Annotated[int, opt.model_option("--patch", min=1, help="Side of a patch in pixels.")] = 8,
-    tokens: Annotated[int, opt.model_option("--tokens", min=1, help="Tokens of an image.")] = 32,
-    vocab: VocabularyOpt = 512,
-    channels: CodeChannelsOpt = 12,
-    width: Annotated[int, opt.model_option("--width", min=64, help="Channels, a multiple of 64.")] = 256,
-    depth: DepthOpt = 6,
-    device: opt.DeviceOpt = "auto",
-    overwrite: opt.OverwriteOpt = False,
-    as_json: opt.JsonOpt = False,
-    training: common.RecipeOptions,
-) -> None:
-    """Train a single-stage TiTok, whose tokens describe the image as a whole, for a MaskGIT.
-
-    Without the perceptual and adversarial losses.
-
-    Example: avarc train titok photos/ --image-size 64 --out titok.safetensors
-    """
-    check_width(width, "a TiTok")
-    check_patch(image_size, patch)
-    shape = {
-        "patch": patch,
-        "num_tokens": tokens,
-        "vocab_size": vocab,
-        "code_channels": channels,
-        "width": width,
-        "depth": depth,
-    }
-    common.train_tokenizer(
-        data, out, shape, training, family="titok", image_size=image_size, device=device, overwrite=overwrite
-    )
+app.command(cls=Command)(titok)
 
 
 @app.command(cls=Command)
@@ -195,7 +148,7 @@ def var(
     *,
     out: common.OutOpt,
     reads: common.TokenizerOptions,
-    depth: DepthOpt = 8,
+    depth: common.DepthOpt = 8,
     width: Annotated[int, opt.model_option("--width", min=64, help="Channels, a multiple of 64.")] = 512,
     shared_aln: Annotated[
         bool, opt.model_option("--shared-aln", help="One class modulation for all blocks: fewer parameters.")

@@ -12,7 +12,7 @@ Shapes: M tokens, K input channels, N output channels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -226,6 +226,15 @@ def quantized(layer: nn.Linear, precision: Precision) -> QuantizedLinear:
         return Float8Linear(layer, precision.activations)
     kind = Int8Linear if layer.weight.device.type == "cuda" else Int8LinearCPU
     return kind(layer, precision.activations)
+
+
+def convert_linears(block: nn.Module, names: Iterable[str], precision: Precision) -> None:
+    """Run the linears of these names inside a block in this precision. Raises: as `quantized`."""
+    for name in names:
+        owner, _, attribute = name.rpartition(".")
+        module = block.get_submodule(owner)
+        layer = getattr(module, attribute)
+        setattr(module, attribute, quantized(layer, precision) if precision.quantized else layer.to(precision.product))
 
 
 class QuantizedLinear(nn.Module, ABC):

@@ -34,6 +34,11 @@ def shape_of(tensors: Mapping[str, Tensor], key: str, dimensions: int, *, source
     return found
 
 
+def count_layers(tensors: Mapping[str, Tensor], key: str) -> int:
+    """Number of layers, of which each has the tensor `key`, with {} for the layer's number."""
+    return next(layer for layer in range(len(tensors) + 1) if key.format(layer) not in tensors)
+
+
 def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, source: str, expected: str) -> Module:
     """A module made by `make`, holding `tensors` (not copies) as float32, in eval mode.
 

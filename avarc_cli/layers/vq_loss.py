@@ -73,9 +73,13 @@ class ReconstructionLoss(ABC):
             self.used_V.zero_()
         # Straight through: the decoder sees the codes, the gradient goes to the latents.
         decoded = self.decode(latents + (codes - latents).detach())
-        error = F.mse_loss(decoded, images)
-        loss = F.l1_loss(decoded, images) + error + vq_loss
-        return loss, {"rmse": error.item() ** 0.5, "vq": vq_loss.item()}
+        error, shown = self.error(decoded, images)
+        return error + vq_loss, shown | {"vq": vq_loss.item()}
+
+    def error(self, decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """How far what was decoded is from the images, and what to show of it."""
+        squared = F.mse_loss(decoded, images)
+        return F.l1_loss(decoded, images) + squared, {"rmse": squared.item() ** 0.5}
 
     @torch.no_grad()
     def _revive(self, encoded: Tensor, generator: torch.Generator) -> None:

@@ -61,7 +61,8 @@ def _tokens(protocol: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def token_digests(cache: TokenCache, samples: int, rows: np.ndarray) -> list[str]:
     """Digests of the tokens that images are scored on: by them a prediction is known to be of the present image."""
-    tokens_GSL = cache.tokens(rows)[:, :samples].astype("<u2")
+    tokens_GSL = cache.tokens(rows)[:, :samples]
+    tokens_GSL = tokens_GSL.astype("<f4" if tokens_GSL.dtype.kind == "f" else "<u2")  # continuous ones, or codes
     return [hashlib.blake2b(tokens_SL.tobytes(), digest_size=8).hexdigest() for tokens_SL in tokens_GSL]
 
 

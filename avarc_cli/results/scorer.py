@@ -108,7 +108,7 @@ class Scorer:
         """Scores of these images; none when memory ran out: the caller tries again with smaller batches."""
         job, plan = self.job, self.job.request.plan
         tokens_GSL = job.cache.tokens(rows)[:, : plan.samples]
-        order_GOL = job.orders.of(job.cache.in_file(rows), tokens_GSL.shape[-1], plan.orders)
+        order_GOL = job.orders.of(job.cache.in_file(rows), tokens_GSL.shape[2], plan.orders)
         try:
             with deterministic_algorithms(job.deterministic):
                 return score_group(job.model, tokens_GSL, job.request, order_GOL)

@@ -15,7 +15,7 @@ import torch
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.log_prob_table import Pairs
 from avarc_cli.scoring.plan import Step
-from avarc_cli.scoring.scores import IntN
+from avarc_cli.scoring.scores import IntN, TokensN
 
 # Fraction of an image's tokens. Samples that share less with their image are scored from scratch, because the tokens
 # saved are not worth a forward pass of their own. On 60 digits with exhaustive:3, every value from 1/1000 to 1/8 took
@@ -90,12 +90,15 @@ class CachePolicy:
         return len(batch.pairs) * self.ends[batch.cached]
 
 
-def shared_segments(tokens_GSL: IntN, order_GOL: IntN | None, segment_ends: tuple[int, ...]) -> IntN:
+def shared_segments(tokens_GSL: TokensN, order_GOL: IntN | None, segment_ends: tuple[int, ...]) -> IntN:
     """How many of its first segments each sample shares with sample 0 along each order, (G, O, S).
 
     0 if that is not worth reusing.
     """
-    same_GOSL = (tokens_GSL == tokens_GSL[:, :1])[:, None]
+    same_GSL = tokens_GSL == tokens_GSL[:, :1]
+    if same_GSL.ndim == 4:  # continuous tokens
+        same_GSL = same_GSL.all(-1)
+    same_GOSL = same_GSL[:, None]
     if order_GOL is not None:
         same_GOSL = np.take_along_axis(same_GOSL, order_GOL[:, :, None], axis=-1)
     ends = np.array([0, *segment_ends])

@@ -13,7 +13,7 @@ from avarc_cli.layers.sampling import generator_of
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.progress import Progress, no_progress
 from avarc_cli.scoring.first_cut import FirstCut, discriminants
-from avarc_cli.scoring.scores import FloatN, IntN
+from avarc_cli.scoring.scores import FloatN, IntN, TokensN
 
 LEAST_CLASSES = 100  # with fewer, the first segments cost little as they are
 DRAWN = 16  # images of each class, at least
@@ -54,7 +54,7 @@ def count_drawn(model: LikelihoodModel, candidates: int) -> int:
     return candidates * max(DRAWN, -(-LEAST_DRAWN // candidates))
 
 
-def summaries(model: LikelihoodModel, tokens_GL: IntN) -> FloatN:
+def summaries(model: LikelihoodModel, tokens_GL: TokensN) -> FloatN:
     """`LikelihoodModel.summary` of images one by one, (G, D): it does not depend on the other images, to the bit."""
     return np.concatenate([_summaries(model, torch.from_numpy(tokens_L[None])) for tokens_L in tokens_GL])
 

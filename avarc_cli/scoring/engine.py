@@ -44,7 +44,7 @@ from avarc_cli.scoring.log_prob_table import LogProbTable, Pairs, PendingTransfe
 from avarc_cli.scoring.orders import positions
 from avarc_cli.scoring.plan import Bool, Stage, Step
 from avarc_cli.scoring.request import ScoringRequest
-from avarc_cli.scoring.scores import ImageScores, IntN
+from avarc_cli.scoring.scores import ImageScores, IntN, TokensN
 
 # Pairs of one forward pass. PyTorch's attention kernels for CUDA have one block of a grid dimension per pair, and CUDA
 # limits that dimension to 65,535 (CUDA C++ Programming Guide, technical specifications). Not tried on a GPU.
@@ -52,12 +52,13 @@ MAX_PAIRS = 1 << 14
 
 
 def score_group(
-    model: LikelihoodModel, tokens_GSL: IntN, request: ScoringRequest, order_GOL: IntN | None = None
+    model: LikelihoodModel, tokens_GSL: TokensN, request: ScoringRequest, order_GOL: IntN | None = None
 ) -> list[ImageScores]:
     """Score a group of images together.
 
     Args:
-        tokens_GSL: int64; sample 0 is the image, the others its smoothed samples, or other views of it.
+        tokens_GSL: int64, or (G, S, L, Z) float32 of continuous tokens; sample 0 is the image, the others its smoothed
+            samples, or other views of it.
         order_GOL: int64, as many orders of each image as the plan needs: element j is the position that is scored
             j-th. None for the order of the positions, the only one of a model with a fixed order.
     Returns: one ImageScores per image, in order.
@@ -79,7 +80,7 @@ class _Inputs:
     """The token sequences and classes that pairs refer to by index."""
 
     def __init__(
-        self, model: LikelihoodModel, tokens_GSL: IntN, request: ScoringRequest, order_GOL: IntN | None
+        self, model: LikelihoodModel, tokens_GSL: TokensN, request: ScoringRequest, order_GOL: IntN | None
     ) -> None:
         unconditional = [model.unconditional] if request.score.needs_unconditional else []
         self.class_id = np.array([*unconditional, *request.candidates.tolist()], dtype=np.int64)
@@ -88,7 +89,7 @@ class _Inputs:
 
     def sequences(self, pairs: Pairs) -> _Sequences:
         """The different token sequences of these pairs, and the row of each pair in them."""
-        images, samples, _ = self.tokens.shape
+        images, samples = self.tokens.shape[:2]
         orders = 1 if self.order_GOL is None else self.order_GOL.shape[1]
         each_P = np.ravel_multi_index((pairs.image, pairs.sample, pairs.order), (images, samples, orders))
         each_B, sequence_P = np.unique(each_P, return_inverse=True)
@@ -115,9 +116,9 @@ class _Scheduler:
     """Takes the pairs of one group through the stages of the plan, batch by batch."""
 
     def __init__(
-        self, model: LikelihoodModel, tokens_GSL: IntN, request: ScoringRequest, order_GOL: IntN | None
+        self, model: LikelihoodModel, tokens_GSL: TokensN, request: ScoringRequest, order_GOL: IntN | None
     ) -> None:
-        images, samples, _ = tokens_GSL.shape
+        images, samples = tokens_GSL.shape[:2]
         self.model, self.request, self.ends = model, request, (0, *model.segment_ends)
         self.inputs = _Inputs(model, tokens_GSL, request, order_GOL)
         position_GOL = None if order_GOL is None else positions(order_GOL)

@@ -69,17 +69,22 @@ class Estimator:
 
 
 def describe(model: LikelihoodModel, orders: Orders, count: int, rule: str) -> str:
-    """What scores of a model of hidden tokens are, in words, for the first `count` orders combined by this rule."""
+    """What scores of a model of hidden tokens are, in words, for the first `count` orders combined by this rule.
+
+    Where even a token's log-probability is an estimate of a lower bound (`is_bound`), so is every score.
+    """
     if orders.bound:
-        return f"estimate of the order-agnostic lower bound from {count} stratified draws, 1 pass each"
+        bound = f"estimate of the order-agnostic lower bound from {count} stratified draws, 1 pass each"
+        return f"{bound}; of each token a lower bound too" if model.is_bound else bound
     one = "1 pass" if model.steps == 1 else f"{model.steps} passes"
-    exact = f"exact for the model of {one}"
+    exact = f"estimate of a lower bound of the model of {one}" if model.is_bound else f"exact for the model of {one}"
     if count == 1:
         return exact
+    mixture = f"the mixture of {count} orders of {one}"
     if rule == LOG_MEAN_EXP:
-        return f"exact for the mixture of {count} orders of {one}"
+        return f"estimate of a lower bound of {mixture}" if model.is_bound else f"exact for {mixture}"
     if rule == MEAN:
-        return f"lower bound of the mixture of {count} orders of {one}: their mean"
+        return f"{'estimate of a ' if model.is_bound else ''}lower bound of {mixture}: their mean"
     return f"{exact}; posteriors of {count} orders are averaged"
 
 

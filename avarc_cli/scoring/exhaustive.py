@@ -34,7 +34,8 @@ def log_likelihoods(
     """log p(x | y) in nats, (N, K) float64, averaged over the model's default orders where it has any.
 
     Args:
-        tokens_NL: int64, on the host. class_ids_K: the unconditional class may be one of them.
+        tokens_NL: int64, or (N, L, Z) float32 of continuous tokens, on the host.
+        class_ids_K: the unconditional class may be one of them.
         device: the model's; it determines the batch size.
     Raises: AvarcError if the model returns numbers that are not finite.
     """
@@ -76,7 +77,7 @@ class ImageGroups:
         """
         orders = choose_orders(None, 0, model, "the model")
         request = _request(self.class_ids, _exhaustive(model, len(self.class_ids), orders.count), self.tokens_per_batch)
-        order_nOL = orders.of(np.arange(first, first + len(tokens_nL)), tokens_nL.shape[-1], orders.count)
+        order_nOL = orders.of(np.arange(first, first + len(tokens_nL)), tokens_nL.shape[1], orders.count)
         images = score_group(model, tokens_nL[:, None].numpy(), request, order_nOL)
         return np.stack([image.scores for image in images])
 

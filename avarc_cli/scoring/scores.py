@@ -16,6 +16,8 @@ from avarc_cli.errors import UsageError
 
 FloatN = npt.NDArray[np.float64]
 IntN = npt.NDArray[np.int64]
+TokensN = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+"""Codes of a codebook, or continuous tokens, which have one more axis, Z."""
 
 # Standard deviation of the rounding error of one token's log-probability, in nats, against float64
 # (docs/numbers.md has the command and the measurements). Errors of L tokens add up as sqrt(L).

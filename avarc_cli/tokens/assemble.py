@@ -129,8 +129,7 @@ def _rows(cache: TokenCache, images: ImageSet) -> tuple[np.ndarray, list[Unreada
 
 
 def _join(blocks: Sequence[Block], header: CacheHeader) -> Block:
-    nothing = np.empty((0, header.samples, header.layout.num_tokens), dtype=np.uint16)
-    tokens = np.concatenate([nothing, *(block[0] for block in blocks)])
+    tokens = np.concatenate([header.form.none(), *(block[0] for block in blocks)])
     if not header.latents:
         return tokens, None
     latents = [block[1] for block in blocks if block[1] is not None]

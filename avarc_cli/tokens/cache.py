@@ -1,7 +1,8 @@
 """The token cache: an HDF5 file with the tokens of images.
 
-`/tokens` uint16 (N, S, L), `/labels` int32 (N,), `/paths` utf-8 (N,), optional `/latents` float16 (N, Z, h, w);
-root attributes `avarc` (JSON, `CacheHeader`) and `unreadable` (JSON, [[name, reason], ...] of images left out).
+`/tokens` uint16 (N, S, L), `/labels` int32 (N,), `/paths` utf-8 (N,), optional `/latents` float16 (N, Z, h, w), of
+sample 0 before quantization. Continuous tokens are `/latents` float32 (N, S, L, Z), and there is no `/tokens`. Root
+attributes `avarc` (JSON, `CacheHeader`) and `unreadable` (JSON, [[name, reason], ...] of images left out).
 `/stamps` and `/digests` are the `Fingerprints` of the images, unreadable ones included; older caches lack them.
 A partial cache (`encode --shard`) also has an attribute `share` (JSON, `Partial`) and `/rows` int64 (N,).
 N images, S samples (0 is the image, the others smoothing samples or other views of it), L tokens; Z channels, h x w
@@ -69,11 +70,17 @@ class TokenCache:
         return len(self.paths)
 
     def tokens(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Tokens of these images, in this order, (n, S, L) int64.
+        """Tokens of these images, in this order, (n, S, L) int64, or (n, S, L, Z) float32 of continuous ones.
 
-        Raises: CacheError when the file became unreadable, or holds a token beyond the vocabulary; IndexError.
+        Raises: CacheError when the file became unreadable, or holds a token beyond the vocabulary or one that is not
+            finite; IndexError.
         """
-        tokens = self._read("tokens", rows).astype(np.int64)
+        tokens = self._read(self.header.form.dataset, rows)
+        if self.header.channels:
+            if not np.isfinite(tokens).all():
+                raise _corrupt(self.path, "a token is not a finite number")
+            return tokens.astype(np.float32, copy=False)
+        tokens = tokens.astype(np.int64)
         if tokens.size and tokens.max() >= self.header.vocab_size:
             raise _corrupt(self.path, f"token {tokens.max()} in a vocabulary of {self.header.vocab_size}")
         return tokens
@@ -84,6 +91,8 @@ class TokenCache:
         Raises: CacheError when the cache has none; IndexError.
         """
         if not self.header.latents:
+            if self.header.channels:
+                raise CacheError(f"'{self.path}' has no latents but its tokens", "these are not quantized")
             raise CacheError(f"'{self.path}' has no latents", fix="encode the images again with --latents")
         return self._read("latents", rows)
 
@@ -128,12 +137,12 @@ class TokenCache:
         """
         if self.file_rows is not None:
             raise ValueError("blocks are of the file, not of a view of some rows")
-        stop = len(self) if stop is None else stop
+        stop, tokens = len(self) if stop is None else stop, self.header.form.dataset
         try:
             with h5py.File(self.path, "r") as file:
                 for first in range(start, stop, ROWS_PER_BLOCK):
                     block = slice(first, min(first + ROWS_PER_BLOCK, stop))
-                    yield file["tokens"][block], file["latents"][block] if self.header.latents else None
+                    yield file[tokens][block], file["latents"][block] if self.header.latents else None
         except CORRUPT as error:
             raise _corrupt(self.path, str(error)) from error
 
@@ -155,19 +164,30 @@ class TokenCache:
             raise _corrupt(self.path, str(error)) from error
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Raises: CacheError, with both values, unless this tokenizer makes such tokens."""
+        """Raises: CacheError, with both values, unless this tokenizer makes such tokens; UsageError for the other kind,
+        codes or continuous ones.
+        """
         header = self.header
+        if bool(header.channels) != bool(tokenizer.channels):
+            raise UsageError(
+                f"'{self.path}' holds {_kind(header.channels)}, the model reads {_kind(tokenizer.channels)}",
+                f"the cache was made by {header.tokenizer} ({header.tokenizer_file}), "
+                f"the model reads {tokenizer.name} ({Path(tokenizer.file).name})",
+                f"encode for this model: avarc encode {header.source} --model ... --out ...",
+            )
         there = {
             "tokenizer sha256": header.tokenizer_sha256,
             "layout": str(header.layout),
             "image size": header.image_size,
             "vocabulary": header.vocab_size,
+            "channels": header.channels,
         }
         here = {
             "tokenizer sha256": tokenizer.sha256,
             "layout": str(tokenizer.layout),
             "image size": tokenizer.image_size,
             "vocabulary": tokenizer.vocab_size,
+            "channels": tokenizer.channels,
         }
         if differences := describe_differences(there, here, sides=("in the cache", "for the model")):
             made_by = f"the cache was made by {header.tokenizer} ({header.tokenizer_file})"
@@ -197,6 +217,10 @@ class TokenCache:
         if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a cache of {len(self)} images")
         return wanted
+
+
+def _kind(channels: int) -> str:
+    return f"continuous tokens of {counted(channels, 'channel')}" if channels else "tokens of a codebook"
 
 
 def chunk_folder(path: Path) -> Path:
@@ -278,7 +302,7 @@ def _check_datasets(file: h5py.File, header: CacheHeader, partial: Partial | Non
     """Raises: ValueError naming the dataset that is missing or not as the header says."""
     count = len(file["labels"])
     expected: dict[str, tuple[str, tuple[int | None, ...]]] = {
-        "tokens": ("u2", (count, header.samples, header.layout.num_tokens)),
+        header.form.dataset: ("f4" if header.channels else "u2", (count, *header.form.shape)),
         "labels": ("i4", (count,)),
         "paths": ("S", (count,)),
     }

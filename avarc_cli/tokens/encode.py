@@ -106,10 +106,11 @@ def encode(
 
     Args:
         preprocess: how an image becomes pixels. If it makes several views of it, these are what the cache holds.
-        samples: S: the image itself, and S - 1 smoothing samples: its latents plus noise, quantized again. Only for a
-            single view.
-        sigma, seed: standard deviation and seed of that noise.
-        latents: keep the latents of view 0 too, as float16.
+        samples: S: the image itself, and S - 1 smoothing samples: its latents plus noise, quantized again. Where tokens
+            are continuous, these are draws from their distributions. Only for a single view.
+        sigma, seed: standard deviation and seed of that noise; continuous tokens have a standard deviation of their
+            own.
+        latents: keep the latents of view 0 too, as float16; only where tokens are codes.
         batch_size: images, or views of images, that the tokenizer reads at once; None for
             `request.default_batch_size`. Work that is continued keeps the batches it began with, since they decide
             about roundings.
@@ -210,8 +211,7 @@ def _check_numbers(
 
 
 def _format(request: Request) -> EncodedFormat:
-    header = request.header
-    return EncodedFormat(header.samples, header.layout.num_tokens, header.latents)
+    return EncodedFormat(request.header.form, request.header.latents)
 
 
 def _find_finished(out: Path, asked: Request, shard: Shard, overwrite: bool) -> TokenCache | None:

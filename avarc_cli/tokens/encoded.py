@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from avarc_cli.tokens.fingerprints import Fingerprints
+from avarc_cli.tokens.form import TokenForm
 from avarc_cli.work.chunks import from_json_array, to_json_array
 
 
@@ -25,14 +26,14 @@ class Unreadable:
 
 @dataclass(frozen=True, eq=False)
 class EncodedChunk:
-    """The tokens of one chunk of images. n: its readable images, S samples, L tokens."""
+    """The tokens of one chunk of images. n: its readable images, S samples, L tokens, Z channels."""
 
     rows: np.ndarray
     """(n,) int64: indices in the full set of the readable images, increasing."""
     tokens: np.ndarray
-    """(n, S, L) uint16."""
+    """(n, S, L) uint16, or (n, S, L, Z) float32 of continuous ones."""
     latents: np.ndarray | None
-    """(n, Z, h, w) float16; None when they are not kept."""
+    """Those before quantization, (n, Z, h, w) float16; None when they are not kept."""
     unreadable: tuple[Unreadable, ...]
     """The other images."""
     fingerprints: Fingerprints
@@ -43,16 +44,17 @@ class EncodedChunk:
 class EncodedFormat:
     """The chunk files of a request (`work.chunks.ChunkFormat`)."""
 
-    samples: int
-    """S."""
-    num_tokens: int
-    """L."""
+    form: TokenForm
+    """Of the tokens."""
     latents: bool
-    """Whether latents are kept."""
+    """Whether latents before quantization are kept."""
 
     def to_arrays(self, result: EncodedChunk) -> dict[str, np.ndarray]:
-        """`rows`, `tokens`, `latents` if kept, `unreadable` (JSON, [[index, name, reason], ...]), fingerprints."""
-        arrays = {"rows": result.rows, "tokens": result.tokens}
+        """`rows`, `tokens`, `latents` if kept, `unreadable` (JSON, [[index, name, reason], ...]), fingerprints.
+
+        Continuous tokens are called `latents`, and there are no others.
+        """
+        arrays = {"rows": result.rows, self.form.dataset: result.tokens}
         if result.latents is not None:
             arrays["latents"] = result.latents
         arrays["unreadable"] = to_json_array([[bad.index, bad.name, bad.reason] for bad in result.unreadable])
@@ -62,14 +64,14 @@ class EncodedFormat:
         """The chunk of these images. Raises: one of work.chunks.CORRUPT unless it is one of this request."""
         chunk = EncodedChunk(
             rows=arrays["rows"],
-            tokens=arrays["tokens"],
+            tokens=arrays[self.form.dataset],
             latents=arrays["latents"] if self.latents else None,
             unreadable=tuple(Unreadable(*entry) for entry in from_json_array(arrays["unreadable"])),
             fingerprints=Fingerprints.from_arrays(arrays, len(items)),
         )
         images = sorted([*chunk.rows.tolist(), *(bad.index for bad in chunk.unreadable)])
-        shape = (len(chunk.rows), self.samples, self.num_tokens)
-        if images != list(items) or chunk.tokens.shape != shape or chunk.tokens.dtype != np.uint16:
+        shape = (len(chunk.rows), *self.form.shape)
+        if images != list(items) or chunk.tokens.shape != shape or chunk.tokens.dtype != self.form.dtype:
             raise ValueError("it is of another request")
         if chunk.latents is not None and len(chunk.latents) != len(chunk.rows):
             raise ValueError(f"it has latents of {len(chunk.latents)} of {len(chunk.rows)} images")

@@ -1,7 +1,7 @@
 """Chunks of images to tokens: decoding, in this process or in workers, and the tokenizer.
 
 Shapes: B images of a batch, V views that are made of an image's pixels, n = B * V; S samples, L tokens; latents
-(n, Z, h, w). S is V, or the number of smoothing samples where V is 1.
+(n, Z, h, w). S is V, or the number of smoothing samples where V is 1. Continuous tokens are (n, S, L, Z).
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class ChunkEncoder:
         rows: list[int] = []
         digests: list[np.ndarray] = []
         unreadable: list[Unreadable] = []
-        tokens = [np.empty((0, self.header.samples, self.header.layout.num_tokens), dtype=np.uint16)]
+        tokens = [self.header.form.none()]
         latents: list[np.ndarray] = []
         for batch in batches:
             if batch.rows:
@@ -216,7 +216,7 @@ class ChunkEncoder:
         return EncodedChunk(rows_n, np.concatenate(tokens), kept, tuple(unreadable), fingerprints)
 
     def _encode_batch(self, batch: Decoded) -> tuple[np.ndarray, np.ndarray]:
-        """Latents of view 0, (B, Z, h, w) float16, and tokens (B, S, L) uint16."""
+        """Latents of view 0, (B, Z, h, w) float16, and tokens (B, S, L) uint16, or (B, S, L, Z) float32."""
         rows_n = [row for row in batch.rows for _ in range(self._views)]
         pixels_n = batch.pixels.reshape(-1, *batch.pixels.shape[2:])
         parts: list[tuple[np.ndarray, np.ndarray]] = []
@@ -224,7 +224,7 @@ class ChunkEncoder:
             part = slice(start, start + self.batch_size)
             parts += self._encode_in_memory(rows_n[part], pixels_n[part])
         z_nZhw, tokens_n = (np.concatenate(each) for each in zip(*parts, strict=True))
-        return z_nZhw[:: self._views], tokens_n.reshape(len(batch.rows), self.header.samples, -1)
+        return z_nZhw[:: self._views], tokens_n.reshape(len(batch.rows), *self.header.form.shape)
 
     def _encode_in_memory(self, rows: Sequence[int], pixels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """The views, in halves where memory runs out. Raises what the allocator raises when one is too much."""
@@ -238,23 +238,33 @@ class ChunkEncoder:
 
     @torch.inference_mode()
     def _encode(self, rows: Sequence[int], pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Latents (n, Z, h, w) float16 and tokens (n, S / V, L) uint16 of views, each with the row of its image."""
+        """Latents (n, Z, h, w) float16 and tokens (n, S / V, L) uint16 of views, each with the row of its image.
+
+        Continuous tokens are (n, S / V, L, Z) float32.
+        """
         views_n3HW = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255).mul_(2).sub_(1)  # channels last
         z_nZhw = self.tokenizer.encode(views_n3HW).float()
-        tokens = [self.tokenizer.quantize(z_nZhw)]
-        for sample in range(1, self._smoothed):
-            tokens.append(self.tokenizer.quantize(z_nZhw + self._noise(z_nZhw, rows, sample)))
-        tokens_nSL = torch.stack(tokens, dim=1).cpu().numpy()
-        expected = (len(rows), self._smoothed, self.header.layout.num_tokens)
+        samples = [self.tokenizer.quantize(z_nZhw).cpu()]
+        samples += [self._noisy(z_nZhw, rows, sample).cpu() for sample in range(1, self._smoothed)]
+        tokens_nSL = torch.stack(samples, dim=1).numpy()
+        form = self.header.form
+        expected = (len(rows), self._smoothed, *form.shape[1:])
         assert tokens_nSL.shape == expected, f"tokens are {tokens_nSL.shape}, expected {expected}"
-        assert 0 <= tokens_nSL.min() <= tokens_nSL.max() < self.header.vocab_size, "token beyond the vocabulary"
+        if form.channels:
+            assert np.isfinite(tokens_nSL).all(), "token that is not a finite number"
+        else:
+            assert 0 <= tokens_nSL.min() <= tokens_nSL.max() < self.header.vocab_size, "token beyond the vocabulary"
         kept = z_nZhw.cpu().numpy().astype(np.float16) if self.header.latents else np.empty((0, 0, 0, 0), np.float16)
-        return kept, tokens_nSL.astype(np.uint16)
+        return kept, tokens_nSL.astype(form.dtype)
 
-    def _noise(self, z_nZhw: Tensor, rows: Sequence[int], sample: int) -> Tensor:
-        shape = tuple(z_nZhw.shape[1:])
-        noise = np.stack([sample_noise(self.header.seed, index, sample, shape) for index in rows])
-        return self.header.sigma * torch.from_numpy(noise).to(z_nZhw.device)
+    def _noisy(self, z_nZhw: Tensor, rows: Sequence[int], sample: int) -> Tensor:
+        """Tokens of another sample of these latents: quantized with noise, or drawn from their distributions."""
+        form = self.header.form
+        shape = form.shape[1:] if form.channels else tuple(z_nZhw.shape[1:])
+        noise = torch.from_numpy(np.stack([sample_noise(self.header.seed, index, sample, shape) for index in rows]))
+        if form.channels:
+            return self.tokenizer.draw(z_nZhw, noise)
+        return self.tokenizer.quantize(z_nZhw + self.header.sigma * noise.to(z_nZhw.device))
 
 
 def _load_encoder(load: Callable[[str], Tokenizer], others: Mapping[str, Any], device: str) -> ChunkEncoder:

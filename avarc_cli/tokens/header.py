@@ -13,13 +13,14 @@ from avarc_cli import strict_json
 from avarc_cli.data.preprocess import current_description
 from avarc_cli.data.views import FLIP, TEN_CROP
 from avarc_cli.layout import TokenLayout
+from avarc_cli.tokens.form import TokenForm
 
 FORMAT = 2
 READABLE = (1, FORMAT)
 """Format 1 has `patch_nums`, the sides of square grids, in place of `layout`."""
 
-SMOOTHING, IMPORTED = "smoothing", "imported"
-VIEWS = (SMOOTHING, FLIP, TEN_CROP, IMPORTED)
+SMOOTHING, POSTERIOR, IMPORTED = "smoothing", "posterior", "imported"
+VIEWS = (SMOOTHING, POSTERIOR, FLIP, TEN_CROP, IMPORTED)
 """What the second axis of a cache holds (`CacheHeader.views`)."""
 
 UNKNOWN_MAKING = "unknown"
@@ -27,7 +28,7 @@ UNKNOWN_MAKING = "unknown"
 
 # Fields that tell where values came from, or how somebody called what has a digest beside it.
 _NOTES = frozenset({"inferred", "source", "tokenizer", "tokenizer_file"})
-_OPTIONAL = frozenset({"inferred", "views"})
+_OPTIONAL = frozenset({"inferred", "views", "channels"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class CacheHeader:
     tokenizer_sha256: str
     """Digest of that file."""
     vocab_size: int
-    """Tokens are below it."""
+    """Tokens are below it; 0 where they are continuous."""
     layout: TokenLayout
     """Where the tokens of an image lie; in the file as `TokenLayout.to_dict` has it."""
     image_size: int
@@ -53,11 +54,12 @@ class CacheHeader:
     samples: int
     """S: the image itself, and S - 1 other views of it."""
     sigma: float
-    """Standard deviation of the smoothing samples' noise, which is added to the latents; 0 without such samples."""
+    """Standard deviation of the smoothing samples' noise, which is added to the latents; 0 without such samples, and of
+    continuous tokens, whose noise has the standard deviation that the tokenizer gives."""
     seed: int
     """Of that noise; 0 without it."""
     latents: bool
-    """Whether the cache has them; they are of view 0."""
+    """Whether the cache has those before quantization; they are of view 0. False where tokens are continuous."""
     class_names: tuple[str, ...]
     """What labels are indices of."""
     dataset: str
@@ -71,8 +73,21 @@ class CacheHeader:
     inferred: Mapping[str, str] = field(default_factory=dict)
     """Values that the tokenizer's checkpoint does not state: name -> how they were inferred."""
     views: str = SMOOTHING
-    """What the other views are: "smoothing" samples of the latents, "flip", the mirror image, "ten-crop", in which view
-    0 is the center, or "imported" and not known. In the file only where it is not "smoothing"."""
+    """What the other views are: "smoothing" samples of the latents, draws from the "posterior" of continuous tokens,
+    whose view 0 is the mean, "flip", the mirror image, "ten-crop", in which view 0 is the center, or "imported" and not
+    known. In the file only where it is not "smoothing"."""
+    channels: int = 0
+    """Z of continuous tokens; 0 for codes. In the file only where it is not 0."""
+
+    @property
+    def form(self) -> TokenForm:
+        """How the tokens are stored."""
+        return TokenForm(self.samples, self.layout.num_tokens, self.channels)
+
+    @property
+    def has_more_samples(self) -> bool:
+        """Whether encoding again can give more samples of an image."""
+        return self.views in (SMOOTHING, POSTERIOR)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, in the current format."""
@@ -80,6 +95,8 @@ class CacheHeader:
         changed = {"layout": self.layout.to_dict(), "class_names": list(self.class_names)}
         if self.views == SMOOTHING:  # as it was before there were others: the same request is the same bytes
             del values["views"]
+        if not self.channels:
+            del values["channels"]
         return values | changed | {"inferred": dict(self.inferred), "format": FORMAT}
 
     def to_json(self) -> str:
@@ -100,13 +117,16 @@ class CacheHeader:
             **kept
             | {"layout": TokenLayout.from_dict(kept["layout"]), "class_names": tuple(kept["class_names"])}
             | {"inferred": {**current.get("inferred", {})}, "views": current.get("views", SMOOTHING)}
+            | {"channels": current.get("channels", 0)}
         )
         header._check()
         return header
 
     def _check(self) -> None:
         """Raises: ValueError for values that no header has."""
-        numbers = (self.image_size, self.samples, self.vocab_size, self.images)
+        numbers = (self.image_size, self.samples, self.vocab_size or self.channels, self.images)
+        if self.vocab_size and self.channels:
+            raise ValueError("its header has a vocabulary and channels")
         if not all(type(number) is int and number > 0 for number in numbers):
             raise ValueError("a size in its header is not a positive whole number")
         texts = [getattr(self, each.name) for each in dataclasses.fields(self) if each.type == "str"]
@@ -136,7 +156,7 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """What decides about a cache's content, of a header or a request as JSON: equal identities, equal content."""
     with suppress(KeyError, TypeError, ValueError):  # of an unknown format, which is not the same as any other
         values = upgrade(values)
-    return {"views": SMOOTHING} | {name: value for name, value in values.items() if name not in _NOTES}
+    return {"views": SMOOTHING, "channels": 0} | {name: value for name, value in values.items() if name not in _NOTES}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The noise of smoothing samples."""
+"""The noise of smoothing samples, and of draws of continuous tokens."""
 
 from __future__ import annotations
 

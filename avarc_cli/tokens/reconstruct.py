@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 
 @torch.inference_mode()
 def reconstruct(tokenizer: Tokenizer, tokens_NSL: np.ndarray) -> np.ndarray:
-    """The images of tokens (N, S, L), as pixels (N, S, H, H, 3) uint8; decoded one image at a time."""
-    images = [tokenizer.decode(torch.from_numpy(tokens_SL)) for tokens_SL in tokens_NSL.astype(np.int64)]
+    """The images of tokens (N, S, L), as pixels (N, S, H, H, 3) uint8; decoded one image at a time.
+
+    Continuous tokens are (N, S, L, Z) float32. Raises: UsageError for a decoder that needs a caption.
+    """
+    kept = tokens_NSL.astype(np.float32 if tokenizer.channels else np.int64)
+    images = [tokenizer.decode(torch.from_numpy(tokens_SL)) for tokens_SL in kept]
     return to_pixels(torch.stack(images))
 
 

@@ -14,7 +14,7 @@ from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.data.views import SINGLE
 from avarc_cli.errors import CacheError, UsageError
 from avarc_cli.tokens.cache import TokenCache
-from avarc_cli.tokens.header import SMOOTHING, CacheHeader, identity
+from avarc_cli.tokens.header import POSTERIOR, SMOOTHING, CacheHeader, identity
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import Tokenizer
@@ -104,15 +104,19 @@ def describe(
     Args:
         samples: smoothing samples, the image included; 1 where the preprocessing makes several views.
     Raises: CacheError for a vocabulary beyond 16 bits; UsageError for images of another size than the tokenizer reads,
-        and for smoothing samples of several views.
+        for smoothing samples of several views, and for latents beside continuous tokens.
     """
+    if tokenizer.channels and latents:
+        why = f"the tokens of {tokenizer.name} are its latents, as float32"
+        raise UsageError("no use for latents beside continuous tokens", why, "leave out --latents")
     if tokenizer.vocab_size > MAX_VOCABULARY:
         why = f"its vocabulary has {tokenizer.vocab_size} entries, a cache holds tokens below {MAX_VOCABULARY}"
         raise CacheError(f"tokens of {tokenizer.name} do not fit into a token cache", why)
     if preprocess.size != tokenizer.image_size:
         why = f"it gives {preprocess.size} pixels a side, {tokenizer.name} reads {tokenizer.image_size}"
         raise UsageError(f"preprocessing '{preprocess}' does not fit the tokenizer", why)
-    views, is_smoothed = preprocess.views, samples > 1  # without smoothing samples, sigma and seed have no effect
+    views, is_noisy = preprocess.views, samples > 1  # without smoothing samples, sigma and seed have no effect
+    kind = POSTERIOR if tokenizer.channels and is_noisy else SMOOTHING
     return CacheHeader(
         tokenizer=tokenizer.name,
         tokenizer_file=Path(tokenizer.file).name,
@@ -123,8 +127,8 @@ def describe(
         preprocess=str(preprocess),
         precision=tokenizer.precision,
         samples=views.samples(samples),
-        sigma=float(sigma) if is_smoothed else 0.0,
-        seed=seed if is_smoothed else 0,
+        sigma=float(sigma) if is_noisy and not tokenizer.channels else 0.0,
+        seed=seed if is_noisy else 0,
         latents=latents,
         class_names=images.class_names,
         dataset=images.dataset,
@@ -132,7 +136,8 @@ def describe(
         images=len(images),
         images_sha256=_digest(images),
         inferred=dict(tokenizer.inferred),
-        views=SMOOTHING if views.kind == SINGLE else views.kind,
+        views=kind if views.kind == SINGLE else views.kind,
+        channels=tokenizer.channels,
     )
 
 

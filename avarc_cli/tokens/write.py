@@ -24,7 +24,7 @@ NAMES_PER_BLOCK = 2**16
 """Names that are in memory as an array at once."""
 
 Block: TypeAlias = "tuple[np.ndarray, np.ndarray | None]"
-"""Consecutive images: tokens (n, S, L) uint16, latents (n, Z, h, w) float16 or None."""
+"""Consecutive images: tokens as their `TokenForm` says, latents before quantization (n, Z, h, w) float16 or None."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,11 +127,12 @@ def _write_dataset(
 
 
 def _write_images(file: h5py.File, header: CacheHeader, count: int, blocks: Iterable[Block]) -> None:
-    file.create_dataset("tokens", (count, header.samples, header.layout.num_tokens), np.uint16)
-    checksums, start = {"tokens": Checksums()}, 0
+    form = header.form
+    file.create_dataset(form.dataset, (count, *form.shape), form.dtype)
+    checksums, start = {form.dataset: Checksums()}, 0
     for tokens, latents in blocks:
         stop = start + len(tokens)
-        block = {"tokens": tokens}
+        block = {form.dataset: tokens}
         if latents is not None and len(latents):
             if "latents" not in checksums:
                 file.create_dataset("latents", (count, *latents.shape[1:]), np.float16)

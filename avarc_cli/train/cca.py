@@ -1,7 +1,8 @@
 """Condition contrastive alignment: a generator learns to tell an image's class from other classes.
 
 Source: arXiv:2410.09347. Against a frozen copy of the model, g(x, y) = log p(x|y) - log p_reference(x|y), and
-loss = -log sigmoid(beta g(x, y)) - lambda log sigmoid(-beta g(x, y')), where y' is another image's class.
+loss = -log sigmoid(beta g(x, y)) - lambda log sigmoid(-beta g(x, y')), where y' is another image's class. For a model
+that is scored along random orders, log p is that along one of them, the same for both models and both classes.
 Shapes: B images, L tokens.
 """
 
@@ -126,9 +127,11 @@ def fit(
         other_B = label_B.roll(1)
         dropped_B = torch.rand(len(label_B), generator=generator) < contrast.class_dropout
         class_2B = torch.cat([label_B, other_B]).masked_fill(dropped_B.repeat(2), reference.num_classes).to(device)
+        order_BL = _random_orders(reference, len(label_B), generator)
+        order_2BL = None if order_BL is None else order_BL.to(device).repeat(2, 1)
         with torch.no_grad():
-            before_2B = reference.token_log_prob(tokens_2BL, class_2B).sum(1)
-        gain_2B = student.token_log_prob(tokens_2BL, class_2B).sum(1) - before_2B
+            before_2B = reference.token_log_prob(tokens_2BL, class_2B, order_2BL).sum(1)
+        gain_2B = student.token_log_prob(tokens_2BL, class_2B, order_2BL).sum(1) - before_2B
         negative_B = (~dropped_B & (other_B != label_B)).to(device)
         loss = contrast.loss(gain_2B, negative_B)
         own, other = gain_2B.detach().chunk(2)
@@ -136,8 +139,16 @@ def fit(
 
     weights = sum(p.numel() for p in student.network.parameters() if p.requires_grad)
     networks = f"{weights} weights of {fingerprint(network)}, tokens of {fingerprint(tokenizer.network)}"
-    subject = f"CCA {contrast}, {networks}, {reference.config} on {data}"
+    orders = ", in random orders" if reference.default_orders else ""
+    subject = f"CCA {contrast}, {networks}, {reference.config} on {data}{orders}"
     train(student.network, loss_of_step, recipe, checkpoint, progress, subject=subject, say=say)
+
+
+def _random_orders(model: TrainableModel, count: int, generator: torch.Generator) -> Tensor | None:
+    """Orders to score a batch along, (count, L) int64; None for a model that is scored in the order of positions."""
+    if not model.default_orders:
+        return None
+    return torch.rand(count, model.segment_ends[-1], generator=generator).argsort(dim=1)
 
 
 def student_of(model: TrainableModel, rank: int, generator: torch.Generator) -> TrainableModel:

@@ -19,7 +19,7 @@ from avarc_cli.data.datasets import ImageSet
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.precision import tf32
 from avarc_cli.likelihood import TrainableModel
-from avarc_cli.loaded import LoadedTokenizer
+from avarc_cli.loaded import LoadedTokenizer, check_kind
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.settings import check_class_dropout
@@ -101,9 +101,14 @@ def train_generator(
 def new_generator(
     family: str, tokenizer: LoadedTokenizer, num_classes: int, shape: Mapping[str, Any], *, seed: int
 ) -> TrainableModel:
-    """An initialized generator of that tokenizer's tokens, on its device."""
+    """An initialized generator of that tokenizer's tokens, on its device.
+
+    Raises: UsageError for a tokenizer of continuous tokens where the family reads codes, or the reverse.
+    """
+    maker = families.GENERATORS.get(family)
+    check_kind(f"a {maker.title}", maker.continuous, tokenizer)
     torch.manual_seed(seed)
-    return families.GENERATORS.get(family).new(tokenizer.network, num_classes, **shape)
+    return maker.new(tokenizer.network, num_classes, **shape)
 
 
 def fit(

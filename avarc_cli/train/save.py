@@ -17,9 +17,15 @@ from avarc_cli.names import to_json
 from avarc_cli.storage import new_folder, write_bytes
 
 
-def save_tokenizer(network: TokenizerNetwork, path: Path, *, family: str, preprocess: str) -> None:
-    """A tokenizer file: published keys; the metadata names family, what tensors cannot tell, and preprocessing."""
-    metadata = {"family": family, **network.checkpoint_metadata(), "preprocess": preprocess}
+def save_tokenizer(
+    network: TokenizerNetwork, path: Path, *, family: str, preprocess: str, stated: Mapping[str, str] | None = None
+) -> None:
+    """A tokenizer file: published keys; the metadata names family, what tensors cannot tell, and preprocessing.
+
+    Args:
+        stated: more for the metadata.
+    """
+    metadata = {"family": family, **network.checkpoint_metadata(), "preprocess": preprocess, **(stated or {})}
     _save(network.state_dict(), metadata, path)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
+from avarc_cli.family import TokenizerLoss
 from avarc_cli.likelihood import TokenizerNetwork
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
@@ -48,20 +49,45 @@ def train_tokenizer(
         an output that cannot be written; CheckpointError for an OUT.ckpt of another training; Interrupted on Ctrl-C.
     """
     check_output(out, WEIGHTS, overwrite=True)
-    augment = augment or Augment()
     known = families.TOKENIZERS.get(family)
     torch.manual_seed(recipe.seed)
     network = known.new(image_size=image_size, **shape)
     network.to(device)  # only now: the CPU's generator makes the same first weights for every device
     loss = known.training_loss(network)
-    batches = TrainingImages(images, image_size, augment, seed=recipe.seed)
+    fit(network, loss, images, out, recipe, family=family, augment=augment, progress=progress, say=say)
+    return network
+
+
+def fit(
+    network: TokenizerNetwork,
+    loss: TokenizerLoss,
+    images: ImageSet,
+    out: Path,
+    recipe: Recipe,
+    *,
+    family: str,
+    augment: Augment | None,
+    made_of: str = "",
+    stated: Mapping[str, str] | None = None,
+    progress: MetricsProgress,
+    say: Notify,
+) -> None:
+    """Train a tokenizer in place by this loss and write it to `out`; as `train_tokenizer`.
+
+    Args:
+        made_of: what the training depends on besides shape and images. stated: what the file is to say besides.
+    """
+    augment = augment or Augment()
+    device = next(network.parameters()).device
+    batches = TrainingImages(images, network.image_size, augment, seed=recipe.seed)
 
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
         x, _, generator = batches.batch(step, recipe.batch_size)
         return loss(x.to(device).contiguous(memory_format=torch.channels_last), step, recipe.steps, generator)
 
     checkpoint = resume_file(out)
-    train(network, loss_of_step, recipe, checkpoint, progress, subject=f"{network.config} on {batches}", say=say)
-    save_tokenizer(network, out, family=family, preprocess="resize-crop" if augment.mode == "crop" else "fit")
+    subject = f"{network.config} on {batches}{made_of}"
+    train(network, loss_of_step, recipe, checkpoint, progress, subject=subject, say=say)
+    preprocess = "resize-crop" if augment.mode == "crop" else "fit"
+    save_tokenizer(network, out, family=family, preprocess=preprocess, stated=stated)
     checkpoint.unlink(missing_ok=True)
-    return network

@@ -50,6 +50,7 @@ class TokenizerCard:
     license: str  # of the weights
     source: str  # paper, or where it comes from
     preprocess: str  # a mode of data.preprocess
+    channels: int = 0  # of each of its continuous tokens; 0 where tokens are codes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class ModelCard:
     tokenizer: str  # name of a TokenizerCard, or a file
     image_size: int  # pixels
     layout: TokenLayout  # of the tokens that it models
+    channels: int = 0  # of each of the continuous tokens that it reads; 0 where it reads codes
     num_classes: int  # without the unconditional class
     label_space: str  # what its class ids mean
     params: int | None  # None where unknown

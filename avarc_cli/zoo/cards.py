@@ -29,6 +29,7 @@ __all__ = [
     "Weights",
     "any_card",
     "check_condition",
+    "check_tokens",
     "check_weights",
     "is_path",
     "model_card",
@@ -102,6 +103,18 @@ def check_condition(card: ModelCard) -> None:
         raise UsageError(
             f"'{card.name}' has no classes", why, "name a class-conditional model: avarc models lists them"
         )
+
+
+def check_tokens(model: Card | None, tokenizer: Card | None) -> None:
+    """Raises: UsageError where one has continuous tokens, and the other codes or tokens of other channels.
+
+    Args:
+        model, tokenizer: the cards that the user named, as far as they are a generator's and a tokenizer's.
+    """
+    if isinstance(model, ModelCard) and isinstance(tokenizer, TokenizerCard) and model.channels != tokenizer.channels:
+        reads, gives = (f"tokens of {n} channels" if n else "codes" for n in (model.channels, tokenizer.channels))
+        why = f"it reads {reads}, {tokenizer.name} gives {gives}"
+        raise UsageError(f"{model.name} cannot read the tokens of {tokenizer.name}", why, "leave out --tokenizer")
 
 
 def check_weights(name: str) -> None:

@@ -111,7 +111,7 @@ def _llamagen_text(stage: int, pixels: int) -> ModelCard:
     """A LlamaGen-XL that is conditioned on captions."""
     return ModelCard(
         name=f"llamagen-t2i-xl-{pixels}",
-        family="llamagen",
+        family="llamagen-t2i",
         tokenizer=f"llamagen-vq16-t2i-{pixels}",
         image_size=pixels,
         layout=_llamagen_grid(pixels),
@@ -161,10 +161,10 @@ def _rar(size: str, params: int, sha256: str | None = None) -> ModelCard:
     )
 
 
-def _titok(name: str, num_tokens: int, params: int) -> TokenizerCard:
-    """A TiTok with a codebook, of images of 256 pixels."""
+def _titok(name: str, num_tokens: int, params: int, channels: int = 0) -> TokenizerCard:
+    """A TiTok with a codebook, or a VAE with tokens of so many channels, of images of 256 pixels."""
     return TokenizerCard(
-        name=f"titok-{name.replace('_vq8k', '')}",
+        name=f"titok-{name.replace('_vq8k', '').replace('_vae_c16', '-vae')}",
         family="titok",
         image_size=256,
         layout=TokenLayout.sequence(num_tokens),
@@ -173,6 +173,23 @@ def _titok(name: str, num_tokens: int, params: int) -> TokenizerCard:
         license="Apache-2.0",
         source=_TITOK,
         preprocess="adm",
+        channels=channels,
+    )
+
+
+def _tatitok(name: str, num_tokens: int, params: int, channels: int = 0) -> TokenizerCard:
+    """A TA-TiTok with a codebook, or a VAE with tokens of so many channels, of images of 256 pixels."""
+    return TokenizerCard(
+        name=f"tatitok-{name.replace('_', '-')}",
+        family="tatitok",
+        image_size=256,
+        layout=TokenLayout.sequence(num_tokens),
+        params=params,
+        weights=HubFile(f"turkeyju/tokenizer_tatitok_{name}", "model.safetensors"),
+        license="Apache-2.0",
+        source=_TATITOK,
+        preprocess="adm",
+        channels=channels,
     )
 
 
@@ -193,7 +210,28 @@ def _maskgit(name: str, num_tokens: int, params: int, family: str) -> ModelCard:
     )
 
 
+def _maskgen(name: str, params: int) -> ModelCard:
+    """A MaskGen that is conditioned on captions: "vq" of 128 codes, "kl" of 32 continuous tokens."""
+    codes = name.startswith("vq")
+    return ModelCard(
+        name=f"maskgen-{name}",
+        family="maskgen" if codes else "maskgen-kl",
+        tokenizer="tatitok-bl128-vq" if codes else "tatitok-bl32-vae",
+        image_size=256,
+        layout=TokenLayout.sequence(128 if codes else 32),
+        channels=0 if codes else 16,
+        num_classes=0,
+        label_space="captions",
+        params=params,
+        license="Apache-2.0",
+        source=_TATITOK,
+        weights=HubFile(f"turkeyju/generator_maskgen_{name.replace('-', '_')}", "model.safetensors"),
+        condition="caption",
+    )
+
+
 _TITOK = "arXiv:2406.07550"
+_TATITOK = "arXiv:2501.07730"  # and MaskGen
 _LLAMAGEN = "arXiv:2406.06525"
 _VQ16, _VQ8 = 71_883_403, 70_109_835  # parameters
 _VQ16_FILE = HubFile("FoundationVision/LlamaGen", "vq_ds16_c2i.pt")
@@ -288,6 +326,10 @@ MODELS = (
     _maskgit("l32", 32, 177_202_432, "maskgit-bert"),
     _maskgit("b64", 64, 177_227_008, "maskgit-bert"),
     _maskgit("s128", 128, 294_990_848, "maskgit"),
+    _maskgen("vq-l", 604_311_552),
+    _maskgen("vq-xl", 1_176_611_840),
+    _maskgen("kl-l", 641_364_000),
+    _maskgen("kl-xl", 1_237_345_312),
 )
 
 TOKENIZERS = (
@@ -348,4 +390,13 @@ TOKENIZERS = (
     _titok("bl64_vq8k", 64, 390_016_148),
     _titok("bl128_vq8k", 128, 390_179_988),
     _titok("sl256_vq8k", 256, 330_260_884),
+    _titok("ll32_vae_c16", 32, 606_879_604, channels=16),
+    _titok("bl64_vae_c16", 64, 389_418_100, channels=16),
+    _titok("bl128_vae_c16", 128, 389_581_940, channels=16),
+    _tatitok("bl32_vq", 32, 390_800_532),
+    _tatitok("bl64_vq", 64, 390_882_452),
+    _tatitok("bl128_vq", 128, 391_046_292),
+    _tatitok("bl32_vae", 32, 390_202_484, channels=16),
+    _tatitok("bl64_vae", 64, 390_284_404, channels=16),
+    _tatitok("sl128_vae", 128, 330_275_188, channels=16),
 )

@@ -170,3 +170,15 @@ def test_the_embedded_maskgit_knows_most_digits(tmp_path, capsys):
     metrics = json.loads(capsys.readouterr().out)["metrics"]
     assert metrics["images"] == 360 and metrics["accuracy"] >= 0.96
     assert metrics["tokens_scored_per_image"] < 100
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_cca_fine_tunes_a_model_of_hidden_tokens(setting, tmp_path, rank):
+    out, before, after = (tmp_path / name for name in ("tuned", "before", "after"))
+    words = [*setting.models, *BRIEF, "--lr", "1e-3", "--rank", rank]
+    assert avarc("-q", "train", "cca", DIGITS, *words, "--out", out) == 0
+    tokenizer = setting.models[2:]
+    tuned = [*setting.models, "--lora", out] if rank else ["--model", out, *tokenizer]
+    for models, run in ((setting.models, before), (tuned, after)):
+        assert avarc("-q", "classify", setting.cache, *models, "--save-likelihood", "--out", run) == 0
+    assert not np.array_equal(likelihoods(before)[0], likelihoods(after)[0])

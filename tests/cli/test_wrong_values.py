@@ -108,6 +108,7 @@ OTHERS = [
     "bench --shape llamagen-x",
     "bench --shape llamagen-1:6:2",
     "bench --shape llamagen-l --scales 1,2",
+    "bench --shape llamagen-t2i-l",
     "bench --shape x-d16",
     "bench --picture x.txt",
     "bench --picture images",

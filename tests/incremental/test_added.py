@@ -1,5 +1,7 @@
 """A VAR with added classes: the old ones score as before, the new ones as a model with merged weights would."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -152,4 +154,4 @@ def test_methods_change_what_they_say(golden):
     with pytest.raises(UsageError, match="no method 'nonsense'"):
         targets_of(base, "nonsense")
     with pytest.raises(UsageError, match="nor can classes be added"):
-        base_of(object())
+        base_of(SimpleNamespace(text=None))

@@ -36,7 +36,7 @@ def gpt():
     """(tolerances, arrays, model)."""
     meta, arrays, tensors = load("llamagen_gpt_tiny")
     tensors[TABLE] = torch.zeros(17, 16, 2)  # in some published files, and not used
-    config = read_config(tensors, ConfigSources((("config.json", meta["config"]),)), "the golden file")
+    config = read_config(tensors, ConfigSources((("config.json", meta["config"]),)), "the golden file", LlamaGenConfig)
     return meta["tolerance"], arrays, LlamaGenLikelihood(LlamaGen.from_state_dict(config, tensors, source="gpt"))
 
 
@@ -170,7 +170,9 @@ def test_grouped_heads_equal_a_model_whose_key_heads_are_repeated():
     tokens, classes = torch.randint(20, (2, 9)), torch.arange(4)
     few, many = (scored(LlamaGenLikelihood(model), tokens, classes, [1, 3]) for model in (network, wide))
     assert error(few, many.numpy()) < 1e-5
-    config = read_config(network.state_dict(), ConfigSources((("config.json", {"n_head": 4, "n_kv_head": 2}),)), "a")
+    config = read_config(
+        network.state_dict(), ConfigSources((("config.json", {"n_head": 4, "n_kv_head": 2}),)), "a", LlamaGenConfig
+    )
     assert (config.kv_heads, config.side) == (2, None)
 
 
@@ -197,7 +199,7 @@ def test_a_configuration_that_contradicts_the_tensors_is_refused_with_both_value
     _, _, tensors = load("llamagen_gpt_tiny")
     values = {"n_head": 4} | stated
     with pytest.raises(CheckpointError) as refused:
-        read_config(tensors, ConfigSources((("config.json", values),)), "the file")
+        read_config(tensors, ConfigSources((("config.json", values),)), "the file", LlamaGenConfig)
     assert says in str(refused.value)
 
 
@@ -206,7 +208,7 @@ def test_a_text_conditional_checkpoint_is_refused_by_what_it_lacks():
     del tensors["cls_embedding.embedding_table.weight"]
     tensors["cls_embedding.cap_proj.fc1.weight"] = torch.zeros(128, 2048)
     with pytest.raises(CheckpointError, match="text-conditional"):
-        read_config(tensors, ConfigSources(), "t2i_XL_stage1_256.pt")
+        read_config(tensors, ConfigSources(), "t2i_XL_stage1_256.pt", LlamaGenConfig)
 
 
 @pytest.mark.parametrize(

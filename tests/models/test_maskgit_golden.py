@@ -12,19 +12,21 @@ import pytest
 import torch
 from conftest import GOLDEN
 from golden import fill
+from masked_models import given_then_hidden, mean_bound, scored, total_probability
 
 from avarc_cli import families
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.models.masked.likelihood import undo_smoothing
+from avarc_cli.models.masked.loss import masked_cross_entropy, random_masks
 from avarc_cli.models.maskgit import shapes
 from avarc_cli.models.maskgit.benchmark import MaskGITWorkload
 from avarc_cli.models.maskgit.bert import Bert
 from avarc_cli.models.maskgit.config import MaskGITConfig
 from avarc_cli.models.maskgit.family import BERT, UVIT
 from avarc_cli.models.maskgit.initialize import initialize
-from avarc_cli.models.maskgit.likelihood import MaskGITLikelihood, undo_smoothing
-from avarc_cli.models.maskgit.loss import masked_cross_entropy, random_masks
+from avarc_cli.models.maskgit.likelihood import MaskGITLikelihood
 from avarc_cli.models.maskgit.sampling import Schedule, sample
 from avarc_cli.models.maskgit.uvit import UViT
 from avarc_cli.tokenizers.titok.family import FAMILY as TITOK
@@ -63,14 +65,6 @@ def tiny(tokens=4, codes=3, classes=2, steps=2):
     return MaskGITLikelihood(network, steps)
 
 
-def scored(model, tokens, classes, stops, order=None):
-    """(images, classes, L), in the order of scoring."""
-    pairs = torch.cartesian_prod(torch.arange(len(tokens)), classes)
-    state = model.begin(tokens, pairs[:, 0], pairs[:, 1], None if order is None else order.expand(len(tokens), -1))
-    blocks = [model.extend(state, stop, keep_cache_segments=stop) for stop in stops]
-    return torch.cat(blocks, dim=1).view(len(tokens), len(classes), -1)
-
-
 def error(ours: torch.Tensor, theirs: np.ndarray) -> float:
     return float((ours.double() - torch.from_numpy(theirs).double()).abs().max())
 
@@ -96,10 +90,7 @@ def test_one_token_a_pass_is_the_references_chain(golden, stops):
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_the_likelihood_of_any_number_of_passes_sums_to_one(steps):
-    model = tiny(steps=steps)
-    tokens = torch.tensor(list(itertools.product(range(3), repeat=4)))
-    order = torch.tensor([2, 0, 3, 1])
-    total = scored(model, tokens, torch.arange(3), (steps,), order).double().sum(-1).exp().sum(0)
+    total = total_probability(tiny(steps=steps), 3, torch.arange(3), torch.tensor([2, 0, 3, 1]))
     assert torch.allclose(total, torch.ones(3, dtype=torch.float64), atol=1e-5)
 
 
@@ -236,9 +227,9 @@ def test_flops_count_every_product():
 def test_draws_of_the_bound_are_the_references(golden):
     tolerances, arrays, model = golden
     tokens, hidden = torch.from_numpy(arrays["tokens"]), arrays["mc_masks"]
-    orders = np.array([[*~np.flatnonzero(~mask), *np.flatnonzero(mask)] for mask in hidden])
-    for m, order in enumerate(orders):
-        ours = scored(model.with_steps(1), tokens, torch.arange(11), (1,), torch.from_numpy(order))
+    for m, mask in enumerate(hidden):
+        order = given_then_hidden(np.flatnonzero(mask).tolist(), len(mask))
+        ours = scored(model.with_steps(1), tokens, torch.arange(11), (1,), order)
         assert not ours[:, :, : (~hidden[m]).sum()].any()
         assert error(ours.double().sum(-1), arrays["mc_terms"][:, :, m]) <= tolerances["sums_atol"]
 
@@ -246,18 +237,17 @@ def test_draws_of_the_bound_are_the_references(golden):
 @torch.inference_mode()
 def test_the_mean_of_the_bound_over_all_masks_is_its_definition():
     model, tokens = tiny().with_steps(1), torch.tensor([[2, 1, 0, 1]])
-    definition, mean = 0.0, 0.0
-    for size in range(1, 5):
-        for hidden in itertools.combinations(range(4), size):
-            visible = [p for p in range(4) if p not in hidden]
-            ids = tokens.clone()
-            ids[0, list(hidden)] = 3
-            rows = model.transformer.logits(torch.tensor([0]), ids)[0].log_softmax(-1)
-            each = sum(rows[p, tokens[0, p]].item() for p in hidden) / size
-            definition += each / math.comb(4, size)
-            order = torch.tensor([*(~p for p in visible), *hidden])
-            draw = scored(model, tokens, torch.tensor([0]), (1,), order).sum().item()
-            mean += draw / math.comb(4, size) / 4
+
+    def by_hand(hidden):
+        ids = tokens.clone()
+        ids[0, list(hidden)] = 3
+        rows = model.transformer.logits(torch.tensor([0]), ids)[0].log_softmax(-1)
+        return 4 / len(hidden) * sum(rows[p, tokens[0, p]].item() for p in hidden)
+
+    def by_model(hidden):
+        return scored(model, tokens, torch.tensor([0]), (1,), given_then_hidden(hidden, 4)).sum().item()
+
+    definition, mean = mean_bound(4, by_hand), mean_bound(4, by_model)
     assert mean == pytest.approx(definition, abs=1e-5)
     with pytest.raises(ValueError, match="for one pass, not for 2"):
         scored(tiny(), tokens, torch.tensor([0]), (1,), torch.tensor([~0, 1, 2, 3]))
@@ -286,8 +276,7 @@ def test_smoothing_is_undone_where_the_network_is_at_its_optimum():
     ours = undo_smoothing((0.9 * p + 0.1 / 4).log(), 0.1).exp()
     assert torch.allclose(ours, p, atol=1e-3)
     assert torch.allclose(ours.sum(-1), torch.ones(1))
-    model, tokens = tiny(steps=2), torch.tensor(list(itertools.product(range(3), repeat=4)))
-    total = scored(model.with_steps(2, unsmooth=0.1), tokens, torch.arange(3), (2,)).double().sum(-1).exp().sum(0)
+    total = total_probability(tiny().with_steps(2, unsmooth=0.1), 3, torch.arange(3), torch.arange(4))
     assert torch.allclose(total, torch.ones(3, dtype=torch.float64), atol=1e-5)
 
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from avarc_cli.tokens.encoded import EncodedChunk, EncodedFormat, Unreadable
 from avarc_cli.tokens.fingerprints import Fingerprints
+from avarc_cli.tokens.form import TokenForm
 from avarc_cli.work.chunks import CORRUPT, ChunkFolder, Chunks
 
 CHUNK = EncodedChunk(
@@ -19,7 +20,7 @@ CHUNK = EncodedChunk(
 
 
 def make_folder(path, *, images=8, size=3, samples=2, latents=True):
-    return ChunkFolder(path, Chunks(images, size), EncodedFormat(samples, 5, latents))
+    return ChunkFolder(path, Chunks(images, size), EncodedFormat(TokenForm(samples, 5), latents))
 
 
 def assert_equal(one: EncodedChunk, other: EncodedChunk) -> None:

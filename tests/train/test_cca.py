@@ -1,13 +1,17 @@
-"""CCA fine-tuning: the published loss, and students that train only what they should."""
+"""CCA fine-tuning: the published loss, students that train only what they should, models without an order."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from avarc_cli.errors import UsageError
 from avarc_cli.layers import low_rank
-from avarc_cli.train.cca import Contrast, student_of
+from avarc_cli.models.maskgit.family import UVIT
+from avarc_cli.tokenizers.titok.family import FAMILY as TITOK
+from avarc_cli.train.cca import Contrast, fit, student_of
+from avarc_cli.train.loop import Recipe
 
 
 def test_the_loss_is_that_of_the_paper():
@@ -49,3 +53,53 @@ def test_a_student_starts_equal_to_its_teacher_without_sharing_memory(tiny):
     assert trained and all("parametrizations.weight.0" in name for name in trained)
     names = {name.split(".", 2)[2] for name in low_rank.attached(adapted)}
     assert names == {"attn.mat_qkv", "attn.proj", "ffn.fc1", "ffn.fc2"}
+
+
+class Batches:
+    """The same tokens (B, L) and classes (B,) at every step."""
+
+    def __init__(self, tokens, labels):
+        self.tokens, self.labels = tokens, labels
+
+    def __str__(self):
+        return "made up"
+
+    def batch(self, step, batch_size):
+        return self.tokens, self.labels, torch.Generator().manual_seed(step)
+
+
+def test_a_model_of_hidden_tokens_is_compared_along_one_random_order_cut_into_its_passes(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    titok = TITOK.new(image_size=8, patch=4, num_tokens=6, vocab_size=20, code_channels=4, width=64, depth=1)
+    reference = UVIT.new(titok, 3, depth=3, width=32, heads=2).with_steps(4)
+    student = student_of(reference, 0, torch.Generator())
+    with torch.no_grad():
+        for p in student.network.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    start = student_of(student, 0, torch.Generator())
+    orders, shown = [], []
+    score = type(reference).token_log_prob
+
+    def spy(model, tokens, classes, order=None):
+        orders.append(order)
+        return score(model, tokens, classes, order)
+
+    monkeypatch.setattr(type(reference), "token_log_prob", spy)
+    tokens, labels = torch.randint(20, (5, 6)), torch.tensor([0, 1, 2, 2, 0])
+    data, recipe = Batches(tokens, labels), Recipe(steps=2, batch_size=5, lr=1e-3)
+    contrast = Contrast(class_dropout=0.0)
+    tokenizer = SimpleNamespace(network=titok)
+    fit(
+        reference, student, tokenizer, data, recipe, contrast, tmp_path / "x", lambda step, values: shown.append(values)
+    )
+    assert all(torch.equal(order.sort(1).values, torch.arange(6).expand(10, 6)) for order in orders)
+    assert all(torch.equal(order, orders[0][:5].repeat(2, 1)) for order in orders[:2]), "one for all four likelihoods"
+    assert not torch.equal(orders[0], orders[2]) and len(orders[0].unique(dim=0)) > 1, "another for each image and step"
+
+    def log_likelihood(model, classes):  # pass by pass, as it is classified
+        state = model.begin(tokens, torch.arange(5), classes, orders[0][:5])
+        return sum(model.extend(state, stop, keep_cache_segments=0).sum(1) for stop in (1, 2, 3, 4))
+
+    for name, classes in {"own": labels, "others": labels.roll(1)}.items():
+        gain = log_likelihood(start, classes) - log_likelihood(reference, classes)
+        assert shown[0][name] == pytest.approx(gain.mean().item(), abs=1e-4)

@@ -5,28 +5,33 @@ Shapes: P pairs of the image and a class, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from avarc_cli.layers import precision as precisions
+from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.models.llamagen import reference, shapes
 from avarc_cli.models.llamagen.config import HEAD_WIDTH, LlamaGenConfig, ffn_width
-from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
+from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood, RowLikelihood
 from avarc_cli.models.llamagen.network import LlamaGen
 
 SIDE = 16  # of the token grid of a 256-pixel image
 VOCABULARY = 16384
+
+Workload = TypeVar("Workload", bound="LlamaGenWorkload")
 
 
 class LlamaGenWorkload:
     """One image with random tokens; every model that it makes has the same weights."""
 
     network: ClassVar[type[LlamaGen]] = LlamaGen
-    likelihood: ClassVar[type[LlamaGenLikelihood]] = LlamaGenLikelihood
+    likelihood: ClassVar[type[RowLikelihood]] = LlamaGenLikelihood
     config: ClassVar[type[LlamaGenConfig]] = LlamaGenConfig
+    condition: ClassVar[Mapping[str, Any]] = {"num_classes": 1000}
+    """The fields of the configuration that say what the model is conditioned on."""
     sizes: ClassVar[tuple[str, ...]] = tuple(shapes.SHAPES)
     """Of published sizes."""
     reference_log_probs: ClassVar[Callable[..., Tensor]] = staticmethod(reference.token_log_probs)
@@ -41,7 +46,7 @@ class LlamaGenWorkload:
         self.tokens_L = torch.randint(config.vocab_size, (config.ends[-1],), generator=generator).to(device)
 
     @classmethod
-    def random(cls, shape: str, scales: Sequence[int] | None, device: torch.device) -> LlamaGenWorkload:
+    def random(cls: type[Workload], shape: str, scales: Sequence[int] | None, device: torch.device) -> Workload:
         """A model of this shape (`parse_shape`) with random weights; `scales` is the side of its grid alone."""
         return cls(random_weights(cls.network(cls.parse_shape(shape, scales))), device)
 
@@ -53,12 +58,12 @@ class LlamaGenWorkload:
         """
         depth, width, heads = shapes.parse(text, scales, family=cls.likelihood.family, sizes=cls.sizes)
         return cls.config(
+            **cls.condition,
             depth=depth,
             width=width,
             heads=heads,
             kv_heads=heads,
             ffn=ffn_width(width),
-            num_classes=1000,
             vocab_size=VOCABULARY if width >= HEAD_WIDTH * 8 else 512,
             side=scales[0] if scales else SIDE,
         )
@@ -67,7 +72,7 @@ class LlamaGenWorkload:
         """Token log-probabilities by the reference implementation, (P, L)."""
         return self.reference_log_probs(self._weights, self.tokens_L, class_id_P, heads=self._config.heads)
 
-    def model(self, precision: str, kernels: str) -> LlamaGenLikelihood:
+    def model(self, precision: str, kernels: str) -> LikelihoodModel:
         """The model in this precision and with these kernels. Raises: UsageError for an unavailable precision."""
         with torch.device("meta"):
             gpt = self.network(self._config)

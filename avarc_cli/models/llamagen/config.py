@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.state_dict import shape_of
 from avarc_cli.layout import TokenLayout
 
+CLASS_TABLE = "cls_embedding.embedding_table.weight"
 FFN_MULTIPLE = 256  # the hidden width of the feed-forward layers is rounded up to a multiple of it
 # Heads of the published sizes (B, L, XL, XXL, 1B, 3B, XXXL, 7B) by width, which identifies them.
 PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 3200: 32, 2560: 40, 4096: 32}
@@ -23,7 +24,7 @@ HEAD_WIDTH = 64  # channels of a head in most of them
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaGenConfig:
-    """Shape of a class-conditional LlamaGen."""
+    """Shape of a class-conditional LlamaGen; models of other conditions with its transformer derive from it."""
 
     title: ClassVar[str] = "LlamaGen transformer"  # in messages
     inputs_per_token: ClassVar[int] = 1  # positions of the transformer that are evaluated to score a token
@@ -68,6 +69,27 @@ class LlamaGenConfig:
         linears = length * (self.depth - 1) * (qkv + branches) + tokens * (branches + self.width * self.vocab_size)
         return 2 * linears + 4 * self.depth * self.width * length * (length + 1) // 2
 
+    @classmethod
+    def of_condition(cls, tensors: Mapping[str, Tensor], source: str) -> dict[str, int]:
+        """The fields that say what the model is conditioned on. Raises: CheckpointError for another condition."""
+        if any(key.startswith("cls_embedding.cap_proj.") for key in tensors):
+            raise CheckpointError(
+                f"{source} is a text-conditional {cls.title}",
+                "its condition is the encoding of a caption (cls_embedding.cap_proj), not a class",
+                'leave the family to its tensors, or state {"family": "llamagen-t2i"}',
+            )
+        return {"num_classes": shape_of(tensors, CLASS_TABLE, 2, source=source, expected=cls.title)[0] - 1}
+
+    @property
+    def as_stated(self) -> dict[str, int]:
+        """The values that follow from the tensors, under the reference's names."""
+        return {
+            "dim": self.width,
+            "n_layer": self.depth,
+            "vocab_size": self.vocab_size,
+            "num_classes": self.num_classes,
+        }
+
     def on_grid(self, layout: TokenLayout, source: str) -> LlamaGenConfig:
         """The same with the tokenizer's grid. Raises: CheckpointError when that is none, or not the stated one."""
         if len(layout.grids) != 1 or len(set(layout.grids[0])) != 1:
@@ -85,6 +107,9 @@ class LlamaGenConfig:
         return replace(self, side=layout.grids[0][0])
 
 
+Config = TypeVar("Config", bound=LlamaGenConfig)
+
+
 def ffn_width(width: int) -> int:
     """Hidden width of the feed-forward layers in the published models: two thirds of 4 C, rounded up."""
     return -(-int(2 * 4 * width / 3) // FFN_MULTIPLE) * FFN_MULTIPLE
@@ -94,25 +119,20 @@ def read_config(
     tensors: Mapping[str, Tensor],
     stated: ConfigSources,
     source: str,
-    kind: type[LlamaGenConfig] = LlamaGenConfig,
-) -> LlamaGenConfig:
+    kind: type[Config],
+) -> Config:
     """The shape of the LlamaGen, or the model of another `kind` with its transformer, that these tensors make up.
 
     They tell neither the heads, which `stated` may hold as "n_head" (the reference's name), nor the grid, which it may
     hold as "block_size", the number of tokens. Heads are otherwise those of the published model of this width.
 
-    Raises: CheckpointError when the tensors are no class-conditional LlamaGen, or contradict what is stated.
+    Raises: CheckpointError when the tensors are none of this kind, or contradict what is stated.
     """
 
     def shape(key: str) -> torch.Size:
         return shape_of(tensors, key, 2, source=source, expected=kind.title)
 
-    if any(key.startswith("cls_embedding.cap_proj.") for key in tensors):
-        raise CheckpointError(
-            f"{source} is a text-conditional {kind.title}",
-            "its condition is the encoding of a caption (cls_embedding.cap_proj), not a class",
-            "captions are not supported: pass a class-conditional checkpoint, such as c2i_L_384.pt",
-        )
+    condition = kind.of_condition(tensors, source)
     vocab_size, width = shape("tok_embeddings.weight")
     depth = 0
     while f"layers.{depth}.attention.wqkv.weight" in tensors:
@@ -139,10 +159,10 @@ def read_config(
         heads=heads,
         kv_heads=kv_heads,
         ffn=shape("layers.0.feed_forward.w1.weight")[0],
-        num_classes=shape("cls_embedding.embedding_table.weight")[0] - 1,
         vocab_size=vocab_size,
         side=_side(stated, source),
         inferred=inferred,
+        **condition,
     )
     _check_stated(config, stated, source)
     return config
@@ -184,12 +204,7 @@ _ANY = LlamaGenConfig(depth=1, width=4, heads=1, kv_heads=1, ffn=1, num_classes=
 
 def _check_stated(config: LlamaGenConfig, stated: ConfigSources, source: str) -> None:
     """Raises: CheckpointError where a file states another shape than the tensors have."""
-    for name, of_tensors in (
-        ("dim", config.width),
-        ("n_layer", config.depth),
-        ("vocab_size", config.vocab_size),
-        ("num_classes", config.num_classes),
-    ):
+    for name, of_tensors in config.as_stated.items():
         value = stated.whole_number(name)
         if value is not None and value != of_tensors:
             raise CheckpointError(

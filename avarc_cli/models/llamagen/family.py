@@ -17,7 +17,7 @@ from avarc_cli.models.llamagen.benchmark import LlamaGenWorkload
 from avarc_cli.models.llamagen.config import LlamaGenConfig, default_heads, ffn_width, read_config
 from avarc_cli.models.llamagen.initialize import initialize
 from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
-from avarc_cli.models.llamagen.network import LlamaGen
+from avarc_cli.models.llamagen.network import LlamaGen, Network
 from avarc_cli.settings import check_heads
 
 
@@ -50,13 +50,7 @@ class LlamaGenFamily(GeneratorFamily):
         device: torch.device,
         source: str,
     ) -> LlamaGenLikelihood:
-        if config.vocab_size != tokenizer.vocab_size:
-            raise CheckpointError(
-                f"{source} reads the tokens of another tokenizer",
-                f"it has {config.vocab_size} codes, the tokenizer {tokenizer.vocab_size}",
-                "pass the tokenizer that it was trained with",
-            )
-        gpt = self.network.from_state_dict(config.on_grid(tokenizer.layout, source), tensors, source=source).to(device)
+        gpt = network_of(self.network, config, tensors, tokenizer, source=source).to(device)
         return self.likelihood(gpt.set_precision(precision).set_kernels(kernels))
 
     def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> LlamaGenLikelihood:
@@ -87,6 +81,24 @@ class LlamaGenFamily(GeneratorFamily):
     def model_workload(self, model: LikelihoodModel, device: torch.device) -> LlamaGenWorkload:
         assert isinstance(model, LlamaGenLikelihood)
         return self.workload(model.gpt, device)
+
+
+def network_of(
+    kind: type[Network],
+    config: LlamaGenConfig,
+    tensors: Mapping[str, Tensor],
+    tokenizer: TokenizerNetwork,
+    *,
+    source: str,
+) -> Network:
+    """The network of a checkpoint, on the tokenizer's grid. Raises: as `GeneratorFamily.build`."""
+    if config.vocab_size != tokenizer.vocab_size:
+        raise CheckpointError(
+            f"{source} reads the tokens of another tokenizer",
+            f"it has {config.vocab_size} codes, the tokenizer {tokenizer.vocab_size}",
+            "pass the tokenizer that it was trained with",
+        )
+    return kind.from_state_dict(config.on_grid(tokenizer.layout, source), tensors, source=source)
 
 
 FAMILY = LlamaGenFamily()

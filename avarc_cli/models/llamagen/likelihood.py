@@ -5,9 +5,10 @@ Shapes: B token sequences, P pairs, L tokens, T tokens of the rows at hand, C wi
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,11 @@ from torch.nn.utils import parametrize
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.precision import Precision, check_gradients, inference, log_prob_backend
-from avarc_cli.likelihood import TrainableModel
-from avarc_cli.models.llamagen.config import LlamaGenConfig
+from avarc_cli.likelihood import LikelihoodModel, TrainableModel
+from avarc_cli.models.llamagen.config import CLASS_TABLE, LlamaGenConfig
 from avarc_cli.models.llamagen.network import Inputs, LlamaGen
 from avarc_cli.models.llamagen.sampling import sample
 from avarc_kernels import linear_log_prob
-
-CLASS_TABLE = "cls_embedding.embedding_table.weight"
 
 
 @dataclass
@@ -44,10 +43,10 @@ class LlamaGenState:
     """Segments scored so far."""
 
 
-class LlamaGenLikelihood(TrainableModel):
-    """log p(tokens of a row | rows before, class), for any run of rows."""
+class RowLikelihood(LikelihoodModel):
+    """log p(tokens of a row | rows before, class), for any run of rows, whatever a class is."""
 
-    family = "llamagen"
+    family: ClassVar[str]
     onednn = True
 
     def __init__(self, network: LlamaGen, workspace: Workspace | None = None) -> None:
@@ -55,8 +54,6 @@ class LlamaGenLikelihood(TrainableModel):
         self.config: LlamaGenConfig = network.config
         self.workspace = workspace or Workspace()  # may be shared with models that never score at the same time
         self.segment_ends = network.config.ends
-        self.num_classes = network.config.num_classes
-        self.unconditional: int | None = network.config.num_classes
         self.flops_per_token = network.config.flops // network.config.ends[-1]
 
     @property
@@ -82,18 +79,14 @@ class LlamaGenLikelihood(TrainableModel):
         start, end, cached = self._position(state.scored), self._position(stop), state.kv_cache.length
         if end <= start or cached < start * self.config.inputs_per_token:
             raise ValueError(f"cannot extend from segment {state.scored} to {stop}: {cached} positions are cached")
-        inputs = self._token_inputs(state.tokens_BL, state.order_BL, start, end).rows(state.sequence_P)
-        if start == 0:
-            inputs = inputs.after(self.gpt.class_inputs(state.class_id_P))
         state.kv_cache.limit = self._position(keep_cache_segments) * self.config.inputs_per_token
-        hidden_PTC = self.gpt.hidden(inputs, state.kv_cache, returned=self._scoring)
+        hidden_PTC = self._hidden(state, start, end)
         state.scored = stop
         return self._log_prob(hidden_PTC, state.tokens_BL[state.sequence_P, start:end])
 
-    @property
-    def _scoring(self) -> slice:
-        """Which of the positions that are evaluated score a token: the last of those for each."""
-        return slice(self.config.inputs_per_token - 1, None, self.config.inputs_per_token)
+    @abstractmethod
+    def _hidden(self, state: LlamaGenState, start: int, end: int) -> Tensor:
+        """The hidden states that score tokens start .. end - 1, (P, T, C); extends the state's KV cache."""
 
     def _log_prob(self, hidden_PTC: Tensor, target_PT: Tensor) -> Tensor:
         rows, weight = hidden_PTC.flatten(0, 1), self.gpt.output.weight
@@ -143,6 +136,53 @@ class LlamaGenLikelihood(TrainableModel):
             kv_cache=state.kv_cache.select(keep_Q, self._position(stop) * self.config.inputs_per_token),
             scored=stop,
         )
+
+    def bytes_per_token(self, *, cached: bool) -> int:
+        c = self.config
+        if cached:
+            return (
+                self.config.inputs_per_token
+                * 2
+                * c.depth
+                * c.kv_heads
+                * c.head_width
+                * self.precision.attention.itemsize
+            )
+        item = self.precision.activations.itemsize
+        # Residual stream and its sum in float32; normed input, queries, keys and values, or the three hidden vectors.
+        return self.config.inputs_per_token * (3 * c.width * 4 + (2 * c.width + max(3 * c.width, 3 * c.ffn)) * item)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the weights."""
+        return stored_bytes(self.gpt)
+
+    def _position(self, segment: int) -> int:
+        return self.segment_ends[segment - 1] if segment else 0
+
+
+class LlamaGenLikelihood(RowLikelihood, TrainableModel):
+    """A model of classes; class id `num_classes` is the unconditional class."""
+
+    family = "llamagen"
+    config: LlamaGenConfig
+    network: LlamaGen
+
+    def __init__(self, network: LlamaGen, workspace: Workspace | None = None) -> None:
+        super().__init__(network, workspace)
+        self.num_classes = network.config.num_classes
+        self.unconditional: int | None = network.config.num_classes
+
+    def _hidden(self, state: LlamaGenState, start: int, end: int) -> Tensor:
+        inputs = self._token_inputs(state.tokens_BL, state.order_BL, start, end).rows(state.sequence_P)
+        if start == 0:
+            inputs = inputs.after(self.gpt.class_inputs(state.class_id_P))
+        return self.gpt.hidden(inputs, state.kv_cache, returned=self._scoring)
+
+    @property
+    def _scoring(self) -> slice:
+        """Which of the positions that are evaluated score a token: the last of those for each."""
+        return slice(self.config.inputs_per_token - 1, None, self.config.inputs_per_token)
 
     @inference
     def sample(
@@ -210,29 +250,6 @@ class LlamaGenLikelihood(TrainableModel):
     def checkpoint_metadata(self) -> dict[str, str]:
         """Heads and grid, under the reference's names."""
         return {"n_head": str(self.config.heads), "block_size": str(self.segment_ends[-1])}
-
-    def bytes_per_token(self, *, cached: bool) -> int:
-        c = self.config
-        if cached:
-            return (
-                self.config.inputs_per_token
-                * 2
-                * c.depth
-                * c.kv_heads
-                * c.head_width
-                * self.precision.attention.itemsize
-            )
-        item = self.precision.activations.itemsize
-        # Residual stream and its sum in float32; normed input, queries, keys and values, or the three hidden vectors.
-        return self.config.inputs_per_token * (3 * c.width * 4 + (2 * c.width + max(3 * c.width, 3 * c.ffn)) * item)
-
-    @property
-    def resident_bytes(self) -> int:
-        """Memory of the weights."""
-        return stored_bytes(self.gpt)
-
-    def _position(self, segment: int) -> int:
-        return self.segment_ends[segment - 1] if segment else 0
 
 
 def in_order(tokens_BL: Tensor, order_BL: Tensor | None) -> Tensor:

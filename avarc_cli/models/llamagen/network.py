@@ -20,8 +20,8 @@ heads of queries and of keys, D head width, J = D / 2, F hidden width, V codes, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple, cast
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ from avarc_kernels import causal_attention, residual_rms_norm, rotary, swiglu
 NORM_EPS = 1e-5
 ROTARY_BASE = 10_000.0
 TABLE = "freqs_cis"  # of rotations: in some published files, but computed here
+Network = TypeVar("Network", bound="LlamaGen")
 
 
 class QKV(NamedTuple):
@@ -86,17 +87,21 @@ class Attention(nn.Module):
         q, k = rotary(qk, table_TJ2, dtype=dtype, backend=kernels).split([self.heads, self.kv_heads], dim=2)
         return QKV(q, k, v.to(dtype))
 
-    def attend(self, qkv: QKV, layer: int, kv_cache: KVCache | None, kernels: str, mask_TT: Tensor | None) -> Tensor:
-        """Every position's mean of the values it sees, (P, T, C); with a mask through PyTorch, whatever the kernels."""
+    def attend(self, qkv: QKV, layer: int, kv_cache: KVCache | None, kernels: str, mask: Tensor | None) -> Tensor:
+        """Every position's mean of the values it sees, (P, T, C); with a mask through PyTorch, whatever the kernels.
+
+        Args:
+            mask: of which positions each one sees, (T, S) bool, or what is added to the scores, (P, 1, T, S).
+        """
         q, k, v = (x.transpose(1, 2) for x in qkv)
         if kv_cache is not None:
             k, v = kv_cache.append(layer, k, v)
         scale = self.head_width**-0.5
-        if mask_TT is None:
+        if mask is None:
             out = causal_attention(q, k, v, scale=scale, backend=kernels)
         else:
             k, v = (x.repeat_interleave(self.heads // self.kv_heads, dim=1) for x in (k, v))
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TT, scale=scale)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         return out.transpose(1, 2).flatten(2)
 
 
@@ -153,7 +158,9 @@ class LlamaGen(nn.Module):
             self.register_buffer("table_LJ2", rotations(c.side, c.head_width), persistent=False)
 
     @classmethod
-    def from_state_dict(cls, config: LlamaGenConfig, tensors: Mapping[str, Tensor], *, source: str) -> LlamaGen:
+    def from_state_dict(
+        cls: type[Network], config: LlamaGenConfig, tensors: Mapping[str, Tensor], *, source: str
+    ) -> Network:
         """A network of this shape with these tensors.
 
         Raises: CheckpointError naming `source` and the first few offending keys.
@@ -217,6 +224,7 @@ class LlamaGen(nn.Module):
         *,
         kernels: str | None = None,
         mask_TT: Tensor | None = None,
+        attend: Callable[[int, QKV], Tensor] | None = None,
         returned: slice | Tensor = slice(None),
     ) -> Tensor:
         """Last hidden states after the final norm, (P, T, C), in the head's dtype.
@@ -227,13 +235,18 @@ class LlamaGen(nn.Module):
                 there are none before and nothing is to be stored.
             kernels: None for the model's own. With gradients it must be "torch".
             mask_TT: which positions each one sees, bool; None for all before it and itself.
+            attend: gives what attention gives in a layer, (P, T, C); None for attention to the positions that
+                kv_cache and mask_TT say.
             returned: the positions whose hidden states are needed.
         """
         kernels, dtype = kernels or self.kernels, self.precision.activations
         x_PTC, qkv, table_TJ2 = inputs
         norms = [block.attention_norm.weight for block in self.blocks[1:]]
         for layer, (block, following) in enumerate(zip(self.blocks, [*norms, None], strict=True)):
-            y_PTC = block.attention.attend(qkv, layer, kv_cache, kernels, mask_TT)
+            if attend is None:
+                y_PTC = block.attention.attend(qkv, layer, kv_cache, kernels, mask_TT)
+            else:
+                y_PTC = attend(layer, qkv)
             if following is None:  # no other position is looked at any more
                 x_PTC, y_PTC = x_PTC[:, returned].contiguous(), y_PTC[:, returned]
             y_PTC, weight = linear(block.attention.wo, y_PTC), block.ffn_norm.weight

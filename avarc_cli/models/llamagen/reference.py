@@ -40,11 +40,17 @@ def rotations(cells: int, head_width: int, like: Tensor) -> Tensor:
     return F.pad(torch.stack([angle.cos(), angle.sin()], dim=-1), (0, 0, 0, 0, 1, 0)).to(like.dtype)
 
 
-def transformer(w: Mapping[str, Tensor], x: Tensor, turn_LJ2: Tensor, heads: int) -> Tensor:
-    """Logits (P, L, V) of the embeddings x (P, L, C) at positions with these rotations."""
+def transformer(
+    w: Mapping[str, Tensor], x: Tensor, turn_LJ2: Tensor, heads: int, mask_P1LL: Tensor | None = None
+) -> Tensor:
+    """Logits (P, L, V) of the embeddings x (P, L, C) at positions with these rotations.
+
+    Args:
+        mask_P1LL: which positions each one sees, bool; None for those before it and itself.
+    """
     for i in range(sum(key.endswith("wqkv.weight") for key in w)):
         p = f"layers.{i}."
-        x = x + _attention(w, p + "attention.", _norm(x, w[p + "attention_norm.weight"]), turn_LJ2, heads)
+        x = x + _attention(w, p + "attention.", _norm(x, w[p + "attention_norm.weight"]), turn_LJ2, heads, mask_P1LL)
         x = x + _feed_forward(w, p + "feed_forward.", _norm(x, w[p + "ffn_norm.weight"]))
     return F.linear(_norm(x, w["norm.weight"]), w["output.weight"])
 
@@ -60,7 +66,9 @@ def _norm(x: Tensor, weight: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * weight
 
 
-def _attention(w: Mapping[str, Tensor], p: str, x: Tensor, turn_LJ2: Tensor, heads: int) -> Tensor:
+def _attention(
+    w: Mapping[str, Tensor], p: str, x: Tensor, turn_LJ2: Tensor, heads: int, mask_P1LL: Tensor | None
+) -> Tensor:
     width = x.shape[-1]
     qkv = F.linear(x, w[p + "wqkv.weight"])
     key_width = (qkv.shape[-1] - width) // 2
@@ -68,7 +76,7 @@ def _attention(w: Mapping[str, Tensor], p: str, x: Tensor, turn_LJ2: Tensor, hea
     q, k = turned(q, turn_LJ2), turned(k, turn_LJ2)
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     k, v = (part.repeat_interleave(heads // part.shape[1], dim=1) for part in (k, v))
-    y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_P1LL, is_causal=mask_P1LL is None)
     return F.linear(y.transpose(1, 2).flatten(2), w[p + "wo.weight"])
 
 

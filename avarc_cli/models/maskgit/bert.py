@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.layers.precision import Precision, linear
+from avarc_cli.models.masked.attention import attend
 from avarc_cli.models.maskgit.config import MaskGITConfig
-from avarc_cli.models.maskgit.network import MaskedTransformer, attend
+from avarc_cli.models.maskgit.network import MaskedTransformer
 
 EPS = 1e-12
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from avarc_cli.errors import CheckpointError
 from avarc_cli.layers.config_sources import ConfigSources, check_shape
-from avarc_cli.layers.state_dict import shape_of
+from avarc_cli.layers.state_dict import count_layers, shape_of
 from avarc_cli.layout import TokenLayout
 
 DEFAULT_HEADS = 16  # of all published models; no tensor tells it
@@ -83,7 +83,7 @@ def read_uvit(tensors: Mapping[str, Tensor], stated: ConfigSources, source: str)
         MaskGITConfig,
         stated,
         source,
-        depth=2 * _count(tensors, "in_blocks.{}.norm1.weight"),
+        depth=2 * count_layers(tensors, "in_blocks.{}.norm1.weight"),
         rows=shape("embeddings.weight", 2)[0],
         positions=shape("pos_embed", 3)[1],
         head=shape("lm_head.weight", 2),
@@ -98,7 +98,7 @@ def read_bert(tensors: Mapping[str, Tensor], stated: ConfigSources, source: str)
         MaskGITBertConfig,
         stated,
         source,
-        depth=_count(tensors, "encoder.layer.{}.output.dense.weight"),
+        depth=count_layers(tensors, "encoder.layer.{}.output.dense.weight"),
         rows=shape("embeddings.word_embeddings.weight", 2)[0],
         positions=shape("embeddings.position_embeddings.weight", 2)[0],
         head=shape("lm_head.weight", 2),
@@ -108,11 +108,6 @@ def read_bert(tensors: Mapping[str, Tensor], stated: ConfigSources, source: str)
 
 def _shapes(tensors: Mapping[str, Tensor], source: str, title: str) -> Callable[[str, int], torch.Size]:
     return lambda key, dimensions: shape_of(tensors, key, dimensions, source=source, expected=title)
-
-
-def _count(tensors: Mapping[str, Tensor], key: str) -> int:
-    """Number of layers, of which each has the tensor `key`."""
-    return next(layer for layer in range(len(tensors) + 1) if key.format(layer) not in tensors)
 
 
 def _config(

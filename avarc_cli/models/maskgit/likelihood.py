@@ -1,15 +1,12 @@
-"""MaskGIT behind the LikelihoodModel interface: the segments are blocks of an order, each scored in one pass.
+"""MaskGIT behind the LikelihoodModel interface (`masked.likelihood`).
 
-log p(x | class) = sum over blocks of log p(tokens of the block | tokens of the blocks before, class), where the tokens
-of a block are independent of each other. This is the exact likelihood of the model that draws a block at a time; with
-one token a block it is that of an autoregressive model. Shapes: B token sequences, P pairs, L tokens, T tokens of the
-segments at hand, C width, V codes.
+Shapes: B token sequences, P pairs, L tokens, T tokens of a block, C width, V codes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -17,45 +14,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from avarc_cli.errors import UsageError
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
-from avarc_cli.layers.precision import Precision, check_gradients, inference, linear, log_prob_backend
+from avarc_cli.layers.precision import Precision, check_gradients, inference
 from avarc_cli.likelihood import TrainableModel
+from avarc_cli.models.masked.likelihood import MaskedCodes, visible
+from avarc_cli.models.masked.loss import masked_cross_entropy, random_masks
 from avarc_cli.models.maskgit.config import MaskGITConfig
-from avarc_cli.models.maskgit.loss import masked_cross_entropy, random_masks
 from avarc_cli.models.maskgit.network import MaskedTransformer
 from avarc_cli.models.maskgit.sampling import Schedule, sample
-from avarc_cli.words import counted
-from avarc_kernels import linear_log_prob
 
 DEFAULT_STEPS = 8  # as many as the published samplers of 32 and 64 tokens take
 
 
-@dataclass
-class MaskGITState:
-    """Scoring up to some segment. Nothing is cached: a token that becomes visible changes all activations."""
-
-    tokens_BL: Tensor
-    """int64, at their own positions."""
-    order_BL: Tensor
-    """int64: the position that is scored j-th."""
-    weight_BL: Tensor | None
-    """What the log-probabilities count, in the order of scoring: 0 of tokens that are given; None for 1 everywhere."""
-    class_id_P: Tensor
-    """int64."""
-    sequence_P: Tensor
-    """Row of each pair in tokens_BL and order_BL."""
-    segment: int = 0
-    """Segments scored so far."""
-
-
-class MaskGITLikelihood(TrainableModel):
+class MaskGITLikelihood(MaskedCodes, TrainableModel):
     """log p(tokens of a block | tokens of the blocks before, class), for any order cut into `steps` blocks."""
 
     family = "maskgit"
     onednn = True
-    any_order = True
-    default_orders = 1
 
     def __init__(self, network: MaskedTransformer, steps: int | None = None, *, unsmooth: float = 0.0) -> None:
         """Score this network.
@@ -68,14 +43,8 @@ class MaskGITLikelihood(TrainableModel):
         self.network = self.transformer = network
         self.config: MaskGITConfig = network.config
         length = self.config.num_tokens
-        self.steps = min(DEFAULT_STEPS, length) if steps is None else steps
-        if not 1 <= self.steps <= length:
-            raise UsageError(
-                f"{counted(length, 'token')} cannot be scored in {counted(self.steps, 'step')}",
-                "each step scores at least one token",
-                f"write --steps 1 to {length}",
-            )
-        self.segment_ends = tuple((step + 1) * length // self.steps for step in range(self.steps))
+        self.cut(length, min(DEFAULT_STEPS, length) if steps is None else steps)
+        self.mask = self.config.mask
         self.num_classes = self.config.num_classes
         self.unconditional: int | None = self.config.num_classes
         head = 2 * self.config.width * self.config.vocab_size
@@ -95,70 +64,16 @@ class MaskGITLikelihood(TrainableModel):
         """All positions, whatever is scored."""
         return self.config.positions
 
-    @inference
-    def begin(
-        self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None
-    ) -> MaskGITState:
-        tokens_BL, order_BL, weight_BL = self._placed(tokens_BL, order_BL)
-        device = tokens_BL.device
-        return MaskGITState(tokens_BL, order_BL, weight_BL, class_id_P.to(device), sequence_P.to(device))
+    @property
+    def kernels(self) -> str:
+        return self.transformer.kernels
 
-    @inference
-    def extend(self, state: MaskGITState, stop: int, *, keep_cache_segments: int) -> Tensor:
-        if stop <= state.segment:
-            raise ValueError(f"cannot extend from segment {state.segment} to {stop}")
-        blocks = [self._score_block(state, segment) for segment in range(state.segment, stop)]
-        state.segment = stop
-        return torch.cat(blocks, dim=1)
+    @property
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        return self.transformer.head.weight, self.transformer.head.bias
 
-    def _score_block(self, state: MaskGITState, segment: int) -> Tensor:
-        """log p of the tokens of one segment, (P, T) float32, in the order of scoring."""
-        start, end = (0, *self.segment_ends)[segment : segment + 2]
-        asked_BT = state.order_BL[:, start:end]
-        ids_BL = self._visible(state.tokens_BL, state.order_BL, start, state.weight_BL)
-        hidden_PLC = self.transformer.hidden(state.class_id_P, ids_BL[state.sequence_P])
-        asked_PT = asked_BT[state.sequence_P]
-        hidden_PTC = hidden_PLC.gather(1, asked_PT[..., None].expand(-1, -1, hidden_PLC.shape[-1]))
-        target_PT = state.tokens_BL.gather(1, asked_BT)[state.sequence_P]
-        log_prob_PT = self._log_prob(hidden_PTC.flatten(0, 1), target_PT.flatten()).view_as(target_PT)
-        return log_prob_PT if state.weight_BL is None else log_prob_PT * state.weight_BL[state.sequence_P, start:end]
-
-    def _visible(self, tokens_BL: Tensor, order_BL: Tensor, start: int, weight_BL: Tensor | None = None) -> Tensor:
-        """What the transformer reads: tokens scored before the `start`-th and given ones, or the mask."""
-        known_BL = torch.zeros_like(order_BL, dtype=torch.bool)
-        known_BL[:, :start] = True
-        if weight_BL is not None:
-            known_BL |= weight_BL == 0
-        return tokens_BL.where(torch.empty_like(known_BL).scatter(1, order_BL, known_BL), self.config.mask)
-
-    def _log_prob(self, rows_NC: Tensor, target_N: Tensor) -> Tensor:
-        """log p of a code at each hidden state, (N,) float32."""
-        head = self.transformer.head
-        rows_NC = rows_NC.to(head.weight.dtype)
-        if self.unsmooth:
-            return undo_smoothing(linear(head, rows_NC).float(), self.unsmooth).gather(1, target_N[:, None])[:, 0]
-        backend = log_prob_backend(self.transformer.kernels, rows_NC)
-        return linear_log_prob(rows_NC, head.weight, head.bias, target_N, backend=backend)
-
-    @inference
-    def select(self, state: MaskGITState, keep_Q: Tensor) -> MaskGITState:
-        keep = keep_Q.to(state.sequence_P.device)
-        return replace(state, class_id_P=state.class_id_P[keep], sequence_P=state.sequence_P[keep])
-
-    @inference
-    def fork(
-        self,
-        state: MaskGITState,
-        keep_Q: Tensor,
-        tokens_BL: Tensor,
-        sequence_Q: Tensor,
-        stop: int,
-        order_BL: Tensor | None = None,
-    ) -> MaskGITState:
-        tokens_BL, order_BL, weight_BL = self._placed(tokens_BL, order_BL)
-        device = tokens_BL.device
-        class_id_Q = state.class_id_P[keep_Q.to(device)]
-        return MaskGITState(tokens_BL, order_BL, weight_BL, class_id_Q, sequence_Q.to(device), stop)
+    def hidden(self, class_id_P: Tensor, ids_PL: Tensor) -> Tensor:
+        return self.transformer.hidden(class_id_P, ids_PL)
 
     @inference
     def sample(
@@ -182,12 +97,12 @@ class MaskGITLikelihood(TrainableModel):
         Raises: UsageError for a model in 8 bits, whose products have no gradients.
         """
         check_gradients(self.precision)
-        tokens_BL, order_BL, _ = self._placed(tokens_BL, order_BL)
+        tokens_BL, order_BL, _ = self.placed(tokens_BL, order_BL)
         class_id_B = class_id_B.to(tokens_BL.device)
         blocks, start = [], 0
         for end in self.segment_ends:
             asked_BT = order_BL[:, start:end]
-            logits_BLV = self.transformer.logits(class_id_B, self._visible(tokens_BL, order_BL, start))
+            logits_BLV = self.transformer.logits(class_id_B, tokens_BL.where(visible(order_BL, start), self.mask))
             logits_BTV = logits_BLV.gather(1, asked_BT[..., None].expand(-1, -1, logits_BLV.shape[-1]))
             target_BT = tokens_BL.gather(1, asked_BT)
             blocks.append(-F.cross_entropy(logits_BTV.transpose(1, 2), target_BT, reduction="none"))
@@ -246,9 +161,8 @@ class MaskGITLikelihood(TrainableModel):
         """The number of attention heads, which the tensors do not tell."""
         return {"num_attention_heads": str(self.config.heads)}
 
-    def bytes_per_token(self, *, cached: bool) -> int:
-        if cached:
-            return 0
+    @property
+    def pass_bytes_per_position(self) -> int:
         c, item = self.config, self.precision.activations.itemsize
         # Residual stream, its sum and the outputs that a UViT keeps for its second half, in float32; normed input,
         # queries, keys and values, or twice the MLP's hidden vector.
@@ -259,32 +173,6 @@ class MaskGITLikelihood(TrainableModel):
     def resident_bytes(self) -> int:
         """Memory of the weights."""
         return stored_bytes(self.transformer)
-
-    def _placed(self, tokens_BL: Tensor, order_BL: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tokens, their order, and what they count (`MaskGITState.weight_BL`), on the model's device."""
-        tokens_BL = tokens_BL.to(self.transformer.head.weight.device)
-        if order_BL is None:
-            order_BL = torch.arange(tokens_BL.shape[1], device=tokens_BL.device).expand_as(tokens_BL)
-        order_BL = order_BL.to(tokens_BL.device)
-        given_BL = order_BL < 0
-        if not given_BL.any():
-            return tokens_BL, order_BL, None
-        if self.steps != 1:
-            raise ValueError(f"tokens are given, which is for one pass, not for {self.steps}")
-        scored_B1 = (~given_BL).sum(1, keepdim=True)
-        weight_BL = (order_BL.shape[1] / scored_B1).float().expand_as(order_BL).masked_fill(given_BL, 0.0)
-        return tokens_BL, order_BL.where(~given_BL, ~order_BL), weight_BL
-
-
-def undo_smoothing(logits_NV: Tensor, smoothing: float) -> Tensor:
-    """log p (N, V) of the distribution whose mixture with the uniform one a network was trained to give.
-
-    At the optimum of a cross-entropy with label smoothing s, the network gives q = (1 - s) p + s / V. So p is
-    proportional to q - s / V. Where q is not above it, p is a hundredth of s / V; this floor is a choice.
-    """
-    uniform = smoothing / logits_NV.shape[1]
-    excess_NV = (logits_NV.softmax(-1) - uniform).clamp_min(uniform / 100)
-    return excess_NV.log() - excess_NV.sum(-1, keepdim=True).log()
 
 
 class MaskGITBertLikelihood(MaskGITLikelihood):

@@ -16,9 +16,8 @@ from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from avarc_cli.layers.precision import FP32, Precision, QuantizedLinear, linear, quantized
+from avarc_cli.layers.precision import FP32, Precision, QuantizedLinear, convert_linears, linear
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.maskgit.config import MaskGITConfig
 
@@ -90,12 +89,7 @@ class MaskedTransformer(nn.Module, ABC):
         """
         self.precision = precision
         for _, block in self.blocks():
-            for name in self.linears:
-                owner, _, attribute = name.rpartition(".")
-                module = block.get_submodule(owner)
-                layer = getattr(module, attribute)
-                layer = quantized(layer, precision) if precision.quantized else layer.to(precision.product)
-                setattr(module, attribute, layer)
+            convert_linears(block, self.linears, precision)
         if self.head.weight.is_cuda and self.head.weight.dtype != precision.activations:
             self.head.to(precision.activations)
         return self
@@ -107,10 +101,3 @@ class MaskedTransformer(nn.Module, ABC):
             if isinstance(module, QuantizedLinear):
                 module.kernels = kernels
         return self
-
-
-def attend(q_PTC: Tensor, k_PTC: Tensor, v_PTC: Tensor, heads: int, precision: Precision) -> Tensor:
-    """Attention among all positions, (P, T, C), in the dtype of activations."""
-    q, k, v = (x.to(precision.attention).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q_PTC, k_PTC, v_PTC))
-    out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    return out.to(precision.activations)

@@ -1,4 +1,4 @@
-"""Drawing token sequences from a MaskGIT: all hidden tokens at once, of which the surest stay (arXiv:2202.04200).
+"""Drawing token sequences from a MaskGIT: the published schedules, and guidance.
 
 Shapes: B images, L tokens, V codes.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from avarc_cli.layers.sampling import restrict
+from avarc_cli.models.masked.sampling import unmask
 from avarc_cli.models.maskgit.network import MaskedTransformer
 
 
@@ -66,24 +66,17 @@ def sample(
 ) -> Tensor:
     """Tokens (B, L) int64, one image for each class id; arguments as `LikelihoodModel.sample`."""
     config = transformer.config
-    ids_BL = torch.full((len(class_id_B), config.num_tokens), config.mask, device=class_id_B.device)
-    for step in range(schedule.steps):
-        done = (step + 1) / schedule.steps
-        noise = schedule.temperature * (1 - done)
-        logits_BLV = _logits(transformer, class_id_B, ids_BL, schedule.weight(guidance, step))
-        if schedule.annealed:
-            logits_BLV = logits_BLV / (0.5 + 0.8 * (1 - done))
-        logits_BLV = restrict(logits_BLV, top_k, top_p)
-        drawn_BL = (logits_BLV + noise * _gumbel(logits_BLV, generators)).argmax(-1)
-        hidden_BL = ids_BL == config.mask
-        ids_BL = torch.where(hidden_BL, drawn_BL, ids_BL)
-        if step + 1 == schedule.steps:
-            break
-        chosen_BL = logits_BLV.gather(-1, drawn_BL[..., None])[..., 0]
-        confidence_BL = (chosen_BL + noise * _gumbel(chosen_BL, generators)).masked_fill(~hidden_BL, torch.inf)
-        keep_hidden = math.floor(config.num_tokens * math.acos(done) / (math.pi / 2))
-        ids_BL = _hide_again(ids_BL, confidence_BL, hidden_BL.sum(1), keep_hidden, config.mask)
-    return ids_BL
+    return unmask(
+        lambda ids_BL, step: _logits(transformer, class_id_B, ids_BL, schedule.weight(guidance, step)),
+        torch.full((len(class_id_B), config.num_tokens), config.mask, device=class_id_B.device),
+        generators,
+        mask=config.mask,
+        steps=schedule.steps,
+        temperature=schedule.temperature,
+        annealed=schedule.annealed,
+        top_k=top_k,
+        top_p=top_p,
+    )
 
 
 def _logits(transformer: MaskedTransformer, class_id_B: Tensor, ids_BL: Tensor, weight: float) -> Tensor:
@@ -94,18 +87,3 @@ def _logits(transformer: MaskedTransformer, class_id_B: Tensor, ids_BL: Tensor, 
     logits = transformer.logits(torch.cat([class_id_B, unconditional_B]), ids_BL.repeat(2, 1))
     of_class, of_none = logits.chunk(2)
     return of_none + weight * (of_class - of_none)
-
-
-def _hide_again(ids_BL: Tensor, confidence_BL: Tensor, hidden_B: Tensor, count: int, mask: int) -> Tensor:
-    """Hide the `count` least sure tokens of each image, at least one and not all that were hidden."""
-    least_B = hidden_B.sub(1).clamp(max=max(count, 1)).clamp(min=1)
-    threshold_B1 = confidence_BL.sort(dim=1).values.gather(1, least_B[:, None] - 1)
-    return ids_BL.masked_fill(confidence_BL <= threshold_B1, mask)
-
-
-def _gumbel(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Standard Gumbel noise in the shape of `like`, each image's from its own generator."""
-    uniform = torch.stack(
-        [torch.rand(x.shape, generator=g, device=x.device) for x, g in zip(like, generators, strict=True)]
-    )
-    return -(-uniform.clamp_min(1e-20).log()).clamp_min(1e-20).log()

@@ -26,10 +26,10 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from avarc_cli.layers.gelu import gelu
 from avarc_cli.layers.kv_cache import KVCache
-from avarc_cli.layers.precision import CACHED, FP32, Precision, QuantizedLinear, linear, quantized
+from avarc_cli.layers.precision import FP32, Precision, QuantizedLinear, linear, quantized
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.var.config import TITLE, VARConfig
 from avarc_kernels import adaln, block_causal_attention, gated_residual_adaln, linear_gelu
@@ -131,23 +131,6 @@ class FeedForward(nn.Module):
         else:
             hidden = gelu(_linear(self.fc1, x))
         return _linear(self.fc2, hidden)
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form. Without gradients on a CPU, x (contiguous) is overwritten.
-
-    There it is computed as x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)), the same function, in float32, because torch's
-    exp is three times faster than its tanh; in pieces that stay in a core's cache from the first step to the last.
-    """
-    if torch.is_grad_enabled() or x.device.type != "cpu":
-        return F.gelu(x, approximate="tanh")
-    for piece in x.view(-1).split(CACHED * torch.get_num_threads()):
-        exact = piece.float()
-        inner = torch.addcmul(exact, exact * exact, exact, value=0.044715).mul_(2 * math.sqrt(2 / math.pi))
-        torch.mul(exact, inner.sigmoid_(), out=exact)
-        if exact is not piece:
-            piece.copy_(exact)
-    return x
 
 
 def _ada_lin(width: int, vectors: int) -> nn.Sequential:

@@ -17,7 +17,10 @@ from avarc_cli.tokenizers.maskgit_vqgan.config import MaskGITVQGANConfig
 
 TITLE = "TiTok"
 HEAD_WIDTH = 64  # channels of an attention head in every published TiTok
-L2_NORM = "model.vq_model.use_l2_norm"  # where the configurations of the published files state it
+PREDICTS = "decoder.ffn.2.weight"  # in models whose decoder predicts codes
+PIXEL_CODES = "pixel_quantize.embedding.weight"  # of the codes that it predicts
+# Where the configurations of the published files state these:
+L2_NORM, QUANTIZE_MODE = "model.vq_model.use_l2_norm", "model.vq_model.quantize_mode"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class TiTokConfig:
     """Shape of a TiTok."""
 
     num_tokens: int  # L, latent tokens of an image
-    vocab_size: int  # V
+    vocab_size: int  # V; 0 for a VAE, whose tokens are the latents themselves
     code_channels: int  # Z, channels of the latents and codes
     patch: int  # p, pixels a side of a patch
     side: int  # g, rows and columns of patches
@@ -47,9 +50,16 @@ class TiTokConfig:
     decoder: TransformerConfig
     l2_norm: bool
     """Whether latents and codes are compared, and codes looked up, with unit length."""
-    pixel_decoder: MaskGITVQGANConfig | None
-    """Of a two-stage model, whose transformer predicts the codes of a MaskGIT-VQGAN; None where it draws pixels."""
+    predicted: int | None = None
+    """U, codes of the MaskGIT-VQGAN that the decoder of a two-stage model predicts; None where it draws pixels."""
+    pixel_decoder: MaskGITVQGANConfig | None = None
+    """Of that MaskGIT-VQGAN, in a two-stage model after its second stage."""
     inferred: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def is_vae(self) -> bool:
+        """Whether tokens are vectors of Z channels, rather than codes."""
+        return self.vocab_size == 0
 
     @property
     def image_size(self) -> int:
@@ -60,8 +70,8 @@ class TiTokConfig:
 def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> TiTokConfig:
     """The shape of the tokenizer that these tensors make up.
 
-    They do not tell whether codes have unit length. Where no file states it as "use_l2_norm", those of a two-stage
-    model do, as in all published ones.
+    Without a codebook it is a VAE. The tensors do not tell whether codes have unit length: where no file states it as
+    "use_l2_norm", those of a two-stage model do, as in all published ones.
 
     Raises: CheckpointError when the tensors are no TiTok with a decoder for its pixels, or contradict what is stated.
     """
@@ -69,7 +79,8 @@ def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: st
     def shape(key: str, dimensions: int) -> torch.Size:
         return shape_of(tensors, key, dimensions, source=source, expected=TITLE)
 
-    vocab_size, code_channels = shape("quantize.embedding.weight", 2)
+    vocab_size = _read_vocab_size(tensors, stated, source)
+    code_channels = shape("decoder.decoder_embed.weight", 2)[1]
     num_tokens, _ = shape("latent_tokens", 2)
     *_, patch = shape("encoder.patch_embed.weight", 4)
     cells = shape("encoder.positional_embedding", 2)[0] - 1
@@ -77,13 +88,7 @@ def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: st
     if side == 0 or side * side != cells:
         raise CheckpointError(f"{source} does not fit a {TITLE}", f"its {cells} patches fill no square")
     pixel_decoder = _read_pixel_decoder(tensors, side, source)
-    found = stated.find("use_l2_norm", L2_NORM)
-    if found is not None and str(found[0]).lower() not in ("true", "false"):
-        raise CheckpointError(
-            f"'use_l2_norm' in {found[1]} cannot be read", f"it is {found[0]!r}", "write true or false there"
-        )
-    l2_norm = pixel_decoder is not None if found is None else str(found[0]).lower() == "true"
-    kind = "two-stage" if pixel_decoder else "single-stage"
+    l2_norm, inferred = (False, {}) if vocab_size == 0 else _read_l2_norm(stated, pixel_decoder is not None)
     config = TiTokConfig(
         num_tokens=num_tokens,
         vocab_size=vocab_size,
@@ -93,17 +98,45 @@ def read_config(tensors: Mapping[str, Tensor], stated: ConfigSources, source: st
         encoder=_read_transformer(tensors, "encoder", source),
         decoder=_read_transformer(tensors, "decoder", source),
         l2_norm=l2_norm,
+        predicted=pixel_decoder.vocab_size if pixel_decoder else None,
         pixel_decoder=pixel_decoder,
-        inferred={} if found else {"use_l2_norm": f"{l2_norm}, as in the published {kind} models"},
+        inferred=inferred,
     )
     numbers = {
-        "model.vq_model.codebook_size": vocab_size,
         "model.vq_model.token_size": code_channels,
         "model.vq_model.num_latent_tokens": num_tokens,
         "dataset.preprocessing.crop_size": config.image_size,
-    }
+    } | ({"model.vq_model.codebook_size": vocab_size} if vocab_size else {})
     check_shape(stated, numbers, TokenLayout.sequence(num_tokens), source)
     return config
+
+
+def _read_vocab_size(tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> int:
+    """Number of codes; 0 for a VAE. Raises: CheckpointError where files state the other kind."""
+    has_codebook, found = "quantize.embedding.weight" in tensors, stated.find("quantize_mode", QUANTIZE_MODE)
+    there = "a codebook" if has_codebook else "no codebook"
+    if found is not None and found[0] != ("vq" if has_codebook else "vae"):
+        raise CheckpointError(
+            f"{source} contradicts its configuration",
+            f"'quantize_mode' in {found[1]} is {found[0]!r}, and the tensors have {there}",
+            "correct the configuration, or pass the file that it belongs to",
+        )
+    if not has_codebook:
+        return 0
+    return shape_of(tensors, "quantize.embedding.weight", 2, source=source, expected=TITLE)[0]
+
+
+def _read_l2_norm(stated: ConfigSources, is_two_stage: bool) -> tuple[bool, dict[str, str]]:
+    """Whether codes have unit length, and what of it was inferred. Raises: CheckpointError for any other value."""
+    found = stated.find("use_l2_norm", L2_NORM)
+    if found is None:
+        kind = "two-stage" if is_two_stage else "single-stage"
+        return is_two_stage, {"use_l2_norm": f"{is_two_stage}, as in the published {kind} models"}
+    if str(found[0]).lower() not in ("true", "false"):
+        raise CheckpointError(
+            f"'use_l2_norm' in {found[1]} cannot be read", f"it is {found[0]!r}", "write true or false there"
+        )
+    return str(found[0]).lower() == "true", {}
 
 
 def _read_transformer(tensors: Mapping[str, Tensor], part: str, source: str) -> TransformerConfig:
@@ -119,17 +152,22 @@ def _read_transformer(tensors: Mapping[str, Tensor], part: str, source: str) -> 
     return TransformerConfig(width=width, depth=depth, heads=width // HEAD_WIDTH)
 
 
+def is_first_stage(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are of a TiTok that predicts codes and has no decoder for their pixels."""
+    return PREDICTS in tensors and PIXEL_CODES not in tensors
+
+
 def _read_pixel_decoder(tensors: Mapping[str, Tensor], side: int, source: str) -> MaskGITVQGANConfig | None:
     """The MaskGIT-VQGAN whose decoder draws the pixels; None for a single-stage model."""
-    if "decoder.ffn.2.weight" not in tensors:
+    if PREDICTS not in tensors:
         return None
-    if "pixel_quantize.embedding.weight" not in tensors:
+    if is_first_stage(tensors):
         raise CheckpointError(
             f"{source} is only the first stage of a {TITLE}",
             "it predicts the codes of a MaskGIT-VQGAN, and has no decoder for pixels",
-            "pass the checkpoint of the second stage",
+            "train the second stage (avarc train titok --start-from), or pass its checkpoint",
         )
-    vocab_size, channels = shape_of(tensors, "pixel_quantize.embedding.weight", 2, source=source, expected=TITLE)
+    vocab_size, channels = shape_of(tensors, PIXEL_CODES, 2, source=source, expected=TITLE)
     widths: list[int] = []
     while (key := f"pixel_decoder.up.{len(widths)}.block.0.conv1.weight") in tensors:
         widths.append(shape_of(tensors, key, 4, source=source, expected=TITLE)[0])

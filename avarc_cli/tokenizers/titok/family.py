@@ -1,26 +1,30 @@
-"""The TiToks as the registry sees them: building a network from a checkpoint, training a new one of one stage."""
+"""The TiToks as the registry sees them: building a network from a checkpoint, training one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, cast
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from avarc_cli.family import TokenizerFamily, TokenizerLoss
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.state_dict import build
 from avarc_cli.likelihood import TokenizerNetwork
-from avarc_cli.tokenizers.titok.config import HEAD_WIDTH, TITLE, TiTokConfig, TransformerConfig, read_config
-from avarc_cli.tokenizers.titok.loss import TiTokLoss
+from avarc_cli.tokenizers.maskgit_vqgan.network import MaskGITVQGAN
+from avarc_cli.tokenizers.titok import stages
+from avarc_cli.tokenizers.titok.config import TITLE, read_config
+from avarc_cli.tokenizers.titok.loss import FirstStageLoss, SecondStageLoss, TiTokLoss
 from avarc_cli.tokenizers.titok.network import TiTok
 
 
 class TiTokFamily(TokenizerFamily):
     name = "titok"
     title = TITLE
-    signature = ("latent_tokens", "quantize.embedding.weight", "decoder.mask_token", "decoder.ffn.0.weight")
+    signature = ("latent_tokens", "encoder.patch_embed.weight", "decoder.mask_token", "decoder.ffn.0.weight")
     generator = "maskgit"
+    teacher = "maskgit-vqgan"
 
     def build(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> TiTok:
         config = read_config(tensors, stated, source)
@@ -31,24 +35,26 @@ class TiTokFamily(TokenizerFamily):
 
         `shape` is image_size, patch, num_tokens, vocab_size, code_channels, and width and depth of both transformers.
         """
-        transformer = TransformerConfig(width=shape["width"], depth=shape["depth"], heads=shape["width"] // HEAD_WIDTH)
-        config = TiTokConfig(
-            num_tokens=shape["num_tokens"],
-            vocab_size=shape["vocab_size"],
-            code_channels=shape["code_channels"],
-            patch=shape["patch"],
-            side=shape["image_size"] // shape["patch"],
-            encoder=transformer,
-            decoder=transformer,
-            l2_norm=False,
-            pixel_decoder=None,
-        )
-        network = TiTok(config)
-        nn.init.uniform_(network.quantize.embedding.weight, -1 / config.vocab_size, 1 / config.vocab_size)
-        return network
+        side = shape.pop("image_size") // shape["patch"]
+        return stages.new_network(predicted=None, side=side, **shape)
 
     def training_loss(self, network: TokenizerNetwork) -> TokenizerLoss:
         return TiTokLoss(cast("TiTok", network))
+
+    def first_stage(self, teacher: TokenizerNetwork, **shape: Any) -> tuple[TiTok, TokenizerLoss]:
+        """As `TokenizerFamily.first_stage`; `shape` is that of `new` without image_size, and patch may be None."""
+        network = stages.first_stage(cast("MaskGITVQGAN", teacher), **shape).to(_device(teacher))
+        return network, FirstStageLoss(network, teacher)
+
+    def second_stage(
+        self, first: Mapping[str, Tensor], stated: ConfigSources, source: str, teacher: TokenizerNetwork
+    ) -> tuple[TiTok, TokenizerLoss]:
+        network = stages.second_stage(first, stated, source, cast("MaskGITVQGAN", teacher)).to(_device(teacher))
+        return network, SecondStageLoss(network)
+
+
+def _device(network: TokenizerNetwork) -> torch.device:
+    return next(network.parameters()).device
 
 
 FAMILY = TiTokFamily()

@@ -1,28 +1,40 @@
-"""Training of a single-stage TiTok on its pixels, without the perceptual and adversarial losses (arXiv:2501.07730)."""
+"""Training of a TiTok: of one stage on its pixels (arXiv:2501.07730), or of two stages (arXiv:2406.07550).
+
+The perceptual and adversarial losses are left out.
+Shapes: B images, L latent tokens, M latents of a batch, Z channels of latents and codes, U codes of the teacher, g side
+of its grid.
+"""
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from avarc_cli.layers.precision import tf32
 from avarc_cli.layers.vq_loss import Quantized, ReconstructionLoss, codebook_loss
-from avarc_cli.tokenizers.titok.network import TiTok
+from avarc_cli.likelihood import TokenizerNetwork
+from avarc_cli.tokenizers.titok.network import Codebook, TiTok
 
 
 class TiTokLoss(ReconstructionLoss):
     """The loss of a single-stage TiTok."""
 
     def __init__(self, network: TiTok) -> None:
-        super().__init__(network.quantize.embedding.weight)
+        self.codebook = cast("Codebook", network.quantize)
+        super().__init__(self.codebook.embedding.weight)
         self.network = network
 
     def encode(self, images: Tensor) -> Tensor:
-        return self.network.encoder((images + 1) / 2, self.network.latent_tokens)
+        latents = self.network.encoder((images + 1) / 2, self.network.latent_tokens)
+        return F.normalize(latents, dim=1) if self.network.config.l2_norm else latents
 
     def quantize(self, latents: Tensor) -> Quantized:
         with torch.no_grad():
             tokens_BL = self.network.tokenize(latents)
-        codes = self.network.quantize.lookup(tokens_BL)
+        codes = self.codebook.lookup(tokens_BL)
         return Quantized(latents, codes, codebook_loss(latents, codes), tokens_BL.flatten())
 
     def vectors(self, latents: Tensor) -> Tensor:
@@ -31,3 +43,40 @@ class TiTokLoss(ReconstructionLoss):
 
     def decode(self, codes: Tensor) -> Tensor:
         return self.network.decode(codes)
+
+
+class FirstStageLoss(TiTokLoss):
+    """Cross-entropy of the teacher's tokens, a mean over cells, in place of the error of pixels."""
+
+    def __init__(self, network: TiTok, teacher: TokenizerNetwork) -> None:
+        super().__init__(network)
+        self.teacher = teacher
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Logits of the teacher's codes, (B, U, g, g)."""
+        return self.network.decoder(codes)
+
+    def error(self, decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, float]]:
+        with torch.no_grad(), tf32(False):
+            tokens_BL = self.teacher.tokenize(self.teacher.encode(images))
+        loss = F.cross_entropy(decoded.flatten(2), tokens_BL)
+        right = (decoded.flatten(2).argmax(1) == tokens_BL).float().mean()
+        return loss, {"nats/code": loss.item(), "right": right.item()}
+
+
+class SecondStageLoss:
+    """Squared error of the pixels. Encoder and codes have learnt what they will."""
+
+    def __init__(self, network: TiTok) -> None:
+        self.network = network
+
+    def __call__(
+        self, images: Tensor, step: int, steps: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """As `family.TokenizerLoss`."""
+        network = self.network
+        with torch.no_grad():
+            latents = network.encoder((images + 1) / 2, network.latent_tokens)
+            codes = network.quantize.lookup(network.tokenize(latents))
+        error = F.mse_loss(network.decode(codes), images)
+        return error, {"rmse": error.item() ** 0.5}

@@ -18,6 +18,7 @@ import numpy as np
 
 from avarc_cli.data.image_source import open_regular
 from avarc_cli.errors import CacheError
+from avarc_cli.tokens.form import TokenForm
 from avarc_cli.tokens.interchange import npy
 from avarc_cli.tokens.interchange.codes import MAX_RECORD, Codes, FileParts, NumberedNames, not_tokens
 from avarc_cli.zip_check import check_zip
@@ -139,15 +140,15 @@ def _read_labels(labels: _Stored) -> np.ndarray:
     return numbers.astype(np.int64)
 
 
-def write_npy(file: BinaryIO, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
-    """Write tokens as uint16 (N, S, L). Raises: OSError."""
-    npy.write_blocks(file, shape, np.uint16, blocks)
+def write_npy(file: BinaryIO, count: int, form: TokenForm, blocks: Iterable[np.ndarray]) -> None:
+    """Write the tokens of N images, (N, S, L) uint16 or (N, S, L, Z) float32. Raises: OSError."""
+    npy.write_blocks(file, (count, *form.shape), form.dtype, blocks)
 
 
-def write_npz(file: BinaryIO, shape: tuple[int, ...], labels: np.ndarray, blocks: Iterable[np.ndarray]) -> None:
-    """Write tokens as uint16 (N, S, L) and labels as int64 (N,), -1 where unknown. Raises: OSError."""
+def write_npz(file: BinaryIO, form: TokenForm, labels: np.ndarray, blocks: Iterable[np.ndarray]) -> None:
+    """Write tokens as `write_npy`, and labels as int64 (N,), -1 where unknown. Raises: OSError."""
     with zipfile.ZipFile(file, "w") as archive:  # members get zip's first date: the same content is the same bytes
         with archive.open(zipfile.ZipInfo(f"{TOKENS}.npy"), "w", force_zip64=True) as member:
-            npy.write_blocks(member, shape, np.uint16, blocks)
+            npy.write_blocks(member, (len(labels), *form.shape), form.dtype, blocks)
         with archive.open(zipfile.ZipInfo(f"{LABELS}.npy"), "w") as member:
             npy.write_blocks(member, labels.shape, np.int64, [labels])

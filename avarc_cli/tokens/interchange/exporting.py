@@ -76,10 +76,14 @@ def export_codes(
         format: one of FORMATS. "npy" also writes the labels, to the file that `arrays.labels_beside` names.
         progress: called with images done and in all.
     Raises: UsageError as `check_output`, and for images without a class where the format has no place for them;
+        for continuous tokens in any format but "npy" and "npz";
         CacheError when the cache cannot be read, is partial or corrupt; AvarcError when `out` cannot be written.
     """
     check_output(out, format, cache, overwrite=overwrite)
     opened = read_verified(cache)
+    if opened.header.channels and format not in (NPY, NPZ):
+        why = f"it holds continuous tokens, made by {opened.header.tokenizer}; this format has codes"
+        raise UsageError(f"cannot export '{cache}' as {format}", why, f"use --format {NPY} or {NPZ}")
     numbers, numbering = class_numbers(opened.header.class_names)
     labels = np.array([*numbers, UNKNOWN], dtype=np.int64)[opened.labels]
     unknown = int((labels == UNKNOWN).sum())
@@ -124,7 +128,7 @@ def _blocks(cache: TokenCache, format: str, progress: Progress) -> Iterator[np.n
 
 
 def _write(out: Path, format: str, cache: TokenCache, labels: np.ndarray, blocks: Iterator[np.ndarray]) -> None:
-    shape = (len(cache), cache.header.samples, cache.header.layout.num_tokens)
+    form = cache.header.form
     if format in FOLDERS:
         with new_folder(out) as folder:
             if format == LLAMAGEN:
@@ -141,6 +145,6 @@ def _write(out: Path, format: str, cache: TokenCache, labels: np.ndarray, blocks
             if format == JSONL:
                 json_lines.write(file, labels, blocks)
             elif format == NPY:
-                arrays.write_npy(file, shape, blocks)
+                arrays.write_npy(file, len(cache), form, blocks)
             else:
-                arrays.write_npz(file, shape, labels, blocks)
+                arrays.write_npz(file, form, labels, blocks)

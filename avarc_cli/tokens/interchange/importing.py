@@ -15,7 +15,7 @@ import numpy as np
 from avarc_cli import outputs
 from avarc_cli.data.image_source import DIGEST_SIZE
 from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.errors import CacheError, describe_differences
+from avarc_cli.errors import CacheError, UsageError, describe_differences
 from avarc_cli.progress import Notify, Progress, ProgressBar, StartProgress, no_message, silent
 from avarc_cli.tokens.cache import chunk_folder, read
 from avarc_cli.tokens.encode import EncodeResult, build
@@ -55,9 +55,12 @@ def import_codes(
         overwrite: replace a cache or unfinished chunks of another request.
         progress: opens the bars "checking" and "importing".
     Returns and raises: as `encode`; CacheError also for tokens that are not the tokenizer's, naming the first file or
-        line, and as `open_codes` and `as_images`.
+        line, and as `open_codes` and `as_images`; UsageError for a tokenizer of continuous tokens.
     """
     outputs.check_output(out, outputs.CACHE, overwrite=True, inputs=[source])  # of a cache, `build` decides
+    if tokenizer.channels:
+        why = f"those of {tokenizer.name} are continuous; files of other programs are read as codes"
+        raise UsageError("cannot import continuous tokens", why, "encode the images: avarc encode")
     if out.exists() and not overwrite:
         _check_alike(read(out, allow_partial=True).header, tokenizer, out)
     codes = open_codes(source, tokenizer.vocab_size, views)

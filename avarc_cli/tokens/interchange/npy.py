@@ -13,6 +13,7 @@ from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy_format
+from numpy.typing import DTypeLike
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000
@@ -78,6 +79,8 @@ def _parse(header: bytes) -> NpyHeader:
         raise ValueError(f"its header cannot be read: {str(error).partition(chr(10))[0]}") from None
     if any(type(side) is not int or side < 0 for side in shape):
         raise ValueError(f"its header claims the shape {shape}")
+    if dtype == np.float16:
+        raise ValueError("its numbers are of type float16, which cannot hold all codes above 2048; save int32")
     if dtype.kind not in "iu":
         raise ValueError(f"its numbers are of type {dtype}, not whole numbers")
     if is_fortran and len(shape) > 1:
@@ -85,7 +88,7 @@ def _parse(header: bytes) -> NpyHeader:
     return NpyHeader(tuple(shape), dtype, len(header))
 
 
-def write_blocks(file: IO[bytes], shape: tuple[int, ...], dtype: type, blocks: Iterable[np.ndarray]) -> None:
+def write_blocks(file: IO[bytes], shape: tuple[int, ...], dtype: DTypeLike, blocks: Iterable[np.ndarray]) -> None:
     """Write an array whose first axis comes in blocks. Raises: OSError."""
     described = {"descr": np.dtype(dtype).newbyteorder("<").str, "fortran_order": False, "shape": shape}
     npy_format.write_array_header_1_0(file, described)
@@ -93,7 +96,7 @@ def write_blocks(file: IO[bytes], shape: tuple[int, ...], dtype: type, blocks: I
         file.write(np.ascontiguousarray(block, dtype=np.dtype(dtype).newbyteorder("<")).tobytes())
 
 
-def to_bytes(array: np.ndarray, dtype: type) -> bytes:
+def to_bytes(array: np.ndarray, dtype: DTypeLike) -> bytes:
     """An array file."""
     buffer = io.BytesIO()
     write_blocks(buffer, array.shape, dtype, [array])

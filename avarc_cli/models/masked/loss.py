@@ -1,4 +1,4 @@
-"""Training of a MaskGIT: tokens are hidden at random, and the network predicts them (arXiv:2202.04200, section 3.2).
+"""Training of a model of hidden tokens: some are hidden at random, and the network predicts them (arXiv:2202.04200).
 
 Shapes: B images, L tokens, V codes.
 """

@@ -1,0 +1,120 @@
+"""avarc train titok: a TiTok of one stage, or of two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from avarc_cli import console
+from avarc_cli.commands import _images, _weights
+from avarc_cli.commands import _options as opt
+from avarc_cli.commands import _training as common
+from avarc_cli.commands._groups import with_option_groups
+from avarc_cli.errors import UsageError
+from avarc_cli.settings import check_device, check_file, check_patch, check_width
+from avarc_cli.zoo.cards import check_weights
+
+SHAPE = ("patch", "tokens", "vocab", "channels", "width", "depth")
+
+
+@with_option_groups
+def titok(
+    context: typer.Context,
+    data: opt.DataArg,
+    *,
+    out: common.OutOpt,
+    codes_of: Annotated[
+        str | None,
+        opt.model_option(
+            "--codes-of", help="A MaskGIT-VQGAN's name or file: train in two stages, the first on its tokens."
+        ),
+    ] = None,
+    start_from: Annotated[
+        Path | None, opt.model_option("--start-from", help="File of a first stage: train the second, on pixels.")
+    ] = None,
+    image_size: common.ImageSizeOpt = 64,
+    patch: Annotated[int, opt.model_option("--patch", min=1, help="Side of a patch in pixels.")] = 8,
+    tokens: Annotated[int, opt.model_option("--tokens", min=1, help="Tokens of an image.")] = 32,
+    vocab: common.VocabularyOpt = 512,
+    channels: common.CodeChannelsOpt = 12,
+    width: Annotated[int, opt.model_option("--width", min=64, help="Channels, a multiple of 64.")] = 256,
+    depth: common.DepthOpt = 6,
+    device: opt.DeviceOpt = "auto",
+    yes: opt.YesOpt = False,
+    overwrite: opt.OverwriteOpt = False,
+    as_json: opt.JsonOpt = False,
+    training: common.RecipeOptions,
+) -> None:
+    """Train a TiTok, whose tokens describe the image as a whole, for a MaskGIT.
+
+    In a single stage on pixels; or in two: with --codes-of on the tokens of a MaskGIT-VQGAN, which decides image size
+    and patches, then with --start-from as well on pixels. Without the perceptual and adversarial losses.
+
+    Example: avarc train titok photos/ --image-size 64 --out titok.safetensors
+    """
+    check_width(width, "a TiTok")
+    shape: dict[str, Any] = {
+        "patch": patch,
+        "num_tokens": tokens,
+        "vocab_size": vocab,
+        "code_channels": channels,
+        "width": width,
+        "depth": depth,
+    }
+    if start_from is not None:
+        if codes_of is None:
+            raise UsageError(
+                "--start-from needs --codes-of",
+                "the second stage begins with the decoder of the tokenizer whose codes the first one predicts",
+                "add --codes-of with the same tokenizer as in the first stage",
+            )
+        opt.check_not_given(context, SHAPE, "with --start-from", "the first stage has decided the shape")
+    if codes_of is None:
+        check_patch(image_size, patch)
+        common.train_tokenizer(
+            data, out, shape, training, family="titok", image_size=image_size, device=device, overwrite=overwrite
+        )
+        return
+    shape["patch"] = patch if opt.is_given(context, "patch") else None
+    pixels = image_size if opt.is_given(context, "image_size") else None
+    _train_stage(
+        data, out, shape, training, codes_of, start_from, image_size=pixels, device=device, yes=yes, overwrite=overwrite
+    )
+
+
+def _train_stage(
+    data: list[Path],
+    out: Path,
+    shape: dict[str, Any],
+    training: common.RecipeOptions,
+    codes_of: str,
+    start_from: Path | None,
+    *,
+    image_size: int | None,
+    device: str,
+    yes: bool,
+    overwrite: bool,
+) -> None:
+    """Train one of two stages: the second where there is a file to start from. Shows where the result is."""
+    check_device(device)
+    check_weights(codes_of)
+    check_file(start_from, "--start-from")
+    with common.reserved(out, overwrite, codes_of, None if start_from is None else str(start_from)):
+        images = _images.open_noted(data, allow_outside=training.allow_outside)
+        _weights.ensure(codes_of, yes=yes)
+        from avarc_cli.loading import ModelSpec, load_tokenizer  # imports torch: only now, after all that may be wrong
+        from avarc_cli.train import stages
+
+        teacher = load_tokenizer(ModelSpec(codes_of, image_size=image_size, device=device))
+        opt.note_inferred(teacher)
+        recipe, augment = training.tokenizer_recipe(), training.augmentation()
+        which = "first" if start_from is None else "second"
+        with common.progress(f"training {which} stage", recipe.steps) as told:
+            how: dict[str, Any] = {"family": "titok", "augment": augment, "progress": told, "say": console.warn}
+            if start_from is None:
+                stages.train_first_stage(images, out, teacher, shape, recipe, **how)
+            else:
+                stages.train_second_stage(images, out, start_from, teacher, recipe, **how)
+    common.show(out)

@@ -1,0 +1,55 @@
+"""The family of text-conditional LlamaGens as the registry sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from avarc_cli.family import GeneratorFamily
+from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.precision import Precision
+from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
+from avarc_cli.models.llamagen.config import read_config
+from avarc_cli.models.llamagen.family import LlamaGenFamily, network_of
+from avarc_cli.models.llamagen_t2i.benchmark import CaptionLlamaGenWorkload
+from avarc_cli.models.llamagen_t2i.config import NULL, PROJECTION, CaptionLlamaGenConfig
+from avarc_cli.models.llamagen_t2i.likelihood import CaptionLlamaGenLikelihood
+from avarc_cli.models.llamagen_t2i.network import CaptionLlamaGen
+
+
+class CaptionLlamaGenFamily(GeneratorFamily):
+    name = CaptionLlamaGenLikelihood.family
+    title = CaptionLlamaGenConfig.title
+    signature = (*LlamaGenFamily.signature, PROJECTION, NULL)
+
+    def read_config(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> CaptionLlamaGenConfig:
+        return read_config(tensors, stated, source, CaptionLlamaGenConfig)
+
+    def build(
+        self,
+        config: CaptionLlamaGenConfig,
+        tensors: Mapping[str, Tensor],
+        tokenizer: TokenizerNetwork,
+        *,
+        precision: Precision,
+        kernels: str,
+        device: torch.device,
+        source: str,
+    ) -> CaptionLlamaGenLikelihood:
+        gpt = network_of(CaptionLlamaGen, config, tensors, tokenizer, source=source).to(device)
+        gpt.set_precision(precision).set_kernels(kernels)
+        return CaptionLlamaGenLikelihood(gpt)
+
+    def random_workload(
+        self, shape: str, scales: Sequence[int] | None, device: torch.device
+    ) -> CaptionLlamaGenWorkload:
+        return CaptionLlamaGenWorkload.random(shape, scales, device)
+
+    def model_workload(self, model: LikelihoodModel, device: torch.device) -> CaptionLlamaGenWorkload:
+        assert isinstance(model, CaptionLlamaGenLikelihood)
+        return CaptionLlamaGenWorkload(model.gpt, device)
+
+
+FAMILY = CaptionLlamaGenFamily()

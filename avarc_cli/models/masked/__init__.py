@@ -1,0 +1,1 @@
+"""What generators share that predict hidden tokens from visible ones, whatever their networks are."""

@@ -1,0 +1,1 @@
+"""Captions: how they are read, and what text encoders make of them."""
