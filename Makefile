@@ -6,7 +6,7 @@ USER := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format figures digits digits-0-4 digits-llamagen digits-randar digits-titok glyphs clean
+.PHONY: help demo test lint format figures digits digits-0-4 digits-llamagen digits-randar digits-titok digits-captions glyphs clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -106,6 +106,19 @@ digits-titok: $(DEV) ## train the embedded TiTok and MaskGIT again (docs/masked.
 	$(BIN)/avarc encode $(ASSETS)/test --model digits-titok --samples 3 --out build/digits-titok.h5 --overwrite
 	$(BIN)/avarc tune build/digits-titok.h5 --model digits-titok --agreement 0.995 --hold-out 110 \
 		--out $(TITOK)/plan.json --overwrite
+
+CAPTIONS := $(ASSETS)-captions
+digits-captions: $(DEV) ## train the embedded text encoder and LlamaGen of captions again (docs/captions.md)
+	$(BIN)/python -m avarc_cli.train.digits build/digits
+	rm -rf build/digits-text && $(BIN)/avarc train text-encoder build/digits/captions.json --out build/digits-text
+	mkdir -p $(CAPTIONS) && rm -rf $(CAPTIONS)/text && cp -r build/digits-text $(CAPTIONS)/text
+	$(BIN)/avarc train llamagen-t2i build/digits/train $(DIGITS) --captions build/digits/captions.json \
+		--text-encoder build/digits-text --tokenizer digits-vq --depth 4 --width 96 --heads 3 \
+		--steps 6000 --batch-size 32 --lr 2e-3 --out build/t2i.safetensors --overwrite
+	cp build/t2i.safetensors $(CAPTIONS)
+	$(BIN)/avarc encode $(ASSETS)/test --model digits-llamagen --samples 3 --out build/digits-llamagen.h5 --overwrite
+	$(BIN)/avarc tune build/digits-llamagen.h5 --model digits-captions --captions $(CAPTIONS)/captions.json \
+		--agreement 0.995 --hold-out 110 --out $(CAPTIONS)/plan.json --overwrite
 
 GLYPHS := build/glyphs
 glyphs: $(DEV) ## what 1,000 classes cost: render, train, measure (docs/many-classes.md)

@@ -95,9 +95,8 @@ class Classifier:
         self.tuned = self._tuned_plan()
         self.score = score_function(options.score)
         if self.score.needs_unconditional and likelihood.unconditional is None:
-            raise UsageError(
-                f"{model.name} gives no p(x)", f"the score '{options.score}' needs it", "use log-likelihood"
-            )
+            why = f"the score '{options.score}' needs it"
+            raise UsageError(f"{model.name} gives no p(x)", why, "use log-likelihood")
 
     # Classifying
 
@@ -205,7 +204,7 @@ class Classifier:
             run = self.run(cache, request, save_json=save_json, save_likelihood=save_likelihood)
             notes: dict[str, Any] = {} if options is None else {"options": dict(options)}
             if folder is not None:
-                notes[places.KEY] = places.record(self.model.given, cache.path, folder.path)
+                notes[places.KEY] = places.record(self.model.given, cache.path, folder.path, self.orders.file)
             return replace(run, protocol={**run.protocol, **notes})
 
         run = make(folder.recorded("tokens_per_batch") if folder else None)
@@ -226,7 +225,7 @@ class Classifier:
             `keep_tokens`, one whose last stage does not score every token.
         """
         segments = len(self.model.likelihood.segment_ends)
-        text = str(self.tuned.plan) if self.tuned else self.options.plan
+        text = str(self.tuned or self.options.plan)
         plan = parse_plan(
             text,
             segments=segments,
@@ -242,11 +241,9 @@ class Classifier:
         check_prunes(self.options.combine, plan)
         self.orders.check_used(plan, asked=self.options.orders is not None)
         if keep_tokens and plan.stages[-1].segments < segments:
-            raise UsageError(
-                f"token log-probabilities cannot be saved with plan '{plan}'",
-                "its last stage scores a part of the tokens only",
-                f"let it score all {counted(segments, 'segment')}, or use --plan exhaustive",
-            )
+            why = "its last stage scores a part of the tokens only"
+            fix = f"let it score all {counted(segments, 'segment')}, or use --plan exhaustive"
+            raise UsageError(f"token log-probabilities cannot be saved with plan '{plan}'", why, fix)
         return plan
 
     def smoothing_samples(self, views: Views) -> int:
@@ -327,7 +324,7 @@ class Classifier:
                 request,
                 orders=self.orders,
                 tuned=self.tuned,
-                priors=bool(self.options.priors),
+                priors=self.options.priors is not None,
                 offsets=self.options.offsets,
                 deterministic=self.options.deterministic,
             )
@@ -344,6 +341,11 @@ class Classifier:
         )
 
     # Tuned plans
+
+    def exhaustive(self, samples: int) -> Classifier:
+        """What a plan is tuned with: all candidates on all tokens, averaged over this many samples."""
+        options = replace(self.options, plan=f"exhaustive:{samples}", score="log-likelihood", combine="mean")
+        return Classifier(self.model, options)
 
     def made_for(self) -> dict[str, Any]:
         """What the guarantee of a tuned plan depends on, apart from the tokens.

@@ -18,7 +18,14 @@ from torch import Tensor
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
-from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel, TokenizerNetwork, TrainableModel
+from avarc_cli.likelihood import (
+    CaptionTrainableModel,
+    GeneratorConfig,
+    LikelihoodModel,
+    TokenizerNetwork,
+    TrainableModel,
+)
+from avarc_cli.text.features import TextInput
 
 
 class GeneratorFamily(ABC):
@@ -68,6 +75,10 @@ class GeneratorFamily(ABC):
     def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> TrainableModel:
         """An initialized model to train, on the tokenizer's device; `shape` is the family's own. Uses torch's seed."""
         raise UsageError(f"a {self.title} cannot be trained here", "training is not implemented for this family")
+
+    def new_of_captions(self, tokenizer: TokenizerNetwork, text: TextInput, **shape: Any) -> CaptionTrainableModel:
+        """An initialized model to train on captions with such features; otherwise as `new`."""
+        raise UsageError(f"a {self.title} cannot be trained on captions", "training is not implemented for this family")
 
     def random_workload(self, shape: str, scales: Sequence[int] | None, device: torch.device) -> BenchWorkload:
         """A model of this shape with random weights, beside a plain PyTorch implementation, for `avarc bench`."""

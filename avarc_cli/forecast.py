@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from avarc_cli.classifier import Classifier
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.scoring.batching import estimate
+from avarc_cli.scoring.drawn import count_drawn
 from avarc_cli.tokens.cache import read
 from avarc_cli.tokens.header import CacheHeader
 
@@ -74,6 +75,8 @@ class ScoringForecast:
     """Estimate of what scoring takes beside the weights, in bytes."""
     weights: int
     """Bytes of the weights."""
+    drawn: int = 0
+    """Images that are drawn before; what they take is not part of the numbers above."""
 
 
 def forecast_scoring(
@@ -92,3 +95,14 @@ def forecast_scoring(
         memory=cost.memory,
         weights=likelihood.resident_bytes,
     )
+
+
+def forecast_tuning(classifier: Classifier, header: CacheHeader, images: int, *, samples: int) -> ScoringForecast:
+    """What tuning a plan on this many images of a cache takes.
+
+    Args:
+        samples: as in `tune`.
+    Raises: as `Classifier` and `Classifier.request`.
+    """
+    forecast = forecast_scoring(classifier.exhaustive(samples), header, images)
+    return replace(forecast, drawn=count_drawn(classifier.model.likelihood, forecast.classes))

@@ -191,15 +191,46 @@ class LikelihoodModel(ABC):
         return np.zeros_like(class_id_N)
 
 
-class TrainableModel(LikelihoodModel):
-    """A likelihood model whose weights can be trained, and to which classes can be added."""
+class NetworkModel(LikelihoodModel):
+    """A likelihood model that is one network, whose checkpoint can be written."""
 
     family: ClassVar[str]
     """Name of its family."""
     config: GeneratorConfig
     """Its shape; equal shapes have equal texts."""
     network: nn.Module
-    """The weights. Class id `num_classes` is the unconditional class."""
+    """The weights."""
+
+    @abstractmethod
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint, under the published keys."""
+
+    def checkpoint_metadata(self) -> dict[str, str]:
+        """What a checkpoint must state beside the tensors; by default nothing."""
+        return {}
+
+
+class CaptionTrainableModel(NetworkModel):
+    """A likelihood model of captions whose weights can be trained."""
+
+    @abstractmethod
+    def caption_loss(
+        self, tokens_BL: Tensor, features: CaptionFeatures, dropped_B: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """What a step of training minimizes, in nats a token, with gradients.
+
+        Args:
+            features: of one caption for each image.
+            dropped_B: bool, the images that are trained on as unconditional.
+            generator: the step's own, on the CPU.
+        """
+
+
+class TrainableModel(NetworkModel):
+    """A likelihood model of classes whose weights can be trained, and to which classes can be added.
+
+    In its network, class id `num_classes` is the unconditional class.
+    """
 
     @abstractmethod
     def with_network(self, network: nn.Module) -> TrainableModel:
@@ -254,14 +285,6 @@ class TrainableModel(LikelihoodModel):
     @abstractmethod
     def with_more_classes(self, count: int) -> TrainableModel:
         """A copy with classes added before the unconditional one; each starts as the mean of the old embeddings."""
-
-    @abstractmethod
-    def checkpoint_tensors(self) -> dict[str, Tensor]:
-        """The tensors of a checkpoint, under the published keys."""
-
-    def checkpoint_metadata(self) -> dict[str, str]:
-        """What a checkpoint must state beside the tensors; by default nothing."""
-        return {}
 
 
 class TokenizerNetwork(nn.Module, ABC):

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from avarc_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from avarc_cli.results.tuned import TunedPlan
 
 AUTO = "auto"
 
@@ -15,17 +23,19 @@ AUTO = "auto"
 class Options:
     """What to score, and how. `Classifier` checks the values."""
 
-    plan: str = "exhaustive"
-    """exhaustive, paper, or stages (`scoring.plan`); FILE.json that `tune` wrote; auto, the model's own tuned plan."""
+    plan: str | TunedPlan = "exhaustive"
+    """exhaustive, paper, or stages (`scoring.plan`); FILE.json that `tune` wrote, or the plan that it returned; auto,
+    the model's own tuned plan."""
 
-    classes: str | None = None
-    """Candidates, as in `data.labels.resolve_classes`. None for the classes of `dataset`."""
+    classes: str | Sequence[int] | None = None
+    """Candidates, as in `data.labels.resolve_classes`, or their ids. None for the classes of `dataset`."""
 
     dataset: str = ""
     """The known dataset that the images are of (`data.known`, `ImageSet.dataset`). Empty for any other."""
 
-    priors: str | Path | None = None
-    """File of `class<TAB>weight` lines. None gives all candidates the same weight."""
+    priors: str | Path | npt.NDArray[np.float64] | None = None
+    """File of `class<TAB>weight` lines, or the log of each candidate's prior probability. None gives all candidates the
+    same weight."""
 
     score: str = "log-likelihood"
     """log-likelihood, which is log p(x|y), or pmi, which is log p(x|y) - log p(x)."""

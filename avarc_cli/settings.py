@@ -89,10 +89,10 @@ def check_contrast(beta: float, weight: float, class_dropout: float) -> None:
     check_class_dropout(class_dropout)
 
 
-def check_width(width: int, what: str) -> None:
-    """Raises: UsageError unless `what`, a generator to train, can have this number of channels."""
-    if width % 64 or width < 64:
-        raise UsageError(f"{what} of width {width}", "it is a multiple of 64")
+def check_width(width: int, what: str, *, multiple: int = 64) -> None:
+    """Raises: UsageError unless `what`, a network to train, can have this number of channels."""
+    if width % multiple or width < multiple:
+        raise UsageError(f"{what} of width {width}", f"it is a multiple of {multiple}")
 
 
 def check_patch(image_size: int, patch: int) -> None:

@@ -9,7 +9,7 @@ import io
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,13 +78,11 @@ def tune(
         `Classifier.run` and `results.run.classify`.
     """
     check_request(len(cache), agreement=agreement, hold_out=hold_out, evaluate=evaluate is not None)
-    options = replace(classifier.options, plan=f"exhaustive:{samples}", score="log-likelihood", combine="mean")
     import torch
 
-    from avarc_cli.classifier import Classifier
     from avarc_cli.scoring.drawn import fit_first_cut
 
-    classifier = Classifier(classifier.model, options)
+    classifier = classifier.exhaustive(samples)
     device = torch.device(classifier.model.device)
 
     def drawing(drawn: int, of: int | None = None, _: str = "", /) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def counted(number: int, noun: str) -> str:
     """A number of things: "1 image", "2 images", "1,200 classes".
@@ -27,3 +29,13 @@ def plural(noun: str) -> str:
     if noun.isupper():
         return noun
     return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+
+
+def listed(words: Iterable[str], last: str = "and") -> str:
+    """Words as a sentence lists them: "a", "a and b", "a, b and c".
+
+    Args:
+        last: what joins the last two.
+    """
+    *first, end = words
+    return f"{', '.join(first)} {last} {end}" if first else end

@@ -1,9 +1,11 @@
 """The Python API: load_classifier with the embedded model, and the files that the package ships."""
 
+import numpy as np
 import pytest
 
-from avarc_cli import load_classifier
+from avarc_cli import Options, load_classifier
 from avarc_cli.errors import AvarcError, UnreadableImage, UsageError
+from avarc_cli.results import tuned
 from avarc_cli.zoo.local_files import ASSETS
 
 TEST_IMAGES = ASSETS / "digits" / "test"
@@ -26,6 +28,22 @@ def test_three_lines_of_python_classify_an_image(classifier):
 def test_several_images_come_back_in_order(classifier):
     images = [sorted((TEST_IMAGES / digit).iterdir())[1] for digit in "90"]
     assert [p.name for p in classifier.classify_all(images)] == ["9", "0"]
+
+
+def test_classes_can_be_ids_priors_logarithms_and_a_plan_what_tune_returned(classifier):
+    plan = tuned.find("auto", classifier.model)
+    assert load_classifier("digits", Options(plan=plan)).tuned == plan
+    log_prior = np.log([0.25, 0.75])
+    made = load_classifier("digits", Options(classes=[7, 3], priors=log_prior))
+    assert made.candidates.tolist() == [3, 7] and np.array_equal(made.log_prior, log_prior)
+    for options, told in [
+        (Options(classes=[3, 12]), "no class 12"),
+        (Options(classes=[]), "is empty"),
+        (Options(classes=[1], priors=log_prior), "2 priors"),
+        (Options(plan=plan, classes=[1, 2]), "does not hold here"),
+    ]:
+        with pytest.raises(UsageError, match=told):
+            load_classifier("digits", options)
 
 
 def test_what_cannot_be_read_is_an_avarc_error(classifier, tmp_path):

@@ -68,6 +68,8 @@ def show(
         shown["scoring takes"] = (
             f"about {console.duration(scoring.seconds)}, by the model's arithmetic and this machine's matrix products"
         )
+        if scoring.drawn:
+            shown["before"] = f"{counted(scoring.drawn, 'image')} drawn for a first cut, not included here"
         shown["memory"] = f"about {scoring.memory >> 20:,} MiB, and {scoring.weights >> 20:,} MiB of weights"
     if classifier is not None:
         model = classifier.model

@@ -137,9 +137,14 @@ def unreadable_of(encoded: Iterable[Examples]) -> list[tuple[str, str]]:
 
 @contextmanager
 def progress(what: str, steps: int) -> Iterator[MetricsProgress]:
-    """The progress of one training."""
+    """The progress of a training, or of several that other processes do."""
     with console.progress(f"learning {what}", steps, unit="step") as bar:
-        yield lambda done, values: bar.update(done, note=f"{values['bits/token']:.3f} bits/token", numbers=values)
+
+        def report(done: int, values: dict[str, float]) -> None:
+            note = f"{values['bits/token']:.3f} bits/token" if values else ""
+            bar.update(done, note=note, numbers=values)
+
+        yield report
 
 
 def searching(description: str, pairs: int | None) -> AbstractContextManager[ProgressBar]:

@@ -17,10 +17,11 @@ from avarc_cli.errors import UsageError
 if TYPE_CHECKING:
     from avarc_cli.explain import ExplainOptions, ExplainResult, Weighting
     from avarc_cli.results.read_run import SavedRun
+    from avarc_cli.work.workers import Workers
 
 DECIDED = {
     *("plan", "classes", "offset", "batch_size", "orders", "order_seed"),
-    *("preprocess", "flip", "ten_crop", "crop_range", "workers", "devices", "engine"),
+    *("preprocess", "flip", "ten_crop", "crop_range", "workers"),
 }
 """Options that say what a run has decided already."""
 
@@ -35,9 +36,14 @@ def open_if_run(context: typer.Context, data: Sequence[Path], tokens: Path | Non
 
         opt.check_not_given(context, DECIDED, f"with '{data[0]}'", "it is a run, classified already")
         return open_run(data[0])
+    check_no_tokens(tokens)
+    return None
+
+
+def check_no_tokens(tokens: Path | None) -> None:
+    """Raises: UsageError for --tokens, of an input that is no run."""
     if tokens is not None:
         raise UsageError("no use for --tokens", "it says where the token cache of a run is", "leave it out")
-    return None
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,11 @@ class Found:
     """Its token cache."""
     within: Path | None
     """The folder that images must be in to be read; None for anywhere."""
+    orders: Path | None
+    """The file that its orders came from, if they came from one."""
 
-    def explain(self, run: SavedRun, options: ExplainOptions, how: Weighting) -> ExplainResult:
-        """Explain the run's predictions."""
+    def explain(self, run: SavedRun, options: ExplainOptions, how: Weighting, maps: Path, on: Workers) -> ExplainResult:
+        """Explain the run's predictions; maps, on: as in `explain_run`."""
         spec = self.model.fetch()
         from avarc_cli.classifier import Classifier, load_classifier  # imports torch
         from avarc_cli.explain import explain_run
@@ -62,7 +70,18 @@ class Found:
             how.of_grids(classifier.model.tokenizer.layout)
             return classifier
 
-        return explain_run(run, self.cache, load, options, within=self.within, progress=console.progress)
+        return explain_run(
+            run,
+            self.cache,
+            load,
+            options,
+            within=self.within,
+            orders=self.orders,
+            maps=maps,
+            on=on,
+            progress=console.progress,
+            say=console.warn,
+        )
 
 
 def find(
@@ -79,4 +98,4 @@ def find(
     if cache is None:
         raise UsageError(f"where is the token cache of '{run.path}'?", places.why_no_cache, "name it: --tokens FILE")
     given = {name: value for name, value in vars(model).items() if opt.is_given(context, name)}
-    return Found(replace(model, **places.model(given)), cache, places.within)
+    return Found(replace(model, **places.model(given)), cache, places.within, places.orders)

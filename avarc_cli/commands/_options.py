@@ -214,6 +214,9 @@ WorkersOpt = Annotated[
         help="Processes that decode images; 0 decodes in this one. Default: 1 with a CPU, more with a GPU.",
     ),
 ]
+TokensOfRunOpt = Annotated[
+    Path | None, typer.Option("--tokens", help="The token cache of a run, if it is not where it was.")
+]
 AllowOutsideOpt = Annotated[
     bool,
     images_option(

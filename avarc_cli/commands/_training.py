@@ -23,6 +23,7 @@ from avarc_cli.settings import (
 from avarc_cli.zoo.cards import check_weights
 
 if TYPE_CHECKING:
+    from avarc_cli.loaded import LoadedTokenizer
     from avarc_cli.progress import MetricsProgress
     from avarc_cli.train.images import Augment
     from avarc_cli.train.loop import Recipe
@@ -96,6 +97,32 @@ class TokenizerOptions:
     device: opt.DeviceOpt = "auto"
     yes: opt.YesOpt = False
 
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        check_weights(self.tokenizer)
+        check_device(self.device)
+        check_file(self.tokenizer_config, "--tokenizer-config")
+
+    def load(self, *, text_encoder: str | None = None) -> LoadedTokenizer:
+        """The tokenizer; missing weights are downloaded if the user agrees.
+
+        Args:
+            text_encoder: name of one whose weights are needed too.
+        """
+        sets = self.tokenizer_weight_set
+        _weights.ensure(self.tokenizer, tokenizer_weight_set=sets, yes=self.yes, text_encoder=text_encoder)
+        from avarc_cli.loading import ModelSpec, load_tokenizer  # imports torch: only now, after all that may be wrong
+
+        spec = ModelSpec(
+            self.tokenizer,
+            tokenizer_config=self.tokenizer_config,
+            tokenizer_weight_set=self.tokenizer_weight_set,
+            device=self.device,
+        )
+        loaded = load_tokenizer(spec)
+        opt.note_inferred(loaded)
+        return loaded
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerOptions:
@@ -155,24 +182,12 @@ def train_generator(
     overwrite: bool,
 ) -> None:
     """Train a generator of this family on the tokens of the images of DATA, and show where it is."""
-    check_weights(reads.tokenizer)
-    check_device(reads.device)
     check_class_dropout(class_dropout)
-    check_file(reads.tokenizer_config, "--tokenizer-config")
     with reserved(out, overwrite, reads.tokenizer):
         images = _images.open_noted(data, allow_outside=training.allow_outside)
-        _weights.ensure(reads.tokenizer, tokenizer_weight_set=reads.tokenizer_weight_set, yes=reads.yes)
-        from avarc_cli.loading import ModelSpec, load_tokenizer  # imports torch: only now, after all that may be wrong
+        reader = reads.load()
         from avarc_cli.train import generator
 
-        spec = ModelSpec(
-            reads.tokenizer,
-            tokenizer_config=reads.tokenizer_config,
-            tokenizer_weight_set=reads.tokenizer_weight_set,
-            device=reads.device,
-        )
-        reader = load_tokenizer(spec)
-        opt.note_inferred(reader)
         recipe = training.recipe()
         with progress(f"training {family}", recipe.steps) as told:
             generator.train_generator(

@@ -63,7 +63,7 @@ def ensure(
             local_files.require(missing[0])  # raises the error that says how to download it
         local_files.require_folder(absent[0])
     files = [card.weights for card in missing if isinstance(card.weights, cards.HubFile)]
-    files += [file for each in absent for file in each.weights.files]
+    files += [file for each in absent if isinstance(each.weights, cards.HubFolder) for file in each.weights.files]
     if files:
         download_files(files)
     for card in named:
@@ -79,7 +79,9 @@ def ensure_encoder(name: str, *, yes: bool) -> None:
     from avarc_cli.zoo import cards, local_files
 
     card = next((card for card in cards.text_encoder_cards() if card.name == name), None)
-    if card is None or local_files.locate_folder(card.weights) is not None:
+    if card is None or isinstance(card.weights, cards.AssetFolder):
+        return
+    if local_files.locate_folder(card.weights) is not None:
         return
     if not (yes or _ask([card])):
         local_files.require_folder(card)  # raises the error that says how to download it

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 @with_option_groups
 def add_class(
+    context: typer.Context,
     words: Annotated[
         list[str],
         typer.Argument(
@@ -39,6 +40,7 @@ def add_class(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Skip classes that the bank has: continue after a stop.")
     ] = False,
+    work: groups.WorkersOptions,
     as_json: opt.JsonOpt = False,
     model: groups.NamedModelOptions,
     learning: _examples.LearningOptions,
@@ -62,7 +64,7 @@ def add_class(
     rows = by_class(source, name, data[0])
     if there is None or seems_made_for(there, model.model):
         check_names(list(rows), model.known_classes(), there, existing)
-    spec = model.fetch()
+    spec = work.place(context, model).fetch()
     from avarc_cli.incremental import adding  # imports torch: only now, after all that may be wrong
     from avarc_cli.incremental.fit import MIN_TO_VALIDATE
     from avarc_cli.loading import load_model
@@ -86,6 +88,8 @@ def add_class(
         existing=existing,
         progress_of=_examples.progress,
         searching=_examples.searching,
+        workers=work.workers,
+        say=console.warn,
     )
     unreadable = _examples.unreadable_of(examples.values())
     _show(list(added), bank, unreadable)

@@ -10,23 +10,28 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.errors import UsageError
+from avarc_cli.words import listed
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
     from avarc_cli.results.run import RunResult
     from avarc_cli.tokens.cache import TokenCache
 
-PLANS = {  # of the models that can be shown: in scales of the VAR, in rows of the LlamaGen
+PLANS = {  # of the models that can be shown: in scales of the VAR, rows of LlamaGens, passes of the MaskGIT
     "digits": {"staged": "3:3,4:2,5:1", "paper-style": "3:3,5:2,5:1:3"},
     "digits-llamagen": {"staged": "4:3,6:2,8:1", "paper-style": "4:3,8:2,8:1:3"},
+    "digits-titok": {"staged": "3:3,6:2,8:1", "paper-style": "3:3,8:2,8:1:3"},
+    "digits-captions": {"staged": "4:3,6:2,8:1", "paper-style": "4:3,8:2,8:1:3"},
 }
+CAPTIONS = {"digits-captions": "digits-captions/captions.json"}
+"""Of models of captions, the candidates: a file in the assets."""
 SAMPLES = 3
 TOKENS = "tokens.h5"
 SHOWN = 8  # digits in the picture, the least certain ones
 
 
 def demo(
-    model: Annotated[str, typer.Option("--model", "-m", help=f"{' or '.join(PLANS)}.")] = "digits",
+    model: Annotated[str, typer.Option("--model", "-m", help=f"{listed(PLANS, 'or')}.")] = "digits",
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder for tokens, runs and the picture. Default: avarc-demo[-MODEL]."),
@@ -46,12 +51,12 @@ def demo(
     from avarc_cli.classifier import Classifier  # imports torch: only now, after all that may be wrong
     from avarc_cli.data.datasets import open_images
     from avarc_cli.data.preprocess import Preprocess
-    from avarc_cli.loading import load_model
+    from avarc_cli.loading import ModelSpec, load_model
     from avarc_cli.options import Options
     from avarc_cli.zoo.local_files import ASSETS
 
     images = open_images([ASSETS / "digits" / "test"])
-    loaded = load_model(model)
+    loaded = load_model(ModelSpec(model, captions=ASSETS / CAPTIONS[model] if model in CAPTIONS else None))
     classifiers = {name: Classifier(loaded, Options(plan=plan)) for name, plan in plans.items()}
     tokenizer = loaded.tokenizer
     pixels = Preprocess(tokenizer.preprocess, tokenizer.image_size)
@@ -61,14 +66,15 @@ def demo(
     runs = {name: _run(name, classifier, cache, out / name) for name, classifier in classifiers.items()}
     picture = out / "digits.png"
     _draw(classifiers["exhaustive"], runs["exhaustive"], images.paths, picture)
-    _show(plans, runs, _unseen(classifiers["adaptive"], runs), picture)
+    candidates = f"10 captions like '{loaded.captions.captions.texts[0]}'" if loaded.captions else "10 classes"
+    _show(plans, runs, _unseen(classifiers["adaptive"], runs), picture, candidates)
 
 
 def _plans(model: str) -> dict[str, str]:
     """The plans that are compared, by name. Raises: UsageError for a model that is not embedded, or knows no digits."""
     if model not in PLANS:
         fix = "classify images of your own with it: avarc classify photos/ --model ..."
-        raise UsageError(f"the demo cannot show '{model}'", f"it has images for {' and '.join(PLANS)}", fix)
+        raise UsageError(f"the demo cannot show '{model}'", f"it has images for {listed(PLANS)}", fix)
     return {"exhaustive": "exhaustive", **PLANS[model], "adaptive": "auto"}
 
 
@@ -115,13 +121,15 @@ def _unseen(adaptive: Classifier, runs: dict[str, RunResult]) -> dict[str, Any]:
     }
 
 
-def _show(chosen: dict[str, str], runs: dict[str, RunResult], unseen: dict[str, Any], picture: Path) -> None:
+def _show(
+    chosen: dict[str, str], runs: dict[str, RunResult], unseen: dict[str, Any], picture: Path, candidates: str
+) -> None:
     exhaustive = runs["exhaustive"]
     plans = {name: _measured(chosen[name], result, exhaustive) for name, result in runs.items()}
     images, tokens = len(exhaustive.records), exhaustive.metrics["tokens_scored_per_image"]
     columns = ["plan", "accuracy (95 %)", "images/s", "tokens", "agreement"]
     table = console.table(
-        f"{images} held-out digits, 10 classes, {tokens:,.0f} tokens to score per image",
+        f"{images} held-out digits, {candidates}, {tokens:,.0f} tokens to score per image",
         columns,
         [_row(name, measured, tokens) for name, measured in plans.items()],
     )

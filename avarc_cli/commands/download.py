@@ -70,8 +70,15 @@ def _files(names: list[str], revision: str | None) -> tuple[dict[str, list[HubFi
     for name in dict.fromkeys([name for name in names if name in encoders] + [*read]):
         asked = revision if name in names else None
         weights = encoders[name].weights
+        if isinstance(weights, cards.AssetFolder):
+            _note_included(name)
+            continue
         found[name] = list((replace(weights, revision=asked) if asked else weights).files)
     return {name: files for name, files in found.items() if files}, set(encoders)
+
+
+def _note_included(name: str) -> None:
+    console.note(f"{name} is included in avarc: there is nothing to download")
 
 
 def _named(card: Card, revision: str | None) -> list[HubFile]:
@@ -79,7 +86,7 @@ def _named(card: Card, revision: str | None) -> list[HubFile]:
     from avarc_cli.zoo import cards
 
     if isinstance(card.weights, cards.AssetFile):
-        console.note(f"{card.name} is included in avarc: there is nothing to download")
+        _note_included(card.name)
         return []
     if isinstance(card.weights, cards.LocalFile):
         raise UsageError(f"'{card.name}' is your own file", f"it is {card.weights.path}", "name a published model")

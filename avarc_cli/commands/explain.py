@@ -78,9 +78,7 @@ def explain(
         int | None,
         typer.Option("--limit", help="At most N images, the least likely first. Default: as many as are legible."),
     ] = None,
-    tokens: Annotated[
-        Path | None, typer.Option("--tokens", help="The token cache of a run, if it is not where it was.")
-    ] = None,
+    tokens: opt.TokensOfRunOpt = None,
     overwrite: opt.OverwriteOpt = False,
     work: groups.WorkersOptions,
     as_json: opt.JsonOpt = False,
@@ -108,6 +106,7 @@ def explain(
     from avarc_cli.results.folder import RunFolder
     from avarc_cli.storage import beside
     from avarc_cli.tokens.cache import read
+    from avarc_cli.work import chunks
 
     how = Weighting(weights=weighting, scales=parse_scales(scales), upsample=upsample)
     check_subset(only)
@@ -133,10 +132,13 @@ def explain(
             max_images=write.max_images(out),
             keep_order=listed,
         )
+        maps = beside(out, ".maps")
         if run is not None:
             found = _of_run.find(context, run, tokens, model, allow_outside=allow_outside)
-            explained = found.explain(run, options, how)
+            found = replace(found, model=work.place(context, found.model))
+            explained = found.explain(run, options, how, maps, on)
             _finish(explained, how, out, npz, f"Why? {run.path}", _about(explained, only, found.model.model, how))
+            chunks.delete(maps)
             return
         source = read(data[0]) if images is None else images
         scores = RunFolder(beside(out, ".run")) if images is None else None
@@ -166,6 +168,7 @@ def explain(
             views=pixels.views,
             workers=workers,
             scores=scores,
+            maps=maps if scores is not None else None,
             on=on,
             overwrite=overwrite,
             progress=console.progress,
@@ -176,6 +179,7 @@ def explain(
         _finish(result, how, out, npz, title, _about(result, only, classifier.model.name, how))
         if scores is not None:
             scores.remove()
+            chunks.delete(maps)
         if result.unreadable:
             raise typer.Exit(EXIT_UNREADABLE)
 

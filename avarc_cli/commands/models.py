@@ -19,7 +19,7 @@ from avarc_cli.errors import UsageError
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
-    from avarc_cli.zoo.card import Card, HubFolder, TextEncoderCard, Weights
+    from avarc_cli.zoo.card import AssetFolder, Card, HubFolder, TextEncoderCard, Weights
 
 COLUMNS = ("name", "family", "params", "pixels", "tokens", "license", "source", "local")
 ENCODER_COLUMNS = ("name", "kind", "params", "positions", "width", "license", "source", "local")
@@ -224,7 +224,7 @@ def _encoder_facts(card: TextEncoderCard) -> dict[str, object]:
 
 def _encoder_details(card: TextEncoderCard) -> dict[str, object]:
     """The card as text for people."""
-    from avarc_cli.zoo import local_files
+    from avarc_cli.zoo import cards, local_files
 
     facts = _encoder_facts(card) | {"params": _millions(card.params), "weights": _origin(card.weights)}
     facts |= {
@@ -232,9 +232,10 @@ def _encoder_details(card: TextEncoderCard) -> dict[str, object]:
         "width": f"{card.width} channels",
         "path": facts["path"] or "not on this machine",
         "files": ", ".join(card.weights.filenames),
-        "revision": card.weights.revision or "unpinned: main at the time of the download",
-        "download with": local_files.download_command(card),
     }
+    if isinstance(card.weights, cards.HubFolder):
+        facts["revision"] = card.weights.revision or "unpinned: main at the time of the download"
+        facts["download with"] = local_files.download_command(card)
     return {key: value for key, value in facts.items() if key != "name"}
 
 
@@ -276,12 +277,12 @@ def _details(card: Card) -> dict[str, object]:
     return {key.replace("_", " "): value for key, value in facts.items() if key not in hidden}
 
 
-def _origin(weights: Weights | HubFolder) -> str | Path:
+def _origin(weights: Weights | HubFolder | AssetFolder) -> str | Path:
     from avarc_cli.zoo import cards
 
     if isinstance(weights, (cards.HubFile, cards.HubFolder)):
         return f"{weights.repo} ({weights.revision[:8] if weights.revision else 'unpinned'})"
-    return "included in avarc" if isinstance(weights, cards.AssetFile) else weights.path
+    return "included in avarc" if isinstance(weights, (cards.AssetFile, cards.AssetFolder)) else weights.path
 
 
 def _millions(params: int | None) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands import _images, _summary
+from avarc_cli.commands import _dry_run, _images, _summary
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
@@ -43,6 +44,7 @@ def tune(
     sample: opt.SampleOpt = None,
     seed: opt.SeedOpt = 0,
     overwrite: opt.OverwriteOpt = False,
+    dry_run: _dry_run.DryRunOpt = False,
     work: groups.WorkersOptions,
     as_json: opt.JsonOpt = False,
     model: groups.ModelOptions,
@@ -62,7 +64,8 @@ def tune(
     workers, unfinished = work.workers, tuning.is_unfinished(out)
     part = _images.Part(limit, sample, seed)
     part.check()
-    with outputs.reserved(out, outputs.JSON, overwrite=overwrite or unfinished):
+    outputs.check_output(out, outputs.JSON, overwrite=overwrite or unfinished)
+    with nullcontext() if dry_run else outputs.reserved(out, outputs.JSON, overwrite=overwrite or unfinished):
         cache = part.of(read(tokens))
         tuning.check_request(len(cache), agreement=agreement, hold_out=hold_out, evaluate=evaluate is not None)
         if limit is not None and len(cache) == limit:
@@ -77,6 +80,13 @@ def tune(
 
         classifier = load_classifier(spec, scoring.options(cache.header.dataset), progress=opt.captions_bar)
         opt.note_inferred(classifier.model)
+        if dry_run:
+            from avarc_cli.forecast import forecast_tuning
+
+            images = len(cache) + (0 if others is None else len(others))
+            forecast = forecast_tuning(classifier, cache.header, images, samples=samples)
+            _dry_run.show({out: None}, scoring=forecast, classifier=classifier)
+            return
         with console.progress("scoring", len(cache)) as bar:
             plan = tuning.tune(
                 classifier,

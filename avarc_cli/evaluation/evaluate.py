@@ -211,9 +211,12 @@ def _identity(row: Row, column: Column, classifier: Classifier, samples: int, se
     """Name of the tokenizer, and a digest of what else the tokens of a column depend on."""
     tokenizer = classifier.model.tokenizer
     noise = (samples, row.sigma, row.seed) if samples > 1 else (1,)
+    images = vars(replace(column, title="", classes=None))
+    if column.sample is None:  # earlier versions had no such key
+        images = {key: value for key, value in images.items() if key not in ("sample", "seed")}
     parts = {
         "tokenizer": (tokenizer.sha256, tokenizer.image_size, str(tokenizer.layout), row.preprocess),
-        "column": vars(replace(column, title="", classes=None)),
+        "column": images,
         "per_class": setting.per_class,
         "noise": noise,
     }
@@ -273,7 +276,7 @@ class _Images:
         selected = images.select(chosen, per_class, column.limit)
         for note in selected.notes:
             self.setting.say(f"{column.name}: {note}")
-        return selected
+        return selected if column.sample is None else selected.sample(column.sample, column.seed or 0)
 
     def _place(self, column: Column) -> Path:
         return INCLUDED[column.included] if column.included else self._below_root(str(column.data), column)

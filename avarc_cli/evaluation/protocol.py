@@ -94,6 +94,12 @@ class Column:
 
     per_class: int | None = None
     limit: int | None = None
+    sample: int | None = None
+    """Images to draw evenly over the classes, from what the keys above leave."""
+
+    seed: int | None = None
+    """Of `sample`; None for 0."""
+
     base: str | None = None
     """Classes that are known from the start, as --base of avarc incremental: then classes come task by task."""
 
@@ -165,7 +171,7 @@ def read(path: Path) -> Protocol:
 
 
 _OF_PROTOCOL = {"title", "about", "rows", "columns", "references"}
-_FROM_1 = ("per_class", "limit", "steps", "base_depth", "base_width", "base_steps")
+_FROM_1 = ("per_class", "limit", "sample", "steps", "base_depth", "base_width", "base_steps")
 _TYPES: dict[str, tuple[type, str]] = {
     **dict.fromkeys(("order_seed", "seed"), (int, "a whole number from 0")),
     **dict.fromkeys(_FROM_1, (int, "a whole number from 1")),
@@ -244,7 +250,9 @@ class _Table:
         for key, place in (("data", column.data), ("test", column.test)):
             if place is not None and (Path(place).is_absolute() or ".." in Path(place).parts):
                 raise self._wrong(key, f"'{place}' leads out of the root of the data", "name a place below it")
-        for key, other in (("base", "tasks"), ("tasks", "base"), ("test", "tasks")):
+        if column.limit is not None and column.sample is not None:
+            raise self._wrong("sample", "there is 'limit' as well", "leave out one of them")
+        for key, other in (("base", "tasks"), ("tasks", "base"), ("test", "tasks"), ("seed", "sample")):
             if getattr(column, key) is not None and getattr(column, other) is None:
                 raise self._wrong(other, f"it is missing, and there is '{key}'", f"write {other} = ...")
         if column.included not in (None, "digits"):

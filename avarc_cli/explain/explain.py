@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from avarc_cli.classifier import Classifier
 from avarc_cli.data.datasets import ImageSet
@@ -27,13 +26,12 @@ from avarc_cli.explain.explanation import Explanation
 from avarc_cli.explain.options import DEFAULTS, ExplainOptions
 from avarc_cli.explain.pixels import PixelLoader, pixels_of_cache, pixels_of_images
 from avarc_cli.explain.predictions import ImagePrediction, of_folder, of_result, parse_rows, select
+from avarc_cli.explain.token_scores import ScoringWork, TokenScorer, TokenScoring, Wanted, score
 from avarc_cli.layout import TokenLayout
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.progress import Notify, ProgressBar, StartProgress, no_message, silent
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.run import Run, accuracy_note, classify
-from avarc_cli.scoring.exhaustive import order_log_probs
-from avarc_cli.scoring.orders import ONE_RASTER, Orders
 from avarc_cli.tokens.cache import TokenCache, read
 from avarc_cli.work.workers import HERE, Workers
 
@@ -61,6 +59,7 @@ def explain_images(
     views: Views = SINGLE_VIEW,
     workers: int | None = None,
     scores: RunFolder | None = None,
+    maps: Path | None = None,
     on: Workers = HERE,
     overwrite: bool = False,
     progress: StartProgress = silent,
@@ -74,16 +73,16 @@ def explain_images(
         preprocess, views, workers: for images that are not encoded yet (`Classifier.encode`).
         scores: for a token cache: keep its predictions in this run folder, and continue what an interrupted call left
             there. The caller removes it. None keeps them in memory.
-        on: who classifies the images; others than this process need `scores`.
+        maps: keep the scores that maps are made from in this folder, in the same way.
+        on: who scores the images; others than this process need `scores` and `maps`.
         overwrite: replace predictions of another request in `scores`.
         progress: opens the bars "encoding", "classifying" and "explaining".
         say: called with messages about batches that had to shrink.
     Raises: UsageError for options that do not fit the model or the images; CacheError for a cache of another tokenizer;
-        AvarcError as `results.run.classify`.
+        as `results.run.classify` and `token_scores.score`.
     """
     model = classifier.model
     comparison = parse_comparison(options.target, options.contrast, model.classes)
-    explanations: list[Explanation] = []
     with _opened(classifier, data, preprocess, views, workers, progress) as opened:
         cache = opened.cache
         rows = list(range(len(cache))) if options.rows is None else parse_rows(options.rows, len(cache))
@@ -92,11 +91,10 @@ def explain_images(
             predictions = _predict(classifier, cache, rows, scores, overwrite, _Classifying(on, bar, say))
         chosen = select(predictions, options.only, count, sort=not options.keep_order)
         request = classifier.request(cache.header)
-        how = TokenScoring(request.tokens_per_batch, classifier.orders, request.plan.orders)
+        how = TokenScoring(request.tokens_per_batch, classifier.orders, request.plan.orders, classifier.estimator)
         with progress("explaining", len(chosen)) as bar:
-            for explanation in explain_predictions(model, cache, chosen, comparison, opened.pixels, how):
-                explanations.append(explanation)
-                bar.update(len(explanations))
+            work = ScoringWork(on, maps, bar.update, say)
+            explanations = list(explain_predictions(model, cache, chosen, comparison, opened.pixels, how, work))
     return ExplainResult(explanations=explanations, num_images=len(rows), unreadable=opened.unreadable)
 
 
@@ -169,18 +167,6 @@ def _predict(
     return of_folder(folder, result, run.request.candidates, rows)
 
 
-@dataclass(frozen=True)
-class TokenScoring:
-    """How tokens are scored for a map."""
-
-    tokens_per_batch: int
-    """Tokens of all pairs of one forward pass."""
-    orders: Orders = ONE_RASTER
-    """Where the orders come from that a map is the mean over."""
-    count: int = 1
-    """How many of them."""
-
-
 def explain_predictions(
     model: LoadedModel,
     cache: TokenCache,
@@ -188,34 +174,33 @@ def explain_predictions(
     comparison: Comparison,
     pixels: PixelLoader,
     how: TokenScoring,
+    work: ScoringWork = ScoringWork(),  # noqa: B008  # frozen
 ) -> Iterator[Explanation]:
     """One explanation per prediction, in order, as they are made.
 
     Args:
         cache: holds the rows of the predictions. pixels: what to show as the input.
-    Raises: UsageError when the comparison cannot be made for an image.
+        work: who scores. Its progress counts images that are scored.
+    Raises: UsageError when the comparison cannot be made for an image; as `token_scores.score`.
     """
-    likelihood, layout = model.likelihood, cache.header.layout
+    likelihood = model.likelihood
     unconditional = [] if likelihood.unconditional is None else [likelihood.unconditional]
-    for prediction in predictions:
-        target, contrast = comparison.of(prediction)
-        ids = classes_to_score(prediction, target, contrast)
-        tokens_1L = torch.from_numpy(cache.tokens([prediction.row])[:, 0])
-        order_1OL = how.orders.of(cache.in_file(np.array([prediction.row])), tokens_1L.shape[1], how.count)
-        scored = [*ids, *unconditional]
-        log_prob_KOL = order_log_probs(likelihood, tokens_1L, scored, how.tokens_per_batch, order_1OL)[0]
+    compared = [comparison.of(prediction) for prediction in predictions]
+    ids_of = [classes_to_score(each, *classes) for each, classes in zip(predictions, compared, strict=True)]
+    wanted = tuple(Wanted(each.row, (*ids, *unconditional)) for each, ids in zip(predictions, ids_of, strict=True))
+    each_scored = score(TokenScorer(model, cache, wanted, how), work)
+    for prediction, (target, contrast), ids, scores in zip(predictions, compared, ids_of, each_scored, strict=True):
         picture, decoded = pixels(prediction.row)
-        footprints = None if layout.grids else model.tokenizer.footprints(tokens_1L[0])
         yield describe(
             prediction,
             model.classes,
             ids,
-            log_prob_KOL[: len(ids)],
-            log_prob_KOL[-1] if unconditional else None,
+            scores.log_prob_KOL[: len(ids)],
+            scores.log_prob_KOL[-1] if unconditional else None,
             target=target,
             contrast=contrast,
-            layout=layout,
-            footprints=None if footprints is None else footprints.cpu().numpy(),
+            layout=cache.header.layout,
+            footprints=scores.footprints,
             pixels=picture,
             decoded=decoded,
         )

@@ -11,8 +11,10 @@ from avarc_cli.explain.explain import ExplainResult
 from avarc_cli.explain.from_run import again
 from avarc_cli.explain.options import ExplainOptions
 from avarc_cli.explain.predictions import of_saved_run, parse_rows, select
-from avarc_cli.progress import StartProgress, silent
+from avarc_cli.explain.token_scores import ScoringWork
+from avarc_cli.progress import Notify, StartProgress, no_message, silent
 from avarc_cli.results.read_run import SavedRun
+from avarc_cli.work.workers import HERE, Workers
 
 
 def explain_run(
@@ -22,13 +24,19 @@ def explain_run(
     options: ExplainOptions,
     *,
     within: Path | None = None,
+    orders: Path | None = None,
+    maps: Path | None = None,
+    on: Workers = HERE,
     progress: StartProgress = silent,
+    say: Notify = no_message,
 ) -> ExplainResult:
     """Explain the predictions of a run for some of its images; they are not classified again.
 
     Args:
         cache: the run's token cache. load: loads its model.
         within: as in `pixels.source_pixels`.
+        orders: as in `scoring.orders.recorded_orders`.
+        maps, on, say: as in `explain_images`.
         progress: opens the bar "explaining".
     Raises: as `from_run.again`, `select` and `parse_comparison`.
     """
@@ -37,16 +45,18 @@ def explain_run(
         predictions = [predictions[row] for row in parse_rows(options.rows, len(predictions))]
     count = options.count(len(predictions))
     chosen = select(predictions, options.only, count, sort=not options.keep_order)
-    explanations = []
     with progress("explaining", len(chosen)) as bar:
-        for explanation in again(
-            run,
-            chosen,
-            cache,
-            load,
-            within,
-            lambda model: parse_comparison(options.target, options.contrast, model.classes),
-        ):
-            explanations.append(explanation)
-            bar.update(len(explanations))
+        work = ScoringWork(on, maps, bar.update, say)
+        explanations = list(
+            again(
+                run,
+                chosen,
+                cache,
+                load,
+                within,
+                lambda model: parse_comparison(options.target, options.contrast, model.classes),
+                work,
+                orders,
+            )
+        )
     return ExplainResult(explanations=explanations, num_images=len(predictions), unreadable=[])

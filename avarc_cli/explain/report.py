@@ -88,7 +88,11 @@ def write_report(
             what = f"'{run.path}' saved no likelihoods, and its token cache is unknown"
             fix = f"avarc report {run.path} --tokens CACHE, or classify with --save-likelihood"
             raise UsageError(what, places.why_no_cache, fix)
-        return again(run, chosen, path, lambda: load(ModelSpec(**places.model(given))), places.within)
+
+        def load_own() -> Classifier:
+            return load(ModelSpec(**places.model(given)))
+
+        return again(run, chosen, path, load_own, places.within, orders=places.orders)
 
     shown = _hardest_images(run, hardest, score_again, rescore, places.within, progress)
     write_bytes(page, render(run, metrics, shown).encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +16,16 @@ from avarc_cli.incremental.closest import closest_classes
 from avarc_cli.incremental.editing import Existing, NewClass, clean, open_or_new, store
 from avarc_cli.incremental.examples import Examples
 from avarc_cli.incremental.fit import MIN_TO_VALIDATE, FitOptions, Fitted, fit_class
+from avarc_cli.incremental.fitting import fit_elsewhere
 from avarc_cli.incremental.offsets import Calibration, calibrate
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import with_bank
-from avarc_cli.progress import MetricsProgress, Progress, StartProgress, silent
+from avarc_cli.progress import MetricsProgress, Notify, Progress, StartProgress, no_message, silent
+from avarc_cli.storage import beside
+from avarc_cli.words import counted
+from avarc_cli.work import chunks
+from avarc_cli.work.locks import only_writer
+from avarc_cli.work.workers import HERE, Workers
 
 ProgressOf = Callable[
     [str, int], AbstractContextManager[MetricsProgress]
@@ -52,34 +58,80 @@ def add_classes(
     existing: Existing,
     progress_of: ProgressOf,
     searching: StartProgress = silent,
+    workers: Workers = HERE,
+    say: Notify = no_message,
 ) -> Iterator[AddingResult]:
-    """Fit each class to its images and store it in the bank at `path` before the next one begins.
+    """Fit each class to its images, and store one after the other in the bank at `path`.
 
     Args:
         model: without a bank.
         examples: class name -> its images; names as `check_names` gave them.
         searching: shows the search for the classes that are closest to the new one, in pairs of image and class.
         fit_offset: also fit an offset that makes the scores of old and new classes comparable.
-    Raises: UsageError for what cannot be added; AvarcError when a training diverges or the bank cannot be written.
+        workers: who fits the classes. Others than this process fit all of them before the first one is stored;
+            meanwhile, finished fits are kept in the folder `BANK.fits`. Offsets are fitted by this process.
+        say: called when a worker fails.
+    Raises: UsageError for what cannot be added; AvarcError when a training diverges or the bank cannot be written, or
+        another process keeps fits for the same bank.
     """
-    base = base_of(model.likelihood)
     clean(path)
+    with _fits(model, path, examples, options, progress_of, searching, workers, say) as fits:
+        for (name, images), fitted in zip(examples.items(), fits, strict=True):
+            bank = open_or_new(path, model.as_base())
+            others = tuple(a for a in bank.additions if normalize(a.name) != normalize(name))
+            present = with_bank(model, replace(bank, additions=others))
+            calibration = None
+            if fit_offset:
+                with searching(f"comparing {name} with all other classes", None) as bar:
+                    calibration = _calibrate(present, images, fitted, options, bar.update)
+            result = AddingResult(name, len(images), model.classes.names[fitted.closest], fitted, calibration)
+            store(path, model.as_base(), [_new_class(result, options)], replacing=existing.replace)
+            yield result
+
+
+@contextmanager
+def _fits(
+    model: LoadedModel,
+    path: Path,
+    examples: Mapping[str, Examples],
+    options: FitOptions,
+    progress_of: ProgressOf,
+    searching: StartProgress,
+    workers: Workers,
+    say: Notify,
+) -> Iterator[Iterator[Fitted]]:
+    """The fits of the classes, in order. What other processes keep of them is deleted after the block."""
+    if not workers.elsewhere or not examples:
+        yield _fit_here(model, examples, options, progress_of, searching)
+        return
+    folder = beside(path, ".fits")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(folder):
+        with progress_of(counted(len(examples), "class"), options.recipe().steps * len(examples)) as report:
+
+            def progress(done: int, total: int | None = None, note: str = "", /) -> None:
+                report(done, {})
+
+            fits = fit_elsewhere(model, folder, examples, options, workers, progress=progress, say=say)
+        yield fits
+        chunks.delete(folder)
+
+
+def _fit_here(
+    model: LoadedModel,
+    examples: Mapping[str, Examples],
+    options: FitOptions,
+    progress_of: ProgressOf,
+    searching: StartProgress,
+) -> Iterator[Fitted]:
+    base, device = base_of(model.likelihood), torch.device(model.device)
     for name, images in examples.items():
-        bank = open_or_new(path, model.as_base())
-        others = tuple(a for a in bank.additions if normalize(a.name) != normalize(name))
-        present = with_bank(model, replace(bank, additions=others))
         with searching(f"comparing {name} with the model's classes", None) as bar:
-            device, classes = torch.device(present.device), range(base.num_classes)
+            classes = range(base.num_classes)
             [closest] = closest_classes(base, images.tokens[:, 0], classes, 1, device=device, progress=bar.update)
         with progress_of(name, options.recipe().steps) as progress:
             fitted = fit_class(base, images, closest, options, progress)
-        calibration = None
-        if fit_offset:
-            with searching(f"comparing {name} with all other classes", None) as bar:
-                calibration = _calibrate(present, images, fitted, options, bar.update)
-        result = AddingResult(name, len(images), model.classes.names[fitted.closest], fitted, calibration)
-        store(path, model.as_base(), [_new_class(result, options)], replacing=existing.replace)
-        yield result
+        yield fitted
 
 
 def _calibrate(

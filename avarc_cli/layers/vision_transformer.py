@@ -25,10 +25,11 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
+    def forward(self, x_BTC: Tensor, seen: Tensor | None = None) -> Tensor:
+        """`seen`: which positions each one attends to, bool, that broadcasts to (B, H, T, T); None for all."""
         qkv = F.linear(x_BTC, self.in_proj_weight, self.in_proj_bias)
         q, k, v = (part.transpose(1, 2) for part in qkv.unflatten(-1, (3, self.heads, -1)).unbind(2))  # (B, H, T, D)
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -48,6 +49,6 @@ class Block(nn.Module):
         self.ln_1, self.attn = nn.LayerNorm(width), SelfAttention(width, heads)
         self.ln_2, self.mlp = nn.LayerNorm(width), FeedForward(width)
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC))
+    def forward(self, x_BTC: Tensor, seen: Tensor | None = None) -> Tensor:
+        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC), seen)
         return x_BTC + self.mlp(self.ln_2(x_BTC))

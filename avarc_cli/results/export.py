@@ -56,12 +56,7 @@ def export_run(
     """
     write = writer(out, overwrite=overwrite)
     columns = run.columns(classes)
-    if out.suffix and run.drops_candidates and run.protocol.get("save_likelihood"):
-        raise UsageError(
-            f"'{run.path}' has no likelihoods of all candidates of an image",
-            f"its plan {run.protocol['plan']} drops some before all tokens are scored",
-            "export to a folder (a name without suffix), or classify with --plan exhaustive",
-        )
+    check_shape(run, out)
     table = Table(run, columns, per_token)
     with (
         progress("writing", len(run.records)) as bar,
@@ -70,6 +65,16 @@ def export_run(
     ):
         write(table, temporary, bar.update)
     return table.shape
+
+
+def check_shape(run: SavedRun, out: Path) -> None:
+    """Raises: UsageError for one file of a run whose plan drops candidates."""
+    if out.suffix and run.drops_candidates:
+        raise UsageError(
+            f"'{run.path}' has no likelihoods of all candidates of an image",
+            f"its plan {run.protocol['plan']} drops some before all tokens are scored",
+            "export to a folder (a name without suffix), export the token cache, or classify with --plan exhaustive",
+        )
 
 
 @dataclass(frozen=True)

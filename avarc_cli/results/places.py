@@ -1,8 +1,8 @@
 """Where the files of a run are: its token cache and what its model was loaded from, as they were given.
 
-run.json records them under `places`. They are notes: a run is continued whatever the same files are called. `report`
-and `explain` find them there. A run folder that another person made may name any file of the reader's, so paths are
-used only from runs that this user made (`results.made_here`), or if the user says so.
+run.json records them under `places`. They are notes: a run is continued whatever the same files are called. `report`,
+`explain` and `export` find them there. A run folder that another person made may name any file of the reader's, so
+paths are used only from runs that this user made (`results.made_here`), or if the user says so.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from avarc_cli.zoo.cards import is_path, text_encoder_cards
 
 KEY = "places"
 CACHE = "tokens"
+ORDERS = "orders"
 NAMED = ("model", "tokenizer", "text_encoder")
 ONE_OF = ({"captions"}, {"templates", "template_names"})
 """Fields that exclude each other."""
@@ -33,8 +34,9 @@ FILES = {
     "lora": "--lora",
     "captions": "--captions",
     "text_encoder": "--text-encoder",
+    ORDERS: "",
 }
-"""Fields of `loading.ModelSpec` that name files, and the cache; each with the option that names it."""
+"""Fields of `loading.ModelSpec` that name files, the cache, and the orders; each with the option that names it."""
 VALUES: dict[str, Any] = {
     "class_order": str,
     "lora_alpha": (int, float),
@@ -48,16 +50,18 @@ VALUES: dict[str, Any] = {
 """Other fields of it that decide what is loaded, with their types."""
 
 
-def record(given: Mapping[str, Any], cache: Path, run: Path) -> dict[str, Any]:
+def record(given: Mapping[str, Any], cache: Path, run: Path, orders: str | None = None) -> dict[str, Any]:
     """What run.json records.
 
     Args:
         given: fields of the `ModelSpec`. cache: the run's token cache. run: its folder, which may hold the cache.
+        orders: the file that they came from; None for no file.
     """
     places: dict[str, Any] = {name: given[name] for name in VALUES if given.get(name) not in (None, ())}
+    files = {**given, ORDERS: orders}
     for name in FILES:
-        if name != CACHE and given.get(name) is not None:
-            places[name] = _place(given[name], is_file=_is_file(name, str(given[name])))
+        if name != CACHE and files.get(name) is not None:
+            places[name] = _place(files[name], is_file=_is_file(name, str(files[name])))
     if os.path.abspath(cache) != os.path.abspath(run / "tokens.h5"):
         places[CACHE] = _place(cache, is_file=True)
     return places
@@ -119,6 +123,14 @@ class Places:
             return None
         return Path(self._find(CACHE))
 
+    @property
+    def orders(self) -> Path | None:
+        """The file that the run's orders came from; None where it is unknown, or they came from none.
+
+        Raises: UsageError when it is not where it was, or may not be used.
+        """
+        return Path(self._find(ORDERS)) if ORDERS in self._recorded else None
+
     def model(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Fields of the `ModelSpec` that loads the run's model: the user's where given (not None), else as recorded.
 
@@ -129,7 +141,7 @@ class Places:
         if "model" in fields and not is_path(str(fields["model"])):
             excluded.add("tokenizer")  # which its card implies
         for name in (*FILES, *VALUES):
-            if name == CACHE or name not in self._recorded or name in fields or name in excluded:
+            if name in (CACHE, ORDERS) or name not in self._recorded or name in fields or name in excluded:
                 continue
             if name in FILES:
                 fields[name] = self._find(name) if name in NAMED else Path(self._find(name))
@@ -151,21 +163,28 @@ class Places:
         if not self.trusted:
             raise self._not_trusted(name, path or given)
         if not os.path.exists(path or given):
+            option = f"{FILES[name]} {'DIR' if name in ('bank', 'lora', 'text_encoder') else 'FILE'}"
             raise UsageError(
                 f"the {_called(name)} of '{self.run}' is not where it was",
                 f"there is no '{path or given}'",
-                f"say where it is now: {FILES[name]} {'DIR' if name in ('bank', 'lora', 'text_encoder') else 'FILE'}",
+                f"say where it is now: {option}" if FILES[name] else "put it back there",
             )
         return str(path or given)
 
     def _not_trusted(self, name: str, path: str) -> UsageError:
         why = f"run.json names '{path}', and you did not make this run here"
-        return UsageError(
-            f"the {_called(name)} of the run is a file", why, f"name it with {FILES[name]}, or add --allow-outside"
-        )
+        name_it = f"name it with {FILES[name]}, or add" if FILES[name] else "add"
+        return UsageError(f"the {_called(name)} of the run is a file", why, f"{name_it} --allow-outside")
 
 
 def _called(name: str) -> str:
-    called = {CACHE: "token cache", "bank": "class bank", "lora": "LoRA adapter", "class_names": "list of class names"}
-    called |= {"captions": "file of captions", "text_encoder": "text encoder"}
+    called = {
+        CACHE: "token cache",
+        ORDERS: "file of orders",
+        "bank": "class bank",
+        "lora": "LoRA adapter",
+        "class_names": "list of class names",
+        "captions": "file of captions",
+        "text_encoder": "text encoder",
+    }
     return called.get(name, name.replace("_", " ").replace("config", "configuration"))

@@ -37,6 +37,9 @@ class SavedRun:
     records: Sequence[dict[str, Any]]
     """Lines of predictions.jsonl, in the order of the images; each is read when it is used."""
 
+    likelihoods: Path | None = None
+    """Another run folder that has the likelihoods; None where they are this run's own, if it saved any."""
+
     def recorded(self, *fields: str) -> Any:
         """A field of run.json, or one inside another. Raises: AvarcError when the run does not record it."""
         value: Any = self.protocol
@@ -122,7 +125,7 @@ class SavedRun:
         if self._npz(index).exists():
             sums: npt.NDArray[np.float64] = self.token_log_prob(index).sum(axis=1, dtype=np.float64)
             return sums
-        path = self.path / "json" / f"{index}.json"
+        path = (self.likelihoods or self.path) / "json" / f"{index}.json"
         if not path.exists():
             raise self._not_saved("the likelihoods", "--save-json or --save-likelihood")
         stages = _read(path, lambda: check_stages(strict_json.parse(path.read_text()), len(self.candidates)))
@@ -162,6 +165,11 @@ class SavedRun:
         saved: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] = _read(path, read)
         return saved
 
+    def saves(self, *, per_token: bool) -> bool:
+        """Whether the run saved what an export reads: the log-probabilities of tokens, or sums over all of them."""
+        sums = not per_token and not self.drops_candidates and (self.path / "json").is_dir()
+        return sums or (self.path / "likelihood").is_dir()
+
     @property
     def drops_candidates(self) -> bool:
         """Whether candidates were dropped before all tokens were scored; then each image has `scored` of its own."""
@@ -176,7 +184,7 @@ class SavedRun:
         return class_ids == [class_id for class_id in there if class_id in left]
 
     def _npz(self, index: int) -> Path:
-        return self.path / "likelihood" / f"{index}.npz"
+        return (self.likelihoods or self.path) / "likelihood" / f"{index}.npz"
 
     def _not_saved(self, what: str, option: str) -> UsageError:
         tokens = self.path / "tokens.h5"

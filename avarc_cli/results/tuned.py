@@ -55,6 +55,9 @@ class TunedPlan:
     path: Path | None = field(default=None, compare=False)
     """The file that it was read from."""
 
+    def __str__(self) -> str:
+        return str(self.plan)
+
     def to_dict(self) -> dict[str, Any]:
         """The content of the file, without its digest."""
         return {
@@ -78,7 +81,7 @@ class TunedPlan:
         """Raises: UsageError, with both values, where one of these is not what the plan was made for."""
         if differences := describe_differences({name: self.made_for.get(name) for name in now}, now):
             raise UsageError(
-                f"the guarantee of '{self.path}' does not hold here",
+                f"the guarantee of '{self.path or self}' does not hold here",
                 differences,
                 "tune a plan for this: avarc tune TOKENS.h5 --model ... --out plan.json",
             )
@@ -89,11 +92,13 @@ def is_file(plan: str) -> bool:
     return Path(plan).suffix.lower() == ".json"
 
 
-def find(plan: str, model: LoadedModel) -> TunedPlan | None:
+def find(plan: str | TunedPlan, model: LoadedModel) -> TunedPlan | None:
     """The tuned plan that the value of `Options.plan` names; None for any other plan.
 
     Raises: as `read`; UsageError when none comes with the model.
     """
+    if isinstance(plan, TunedPlan):
+        return plan
     if plan != AUTO:
         return read(Path(plan)) if is_file(plan) else None
     path = Path(model.file).with_name("plan.json")
@@ -119,7 +124,7 @@ def read(path: Path) -> TunedPlan:
             raise AvarcError(f"'{path}' has another format", f"it is version {version}, this is {FORMAT}", fix)
         if digest != _digest(values):
             raise ValueError("its content does not match its digest: it is not what was tuned")
-        return replace(_from_dict(values), path=path)
+        return replace(from_dict(values), path=path)
     except FileNotFoundError:
         raise UsageError(f"there is no plan '{path}'", fix="make one: avarc tune TOKENS.h5 --out plan.json") from None
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -127,7 +132,8 @@ def read(path: Path) -> TunedPlan:
         raise AvarcError(f"cannot use the plan '{path}'", why, "make it again: avarc tune") from None
 
 
-def _from_dict(values: Mapping[str, Any]) -> TunedPlan:
+def from_dict(values: Mapping[str, Any]) -> TunedPlan:
+    """The plan that `TunedPlan.to_dict` described. Raises: UsageError, KeyError, TypeError or ValueError."""
     made_for = values["made_for"]
     if "preprocess" in made_for:
         made_for = made_for | {"preprocess": current_description(made_for["preprocess"])}

@@ -33,10 +33,10 @@ def fit_first_cut(
 
     `progress` is called with (images drawn, images in all).
     """
-    if len(candidates_N) < LEAST_CLASSES or not model.has_summary:
+    if not count_drawn(model, len(candidates_N)):
         return None
     guidance = 0.0 if model.unconditional is None else model.default_guidance  # images that are typical of their class
-    each = max(DRAWN, -(-LEAST_DRAWN // len(candidates_N)))
+    each = count_drawn(model, len(candidates_N)) // len(candidates_N)
     x_MD, class_M = [], np.repeat(candidates_N, each)
     for start in range(0, len(class_M), BATCH):
         rows = range(start, min(start + BATCH, len(class_M)))
@@ -45,6 +45,13 @@ def fit_first_cut(
         x_MD.append(_summaries(model, model.sample(class_B, guidance=guidance, generators=generators)))
         progress(rows.stop, len(class_M))
     return discriminants(np.concatenate(x_MD).reshape(len(candidates_N), each, -1))
+
+
+def count_drawn(model: LikelihoodModel, candidates: int) -> int:
+    """Images that `fit_first_cut` draws."""
+    if candidates < LEAST_CLASSES or not model.has_summary:
+        return 0
+    return candidates * max(DRAWN, -(-LEAST_DRAWN // candidates))
 
 
 def summaries(model: LikelihoodModel, tokens_GL: TokensN) -> FloatN:

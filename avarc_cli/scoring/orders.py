@@ -49,6 +49,11 @@ class Orders:
         """Whether tokens are scored in the order of their positions, the only order of most models."""
         return self.text == RASTER
 
+    @property
+    def file(self) -> str | None:
+        """The file that they came from, if they came from one."""
+        return None if self.fixed_OL is None else self.text
+
     def of(self, rows: npt.NDArray[np.int64], length: int, count: int) -> IntGOL | None:
         """The first `count` orders of these images, (G, O, L) int64: element j is scored j-th; None for raster.
 
@@ -178,11 +183,22 @@ def choose_orders(
     return parse_orders(default if asked is None else asked, seed, model.segment_ends[-1])
 
 
-def recorded_orders(protocol: Mapping[str, Any]) -> Orders:
-    """The orders of a run, from its run.json. Raises: UsageError where they came from a file."""
+def recorded_orders(protocol: Mapping[str, Any], file: Path | None = None) -> Orders:
+    """The orders of a run, from its run.json.
+
+    Args:
+        file: that the orders came from; None where it is unknown, or they came from none.
+    Raises: UsageError for orders from an unknown file, or from one that holds others now.
+    """
     kind = protocol.get("orders", RASTER)
     if kind == RASTER:
         return ONE_RASTER
+    if kind not in ("random", BOUND) and file is not None:
+        orders = parse_orders(str(file), 0, int(protocol["tokens"]["length"]))
+        if (now := orders.made_for()["orders"]) != kind:
+            why = f"{kind} in the run, {now} in the file"
+            raise UsageError(f"'{file}' holds other orders than the run was made with", why, "put those back")
+        return orders
     if kind not in ("random", BOUND):
         why = "run.json records the digest of that file only"
         raise UsageError("the run scored its tokens in orders from a file", why, "classify with --save-likelihood")

@@ -57,6 +57,14 @@ class Captions:
         return len(self.texts) > len(self.ids)
 
     @property
+    def by_name(self) -> dict[str, list[str]]:
+        """The captions of each candidate."""
+        owned: dict[str, list[str]] = {name: [] for name in self.ids}
+        for text, owner in zip(self.texts, self.candidate, strict=True):
+            owned[self.ids[owner]].append(text)
+        return owned
+
+    @property
     def label_space(self) -> LabelSpace:
         """The candidates as classes."""
         return LabelSpace(self.source, self.ids, self.names)

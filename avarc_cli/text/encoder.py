@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,22 +32,22 @@ class TextEncoder(ABC):
     """T; longer captions are cut as the reference does."""
 
     @abstractmethod
-    def tokens(self, caption: str) -> list[int]:
-        """The ids of a caption with those that begin and end it, not cut."""
+    def tokens(self, caption: str) -> list[Any]:
+        """The ids of a caption, as the encoder's vocabulary has them, with those that begin and end it, not cut."""
 
     @abstractmethod
-    def cut(self, ids: list[int]) -> list[int]:
+    def cut(self, ids: list[Any]) -> list[Any]:
         """The same ids, or as many of them as fit, with the one that ends a caption in the last place."""
 
     @abstractmethod
-    def encode(self, ids: Sequence[list[int]]) -> dict[str, Tensor]:
+    def encode(self, ids: Sequence[list[Any]]) -> dict[str, Tensor]:
         """Features of captions whose ids were cut, on the CPU.
 
         Returns: `sequence` (R, T', D), where T' is at least the longest; and as the encoder has them `pooled` (R, E)
             and `guidance` (R, T', D).
         """
 
-    def length(self, ids: list[int]) -> int:
+    def length(self, ids: list[Any]) -> int:
         """Positions of a caption that generators read."""
         return len(ids)
 

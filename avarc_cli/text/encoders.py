@@ -18,12 +18,12 @@ from avarc_cli.progress import StartProgress, silent
 from avarc_cli.text import feature_file, hub_folder
 from avarc_cli.text.captions import check_encoder
 from avarc_cli.text.encoder import Encoded, TextEncoder, encode
-from avarc_cli.text.features import CaptionFeatures
+from avarc_cli.text.features import CaptionFeatures, TextInput
 from avarc_cli.zoo import cards, local_files, paths
 
-KINDS = {"t5": "avarc_cli.text.t5:T5", "clip": "avarc_cli.text.clip:CLIP"}
+KINDS = {"t5": "avarc_cli.text.t5:T5", "clip": "avarc_cli.text.clip:CLIP", "small": "avarc_cli.text.small:SmallText"}
 """Kind -> its class, which is imported when it is first used."""
-MODEL_TYPES = {"t5": "t5", "clip": "clip", "clip_text_model": "clip"}
+MODEL_TYPES = {"t5": "t5", "clip": "clip", "clip_text_model": "clip", "avarc-small-text": "small"}
 """`model_type` in a folder's config.json -> kind."""
 VERSION = 1
 """Of what encoders do with a caption; a change makes features be computed again."""
@@ -49,6 +49,16 @@ class Found:
         loaded: TextEncoder = getattr(import_module(module), name)(self.folder, self.name, self.positions, device)
         return loaded
 
+    def text_input(self, features: CaptionFeatures) -> TextInput:
+        """What a generator reads that is trained on these features, which this encoder made."""
+        pooled = features.pooled_RE
+        return TextInput(
+            encoder=self.name or self.folder.name,
+            positions=self.positions,
+            width=features.sequence_RTD.shape[2],
+            pooled_width=0 if pooled is None else pooled.shape[1],
+        )
+
     def protocol(self) -> dict[str, str]:
         """For run.json."""
         return {"name": self.name or self.folder.name, "sha256": self.sha256}
@@ -73,8 +83,9 @@ def find(encoder: str | Path) -> Found:
         raise CheckpointError(f"'{folder}' is another text encoder than avarc knows", why)
     kind = MODEL_TYPES[stated]
     positions = next(card.positions for card in known.values() if card.kind == kind)
-    if isinstance(most := config.get("text_config", config).get("max_position_embeddings"), int):
-        positions = min(positions, most)
+    own = config.get("positions", config.get("text_config", config).get("max_position_embeddings"))
+    if isinstance(own, int):
+        positions = own if kind == "small" else min(positions, own)
     return Found("", kind, folder, positions, hub_folder.sha256_of(folder))
 
 

@@ -99,7 +99,8 @@ def sha256_of(folder: Path) -> str:
     if weights is None:
         raise CheckpointError(f"'{folder}' holds no weights", f"no {' or '.join(WEIGHTS)}")
     digest = hashlib.sha256()
-    for file in (folder / CONFIG, folder / TOKENIZER, *weights):
+    vocabulary = [folder / TOKENIZER] if (folder / TOKENIZER).is_file() else []
+    for file in (folder / CONFIG, *vocabulary, *weights):
         known = local_files.blob_sha256(file)  # of a file in the Hugging Face cache
         digest.update(f"{file.name} {known or weights_index.remember(file)}\n".encode())
     return digest.hexdigest()

@@ -4,11 +4,13 @@ scikit-learn's copy of the test part of "Optical Recognition of Handwritten Digi
 Machine Learning Repository, 1998, doi:10.24432/C50P49, CC BY 4.0): 1797 scans of 8 x 8 pixels, 17 gray levels, white
 ink on black. Here they are enlarged to 32 x 32. 360 images, 36 a class on average, are held out for testing.
 
-Run `python -m avarc_cli.train.digits FOLDER` to write FOLDER/train/<digit>/*.png and FOLDER/test/<digit>/*.png.
+Run `python -m avarc_cli.train.digits FOLDER` to write FOLDER/train/<digit>/*.png, FOLDER/test/<digit>/*.png and
+FOLDER/captions.json, the captions that the embedded model of captions was trained on.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -20,6 +22,21 @@ from avarc_cli.errors import UsageError
 HELD_OUT = 360
 SPLIT_SEED = 0  # chosen once, before any model was trained
 SIDE = 32  # pixels
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TEMPLATES = (
+    "{}",
+    "number {}",
+    "the digit {}",
+    "a handwritten {}",
+    "a {} written by hand",
+    "this is a {}",
+    "a picture of the number {}",
+    "a small image of a {}",
+    "a scan of the digit {}",
+    "it shows the numeral {}",
+    "somebody wrote a {}",
+    "the number {} in white ink on black",
+)
 
 
 def write_digits(folder: Path) -> None:
@@ -43,5 +60,15 @@ def write_digits(folder: Path) -> None:
             Image.fromarray(gray).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(path, optimize=True)
 
 
+def write_captions(path: Path) -> None:
+    """Write the captions of each digit, spelled and as a numeral."""
+    captions = {
+        str(digit): [template.format(name) for template in TEMPLATES for name in (word, str(digit))]
+        for digit, word in enumerate(WORDS)
+    }
+    path.write_text(json.dumps(captions, indent=1))
+
+
 if __name__ == "__main__":
     write_digits(Path(sys.argv[1]))
+    write_captions(Path(sys.argv[1]) / "captions.json")

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from avarc_cli.errors import AvarcError
 from avarc_cli.layers.low_rank import LowRank, peft_tensors
-from avarc_cli.likelihood import TokenizerNetwork, TrainableModel
+from avarc_cli.likelihood import NetworkModel, TokenizerNetwork
 from avarc_cli.names import to_json
 from avarc_cli.storage import new_folder, write_bytes
+from avarc_cli.text import small as small_text
+from avarc_cli.text.hub_folder import CONFIG
+from avarc_cli.text.small import SmallTextNetwork
 
 
 def save_tokenizer(
@@ -29,15 +32,27 @@ def save_tokenizer(
     _save(network.state_dict(), metadata, path)
 
 
-def save_generator(model: TrainableModel, path: Path, *, class_names: Sequence[str], tokenizer_sha256: str) -> None:
-    """A generator file: published keys; the metadata names family, what tensors cannot tell, classes and tokenizer."""
-    metadata = {
-        "family": model.family,
-        **model.checkpoint_metadata(),
-        "class_names": to_json(list(class_names)),
-        "tokenizer_sha256": tokenizer_sha256,
-    }
+def save_generator(
+    model: NetworkModel, path: Path, *, class_names: Sequence[str] | None, tokenizer_sha256: str
+) -> None:
+    """A generator file: published keys; the metadata names family, what tensors cannot tell, classes and tokenizer.
+
+    Args:
+        class_names: None for a model of captions.
+    """
+    metadata = {"family": model.family, **model.checkpoint_metadata(), "tokenizer_sha256": tokenizer_sha256}
+    if class_names is not None:
+        metadata["class_names"] = to_json(list(class_names))
     _save(model.checkpoint_tensors(), metadata, path)
+
+
+def save_text_encoder(network: SmallTextNetwork, folder: Path) -> None:
+    """A small text encoder's folder: config.json and weights."""
+    weights = _content(network.state_dict(), {})
+    with _writing(folder), new_folder(folder) as temporary:
+        (temporary / small_text.WEIGHTS).write_bytes(weights)
+        config = {"model_type": small_text.MODEL_TYPE, "positions": network.config.positions}
+        (temporary / CONFIG).write_text(json.dumps(config, indent=1))
 
 
 def save_lora(changes: Mapping[str, LowRank], folder: Path, *, base_sha256: str) -> None:

@@ -33,6 +33,14 @@ class HubFolder:
 
 
 @dataclass(frozen=True)
+class AssetFolder:
+    """Files that belong together and are shipped with avarc; `folder` is relative to avarc_cli/assets."""
+
+    folder: str
+    filenames: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class AssetFile:
     """A file shipped with avarc; filename is relative to avarc_cli/assets."""
 
@@ -95,7 +103,7 @@ class TextEncoderCard:
     positions: int  # of a caption; longer ones are cut
     width: int  # channels of a position
     params: int | None  # that are used; None where unknown
-    weights: HubFolder
+    weights: HubFolder | AssetFolder
     license: str  # of the weights
     source: str  # paper, or where it comes from
 

@@ -15,6 +15,7 @@ from avarc_cli.errors import UsageError
 from avarc_cli.zoo import published, registered
 from avarc_cli.zoo.card import (
     AssetFile,
+    AssetFolder,
     Card,
     HubFile,
     HubFolder,
@@ -31,6 +32,7 @@ __all__ = [
     "SCALES_512",
     "SCALES_DIGITS",
     "AssetFile",
+    "AssetFolder",
     "Card",
     "HubFile",
     "HubFolder",

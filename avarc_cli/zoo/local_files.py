@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.zoo.card import AssetFile, Card, HubFile, HubFolder, LocalFile, TextEncoderCard, Weights
+from avarc_cli.zoo.card import AssetFile, AssetFolder, Card, HubFile, HubFolder, LocalFile, TextEncoderCard, Weights
 
 SHA256_LENGTH = 64  # hex digits; the name of a blob that is a large file
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -51,8 +51,10 @@ def require(card: Card) -> Path:
     )
 
 
-def locate_folder(folder: HubFolder) -> Path | None:
-    """The folder in the Hugging Face cache that contains all of these files; None if one is missing."""
+def locate_folder(folder: HubFolder | AssetFolder) -> Path | None:
+    """The folder, shipped or in the Hugging Face cache, that contains all of these files; None if one is missing."""
+    if isinstance(folder, AssetFolder):
+        return ASSETS / folder.folder
     found = [locate(file) for file in folder.files]
     return found[0].parent if found[0] is not None and all(found) else None
 
@@ -61,6 +63,7 @@ def require_folder(card: TextEncoderCard) -> Path:
     """The folder of a text encoder. Raises: AvarcError that says how to get it if it is missing."""
     found = locate_folder(card.weights)
     if found is None:
+        assert isinstance(card.weights, HubFolder)
         what = f"the text encoder '{card.name}' is not on this machine"
         why = f"the Hugging Face cache does not contain all of {card.weights.repo} that it needs"
         raise AvarcError(what, why, f"{download_command(card)}   (or use the path of a folder that you have)")

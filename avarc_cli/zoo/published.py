@@ -9,7 +9,7 @@ not available when the cards were written.
 from __future__ import annotations
 
 from avarc_cli.layout import TokenLayout
-from avarc_cli.zoo.card import AssetFile, HubFile, HubFolder, ModelCard, TextEncoderCard, TokenizerCard
+from avarc_cli.zoo.card import AssetFile, AssetFolder, HubFile, HubFolder, ModelCard, TextEncoderCard, TokenizerCard
 
 SCALES_256 = TokenLayout.multi_scale((1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
 SCALES_512 = TokenLayout.multi_scale((1, 2, 3, 4, 6, 9, 13, 18, 24, 32))
@@ -305,6 +305,21 @@ MODELS = (
         source=_DIGITS_SOURCE,
         weights=AssetFile("digits-titok/maskgit.safetensors"),
     ),
+    ModelCard(
+        name="digits-captions",
+        family="llamagen-t2i",
+        tokenizer="digits-vq",
+        image_size=16,
+        layout=_GRID_DIGITS,
+        num_classes=0,
+        label_space="captions",
+        params=472_928,
+        license=_DIGITS_LICENSE,
+        source=_DIGITS_SOURCE,
+        weights=AssetFile("digits-captions/t2i.safetensors"),
+        condition="caption",
+        text_encoder="digits-text",
+    ),
     _var(16, 310_000_000),
     _var(20, 600_000_000),
     _var(24, 1_000_000_000),
@@ -405,6 +420,16 @@ TOKENIZERS = (
 
 # The names of the files are from memory of these repositories, not from a listing.
 TEXT_ENCODERS = (
+    TextEncoderCard(
+        name="digits-text",
+        kind="small",
+        positions=32,
+        width=64,
+        params=84_928,
+        weights=AssetFolder("digits-captions/text", ("config.json", "model.safetensors")),
+        license="MIT",
+        source="captions of digits",
+    ),
     TextEncoderCard(
         name="flan-t5-xl",
         kind="t5",

@@ -1,6 +1,7 @@
 """add-class through the command line: what it learns, what it stores, and what it refuses."""
 
 import json
+import shutil
 import subprocess
 import sys
 from subprocess import PIPE
@@ -11,7 +12,8 @@ from conftest import load_golden
 from programs import start
 
 from avarc_cli.cli import main
-from avarc_cli.incremental import editing
+from avarc_cli.incremental import adding, editing, fitting
+from avarc_cli.work import run as work
 from avarc_cli.work.locks import only_writer
 
 FIT = ["--method", "lora", "--rank", "2", "--steps", "8", "--batch-size", "4"]
@@ -75,6 +77,55 @@ def test_adding_a_third_class_leaves_the_others_files_and_entries(setting, bank,
     assert after[:2] == before and after[2]["name"] == "coral"
     assert all((bank / name).read_bytes() == data for name, data in files.items())
     assert not list(bank.glob("*.lock")) and not list(bank.glob("*.tmp"))
+
+
+def test_processes_on_devices_add_the_same_classes_and_a_stop_keeps_their_fits(setting, tmp_path, monkeypatch, capsys):
+    one, two, fits = tmp_path / "one", tmp_path / "two", tmp_path / "two.fits"
+    for name in ("blue", "coral"):
+        shutil.copytree(setting.colors / name, tmp_path / "colors" / name)
+    words = [tmp_path / "colors", *IMAGES, "--bank"]
+    assert run(setting, *words, one, options=FIT) == 0
+    store, stored, asked = adding.store, [], []
+
+    def stop_at_the_second(*args, **options):
+        stored.append(args)
+        if len(stored) == 2:
+            raise KeyboardInterrupt
+        return store(*args, **options)
+
+    def compute(parts, task, numbers, **options):
+        asked.append(sorted(numbers))
+        return work.compute(parts, task, numbers, **options)
+
+    monkeypatch.setattr(fitting, "compute", compute)
+    with monkeypatch.context() as patched:
+        patched.setattr(adding, "store", stop_at_the_second)
+        assert run(setting, *words, two, "--devices", "cpu:2", options=FIT) == 130
+    assert [entry["name"] for entry in listed(two, capsys)] == ["blue"] and fits.is_dir()
+    assert run(setting, *words, two, "--devices", "cpu:2", "--skip-existing", options=FIT) == 0
+    assert asked == [[0, 1], []], "nothing is fitted again"
+    assert not fits.exists() and sorted(path.name for path in tmp_path.iterdir()) == ["colors", "one", "two"]
+    assert {p.name: p.read_bytes() for p in one.iterdir()} == {p.name: p.read_bytes() for p in two.iterdir()}
+
+
+def test_fits_of_other_images_or_options_are_not_used(setting, tmp_path, monkeypatch):
+    asked, words = [], [setting.cache, "--bank", tmp_path / "bank"]
+
+    def stop(parts, task, numbers, **options):
+        asked.append((parts.chunks.count, sorted(numbers)))
+        for number in numbers:  # as a worker of Ray, which does not know the number
+            [(_, result)] = task.run({0: parts.chunks.items_of(number)}, lambda steps: None)
+            parts.save(number, result)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting, "compute", stop)
+    for options in ([], [], ["--seed", "1"], ["--steps", "9"]):
+        assert run(setting, "coral", *words, *options, "--devices", "cpu:2") == 130
+    assert asked == [(1, [0]), (1, []), (1, [0]), (1, [0])]
+    assert run(setting, setting.cache, "--bank", tmp_path / "bank", "--devices", "cpu:2") == 130
+    fits = [(tmp_path / "bank.fits" / f"00000{number}.npz").read_bytes() for number in range(4)]
+    assert asked[-1] == (4, [0, 1, 2, 3]) and len(set(fits)) == 4
+    assert not (tmp_path / "bank").exists() and (tmp_path / "bank.fits").is_dir()
 
 
 @pytest.mark.parametrize("method", ["embedding", "adaln"])

@@ -37,19 +37,24 @@ def test_the_demo_reports_what_it_measured(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_demo_shows_the_embedded_llamagen(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("model", "tokens"), [("digits-llamagen", 640), ("digits-titok", 160), ("digits-captions", 640)]
+)
+def test_the_demo_shows_the_other_embedded_models(tmp_path, monkeypatch, capsys, model, tokens):
     monkeypatch.chdir(tmp_path)
-    assert main(["--json", "demo", "--model", "digits-llamagen"]) == 0
+    assert main(["--json", "demo", "--model", model]) == 0
     plans = json.loads(capsys.readouterr().out)["plans"]
-    assert plans["exhaustive"]["accuracy"] >= 0.96 and plans["exhaustive"]["tokens_scored_per_image"] == 640
+    assert plans["exhaustive"]["accuracy"] >= 0.96 and plans["exhaustive"]["tokens_scored_per_image"] == tokens
     assert plans["staged"]["tokens_scored_per_image"] < plans["paper-style"]["tokens_scored_per_image"]
     assert plans["adaptive"]["agreement_with_exhaustive"] >= 0.99
-    assert (tmp_path / "avarc-demo-digits-llamagen" / "digits.png").exists()
+    assert (tmp_path / f"avarc-demo-{model}" / "digits.png").exists()
 
 
 def test_a_model_without_a_demo_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--model", "var-d16"]) == 2
     err = capsys.readouterr().err
-    assert "the demo cannot show 'var-d16'" in err and "digits and digits-llamagen" in err
+    assert (
+        "the demo cannot show 'var-d16'" in err and "digits, digits-llamagen, digits-titok and digits-captions" in err
+    )
     assert not list(tmp_path.iterdir())

@@ -1,10 +1,13 @@
 """--dry-run prints what a command would do, take and write, and writes nothing."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from avarc_cli.cli import main
+from avarc_cli.commands import _dry_run
+from avarc_cli.forecast import ScoringForecast
 from avarc_cli.zoo.local_files import ASSETS
 
 DIGITS = str(ASSETS / "digits/test")
@@ -77,7 +80,36 @@ def test_export_scores_every_class_of_a_cache(work, capsys):
     assert entries(work) == ["t.h5"]
 
 
+def test_tune_scores_every_class_of_both_caches(work, capsys):
+    for name, seed in (("t.h5", "0"), ("other.h5", "1")):
+        assert main(["encode", DIGITS, "--sample", "20", "--seed", seed, "--samples", "2", "--out", name]) == 0
+    capsys.readouterr()
+    words = ["tune", "t.h5", "--agreement", "0.9", "--classes", "0,3,5", "--samples", "2", "--out", "plan.json"]
+    assert main(["--json", *words, "--evaluate", "other.h5", "--dry-run"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["files"] == {"plan.json": None} and told["scoring"]["plan"] == "5:1:2"
+    assert told["scoring"]["pairs"] == 2 * 20 * 3 and told["scoring"]["tokens"] == 2 * 20 * 3 * 2 * 103
+    assert told["scoring"]["seconds"] > 0 and told["scoring"]["memory"] > 0
+    assert main(["tune", "t.h5", "--agreement", "0.99", "--dry-run"]) == 2, "20 images are too few"
+    (work / "plan.json").write_text("{}")
+    assert main([*words, "--dry-run"]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert entries(work) == ["other.h5", "plan.json", "t.h5"]
+
+
 def test_the_forecast_fits_80_columns(work, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["classify", DIGITS, "--limit", "9", "--out", "run", "--save-likelihood", "--dry-run"]) == 0
+    drawn = ScoringForecast(
+        plan="5:1",
+        images=9,
+        classes=1000,
+        pairs=9000,
+        tokens=927_000,
+        seconds=3e4,
+        memory=1 << 33,
+        weights=0,
+        drawn=20_000,
+    )
+    _dry_run.show({Path("plan.json"): None}, scoring=drawn)
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80

@@ -13,6 +13,7 @@ from avarc_cli import classifier
 from avarc_cli.cli import main
 from avarc_cli.data.datasets import open_images
 from avarc_cli.data.preprocess import Preprocess
+from avarc_cli.explain import token_scores
 from avarc_cli.explain.pixels import pixels_of_cache, pixels_of_images, source_pixels
 from avarc_cli.explain.predictions import ImagePrediction, select
 from avarc_cli.loading import ModelSpec, load_tokenizer
@@ -113,7 +114,7 @@ def test_a_cache_is_shown_in_the_order_of_surprise(cache, models, tmp_path, caps
     assert few == told[:2]
 
 
-def test_processes_on_devices_classify_a_cache_for_the_same_explanations(folder, cache, models, tmp_path, capsys):
+def test_processes_on_devices_explain_a_cache_in_the_same_bytes(folder, cache, models, tmp_path, capsys):
     command = [cache, *models, "--limit", 2, "--batch-size", 20, "--plan", "2:3,4:1", "--out"]
     names = ("a.html", "b.html")
     for name, devices in zip(names, ([], ["--devices", "cpu:2"]), strict=True):
@@ -125,6 +126,49 @@ def test_processes_on_devices_classify_a_cache_for_the_same_explanations(folder,
     assert explain(folder, *models, "--devices", "cpu:2", "--out", tmp_path / "c.html") == 2
     assert "--devices divides a token cache" in capsys.readouterr().err
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_processes_on_devices_explain_a_run_in_the_same_bytes(cache, models, tmp_path):
+    run = tmp_path / "run"
+    assert main(["classify", str(cache), *models, "--out", str(run)]) == 0
+    for name, devices in (("one", []), ("two", ["--devices", "cpu:2"])):
+        words = ["--rows", "1,4,0", "--out", tmp_path / f"{name}.html", "--npz", tmp_path / f"{name}.npz"]
+        assert explain(run, *words, *devices) == 0
+    for suffix in ("html", "npz"):
+        assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_interrupted_explanations_are_continued_and_a_damaged_one_is_made_again(cache, models, tmp_path, monkeypatch):
+    run, out, maps = tmp_path / "run", tmp_path / "a.html", tmp_path / "a.html.maps"
+    assert main(["classify", str(cache), *models, "--out", str(run)]) == 0
+    assert explain(run, "--rows", "0-4", "--out", tmp_path / "whole.html") == 0
+    scored, calls = token_scores.order_log_probs, []
+
+    def stop_at(last):
+        def count(model, tokens_1L, *rest):
+            calls.append(tokens_1L.numpy().tobytes())
+            if len(calls) == last:
+                raise KeyboardInterrupt
+            return scored(model, tokens_1L, *rest)
+
+        calls.clear()
+        monkeypatch.setattr(token_scores, "order_log_probs", count)
+
+    stop_at(4)
+    assert explain(run, "--rows", "0-4", "--out", out) == 130 and not out.exists()
+    assert sorted(path.name for path in maps.iterdir()) == [*(f"00000{i}.npz" for i in range(3)), "request.json"]
+    (maps / "000001.npz").write_bytes((maps / "000001.npz").read_bytes()[:-40])
+    before = calls.copy()
+    stop_at(None)
+    assert explain(run, "--rows", "0-4", "--out", out) == 0
+    assert calls == [before[3], calls[1], before[1]], "those that are missing, then the damaged one"
+    assert out.read_bytes() == (tmp_path / "whole.html").read_bytes() and not maps.exists()
+    stop_at(2)
+    assert explain(run, "--rows", "0-4", "--out", out) == 130 and maps.exists()
+    stop_at(None)
+    assert explain(run, "--rows", "2", "--out", out) == 0, "another request begins"
+    assert len(calls) == 1 and not maps.exists()
 
 
 def test_an_interrupted_classification_is_continued(cache, models, tmp_path, monkeypatch, capsys):

@@ -75,6 +75,8 @@ def test_the_commands_are_these():
         "train randar",
         "train rar",
         "train titok",
+        "train text-encoder",
+        "train llamagen-t2i",
         "train tokenizer",
         "train var",
         "train vq",

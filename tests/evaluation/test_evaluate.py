@@ -173,6 +173,20 @@ def test_a_killed_evaluation_is_continued_to_the_same_result(protocol, done, tmp
     assert [path.name for path in write_tables(asked, cells, tmp_path)] == ["table.csv", "table.md", "table.html"]
 
 
+def test_a_sample_is_that_of_classify_and_counts_for_the_tokens(tmp_path, capsys):
+    column = 'title = "t"\n[[columns]]\nname = "some"\nincluded = "digits"\n'
+    row = '[[rows]]\nname = "var"\nmodel = "digits"\nplan = "2:2,3:1"\n'
+    for name, keys in (("a", "sample = 7\nseed = 5\n"), ("b", "limit = 7\n")):
+        (tmp_path / f"{name}.toml").write_text(column + keys + row)
+        assert main(["evaluate", str(tmp_path / f"{name}.toml"), "--out", str(tmp_path / name)]) == 0
+    words = ["--sample", "7", "--seed", "5", "--plan", "2:2,3:1", "--out", str(tmp_path / "run")]
+    assert main(["classify", str(INCLUDED["digits"]), *words]) == 0
+    lines = tmp_path / "a/cells/var/some/predictions.jsonl"
+    assert lines.read_bytes() == (tmp_path / "run/predictions.jsonl").read_bytes()
+    assert [json.loads(line)["label"] for line in lines.read_text().splitlines()] != [0] * 7
+    assert next((tmp_path / "a/tokens").iterdir()).name != next((tmp_path / "b/tokens").iterdir()).name
+
+
 @pytest.mark.parametrize("name", ["a" * 3000, "a\\u0000b"])
 def test_a_name_that_no_file_can_have_is_missing(tmp_path, name, capsys):
     asked = SMALL.replace('data = "mine"', f'data = "{name}"').replace('included = "digits"', 'data = "none"')

@@ -21,6 +21,8 @@ FFN_MULTIPLE = 256  # the hidden width of the feed-forward layers is rounded up 
 PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 3200: 32, 2560: 40, 4096: 32}
 HEAD_WIDTH = 64  # channels of a head in most of them
 
+Config = TypeVar("Config", bound="LlamaGenConfig")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaGenConfig:
@@ -90,7 +92,7 @@ class LlamaGenConfig:
             "num_classes": self.num_classes,
         }
 
-    def on_grid(self, layout: TokenLayout, source: str) -> LlamaGenConfig:
+    def on_grid(self: Config, layout: TokenLayout, source: str) -> Config:
         """The same with the tokenizer's grid. Raises: CheckpointError when that is none, or not the stated one."""
         if len(layout.grids) != 1 or len(set(layout.grids[0])) != 1:
             raise CheckpointError(
@@ -105,9 +107,6 @@ class LlamaGenConfig:
                 "name the size of the images that the model was trained on with --image-size",
             )
         return replace(self, side=layout.grids[0][0])
-
-
-Config = TypeVar("Config", bound=LlamaGenConfig)
 
 
 def ffn_width(width: int) -> int:

@@ -14,7 +14,7 @@ from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
 from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
 from avarc_cli.models.llamagen.benchmark import LlamaGenWorkload
-from avarc_cli.models.llamagen.config import LlamaGenConfig, default_heads, ffn_width, read_config
+from avarc_cli.models.llamagen.config import Config, LlamaGenConfig, default_heads, ffn_width, read_config
 from avarc_cli.models.llamagen.initialize import initialize
 from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
 from avarc_cli.models.llamagen.network import LlamaGen, Network
@@ -55,21 +55,8 @@ class LlamaGenFamily(GeneratorFamily):
 
     def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> LlamaGenLikelihood:
         """An initialized model; `shape` is depth, width and, where not the default, heads."""
-        width = shape["width"]
-        heads = shape.get("heads") or default_heads(width)
-        check_heads(width, heads, f"a {self.title}")
-        config = self.config(
-            depth=shape["depth"],
-            width=width,
-            heads=heads,
-            kv_heads=heads,
-            ffn=ffn_width(width),
-            num_classes=num_classes,
-            vocab_size=tokenizer.vocab_size,
-        )
-        device = next(tokenizer.parameters()).device
-        network = self.network(config.on_grid(tokenizer.layout, f"a new {self.title}"))
-        return self.likelihood(self.initialized(network).to(device))
+        config = new_config(self.config, tokenizer, shape, num_classes=num_classes)
+        return self.likelihood(self.initialized(self.network(config)).to(next(tokenizer.parameters()).device))
 
     def initialized(self, network: LlamaGen) -> LlamaGen:
         """The network with the weights that training starts from."""
@@ -81,6 +68,27 @@ class LlamaGenFamily(GeneratorFamily):
     def model_workload(self, model: LikelihoodModel, device: torch.device) -> LlamaGenWorkload:
         assert isinstance(model, LlamaGenLikelihood)
         return self.workload(model.gpt, device)
+
+
+def new_config(kind: type[Config], tokenizer: TokenizerNetwork, shape: Mapping[str, Any], **condition: Any) -> Config:
+    """The shape of a new model of that tokenizer's tokens.
+
+    Args:
+        shape: depth, width and, where not the default, heads. condition: the fields that say what it is conditioned on.
+    """
+    width = shape["width"]
+    heads = shape.get("heads") or default_heads(width)
+    check_heads(width, heads, f"a {kind.title}")
+    config = kind(
+        depth=shape["depth"],
+        width=width,
+        heads=heads,
+        kv_heads=heads,
+        ffn=ffn_width(width),
+        vocab_size=tokenizer.vocab_size,
+        **condition,
+    )
+    return config.on_grid(tokenizer.layout, f"a new {kind.title}")
 
 
 def network_of(

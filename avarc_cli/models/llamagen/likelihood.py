@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.precision import Precision, check_gradients, inference, log_prob_backend
-from avarc_cli.likelihood import LikelihoodModel, TrainableModel
+from avarc_cli.likelihood import NetworkModel, TrainableModel
 from avarc_cli.models.llamagen.config import CLASS_TABLE, LlamaGenConfig
 from avarc_cli.models.llamagen.network import Inputs, LlamaGen
 from avarc_cli.models.llamagen.sampling import sample
@@ -43,10 +43,9 @@ class LlamaGenState:
     """Segments scored so far."""
 
 
-class RowLikelihood(LikelihoodModel):
+class RowLikelihood(NetworkModel):
     """log p(tokens of a row | rows before, class), for any run of rows, whatever a class is."""
 
-    family: ClassVar[str]
     onednn = True
 
     def __init__(self, network: LlamaGen, workspace: Workspace | None = None) -> None:
@@ -136,6 +135,13 @@ class RowLikelihood(LikelihoodModel):
             kv_cache=state.kv_cache.select(keep_Q, self._position(stop) * self.config.inputs_per_token),
             scored=stop,
         )
+
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        return self.gpt.state_dict()
+
+    def checkpoint_metadata(self) -> dict[str, str]:
+        """Heads and grid, under the reference's names."""
+        return {"n_head": str(self.config.heads), "block_size": str(self.segment_ends[-1])}
 
     def bytes_per_token(self, *, cached: bool) -> int:
         c = self.config
@@ -243,13 +249,6 @@ class LlamaGenLikelihood(RowLikelihood, TrainableModel):
         grown = type(self.gpt)(replace(self.config, num_classes=self.num_classes + count)).to(table.device)
         grown.load_state_dict(tensors)
         return self.with_network(grown)
-
-    def checkpoint_tensors(self) -> dict[str, Tensor]:
-        return self.gpt.state_dict()
-
-    def checkpoint_metadata(self) -> dict[str, str]:
-        """Heads and grid, under the reference's names."""
-        return {"n_head": str(self.config.heads), "block_size": str(self.segment_ends[-1])}
 
 
 def in_order(tokens_BL: Tensor, order_BL: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ from avarc_cli.models.llamagen.config import LlamaGenConfig
 
 PROJECTION = "cls_embedding.cap_proj.fc1.weight"
 NULL = "cls_embedding.uncond_embedding"
+TEXT_ENCODER = "flan-t5-xl"  # of the published models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class CaptionLlamaGenConfig(LlamaGenConfig):
 
     caption_width: int  # D, channels of the text encoder's hidden states
     positions: int  # T, of captions
+    text_encoder: str = TEXT_ENCODER  # name of the encoder of the captions that it was trained on
 
     @classmethod
     def of_condition(cls, tensors: Mapping[str, Tensor], source: str) -> dict[str, int]:

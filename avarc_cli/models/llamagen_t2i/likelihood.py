@@ -15,17 +15,17 @@ from torch.nn import functional as F
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.kv_cache import Workspace
 from avarc_cli.layers.precision import check_gradients, inference
+from avarc_cli.likelihood import CaptionTrainableModel
 from avarc_cli.models.llamagen.likelihood import LlamaGenState, RowLikelihood
 from avarc_cli.models.llamagen_t2i.config import CaptionLlamaGenConfig
 from avarc_cli.models.llamagen_t2i.network import CaptionLlamaGen, Prefix
 from avarc_cli.models.llamagen_t2i.sampling import sample
 from avarc_cli.text.features import CaptionFeatures, TextInput
 
-ENCODER = "flan-t5-xl"
 GUIDANCE = 6.5  # the reference draws with scale 7.5, which is 1 + guidance
 
 
-class CaptionLlamaGenLikelihood(RowLikelihood):
+class CaptionLlamaGenLikelihood(RowLikelihood, CaptionTrainableModel):
     """log p(tokens of a row | rows before, caption), for any run of rows. Class id r is caption r.
 
     The unconditional class, id R, is the null caption of the checkpoint. Under the reference's mask it has as many
@@ -50,7 +50,9 @@ class CaptionLlamaGenLikelihood(RowLikelihood):
         self._captions = captions
         self.num_classes = 0 if captions is None else len(captions.length_R) - 1
         self.unconditional: int | None = None if captions is None else self.num_classes
-        self.text = TextInput(encoder=ENCODER, positions=self.config.positions, width=self.config.caption_width)
+        self.text = TextInput(
+            encoder=self.config.text_encoder, positions=self.config.positions, width=self.config.caption_width
+        )
 
     @inference
     def with_captions(
@@ -114,6 +116,20 @@ class CaptionLlamaGenLikelihood(RowLikelihood):
         hidden_BTC = gpt.hidden_after(captions_B, inputs, kernels="torch")
         logits = gpt.output(torch.cat([captions_B.hidden_RC[:, None], hidden_BTC], dim=1)).flatten(0, 1)
         return -F.cross_entropy(logits, tokens_BL.flatten(), reduction="none").view_as(tokens_BL)
+
+    def caption_loss(
+        self, tokens_BL: Tensor, features: CaptionFeatures, dropped_B: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """The mean of -log p(token | before, caption); a dropped caption is the null one of the same length."""
+        device = self.gpt.table_LJ2.device
+        length_B = features.length_R.to(device)
+        null_BTD = self.gpt.null_features(length_B)
+        given_BTD = features.sequence_RTD.to(device)[:, : null_BTD.shape[1]]
+        features_BTD = torch.where(dropped_B.to(device)[:, None, None], null_BTD, given_BTD)
+        return -self.caption_log_prob(tokens_BL, features_BTD, length_B).mean()
+
+    def checkpoint_metadata(self) -> dict[str, str]:
+        return super().checkpoint_metadata() | {"text_encoder": self.config.text_encoder}
 
     def bytes_per_token(self, *, cached: bool) -> int:
         added = 0 if cached else self.segment_ends[-1] * self.precision.attention.itemsize  # to a position's scores

@@ -1,0 +1,111 @@
+"""avarc train text-encoder and llamagen-t2i: a small text encoder, and a generator that reads captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from avarc_cli import console
+from avarc_cli.commands import _images
+from avarc_cli.commands import _options as opt
+from avarc_cli.commands import _training as common
+from avarc_cli.commands._groups import with_option_groups
+from avarc_cli.settings import check_class_dropout, check_heads, check_width
+
+NAMED_CAPTIONS = "Captions by name: .json or .csv."
+HEAD_WIDTH = 16  # of the text encoder
+
+
+@with_option_groups
+def text_encoder(
+    captions: Annotated[Path, typer.Argument(help=NAMED_CAPTIONS)],
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; OUT.ckpt resumes training.")],
+    positions: Annotated[int, opt.model_option("--positions", min=2, help="Words of a caption, and its end.")] = 32,
+    pieces: Annotated[int, opt.model_option("--pieces", min=3, help="Rows for the pieces of words.")] = 512,
+    width: Annotated[int, opt.model_option("--width", min=16, help="Channels, a multiple of 16.")] = 64,
+    depth: common.DepthOpt = 1,
+    steps: Annotated[int, opt.training_option("--steps", min=1, help="Optimizer steps.")] = 1500,
+    batch_size: Annotated[int, opt.training_option("--batch-size", min=1, help="Captions in a step.")] = 64,
+    lr: Annotated[float, opt.training_option("--lr", help="Peak learning rate.")] = 1e-3,
+    seed: opt.SeedOpt = 0,
+    as_json: opt.JsonOpt = False,
+) -> None:
+    """Train a small text encoder, which tells captions of different names apart, on the CPU.
+
+    It serves models that are trained on a few kinds of captions, and knows no other words than theirs.
+
+    Example: avarc train text-encoder captions.json --out text/
+    """
+    from avarc_cli.text import captions as caption_sets
+
+    check_width(width, "a text encoder", multiple=HEAD_WIDTH)
+    chosen = caption_sets.read(captions)
+    with common.reserved(out, False, folder=True):
+        from avarc_cli.text.small import SmallTextConfig  # imports torch: only now, after all that may be wrong
+        from avarc_cli.train.loop import Recipe
+        from avarc_cli.train.text import train_text_encoder
+
+        config = SmallTextConfig(positions=positions, pieces=pieces, width=width, depth=depth)
+        recipe = Recipe(steps=steps, batch_size=batch_size, lr=lr, seed=seed)
+        with common.progress("training text encoder", steps) as told:
+            train_text_encoder(chosen.by_name, out, config, recipe, progress=told, say=console.warn)
+    common.show(out)
+
+
+@with_option_groups
+def llamagen_t2i(
+    data: opt.DataArg,
+    *,
+    out: common.OutOpt,
+    captions: Annotated[Path, opt.model_option("--captions", help=f"{NAMED_CAPTIONS} The names are the classes'.")],
+    text_encoder: Annotated[str, opt.model_option("--text-encoder", help="A name or folder.")] = "flan-t5-xl",
+    reads: common.TokenizerOptions,
+    shape: common.TransformerOptions,
+    overwrite: opt.OverwriteOpt = False,
+    as_json: opt.JsonOpt = False,
+    training: common.RecipeOptions,
+    class_dropout: common.DropoutOpt = 0.1,
+) -> None:
+    """Train a LlamaGen that reads captions, on the tokens of a folder with one sub-folder a class.
+
+    At every step, an image has one of the captions of its class, drawn at random.
+
+    Example: avarc train llamagen-t2i photos/ --captions captions.json --tokenizer vq.safetensors --out t2i.safetensors
+    """
+    from avarc_cli.text import captions as caption_sets
+
+    check_heads(shape.width, shape.heads, "a LlamaGen")
+    check_class_dropout(class_dropout)
+    caption_sets.check_options(captions, (), text_encoder)
+    chosen = caption_sets.read(captions)
+    with common.reserved(out, overwrite, reads.tokenizer):
+        images = _images.open_noted(data, allow_outside=training.allow_outside)
+        reader = reads.load(text_encoder=text_encoder)
+        from avarc_cli.text import encoders
+        from avarc_cli.train.captions import train_on_captions
+
+        found = encoders.find(text_encoder)
+        encoded = encoders.encode_once(found, chosen.texts, reader.device)
+        if note := encoded.note(found.positions):
+            console.warn(note)
+        recipe = training.recipe()
+        with common.progress("training llamagen-t2i", recipe.steps) as told:
+            train_on_captions(
+                images,
+                out,
+                reader,
+                vars(shape),
+                recipe,
+                family="llamagen-t2i",
+                captions=chosen,
+                features=encoded.features,
+                text=found.text_input(encoded.features),
+                augment=training.augmentation(),
+                dropout=class_dropout,
+                progress=told,
+                say=console.warn,
+            )
+    common.show(out)

@@ -1,0 +1,110 @@
+"""Training of a generator on captions: each image has the name of a class, each class one or more captions.
+
+Shapes: B images, L tokens, R captions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avarc_cli import families
+from avarc_cli.data.datasets import ImageSet
+from avarc_cli.data.labels import UNKNOWN, match
+from avarc_cli.errors import UsageError, shorten_list
+from avarc_cli.likelihood import CaptionTrainableModel
+from avarc_cli.loaded import LoadedTokenizer
+from avarc_cli.outputs import WEIGHTS, check_output
+from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
+from avarc_cli.settings import check_class_dropout
+from avarc_cli.text.captions import Captions
+from avarc_cli.text.encoders import take
+from avarc_cli.text.features import CaptionFeatures, TextInput
+from avarc_cli.train.generator import CLASS_DROPOUT, EncodedImages
+from avarc_cli.train.images import Augment, TrainingImages
+from avarc_cli.train.loop import Recipe, fingerprint, train
+from avarc_cli.train.resume import resume_file
+from avarc_cli.train.save import save_generator
+
+
+def train_on_captions(
+    images: ImageSet,
+    out: Path,
+    tokenizer: LoadedTokenizer,
+    shape: Mapping[str, Any],
+    recipe: Recipe,
+    *,
+    family: str,
+    captions: Captions,
+    features: CaptionFeatures,
+    text: TextInput,
+    augment: Augment | None = None,
+    dropout: float = CLASS_DROPOUT,
+    progress: MetricsProgress = no_metrics,
+    say: Notify = no_message,
+) -> CaptionTrainableModel:
+    """Train a generator of the tokens of images after their captions; write it to `out` (safetensors), replacing it.
+
+    At every step an image has one of the captions of its class, drawn at random. The text encoder is not trained. It
+    runs on the tokenizer's device, and resumes as `train_tokenizer` does.
+
+    Args:
+        captions: whose names are those of the images' classes.
+        features: of these captions.
+        text: what the model is to read.
+        dropout: fraction of images trained on as unconditional, in [0, 1).
+        The others as for `train_generator`.
+    Raises: UsageError for classes without a caption; otherwise as `train_generator`.
+    """
+    check_output(out, WEIGHTS, overwrite=True)
+    check_class_dropout(dropout)
+    rows_of = captions_of_classes(images, captions)
+    torch.manual_seed(recipe.seed)
+    model = families.GENERATORS.get(family).new_of_captions(tokenizer.network, text, **shape)
+    data = EncodedImages(
+        tokenizer, TrainingImages(images, tokenizer.image_size, augment or Augment(), seed=recipe.seed)
+    )
+    network = model.network.requires_grad_(True)
+    device = next(network.parameters()).device
+
+    def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
+        tokens_BL, label_B, generator = data.batch(step, recipe.batch_size)
+        chosen_B = torch.rand(len(label_B), generator=generator)
+        rows = [
+            rows_of[label][int(u * len(rows_of[label]))] for label, u in zip(label_B.tolist(), chosen_B, strict=True)
+        ]
+        dropped_B = torch.rand(len(label_B), generator=generator) < dropout
+        loss = model.caption_loss(tokens_BL.to(device), take(features, rows), dropped_B, generator)
+        return loss, {"bits/token": loss.item() / math.log(2)}
+
+    made_of = f"tokens of {fingerprint(tokenizer.network)}, starting from {fingerprint(network)}"
+    subject = f"{model.config} on {data} with captions {captions.digest}, {made_of}, dropout {dropout}"
+    checkpoint = resume_file(out)
+    train(network, loss_of_step, recipe, checkpoint, progress, subject=subject, say=say)
+    save_generator(model, out, class_names=None, tokenizer_sha256=tokenizer.sha256)
+    checkpoint.unlink(missing_ok=True)
+    return model
+
+
+def captions_of_classes(images: ImageSet, captions: Captions) -> list[list[int]]:
+    """The rows of each class's captions.
+
+    Raises: UsageError for images without a class, or classes without a caption.
+    """
+    if not images.class_names or (images.labels < 0).any():
+        raise UsageError(
+            "images without a class", "captions are found by the class of an image", "use class sub-folders"
+        )
+    found = match(images.class_names, captions.label_space)
+    if missing := [name for name, index in zip(images.class_names, found, strict=True) if index == UNKNOWN]:
+        raise UsageError(
+            f"classes without a caption: {shorten_list(missing)}",
+            f"{captions.source} has captions for {shorten_list(captions.ids)}",
+            "write a caption for each class, under its name",
+        )
+    return [[row for row, owner in enumerate(captions.candidate) if owner == index] for index in found.tolist()]
