@@ -17,12 +17,12 @@ from avarc_cli.layers.kv_cache import Workspace
 from avarc_cli.layers.precision import check_gradients, inference
 from avarc_cli.likelihood import CaptionTrainableModel
 from avarc_cli.models.llamagen.likelihood import LlamaGenState, RowLikelihood
-from avarc_cli.models.llamagen_t2i.config import CaptionLlamaGenConfig
+from avarc_cli.models.llamagen_t2i.config import TEXT_ENCODER, CaptionLlamaGenConfig
 from avarc_cli.models.llamagen_t2i.network import CaptionLlamaGen, Prefix
 from avarc_cli.models.llamagen_t2i.sampling import sample
 from avarc_cli.text.features import CaptionFeatures, TextInput
 
-GUIDANCE = 6.5  # the reference draws with scale 7.5, which is 1 + guidance
+GUIDANCE = 6.5  # of the published models, which the reference draws with scale 7.5, which is 1 + guidance
 
 
 class CaptionLlamaGenLikelihood(RowLikelihood, CaptionTrainableModel):
@@ -38,7 +38,6 @@ class CaptionLlamaGenLikelihood(RowLikelihood, CaptionTrainableModel):
     """
 
     family = "llamagen-t2i"
-    default_guidance = GUIDANCE
     gpt: CaptionLlamaGen
     config: CaptionLlamaGenConfig
 
@@ -50,6 +49,8 @@ class CaptionLlamaGenLikelihood(RowLikelihood, CaptionTrainableModel):
         self._captions = captions
         self.num_classes = 0 if captions is None else len(captions.length_R) - 1
         self.unconditional: int | None = None if captions is None else self.num_classes
+        if self.config.text_encoder == TEXT_ENCODER:
+            self.default_guidance = GUIDANCE
         self.text = TextInput(
             encoder=self.config.text_encoder, positions=self.config.positions, width=self.config.caption_width
         )
@@ -97,7 +98,7 @@ class CaptionLlamaGenLikelihood(RowLikelihood, CaptionTrainableModel):
         class_id_B: Tensor,
         *,
         generators: Sequence[torch.Generator],
-        guidance: float = GUIDANCE,
+        guidance: float = 1.5,
         top_k: int = 0,
         top_p: float = 0.0,
     ) -> Tensor:
