@@ -389,8 +389,7 @@ def load_classifier(
 ) -> Classifier:
     """A classifier that is ready to use.
 
-    Sets the environment variable CUBLAS_WORKSPACE_CONFIG, unless it is set already: deterministic runs on CUDA need it
-    before the first matrix product.
+    Sets the environment variable CUBLAS_WORKSPACE_CONFIG if it is not set: deterministic CUDA runs need it beforehand.
 
     Args:
         model: a `ModelSpec`, or a string for `ModelSpec(model)`: the name of a model card, or the path of a checkpoint.

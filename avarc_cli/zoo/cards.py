@@ -26,6 +26,7 @@ from avarc_cli.zoo.card import (
     Weights,
 )
 from avarc_cli.zoo.published import SCALES_256, SCALES_512, SCALES_DIGITS
+from avarc_cli.zoo.text_encoders import TEXT_ENCODERS
 
 __all__ = [
     "SCALES_256",
@@ -76,7 +77,7 @@ def tokenizer_cards() -> tuple[TokenizerCard, ...]:
 def text_encoder_cards() -> tuple[TextEncoderCard, ...]:
     """Every known text encoder."""
     user = registered.load()
-    return tuple(_pinned(card, user) for card in published.TEXT_ENCODERS)
+    return tuple(_pinned(card, user) for card in TEXT_ENCODERS)
 
 
 def text_encoder_card(name: str) -> TextEncoderCard:

@@ -9,7 +9,7 @@ not available when the cards were written.
 from __future__ import annotations
 
 from avarc_cli.layout import TokenLayout
-from avarc_cli.zoo.card import AssetFile, AssetFolder, HubFile, HubFolder, ModelCard, TextEncoderCard, TokenizerCard
+from avarc_cli.zoo.card import AssetFile, HubFile, ModelCard, TokenizerCard
 
 SCALES_256 = TokenLayout.multi_scale((1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
 SCALES_512 = TokenLayout.multi_scale((1, 2, 3, 4, 6, 9, 13, 18, 24, 32))
@@ -416,47 +416,4 @@ TOKENIZERS = (
     _tatitok("bl32_vae", 32, 390_202_484, channels=16),
     _tatitok("bl64_vae", 64, 390_284_404, channels=16),
     _tatitok("sl128_vae", 128, 330_275_188, channels=16),
-)
-
-# The names of the files are from memory of these repositories, not from a listing.
-TEXT_ENCODERS = (
-    TextEncoderCard(
-        name="digits-text",
-        kind="small",
-        positions=32,
-        width=64,
-        params=84_928,
-        weights=AssetFolder("digits-captions/text", ("config.json", "model.safetensors")),
-        license="MIT",
-        source="captions of digits",
-    ),
-    TextEncoderCard(
-        name="flan-t5-xl",
-        kind="t5",
-        positions=120,
-        width=2048,
-        params=1_223_527_424,
-        weights=HubFolder(
-            "google/flan-t5-xl",
-            (
-                "config.json",
-                "tokenizer.json",
-                "model.safetensors.index.json",
-                "model-00001-of-00002.safetensors",
-                "model-00002-of-00002.safetensors",
-            ),
-        ),
-        license="Apache-2.0",
-        source="arXiv:2210.11416",
-    ),
-    TextEncoderCard(
-        name="clip-vit-l-14-336",
-        kind="clip",
-        positions=77,
-        width=768,
-        params=123_650_304,
-        weights=HubFolder("openai/clip-vit-large-patch14-336", ("config.json", "tokenizer.json", "pytorch_model.bin")),
-        license="MIT",
-        source="arXiv:2103.00020",
-    ),
 )

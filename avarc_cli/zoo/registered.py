@@ -22,6 +22,7 @@ from avarc_cli.names import from_json, to_json
 from avarc_cli.storage import remove_leftovers_of, write_bytes
 from avarc_cli.zoo import paths, published
 from avarc_cli.zoo.card import Card, HubFile, HubFolder, LocalFile, ModelCard, TextEncoderCard, TokenizerCard
+from avarc_cli.zoo.text_encoders import TEXT_ENCODERS
 
 FORMAT = 3
 READABLE = (1, 2, FORMAT)
@@ -134,7 +135,7 @@ def published_revision(name: str) -> str:
 
 
 def _published() -> tuple[Card | TextEncoderCard, ...]:
-    return (*published.MODELS, *published.TOKENIZERS, *published.TEXT_ENCODERS)
+    return (*published.MODELS, *published.TOKENIZERS, *TEXT_ENCODERS)
 
 
 def _fields(entry: Mapping[str, Any], kind: type[Card]) -> dict[str, Any]:
