@@ -1,7 +1,7 @@
 """What a family of models provides: a `GeneratorFamily` or a `TokenizerFamily`, which `families` finds.
 
-They read a checkpoint's configuration and build what the interfaces in `likelihood` describe. Nothing here imports a
-network.
+They read a checkpoint's configuration and build what the interfaces in `likelihood` and `tokenizer` describe. Nothing
+here imports a network.
 
 Shapes: B images or token sequences, L tokens, P pairs of (sequence, class).
 """
@@ -18,14 +18,9 @@ from torch import Tensor
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
-from avarc_cli.likelihood import (
-    CaptionTrainableModel,
-    GeneratorConfig,
-    LikelihoodModel,
-    TokenizerNetwork,
-    TrainableModel,
-)
+from avarc_cli.likelihood import CaptionTrainableModel, GeneratorConfig, LikelihoodModel, TrainableModel
 from avarc_cli.text.features import TextInput
+from avarc_cli.tokenizer import TokenizerNetwork
 
 
 class GeneratorFamily(ABC):

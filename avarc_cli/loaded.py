@@ -19,14 +19,15 @@ from avarc_cli.devices import device_name
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layout import TokenLayout
-from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
+from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.settings import check_encoder_precision
+from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.zoo.card import LocalFile, ModelCard, TokenizerCard
 
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """An image tokenizer on its device, with the identity that token caches record (likelihood.Tokenizer).
+    """An image tokenizer on its device, with the identity that token caches record (tokenizer.Tokenizer).
 
     It computes in full float32, whatever the precision of the run: a token is an argmin, and one that flips changes
     all after it. The encoder alone can run in bfloat16 (`at`); codes are looked up in float32 even then.

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from avarc_cli.incremental.examples import Examples, Variation
     from avarc_cli.incremental.fit import FitOptions
     from avarc_cli.incremental.source import Source
-    from avarc_cli.likelihood import Tokenizer
     from avarc_cli.progress import MetricsProgress, ProgressBar
+    from avarc_cli.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

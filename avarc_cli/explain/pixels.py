@@ -15,7 +15,7 @@ from avarc_cli.errors import UnreadableImage, UsageError
 from avarc_cli.tokens.cache import TokenCache
 
 if TYPE_CHECKING:
-    from avarc_cli.likelihood import Tokenizer
+    from avarc_cli.tokenizer import Tokenizer
 
 PixelLoader = Callable[[int], tuple[np.ndarray, bool]]
 """Row of a token cache -> pixels (H, H, 3) uint8, and whether they were decoded from tokens."""

@@ -20,8 +20,8 @@ from avarc_cli.data.labels import UNKNOWN, normalize
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import AvarcError, UnreadableImage, none_readable
 from avarc_cli.incremental.source import Source, class_names
-from avarc_cli.likelihood import Tokenizer
 from avarc_cli.storage import write_bytes
+from avarc_cli.tokenizer import Tokenizer
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.train.images import Augment
 from avarc_cli.zip_check import INVALID, open_npz

@@ -32,7 +32,7 @@ from avarc_cli.words import counted
 from avarc_cli.work.chunks import Chunks
 
 if TYPE_CHECKING:
-    from avarc_cli.likelihood import Tokenizer
+    from avarc_cli.tokenizer import Tokenizer
 
 ROWS_PER_BLOCK = 2048
 """Images that `blocks` has in memory at once: 2.8 MB of tokens of 680."""

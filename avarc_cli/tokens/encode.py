@@ -52,7 +52,7 @@ from avarc_cli.work.shards import UNDIVIDED, Shard
 from avarc_cli.work.workers import HERE, Workers, check_division
 
 if TYPE_CHECKING:
-    from avarc_cli.likelihood import Tokenizer
+    from avarc_cli.tokenizer import Tokenizer
     from avarc_cli.tokens.encoder import ChunkEncoder
 
 

@@ -34,7 +34,7 @@ from avarc_cli.tokens.noise import sample_noise
 from avarc_cli.work.chunks import TaskLoader, Tick
 
 if TYPE_CHECKING:
-    from avarc_cli.likelihood import Tokenizer
+    from avarc_cli.tokenizer import Tokenizer
 
 MAX_WORKERS = 8
 """Beside a GPU; a choice without measurement, as none of our tokenizers was timed on one."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 if TYPE_CHECKING:
-    from avarc_cli.likelihood import Tokenizer
+    from avarc_cli.tokenizer import Tokenizer
 
 
 @torch.inference_mode()

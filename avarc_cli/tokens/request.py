@@ -17,7 +17,7 @@ from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.tokens.header import POSTERIOR, SMOOTHING, CacheHeader, identity
 
 if TYPE_CHECKING:
-    from avarc_cli.likelihood import Tokenizer
+    from avarc_cli.tokenizer import Tokenizer
 
 MAX_VOCABULARY = 2**16
 """Tokens are stored as uint16."""

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from avarc_cli.errors import AvarcError
 from avarc_cli.layers.low_rank import LowRank, peft_tensors
-from avarc_cli.likelihood import NetworkModel, TokenizerNetwork
+from avarc_cli.likelihood import NetworkModel
 from avarc_cli.names import to_json
 from avarc_cli.storage import new_folder, write_bytes
 from avarc_cli.text import small as small_text
 from avarc_cli.text.hub_folder import CONFIG
 from avarc_cli.text.small import SmallTextNetwork
+from avarc_cli.tokenizer import TokenizerNetwork
 
 
 def save_tokenizer(

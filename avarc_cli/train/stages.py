@@ -13,10 +13,10 @@ from avarc_cli.data.datasets import ImageSet
 from avarc_cli.errors import UsageError
 from avarc_cli.family import TokenizerFamily
 from avarc_cli.layers.config_sources import ConfigSources
-from avarc_cli.likelihood import TokenizerNetwork
 from avarc_cli.loaded import LoadedTokenizer
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
+from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.train.images import Augment
 from avarc_cli.train.loop import Recipe, fingerprint
 from avarc_cli.train.tokenizer import fit

@@ -25,7 +25,8 @@ from avarc_cli.zoo.card import (
     TokenizerCard,
     Weights,
 )
-from avarc_cli.zoo.published import SCALES_256, SCALES_512, SCALES_DIGITS
+from avarc_cli.zoo.included import SCALES_DIGITS
+from avarc_cli.zoo.published import SCALES_256, SCALES_512
 from avarc_cli.zoo.text_encoders import TEXT_ENCODERS
 
 __all__ = [

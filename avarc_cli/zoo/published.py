@@ -1,4 +1,4 @@
-"""The cards of what is shipped with avarc or published on the Hugging Face hub: facts only.
+"""The cards of what is published on the Hugging Face hub, and of what is shipped with avarc: facts only.
 
 Sizes and file names: https://github.com/FoundationVision/VAR, https://github.com/thu-ml/CCA,
 https://github.com/FoundationVision/LlamaGen, https://github.com/ziqipang/RandAR and
@@ -9,16 +9,11 @@ not available when the cards were written.
 from __future__ import annotations
 
 from avarc_cli.layout import TokenLayout
-from avarc_cli.zoo.card import AssetFile, HubFile, ModelCard, TokenizerCard
+from avarc_cli.zoo import included
+from avarc_cli.zoo.card import HubFile, ModelCard, TokenizerCard
 
 SCALES_256 = TokenLayout.multi_scale((1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
 SCALES_512 = TokenLayout.multi_scale((1, 2, 3, 4, 6, 9, 13, 18, 24, 32))
-SCALES_DIGITS = TokenLayout.multi_scale((1, 2, 3, 5, 8))
-
-_GRID_DIGITS = TokenLayout.raster(8, 8)
-
-_DIGITS_LICENSE = "weights MIT; images CC BY 4.0 (UCI Optical Recognition of Handwritten Digits)"
-_DIGITS_SOURCE = "scikit-learn handwritten digits"
 
 
 def _published(name: str, *, params: int, weights: HubFile, source: str, size: int = 256) -> ModelCard:
@@ -240,86 +235,7 @@ _VQ16_FILE = HubFile("FoundationVision/LlamaGen", "vq_ds16_c2i.pt")
 _VQ16_TEXT_FILE = HubFile("peizesun/llamagen_t2i", "vq_ds16_t2i.pt")
 
 MODELS = (
-    ModelCard(
-        name="digits",
-        family="var",
-        tokenizer="digits-vqvae",
-        image_size=16,
-        layout=SCALES_DIGITS,
-        num_classes=10,
-        label_space="digits",
-        params=1_252_872,
-        license=_DIGITS_LICENSE,
-        source=_DIGITS_SOURCE,
-        weights=AssetFile("digits/var.safetensors"),
-    ),
-    ModelCard(
-        name="digits-0-4",
-        family="var",
-        tokenizer="digits-vqvae",
-        image_size=16,
-        layout=SCALES_DIGITS,
-        num_classes=5,
-        label_space="digits",
-        params=323_076,
-        license=_DIGITS_LICENSE,
-        source=_DIGITS_SOURCE,
-        weights=AssetFile("digits-0-4/var.safetensors"),
-    ),
-    ModelCard(
-        name="digits-llamagen",
-        family="llamagen",
-        tokenizer="digits-vq",
-        image_size=16,
-        layout=_GRID_DIGITS,
-        num_classes=10,
-        label_space="digits",
-        params=456_576,
-        license=_DIGITS_LICENSE,
-        source=_DIGITS_SOURCE,
-        weights=AssetFile("digits-llamagen/llamagen.safetensors"),
-    ),
-    ModelCard(
-        name="digits-randar",
-        family="randar",
-        tokenizer="digits-vq",
-        image_size=16,
-        layout=_GRID_DIGITS,
-        num_classes=10,
-        label_space="digits",
-        params=567_456,
-        license=_DIGITS_LICENSE,
-        source=_DIGITS_SOURCE,
-        weights=AssetFile("digits-randar/randar.safetensors"),
-    ),
-    ModelCard(
-        name="digits-titok",
-        family="maskgit",
-        tokenizer="digits-titok-vq",
-        image_size=16,
-        layout=TokenLayout.sequence(16),
-        num_classes=10,
-        label_space="digits",
-        params=426_544,
-        license=_DIGITS_LICENSE,
-        source=_DIGITS_SOURCE,
-        weights=AssetFile("digits-titok/maskgit.safetensors"),
-    ),
-    ModelCard(
-        name="digits-captions",
-        family="llamagen-t2i",
-        tokenizer="digits-vq",
-        image_size=16,
-        layout=_GRID_DIGITS,
-        num_classes=0,
-        label_space="captions",
-        params=472_928,
-        license=_DIGITS_LICENSE,
-        source=_DIGITS_SOURCE,
-        weights=AssetFile("digits-captions/t2i.safetensors"),
-        condition="caption",
-        text_encoder="digits-text",
-    ),
+    *included.MODELS,
     _var(16, 310_000_000),
     _var(20, 600_000_000),
     _var(24, 1_000_000_000),
@@ -350,39 +266,7 @@ MODELS = (
 )
 
 TOKENIZERS = (
-    TokenizerCard(
-        name="digits-vqvae",
-        family="vqvae",
-        image_size=16,
-        layout=SCALES_DIGITS,
-        params=715_419,
-        weights=AssetFile("digits/vqvae.safetensors"),
-        license=_DIGITS_LICENSE,
-        source=_DIGITS_SOURCE,
-        preprocess="fit",
-    ),
-    TokenizerCard(
-        name="digits-vq",
-        family="llamagen-vq",
-        image_size=16,
-        layout=_GRID_DIGITS,
-        params=238_123,
-        weights=AssetFile("digits-llamagen/vq.safetensors"),
-        license=_DIGITS_LICENSE,
-        source=_DIGITS_SOURCE,
-        preprocess="fit",
-    ),
-    TokenizerCard(
-        name="digits-titok-vq",
-        family="titok",
-        image_size=16,
-        layout=TokenLayout.sequence(16),
-        params=313_804,
-        weights=AssetFile("digits-titok/titok.safetensors"),
-        license=_DIGITS_LICENSE,
-        source=_DIGITS_SOURCE,
-        preprocess="fit",
-    ),
+    *included.TOKENIZERS,
     _var_tokenizer(256, SCALES_256),
     _var_tokenizer(512, SCALES_512),
     _llamagen_tokenizer("vq16", 256, _VQ16, _VQ16_FILE),

@@ -12,13 +12,14 @@ from avarc_cli.errors import CheckpointError
 from avarc_cli.family import GeneratorFamily
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
-from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
+from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.models.llamagen.benchmark import LlamaGenWorkload
 from avarc_cli.models.llamagen.config import Config, LlamaGenConfig, default_heads, ffn_width, read_config
 from avarc_cli.models.llamagen.initialize import initialize
 from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
 from avarc_cli.models.llamagen.network import LlamaGen, Network
 from avarc_cli.settings import check_heads
+from avarc_cli.tokenizer import TokenizerNetwork
 
 
 class LlamaGenFamily(GeneratorFamily):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from avarc_cli.family import GeneratorFamily
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
-from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
+from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.models.llamagen.config import read_config
 from avarc_cli.models.llamagen.family import LlamaGenFamily, network_of, new_config
 from avarc_cli.models.llamagen.initialize import initialize
@@ -21,6 +21,7 @@ from avarc_cli.models.llamagen_t2i.config import NULL, PROJECTION, CaptionLlamaG
 from avarc_cli.models.llamagen_t2i.likelihood import CaptionLlamaGenLikelihood
 from avarc_cli.models.llamagen_t2i.network import CaptionLlamaGen
 from avarc_cli.text.features import TextInput
+from avarc_cli.tokenizer import TokenizerNetwork
 
 
 class CaptionLlamaGenFamily(GeneratorFamily):

@@ -11,13 +11,14 @@ from avarc_cli.errors import CheckpointError
 from avarc_cli.family import GeneratorFamily
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
-from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
+from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.models.maskgen.benchmark import MaskGenWorkload, random_workload
 from avarc_cli.models.maskgen.config import MaskGenConfig, MaskGenKLConfig, read_config, read_kl_config
 from avarc_cli.models.maskgen.latent_likelihood import MaskGenKLLikelihood
 from avarc_cli.models.maskgen.latent_network import MaskGenKL
 from avarc_cli.models.maskgen.likelihood import MaskGenLikelihood
 from avarc_cli.models.maskgen.network import MaskGen
+from avarc_cli.tokenizer import TokenizerNetwork
 
 
 class MaskGenFamily(GeneratorFamily):

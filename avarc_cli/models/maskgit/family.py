@@ -12,7 +12,7 @@ from avarc_cli.errors import CheckpointError
 from avarc_cli.family import GeneratorFamily
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
-from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
+from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.models.maskgit.benchmark import MaskGITWorkload, random_workload
 from avarc_cli.models.maskgit.bert import Bert
 from avarc_cli.models.maskgit.config import MaskGITBertConfig, MaskGITConfig, read_bert, read_uvit
@@ -21,6 +21,7 @@ from avarc_cli.models.maskgit.likelihood import MaskGITBertLikelihood, MaskGITLi
 from avarc_cli.models.maskgit.network import MaskedTransformer
 from avarc_cli.models.maskgit.uvit import UViT
 from avarc_cli.settings import check_heads
+from avarc_cli.tokenizer import TokenizerNetwork
 
 HEAD_WIDTH = 64  # channels of a head of a new model
 HIDDEN = 4  # hidden width of a new model's MLPs, in widths

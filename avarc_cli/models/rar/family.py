@@ -12,13 +12,14 @@ from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.family import GeneratorFamily
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
-from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
+from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.models.rar import config as configs
 from avarc_cli.models.rar.benchmark import RARWorkload, random_workload
 from avarc_cli.models.rar.config import RARConfig
 from avarc_cli.models.rar.initialize import initialize
 from avarc_cli.models.rar.likelihood import RARLikelihood
 from avarc_cli.models.rar.network import RAR
+from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.words import counted
 
 HEAD_WIDTH = 64  # channels of a head of a new model; those of the published ones have 48 to 88

@@ -12,7 +12,7 @@ from avarc_cli.errors import CheckpointError
 from avarc_cli.family import GeneratorFamily
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
-from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
+from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.models.var import config as configs
 from avarc_cli.models.var.benchmark import VARWorkload, random_workload
 from avarc_cli.models.var.config import VARConfig
@@ -20,6 +20,7 @@ from avarc_cli.models.var.initialize import initialize
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.models.var.network import VAR
 from avarc_cli.settings import check_width
+from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.tokenizers.vqvae.network import VQVAE
 
 

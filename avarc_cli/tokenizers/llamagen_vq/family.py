@@ -13,7 +13,7 @@ from avarc_cli.family import TokenizerFamily, TokenizerLoss
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.conv_blocks import side_of_new
 from avarc_cli.layers.state_dict import build
-from avarc_cli.likelihood import TokenizerNetwork
+from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.tokenizers.llamagen_vq.config import TITLE, LlamaGenVQConfig, read_config
 from avarc_cli.tokenizers.llamagen_vq.loss import LlamaGenVQLoss
 from avarc_cli.tokenizers.llamagen_vq.network import LlamaGenVQ

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from avarc_cli.layers import convolution
 from avarc_cli.layers.conv_blocks import Downsample, ResidualBlock, Upsample, group_norm, silu
 from avarc_cli.layout import TokenLayout
-from avarc_cli.likelihood import TokenizerNetwork
+from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.tokenizers.llamagen_vq.config import LlamaGenVQConfig
 from avarc_kernels import nearest_code
 

@@ -12,7 +12,7 @@ from avarc_cli.family import TokenizerFamily, TokenizerLoss
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.conv_blocks import side_of_new
 from avarc_cli.layers.state_dict import build
-from avarc_cli.likelihood import TokenizerNetwork
+from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.tokenizers.maskgit_vqgan.config import TITLE, MaskGITVQGANConfig, read_config
 from avarc_cli.tokenizers.maskgit_vqgan.loss import MaskGITVQGANLoss
 from avarc_cli.tokenizers.maskgit_vqgan.network import MaskGITVQGAN

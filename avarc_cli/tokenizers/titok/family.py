@@ -11,7 +11,7 @@ from torch import Tensor
 from avarc_cli.family import TokenizerFamily, TokenizerLoss
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.state_dict import build
-from avarc_cli.likelihood import TokenizerNetwork
+from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.tokenizers.maskgit_vqgan.network import MaskGITVQGAN
 from avarc_cli.tokenizers.titok import stages
 from avarc_cli.tokenizers.titok.config import TITLE, read_config

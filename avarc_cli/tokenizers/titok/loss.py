@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layers.vq_loss import Quantized, ReconstructionLoss, codebook_loss
-from avarc_cli.likelihood import TokenizerNetwork
+from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.tokenizers.titok.network import Codebook, TiTok
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from avarc_cli.layers.vision_transformer import Block
 from avarc_cli.layout import TokenLayout
-from avarc_cli.likelihood import TokenizerNetwork
+from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.tokenizers.maskgit_vqgan.network import Decoder as PixelDecoder
 from avarc_cli.tokenizers.titok.config import TiTokConfig, TransformerConfig
 from avarc_kernels import nearest_code

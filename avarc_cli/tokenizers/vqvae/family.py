@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from avarc_cli.family import TokenizerFamily, TokenizerLoss
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.state_dict import build
-from avarc_cli.likelihood import TokenizerNetwork
 from avarc_cli.settings import check_tokenizer_shape
+from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.tokenizers.vqvae.config import TITLE, VQVAEConfig, read_config
 from avarc_cli.tokenizers.vqvae.loss import VQVAELoss
 from avarc_cli.tokenizers.vqvae.network import VQVAE

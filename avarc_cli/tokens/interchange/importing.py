@@ -28,7 +28,7 @@ from avarc_cli.tokens.request import MAX_BATCH, Request, describe
 from avarc_cli.work.chunks import TaskLoader, Tick, recorded_request
 
 if TYPE_CHECKING:
-    from avarc_cli.likelihood import Tokenizer
+    from avarc_cli.tokenizer import Tokenizer
 
 
 def import_codes(

@@ -17,7 +17,8 @@ from avarc_cli.family import GeneratorFamily, TokenizerFamily
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.state_dict import build
 from avarc_cli.layout import TokenLayout
-from avarc_cli.likelihood import LikelihoodModel, TokenizerNetwork
+from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.tokenizer import TokenizerNetwork
 
 PATCH = 8  # pixels
 
