@@ -160,7 +160,7 @@ def verify(
 
     encoders = {card.name: card for card in cards.text_encoder_cards()}
     own = [cards.any_card(name) for name in names if name not in encoders] if names else _downloaded_or_registered()
-    read = [card for card in encoders.values() if (card.name in names if names else _is_here(card))]
+    read = [card for card in encoders.values() if (card.name in names if names else _is_downloaded(card))]
     start = partial(console.progress, unit="MB")
     results = [each for card in own for each in verifying.verify(card, start)]
     results += [each for encoder in read for each in verifying.verify_encoder(encoder, start)]
@@ -208,6 +208,12 @@ def _is_here(card: TextEncoderCard) -> bool:
     from avarc_cli.zoo import local_files
 
     return local_files.locate_folder(card.weights) is not None
+
+
+def _is_downloaded(card: TextEncoderCard) -> bool:
+    from avarc_cli.zoo import cards
+
+    return isinstance(card.weights, cards.HubFolder) and _is_here(card)
 
 
 def _encoder_row(card: TextEncoderCard) -> tuple[object, ...]:

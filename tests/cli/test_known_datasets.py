@@ -164,7 +164,7 @@ def test_classify_passes_the_dataset_to_the_classifier(objectnet, models, tmp_pa
     """Of images and of a cache alike: the tiny model has too few classes to see it in the candidates."""
     asked = []
 
-    def remember(spec, options):
+    def remember(spec, options, **others):
         asked.append(options.dataset)
         raise UsageError("seen")
 
