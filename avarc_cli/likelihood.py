@@ -17,9 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from avarc_cli.errors import UsageError
+from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.layout import TokenLayout
+from avarc_cli.objective import Draw, Objective, StepLoss, token_losses
 from avarc_cli.text.features import CaptionFeatures, TextInput
 
 
@@ -200,6 +203,20 @@ class NetworkModel(LikelihoodModel):
     """Its shape; equal shapes have equal texts."""
     network: nn.Module
     """The weights."""
+    trained_with: frozenset[str] = frozenset({"smoothing"})
+    """The fields of `Objective` that its training heeds; all models that score in any order heed `permuted`."""
+
+    def decays(self, name: str, parameter: Tensor) -> bool:
+        """Whether the published training applies weight decay to a parameter of the network."""
+        return decays_unless_named(name, parameter)
+
+    def draw(self, count: int, objective: Objective, generator: torch.Generator) -> Draw:
+        """What is random in the loss of a step of `count` sequences.
+
+        Args:
+            generator: the step's own, on the CPU.
+        """
+        return Draw()
 
     @abstractmethod
     def checkpoint_tensors(self) -> dict[str, Tensor]:
@@ -215,14 +232,22 @@ class CaptionTrainableModel(NetworkModel):
 
     @abstractmethod
     def caption_loss(
-        self, tokens_BL: Tensor, features: CaptionFeatures, dropped_B: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """What a step of training minimizes, in nats a token, with gradients.
+        self,
+        tokens_BL: Tensor,
+        features: CaptionFeatures,
+        dropped_B: Tensor,
+        objective: Objective,
+        draw: Draw,
+        *,
+        score_B: Tensor | None = None,
+    ) -> StepLoss:
+        """What a step of training minimizes.
 
         Args:
             features: of one caption for each image.
             dropped_B: bool, the images that are trained on as unconditional.
-            generator: the step's own, on the CPU.
+            draw: of `draw`.
+            score_B: the images' aesthetic scores, for a model that is given one; None for its default.
         """
 
 
@@ -237,30 +262,31 @@ class TrainableModel(NetworkModel):
         """The same model with another network of this family, such as a copy or one of `one_class_network`."""
 
     @abstractmethod
+    def token_logits(
+        self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (B, L, V) with gradients, and the tokens (B, L) that they predict, both in the order of scoring.
+
+        Args:
+            order_BL: as for `begin`.
+        Raises: UsageError for a model in 8 bits, whose products have no gradients.
+        """
+
     def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None) -> Tensor:
-        """log p(token | before, class) in nats, (B, L), in one pass and with gradients.
+        """log p(token | before, class) in nats, (B, L), with gradients; as `token_logits`."""
+        logits_BLV, target_BL = self.token_logits(tokens_BL, class_id_B, order_BL)
+        return -F.cross_entropy(logits_BLV.flatten(0, 1), target_BL.flatten(), reduction="none").view_as(target_BL)
+
+    def training_loss(self, tokens_BL: Tensor, class_id_B: Tensor, objective: Objective, draw: Draw) -> StepLoss:
+        """What a step of training minimizes: the mean of -log p(token | before, class).
 
         Args:
-            order_BL: as for `begin`. The result is in the order of scoring.
+            draw: of `draw`.
         """
-
-    def training_loss(self, tokens_BL: Tensor, class_id_B: Tensor, done: float, generator: torch.Generator) -> Tensor:
-        """What a step of training minimizes, in nats a token, with gradients: the mean of -log p(token | before).
-
-        Args:
-            done, generator: as for `training_order`.
-        """
-        order_BL = self.training_order(len(tokens_BL), done, generator)
-        order_BL = None if order_BL is None else order_BL.to(tokens_BL.device)
-        return -self.token_log_prob(tokens_BL, class_id_B, order_BL).mean()
-
-    def training_order(self, count: int, done: float, generator: torch.Generator) -> Tensor | None:
-        """The orders in which a batch of `count` sequences is trained, (count, L) int64; None for the only one.
-
-        Args:
-            done: fraction of the training's steps before this one, in [0, 1). generator: the step's own, on the CPU.
-        """
-        return None
+        order_BL = None if draw.order_BL is None else draw.order_BL.to(tokens_BL.device)
+        logits_BLV, target_BL = self.token_logits(tokens_BL, class_id_B, order_BL)
+        losses_BL, correct_BL = token_losses(logits_BLV, target_BL, objective.smoothing)
+        return StepLoss(losses_BL.mean(), correct_BL.float().mean())
 
     @abstractmethod
     def class_embedding(self, class_id: int) -> Tensor:

@@ -19,7 +19,7 @@ from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.scoring.exhaustive import log_likelihoods
 from avarc_cli.train.generator import fit
-from avarc_cli.train.loop import Recipe
+from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.save import save_generator
 from avarc_cli.zoo import checkpoint
 

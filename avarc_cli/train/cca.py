@@ -29,7 +29,8 @@ from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.settings import check_contrast
 from avarc_cli.train.generator import EncodedImages, TokenBatches
 from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import Recipe, fingerprint, train
+from avarc_cli.train.loop import fingerprint, train
+from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.save import save_generator, save_lora
 
