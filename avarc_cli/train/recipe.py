@@ -93,7 +93,7 @@ class Recipe:
             step,
             self.steps,
             warmup=self._length(self.warmup),
-            hold=self._length(self.hold),
+            level=self._level(),
             first=self.first,
             final=self.final,
         )
@@ -138,6 +138,12 @@ class Recipe:
     def _last_segment(self, step: int, segments: int) -> int:
         warmup, first = self._length(self.warmup), self.progressive_first
         return schedules.last_segment(step, self.steps, segments, until=self.progressive, first=first, warmup=warmup)
+
+    def _level(self) -> float:
+        """Step at which the plateau ends."""
+        if self.warmup < 1 and self.hold < 1:  # rounded as it always was: trainings repeat to the bit
+            return (self.warmup + self.hold) * self.steps
+        return self._length(self.warmup) + self._length(self.hold)
 
     def _length(self, given: float) -> float:
         """In steps."""

@@ -28,13 +28,13 @@ def check_schedule(name: str) -> None:
 
 
 def relative_rate(
-    name: str, step: int, steps: int, *, warmup: float, hold: float = 0.0, first: float = 0.0, final: float = 0.0
+    name: str, step: int, steps: int, *, warmup: float, level: float = 0.0, first: float = 0.0, final: float = 0.0
 ) -> float:
     """The learning rate of a step, over the peak.
 
     The rate rises linearly from `first` during the warm-up. Afterwards, with p the fraction done of what follows:
 
-    - "plateau": constant for `hold` steps, then linear to `final`.
+    - "plateau": constant up to step `level`, then linear to `final`.
     - "cosine": final + (1 - final) (1 + cos pi p) / 2 (1d-tokenizer, RandAR). "constant": 1 (1d-tokenizer, LlamaGen).
     - VAR's, whose p is 1 at the last step, and whose warm-up is a whole number of steps. "cos": the same cosine.
       "lin00": linear to `final`; "lin0", "lin": the same after 5 and 15 % at the peak; "exp": exponential after 15 %.
@@ -43,7 +43,7 @@ def relative_rate(
 
     Args:
         name: that `check_schedule` has accepted.
-        warmup, hold: in steps, not necessarily whole. first, final: over the peak.
+        warmup, level: in steps, not necessarily whole. first, final: over the peak.
     """
     of_var = name not in (PLATEAU, COSINE, CONSTANT)
     warm = float(round(warmup)) if of_var else warmup
@@ -52,7 +52,6 @@ def relative_rate(
     if name == CONSTANT:
         return 1.0
     if name == PLATEAU:
-        level = warm + hold
         return 1.0 if step < level else 1 - (1 - final) * ((step - level) / max(1.0, steps - level))
     last = steps - 1 if of_var else steps
     return _falling(name, (step - warm) / max(1.0, last - warm), final)

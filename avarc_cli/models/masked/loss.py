@@ -27,7 +27,7 @@ def random_masks(count: int, length: int, generator: torch.Generator) -> Tensor:
 def masked_loss(
     logits_BLV: Tensor, tokens_BL: Tensor, hidden_BL: Tensor, *, smoothing: float = 0.0, visible: float = 0.0
 ) -> StepLoss:
-    """Mean cross-entropy, and the share of hidden tokens that were the likeliest.
+    """Mean cross-entropy, and each image's share of hidden tokens that were the likeliest.
 
     Args:
         smoothing: of the labels. The published models were trained with 0.1, which flattens their likelihoods.
@@ -36,5 +36,5 @@ def masked_loss(
     losses_BL = F.cross_entropy(logits_BLV.transpose(1, 2), tokens_BL, label_smoothing=smoothing, reduction="none")
     weight_BL = torch.where(hidden_BL, 1.0, visible)
     correct_BL = (logits_BLV.detach().argmax(-1) == tokens_BL) & hidden_BL
-    accuracy = correct_BL.sum() / hidden_BL.sum()
+    accuracy = (correct_BL.sum(1) / hidden_BL.sum(1)).mean()
     return StepLoss((losses_BL * weight_BL).sum() / (weight_BL.sum() + 1e-8), accuracy)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from avarc_cli.layers.precision import check_gradients, tf32
+from avarc_cli.models.var.config import VARConfig
 from avarc_cli.models.var.network import VAR
-from avarc_cli.objective import Draw, Objective, StepLoss, token_losses
+from avarc_cli.objective import Draw, Objective, Stage, StepLoss, token_losses
 from avarc_cli.tokenizers.vqvae.network import MultiScaleQuantizer
 
 # Of VAR's code, anywhere in a name: class_emb and word_embed do decay.
@@ -55,20 +56,26 @@ def training_loss(
     draw: Draw,
 ) -> StepLoss:
     """The mean over images of the sum of cross-entropies over L, whatever scales are trained (arXiv:2404.02905)."""
-    config, stage, factor_D2B = var.config, objective.stage, None
-    scales = None if stage is None else stage.segments
+    config, factor_D2B = var.config, None
     if draw.kept_D2B is not None:
         kept_D2B = draw.kept_D2B.to(tokens_BL.device)
         rate_D11 = path_rates(config.depth, objective.drop_path).to(kept_D2B.device)[:, None, None]
         factor_D2B = torch.where(rate_D11 > 0, kept_D2B / (1 - rate_D11), 1.0)
+    scales = None if objective.stage is None else objective.stage.segments
     logits_BTV = token_logits(var, quantizer, tokens_BL, class_id_B, scales=scales, branches_D2B=factor_D2B)
     losses_BT, correct_BT = token_losses(logits_BTV, tokens_BL[:, : logits_BTV.shape[1]], objective.smoothing)
-    accuracy = correct_BT.float().mean()
-    if stage is None:
-        return StepLoss(losses_BT.mean(), accuracy)
-    newest = config.patch_nums[stage.segments - 1] ** 2
-    older, new = losses_BT[:, :-newest].sum(), losses_BT[:, -newest:].sum()
-    return StepLoss((older + stage.newest * new) / tokens_BL.numel(), accuracy)
+    if objective.stage is None:
+        loss = losses_BT.mean()
+    else:
+        loss = (losses_BT * stage_weights(config, objective.stage).to(losses_BT.device)).sum(1).mean()
+    return StepLoss(loss, correct_BT.float().mean())
+
+
+def stage_weights(config: VARConfig, stage: Stage) -> Tensor:
+    """Weight of every trained position in the loss of one image, (T,)."""
+    weight_T = torch.full((config.ends[stage.segments - 1],), 1 / config.ends[-1])
+    weight_T[-(config.patch_nums[stage.segments - 1] ** 2) :] *= stage.newest
+    return weight_T
 
 
 def path_rates(depth: int, rate: float) -> Tensor:
