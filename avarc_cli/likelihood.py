@@ -262,31 +262,21 @@ class TrainableModel(NetworkModel):
         """The same model with another network of this family, such as a copy or one of `one_class_network`."""
 
     @abstractmethod
-    def token_logits(
-        self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Logits (B, L, V) with gradients, and the tokens (B, L) that they predict, both in the order of scoring.
+    def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None) -> Tensor:
+        """log p(token | before, class) in nats, (B, L), with gradients.
 
         Args:
-            order_BL: as for `begin`.
+            order_BL: as for `begin`. The result is in the order of scoring.
         Raises: UsageError for a model in 8 bits, whose products have no gradients.
         """
 
-    def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None) -> Tensor:
-        """log p(token | before, class) in nats, (B, L), with gradients; as `token_logits`."""
-        logits_BLV, target_BL = self.token_logits(tokens_BL, class_id_B, order_BL)
-        return -F.cross_entropy(logits_BLV.flatten(0, 1), target_BL.flatten(), reduction="none").view_as(target_BL)
-
+    @abstractmethod
     def training_loss(self, tokens_BL: Tensor, class_id_B: Tensor, objective: Objective, draw: Draw) -> StepLoss:
-        """What a step of training minimizes: the mean of -log p(token | before, class).
+        """What a step of training minimizes.
 
         Args:
             draw: of `draw`.
         """
-        order_BL = None if draw.order_BL is None else draw.order_BL.to(tokens_BL.device)
-        logits_BLV, target_BL = self.token_logits(tokens_BL, class_id_B, order_BL)
-        losses_BL, correct_BL = token_losses(logits_BLV, target_BL, objective.smoothing)
-        return StepLoss(losses_BL.mean(), correct_BL.float().mean())
 
     @abstractmethod
     def class_embedding(self, class_id: int) -> Tensor:
@@ -311,6 +301,27 @@ class TrainableModel(NetworkModel):
     @abstractmethod
     def with_more_classes(self, count: int) -> TrainableModel:
         """A copy with classes added before the unconditional one; each starts as the mean of the old embeddings."""
+
+
+class AutoregressiveModel(TrainableModel):
+    """One whose log p of all tokens takes one pass, and is what training maximizes."""
+
+    @abstractmethod
+    def token_logits(
+        self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (B, L, V), and the tokens (B, L) that they predict, in the order of scoring; as `token_log_prob`."""
+
+    def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None) -> Tensor:
+        logits_BLV, target_BL = self.token_logits(tokens_BL, class_id_B, order_BL)
+        return -F.cross_entropy(logits_BLV.flatten(0, 1), target_BL.flatten(), reduction="none").view_as(target_BL)
+
+    def training_loss(self, tokens_BL: Tensor, class_id_B: Tensor, objective: Objective, draw: Draw) -> StepLoss:
+        """The mean of -log p(token | before, class)."""
+        order_BL = None if draw.order_BL is None else draw.order_BL.to(tokens_BL.device)
+        logits_BLV, target_BL = self.token_logits(tokens_BL, class_id_B, order_BL)
+        losses_BL, correct_BL = token_losses(logits_BLV, target_BL, objective.smoothing)
+        return StepLoss(losses_BL.mean(), correct_BL.float().mean())
 
 
 class TokenizerNetwork(nn.Module, ABC):

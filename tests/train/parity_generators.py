@@ -25,6 +25,7 @@ from avarc_cli.models.randar.likelihood import RandARLikelihood
 from avarc_cli.models.randar.network import RandAR
 from avarc_cli.models.rar.likelihood import RARLikelihood
 from avarc_cli.models.rar.network import RAR
+from avarc_cli.models.var.config import read_config
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.models.var.loss import stage_weights
 from avarc_cli.models.var.network import VAR
@@ -74,7 +75,7 @@ def schedules_of(meta: Meta, arrays: Arrays) -> Arrays:
         return np.array([value(step) for step in arrays[name].tolist()])
 
     o, r, v = of["one_d"], of["randar"], of["var"]
-    rising = {"warmup": v["warmup"], "first": v["wp0"], "final": v["wpe"]}
+    rising = {"warmup": _length(v["warmup"], v["total"]), "first": v["wp0"], "final": v["wpe"]}
     decay = recipe(v["total"], weight_decay=v["wd"], final_weight_decay=v["wd_end"])
     one_d = {"lr": o["lr"], "warmup": o["warmup"], "first": 0.0, "final": o["end_lr"] / o["lr"]}
     anneal = (of["rar"]["start"] / of["rar"]["total"], of["rar"]["end"] / of["rar"]["total"])
@@ -99,7 +100,7 @@ def var(meta: Meta, arrays: Arrays) -> Arrays:
     filled = _filled(meta)
     tensors = {key.removeprefix("var."): value for key, value in filled.items() if key.startswith("var.")}
     stated = ConfigSources((("the golden file", config),))
-    shape = families.GENERATORS.get("var").read_config(tensors, stated, "the golden file")
+    shape = read_config(tensors, stated, "the golden file")
     quantizer = MultiScaleQuantizer(config["vocab_size"], config["z_channels"], tuple(config["patch_nums"]))
     start = "vae.quantize."
     quantizer.load_state_dict({k.removeprefix(start): v for k, v in filled.items() if k.startswith(start)})
@@ -111,17 +112,17 @@ def var(meta: Meta, arrays: Arrays) -> Arrays:
         batch_size=config["batch"],
         lr=optim["peak_lr"],
         schedule=optim["schedule"],
-        warmup=optim["warmup"],
+        warmup=_length(optim["warmup"], optim["total"]),
         first=optim["wp0"],
         final=optim["wpe"],
         weight_decay=optim["wd"],
-        final_weight_decay=optim["wd_end"],
+        final_weight_decay=optim["wd_end"] or None,
         decayed="published",
         clip=optim["clip"],
         ema_decay=None,
         progressive=optim.get("pg", 0.0),
         progressive_first=optim.get("pg0", 1),
-        progressive_ramp=optim.get("pgwp", 1 / 300),
+        progressive_ramp=_length(optim["pgwp"], optim["total"]) if "pgwp" in optim else 1 / 300,
     )
     count, ends = len(config["patch_nums"]), model.segment_ends
     more = {}
@@ -169,7 +170,7 @@ def with_captions(meta: Meta, arrays: Arrays) -> Arrays:
             captions=captions, sequence_RTD=text, length_R=length_R, pooled_RE=pooled[:, 0], empty=empty
         )
 
-    empty = features(*(torch.from_numpy(arrays[name]) for name in ("null_text", "null_text_pooled")))
+    empty = features(torch.from_numpy(arrays["null_text"]), torch.from_numpy(arrays["null_text_pooled"]))
 
     def of_step(step: int, given: dict[str, Tensor]) -> StepLoss:
         return model.caption_loss(
@@ -182,6 +183,11 @@ def with_captions(meta: Meta, arrays: Arrays) -> Arrays:
         )
 
     return _run(meta, arrays, model, recipe, of_step)
+
+
+def _length(steps: float, total: int) -> float:
+    """As a recipe has it, where numbers below 1 are fractions of the steps."""
+    return steps if steps >= 1 else steps / total
 
 
 def _filled(meta: Meta) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.precision import Precision, check_gradients, inference, log_prob_backend
-from avarc_cli.likelihood import NetworkModel, TrainableModel
+from avarc_cli.likelihood import AutoregressiveModel, NetworkModel
 from avarc_cli.models.llamagen.config import CLASS_TABLE, LlamaGenConfig
 from avarc_cli.models.llamagen.network import Inputs, LlamaGen
 from avarc_cli.models.llamagen.sampling import sample
@@ -166,7 +166,7 @@ class RowLikelihood(NetworkModel):
         return self.segment_ends[segment - 1] if segment else 0
 
 
-class LlamaGenLikelihood(RowLikelihood, TrainableModel):
+class LlamaGenLikelihood(RowLikelihood, AutoregressiveModel):
     """A model of classes; class id `num_classes` is the unconditional class."""
 
     family = "llamagen"

@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
@@ -93,10 +94,8 @@ class MaskGITLikelihood(MaskedCodes, TrainableModel):
     def with_network(self, network: nn.Module) -> MaskGITLikelihood:
         return type(self)(cast("MaskedTransformer", network), self.steps, unsmooth=self.unsmooth)
 
-    def token_logits(
-        self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As `TrainableModel.token_logits`, each block given those before it."""
+    def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None) -> Tensor:
+        """As `TrainableModel.token_log_prob`, each block given those before it."""
         check_gradients(self.precision)
         tokens_BL, order_BL, _ = self.placed(tokens_BL, order_BL)
         class_id_B = class_id_B.to(tokens_BL.device)
@@ -104,9 +103,11 @@ class MaskGITLikelihood(MaskedCodes, TrainableModel):
         for end in self.segment_ends:
             asked_BT = order_BL[:, start:end]
             logits_BLV = self.transformer.logits(class_id_B, tokens_BL.where(visible(order_BL, start), self.mask))
-            blocks.append(logits_BLV.gather(1, asked_BT[..., None].expand(-1, -1, logits_BLV.shape[-1])))
+            logits_BTV = logits_BLV.gather(1, asked_BT[..., None].expand(-1, -1, logits_BLV.shape[-1]))
+            target_BT = tokens_BL.gather(1, asked_BT)
+            blocks.append(-F.cross_entropy(logits_BTV.transpose(1, 2), target_BT, reduction="none"))
             start = end
-        return torch.cat(blocks, dim=1), tokens_BL.gather(1, order_BL)
+        return torch.cat(blocks, dim=1)
 
     def decays(self, name: str, parameter: Tensor) -> bool:
         return decays_unless_named(name, parameter, ONE_D_TOKENIZER)

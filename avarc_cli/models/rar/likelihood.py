@@ -17,7 +17,7 @@ from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.precision import Precision, check_gradients, inference, log_prob_backend
 from avarc_cli.layers.weight_decay import ONE_D_TOKENIZER, decays_unless_named
-from avarc_cli.likelihood import TrainableModel
+from avarc_cli.likelihood import AutoregressiveModel
 from avarc_cli.models.rar.config import RARConfig
 from avarc_cli.models.rar.modulation import ModulationCache, SegmentModulation
 from avarc_cli.models.rar.network import RAR
@@ -46,7 +46,7 @@ class RARState:
     """Segments scored so far."""
 
 
-class RARLikelihood(TrainableModel):
+class RARLikelihood(AutoregressiveModel):
     """log p(tokens of a segment | segments before, class), for any run of segments of any order."""
 
     family = "rar"

@@ -18,7 +18,7 @@ from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.precision import Precision, inference
 from avarc_cli.layers.weight_decay import decays_unless_named
-from avarc_cli.likelihood import TrainableModel
+from avarc_cli.likelihood import AutoregressiveModel
 from avarc_cli.models.var.class_table import ClassTable, to_device
 from avarc_cli.models.var.config import VARConfig
 from avarc_cli.models.var.loss import UNDECAYED, kept_branches, token_logits, training_loss
@@ -51,7 +51,7 @@ class VARState:
     """Scales scored so far."""
 
 
-class VARLikelihood(TrainableModel):
+class VARLikelihood(AutoregressiveModel):
     """log p(tokens of a scale | coarser scales, class), for any run of scales."""
 
     family = "var"
