@@ -31,13 +31,14 @@ class Objective:
     permuted: float = 1.0  # probability that a sequence is trained in a random order
     smoothing: float = 0.0  # of the labels
     visible: float = 0.0  # weight of visible tokens; hidden ones weigh 1
+    dropout: float = 0.0  # of activations (`layers.dropout`)
     drop_path: float = 0.0  # fraction of sequences that skip a branch of the last block, rising from 0 at the first
     stage: Stage | None = None  # None where everything is trained
 
     def check(self, trained_with: Collection[str], model: str) -> None:
         """Raises: UsageError for a field other than its default that the model does not use."""
         default = Objective()
-        for name in ("smoothing", "visible", "drop_path", "stage"):
+        for name in ("smoothing", "visible", "dropout", "drop_path", "stage"):
             if name not in trained_with and getattr(self, name) != getattr(default, name):
                 option = "progressive training" if name == "stage" else name
                 raise UsageError(f"{option} is not for {model}", "its training has no such thing", "leave it out")

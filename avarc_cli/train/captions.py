@@ -24,7 +24,7 @@ from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.text.captions import Captions
 from avarc_cli.text.encoders import take
 from avarc_cli.text.features import CaptionFeatures, TextInput
-from avarc_cli.train.generator import EncodedImages
+from avarc_cli.train.generator import EncodedImages, prepare, seed_dropout
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import fingerprint, train
 from avarc_cli.train.recipe import Recipe
@@ -68,7 +68,7 @@ def train_on_captions(
     )
     network = model.network.requires_grad_(True)
     device, segments = next(network.parameters()).device, len(model.segment_ends)
-    recipe.objective(0, segments).check(model.trained_with, f"a model of the family {model.family}")
+    prepare(model, recipe)
 
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
         tokens_BL, label_B, generator = data.batch(step, recipe.batch_size)
@@ -79,6 +79,7 @@ def train_on_captions(
         dropped_B = torch.rand(len(label_B), generator=generator) < recipe.class_dropout
         objective = recipe.objective(step, segments)
         draw = model.draw(len(rows), objective, generator)
+        seed_dropout(recipe, generator)
         loss = model.caption_loss(tokens_BL.to(device), take(features, rows), dropped_B, objective, draw).mean
         return loss, {"bits/token": loss.item() / math.log(2)}
 

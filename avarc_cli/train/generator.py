@@ -17,8 +17,9 @@ from torch import Tensor
 from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.errors import UsageError
+from avarc_cli.layers.dropout import set_dropout
 from avarc_cli.layers.precision import tf32
-from avarc_cli.likelihood import TrainableModel
+from avarc_cli.likelihood import NetworkModel, TrainableModel
 from avarc_cli.loaded import LoadedTokenizer, check_kind
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
@@ -94,6 +95,19 @@ def train_generator(
     return model
 
 
+def prepare(model: NetworkModel, recipe: Recipe) -> None:
+    """Give the network the recipe's dropout. Raises: UsageError for what the recipe asks and the model does not know."""
+    objective = recipe.objective(0, len(model.segment_ends))
+    objective.check(model.trained_with, f"a model of the family {model.family}")
+    set_dropout(model.network, recipe.dropout)
+
+
+def seed_dropout(recipe: Recipe, generator: torch.Generator) -> None:
+    """Make the dropout of a step a function of the step's own generator: torch draws it from its global ones."""
+    if recipe.dropout:
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+
+
 def new_generator(
     family: str, tokenizer: LoadedTokenizer, num_classes: int, shape: Mapping[str, Any], *, seed: int
 ) -> TrainableModel:
@@ -122,7 +136,7 @@ def fit(
     Raises: UsageError for what the recipe asks and the model does not know; as `loop.train`.
     """
     segments = len(model.segment_ends)
-    recipe.objective(0, segments).check(model.trained_with, f"a model of the family {model.family}")
+    prepare(model, recipe)
     network = model.network.requires_grad_(True)
     device = next(network.parameters()).device
 
@@ -132,6 +146,7 @@ def fit(
         class_B = torch.where(dropped_B, model.num_classes, label_B)
         objective = recipe.objective(step, segments)
         draw = model.draw(len(label_B), objective, generator)
+        seed_dropout(recipe, generator)
         loss = model.training_loss(tokens_BL.to(device), class_B.to(device), objective, draw).mean
         return loss, {"bits/token": loss.item() / math.log(2)}
 

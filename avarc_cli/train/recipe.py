@@ -45,6 +45,7 @@ class Recipe:
     class_dropout: float = 0.1  # fraction of images trained on as unconditional (arXiv:2404.02905, section 4)
     smoothing: float = 0.0  # of the labels of the cross-entropy
     visible: float = 0.0  # weight of visible tokens, in models of hidden tokens; hidden ones weigh 1
+    dropout: float = 0.0  # of activations, where the family's own code has it
     drop_path: float = 0.0  # fraction of images that skip a branch of the last block; it rises from 0 at the first
     anneal: tuple[float, float] = (0.5, 0.75)  # RAR: random orders until the first fraction, none from the second on
     progressive: float = 0.0  # VAR: fraction of the steps until all scales are trained; 0: from the beginning
@@ -62,7 +63,7 @@ class Recipe:
         for name in ("warmup", "hold", "progressive_ramp", "progressive_first", "skip_from", "weight_decay"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise UsageError(f"{name} is {getattr(self, name)}", "it must be at least 0")
-        for name in ("first", "final", "smoothing", "visible", "drop_path", "progressive"):
+        for name in ("first", "final", "smoothing", "visible", "dropout", "drop_path", "progressive"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", "it is a fraction in [0, 1]")
         for name, known in (("decayed", DECAYED), ("ema_start", schedules.EMA_STARTS)):
@@ -118,6 +119,7 @@ class Recipe:
             permuted=schedules.random_order_share(step / self.steps, *self.anneal),
             smoothing=self.smoothing,
             visible=self.visible,
+            dropout=self.dropout,
             drop_path=self.drop_path,
             stage=self._stage(step, segments) if self.progressive else None,
         )

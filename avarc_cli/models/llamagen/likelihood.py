@@ -46,6 +46,7 @@ class RowLikelihood(NetworkModel):
     """log p(tokens of a row | rows before, class), for any run of rows, whatever a class is."""
 
     onednn = True
+    trained_with = frozenset({"smoothing", "dropout"})
 
     def __init__(self, network: LlamaGen, workspace: Workspace | None = None) -> None:
         self.network = self.gpt = network

@@ -188,3 +188,4 @@ class MaskGITBertLikelihood(MaskGITLikelihood):
     """The same of a MaskGIT whose transformer is a BERT."""
 
     family = "maskgit-bert"
+    trained_with = MaskGITLikelihood.trained_with | {"dropout"}

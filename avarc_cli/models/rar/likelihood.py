@@ -51,6 +51,7 @@ class RARLikelihood(AutoregressiveModel):
 
     family = "rar"
     onednn = True
+    trained_with = frozenset({"smoothing", "dropout"})
     any_order = True
 
     def __init__(self, network: RAR, workspace: Workspace | None = None, tables: ModulationCache | None = None) -> None:
