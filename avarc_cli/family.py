@@ -18,14 +18,9 @@ from torch import Tensor
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
-from avarc_cli.likelihood import (
-    CaptionTrainableModel,
-    GeneratorConfig,
-    LikelihoodModel,
-    TokenizerNetwork,
-    TrainableModel,
-)
+from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel, TokenizerNetwork
 from avarc_cli.text.features import TextInput
+from avarc_cli.trainable import CaptionTrainableModel, TrainableModel
 
 
 class GeneratorFamily(ABC):

@@ -17,7 +17,6 @@ from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.labels import UNKNOWN, match
 from avarc_cli.errors import UsageError, shorten_list
-from avarc_cli.likelihood import CaptionTrainableModel
 from avarc_cli.loaded import LoadedTokenizer
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
@@ -30,6 +29,7 @@ from avarc_cli.train.loop import fingerprint, train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.save import save_generator
+from avarc_cli.trainable import CaptionTrainableModel
 
 
 def train_on_captions(

@@ -22,7 +22,6 @@ from avarc_cli.data.labels import match
 from avarc_cli.errors import UsageError
 from avarc_cli.layers import low_rank
 from avarc_cli.layers.low_rank import LowRank
-from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.outputs import WEIGHTS, check_new_folder, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
@@ -33,6 +32,7 @@ from avarc_cli.train.loop import fingerprint, train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.save import save_generator, save_lora
+from avarc_cli.trainable import TrainableModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from avarc_cli.data.datasets import ImageSet
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.dropout import set_dropout
 from avarc_cli.layers.precision import tf32
-from avarc_cli.likelihood import NetworkModel, TrainableModel
+from avarc_cli.likelihood import NetworkModel
 from avarc_cli.loaded import LoadedTokenizer, check_kind
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
@@ -28,6 +28,7 @@ from avarc_cli.train.loop import fingerprint, train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.save import save_generator
+from avarc_cli.trainable import TrainableModel
 
 
 class TokenBatches(Protocol):
@@ -96,7 +97,7 @@ def train_generator(
 
 
 def prepare(model: NetworkModel, recipe: Recipe) -> None:
-    """Give the network the recipe's dropout. Raises: UsageError for what the recipe asks and the model does not know."""
+    """Give the network the recipe's dropout. Raises: UsageError for what the recipe asks and the model has not."""
     objective = recipe.objective(0, len(model.segment_ends))
     objective.check(model.trained_with, f"a model of the family {model.family}")
     set_dropout(model.network, recipe.dropout)

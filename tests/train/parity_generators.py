@@ -13,7 +13,7 @@ from torch import Tensor
 
 from avarc_cli import families
 from avarc_cli.layers.config_sources import ConfigSources
-from avarc_cli.likelihood import CaptionTrainableModel, NetworkModel, TrainableModel
+from avarc_cli.likelihood import NetworkModel
 from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
 from avarc_cli.models.llamagen.network import LlamaGen
 from avarc_cli.models.maskgen.likelihood import MaskGenLikelihood
@@ -35,6 +35,7 @@ from avarc_cli.tokenizers.vqvae.network import MultiScaleQuantizer
 from avarc_cli.train import schedules
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.update import DECAYED, average, parameter_groups, update
+from avarc_cli.trainable import CaptionTrainableModel, TrainableModel
 
 Meta = Mapping[str, Any]
 Arrays = dict[str, np.ndarray]

@@ -7,11 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import GOLDEN
+from golden import fill
+from train import parity_generators
 
 from avarc_cli.errors import UsageError
 from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
+from avarc_cli.models.var.initialize import initialize
 from avarc_cli.models.var.likelihood import VARLikelihood
+from avarc_cli.models.var.network import VAR
 from avarc_cli.objective import Draw, Objective, Stage
+from avarc_cli.train.generator import prepare, seed_dropout
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.update import average, parameter_groups, update
 
@@ -125,3 +131,43 @@ def test_a_skipped_update_leaves_weights_and_moments():
         assert torch.equal(before, network.weight) != made[-1].stepped
     assert [each.stepped for each in made] == [True, False] and made[1].norms > 0
     assert optimizer.state[network.weight]["step"] == 1
+
+
+FAMILIES_WITH_DROPOUT = ["llamagen_gpt", "randar", "rar", "maskgit"]
+
+
+@pytest.mark.parametrize("name", FAMILIES_WITH_DROPOUT)
+def test_dropout_is_a_function_of_the_steps_generator_and_only_in_training(name):
+    meta, arrays = fill.load_golden(GOLDEN / f"train_step_{name}_tiny.npz")
+    model = parity_generators._model(meta)
+    tokens, labels = (torch.from_numpy(arrays[key][0]) for key in ("tokens", "labels"))
+    draw = model.draw(len(tokens), Objective(), torch.Generator().manual_seed(0))
+
+    def loss(seed, rate=0.1):
+        recipe = replace(PLAIN, dropout=rate)
+        prepare(model, recipe)
+        seed_dropout(recipe, torch.Generator().manual_seed(seed))
+        return model.training_loss(tokens, labels, Objective(), draw).mean.item()
+
+    model.network.train()
+    plain = loss(0, rate=0.0)
+    assert loss(1) == loss(1) != loss(2) and loss(1) != plain
+    assert sum(loss(seed) for seed in range(40)) / 40 == pytest.approx(plain, abs=0.1)
+    model.network.eval()
+    assert loss(1) == pytest.approx(plain, abs=1e-5)
+
+
+def test_a_model_without_dropout_refuses_it(tiny):
+    with pytest.raises(UsageError, match="dropout is not for a model of the family var"):
+        prepare(VARLikelihood(tiny.var(), tiny.vqvae().quantize), replace(PLAIN, dropout=0.1))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_gates_of_a_new_var_start_as_small_as_it_is_said(tiny, shared):
+    config = replace(tiny.var().config, shared_aln=shared)
+    for factor in (1e-3, 5e-6):
+        torch.manual_seed(0)
+        block = initialize(VAR(config), factor).layers[0]
+        six = block.ada_gss[0, 0] if shared else block.ada_lin[1].weight.unflatten(0, (6, -1))
+        gates, others = six[:2].detach().std(), six[2:].detach().std()
+        assert gates / others == pytest.approx(2 * factor, rel=0.1)

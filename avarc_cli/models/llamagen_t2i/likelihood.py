@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.kv_cache import Workspace
 from avarc_cli.layers.precision import check_gradients, inference
-from avarc_cli.likelihood import CaptionTrainableModel
 from avarc_cli.models.llamagen.likelihood import LlamaGenState, RowLikelihood
 from avarc_cli.models.llamagen_t2i.config import TEXT_ENCODER, CaptionLlamaGenConfig
 from avarc_cli.models.llamagen_t2i.network import CaptionLlamaGen, Prefix
 from avarc_cli.models.llamagen_t2i.sampling import sample
 from avarc_cli.objective import Draw, Objective, StepLoss, token_losses
 from avarc_cli.text.features import CaptionFeatures, TextInput
+from avarc_cli.trainable import CaptionTrainableModel
 
 GUIDANCE = 6.5  # of the published models, which the reference draws with scale 7.5, which is 1 + guidance
 

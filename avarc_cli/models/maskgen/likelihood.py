@@ -13,7 +13,6 @@ from torch import Tensor
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.precision import check_gradients, inference
 from avarc_cli.layers.weight_decay import ONE_D_TOKENIZER, decays_unless_named
-from avarc_cli.likelihood import CaptionTrainableModel
 from avarc_cli.models.masked.likelihood import MaskedCodes
 from avarc_cli.models.masked.loss import masked_loss, random_masks
 from avarc_cli.models.maskgen.captioned import CaptionedLikelihood, CaptionTable
@@ -22,6 +21,7 @@ from avarc_cli.models.maskgen.network import MaskGen
 from avarc_cli.models.maskgen.sampling import SCHEDULE, sample
 from avarc_cli.objective import Draw, Objective, StepLoss
 from avarc_cli.text.features import CaptionFeatures
+from avarc_cli.trainable import CaptionTrainableModel
 
 
 class MaskGenLikelihood(CaptionedLikelihood, MaskedCodes, CaptionTrainableModel):

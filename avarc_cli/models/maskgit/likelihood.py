@@ -17,13 +17,13 @@ from torch.nn.utils import parametrize
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.precision import Precision, check_gradients, inference
 from avarc_cli.layers.weight_decay import ONE_D_TOKENIZER, decays_unless_named
-from avarc_cli.likelihood import TrainableModel
 from avarc_cli.models.masked.likelihood import MaskedCodes, visible
 from avarc_cli.models.masked.loss import masked_loss, random_masks
 from avarc_cli.models.maskgit.config import MaskGITConfig
 from avarc_cli.models.maskgit.network import MaskedTransformer
 from avarc_cli.models.maskgit.sampling import Schedule, sample
 from avarc_cli.objective import Draw, Objective, StepLoss
+from avarc_cli.trainable import TrainableModel
 
 DEFAULT_STEPS = 8  # as many as the published samplers of 32 and 64 tokens take
 

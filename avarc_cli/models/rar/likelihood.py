@@ -17,12 +17,12 @@ from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.precision import Precision, check_gradients, inference, log_prob_backend
 from avarc_cli.layers.weight_decay import ONE_D_TOKENIZER, decays_unless_named
-from avarc_cli.likelihood import AutoregressiveModel
 from avarc_cli.models.rar.config import RARConfig
 from avarc_cli.models.rar.modulation import ModulationCache, SegmentModulation
 from avarc_cli.models.rar.network import RAR
 from avarc_cli.models.rar.sampling import Schedule, sample
 from avarc_cli.objective import Draw, Objective
+from avarc_cli.trainable import AutoregressiveModel
 from avarc_kernels import linear_log_prob
 
 TABLE = "embeddings.weight"  # of tokens, then of classes

@@ -18,7 +18,6 @@ from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.precision import Precision, inference
 from avarc_cli.layers.weight_decay import decays_unless_named
-from avarc_cli.likelihood import AutoregressiveModel
 from avarc_cli.models.var.class_table import ClassTable, to_device
 from avarc_cli.models.var.config import VARConfig
 from avarc_cli.models.var.loss import UNDECAYED, kept_branches, token_logits, training_loss
@@ -26,6 +25,7 @@ from avarc_cli.models.var.network import VAR, Condition
 from avarc_cli.models.var.sampling import sample
 from avarc_cli.objective import Draw, Objective, StepLoss
 from avarc_cli.tokenizers.vqvae.network import MultiScaleQuantizer
+from avarc_cli.trainable import AutoregressiveModel
 from avarc_kernels import linear_log_prob
 
 SUMMARY_SIDE = 8  # cells of a summary along a side, at most; each is the mean of the latents in it
