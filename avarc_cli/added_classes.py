@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import low_rank
 from avarc_cli.layers.low_rank import PREFIX, A, B, LowRank
-from avarc_cli.likelihood import LikelihoodModel, TrainableModel
+from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.settings import METHODS, check_method
+from avarc_cli.trainable import TrainableModel
 
 ROW = "class_emb"  # key of the embedding in the file of an added class; the other keys are PEFT's
 

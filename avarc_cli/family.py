@@ -18,9 +18,10 @@ from torch import Tensor
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
-from avarc_cli.likelihood import CaptionTrainableModel, GeneratorConfig, LikelihoodModel, TrainableModel
+from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
 from avarc_cli.text.features import TextInput
 from avarc_cli.tokenizer import TokenizerNetwork
+from avarc_cli.trainable import CaptionTrainableModel, TrainableModel
 
 
 class GeneratorFamily(ABC):

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from avarc_cli.errors import UsageError
+from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.layout import TokenLayout
+from avarc_cli.objective import Draw, Objective
 from avarc_cli.text.features import CaptionFeatures, TextInput
 
 
@@ -200,6 +202,20 @@ class NetworkModel(LikelihoodModel):
     """Its shape; equal shapes have equal texts."""
     network: nn.Module
     """The weights."""
+    trained_with: frozenset[str] = frozenset({"smoothing"})
+    """The fields of `Objective` that its training heeds; all models that score in any order heed `permuted`."""
+
+    def decays(self, name: str, parameter: Tensor) -> bool:
+        """Whether the published training applies weight decay to a parameter of the network."""
+        return decays_unless_named(name, parameter)
+
+    def draw(self, count: int, objective: Objective, generator: torch.Generator) -> Draw:
+        """What is random in the loss of a step of `count` sequences.
+
+        Args:
+            generator: the step's own, on the CPU.
+        """
+        return Draw()
 
     @abstractmethod
     def checkpoint_tensors(self) -> dict[str, Tensor]:
@@ -208,83 +224,6 @@ class NetworkModel(LikelihoodModel):
     def checkpoint_metadata(self) -> dict[str, str]:
         """What a checkpoint must state beside the tensors; by default nothing."""
         return {}
-
-
-class CaptionTrainableModel(NetworkModel):
-    """A likelihood model of captions whose weights can be trained."""
-
-    @abstractmethod
-    def caption_loss(
-        self, tokens_BL: Tensor, features: CaptionFeatures, dropped_B: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """What a step of training minimizes, in nats a token, with gradients.
-
-        Args:
-            features: of one caption for each image.
-            dropped_B: bool, the images that are trained on as unconditional.
-            generator: the step's own, on the CPU.
-        """
-
-
-class TrainableModel(NetworkModel):
-    """A likelihood model of classes whose weights can be trained, and to which classes can be added.
-
-    In its network, class id `num_classes` is the unconditional class.
-    """
-
-    @abstractmethod
-    def with_network(self, network: nn.Module) -> TrainableModel:
-        """The same model with another network of this family, such as a copy or one of `one_class_network`."""
-
-    @abstractmethod
-    def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None) -> Tensor:
-        """log p(token | before, class) in nats, (B, L), in one pass and with gradients.
-
-        Args:
-            order_BL: as for `begin`. The result is in the order of scoring.
-        """
-
-    def training_loss(self, tokens_BL: Tensor, class_id_B: Tensor, done: float, generator: torch.Generator) -> Tensor:
-        """What a step of training minimizes, in nats a token, with gradients: the mean of -log p(token | before).
-
-        Args:
-            done, generator: as for `training_order`.
-        """
-        order_BL = self.training_order(len(tokens_BL), done, generator)
-        order_BL = None if order_BL is None else order_BL.to(tokens_BL.device)
-        return -self.token_log_prob(tokens_BL, class_id_B, order_BL).mean()
-
-    def training_order(self, count: int, done: float, generator: torch.Generator) -> Tensor | None:
-        """The orders in which a batch of `count` sequences is trained, (count, L) int64; None for the only one.
-
-        Args:
-            done: fraction of the training's steps before this one, in [0, 1). generator: the step's own, on the CPU.
-        """
-        return None
-
-    @abstractmethod
-    def class_embedding(self, class_id: int) -> Tensor:
-        """A class's row (C,) in the table of class embeddings."""
-
-    @abstractmethod
-    def low_rank_targets(self, method: str) -> dict[str, tuple[int, int]]:
-        """Linears of the network that a low-rank method changes: name -> (out, in).
-
-        Args:
-            method: "adaln", the linears that turn a class into a modulation; "lora", those of attention and MLP.
-        """
-
-    @abstractmethod
-    def one_class_network(self, row_C: nn.Parameter) -> nn.Module:
-        """A network with the one class 0, whose embedding is `row_C`. It shares every other tensor with this one."""
-
-    @abstractmethod
-    def finish_network(self, network: nn.Module) -> nn.Module:
-        """Give a network of `one_class_network`, once its linears have changed, this model's precision and kernels."""
-
-    @abstractmethod
-    def with_more_classes(self, count: int) -> TrainableModel:
-        """A copy with classes added before the unconditional one; each starts as the mean of the old embeddings."""
 
 
 class GeneratorConfig(Protocol):

@@ -13,7 +13,8 @@ from torch import nn
 from avarc_cli.errors import AvarcError
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.run import classify
-from avarc_cli.train.loop import Recipe, train
+from avarc_cli.train.loop import train
+from avarc_cli.train.recipe import Recipe
 
 SUFFIXES = (".0123abcd.tmp", ".ffffffff.tmp")
 RUN = ["metrics.json", "predictions.csv", "predictions.jsonl", "run.json"]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from avarc_cli.loaded import LoadedTokenizer
     from avarc_cli.progress import MetricsProgress
     from avarc_cli.train.images import Augment
-    from avarc_cli.train.loop import Recipe
+    from avarc_cli.train.recipe import Recipe
 
 ImageSizeOpt = Annotated[int, opt.model_option("--image-size", min=1, help="Side of the images in pixels.")]
 VocabularyOpt = Annotated[int, opt.model_option("--vocab", min=1, help="Codebook entries.")]
@@ -66,7 +66,7 @@ class RecipeOptions:
 
     def recipe(self) -> Recipe:
         """The training recipe, with the loop's defaults for everything else."""
-        from avarc_cli.train.loop import Recipe
+        from avarc_cli.train.recipe import Recipe
 
         return Recipe(steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed)
 
@@ -188,7 +188,7 @@ def train_generator(
         reader = reads.load()
         from avarc_cli.train import generator
 
-        recipe = training.recipe()
+        recipe = replace(training.recipe(), class_dropout=class_dropout)
         with progress(f"training {family}", recipe.steps) as told:
             generator.train_generator(
                 images,
@@ -198,7 +198,6 @@ def train_generator(
                 recipe,
                 family=family,
                 augment=training.augmentation(),
-                class_dropout=class_dropout,
                 progress=told,
                 say=console.warn,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +46,7 @@ def text_encoder(
     chosen = caption_sets.read(captions)
     with common.reserved(out, False, folder=True):
         from avarc_cli.text.small import SmallTextConfig  # imports torch: only now, after all that may be wrong
-        from avarc_cli.train.loop import Recipe
+        from avarc_cli.train.recipe import Recipe
         from avarc_cli.train.text import train_text_encoder
 
         config = SmallTextConfig(positions=positions, pieces=pieces, width=width, depth=depth)
@@ -91,7 +92,7 @@ def llamagen_t2i(
         encoded = encoders.encode_once(found, chosen.texts, reader.device)
         if note := encoded.note(found.positions):
             console.warn(note)
-        recipe = training.recipe()
+        recipe = replace(training.recipe(), class_dropout=class_dropout)
         with common.progress("training llamagen-t2i", recipe.steps) as told:
             train_on_captions(
                 images,
@@ -104,7 +105,6 @@ def llamagen_t2i(
                 features=encoded.features,
                 text=found.text_input(encoded.features),
                 augment=training.augmentation(),
-                dropout=class_dropout,
                 progress=told,
                 say=console.warn,
             )

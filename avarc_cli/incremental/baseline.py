@@ -15,12 +15,12 @@ from avarc_cli.incremental.examples import Examples, TokenPool
 from avarc_cli.incremental.fit import FitOptions
 from avarc_cli.incremental.measures import Measures, measure
 from avarc_cli.incremental.split import Split
-from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.scoring.exhaustive import log_likelihoods
 from avarc_cli.train.generator import fit
-from avarc_cli.train.loop import Recipe
+from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.save import save_generator
+from avarc_cli.trainable import TrainableModel
 from avarc_cli.zoo import checkpoint
 
 LEARNING_RATE = 1e-3  # chosen by hand for the digits

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from avarc_cli.added_classes import AddedClass
 from avarc_cli.incremental.examples import Examples, TokenPool
-from avarc_cli.likelihood import TrainableModel
 from avarc_cli.progress import MetricsProgress
 from avarc_cli.settings import METHODS, check_method
-from avarc_cli.train.loop import Recipe, train
+from avarc_cli.train.loop import train
+from avarc_cli.train.recipe import Recipe
+from avarc_cli.trainable import TrainableModel
 
 MIN_TO_VALIDATE = 5  # images; a class with fewer is trained without a validation split or early stopping
 VALIDATION_FRACTION = 0.2  # of the images: for early stopping, and for fitting the offset

@@ -21,10 +21,10 @@ from avarc_cli.errors import Interrupted
 from avarc_cli.incremental.closest import closest_classes
 from avarc_cli.incremental.examples import Examples
 from avarc_cli.incremental.fit import FitOptions, Fitted, fit_class
-from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.progress import Notify, Progress, no_message
 from avarc_cli.storage import remove_leftovers_of
+from avarc_cli.trainable import TrainableModel
 from avarc_cli.words import are, counted
 from avarc_cli.work.chunks import ChunkFolder, Chunks, TaskLoader, Tick, recorded_request
 from avarc_cli.work.run import compute, recompute_corrupt

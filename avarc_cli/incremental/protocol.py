@@ -38,7 +38,7 @@ from avarc_cli.progress import Notify, Progress, StartProgress, no_message, no_p
 from avarc_cli.settings import check_width
 from avarc_cli.storage import write_bytes
 from avarc_cli.train import generator
-from avarc_cli.train.loop import Recipe
+from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.save import save_generator
 from avarc_cli.work.workers import HERE, Workers
 

@@ -17,19 +17,19 @@ from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.labels import UNKNOWN, match
 from avarc_cli.errors import UsageError, shorten_list
-from avarc_cli.likelihood import CaptionTrainableModel
 from avarc_cli.loaded import LoadedTokenizer
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
-from avarc_cli.settings import check_class_dropout
 from avarc_cli.text.captions import Captions
 from avarc_cli.text.encoders import take
 from avarc_cli.text.features import CaptionFeatures, TextInput
-from avarc_cli.train.generator import CLASS_DROPOUT, EncodedImages
+from avarc_cli.train.generator import EncodedImages, prepare, seed_dropout
 from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import Recipe, fingerprint, train
+from avarc_cli.train.loop import fingerprint, train
+from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.save import save_generator
+from avarc_cli.trainable import CaptionTrainableModel
 
 
 def train_on_captions(
@@ -44,7 +44,6 @@ def train_on_captions(
     features: CaptionFeatures,
     text: TextInput,
     augment: Augment | None = None,
-    dropout: float = CLASS_DROPOUT,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
 ) -> CaptionTrainableModel:
@@ -57,12 +56,10 @@ def train_on_captions(
         captions: whose names are those of the images' classes.
         features: of these captions.
         text: what the model is to read.
-        dropout: fraction of images trained on as unconditional, in [0, 1).
         The others as for `train_generator`.
     Raises: UsageError for classes without a caption; otherwise as `train_generator`.
     """
     check_output(out, WEIGHTS, overwrite=True)
-    check_class_dropout(dropout)
     rows_of = captions_of_classes(images, captions)
     torch.manual_seed(recipe.seed)
     model = families.GENERATORS.get(family).new_of_captions(tokenizer.network, text, **shape)
@@ -70,7 +67,8 @@ def train_on_captions(
         tokenizer, TrainingImages(images, tokenizer.image_size, augment or Augment(), seed=recipe.seed)
     )
     network = model.network.requires_grad_(True)
-    device = next(network.parameters()).device
+    device, segments = next(network.parameters()).device, len(model.segment_ends)
+    prepare(model, recipe)
 
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
         tokens_BL, label_B, generator = data.batch(step, recipe.batch_size)
@@ -78,14 +76,17 @@ def train_on_captions(
         rows = [
             rows_of[label][int(u * len(rows_of[label]))] for label, u in zip(label_B.tolist(), chosen_B, strict=True)
         ]
-        dropped_B = torch.rand(len(label_B), generator=generator) < dropout
-        loss = model.caption_loss(tokens_BL.to(device), take(features, rows), dropped_B, generator)
+        dropped_B = torch.rand(len(label_B), generator=generator) < recipe.class_dropout
+        objective = recipe.objective(step, segments)
+        draw = model.draw(len(rows), objective, generator)
+        seed_dropout(recipe, generator)
+        loss = model.caption_loss(tokens_BL.to(device), take(features, rows), dropped_B, objective, draw).mean
         return loss, {"bits/token": loss.item() / math.log(2)}
 
     made_of = f"tokens of {fingerprint(tokenizer.network)}, starting from {fingerprint(network)}"
-    subject = f"{model.config} on {data} with captions {captions.digest}, {made_of}, dropout {dropout}"
+    subject = f"{model.config} on {data} with captions {captions.digest}, {made_of}, dropout {recipe.class_dropout}"
     checkpoint = resume_file(out)
-    train(network, loss_of_step, recipe, checkpoint, progress, subject=subject, say=say)
+    train(network, loss_of_step, recipe, checkpoint, progress, subject=subject, decays=model.decays, say=say)
     save_generator(model, out, class_names=None, tokenizer_sha256=tokenizer.sha256)
     checkpoint.unlink(missing_ok=True)
     return model

@@ -22,16 +22,17 @@ from avarc_cli.data.labels import match
 from avarc_cli.errors import UsageError
 from avarc_cli.layers import low_rank
 from avarc_cli.layers.low_rank import LowRank
-from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.outputs import WEIGHTS, check_new_folder, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.settings import check_contrast
 from avarc_cli.train.generator import EncodedImages, TokenBatches
 from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import Recipe, fingerprint, train
+from avarc_cli.train.loop import fingerprint, train
+from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.save import save_generator, save_lora
+from avarc_cli.trainable import TrainableModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,18 +17,18 @@ from torch import Tensor
 from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.errors import UsageError
+from avarc_cli.layers.dropout import set_dropout
 from avarc_cli.layers.precision import tf32
-from avarc_cli.likelihood import TrainableModel
+from avarc_cli.likelihood import NetworkModel
 from avarc_cli.loaded import LoadedTokenizer, check_kind
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
-from avarc_cli.settings import check_class_dropout
 from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import Recipe, fingerprint, train
+from avarc_cli.train.loop import fingerprint, train
+from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.save import save_generator
-
-CLASS_DROPOUT = 0.1  # arXiv:2404.02905, section 4
+from avarc_cli.trainable import TrainableModel
 
 
 class TokenBatches(Protocol):
@@ -67,7 +67,6 @@ def train_generator(
     *,
     family: str,
     augment: Augment | None = None,
-    class_dropout: float = CLASS_DROPOUT,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
 ) -> TrainableModel:
@@ -79,7 +78,6 @@ def train_generator(
         shape: of the network, in the family's own terms (`GeneratorFamily.new`).
         family: a name in `families.GENERATORS`.
         augment: None for random crops.
-        class_dropout: fraction of images trained on as unconditional, in [0, 1).
         say: as for `train_tokenizer`.
     Raises: UsageError for images without a class; otherwise as `train_tokenizer`.
     """
@@ -92,10 +90,23 @@ def train_generator(
     model = new_generator(family, tokenizer, len(images.class_names), shape, seed=recipe.seed)
     checkpoint = resume_file(out)
     data = EncodedImages(tokenizer, batches)
-    fit(model, tokenizer, data, recipe, checkpoint, progress, class_dropout=class_dropout, say=say)
+    fit(model, tokenizer, data, recipe, checkpoint, progress, say=say)
     save_generator(model, out, class_names=images.class_names, tokenizer_sha256=tokenizer.sha256)
     checkpoint.unlink(missing_ok=True)
     return model
+
+
+def prepare(model: NetworkModel, recipe: Recipe) -> None:
+    """Give the network the recipe's dropout. Raises: UsageError for what the recipe asks and the model has not."""
+    objective = recipe.objective(0, len(model.segment_ends))
+    objective.check(model.trained_with, f"a model of the family {model.family}")
+    set_dropout(model.network, recipe.dropout)
+
+
+def seed_dropout(recipe: Recipe, generator: torch.Generator) -> None:
+    """Make the dropout of a step a function of the step's own generator: torch draws it from its global ones."""
+    if recipe.dropout:
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
 
 
 def new_generator(
@@ -119,22 +130,27 @@ def fit(
     checkpoint: Path,
     progress: MetricsProgress,
     *,
-    class_dropout: float = CLASS_DROPOUT,
     say: Notify = no_message,
 ) -> None:
-    """Train a generator in place; resumes from `checkpoint`. Raises: UsageError; as `loop.train`."""
-    check_class_dropout(class_dropout)
+    """Train a generator in place; resumes from `checkpoint`.
+
+    Raises: UsageError for what the recipe asks and the model does not know; as `loop.train`.
+    """
+    segments = len(model.segment_ends)
+    prepare(model, recipe)
     network = model.network.requires_grad_(True)
     device = next(network.parameters()).device
 
     def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
         tokens_BL, label_B, generator = data.batch(step, recipe.batch_size)
-        dropped_B = torch.rand(len(label_B), generator=generator) < class_dropout
+        dropped_B = torch.rand(len(label_B), generator=generator) < recipe.class_dropout
         class_B = torch.where(dropped_B, model.num_classes, label_B)
-        done = step / recipe.steps
-        loss = model.training_loss(tokens_BL.to(device), class_B.to(device), done, generator)
+        objective = recipe.objective(step, segments)
+        draw = model.draw(len(label_B), objective, generator)
+        seed_dropout(recipe, generator)
+        loss = model.training_loss(tokens_BL.to(device), class_B.to(device), objective, draw).mean
         return loss, {"bits/token": loss.item() / math.log(2)}
 
     made_of = f"tokens of {fingerprint(tokenizer.network)}, starting from {fingerprint(network)}"
-    subject = f"{model.config} on {data}, {made_of}, class dropout {class_dropout}"
-    train(network, loss_of_step, recipe, checkpoint, progress, subject=subject, say=say)
+    subject = f"{model.config} on {data}, {made_of}, class dropout {recipe.class_dropout}"
+    train(network, loss_of_step, recipe, checkpoint, progress, subject=subject, decays=model.decays, say=say)

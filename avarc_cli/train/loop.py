@@ -6,61 +6,23 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, UsageError, describe_differences
+from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, describe_differences
+from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.progress import MetricsProgress, Notify, no_message
-from avarc_cli.settings import check_learning_rate
 from avarc_cli.storage import remove_leftovers_of
 from avarc_cli.train import checkpoint_file
+from avarc_cli.train.recipe import Recipe
+from avarc_cli.train.update import Decays, average, parameter_groups, update
 
 ShouldContinue = Callable[[int, dict[str, Tensor]], bool]  # (steps done, averaged weights) -> whether to continue
 LossOfStep = Callable[[int], tuple[Tensor, dict[str, float]]]  # step -> (loss, what to show)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Hyperparameters of a training; the defaults are VAR's (arXiv:2404.02905) where it has them.
-
-    Raises: UsageError for numbers out of range.
-    """
-
-    steps: int  # optimizer steps
-    batch_size: int  # images per step
-    lr: float  # peak learning rate
-    warmup: float = 0.05  # fraction of the steps with a linearly rising rate
-    hold: float = 0.1  # fraction of the steps at the peak, after the warm-up
-    final: float = 0.01  # last learning rate / peak
-    weight_decay: float = 0.05  # of the weights of linears and convolutions
-    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW
-    clip: float = 2.0  # largest gradient norm
-    ema_decay: float = 0.999  # of the exponential moving average of the weights, which is what is saved
-    save_every: int = 500  # steps between checkpoints
-    seed: int = 0  # of data order and initialization
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "save_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}", "it must be at least 1")
-        check_learning_rate(self.lr)
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up from 0.005 of the peak, constant, then linear to `final`.
-
-        Source: the schedule "lin0" of VAR's code.
-        """
-        warm, level = self.warmup * self.steps, (self.warmup + self.hold) * self.steps
-        if step < warm:
-            return self.lr * (0.005 + 0.995 * step / warm)
-        if step < level:
-            return self.lr
-        done = (step - level) / max(1.0, self.steps - level)
-        return self.lr * (1 - (1 - self.final) * done)
 
 
 def train(
@@ -71,6 +33,7 @@ def train(
     progress: MetricsProgress,
     *,
     subject: str,
+    decays: Decays = decays_unless_named,
     should_continue: ShouldContinue = lambda step, averaged: True,
     say: Notify = no_message,
 ) -> None:
@@ -83,14 +46,15 @@ def train(
     Args:
         loss_of_step: the loss of a step, and numbers to show; a function of the step alone.
         checkpoint: None saves nothing, for trainings of minutes.
+        decays: which parameters the published training applies weight decay to, for recipes that follow it.
         should_continue: called after each step; false ends the training early.
         say: called with a message when `checkpoint` is too old to be verified.
 
     Raises: CheckpointError when `checkpoint` is corrupt or another training's; AvarcError when the loss is not finite;
     Interrupted on Ctrl-C.
     """
-    identity = asdict(recipe) | {"betas": list(recipe.betas), "subject": subject}
-    optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas)
+    identity = recipe.identity() | {"subject": subject}
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe, decays), lr=recipe.lr, betas=recipe.betas)
     averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
     state = _State(identity, model, optimizer, averaged)
     start = state.resume(checkpoint, say) if checkpoint else 0
@@ -100,7 +64,7 @@ def train(
         for step in range(start, recipe.steps):
             loss, values = loss_of_step(step)
             _update(model, optimizer, loss, recipe, step)
-            _average(averaged, model, recipe, step)
+            average(averaged, model, recipe.averaging(step))
             shown = {k: 0.98 * shown.get(k, v) + 0.02 * v for k, v in values.items()}  # over about 50 steps
             progress(step + 1, shown)
             if not should_continue(step + 1, averaged):
@@ -117,20 +81,9 @@ def _update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, re
         raise AvarcError(
             f"the loss is {loss.item()} at step {step}", "training diverged", "start again with a smaller --lr"
         )
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.rate(step)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-    optimizer.step()
-
-
-def _average(averaged: dict[str, Tensor], model: nn.Module, recipe: Recipe, step: int) -> None:
-    """Update the exponential moving average of the weights."""
-    # A short memory at first, while the weights still change fast: the warm-up of TensorFlow's moving averages.
-    decay = min(recipe.ema_decay, (1 + step) / (10 + step))
-    for key, value in model.state_dict().items():
-        averaged[key].lerp_(value, 1 - decay)
+    update(list(model.parameters()), optimizer, recipe, step)
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -150,16 +103,6 @@ def _interruptible(checkpoint: Path | None) -> Iterator[None]:
         saved = checkpoint is not None and checkpoint.exists()
         kept = f"the last checkpoint is in '{checkpoint}'" if saved else "nothing was saved yet"
         raise Interrupted("training was interrupted", kept, "run the same command again") from None
-
-
-def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay for the weights of linears and convolutions only: not for norms, biases, embeddings, positions."""
-    decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if id(p) in decayed], "weight_decay": weight_decay},
-        {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
-    ]
 
 
 @dataclass(frozen=True)

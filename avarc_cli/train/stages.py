@@ -18,7 +18,8 @@ from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.train.images import Augment
-from avarc_cli.train.loop import Recipe, fingerprint
+from avarc_cli.train.loop import fingerprint
+from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.tokenizer import fit
 from avarc_cli.zoo import checkpoint
 

@@ -17,7 +17,8 @@ from avarc_cli.layers.sampling import generator_of
 from avarc_cli.outputs import check_new_folder
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.text.small import FIRST, NOTHING, SmallTextConfig, SmallTextNetwork, tokens
-from avarc_cli.train.loop import Recipe, train
+from avarc_cli.train.loop import train
+from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.save import save_text_encoder
 

@@ -16,7 +16,8 @@ from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import Recipe, train
+from avarc_cli.train.loop import train
+from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.save import save_tokenizer
 

@@ -17,7 +17,7 @@ from avarc_cli.errors import CheckpointError, Interrupted
 from avarc_cli.loading import load_tokenizer
 from avarc_cli.train import stages
 from avarc_cli.train.images import Augment
-from avarc_cli.train.loop import Recipe
+from avarc_cli.train.recipe import Recipe
 
 VQ = ["--image-size", "8", "--vocab", "16", "--channels", "4", "--width", "32", "--multipliers", "1,1", "--blocks", "1"]
 SHAPE = ["--tokens", "6", "--vocab", "12", "--channels", "4", "--width", "64", "--depth", "1"]

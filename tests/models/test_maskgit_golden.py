@@ -19,7 +19,7 @@ from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.models.masked.likelihood import undo_smoothing
-from avarc_cli.models.masked.loss import masked_cross_entropy, random_masks
+from avarc_cli.models.masked.loss import masked_loss, random_masks
 from avarc_cli.models.maskgit import shapes
 from avarc_cli.models.maskgit.benchmark import MaskGITWorkload
 from avarc_cli.models.maskgit.bert import Bert
@@ -29,6 +29,7 @@ from avarc_cli.models.maskgit.initialize import initialize
 from avarc_cli.models.maskgit.likelihood import MaskGITLikelihood
 from avarc_cli.models.maskgit.sampling import Schedule, sample
 from avarc_cli.models.maskgit.uvit import UViT
+from avarc_cli.objective import Objective
 from avarc_cli.tokenizers.titok.family import FAMILY as TITOK
 
 FAMILIES = {"maskgit": UVIT, "maskgit_bert": BERT}
@@ -288,7 +289,7 @@ def test_the_loss_and_gradients_of_the_first_step_of_training_are_the_references
     tokens, hidden, labels, drop = (torch.from_numpy(arrays[k][0]) for k in ("tokens", "masks", "labels", "drop"))
     classes = torch.where(drop, network.config.num_classes, labels)
     logits = network.logits(classes, tokens.masked_fill(hidden, network.config.mask))
-    loss = masked_cross_entropy(logits, tokens, hidden, smoothing=0.1, visible=0.1)
+    loss = masked_loss(logits, tokens, hidden, smoothing=0.1, visible=0.1).mean
     loss.backward()
     norm = torch.stack([p.grad.norm() for p in network.parameters()]).norm()
     assert loss.item() == pytest.approx(arrays["loss"][0], abs=1e-5)
@@ -332,7 +333,8 @@ def test_a_new_model_learns_from_its_first_step():
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     losses = []
     for _ in range(5):
-        loss = model.training_loss(tokens, classes, 0.0, torch.Generator().manual_seed(1))
+        draw = model.draw(4, Objective(), torch.Generator().manual_seed(1))
+        loss = model.training_loss(tokens, classes, Objective(), draw).mean
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -21,6 +21,7 @@ from avarc_cli.models.randar.initialize import initialize
 from avarc_cli.models.randar.likelihood import RandARLikelihood
 from avarc_cli.models.randar.network import RandAR
 from avarc_cli.models.randar.sampling import block_sizes, sample
+from avarc_cli.objective import Objective
 
 
 def tensors_of_file():
@@ -270,9 +271,9 @@ def test_grouped_heads_equal_a_model_whose_key_heads_are_repeated():
 
 def test_orders_in_training_are_permutations_drawn_anew(golden):
     model, generator = golden[2], torch.Generator().manual_seed(0)
-    drawn = model.training_order(64, 0.5, generator)
+    drawn = model.draw(64, Objective(permuted=0.5), generator).order_BL
     assert torch.equal(drawn.sort(1).values, torch.arange(16).expand(64, -1))
-    assert len(drawn.unique(dim=0)) == 64 and not torch.equal(drawn, model.training_order(64, 0.5, generator))
+    assert len(drawn.unique(dim=0)) == 64 and not torch.equal(drawn, model.draw(64, Objective(), generator).order_BL)
 
 
 def test_gradients_reach_the_instruction_and_every_other_tensor(golden):

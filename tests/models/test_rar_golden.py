@@ -25,6 +25,7 @@ from avarc_cli.models.rar.network import RAR
 from avarc_cli.models.rar.sampling import Schedule, sample
 from avarc_cli.models.rar.shapes import SHAPES
 from avarc_cli.tokenizers.maskgit_vqgan.family import FAMILY as VQ_FAMILY
+from avarc_cli.train.recipe import Recipe
 
 GFLOP = {"b": 93, "l": 162, "xl": 335, "xxl": 534}  # of one pair, with attention in full
 
@@ -219,16 +220,16 @@ def test_the_loss_of_the_first_step_of_training_is_the_references():
 
 def test_orders_are_random_at_first_and_raster_in_the_end(rar):
     model, generator = rar[2], torch.Generator().manual_seed(0)
-    raster = torch.arange(16)
+    raster, recipe = torch.arange(16), Recipe(steps=400, batch_size=1, lr=1.0)
 
     def share(done):
-        orders = model.training_order(400, done, generator)
+        orders = model.draw(400, recipe.objective(round(400 * done)), generator).order_BL
         assert torch.equal(orders.sort(dim=1).values, raster.expand(400, -1))
         return float((orders != raster).any(dim=1).float().mean())
 
     assert share(0.0) == share(0.5) == 1.0
     assert share(0.625) == pytest.approx(0.5, abs=0.1)
-    assert model.training_order(4, 0.75, generator) is None
+    assert model.draw(4, recipe.objective(300), generator).order_BL is None
 
 
 def test_one_class_alone_and_more_classes_score_as_before(rar):

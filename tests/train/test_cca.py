@@ -11,7 +11,7 @@ from avarc_cli.layers import low_rank
 from avarc_cli.models.maskgit.family import UVIT
 from avarc_cli.tokenizers.titok.family import FAMILY as TITOK
 from avarc_cli.train.cca import Contrast, fit, student_of
-from avarc_cli.train.loop import Recipe
+from avarc_cli.train.recipe import Recipe
 
 
 def test_the_loss_is_that_of_the_paper():

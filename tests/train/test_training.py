@@ -8,7 +8,8 @@ from small_datasets import halves
 from avarc_cli.data.datasets import open_images
 from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, UsageError
 from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import Recipe, train
+from avarc_cli.train.loop import train
+from avarc_cli.train.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

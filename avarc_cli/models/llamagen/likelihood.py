@@ -12,16 +12,16 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.precision import Precision, check_gradients, inference, log_prob_backend
-from avarc_cli.likelihood import NetworkModel, TrainableModel
+from avarc_cli.likelihood import NetworkModel
 from avarc_cli.models.llamagen.config import CLASS_TABLE, LlamaGenConfig
 from avarc_cli.models.llamagen.network import Inputs, LlamaGen
 from avarc_cli.models.llamagen.sampling import sample
+from avarc_cli.trainable import AutoregressiveModel
 from avarc_kernels import linear_log_prob
 
 
@@ -47,6 +47,7 @@ class RowLikelihood(NetworkModel):
     """log p(tokens of a row | rows before, class), for any run of rows, whatever a class is."""
 
     onednn = True
+    trained_with = frozenset({"smoothing", "dropout"})
 
     def __init__(self, network: LlamaGen, workspace: Workspace | None = None) -> None:
         self.network = self.gpt = network
@@ -167,7 +168,7 @@ class RowLikelihood(NetworkModel):
         return self.segment_ends[segment - 1] if segment else 0
 
 
-class LlamaGenLikelihood(RowLikelihood, TrainableModel):
+class LlamaGenLikelihood(RowLikelihood, AutoregressiveModel):
     """A model of classes; class id `num_classes` is the unconditional class."""
 
     family = "llamagen"
@@ -205,19 +206,16 @@ class LlamaGenLikelihood(RowLikelihood, TrainableModel):
     def with_network(self, network: nn.Module) -> LlamaGenLikelihood:
         return type(self)(cast("LlamaGen", network), self.workspace)
 
-    def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None) -> Tensor:
-        """log p(token | before, class) in nats, (B, L), in the order of scoring and with gradients.
-
-        Raises: UsageError for a model in 8 bits, whose products have no gradients.
-        """
+    def token_logits(
+        self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         gpt = self.gpt
         check_gradients(gpt.precision)
         tokens_BL = in_order(tokens_BL, order_BL)
         # Our own kernels have no gradients. Torch's run here also without gradients, so that losses are comparable.
         inputs = self._token_inputs(tokens_BL, order_BL, 0, tokens_BL.shape[1], kernels="torch")
         inputs = inputs.after(gpt.class_inputs(class_id_B, kernels="torch"))
-        logits = gpt.output(gpt.hidden(inputs, kernels="torch", returned=self._scoring)).flatten(0, 1)
-        return -F.cross_entropy(logits, tokens_BL.flatten(), reduction="none").view_as(tokens_BL)
+        return gpt.output(gpt.hidden(inputs, kernels="torch", returned=self._scoring)), tokens_BL
 
     def class_embedding(self, class_id: int) -> Tensor:
         return self.gpt.cls_embedding.embedding_table.weight[class_id]

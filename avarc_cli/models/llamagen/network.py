@@ -21,12 +21,13 @@ heads of queries and of keys, D head width, J = D / 2, F hidden width, V codes, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar, cast
+from typing import ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avarc_cli.layers.dropout import Dropout
 from avarc_cli.layers.kv_cache import KVCache
 from avarc_cli.layers.precision import FP32, Precision, QuantizedLinear, linear, quantized
 from avarc_cli.layers.state_dict import build
@@ -143,11 +144,14 @@ class LlamaGen(nn.Module):
     """The transformer. Class id `num_classes` is the unconditional class."""
 
     table_LJ2: Tensor
+    drops_class: ClassVar[bool] = True
+    """Whether dropout is applied to the class's embedding, as to those of tokens."""
 
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__()
         self.config = c = config
         self.precision, self.kernels = FP32, "torch"
+        self.drop = Dropout()  # of embeddings and of the branches' outputs
         self.cls_embedding = ClassEmbedding(c)
         self.tok_embeddings = nn.Embedding(c.vocab_size, c.width)
         self.layers = nn.ModuleList(Block(c) for _ in range(c.depth))
@@ -202,12 +206,12 @@ class LlamaGen(nn.Module):
     def class_inputs(self, class_id_P: Tensor, *, kernels: str | None = None) -> Inputs:
         """Of position 0; `kernels` as for `hidden`."""
         x_P1C = cast("Tensor", self.cls_embedding.embedding_table(class_id_P))[:, None]
-        return self.with_qkv(x_P1C, self.table_LJ2[:1], kernels)
+        return self.with_qkv(self.drop(x_P1C) if self.drops_class else x_P1C, self.table_LJ2[:1], kernels)
 
     def token_inputs(self, tokens_BT: Tensor, start: int, *, kernels: str | None = None) -> Inputs:
         """Of the positions of these tokens, from position `start` on."""
         table_TJ2 = self.table_LJ2[start : start + tokens_BT.shape[1]]
-        return self.with_qkv(self.tok_embeddings(tokens_BT), table_TJ2, kernels)
+        return self.with_qkv(self.drop(self.tok_embeddings(tokens_BT)), table_TJ2, kernels)
 
     def with_qkv(self, x_PTC: Tensor, table_TJ2: Tensor, kernels: str | None) -> Inputs:
         """These embeddings with queries, keys and values of layer 0."""
@@ -249,9 +253,9 @@ class LlamaGen(nn.Module):
                 y_PTC = attend(layer, qkv)
             if following is None:  # no other position is looked at any more
                 x_PTC, y_PTC = x_PTC[:, returned].contiguous(), y_PTC[:, returned]
-            y_PTC, weight = linear(block.attention.wo, y_PTC), block.ffn_norm.weight
+            y_PTC, weight = self.drop(linear(block.attention.wo, y_PTC)), block.ffn_norm.weight
             x_PTC, normed = residual_rms_norm(x_PTC, y_PTC, weight, eps=NORM_EPS, dtype=dtype, backend=kernels)
-            y_PTC = block.feed_forward(normed, kernels)
+            y_PTC = self.drop(block.feed_forward(normed, kernels))
             if following is not None:
                 x_PTC, normed = residual_rms_norm(x_PTC, y_PTC, following, eps=NORM_EPS, dtype=dtype, backend=kernels)
                 qkv = self.blocks[layer + 1].attention.qkv(normed, table_TJ2, self.precision.attention, kernels)

@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.kv_cache import Workspace
 from avarc_cli.layers.precision import check_gradients, inference
-from avarc_cli.likelihood import CaptionTrainableModel
 from avarc_cli.models.llamagen.likelihood import LlamaGenState, RowLikelihood
 from avarc_cli.models.llamagen_t2i.config import TEXT_ENCODER, CaptionLlamaGenConfig
 from avarc_cli.models.llamagen_t2i.network import CaptionLlamaGen, Prefix
 from avarc_cli.models.llamagen_t2i.sampling import sample
+from avarc_cli.objective import Draw, Objective, StepLoss, token_losses
 from avarc_cli.text.features import CaptionFeatures, TextInput
+from avarc_cli.trainable import CaptionTrainableModel
 
 GUIDANCE = 6.5  # of the published models, which the reference draws with scale 7.5, which is 1 + guidance
 
@@ -110,24 +111,38 @@ class CaptionLlamaGenLikelihood(RowLikelihood, CaptionTrainableModel):
 
         Raises: UsageError for a model in 8 bits, whose products have no gradients.
         """
+        logits = self._logits(tokens_BL, features_BTD, length_B).flatten(0, 1)
+        return -F.cross_entropy(logits, tokens_BL.flatten(), reduction="none").view_as(tokens_BL)
+
+    def _logits(self, tokens_BL: Tensor, features_BTD: Tensor, length_B: Tensor) -> Tensor:
+        """Of the tokens, (B, L, V); as `caption_log_prob`."""
         gpt = self.gpt
         check_gradients(gpt.precision)
         captions_B = gpt.prefix(features_BTD, length_B, kernels="torch")
         inputs = self._token_inputs(tokens_BL, None, 0, tokens_BL.shape[1], kernels="torch")
         hidden_BTC = gpt.hidden_after(captions_B, inputs, kernels="torch")
-        logits = gpt.output(torch.cat([captions_B.hidden_RC[:, None], hidden_BTC], dim=1)).flatten(0, 1)
-        return -F.cross_entropy(logits, tokens_BL.flatten(), reduction="none").view_as(tokens_BL)
+        logits: Tensor = gpt.output(torch.cat([captions_B.hidden_RC[:, None], hidden_BTC], dim=1))
+        return logits
 
     def caption_loss(
-        self, tokens_BL: Tensor, features: CaptionFeatures, dropped_B: Tensor, generator: torch.Generator
-    ) -> Tensor:
+        self,
+        tokens_BL: Tensor,
+        features: CaptionFeatures,
+        dropped_B: Tensor,
+        objective: Objective,
+        draw: Draw,
+        *,
+        score_B: Tensor | None = None,
+    ) -> StepLoss:
         """The mean of -log p(token | before, caption); a dropped caption is the null one of the same length."""
         device = self.gpt.table_LJ2.device
         length_B = features.length_R.to(device)
         null_BTD = self.gpt.null_features(length_B)
         given_BTD = features.sequence_RTD.to(device)[:, : null_BTD.shape[1]]
         features_BTD = torch.where(dropped_B.to(device)[:, None, None], null_BTD, given_BTD)
-        return -self.caption_log_prob(tokens_BL, features_BTD, length_B).mean()
+        logits_BLV = self._logits(tokens_BL, features_BTD, length_B)
+        losses_BL, correct_BL = token_losses(logits_BLV, tokens_BL, objective.smoothing)
+        return StepLoss(losses_BL.mean(), correct_BL.float().mean())
 
     def checkpoint_metadata(self) -> dict[str, str]:
         return super().checkpoint_metadata() | {"text_encoder": self.config.text_encoder}

@@ -114,7 +114,7 @@ class CaptionLlamaGen(LlamaGen):
             return mean_RTGD.repeat_interleave(self.config.heads // self.config.kv_heads, dim=2).flatten(2)
 
         no_turn_TJ2 = self.table_LJ2[:1].repeat(count, 1, 1)
-        inputs = self.with_qkv(self.cls_embedding.cap_proj(features_RTD), no_turn_TJ2, kernels)
+        inputs = self.with_qkv(self.drop(self.cls_embedding.cap_proj(features_RTD)), no_turn_TJ2, kernels)
         hidden_RTC = self.hidden(inputs, kernels=kernels, attend=attend)
         return Prefix(length_R, torch.stack(means, dim=1), hidden_RTC[row_R, last_R])
 

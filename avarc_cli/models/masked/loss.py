@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avarc_cli.objective import StepLoss
+
 
 def random_masks(count: int, length: int, generator: torch.Generator) -> Tensor:
     """Which tokens are hidden, (count, length) bool: at least one, and many more often than few.
@@ -22,10 +24,10 @@ def random_masks(count: int, length: int, generator: torch.Generator) -> Tensor:
     return torch.rand(count, length, generator=generator).argsort(dim=1).argsort(dim=1) < hidden_B[:, None]
 
 
-def masked_cross_entropy(
+def masked_loss(
     logits_BLV: Tensor, tokens_BL: Tensor, hidden_BL: Tensor, *, smoothing: float = 0.0, visible: float = 0.0
-) -> Tensor:
-    """Mean cross-entropy in nats, with gradients.
+) -> StepLoss:
+    """Mean cross-entropy, and each image's share of hidden tokens that were the likeliest.
 
     Args:
         smoothing: of the labels. The published models were trained with 0.1, which flattens their likelihoods.
@@ -33,4 +35,6 @@ def masked_cross_entropy(
     """
     losses_BL = F.cross_entropy(logits_BLV.transpose(1, 2), tokens_BL, label_smoothing=smoothing, reduction="none")
     weight_BL = torch.where(hidden_BL, 1.0, visible)
-    return (losses_BL * weight_BL).sum() / (weight_BL.sum() + 1e-8)
+    correct_BL = (logits_BLV.detach().argmax(-1) == tokens_BL) & hidden_BL
+    accuracy = (correct_BL.sum(1) / hidden_BL.sum(1)).mean()
+    return StepLoss((losses_BL * weight_BL).sum() / (weight_BL.sum() + 1e-8), accuracy)

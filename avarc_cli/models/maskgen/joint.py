@@ -215,6 +215,10 @@ class JointTransformer(nn.Module, ABC):
         """The blocks, typed."""
         return cast("list[JointBlock]", list(cast("nn.ModuleList", getattr(self, self.block_list))))
 
+    def unread(self) -> list[nn.Parameter]:
+        """The weights that published files have and no pass uses."""
+        return list(self.layers[-1].attn.add_q_proj.parameters())
+
     @property
     def device(self) -> torch.device:
         """Of the weights."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avarc_cli.layers.dropout import Dropout
 from avarc_cli.layers.precision import Precision, linear
 from avarc_cli.models.masked.attention import attend
 from avarc_cli.models.maskgit.config import MaskGITConfig
@@ -25,6 +26,7 @@ class Dense(nn.Module):
         super().__init__()
         self.dense = nn.Linear(c_in, c_out)
         self.LayerNorm = nn.LayerNorm(c_out, EPS) if norm else None
+        self.drop = Dropout()
 
 
 class QKV(nn.Module):
@@ -52,14 +54,15 @@ class Block(nn.Module):
         """The residual stream (P, T, C) float32 after the block."""
         low, qkv = x.to(precision.activations), self.attention.self
         q, k, v = (linear(layer, low) for layer in (qkv.query, qkv.key, qkv.value))
-        x = _add(self.attention.output, x, attend(q, k, v, self.heads, precision))
+        dropout = self.attention.output.drop.rate if self.training else 0.0
+        x = _add(self.attention.output, x, attend(q, k, v, self.heads, precision, dropout))
         y = F.gelu(linear(self.intermediate.dense, x.to(precision.activations)))
         return _add(self.output, x, y)
 
 
 def _add(end: Dense, x: Tensor, y: Tensor) -> Tensor:
     assert end.LayerNorm is not None
-    normed: Tensor = end.LayerNorm(x + linear(end.dense, y))
+    normed: Tensor = end.LayerNorm(x + end.drop(linear(end.dense, y)))
     return normed
 
 
@@ -69,12 +72,12 @@ class Embeddings(nn.Module):
         self.word_embeddings = nn.Embedding(c.first_class + c.num_classes + 1, c.width)
         self.position_embeddings = nn.Embedding(c.positions, c.width)
         self.token_type_embeddings = nn.Embedding(2, c.width)
-        self.LayerNorm = nn.LayerNorm(c.width, EPS)
+        self.LayerNorm, self.drop = nn.LayerNorm(c.width, EPS), Dropout()
 
     def forward(self, ids_PT: Tensor) -> Tensor:
         # Everything is of type 0; the published tables have a row for a second one.
         position_TC = self.position_embeddings.weight + self.token_type_embeddings.weight[0]
-        embedded: Tensor = self.LayerNorm(self.word_embeddings(ids_PT) + position_TC)
+        embedded: Tensor = self.drop(self.LayerNorm(self.word_embeddings(ids_PT) + position_TC))
         return embedded
 
 

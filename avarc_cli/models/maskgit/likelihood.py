@@ -16,12 +16,14 @@ from torch.nn.utils import parametrize
 
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.precision import Precision, check_gradients, inference
-from avarc_cli.likelihood import TrainableModel
+from avarc_cli.layers.weight_decay import ONE_D_TOKENIZER, decays_unless_named
 from avarc_cli.models.masked.likelihood import MaskedCodes, visible
-from avarc_cli.models.masked.loss import masked_cross_entropy, random_masks
+from avarc_cli.models.masked.loss import masked_loss, random_masks
 from avarc_cli.models.maskgit.config import MaskGITConfig
 from avarc_cli.models.maskgit.network import MaskedTransformer
 from avarc_cli.models.maskgit.sampling import Schedule, sample
+from avarc_cli.objective import Draw, Objective, StepLoss
+from avarc_cli.trainable import TrainableModel
 
 DEFAULT_STEPS = 8  # as many as the published samplers of 32 and 64 tokens take
 
@@ -31,6 +33,7 @@ class MaskGITLikelihood(MaskedCodes, TrainableModel):
 
     family = "maskgit"
     onednn = True
+    trained_with = frozenset({"smoothing", "visible"})
 
     def __init__(self, network: MaskedTransformer, steps: int | None = None, *, unsmooth: float = 0.0) -> None:
         """Score this network.
@@ -92,10 +95,7 @@ class MaskGITLikelihood(MaskedCodes, TrainableModel):
         return type(self)(cast("MaskedTransformer", network), self.steps, unsmooth=self.unsmooth)
 
     def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None) -> Tensor:
-        """log p(token | tokens of the blocks before, class) in nats, (B, L), with gradients, in the order of scoring.
-
-        Raises: UsageError for a model in 8 bits, whose products have no gradients.
-        """
+        """As `TrainableModel.token_log_prob`, each block given those before it."""
         check_gradients(self.precision)
         tokens_BL, order_BL, _ = self.placed(tokens_BL, order_BL)
         class_id_B = class_id_B.to(tokens_BL.device)
@@ -109,10 +109,19 @@ class MaskGITLikelihood(MaskedCodes, TrainableModel):
             start = end
         return torch.cat(blocks, dim=1)
 
-    def training_loss(self, tokens_BL: Tensor, class_id_B: Tensor, done: float, generator: torch.Generator) -> Tensor:
-        hidden_BL = random_masks(len(tokens_BL), tokens_BL.shape[1], generator).to(tokens_BL.device)
+    def decays(self, name: str, parameter: Tensor) -> bool:
+        return decays_unless_named(name, parameter, ONE_D_TOKENIZER)
+
+    def draw(self, count: int, objective: Objective, generator: torch.Generator) -> Draw:
+        """Tokens that are hidden."""
+        return Draw(hidden_BL=random_masks(count, self.config.num_tokens, generator))
+
+    def training_loss(self, tokens_BL: Tensor, class_id_B: Tensor, objective: Objective, draw: Draw) -> StepLoss:
+        """The cross-entropy of the hidden tokens, given the others."""
+        assert draw.hidden_BL is not None, "of another model"
+        hidden_BL = draw.hidden_BL.to(tokens_BL.device)
         logits_BLV = self.transformer.logits(class_id_B, tokens_BL.masked_fill(hidden_BL, self.config.mask))
-        return masked_cross_entropy(logits_BLV, tokens_BL, hidden_BL)
+        return masked_loss(logits_BLV, tokens_BL, hidden_BL, smoothing=objective.smoothing, visible=objective.visible)
 
     def class_embedding(self, class_id: int) -> Tensor:
         return self.transformer.words.weight[self.config.first_class + class_id]
@@ -179,3 +188,4 @@ class MaskGITBertLikelihood(MaskGITLikelihood):
     """The same of a MaskGIT whose transformer is a BERT."""
 
     family = "maskgit-bert"
+    trained_with = MaskGITLikelihood.trained_with | {"dropout"}

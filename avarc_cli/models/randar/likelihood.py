@@ -15,6 +15,7 @@ from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
 from avarc_cli.models.llamagen.network import Inputs
 from avarc_cli.models.randar.network import RandAR, steps
 from avarc_cli.models.randar.sampling import sample
+from avarc_cli.objective import Draw, Objective
 
 
 class RandARLikelihood(LlamaGenLikelihood):
@@ -73,8 +74,9 @@ class RandARLikelihood(LlamaGenLikelihood):
     ) -> Tensor:
         return sample(self.gpt, class_id_B, generators=generators, guidance=guidance, top_k=top_k, top_p=top_p)
 
-    def training_order(self, count: int, done: float, generator: torch.Generator) -> Tensor:
-        return torch.stack([torch.randperm(self.segment_ends[-1], generator=generator) for _ in range(count)])
+    def draw(self, count: int, objective: Objective, generator: torch.Generator) -> Draw:
+        """Random orders, whatever `objective.permuted`."""
+        return Draw(torch.stack([torch.randperm(self.segment_ends[-1], generator=generator) for _ in range(count)]))
 
 
 def _given(order_BL: Tensor | None, tokens_BL: Tensor) -> Tensor:

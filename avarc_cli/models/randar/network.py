@@ -27,6 +27,8 @@ from avarc_kernels import rotary
 class RandAR(LlamaGen):
     """The transformer. Class id `num_classes` is the unconditional class."""
 
+    drops_class = False
+
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__(config)
         self.pos_instruct_embeddings = nn.Parameter(torch.zeros(1, config.width))
@@ -49,7 +51,8 @@ class RandAR(LlamaGen):
             kernels: as for `hidden`.
         """
         cell_BT = order_BL[:, step_T]
-        x_BTC = torch.where(asks_T[:, None], self.instructions()[cell_BT], self.tok_embeddings(tokens_BL[:, step_T]))
+        embedded_BTC = self.drop(self.tok_embeddings(tokens_BL[:, step_T]))
+        x_BTC = torch.where(asks_T[:, None], self.instructions()[cell_BT], embedded_BTC)
         return self.with_qkv(x_BTC, self.table_LJ2[1 + cell_BT], kernels)
 
 

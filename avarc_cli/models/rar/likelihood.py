@@ -11,23 +11,21 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.precision import Precision, check_gradients, inference, log_prob_backend
-from avarc_cli.likelihood import TrainableModel
+from avarc_cli.layers.weight_decay import ONE_D_TOKENIZER, decays_unless_named
 from avarc_cli.models.rar.config import RARConfig
 from avarc_cli.models.rar.modulation import ModulationCache, SegmentModulation
 from avarc_cli.models.rar.network import RAR
 from avarc_cli.models.rar.sampling import Schedule, sample
+from avarc_cli.objective import Draw, Objective
+from avarc_cli.trainable import AutoregressiveModel
 from avarc_kernels import linear_log_prob
 
 TABLE = "embeddings.weight"  # of tokens, then of classes
-# Fractions of the training up to which all orders are random, and from which none is; linear in between
-# (arXiv:2411.00776, section 3.3).
-ALL_RANDOM, NONE_RANDOM = 0.5, 0.75
 
 
 @dataclass
@@ -48,11 +46,12 @@ class RARState:
     """Segments scored so far."""
 
 
-class RARLikelihood(TrainableModel):
+class RARLikelihood(AutoregressiveModel):
     """log p(tokens of a segment | segments before, class), for any run of segments of any order."""
 
     family = "rar"
     onednn = True
+    trained_with = frozenset({"smoothing", "dropout"})
     any_order = True
 
     def __init__(self, network: RAR, workspace: Workspace | None = None, tables: ModulationCache | None = None) -> None:
@@ -158,11 +157,9 @@ class RARLikelihood(TrainableModel):
     def with_network(self, network: nn.Module) -> RARLikelihood:
         return RARLikelihood(cast("RAR", network), self.workspace, self.tables)
 
-    def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None) -> Tensor:
-        """log p(token | before, class) in nats, (B, L), with gradients, in the order of scoring.
-
-        Raises: UsageError for a model in 8 bits, whose products have no gradients.
-        """
+    def token_logits(
+        self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         rar = self.rar
         check_gradients(rar.precision)
         tokens_BL, order_BL = self._ordered(tokens_BL, order_BL)
@@ -171,18 +168,19 @@ class RARLikelihood(TrainableModel):
         x = torch.cat([rar.embed_prefix(class_id_B, order_BL[:, 0]), rest], dim=1)
         # Our own kernels have no gradients. Torch's run here also without gradients, so that losses are comparable.
         hidden_BTC = rar.hidden(x, rar.modulation(class_id_B, x.shape[1]), kernels="torch")
-        logits = rar.lm_head(hidden_BTC[:, 1:]).flatten(0, 1)
-        return -F.cross_entropy(logits, tokens_BL.flatten(), reduction="none").view_as(tokens_BL)
+        return rar.lm_head(hidden_BTC[:, 1:]), tokens_BL
 
-    def training_order(self, count: int, done: float, generator: torch.Generator) -> Tensor | None:
-        """Random with a probability that falls from 1 to 0 in the course of the training, else raster."""
-        probability = min(max((NONE_RANDOM - done) / (NONE_RANDOM - ALL_RANDOM), 0.0), 1.0)
-        if probability == 0:
-            return None
+    def decays(self, name: str, parameter: Tensor) -> bool:
+        return decays_unless_named(name, parameter, ONE_D_TOKENIZER)
+
+    def draw(self, count: int, objective: Objective, generator: torch.Generator) -> Draw:
+        """Orders that are random with the probability `objective.permuted`, else raster."""
+        if objective.permuted == 0:
+            return Draw()
         length = self.segment_ends[-1]
-        random_B1 = torch.rand(count, 1, generator=generator) < probability
+        random_B1 = torch.rand(count, 1, generator=generator) < objective.permuted
         shuffled_BL = torch.rand(count, length, generator=generator).argsort(dim=1)
-        return torch.where(random_B1, shuffled_BL, torch.arange(length))
+        return Draw(torch.where(random_B1, shuffled_BL, torch.arange(length)))
 
     def class_embedding(self, class_id: int) -> Tensor:
         return self.rar.embeddings.weight[self.config.first_class + class_id]

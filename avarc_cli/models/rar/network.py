@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avarc_cli.layers.dropout import Dropout
 from avarc_cli.layers.kv_cache import KVCache
 from avarc_cli.layers.precision import FP32, Precision, QuantizedLinear, linear, quantized
 from avarc_cli.layers.state_dict import build
@@ -91,6 +92,7 @@ class Attention(nn.Module):
         self.heads = c.heads
         self.qkv, self.proj = nn.Linear(c.width, 3 * c.width), nn.Linear(c.width, c.width)
         self.q_norm, self.k_norm = (nn.LayerNorm(c.head_width, NORM_EPS) for _ in range(2))
+        self.drop = Dropout()
 
     def forward(self, x_PTC: Tensor, layer: int, kv_cache: KVCache | None, dtype: torch.dtype, kernels: str) -> Tensor:
         """The branch's output, (P, T, C); queries, keys and values are in `dtype`."""
@@ -99,18 +101,23 @@ class Attention(nn.Module):
         q, k, v = (x.to(dtype).transpose(1, 2) for x in (q, k, v))
         if kv_cache is not None:
             k, v = kv_cache.append(layer, k, v)
-        out = causal_attention(q, k, v, scale=q.shape[-1] ** -0.5, backend=kernels)
-        return linear(self.proj, out.transpose(1, 2).flatten(2))
+        scale = q.shape[-1] ** -0.5
+        if self.training and self.drop.rate:  # of the weights of attention too
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=self.drop.rate)
+        else:
+            out = causal_attention(q, k, v, scale=scale, backend=kernels)
+        return self.drop(linear(self.proj, out.transpose(1, 2).flatten(2)))
 
 
 class FeedForward(nn.Module):
     def __init__(self, c: RARConfig) -> None:
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(c.width, c.hidden), nn.Linear(c.hidden, c.width)
+        self.drop = Dropout()
 
     def forward(self, x: Tensor) -> Tensor:
         """The branch's output, in the shape of x."""
-        return linear(self.fc2, F.gelu(linear(self.fc1, x)))
+        return self.drop(linear(self.fc2, self.drop(F.gelu(linear(self.fc1, x)))))
 
 
 def _ada_ln(width: int, vectors: int) -> nn.Sequential:

@@ -16,7 +16,7 @@ from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.models.var import config as configs
 from avarc_cli.models.var.benchmark import VARWorkload, random_workload
 from avarc_cli.models.var.config import VARConfig
-from avarc_cli.models.var.initialize import initialize
+from avarc_cli.models.var.initialize import GATES, initialize
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.models.var.network import VAR
 from avarc_cli.settings import check_width
@@ -55,8 +55,14 @@ class VARFamily(GeneratorFamily):
         var = VAR.from_state_dict(config, tensors, source=source).to(device)
         return VARLikelihood(var.set_precision(precision).set_kernels(kernels), vqvae.quantize)
 
-    def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> VARLikelihood:
-        """An initialized VAR; `shape` is depth, width (a multiple of 64), and optionally shared_aln."""
+    def new(
+        self, tokenizer: TokenizerNetwork, num_classes: int, *, gates: float = GATES, **shape: Any
+    ) -> VARLikelihood:
+        """An initialized VAR; `shape` is depth, width (a multiple of 64), and optionally shared_aln.
+
+        Args:
+            gates: as for `initialize`.
+        """
         vqvae = _vqvae(tokenizer, "a new VAR")
         check_width(shape["width"], "a VAR")
         config = VARConfig(
@@ -67,7 +73,7 @@ class VARFamily(GeneratorFamily):
             vocab_size=vqvae.config.vocab_size,
             z_channels=vqvae.config.z_channels,
         )
-        var = initialize(VAR(config)).to(vqvae.quantize.embedding.weight.device)
+        var = initialize(VAR(config), gates).to(vqvae.quantize.embedding.weight.device)
         return VARLikelihood(var, vqvae.quantize)
 
     def random_workload(self, shape: str, scales: Sequence[int] | None, device: torch.device) -> VARWorkload:

@@ -10,10 +10,16 @@ from torch import nn
 
 from avarc_cli.models.var.network import VAR
 
+GATES = 1e-5  # as for VAR's d30
+
 
 @torch.no_grad()
-def initialize(model: VAR) -> VAR:
-    """Truncated normal of std sqrt(1 / 3C); the residual branches and the head start small. Draws from torch's seed."""
+def initialize(model: VAR, gates: float = GATES) -> VAR:
+    """Truncated normal of std sqrt(1 / 3C); the residual branches and the head start small. Draws from torch's seed.
+
+    Args:
+        gates: factor of what turns a class into gates, "alng" in VAR's code: 1e-3 for d16 and d20 to 5e-6 for d36.
+    """
     c = model.config
     std = math.sqrt(1 / c.width / 3)
     for module in model.modules():
@@ -29,11 +35,11 @@ def initialize(model: VAR) -> VAR:
         block.attn.proj.weight.div_(math.sqrt(2 * c.depth))
         block.ffn.fc2.weight.div_(math.sqrt(2 * c.depth))
         if c.shared_aln:
-            gates, others = block.ada_gss.normal_(std=1 / math.sqrt(c.width)).split([2, 4], dim=2)
-            gates.mul_(1e-5)
+            gates_of_class, others = block.ada_gss.normal_(std=1 / math.sqrt(c.width)).split([2, 4], dim=2)
+            gates_of_class.mul_(gates)
             others.mul_(0.5)
         else:
-            _scale(block.ada_lin, 0.5, gates=1e-5)
+            _scale(block.ada_lin, 0.5, gates=gates)
     return model
 
 

@@ -17,13 +17,15 @@ from torch.nn.utils import parametrize
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.precision import Precision, inference
-from avarc_cli.likelihood import TrainableModel
+from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.models.var.class_table import ClassTable, to_device
 from avarc_cli.models.var.config import VARConfig
-from avarc_cli.models.var.loss import token_log_prob
+from avarc_cli.models.var.loss import UNDECAYED, kept_branches, token_logits, training_loss
 from avarc_cli.models.var.network import VAR, Condition
 from avarc_cli.models.var.sampling import sample
+from avarc_cli.objective import Draw, Objective, StepLoss
 from avarc_cli.tokenizers.vqvae.network import MultiScaleQuantizer
+from avarc_cli.trainable import AutoregressiveModel
 from avarc_kernels import linear_log_prob
 
 SUMMARY_SIDE = 8  # cells of a summary along a side, at most; each is the mean of the latents in it
@@ -49,11 +51,13 @@ class VARState:
     """Scales scored so far."""
 
 
-class VARLikelihood(TrainableModel):
+class VARLikelihood(AutoregressiveModel):
     """log p(tokens of a scale | coarser scales, class), for any run of scales."""
 
     family = "var"
     has_summary = True
+    trained_with = frozenset({"smoothing", "drop_path", "stage"})
+    config: VARConfig
 
     def __init__(self, var: VAR, quantizer: MultiScaleQuantizer, workspace: Workspace | None = None) -> None:
         self.network = self.var = var
@@ -166,8 +170,20 @@ class VARLikelihood(TrainableModel):
     def with_network(self, network: nn.Module) -> VARLikelihood:
         return VARLikelihood(cast("VAR", network), self.quantizer, self.workspace)
 
-    def token_log_prob(self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None) -> Tensor:
-        return token_log_prob(self.var, self.quantizer, tokens_BL, class_id_B)
+    def token_logits(
+        self, tokens_BL: Tensor, class_id_B: Tensor, order_BL: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return token_logits(self.var, self.quantizer, tokens_BL, class_id_B), tokens_BL
+
+    def decays(self, name: str, parameter: Tensor) -> bool:
+        return decays_unless_named(name, parameter, UNDECAYED)
+
+    def draw(self, count: int, objective: Objective, generator: torch.Generator) -> Draw:
+        """The branches that each sequence takes."""
+        return Draw(kept_D2B=kept_branches(self.config.depth, count, objective.drop_path, generator))
+
+    def training_loss(self, tokens_BL: Tensor, class_id_B: Tensor, objective: Objective, draw: Draw) -> StepLoss:
+        return training_loss(self.var, self.quantizer, tokens_BL, class_id_B, objective, draw)
 
     def class_embedding(self, class_id: int) -> Tensor:
         return self.var.class_emb.weight[class_id]

@@ -58,6 +58,15 @@ class Condition(NamedTuple):
         """The condition of these pairs."""
         return self._replace(row_P=keep_Q if self.row_P is None else self.row_P[keep_Q])
 
+    def skipping(self, factor_D2B: Tensor) -> Condition:
+        """The condition of pairs that have a row each, the gates of every block's two branches times these factors."""
+        factors = factor_D2B.transpose(1, 2)[:, :, None, :, None]  # (D, B, 1, 2, 1)
+        blocks = [
+            torch.cat([block[:, :, :2] * factor, block[:, :, 2:]], dim=2)
+            for block, factor in zip(self.blocks, factors, strict=True)
+        ]
+        return self._replace(blocks=blocks)
+
     def gates(self) -> list[Tensor]:
         """Gate (N, C) of every branch."""
         return [block[:, 0, branch] for block in self.blocks for branch in (0, 1)]

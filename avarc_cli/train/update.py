@@ -1,0 +1,72 @@
+"""One update of a training: groups of parameters, the rates of the step, clipping, AdamW, averaged weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from avarc_cli.layers.weight_decay import decays_unless_named
+from avarc_cli.train.recipe import Recipe
+
+Decays = Callable[[str, Tensor], bool]  # (name, parameter) -> whether weight decay applies to it
+DECAYED = "decayed"  # key of a group of parameters: whether its weight decay is the recipe's, or 0
+
+
+class Update(NamedTuple):
+    """What an update did."""
+
+    norm: float
+    """Of the gradients of all parameters together, before clipping."""
+    stepped: bool
+    """False for an update that was skipped: its gradients are lost, and weights and moments stay."""
+    norms: float | None
+    """Sum over the tensors of their gradients' norms after clipping; None where the recipe does not ask for it."""
+
+
+def parameter_groups(network: nn.Module, recipe: Recipe, decays: Decays = decays_unless_named) -> list[dict[str, Any]]:
+    """The trained parameters, those with weight decay and those without, for an optimizer.
+
+    Args:
+        decays: the rule of the published training, for a recipe that follows it.
+    """
+    linears = {id(m.weight) for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": recipe.weight_decay, DECAYED: True},
+        {"params": [], "weight_decay": 0.0, DECAYED: False},
+    ]
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            decayed = id(parameter) in linears if recipe.decayed == "linears" else decays(name, parameter)
+            groups[not decayed]["params"].append(parameter)
+    return groups
+
+
+def update(parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> Update:
+    """Clip the gradients that `parameters` have, and make the optimizer's step at the recipe's rates.
+
+    Args:
+        optimizer: of `parameter_groups`.
+        step: from 0.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.rate(step)
+        group["weight_decay"] = recipe.decay(step) if group[DECAYED] else 0.0
+    norm = nn.utils.clip_grad_norm_(parameters, math.inf if recipe.clip is None else recipe.clip)
+    norms, stepped = None, True
+    if recipe.skip_norm is not None:
+        # Measured after clipping, as in RandAR's code: it says how gradients are spread over tensors.
+        norms = sum(p.grad.norm().item() for p in parameters if p.grad is not None)
+        stepped = norms < recipe.skip_norm or step < recipe.skip_from
+    if stepped:
+        optimizer.step()
+    return Update(float(norm), stepped, norms)
+
+
+def average(averaged: Mapping[str, Tensor], network: nn.Module, kept: float) -> None:
+    """Update the average of the weights in place, of which a fraction `kept` stays."""
+    for key, value in network.state_dict().items():
+        averaged[key].lerp_(value, 1 - kept)
