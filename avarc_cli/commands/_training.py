@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _images, _weights
 from avarc_cli.commands import _options as opt
+from avarc_cli.commands._running import RunOptions
 from avarc_cli.settings import (
     check_augmentation,
     check_class_dropout,
@@ -45,7 +46,7 @@ DropoutOpt = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipeOptions:
+class RecipeOptions(RunOptions):
     steps: Annotated[int, opt.training_option("--steps", min=1, help="Optimizer steps.")] = 20_000
     batch_size: Annotated[int, opt.training_option("--batch-size", min=1, help="Images in a step.")] = 32
     lr: Annotated[float, opt.training_option("--lr", help="Peak learning rate.")] = 3e-4
@@ -61,6 +62,7 @@ class RecipeOptions:
 
     def __post_init__(self) -> None:
         """Raises: UsageError."""
+        super().__post_init__()
         check_learning_rate(self.lr)
         check_augmentation(self.augment)
 
@@ -68,7 +70,9 @@ class RecipeOptions:
         """The training recipe, with the loop's defaults for everything else."""
         from avarc_cli.train.loop import Recipe
 
-        return Recipe(steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed)
+        return Recipe(
+            steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed, save_every=self.save_every
+        )
 
     def tokenizer_recipe(self) -> Recipe:
         """The same for a tokenizer."""
@@ -164,6 +168,7 @@ def train_tokenizer(
                 family=family,
                 augment=training.augmentation(),
                 device=pick_device(device),
+                run=training.run(),
                 progress=told,
                 say=console.warn,
             )
@@ -199,6 +204,7 @@ def train_generator(
                 family=family,
                 augment=training.augmentation(),
                 class_dropout=class_dropout,
+                run=training.run(),
                 progress=told,
                 say=console.warn,
             )
@@ -213,17 +219,17 @@ def reserved(out: Path, overwrite: bool, *inputs: str | None, folder: bool = Fal
         inputs: names or files of weights that are read.
         folder: whether an adapter's folder is written.
     """
-    from avarc_cli import outputs
+    from avarc_cli import outputs, processes
     from avarc_cli.train.resume import resume_file
     from avarc_cli.work.locks import only_writer
 
     if folder:
         outputs.check_new_folder(out)
-        with only_writer(out):
-            yield
-        return
-    files = [Path(name) for name in inputs if name]
-    with outputs.reserved(out, outputs.WEIGHTS, overwrite=overwrite or resume_file(out).exists(), inputs=files):
+    else:
+        files = [Path(name) for name in inputs if name]
+        overwrite = overwrite or resume_file(out).exists()
+        outputs.check_output(out, outputs.WEIGHTS, overwrite=overwrite, inputs=files)
+    with only_writer(out) if processes.is_first() else nullcontext():  # one of several writes
         yield
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from avarc_cli import console
+from avarc_cli import console, processes
 from avarc_cli.commands import _images
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
@@ -28,6 +28,12 @@ app = typer.Typer(
     help="Train a tokenizer or a generator on an image folder.\n\nExample: avarc train tokenizer photos/ --out vq.st",
     no_args_is_help=True,
 )
+
+
+@app.callback()
+def _processes() -> None:
+    processes.quiet_torch()
+    console.configure(silent=not processes.is_first())  # torchrun starts several, of which one speaks
 
 
 @app.command(cls=Command)
@@ -310,6 +316,7 @@ def cca(
                 contrast=contrast,
                 rank=rank,
                 augment=training.augmentation(),
+                run=training.run(),
                 progress=progress,
                 say=console.warn,
             )

@@ -105,6 +105,7 @@ def llamagen_t2i(
                 text=found.text_input(encoded.features),
                 augment=training.augmentation(),
                 dropout=class_dropout,
+                run=training.run(),
                 progress=told,
                 say=console.warn,
             )

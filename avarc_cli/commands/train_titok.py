@@ -112,7 +112,8 @@ def _train_stage(
         recipe, augment = training.tokenizer_recipe(), training.augmentation()
         which = "first" if start_from is None else "second"
         with common.progress(f"training {which} stage", recipe.steps) as told:
-            how: dict[str, Any] = {"family": "titok", "augment": augment, "progress": told, "say": console.warn}
+            how: dict[str, Any] = {"family": "titok", "augment": augment, "run": training.run()}
+            how |= {"progress": told, "say": console.warn}
             if start_from is None:
                 stages.train_first_stage(images, out, teacher, shape, recipe, **how)
             else:

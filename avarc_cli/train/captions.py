@@ -28,8 +28,9 @@ from avarc_cli.text.encoders import take
 from avarc_cli.text.features import CaptionFeatures, TextInput
 from avarc_cli.train.generator import CLASS_DROPOUT, EncodedImages
 from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import Recipe, fingerprint, train
+from avarc_cli.train.loop import Recipe, conclude, fingerprint, train
 from avarc_cli.train.resume import resume_file
+from avarc_cli.train.run import Run
 from avarc_cli.train.save import save_generator
 
 
@@ -46,6 +47,7 @@ def train_on_captions(
     text: TextInput,
     augment: Augment | None = None,
     dropout: float = CLASS_DROPOUT,
+    run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
 ) -> CaptionTrainableModel:
@@ -90,10 +92,8 @@ def train_on_captions(
         "beginning": fingerprint(network),
         "dropout": str(dropout),
     }
-    checkpoint = resume_file(out)
-    train(network, loss_of_rows, recipe, checkpoint, progress, subject=subject, say=say)
-    save_generator(model, out, class_names=None, tokenizer_sha256=tokenizer.sha256)
-    checkpoint.unlink(missing_ok=True)
+    trained = train(network, loss_of_rows, recipe, resume_file(out), progress, subject=subject, run=run, say=say)
+    conclude(trained, out, lambda: save_generator(model, out, class_names=None, tokenizer_sha256=tokenizer.sha256))
     return model
 
 

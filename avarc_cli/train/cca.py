@@ -30,8 +30,9 @@ from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.settings import check_contrast
 from avarc_cli.train.generator import EncodedImages, TokenBatches
 from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import Recipe, fingerprint, train
+from avarc_cli.train.loop import Recipe, Trained, conclude, fingerprint, train
 from avarc_cli.train.resume import resume_file
+from avarc_cli.train.run import Run
 from avarc_cli.train.save import save_generator, save_lora
 
 
@@ -67,6 +68,7 @@ def align(
     contrast: Contrast | None = None,
     rank: int = 0,
     augment: Augment | None = None,
+    run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
 ) -> None:
@@ -94,13 +96,18 @@ def align(
     batches = TrainingImages(labelled, model.tokenizer.image_size, augment or Augment(), seed=recipe.seed)
     reference = base_of(model.likelihood)
     student = student_of(reference, rank, torch.Generator().manual_seed(recipe.seed))
-    data, checkpoint = EncodedImages(model.tokenizer, batches), resume_file(out)
-    fit(reference, student, model.tokenizer, data, recipe, contrast or Contrast(), checkpoint, progress, say=say)
-    if rank:
-        save_lora(low_rank.attached(student.network), out, base_sha256=model.sha256)
-    else:
-        save_generator(student, out, class_names=model.classes.ids, tokenizer_sha256=model.tokenizer.sha256)
-    checkpoint.unlink(missing_ok=True)
+    data, contrast = EncodedImages(model.tokenizer, batches), contrast or Contrast()
+    trained = fit(
+        reference, student, model.tokenizer, data, recipe, contrast, resume_file(out), progress, run=run, say=say
+    )
+
+    def save() -> None:
+        if rank:
+            save_lora(low_rank.attached(student.network), out, base_sha256=model.sha256)
+        else:
+            save_generator(student, out, class_names=model.classes.ids, tokenizer_sha256=model.tokenizer.sha256)
+
+    conclude(trained, out, save)
 
 
 def fit(
@@ -113,11 +120,12 @@ def fit(
     checkpoint: Path,
     progress: MetricsProgress,
     *,
+    run: Run | None = None,
     say: Notify = no_message,
-) -> None:
+) -> Trained | None:
     """Train the trainable parameters of `student`, a model that begins equal to `reference`, in place.
 
-    Raises: as `loop.train`.
+    Returns, Raises: as `loop.train`.
     """
     network = reference.network.requires_grad_(False)
     device = next(network.parameters()).device
@@ -146,7 +154,7 @@ def fit(
         "tokenizer": fingerprint(tokenizer.network),
         "beginning": fingerprint(network),
     }
-    train(student.network, loss_of_rows, recipe, checkpoint, progress, subject=subject, say=say)
+    return train(student.network, loss_of_rows, recipe, checkpoint, progress, subject=subject, run=run, say=say)
 
 
 def _random_orders(model: TrainableModel, count: int, generator: torch.Generator) -> Tensor | None:

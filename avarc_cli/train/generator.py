@@ -25,8 +25,9 @@ from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.settings import check_class_dropout
 from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import Recipe, fingerprint, train
+from avarc_cli.train.loop import Recipe, Trained, conclude, fingerprint, train
 from avarc_cli.train.resume import resume_file
+from avarc_cli.train.run import Run
 from avarc_cli.train.save import save_generator
 
 CLASS_DROPOUT = 0.1  # arXiv:2404.02905, section 4
@@ -79,6 +80,7 @@ def train_generator(
     family: str,
     augment: Augment | None = None,
     class_dropout: float = CLASS_DROPOUT,
+    run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
 ) -> TrainableModel:
@@ -101,11 +103,10 @@ def train_generator(
         )
     batches = TrainingImages(images, tokenizer.image_size, augment or Augment(), seed=recipe.seed)
     model = new_generator(family, tokenizer, len(images.class_names), shape, seed=recipe.seed)
-    checkpoint = resume_file(out)
-    data = EncodedImages(tokenizer, batches)
-    fit(model, tokenizer, data, recipe, checkpoint, progress, class_dropout=class_dropout, say=say)
-    save_generator(model, out, class_names=images.class_names, tokenizer_sha256=tokenizer.sha256)
-    checkpoint.unlink(missing_ok=True)
+    data, checkpoint = EncodedImages(tokenizer, batches), resume_file(out)
+    trained = fit(model, tokenizer, data, recipe, checkpoint, progress, class_dropout=class_dropout, run=run, say=say)
+    names = images.class_names
+    conclude(trained, out, lambda: save_generator(model, out, class_names=names, tokenizer_sha256=tokenizer.sha256))
     return model
 
 
@@ -131,9 +132,10 @@ def fit(
     progress: MetricsProgress,
     *,
     class_dropout: float = CLASS_DROPOUT,
+    run: Run | None = None,
     say: Notify = no_message,
-) -> None:
-    """Train a generator in place; resumes from `checkpoint`. Raises: UsageError; as `loop.train`."""
+) -> Trained | None:
+    """Train a generator in place; resumes from `checkpoint`. Returns, Raises: as `loop.train`; UsageError."""
     check_class_dropout(class_dropout)
     network = model.network.requires_grad_(True)
     device = next(network.parameters()).device
@@ -153,4 +155,4 @@ def fit(
         "beginning": fingerprint(network),
         "class dropout": str(class_dropout),
     }
-    train(network, loss_of_rows, recipe, checkpoint, progress, subject=subject, say=say)
+    return train(network, loss_of_rows, recipe, checkpoint, progress, subject=subject, run=run, say=say)

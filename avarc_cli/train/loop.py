@@ -12,14 +12,26 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from avarc_cli import processes
 from avarc_cli.errors import AvarcError, Interrupted, UsageError
+from avarc_cli.layers import collectives
 from avarc_cli.process import held_back
 from avarc_cli.progress import MetricsProgress, Notify, no_message
 from avarc_cli.settings import check_learning_rate
 from avarc_cli.train.blocks import compiled, recomputed
+from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
-from avarc_cli.train.state import Kept, State
+from avarc_cli.train.state import Kept, State, discard
 from avarc_cli.train.updates import Done, LossOfRows, Updates, is_finite
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to."""
+
+    step: int
+    """After which the model had the weights that it has now."""
+
 
 ShouldContinue = Callable[[int, dict[str, Tensor]], bool]  # (steps done, averaged weights) -> whether to continue
 
@@ -76,7 +88,7 @@ def train(
     run: Run | None = None,
     should_continue: ShouldContinue = lambda step, averaged: True,
     say: Notify = no_message,
-) -> None:
+) -> Trained | None:
     """Train in place; afterwards the model holds the averaged weights.
 
     `checkpoint` is replaced every `save_every` steps, and when the process is asked to end (Ctrl-C, SIGTERM). When it
@@ -96,7 +108,24 @@ def train(
     Raises: CheckpointError when `checkpoint` is corrupt or another training's; AvarcError when the loss is not finite,
     or a checkpoint cannot be written; UsageError as `Updates`; Interrupted on Ctrl-C.
     """
-    run = run or Run()
+    with collectives.joined(next(model.parameters()).device):
+        return _train(
+            model, loss_of_rows, recipe, checkpoint, progress, subject, kept, run or Run(), should_continue, say
+        )
+
+
+def _train(
+    model: nn.Module,
+    loss_of_rows: LossOfRows,
+    recipe: Recipe,
+    checkpoint: Path | None,
+    progress: MetricsProgress,
+    subject: Mapping[str, str],
+    kept: Kept | None,
+    run: Run,
+    should_continue: ShouldContinue,
+    say: Notify,
+) -> Trained | None:
     identity = asdict(recipe) | {"betas": list(recipe.betas), "subject": dict(subject)}
     if run.precision != "fp32":
         identity["precision"] = run.precision
@@ -127,6 +156,14 @@ def train(
                 break
     model.load_state_dict(averaged)
     model.eval()
+    return Trained(recipe.steps)
+
+
+def conclude(trained: Trained | None, out: Path, save: Callable[[], None]) -> None:
+    """After a training, write what it made to `out`, as the first process, and delete its checkpoints."""
+    if trained is not None and processes.is_first():
+        save()
+        discard(resume_file(out))
 
 
 def _check(done: Done, run: Run, step: int, checkpoint: Path | None) -> None:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from avarc_cli import processes
 from avarc_cli.errors import UsageError
+from avarc_cli.settings import check_training_precision
 from avarc_cli.words import counted
-
-PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +29,7 @@ class Run:
         for name in ("accumulate", "keep"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", "it must be at least 1")
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"cannot train in precision '{self.precision}'", f"there are {', '.join(PRECISIONS)}")
+        check_training_precision(self.precision)
 
     def check_batch(self, batch_size: int) -> None:
         """Raises: UsageError when some process or pass would have no image."""

@@ -19,6 +19,7 @@ from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.train.images import Augment
 from avarc_cli.train.loop import Recipe, fingerprint
+from avarc_cli.train.run import Run
 from avarc_cli.train.tokenizer import fit
 from avarc_cli.zoo import checkpoint
 
@@ -34,6 +35,7 @@ def train_first_stage(
     *,
     family: str,
     augment: Augment | None = None,
+    run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
 ) -> TokenizerNetwork:
@@ -64,6 +66,7 @@ def train_first_stage(
         augment=augment,
         made_of=made_of,
         stated=stated,
+        run=run,
         progress=progress,
         say=say,
     )
@@ -79,6 +82,7 @@ def train_second_stage(
     *,
     family: str,
     augment: Augment | None = None,
+    run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
 ) -> TokenizerNetwork:
@@ -114,6 +118,7 @@ def train_second_stage(
         family=family,
         augment=augment,
         made_of=made_of,
+        run=run,
         progress=progress,
         say=say,
     )

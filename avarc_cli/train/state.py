@@ -159,10 +159,9 @@ def numbered(path: Path) -> list[Path]:
 
 
 def discard(path: Path) -> None:
-    """Delete the checkpoints of a finished training, as the first process."""
-    if collectives.rank() == 0:
-        for file in (path, *numbered(path)):
-            file.unlink(missing_ok=True)
+    """Delete the checkpoints of a finished training."""
+    for file in (path, *numbered(path)):
+        file.unlink(missing_ok=True)
 
 
 def _check_tensors(name: str, there: Mapping[str, Any], here: Mapping[str, Tensor]) -> None:

@@ -17,8 +17,9 @@ from avarc_cli.likelihood import TokenizerNetwork
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import Recipe, train
+from avarc_cli.train.loop import Recipe, conclude, train
 from avarc_cli.train.resume import resume_file
+from avarc_cli.train.run import Run
 from avarc_cli.train.save import save_tokenizer
 
 
@@ -32,6 +33,7 @@ def train_tokenizer(
     family: str,
     augment: Augment | None = None,
     device: torch.device,
+    run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
 ) -> TokenizerNetwork:
@@ -55,7 +57,7 @@ def train_tokenizer(
     network = known.new(image_size=image_size, **shape)
     network.to(device)  # only now: the CPU's generator makes the same first weights for every device
     loss = known.training_loss(network)
-    fit(network, loss, images, out, recipe, family=family, augment=augment, progress=progress, say=say)
+    fit(network, loss, images, out, recipe, family=family, augment=augment, run=run, progress=progress, say=say)
     return network
 
 
@@ -70,6 +72,7 @@ def fit(
     augment: Augment | None,
     made_of: Mapping[str, str] | None = None,
     stated: Mapping[str, str] | None = None,
+    run: Run | None,
     progress: MetricsProgress,
     say: Notify,
 ) -> None:
@@ -86,9 +89,9 @@ def fit(
         x, _, generator = batches.batch(step, rows)
         return loss(x.to(device).contiguous(memory_format=torch.channels_last), step, recipe.steps, generator)
 
-    checkpoint = resume_file(out)
     subject = {"network": str(network.config), **batches.subject, **(made_of or {})}
-    train(network, loss_of_rows, recipe, checkpoint, progress, subject=subject, kept=loss, say=say)
+    trained = train(
+        network, loss_of_rows, recipe, resume_file(out), progress, subject=subject, kept=loss, run=run, say=say
+    )
     preprocess = "resize-crop" if augment.mode == "crop" else "fit"
-    save_tokenizer(network, out, family=family, preprocess=preprocess, stated=stated)
-    checkpoint.unlink(missing_ok=True)
+    conclude(trained, out, lambda: save_tokenizer(network, out, family=family, preprocess=preprocess, stated=stated))
