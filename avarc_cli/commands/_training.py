@@ -24,6 +24,7 @@ from avarc_cli.settings import (
 from avarc_cli.zoo.cards import check_weights
 
 if TYPE_CHECKING:
+    from avarc_cli.data.datasets import ImageSet
     from avarc_cli.loaded import LoadedTokenizer
     from avarc_cli.progress import MetricsProgress
     from avarc_cli.train.images import Augment
@@ -65,6 +66,10 @@ class RecipeOptions(RunOptions):
         super().__post_init__()
         check_learning_rate(self.lr)
         check_augmentation(self.augment)
+
+    def open(self, data: list[Path]) -> tuple[ImageSet, ImageSet | None]:
+        """The images of DATA to train on, and those to validate on, if any; notes what was recognized."""
+        return self.parts(_images.open_noted(data, allow_outside=self.allow_outside), self.seed)
 
     def recipe(self) -> Recipe:
         """The training recipe, with the loop's defaults for everything else."""
@@ -153,7 +158,7 @@ def train_tokenizer(
     """Train a tokenizer of this family on the images of DATA, and show where it is."""
     check_device(device)
     with reserved(out, overwrite):
-        images = _images.open_noted(data, allow_outside=training.allow_outside)
+        images, held_out = training.open(data)
         from avarc_cli.devices import pick_device  # imports torch: only now, after all that may be wrong
         from avarc_cli.train import tokenizer
 
@@ -168,11 +173,12 @@ def train_tokenizer(
                 family=family,
                 augment=training.augmentation(),
                 device=pick_device(device),
-                run=training.run(),
+                held_out=held_out,
+                run=training.run(out),
                 progress=told,
                 say=console.warn,
             )
-    show(out)
+    show(out, training)
 
 
 def train_generator(
@@ -189,7 +195,7 @@ def train_generator(
     """Train a generator of this family on the tokens of the images of DATA, and show where it is."""
     check_class_dropout(class_dropout)
     with reserved(out, overwrite, reads.tokenizer):
-        images = _images.open_noted(data, allow_outside=training.allow_outside)
+        images, held_out = training.open(data)
         reader = reads.load()
         from avarc_cli.train import generator
 
@@ -204,11 +210,12 @@ def train_generator(
                 family=family,
                 augment=training.augmentation(),
                 class_dropout=class_dropout,
-                run=training.run(),
+                held_out=held_out,
+                run=training.run(out),
                 progress=told,
                 say=console.warn,
             )
-    show(out)
+    show(out, training)
 
 
 @contextmanager
@@ -241,5 +248,8 @@ def progress(description: str, steps: int) -> Iterator[MetricsProgress]:
         )
 
 
-def show(out: Path) -> None:
+def show(out: Path, run: RunOptions | None = None) -> None:
+    """Say where the weights are; after a dry run there are none."""
+    if run is not None and run.dry_run:
+        return
     console.result({"weights": out}, console.path_and(out, "written"), brief=str(out))

@@ -298,7 +298,7 @@ def cca(
     """
     check_contrast(beta, weight, class_dropout)
     with common.reserved(out, overwrite, model.model, model.tokenizer, folder=rank > 0):
-        images = _images.open_noted(data, allow_outside=training.allow_outside)
+        images, held_out = training.open(data)
         from avarc_cli.loading import load_model  # imports torch: only now, after all that may be wrong
         from avarc_cli.train.cca import Contrast, align
 
@@ -316,8 +316,9 @@ def cca(
                 contrast=contrast,
                 rank=rank,
                 augment=training.augmentation(),
-                run=training.run(),
+                held_out=held_out,
+                run=training.run(out),
                 progress=progress,
                 say=console.warn,
             )
-    common.show(out)
+    common.show(out, training)

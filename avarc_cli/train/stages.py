@@ -35,6 +35,7 @@ def train_first_stage(
     *,
     family: str,
     augment: Augment | None = None,
+    held_out: ImageSet | None = None,
     run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
@@ -46,7 +47,7 @@ def train_first_stage(
     Args:
         shape: of the network, in the family's own terms (`TokenizerFamily.first_stage`).
         family: a name in `families.TOKENIZERS`.
-        augment, progress, say: as for `train_tokenizer`.
+        augment, held_out, run, progress, say: as for `train_tokenizer`.
     Raises: UsageError for a teacher of the wrong family, or a shape that does not fit; otherwise as `train_tokenizer`.
     """
     check_output(out, WEIGHTS, overwrite=True)
@@ -66,6 +67,8 @@ def train_first_stage(
         augment=augment,
         made_of=made_of,
         stated=stated,
+        draws=False,
+        held_out=held_out,
         run=run,
         progress=progress,
         say=say,
@@ -82,6 +85,7 @@ def train_second_stage(
     *,
     family: str,
     augment: Augment | None = None,
+    held_out: ImageSet | None = None,
     run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
@@ -118,6 +122,7 @@ def train_second_stage(
         family=family,
         augment=augment,
         made_of=made_of,
+        held_out=held_out,
         run=run,
         progress=progress,
         say=say,
