@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ def train_on_captions(
     )
     how: dict[str, Any] = {"subject": subject, "watched": watched, "run": run, "say": say}
     trained = train(network, loss_of(data, dropout), recipe, resume_file(out), progress, **how)
-    conclude(trained, out, lambda: save_generator(model, out, class_names=None, tokenizer_sha256=tokenizer.sha256), run)
+    save = partial(save_generator, model, out, class_names=None, tokenizer_sha256=tokenizer.sha256)
+    conclude(trained, out, save, run)
     return model
 
 

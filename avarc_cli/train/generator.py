@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -120,7 +121,8 @@ def train_generator(
     )
     how: dict[str, Any] = {"class_dropout": class_dropout, "watched": watched, "run": run, "say": say}
     trained = fit(model, tokenizer, data, recipe, checkpoint, progress, **how)
-    conclude(trained, out, lambda: save_generator(model, out, class_names=names, tokenizer_sha256=tokenizer.sha256))
+    save = partial(save_generator, model, out, class_names=names, tokenizer_sha256=tokenizer.sha256)
+    conclude(trained, out, save, run)
     return model
 
 

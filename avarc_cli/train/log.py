@@ -6,7 +6,8 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,7 +49,7 @@ class Folder:
         Raises: UsageError when there is the log of another training.
         """
         self.folder, self.path = folder, folder / METRICS
-        (folder / "pictures").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         header = to_json({"training": training})
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         if lines and lines[0] != header:
@@ -62,7 +63,9 @@ class Folder:
         self._file.flush()
 
     def picture(self, step: int, pixels_HW3: np.ndarray) -> None:
-        with replacing(self.folder / "pictures" / f"{step:08}.png") as temporary:
+        pictures = self.folder / "pictures"
+        pictures.mkdir(exist_ok=True)
+        with replacing(pictures / f"{step:08}.png") as temporary:
             Image.fromarray(pixels_HW3).save(temporary, format="png")
 
     def close(self) -> None:
@@ -138,6 +141,13 @@ class Means:
         self._count += 1
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """What is done here does not count as training."""
+        started = time.monotonic()
+        yield
+        self._since += time.monotonic() - started
 
     def take(self, batch_size: int, device: torch.device) -> dict[str, float]:
         """The means, images per second and bytes of memory; then the next report begins."""

@@ -173,9 +173,10 @@ def _train(
             watch.after(step + 1, done, recipe.rate(step), averaged, is_last=step + 1 == recipe.steps)
             if not should_continue(step + 1, averaged):
                 break
-            if checkpoint and (done.stops or (step + 1) % recipe.save_every == 0):
+            stops = done.stops or (bool(ending) and collectives.count() == 1)  # several end after the same step
+            if checkpoint and (stops or (step + 1) % recipe.save_every == 0):
                 state.save(checkpoint, step + 1, keep=run.keep)
-            if done.stops:
+            if stops:
                 break
     model.load_state_dict(averaged if best.weights is None else best.weights)
     model.eval()

@@ -48,18 +48,27 @@ class Watch:
         """Report what is due after `step` steps."""
         self.means.add({"loss": done.loss, **done.values, "gradient_norm": done.norm})
         if step % self.run.log_every == 0 or is_last:
-            self._write(step, {"learning_rate": rate, **self.means.take(self.batch_size, self.device)})
-        if self.watched.validation is not None and (step % self.run.validate_every == 0 or is_last):
-            values = self.watched.validation.measure(self.network, averaged)
-            if values["loss"] < self.best.loss:
-                self.best.step, self.best.loss = step, values["loss"]
-                self.best.weights = {name: tensor.clone() for name, tensor in averaged.items()}
-            self._write(step, {f"validation/{name}": value for name, value in values.items()})
-        if self.writers and self.watched.draw and self.run.pictures_every and step % self.run.pictures_every == 0:
-            with with_weights(self.network, averaged):
-                pixels = self.watched.draw()
-            for writer in self.writers:
-                writer.picture(step, pixels)
+            self._write(step, {**self.means.take(self.batch_size, self.device), "learning_rate": rate})
+        with self.means.pausing():
+            if self.watched.validation is not None and (step % self.run.validate_every == 0 or is_last):
+                self._validate(self.watched.validation, step, averaged)
+            if self.run.pictures_every and step % self.run.pictures_every == 0:
+                self._draw(step, averaged)
+
+    def _validate(self, validation: Validation, step: int, averaged: Mapping[str, Tensor]) -> None:
+        values = validation.measure(self.network, averaged)
+        if values["loss"] < self.best.loss:
+            self.best.step, self.best.loss = step, values["loss"]
+            self.best.weights = {name: tensor.clone() for name, tensor in averaged.items()}
+        self._write(step, {f"validation/{name}": value for name, value in values.items()})
+
+    def _draw(self, step: int, averaged: Mapping[str, Tensor]) -> None:
+        if not self.writers or self.watched.draw is None:
+            return
+        with with_weights(self.network, averaged):
+            pixels = self.watched.draw()
+        for writer in self.writers:
+            writer.picture(step, pixels)
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         for writer in self.writers:
