@@ -20,7 +20,7 @@ from pathlib import PurePath
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from avarc_cli import tables
-from avarc_cli.errors import EXIT_USAGE, AvarcError, UsageError
+from avarc_cli.errors import EXIT_FAILED, AvarcError, UsageError
 from avarc_cli.json_pieces import jsonable, pieces
 from avarc_cli.names import to_json, to_line
 from avarc_cli.process import discard_stdout
@@ -62,7 +62,7 @@ def configure(
 
     Args:
         progress: "json" for lines that a scheduler can read; "" for a bar or lines for people.
-        silent: print nothing but errors, and of wrong usage not even these: another process of this job says so.
+        silent: print nothing but failures of this process: another one of the job says the rest.
     Raises: UsageError for another progress.
     """
     if mode is not None:
@@ -151,7 +151,7 @@ def warn(message: str) -> None:
 
 def error(problem: AvarcError) -> None:
     """Print an error on stderr: what happened, why, how to fix it, and with --debug its traceback."""
-    if _settings.silent and problem.exit_code == EXIT_USAGE:
+    if _settings.silent and problem.exit_code != EXIT_FAILED:  # wrong usage, Ctrl-C: the same in all processes
         return
     if _settings.debug:
         _stderr().file.write(to_line("".join(traceback.format_exception(problem)), keep="\n"))

@@ -36,6 +36,7 @@ class RunOptions:
     ] = False
     compile: Annotated[bool, option("--compile", help="Compile blocks with torch.compile.")] = False
     save_every: Annotated[int, option("--save-every", min=1, help="Steps between checkpoints.")] = 500
+    keep: Annotated[int, option("--keep", min=1, help="Checkpoints to keep, older ones as OUT.ckpt.STEP.")] = 1
     validation: Annotated[
         list[Path] | None,
         option("--validation", help="Images to validate on: OUT gets the weights that do best there."),
@@ -44,7 +45,7 @@ class RunOptions:
         float | None, option("--hold-out", help="Validate on this fraction of each class instead, 0.1 of DATA, say.")
     ] = None
     validate_every: Annotated[int, option("--validate-every", min=1, help="Steps between validations.")] = 500
-    log: Annotated[Path | None, option("--log", help="Folder for metrics.jsonl and pictures.")] = None
+    log: Annotated[Path | None, option("--log-to", help="Folder for metrics.jsonl and pictures.")] = None
     log_every: Annotated[int, option("--log-every", min=1, help="Steps between the lines of logs.")] = 50
     pictures_every: Annotated[
         int, option("--pictures-every", min=0, help="Steps between pictures in logs: reconstructions or samples.")
@@ -54,7 +55,6 @@ class RunOptions:
     dry_run: Annotated[
         bool, option("--dry-run", help="Time a few steps and say what the training would take; write nothing.")
     ] = False
-    keep: Annotated[int, option("--keep", min=1, help="Checkpoints to keep, older ones as OUT.ckpt.STEP.")] = 1
 
     def __post_init__(self) -> None:
         """Raises: UsageError."""
@@ -68,7 +68,7 @@ class RunOptions:
                 "leave out one of them",
             )
         if self.pictures_every and self.log is None and self.tensorboard is None and self.wandb is None:
-            raise UsageError("--pictures-every has nowhere to write", fix="add --log FOLDER")
+            raise UsageError("--pictures-every has nowhere to write", fix="add --log-to FOLDER")
         for package, asked in (("tensorboard", self.tensorboard), ("wandb", self.wandb)):
             if asked is not None and find_spec(package) is None:
                 raise UsageError(f"{package} is not installed", fix=f"pip install {package}, or leave out --{package}")

@@ -47,7 +47,7 @@ DropoutOpt = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipeOptions(RunOptions):
+class _RecipeOptions:
     steps: Annotated[int, opt.training_option("--steps", min=1, help="Optimizer steps.")] = 20_000
     batch_size: Annotated[int, opt.training_option("--batch-size", min=1, help="Images in a step.")] = 32
     lr: Annotated[float, opt.training_option("--lr", help="Peak learning rate.")] = 3e-4
@@ -63,21 +63,14 @@ class RecipeOptions(RunOptions):
 
     def __post_init__(self) -> None:
         """Raises: UsageError."""
-        super().__post_init__()
         check_learning_rate(self.lr)
         check_augmentation(self.augment)
-
-    def open(self, data: list[Path]) -> tuple[ImageSet, ImageSet | None]:
-        """The images of DATA to train on, and those to validate on, if any; notes what was recognized."""
-        return self.parts(_images.open_noted(data, allow_outside=self.allow_outside), self.seed)
 
     def recipe(self) -> Recipe:
         """The training recipe, with the loop's defaults for everything else."""
         from avarc_cli.train.loop import Recipe
 
-        return Recipe(
-            steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed, save_every=self.save_every
-        )
+        return Recipe(steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed)
 
     def tokenizer_recipe(self) -> Recipe:
         """The same for a tokenizer."""
@@ -88,6 +81,22 @@ class RecipeOptions(RunOptions):
         from avarc_cli.train.images import Augment
 
         return Augment(mode=self.augment, flip=self.flip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions(RunOptions, _RecipeOptions):  # help lists the fields of the last base first
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        _RecipeOptions.__post_init__(self)
+        RunOptions.__post_init__(self)
+
+    def open(self, data: list[Path]) -> tuple[ImageSet, ImageSet | None]:
+        """The images of DATA to train on, and those to validate on, if any; notes what was recognized."""
+        return self.parts(_images.open_noted(data, allow_outside=self.allow_outside), self.seed)
+
+    def recipe(self) -> Recipe:
+        """The training recipe."""
+        return replace(super().recipe(), save_every=self.save_every)
 
 
 @dataclass(frozen=True, kw_only=True)

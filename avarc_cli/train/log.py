@@ -53,7 +53,7 @@ class Folder:
         header = to_json({"training": training})
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         if lines and lines[0] != header:
-            raise UsageError(f"'{self.path}' is the log of another training", fix="name another folder with --log")
+            raise UsageError(f"'{self.path}' is the log of another training", fix="name another folder with --log-to")
         kept = [line for line in lines[1:] if _step_of(line) <= start]
         write_bytes(self.path, "".join(f"{line}\n" for line in [header, *kept]).encode())
         self._file = self.path.open("a", encoding="utf-8")

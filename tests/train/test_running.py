@@ -68,7 +68,7 @@ def test_a_training_that_is_asked_to_end_saves_and_goes_on_to_the_same_bits(
 
 def test_a_process_that_gets_sigterm_ends_with_143_and_leaves_a_checkpoint(images, tmp_path):
     log = tmp_path / "log"
-    words = command(images, tmp_path / "x", "--steps", "100000", "--log", log, "--log-every", "1")
+    words = command(images, tmp_path / "x", "--steps", "100000", "--log-to", log, "--log-every", "1")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-m", "avarc_cli", *words], env=environment, stderr=subprocess.PIPE)
     try:
@@ -167,7 +167,7 @@ def test_a_second_run_into_the_same_file_is_refused(images, tmp_path):
 
 
 def test_logs_hold_numbers_and_pictures_and_go_on_after_an_interruption(images, tmp_path, monkeypatch, capsys):
-    more = ["--log", tmp_path / "log", "--log-every", "2", "--pictures-every", "6", "--hold-out", "0.25"]
+    more = ["--log-to", tmp_path / "log", "--log-every", "2", "--pictures-every", "6", "--hold-out", "0.25"]
     with monkeypatch.context() as patch:
         killed_after(5, patch)
         assert main(command(images, tmp_path / "x", *more)) == 143
@@ -206,7 +206,7 @@ def test_the_best_weights_are_written_where_there_is_validation_data(images, tmp
 
 
 def test_a_dry_run_says_what_it_would_take_and_writes_nothing(images, tmp_path, capsys):
-    assert main([*command(images, tmp_path / "x", "--log", tmp_path / "log"), "--dry-run", "--json"]) == 0
+    assert main([*command(images, tmp_path / "x", "--log-to", tmp_path / "log"), "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == 24 and found["tokens"] == 24 * 21 and found["steps_per_epoch"] == 4
     assert found["steps"] == 12 and found["seconds"] > 0 and found["memory"] > 0 and found["parameters"] > 1000
@@ -220,7 +220,7 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(images, tmp_path, 
         (["--hold-out", "1"], "a fraction between 0 and 1"),
         (["--hold-out", "0.1", "--validation", "{images}"], "cannot be used together"),
         (["--pictures-every", "5"], "nowhere to write"),
-        (["--log", "nowhere/log"], "'nowhere' is no folder"),
+        (["--log-to", "nowhere/log"], "'nowhere' is no folder"),
         (["--precision", "fp8"], "fp8"),
         (["--precision", "fp16", "--device", "cpu"], "CUDA devices only"),
         (["--accumulate", "7"], "too small for 7 parts"),
