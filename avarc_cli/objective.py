@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avarc_cli.errors import UsageError
+from avarc_cli.layers.rows import Rows
 
 
 class Stage(NamedTuple):
@@ -53,6 +54,19 @@ class Draw(NamedTuple):
     """bool: the tokens that are hidden, in models of hidden tokens."""
     kept_D2B: Tensor | None = None
     """bool: whether a sequence takes a block's attention and its MLP; None where none skips any."""
+    all_hidden_BL: Tensor | None = None
+    """`hidden_BL` of the whole batch, where this is the draw of a part of it; else None."""
+
+    def take(self, rows: Rows) -> Draw:
+        """What is random in the loss of these rows, of a draw for the whole batch."""
+        if len(rows) == rows.of:
+            return self
+        return Draw(
+            order_BL=None if self.order_BL is None else rows.take(self.order_BL),
+            hidden_BL=None if self.hidden_BL is None else rows.take(self.hidden_BL),
+            kept_D2B=None if self.kept_D2B is None else self.kept_D2B[..., rows.start : rows.stop],
+            all_hidden_BL=self.hidden_BL,
+        )
 
 
 class StepLoss(NamedTuple):

@@ -7,11 +7,13 @@ Shapes: B images, Z channels of latents and codes, V codes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from avarc_cli.layers.collectives import add_up, concatenate
 
 COMMITMENT = 0.25  # weight of pulling the latents to the codes; pulling the codes to the latents weighs 1
 REVIVE_EVERY = 100  # steps between replacements of unused codes
@@ -43,6 +45,8 @@ class ReconstructionLoss(ABC):
         """codebook_VZ: the network's own, which is changed in place."""
         self.codebook_VZ = codebook_VZ
         self.used_V = torch.zeros(len(codebook_VZ), device=codebook_VZ.device)
+        self._encoded: list[Tensor] = []  # of the parts of a step that revives codes
+        self._generator: torch.Generator | None = None  # the step's own
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -65,12 +69,13 @@ class ReconstructionLoss(ABC):
     ) -> tuple[Tensor, dict[str, float]]:
         """As `family.TokenizerLoss`."""
         encoded = self.encode(images)
-        latents, codes, vq_loss, used_N = self.quantize(encoded)
-        self.used_V.add_(used_N.bincount(minlength=len(self.used_V)))
-        if step % REVIVE_EVERY == REVIVE_EVERY - 1:
-            if step < REVIVE_UNTIL * steps:
-                self._revive(encoded.detach(), generator)
-            self.used_V.zero_()
+        with torch.autocast(images.device.type, enabled=False):  # half precision would choose other codes
+            encoded = encoded.float()
+            latents, codes, vq_loss, used_N = self.quantize(encoded)
+        self.used_V.add_(add_up(used_N.bincount(minlength=len(self.used_V))))
+        if self._revives(step):
+            self._encoded.append(encoded.detach())
+            self._generator = generator
         # Straight through: the decoder sees the codes, the gradient goes to the latents.
         decoded = self.decode(latents + (codes - latents).detach())
         error, shown = self.error(decoded, images)
@@ -81,6 +86,26 @@ class ReconstructionLoss(ABC):
         squared = F.mse_loss(decoded, images)
         return F.l1_loss(decoded, images) + squared, {"rmse": squared.item() ** 0.5}
 
+    def before_update(self, step: int, steps: int) -> None:
+        """As `family.TokenizerLoss.before_update`: every so often, codes that fell out of use are replaced."""
+        if not self._revives(step):
+            return
+        if step < REVIVE_UNTIL * steps and self._generator is not None:
+            self._revive(concatenate(torch.cat(self._encoded)), self._generator)
+        self.used_V.zero_()
+        self._encoded, self._generator = [], None
+
+    def _revives(self, step: int) -> bool:
+        return step % REVIVE_EVERY == REVIVE_EVERY - 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """How often each code was used lately."""
+        return {"used": self.used_V}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises: what a wrong type or shape raises."""
+        self.used_V.copy_(state["used"])
+
     @torch.no_grad()
     def _revive(self, encoded: Tensor, generator: torch.Generator) -> None:
         """Give unused codes the values of vectors of this batch."""
@@ -89,5 +114,5 @@ class ReconstructionLoss(ABC):
             return
         pool = self.vectors(encoded)
         chosen = torch.randint(len(pool), (len(unused),), generator=generator)
-        # Behind autograd's back, before the backward pass: rows that this step did not use have no gradient.
+        # Behind autograd's back: rows that this step did not use have no gradient.
         self.codebook_VZ.data[unused] = pool[chosen.to(pool.device)]

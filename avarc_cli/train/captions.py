@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,22 @@ from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.labels import UNKNOWN, match
 from avarc_cli.errors import UsageError, shorten_list
+from avarc_cli.layers.rows import Rows
 from avarc_cli.loaded import LoadedTokenizer
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.text.captions import Captions
 from avarc_cli.text.encoders import take
 from avarc_cli.text.features import CaptionFeatures, TextInput
-from avarc_cli.train.generator import EncodedImages, prepare, seed_dropout
+from avarc_cli.train.generator import EncodedImages, prepare, seed_dropout, watched_images
 from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import fingerprint, train
+from avarc_cli.train.loop import conclude, fingerprint, train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
+from avarc_cli.train.run import Run
 from avarc_cli.train.save import save_generator
+from avarc_cli.train.updates import LossOfRows
+from avarc_cli.train.validation import labelled_as
 from avarc_cli.trainable import CaptionTrainableModel
 
 
@@ -44,6 +49,8 @@ def train_on_captions(
     features: CaptionFeatures,
     text: TextInput,
     augment: Augment | None = None,
+    held_out: ImageSet | None = None,
+    run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
 ) -> CaptionTrainableModel:
@@ -60,35 +67,47 @@ def train_on_captions(
     Raises: UsageError for classes without a caption; otherwise as `train_generator`.
     """
     check_output(out, WEIGHTS, overwrite=True)
-    rows_of = captions_of_classes(images, captions)
+    captions_of = captions_of_classes(images, captions)
     torch.manual_seed(recipe.seed)
     model = families.GENERATORS.get(family).new_of_captions(tokenizer.network, text, **shape)
-    data = EncodedImages(
-        tokenizer, TrainingImages(images, tokenizer.image_size, augment or Augment(), seed=recipe.seed)
-    )
+    batches = TrainingImages(images, tokenizer.image_size, augment or Augment(), seed=recipe.seed)
+    data = EncodedImages(tokenizer, batches)
     network = model.network.requires_grad_(True)
     device, segments = next(network.parameters()).device, len(model.segment_ends)
     prepare(model, recipe)
 
-    def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
-        tokens_BL, label_B, generator = data.batch(step, recipe.batch_size)
-        chosen_B = torch.rand(len(label_B), generator=generator)
-        rows = [
-            rows_of[label][int(u * len(rows_of[label]))] for label, u in zip(label_B.tolist(), chosen_B, strict=True)
-        ]
-        dropped_B = torch.rand(len(label_B), generator=generator) < recipe.class_dropout
-        objective = recipe.objective(step, segments)
-        draw = model.draw(len(rows), objective, generator)
-        seed_dropout(recipe, generator)
-        loss = model.caption_loss(tokens_BL.to(device), take(features, rows), dropped_B, objective, draw).mean
-        return loss, {"bits/token": loss.item() / math.log(2)}
+    def loss_of(data: EncodedImages, *, validates: bool = False) -> LossOfRows:
+        dropout = 0.0 if validates else recipe.class_dropout
 
-    made_of = f"tokens of {fingerprint(tokenizer.network)}, starting from {fingerprint(network)}"
-    subject = f"{model.config} on {data} with captions {captions.digest}, {made_of}, dropout {recipe.class_dropout}"
-    checkpoint = resume_file(out)
-    train(network, loss_of_step, recipe, checkpoint, progress, subject=subject, decays=model.decays, say=say)
-    save_generator(model, out, class_names=None, tokenizer_sha256=tokenizer.sha256)
-    checkpoint.unlink(missing_ok=True)
+        def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
+            tokens_BL, labels, generator = data.batch(step, rows)
+            drawn = torch.rand(rows.of, generator=generator)
+            pairs = zip(rows.take(labels).tolist(), rows.take(drawn), strict=True)
+            chosen = [captions_of[label][int(u * len(captions_of[label]))] for label, u in pairs]
+            dropped_B = rows.take(torch.rand(rows.of, generator=generator) < dropout)
+            objective = recipe.objective(recipe.steps - 1 if validates else step, segments)
+            draw = model.draw(rows.of, objective, generator).take(rows)
+            seed_dropout(recipe, generator)
+            loss = model.caption_loss(tokens_BL.to(device), take(features, chosen), dropped_B, objective, draw).mean
+            return loss, {"bits/token": loss.item() / math.log(2)}
+
+        return loss_of_rows
+
+    subject = {
+        "network": str(model.config),
+        **data.subject,
+        "captions": captions.digest,
+        "tokenizer": fingerprint(tokenizer.network),
+        "beginning": fingerprint(network),
+    }
+    held_out = None if held_out is None else labelled_as(held_out, images.class_names)
+    watched = watched_images(
+        *(model, tokenizer, batches, held_out, recipe.batch_size), loss=lambda plain: loss_of(plain, validates=True)
+    )
+    how: dict[str, Any] = {"subject": subject, "decays": model.decays, "watched": watched, "run": run, "say": say}
+    trained = train(network, loss_of(data), recipe, resume_file(out), progress, **how)
+    save = partial(save_generator, model, out, class_names=None, tokenizer_sha256=tokenizer.sha256)
+    conclude(trained, out, save, run)
     return model
 
 

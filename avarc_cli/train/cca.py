@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,16 +23,20 @@ from avarc_cli.data.labels import match
 from avarc_cli.errors import UsageError
 from avarc_cli.layers import low_rank
 from avarc_cli.layers.low_rank import LowRank
+from avarc_cli.layers.rows import Rows
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.outputs import WEIGHTS, check_new_folder, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.settings import check_contrast
-from avarc_cli.train.generator import EncodedImages, TokenBatches
+from avarc_cli.train.generator import EncodedImages, TokenBatches, draw_classes, watched_images
 from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import fingerprint, train
+from avarc_cli.train.loop import Trained, conclude, fingerprint, train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
+from avarc_cli.train.run import Run
 from avarc_cli.train.save import save_generator, save_lora
+from avarc_cli.train.updates import LossOfRows
+from avarc_cli.train.watch import Watched
 from avarc_cli.trainable import TrainableModel
 
 
@@ -67,6 +72,8 @@ def align(
     contrast: Contrast | None = None,
     rank: int = 0,
     augment: Augment | None = None,
+    held_out: ImageSet | None = None,
+    run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
 ) -> None:
@@ -78,6 +85,7 @@ def align(
         rank: 0 trains every weight and writes a safetensors file; otherwise the rank of a LoRA adapter, which is
             written to the folder `out` as PEFT saves them.
         augment: None for random crops.
+        held_out: images to validate on, if any.
         say: as for `train_tokenizer`.
     Raises: UsageError for images without a class of the model; otherwise as `train_tokenizer`.
     """
@@ -85,22 +93,39 @@ def align(
         check_new_folder(out)
     else:
         check_output(out, WEIGHTS, overwrite=True)
+    batches = TrainingImages(
+        _labelled(images, model), model.tokenizer.image_size, augment or Augment(), seed=recipe.seed
+    )
+    reference = base_of(model.likelihood)
+    student = student_of(reference, rank, torch.Generator().manual_seed(recipe.seed))
+    data, contrast = EncodedImages(model.tokenizer, batches), contrast or Contrast()
+    held_out = None if held_out is None else _labelled(held_out, model)
+    measured = replace(contrast, class_dropout=0.0)
+    watched = watched_images(
+        *(student, model.tokenizer, batches, held_out, recipe.batch_size),
+        loss=lambda plain: loss_of(reference, student, plain, measured),
+        draw=lambda: draw_classes(student, model.tokenizer),
+    )
+    how: dict[str, Any] = {"watched": watched, "run": run, "say": say}
+    trained = fit(reference, student, model.tokenizer, data, recipe, contrast, resume_file(out), progress, **how)
+
+    def save() -> None:
+        if rank:
+            save_lora(low_rank.attached(student.network), out, base_sha256=model.sha256)
+        else:
+            save_generator(student, out, class_names=model.classes.ids, tokenizer_sha256=model.tokenizer.sha256)
+
+    conclude(trained, out, save, run)
+
+
+def _labelled(images: ImageSet, model: LoadedModel) -> ImageSet:
+    """The same images with the model's class ids for labels. Raises: UsageError."""
     class_of = match(images.class_names, model.classes)
     if not images.class_names or (images.labels < 0).any() or (class_of < 0).any():
         unknown = [name for name, i in zip(images.class_names, class_of, strict=True) if i < 0]
         why = f"{model.name} has none called {', '.join(unknown[:4])}" if unknown else "every image needs one"
         raise UsageError("images without a class of the model", why, "use one sub-folder a class, named as the model's")
-    labelled = replace(images, labels=class_of[images.labels].astype("int32"))
-    batches = TrainingImages(labelled, model.tokenizer.image_size, augment or Augment(), seed=recipe.seed)
-    reference = base_of(model.likelihood)
-    student = student_of(reference, rank, torch.Generator().manual_seed(recipe.seed))
-    data, checkpoint = EncodedImages(model.tokenizer, batches), resume_file(out)
-    fit(reference, student, model.tokenizer, data, recipe, contrast or Contrast(), checkpoint, progress, say=say)
-    if rank:
-        save_lora(low_rank.attached(student.network), out, base_sha256=model.sha256)
-    else:
-        save_generator(student, out, class_names=model.classes.ids, tokenizer_sha256=model.tokenizer.sha256)
-    checkpoint.unlink(missing_ok=True)
+    return replace(images, labels=class_of[images.labels].astype("int32"))
 
 
 def fit(
@@ -113,23 +138,40 @@ def fit(
     checkpoint: Path,
     progress: MetricsProgress,
     *,
+    watched: Watched | None = None,
+    run: Run | None = None,
     say: Notify = no_message,
-) -> None:
+) -> Trained | None:
     """Train the trainable parameters of `student`, a model that begins equal to `reference`, in place.
 
-    Raises: as `loop.train`.
+    Returns, Raises: as `loop.train`.
     """
     network = reference.network.requires_grad_(False)
-    device = next(network.parameters()).device
+    weights = sum(p.numel() for p in student.network.parameters() if p.requires_grad)
+    subject = {
+        "loss": f"CCA, {contrast}{', in random orders' if reference.default_orders else ''}",
+        "network": f"{weights} weights of {reference.config}",
+        **data.subject,
+        "tokenizer": fingerprint(tokenizer.network),
+        "beginning": fingerprint(network),
+    }
+    loss = loss_of(reference, student, data, contrast)
+    how: dict[str, Any] = {"subject": subject, "watched": watched, "run": run, "say": say}
+    return train(student.network, loss, recipe, checkpoint, progress, **how)
 
-    def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
-        tokens_BL, label_B, generator = data.batch(step, recipe.batch_size)
+
+def loss_of(reference: TrainableModel, student: TrainableModel, data: TokenBatches, contrast: Contrast) -> LossOfRows:
+    """The loss of rows of a step's batch."""
+    device = next(reference.network.parameters()).device
+
+    def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
+        tokens_BL, labels, generator = data.batch(step, rows)
         tokens_2BL = tokens_BL.to(device).repeat(2, 1)
-        other_B = label_B.roll(1)
-        dropped_B = torch.rand(len(label_B), generator=generator) < contrast.class_dropout
+        label_B, other_B = rows.take(labels), rows.take(labels.roll(1))
+        dropped_B = rows.take(torch.rand(rows.of, generator=generator) < contrast.class_dropout)
         class_2B = torch.cat([label_B, other_B]).masked_fill(dropped_B.repeat(2), reference.num_classes).to(device)
-        order_BL = _random_orders(reference, len(label_B), generator)
-        order_2BL = None if order_BL is None else order_BL.to(device).repeat(2, 1)
+        orders = _random_orders(reference, rows.of, generator)
+        order_2BL = None if orders is None else rows.take(orders).to(device).repeat(2, 1)
         with torch.no_grad():
             before_2B = reference.token_log_prob(tokens_2BL, class_2B, order_2BL).sum(1)
         gain_2B = student.token_log_prob(tokens_2BL, class_2B, order_2BL).sum(1) - before_2B
@@ -138,11 +180,7 @@ def fit(
         own, other = gain_2B.detach().chunk(2)
         return loss, {"loss": loss.item(), "own": own.mean().item(), "others": other.mean().item()}
 
-    weights = sum(p.numel() for p in student.network.parameters() if p.requires_grad)
-    networks = f"{weights} weights of {fingerprint(network)}, tokens of {fingerprint(tokenizer.network)}"
-    orders = ", in random orders" if reference.default_orders else ""
-    subject = f"CCA {contrast}, {networks}, {reference.config} on {data}{orders}"
-    train(student.network, loss_of_step, recipe, checkpoint, progress, subject=subject, say=say)
+    return loss_of_rows
 
 
 def _random_orders(model: TrainableModel, count: int, generator: torch.Generator) -> Tensor | None:

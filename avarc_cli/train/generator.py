@@ -6,11 +6,13 @@ Shapes: B images, L tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,23 +21,41 @@ from avarc_cli.data.datasets import ImageSet
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.dropout import set_dropout
 from avarc_cli.layers.precision import tf32
+from avarc_cli.layers.rows import Rows
+from avarc_cli.layers.sampling import generator_of
 from avarc_cli.likelihood import NetworkModel
 from avarc_cli.loaded import LoadedTokenizer, check_kind
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
-from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import fingerprint, train
+from avarc_cli.train.images import Augment, TrainingImages, ValidationImages
+from avarc_cli.train.loop import Trained, conclude, fingerprint, train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
+from avarc_cli.train.run import Run
 from avarc_cli.train.save import save_generator
+from avarc_cli.train.updates import LossOfRows
+from avarc_cli.train.validation import Validation, labelled_as
+from avarc_cli.train.watch import Watched, grid
 from avarc_cli.trainable import TrainableModel
+
+DRAWN = 8  # classes of a picture of samples
+DRAWN_OF_EACH = 2
 
 
 class TokenBatches(Protocol):
-    """What a generator is trained on; `str` of it identifies the data."""
+    """What a generator is trained on."""
 
-    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor, torch.Generator]:
-        """Tokens (B, L) and class ids (B,), both int64, and the step's own generator: a function of the step alone."""
+    @property
+    def subject(self) -> Mapping[str, str]:
+        """What identifies the data, by name: a training of other data does not go on where this one stopped."""
+        ...
+
+    def batch(self, step: int, rows: Rows) -> tuple[Tensor, Tensor, torch.Generator]:
+        """Part of a step's batch, a function of the step alone.
+
+        Returns: tokens (B, L) int64 of these rows; the class ids of the whole batch, int64; the step's own generator,
+            in the same state for any rows.
+        """
         ...
 
 
@@ -46,16 +66,17 @@ class EncodedImages:
     tokenizer: LoadedTokenizer  # what encodes
     images: TrainingImages  # augmented
 
-    def __str__(self) -> str:
-        return str(self.images)
+    @property
+    def subject(self) -> Mapping[str, str]:
+        return self.images.subject
 
-    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor, torch.Generator]:
+    def batch(self, step: int, rows: Rows) -> tuple[Tensor, Tensor, torch.Generator]:
         """As `TokenBatches.batch`."""
-        x, label_B, generator = self.images.batch(step, batch_size)
-        network = self.tokenizer.network
-        with torch.no_grad(), tf32(False):
-            tokens_BL = network.tokenize(network.encode(x.to(self.tokenizer.device)))
-        return tokens_BL, label_B, generator
+        x, labels, generator = self.images.batch(step, rows)
+        network, device = self.tokenizer.network, self.tokenizer.device
+        with torch.no_grad(), tf32(False), torch.autocast(device.type, enabled=False):
+            tokens_BL = network.tokenize(network.encode(x.to(device)))
+        return tokens_BL, labels, generator
 
 
 def train_generator(
@@ -67,6 +88,8 @@ def train_generator(
     *,
     family: str,
     augment: Augment | None = None,
+    held_out: ImageSet | None = None,
+    run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
 ) -> TrainableModel:
@@ -78,6 +101,7 @@ def train_generator(
         shape: of the network, in the family's own terms (`GeneratorFamily.new`).
         family: a name in `families.GENERATORS`.
         augment: None for random crops.
+        held_out: images to validate on, if any.
         say: as for `train_tokenizer`.
     Raises: UsageError for images without a class; otherwise as `train_tokenizer`.
     """
@@ -88,11 +112,15 @@ def train_generator(
         )
     batches = TrainingImages(images, tokenizer.image_size, augment or Augment(), seed=recipe.seed)
     model = new_generator(family, tokenizer, len(images.class_names), shape, seed=recipe.seed)
-    checkpoint = resume_file(out)
-    data = EncodedImages(tokenizer, batches)
-    fit(model, tokenizer, data, recipe, checkpoint, progress, say=say)
-    save_generator(model, out, class_names=images.class_names, tokenizer_sha256=tokenizer.sha256)
-    checkpoint.unlink(missing_ok=True)
+    data, checkpoint, names = EncodedImages(tokenizer, batches), resume_file(out), images.class_names
+    watched = watched_images(
+        *(model, tokenizer, batches, None if held_out is None else labelled_as(held_out, names), recipe.batch_size),
+        loss=lambda plain: loss_of(model, plain, recipe, validates=True),
+        draw=lambda: draw_classes(model, tokenizer),
+    )
+    trained = fit(model, tokenizer, data, recipe, checkpoint, progress, watched=watched, run=run, say=say)
+    save = partial(save_generator, model, out, class_names=names, tokenizer_sha256=tokenizer.sha256)
+    conclude(trained, out, save, run)
     return model
 
 
@@ -130,27 +158,86 @@ def fit(
     checkpoint: Path,
     progress: MetricsProgress,
     *,
+    watched: Watched | None = None,
+    run: Run | None = None,
     say: Notify = no_message,
-) -> None:
+) -> Trained | None:
     """Train a generator in place; resumes from `checkpoint`.
 
+    Returns: as `loop.train`.
     Raises: UsageError for what the recipe asks and the model does not know; as `loop.train`.
     """
-    segments = len(model.segment_ends)
     prepare(model, recipe)
     network = model.network.requires_grad_(True)
-    device = next(network.parameters()).device
+    subject = {
+        "network": str(model.config),
+        **data.subject,
+        "tokenizer": fingerprint(tokenizer.network),
+        "beginning": fingerprint(network),
+    }
+    how: dict[str, Any] = {"subject": subject, "decays": model.decays, "watched": watched, "run": run, "say": say}
+    return train(network, loss_of(model, data, recipe), recipe, checkpoint, progress, **how)
 
-    def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
-        tokens_BL, label_B, generator = data.batch(step, recipe.batch_size)
-        dropped_B = torch.rand(len(label_B), generator=generator) < recipe.class_dropout
-        class_B = torch.where(dropped_B, model.num_classes, label_B)
-        objective = recipe.objective(step, segments)
-        draw = model.draw(len(label_B), objective, generator)
+
+def loss_of(model: TrainableModel, data: TokenBatches, recipe: Recipe, *, validates: bool = False) -> LossOfRows:
+    """The loss of rows of a step's batch.
+
+    Args:
+        validates: whether it is of the last step, without dropping classes and branches.
+    """
+    device, segments = next(model.network.parameters()).device, len(model.segment_ends)
+    dropout = 0.0 if validates else recipe.class_dropout
+
+    def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
+        tokens_BL, labels, generator = data.batch(step, rows)
+        dropped = torch.rand(rows.of, generator=generator) < dropout
+        class_B = rows.take(torch.where(dropped, model.num_classes, labels))
+        objective = recipe.objective(recipe.steps - 1 if validates else step, segments)
+        objective = replace(objective, drop_path=0.0) if validates else objective
+        draw = model.draw(rows.of, objective, generator).take(rows)
         seed_dropout(recipe, generator)
         loss = model.training_loss(tokens_BL.to(device), class_B.to(device), objective, draw).mean
         return loss, {"bits/token": loss.item() / math.log(2)}
 
-    made_of = f"tokens of {fingerprint(tokenizer.network)}, starting from {fingerprint(network)}"
-    subject = f"{model.config} on {data}, {made_of}, class dropout {recipe.class_dropout}"
-    train(network, loss_of_step, recipe, checkpoint, progress, subject=subject, decays=model.decays, say=say)
+    return loss_of_rows
+
+
+def watched_images(
+    model: NetworkModel,
+    tokenizer: LoadedTokenizer,
+    images: TrainingImages,
+    held_out: ImageSet | None,
+    batch_size: int,
+    loss: Callable[[EncodedImages], LossOfRows],
+    draw: Callable[[], np.ndarray] | None = None,
+) -> Watched:
+    """What there is to watch in a training of a generator on images.
+
+    Args:
+        held_out: to validate on; their labels are those of the training. loss: on these.
+        draw: as for `Watched`.
+    """
+    tokens = tokenizer.layout.num_tokens
+    if held_out is None:
+        return Watched(images=len(images), tokens=tokens, draw=draw)
+    plain = ValidationImages(held_out, images.size, images.augment, batch_size=batch_size, seed=images.seed)
+    validation = Validation(
+        loss=loss(EncodedImages(tokenizer, plain)),
+        images=len(plain),
+        batch_size=batch_size,
+        subject=plain.subject["images"],
+    )
+    return Watched(images=len(images), tokens=tokens, validation=validation, draw=draw)
+
+
+@torch.no_grad()
+def draw_classes(model: TrainableModel, tokenizer: LoadedTokenizer) -> np.ndarray:
+    """Pictures of the first classes, a column each, with the guidance that the model is meant for."""
+    shown = min(model.num_classes, DRAWN)
+    class_B = torch.arange(shown).repeat_interleave(DRAWN_OF_EACH).to(tokenizer.device)
+    streams = [generator_of(0, number, device=tokenizer.device) for number in range(len(class_B))]
+    # A new model around the weights: a model keeps tables that were computed from them.
+    drawing = model.with_network(model.network)
+    tokens_BL = drawing.sample(class_B, generators=streams, guidance=drawing.default_guidance)
+    images = tokenizer.network.reconstruct(tokens_BL)
+    return grid(images.unflatten(0, (shown, DRAWN_OF_EACH)).transpose(0, 1))

@@ -5,85 +5,170 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, describe_differences
+from avarc_cli import processes
+from avarc_cli.errors import AvarcError, Interrupted
+from avarc_cli.layers import collectives
 from avarc_cli.layers.weight_decay import decays_unless_named
+from avarc_cli.process import held_back
 from avarc_cli.progress import MetricsProgress, Notify, no_message
-from avarc_cli.storage import remove_leftovers_of
-from avarc_cli.train import checkpoint_file
+from avarc_cli.train.best import Best
+from avarc_cli.train.blocks import compiled, recomputed
 from avarc_cli.train.recipe import Recipe
-from avarc_cli.train.update import Decays, average, parameter_groups, update
+from avarc_cli.train.rehearsal import rehearse
+from avarc_cli.train.resume import resume_file
+from avarc_cli.train.run import Run
+from avarc_cli.train.state import Kept, State, discard
+from avarc_cli.train.update import Decays, average, is_skipped, parameter_groups, set_rates, spread
+from avarc_cli.train.updates import Done, LossOfRows, Updates, is_finite
+from avarc_cli.train.watch import Watch, Watched, opened
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to."""
+
+    step: int
+    """After which the model had the weights that it has now."""
+    best: float | None
+    """Their loss on validation data, which was the smallest; None without such data."""
+
 
 ShouldContinue = Callable[[int, dict[str, Tensor]], bool]  # (steps done, averaged weights) -> whether to continue
-LossOfStep = Callable[[int], tuple[Tensor, dict[str, float]]]  # step -> (loss, what to show)
 
 
 def train(
     model: nn.Module,
-    loss_of_step: LossOfStep,
+    loss_of_rows: LossOfRows,
     recipe: Recipe,
     checkpoint: Path | None,
     progress: MetricsProgress,
     *,
-    subject: str,
+    subject: Mapping[str, str],
     decays: Decays = decays_unless_named,
+    kept: Kept | None = None,
+    watched: Watched | None = None,
+    run: Run | None = None,
     should_continue: ShouldContinue = lambda step, averaged: True,
     say: Notify = no_message,
-) -> None:
-    """Train in place; afterwards the model holds the averaged weights.
+) -> Trained | None:
+    """Train in place; afterwards the model holds the averaged weights, or with validation data the best of them.
 
-    `checkpoint` is replaced every `save_every` steps. When it exists and was made with the same recipe and `subject`
-    (what is trained, and on what), training resumes from it, with the same result as if it had never stopped. It does
-    not depend on the device: a training begun on a GPU can be finished on a CPU.
+    `checkpoint` is replaced every `save_every` steps, and when the process is asked to end (Ctrl-C, SIGTERM). When it
+    exists and was made with the same recipe and `subject`, training resumes from it, with the same result as if it had
+    never stopped. It does not depend on the device, nor on the number of processes and passes: a training begun on
+    GPUs can be finished on a CPU.
+
+    In the processes of `collectives.joined`, each computes its part of every batch; the first one writes checkpoints.
 
     Args:
-        loss_of_step: the loss of a step, and numbers to show; a function of the step alone.
         checkpoint: None saves nothing, for trainings of minutes.
+        subject: what is trained, and on what, by name.
         decays: which parameters the published training applies weight decay to, for recipes that follow it.
+        kept: what the loss keeps from step to step. None for a loss that keeps nothing.
+        watched: what there is to validate and draw.
         should_continue: called after each step; false ends the training early.
         say: called with a message when `checkpoint` is too old to be verified.
 
-    Raises: CheckpointError when `checkpoint` is corrupt or another training's; AvarcError when the loss is not finite;
-    Interrupted on Ctrl-C.
+    Returns: None after a dry run.
+    Raises: CheckpointError when `checkpoint` is corrupt or another training's; AvarcError when the loss is not finite,
+    or a checkpoint cannot be written; UsageError as `Updates`; Interrupted on Ctrl-C.
     """
-    identity = recipe.identity() | {"subject": subject}
+    with collectives.joined(next(model.parameters()).device):
+        return _train(
+            *(model, loss_of_rows, recipe, checkpoint, progress, subject, decays, kept),
+            *(watched or Watched(), run or Run(), should_continue, say),
+        )
+
+
+def _train(
+    model: nn.Module,
+    loss_of_rows: LossOfRows,
+    recipe: Recipe,
+    checkpoint: Path | None,
+    progress: MetricsProgress,
+    subject: Mapping[str, str],
+    decays: Decays,
+    kept: Kept | None,
+    watched: Watched,
+    run: Run,
+    should_continue: ShouldContinue,
+    say: Notify,
+) -> Trained | None:
+    identity = recipe.identity() | {"subject": dict(subject)}
+    if run.precision != "fp32":
+        identity["precision"] = run.precision
+    if watched.validation is not None:
+        identity["validation"] = f"{watched.validation.subject}, every {run.validate_every} steps"
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe, decays), lr=recipe.lr, betas=recipe.betas)
-    averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    state = _State(identity, model, optimizer, averaged)
+    updates = Updates(model, loss_of_rows, optimizer, run, batch_size=recipe.batch_size)
+    if run.rehearse is not None:
+        size = {"images": watched.images, "tokens": watched.tokens, "batch_size": recipe.batch_size}
+        with _as_asked(model, run):
+            run.rehearse(rehearse(model, updates, **size, steps=recipe.steps, clip=recipe.clip))
+        return None
+    averaged, best = {k: v.detach().clone() for k, v in model.state_dict().items()}, Best()
+    state = State(identity, model, optimizer, averaged, updates.scaler, kept, best)
     start = state.resume(checkpoint, say) if checkpoint else 0
     shown: dict[str, float] = {}
     model.train()
-    with _interruptible(checkpoint):
+    with ExitStack() as stack:
+        stack.enter_context(_interruptible(checkpoint))
+        writers = stack.enter_context(opened(run, identity, start))
+        stack.enter_context(_as_asked(model, run))
+        ending = stack.enter_context(held_back() if checkpoint else _at_once())
+        watch = Watch(run, watched, best, model, batch_size=recipe.batch_size, writers=writers)
         for step in range(start, recipe.steps):
-            loss, values = loss_of_step(step)
-            _update(model, optimizer, loss, recipe, step)
+            set_rates(optimizer, recipe, step)
+            done = updates.gradients(step, recipe.clip, asked_to_end=ending)
+            _check(done, run, step, checkpoint)
+            if kept is not None:
+                kept.before_update(step, recipe.steps)
+            norms = spread(model.parameters(), recipe)
+            if norms is None or not is_skipped(norms, recipe, step):
+                updates.apply()
             average(averaged, model, recipe.averaging(step))
-            shown = {k: 0.98 * shown.get(k, v) + 0.02 * v for k, v in values.items()}  # over about 50 steps
+            shown = {k: 0.98 * shown.get(k, v) + 0.02 * v for k, v in done.values.items()}  # over about 50 steps
             progress(step + 1, shown)
+            watch.after(step + 1, done, recipe.rate(step), averaged, is_last=step + 1 == recipe.steps)
             if not should_continue(step + 1, averaged):
                 break
-            if checkpoint and (step + 1) % recipe.save_every == 0:
-                state.save(checkpoint, step + 1)
-    model.load_state_dict(averaged)
+            stops = done.stops or (bool(ending) and collectives.count() == 1)  # several end after the same step
+            if checkpoint and (stops or (step + 1) % recipe.save_every == 0):
+                state.save(checkpoint, step + 1, keep=run.keep)
+            if stops:
+                break
+    model.load_state_dict(averaged if best.weights is None else best.weights)
     model.eval()
+    return Trained(recipe.steps, None) if best.weights is None else Trained(best.step, best.loss)
 
 
-def _update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, recipe: Recipe, step: int) -> None:
-    """One optimizer step. Raises: AvarcError when the loss is not finite."""
-    if not math.isfinite(loss.item()):
-        raise AvarcError(
-            f"the loss is {loss.item()} at step {step}", "training diverged", "start again with a smaller --lr"
+def conclude(trained: Trained | None, out: Path, save: Callable[[], None], run: Run | None = None) -> None:
+    """After a training, write what it made to `out`, as the first process, and delete its checkpoints."""
+    if trained is None or not processes.is_first():
+        return
+    save()
+    discard(resume_file(out))
+    if run is not None and trained.best is not None:
+        run.note(
+            f"these are the weights after {trained.step} steps, the best on validation data: loss {trained.best:.4g}"
         )
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    update(list(model.parameters()), optimizer, recipe, step)
+
+
+def _check(done: Done, run: Run, step: int, checkpoint: Path | None) -> None:
+    """Raises: AvarcError when the training has diverged."""
+    if is_finite(done) or (run.precision == "fp16" and math.isfinite(done.loss)):  # the scaler handles an overflow
+        return
+    what = f"the gradient's norm is {done.norm}" if math.isfinite(done.loss) else f"the loss is {done.loss}"
+    saved = checkpoint is not None and checkpoint.exists()
+    kept = f"; the last good checkpoint is '{checkpoint}'" if saved else ""
+    raise AvarcError(f"{what} at step {step}", f"training diverged{kept}", "start again with a smaller --lr")
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -95,6 +180,23 @@ def fingerprint(module: nn.Module) -> str:
 
 
 @contextmanager
+def _as_asked(model: nn.Module, run: Run) -> Iterator[None]:
+    """Blocks recomputed and compiled, as the run says."""
+    with ExitStack() as stack:
+        if run.recompute:
+            stack.enter_context(recomputed(model))
+        if run.compile:
+            stack.enter_context(compiled(model))
+        yield
+
+
+@contextmanager
+def _at_once() -> Iterator[list[int]]:
+    """In place of `held_back` where nothing is saved: signals act at once."""
+    yield []
+
+
+@contextmanager
 def _interruptible(checkpoint: Path | None) -> Iterator[None]:
     """Ctrl-C as an Interrupted that says what is kept."""
     try:
@@ -103,78 +205,3 @@ def _interruptible(checkpoint: Path | None) -> Iterator[None]:
         saved = checkpoint is not None and checkpoint.exists()
         kept = f"the last checkpoint is in '{checkpoint}'" if saved else "nothing was saved yet"
         raise Interrupted("training was interrupted", kept, "run the same command again") from None
-
-
-@dataclass(frozen=True)
-class _State:
-    """What a checkpoint stores of a training, besides the step."""
-
-    identity: dict[str, Any]  # recipe and subject: a checkpoint of another training is refused
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    averaged: dict[str, Tensor]  # moving average of the weights
-
-    def save(self, path: Path, step: int) -> None:
-        """Write a checkpoint after `step` steps. Raises: OSError."""
-        state = {
-            "identity": self.identity,
-            "step": step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "averaged": self.averaged,
-        }
-        checkpoint_file.write(path, state)
-
-    def resume(self, path: Path, say: Notify) -> int:
-        """Load the checkpoint, if there is one; the number of steps done. Raises: CheckpointError."""
-        remove_leftovers_of(path)  # of a kill while saving
-        if not path.exists():
-            return 0
-        state, verified = checkpoint_file.read(path)
-        theirs = state.get("identity")
-        if not isinstance(theirs, dict):
-            raise checkpoint_file.corrupt(path, "it does not say which training it is of")
-        if differences := describe_differences({name: theirs.get(name) for name in self.identity}, self.identity):
-            raise CheckpointError(
-                f"{path} belongs to another training run",
-                differences,
-                f"repeat that run's options to continue it, or delete {path} to start over",
-            )
-        try:
-            self._check(state)
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            raise checkpoint_file.corrupt(path, why) from None
-        self.model.load_state_dict(state["model"])
-        groups = self.optimizer.state_dict()["param_groups"]  # the recipe decides about these
-        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        for key, value in state["averaged"].items():
-            self.averaged[key].copy_(value)
-        if not verified:
-            say(f"{path} was written by an older avarc, without a digest: damage would not be noticed")
-        step: int = state["step"]
-        return step
-
-    def _check(self, state: Mapping[str, Any]) -> None:
-        """Raises: what the wrong types raise, or ValueError, unless this training can have saved the state."""
-        if type(state["step"]) is not int or not 0 < state["step"] <= self.identity["steps"]:
-            raise ValueError(f"its number of steps is {state['step']!r}")
-        for name in ("model", "averaged"):
-            _check_tensors(name, state[name], self.averaged)
-        if not state["optimizer"]["state"]:
-            raise ValueError("its optimizer has no state")
-        parameters = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
-        for number, moments in state["optimizer"]["state"].items():
-            parameter = parameters[number]
-            expected = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
-            _check_tensors("optimizer", moments, expected)
-
-
-def _check_tensors(name: str, there: Mapping[str, Any], here: Mapping[str, Tensor]) -> None:
-    """Raises: ValueError, AttributeError unless both are tensors of the same names, shapes and dtypes."""
-    if there.keys() != here.keys():
-        raise ValueError(f"{name} has other tensors")
-    for key, tensor in here.items():
-        found, form = there[key], (tensor.shape, tensor.dtype, tensor.layout)
-        if not isinstance(found, Tensor) or (found.shape, found.dtype, found.layout) != form:
-            raise ValueError(f"{name}: {key} is not a tensor of shape {tuple(tensor.shape)}, {tensor.dtype}")

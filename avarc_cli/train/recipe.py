@@ -41,7 +41,6 @@ class Recipe:
     clip: float | None = 2.0  # largest gradient norm; None for no limit
     ema_decay: float | None = 0.999  # of the moving average of the weights, which is what is saved; None for none
     ema_start: str = "tensorflow"  # how the average begins (`schedules.ema_decay`)
-    accumulate: int = 1  # passes that a batch is cut into
     class_dropout: float = 0.1  # fraction of images trained on as unconditional (arXiv:2404.02905, section 4)
     smoothing: float = 0.0  # of the labels of the cross-entropy
     visible: float = 0.0  # weight of visible tokens, in models of hidden tokens; hidden ones weigh 1
@@ -57,7 +56,7 @@ class Recipe:
     seed: int = 0  # of data order and initialization
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "save_every", "accumulate"):
+        for name in ("steps", "batch_size", "save_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", "it must be at least 1")
         for name in ("warmup", "hold", "progressive_ramp", "progressive_first", "skip_from", "weight_decay"):

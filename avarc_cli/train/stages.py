@@ -20,6 +20,7 @@ from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.train.images import Augment
 from avarc_cli.train.loop import fingerprint
 from avarc_cli.train.recipe import Recipe
+from avarc_cli.train.run import Run
 from avarc_cli.train.tokenizer import fit
 from avarc_cli.zoo import checkpoint
 
@@ -35,6 +36,8 @@ def train_first_stage(
     *,
     family: str,
     augment: Augment | None = None,
+    held_out: ImageSet | None = None,
+    run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
 ) -> TokenizerNetwork:
@@ -45,7 +48,7 @@ def train_first_stage(
     Args:
         shape: of the network, in the family's own terms (`TokenizerFamily.first_stage`).
         family: a name in `families.TOKENIZERS`.
-        augment, progress, say: as for `train_tokenizer`.
+        augment, held_out, run, progress, say: as for `train_tokenizer`.
     Raises: UsageError for a teacher of the wrong family, or a shape that does not fit; otherwise as `train_tokenizer`.
     """
     check_output(out, WEIGHTS, overwrite=True)
@@ -53,7 +56,7 @@ def train_first_stage(
     _check_teacher(teacher, known)
     torch.manual_seed(recipe.seed)
     network, loss = known.first_stage(teacher.network, **shape)
-    made_of = f", codes of {fingerprint(teacher.network)}"
+    made_of = {"teacher": fingerprint(teacher.network)}
     stated = {TEACHER: teacher.sha256}
     fit(
         network,
@@ -65,6 +68,9 @@ def train_first_stage(
         augment=augment,
         made_of=made_of,
         stated=stated,
+        draws=False,
+        held_out=held_out,
+        run=run,
         progress=progress,
         say=say,
     )
@@ -80,6 +86,8 @@ def train_second_stage(
     *,
     family: str,
     augment: Augment | None = None,
+    held_out: ImageSet | None = None,
+    run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
 ) -> TokenizerNetwork:
@@ -105,7 +113,7 @@ def train_second_stage(
         )
     stated = ConfigSources(((f"the metadata of {first}", read.metadata),))
     network, loss = known.second_stage(read.tensors, stated, str(first), teacher.network)
-    made_of = f", starting from {fingerprint(network)}"
+    made_of = {"beginning": fingerprint(network)}
     fit(
         network,
         loss,
@@ -115,6 +123,8 @@ def train_second_stage(
         family=family,
         augment=augment,
         made_of=made_of,
+        held_out=held_out,
+        run=run,
         progress=progress,
         say=say,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,18 +52,40 @@ def update(parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer,
         optimizer: of `parameter_groups`.
         step: from 0.
     """
+    set_rates(optimizer, recipe, step)
+    norm = clip(parameters, recipe.clip)
+    norms = spread(parameters, recipe)
+    stepped = norms is None or not is_skipped(norms, recipe, step)
+    if stepped:
+        optimizer.step()
+    return Update(norm, stepped, norms)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> None:
+    """Give the groups of `parameter_groups` the learning rate and weight decay of a step."""
     for group in optimizer.param_groups:
         group["lr"] = recipe.rate(step)
         group["weight_decay"] = recipe.decay(step) if group[DECAYED] else 0.0
-    norm = nn.utils.clip_grad_norm_(parameters, math.inf if recipe.clip is None else recipe.clip)
-    norms, stepped = None, True
-    if recipe.skip_norm is not None:
-        # Measured after clipping, as in RandAR's code: it says how gradients are spread over tensors.
-        norms = sum(p.grad.norm().item() for p in parameters if p.grad is not None)
-        stepped = norms < recipe.skip_norm or step < recipe.skip_from
-    if stepped:
-        optimizer.step()
-    return Update(float(norm), stepped, norms)
+
+
+def clip(parameters: Iterable[nn.Parameter], limit: float | None) -> float:
+    """Clip gradients to this norm over all tensors together. Returns: the norm before."""
+    return float(nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit))
+
+
+def spread(parameters: Iterable[nn.Parameter], recipe: Recipe) -> float | None:
+    """Sum over the tensors of the norms of their clipped gradients; None where the recipe does not ask for it.
+
+    Measured after clipping, as in RandAR's code: it says how gradients are spread over tensors.
+    """
+    if recipe.skip_norm is None:
+        return None
+    return sum(p.grad.norm().item() for p in parameters if p.grad is not None)
+
+
+def is_skipped(norms: float, recipe: Recipe, step: int) -> bool:
+    """Whether an update with gradients of this `spread` is left out."""
+    return recipe.skip_norm is not None and norms >= recipe.skip_norm and step >= recipe.skip_from
 
 
 def average(averaged: Mapping[str, Tensor], network: nn.Module, kept: float) -> None:

@@ -25,11 +25,19 @@ def random_masks(count: int, length: int, generator: torch.Generator) -> Tensor:
 
 
 def masked_loss(
-    logits_BLV: Tensor, tokens_BL: Tensor, hidden_BL: Tensor, *, smoothing: float = 0.0, visible: float = 0.0
+    logits_BLV: Tensor,
+    tokens_BL: Tensor,
+    hidden_BL: Tensor,
+    *,
+    smoothing: float = 0.0,
+    visible: float = 0.0,
+    counted: Tensor | None = None,
 ) -> StepLoss:
     """Mean cross-entropy, and each image's share of hidden tokens that were the likeliest.
 
     Args:
+        counted: what is hidden in the whole batch, of which these rows are a part: the mean over parts, weighted by
+            their rows, is then that of the batch. None: these rows are all.
         smoothing: of the labels. The published models were trained with 0.1, which flattens their likelihoods.
         visible: weight of visible tokens; 0.1 in the published training. Hidden ones weigh 1.
     """
@@ -37,4 +45,7 @@ def masked_loss(
     weight_BL = torch.where(hidden_BL, 1.0, visible)
     correct_BL = (logits_BLV.detach().argmax(-1) == tokens_BL) & hidden_BL
     accuracy = (correct_BL.sum(1) / hidden_BL.sum(1)).mean()
-    return StepLoss((losses_BL * weight_BL).sum() / (weight_BL.sum() + 1e-8), accuracy)
+    total, weight = (losses_BL * weight_BL).sum(), weight_BL.sum()
+    if counted is not None:
+        weight = torch.where(counted, 1.0, visible).sum() * len(hidden_BL) / len(counted)
+    return StepLoss(total / (weight + 1e-8), accuracy)

@@ -113,7 +113,14 @@ class MaskGenLikelihood(CaptionedLikelihood, MaskedCodes, CaptionTrainableModel)
             score_B = torch.full((len(tokens_BL),), self.config.aesthetic_score)
         captions = self.transformer.captions(*(x.to(self.device) for x in (sequence_BTD, pooled_BE, score_B)))
         logits_BLV = self.transformer.logits(captions, row_B, tokens_BL.masked_fill(hidden_BL, self.mask))
-        loss = masked_loss(logits_BLV, tokens_BL, hidden_BL, smoothing=objective.smoothing, visible=objective.visible)
+        loss = masked_loss(
+            logits_BLV,
+            tokens_BL,
+            hidden_BL,
+            smoothing=objective.smoothing,
+            visible=objective.visible,
+            counted=draw.all_hidden_BL,
+        )
         # In the reference the gradients of what nothing reads are zeros, not absent: these weights decay.
         unread = sum(parameter.sum() for parameter in self.transformer.unread())
         return loss._replace(mean=loss.mean + 0.0 * unread)

@@ -121,7 +121,14 @@ class MaskGITLikelihood(MaskedCodes, TrainableModel):
         assert draw.hidden_BL is not None, "of another model"
         hidden_BL = draw.hidden_BL.to(tokens_BL.device)
         logits_BLV = self.transformer.logits(class_id_B, tokens_BL.masked_fill(hidden_BL, self.config.mask))
-        return masked_loss(logits_BLV, tokens_BL, hidden_BL, smoothing=objective.smoothing, visible=objective.visible)
+        return masked_loss(
+            logits_BLV,
+            tokens_BL,
+            hidden_BL,
+            smoothing=objective.smoothing,
+            visible=objective.visible,
+            counted=draw.all_hidden_BL,
+        )
 
     def class_embedding(self, class_id: int) -> Tensor:
         return self.transformer.words.weight[self.config.first_class + class_id]

@@ -7,12 +7,13 @@ of its grid.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avarc_cli.family import TokenizerLoss
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layers.vq_loss import Quantized, ReconstructionLoss, codebook_loss
 from avarc_cli.tokenizer import TokenizerNetwork
@@ -57,14 +58,14 @@ class FirstStageLoss(TiTokLoss):
         return self.network.decoder(codes)
 
     def error(self, decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, float]]:
-        with torch.no_grad(), tf32(False):
+        with torch.no_grad(), tf32(False), torch.autocast(images.device.type, enabled=False):
             tokens_BL = self.teacher.tokenize(self.teacher.encode(images))
         loss = F.cross_entropy(decoded.flatten(2), tokens_BL)
         right = (decoded.flatten(2).argmax(1) == tokens_BL).float().mean()
         return loss, {"nats/code": loss.item(), "right": right.item()}
 
 
-class SecondStageLoss:
+class SecondStageLoss(TokenizerLoss):
     """Squared error of the pixels. Encoder and codes have learnt what they will."""
 
     def __init__(self, network: TiTok) -> None:
@@ -80,3 +81,13 @@ class SecondStageLoss:
             codes = network.quantize.lookup(network.tokenize(latents))
         error = F.mse_loss(network.decode(codes), images)
         return error, {"rmse": error.item() ** 0.5}
+
+    def before_update(self, step: int, steps: int) -> None:
+        """Nothing to do."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing is kept."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
