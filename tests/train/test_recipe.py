@@ -50,7 +50,6 @@ def test_a_length_below_one_is_a_fraction_of_the_steps():
         {"class_dropout": 1.0},
         {"anneal": (0.8, 0.5)},
         {"warmup": float("nan")},
-        {"accumulate": 0},
         {"smoothing": 1.5},
     ],
     ids=str,

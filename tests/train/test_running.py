@@ -1,5 +1,6 @@
 """How trainings run: signals, checkpoints, validation, logs, dry runs, and what is refused."""
 
+import itertools
 import json
 import os
 import signal
@@ -40,14 +41,14 @@ def command(images, out, *more):
 
 def killed_after(steps, monkeypatch):
     """From now on, SIGTERM comes in the middle of this step."""
-    average = loop._average
+    average, step = loop.average, itertools.count()
 
-    def kill(averaged, model, recipe, step):
-        if step == steps:
+    def kill(averaged, model, kept):
+        if next(step) == steps:
             os.kill(os.getpid(), signal.SIGTERM)
-        average(averaged, model, recipe, step)
+        average(averaged, model, kept)
 
-    monkeypatch.setattr(loop, "_average", kill)
+    monkeypatch.setattr(loop, "average", kill)
 
 
 @pytest.mark.parametrize("more", [[], ["--accumulate", "2", "--hold-out", "0.25", "--validate-every", "4"]])
