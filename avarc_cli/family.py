@@ -17,7 +17,9 @@ from torch import Tensor
 
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.objective import Objective
 from avarc_cli.layers.precision import Precision
+from avarc_cli.layers.vq_loss import Reconstruction
 from avarc_cli.likelihood import (
     CaptionTrainableModel,
     GeneratorConfig,
@@ -124,6 +126,8 @@ class TokenizerFamily(ABC):
     teacher: ClassVar[str] = ""
     """Name of the family of tokenizers whose codes a model trained in two stages first learns to predict; "" where
     training has one stage."""
+    objective: ClassVar[Objective | None] = None
+    """The published loss of its reconstructions; None where none is known."""
 
     @abstractmethod
     def build(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> TokenizerNetwork:
@@ -177,4 +181,17 @@ class TokenizerLoss(Protocol):
             images: (B, 3, H, H) float32 in [-1, 1]. step: from 0, of this many `steps` of the training.
             generator: the step's own, on the CPU.
         """
+        ...
+
+
+class PixelLoss(TokenizerLoss, Protocol):
+    """A training loss whose error of pixels can be replaced by the terms of a published `Objective`."""
+
+    @property
+    def last_weight(self) -> Tensor:
+        """The weight of the decoder's last convolution."""
+        ...
+
+    def reconstruct(self, images: Tensor, step: int, steps: int, generator: torch.Generator) -> Reconstruction:
+        """What is made of a batch, with gradients; arguments as of a call."""
         ...

@@ -1,7 +1,7 @@
 """Training of a tokenizer by reconstruction: pixels, codebook, and the replacement of codes that fall out of use.
 
-The perceptual and adversarial losses of the published recipes are left out.
-Shapes: B images, Z channels of latents and codes, V codes.
+The perceptual and adversarial losses of the published recipes are in `train.adversarial`, which builds on this.
+Shapes: B images, Z channels of latents and codes, V codes, N latents of a batch.
 """
 
 from __future__ import annotations
@@ -31,9 +31,29 @@ class Quantized(NamedTuple):
     """The chosen codes, int64."""
 
 
-def codebook_loss(latents: Tensor, codes: Tensor) -> Tensor:
+class Reconstruction(NamedTuple):
+    """What a tokenizer made of a batch."""
+
+    images: Tensor
+    """Decoded, (B, 3, H, H), not clamped."""
+    loss: Tensor
+    """The codebook loss; zero where no code is trained."""
+    shown: dict[str, float]
+
+
+def codebook_loss(latents: Tensor, codes: Tensor, commitment: float = COMMITMENT) -> Tensor:
     """Codes are drawn to the latents, and latents to the codes (arXiv:1711.00937, equation 3)."""
-    return F.mse_loss(codes, latents.detach()) + COMMITMENT * F.mse_loss(latents, codes.detach())
+    return F.mse_loss(codes, latents.detach()) + commitment * F.mse_loss(latents, codes.detach())
+
+
+def entropy_loss(latents_NZ: Tensor, codes_VZ: Tensor, temperature: float = 0.01) -> Tensor:
+    """Small when each latent is near one code, and all codes are near some (LlamaGen's code, which weighs it with 0)."""
+    squares = latents_NZ.square().sum(1, keepdim=True) + codes_VZ.square().sum(1)
+    affinity = (2 * latents_NZ @ codes_VZ.T - squares) / temperature
+    p_NV = affinity.softmax(1)
+    mean_V = p_NV.mean(0)
+    of_each = -(p_NV * affinity.log_softmax(1)).sum(1).mean()
+    return of_each + (mean_V * (mean_V + 1e-5).log()).sum()
 
 
 class ReconstructionLoss(ABC):
@@ -60,10 +80,21 @@ class ReconstructionLoss(ABC):
     def decode(self, codes: Tensor) -> Tensor:
         """Images (B, 3, H, H), not clamped, from codes (B, Z, h, w)."""
 
+    @property
+    @abstractmethod
+    def last_weight(self) -> Tensor:
+        """The weight of the decoder's last convolution."""
+
     def __call__(
         self, images: Tensor, step: int, steps: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """As `family.TokenizerLoss`."""
+        made = self.reconstruct(images, step, steps, generator)
+        error, shown = self.error(made.images, images)
+        return error + made.loss, shown | made.shown
+
+    def reconstruct(self, images: Tensor, step: int, steps: int, generator: torch.Generator) -> Reconstruction:
+        """What is made of a batch; arguments as of `family.TokenizerLoss`. Replaces codes now and then."""
         encoded = self.encode(images)
         latents, codes, vq_loss, used_N = self.quantize(encoded)
         self.used_V.add_(used_N.bincount(minlength=len(self.used_V)))
@@ -73,8 +104,7 @@ class ReconstructionLoss(ABC):
             self.used_V.zero_()
         # Straight through: the decoder sees the codes, the gradient goes to the latents.
         decoded = self.decode(latents + (codes - latents).detach())
-        error, shown = self.error(decoded, images)
-        return error + vq_loss, shown | {"vq": vq_loss.item()}
+        return Reconstruction(decoded, vq_loss, {"vq": vq_loss.item()})
 
     def error(self, decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, float]]:
         """How far what was decoded is from the images, and what to show of it."""

@@ -1,4 +1,4 @@
-"""Training of a LlamaGen tokenizer (arXiv:2406.06525, section 2.1, without the perceptual and adversarial losses)."""
+"""Training of a LlamaGen tokenizer (arXiv:2406.06525, section 2.1)."""
 
 from __future__ import annotations
 
@@ -32,3 +32,7 @@ class LlamaGenVQLoss(ReconstructionLoss):
 
     def decode(self, codes: Tensor) -> Tensor:
         return self.network.decode(codes)
+
+    @property
+    def last_weight(self) -> Tensor:
+        return self.network.decoder.conv_out.weight

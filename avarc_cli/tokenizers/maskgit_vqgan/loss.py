@@ -1,4 +1,4 @@
-"""Training of a MaskGIT-VQGAN (arXiv:2202.04200, section 3.1, without the perceptual and adversarial losses)."""
+"""Training of a MaskGIT-VQGAN (arXiv:2202.04200, section 3.1)."""
 
 from __future__ import annotations
 
@@ -31,3 +31,7 @@ class MaskGITVQGANLoss(ReconstructionLoss):
 
     def decode(self, codes: Tensor) -> Tensor:
         return self.network.decode(codes)
+
+    @property
+    def last_weight(self) -> Tensor:
+        return self.network.decoder.conv_out.weight

@@ -1,6 +1,5 @@
 """Training of a TiTok: of one stage on its pixels (arXiv:2501.07730), or of two stages (arXiv:2406.07550).
 
-The perceptual and adversarial losses are left out.
 Shapes: B images, L latent tokens, M latents of a batch, Z channels of latents and codes, U codes of the teacher, g side
 of its grid.
 """
@@ -10,12 +9,13 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.layers.precision import tf32
-from avarc_cli.layers.vq_loss import Quantized, ReconstructionLoss, codebook_loss
+from avarc_cli.layers.vq_loss import Quantized, Reconstruction, ReconstructionLoss, codebook_loss
 from avarc_cli.likelihood import TokenizerNetwork
+from avarc_cli.tokenizers.maskgit_vqgan.network import Decoder as PixelDecoder
 from avarc_cli.tokenizers.titok.network import Codebook, TiTok
 
 
@@ -43,6 +43,10 @@ class TiTokLoss(ReconstructionLoss):
 
     def decode(self, codes: Tensor) -> Tensor:
         return self.network.decode(codes)
+
+    @property
+    def last_weight(self) -> Tensor:
+        return cast("nn.Conv2d", self.network.decoder.conv_out).weight
 
 
 class FirstStageLoss(TiTokLoss):
@@ -74,9 +78,17 @@ class SecondStageLoss:
         self, images: Tensor, step: int, steps: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """As `family.TokenizerLoss`."""
+        error = F.mse_loss(self.reconstruct(images, step, steps, generator).images, images)
+        return error, {"rmse": error.item() ** 0.5}
+
+    def reconstruct(self, images: Tensor, step: int, steps: int, generator: torch.Generator) -> Reconstruction:
+        """As `family.PixelLoss`."""
         network = self.network
         with torch.no_grad():
             latents = network.encoder((images + 1) / 2, network.latent_tokens)
             codes = network.quantize.lookup(network.tokenize(latents))
-        error = F.mse_loss(network.decode(codes), images)
-        return error, {"rmse": error.item() ** 0.5}
+        return Reconstruction(network.decode(codes), images.new_zeros(()), {})
+
+    @property
+    def last_weight(self) -> Tensor:
+        return cast("PixelDecoder", self.network.pixel_decoder).conv_out.weight

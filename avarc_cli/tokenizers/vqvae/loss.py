@@ -1,4 +1,4 @@
-"""Training of the multi-scale VQ-VAE (arXiv:2404.02905, section 3.2, without the perceptual and adversarial losses)."""
+"""Training of the multi-scale VQ-VAE (arXiv:2404.02905, section 3.2)."""
 
 from __future__ import annotations
 
@@ -38,3 +38,7 @@ class VQVAELoss(ReconstructionLoss):
 
     def decode(self, codes: Tensor) -> Tensor:
         return self.network.decode(codes)
+
+    @property
+    def last_weight(self) -> Tensor:
+        return self.network.decoder.conv_out.weight

@@ -1,0 +1,214 @@
+"""The published training of a tokenizer: pixels, perceptual networks, and a discriminator with an optimizer of its own.
+
+A step goes as in LlamaGen's, TiTok's and VAR's code: the tokenizer's loss, with the discriminator frozen; the update of
+the tokenizer, which the training loop does; then one update of the discriminator on the same reconstructions.
+
+Shapes: B images, H rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avarc_cli.family import PixelLoss
+from avarc_cli.layers.objective import Adversary, Objective
+from avarc_cli.train.discriminators import augment
+from avarc_cli.train.discriminators.losses import LeCam, adaptive_weight, hinge
+
+BLUR_RAMPS = 2  # ramps until the discriminator sees sharp images
+
+
+class Discriminator(Protocol):
+    """One of `train.discriminators`: a module that gives logits."""
+
+    unit_range: bool
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
+
+
+@dataclass
+class Opponent:
+    """A discriminator with its optimizer and all that must be kept when a training is interrupted."""
+
+    network: nn.Module
+    """A `Discriminator`."""
+    recipe: Adversary
+    start: int
+    """The first step (from 0) at which it counts."""
+    ramp: int = 0
+    """Steps over which its weight rises."""
+    lecam: LeCam = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        parameters = list(self.network.parameters())
+        self.lecam = LeCam(parameters[0].device)
+        decay = self.recipe.weight_decay
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, betas=self.recipe.betas)
+
+    def strength(self, step: int) -> float:
+        """Share of its full weight at a step (from 0)."""
+        if step < self.start:
+            return 0.0
+        return 1.0 if self.ramp == 0 else min(1.0, (step - self.start) / self.ramp)
+
+    def runs(self, step: int) -> bool:
+        """Whether it sees the batch of a step."""
+        return self.recipe.runs_before_start or self.strength(step) > 0
+
+    def judge(self, images: Tensor, step: int, generator: torch.Generator, *, cutout: float = 0.2) -> Tensor:
+        """Logits of images in [-1, 1], as it sees them at a step."""
+        if self.recipe.augmented:
+            images = augment.augment(augment.blur(images, self._blur(step)), generator, cutout=cutout)
+        return self._logits(images, generator)
+
+    def _blur(self, step: int) -> float:
+        done = (step - self.start) / (BLUR_RAMPS * self.ramp) if self.ramp else 1.0
+        return max(0.0, 1.0 - done)
+
+    def _logits(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        logits: Tensor = self.network((images + 1) / 2 if self.network.unit_range else images, generator)
+        return logits
+
+    def judged(self, fake: Tensor, step: int, generator: torch.Generator) -> Tensor:
+        """The loss of what made `fake`: -mean D, without gradients for the discriminator."""
+        self.network.requires_grad_(False)
+        # LlamaGen's runs in training mode: its batch normalization uses the batch. VAR's uses its running averages.
+        self.network.train(not self.recipe.augmented)
+        loss = -self.judge(fake, step, generator).mean()
+        self.network.train()
+        self.network.requires_grad_(True)
+        return loss
+
+    def loss(self, real: Tensor, fake: Tensor, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Its own loss, and numbers to show."""
+        recipe = self.recipe
+        if recipe.augmented:  # together, as one batch for its normalization
+            both = torch.cat([real, fake])
+            logits = self.judge(both, step, generator)
+            on_real, on_fake = logits.chunk(2)
+        else:
+            logits = torch.cat([on_real := self.judge(real, step, generator), on_fake := self.judge(fake, step, generator)])
+        loss = hinge(on_real, on_fake, halved=recipe.halved)
+        if recipe.lecam:
+            loss = loss + recipe.lecam * self.lecam(on_real, on_fake)
+        if recipe.consistency:
+            changed = self._logits(augment.augment(torch.cat([real, fake]), generator), generator)
+            loss = loss + recipe.consistency * F.mse_loss(changed, logits)
+        strength = float(step >= self.start)
+        right = ((on_real > 0).float().mean() + (on_fake < 0).float().mean()) / 2
+        return strength * recipe.own_weight * loss, {"told apart": right.item()}
+
+    def update(self, loss: Tensor, rate: float) -> float:
+        """One step of the optimizer; the length of the gradient before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        return norm.item()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "moments": self.optimizer.state_dict()["state"],
+            "lecam": torch.stack([self.lecam.real, self.lecam.fake]),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises: LookupError, TypeError, ValueError, RuntimeError for another one's state."""
+        self.network.load_state_dict(state["network"])
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for number, moments in state["moments"].items():
+            if moments["exp_avg"].shape != parameters[number].shape:
+                raise ValueError(f"the discriminator's moments {number} have another shape")
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["moments"], "param_groups": groups})
+        self.lecam.real, self.lecam.fake = state["lecam"].to(self.lecam.real.device).unbind()
+
+
+class AdversarialStep:
+    """The terms of a published loss for which networks are at hand."""
+
+    def __init__(
+        self,
+        loss: PixelLoss,
+        objective: Objective,
+        *,
+        lpips: nn.Module | None = None,
+        logits: nn.Module | None = None,
+        opponent: Opponent | None = None,
+    ) -> None:
+        """lpips: an `LPIPS`. logits: a `LogitsLoss`. opponent: the discriminator. None leaves out the term."""
+        self.loss, self.objective, self.opponent = loss, objective, opponent
+        self.lpips, self.logits = lpips, logits
+        self._batch: tuple[Tensor, Tensor, int, torch.Generator] | None = None
+
+    def generator_loss(
+        self, images: Tensor, step: int, steps: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The tokenizer's loss and numbers to show; arguments as of `family.TokenizerLoss`."""
+        made = self.loss.reconstruct(images, step, steps, generator)
+        error, shown = self.error(made.images, images)
+        shown |= made.shown
+        total = error + made.loss
+        if self.opponent and self.opponent.runs(step):
+            recipe = self.opponent.recipe
+            judged = self.opponent.judged(made.images, step, generator)
+            factor = torch.ones((), device=judged.device)
+            if recipe.adaptive:
+                last = self.loss.last_weight
+                factor = adaptive_weight(error, judged, last, recipe.adaptive, recipe.adaptive_epsilon)
+                shown["adaptive"] = factor.item()
+            total = total + self.opponent.strength(step) * recipe.weight * factor * judged
+            shown["judged"] = judged.item()
+            self._batch = images, made.images.detach(), step, generator
+        return total, shown
+
+    def error(self, decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """What the discriminator's gradient is compared with: pixels and perceptual networks; and numbers to show."""
+        objective = self.objective
+        squared = F.mse_loss(decoded, images)
+        error, shown = objective.squared * squared, {"rmse": squared.item() ** 0.5}
+        if objective.absolute:
+            error = error + objective.absolute * F.l1_loss(decoded, images)
+        if self.lpips and images.shape[-1] >= objective.lpips_from:
+            distance = self.lpips(images, decoded).mean()
+            error, shown["lpips"] = error + objective.lpips * distance, distance.item()
+        if self.logits:
+            distance = self.logits(images, decoded)
+            error, shown["logits"] = error + objective.logits * distance, distance.item()
+        return error, shown
+
+    def update(self, rate: float) -> dict[str, float]:
+        """After the tokenizer's update: train the discriminator on the batch of the last `generator_loss`.
+
+        Args:
+            rate: the learning rate of the step.
+        """
+        if self.opponent is None or self._batch is None:
+            return {}
+        loss, shown = self.opponent.loss(*self._batch)
+        self._batch = None
+        norm = self.opponent.update(loss, rate)
+        return shown | {"discriminator": loss.item(), "discriminator norm": norm}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep besides the tokenizer."""
+        return self.opponent.state_dict() if self.opponent else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises: LookupError, TypeError, ValueError, RuntimeError for another training's state."""
+        if self.opponent:
+            self.opponent.load_state_dict(state)
