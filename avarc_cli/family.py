@@ -126,8 +126,6 @@ class TokenizerFamily(ABC):
     teacher: ClassVar[str] = ""
     """Name of the family of tokenizers whose codes a model trained in two stages first learns to predict; "" where
     training has one stage."""
-    objective: ClassVar[Objective | None] = None
-    """The published loss of its reconstructions; None where none is known."""
 
     @abstractmethod
     def build(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> TokenizerNetwork:
@@ -186,6 +184,9 @@ class TokenizerLoss(Protocol):
 
 class PixelLoss(TokenizerLoss, Protocol):
     """A training loss whose error of pixels can be replaced by the terms of a published `Objective`."""
+
+    objective: ClassVar[Objective]
+    """The published one."""
 
     @property
     def last_weight(self) -> Tensor:

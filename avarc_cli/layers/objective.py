@@ -50,3 +50,18 @@ class Objective:
     logits: float = 0.0
     """Of the squared difference of ConvNeXt-S's logits."""
     adversary: Adversary
+
+
+VQGAN = Objective(
+    squared=1.0,
+    lpips=1.0,
+    adversary=Adversary(
+        kind="patch",
+        weight=0.5,
+        own_weight=0.5,
+        start=0.05,  # step 20,000 of 40 epochs
+        runs_before_start=True,
+        betas=(0.9, 0.95),
+    ),
+)
+"""As LlamaGen's code trains it (arXiv:2406.06525); arXiv:2012.09841 has an adaptive weight besides."""

@@ -28,7 +28,7 @@ class Quantized(NamedTuple):
     loss: Tensor
     """The codebook loss."""
     used_N: Tensor
-    """The chosen codes, int64."""
+    """The chosen codes, int64, of all images."""
 
 
 class Reconstruction(NamedTuple):
@@ -58,6 +58,8 @@ def entropy_loss(latents_NZ: Tensor, codes_VZ: Tensor, temperature: float = 0.01
 
 class ReconstructionLoss(ABC):
     """Absolute and squared error of the pixels, and the codebook loss. Codes that fall out of use are replaced."""
+
+    commitment = COMMITMENT
 
     def __init__(self, codebook_VZ: Tensor) -> None:
         """codebook_VZ: the network's own, which is changed in place."""

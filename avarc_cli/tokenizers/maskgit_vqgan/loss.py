@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from avarc_cli.layers.objective import VQGAN
 from avarc_cli.layers.vq_loss import Quantized, ReconstructionLoss, codebook_loss
 from avarc_cli.tokenizers.maskgit_vqgan.network import MaskGITVQGAN
 
 
 class MaskGITVQGANLoss(ReconstructionLoss):
     """The loss of a MaskGIT-VQGAN."""
+
+    objective = VQGAN  # how the published one was trained is not public
 
     def __init__(self, network: MaskGITVQGAN) -> None:
         super().__init__(network.quantize.embedding.weight)
@@ -23,7 +26,7 @@ class MaskGITVQGANLoss(ReconstructionLoss):
         with torch.no_grad():
             tokens_BL = self.network.tokenize(latents)
         codes = self.network.quantize.lookup(tokens_BL, latents.shape[-1])
-        return Quantized(latents, codes, codebook_loss(latents, codes), tokens_BL.flatten())
+        return Quantized(latents, codes, codebook_loss(latents, codes, self.commitment), tokens_BL.flatten())
 
     def vectors(self, latents: Tensor) -> Tensor:
         """The latents of every cell, (M, Z)."""

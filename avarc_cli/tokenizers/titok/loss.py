@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avarc_cli.layers.objective import Adversary, Objective
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layers.vq_loss import Quantized, Reconstruction, ReconstructionLoss, codebook_loss
 from avarc_cli.likelihood import TokenizerNetwork
@@ -19,8 +20,16 @@ from avarc_cli.tokenizers.maskgit_vqgan.network import Decoder as PixelDecoder
 from avarc_cli.tokenizers.titok.network import Codebook, TiTok
 
 
+def _objective(lpips: float, weight: float, start: float) -> Objective:
+    """What both published trainings share (1d-tokenizer's code). They weigh squared errors of pixels in [0, 1]."""
+    adversary = Adversary(kind="blur", weight=weight, start=start, lecam=0.001, weight_decay=1e-4)
+    return Objective(squared=0.25, lpips=lpips, logits=0.1, adversary=adversary)
+
+
 class TiTokLoss(ReconstructionLoss):
     """The loss of a single-stage TiTok."""
+
+    objective = _objective(lpips=1.0, weight=0.1, start=0.31)  # that of TA-TiTok, from step 200,000 of 650,000
 
     def __init__(self, network: TiTok) -> None:
         self.codebook = cast("Codebook", network.quantize)
@@ -35,7 +44,7 @@ class TiTokLoss(ReconstructionLoss):
         with torch.no_grad():
             tokens_BL = self.network.tokenize(latents)
         codes = self.codebook.lookup(tokens_BL)
-        return Quantized(latents, codes, codebook_loss(latents, codes), tokens_BL.flatten())
+        return Quantized(latents, codes, codebook_loss(latents, codes, self.commitment), tokens_BL.flatten())
 
     def vectors(self, latents: Tensor) -> Tensor:
         """The latents of every token, (M, Z)."""
@@ -70,6 +79,8 @@ class FirstStageLoss(TiTokLoss):
 
 class SecondStageLoss:
     """Squared error of the pixels. Encoder and codes have learnt what they will."""
+
+    objective = _objective(lpips=0.0, weight=0.01, start=0.04)  # from step 20,000 of 500,000
 
     def __init__(self, network: TiTok) -> None:
         self.network = network

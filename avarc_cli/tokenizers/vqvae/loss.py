@@ -5,12 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from avarc_cli.layers.objective import Adversary, Objective
 from avarc_cli.layers.vq_loss import Quantized, ReconstructionLoss, codebook_loss
 from avarc_cli.tokenizers.vqvae.network import VQVAE
 
 
 class VQVAELoss(ReconstructionLoss):
     """The loss of a VQ-VAE; the codebook's is averaged over scales."""
+
+    objective = Objective(  # VAR's authors have not published theirs; this is their trainer vaex's
+        absolute=0.2,
+        squared=1.0,
+        lpips=1.0,
+        lpips_from=48,
+        adversary=Adversary(
+            kind="dino",
+            weight=0.4,
+            start=0.2,
+            ramp=0.02,
+            halved=False,
+            adaptive=(0.015, 1e4),
+            adaptive_epsilon=1e-6,
+            consistency=8.0,
+            augmented=True,
+            betas=(0.5, 0.9),
+            weight_decay=5e-4,
+            clip=10.0,
+        ),
+    )
 
     def __init__(self, network: VQVAE) -> None:
         super().__init__(network.quantize.embedding.weight)
@@ -25,7 +47,7 @@ class VQVAELoss(ReconstructionLoss):
         losses = []
         f_hat = latents
         for f_hat in self.network.quantize.accumulate(tokens_BL):
-            losses.append(codebook_loss(latents, f_hat))
+            losses.append(codebook_loss(latents, f_hat, self.commitment))
         return Quantized(latents, f_hat, torch.stack(losses).mean(), tokens_BL.flatten())
 
     def vectors(self, latents: Tensor) -> Tensor:
