@@ -173,12 +173,24 @@ class TokenizerLoss(Protocol):
     def __call__(
         self, images: Tensor, step: int, steps: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch, and numbers to show.
+        """The loss of a batch or a part of it, and numbers to show.
 
         Args:
             images: (B, 3, H, H) float32 in [-1, 1]. step: from 0, of this many `steps` of the training.
             generator: the step's own, on the CPU.
         """
+        ...
+
+    def before_update(self, step: int, steps: int) -> None:
+        """Called once a step, by all processes: after the gradients of every part, before the weights change."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept from step to step, for a checkpoint; the same in all processes."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
         ...
 
 

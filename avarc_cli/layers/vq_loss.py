@@ -7,7 +7,7 @@ Shapes: B images, Z channels of latents and codes, V codes, N latents of a batch
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -112,6 +112,17 @@ class ReconstructionLoss(ABC):
         """How far what was decoded is from the images, and what to show of it."""
         squared = F.mse_loss(decoded, images)
         return F.l1_loss(decoded, images) + squared, {"rmse": squared.item() ** 0.5}
+
+    def before_update(self, step: int, steps: int) -> None:
+        """As `family.TokenizerLoss.before_update`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """How often each code was used lately."""
+        return {"used": self.used_V}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises: what a wrong type or shape raises."""
+        self.used_V.copy_(state["used"])
 
     @torch.no_grad()
     def _revive(self, encoded: Tensor, generator: torch.Generator) -> None:

@@ -1,16 +1,17 @@
 """The published training of a tokenizer: pixels, perceptual networks, and a discriminator with an optimizer of its own.
 
-A step goes as in LlamaGen's, TiTok's and VAR's code: the tokenizer's loss, with the discriminator frozen; the update of
-the tokenizer, which the training loop does; then one update of the discriminator on the same reconstructions.
+A step goes as in LlamaGen's, TiTok's and VAR's code: the gradient of the tokenizer's loss, with the discriminator frozen;
+then one update of the discriminator on the same reconstructions, and one of the tokenizer by the training loop. Neither
+depends on the other.
 
 Shapes: B images, H rows and columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +19,21 @@ from torch.nn import functional as F
 
 from avarc_cli.family import PixelLoss
 from avarc_cli.layers.objective import Adversary, Objective
+from avarc_cli.layers.processes import mean_of_processes
 from avarc_cli.train.discriminators import augment
 from avarc_cli.train.discriminators.losses import LeCam, adaptive_weight, hinge
 
 BLUR_RAMPS = 2  # ramps until the discriminator sees sharp images
 
 
-class Discriminator(Protocol):
-    """One of `train.discriminators`: a module that gives logits."""
+class Part(NamedTuple):
+    """A part of a batch that the discriminator is to learn from."""
 
-    unit_range: bool
-
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
+    real: Tensor
+    fake: Tensor
+    step: int
+    generator: torch.Generator
+    """The step's own."""
 
 
 @dataclass
@@ -37,7 +41,7 @@ class Opponent:
     """A discriminator with its optimizer and all that must be kept when a training is interrupted."""
 
     network: nn.Module
-    """A `Discriminator`."""
+    """Of `train.discriminators`: gives logits of images, which it takes in the range that it says."""
     recipe: Adversary
     start: int
     """The first step (from 0) at which it counts."""
@@ -66,10 +70,10 @@ class Opponent:
         """Whether it sees the batch of a step."""
         return self.recipe.runs_before_start or self.strength(step) > 0
 
-    def judge(self, images: Tensor, step: int, generator: torch.Generator, *, cutout: float = 0.2) -> Tensor:
+    def judge(self, images: Tensor, step: int, generator: torch.Generator) -> Tensor:
         """Logits of images in [-1, 1], as it sees them at a step."""
         if self.recipe.augmented:
-            images = augment.augment(augment.blur(images, self._blur(step)), generator, cutout=cutout)
+            images = augment.augment(augment.blur(images, self._blur(step)), generator)
         return self._logits(images, generator)
 
     def _blur(self, step: int) -> float:
@@ -90,34 +94,42 @@ class Opponent:
         self.network.requires_grad_(True)
         return loss
 
-    def loss(self, real: Tensor, fake: Tensor, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, part: Part) -> tuple[Tensor, dict[str, float]]:
         """Its own loss, and numbers to show."""
-        recipe = self.recipe
+        recipe, (real, fake, step, generator) = self.recipe, part
         if recipe.augmented:  # together, as one batch for its normalization
-            both = torch.cat([real, fake])
-            logits = self.judge(both, step, generator)
-            on_real, on_fake = logits.chunk(2)
+            on_real, on_fake = self.judge(torch.cat([real, fake]), step, generator).chunk(2)
         else:
-            logits = torch.cat([on_real := self.judge(real, step, generator), on_fake := self.judge(fake, step, generator)])
+            on_real, on_fake = (self.judge(images, step, generator) for images in (real, fake))
         loss = hinge(on_real, on_fake, halved=recipe.halved)
         if recipe.lecam:
             loss = loss + recipe.lecam * self.lecam(on_real, on_fake)
         if recipe.consistency:
             changed = self._logits(augment.augment(torch.cat([real, fake]), generator), generator)
-            loss = loss + recipe.consistency * F.mse_loss(changed, logits)
-        strength = float(step >= self.start)
+            loss = loss + recipe.consistency * F.mse_loss(changed, torch.cat([on_real, on_fake]))
         right = ((on_real > 0).float().mean() + (on_fake < 0).float().mean()) / 2
-        return strength * recipe.own_weight * loss, {"told apart": right.item()}
+        counts = float(step >= self.start)
+        return counts * recipe.own_weight * loss, {"told apart": right.item()}
 
-    def update(self, loss: Tensor, rate: float) -> float:
-        """One step of the optimizer; the length of the gradient before clipping."""
+    def update(self, parts: Sequence[Part], rate: float) -> dict[str, float]:
+        """One step of the optimizer on the parts of a batch; numbers to show, of which "norm" is before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        total = sum(len(part.real) for part in parts)
+        shown: dict[str, float] = {}
+        for part in parts:
+            share = len(part.real) / total
+            loss, values = self.loss(part)
+            (share * loss).backward()
+            for name, value in {"discriminator": loss.item(), **values}.items():
+                shown[name] = shown.get(name, 0.0) + share * value
+        for parameter in self.network.parameters():
+            if parameter.grad is not None:
+                mean_of_processes(parameter.grad)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         self.optimizer.step()
-        return norm.item()
+        return shown | {"norm": norm.item()}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -139,30 +151,35 @@ class Opponent:
 
 
 class AdversarialStep:
-    """The terms of a published loss for which networks are at hand."""
+    """A `family.TokenizerLoss`: the terms of a published loss for which networks are at hand."""
 
     def __init__(
         self,
         loss: PixelLoss,
-        objective: Objective,
+        rate: Callable[[int], float],
         *,
+        objective: Objective | None = None,
         lpips: nn.Module | None = None,
         logits: nn.Module | None = None,
         opponent: Opponent | None = None,
     ) -> None:
-        """lpips: an `LPIPS`. logits: a `LogitsLoss`. opponent: the discriminator. None leaves out the term."""
-        self.loss, self.objective, self.opponent = loss, objective, opponent
-        self.lpips, self.logits = lpips, logits
-        self._batch: tuple[Tensor, Tensor, int, torch.Generator] | None = None
+        """Args:
+        rate: the discriminator's learning rate at a step, from 0. objective: None for the published one.
+        lpips: an `LPIPS`. logits: a `LogitsLoss`. opponent: the discriminator. None leaves out the term.
+        """
+        self.loss, self.rate, self.objective = loss, rate, objective or loss.objective
+        self.lpips, self.logits, self.opponent = lpips, logits, opponent
+        self.last_update: dict[str, float] = {}
+        """Numbers to show of the discriminator's last update."""
+        self._parts: list[Part] = []  # of a batch, for the discriminator
 
-    def generator_loss(
+    def __call__(
         self, images: Tensor, step: int, steps: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """The tokenizer's loss and numbers to show; arguments as of `family.TokenizerLoss`."""
+        """As `family.TokenizerLoss`; the discriminator has no gradient."""
         made = self.loss.reconstruct(images, step, steps, generator)
         error, shown = self.error(made.images, images)
-        shown |= made.shown
-        total = error + made.loss
+        total, shown = error + made.loss, shown | made.shown
         if self.opponent and self.opponent.runs(step):
             recipe = self.opponent.recipe
             judged = self.opponent.judged(made.images, step, generator)
@@ -172,9 +189,8 @@ class AdversarialStep:
                 factor = adaptive_weight(error, judged, last, recipe.adaptive, recipe.adaptive_epsilon)
                 shown["adaptive"] = factor.item()
             total = total + self.opponent.strength(step) * recipe.weight * factor * judged
-            shown["judged"] = judged.item()
-            self._batch = images, made.images.detach(), step, generator
-        return total, shown
+            self._parts.append(Part(images, made.images.detach(), step, generator))
+        return total, shown | self.last_update
 
     def error(self, decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, float]]:
         """What the discriminator's gradient is compared with: pixels and perceptual networks; and numbers to show."""
@@ -191,24 +207,20 @@ class AdversarialStep:
             error, shown["logits"] = error + objective.logits * distance, distance.item()
         return error, shown
 
-    def update(self, rate: float) -> dict[str, float]:
-        """After the tokenizer's update: train the discriminator on the batch of the last `generator_loss`.
-
-        Args:
-            rate: the learning rate of the step.
-        """
-        if self.opponent is None or self._batch is None:
-            return {}
-        loss, shown = self.opponent.loss(*self._batch)
-        self._batch = None
-        norm = self.opponent.update(loss, rate)
-        return shown | {"discriminator": loss.item(), "discriminator norm": norm}
+    def before_update(self, step: int, steps: int) -> None:
+        """As `family.TokenizerLoss.before_update`: the discriminator learns from the batch."""
+        self.loss.before_update(step, steps)
+        if self.opponent and self._parts:
+            self.last_update = self.opponent.update(self._parts, self.rate(step))
+        self._parts = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must keep besides the tokenizer."""
-        return self.opponent.state_dict() if self.opponent else {}
+        """As `family.TokenizerLoss.state_dict`."""
+        own = {"opponent": self.opponent.state_dict()} if self.opponent else {}
+        return {"loss": self.loss.state_dict(), **own}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises: LookupError, TypeError, ValueError, RuntimeError for another training's state."""
+        self.loss.load_state_dict(state["loss"])
         if self.opponent:
-            self.opponent.load_state_dict(state)
+            self.opponent.load_state_dict(state["opponent"])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,22 @@ class Recipe:
         return self.lr * (1 - (1 - self.final) * done)
 
 
+class Kept(Protocol):
+    """What a loss keeps from step to step, such as a discriminator. `family.TokenizerLoss` is one."""
+
+    def before_update(self, step: int, steps: int) -> None:
+        """Called once a step: after the gradients, before the weights change."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises: what the wrong types raise."""
+        ...
+
+
 def train(
     model: nn.Module,
     loss_of_step: LossOfStep,
@@ -71,6 +87,7 @@ def train(
     progress: MetricsProgress,
     *,
     subject: str,
+    kept: Kept | None = None,
     should_continue: ShouldContinue = lambda step, averaged: True,
     say: Notify = no_message,
 ) -> None:
@@ -83,6 +100,7 @@ def train(
     Args:
         loss_of_step: the loss of a step, and numbers to show; a function of the step alone.
         checkpoint: None saves nothing, for trainings of minutes.
+        kept: what the loss keeps from step to step. None for a loss that keeps nothing.
         should_continue: called after each step; false ends the training early.
         say: called with a message when `checkpoint` is too old to be verified.
 
@@ -92,14 +110,14 @@ def train(
     identity = asdict(recipe) | {"betas": list(recipe.betas), "subject": subject}
     optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas)
     averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    state = _State(identity, model, optimizer, averaged)
+    state = _State(identity, model, optimizer, averaged, kept)
     start = state.resume(checkpoint, say) if checkpoint else 0
     shown: dict[str, float] = {}
     model.train()
     with _interruptible(checkpoint):
         for step in range(start, recipe.steps):
             loss, values = loss_of_step(step)
-            _update(model, optimizer, loss, recipe, step)
+            _update(model, optimizer, loss, recipe, step, kept)
             _average(averaged, model, recipe, step)
             shown = {k: 0.98 * shown.get(k, v) + 0.02 * v for k, v in values.items()}  # over about 50 steps
             progress(step + 1, shown)
@@ -111,7 +129,9 @@ def train(
     model.eval()
 
 
-def _update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, recipe: Recipe, step: int) -> None:
+def _update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, recipe: Recipe, step: int, kept: Kept | None
+) -> None:
     """One optimizer step. Raises: AvarcError when the loss is not finite."""
     if not math.isfinite(loss.item()):
         raise AvarcError(
@@ -122,6 +142,8 @@ def _update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, re
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    if kept is not None:
+        kept.before_update(step, recipe.steps)
     optimizer.step()
 
 
@@ -170,6 +192,7 @@ class _State:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     averaged: dict[str, Tensor]  # moving average of the weights
+    kept: Kept | None  # by the loss
 
     def save(self, path: Path, step: int) -> None:
         """Write a checkpoint after `step` steps. Raises: OSError."""
@@ -179,6 +202,7 @@ class _State:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "averaged": self.averaged,
+            "kept": {} if self.kept is None else self.kept.state_dict(),
         }
         checkpoint_file.write(path, state)
 
@@ -199,6 +223,8 @@ class _State:
             )
         try:
             self._check(state)
+            if self.kept is not None and "kept" in state:
+                self.kept.load_state_dict(state["kept"])
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise checkpoint_file.corrupt(path, why) from None

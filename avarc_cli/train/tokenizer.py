@@ -11,12 +11,13 @@ from torch import Tensor
 
 from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
-from avarc_cli.family import TokenizerLoss
+from avarc_cli.family import PixelLoss, TokenizerLoss
 from avarc_cli.likelihood import TokenizerNetwork
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Recipe, train
+from avarc_cli.train.published_loss import Terms, describe, left_out, make
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.save import save_tokenizer
 
@@ -30,9 +31,11 @@ def train_tokenizer(
     image_size: int,
     family: str,
     augment: Augment | None = None,
+    terms: Terms | None = None,
     device: torch.device,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
+    note: Notify = no_message,
 ) -> TokenizerNetwork:
     """Train a tokenizer that reconstructs `images` and write it to `out` (safetensors), replacing it.
 
@@ -44,7 +47,9 @@ def train_tokenizer(
         image_size: side of the images, pixels.
         family: a name in `families.TOKENIZERS`.
         augment: None for random crops.
+        terms: of the published loss; None trains by absolute and squared errors of pixels alone.
         say: called with a message when OUT.ckpt is too old to be verified.
+        note: called with a message when terms of the published loss are left out.
     Raises: UsageError for a shape that does not fit; AvarcError for an unreadable image, a loss that is not finite, or
         an output that cannot be written; CheckpointError for an OUT.ckpt of another training; Interrupted on Ctrl-C.
     """
@@ -53,9 +58,38 @@ def train_tokenizer(
     torch.manual_seed(recipe.seed)
     network = known.new(image_size=image_size, **shape)
     network.to(device)  # only now: the CPU's generator makes the same first weights for every device
-    loss = known.training_loss(network)
-    fit(network, loss, images, out, recipe, family=family, augment=augment, progress=progress, say=say)
+    loss, made_of = published(known.training_loss(network), terms, recipe, network, note)
+    fit(
+        network,
+        loss,
+        images,
+        out,
+        recipe,
+        family=family,
+        augment=augment,
+        made_of=made_of,
+        progress=progress,
+        say=say,
+    )
     return network
+
+
+def published(
+    loss: TokenizerLoss, terms: Terms | None, recipe: Recipe, network: TokenizerNetwork, note: Notify
+) -> tuple[TokenizerLoss, str]:
+    """The loss with terms of the published one, and what a training depends on through them.
+
+    Raises: as `published_loss.make`.
+    """
+    if not isinstance(loss, PixelLoss):
+        return loss, ""
+    terms = terms or Terms()
+    if message := left_out(loss.objective, terms):
+        note(message)
+    if not terms.are_given():
+        return loss, ""
+    step = make(loss, terms, recipe, network.image_size, next(network.parameters()).device)
+    return step, f", loss {describe(step)}"
 
 
 def fit(
@@ -87,7 +121,7 @@ def fit(
 
     checkpoint = resume_file(out)
     subject = f"{network.config} on {batches}{made_of}"
-    train(network, loss_of_step, recipe, checkpoint, progress, subject=subject, say=say)
+    train(network, loss_of_step, recipe, checkpoint, progress, subject=subject, kept=loss, say=say)
     preprocess = "resize-crop" if augment.mode == "crop" else "fit"
     save_tokenizer(network, out, family=family, preprocess=preprocess, stated=stated)
     checkpoint.unlink(missing_ok=True)

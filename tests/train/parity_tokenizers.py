@@ -236,25 +236,26 @@ def llamagen_vq_steps(meta: Meta, arrays: Arrays) -> Compared:
     adaptive = (0.0, 1e4) if c["adaptive"] else None
     opponent.recipe = replace(opponent.recipe, adaptive=adaptive, clip=c["optim"]["clip"])
     objective = replace(loss.objective, adversary=opponent.recipe)
-    step = AdversarialStep(loss, objective, lpips=_lpips(meta), opponent=opponent)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=c["optim"]["lr"], betas=(0.9, 0.95), weight_decay=0.0)
+    rate = c["optim"]["lr"]
+    step = AdversarialStep(loss, lambda step: rate, objective=objective, lpips=_lpips(meta), opponent=opponent)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
     rows: dict[str, list[Any]] = {}
     for number, images in zip(arrays["steps"], tensor(arrays, "images"), strict=True):
-        total, shown = step.generator_loss(images, int(number), 10**6, torch.Generator())
+        total, shown = step(images, int(number), 10**6, torch.Generator())
         optimizer.zero_grad()
         total.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), c["optim"]["clip"])
+        step.before_update(int(number), 10**6)
         optimizer.step()
-        shown |= step.update(c["optim"]["lr"])
         codebook = codebook_loss(loss.made.latents, loss.made.codes, 0.0).item()
         row = {
             "loss_gen": total.item(),
-            "loss_disc": shown["discriminator"],
+            "loss_disc": step.last_update["discriminator"],
             "adaptive_weight": shown.get("adaptive", 1.0),
             "codebook_loss": (codebook, loss.made.loss.item() - codebook),
             "tokens": loss.made.used_N.numpy(),
             "grad_norm_gen": norm.item(),
-            "grad_norm_disc": shown["discriminator norm"],
+            "grad_norm_disc": step.last_update["norm"],
         }
         for name, value in row.items():
             rows.setdefault(name, []).append(value)

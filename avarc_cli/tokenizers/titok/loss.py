@@ -6,12 +6,13 @@ of its grid.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avarc_cli.family import TokenizerLoss
 from avarc_cli.layers.objective import Adversary, Objective
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layers.vq_loss import Quantized, Reconstruction, ReconstructionLoss, codebook_loss
@@ -77,7 +78,7 @@ class FirstStageLoss(TiTokLoss):
         return loss, {"nats/code": loss.item(), "right": right.item()}
 
 
-class SecondStageLoss:
+class SecondStageLoss(TokenizerLoss):
     """Squared error of the pixels. Encoder and codes have learnt what they will."""
 
     objective = _objective(lpips=0.0, weight=0.01, start=0.04)  # from step 20,000 of 500,000
@@ -103,3 +104,13 @@ class SecondStageLoss:
     @property
     def last_weight(self) -> Tensor:
         return cast("PixelDecoder", self.network.pixel_decoder).conv_out.weight
+
+    def before_update(self, step: int, steps: int) -> None:
+        """Nothing to do."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing is kept."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""

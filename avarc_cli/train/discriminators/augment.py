@@ -42,9 +42,7 @@ def blur(images: Tensor, strength: float) -> Tensor:
 def _shift(images: Tensor, down_B: Tensor, right_B: Tensor) -> Tensor:
     """Shifted by whole pixels; zeros come in."""
     padded = F.pad(images, [1] * 4)
-    rows, columns = (
-        _shifted_indices(side, r) for side, r in zip(images.shape[2:], (down_B, right_B), strict=True)
-    )
+    rows, columns = (_shifted_indices(side, r) for side, r in zip(images.shape[2:], (down_B, right_B), strict=True))
     batch = torch.arange(len(images), device=images.device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 

@@ -5,6 +5,8 @@ Shapes: B images, C channels, H and W rows and columns.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,10 +46,8 @@ class BlurDiscriminator(nn.Module):
         self.block_in = nn.Sequential(SameConv2d(3, channels, 5), nn.LeakyReLU(SLOPE))
         widths = [channels, *(channels * 2**stage for stage in range(stages))]
         self.blocks = nn.ModuleList(
-            nn.Sequential(
-                SameConv2d(before, width, 3), BlurHalf(), nn.GroupNorm(32, width), nn.LeakyReLU(SLOPE)
-            )
-            for before, width in zip(widths, widths[1:], strict=False)
+            nn.Sequential(SameConv2d(before, width, 3), BlurHalf(), nn.GroupNorm(32, width), nn.LeakyReLU(SLOPE))
+            for before, width in pairwise(widths)
         )
         self.to_logits = nn.Sequential(
             SameConv2d(widths[-1], widths[-1], 1), nn.LeakyReLU(SLOPE), SameConv2d(widths[-1], 1, 5)

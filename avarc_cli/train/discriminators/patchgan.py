@@ -5,6 +5,8 @@ Shapes: B images, C channels, h, w sides of the logits.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ class PatchGAN(nn.Module):
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         widths = [channels * min(2**n, 8) for n in range(levels + 1)]
-        for level, (before, width) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        for level, (before, width) in enumerate(pairwise(widths), start=1):
             stride = 2 if level < levels else 1
             conv = nn.Conv2d(before, width, 4, stride, 1, bias=False)
             layers += [conv, nn.BatchNorm2d(width), nn.LeakyReLU(0.2)]

@@ -96,5 +96,5 @@ def from_tensors(tensors: Mapping[str, Tensor], source: str) -> ViT:
     depth = count_layers(used, "blocks.{}.attn.qkv.weight")
     network = build(lambda: ViT(depth), used, source=source, expected=TITLE)
     for block in network.blocks:
-        block.attn.qkv.bias[WIDTH : 2 * WIDTH] = 0  # type: ignore[union-attr, operator, index]
+        block.attn.qkv.bias[WIDTH : 2 * WIDTH] = 0
     return network
