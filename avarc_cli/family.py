@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -194,6 +194,7 @@ class TokenizerLoss(Protocol):
         ...
 
 
+@runtime_checkable
 class PixelLoss(TokenizerLoss, Protocol):
     """A training loss whose error of pixels can be replaced by the terms of a published `Objective`."""
 

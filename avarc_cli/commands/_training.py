@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from avarc_cli.progress import MetricsProgress
     from avarc_cli.train.images import Augment
     from avarc_cli.train.loop import Recipe
+    from avarc_cli.train.published_loss import Terms
 
 ImageSizeOpt = Annotated[int, opt.model_option("--image-size", min=1, help="Side of the images in pixels.")]
 VocabularyOpt = Annotated[int, opt.model_option("--vocab", min=1, help="Codebook entries.")]
@@ -79,6 +80,37 @@ class RecipeOptions:
         from avarc_cli.train.images import Augment
 
         return Augment(mode=self.augment, flip=self.flip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """Terms of a tokenizer's published loss."""
+
+    vgg: Annotated[
+        Path | None, opt.training_option("--vgg", help="File of torchvision's vgg16, for the perceptual loss LPIPS.")
+    ] = None
+    lpips: Annotated[
+        Path | None, opt.training_option("--lpips", help="File of the lpips package's linear weights (v0.1, vgg).")
+    ] = None
+    convnext: Annotated[
+        Path | None, opt.training_option("--convnext", help="File of torchvision's convnext_small: its logits (TiTok).")
+    ] = None
+    dino: Annotated[
+        Path | None, opt.training_option("--dino", help="File of DINO's ViT-S/16, for the discriminator of a VQ-VAE.")
+    ] = None
+    adversarial: Annotated[
+        bool, opt.training_option("--adversarial/--no-adversarial", help="Train against a discriminator.")
+    ] = False
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        for name in ("vgg", "lpips", "convnext", "dino"):
+            check_file(getattr(self, name), f"--{name}")
+
+    def terms(self) -> Terms:
+        from avarc_cli.train.published_loss import Terms
+
+        return Terms(**vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +172,7 @@ def train_tokenizer(
     out: Path,
     shape: Mapping[str, Any],
     training: RecipeOptions,
+    loss: LossOptions,
     *,
     family: str,
     image_size: int,
@@ -163,9 +196,11 @@ def train_tokenizer(
                 image_size=image_size,
                 family=family,
                 augment=training.augmentation(),
+                terms=loss.terms(),
                 device=pick_device(device),
                 progress=told,
                 say=console.warn,
+                note=console.note,
             )
     show(out)
 

@@ -52,6 +52,7 @@ def tokenizer(
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     training: common.RecipeOptions,
+    loss: common.LossOptions,
 ) -> None:
     """Train a multi-scale VQ-VAE, the tokenizer of a VAR, that turns images into tokens and back.
 
@@ -67,7 +68,7 @@ def tokenizer(
     }
     check_tokenizer_shape(image_size, shape["patch_nums"], shape["ch_mult"], width)
     common.train_tokenizer(
-        data, out, shape, training, family="vqvae", image_size=image_size, device=device, overwrite=overwrite
+        data, out, shape, training, loss, family="vqvae", image_size=image_size, device=device, overwrite=overwrite
     )
 
 
@@ -87,8 +88,9 @@ def vq(
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     training: common.RecipeOptions,
+    loss: common.LossOptions,
 ) -> None:
-    """Train a VQGAN's network, the tokenizer of LlamaGen and RandAR, without the perceptual and adversarial losses.
+    """Train a VQGAN's network, the tokenizer of LlamaGen and RandAR.
 
     Example: avarc train vq photos/ --image-size 64 --out vq.safetensors
     """
@@ -101,7 +103,15 @@ def vq(
     }
     check_levels(image_size, shape["ch_mult"], width)
     common.train_tokenizer(
-        data, out, shape, training, family="llamagen-vq", image_size=image_size, device=device, overwrite=overwrite
+        data,
+        out,
+        shape,
+        training,
+        loss,
+        family="llamagen-vq",
+        image_size=image_size,
+        device=device,
+        overwrite=overwrite,
     )
 
 
@@ -121,8 +131,9 @@ def maskgit_vq(
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     training: common.RecipeOptions,
+    loss: common.LossOptions,
 ) -> None:
-    """Train a MaskGIT-VQGAN's network, the tokenizer of a RAR, without the perceptual and adversarial losses.
+    """Train a MaskGIT-VQGAN's network, the tokenizer of a RAR.
 
     Example: avarc train maskgit-vq photos/ --image-size 64 --out vq.safetensors
     """
@@ -135,7 +146,15 @@ def maskgit_vq(
     }
     check_levels(image_size, shape["ch_mult"], width)
     common.train_tokenizer(
-        data, out, shape, training, family="maskgit-vqgan", image_size=image_size, device=device, overwrite=overwrite
+        data,
+        out,
+        shape,
+        training,
+        loss,
+        family="maskgit-vqgan",
+        image_size=image_size,
+        device=device,
+        overwrite=overwrite,
     )
 
 

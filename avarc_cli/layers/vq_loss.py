@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avarc_cli.layers.processes import gathered
+
 COMMITMENT = 0.25  # weight of pulling the latents to the codes; pulling the codes to the latents weighs 1
 REVIVE_EVERY = 100  # steps between replacements of unused codes
 REVIVE_UNTIL = 0.6  # fraction of the steps after which codes are left to settle
@@ -47,7 +49,7 @@ def codebook_loss(latents: Tensor, codes: Tensor, commitment: float = COMMITMENT
 
 
 def entropy_loss(latents_NZ: Tensor, codes_VZ: Tensor, temperature: float = 0.01) -> Tensor:
-    """Small when each latent is near one code, and all codes are near some (LlamaGen's code, which weighs it with 0)."""
+    """Small when each latent is near one code, and all codes are near some (LlamaGen, with weight 0)."""
     squares = latents_NZ.square().sum(1, keepdim=True) + codes_VZ.square().sum(1)
     affinity = (2 * latents_NZ @ codes_VZ.T - squares) / temperature
     p_NV = affinity.softmax(1)
@@ -65,6 +67,8 @@ class ReconstructionLoss(ABC):
         """codebook_VZ: the network's own, which is changed in place."""
         self.codebook_VZ = codebook_VZ
         self.used_V = torch.zeros(len(codebook_VZ), device=codebook_VZ.device)
+        self._encoded: list[Tensor] = []  # of the parts of a step that revives codes
+        self._generator: torch.Generator | None = None  # the step's own
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -96,14 +100,13 @@ class ReconstructionLoss(ABC):
         return error + made.loss, shown | made.shown
 
     def reconstruct(self, images: Tensor, step: int, steps: int, generator: torch.Generator) -> Reconstruction:
-        """What is made of a batch; arguments as of `family.TokenizerLoss`. Replaces codes now and then."""
+        """What is made of a batch; arguments as of `family.TokenizerLoss`."""
         encoded = self.encode(images)
         latents, codes, vq_loss, used_N = self.quantize(encoded)
-        self.used_V.add_(used_N.bincount(minlength=len(self.used_V)))
-        if step % REVIVE_EVERY == REVIVE_EVERY - 1:
-            if step < REVIVE_UNTIL * steps:
-                self._revive(encoded.detach(), generator)
-            self.used_V.zero_()
+        self.used_V.add_(gathered(used_N).bincount(minlength=len(self.used_V)))
+        if self._revives(step):
+            self._encoded.append(encoded.detach())
+            self._generator = generator
         # Straight through: the decoder sees the codes, the gradient goes to the latents.
         decoded = self.decode(latents + (codes - latents).detach())
         return Reconstruction(decoded, vq_loss, {"vq": vq_loss.item()})
@@ -114,7 +117,16 @@ class ReconstructionLoss(ABC):
         return F.l1_loss(decoded, images) + squared, {"rmse": squared.item() ** 0.5}
 
     def before_update(self, step: int, steps: int) -> None:
-        """As `family.TokenizerLoss.before_update`."""
+        """As `family.TokenizerLoss.before_update`: every so often, codes that fell out of use are replaced."""
+        if not self._revives(step):
+            return
+        if step < REVIVE_UNTIL * steps and self._generator is not None:
+            self._revive(gathered(torch.cat(self._encoded)), self._generator)
+        self.used_V.zero_()
+        self._encoded, self._generator = [], None
+
+    def _revives(self, step: int) -> bool:
+        return step % REVIVE_EVERY == REVIVE_EVERY - 1
 
     def state_dict(self) -> dict[str, Any]:
         """How often each code was used lately."""
@@ -132,5 +144,5 @@ class ReconstructionLoss(ABC):
             return
         pool = self.vectors(encoded)
         chosen = torch.randint(len(pool), (len(unused),), generator=generator)
-        # Behind autograd's back, before the backward pass: rows that this step did not use have no gradient.
+        # Behind autograd's back: rows that this step did not use have no gradient.
         self.codebook_VZ.data[unused] = pool[chosen.to(pool.device)]

@@ -1,8 +1,8 @@
 """The published training of a tokenizer: pixels, perceptual networks, and a discriminator with an optimizer of its own.
 
-A step goes as in LlamaGen's, TiTok's and VAR's code: the gradient of the tokenizer's loss, with the discriminator frozen;
-then one update of the discriminator on the same reconstructions, and one of the tokenizer by the training loop. Neither
-depends on the other.
+A step goes as in LlamaGen's, TiTok's and VAR's code: the gradient of the tokenizer's loss, with the discriminator
+frozen; then one update of the discriminator on the same reconstructions, and one of the tokenizer by the training loop.
+Neither depends on the other.
 
 Shapes: B images, H rows and columns.
 """

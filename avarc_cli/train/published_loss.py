@@ -76,7 +76,9 @@ def check(objective: Objective, terms: Terms, image_size: int) -> None:
             raise UsageError(f"{option} has no use here", "the published loss of this tokenizer has no such term")
     if terms.lpips and image_size < SMALLEST_FOR_VGG:
         raise UsageError(
-            f"LPIPS cannot compare images of {image_size} pixels", f"VGG16 needs {SMALLEST_FOR_VGG}", "leave out --lpips"
+            f"LPIPS cannot compare images of {image_size} pixels",
+            f"VGG16 needs {SMALLEST_FOR_VGG}",
+            "leave out --lpips",
         )
     if has_vit and terms.adversarial != (terms.dino is not None):
         there, missing = ("--adversarial", "--dino") if terms.adversarial else ("--dino", "--adversarial")

@@ -19,7 +19,8 @@ from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.train.images import Augment
 from avarc_cli.train.loop import Recipe, fingerprint
-from avarc_cli.train.tokenizer import fit
+from avarc_cli.train.published_loss import Terms
+from avarc_cli.train.tokenizer import fit, published
 from avarc_cli.zoo import checkpoint
 
 TEACHER = "codes_of_sha256"  # in the metadata of a first stage: the file of its teacher
@@ -79,8 +80,10 @@ def train_second_stage(
     *,
     family: str,
     augment: Augment | None = None,
+    terms: Terms | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
+    note: Notify = no_message,
 ) -> TokenizerNetwork:
     """Train what decodes after a first stage, beginning with the teacher's decoder, and write the tokenizer to `out`.
 
@@ -88,7 +91,7 @@ def train_second_stage(
 
     Args:
         first: file of `train_first_stage`.
-        family, augment, progress, say: as for `train_first_stage`.
+        family, augment, progress, say: as for `train_first_stage`. terms, note: as for `train_tokenizer`.
     Raises: UsageError for a file of no first stage, or a teacher that is not the one it was trained with;
         CheckpointError for a file that cannot be read; otherwise as `train_tokenizer`.
     """
@@ -104,7 +107,8 @@ def train_second_stage(
         )
     stated = ConfigSources(((f"the metadata of {first}", read.metadata),))
     network, loss = known.second_stage(read.tensors, stated, str(first), teacher.network)
-    made_of = f", starting from {fingerprint(network)}"
+    loss, of_loss = published(loss, terms, recipe, network, note)
+    made_of = f", starting from {fingerprint(network)}{of_loss}"
     fit(
         network,
         loss,

@@ -93,8 +93,7 @@ def from_tensors(tensors: Mapping[str, Tensor], source: str) -> ViT:
     Raises: CheckpointError when tensors are missing or have other shapes.
     """
     used = {key: tensor.clone() for key, tensor in tensors.items() if not key.startswith(("norm.", "head", "fc_norm."))}
-    depth = count_layers(used, "blocks.{}.attn.qkv.weight")
-    network = build(lambda: ViT(depth), used, source=source, expected=TITLE)
-    for block in network.blocks:
-        block.attn.qkv.bias[WIDTH : 2 * WIDTH] = 0
-    return network
+    depth = count_layers(used, "blocks.{}.attn.qkv.bias")
+    for layer in range(depth):
+        used[f"blocks.{layer}.attn.qkv.bias"][WIDTH : 2 * WIDTH] = 0
+    return build(lambda: ViT(depth), used, source=source, expected=TITLE)
