@@ -17,7 +17,7 @@ from torch import Tensor
 
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.config_sources import ConfigSources
-from avarc_cli.layers.objective import Objective
+from avarc_cli.layers.loss_weights import LossWeights
 from avarc_cli.layers.precision import Precision
 from avarc_cli.layers.vq_loss import Reconstruction
 from avarc_cli.likelihood import (
@@ -196,9 +196,9 @@ class TokenizerLoss(Protocol):
 
 @runtime_checkable
 class PixelLoss(TokenizerLoss, Protocol):
-    """A training loss whose error of pixels can be replaced by the terms of a published `Objective`."""
+    """A training loss whose error of pixels can be replaced by the terms of a published loss."""
 
-    objective: ClassVar[Objective]
+    published: ClassVar[LossWeights]
     """The published one."""
 
     @property

@@ -7,12 +7,13 @@ Shapes: B images, Z channels of latents and codes, V codes, N latents of a batch
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avarc_cli.layers.loss_weights import LossWeights
 from avarc_cli.layers.processes import gathered
 
 COMMITMENT = 0.25  # weight of pulling the latents to the codes; pulling the codes to the latents weighs 1
@@ -61,6 +62,7 @@ def entropy_loss(latents_NZ: Tensor, codes_VZ: Tensor, temperature: float = 0.01
 class ReconstructionLoss(ABC):
     """Absolute and squared error of the pixels, and the codebook loss. Codes that fall out of use are replaced."""
 
+    published: ClassVar[LossWeights]
     commitment = COMMITMENT
 
     def __init__(self, codebook_VZ: Tensor) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.family import PixelLoss
-from avarc_cli.layers.objective import Adversary, Objective
+from avarc_cli.layers.loss_weights import Adversary, LossWeights
 from avarc_cli.layers.processes import mean_of_processes
 from avarc_cli.train.discriminators import augment
 from avarc_cli.train.discriminators.losses import LeCam, adaptive_weight, hinge
@@ -158,16 +158,16 @@ class AdversarialStep:
         loss: PixelLoss,
         rate: Callable[[int], float],
         *,
-        objective: Objective | None = None,
+        weights: LossWeights | None = None,
         lpips: nn.Module | None = None,
         logits: nn.Module | None = None,
         opponent: Opponent | None = None,
     ) -> None:
         """Args:
-        rate: the discriminator's learning rate at a step, from 0. objective: None for the published one.
+        rate: the discriminator's learning rate at a step, from 0. weights: None for the published one.
         lpips: an `LPIPS`. logits: a `LogitsLoss`. opponent: the discriminator. None leaves out the term.
         """
-        self.loss, self.rate, self.objective = loss, rate, objective or loss.objective
+        self.loss, self.rate, self.weights = loss, rate, weights or loss.published
         self.lpips, self.logits, self.opponent = lpips, logits, opponent
         self.last_update: dict[str, float] = {}
         """Numbers to show of the discriminator's last update."""
@@ -194,17 +194,17 @@ class AdversarialStep:
 
     def error(self, decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, float]]:
         """What the discriminator's gradient is compared with: pixels and perceptual networks; and numbers to show."""
-        objective = self.objective
+        weights = self.weights
         squared = F.mse_loss(decoded, images)
-        error, shown = objective.squared * squared, {"rmse": squared.item() ** 0.5}
-        if objective.absolute:
-            error = error + objective.absolute * F.l1_loss(decoded, images)
-        if self.lpips and images.shape[-1] >= objective.lpips_from:
+        error, shown = weights.squared * squared, {"rmse": squared.item() ** 0.5}
+        if weights.absolute:
+            error = error + weights.absolute * F.l1_loss(decoded, images)
+        if self.lpips and images.shape[-1] >= weights.lpips_from:
             distance = self.lpips(images, decoded).mean()
-            error, shown["lpips"] = error + objective.lpips * distance, distance.item()
+            error, shown["lpips"] = error + weights.lpips * distance, distance.item()
         if self.logits:
             distance = self.logits(images, decoded)
-            error, shown["logits"] = error + objective.logits * distance, distance.item()
+            error, shown["logits"] = error + weights.logits * distance, distance.item()
         return error, shown
 
     def before_update(self, step: int, steps: int) -> None:

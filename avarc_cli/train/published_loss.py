@@ -11,7 +11,7 @@ from torch import nn
 
 from avarc_cli.errors import UsageError
 from avarc_cli.family import PixelLoss
-from avarc_cli.layers.objective import Adversary, Objective
+from avarc_cli.layers.loss_weights import Adversary, LossWeights
 from avarc_cli.train.adversarial import AdversarialStep, Opponent
 from avarc_cli.train.discriminators import vit
 from avarc_cli.train.discriminators.blur import BlurDiscriminator
@@ -42,14 +42,14 @@ class Terms:
         return self != Terms()
 
 
-def left_out(objective: Objective, terms: Terms) -> str:
+def left_out(weights: LossWeights, terms: Terms) -> str:
     """The terms of the published loss that are not trained with, and the options that add them; "" for none."""
-    adversary = "--adversarial and --dino" if objective.adversary.kind == "dino" else "--adversarial"
+    adversary = "--adversarial and --dino" if weights.adversary.kind == "dino" else "--adversarial"
     missing = [
         f"{name} ({options})"
         for name, is_left_out, options in (
-            ("LPIPS", objective.lpips and not terms.lpips, "--vgg and --lpips"),
-            ("the logits of ConvNeXt", objective.logits and not terms.convnext, "--convnext"),
+            ("LPIPS", weights.lpips and not terms.lpips, "--vgg and --lpips"),
+            ("the logits of ConvNeXt", weights.logits and not terms.convnext, "--convnext"),
             ("a discriminator", not terms.adversarial, adversary),
         )
         if is_left_out
@@ -57,7 +57,7 @@ def left_out(objective: Objective, terms: Terms) -> str:
     return f"the published loss is trained without {', '.join(missing)}" if missing else ""
 
 
-def check(objective: Objective, terms: Terms, image_size: int) -> None:
+def check(weights: LossWeights, terms: Terms, image_size: int) -> None:
     """Raises: UsageError for files that are missing, or of no use in this loss."""
     if (terms.vgg is None) != (terms.lpips is None):
         there, missing = ("--vgg", "--lpips") if terms.vgg else ("--lpips", "--vgg")
@@ -66,10 +66,10 @@ def check(objective: Objective, terms: Terms, image_size: int) -> None:
             "LPIPS weighs the features of torchvision's vgg16 (--vgg) with the weights of the lpips package (--lpips)",
             f"add {missing} with its file, or leave out {there}",
         )
-    has_vit = objective.adversary.kind == "dino"
+    has_vit = weights.adversary.kind == "dino"
     for option, given, is_used in (
-        ("--lpips", terms.lpips, objective.lpips),
-        ("--convnext", terms.convnext, objective.logits),
+        ("--lpips", terms.lpips, weights.lpips),
+        ("--convnext", terms.convnext, weights.logits),
         ("--dino", terms.dino, has_vit),
     ):
         if given and not is_used:
@@ -94,8 +94,8 @@ def make(loss: PixelLoss, terms: Terms, recipe: Recipe, image_size: int, device:
 
     Raises: as `check`; CheckpointError for a file that cannot be read, or is of another network.
     """
-    objective = loss.objective
-    check(objective, terms, image_size)
+    weights = loss.published
+    check(weights, terms, image_size)
     networks: dict[str, Any] = {}
     if terms.vgg and terms.lpips:
         features, heads = checkpoint.read(terms.vgg).tensors, checkpoint.read(terms.lpips).tensors
@@ -104,7 +104,7 @@ def make(loss: PixelLoss, terms: Terms, recipe: Recipe, image_size: int, device:
         tensors = checkpoint.read(terms.convnext).tensors
         networks["logits"] = convnext.from_tensors(tensors, str(terms.convnext)).to(device)
     if terms.adversarial:
-        adversary = objective.adversary
+        adversary = weights.adversary
         network = _discriminator(adversary, terms.dino, image_size, device).to(device)
         start, ramp = (round(share * recipe.steps) for share in (adversary.start, adversary.ramp))
         networks["opponent"] = Opponent(network, adversary, start=start, ramp=ramp)
@@ -115,7 +115,7 @@ def describe(step: AdversarialStep) -> str:
     """All that a training by this loss depends on, for the `subject` of its checkpoints."""
     frozen = [fingerprint(network) for network in (step.lpips, step.logits) if network is not None]
     first = [] if step.opponent is None else [fingerprint(step.opponent.network)]
-    return f"{step.objective}, networks {', '.join(frozen + first)}"
+    return f"{step.weights}, networks {', '.join(frozen + first)}"
 
 
 def _discriminator(adversary: Adversary, frozen: Path | None, image_size: int, device: torch.device) -> nn.Module:

@@ -84,7 +84,7 @@ def published(
     if not isinstance(loss, PixelLoss):
         return loss, ""
     terms = terms or Terms()
-    if message := left_out(loss.objective, terms):
+    if message := left_out(loss.published, terms):
         note(message)
     if not terms.are_given():
         return loss, ""

@@ -1,8 +1,5 @@
-"""Replays golden files of the tokenizers' training: quantizers, perceptual networks, discriminators, whole steps.
-
-`KINDS` maps the kind of a golden file to a function that computes its arrays again: name -> (ours, theirs). A file
-whose meta has no "kind" is one of training steps; `kind_of` tells which.
-"""
+"""Replays of golden files of the tokenizers' training, for `train.parity`: quantizers, perceptual networks,
+discriminators, and whole steps."""
 
 from __future__ import annotations
 
@@ -35,14 +32,13 @@ from avarc_cli.train.discriminators.patchgan import PatchGAN
 from avarc_cli.train.perceptual import lpips
 
 Meta = Mapping[str, Any]
-Arrays = Mapping[str, np.ndarray[Any, Any]]
-Compared = dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
+Arrays = dict[str, np.ndarray]
+Replay = Callable[[Meta, Arrays], Arrays]
 
 
-def kind_of(meta: Meta) -> str | None:
-    """The name in `KINDS`; None for other files."""
-    kind = "llamagen_vq_steps" if "disc_start" in meta["config"] else meta.get("kind")
-    return kind if kind in KINDS else None
+def find(meta: Meta) -> Replay | None:
+    """What replays a file of a tokenizer's training; None for another file."""
+    return llamagen_vq_steps if "loss_disc" in meta["outputs"] else KINDS.get(meta.get("kind", ""))
 
 
 def weights(meta: Meta, prefix: str = "") -> dict[str, Tensor]:
@@ -56,11 +52,8 @@ def tensor(arrays: Arrays, name: str) -> Tensor:
     return torch.from_numpy(np.array(arrays[name]))
 
 
-def compared(arrays: Arrays, ours: Mapping[str, Tensor | np.ndarray[Any, Any] | float]) -> Compared:
-    def plain(value: Tensor | np.ndarray[Any, Any] | float) -> np.ndarray[Any, Any]:
-        return value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
-
-    return {name: (plain(value), arrays[name]) for name, value in ours.items()}
+def plain(ours: Mapping[str, Tensor | float]) -> Arrays:
+    return {name: x.detach().numpy() if isinstance(x, Tensor) else np.asarray(x) for name, x in ours.items()}
 
 
 def norms(module: nn.Module, names: list[str]) -> Tensor:
@@ -77,7 +70,7 @@ def straight_through(made: Quantized) -> Tensor:
     return made.latents + (made.codes - made.latents).detach()
 
 
-def var_vq(meta: Meta, arrays: Arrays) -> Compared:
+def var_vq(meta: Meta, arrays: Arrays) -> Arrays:
     """VAR's quantizer: the loss of every scale, its gradients, and how much each scale uses its codes."""
     c = meta["config"]
     shape = VQVAEConfig(
@@ -99,7 +92,7 @@ def var_vq(meta: Meta, arrays: Arrays) -> Compared:
             usage.add(k, tokens)
         return tokens_BL
 
-    ours: dict[str, Tensor | np.ndarray[Any, Any] | float] = {"f_hat": f_hat, "vq_loss": made.loss}
+    ours: dict[str, Tensor | float] = {"f_hat": f_hat, "vq_loss": made.loss}
     with torch.no_grad():
         ours["tokens"] = count(f)
         ours["hits_first"] = usage.counts_KV.clone()
@@ -108,10 +101,10 @@ def var_vq(meta: Meta, arrays: Arrays) -> Compared:
         ours["hits_second"] = usage.counts_KV
     ours["grad_f"] = gradient(f)
     ours |= {f"grad_{name}": gradient(p) for name, p in quantizer.named_parameters()}
-    return compared(arrays, ours)
+    return plain(ours)
 
 
-def llamagen_vq(meta: Meta, arrays: Arrays) -> Compared:
+def llamagen_vq(meta: Meta, arrays: Arrays) -> Arrays:
     """LlamaGen's quantizer: each part of its loss, its gradients, and the window of chosen codes."""
     c, z = meta["config"], tensor(arrays, "z").requires_grad_()
     shape = LlamaGenVQConfig(
@@ -128,8 +121,7 @@ def llamagen_vq(meta: Meta, arrays: Arrays) -> Compared:
     both = codebook_loss(made.latents, made.codes, loss.commitment)
     recent = RecentCodes(c["codes"])
     recent.add(made.used_N)
-    return compared(
-        arrays,
+    return plain(
         {
             "vq_loss": codebook,
             "commit_loss": both - codebook,
@@ -144,13 +136,13 @@ def llamagen_vq(meta: Meta, arrays: Arrays) -> Compared:
     )
 
 
-def tatitok_cvq(meta: Meta, arrays: Arrays) -> Compared:
+def tatitok_cvq(meta: Meta, arrays: Arrays) -> Arrays:
     """TA-TiTok's quantizer, which moves codes to features that few codes stand for."""
     c = meta["config"]
     codebook = Codebook(c["codes"], c["dim"], c.get("use_l2_norm", False))
     codebook.load_state_dict(weights(meta))
     moving = Reanchoring(codebook.embedding.weight)
-    ours: dict[str, Tensor | np.ndarray[Any, Any] | float] = {}
+    ours: dict[str, Tensor | float] = {}
     for call in ("first", "second"):
         z = tensor(arrays, f"z_{call}")
         tokens_BL = codebook.tokenize(z)
@@ -159,10 +151,10 @@ def tatitok_cvq(meta: Meta, arrays: Arrays) -> Compared:
         moving.update(z.permute(0, 2, 3, 1).flatten(0, 2), tokens_BL.flatten())
         ours[f"embedding_{call}"] = codebook.embedding.weight.detach().clone()
         ours[f"embed_prob_{call}"] = moving.share_V.clone()
-    return compared(arrays, ours)
+    return plain(ours)
 
 
-def lpips_distance(meta: Meta, arrays: Arrays) -> Compared:
+def lpips_distance(meta: Meta, arrays: Arrays) -> Arrays:
     """LPIPS and its gradient."""
     filled = weights(meta)
     network = lpips.from_tensors(filled, filled, "the golden file")
@@ -170,10 +162,10 @@ def lpips_distance(meta: Meta, arrays: Arrays) -> Compared:
     distance = network(image, other)
     distance.mean().backward()
     means = torch.stack([level.mean() for level in network.levels(image)])
-    return compared(arrays, {"distance": distance, "feature_means": means, "grad_other": gradient(other)})
+    return plain({"distance": distance, "feature_means": means, "grad_other": gradient(other)})
 
 
-def patchgan(meta: Meta, arrays: Arrays) -> Compared:
+def patchgan(meta: Meta, arrays: Arrays) -> Arrays:
     """The PatchGAN in training mode and after it, and its losses."""
     c = meta["config"]
     network = PatchGAN(c["ndf"], c["layers"])
@@ -186,10 +178,10 @@ def patchgan(meta: Meta, arrays: Arrays) -> Compared:
     with torch.no_grad():
         evaluated = network.eval()(tensor(arrays, "real"))
     ours = {"logits_real": real, "logits_fake": fake, "d_loss": loss, "g_loss": -fake.mean(), "logits_eval": evaluated}
-    return compared(arrays, {**ours, "vanilla_d_loss": vanilla, "grad_norms": gradients})
+    return plain({**ours, "vanilla_d_loss": vanilla, "grad_norms": gradients})
 
 
-def titok_disc(meta: Meta, arrays: Arrays) -> Compared:
+def titok_disc(meta: Meta, arrays: Arrays) -> Arrays:
     """TiTok's discriminator, its loss, and LeCam of two steps."""
     c, lecam = meta["config"], LeCam()
     network = BlurDiscriminator(c["hidden"], c["stages"])
@@ -200,10 +192,10 @@ def titok_disc(meta: Meta, arrays: Arrays) -> Compared:
     both = torch.stack([lecam(real, fake) for _ in range(2)])
     gradients = norms(network, meta["parameters"])
     ours = {"logits_real": real, "logits_fake": fake, "d_loss": loss, "lecam": both, "grad_norms": gradients}
-    return compared(arrays, ours)
+    return plain(ours)
 
 
-def dino_disc(meta: Meta, arrays: Arrays) -> Compared:
+def dino_disc(meta: Meta, arrays: Arrays) -> Arrays:
     """StyleGAN-T's discriminator, its loss, and gradients for heads and images."""
     c, filled = meta["config"], weights(meta)
     frozen = {k.removeprefix("dino."): v for k, v in filled.items() if k.startswith("dino.")}
@@ -216,7 +208,7 @@ def dino_disc(meta: Meta, arrays: Arrays) -> Compared:
     loss = hinge(on_real, on_fake, halved=False)
     loss.backward()
     ours = {"logits_real": on_real, "logits_fake": on_fake, "d_loss": loss, "grad_fake": gradient(fake)}
-    return compared(arrays, {**ours, "grad_norms": norms(network, meta["parameters"])})
+    return plain({**ours, "grad_norms": norms(network, meta["parameters"])})
 
 
 class RecordingLoss(LlamaGenVQLoss):
@@ -227,7 +219,7 @@ class RecordingLoss(LlamaGenVQLoss):
         return self.made
 
 
-def llamagen_vq_steps(meta: Meta, arrays: Arrays) -> Compared:
+def llamagen_vq_steps(meta: Meta, arrays: Arrays) -> Arrays:
     """Steps of LlamaGen's tokenizer: two Adams, clipping, batch normalization, the adaptive weight."""
     c = meta["config"]
     network, before = _llamagen_network(meta)
@@ -235,9 +227,9 @@ def llamagen_vq_steps(meta: Meta, arrays: Arrays) -> Compared:
     opponent = _opponent(meta)
     adaptive = (0.0, 1e4) if c["adaptive"] else None
     opponent.recipe = replace(opponent.recipe, adaptive=adaptive, clip=c["optim"]["clip"])
-    objective = replace(loss.objective, adversary=opponent.recipe)
+    changed = replace(loss.published, adversary=opponent.recipe)
     rate = c["optim"]["lr"]
-    step = AdversarialStep(loss, lambda step: rate, objective=objective, lpips=_lpips(meta), opponent=opponent)
+    step = AdversarialStep(loss, lambda step: rate, weights=changed, lpips=_lpips(meta), opponent=opponent)
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
     rows: dict[str, list[Any]] = {}
     for number, images in zip(arrays["steps"], tensor(arrays, "images"), strict=True):
@@ -263,11 +255,7 @@ def llamagen_vq_steps(meta: Meta, arrays: Arrays) -> Compared:
     after |= {f"discriminator.{k}": v for k, v in opponent.network.state_dict().items()}
     statistics = [_columns(after[name])[[0, 1, 2, 3]] for name in meta["groups"]["running_stats"]]
     ours = {name: np.array(values) for name, values in rows.items()} | {"running_stats": np.stack(statistics)}
-    digest = {name: digest_row(after[name], before[name]) for name in meta["digest_keys"]}
-    ours["digest"] = np.stack([np.zeros(7) if k in meta["unstable_keys"] else row for k, row in digest.items()])
-    theirs = np.array(arrays["digest"])
-    theirs[[name in meta["unstable_keys"] for name in meta["digest_keys"]]] = 0  # Adam has scaled rounding noise up
-    return compared({**arrays, "digest": theirs}, ours)
+    return ours | {"digest": np.stack([digest_row(after[name], before[name]) for name in meta["digest_keys"]])}
 
 
 def _llamagen_network(meta: Meta) -> tuple[LlamaGenVQ, dict[str, Tensor]]:
@@ -284,7 +272,7 @@ def _opponent(meta: Meta) -> Opponent:
     c = meta["config"]
     network = PatchGAN(c["ndf"], c["disc_layers"])
     network.load_state_dict(weights(meta, "discriminator."), strict=False)  # the running statistics are not filled
-    return Opponent(network, LlamaGenVQLoss.objective.adversary, start=c["disc_start"] - 1)  # it counts from 1
+    return Opponent(network, LlamaGenVQLoss.published.adversary, start=c["disc_start"] - 1)  # it counts from 1
 
 
 def _lpips(meta: Meta) -> lpips.LPIPS:
@@ -292,7 +280,7 @@ def _lpips(meta: Meta) -> lpips.LPIPS:
     return lpips.from_tensors(filled, {k: v.abs() for k, v in filled.items()}, "the golden file")
 
 
-def _columns(values: Tensor) -> np.ndarray[Any, Any]:
+def _columns(values: Tensor) -> np.ndarray:
     """Mean, population standard deviation, and the first four values, 0 where there are fewer."""
     x = values.detach().double().flatten()
     first = torch.zeros(4, dtype=torch.float64)
@@ -300,12 +288,12 @@ def _columns(values: Tensor) -> np.ndarray[Any, Any]:
     return torch.cat([x.mean()[None], x.std(correction=0)[None], first]).numpy()
 
 
-def digest_row(after: Tensor, before: Tensor) -> np.ndarray[Any, Any]:
+def digest_row(after: Tensor, before: Tensor) -> np.ndarray:
     """`_columns`, and how far the tensor has moved."""
     return np.append(_columns(after), (after.detach().double() - before.double()).norm().item())
 
 
-KINDS: dict[str, Callable[[Meta, Arrays], Compared]] = {
+KINDS: dict[str, Replay] = {
     "var_vq": var_vq,
     "llamagen_vq": llamagen_vq,
     "tatitok_cvq": tatitok_cvq,
@@ -313,5 +301,4 @@ KINDS: dict[str, Callable[[Meta, Arrays], Compared]] = {
     "patchgan": patchgan,
     "titok_disc": titok_disc,
     "dino_disc": dino_disc,
-    "llamagen_vq_steps": llamagen_vq_steps,
 }

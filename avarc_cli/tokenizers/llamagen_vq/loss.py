@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avarc_cli.layers.objective import VQGAN
+from avarc_cli.layers.loss_weights import VQGAN
 from avarc_cli.layers.vq_loss import Quantized, ReconstructionLoss, codebook_loss, entropy_loss
 from avarc_cli.tokenizers.llamagen_vq.network import LlamaGenVQ
 
@@ -14,7 +14,7 @@ from avarc_cli.tokenizers.llamagen_vq.network import LlamaGenVQ
 class LlamaGenVQLoss(ReconstructionLoss):
     """The loss of a LlamaGen tokenizer, whose latents and codes have length one."""
 
-    objective = VQGAN
+    published = VQGAN
 
     def __init__(self, network: LlamaGenVQ, entropy_weight: float = 0.0) -> None:
         """entropy_weight: of `entropy_loss`, 0 in the published recipe."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from avarc_cli.layers.objective import VQGAN
+from avarc_cli.layers.loss_weights import VQGAN
 from avarc_cli.layers.vq_loss import Quantized, ReconstructionLoss, codebook_loss
 from avarc_cli.tokenizers.maskgit_vqgan.network import MaskGITVQGAN
 
@@ -13,7 +13,7 @@ from avarc_cli.tokenizers.maskgit_vqgan.network import MaskGITVQGAN
 class MaskGITVQGANLoss(ReconstructionLoss):
     """The loss of a MaskGIT-VQGAN."""
 
-    objective = VQGAN  # how the published one was trained is not public
+    published = VQGAN  # how the published one was trained is not public
 
     def __init__(self, network: MaskGITVQGAN) -> None:
         super().__init__(network.quantize.embedding.weight)

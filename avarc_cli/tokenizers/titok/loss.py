@@ -6,14 +6,14 @@ of its grid.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.family import TokenizerLoss
-from avarc_cli.layers.objective import Adversary, Objective
+from avarc_cli.layers.loss_weights import Adversary, LossWeights
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layers.vq_loss import Quantized, Reconstruction, ReconstructionLoss, codebook_loss
 from avarc_cli.likelihood import TokenizerNetwork
@@ -21,16 +21,16 @@ from avarc_cli.tokenizers.maskgit_vqgan.network import Decoder as PixelDecoder
 from avarc_cli.tokenizers.titok.network import Codebook, TiTok
 
 
-def _objective(lpips: float, weight: float, start: float) -> Objective:
+def _weights(lpips: float, weight: float, start: float) -> LossWeights:
     """What both published trainings share (1d-tokenizer's code). They weigh squared errors of pixels in [0, 1]."""
     adversary = Adversary(kind="blur", weight=weight, start=start, lecam=0.001, weight_decay=1e-4)
-    return Objective(squared=0.25, lpips=lpips, logits=0.1, adversary=adversary)
+    return LossWeights(squared=0.25, lpips=lpips, logits=0.1, adversary=adversary)
 
 
 class TiTokLoss(ReconstructionLoss):
     """The loss of a single-stage TiTok."""
 
-    objective = _objective(lpips=1.0, weight=0.1, start=0.31)  # that of TA-TiTok, from step 200,000 of 650,000
+    published = _weights(lpips=1.0, weight=0.1, start=0.31)  # that of TA-TiTok, from step 200,000 of 650,000
 
     def __init__(self, network: TiTok) -> None:
         self.codebook = cast("Codebook", network.quantize)
@@ -81,7 +81,7 @@ class FirstStageLoss(TiTokLoss):
 class SecondStageLoss(TokenizerLoss):
     """Squared error of the pixels. Encoder and codes have learnt what they will."""
 
-    objective = _objective(lpips=0.0, weight=0.01, start=0.04)  # from step 20,000 of 500,000
+    published: ClassVar[LossWeights] = _weights(lpips=0.0, weight=0.01, start=0.04)  # from step 20,000 of 500,000
 
     def __init__(self, network: TiTok) -> None:
         self.network = network

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from avarc_cli.layers.objective import Adversary, Objective
+from avarc_cli.layers.loss_weights import Adversary, LossWeights
 from avarc_cli.layers.vq_loss import Quantized, ReconstructionLoss, codebook_loss
 from avarc_cli.tokenizers.vqvae.network import VQVAE
 
@@ -13,7 +13,7 @@ from avarc_cli.tokenizers.vqvae.network import VQVAE
 class VQVAELoss(ReconstructionLoss):
     """The loss of a VQ-VAE; the codebook's is averaged over scales."""
 
-    objective = Objective(  # VAR's authors have not published theirs; this is their trainer vaex's
+    published = LossWeights(  # VAR's authors have not published theirs; this is their trainer vaex's
         absolute=0.2,
         squared=1.0,
         lpips=1.0,

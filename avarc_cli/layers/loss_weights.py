@@ -39,7 +39,7 @@ class Adversary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
+class LossWeights:
     """Weights of the terms, for images in [-1, 1]."""
 
     absolute: float = 0.0
@@ -52,7 +52,7 @@ class Objective:
     adversary: Adversary
 
 
-VQGAN = Objective(
+VQGAN = LossWeights(
     squared=1.0,
     lpips=1.0,
     adversary=Adversary(
