@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from avarc_cli.errors import UsageError
+from avarc_cli.layers.rows import Rows
 from avarc_cli.layout import TokenLayout
 from avarc_cli.text.features import CaptionFeatures, TextInput
 
@@ -244,14 +245,25 @@ class TrainableModel(NetworkModel):
             order_BL: as for `begin`. The result is in the order of scoring.
         """
 
-    def training_loss(self, tokens_BL: Tensor, class_id_B: Tensor, done: float, generator: torch.Generator) -> Tensor:
+    def training_loss(
+        self,
+        tokens_BL: Tensor,
+        class_id_B: Tensor,
+        done: float,
+        generator: torch.Generator,
+        rows: Rows | None = None,
+    ) -> Tensor:
         """What a step of training minimizes, in nats a token, with gradients: the mean of -log p(token | before).
+
+        The mean over parts of a batch, weighted by their rows, is the loss of the batch.
 
         Args:
             done, generator: as for `training_order`.
+            rows: which of the step's batch these are; None for all.
         """
-        order_BL = self.training_order(len(tokens_BL), done, generator)
-        order_BL = None if order_BL is None else order_BL.to(tokens_BL.device)
+        rows = rows or Rows.whole(len(tokens_BL))
+        orders = self.training_order(rows.of, done, generator)
+        order_BL = None if orders is None else rows.take(orders).to(tokens_BL.device)
         return -self.token_log_prob(tokens_BL, class_id_B, order_BL).mean()
 
     def training_order(self, count: int, done: float, generator: torch.Generator) -> Tensor | None:

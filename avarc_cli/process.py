@@ -73,6 +73,38 @@ def stoppable() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def held_back() -> Iterator[list[int]]:
+    """Hold back the signals that ask the process to end, so that work can stop at a good moment.
+
+    Yields a list that the number of the first is appended to. It is delivered at the end of the block; a second one at
+    once. Signals that are ignored stay so, and only the main thread can hold them back.
+    """
+    held: list[int] = []
+    before: dict[int, Handler] = {}
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if held:
+            restore()
+            os.kill(os.getpid(), number)
+        held.append(number)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    if threading.current_thread() is threading.main_thread():
+        before = {int(n): how for n in ASK_TO_END if (how := signal.getsignal(n)) not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, hold)
+    try:
+        yield held
+    finally:
+        restore()
+        if held:
+            os.kill(os.getpid(), held[0])
+
+
 def _handled_by_default() -> dict[int, Handler]:
     """The signals that ask to end, and their handlers, unless the user or the program chose others."""
     handlers = {int(number): signal.getsignal(number) for number in ASK_TO_END}

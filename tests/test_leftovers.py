@@ -72,12 +72,12 @@ def test_a_training_checkpoint(tmp_path):
         model = nn.Linear(2, 1)
         recipe = Recipe(steps=2, batch_size=1, lr=0.1, save_every=1)
 
-        def loss_of_step(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        def loss_of_rows(step, rows):
             if step == steps:
                 raise KeyboardInterrupt
             return model(torch.ones(1, 2)).sum() ** 2, {}
 
-        train(model, loss_of_step, recipe, checkpoint, lambda step, shown: None, subject="x")
+        train(model, loss_of_rows, recipe, checkpoint, lambda step, shown: None, subject={})
 
     with pytest.raises(Exception, match="interrupted"):
         run(1)

@@ -20,6 +20,7 @@ from avarc_cli.data.labels import UNKNOWN, normalize
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import AvarcError, UnreadableImage, none_readable
 from avarc_cli.incremental.source import Source, class_names
+from avarc_cli.layers.rows import Rows
 from avarc_cli.likelihood import Tokenizer
 from avarc_cli.storage import write_bytes
 from avarc_cli.tokens.cache import TokenCache
@@ -82,18 +83,20 @@ class TokenPool:
     examples: Examples
     seed: int  # of the order
 
-    def __str__(self) -> str:
+    @property
+    def subject(self) -> dict[str, str]:
+        """As `train.generator.TokenBatches.subject`."""
         e = self.examples
-        return f"{len(e)} images of {', '.join(e.class_names)} in {e.tokens.shape[1]} variants, seed {self.seed}"
+        return {"images": f"{len(e)} of {', '.join(e.class_names)} in {e.tokens.shape[1]} variants, seed {self.seed}"}
 
-    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor, torch.Generator]:
-        """Tokens (B, L), labels (B,), and the step's own generator."""
+    def batch(self, step: int, rows: Rows) -> tuple[Tensor, Tensor, torch.Generator]:
+        """As `train.generator.TokenBatches.batch`."""
         rng = np.random.default_rng([self.seed, step])
-        image_B = rng.integers(len(self.examples), size=batch_size)
-        variant_B = rng.integers(self.examples.tokens.shape[1], size=batch_size)
+        image = rng.integers(len(self.examples), size=rows.of)
+        variant = rng.integers(self.examples.tokens.shape[1], size=rows.of)
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        label_B = torch.from_numpy(self.examples.labels[image_B]).long()
-        return self.examples.tokens[image_B, variant_B], label_B, generator
+        labels = torch.from_numpy(self.examples.labels[image]).long()
+        return rows.take(self.examples.tokens[image, variant]), labels, generator
 
 
 def concatenate(parts: Iterable[Examples]) -> Examples:

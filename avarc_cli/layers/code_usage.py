@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from avarc_cli.layers.processes import gathered
+from avarc_cli.layers.collectives import add_up, concatenate
 from avarc_kernels import nearest_code
 
 WINDOW = 65536  # indices
@@ -45,7 +45,7 @@ class ScaleUsage:
 
     def add(self, scale: int, tokens_N: Tensor) -> None:
         """Count the codes that this scale chose for a batch, in all processes."""
-        counts_V = gathered(tokens_N.flatten()).bincount(minlength=self.counts_KV.shape[1])
+        counts_V = add_up(tokens_N.flatten().bincount(minlength=self.counts_KV.shape[1]))
         decay = 0.0 if self.updates == 0 else FIRST if self.updates < FIRST_UPDATES else LATER
         self.counts_KV[scale].mul_(decay).add_(counts_V, alpha=1 - decay)
         self.updates += 1
@@ -70,7 +70,7 @@ class Reanchoring:
     @torch.no_grad()
     def update(self, vectors_MZ: Tensor, tokens_N: Tensor) -> None:
         """After the loss of a batch: `vectors_MZ` is what the codes had to stand for, `tokens_N` what was chosen."""
-        vectors_MZ, tokens_N = gathered(vectors_MZ), gathered(tokens_N)
+        vectors_MZ, tokens_N = concatenate(vectors_MZ), concatenate(tokens_N)
         count = len(self.share_V)
         share_V = tokens_N.bincount(minlength=count) / len(tokens_N)
         self.share_V.mul_(DECAY).add_(share_V, alpha=1 - DECAY)

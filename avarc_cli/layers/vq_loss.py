@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avarc_cli.layers.collectives import add_up, concatenate
 from avarc_cli.layers.loss_weights import LossWeights
-from avarc_cli.layers.processes import gathered
 
 COMMITMENT = 0.25  # weight of pulling the latents to the codes; pulling the codes to the latents weighs 1
 REVIVE_EVERY = 100  # steps between replacements of unused codes
@@ -104,8 +104,10 @@ class ReconstructionLoss(ABC):
     def reconstruct(self, images: Tensor, step: int, steps: int, generator: torch.Generator) -> Reconstruction:
         """What is made of a batch; arguments as of `family.TokenizerLoss`."""
         encoded = self.encode(images)
-        latents, codes, vq_loss, used_N = self.quantize(encoded)
-        self.used_V.add_(gathered(used_N).bincount(minlength=len(self.used_V)))
+        with torch.autocast(images.device.type, enabled=False):  # half precision would choose other codes
+            encoded = encoded.float()
+            latents, codes, vq_loss, used_N = self.quantize(encoded)
+        self.used_V.add_(add_up(used_N.bincount(minlength=len(self.used_V))))
         if self._revives(step):
             self._encoded.append(encoded.detach())
             self._generator = generator
@@ -123,7 +125,7 @@ class ReconstructionLoss(ABC):
         if not self._revives(step):
             return
         if step < REVIVE_UNTIL * steps and self._generator is not None:
-            self._revive(gathered(torch.cat(self._encoded)), self._generator)
+            self._revive(concatenate(torch.cat(self._encoded)), self._generator)
         self.used_V.zero_()
         self._encoded, self._generator = [], None
 

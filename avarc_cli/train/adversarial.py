@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.family import PixelLoss
+from avarc_cli.layers.collectives import add_up, count
 from avarc_cli.layers.loss_weights import Adversary, LossWeights
-from avarc_cli.layers.processes import mean_of_processes
 from avarc_cli.train.discriminators import augment
 from avarc_cli.train.discriminators.losses import LeCam, adaptive_weight, hinge
 
@@ -126,7 +126,7 @@ class Opponent:
                 shown[name] = shown.get(name, 0.0) + share * value
         for parameter in self.network.parameters():
             if parameter.grad is not None:
-                mean_of_processes(parameter.grad)
+                parameter.grad = add_up(parameter.grad) / count()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         self.optimizer.step()
         return shown | {"norm": norm.item()}
@@ -178,18 +178,19 @@ class AdversarialStep:
     ) -> tuple[Tensor, dict[str, float]]:
         """As `family.TokenizerLoss`; the discriminator has no gradient."""
         made = self.loss.reconstruct(images, step, steps, generator)
-        error, shown = self.error(made.images, images)
+        decoded = made.images.float()  # also where the network computes in half precision
+        error, shown = self.error(decoded, images)
         total, shown = error + made.loss, shown | made.shown
         if self.opponent and self.opponent.runs(step):
             recipe = self.opponent.recipe
-            judged = self.opponent.judged(made.images, step, generator)
+            judged = self.opponent.judged(decoded, step, generator)
             factor = torch.ones((), device=judged.device)
             if recipe.adaptive:
                 last = self.loss.last_weight
                 factor = adaptive_weight(error, judged, last, recipe.adaptive, recipe.adaptive_epsilon)
                 shown["adaptive"] = factor.item()
             total = total + self.opponent.strength(step) * recipe.weight * factor * judged
-            self._parts.append(Part(images, made.images.detach(), step, generator))
+            self._parts.append(Part(images, decoded.detach(), step, generator))
         return total, shown | self.last_update
 
     def error(self, decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, float]]:

@@ -17,6 +17,7 @@ from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.labels import UNKNOWN, match
 from avarc_cli.errors import UsageError, shorten_list
+from avarc_cli.layers.rows import Rows
 from avarc_cli.likelihood import CaptionTrainableModel
 from avarc_cli.loaded import LoadedTokenizer
 from avarc_cli.outputs import WEIGHTS, check_output
@@ -63,7 +64,7 @@ def train_on_captions(
     """
     check_output(out, WEIGHTS, overwrite=True)
     check_class_dropout(dropout)
-    rows_of = captions_of_classes(images, captions)
+    captions_of = captions_of_classes(images, captions)
     torch.manual_seed(recipe.seed)
     model = families.GENERATORS.get(family).new_of_captions(tokenizer.network, text, **shape)
     data = EncodedImages(
@@ -72,20 +73,25 @@ def train_on_captions(
     network = model.network.requires_grad_(True)
     device = next(network.parameters()).device
 
-    def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
-        tokens_BL, label_B, generator = data.batch(step, recipe.batch_size)
-        chosen_B = torch.rand(len(label_B), generator=generator)
-        rows = [
-            rows_of[label][int(u * len(rows_of[label]))] for label, u in zip(label_B.tolist(), chosen_B, strict=True)
-        ]
-        dropped_B = torch.rand(len(label_B), generator=generator) < dropout
-        loss = model.caption_loss(tokens_BL.to(device), take(features, rows), dropped_B, generator)
+    def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
+        tokens_BL, labels, generator = data.batch(step, rows)
+        drawn = torch.rand(rows.of, generator=generator)
+        pairs = zip(rows.take(labels).tolist(), rows.take(drawn), strict=True)
+        chosen = [captions_of[label][int(u * len(captions_of[label]))] for label, u in pairs]
+        dropped_B = rows.take(torch.rand(rows.of, generator=generator) < dropout)
+        loss = model.caption_loss(tokens_BL.to(device), take(features, chosen), dropped_B, generator)
         return loss, {"bits/token": loss.item() / math.log(2)}
 
-    made_of = f"tokens of {fingerprint(tokenizer.network)}, starting from {fingerprint(network)}"
-    subject = f"{model.config} on {data} with captions {captions.digest}, {made_of}, dropout {dropout}"
+    subject = {
+        "network": str(model.config),
+        **data.subject,
+        "captions": captions.digest,
+        "tokenizer": fingerprint(tokenizer.network),
+        "beginning": fingerprint(network),
+        "dropout": str(dropout),
+    }
     checkpoint = resume_file(out)
-    train(network, loss_of_step, recipe, checkpoint, progress, subject=subject, say=say)
+    train(network, loss_of_rows, recipe, checkpoint, progress, subject=subject, say=say)
     save_generator(model, out, class_names=None, tokenizer_sha256=tokenizer.sha256)
     checkpoint.unlink(missing_ok=True)
     return model

@@ -22,6 +22,7 @@ from avarc_cli.data.labels import match
 from avarc_cli.errors import UsageError
 from avarc_cli.layers import low_rank
 from avarc_cli.layers.low_rank import LowRank
+from avarc_cli.layers.rows import Rows
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.outputs import WEIGHTS, check_new_folder, check_output
@@ -121,14 +122,14 @@ def fit(
     network = reference.network.requires_grad_(False)
     device = next(network.parameters()).device
 
-    def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
-        tokens_BL, label_B, generator = data.batch(step, recipe.batch_size)
+    def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
+        tokens_BL, labels, generator = data.batch(step, rows)
         tokens_2BL = tokens_BL.to(device).repeat(2, 1)
-        other_B = label_B.roll(1)
-        dropped_B = torch.rand(len(label_B), generator=generator) < contrast.class_dropout
+        label_B, other_B = rows.take(labels), rows.take(labels.roll(1))
+        dropped_B = rows.take(torch.rand(rows.of, generator=generator) < contrast.class_dropout)
         class_2B = torch.cat([label_B, other_B]).masked_fill(dropped_B.repeat(2), reference.num_classes).to(device)
-        order_BL = _random_orders(reference, len(label_B), generator)
-        order_2BL = None if order_BL is None else order_BL.to(device).repeat(2, 1)
+        orders = _random_orders(reference, rows.of, generator)
+        order_2BL = None if orders is None else rows.take(orders).to(device).repeat(2, 1)
         with torch.no_grad():
             before_2B = reference.token_log_prob(tokens_2BL, class_2B, order_2BL).sum(1)
         gain_2B = student.token_log_prob(tokens_2BL, class_2B, order_2BL).sum(1) - before_2B
@@ -138,10 +139,14 @@ def fit(
         return loss, {"loss": loss.item(), "own": own.mean().item(), "others": other.mean().item()}
 
     weights = sum(p.numel() for p in student.network.parameters() if p.requires_grad)
-    networks = f"{weights} weights of {fingerprint(network)}, tokens of {fingerprint(tokenizer.network)}"
-    orders = ", in random orders" if reference.default_orders else ""
-    subject = f"CCA {contrast}, {networks}, {reference.config} on {data}{orders}"
-    train(student.network, loss_of_step, recipe, checkpoint, progress, subject=subject, say=say)
+    subject = {
+        "loss": f"CCA, {contrast}{', in random orders' if reference.default_orders else ''}",
+        "network": f"{weights} weights of {reference.config}",
+        **data.subject,
+        "tokenizer": fingerprint(tokenizer.network),
+        "beginning": fingerprint(network),
+    }
+    train(student.network, loss_of_rows, recipe, checkpoint, progress, subject=subject, say=say)
 
 
 def _random_orders(model: TrainableModel, count: int, generator: torch.Generator) -> Tensor | None:

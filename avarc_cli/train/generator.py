@@ -18,6 +18,7 @@ from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.precision import tf32
+from avarc_cli.layers.rows import Rows
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.loaded import LoadedTokenizer, check_kind
 from avarc_cli.outputs import WEIGHTS, check_output
@@ -32,10 +33,19 @@ CLASS_DROPOUT = 0.1  # arXiv:2404.02905, section 4
 
 
 class TokenBatches(Protocol):
-    """What a generator is trained on; `str` of it identifies the data."""
+    """What a generator is trained on."""
 
-    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor, torch.Generator]:
-        """Tokens (B, L) and class ids (B,), both int64, and the step's own generator: a function of the step alone."""
+    @property
+    def subject(self) -> Mapping[str, str]:
+        """What identifies the data, by name: a training of other data does not go on where this one stopped."""
+        ...
+
+    def batch(self, step: int, rows: Rows) -> tuple[Tensor, Tensor, torch.Generator]:
+        """Part of a step's batch, a function of the step alone.
+
+        Returns: tokens (B, L) int64 of these rows; the class ids of the whole batch, int64; the step's own generator,
+            in the same state for any rows.
+        """
         ...
 
 
@@ -46,16 +56,17 @@ class EncodedImages:
     tokenizer: LoadedTokenizer  # what encodes
     images: TrainingImages  # augmented
 
-    def __str__(self) -> str:
-        return str(self.images)
+    @property
+    def subject(self) -> Mapping[str, str]:
+        return self.images.subject
 
-    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor, torch.Generator]:
+    def batch(self, step: int, rows: Rows) -> tuple[Tensor, Tensor, torch.Generator]:
         """As `TokenBatches.batch`."""
-        x, label_B, generator = self.images.batch(step, batch_size)
-        network = self.tokenizer.network
-        with torch.no_grad(), tf32(False):
-            tokens_BL = network.tokenize(network.encode(x.to(self.tokenizer.device)))
-        return tokens_BL, label_B, generator
+        x, labels, generator = self.images.batch(step, rows)
+        network, device = self.tokenizer.network, self.tokenizer.device
+        with torch.no_grad(), tf32(False), torch.autocast(device.type, enabled=False):
+            tokens_BL = network.tokenize(network.encode(x.to(device)))
+        return tokens_BL, labels, generator
 
 
 def train_generator(
@@ -127,14 +138,19 @@ def fit(
     network = model.network.requires_grad_(True)
     device = next(network.parameters()).device
 
-    def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
-        tokens_BL, label_B, generator = data.batch(step, recipe.batch_size)
-        dropped_B = torch.rand(len(label_B), generator=generator) < class_dropout
-        class_B = torch.where(dropped_B, model.num_classes, label_B)
+    def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
+        tokens_BL, labels, generator = data.batch(step, rows)
+        dropped = torch.rand(rows.of, generator=generator) < class_dropout
+        class_B = rows.take(torch.where(dropped, model.num_classes, labels))
         done = step / recipe.steps
-        loss = model.training_loss(tokens_BL.to(device), class_B.to(device), done, generator)
+        loss = model.training_loss(tokens_BL.to(device), class_B.to(device), done, generator, rows)
         return loss, {"bits/token": loss.item() / math.log(2)}
 
-    made_of = f"tokens of {fingerprint(tokenizer.network)}, starting from {fingerprint(network)}"
-    subject = f"{model.config} on {data}, {made_of}, class dropout {class_dropout}"
-    train(network, loss_of_step, recipe, checkpoint, progress, subject=subject, say=say)
+    subject = {
+        "network": str(model.config),
+        **data.subject,
+        "tokenizer": fingerprint(tokenizer.network),
+        "beginning": fingerprint(network),
+        "class dropout": str(class_dropout),
+    }
+    train(network, loss_of_rows, recipe, checkpoint, progress, subject=subject, say=say)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import AvarcError, UnreadableImage, UsageError
+from avarc_cli.layers.rows import Rows
 from avarc_cli.layers.sampling import generator_of
 from avarc_cli.settings import check_augmentation
 
@@ -48,17 +49,23 @@ class Augment:
         """Side in pixels at which images are loaded for an input of `size` pixels."""
         return round(LOADED_SIDE[self.mode] * size)
 
-    def __call__(self, pixels_BSS3: Tensor, size: int, generator: torch.Generator) -> Tensor:
-        """Augmented images (B, 3, size, size), float32 in [-1, 1]."""
+    def __call__(self, pixels_BSS3: Tensor, size: int, generator: torch.Generator, rows: Rows | None = None) -> Tensor:
+        """Augmented images (B, 3, size, size), float32 in [-1, 1].
+
+        Args:
+            rows: which of a batch they are; None for all.
+        """
+        rows = rows or Rows.whole(len(pixels_BSS3))
         x = pixels_BSS3.permute(0, 3, 1, 2).float() / 127.5 - 1
         if self.mode == "crop":
-            x = _random_crop(x, size, generator)
+            x = _random_crop(x, size, generator, rows)
         elif self.mode == "affine":
-            grid = F.affine_grid(self._matrices(len(x), generator), list(x.shape), align_corners=False)
+            matrices = rows.take(self._matrices(rows.of, generator))
+            grid = F.affine_grid(matrices, list(x.shape), align_corners=False)
             x = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
             x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
         if self.flip:
-            mirrored = torch.rand(len(x), generator=generator) < 0.5
+            mirrored = rows.take(torch.rand(rows.of, generator=generator) < 0.5)
             x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
         return x
 
@@ -78,9 +85,9 @@ class Augment:
         return torch.stack(rows, dim=1)
 
 
-def _random_crop(x: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def _random_crop(x: Tensor, size: int, generator: torch.Generator, rows: Rows) -> Tensor:
     offsets = x.shape[-1] - size + 1
-    top, left = torch.randint(offsets, (2, len(x)), generator=generator).tolist()
+    top, left = torch.randint(offsets, (2, rows.of), generator=generator)[:, rows.start : rows.stop].tolist()
     return torch.stack([im[:, t : t + size, u : u + size] for im, t, u in zip(x, top, left, strict=True)])
 
 
@@ -103,20 +110,27 @@ class TrainingImages:
         fits = len(images) * side * side * 3 <= IN_MEMORY_BYTES
         self._memory = self._decode(np.arange(len(images))) if fits else None
 
-    def __str__(self) -> str:
-        labels = zlib.crc32(self.images.labels.tobytes())
-        return f"{len(self)} images of {self.images.source}, {self.size} pixels, {self.augment}, labels {labels:08x}"
+    @property
+    def subject(self) -> dict[str, str]:
+        """As `TokenBatches.subject`."""
+        digest = zlib.crc32(self.images.labels.tobytes(), zlib.crc32("\0".join(self.images.names).encode()))
+        if self._memory is not None:
+            digest = zlib.crc32(self._memory.numpy().data, digest)
+        of = f"{len(self)} of {self.images.source}, checksum {digest:08x}"
+        return {"images": of, "augmentation": f"{self.augment}, {self.size} pixels"}
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor, torch.Generator]:
-        """Augmented images (B, 3, H, H), labels (B,), and the step's own generator for further randomness."""
-        rows = self._rows(step, batch_size)
+    def batch(self, step: int, rows: Rows) -> tuple[Tensor, Tensor, torch.Generator]:
+        """These rows of a step's batch as augmented images (B, 3, H, H); further as `TokenBatches.batch`."""
+        batch = self._rows(step, rows.of)
         generator = generator_of(self.seed, step)
-        pixels = self._decode(rows) if self._memory is None else self._memory[torch.from_numpy(rows)]
-        labels = torch.from_numpy(self.images.labels[rows]).long()
-        return self.augment(pixels, self.size, generator), labels, generator
+        x = self.augment(self._pixels(batch[rows.start : rows.stop]), self.size, generator, rows)
+        return x, torch.from_numpy(self.images.labels[batch]).long(), generator
+
+    def _pixels(self, rows: np.ndarray) -> Tensor:
+        return self._decode(rows) if self._memory is None else self._memory[torch.from_numpy(rows)]
 
     def _rows(self, step: int, batch_size: int) -> np.ndarray:
         """Rows of batch `step` in an endless sequence of shuffled epochs."""

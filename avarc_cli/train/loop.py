@@ -5,22 +5,23 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, UsageError, describe_differences
+from avarc_cli.errors import AvarcError, Interrupted, UsageError
+from avarc_cli.process import held_back
 from avarc_cli.progress import MetricsProgress, Notify, no_message
 from avarc_cli.settings import check_learning_rate
-from avarc_cli.storage import remove_leftovers_of
-from avarc_cli.train import checkpoint_file
+from avarc_cli.train.blocks import compiled, recomputed
+from avarc_cli.train.run import Run
+from avarc_cli.train.state import Kept, State
+from avarc_cli.train.updates import Done, LossOfRows, Updates, is_finite
 
 ShouldContinue = Callable[[int, dict[str, Tensor]], bool]  # (steps done, averaged weights) -> whether to continue
-LossOfStep = Callable[[int], tuple[Tensor, dict[str, float]]]  # step -> (loss, what to show)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,88 +64,79 @@ class Recipe:
         return self.lr * (1 - (1 - self.final) * done)
 
 
-class Kept(Protocol):
-    """What a loss keeps from step to step, such as a discriminator. `family.TokenizerLoss` is one."""
-
-    def before_update(self, step: int, steps: int) -> None:
-        """Called once a step: after the gradients, before the weights change."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises: what the wrong types raise."""
-        ...
-
-
 def train(
     model: nn.Module,
-    loss_of_step: LossOfStep,
+    loss_of_rows: LossOfRows,
     recipe: Recipe,
     checkpoint: Path | None,
     progress: MetricsProgress,
     *,
-    subject: str,
+    subject: Mapping[str, str],
     kept: Kept | None = None,
+    run: Run | None = None,
     should_continue: ShouldContinue = lambda step, averaged: True,
     say: Notify = no_message,
 ) -> None:
     """Train in place; afterwards the model holds the averaged weights.
 
-    `checkpoint` is replaced every `save_every` steps. When it exists and was made with the same recipe and `subject`
-    (what is trained, and on what), training resumes from it, with the same result as if it had never stopped. It does
-    not depend on the device: a training begun on a GPU can be finished on a CPU.
+    `checkpoint` is replaced every `save_every` steps, and when the process is asked to end (Ctrl-C, SIGTERM). When it
+    exists and was made with the same recipe and `subject`, training resumes from it, with the same result as if it had
+    never stopped. It does not depend on the device, nor on the number of processes and passes: a training begun on
+    GPUs can be finished on a CPU.
+
+    In the processes of `collectives.joined`, each computes its part of every batch; the first one writes checkpoints.
 
     Args:
-        loss_of_step: the loss of a step, and numbers to show; a function of the step alone.
         checkpoint: None saves nothing, for trainings of minutes.
+        subject: what is trained, and on what, by name.
         kept: what the loss keeps from step to step. None for a loss that keeps nothing.
         should_continue: called after each step; false ends the training early.
         say: called with a message when `checkpoint` is too old to be verified.
 
-    Raises: CheckpointError when `checkpoint` is corrupt or another training's; AvarcError when the loss is not finite;
-    Interrupted on Ctrl-C.
+    Raises: CheckpointError when `checkpoint` is corrupt or another training's; AvarcError when the loss is not finite,
+    or a checkpoint cannot be written; UsageError as `Updates`; Interrupted on Ctrl-C.
     """
-    identity = asdict(recipe) | {"betas": list(recipe.betas), "subject": subject}
+    run = run or Run()
+    identity = asdict(recipe) | {"betas": list(recipe.betas), "subject": dict(subject)}
+    if run.precision != "fp32":
+        identity["precision"] = run.precision
     optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas)
+    updates = Updates(model, loss_of_rows, optimizer, run, batch_size=recipe.batch_size)
     averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    state = _State(identity, model, optimizer, averaged, kept)
+    state = State(identity, model, optimizer, averaged, updates.scaler, kept)
     start = state.resume(checkpoint, say) if checkpoint else 0
     shown: dict[str, float] = {}
     model.train()
-    with _interruptible(checkpoint):
+    with _interruptible(checkpoint), _as_asked(model, run), held_back() if checkpoint else _at_once() as ending:
         for step in range(start, recipe.steps):
-            loss, values = loss_of_step(step)
-            _update(model, optimizer, loss, recipe, step, kept)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate(step)
+            done = updates.gradients(step, recipe.clip, asked_to_end=ending)
+            _check(done, run, step, checkpoint)
+            if kept is not None:
+                kept.before_update(step, recipe.steps)
+            updates.apply()
             _average(averaged, model, recipe, step)
-            shown = {k: 0.98 * shown.get(k, v) + 0.02 * v for k, v in values.items()}  # over about 50 steps
+            shown = {k: 0.98 * shown.get(k, v) + 0.02 * v for k, v in done.values.items()}  # over about 50 steps
             progress(step + 1, shown)
             if not should_continue(step + 1, averaged):
                 break
-            if checkpoint and (step + 1) % recipe.save_every == 0:
-                state.save(checkpoint, step + 1)
+            if checkpoint and (done.stops or (step + 1) % recipe.save_every == 0):
+                state.save(checkpoint, step + 1, keep=run.keep)
+            if done.stops:
+                break
     model.load_state_dict(averaged)
     model.eval()
 
 
-def _update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, recipe: Recipe, step: int, kept: Kept | None
-) -> None:
-    """One optimizer step. Raises: AvarcError when the loss is not finite."""
-    if not math.isfinite(loss.item()):
-        raise AvarcError(
-            f"the loss is {loss.item()} at step {step}", "training diverged", "start again with a smaller --lr"
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.rate(step)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-    if kept is not None:
-        kept.before_update(step, recipe.steps)
-    optimizer.step()
+def _check(done: Done, run: Run, step: int, checkpoint: Path | None) -> None:
+    """Raises: AvarcError when the training has diverged."""
+    if is_finite(done) or (run.precision == "fp16" and math.isfinite(done.loss)):  # the scaler handles an overflow
+        return
+    what = f"the gradient's norm is {done.norm}" if math.isfinite(done.loss) else f"the loss is {done.loss}"
+    saved = checkpoint is not None and checkpoint.exists()
+    kept = f"; the last good checkpoint is '{checkpoint}'" if saved else ""
+    raise AvarcError(f"{what} at step {step}", f"training diverged{kept}", "start again with a smaller --lr")
 
 
 def _average(averaged: dict[str, Tensor], model: nn.Module, recipe: Recipe, step: int) -> None:
@@ -161,6 +153,23 @@ def fingerprint(module: nn.Module) -> str:
     for tensor in module.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _as_asked(model: nn.Module, run: Run) -> Iterator[None]:
+    """Blocks recomputed and compiled, as the run says."""
+    with ExitStack() as stack:
+        if run.recompute:
+            stack.enter_context(recomputed(model))
+        if run.compile:
+            stack.enter_context(compiled(model))
+        yield
+
+
+@contextmanager
+def _at_once() -> Iterator[list[int]]:
+    """In place of `held_back` where nothing is saved: signals act at once."""
+    yield []
 
 
 @contextmanager
@@ -182,82 +191,3 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
         {"params": [p for p in trained if id(p) in decayed], "weight_decay": weight_decay},
         {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
     ]
-
-
-@dataclass(frozen=True)
-class _State:
-    """What a checkpoint stores of a training, besides the step."""
-
-    identity: dict[str, Any]  # recipe and subject: a checkpoint of another training is refused
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    averaged: dict[str, Tensor]  # moving average of the weights
-    kept: Kept | None  # by the loss
-
-    def save(self, path: Path, step: int) -> None:
-        """Write a checkpoint after `step` steps. Raises: OSError."""
-        state = {
-            "identity": self.identity,
-            "step": step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "averaged": self.averaged,
-            "kept": {} if self.kept is None else self.kept.state_dict(),
-        }
-        checkpoint_file.write(path, state)
-
-    def resume(self, path: Path, say: Notify) -> int:
-        """Load the checkpoint, if there is one; the number of steps done. Raises: CheckpointError."""
-        remove_leftovers_of(path)  # of a kill while saving
-        if not path.exists():
-            return 0
-        state, verified = checkpoint_file.read(path)
-        theirs = state.get("identity")
-        if not isinstance(theirs, dict):
-            raise checkpoint_file.corrupt(path, "it does not say which training it is of")
-        if differences := describe_differences({name: theirs.get(name) for name in self.identity}, self.identity):
-            raise CheckpointError(
-                f"{path} belongs to another training run",
-                differences,
-                f"repeat that run's options to continue it, or delete {path} to start over",
-            )
-        try:
-            self._check(state)
-            if self.kept is not None and "kept" in state:
-                self.kept.load_state_dict(state["kept"])
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            raise checkpoint_file.corrupt(path, why) from None
-        self.model.load_state_dict(state["model"])
-        groups = self.optimizer.state_dict()["param_groups"]  # the recipe decides about these
-        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        for key, value in state["averaged"].items():
-            self.averaged[key].copy_(value)
-        if not verified:
-            say(f"{path} was written by an older avarc, without a digest: damage would not be noticed")
-        step: int = state["step"]
-        return step
-
-    def _check(self, state: Mapping[str, Any]) -> None:
-        """Raises: what the wrong types raise, or ValueError, unless this training can have saved the state."""
-        if type(state["step"]) is not int or not 0 < state["step"] <= self.identity["steps"]:
-            raise ValueError(f"its number of steps is {state['step']!r}")
-        for name in ("model", "averaged"):
-            _check_tensors(name, state[name], self.averaged)
-        if not state["optimizer"]["state"]:
-            raise ValueError("its optimizer has no state")
-        parameters = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
-        for number, moments in state["optimizer"]["state"].items():
-            parameter = parameters[number]
-            expected = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
-            _check_tensors("optimizer", moments, expected)
-
-
-def _check_tensors(name: str, there: Mapping[str, Any], here: Mapping[str, Tensor]) -> None:
-    """Raises: ValueError, AttributeError unless both are tensors of the same names, shapes and dtypes."""
-    if there.keys() != here.keys():
-        raise ValueError(f"{name} has other tensors")
-    for key, tensor in here.items():
-        found, form = there[key], (tensor.shape, tensor.dtype, tensor.layout)
-        if not isinstance(found, Tensor) or (found.shape, found.dtype, found.layout) != form:
-            raise ValueError(f"{name}: {key} is not a tensor of shape {tuple(tensor.shape)}, {tensor.dtype}")

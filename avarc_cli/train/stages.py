@@ -53,7 +53,7 @@ def train_first_stage(
     _check_teacher(teacher, known)
     torch.manual_seed(recipe.seed)
     network, loss = known.first_stage(teacher.network, **shape)
-    made_of = f", codes of {fingerprint(teacher.network)}"
+    made_of = {"teacher": fingerprint(teacher.network)}
     stated = {TEACHER: teacher.sha256}
     fit(
         network,
@@ -108,7 +108,7 @@ def train_second_stage(
     stated = ConfigSources(((f"the metadata of {first}", read.metadata),))
     network, loss = known.second_stage(read.tensors, stated, str(first), teacher.network)
     loss, of_loss = published(loss, terms, recipe, network, note)
-    made_of = f", starting from {fingerprint(network)}{of_loss}"
+    made_of = {"beginning": fingerprint(network), **of_loss}
     fit(
         network,
         loss,

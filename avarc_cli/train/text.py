@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.errors import UsageError
+from avarc_cli.layers.rows import Rows
 from avarc_cli.layers.sampling import generator_of
 from avarc_cli.outputs import check_new_folder
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
@@ -58,19 +59,20 @@ def train_text_encoder(
         )
     ids_RTK, length_R = encoder.ids(texts)
 
-    def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
         generator = generator_of(recipe.seed, step)
-        chosen = torch.randint(len(texts), (recipe.batch_size,), generator=generator)
-        words = _with_unknown(ids_RTK[chosen], config.pieces, generator)
+        batch = torch.randint(len(texts), (rows.of,), generator=generator)
+        words = rows.take(_with_unknown(ids_RTK[batch], config.pieces, generator))
         first = int(torch.randint(1 + config.positions - words.shape[1], (), generator=generator))
+        chosen = rows.take(batch)
         features = encoder(words, length_R[chosen], first)
         logits = head(features.sum(1) / length_R[chosen, None])
         right = (logits.argmax(1) == names[chosen]).float().mean()
         return F.cross_entropy(logits, names[chosen]), {"accuracy": float(right)}
 
     checkpoint = resume_file(out)
-    subject = f"{config} on {dict(captions_of)!r}"
-    train(nn.ModuleList([encoder, head]), loss_of_step, recipe, checkpoint, progress, subject=subject, say=say)
+    subject = {"network": str(config), "captions": repr(dict(captions_of))}
+    train(nn.ModuleList([encoder, head]), loss_of_rows, recipe, checkpoint, progress, subject=subject, say=say)
     save_text_encoder(encoder, out)
     checkpoint.unlink(missing_ok=True)
     return encoder

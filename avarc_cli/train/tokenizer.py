@@ -12,6 +12,7 @@ from torch import Tensor
 from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.family import PixelLoss, TokenizerLoss
+from avarc_cli.layers.rows import Rows
 from avarc_cli.likelihood import TokenizerNetwork
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
@@ -76,20 +77,20 @@ def train_tokenizer(
 
 def published(
     loss: TokenizerLoss, terms: Terms | None, recipe: Recipe, network: TokenizerNetwork, note: Notify
-) -> tuple[TokenizerLoss, str]:
+) -> tuple[TokenizerLoss, dict[str, str]]:
     """The loss with terms of the published one, and what a training depends on through them.
 
     Raises: as `published_loss.make`.
     """
     if not isinstance(loss, PixelLoss):
-        return loss, ""
+        return loss, {}
     terms = terms or Terms()
     if message := left_out(loss.published, terms):
         note(message)
     if not terms.are_given():
-        return loss, ""
+        return loss, {}
     step = make(loss, terms, recipe, network.image_size, next(network.parameters()).device)
-    return step, f", loss {describe(step)}"
+    return step, {"loss": describe(step)}
 
 
 def fit(
@@ -101,7 +102,7 @@ def fit(
     *,
     family: str,
     augment: Augment | None,
-    made_of: str = "",
+    made_of: Mapping[str, str] | None = None,
     stated: Mapping[str, str] | None = None,
     progress: MetricsProgress,
     say: Notify,
@@ -115,13 +116,13 @@ def fit(
     device = next(network.parameters()).device
     batches = TrainingImages(images, network.image_size, augment, seed=recipe.seed)
 
-    def loss_of_step(step: int) -> tuple[Tensor, dict[str, float]]:
-        x, _, generator = batches.batch(step, recipe.batch_size)
+    def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
+        x, _, generator = batches.batch(step, rows)
         return loss(x.to(device).contiguous(memory_format=torch.channels_last), step, recipe.steps, generator)
 
     checkpoint = resume_file(out)
-    subject = f"{network.config} on {batches}{made_of}"
-    train(network, loss_of_step, recipe, checkpoint, progress, subject=subject, kept=loss, say=say)
+    subject = {"network": str(network.config), **batches.subject, **(made_of or {})}
+    train(network, loss_of_rows, recipe, checkpoint, progress, subject=subject, kept=loss, say=say)
     preprocess = "resize-crop" if augment.mode == "crop" else "fit"
     save_tokenizer(network, out, family=family, preprocess=preprocess, stated=stated)
     checkpoint.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from avarc_cli.added_classes import METHODS, AddedClassesModel
 from avarc_cli.errors import UsageError
 from avarc_cli.incremental.examples import Examples, TokenPool, Variation, concatenate, load
 from avarc_cli.incremental.fit import FitOptions, fit_class, validation_split
+from avarc_cli.layers.rows import Rows
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.scoring.exhaustive import log_likelihoods
 
@@ -81,7 +82,7 @@ def test_options_out_of_range_are_refused(wrong):
 
 def test_batches_follow_from_seed_and_step_alone(examples):
     pool = TokenPool(examples, 3)
-    first, again, other = pool.batch(5, 8), TokenPool(examples, 3).batch(5, 8), TokenPool(examples, 4).batch(5, 8)
+    first, again, other = (p.batch(5, Rows.whole(8)) for p in (pool, TokenPool(examples, 3), TokenPool(examples, 4)))
     assert torch.equal(first[0], again[0]) and not torch.equal(first[0], other[0])
     assert first[0].shape == (8, 30) and first[1].tolist() == [0] * 8
 

@@ -7,6 +7,7 @@ from small_datasets import halves
 
 from avarc_cli.data.datasets import open_images
 from avarc_cli.errors import AvarcError, CheckpointError, Interrupted, UsageError
+from avarc_cli.layers.rows import Rows
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Recipe, train
 
@@ -19,7 +20,8 @@ def folder(tmp_path_factory):
 def test_augmentations_give_images_of_the_right_size_and_range(folder):
     images = open_images([folder])
     for mode in ("none", "crop", "affine"):
-        batches = [TrainingImages(images, 8, Augment(mode=mode, flip=True), seed=s).batch(3, 16) for s in (1, 1, 2)]
+        sets = [TrainingImages(images, 8, Augment(mode=mode, flip=True), seed=s) for s in (1, 1, 2)]
+        batches = [each.batch(3, Rows.whole(16)) for each in sets]
         x, labels, _ = batches[0]
         assert x.shape == (16, 3, 8, 8) and x.dtype == torch.float32 and x.abs().max() <= 1
         assert torch.equal(x, batches[1][0]) and not torch.equal(x, batches[2][0])
@@ -38,14 +40,14 @@ def fit(steps_until_death, checkpoint, recipe, seed=0, **more):
     torch.manual_seed(seed)
     model = torch.nn.Linear(4, 1)
 
-    def loss_of_step(step):
+    def loss_of_rows(step, rows):
         if step == steps_until_death:
             raise KeyboardInterrupt
         x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
         loss = (model(x)[:, 0] - x.sum(1)).square().mean()
         return loss, {"loss": loss.item()}
 
-    train(model, loss_of_step, recipe, checkpoint, lambda done, values: None, subject="sums", **more)
+    train(model, loss_of_rows, recipe, checkpoint, lambda done, values: None, subject={"data": "sums"}, **more)
     return model
 
 
@@ -134,7 +136,7 @@ def test_a_checkpoint_with_other_types_in_it_is_refused(checkpoint, tmp_path, ke
 def test_divergence_is_reported(tmp_path):
     model = torch.nn.Linear(1, 1)
     with pytest.raises(AvarcError, match="nan at step 0"):
-        train(model, lambda step: (model.weight.sum() * float("nan"), {}), RECIPE, tmp_path / "c", print, subject="")
+        train(model, lambda *_: (model.weight.sum() * float("nan"), {}), RECIPE, tmp_path / "c", print, subject={})
 
 
 @pytest.mark.parametrize("lr", [0.0, -1.0, float("nan"), float("inf")])

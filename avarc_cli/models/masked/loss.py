@@ -23,14 +23,26 @@ def random_masks(count: int, length: int, generator: torch.Generator) -> Tensor:
 
 
 def masked_cross_entropy(
-    logits_BLV: Tensor, tokens_BL: Tensor, hidden_BL: Tensor, *, smoothing: float = 0.0, visible: float = 0.0
+    logits_BLV: Tensor,
+    tokens_BL: Tensor,
+    hidden_BL: Tensor,
+    *,
+    smoothing: float = 0.0,
+    visible: float = 0.0,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy in nats, with gradients.
 
     Args:
+        counted: what is hidden in the whole batch, of which these rows are a part: the mean over parts, weighted by
+            their rows, is then that of the batch. None: these rows are all.
         smoothing: of the labels. The published models were trained with 0.1, which flattens their likelihoods.
         visible: weight of visible tokens; 0.1 in the published training. Hidden ones weigh 1.
     """
     losses_BL = F.cross_entropy(logits_BLV.transpose(1, 2), tokens_BL, label_smoothing=smoothing, reduction="none")
     weight_BL = torch.where(hidden_BL, 1.0, visible)
-    return (losses_BL * weight_BL).sum() / (weight_BL.sum() + 1e-8)
+    total = (losses_BL * weight_BL).sum()
+    if counted is None or len(counted) == len(hidden_BL):
+        return total / (weight_BL.sum() + 1e-8)
+    mean_weight = torch.where(counted, 1.0, visible).sum() / len(counted)
+    return total / (mean_weight * len(hidden_BL) + 1e-8)

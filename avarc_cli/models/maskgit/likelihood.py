@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.precision import Precision, check_gradients, inference
+from avarc_cli.layers.rows import Rows
 from avarc_cli.likelihood import TrainableModel
 from avarc_cli.models.masked.likelihood import MaskedCodes, visible
 from avarc_cli.models.masked.loss import masked_cross_entropy, random_masks
@@ -109,10 +110,19 @@ class MaskGITLikelihood(MaskedCodes, TrainableModel):
             start = end
         return torch.cat(blocks, dim=1)
 
-    def training_loss(self, tokens_BL: Tensor, class_id_B: Tensor, done: float, generator: torch.Generator) -> Tensor:
-        hidden_BL = random_masks(len(tokens_BL), tokens_BL.shape[1], generator).to(tokens_BL.device)
+    def training_loss(
+        self,
+        tokens_BL: Tensor,
+        class_id_B: Tensor,
+        done: float,
+        generator: torch.Generator,
+        rows: Rows | None = None,
+    ) -> Tensor:
+        rows = rows or Rows.whole(len(tokens_BL))
+        masks = random_masks(rows.of, tokens_BL.shape[1], generator).to(tokens_BL.device)
+        hidden_BL = rows.take(masks)
         logits_BLV = self.transformer.logits(class_id_B, tokens_BL.masked_fill(hidden_BL, self.config.mask))
-        return masked_cross_entropy(logits_BLV, tokens_BL, hidden_BL)
+        return masked_cross_entropy(logits_BLV, tokens_BL, hidden_BL, counted=masks)
 
     def class_embedding(self, class_id: int) -> Tensor:
         return self.transformer.words.weight[self.config.first_class + class_id]

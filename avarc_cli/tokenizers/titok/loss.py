@@ -71,7 +71,7 @@ class FirstStageLoss(TiTokLoss):
         return self.network.decoder(codes)
 
     def error(self, decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, float]]:
-        with torch.no_grad(), tf32(False):
+        with torch.no_grad(), tf32(False), torch.autocast(images.device.type, enabled=False):
             tokens_BL = self.teacher.tokenize(self.teacher.encode(images))
         loss = F.cross_entropy(decoded.flatten(2), tokens_BL)
         right = (decoded.flatten(2).argmax(1) == tokens_BL).float().mean()

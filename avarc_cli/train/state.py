@@ -1,0 +1,175 @@
+"""What a checkpoint stores of a training: enough to go on to identical bits."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from avarc_cli.errors import AvarcError, CheckpointError, describe_differences
+from avarc_cli.layers import collectives
+from avarc_cli.progress import Notify
+from avarc_cli.storage import beside, remove_leftovers_of
+from avarc_cli.train import checkpoint_file
+
+
+class Kept(Protocol):
+    """What a loss keeps from step to step, such as the use of codes. `family.TokenizerLoss` is one."""
+
+    def before_update(self, step: int, steps: int) -> None:
+        """Called once a step, by all processes: after the gradients of every part, before the weights change."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint; the same in all processes."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises: what the wrong types raise."""
+        ...
+
+
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint stores of a training, besides the step."""
+
+    identity: dict[str, Any]  # recipe and subject: a checkpoint of another training is refused
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    averaged: dict[str, Tensor]  # moving average of the weights
+    scaler: torch.amp.GradScaler  # of fp16
+    kept: Kept | None  # by the loss
+
+    def save(self, path: Path, step: int, *, keep: int = 1) -> None:
+        """Write a checkpoint after `step` steps, as the first process; older ones beyond the last `keep` are deleted.
+
+        Raises: AvarcError when it cannot be written; then the one before is as it was.
+        """
+        if collectives.rank() > 0:
+            return
+        state = {
+            "identity": self.identity,
+            "step": step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "averaged": self.averaged,
+            "scaler": self.scaler.state_dict(),
+            "kept": {} if self.kept is None else self.kept.state_dict(),
+        }
+        try:
+            checkpoint_file.write(path, state)
+            _keep(path, step, keep)
+        except OSError as error:
+            before = "the one before is still there" if path.exists() else "there is none from before"
+            raise AvarcError(
+                f"cannot write the checkpoint of step {step} to '{path}'",
+                f"{error.strerror or error}; {before}",
+                "free some space, then run the same command again to continue",
+            ) from None
+
+    def resume(self, path: Path, say: Notify) -> int:
+        """Load the checkpoint, if there is one; the number of steps done. Raises: CheckpointError."""
+        found = collectives.from_first(self._read(path) if collectives.rank() == 0 else None)
+        if found is None:
+            return 0
+        state, verified = found
+        theirs = state.get("identity")
+        if not isinstance(theirs, dict):
+            raise checkpoint_file.corrupt(path, "it does not say which training it is of")
+        if differences := describe_differences(theirs, self.identity):
+            raise CheckpointError(
+                _what_differs(path, theirs, self.identity),
+                differences,
+                f"repeat that run's options to continue it, or delete {path} to start over",
+            )
+        try:
+            self._check(state)
+            if self.kept is not None and "kept" in state:
+                self.kept.load_state_dict(state["kept"])
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise checkpoint_file.corrupt(path, why) from None
+        self.model.load_state_dict(state["model"])
+        groups = self.optimizer.state_dict()["param_groups"]  # the recipe decides about these
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        for key, value in state["averaged"].items():
+            self.averaged[key].copy_(value)
+        if not verified:
+            say(f"{path} was written by an older avarc, without a digest: damage would not be noticed")
+        step: int = state["step"]
+        return step
+
+    def _read(self, path: Path) -> tuple[dict[str, Any], bool] | None:
+        remove_leftovers_of(path)  # of a kill while saving
+        return checkpoint_file.read(path) if path.exists() else None
+
+    def _check(self, state: Mapping[str, Any]) -> None:
+        """Raises: what the wrong types raise, or ValueError, unless this training can have saved the state."""
+        if type(state["step"]) is not int or not 0 < state["step"] <= self.identity["steps"]:
+            raise ValueError(f"its number of steps is {state['step']!r}")
+        for name in ("model", "averaged"):
+            _check_tensors(name, state[name], self.averaged)
+        if not state["optimizer"]["state"]:
+            raise ValueError("its optimizer has no state")
+        parameters = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
+        for number, moments in state["optimizer"]["state"].items():
+            parameter = parameters[number]
+            expected = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
+            _check_tensors("optimizer", moments, expected)
+
+
+def _what_differs(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """In plain words, what changed since a checkpoint was saved."""
+    there, here = theirs.get("subject"), ours["subject"]
+    same_recipe = all(theirs.get(name) == ours.get(name) for name in {*theirs, *ours} - {"subject"})
+    if not isinstance(there, Mapping) or not same_recipe:
+        return f"{path} belongs to another training run"
+    changed = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
+    if changed == ["images"]:
+        return f"the training images have changed since {path} was saved"
+    return f"{path} belongs to a training with another {' and another '.join(changed)}"
+
+
+def _keep(path: Path, step: int, keep: int) -> None:
+    """Give a checkpoint a second name by its step, and delete those of older ones, but for the last `keep`."""
+    if keep > 1:
+        copy = beside(path, f".{step:08}")
+        copy.unlink(missing_ok=True)
+        try:
+            os.link(path, copy)  # takes no space
+        except OSError:  # not on every file system
+            shutil.copyfile(path, copy)
+    for old in numbered(path)[: -keep if keep > 1 else None]:
+        old.unlink(missing_ok=True)
+
+
+def numbered(path: Path) -> list[Path]:
+    """The last checkpoints by their steps, the oldest first: OUT.ckpt.00000500, ..."""
+    name = beside(path, ".00000000").name
+    return sorted(path.parent.glob(glob.escape(name[:-8]) + "[0-9]" * 8))
+
+
+def discard(path: Path) -> None:
+    """Delete the checkpoints of a finished training, as the first process."""
+    if collectives.rank() == 0:
+        for file in (path, *numbered(path)):
+            file.unlink(missing_ok=True)
+
+
+def _check_tensors(name: str, there: Mapping[str, Any], here: Mapping[str, Tensor]) -> None:
+    """Raises: ValueError, AttributeError unless both are tensors of the same names, shapes and dtypes."""
+    if there.keys() != here.keys():
+        raise ValueError(f"{name} has other tensors")
+    for key, tensor in here.items():
+        found, form = there[key], (tensor.shape, tensor.dtype, tensor.layout)
+        if not isinstance(found, Tensor) or (found.shape, found.dtype, found.layout) != form:
+            raise ValueError(f"{name}: {key} is not a tensor of shape {tuple(tensor.shape)}, {tensor.dtype}")

@@ -1,0 +1,123 @@
+"""One optimizer step: parts of a batch in several passes and processes, in a precision, and what to show of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from avarc_cli.errors import UsageError
+from avarc_cli.layers import collectives
+from avarc_cli.layers.rows import Rows
+from avarc_cli.train.run import Run
+
+LossOfRows = Callable[[int, Rows], tuple[Tensor, dict[str, float]]]
+"""(step, rows of its batch) -> (their mean loss, what to show): a function of step and rows alone."""
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class _Pass(nn.Module):
+    """The loss as a module: DDP watches the forward call of one. Its weights are the network's own."""
+
+    def __init__(self, network: nn.Module, loss: LossOfRows) -> None:
+        super().__init__()
+        self.network, self.loss = network, loss
+
+    def forward(self, step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
+        return self.loss(step, rows)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a step's gradients were computed from."""
+
+    loss: float
+    """Mean over the batch."""
+    norm: float
+    """Of the gradient before clipping."""
+    values: dict[str, float]
+    """What the loss shows, means over the batch."""
+    stops: bool
+    """Whether some process was asked to end."""
+
+
+class Updates:
+    """Gradients of a batch by all processes, and optimizer steps."""
+
+    def __init__(
+        self, network: nn.Module, loss: LossOfRows, optimizer: torch.optim.Optimizer, run: Run, *, batch_size: int
+    ) -> None:
+        """Raises: UsageError for more parts than images, and for fp16 without a CUDA device."""
+        run.check_batch(batch_size)
+        self.network, self.optimizer, self.run = network, optimizer, run
+        self.device = next(network.parameters()).device
+        if run.precision == "fp16" and self.device.type != "cuda":
+            raise UsageError(
+                "--precision fp16 trains on CUDA devices only", f"this is {self.device}", "use --precision bf16 or fp32"
+            )
+        # Of the loss, as VAR trains.
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, init_scale=2.0**11, growth_interval=1000, enabled=run.precision == "fp16"
+        )
+        processes = collectives.count()
+        own = Rows.whole(batch_size).split(processes)[collectives.rank()]
+        self.parts = own.split(run.accumulate)
+        self.weights = [processes * part.share for part in self.parts]  # DDP takes the mean over processes
+        self.passes = _Pass(network, loss)
+        self.synchronized = DistributedDataParallel(self.passes, broadcast_buffers=False) if processes > 1 else None
+
+    def gradients(self, step: int, clip: float, *, asked_to_end: Sequence[int] = ()) -> Done:
+        """Compute the clipped gradient of a step. Its norm is not finite where that of fp16 overflowed.
+
+        Args:
+            asked_to_end: the signals that asked this process to, by now and during the call.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        means: dict[str, float] = {}
+        for number, (rows, weight) in enumerate(zip(self.parts, self.weights, strict=True)):
+            with self._synchronizing(number):
+                loss, values = self._pass(step, rows)
+                scaled = self.scaler.scale(loss if weight == 1 else loss * weight)
+                scaled.backward()
+            for name, value in {"": loss.item(), **values}.items():
+                means[name] = means.get(name, 0.0) + value * weight
+        means, stops = self._over_processes(means, asked_to_end)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), clip)
+        return Done(means.pop(""), float(norm), means, stops)
+
+    def apply(self) -> None:
+        """The optimizer step; in fp16 it is left out where the gradient overflowed."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _pass(self, step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
+        half = HALF.get(self.run.precision)
+        with torch.autocast(self.device.type, dtype=half) if half else nullcontext():
+            loss, values = (self.synchronized or self.passes)(step, rows)
+        return loss, values
+
+    def _synchronizing(self, number: int) -> AbstractContextManager[Any]:
+        """Gradients are exchanged with those of the last pass."""
+        is_last = number == len(self.parts) - 1
+        return nullcontext() if self.synchronized is None or is_last else self.synchronized.no_sync()
+
+    def _over_processes(self, means: dict[str, float], asked_to_end: Sequence[int]) -> tuple[dict[str, float], bool]:
+        if self.synchronized is None:
+            return means, bool(asked_to_end)
+        numbers = torch.tensor([*means.values(), float(bool(asked_to_end))], dtype=torch.float64, device=self.device)
+        *shared, ending = collectives.add_up(numbers).tolist()
+        count = collectives.count()
+        return {name: value / count for name, value in zip(means, shared, strict=True)}, ending > 0
+
+
+def is_finite(done: Done) -> bool:
+    """Whether loss and gradient are numbers."""
+    return math.isfinite(done.loss) and math.isfinite(done.norm)
