@@ -37,6 +37,18 @@ def check_file(path: str | Path | None, named_by: str) -> None:
         raise UsageError(f"'{path}' is a folder", f"it was given as {named_by}", "name a file")
 
 
+def check_lpips(vgg: Path | None, lpips: Path | None) -> None:
+    """Raises: UsageError when one of the two files that make up LPIPS is missing."""
+    if (vgg is None) == (lpips is None):
+        return
+    there, missing = ("--vgg", "--lpips") if vgg else ("--lpips", "--vgg")
+    raise UsageError(
+        f"{there} needs {missing}",
+        "LPIPS weighs the features of torchvision's vgg16 (--vgg) with the weights of the lpips package (--lpips)",
+        f"add {missing} with its file, or leave out {there}",
+    )
+
+
 def check_precision(name: str) -> None:
     """Raises: UsageError unless this is a precision; `layers.precision` knows where each is available."""
     _check("precision", name, PRECISIONS)

@@ -19,6 +19,7 @@ from avarc_cli.settings import (
     check_device,
     check_file,
     check_learning_rate,
+    check_lpips,
 )
 from avarc_cli.zoo.cards import check_weights
 
@@ -106,6 +107,7 @@ class LossOptions:
         """Raises: UsageError."""
         for name in ("vgg", "lpips", "convnext", "dino"):
             check_file(getattr(self, name), f"--{name}")
+        check_lpips(self.vgg, self.lpips)
 
     def terms(self) -> Terms:
         from avarc_cli.train.published_loss import Terms

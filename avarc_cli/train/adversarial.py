@@ -109,10 +109,10 @@ class Opponent:
             loss = loss + recipe.consistency * F.mse_loss(changed, torch.cat([on_real, on_fake]))
         right = ((on_real > 0).float().mean() + (on_fake < 0).float().mean()) / 2
         counts = float(step >= self.start)
-        return counts * recipe.own_weight * loss, {"told apart": right.item()}
+        return counts * recipe.own_weight * loss, {"d_right": right.item()}
 
     def update(self, parts: Sequence[Part], rate: float) -> dict[str, float]:
-        """One step of the optimizer on the parts of a batch; numbers to show, of which "norm" is before clipping."""
+        """One step of the optimizer on the parts of a batch; numbers to show, of which "d_norm" is before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -122,14 +122,14 @@ class Opponent:
             share = len(part.real) / total
             loss, values = self.loss(part)
             (share * loss).backward()
-            for name, value in {"discriminator": loss.item(), **values}.items():
+            for name, value in {"d_loss": loss.item(), **values}.items():
                 shown[name] = shown.get(name, 0.0) + share * value
         for parameter in self.network.parameters():
             if parameter.grad is not None:
                 parameter.grad = add_up(parameter.grad) / count()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         self.optimizer.step()
-        return shown | {"norm": norm.item()}
+        return shown | {"d_norm": norm.item()}
 
     def state_dict(self) -> dict[str, Any]:
         return {

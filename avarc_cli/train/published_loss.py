@@ -11,7 +11,9 @@ from torch import nn
 
 from avarc_cli.errors import UsageError
 from avarc_cli.family import PixelLoss
+from avarc_cli.layers.collectives import count
 from avarc_cli.layers.loss_weights import Adversary, LossWeights
+from avarc_cli.settings import check_lpips
 from avarc_cli.train.adversarial import AdversarialStep, Opponent
 from avarc_cli.train.discriminators import vit
 from avarc_cli.train.discriminators.blur import BlurDiscriminator
@@ -59,13 +61,7 @@ def left_out(weights: LossWeights, terms: Terms) -> str:
 
 def check(weights: LossWeights, terms: Terms, image_size: int) -> None:
     """Raises: UsageError for files that are missing, or of no use in this loss."""
-    if (terms.vgg is None) != (terms.lpips is None):
-        there, missing = ("--vgg", "--lpips") if terms.vgg else ("--lpips", "--vgg")
-        raise UsageError(
-            f"{there} needs {missing}",
-            "LPIPS weighs the features of torchvision's vgg16 (--vgg) with the weights of the lpips package (--lpips)",
-            f"add {missing} with its file, or leave out {there}",
-        )
+    check_lpips(terms.vgg, terms.lpips)
     has_vit = weights.adversary.kind == "dino"
     for option, given, is_used in (
         ("--lpips", terms.lpips, weights.lpips),
@@ -90,12 +86,11 @@ def check(weights: LossWeights, terms: Terms, image_size: int) -> None:
 
 
 def make(loss: PixelLoss, terms: Terms, recipe: Recipe, image_size: int, device: torch.device) -> AdversarialStep:
-    """The published loss with these terms, on a device. Uses torch's seed.
+    """The published loss with these terms, which `check` has accepted, on a device. Uses torch's seed.
 
-    Raises: as `check`; CheckpointError for a file that cannot be read, or is of another network.
+    Raises: CheckpointError for a file that cannot be read, or is of another network.
     """
     weights = loss.published
-    check(weights, terms, image_size)
     networks: dict[str, Any] = {}
     if terms.vgg and terms.lpips:
         features, heads = checkpoint.read(terms.vgg).tensors, checkpoint.read(terms.lpips).tensors
@@ -121,7 +116,9 @@ def describe(step: AdversarialStep) -> str:
 def _discriminator(adversary: Adversary, frozen: Path | None, image_size: int, device: torch.device) -> nn.Module:
     if adversary.kind == "dino" and frozen is not None:
         sees = vit.from_tensors(checkpoint.read(frozen).tensors, str(frozen))
-        return DinoDiscriminator(sees.to(device))
+        network = DinoDiscriminator(sees.to(device))
+        several = count() > 1 and device.type == "cuda"  # torch synchronizes the normalization of GPUs only
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network) if several else network
     if adversary.kind == "blur":
         return BlurDiscriminator()
     # Each level halves the sides, and the two last convolutions take a pixel each.

@@ -18,7 +18,7 @@ from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import Recipe, train
-from avarc_cli.train.published_loss import Terms, describe, left_out, make
+from avarc_cli.train.published_loss import Terms, check, describe, left_out, make
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.save import save_tokenizer
 
@@ -85,6 +85,7 @@ def published(
     if not isinstance(loss, PixelLoss):
         return loss, {}
     terms = terms or Terms()
+    check(loss.published, terms, network.image_size)
     if message := left_out(loss.published, terms):
         note(message)
     if not terms.are_given():

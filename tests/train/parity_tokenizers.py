@@ -242,12 +242,12 @@ def llamagen_vq_steps(meta: Meta, arrays: Arrays) -> Arrays:
         codebook = codebook_loss(loss.made.latents, loss.made.codes, 0.0).item()
         row = {
             "loss_gen": total.item(),
-            "loss_disc": step.last_update["discriminator"],
+            "loss_disc": step.last_update["d_loss"],
             "adaptive_weight": shown.get("adaptive", 1.0),
             "codebook_loss": (codebook, loss.made.loss.item() - codebook),
             "tokens": loss.made.used_N.numpy(),
             "grad_norm_gen": norm.item(),
-            "grad_norm_disc": step.last_update["norm"],
+            "grad_norm_disc": step.last_update["d_norm"],
         }
         for name, value in row.items():
             rows.setdefault(name, []).append(value)

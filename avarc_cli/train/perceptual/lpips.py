@@ -8,6 +8,7 @@ Shapes: B images, C channels, h, w sides of features.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from avarc_cli.layers.state_dict import build
 
-TITLE = "LPIPS of VGG16"
+TITLE = "VGG16 with the heads of LPIPS"
 LEVELS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and convolutions; pooling between
 MEAN, STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of ImageNet's pixels in [-1, 1]
 EPSILON = 1e-10
@@ -83,6 +84,5 @@ def from_tensors(vgg: Mapping[str, Tensor], heads: Mapping[str, Tensor], source:
     Raises: CheckpointError when tensors are missing or have other shapes.
     """
     features = {k: v for k, v in vgg.items() if k.startswith("features.")}
-    linear = {k: v for k, v in heads.items() if k.startswith("lin")}  # the package's file may name them twice
-    wanted = {k: v for k, v in linear.items() if k.split(".")[0][3:].isdigit()}
-    return build(LPIPS, features | wanted, source=source, expected=TITLE)
+    linear = {k: v for k, v in heads.items() if re.match(r"lin\d\.", k)}  # whole models have them as lins.N as well
+    return build(LPIPS, features | linear, source=source, expected=TITLE)
