@@ -94,6 +94,12 @@ def check_class_dropout(fraction: float) -> None:
         raise UsageError(f"class dropout is {fraction}", "it is a fraction in [0, 1)")
 
 
+def check_scale_dropout(fraction: float) -> None:
+    """Raises: UsageError."""
+    if not 0 <= fraction <= 1:
+        raise UsageError(f"--scale-dropout is {fraction}", "it is a fraction in [0, 1]")
+
+
 def check_contrast(beta: float, weight: float, class_dropout: float) -> None:
     """Raises: UsageError for numbers outside the ranges of `train.cca.Contrast`."""
     if not (math.isfinite(beta) and beta > 0 and math.isfinite(weight) and weight >= 0):

@@ -20,10 +20,12 @@ from avarc_cli.settings import (
     check_file,
     check_learning_rate,
     check_lpips,
+    check_scale_dropout,
 )
 from avarc_cli.zoo.cards import check_weights
 
 if TYPE_CHECKING:
+    from avarc_cli.layers.vq_loss import Measures
     from avarc_cli.loaded import LoadedTokenizer
     from avarc_cli.progress import MetricsProgress
     from avarc_cli.train.images import Augment
@@ -116,6 +118,32 @@ class LossOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodeOptions:
+    """Measures against codes that fall out of use."""
+
+    reanchor: Annotated[
+        bool, opt.training_option("--reanchor", help="Move rarely used codes towards latents of every batch.")
+    ] = False
+
+    def measures(self) -> Measures:
+        from avarc_cli.layers.vq_loss import Measures
+
+        return Measures(**vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleOptions(CodeOptions):
+    scale_dropout: Annotated[
+        float,
+        opt.training_option("--scale-dropout", help="Fraction of images of which only the first scales count."),
+    ] = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        check_scale_dropout(self.scale_dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FineTuningOptions(RecipeOptions):
     steps: Annotated[int, opt.training_option("--steps", min=1, help="Optimizer steps.")] = 500
     lr: Annotated[float, opt.training_option("--lr", help="Peak learning rate.")] = 2e-5
@@ -175,6 +203,7 @@ def train_tokenizer(
     shape: Mapping[str, Any],
     training: RecipeOptions,
     loss: LossOptions,
+    codes: CodeOptions,
     *,
     family: str,
     image_size: int,
@@ -199,6 +228,7 @@ def train_tokenizer(
                 family=family,
                 augment=training.augmentation(),
                 terms=loss.terms(),
+                measures=codes.measures(),
                 device=pick_device(device),
                 progress=told,
                 say=console.warn,

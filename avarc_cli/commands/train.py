@@ -53,6 +53,7 @@ def tokenizer(
     as_json: opt.JsonOpt = False,
     training: common.RecipeOptions,
     loss: common.LossOptions,
+    codes: common.ScaleOptions,
 ) -> None:
     """Train a multi-scale VQ-VAE, the tokenizer of a VAR, that turns images into tokens and back.
 
@@ -68,7 +69,16 @@ def tokenizer(
     }
     check_tokenizer_shape(image_size, shape["patch_nums"], shape["ch_mult"], width)
     common.train_tokenizer(
-        data, out, shape, training, loss, family="vqvae", image_size=image_size, device=device, overwrite=overwrite
+        data,
+        out,
+        shape,
+        training,
+        loss,
+        codes,
+        family="vqvae",
+        image_size=image_size,
+        device=device,
+        overwrite=overwrite,
     )
 
 
@@ -89,6 +99,7 @@ def vq(
     as_json: opt.JsonOpt = False,
     training: common.RecipeOptions,
     loss: common.LossOptions,
+    codes: common.CodeOptions,
 ) -> None:
     """Train a VQGAN's network, the tokenizer of LlamaGen and RandAR.
 
@@ -108,6 +119,7 @@ def vq(
         shape,
         training,
         loss,
+        codes,
         family="llamagen-vq",
         image_size=image_size,
         device=device,
@@ -132,6 +144,7 @@ def maskgit_vq(
     as_json: opt.JsonOpt = False,
     training: common.RecipeOptions,
     loss: common.LossOptions,
+    codes: common.CodeOptions,
 ) -> None:
     """Train a MaskGIT-VQGAN's network, the tokenizer of a RAR.
 
@@ -151,6 +164,7 @@ def maskgit_vq(
         shape,
         training,
         loss,
+        codes,
         family="maskgit-vqgan",
         image_size=image_size,
         device=device,

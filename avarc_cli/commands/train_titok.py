@@ -48,6 +48,7 @@ def titok(
     as_json: opt.JsonOpt = False,
     training: common.RecipeOptions,
     loss: common.LossOptions,
+    codes: common.CodeOptions,
 ) -> None:
     """Train a TiTok, whose tokens describe the image as a whole, for a MaskGIT.
 
@@ -75,10 +76,21 @@ def titok(
         opt.check_not_given(context, SHAPE, "with --start-from", "the first stage has decided the shape")
     if codes_of is not None and start_from is None:
         opt.check_not_given(context, LOSS, "in the first stage", "it is trained on tokens, not on pixels")
+    if codes_of is not None:
+        opt.check_not_given(context, ("reanchor",), "in two stages", "it is a measure of the training in one")
     if codes_of is None:
         check_patch(image_size, patch)
         common.train_tokenizer(
-            data, out, shape, training, loss, family="titok", image_size=image_size, device=device, overwrite=overwrite
+            data,
+            out,
+            shape,
+            training,
+            loss,
+            codes,
+            family="titok",
+            image_size=image_size,
+            device=device,
+            overwrite=overwrite,
         )
         return
     shape["patch"] = patch if opt.is_given(context, "patch") else None

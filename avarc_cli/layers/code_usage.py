@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from avarc_cli.layers.collectives import add_up, concatenate
+from avarc_cli.layers.collectives import add_up
 from avarc_kernels import nearest_code
 
 WINDOW = 65536  # indices
@@ -69,8 +69,10 @@ class Reanchoring:
 
     @torch.no_grad()
     def update(self, vectors_MZ: Tensor, tokens_N: Tensor) -> None:
-        """After the loss of a batch: `vectors_MZ` is what the codes had to stand for, `tokens_N` what was chosen."""
-        vectors_MZ, tokens_N = concatenate(vectors_MZ), concatenate(tokens_N)
+        """After the loss of a batch: `vectors_MZ` is what the codes had to stand for, `tokens_N` what was chosen.
+
+        Of all processes.
+        """
         count = len(self.share_V)
         share_V = tokens_N.bincount(minlength=count) / len(tokens_N)
         self.share_V.mul_(DECAY).add_(share_V, alpha=1 - DECAY)

@@ -7,18 +7,30 @@ Shapes: B images, Z channels of latents and codes, V codes, N latents of a batch
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avarc_cli.layers.code_usage import Reanchoring, RecentCodes
 from avarc_cli.layers.collectives import add_up, concatenate
 from avarc_cli.layers.loss_weights import LossWeights
 
 COMMITMENT = 0.25  # weight of pulling the latents to the codes; pulling the codes to the latents weighs 1
 REVIVE_EVERY = 100  # steps between replacements of unused codes
 REVIVE_UNTIL = 0.6  # fraction of the steps after which codes are left to settle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """What else is done against codes that fall out of use."""
+
+    reanchor: bool = False
+    """Move rarely used codes to vectors of every batch, rather than replace unused ones now and then."""
+    scale_dropout: float = 0.0
+    """Fraction of the images of which a random number of the first scales counts, at least 3."""
 
 
 class Quantized(NamedTuple):
@@ -69,7 +81,11 @@ class ReconstructionLoss(ABC):
         """codebook_VZ: the network's own, which is changed in place."""
         self.codebook_VZ = codebook_VZ
         self.used_V = torch.zeros(len(codebook_VZ), device=codebook_VZ.device)
-        self._encoded: list[Tensor] = []  # of the parts of a step that revives codes
+        self.recent = RecentCodes(len(codebook_VZ), codebook_VZ.device)
+        self.measures = Measures()
+        self.moving: Reanchoring | None = None
+        self._encoded: list[Tensor] = []  # of the parts of a step that changes codes
+        self._used: list[Tensor] = []  # by these parts
         self._generator: torch.Generator | None = None  # the step's own
 
     @abstractmethod
@@ -87,6 +103,15 @@ class ReconstructionLoss(ABC):
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
         """Images (B, 3, H, H), not clamped, from codes (B, Z, h, w)."""
+
+    def use(self, measures: Measures) -> None:
+        """Take these measures from now on."""
+        self.measures = measures
+        self.moving = Reanchoring(self.codebook_VZ) if measures.reanchor else None
+
+    def usage(self) -> str:
+        """In words, how many codes were chosen lately, by this process."""
+        return f"{self.recent.share():.0%} of the codes are in use"
 
     @property
     @abstractmethod
@@ -108,8 +133,10 @@ class ReconstructionLoss(ABC):
             encoded = encoded.float()
             latents, codes, vq_loss, used_N = self.quantize(encoded)
         self.used_V.add_(add_up(used_N.bincount(minlength=len(self.used_V))))
-        if self._revives(step):
+        self.recent.add(used_N)
+        if self.moving or self._revives(step):
             self._encoded.append(encoded.detach())
+            self._used.append(used_N)
             self._generator = generator
         # Straight through: the decoder sees the codes, the gradient goes to the latents.
         decoded = self.decode(latents + (codes - latents).detach())
@@ -121,24 +148,31 @@ class ReconstructionLoss(ABC):
         return F.l1_loss(decoded, images) + squared, {"rmse": squared.item() ** 0.5}
 
     def before_update(self, step: int, steps: int) -> None:
-        """As `family.TokenizerLoss.before_update`: every so often, codes that fell out of use are replaced."""
-        if not self._revives(step):
-            return
-        if step < REVIVE_UNTIL * steps and self._generator is not None:
-            self._revive(concatenate(torch.cat(self._encoded)), self._generator)
-        self.used_V.zero_()
-        self._encoded, self._generator = [], None
+        """As `family.TokenizerLoss.before_update`: codes that fell out of use are replaced."""
+        if self._encoded and self._generator is not None:
+            encoded = concatenate(torch.cat(self._encoded))
+            if self.moving:
+                self.moving.update(self.vectors(encoded), concatenate(torch.cat(self._used)))
+            elif step < REVIVE_UNTIL * steps:
+                self._revive(encoded, self._generator)
+        if self._revives(step):
+            self.used_V.zero_()
+        self._encoded, self._used, self._generator = [], [], None
 
     def _revives(self, step: int) -> bool:
         return step % REVIVE_EVERY == REVIVE_EVERY - 1
 
     def state_dict(self) -> dict[str, Any]:
         """How often each code was used lately."""
-        return {"used": self.used_V}
+        moving = {"share": self.moving.share_V} if self.moving else {}
+        return {"used": self.used_V, "recent": self.recent.window, **moving}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises: what a wrong type or shape raises."""
         self.used_V.copy_(state["used"])
+        self.recent.window.copy_(state["recent"])
+        if self.moving:
+            self.moving.share_V.copy_(state["share"])
 
     @torch.no_grad()
     def _revive(self, encoded: Tensor, generator: torch.Generator) -> None:

@@ -13,6 +13,7 @@ from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.family import PixelLoss, TokenizerLoss
 from avarc_cli.layers.rows import Rows
+from avarc_cli.layers.vq_loss import Measures, ReconstructionLoss
 from avarc_cli.likelihood import TokenizerNetwork
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
@@ -33,6 +34,7 @@ def train_tokenizer(
     family: str,
     augment: Augment | None = None,
     terms: Terms | None = None,
+    measures: Measures | None = None,
     device: torch.device,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
@@ -49,8 +51,9 @@ def train_tokenizer(
         family: a name in `families.TOKENIZERS`.
         augment: None for random crops.
         terms: of the published loss; None trains by absolute and squared errors of pixels alone.
+        measures: against codes that fall out of use.
         say: called with a message when OUT.ckpt is too old to be verified.
-        note: called with a message when terms of the published loss are left out.
+        note: called with messages: which terms of the published loss are left out, and in the end how codes are used.
     Raises: UsageError for a shape that does not fit; AvarcError for an unreadable image, a loss that is not finite, or
         an output that cannot be written; CheckpointError for an OUT.ckpt of another training; Interrupted on Ctrl-C.
     """
@@ -59,7 +62,12 @@ def train_tokenizer(
     torch.manual_seed(recipe.seed)
     network = known.new(image_size=image_size, **shape)
     network.to(device)  # only now: the CPU's generator makes the same first weights for every device
-    loss, made_of = published(known.training_loss(network), terms, recipe, network, note)
+    of_family = known.training_loss(network)
+    loss, made_of = published(of_family, terms, recipe, network, note)
+    codes = of_family if isinstance(of_family, ReconstructionLoss) else None
+    if codes and measures and measures != Measures():
+        codes.use(measures)
+        made_of |= {"measures": str(measures)}
     fit(
         network,
         loss,
@@ -72,6 +80,8 @@ def train_tokenizer(
         progress=progress,
         say=say,
     )
+    if codes:
+        note(codes.usage())
     return network
 
 
