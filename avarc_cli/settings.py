@@ -94,10 +94,10 @@ def check_class_dropout(fraction: float) -> None:
         raise UsageError(f"class dropout is {fraction}", "it is a fraction in [0, 1)")
 
 
-def check_scale_dropout(fraction: float) -> None:
+def check_fraction(fraction: float, named_by: str) -> None:
     """Raises: UsageError."""
     if not 0 <= fraction <= 1:
-        raise UsageError(f"--scale-dropout is {fraction}", "it is a fraction in [0, 1]")
+        raise UsageError(f"{named_by} is {fraction}", "it is a fraction in [0, 1]")
 
 
 def check_contrast(beta: float, weight: float, class_dropout: float) -> None:

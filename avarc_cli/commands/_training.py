@@ -18,9 +18,9 @@ from avarc_cli.settings import (
     check_class_dropout,
     check_device,
     check_file,
+    check_fraction,
     check_learning_rate,
     check_lpips,
-    check_scale_dropout,
 )
 from avarc_cli.zoo.cards import check_weights
 
@@ -124,6 +124,13 @@ class CodeOptions:
     reanchor: Annotated[
         bool, opt.training_option("--reanchor", help="Move rarely used codes towards latents of every batch.")
     ] = False
+    perturbation: Annotated[
+        float, opt.training_option("--perturb", help="Fraction of images decoded from codes near theirs.")
+    ] = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        check_fraction(self.perturbation, "--perturb")
 
     def measures(self) -> Measures:
         from avarc_cli.layers.vq_loss import Measures
@@ -140,7 +147,8 @@ class ScaleOptions(CodeOptions):
 
     def __post_init__(self) -> None:
         """Raises: UsageError."""
-        check_scale_dropout(self.scale_dropout)
+        super().__post_init__()
+        check_fraction(self.scale_dropout, "--scale-dropout")
 
 
 @dataclass(frozen=True, kw_only=True)

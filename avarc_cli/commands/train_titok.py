@@ -77,7 +77,7 @@ def titok(
     if codes_of is not None and start_from is None:
         opt.check_not_given(context, LOSS, "in the first stage", "it is trained on tokens, not on pixels")
     if codes_of is not None:
-        opt.check_not_given(context, ("reanchor",), "in two stages", "it is a measure of the training in one")
+        opt.check_not_given(context, ("reanchor", "perturbation"), "in two stages", "it is for the training in one")
     if codes_of is None:
         check_patch(image_size, patch)
         common.train_tokenizer(

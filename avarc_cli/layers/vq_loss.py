@@ -20,6 +20,8 @@ from avarc_cli.layers.loss_weights import LossWeights
 
 COMMITMENT = 0.25  # weight of pulling the latents to the codes; pulling the codes to the latents weighs 1
 REVIVE_EVERY = 100  # steps between replacements of unused codes
+NEAR = 100  # codes of which a perturbed token takes one; falls to half between these fractions of the steps,
+ANNEALED = (0.2, 0.6)  # as does the probability with which it does, from 1
 REVIVE_UNTIL = 0.6  # fraction of the steps after which codes are left to settle
 
 
@@ -31,6 +33,8 @@ class Measures:
     """Move rarely used codes to vectors of every batch, rather than replace unused ones now and then."""
     scale_dropout: float = 0.0
     """Fraction of the images of which a random number of the first scales counts, at least 3."""
+    perturbation: float = 0.0
+    """Fraction of the images that are decoded from codes near the nearest ones (`NEAR`)."""
 
 
 class Quantized(NamedTuple):
@@ -71,6 +75,11 @@ def entropy_loss(latents_NZ: Tensor, codes_VZ: Tensor, temperature: float = 0.01
     return of_each + (mean_V * (mean_V + 1e-5).log()).sum()
 
 
+def nearest(vectors_NZ: Tensor, codes_VZ: Tensor, count: int) -> Tensor:
+    """The nearest codes of each vector, nearest first, (N, count)."""
+    return torch.cdist(vectors_NZ, codes_VZ).topk(count, largest=False).indices
+
+
 class ReconstructionLoss(ABC):
     """Absolute and squared error of the pixels, and the codebook loss. Codes that fall out of use are replaced."""
 
@@ -95,6 +104,14 @@ class ReconstructionLoss(ABC):
     @abstractmethod
     def quantize(self, latents: Tensor) -> Quantized:
         """The codes of latents, and the codebook loss, with gradients for both."""
+
+    @abstractmethod
+    def codes_of(self, tokens_BL: Tensor) -> Tensor:
+        """What stands for latents that have these tokens, (B, Z, h, w)."""
+
+    @abstractmethod
+    def near(self, latents: Tensor, count: int) -> Tensor:
+        """The nearest codes of every token, (B, L, count)."""
 
     @abstractmethod
     def vectors(self, latents: Tensor) -> Tensor:
@@ -132,6 +149,8 @@ class ReconstructionLoss(ABC):
         with torch.autocast(images.device.type, enabled=False):  # half precision would choose other codes
             encoded = encoded.float()
             latents, codes, vq_loss, used_N = self.quantize(encoded)
+            if self.measures.perturbation:
+                codes = self._perturbed(encoded.detach(), codes, used_N, step / steps, generator)
         self.used_V.add_(add_up(used_N.bincount(minlength=len(self.used_V))))
         self.recent.add(used_N)
         if self.moving or self._revives(step):
@@ -146,6 +165,28 @@ class ReconstructionLoss(ABC):
         """How far what was decoded is from the images, and what to show of it."""
         squared = F.mse_loss(decoded, images)
         return F.l1_loss(decoded, images) + squared, {"rmse": squared.item() ** 0.5}
+
+    @torch.no_grad()
+    def _perturbed(
+        self, encoded: Tensor, codes: Tensor, used_N: Tensor, done: float, generator: torch.Generator
+    ) -> Tensor:
+        """Codes of which those of some images are near ones (RobustTok), without gradients.
+
+        Args:
+            done: fraction of the training.
+        """
+        rows = (torch.rand(len(encoded), generator=generator) < self.measures.perturbation).nonzero().flatten()
+        if len(rows) == 0:
+            return codes
+        rows = rows.to(codes.device)
+        first, last = ANNEALED
+        share = 1 - 0.5 * min(1.0, max(0.0, (done - first) / (last - first)))
+        near_BLn = self.near(encoded[rows], min(len(self.codebook_VZ), round(share * NEAR)))
+        tokens_BL = used_N.view(len(encoded), -1)[rows]
+        pick_BL1 = torch.randint(near_BLn.shape[-1], (*tokens_BL.shape, 1), generator=generator).to(codes.device)
+        changes_BL = (torch.rand(tokens_BL.shape, generator=generator) < share).to(codes.device)
+        chosen_BL = torch.where(changes_BL, near_BLn.gather(2, pick_BL1)[..., 0], tokens_BL)
+        return codes.detach().index_copy(0, rows, self.codes_of(chosen_BL).to(codes.dtype))
 
     def before_update(self, step: int, steps: int) -> None:
         """As `family.TokenizerLoss.before_update`: codes that fell out of use are replaced."""

@@ -63,6 +63,12 @@ def test_a_vq_vae_is_trained_against_a_discriminator_that_sees_through_a_vit(fil
     assert "adaptive" in said and "without LPIPS (--vgg and --lpips)" in said and "discriminator (" not in said
 
 
+def test_measures_against_unused_codes_are_taken_and_the_use_is_told(files, capsys):
+    measures = ["--reanchor", "--scale-dropout", "0.5", "--perturb", "0.5"]
+    assert train(files, "tokenizer", *SCALES, *measures) == 0
+    assert "codes in use by scale: 1x1 " in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.slow
 def test_a_titok_is_compared_by_logits(files, capsys):
     with torch.device("meta"):
@@ -85,6 +91,8 @@ def test_a_titok_is_compared_by_logits(files, capsys):
         (["vq", *LEVELS, "--vgg", "none.pth", "--lpips", "lpips.pth"], "none.pth"),
         (["tokenizer", *SCALES, "--adversarial"], "--adversarial needs --dino here"),
         (["tokenizer", *SCALES, "--dino", "dino.safetensors"], "--dino needs --adversarial here"),
+        (["tokenizer", *SCALES, "--scale-dropout", "1.5"], "--scale-dropout is 1.5"),
+        (["vq", *LEVELS, "--perturb", "nan"], "--perturb is nan"),
         (["titok", *TITOK, "--codes-of", "digits-vq", "--adversarial"], "no use for --adversarial in the first stage"),
     ],
 )

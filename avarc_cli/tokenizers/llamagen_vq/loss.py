@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avarc_cli.layers.loss_weights import VQGAN
-from avarc_cli.layers.vq_loss import Quantized, ReconstructionLoss, codebook_loss, entropy_loss
+from avarc_cli.layers.vq_loss import Quantized, ReconstructionLoss, codebook_loss, entropy_loss, nearest
 from avarc_cli.tokenizers.llamagen_vq.network import LlamaGenVQ
 
 
@@ -33,6 +33,12 @@ class LlamaGenVQLoss(ReconstructionLoss):
             vectors_NZ = z.permute(0, 2, 3, 1).flatten(0, 2)
             loss = loss + self.entropy_weight * entropy_loss(vectors_NZ, self.network.quantize.codes())
         return Quantized(z, codes, loss, tokens_BL.flatten())
+
+    def codes_of(self, tokens_BL: Tensor) -> Tensor:
+        return self.network.quantize.lookup(tokens_BL, self.network.config.side)
+
+    def near(self, latents: Tensor, count: int) -> Tensor:
+        return nearest(self.vectors(latents), self.network.quantize.codes(), count).unflatten(0, (len(latents), -1))
 
     def vectors(self, latents: Tensor) -> Tensor:
         """The latents of every cell at length one, (M, Z)."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from avarc_cli.layers.loss_weights import VQGAN
-from avarc_cli.layers.vq_loss import Quantized, ReconstructionLoss, codebook_loss
+from avarc_cli.layers.vq_loss import Quantized, ReconstructionLoss, codebook_loss, nearest
 from avarc_cli.tokenizers.maskgit_vqgan.network import MaskGITVQGAN
 
 
@@ -27,6 +27,12 @@ class MaskGITVQGANLoss(ReconstructionLoss):
             tokens_BL = self.network.tokenize(latents)
         codes = self.network.quantize.lookup(tokens_BL, latents.shape[-1])
         return Quantized(latents, codes, codebook_loss(latents, codes, self.commitment), tokens_BL.flatten())
+
+    def codes_of(self, tokens_BL: Tensor) -> Tensor:
+        return self.network.quantize.lookup(tokens_BL, self.network.config.side)
+
+    def near(self, latents: Tensor, count: int) -> Tensor:
+        return nearest(self.vectors(latents), self.codebook_VZ, count).unflatten(0, (len(latents), -1))
 
     def vectors(self, latents: Tensor) -> Tensor:
         """The latents of every cell, (M, Z)."""

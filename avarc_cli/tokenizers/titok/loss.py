@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from avarc_cli.family import TokenizerLoss
 from avarc_cli.layers.loss_weights import Adversary, LossWeights
 from avarc_cli.layers.precision import tf32
-from avarc_cli.layers.vq_loss import Quantized, Reconstruction, ReconstructionLoss, codebook_loss
+from avarc_cli.layers.vq_loss import Quantized, Reconstruction, ReconstructionLoss, codebook_loss, nearest
 from avarc_cli.likelihood import TokenizerNetwork
 from avarc_cli.tokenizers.maskgit_vqgan.network import Decoder as PixelDecoder
 from avarc_cli.tokenizers.titok.network import Codebook, TiTok
@@ -46,6 +46,12 @@ class TiTokLoss(ReconstructionLoss):
             tokens_BL = self.network.tokenize(latents)
         codes = self.codebook.lookup(tokens_BL)
         return Quantized(latents, codes, codebook_loss(latents, codes, self.commitment), tokens_BL.flatten())
+
+    def codes_of(self, tokens_BL: Tensor) -> Tensor:
+        return self.codebook.lookup(tokens_BL)
+
+    def near(self, latents: Tensor, count: int) -> Tensor:
+        return nearest(self.vectors(latents), self.codebook.codes(), count).unflatten(0, (len(latents), -1))
 
     def vectors(self, latents: Tensor) -> Tensor:
         """The latents of every token, (M, Z)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from avarc_cli.layers.code_usage import ScaleUsage
 from avarc_cli.layers.collectives import count
 from avarc_cli.layers.loss_weights import Adversary, LossWeights
-from avarc_cli.layers.vq_loss import Quantized, Reconstruction, ReconstructionLoss, codebook_loss
+from avarc_cli.layers.vq_loss import Quantized, Reconstruction, ReconstructionLoss, codebook_loss, nearest
 from avarc_cli.tokenizers.vqvae.network import VQVAE
 
 LEAST_SCALES = 3  # of an image of which not all count
@@ -97,21 +97,36 @@ class VQVAELoss(ReconstructionLoss):
 
     def state_dict(self) -> dict[str, Any]:
         """As `ReconstructionLoss.state_dict`, and the usage by scale."""
-        return super().state_dict() | {"by_scale": self.by_scale.counts_KV, "updates": self.by_scale.updates}
+        by_scale = {"counts": self.by_scale.counts_KV, "updates": self.by_scale.updates, "cells": self._cells}
+        return super().state_dict() | {"by_scale": by_scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """As `ReconstructionLoss.load_state_dict`."""
         super().load_state_dict(state)
-        self.by_scale.counts_KV.copy_(state["by_scale"])
-        self.by_scale.updates = int(state["updates"])
+        by_scale = state["by_scale"]
+        self.by_scale.counts_KV.copy_(by_scale["counts"])
+        self.by_scale.updates, self._cells = int(by_scale["updates"]), int(by_scale["cells"])
+
+    def codes_of(self, tokens_BL: Tensor) -> Tensor:
+        *_, f_hat = self.network.quantize.accumulate(tokens_BL)
+        return f_hat
+
+    def near(self, latents: Tensor, count: int) -> Tensor:
+        codes_VZ = self.network.quantize.embedding.weight
+        scales = [nearest(r, codes_VZ, count).unflatten(0, (len(latents), -1)) for r in self._residuals(latents)]
+        return torch.cat(scales, dim=1)
 
     def vectors(self, latents: Tensor) -> Tensor:
         """The residuals that the scales had to quantize, (M, Z)."""
+        return torch.cat(self._residuals(latents))
+
+    def _residuals(self, latents: Tensor) -> list[Tensor]:
+        """Those of each scale, (B p_k^2, Z)."""
         quantizer, r, residuals = self.network.quantize, latents, []
         for k, index_Bpp in enumerate(quantizer.split(self.network.tokenize(latents))):
             residuals.append(quantizer.residual(k, r))
             r = r - quantizer.contribution(k, index_Bpp)
-        return torch.cat(residuals)
+        return residuals
 
     def decode(self, codes: Tensor) -> Tensor:
         return self.network.decode(codes)
