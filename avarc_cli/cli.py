@@ -118,7 +118,7 @@ def main(args: Sequence[str] | None = None) -> int:
     # Read when torch loads: how long threads spin before they sleep (docs/performance.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     open_standard_streams()
-    console.configure(mode=console.Mode.HUMAN, debug=False)
+    console.configure(mode=console.Mode.HUMAN, debug=False, silent=False)
     with stoppable() as request:
         try:
             code = _run(args, request)

@@ -20,7 +20,7 @@ from pathlib import PurePath
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from avarc_cli import tables
-from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.errors import EXIT_FAILED, AvarcError, UsageError
 from avarc_cli.json_pieces import jsonable, pieces
 from avarc_cli.names import to_json, to_line
 from avarc_cli.process import discard_stdout
@@ -49,22 +49,28 @@ class _Settings:
     mode: Mode = Mode.HUMAN
     debug: bool = False
     json_progress: bool = False
+    silent: bool = False
 
 
 _settings = _Settings()
 
 
-def configure(mode: Mode | None = None, debug: bool | None = None, progress: str | None = None) -> None:
+def configure(
+    mode: Mode | None = None, debug: bool | None = None, progress: str | None = None, silent: bool | None = None
+) -> None:
     """Set how everything from now on is printed. None leaves a setting unchanged.
 
     Args:
         progress: "json" for lines that a scheduler can read; "" for a bar or lines for people.
+        silent: print nothing but failures of this process: another one of the job says the rest.
     Raises: UsageError for another progress.
     """
     if mode is not None:
         _settings.mode = mode
     if debug is not None:
         _settings.debug = debug
+    if silent is not None:
+        _settings.silent = silent
     if progress is not None:
         if progress not in ("", "json"):
             raise UsageError(f"AVARC_PROGRESS is '{progress[:40]}'", "it is json, or not set", "unset AVARC_PROGRESS")
@@ -90,6 +96,8 @@ def result(data: object, human: Layout | str = "", brief: str | Iterable[Sequenc
         brief: what --quiet prints, for scripts: one line, or lines of fields with tabs between them. Empty for nothing.
     Raises: AvarcError when stdout cannot be written to; BrokenPipeError when its reader is gone.
     """
+    if _settings.silent:
+        return
     try:
         _print_result(data, human, brief)
         sys.stdout.flush()
@@ -131,17 +139,20 @@ def cannot_print(problem: OSError) -> AvarcError:
 
 def note(message: str) -> None:
     """Print information on stderr, unless --quiet."""
-    if _settings.mode is not Mode.QUIET:
+    if _settings.mode is not Mode.QUIET and not _settings.silent:
         _stderr().print("\n".join(tables.wrap(to_line(message), _stderr().width)), soft_wrap=True)
 
 
 def warn(message: str) -> None:
     """Print a warning on stderr."""
-    _stderr().print(_labelled("warning", "bold yellow", to_line(message)), soft_wrap=True)
+    if not _settings.silent:
+        _stderr().print(_labelled("warning", "bold yellow", to_line(message)), soft_wrap=True)
 
 
 def error(problem: AvarcError) -> None:
     """Print an error on stderr: what happened, why, how to fix it, and with --debug its traceback."""
+    if _settings.silent and problem.exit_code != EXIT_FAILED:  # wrong usage, Ctrl-C: the same in all processes
+        return
     if _settings.debug:
         _stderr().file.write(to_line("".join(traceback.format_exception(problem)), keep="\n"))
     _stderr().print(_labelled("error", "bold red", to_line(problem.what)), soft_wrap=True)
@@ -212,7 +223,7 @@ class ProgressBar:
     def __init__(self, description: str, total: int | None, unit: str, clock: Callable[[], float]) -> None:
         from rich import progress as rich_progress
 
-        shown, self._json = _settings.mode is not Mode.QUIET, _settings.json_progress
+        shown, self._json = _settings.mode is not Mode.QUIET and not _settings.silent, _settings.json_progress
         self._live = _stderr().is_terminal and not _stderr().is_dumb_terminal and shown and not self._json
         self._lines = shown and not self._live
         self._unit, self._clock, self._printed_at, self._note = unit, clock, clock(), ""

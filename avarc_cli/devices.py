@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from avarc_cli import environment
+from avarc_cli import environment, processes
 from avarc_cli.errors import UsageError, first_line
 from avarc_cli.settings import DEVICE_TYPES, check_device, check_kernels
 from avarc_kernels import triton_missing
 
 
 def pick_device(device: str) -> torch.device:
-    """The device that "auto" or a name stands for. Raises UsageError for one that is not there."""
+    """The device that "auto" or a name stands for; of several processes that train together, each has its own GPU.
+
+    Raises: UsageError for a device that is not there.
+    """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and processes.count() > 1:
+        device = f"cuda:{processes.local_rank()}"
     check_device(device)
     what, fix = f"cannot use device '{device}'", "use auto or cpu; avarc doctor lists devices"
     try:
@@ -21,6 +26,8 @@ def pick_device(device: str) -> torch.device:
         if place.type not in DEVICE_TYPES:
             raise UsageError(what, f"avarc runs on {', '.join(DEVICE_TYPES)}", fix)
         torch.empty(0, device=place)
+        if place.type == "cuda" and processes.count() > 1:
+            torch.cuda.set_device(place)  # where NCCL works as well
     except (ImportError, RuntimeError, AssertionError) as error:
         raise UsageError(what, first_line(error).partition(". ")[0], fix) from None
     return place

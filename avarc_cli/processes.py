@@ -29,6 +29,15 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def quiet_torch() -> None:
+    """Before torch is imported: where there are several, its C++ code reports errors only.
+
+    Otherwise every process advises against `find_unused_parameters`, which some networks need.
+    """
+    if count() > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, "")
     return int(text) if text.isdecimal() else default

@@ -72,6 +72,14 @@ def check_device(name: str) -> None:
         raise UsageError(f"cannot use device '{name}'", why, fix)
 
 
+TRAINING_PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def check_training_precision(precision: str) -> None:
+    """Raises: UsageError for one that models are not trained in."""
+    _check("training precision", precision, TRAINING_PRECISIONS)
+
+
 def check_augmentation(name: str) -> None:
     """Raises: UsageError unless this is a way to change training images (`train.images.Augment`)."""
     _check("augmentation", name, AUGMENTATIONS)

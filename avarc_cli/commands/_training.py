@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _images, _weights
 from avarc_cli.commands import _options as opt
+from avarc_cli.commands._running import RunOptions
 from avarc_cli.settings import (
     check_augmentation,
     check_class_dropout,
@@ -25,6 +26,7 @@ from avarc_cli.settings import (
 from avarc_cli.zoo.cards import check_weights
 
 if TYPE_CHECKING:
+    from avarc_cli.data.datasets import ImageSet
     from avarc_cli.layers.vq_loss import Measures
     from avarc_cli.loaded import LoadedTokenizer
     from avarc_cli.progress import MetricsProgress
@@ -49,7 +51,7 @@ DropoutOpt = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipeOptions:
+class _RecipeOptions:
     steps: Annotated[int, opt.training_option("--steps", min=1, help="Optimizer steps.")] = 20_000
     batch_size: Annotated[int, opt.training_option("--batch-size", min=1, help="Images in a step.")] = 32
     lr: Annotated[float, opt.training_option("--lr", help="Peak learning rate.")] = 3e-4
@@ -83,6 +85,22 @@ class RecipeOptions:
         from avarc_cli.train.images import Augment
 
         return Augment(mode=self.augment, flip=self.flip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions(RunOptions, _RecipeOptions):  # help lists the fields of the last base first
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        _RecipeOptions.__post_init__(self)
+        RunOptions.__post_init__(self)
+
+    def open(self, data: list[Path]) -> tuple[ImageSet, ImageSet | None]:
+        """The images of DATA to train on, and those to validate on, if any; notes what was recognized."""
+        return self.parts(_images.open_noted(data, allow_outside=self.allow_outside), self.seed)
+
+    def recipe(self) -> Recipe:
+        """The training recipe."""
+        return replace(super().recipe(), save_every=self.save_every)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +239,7 @@ def train_tokenizer(
     """Train a tokenizer of this family on the images of DATA, and show where it is."""
     check_device(device)
     with reserved(out, overwrite):
-        images = _images.open_noted(data, allow_outside=training.allow_outside)
+        images, held_out = training.open(data)
         from avarc_cli.devices import pick_device  # imports torch: only now, after all that may be wrong
         from avarc_cli.train import tokenizer
 
@@ -238,11 +256,13 @@ def train_tokenizer(
                 terms=loss.terms(),
                 measures=codes.measures(),
                 device=pick_device(device),
+                held_out=held_out,
+                run=training.run(out),
                 progress=told,
                 say=console.warn,
                 note=console.note,
             )
-    show(out)
+    show(out, training)
 
 
 def train_generator(
@@ -259,7 +279,7 @@ def train_generator(
     """Train a generator of this family on the tokens of the images of DATA, and show where it is."""
     check_class_dropout(class_dropout)
     with reserved(out, overwrite, reads.tokenizer):
-        images = _images.open_noted(data, allow_outside=training.allow_outside)
+        images, held_out = training.open(data)
         reader = reads.load()
         from avarc_cli.train import generator
 
@@ -274,10 +294,12 @@ def train_generator(
                 family=family,
                 augment=training.augmentation(),
                 class_dropout=class_dropout,
+                held_out=held_out,
+                run=training.run(out),
                 progress=told,
                 say=console.warn,
             )
-    show(out)
+    show(out, training)
 
 
 @contextmanager
@@ -288,17 +310,17 @@ def reserved(out: Path, overwrite: bool, *inputs: str | None, folder: bool = Fal
         inputs: names or files of weights that are read.
         folder: whether an adapter's folder is written.
     """
-    from avarc_cli import outputs
+    from avarc_cli import outputs, processes
     from avarc_cli.train.resume import resume_file
     from avarc_cli.work.locks import only_writer
 
     if folder:
         outputs.check_new_folder(out)
-        with only_writer(out):
-            yield
-        return
-    files = [Path(name) for name in inputs if name]
-    with outputs.reserved(out, outputs.WEIGHTS, overwrite=overwrite or resume_file(out).exists(), inputs=files):
+    else:
+        files = [Path(name) for name in inputs if name]
+        overwrite = overwrite or resume_file(out).exists()
+        outputs.check_output(out, outputs.WEIGHTS, overwrite=overwrite, inputs=files)
+    with only_writer(out) if processes.is_first() else nullcontext():  # one of several writes
         yield
 
 
@@ -310,5 +332,8 @@ def progress(description: str, steps: int) -> Iterator[MetricsProgress]:
         )
 
 
-def show(out: Path) -> None:
+def show(out: Path, run: RunOptions | None = None) -> None:
+    """Say where the weights are; after a dry run there are none."""
+    if run is not None and run.dry_run:
+        return
     console.result({"weights": out}, console.path_and(out, "written"), brief=str(out))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from avarc_cli import console
+from avarc_cli import console, processes
 from avarc_cli.commands import _images
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
@@ -28,6 +28,12 @@ app = typer.Typer(
     help="Train a tokenizer or a generator on an image folder.\n\nExample: avarc train tokenizer photos/ --out vq.st",
     no_args_is_help=True,
 )
+
+
+@app.callback()
+def _processes() -> None:
+    processes.quiet_torch()
+    console.configure(silent=not processes.is_first())  # torchrun starts several, of which one speaks
 
 
 @app.command(cls=Command)
@@ -325,7 +331,7 @@ def cca(
     """
     check_contrast(beta, weight, class_dropout)
     with common.reserved(out, overwrite, model.model, model.tokenizer, folder=rank > 0):
-        images = _images.open_noted(data, allow_outside=training.allow_outside)
+        images, held_out = training.open(data)
         from avarc_cli.loading import load_model  # imports torch: only now, after all that may be wrong
         from avarc_cli.train.cca import Contrast, align
 
@@ -343,7 +349,9 @@ def cca(
                 contrast=contrast,
                 rank=rank,
                 augment=training.augmentation(),
+                held_out=held_out,
+                run=training.run(out),
                 progress=progress,
                 say=console.warn,
             )
-    common.show(out)
+    common.show(out, training)

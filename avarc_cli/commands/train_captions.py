@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands import _images
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands._groups import with_option_groups
@@ -82,7 +81,7 @@ def llamagen_t2i(
     caption_sets.check_options(captions, (), text_encoder)
     chosen = caption_sets.read(captions)
     with common.reserved(out, overwrite, reads.tokenizer):
-        images = _images.open_noted(data, allow_outside=training.allow_outside)
+        images, held_out = training.open(data)
         reader = reads.load(text_encoder=text_encoder)
         from avarc_cli.text import encoders
         from avarc_cli.train.captions import train_on_captions
@@ -105,7 +104,9 @@ def llamagen_t2i(
                 text=found.text_input(encoded.features),
                 augment=training.augmentation(),
                 dropout=class_dropout,
+                held_out=held_out,
+                run=training.run(out),
                 progress=told,
                 say=console.warn,
             )
-    common.show(out)
+    common.show(out, training)

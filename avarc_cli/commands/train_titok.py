@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands import _images, _weights
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
+from avarc_cli.commands import _weights
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import UsageError
 from avarc_cli.settings import check_device, check_file, check_patch, check_width
@@ -129,7 +129,7 @@ def _train_stage(
     check_weights(codes_of)
     check_file(start_from, "--start-from")
     with common.reserved(out, overwrite, codes_of, None if start_from is None else str(start_from)):
-        images = _images.open_noted(data, allow_outside=training.allow_outside)
+        images, held_out = training.open(data)
         _weights.ensure(codes_of, yes=yes)
         from avarc_cli.loading import ModelSpec, load_tokenizer  # imports torch: only now, after all that may be wrong
         from avarc_cli.train import stages
@@ -139,10 +139,16 @@ def _train_stage(
         recipe, augment = training.tokenizer_recipe(), training.augmentation()
         which = "first" if start_from is None else "second"
         with common.progress(f"training {which} stage", recipe.steps) as told:
-            how: dict[str, Any] = {"family": "titok", "augment": augment, "progress": told, "say": console.warn}
+            how: dict[str, Any] = {
+                "family": "titok",
+                "augment": augment,
+                "held_out": held_out,
+                "run": training.run(out),
+            }
+            how |= {"progress": told, "say": console.warn}
             if start_from is None:
                 stages.train_first_stage(images, out, teacher, shape, recipe, **how)
             else:
                 how |= {"terms": loss.terms(), "note": console.note}
                 stages.train_second_stage(images, out, start_from, teacher, recipe, **how)
-    common.show(out)
+    common.show(out, training)

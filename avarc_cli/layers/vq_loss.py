@@ -149,14 +149,10 @@ class ReconstructionLoss(ABC):
         with torch.autocast(images.device.type, enabled=False):  # half precision would choose other codes
             encoded = encoded.float()
             latents, codes, vq_loss, used_N = self.quantize(encoded)
-            if self.measures.perturbation:
+            if self.measures.perturbation and torch.is_grad_enabled():
                 codes = self._perturbed(encoded.detach(), codes, used_N, step / steps, generator)
-        self.used_V.add_(add_up(used_N.bincount(minlength=len(self.used_V))))
-        self.recent.add(used_N)
-        if self.moving or self._revives(step):
-            self._encoded.append(encoded.detach())
-            self._used.append(used_N)
-            self._generator = generator
+        if torch.is_grad_enabled():  # and not on validation images
+            self._remember(step, encoded.detach(), used_N, generator)
         # Straight through: the decoder sees the codes, the gradient goes to the latents.
         decoded = self.decode(latents + (codes - latents).detach())
         return Reconstruction(decoded, vq_loss, {"vq": vq_loss.item()})
@@ -165,6 +161,19 @@ class ReconstructionLoss(ABC):
         """How far what was decoded is from the images, and what to show of it."""
         squared = F.mse_loss(decoded, images)
         return F.l1_loss(decoded, images) + squared, {"rmse": squared.item() ** 0.5}
+
+    def _remember(self, step: int, encoded: Tensor, used_N: Tensor, generator: torch.Generator) -> None:
+        """Count the codes of a part of a batch, and keep what changes of the codebook will need."""
+        self.used_V.add_(add_up(used_N.bincount(minlength=len(self.used_V))))
+        self.count(used_N)
+        if self.moving or self._revives(step):
+            self._encoded.append(encoded)
+            self._used.append(used_N)
+            self._generator = generator
+
+    def count(self, used_N: Tensor) -> None:
+        """Count the chosen codes of images, for `usage`."""
+        self.recent.add(used_N)
 
     @torch.no_grad()
     def _perturbed(

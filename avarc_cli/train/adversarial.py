@@ -181,6 +181,8 @@ class AdversarialStep:
         decoded = made.images.float()  # also where the network computes in half precision
         error, shown = self.error(decoded, images)
         total, shown = error + made.loss, shown | made.shown
+        if not torch.is_grad_enabled():  # validation images, which the discriminator does not see
+            return total, shown
         if self.opponent and self.opponent.runs(step):
             recipe = self.opponent.recipe
             judged = self.opponent.judged(decoded, step, generator)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,14 @@ from avarc_cli.settings import check_class_dropout
 from avarc_cli.text.captions import Captions
 from avarc_cli.text.encoders import take
 from avarc_cli.text.features import CaptionFeatures, TextInput
-from avarc_cli.train.generator import CLASS_DROPOUT, EncodedImages
+from avarc_cli.train.generator import CLASS_DROPOUT, EncodedImages, watched_images
 from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import Recipe, fingerprint, train
+from avarc_cli.train.loop import Recipe, conclude, fingerprint, train
 from avarc_cli.train.resume import resume_file
+from avarc_cli.train.run import Run
 from avarc_cli.train.save import save_generator
+from avarc_cli.train.updates import LossOfRows
+from avarc_cli.train.validation import labelled_as
 
 
 def train_on_captions(
@@ -45,7 +49,9 @@ def train_on_captions(
     features: CaptionFeatures,
     text: TextInput,
     augment: Augment | None = None,
+    held_out: ImageSet | None = None,
     dropout: float = CLASS_DROPOUT,
+    run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
 ) -> CaptionTrainableModel:
@@ -67,20 +73,22 @@ def train_on_captions(
     captions_of = captions_of_classes(images, captions)
     torch.manual_seed(recipe.seed)
     model = families.GENERATORS.get(family).new_of_captions(tokenizer.network, text, **shape)
-    data = EncodedImages(
-        tokenizer, TrainingImages(images, tokenizer.image_size, augment or Augment(), seed=recipe.seed)
-    )
+    batches = TrainingImages(images, tokenizer.image_size, augment or Augment(), seed=recipe.seed)
+    data = EncodedImages(tokenizer, batches)
     network = model.network.requires_grad_(True)
     device = next(network.parameters()).device
 
-    def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
-        tokens_BL, labels, generator = data.batch(step, rows)
-        drawn = torch.rand(rows.of, generator=generator)
-        pairs = zip(rows.take(labels).tolist(), rows.take(drawn), strict=True)
-        chosen = [captions_of[label][int(u * len(captions_of[label]))] for label, u in pairs]
-        dropped_B = rows.take(torch.rand(rows.of, generator=generator) < dropout)
-        loss = model.caption_loss(tokens_BL.to(device), take(features, chosen), dropped_B, generator)
-        return loss, {"bits/token": loss.item() / math.log(2)}
+    def loss_of(data: EncodedImages, dropout: float) -> LossOfRows:
+        def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
+            tokens_BL, labels, generator = data.batch(step, rows)
+            drawn = torch.rand(rows.of, generator=generator)
+            pairs = zip(rows.take(labels).tolist(), rows.take(drawn), strict=True)
+            chosen = [captions_of[label][int(u * len(captions_of[label]))] for label, u in pairs]
+            dropped_B = rows.take(torch.rand(rows.of, generator=generator) < dropout)
+            loss = model.caption_loss(tokens_BL.to(device), take(features, chosen), dropped_B, generator)
+            return loss, {"bits/token": loss.item() / math.log(2)}
+
+        return loss_of_rows
 
     subject = {
         "network": str(model.config),
@@ -90,10 +98,14 @@ def train_on_captions(
         "beginning": fingerprint(network),
         "dropout": str(dropout),
     }
-    checkpoint = resume_file(out)
-    train(network, loss_of_rows, recipe, checkpoint, progress, subject=subject, say=say)
-    save_generator(model, out, class_names=None, tokenizer_sha256=tokenizer.sha256)
-    checkpoint.unlink(missing_ok=True)
+    held_out = None if held_out is None else labelled_as(held_out, images.class_names)
+    watched = watched_images(
+        *(model, tokenizer, batches, held_out, recipe.batch_size), loss=lambda plain: loss_of(plain, 0.0)
+    )
+    how: dict[str, Any] = {"subject": subject, "watched": watched, "run": run, "say": say}
+    trained = train(network, loss_of(data, dropout), recipe, resume_file(out), progress, **how)
+    save = partial(save_generator, model, out, class_names=None, tokenizer_sha256=tokenizer.sha256)
+    conclude(trained, out, save, run)
     return model
 
 

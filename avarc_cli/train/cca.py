@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,11 +29,14 @@ from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 from avarc_cli.outputs import WEIGHTS, check_new_folder, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.settings import check_contrast
-from avarc_cli.train.generator import EncodedImages, TokenBatches
+from avarc_cli.train.generator import EncodedImages, TokenBatches, draw_classes, watched_images
 from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import Recipe, fingerprint, train
+from avarc_cli.train.loop import Recipe, Trained, conclude, fingerprint, train
 from avarc_cli.train.resume import resume_file
+from avarc_cli.train.run import Run
 from avarc_cli.train.save import save_generator, save_lora
+from avarc_cli.train.updates import LossOfRows
+from avarc_cli.train.watch import Watched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,8 @@ def align(
     contrast: Contrast | None = None,
     rank: int = 0,
     augment: Augment | None = None,
+    held_out: ImageSet | None = None,
+    run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
 ) -> None:
@@ -78,6 +84,7 @@ def align(
         rank: 0 trains every weight and writes a safetensors file; otherwise the rank of a LoRA adapter, which is
             written to the folder `out` as PEFT saves them.
         augment: None for random crops.
+        held_out: images to validate on, if any.
         say: as for `train_tokenizer`.
     Raises: UsageError for images without a class of the model; otherwise as `train_tokenizer`.
     """
@@ -85,22 +92,39 @@ def align(
         check_new_folder(out)
     else:
         check_output(out, WEIGHTS, overwrite=True)
+    batches = TrainingImages(
+        _labelled(images, model), model.tokenizer.image_size, augment or Augment(), seed=recipe.seed
+    )
+    reference = base_of(model.likelihood)
+    student = student_of(reference, rank, torch.Generator().manual_seed(recipe.seed))
+    data, contrast = EncodedImages(model.tokenizer, batches), contrast or Contrast()
+    held_out = None if held_out is None else _labelled(held_out, model)
+    measured = replace(contrast, class_dropout=0.0)
+    watched = watched_images(
+        *(student, model.tokenizer, batches, held_out, recipe.batch_size),
+        loss=lambda plain: loss_of(reference, student, plain, measured),
+        draw=lambda: draw_classes(student, model.tokenizer),
+    )
+    how: dict[str, Any] = {"watched": watched, "run": run, "say": say}
+    trained = fit(reference, student, model.tokenizer, data, recipe, contrast, resume_file(out), progress, **how)
+
+    def save() -> None:
+        if rank:
+            save_lora(low_rank.attached(student.network), out, base_sha256=model.sha256)
+        else:
+            save_generator(student, out, class_names=model.classes.ids, tokenizer_sha256=model.tokenizer.sha256)
+
+    conclude(trained, out, save, run)
+
+
+def _labelled(images: ImageSet, model: LoadedModel) -> ImageSet:
+    """The same images with the model's class ids for labels. Raises: UsageError."""
     class_of = match(images.class_names, model.classes)
     if not images.class_names or (images.labels < 0).any() or (class_of < 0).any():
         unknown = [name for name, i in zip(images.class_names, class_of, strict=True) if i < 0]
         why = f"{model.name} has none called {', '.join(unknown[:4])}" if unknown else "every image needs one"
         raise UsageError("images without a class of the model", why, "use one sub-folder a class, named as the model's")
-    labelled = replace(images, labels=class_of[images.labels].astype("int32"))
-    batches = TrainingImages(labelled, model.tokenizer.image_size, augment or Augment(), seed=recipe.seed)
-    reference = base_of(model.likelihood)
-    student = student_of(reference, rank, torch.Generator().manual_seed(recipe.seed))
-    data, checkpoint = EncodedImages(model.tokenizer, batches), resume_file(out)
-    fit(reference, student, model.tokenizer, data, recipe, contrast or Contrast(), checkpoint, progress, say=say)
-    if rank:
-        save_lora(low_rank.attached(student.network), out, base_sha256=model.sha256)
-    else:
-        save_generator(student, out, class_names=model.classes.ids, tokenizer_sha256=model.tokenizer.sha256)
-    checkpoint.unlink(missing_ok=True)
+    return replace(images, labels=class_of[images.labels].astype("int32"))
 
 
 def fit(
@@ -113,14 +137,31 @@ def fit(
     checkpoint: Path,
     progress: MetricsProgress,
     *,
+    watched: Watched | None = None,
+    run: Run | None = None,
     say: Notify = no_message,
-) -> None:
+) -> Trained | None:
     """Train the trainable parameters of `student`, a model that begins equal to `reference`, in place.
 
-    Raises: as `loop.train`.
+    Returns, Raises: as `loop.train`.
     """
     network = reference.network.requires_grad_(False)
-    device = next(network.parameters()).device
+    weights = sum(p.numel() for p in student.network.parameters() if p.requires_grad)
+    subject = {
+        "loss": f"CCA, {contrast}{', in random orders' if reference.default_orders else ''}",
+        "network": f"{weights} weights of {reference.config}",
+        **data.subject,
+        "tokenizer": fingerprint(tokenizer.network),
+        "beginning": fingerprint(network),
+    }
+    loss = loss_of(reference, student, data, contrast)
+    how: dict[str, Any] = {"subject": subject, "watched": watched, "run": run, "say": say}
+    return train(student.network, loss, recipe, checkpoint, progress, **how)
+
+
+def loss_of(reference: TrainableModel, student: TrainableModel, data: TokenBatches, contrast: Contrast) -> LossOfRows:
+    """The loss of rows of a step's batch."""
+    device = next(reference.network.parameters()).device
 
     def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
         tokens_BL, labels, generator = data.batch(step, rows)
@@ -138,15 +179,7 @@ def fit(
         own, other = gain_2B.detach().chunk(2)
         return loss, {"loss": loss.item(), "own": own.mean().item(), "others": other.mean().item()}
 
-    weights = sum(p.numel() for p in student.network.parameters() if p.requires_grad)
-    subject = {
-        "loss": f"CCA, {contrast}{', in random orders' if reference.default_orders else ''}",
-        "network": f"{weights} weights of {reference.config}",
-        **data.subject,
-        "tokenizer": fingerprint(tokenizer.network),
-        "beginning": fingerprint(network),
-    }
-    train(student.network, loss_of_rows, recipe, checkpoint, progress, subject=subject, say=say)
+    return loss_of_rows
 
 
 def _random_orders(model: TrainableModel, count: int, generator: torch.Generator) -> Tensor | None:

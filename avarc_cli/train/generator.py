@@ -6,11 +6,13 @@ Shapes: B images, L tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,16 +21,23 @@ from avarc_cli.data.datasets import ImageSet
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layers.rows import Rows
-from avarc_cli.likelihood import TrainableModel
+from avarc_cli.layers.sampling import generator_of
+from avarc_cli.likelihood import NetworkModel, TrainableModel
 from avarc_cli.loaded import LoadedTokenizer, check_kind
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.settings import check_class_dropout
-from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import Recipe, fingerprint, train
+from avarc_cli.train.images import Augment, TrainingImages, ValidationImages
+from avarc_cli.train.loop import Recipe, Trained, conclude, fingerprint, train
 from avarc_cli.train.resume import resume_file
+from avarc_cli.train.run import Run
 from avarc_cli.train.save import save_generator
+from avarc_cli.train.updates import LossOfRows
+from avarc_cli.train.validation import Validation, labelled_as
+from avarc_cli.train.watch import Watched, grid
 
+DRAWN = 8  # classes of a picture of samples
+DRAWN_OF_EACH = 2
 CLASS_DROPOUT = 0.1  # arXiv:2404.02905, section 4
 
 
@@ -78,7 +87,9 @@ def train_generator(
     *,
     family: str,
     augment: Augment | None = None,
+    held_out: ImageSet | None = None,
     class_dropout: float = CLASS_DROPOUT,
+    run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
 ) -> TrainableModel:
@@ -90,6 +101,7 @@ def train_generator(
         shape: of the network, in the family's own terms (`GeneratorFamily.new`).
         family: a name in `families.GENERATORS`.
         augment: None for random crops.
+        held_out: images to validate on, if any.
         class_dropout: fraction of images trained on as unconditional, in [0, 1).
         say: as for `train_tokenizer`.
     Raises: UsageError for images without a class; otherwise as `train_tokenizer`.
@@ -101,11 +113,16 @@ def train_generator(
         )
     batches = TrainingImages(images, tokenizer.image_size, augment or Augment(), seed=recipe.seed)
     model = new_generator(family, tokenizer, len(images.class_names), shape, seed=recipe.seed)
-    checkpoint = resume_file(out)
-    data = EncodedImages(tokenizer, batches)
-    fit(model, tokenizer, data, recipe, checkpoint, progress, class_dropout=class_dropout, say=say)
-    save_generator(model, out, class_names=images.class_names, tokenizer_sha256=tokenizer.sha256)
-    checkpoint.unlink(missing_ok=True)
+    data, checkpoint, names = EncodedImages(tokenizer, batches), resume_file(out), images.class_names
+    watched = watched_images(
+        *(model, tokenizer, batches, None if held_out is None else labelled_as(held_out, names), recipe.batch_size),
+        loss=lambda plain: loss_of(model, plain, 0.0, lambda batch: 1 - 1 / recipe.steps),
+        draw=lambda: draw_classes(model, tokenizer),
+    )
+    how: dict[str, Any] = {"class_dropout": class_dropout, "watched": watched, "run": run, "say": say}
+    trained = fit(model, tokenizer, data, recipe, checkpoint, progress, **how)
+    save = partial(save_generator, model, out, class_names=names, tokenizer_sha256=tokenizer.sha256)
+    conclude(trained, out, save, run)
     return model
 
 
@@ -131,21 +148,13 @@ def fit(
     progress: MetricsProgress,
     *,
     class_dropout: float = CLASS_DROPOUT,
+    watched: Watched | None = None,
+    run: Run | None = None,
     say: Notify = no_message,
-) -> None:
-    """Train a generator in place; resumes from `checkpoint`. Raises: UsageError; as `loop.train`."""
+) -> Trained | None:
+    """Train a generator in place; resumes from `checkpoint`. Returns, Raises: as `loop.train`; UsageError."""
     check_class_dropout(class_dropout)
     network = model.network.requires_grad_(True)
-    device = next(network.parameters()).device
-
-    def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
-        tokens_BL, labels, generator = data.batch(step, rows)
-        dropped = torch.rand(rows.of, generator=generator) < class_dropout
-        class_B = rows.take(torch.where(dropped, model.num_classes, labels))
-        done = step / recipe.steps
-        loss = model.training_loss(tokens_BL.to(device), class_B.to(device), done, generator, rows)
-        return loss, {"bits/token": loss.item() / math.log(2)}
-
     subject = {
         "network": str(model.config),
         **data.subject,
@@ -153,4 +162,62 @@ def fit(
         "beginning": fingerprint(network),
         "class dropout": str(class_dropout),
     }
-    train(network, loss_of_rows, recipe, checkpoint, progress, subject=subject, say=say)
+    loss = loss_of(model, data, class_dropout, lambda step: step / recipe.steps)
+    return train(network, loss, recipe, checkpoint, progress, subject=subject, watched=watched, run=run, say=say)
+
+
+def loss_of(
+    model: TrainableModel, data: TokenBatches, class_dropout: float, done: Callable[[int], float]
+) -> LossOfRows:
+    """The loss of rows of a step's batch. done: the fraction of the training before a step."""
+    device = next(model.network.parameters()).device
+
+    def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
+        tokens_BL, labels, generator = data.batch(step, rows)
+        dropped = torch.rand(rows.of, generator=generator) < class_dropout
+        class_B = rows.take(torch.where(dropped, model.num_classes, labels))
+        loss = model.training_loss(tokens_BL.to(device), class_B.to(device), done(step), generator, rows)
+        return loss, {"bits/token": loss.item() / math.log(2)}
+
+    return loss_of_rows
+
+
+def watched_images(
+    model: NetworkModel,
+    tokenizer: LoadedTokenizer,
+    images: TrainingImages,
+    held_out: ImageSet | None,
+    batch_size: int,
+    loss: Callable[[EncodedImages], LossOfRows],
+    draw: Callable[[], np.ndarray] | None = None,
+) -> Watched:
+    """What there is to watch in a training of a generator on images.
+
+    Args:
+        held_out: to validate on; their labels are those of the training. loss: on these.
+        draw: as for `Watched`.
+    """
+    tokens = tokenizer.layout.num_tokens
+    if held_out is None:
+        return Watched(images=len(images), tokens=tokens, draw=draw)
+    plain = ValidationImages(held_out, images.size, images.augment, batch_size=batch_size, seed=images.seed)
+    validation = Validation(
+        loss=loss(EncodedImages(tokenizer, plain)),
+        images=len(plain),
+        batch_size=batch_size,
+        subject=plain.subject["images"],
+    )
+    return Watched(images=len(images), tokens=tokens, validation=validation, draw=draw)
+
+
+@torch.no_grad()
+def draw_classes(model: TrainableModel, tokenizer: LoadedTokenizer) -> np.ndarray:
+    """Pictures of the first classes, a column each, with the guidance that the model is meant for."""
+    shown = min(model.num_classes, DRAWN)
+    class_B = torch.arange(shown).repeat_interleave(DRAWN_OF_EACH).to(tokenizer.device)
+    streams = [generator_of(0, number, device=tokenizer.device) for number in range(len(class_B))]
+    # A new model around the weights: a model keeps tables that were computed from them.
+    drawing = model.with_network(model.network)
+    tokens_BL = drawing.sample(class_B, generators=streams, guidance=drawing.default_guidance)
+    images = tokenizer.network.reconstruct(tokens_BL)
+    return grid(images.unflatten(0, (shown, DRAWN_OF_EACH)).transpose(0, 1))

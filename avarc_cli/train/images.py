@@ -45,6 +45,11 @@ class Augment:
     def __post_init__(self) -> None:
         check_augmentation(self.mode)
 
+    @property
+    def preprocess(self) -> str:
+        """How an image that is not changed is cut, for `Preprocess`."""
+        return "resize-crop" if self.mode == "crop" else "fit"
+
     def loaded_side(self, size: int) -> int:
         """Side in pixels at which images are loaded for an input of `size` pixels."""
         return round(LOADED_SIDE[self.mode] * size)
@@ -104,7 +109,7 @@ class TrainingImages:
         if not len(images):
             raise UsageError("there are no images to train on", f"{images.source} is empty")
         self.images, self.size, self.augment, self.seed = images, size, augment, seed
-        self._preprocess = Preprocess("fit", augment.loaded_side(size))
+        self._preprocess = self._loading()
         self._threads = ThreadPoolExecutor(4)  # Pillow releases the GIL while it decodes
         side = self._preprocess.size
         fits = len(images) * side * side * 3 <= IN_MEMORY_BYTES
@@ -118,6 +123,9 @@ class TrainingImages:
             digest = zlib.crc32(self._memory.numpy().data, digest)
         of = f"{len(self)} of {self.images.source}, checksum {digest:08x}"
         return {"images": of, "augmentation": f"{self.augment}, {self.size} pixels"}
+
+    def _loading(self) -> Preprocess:
+        return Preprocess("fit", self.augment.loaded_side(self.size))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -148,3 +156,18 @@ class TrainingImages:
             return self.images.load(row, self._preprocess)
         except UnreadableImage as error:
             raise AvarcError(error.what, error.why, "remove it from the training images, or replace it") from None
+
+
+class ValidationImages(TrainingImages):
+    """The images once, in their order and unchanged, as they are classified; batch i begins with i * batch_size."""
+
+    def __init__(self, images: ImageSet, size: int, augment: Augment, *, batch_size: int, seed: int) -> None:
+        """augment: of the training, which decides how images are cut."""
+        self._mode, self._batch_size = augment.preprocess, batch_size
+        super().__init__(images, size, Augment(mode="none"), seed=seed)
+
+    def _loading(self) -> Preprocess:
+        return Preprocess(self._mode, self.size)
+
+    def _rows(self, step: int, batch_size: int) -> np.ndarray:
+        return step * self._batch_size + np.arange(batch_size)

@@ -12,14 +12,31 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from avarc_cli import processes
 from avarc_cli.errors import AvarcError, Interrupted, UsageError
+from avarc_cli.layers import collectives
 from avarc_cli.process import held_back
 from avarc_cli.progress import MetricsProgress, Notify, no_message
 from avarc_cli.settings import check_learning_rate
+from avarc_cli.train.best import Best
 from avarc_cli.train.blocks import compiled, recomputed
+from avarc_cli.train.rehearsal import rehearse
+from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
-from avarc_cli.train.state import Kept, State
+from avarc_cli.train.state import Kept, State, discard
 from avarc_cli.train.updates import Done, LossOfRows, Updates, is_finite
+from avarc_cli.train.watch import Watch, Watched, opened
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to."""
+
+    step: int
+    """After which the model had the weights that it has now."""
+    best: float | None
+    """Their loss on validation data, which was the smallest; None without such data."""
+
 
 ShouldContinue = Callable[[int, dict[str, Tensor]], bool]  # (steps done, averaged weights) -> whether to continue
 
@@ -73,11 +90,12 @@ def train(
     *,
     subject: Mapping[str, str],
     kept: Kept | None = None,
+    watched: Watched | None = None,
     run: Run | None = None,
     should_continue: ShouldContinue = lambda step, averaged: True,
     say: Notify = no_message,
-) -> None:
-    """Train in place; afterwards the model holds the averaged weights.
+) -> Trained | None:
+    """Train in place; afterwards the model holds the averaged weights, or with validation data the best of them.
 
     `checkpoint` is replaced every `save_every` steps, and when the process is asked to end (Ctrl-C, SIGTERM). When it
     exists and was made with the same recipe and `subject`, training resumes from it, with the same result as if it had
@@ -90,24 +108,57 @@ def train(
         checkpoint: None saves nothing, for trainings of minutes.
         subject: what is trained, and on what, by name.
         kept: what the loss keeps from step to step. None for a loss that keeps nothing.
+        watched: what there is to validate and draw.
         should_continue: called after each step; false ends the training early.
         say: called with a message when `checkpoint` is too old to be verified.
 
+    Returns: None after a dry run.
     Raises: CheckpointError when `checkpoint` is corrupt or another training's; AvarcError when the loss is not finite,
     or a checkpoint cannot be written; UsageError as `Updates`; Interrupted on Ctrl-C.
     """
-    run = run or Run()
+    with collectives.joined(next(model.parameters()).device):
+        return _train(
+            *(model, loss_of_rows, recipe, checkpoint, progress, subject, kept),
+            *(watched or Watched(), run or Run(), should_continue, say),
+        )
+
+
+def _train(
+    model: nn.Module,
+    loss_of_rows: LossOfRows,
+    recipe: Recipe,
+    checkpoint: Path | None,
+    progress: MetricsProgress,
+    subject: Mapping[str, str],
+    kept: Kept | None,
+    watched: Watched,
+    run: Run,
+    should_continue: ShouldContinue,
+    say: Notify,
+) -> Trained | None:
     identity = asdict(recipe) | {"betas": list(recipe.betas), "subject": dict(subject)}
     if run.precision != "fp32":
         identity["precision"] = run.precision
+    if watched.validation is not None:
+        identity["validation"] = f"{watched.validation.subject}, every {run.validate_every} steps"
     optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas)
     updates = Updates(model, loss_of_rows, optimizer, run, batch_size=recipe.batch_size)
-    averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    state = State(identity, model, optimizer, averaged, updates.scaler, kept)
+    if run.rehearse is not None:
+        size = {"images": watched.images, "tokens": watched.tokens, "batch_size": recipe.batch_size}
+        with _as_asked(model, run):
+            run.rehearse(rehearse(model, updates, **size, steps=recipe.steps, clip=recipe.clip))
+        return None
+    averaged, best = {k: v.detach().clone() for k, v in model.state_dict().items()}, Best()
+    state = State(identity, model, optimizer, averaged, updates.scaler, kept, best)
     start = state.resume(checkpoint, say) if checkpoint else 0
     shown: dict[str, float] = {}
     model.train()
-    with _interruptible(checkpoint), _as_asked(model, run), held_back() if checkpoint else _at_once() as ending:
+    with ExitStack() as stack:
+        stack.enter_context(_interruptible(checkpoint))
+        writers = stack.enter_context(opened(run, identity, start))
+        stack.enter_context(_as_asked(model, run))
+        ending = stack.enter_context(held_back() if checkpoint else _at_once())
+        watch = Watch(run, watched, best, model, batch_size=recipe.batch_size, writers=writers)
         for step in range(start, recipe.steps):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step)
@@ -119,14 +170,29 @@ def train(
             _average(averaged, model, recipe, step)
             shown = {k: 0.98 * shown.get(k, v) + 0.02 * v for k, v in done.values.items()}  # over about 50 steps
             progress(step + 1, shown)
+            watch.after(step + 1, done, recipe.rate(step), averaged, is_last=step + 1 == recipe.steps)
             if not should_continue(step + 1, averaged):
                 break
-            if checkpoint and (done.stops or (step + 1) % recipe.save_every == 0):
+            stops = done.stops or (bool(ending) and collectives.count() == 1)  # several end after the same step
+            if checkpoint and (stops or (step + 1) % recipe.save_every == 0):
                 state.save(checkpoint, step + 1, keep=run.keep)
-            if done.stops:
+            if stops:
                 break
-    model.load_state_dict(averaged)
+    model.load_state_dict(averaged if best.weights is None else best.weights)
     model.eval()
+    return Trained(recipe.steps, None) if best.weights is None else Trained(best.step, best.loss)
+
+
+def conclude(trained: Trained | None, out: Path, save: Callable[[], None], run: Run | None = None) -> None:
+    """After a training, write what it made to `out`, as the first process, and delete its checkpoints."""
+    if trained is None or not processes.is_first():
+        return
+    save()
+    discard(resume_file(out))
+    if run is not None and trained.best is not None:
+        run.note(
+            f"these are the weights after {trained.step} steps, the best on validation data: loss {trained.best:.4g}"
+        )
 
 
 def _check(done: Done, run: Run, step: int, checkpoint: Path | None) -> None:

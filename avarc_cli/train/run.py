@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from avarc_cli import processes
 from avarc_cli.errors import UsageError
+from avarc_cli.progress import Notify, no_message
+from avarc_cli.settings import check_training_precision
 from avarc_cli.words import counted
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+if TYPE_CHECKING:
+    from avarc_cli.train.rehearsal import Rehearsal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +31,28 @@ class Run:
     """Compile blocks with torch.compile."""
     keep: int = 1
     """Checkpoints."""
+    validate_every: int = 500
+    """Steps, where there is validation data; besides after the last one."""
+    log: Path | None = None
+    """Folder for numbers and pictures."""
+    tensorboard: Path | None = None
+    """Folder for TensorBoard's event files."""
+    wandb: str | None = None
+    """Project of Weights & Biases."""
+    log_every: int = 50
+    """Steps."""
+    pictures_every: int = 0
+    """Steps; 0 for no pictures."""
+    rehearse: Callable[[Rehearsal], None] | None = None
+    """A dry run: called with what the training would take. Nothing is trained or written."""
+    note: Notify = no_message
+    """Called with the step whose weights were the best."""
 
     def __post_init__(self) -> None:
-        for name in ("accumulate", "keep"):
+        for name in ("accumulate", "keep", "validate_every", "log_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", "it must be at least 1")
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"cannot train in precision '{self.precision}'", f"there are {', '.join(PRECISIONS)}")
+        check_training_precision(self.precision)
 
     def check_batch(self, batch_size: int) -> None:
         """Raises: UsageError when some process or pass would have no image."""

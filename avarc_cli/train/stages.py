@@ -20,6 +20,7 @@ from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.train.images import Augment
 from avarc_cli.train.loop import Recipe, fingerprint
 from avarc_cli.train.published_loss import Terms
+from avarc_cli.train.run import Run
 from avarc_cli.train.tokenizer import fit, published
 from avarc_cli.zoo import checkpoint
 
@@ -35,6 +36,8 @@ def train_first_stage(
     *,
     family: str,
     augment: Augment | None = None,
+    held_out: ImageSet | None = None,
+    run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
 ) -> TokenizerNetwork:
@@ -45,7 +48,7 @@ def train_first_stage(
     Args:
         shape: of the network, in the family's own terms (`TokenizerFamily.first_stage`).
         family: a name in `families.TOKENIZERS`.
-        augment, progress, say: as for `train_tokenizer`.
+        augment, held_out, run, progress, say: as for `train_tokenizer`.
     Raises: UsageError for a teacher of the wrong family, or a shape that does not fit; otherwise as `train_tokenizer`.
     """
     check_output(out, WEIGHTS, overwrite=True)
@@ -65,6 +68,9 @@ def train_first_stage(
         augment=augment,
         made_of=made_of,
         stated=stated,
+        draws=False,
+        held_out=held_out,
+        run=run,
         progress=progress,
         say=say,
     )
@@ -81,6 +87,8 @@ def train_second_stage(
     family: str,
     augment: Augment | None = None,
     terms: Terms | None = None,
+    held_out: ImageSet | None = None,
+    run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
     note: Notify = no_message,
@@ -118,6 +126,8 @@ def train_second_stage(
         family=family,
         augment=augment,
         made_of=made_of,
+        held_out=held_out,
+        run=run,
         progress=progress,
         say=say,
     )

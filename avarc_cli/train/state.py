@@ -18,6 +18,7 @@ from avarc_cli.layers import collectives
 from avarc_cli.progress import Notify
 from avarc_cli.storage import beside, remove_leftovers_of
 from avarc_cli.train import checkpoint_file
+from avarc_cli.train.best import Best
 
 
 class Kept(Protocol):
@@ -46,6 +47,7 @@ class State:
     averaged: dict[str, Tensor]  # moving average of the weights
     scaler: torch.amp.GradScaler  # of fp16
     kept: Kept | None  # by the loss
+    best: Best  # on validation data
 
     def save(self, path: Path, step: int, *, keep: int = 1) -> None:
         """Write a checkpoint after `step` steps, as the first process; older ones beyond the last `keep` are deleted.
@@ -61,6 +63,7 @@ class State:
             "optimizer": self.optimizer.state_dict(),
             "averaged": self.averaged,
             "scaler": self.scaler.state_dict(),
+            "best": self.best.state_dict(),
             "kept": {} if self.kept is None else self.kept.state_dict(),
         }
         try:
@@ -93,6 +96,9 @@ class State:
             self._check(state)
             if self.kept is not None and "kept" in state:
                 self.kept.load_state_dict(state["kept"])
+            if (best := state.get("best")) is not None:
+                _check_tensors("best", best["weights"], self.averaged)
+                self.best.load_state_dict(best)
             if self.scaler.is_enabled():
                 self.scaler.load_state_dict(state["scaler"])
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -159,10 +165,9 @@ def numbered(path: Path) -> list[Path]:
 
 
 def discard(path: Path) -> None:
-    """Delete the checkpoints of a finished training, as the first process."""
-    if collectives.rank() == 0:
-        for file in (path, *numbered(path)):
-            file.unlink(missing_ok=True)
+    """Delete the checkpoints of a finished training."""
+    for file in (path, *numbered(path)):
+        file.unlink(missing_ok=True)
 
 
 def _check_tensors(name: str, there: Mapping[str, Any], here: Mapping[str, Tensor]) -> None:

@@ -18,7 +18,7 @@ from avarc_cli.layers.sampling import generator_of
 from avarc_cli.outputs import check_new_folder
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.text.small import FIRST, NOTHING, SmallTextConfig, SmallTextNetwork, tokens
-from avarc_cli.train.loop import Recipe, train
+from avarc_cli.train.loop import Recipe, conclude, train
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.save import save_text_encoder
 
@@ -70,11 +70,10 @@ def train_text_encoder(
         right = (logits.argmax(1) == names[chosen]).float().mean()
         return F.cross_entropy(logits, names[chosen]), {"accuracy": float(right)}
 
-    checkpoint = resume_file(out)
     subject = {"network": str(config), "captions": repr(dict(captions_of))}
-    train(nn.ModuleList([encoder, head]), loss_of_rows, recipe, checkpoint, progress, subject=subject, say=say)
-    save_text_encoder(encoder, out)
-    checkpoint.unlink(missing_ok=True)
+    both = nn.ModuleList([encoder, head])
+    trained = train(both, loss_of_rows, recipe, resume_file(out), progress, subject=subject, say=say)
+    conclude(trained, out, lambda: save_text_encoder(encoder, out))
     return encoder
 
 

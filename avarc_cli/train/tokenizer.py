@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.family import PixelLoss, TokenizerLoss
+from avarc_cli.layers.precision import tf32
 from avarc_cli.layers.rows import Rows
 from avarc_cli.layers.vq_loss import Measures, ReconstructionLoss
 from avarc_cli.likelihood import TokenizerNetwork
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
-from avarc_cli.train.images import Augment, TrainingImages
-from avarc_cli.train.loop import Recipe, train
+from avarc_cli.train.images import Augment, TrainingImages, ValidationImages
+from avarc_cli.train.loop import Recipe, conclude, train
 from avarc_cli.train.published_loss import Terms, check, describe, left_out, make
 from avarc_cli.train.resume import resume_file
+from avarc_cli.train.run import Run
 from avarc_cli.train.save import save_tokenizer
+from avarc_cli.train.validation import Validation
+from avarc_cli.train.watch import Watched, grid
+
+DRAWN = 8  # images of a picture of reconstructions
 
 
 def train_tokenizer(
@@ -35,7 +43,9 @@ def train_tokenizer(
     augment: Augment | None = None,
     terms: Terms | None = None,
     measures: Measures | None = None,
+    held_out: ImageSet | None = None,
     device: torch.device,
+    run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
     note: Notify = no_message,
@@ -52,6 +62,7 @@ def train_tokenizer(
         augment: None for random crops.
         terms: of the published loss; None trains by absolute and squared errors of pixels alone.
         measures: against codes that fall out of use.
+        held_out: images to validate on, if any.
         say: called with a message when OUT.ckpt is too old to be verified.
         note: called with messages: which terms of the published loss are left out, and in the end how codes are used.
     Raises: UsageError for a shape that does not fit; AvarcError for an unreadable image, a loss that is not finite, or
@@ -68,18 +79,8 @@ def train_tokenizer(
     if codes and measures and measures != Measures():
         codes.use(measures)
         made_of |= {"measures": str(measures)}
-    fit(
-        network,
-        loss,
-        images,
-        out,
-        recipe,
-        family=family,
-        augment=augment,
-        made_of=made_of,
-        progress=progress,
-        say=say,
-    )
+    how: dict[str, Any] = {"held_out": held_out, "run": run, "progress": progress, "say": say}
+    fit(network, loss, images, out, recipe, family=family, augment=augment, made_of=made_of, **how)
     if codes:
         note(codes.usage())
     return network
@@ -115,12 +116,16 @@ def fit(
     augment: Augment | None,
     made_of: Mapping[str, str] | None = None,
     stated: Mapping[str, str] | None = None,
+    held_out: ImageSet | None,
+    draws: bool = True,
+    run: Run | None,
     progress: MetricsProgress,
     say: Notify,
 ) -> None:
     """Train a tokenizer in place by this loss and write it to `out`; as `train_tokenizer`.
 
     Args:
+        draws: whether the network makes images already.
         made_of: what the training depends on besides shape and images. stated: what the file is to say besides.
     """
     augment = augment or Augment()
@@ -131,9 +136,53 @@ def fit(
         x, _, generator = batches.batch(step, rows)
         return loss(x.to(device).contiguous(memory_format=torch.channels_last), step, recipe.steps, generator)
 
-    checkpoint = resume_file(out)
     subject = {"network": str(network.config), **batches.subject, **(made_of or {})}
-    train(network, loss_of_rows, recipe, checkpoint, progress, subject=subject, kept=loss, say=say)
-    preprocess = "resize-crop" if augment.mode == "crop" else "fit"
-    save_tokenizer(network, out, family=family, preprocess=preprocess, stated=stated)
-    checkpoint.unlink(missing_ok=True)
+    watched = _watched(network, loss, batches, held_out, recipe, draws=draws)
+    how: dict[str, Any] = {"subject": subject, "kept": loss, "watched": watched, "run": run, "say": say}
+    trained = train(network, loss_of_rows, recipe, resume_file(out), progress, **how)
+    about: dict[str, Any] = {"family": family, "preprocess": augment.preprocess, "stated": stated}
+    conclude(trained, out, lambda: save_tokenizer(network, out, **about), run)
+
+
+def _watched(
+    network: TokenizerNetwork,
+    loss: TokenizerLoss,
+    batches: TrainingImages,
+    held_out: ImageSet | None,
+    recipe: Recipe,
+    *,
+    draws: bool,
+) -> Watched:
+    device, size = next(network.parameters()).device, recipe.batch_size
+    shown = ValidationImages(
+        (batches.images if held_out is None else held_out).first(DRAWN),
+        batches.size,
+        batches.augment,
+        batch_size=DRAWN,
+        seed=recipe.seed,
+    )
+
+    def draw() -> np.ndarray:
+        return reconstructions(network, shown.batch(0, Rows.whole(len(shown)))[0].to(device))
+
+    watched = Watched(images=len(batches), tokens=network.layout.num_tokens, draw=draw if draws else None)
+    if held_out is None:
+        return watched
+    plain = ValidationImages(held_out, batches.size, batches.augment, batch_size=size, seed=recipe.seed)
+
+    def loss_of_rows(number: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
+        x, _, generator = plain.batch(number, rows)
+        return loss(x.to(device), 0, recipe.steps, generator)  # a step in which no loss does more than measure
+
+    validation = Validation(
+        loss=loss_of_rows, images=len(plain), batch_size=size, subject=plain.subject["images"], kept=loss
+    )
+    return replace(watched, validation=validation)
+
+
+@torch.no_grad()
+def reconstructions(network: TokenizerNetwork, images: Tensor) -> np.ndarray:
+    """A picture of images (B, 3, H, H) in columns: image, reconstruction, and how they differ (gray: not at all)."""
+    with tf32(False):
+        made = network.reconstruct(network.tokenize(network.encode(images)))
+    return grid(torch.stack([images, made, (made - images) / 2]))

@@ -71,7 +71,7 @@ class Updates:
         self.parts = own.split(run.accumulate)
         self.weights = [processes * part.share for part in self.parts]  # DDP takes the mean over processes
         self.passes = _Pass(network, loss)
-        self.synchronized = DistributedDataParallel(self.passes, broadcast_buffers=False) if processes > 1 else None
+        self.synchronized = _synchronized(self.passes) if processes > 1 else None
 
     def gradients(self, step: int, clip: float, *, asked_to_end: Sequence[int] = ()) -> Done:
         """Compute the clipped gradient of a step. Its norm is not finite where that of fp16 overflowed.
@@ -116,6 +116,12 @@ class Updates:
         *shared, ending = collectives.add_up(numbers).tolist()
         count = collectives.count()
         return {name: value / count for name, value in zip(means, shared, strict=True)}, ending > 0
+
+
+def _synchronized(passes: nn.Module) -> DistributedDataParallel:
+    """The same, with the mean of all processes' gradients."""
+    # Some weights may have no gradient, such as convolutions that a VQ-VAE of few scales does not use.
+    return DistributedDataParallel(passes, find_unused_parameters=True)
 
 
 def is_finite(done: Done) -> bool:

@@ -49,6 +49,7 @@ def test_codes_that_fall_out_of_use_become_vectors_of_the_batch():
     images = torch.rand(2, 3, 8, 8) * 2 - 1
     for step in (98, 99):
         value, shown = loss(images, step, 1000, torch.Generator().manual_seed(step))
+        loss.before_update(step, 1000)
     changed = (tokenizer.quantize.embedding.weight != before).any(dim=1)
     assert 256 - 32 <= int(changed.sum()) < 256, "32 cells can use 32 codes"
     revived = tokenizer.quantize.embedding.weight[changed]

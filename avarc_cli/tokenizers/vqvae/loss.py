@@ -52,9 +52,8 @@ class VQVAELoss(ReconstructionLoss):
 
     def reconstruct(self, images: Tensor, step: int, steps: int, generator: torch.Generator) -> Reconstruction:
         """As `ReconstructionLoss.reconstruct`."""
-        self._kept_B = (
-            self._draw_kept(len(images), generator).to(images.device) if self.measures.scale_dropout else None
-        )
+        drops = self.measures.scale_dropout > 0 and torch.is_grad_enabled()
+        self._kept_B = self._draw_kept(len(images), generator).to(images.device) if drops else None
         return super().reconstruct(images, step, steps, generator)
 
     def _draw_kept(self, count: int, generator: torch.Generator) -> Tensor:
@@ -65,7 +64,6 @@ class VQVAELoss(ReconstructionLoss):
     def quantize(self, latents: Tensor) -> Quantized:
         with torch.no_grad():
             tokens_BL = self.network.tokenize(latents)
-            self._count(tokens_BL)
         steps = list(self.network.quantize.accumulate(tokens_BL))
         if self._kept_B is None:
             loss = torch.stack([codebook_loss(latents, f_hat, self.commitment) for f_hat in steps]).mean()
@@ -82,7 +80,9 @@ class VQVAELoss(ReconstructionLoss):
         to_latents = (f_hat - latents.detach()).square().mean((1, 2, 3))
         return to_latents + self.commitment * (latents - f_hat.detach()).square().mean((1, 2, 3))
 
-    def _count(self, tokens_BL: Tensor) -> None:
+    def count(self, used_N: Tensor) -> None:
+        """As `ReconstructionLoss.count`, by scale."""
+        tokens_BL = used_N.view(-1, self.network.layout.num_tokens)
         for k, tokens in enumerate(self.network.quantize.split(tokens_BL)):
             self.by_scale.add(k, tokens)
         self._cells = count() * len(tokens_BL) * self.network.config.patch_nums[-1] ** 2
