@@ -77,6 +77,18 @@ def test_before_its_start_the_discriminator_changes_nothing():
         assert step(images(), 3, 10, seeded())[0].item() != loss.item()
 
 
+def test_images_that_are_only_measured_teach_nothing():
+    _, step = setting(adversary=replace(VQGAN.adversary, adaptive=(0.0, 1e4)))
+    before = {k: v.clone() for k, v in step.opponent.network.state_dict().items()}
+    with torch.no_grad():
+        value, shown = step(images(), 0, 10, seeded())
+    step.before_update(0, 10)
+    after = step.opponent.network.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before) and step.last_update == {}
+    assert set(shown) == {"rmse", "vq"} and value.item() == pytest.approx(shown["rmse"] ** 2 + shown["vq"], rel=1e-5)
+    assert step.loss.used_V.sum() == 0
+
+
 def test_the_weight_rises_and_the_blur_fades():
     opponent = Opponent(PatchGAN(4, 1), VQVAELoss.published.adversary, start=10, ramp=4)
     assert [opponent.strength(step) for step in (9, 10, 11, 14, 99)] == [0, 0, 0.25, 1, 1]

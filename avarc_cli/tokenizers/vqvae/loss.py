@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avarc_cli.layers import collectives
 from avarc_cli.layers.code_usage import ScaleUsage
-from avarc_cli.layers.collectives import count
 from avarc_cli.layers.loss_weights import Adversary, LossWeights
 from avarc_cli.layers.vq_loss import Quantized, Reconstruction, ReconstructionLoss, codebook_loss, nearest
 from avarc_cli.tokenizers.vqvae.network import VQVAE
@@ -85,7 +85,7 @@ class VQVAELoss(ReconstructionLoss):
         tokens_BL = used_N.view(-1, self.network.layout.num_tokens)
         for k, tokens in enumerate(self.network.quantize.split(tokens_BL)):
             self.by_scale.add(k, tokens)
-        self._cells = count() * len(tokens_BL) * self.network.config.patch_nums[-1] ** 2
+        self._cells = collectives.count() * len(tokens_BL) * self.network.config.patch_nums[-1] ** 2
 
     def usage(self) -> str:
         """In words, how many codes each scale uses, by VAR's measure."""
