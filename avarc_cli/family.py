@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.loss_weights import LossWeights
 from avarc_cli.layers.precision import Precision
+from avarc_cli.layers.vq_loss import Reconstruction
 from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
 from avarc_cli.text.features import TextInput
 from avarc_cli.tokenizer import TokenizerNetwork
@@ -185,4 +187,21 @@ class TokenizerLoss(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
+        ...
+
+
+@runtime_checkable
+class PixelLoss(TokenizerLoss, Protocol):
+    """A training loss whose error of pixels can be replaced by the terms of a published loss."""
+
+    published: ClassVar[LossWeights]
+    """The published one."""
+
+    @property
+    def last_weight(self) -> Tensor:
+        """The weight of the decoder's last convolution."""
+        ...
+
+    def reconstruct(self, images: Tensor, step: int, steps: int, generator: torch.Generator) -> Reconstruction:
+        """What is made of a batch, with gradients; arguments as of a call."""
         ...

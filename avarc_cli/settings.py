@@ -37,6 +37,18 @@ def check_file(path: str | Path | None, named_by: str) -> None:
         raise UsageError(f"'{path}' is a folder", f"it was given as {named_by}", "name a file")
 
 
+def check_lpips(vgg: Path | None, lpips: Path | None) -> None:
+    """Raises: UsageError when one of the two files that make up LPIPS is missing."""
+    if (vgg is None) == (lpips is None):
+        return
+    there, missing = ("--vgg", "--lpips") if vgg else ("--lpips", "--vgg")
+    raise UsageError(
+        f"{there} needs {missing}",
+        "LPIPS weighs the features of torchvision's vgg16 (--vgg) with the weights of the lpips package (--lpips)",
+        f"add {missing} with its file, or leave out {there}",
+    )
+
+
 def check_precision(name: str) -> None:
     """Raises: UsageError unless this is a precision; `layers.precision` knows where each is available."""
     _check("precision", name, PRECISIONS)
@@ -88,6 +100,12 @@ def check_class_dropout(fraction: float) -> None:
     """Raises: UsageError."""
     if not 0 <= fraction < 1:
         raise UsageError(f"class dropout is {fraction}", "it is a fraction in [0, 1)")
+
+
+def check_fraction(fraction: float, named_by: str) -> None:
+    """Raises: UsageError."""
+    if not 0 <= fraction <= 1:
+        raise UsageError(f"{named_by} is {fraction}", "it is a fraction in [0, 1]")
 
 
 def check_contrast(beta: float, weight: float, class_dropout: float) -> None:

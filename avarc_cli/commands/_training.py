@@ -19,15 +19,19 @@ from avarc_cli.settings import (
     check_class_dropout,
     check_device,
     check_file,
+    check_fraction,
     check_learning_rate,
+    check_lpips,
 )
 from avarc_cli.zoo.cards import check_weights
 
 if TYPE_CHECKING:
     from avarc_cli.data.datasets import ImageSet
+    from avarc_cli.layers.vq_loss import Measures
     from avarc_cli.loaded import LoadedTokenizer
     from avarc_cli.progress import MetricsProgress
     from avarc_cli.train.images import Augment
+    from avarc_cli.train.published_loss import Terms
     from avarc_cli.train.recipe import Recipe
 
 ImageSizeOpt = Annotated[int, opt.model_option("--image-size", min=1, help="Side of the images in pixels.")]
@@ -100,6 +104,72 @@ class RecipeOptions(RunOptions, _RecipeOptions):  # help lists the fields of the
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """Terms of a tokenizer's published loss."""
+
+    vgg: Annotated[
+        Path | None, opt.training_option("--vgg", help="File of torchvision's vgg16, for the perceptual loss LPIPS.")
+    ] = None
+    lpips: Annotated[
+        Path | None, opt.training_option("--lpips", help="File of the lpips package's linear weights (v0.1, vgg).")
+    ] = None
+    convnext: Annotated[
+        Path | None, opt.training_option("--convnext", help="File of torchvision's convnext_small: its logits (TiTok).")
+    ] = None
+    dino: Annotated[
+        Path | None, opt.training_option("--dino", help="File of DINO's ViT-S/16, for the discriminator of a VQ-VAE.")
+    ] = None
+    adversarial: Annotated[
+        bool, opt.training_option("--adversarial/--no-adversarial", help="Train against a discriminator.")
+    ] = False
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        for name in ("vgg", "lpips", "convnext", "dino"):
+            check_file(getattr(self, name), f"--{name}")
+        check_lpips(self.vgg, self.lpips)
+
+    def terms(self) -> Terms:
+        from avarc_cli.train.published_loss import Terms
+
+        return Terms(**vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeOptions:
+    """Measures against codes that fall out of use."""
+
+    reanchor: Annotated[
+        bool, opt.training_option("--reanchor", help="Move rarely used codes towards latents of every batch.")
+    ] = False
+    perturbation: Annotated[
+        float, opt.training_option("--perturb", help="Fraction of images decoded from codes near theirs.")
+    ] = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        check_fraction(self.perturbation, "--perturb")
+
+    def measures(self) -> Measures:
+        from avarc_cli.layers.vq_loss import Measures
+
+        return Measures(**vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleOptions(CodeOptions):
+    scale_dropout: Annotated[
+        float,
+        opt.training_option("--scale-dropout", help="Fraction of images of which only the first scales count."),
+    ] = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError."""
+        super().__post_init__()
+        check_fraction(self.scale_dropout, "--scale-dropout")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FineTuningOptions(RecipeOptions):
     steps: Annotated[int, opt.training_option("--steps", min=1, help="Optimizer steps.")] = 500
     lr: Annotated[float, opt.training_option("--lr", help="Peak learning rate.")] = 2e-5
@@ -158,6 +228,8 @@ def train_tokenizer(
     out: Path,
     shape: Mapping[str, Any],
     training: RecipeOptions,
+    loss: LossOptions,
+    codes: CodeOptions,
     *,
     family: str,
     image_size: int,
@@ -181,11 +253,14 @@ def train_tokenizer(
                 image_size=image_size,
                 family=family,
                 augment=training.augmentation(),
+                terms=loss.terms(),
+                measures=codes.measures(),
                 device=pick_device(device),
                 held_out=held_out,
                 run=training.run(out),
                 progress=told,
                 say=console.warn,
+                note=console.note,
             )
     show(out, training)
 

@@ -58,6 +58,8 @@ def tokenizer(
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     training: common.RecipeOptions,
+    loss: common.LossOptions,
+    codes: common.ScaleOptions,
 ) -> None:
     """Train a multi-scale VQ-VAE, the tokenizer of a VAR, that turns images into tokens and back.
 
@@ -73,7 +75,16 @@ def tokenizer(
     }
     check_tokenizer_shape(image_size, shape["patch_nums"], shape["ch_mult"], width)
     common.train_tokenizer(
-        data, out, shape, training, family="vqvae", image_size=image_size, device=device, overwrite=overwrite
+        data,
+        out,
+        shape,
+        training,
+        loss,
+        codes,
+        family="vqvae",
+        image_size=image_size,
+        device=device,
+        overwrite=overwrite,
     )
 
 
@@ -93,8 +104,10 @@ def vq(
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     training: common.RecipeOptions,
+    loss: common.LossOptions,
+    codes: common.CodeOptions,
 ) -> None:
-    """Train a VQGAN's network, the tokenizer of LlamaGen and RandAR, without the perceptual and adversarial losses.
+    """Train a VQGAN's network, the tokenizer of LlamaGen and RandAR.
 
     Example: avarc train vq photos/ --image-size 64 --out vq.safetensors
     """
@@ -107,7 +120,16 @@ def vq(
     }
     check_levels(image_size, shape["ch_mult"], width)
     common.train_tokenizer(
-        data, out, shape, training, family="llamagen-vq", image_size=image_size, device=device, overwrite=overwrite
+        data,
+        out,
+        shape,
+        training,
+        loss,
+        codes,
+        family="llamagen-vq",
+        image_size=image_size,
+        device=device,
+        overwrite=overwrite,
     )
 
 
@@ -127,8 +149,10 @@ def maskgit_vq(
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     training: common.RecipeOptions,
+    loss: common.LossOptions,
+    codes: common.CodeOptions,
 ) -> None:
-    """Train a MaskGIT-VQGAN's network, the tokenizer of a RAR, without the perceptual and adversarial losses.
+    """Train a MaskGIT-VQGAN's network, the tokenizer of a RAR.
 
     Example: avarc train maskgit-vq photos/ --image-size 64 --out vq.safetensors
     """
@@ -141,7 +165,16 @@ def maskgit_vq(
     }
     check_levels(image_size, shape["ch_mult"], width)
     common.train_tokenizer(
-        data, out, shape, training, family="maskgit-vqgan", image_size=image_size, device=device, overwrite=overwrite
+        data,
+        out,
+        shape,
+        training,
+        loss,
+        codes,
+        family="maskgit-vqgan",
+        image_size=image_size,
+        device=device,
+        overwrite=overwrite,
     )
 
 

@@ -16,6 +16,7 @@ from avarc_cli.errors import UsageError
 from avarc_cli.settings import check_device, check_file, check_patch, check_width
 from avarc_cli.zoo.cards import check_weights
 
+LOSS = ("vgg", "lpips", "convnext", "dino", "adversarial")
 SHAPE = ("patch", "tokens", "vocab", "channels", "width", "depth")
 
 
@@ -46,11 +47,13 @@ def titok(
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     training: common.RecipeOptions,
+    loss: common.LossOptions,
+    codes: common.CodeOptions,
 ) -> None:
     """Train a TiTok, whose tokens describe the image as a whole, for a MaskGIT.
 
     In a single stage on pixels; or in two: with --codes-of on the tokens of a MaskGIT-VQGAN, which decides image size
-    and patches, then with --start-from as well on pixels. Without the perceptual and adversarial losses.
+    and patches, then with --start-from as well on pixels.
 
     Example: avarc train titok photos/ --image-size 64 --out titok.safetensors
     """
@@ -71,16 +74,39 @@ def titok(
                 "add --codes-of with the same tokenizer as in the first stage",
             )
         opt.check_not_given(context, SHAPE, "with --start-from", "the first stage has decided the shape")
+    if codes_of is not None and start_from is None:
+        opt.check_not_given(context, LOSS, "in the first stage", "it is trained on tokens, not on pixels")
+    if codes_of is not None:
+        opt.check_not_given(context, ("reanchor", "perturbation"), "in two stages", "it is for the training in one")
     if codes_of is None:
         check_patch(image_size, patch)
         common.train_tokenizer(
-            data, out, shape, training, family="titok", image_size=image_size, device=device, overwrite=overwrite
+            data,
+            out,
+            shape,
+            training,
+            loss,
+            codes,
+            family="titok",
+            image_size=image_size,
+            device=device,
+            overwrite=overwrite,
         )
         return
     shape["patch"] = patch if opt.is_given(context, "patch") else None
     pixels = image_size if opt.is_given(context, "image_size") else None
     _train_stage(
-        data, out, shape, training, codes_of, start_from, image_size=pixels, device=device, yes=yes, overwrite=overwrite
+        data,
+        out,
+        shape,
+        training,
+        loss,
+        codes_of,
+        start_from,
+        image_size=pixels,
+        device=device,
+        yes=yes,
+        overwrite=overwrite,
     )
 
 
@@ -89,6 +115,7 @@ def _train_stage(
     out: Path,
     shape: dict[str, Any],
     training: common.RecipeOptions,
+    loss: common.LossOptions,
     codes_of: str,
     start_from: Path | None,
     *,
@@ -122,5 +149,6 @@ def _train_stage(
             if start_from is None:
                 stages.train_first_stage(images, out, teacher, shape, recipe, **how)
             else:
+                how |= {"terms": loss.terms(), "note": console.note}
                 stages.train_second_stage(images, out, start_from, teacher, recipe, **how)
     common.show(out, training)

@@ -19,9 +19,10 @@ from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.train.images import Augment
 from avarc_cli.train.loop import fingerprint
+from avarc_cli.train.published_loss import Terms
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.run import Run
-from avarc_cli.train.tokenizer import fit
+from avarc_cli.train.tokenizer import fit, published
 from avarc_cli.zoo import checkpoint
 
 TEACHER = "codes_of_sha256"  # in the metadata of a first stage: the file of its teacher
@@ -86,10 +87,12 @@ def train_second_stage(
     *,
     family: str,
     augment: Augment | None = None,
+    terms: Terms | None = None,
     held_out: ImageSet | None = None,
     run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
+    note: Notify = no_message,
 ) -> TokenizerNetwork:
     """Train what decodes after a first stage, beginning with the teacher's decoder, and write the tokenizer to `out`.
 
@@ -97,7 +100,7 @@ def train_second_stage(
 
     Args:
         first: file of `train_first_stage`.
-        family, augment, progress, say: as for `train_first_stage`.
+        family, augment, progress, say: as for `train_first_stage`. terms, note: as for `train_tokenizer`.
     Raises: UsageError for a file of no first stage, or a teacher that is not the one it was trained with;
         CheckpointError for a file that cannot be read; otherwise as `train_tokenizer`.
     """
@@ -113,7 +116,8 @@ def train_second_stage(
         )
     stated = ConfigSources(((f"the metadata of {first}", read.metadata),))
     network, loss = known.second_stage(read.tensors, stated, str(first), teacher.network)
-    made_of = {"beginning": fingerprint(network)}
+    loss, of_loss = published(loss, terms, recipe, network, note)
+    made_of = {"beginning": fingerprint(network), **of_loss}
     fit(
         network,
         loss,

@@ -13,14 +13,16 @@ from torch import Tensor
 
 from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
-from avarc_cli.family import TokenizerLoss
+from avarc_cli.family import PixelLoss, TokenizerLoss
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layers.rows import Rows
+from avarc_cli.layers.vq_loss import Measures, ReconstructionLoss
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.train.images import Augment, TrainingImages, ValidationImages
 from avarc_cli.train.loop import conclude, train
+from avarc_cli.train.published_loss import Terms, check, describe, left_out, make
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
@@ -40,11 +42,14 @@ def train_tokenizer(
     image_size: int,
     family: str,
     augment: Augment | None = None,
+    terms: Terms | None = None,
+    measures: Measures | None = None,
     held_out: ImageSet | None = None,
     device: torch.device,
     run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
+    note: Notify = no_message,
 ) -> TokenizerNetwork:
     """Train a tokenizer that reconstructs `images` and write it to `out` (safetensors), replacing it.
 
@@ -56,8 +61,11 @@ def train_tokenizer(
         image_size: side of the images, pixels.
         family: a name in `families.TOKENIZERS`.
         augment: None for random crops.
+        terms: of the published loss; None trains by absolute and squared errors of pixels alone.
+        measures: against codes that fall out of use.
         held_out: images to validate on, if any.
         say: called with a message when OUT.ckpt is too old to be verified.
+        note: called with messages: which terms of the published loss are left out, and in the end how codes are used.
     Raises: UsageError for a shape that does not fit; AvarcError for an unreadable image, a loss that is not finite, or
         an output that cannot be written; CheckpointError for an OUT.ckpt of another training; Interrupted on Ctrl-C.
     """
@@ -66,10 +74,36 @@ def train_tokenizer(
     torch.manual_seed(recipe.seed)
     network = known.new(image_size=image_size, **shape)
     network.to(device)  # only now: the CPU's generator makes the same first weights for every device
-    loss = known.training_loss(network)
+    of_family = known.training_loss(network)
+    loss, made_of = published(of_family, terms, recipe, network, note)
+    codes = of_family if isinstance(of_family, ReconstructionLoss) else None
+    if codes and measures and measures != Measures():
+        codes.use(measures)
+        made_of |= {"measures": str(measures)}
     how: dict[str, Any] = {"held_out": held_out, "run": run, "progress": progress, "say": say}
-    fit(network, loss, images, out, recipe, family=family, augment=augment, **how)
+    fit(network, loss, images, out, recipe, family=family, augment=augment, made_of=made_of, **how)
+    if codes:
+        note(codes.usage())
     return network
+
+
+def published(
+    loss: TokenizerLoss, terms: Terms | None, recipe: Recipe, network: TokenizerNetwork, note: Notify
+) -> tuple[TokenizerLoss, dict[str, str]]:
+    """The loss with terms of the published one, and what a training depends on through them.
+
+    Raises: as `published_loss.make`.
+    """
+    if not isinstance(loss, PixelLoss):
+        return loss, {}
+    terms = terms or Terms()
+    check(loss.published, terms, network.image_size)
+    if message := left_out(loss.published, terms):
+        note(message)
+    if not terms.are_given():
+        return loss, {}
+    step = make(loss, terms, recipe, network.image_size, next(network.parameters()).device)
+    return step, {"loss": describe(step)}
 
 
 def fit(

@@ -12,7 +12,8 @@ from small_datasets import halves
 from avarc_cli.cli import main
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.rows import Rows
-from avarc_cli.train.loop import Recipe, train
+from avarc_cli.train.loop import train
+from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.run import Run
 
 TOKENIZER = "--image-size 8 --patch-nums 1,2,4 --vocab 16 --channels 4 --width 32 --multipliers 1,1 --blocks 1".split()

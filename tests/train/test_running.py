@@ -18,7 +18,8 @@ from avarc_cli.cli import main
 from avarc_cli.data.datasets import open_images
 from avarc_cli.errors import AvarcError, CheckpointError
 from avarc_cli.train import loop
-from avarc_cli.train.loop import Recipe, train
+from avarc_cli.train.loop import train
+from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.run import Run
 from avarc_cli.train.state import numbered
 from avarc_cli.train.validation import hold_out

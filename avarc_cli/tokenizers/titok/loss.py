@@ -1,27 +1,36 @@
 """Training of a TiTok: of one stage on its pixels (arXiv:2501.07730), or of two stages (arXiv:2406.07550).
 
-The perceptual and adversarial losses are left out.
 Shapes: B images, L latent tokens, M latents of a batch, Z channels of latents and codes, U codes of the teacher, g side
 of its grid.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.family import TokenizerLoss
+from avarc_cli.layers.loss_weights import Adversary, LossWeights
 from avarc_cli.layers.precision import tf32
-from avarc_cli.layers.vq_loss import Quantized, ReconstructionLoss, codebook_loss
+from avarc_cli.layers.vq_loss import Quantized, Reconstruction, ReconstructionLoss, codebook_loss, nearest
 from avarc_cli.tokenizer import TokenizerNetwork
+from avarc_cli.tokenizers.maskgit_vqgan.network import Decoder as PixelDecoder
 from avarc_cli.tokenizers.titok.network import Codebook, TiTok
+
+
+def _weights(lpips: float, weight: float, start: float) -> LossWeights:
+    """What both published trainings share (1d-tokenizer's code). They weigh squared errors of pixels in [0, 1]."""
+    adversary = Adversary(kind="blur", weight=weight, start=start, lecam=0.001, weight_decay=1e-4)
+    return LossWeights(squared=0.25, lpips=lpips, logits=0.1, adversary=adversary)
 
 
 class TiTokLoss(ReconstructionLoss):
     """The loss of a single-stage TiTok."""
+
+    published = _weights(lpips=1.0, weight=0.1, start=0.31)  # that of TA-TiTok, from step 200,000 of 650,000
 
     def __init__(self, network: TiTok) -> None:
         self.codebook = cast("Codebook", network.quantize)
@@ -36,7 +45,13 @@ class TiTokLoss(ReconstructionLoss):
         with torch.no_grad():
             tokens_BL = self.network.tokenize(latents)
         codes = self.codebook.lookup(tokens_BL)
-        return Quantized(latents, codes, codebook_loss(latents, codes), tokens_BL.flatten())
+        return Quantized(latents, codes, codebook_loss(latents, codes, self.commitment), tokens_BL.flatten())
+
+    def codes_of(self, tokens_BL: Tensor) -> Tensor:
+        return self.codebook.lookup(tokens_BL)
+
+    def near(self, latents: Tensor, count: int) -> Tensor:
+        return nearest(self.vectors(latents), self.codebook.codes(), count).unflatten(0, (len(latents), -1))
 
     def vectors(self, latents: Tensor) -> Tensor:
         """The latents of every token, (M, Z)."""
@@ -44,6 +59,10 @@ class TiTokLoss(ReconstructionLoss):
 
     def decode(self, codes: Tensor) -> Tensor:
         return self.network.decode(codes)
+
+    @property
+    def last_weight(self) -> Tensor:
+        return cast("nn.Conv2d", self.network.decoder.conv_out).weight
 
 
 class FirstStageLoss(TiTokLoss):
@@ -68,6 +87,8 @@ class FirstStageLoss(TiTokLoss):
 class SecondStageLoss(TokenizerLoss):
     """Squared error of the pixels. Encoder and codes have learnt what they will."""
 
+    published: ClassVar[LossWeights] = _weights(lpips=0.0, weight=0.01, start=0.04)  # from step 20,000 of 500,000
+
     def __init__(self, network: TiTok) -> None:
         self.network = network
 
@@ -75,12 +96,20 @@ class SecondStageLoss(TokenizerLoss):
         self, images: Tensor, step: int, steps: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """As `family.TokenizerLoss`."""
+        error = F.mse_loss(self.reconstruct(images, step, steps, generator).images, images)
+        return error, {"rmse": error.item() ** 0.5}
+
+    def reconstruct(self, images: Tensor, step: int, steps: int, generator: torch.Generator) -> Reconstruction:
+        """As `family.PixelLoss`."""
         network = self.network
         with torch.no_grad():
             latents = network.encoder((images + 1) / 2, network.latent_tokens)
             codes = network.quantize.lookup(network.tokenize(latents))
-        error = F.mse_loss(network.decode(codes), images)
-        return error, {"rmse": error.item() ** 0.5}
+        return Reconstruction(network.decode(codes), images.new_zeros(()), {})
+
+    @property
+    def last_weight(self) -> Tensor:
+        return cast("PixelDecoder", self.network.pixel_decoder).conv_out.weight
 
     def before_update(self, step: int, steps: int) -> None:
         """Nothing to do."""

@@ -112,17 +112,21 @@ class Codebook(nn.Module):
     def tokenize(self, latents_BZ1L: Tensor) -> Tensor:
         """The nearest code of every latent, (B, L) int64; the first of equally near ones."""
         z = self._unit(latents_BZ1L[:, :, 0].transpose(1, 2))
-        return nearest_code(z.flatten(0, 1), self._unit(self.embedding.weight)).view(len(z), -1)
+        return nearest_code(z.flatten(0, 1), self.codes()).view(len(z), -1)
 
     def lookup(self, tokens_BL: Tensor) -> Tensor:
         """Codes of the tokens, (B, Z, 1, L)."""
         codes = self._unit(self.embedding(tokens_BL))
         return codes.transpose(1, 2)[:, :, None]
 
+    def codes(self) -> Tensor:
+        """All codes, (V, Z)."""
+        return self._unit(self.embedding.weight)
+
     @property
     def mean(self) -> Tensor:
         """Of all codes, (Z,)."""
-        return self._unit(self.embedding.weight).mean(0)
+        return self.codes().mean(0)
 
     def _unit(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.l2_norm else vectors

@@ -1,0 +1,1 @@
+"""Networks that learn to tell an image from its reconstruction."""

@@ -1,0 +1,1 @@
+"""Frozen networks whose view of two images says how different they look."""
