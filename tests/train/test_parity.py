@@ -15,8 +15,7 @@ from train import parity, parity_generators
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.train import schedules
 
-FILES = sorted(path.name for path in GOLDEN.glob("train_step_*.npz") if "_vq_tiny" not in path.name)
-FILES += ["train_step_maskgen_vq_tiny.npz"]
+FILES = sorted(path.name for path in GOLDEN.glob("train_step_*.npz") if "llamagen_vq" not in path.name)
 
 
 @pytest.mark.parametrize("name", FILES)
