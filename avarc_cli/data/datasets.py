@@ -103,7 +103,7 @@ class ImageSet:
         selected = self if classes is None else self._of_classes(classes)
         if per_class is not None:
             selected = selected._first_per_class(per_class)
-        return selected if limit is None else selected._take(np.arange(min(limit, len(selected))))
+        return selected if limit is None else selected.take(np.arange(min(limit, len(selected))))
 
     def first(self, count: int | None) -> ImageSet:
         """The first `count` images of the set, or all if there are fewer; None for all. Raises: UsageError."""
@@ -111,7 +111,7 @@ class ImageSet:
 
     def sample(self, count: int, seed: int) -> ImageSet:
         """`count` images of the set, drawn evenly over the classes (`draw_evenly`). Raises: UsageError."""
-        return self._take(draw_evenly(self.labels, count, seed))
+        return self.take(draw_evenly(self.labels, count, seed))
 
     def _of_classes(self, classes: Sequence[str]) -> ImageSet:
         known = self._spellings()
@@ -126,7 +126,7 @@ class ImageSet:
         new_label[wanted] = np.arange(len(wanted))
         labels = new_label[self.labels]
         names = tuple(self.class_names[index] for index in wanted)
-        selected = replace(self, labels=labels, class_names=names)._take(np.flatnonzero(labels != UNKNOWN))
+        selected = replace(self, labels=labels, class_names=names).take(np.flatnonzero(labels != UNKNOWN))
         if not missing:
             return selected
         listed = shorten_list([human_name(name) for name in missing])
@@ -169,7 +169,7 @@ class ImageSet:
                 "put each class in its own sub-folder, or use --limit",
             )
         by_style = bool(self.dataset) and datasets()[self.dataset].has_styles
-        selected = self._take(first_per_class(self.labels, self.names, per_class, by_style=by_style))
+        selected = self.take(first_per_class(self.labels, self.names, per_class, by_style=by_style))
         counts = np.bincount(selected.labels, minlength=len(self.class_names))
         fewer = [human_name(self.class_names[index]) for index in np.flatnonzero(counts < per_class)]
         if not fewer:
@@ -177,7 +177,8 @@ class ImageSet:
         of = f"{counted(len(fewer), 'class')}: {shorten_list(fewer)}"
         return selected._with_note(f"there are fewer than {per_class:,} images of {of}")
 
-    def _take(self, rows: np.ndarray) -> ImageSet:
+    def take(self, rows: np.ndarray) -> ImageSet:
+        """The images of these rows, in this order; the classes stay the same."""
         names = tuple(self.names[row] for row in rows.tolist())
         return replace(self, encoded=self.encoded.take(rows), labels=self.labels[rows], names=names)
 
