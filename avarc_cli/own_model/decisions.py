@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from avarc_cli.errors import UsageError
+from avarc_cli.own_model.request import AUTO, Request
 from avarc_cli.own_model.sizes import Sizes, sizes
 from avarc_cli.own_model.speed import Speed
 from avarc_cli.own_model.survey import SIDES, Survey
 
-AUTO = "auto"
 TOKENIZER_SHARE, GENERATOR_SHARE = 0.22, 0.66  # of the time; the rest is for encoding, tuning and measuring
 TOKENIZER_EPOCHS, GENERATOR_EPOCHS = 60, 160  # beyond which training gains nothing; the digits' models had 40 and 133
 FEWEST_TOKENIZER, FEWEST_GENERATOR = 1200, 2000  # steps, where few images make short epochs
@@ -19,29 +18,6 @@ LEAST_TOKENIZER, LEAST_GENERATOR = 350, 1500  # steps that a model of larger ima
 LEAST = 10  # steps, whatever the time
 LARGER = 3.0  # how much longer a step takes at twice the side, at least
 MOST_ON_CPU = 64  # pixels a side
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What the user asks for."""
-
-    minutes: float = 15.0
-    """Time that training may take."""
-    hold_out: float = 0.1
-    """Fraction of the images of each class that is not trained on."""
-    image_size: int | None = None
-    """Side of the images in pixels; None to choose it."""
-    augment: str = AUTO
-    """A mode of `train.images.Augment`, or auto."""
-    flip: bool = False
-    """Mirror half of the images."""
-    seed: int = 0
-    """Of the split, of the order of the images and of the first weights."""
-
-    def __post_init__(self) -> None:
-        """Raises: UsageError."""
-        if not 0 < self.minutes < 1e6:
-            raise UsageError(f"cannot train for {self.minutes:g} minutes", "it is a positive number", "--time 15")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from avarc_cli.errors import UsageError
 TOKENIZER_FAMILY, GENERATOR_FAMILY = "llamagen-vq", "llamagen"
 GRID = 8  # tokens a side, or as near to it as halving the side allows
 LARGEST_GRID = 16
-MULTIPLIERS = (1, 1, 2, 2, 4)  # of the tokenizer's width, level by level; the last of a small image is 2
+MULTIPLIERS = (1, 1, 2, 2, 4)  # of the tokenizer's width, level by level; small images need the first only
 BATCH = 32  # images in a step
 
 
@@ -53,8 +53,7 @@ def sizes(image_size: int, *, large: bool) -> Sizes:
         large: for a GPU.
     Raises: UsageError for a side that halving brings to no grid of at most LARGEST_GRID tokens.
     """
-    halvings = _halvings(image_size)
-    multipliers = [*MULTIPLIERS[:halvings], min(2, 2**halvings)] if halvings < 4 else list(MULTIPLIERS[: halvings + 1])
+    multipliers = list(MULTIPLIERS[: _halvings(image_size) + 1])
     if large:
         tokenizer = {"vocab_size": 1024, "code_channels": 8, "ch": 64, "ch_mult": multipliers, "blocks": 2}
         generator = {"depth": 8, "width": 384, "heads": 6}
