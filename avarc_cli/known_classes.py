@@ -24,7 +24,7 @@ def known_classes(
     """The classes that the user, the model's file or its card names; None where only the weights tell.
 
     Args:
-        model: name of a model card, or path of a checkpoint or a model folder. The others are as in `loading.ModelSpec`.
+        model: name of a model card, or path of a checkpoint or model folder. The others are as in `loading.ModelSpec`.
     Raises: UsageError, CheckpointError as `load_model`.
     """
     folder = model_folder.find(model)

@@ -106,9 +106,9 @@ def _announce(task: Task, decisions: Decisions, *, is_continued: bool, dry_run: 
         "read at": f"{sizes.image_size} x {sizes.image_size} pixels, {sizes.grid**2} tokens; changed at random: "
         f"{decisions.augment}{' and mirrored' if task.request.flip else ''}",
         "tokenizer": f"{sizes.tokenizer['vocab_size']} codes, width {sizes.tokenizer['ch']}; "
-        f"{counted(decisions.tokenizer_steps, 'step')}",
+        f"{counted(decisions.tokenizer_steps, 'step')} of {counted(sizes.tokenizer_batch, 'image')}",
         "generator": f"depth {sizes.generator['depth']}, width {sizes.generator['width']}; "
-        f"{counted(decisions.generator_steps, 'step')} of {counted(sizes.batch_size, 'image')}",
+        f"{counted(decisions.generator_steps, 'step')} of {counted(sizes.generator_batch, 'image')}",
         "training takes": f"about {console.duration(decisions.seconds)} on {task.device}, "
         "by a few steps that were measured",
     }

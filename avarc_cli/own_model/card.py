@@ -106,18 +106,18 @@ def _made(facts: Mapping[str, Any]) -> str:
         "## How it was made\n\n"
         f"By avarc {made['avarc']} on {made['date']}{took} on {to_line(made['device'])}. "
         f"Tokenizer: {tokenizer['vocab_size']} codes, width {tokenizer['ch']}, "
-        f"{counted(made['tokenizer_steps'], 'step')}. Generator: depth {generator['depth']}, width "
-        f"{generator['width']}, {counted(made['generator_steps'], 'step')}. {size['batch_size']} images in a step, "
-        f"augmentation {made['augment']}{', half of the images mirrored' if made['flip'] else ''}, seed {made['seed']}."
+        f"{counted(made['tokenizer_steps'], 'step')} of {counted(size['tokenizer_batch'], 'image')}. Generator: depth {generator['depth']}, width "
+        f"{generator['width']}, {counted(made['generator_steps'], 'step')} of {counted(size['generator_batch'], 'image')}. Images were "
+        f"changed at random ({made['augment']}{', half of them mirrored' if made['flip'] else ''}); seed {made['seed']}."
     )
 
 
 def _limits(facts: Mapping[str, Any]) -> str:
     return (
         "## Limits\n\n"
-        "It knows these classes only, and gives one of them to any image. The accuracy holds for images like those of "
-        "the folder: other cameras, light or backgrounds lower it. Nearly equal images on both sides of the split, such "
-        "as frames of one video, make it look better than it is."
+        "It knows these classes only, and gives one of them to any image. The accuracy holds for images like those "
+        "of the folder: other cameras, light or backgrounds lower it. Nearly equal images on both sides of the split, "
+        "such as frames of one video, make it look better than it is."
         + (
             "\n\nTraining was short for these images: more `--time` is likely to help."
             if facts["made"]["short"]

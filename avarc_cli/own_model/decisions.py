@@ -11,10 +11,10 @@ from avarc_cli.own_model.sizes import Sizes, sizes
 from avarc_cli.own_model.speed import Speed
 from avarc_cli.own_model.survey import SIDES, Survey
 
-TOKENIZER_SHARE, GENERATOR_SHARE = 0.22, 0.66  # of the time; the rest is for encoding, tuning and measuring
+TOKENIZER_SHARE, GENERATOR_SHARE = 0.25, 0.63  # of the time; the rest is for encoding, tuning and measuring
 TOKENIZER_EPOCHS, GENERATOR_EPOCHS = 60, 160  # beyond which training gains nothing; the digits' models had 40 and 133
 FEWEST_TOKENIZER, FEWEST_GENERATOR = 1200, 2000  # steps, where few images make short epochs
-LEAST_TOKENIZER, LEAST_GENERATOR = 350, 1500  # steps that a model of larger images must be able to make
+LEAST_TOKENIZER, LEAST_GENERATOR = 300, 1500  # steps that a model of larger images must be able to make
 LEAST = 10  # steps, whatever the time
 LARGER = 3.0  # how much longer a step takes at twice the side, at least
 MOST_ON_CPU = 64  # pixels a side
@@ -92,11 +92,10 @@ def _with(
     """
     seconds = 60 * request.minutes
     per_step = Speed(speed.tokenizer * slower, speed.generator)
-    epoch = images / chosen.batch_size
-    most = max(FEWEST_TOKENIZER, round(TOKENIZER_EPOCHS * epoch))
+    most = max(FEWEST_TOKENIZER, round(TOKENIZER_EPOCHS * images / chosen.tokenizer_batch))
     tokenizer = max(LEAST, min(most, int(TOKENIZER_SHARE * seconds / per_step.tokenizer)))
     left = (TOKENIZER_SHARE + GENERATOR_SHARE) * seconds - tokenizer * per_step.tokenizer
-    most = max(FEWEST_GENERATOR, round(GENERATOR_EPOCHS * epoch))
+    most = max(FEWEST_GENERATOR, round(GENERATOR_EPOCHS * images / chosen.generator_batch))
     generator = max(LEAST, min(most, int(left / per_step.generator)))
     return Decisions(
         sizes=chosen,

@@ -1,4 +1,4 @@
-"""The folders of `avarc train classifier`: OUT, which is complete or not there, and OUT.training, with finished steps."""
+"""The folders of `avarc train classifier`: OUT, complete or not there, and OUT.training, with finished steps."""
 
 from __future__ import annotations
 

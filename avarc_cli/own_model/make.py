@@ -130,7 +130,6 @@ def _train(task: Task, decisions: Decisions, training_bar: TRAINING_BAR, say: No
     work, sizes = folder.working(task.out), decisions.sizes
     augment = Augment(mode=decisions.augment, flip=task.request.flip)
     tokenizer, generator = work / folder.TOKENIZER, work / folder.GENERATOR
-    common: dict[str, Any] = {"batch_size": sizes.batch_size, "seed": task.request.seed}
     if not tokenizer.exists():
         with training_bar("training tokenizer", decisions.tokenizer_steps) as progress:
             train_tokenizer(
@@ -139,11 +138,12 @@ def _train(task: Task, decisions: Decisions, training_bar: TRAINING_BAR, say: No
                 dict(sizes.tokenizer),
                 Recipe(
                     steps=decisions.tokenizer_steps,
+                    batch_size=sizes.tokenizer_batch,
                     lr=sizes.tokenizer_lr,
                     weight_decay=0.01,
                     betas=(0.9, 0.99),
                     save_every=_save_every(decisions.speed.tokenizer),
-                    **common,
+                    seed=task.request.seed,
                 ),
                 image_size=sizes.image_size,
                 family=TOKENIZER_FAMILY,
@@ -162,9 +162,10 @@ def _train(task: Task, decisions: Decisions, training_bar: TRAINING_BAR, say: No
                 sizes.generator,
                 Recipe(
                     steps=decisions.generator_steps,
+                    batch_size=sizes.generator_batch,
                     lr=sizes.generator_lr,
                     save_every=_save_every(decisions.speed.generator),
-                    **common,
+                    seed=task.request.seed,
                 ),
                 family=GENERATOR_FAMILY,
                 augment=augment,

@@ -39,13 +39,12 @@ def measure(images: ImageSet, sizes: Sizes, augment: Augment, device: torch.devi
     few = images.sample(IMAGES, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         vq, gpt = Path(folder) / "tokenizer.safetensors", Path(folder) / "generator.safetensors"
-        recipe = Recipe(steps=STEPS, batch_size=sizes.batch_size, lr=1e-5)
-        clock = _Clock()
+        clock, second = _Clock(), _Clock()
         train_tokenizer(
             few,
             vq,
             dict(sizes.tokenizer),
-            recipe,
+            Recipe(steps=STEPS, batch_size=sizes.tokenizer_batch, lr=1e-5),
             image_size=sizes.image_size,
             family=TOKENIZER_FAMILY,
             augment=augment,
@@ -53,7 +52,7 @@ def measure(images: ImageSet, sizes: Sizes, augment: Augment, device: torch.devi
             progress=clock,
         )
         reader = load_tokenizer(ModelSpec(str(vq), device=str(device)))
-        second = _Clock()
+        recipe = Recipe(steps=STEPS, batch_size=sizes.generator_batch, lr=1e-5)
         train_generator(
             few, gpt, reader, sizes.generator, recipe, family=GENERATOR_FAMILY, augment=augment, progress=second
         )

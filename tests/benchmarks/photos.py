@@ -1,6 +1,6 @@
 """Pictures like photos of four surfaces: bricks, grass, pebbles, ripples. Their colours and brightness tell nothing.
 
-Every picture has its own colours, drawn alike for all classes, its own light from one side, scale, turn, blur and grain.
+Every picture has its own colours, drawn alike for all classes, its own light from one side, scale, turn, blur, grain.
 
 Run `python tests/benchmarks/photos.py FOLDER [--train 200] [--test 50] [--side 72]` to write FOLDER/train/<class>/*.png
 and FOLDER/test/<class>/*.png.
