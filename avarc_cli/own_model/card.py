@@ -102,13 +102,14 @@ def _made(facts: Mapping[str, Any]) -> str:
     made, size = facts["made"], facts["sizes"]
     tokenizer, generator = size["tokenizer"], size["generator"]
     took = "" if made["minutes"] is None else f", in {made['minutes']:.1f} minutes"
+    batches = [f"of {counted(size[f'{part}_batch'], 'image')}" for part in ("tokenizer", "generator")]
     return (
         "## How it was made\n\n"
-        f"By avarc {made['avarc']} on {made['date']}{took} on {to_line(made['device'])}. "
-        f"Tokenizer: {tokenizer['vocab_size']} codes, width {tokenizer['ch']}, "
-        f"{counted(made['tokenizer_steps'], 'step')} of {counted(size['tokenizer_batch'], 'image')}. Generator: depth {generator['depth']}, width "
-        f"{generator['width']}, {counted(made['generator_steps'], 'step')} of {counted(size['generator_batch'], 'image')}. Images were "
-        f"changed at random ({made['augment']}{', half of them mirrored' if made['flip'] else ''}); seed {made['seed']}."
+        f"By avarc {made['avarc']} on {made['date']}{took} on {to_line(made['device'])}. Tokenizer: "
+        f"{tokenizer['vocab_size']} codes, width {tokenizer['ch']}, {counted(made['tokenizer_steps'], 'step')} "
+        f"{batches[0]}. Generator: depth {generator['depth']}, width {generator['width']}, "
+        f"{counted(made['generator_steps'], 'step')} {batches[1]}. Images were changed at random ({made['augment']}"
+        f"{', half of them mirrored' if made['flip'] else ''}); seed {made['seed']}."
     )
 
 

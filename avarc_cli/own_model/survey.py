@@ -86,7 +86,7 @@ def survey(images: ImageSet, progress: Progress = no_progress) -> Survey:
         images=_with_all_classes(readable, unreadable),
         unreadable=unreadable,
         edge=edge,
-        is_gray=np.mean([look.is_colorful for look in looks]) < 0.05,
+        is_gray=sum(look.is_colorful for look in looks) < 0.05 * len(looks),
         is_object=float(np.median([look.plain for look in looks])) >= PLAIN,
         needed=int(np.median([look.needed for look in looks])),
     )

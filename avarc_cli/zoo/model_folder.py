@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from avarc_cli import strict_json
-from avarc_cli.errors import CheckpointError, UsageError
+from avarc_cli.errors import CheckpointError, UsageError, shorten_list
 from avarc_cli.zoo import sharded
 
 FILE = "model.json"
@@ -41,6 +41,20 @@ class ModelFolder:
     def tokenizer(self) -> Path:
         """File of its tokenizer's weights."""
         return self.path / str(self.facts[TOKENIZER])
+
+    def details(self) -> dict[str, str]:
+        """What `facts` say, for people; facts that are not there, or are no text or number, are left out."""
+        held_out, made, classes = (self.facts.get(key) for key in ("held_out", "made", "classes"))
+        shown = {key: self.facts.get(key) for key in ("family", "tokenizer_family", "tokens", "generator", "tokenizer")}
+        shown |= {"plan": self.facts.get("plan") or "none"}
+        if isinstance(classes, list):
+            names = [str(each.get("name")) for each in classes if isinstance(each, dict)]
+            shown["classes"] = f"{len(names):,}: {shorten_list(names)}"
+        if isinstance(held_out, dict):
+            shown["accuracy"] = f"{held_out.get('accuracy'):.1%} of {held_out.get('images'):,} held-out images"
+        if isinstance(made, dict):
+            shown["made"] = f"{made.get('date')} by avarc {made.get('avarc')}"
+        return {key.replace("_", " "): str(value) for key, value in shown.items() if isinstance(value, (str, int))}
 
 
 def is_one(path: Path) -> bool:

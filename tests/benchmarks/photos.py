@@ -62,7 +62,8 @@ def ripples(x_HW: np.ndarray, y_HW: np.ndarray, random: np.random.Generator) -> 
         angle, length = main + random.normal(0, 0.25), random.uniform(0.8, 2.0)
         along_HW = np.cos(angle) * x_HW + np.sin(angle) * y_HW
         relief_HW += np.sin(2 * np.pi * along_HW / length + random.uniform(0, 7))
-    return (relief_HW - relief_HW.min()) / np.ptp(relief_HW)
+    low, high = float(relief_HW.min()), float(relief_HW.max())
+    return (relief_HW - low) / (high - low)
 
 
 CLASSES: Mapping[str, Height] = MappingProxyType(
