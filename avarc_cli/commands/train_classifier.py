@@ -14,7 +14,7 @@ from avarc_cli.commands import _dry_run, _images
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.errors import EXIT_UNREADABLE, shorten_list
-from avarc_cli.settings import check_augmentation, check_device
+from avarc_cli.settings import check_device
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
@@ -53,14 +53,10 @@ def classifier(
     Example: avarc train classifier photos/ --out mine/
     """
     from avarc_cli.own_model import folder
-    from avarc_cli.own_model import hold_out as holding
-    from avarc_cli.own_model.request import AUTO, Request
+    from avarc_cli.own_model.request import Request
 
     request = Request(minutes=time, hold_out=hold_out, image_size=image_size, augment=augment, flip=flip, seed=seed)
-    holding.check(hold_out)
     check_device(device)
-    if augment != AUTO:
-        check_augmentation(augment)
     folder.check_out(out, overwrite=overwrite)
     with nullcontext() if dry_run else folder.reserved(out, overwrite=overwrite):
         survey = _survey(data, allow_outside)

@@ -101,7 +101,7 @@ def _use(name: str, facts: Mapping[str, Any]) -> str:
 def _made(facts: Mapping[str, Any]) -> str:
     made, size = facts["made"], facts["sizes"]
     tokenizer, generator = size["tokenizer"], size["generator"]
-    took = "" if made["minutes"] is None else f", in {made['minutes']:.1f} minutes"
+    took = "" if made["took_minutes"] is None else f", in {made['took_minutes']:.1f} minutes"
     batches = [f"of {counted(size[f'{part}_batch'], 'image')}" for part in ("tokenizer", "generator")]
     return (
         "## How it was made\n\n"

@@ -263,7 +263,7 @@ def _facts(
             "avarc": __version__,
             "torch": torch.__version__,
             "date": datetime.now(timezone.utc).date().isoformat(),
-            "minutes": minutes,
+            "took_minutes": minutes,
             "device": f"{device_name(task.device)}, {environment.cores()} cores",
             "augment": decisions.augment,
             "tokenizer_steps": decisions.tokenizer_steps,

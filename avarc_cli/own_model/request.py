@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from avarc_cli.errors import UsageError
+from avarc_cli.own_model import hold_out
+from avarc_cli.own_model.sizes import sizes
+from avarc_cli.settings import check_augmentation
 
 AUTO = "auto"
 
@@ -30,3 +33,8 @@ class Request:
         """Raises: UsageError."""
         if not 0 < self.minutes < 1e6:
             raise UsageError(f"cannot train for {self.minutes:g} minutes", "it is a positive number", "--time 15")
+        hold_out.check(self.hold_out)
+        if self.augment != AUTO:
+            check_augmentation(self.augment)
+        if self.image_size is not None:
+            sizes(self.image_size, large=False)
