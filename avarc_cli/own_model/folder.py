@@ -61,6 +61,7 @@ def reserved(out: Path, *, overwrite: bool) -> Iterator[None]:
                 shutil.rmtree(replaced)
             else:
                 replaced.rename(out)
+                check_out(out, overwrite=overwrite)
         yield
 
 

@@ -186,11 +186,20 @@ def test_a_killed_training_is_continued_where_it_stopped(photos, tmp_path, monke
     assert json.loads((out / "model.json").read_text())["made"]["took_minutes"] is None, "it was not measured in one go"
 
 
-def test_a_killed_replacement_leaves_one_of_both(copied, photos, monkeypatch):
-    words = ["train", "classifier", str(photos), *SHORT, "--out", str(copied), "--overwrite"]
+def test_a_killed_replacement_is_undone_and_then_finished(copied, photos, monkeypatch, capsys):
+    words = ["train", "classifier", str(photos), *SHORT, "--out", str(copied)]
+    finish, renames = folders.finish, [os.rename]
+
+    def killed(*args, **kwargs):  # OUT is moved away; the new folder does not get its name
+        monkeypatch.setattr(os, "rename", lambda old, new: (renames.pop() if renames else die)(old, new))
+        finish(*args, **kwargs)
+
     with monkeypatch.context() as patch:
-        patch.setattr("avarc_cli.storage.os.rename", die)
-        assert in_child(lambda: main(words)) == -signal.SIGKILL
-    assert main(words) == 0
+        patch.setattr(folders, "finish", killed)
+        assert in_child(lambda: main([*words, "--overwrite"])) == -signal.SIGKILL
+    assert not copied.exists()
+    assert main(words) == 2 and "add --overwrite" in capsys.readouterr().err
+    assert model_folder.find(copied).facts["held_out"]["images"] == 38, "the old one is back"
+    assert main([*words, "--overwrite"]) == 0
     assert model_folder.find(copied).facts["held_out"]["images"] == 10
     assert sorted(path.name for path in copied.parent.iterdir()) == ["mine"]
