@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from avarc_cli import strict_json
 from avarc_cli.errors import AvarcError, CheckpointError, UsageError, describe_differences, shorten_list
@@ -23,10 +23,14 @@ OWN = {TOKENIZER, GENERATOR, PLAN, CARD, model_folder.FILE}
 REQUEST = "request.json"
 """In the working folder: what is asked for, and what was decided for it."""
 
+_Decided = TypeVar("_Decided")
+
 
 def check_out(out: Path, *, overwrite: bool) -> None:
     """Check that a model folder can be written here without destroying anything. Raises: UsageError."""
     what = f"cannot write '{out}'"
+    if out.name in ("", ".."):
+        raise UsageError(what, "it has no name of its own", "name a new folder: --out mine/")
     if not out.parent.is_dir():
         raise UsageError(what, f"'{out.parent}' is no folder", "name one in a folder that exists")
     if not os.access(out.parent, os.W_OK | os.X_OK):
@@ -65,32 +69,34 @@ def reserved(out: Path, *, overwrite: bool) -> Iterator[None]:
         yield
 
 
-def open_working(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+def open_working(
+    out: Path, asked: Mapping[str, Any], parse: Callable[[Mapping[str, Any]], _Decided]
+) -> _Decided | None:
     """What was decided by an earlier call that did not finish; None where there was none.
 
     Args:
         asked: what decides about the result, as JSON types.
+        parse: from what was noted of the decisions; raises TypeError or KeyError for anything else.
     Raises: UsageError for the working folder of another training, CheckpointError for a damaged one.
     """
     folder = working(out)
     try:
         text = (folder / REQUEST).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         values = strict_json.parse_object(text)
-        earlier, decided = values["asked"], values["decided"]
-        if not isinstance(earlier, dict) or not isinstance(decided, dict):
-            raise ValueError("it does not say what was asked for")
-    except (ValueError, KeyError) as problem:
-        raise CheckpointError(f"'{folder / REQUEST}' is damaged", str(problem), f"delete '{folder}'") from None
+        earlier, decided = dict(values["asked"]), parse(values["decided"])
+    except (ValueError, KeyError, TypeError) as problem:
+        why = f"it has no {problem}" if isinstance(problem, KeyError) else str(problem)
+        raise CheckpointError(f"'{folder / REQUEST}' is damaged", why, f"delete '{folder}'") from None
     if differences := describe_differences(earlier, asked):
         raise UsageError(
             f"'{folder}' holds an unfinished training of something else",
             differences,
             f"repeat that command to finish it, or delete '{folder}' to start over",
         )
-    return dict(decided)
+    return decided
 
 
 def start_working(out: Path, asked: Mapping[str, Any], decided: Mapping[str, Any]) -> bool:

@@ -37,6 +37,7 @@ from avarc_cli.zoo import model_folder
 from avarc_cli.zoo.checkpoint import sha256_of
 
 SAVE_EVERY_SECONDS = 30.0
+MANY = 500  # images that are worth starting processes for
 TRAINING_BAR = Callable[[str, int], AbstractContextManager[MetricsProgress]]
 
 
@@ -82,8 +83,8 @@ class Task:
 
     def choose(self) -> tuple[Decisions, bool]:
         """What is done, and whether an earlier call decided it. Raises: as `decide` and `open_working`."""
-        if (decided := folder.open_working(self.out, self.asked)) is not None:
-            return Decisions.from_dict(decided), True
+        if (decided := folder.open_working(self.out, self.asked, Decisions.from_dict)) is not None:
+            return decided, True
 
         augment = Augment(mode=choose_augmentation(self.survey, self.request.augment), flip=self.request.flip)
 
@@ -115,7 +116,10 @@ def make(
     held_out, plan = None, None
     if task.held_out is not None:
         with bar("encoding held-out images", len(task.held_out)) as shown:
-            encoded = classifier.encode(task.held_out, work / "held-out.h5", workers=0, progress=shown.update, say=say)
+            workers = 0 if len(task.held_out) < MANY else None
+            encoded = classifier.encode(
+                task.held_out, work / "held-out.h5", workers=workers, progress=shown.update, say=say
+            )
         cache = read(encoded.path)
         held_out = _evaluate(classifier, cache, work, bar)
         plan = _tune(classifier, cache, work, task.request.seed, bar)

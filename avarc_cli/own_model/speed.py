@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
 import time
@@ -60,15 +61,16 @@ def measure(images: ImageSet, sizes: Sizes, augment: Augment, device: torch.devi
 
 
 class _Clock:
-    """A `MetricsProgress` that notes when each step was done."""
+    """A `MetricsProgress` that notes when steps were done."""
 
     def __init__(self) -> None:
-        self._times: list[float] = []
+        self._done = [(0, time.perf_counter())]
 
     def __call__(self, done: int, values: dict[str, float], /) -> None:
-        self._times.append(time.perf_counter())
+        self._done.append((done, time.perf_counter()))
 
     @property
     def seconds(self) -> float:
-        """Median time of a step."""
-        return statistics.median(b - a for a, b in zip(self._times, self._times[1:], strict=False))
+        """Median time of a step after the first."""
+        times = self._done[1:] if len(self._done) > 2 else self._done
+        return statistics.median((b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(times))

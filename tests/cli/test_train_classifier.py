@@ -11,6 +11,7 @@ import pytest
 from killing import in_child
 from small_datasets import halves
 
+from avarc_cli import Options, load_classifier
 from avarc_cli.cli import main
 from avarc_cli.errors import CheckpointError
 from avarc_cli.own_model import folder as folders
@@ -76,6 +77,7 @@ def test_what_the_card_says_to_do_works(made, photos, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["family"] == "llamagen"
     assert main(["models", "show", str(made)]) == 0
     assert "2: left, right" in capsys.readouterr().out
+    assert load_classifier(str(made), Options(plan="auto")).classify(image).name in ("left", "right")
 
 
 def test_a_folder_can_have_a_name(made, photos, tmp_path, monkeypatch, capsys):
@@ -179,6 +181,10 @@ def test_a_killed_training_is_continued_where_it_stopped(photos, tmp_path, monke
         assert trained <= kept.items(), "what was trained is not trained again"
         trained |= kept.items()
     assert {name for name, _ in trained} == {folders.TOKENIZER, folders.GENERATOR}
+    (work / "request.json").rename(tmp_path / "kept")
+    (work / "request.json").write_text('{"asked": {}, "decided": {}}')
+    assert main(words) == 1 and "request.json' is damaged" in capsys.readouterr().err
+    (tmp_path / "kept").replace(work / "request.json")
     other = main([*words, "--seed", "1"])
     assert other == 2 and "seed: 0 there, 1 here" in " ".join(capsys.readouterr().err.split())
     assert main(words) == 0
