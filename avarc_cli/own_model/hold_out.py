@@ -9,7 +9,7 @@ import numpy as np
 
 from avarc_cli.errors import UsageError
 
-AGREEMENTS = (0.995, 0.99, 0.98, 0.95)
+AGREEMENTS = (0.995, 0.99, 0.98)  # at 0.95, a plan cost 6 % of the accuracy on photos
 """Of a tuned plan with exhaustive scoring: the first that the images suffice for."""
 
 
