@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from avarc_cli import bank as banks
 from avarc_cli.bank import Bank
 from avarc_cli.data.class_names import named_space
 from avarc_cli.data.labels import LabelSpace
-from avarc_cli.zoo import local_files
+from avarc_cli.zoo import local_files, model_folder
 from avarc_cli.zoo.cards import ModelCard, any_card, is_path
 from avarc_cli.zoo.metadata import read_metadata
 
@@ -25,9 +24,11 @@ def known_classes(
     """The classes that the user, the model's file or its card names; None where only the weights tell.
 
     Args:
-        model: name of a model card, or path of a checkpoint. The others are as in `loading.ModelSpec`.
+        model: name of a model card, or path of a checkpoint or model folder. The others are as in `loading.ModelSpec`.
     Raises: UsageError, CheckpointError as `load_model`.
     """
+    folder = model_folder.find(model)
+    model = str(folder.generator) if folder else model
     card = None if is_path(model) else any_card(model)
     if card is not None and not isinstance(card, ModelCard):
         return None
@@ -44,4 +45,4 @@ def known_classes(
 
 def seems_made_for(bank: Bank, model: str) -> bool:
     """Whether a bank was made for a model of this name; when it is loaded, the models themselves are compared."""
-    return bank.base.name == (Path(os.path.abspath(model)).name if is_path(model) else model)
+    return bank.base.name == (model_folder.name_of(Path(model)) if is_path(model) else model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -28,7 +27,7 @@ from avarc_cli.model_spec import ModelSpec as ModelSpec
 from avarc_cli.progress import StartProgress, silent
 from avarc_cli.text import encoders
 from avarc_cli.text.captions import ALONE
-from avarc_cli.zoo import checkpoint, local_files, weight_sets
+from avarc_cli.zoo import checkpoint, local_files, model_folder, weight_sets
 from avarc_cli.zoo.cards import (
     ModelCard,
     TokenizerCard,
@@ -211,7 +210,7 @@ def _inferred(read: checkpoint.Checkpoint, config: GeneratorConfig, tokenizer: L
 
 
 def _as_spec(spec: ModelSpec | str) -> ModelSpec:
-    return ModelSpec(spec) if isinstance(spec, str) else spec
+    return (ModelSpec(spec) if isinstance(spec, str) else spec).with_files()
 
 
 def _with_words(spec: ModelSpec, words: Sequence[str]) -> ModelSpec:
@@ -244,7 +243,7 @@ def _load_with_bank_on(load: Callable[[str], LoadedModel], bank: Bank, device: s
 
 def _place(spec: str, card: ModelCard | TokenizerCard | None) -> tuple[Path, str]:
     """Where the weights are, and what they are called. Raises: AvarcError if those of a card are not here."""
-    return (local_files.require(card), card.name) if card else (Path(spec), Path(os.path.abspath(spec)).name)
+    return (local_files.require(card), card.name) if card else (Path(spec), model_folder.name_of(Path(spec)))
 
 
 def _model_card(name: str) -> ModelCard:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
 
 from avarc_cli.captioning import CaptionChoice
+from avarc_cli.zoo import model_folder
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class ModelSpec:
     """
 
     model: str = "digits"
-    """Name of a model card (`avarc models`), or path of a checkpoint."""
+    """Name of a model card (`avarc models`), or path of a checkpoint or of a model folder (`zoo.model_folder`)."""
 
     tokenizer: str | None = None
     """Name of a tokenizer card, or path. None for the one a card implies; a checkpoint's path implies none."""
@@ -85,3 +86,11 @@ class ModelSpec:
     def caption_choice(self) -> CaptionChoice:
         """The fields about captions."""
         return CaptionChoice(**{each.name: getattr(self, each.name) for each in fields(CaptionChoice)})
+
+    def with_files(self) -> ModelSpec:
+        """The same with the files of a model folder in its place. Raises: CheckpointError for a damaged one."""
+        folder, reader = model_folder.find(self.model), model_folder.find(self.tokenizer)
+        tokenizer = str(reader.tokenizer) if reader else self.tokenizer
+        if folder is None:
+            return replace(self, tokenizer=tokenizer)
+        return replace(self, model=str(folder.generator), tokenizer=tokenizer or str(folder.tokenizer))

@@ -45,7 +45,7 @@ images_option = partial(typer.Option, rich_help_panel="Images")
 training_option = partial(typer.Option, rich_help_panel="Training")
 
 ModelOpt = Annotated[
-    str, model_option("--model", "-m", help="A model's name (avarc models) or the path of a checkpoint.")
+    str, model_option("--model", "-m", help="A model's name (avarc models), or the path of a checkpoint or its folder.")
 ]
 TokenizerOpt = Annotated[
     str | None,

@@ -75,14 +75,20 @@ def models(context: typer.Context, as_json: opt.JsonOpt = False) -> None:
 
 @app.command(cls=Command)
 def show(
-    name: Annotated[str, typer.Argument(help="A model, tokenizer or text encoder.")],
+    name: Annotated[str, typer.Argument(help="A model, tokenizer, text encoder, or the folder of a model.")],
     as_json: opt.JsonOpt = False,
 ) -> None:
     """Show all details of a model, tokenizer or text encoder.
 
     Example: avarc models show var-d16
     """
-    from avarc_cli.zoo import cards
+    from avarc_cli.zoo import cards, model_folder
+
+    if Path(name).is_dir():
+        model_folder.check(Path(name))
+    if own := model_folder.find(name):
+        console.result({**own.facts, "path": own.path}, console.fields(own.path, own.details()), brief=name)
+        return
 
     if encoder := next((card for card in cards.text_encoder_cards() if card.name == name), None):
         console.result(_encoder_facts(encoder), console.fields(name, _encoder_details(encoder)), brief=name)
@@ -95,7 +101,9 @@ def show(
 def add(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="The new name: letters, digits, '.', '-' and '_'.")],
-    file: Annotated[Path, typer.Argument(help="Checkpoint of a generator or a tokenizer. It is not copied.")],
+    file: Annotated[
+        Path, typer.Argument(help="Checkpoint of a generator or a tokenizer, or a model's folder. It is not copied.")
+    ],
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", help="Name or file of the tokenizer of a generator.")
     ] = None,
@@ -112,9 +120,11 @@ def add(
 
     Example: avarc models add photos photos.safetensors --tokenizer photos-vq
     """
-    from avarc_cli.zoo import cards, registered
+    from avarc_cli.zoo import cards, model_folder, registered
     from avarc_cli.zoo.card import LocalFile
 
+    if own := model_folder.find(file):
+        file, tokenizer = own.generator, tokenizer or str(own.tokenizer)
     if tokenizer is not None:
         opt.check_not_given(context, {"patch_nums"}, "with --tokenizer", "a generator has the scales of its tokenizer")
     path = os.path.abspath(file)  # without following links: a config.json, or shards, may be beside the link only

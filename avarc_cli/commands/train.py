@@ -15,6 +15,7 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands._groups import Command, with_option_groups
 from avarc_cli.commands.train_captions import llamagen_t2i, text_encoder
+from avarc_cli.commands.train_classifier import classifier
 from avarc_cli.commands.train_titok import titok
 from avarc_cli.settings import (
     check_contrast,
@@ -178,6 +179,7 @@ def maskgit_vq(
     )
 
 
+app.command(cls=Command)(classifier)
 app.command(cls=Command)(titok)
 app.command(name="text-encoder", cls=Command)(text_encoder)
 app.command(name="llamagen-t2i", cls=Command)(llamagen_t2i)

@@ -178,7 +178,7 @@ class ImageSet:
         return selected._with_note(f"there are fewer than {per_class:,} images of {of}")
 
     def take(self, rows: np.ndarray) -> ImageSet:
-        """These images, in this order."""
+        """The images of these rows, in this order; the classes stay the same."""
         names = tuple(self.names[row] for row in rows.tolist())
         return replace(self, encoded=self.encoded.take(rows), labels=self.labels[rows], names=names)
 

@@ -15,6 +15,7 @@ from typing import Any
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.results.made_here import was_made_here
 from avarc_cli.results.validate import AGAIN
+from avarc_cli.zoo import model_folder
 from avarc_cli.zoo.cards import is_path, text_encoder_cards
 
 KEY = "places"
@@ -138,8 +139,8 @@ class Places:
         """
         fields = {name: value for name, value in given.items() if value is not None}
         excluded = {name for ours, others in (ONE_OF, ONE_OF[::-1]) if ours & fields.keys() for name in others}
-        if "model" in fields and not is_path(str(fields["model"])):
-            excluded.add("tokenizer")  # which its card implies
+        if "model" in fields and (not is_path(fields["model"]) or model_folder.is_one(Path(fields["model"]))):
+            excluded.add("tokenizer")  # which its card or its folder implies
         for name in (*FILES, *VALUES):
             if name in (CACHE, ORDERS) or name not in self._recorded or name in fields or name in excluded:
                 continue

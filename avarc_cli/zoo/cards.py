@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from avarc_cli.errors import UsageError
-from avarc_cli.zoo import published, registered
+from avarc_cli.zoo import model_folder, published, registered
 from avarc_cli.zoo.card import (
     AssetFile,
     AssetFolder,
@@ -172,8 +172,14 @@ def check_tokens(model: Card | None, tokenizer: Card | None) -> None:
 
 
 def check_weights(name: str) -> None:
-    """Raises: UsageError unless this --model or --tokenizer value is a known name or an existing file."""
+    """Check a --model or --tokenizer value.
+
+    Raises: UsageError unless it is a known name, or a file or folder with weights; CheckpointError for a damaged
+        model folder.
+    """
     if not is_path(name):
         any_card(name)
     elif not Path(name).exists():
         raise UsageError(f"there is no file {name}", fix="check the path, or name a model that `avarc models` lists")
+    elif Path(name).is_dir():
+        model_folder.check(Path(name))

@@ -69,6 +69,7 @@ def test_the_commands_are_these():
         "sample",
         "train",
         "train cca",
+        "train classifier",
         "train llamagen",
         "train maskgit",
         "train maskgit-vq",

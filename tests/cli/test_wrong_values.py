@@ -45,6 +45,13 @@ OF_CLASSIFY = {
 TRAININGS = ("tokenizer images", "var images --tokenizer digits-vqvae", "cca images")
 OTHERS = [
     "classify nowhere",
+    "train classifier images --out m --time 0",
+    "train classifier images --out m --hold-out 1",
+    "train classifier images --out m --image-size 17",
+    "train classifier images --out m --augment x",
+    "train classifier images --out m --device x",
+    "train classifier images --out none/m",
+    "classify images --model images",
     "encode images --out none/t.h5",
     "encode images --out t.h5 --engine x",
     "encode images --out t.h5 --devices x",
