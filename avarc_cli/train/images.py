@@ -118,7 +118,8 @@ class TrainingImages:
     @property
     def subject(self) -> dict[str, str]:
         """As `TokenBatches.subject`."""
-        digest = zlib.crc32(self.images.labels.tobytes(), zlib.crc32("\0".join(self.images.names).encode()))
+        names = "\0".join(self.images.names).encode("utf-8", "surrogatepass")
+        digest = zlib.crc32(self.images.labels.tobytes(), zlib.crc32(names))
         if self._memory is not None:
             digest = zlib.crc32(self._memory.numpy().data, digest)
         of = f"{len(self)} of {self.images.source}, checksum {digest:08x}"
