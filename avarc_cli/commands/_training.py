@@ -6,14 +6,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands import _images, _weights
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands._running import RunOptions
+from avarc_cli.commands import _summary, _weights
+from avarc_cli.commands._running import RunOptions, open_source
+from avarc_cli.errors import EXIT_UNREADABLE, UsageError
 from avarc_cli.settings import (
     check_augmentation,
     check_class_dropout,
@@ -23,17 +24,24 @@ from avarc_cli.settings import (
     check_learning_rate,
     check_lpips,
 )
-from avarc_cli.zoo.cards import check_weights
+from avarc_cli.words import counted
+from avarc_cli.zoo.cards import check_weights, tokenizer_cards
 
 if TYPE_CHECKING:
     from avarc_cli.data.datasets import ImageSet
     from avarc_cli.layers.vq_loss import Measures
     from avarc_cli.loaded import LoadedTokenizer
     from avarc_cli.progress import MetricsProgress
+    from avarc_cli.tokens.cache import TokenCache
+    from avarc_cli.tokens.source import Source
     from avarc_cli.train.images import Augment
     from avarc_cli.train.published_loss import Terms
     from avarc_cli.train.recipe import Recipe
 
+TokensArg = Annotated[
+    list[Path],
+    typer.Argument(help=f"A folder of images, image files, .tar or .parquet files, {opt.A_LIST}, or a token cache."),
+]
 ImageSizeOpt = Annotated[int, opt.model_option("--image-size", min=1, help="Side of the images in pixels.")]
 VocabularyOpt = Annotated[int, opt.model_option("--vocab", min=1, help="Codebook entries.")]
 WidthOpt = Annotated[int, opt.model_option("--width", min=32, help="Channels of the first level, a multiple of 32.")]
@@ -63,6 +71,7 @@ class _RecipeOptions:
     ] = "crop"
     flip: Annotated[bool, opt.training_option("--flip", help="Mirror half of the images.")] = False
     seed: opt.SeedOpt = 0
+    dataset: opt.DatasetOpt = None
     allow_outside: opt.AllowOutsideOpt = False
 
     def __post_init__(self) -> None:
@@ -95,8 +104,38 @@ class RecipeOptions(RunOptions, _RecipeOptions):  # help lists the fields of the
         RunOptions.__post_init__(self)
 
     def open(self, data: list[Path]) -> tuple[ImageSet, ImageSet | None]:
-        """The images of DATA to train on, and those to validate on, if any; notes what was recognized."""
-        return self.parts(_images.open_noted(data, allow_outside=self.allow_outside), self.seed)
+        """The images of DATA to train on, and those to validate on, if any; notes what was recognized.
+
+        Raises: UsageError for a token cache.
+        """
+        for path in [*data, *(self.validation or ())]:
+            if _summary.is_cache([path]):
+                raise UsageError(f"'{path}' is a token cache", "this training reads images", "name the images")
+        return cast("tuple[ImageSet, ImageSet | None]", self.open_source(data))
+
+    def open_source(self, data: list[Path]) -> tuple[Source, Source | None]:
+        """As `open`; DATA may be a token cache."""
+        from avarc_cli.tokens.cache import TokenCache
+
+        source = open_source(data, self.dataset, allow_outside=self.allow_outside)
+        if isinstance(source, TokenCache):
+            if self.dataset is not None:
+                why = f"'{source.path}' is encoded already, and says what its classes are"
+                raise UsageError("no use for --dataset", why, "leave out --dataset")
+            self._note_views(source)
+        return self.parts(source, self.seed)
+
+    def _note_views(self, cache: TokenCache) -> None:
+        """Say what a training sees of a cache's images."""
+        from avarc_cli.tokens.header import SMOOTHING
+
+        header = cache.header
+        if header.views == SMOOTHING and header.samples > 1:
+            console.note("smoothing samples are not trained on, only the images themselves")
+        elif header.samples > 1:
+            console.note(f"each epoch shows one of the {header.samples} views of an image ({header.views})")
+        if self.flip or self.augment != "crop":
+            console.warn("--augment and --flip change nothing: a cache holds tokens of images as they were encoded")
 
     def recipe(self) -> Recipe:
         """The training recipe."""
@@ -179,7 +218,10 @@ class FineTuningOptions(RecipeOptions):
 class TokenizerOptions:
     """The tokenizer whose tokens a generator is trained on."""
 
-    tokenizer: Annotated[str, opt.model_option("--tokenizer", help="A tokenizer's name or file.")]
+    tokenizer: Annotated[
+        str | None,
+        opt.model_option("--tokenizer", help="A tokenizer's name or file. Default: the one that made a token cache."),
+    ] = None
     tokenizer_config: opt.TokenizerConfigOpt = None
     tokenizer_weight_set: opt.TokenizerWeightSetOpt = None
     device: opt.DeviceOpt = "auto"
@@ -187,9 +229,34 @@ class TokenizerOptions:
 
     def __post_init__(self) -> None:
         """Raises: UsageError."""
-        check_weights(self.tokenizer)
+        if self.tokenizer is not None:
+            check_weights(self.tokenizer)
         check_device(self.device)
         check_file(self.tokenizer_config, "--tokenizer-config")
+
+    def of(self, data: list[Path]) -> TokenizerOptions:
+        """The same where a tokenizer is named, else with the one that made the token cache DATA.
+
+        Raises: UsageError where that is not found, and for images.
+        """
+        if self.tokenizer is not None:
+            return self
+        if not _summary.is_cache(data):
+            why = "generators are trained on tokens, and the images are not encoded yet"
+            raise UsageError("no tokenizer is named", why, "add --tokenizer NAME, or a file")
+        from avarc_cli.tokens.cache import read
+
+        header = read(data[0]).header
+        if any(card.name == header.tokenizer for card in tokenizer_cards()):
+            return replace(self, tokenizer=header.tokenizer)
+        for folder in (Path(), data[0].parent):
+            if (folder / header.tokenizer_file).exists():
+                return replace(self, tokenizer=str(folder / header.tokenizer_file))
+        raise UsageError(
+            f"the tokenizer of '{data[0]}' is not found",
+            f"its tokens were made by {header.tokenizer_file}, which is neither here nor beside the cache",
+            "name it: --tokenizer FILE",
+        )
 
     def load(self, *, text_encoder: str | None = None) -> LoadedTokenizer:
         """The tokenizer; missing weights are downloaded if the user agrees.
@@ -197,6 +264,7 @@ class TokenizerOptions:
         Args:
             text_encoder: name of one whose weights are needed too.
         """
+        assert self.tokenizer is not None, "after `of`"
         sets = self.tokenizer_weight_set
         _weights.ensure(self.tokenizer, tokenizer_weight_set=sets, yes=self.yes, text_encoder=text_encoder)
         from avarc_cli.loading import ModelSpec, load_tokenizer  # imports torch: only now, after all that may be wrong
@@ -241,10 +309,11 @@ def train_tokenizer(
     with reserved(out, overwrite):
         images, held_out = training.open(data)
         from avarc_cli.devices import pick_device  # imports torch: only now, after all that may be wrong
+        from avarc_cli.layers import collectives
         from avarc_cli.train import tokenizer
 
-        recipe = training.tokenizer_recipe()
-        with progress("training tokenizer", recipe.steps) as told:
+        recipe, chosen = training.tokenizer_recipe(), pick_device(device)
+        with collectives.joined(chosen), progress("training tokenizer", recipe.steps) as told:
             tokenizer.train_tokenizer(
                 images,
                 out,
@@ -255,7 +324,7 @@ def train_tokenizer(
                 augment=training.augmentation(),
                 terms=loss.terms(),
                 measures=codes.measures(),
-                device=pick_device(device),
+                device=chosen,
                 held_out=held_out,
                 run=training.run(out),
                 progress=told,
@@ -276,17 +345,19 @@ def train_generator(
     class_dropout: float,
     overwrite: bool,
 ) -> None:
-    """Train a generator of this family on the tokens of the images of DATA, and show where it is."""
+    """Train a generator of this family on the tokens of DATA, and show where it is."""
     check_class_dropout(class_dropout)
+    reads = reads.of(data)
     with reserved(out, overwrite, reads.tokenizer):
-        images, held_out = training.open(data)
+        source, held_out = training.open_source(data)
         reader = reads.load()
+        from avarc_cli.layers import collectives
         from avarc_cli.train import generator
 
         recipe = replace(training.recipe(), class_dropout=class_dropout)
-        with progress(f"training {family}", recipe.steps) as told:
+        with collectives.joined(reader.device), progress(f"training {family}", recipe.steps) as told:
             generator.train_generator(
-                images,
+                source,
                 out,
                 reader,
                 shape,
@@ -332,7 +403,14 @@ def progress(description: str, steps: int) -> Iterator[MetricsProgress]:
 
 
 def show(out: Path, run: RunOptions | None = None) -> None:
-    """Say where the weights are; after a dry run there are none."""
-    if run is not None and run.dry_run:
-        return
-    console.result({"weights": out}, console.path_and(out, "written"), brief=str(out))
+    """Say where the weights are, unless after a dry run, and how many images could not be read.
+
+    Raises: typer.Exit where there are such images.
+    """
+    unreadable = {} if run is None else run.unreadable
+    if run is None or not run.dry_run:
+        data = {"weights": out} | ({"unreadable": unreadable} if unreadable else {})
+        console.result(data, console.path_and(out, "written"), brief=str(out))
+    if unreadable:
+        console.warn(f"{counted(len(unreadable), 'image')} could not be read; others were trained on in their place")
+        raise typer.Exit(EXIT_UNREADABLE)

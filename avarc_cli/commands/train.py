@@ -188,7 +188,7 @@ app.command(name="llamagen-t2i", cls=Command)(llamagen_t2i)
 @app.command(cls=Command)
 @with_option_groups
 def var(
-    data: opt.DataArg,
+    data: common.TokensArg,
     *,
     out: common.OutOpt,
     reads: common.TokenizerOptions,
@@ -216,7 +216,7 @@ def var(
 @app.command(cls=Command)
 @with_option_groups
 def llamagen(
-    data: opt.DataArg,
+    data: common.TokensArg,
     *,
     out: common.OutOpt,
     reads: common.TokenizerOptions,
@@ -239,7 +239,7 @@ def llamagen(
 @app.command(cls=Command)
 @with_option_groups
 def randar(
-    data: opt.DataArg,
+    data: common.TokensArg,
     *,
     out: common.OutOpt,
     reads: common.TokenizerOptions,
@@ -262,7 +262,7 @@ def randar(
 @app.command(cls=Command)
 @with_option_groups
 def rar(
-    data: opt.DataArg,
+    data: common.TokensArg,
     *,
     out: common.OutOpt,
     reads: common.TokenizerOptions,
@@ -284,7 +284,7 @@ def rar(
 @app.command(cls=Command)
 @with_option_groups
 def maskgit(
-    data: opt.DataArg,
+    data: common.TokensArg,
     *,
     out: common.OutOpt,
     reads: common.TokenizerOptions,
@@ -307,7 +307,7 @@ def maskgit(
 @app.command(cls=Command)
 @with_option_groups
 def cca(
-    data: opt.DataArg,
+    data: common.TokensArg,
     *,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Weights to write (safetensors), or with --rank a folder as PEFT's.")
@@ -333,18 +333,20 @@ def cca(
     """
     check_contrast(beta, weight, class_dropout)
     with common.reserved(out, overwrite, model.model, model.tokenizer, folder=rank > 0):
-        images, held_out = training.open(data)
-        from avarc_cli.loading import load_model  # imports torch: only now, after all that may be wrong
+        source, held_out = training.open_source(data)
+        from avarc_cli.layers import collectives  # imports torch: only now, after all that may be wrong
+        from avarc_cli.loading import load_model
+        from avarc_cli.tokens.source import class_names
         from avarc_cli.train.cca import Contrast, align
 
         contrast = Contrast(beta=beta, weight=weight, class_dropout=class_dropout)
         loaded = load_model(model.fetch())
         opt.note_inferred(loaded)
         recipe = replace(training.recipe(), weight_decay=0.0)
-        _images.note_numbers(images.class_names, loaded.classes)
-        with common.progress("aligning", recipe.steps) as progress:
+        _images.note_numbers(class_names(source), loaded.classes)
+        with collectives.joined(loaded.tokenizer.device), common.progress("aligning", recipe.steps) as progress:
             align(
-                images,
+                source,
                 out,
                 loaded,
                 recipe,

@@ -57,7 +57,7 @@ def text_encoder(
 
 @with_option_groups
 def llamagen_t2i(
-    data: opt.DataArg,
+    data: common.TokensArg,
     *,
     out: common.OutOpt,
     captions: Annotated[Path, opt.model_option("--captions", help=f"{NAMED_CAPTIONS} The names are the classes'.")],
@@ -81,9 +81,11 @@ def llamagen_t2i(
     check_class_dropout(class_dropout)
     caption_sets.check_options(captions, (), text_encoder)
     chosen = caption_sets.read(captions)
+    reads = reads.of(data)
     with common.reserved(out, overwrite, reads.tokenizer):
-        images, held_out = training.open(data)
+        source, held_out = training.open_source(data)
         reader = reads.load(text_encoder=text_encoder)
+        from avarc_cli.layers import collectives
         from avarc_cli.text import encoders
         from avarc_cli.train.captions import train_on_captions
 
@@ -92,9 +94,9 @@ def llamagen_t2i(
         if note := encoded.note(found.positions):
             console.warn(note)
         recipe = replace(training.recipe(), class_dropout=class_dropout)
-        with common.progress("training llamagen-t2i", recipe.steps) as told:
+        with collectives.joined(reader.device), common.progress("training llamagen-t2i", recipe.steps) as told:
             train_on_captions(
-                images,
+                source,
                 out,
                 reader,
                 vars(shape),

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from avarc_cli import families
-from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.labels import UNKNOWN, match
 from avarc_cli.errors import UsageError, shorten_list
 from avarc_cli.layers.rows import Rows
@@ -25,20 +24,22 @@ from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.text.captions import Captions
 from avarc_cli.text.encoders import take
 from avarc_cli.text.features import CaptionFeatures, TextInput
-from avarc_cli.train.generator import EncodedImages, prepare, seed_dropout, watched_images
-from avarc_cli.train.images import Augment, TrainingImages
+from avarc_cli.tokens.source import Source, class_names
+from avarc_cli.train.generator import prepare, seed_dropout, watched_batches
+from avarc_cli.train.images import Augment
 from avarc_cli.train.loop import conclude, fingerprint, train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
 from avarc_cli.train.save import save_generator
+from avarc_cli.train.token_batches import TokenBatches, training_batches
 from avarc_cli.train.updates import LossOfRows
 from avarc_cli.train.validation import labelled_as
 from avarc_cli.trainable import CaptionTrainableModel
 
 
 def train_on_captions(
-    images: ImageSet,
+    source: Source,
     out: Path,
     tokenizer: LoadedTokenizer,
     shape: Mapping[str, Any],
@@ -49,7 +50,7 @@ def train_on_captions(
     features: CaptionFeatures,
     text: TextInput,
     augment: Augment | None = None,
-    held_out: ImageSet | None = None,
+    held_out: Source | None = None,
     run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
@@ -60,6 +61,7 @@ def train_on_captions(
     runs on the tokenizer's device, and resumes as `train_tokenizer` does.
 
     Args:
+        source: as for `train_generator`.
         captions: whose names are those of the images' classes.
         features: of these captions.
         text: what the model is to read.
@@ -67,16 +69,16 @@ def train_on_captions(
     Raises: UsageError for classes without a caption; otherwise as `train_generator`.
     """
     check_output(out, WEIGHTS, overwrite=True)
-    captions_of = captions_of_classes(images, captions)
+    captions_of = captions_of_classes(source, captions)
     torch.manual_seed(recipe.seed)
     model = families.GENERATORS.get(family).new_of_captions(tokenizer.network, text, **shape)
-    batches = TrainingImages(images, tokenizer.image_size, augment or Augment(), seed=recipe.seed)
-    data = EncodedImages(tokenizer, batches)
+    left_out = (run or Run()).left_out
+    data = training_batches(source, tokenizer, augment, seed=recipe.seed, left_out=left_out)
     network = model.network.requires_grad_(True)
     device, segments = next(network.parameters()).device, len(model.segment_ends)
     prepare(model, recipe)
 
-    def loss_of(data: EncodedImages, *, validates: bool = False) -> LossOfRows:
+    def loss_of(data: TokenBatches, *, validates: bool = False) -> LossOfRows:
         dropout = 0.0 if validates else recipe.class_dropout
 
         def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
@@ -100,9 +102,9 @@ def train_on_captions(
         "tokenizer": fingerprint(tokenizer.network),
         "beginning": fingerprint(network),
     }
-    held_out = None if held_out is None else labelled_as(held_out, images.class_names)
-    watched = watched_images(
-        *(model, tokenizer, batches, held_out, recipe.batch_size), loss=lambda plain: loss_of(plain, validates=True)
+    held_out = None if held_out is None else labelled_as(held_out, class_names(source))
+    watched = watched_batches(
+        *(data, tokenizer, held_out, augment, recipe, run), loss=lambda plain: loss_of(plain, validates=True)
     )
     how: dict[str, Any] = {"subject": subject, "decays": model.decays, "watched": watched, "run": run, "say": say}
     trained = train(network, loss_of(data), recipe, resume_file(out), progress, **how)
@@ -111,17 +113,18 @@ def train_on_captions(
     return model
 
 
-def captions_of_classes(images: ImageSet, captions: Captions) -> list[list[int]]:
+def captions_of_classes(source: Source, captions: Captions) -> list[list[int]]:
     """The rows of each class's captions.
 
     Raises: UsageError for images without a class, or classes without a caption.
     """
-    if not images.class_names or (images.labels < 0).any():
+    names = class_names(source)
+    if not names or (source.labels < 0).any():
         raise UsageError(
             "images without a class", "captions are found by the class of an image", "use class sub-folders"
         )
-    found = match(images.class_names, captions.label_space)
-    if missing := [name for name, index in zip(images.class_names, found, strict=True) if index == UNKNOWN]:
+    found = match(names, captions.label_space)
+    if missing := [name for name, index in zip(names, found, strict=True) if index == UNKNOWN]:
         raise UsageError(
             f"classes without a caption: {shorten_list(missing)}",
             f"{captions.source} has captions for {shorten_list(captions.ids)}",

@@ -20,7 +20,7 @@ from avarc_cli.layers.vq_loss import Measures, ReconstructionLoss
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.tokenizer import TokenizerNetwork
-from avarc_cli.train.images import Augment, TrainingImages, ValidationImages
+from avarc_cli.train.images import Augment, TrainingImages, ValidationImages, first_readable
 from avarc_cli.train.loop import conclude, train
 from avarc_cli.train.published_loss import Terms, check, describe, left_out, make
 from avarc_cli.train.recipe import Recipe
@@ -131,7 +131,10 @@ def fit(
     """
     augment = augment or Augment()
     device = next(network.parameters()).device
-    batches = TrainingImages(images, network.image_size, augment, seed=recipe.seed)
+    left_out = (run or Run()).left_out
+    batches = TrainingImages(
+        images, network.image_size, augment, seed=recipe.seed, left_out=left_out, within_class=False
+    )
 
     def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
         x, _, generator = batches.batch(step, rows)
@@ -155,21 +158,25 @@ def _watched(
     draws: bool,
 ) -> Watched:
     device, size = next(network.parameters()).device, recipe.batch_size
-    shown = ValidationImages(
-        (batches.images if held_out is None else held_out).first(DRAWN),
-        batches.size,
-        batches.augment,
-        batch_size=DRAWN,
-        seed=recipe.seed,
-    )
+    how: dict[str, Any] = {"seed": recipe.seed, "left_out": batches.left_out}
+
+    def shown() -> ValidationImages:
+        images = first_readable(batches.images if held_out is None else held_out, DRAWN)
+        return ValidationImages(images, batches.size, batches.augment, batch_size=DRAWN, **how)
 
     def draw() -> np.ndarray:
-        return reconstructions(network, shown.batch(0, Rows.whole(len(shown)))[0].to(device))
+        images = shown()
+        return reconstructions(network, images.batch(0, Rows.whole(len(images)))[0].to(device))
 
-    watched = Watched(images=len(batches), tokens=network.layout.num_tokens, draw=draw if draws else None)
+    watched = Watched(
+        images=len(batches),
+        tokens=network.layout.num_tokens,
+        listing=batches.listing,
+        draw=draw if draws else None,
+    )
     if held_out is None:
         return watched
-    plain = ValidationImages(held_out, batches.size, batches.augment, batch_size=size, seed=recipe.seed)
+    plain = ValidationImages(held_out, batches.size, batches.augment, batch_size=size, **how)
 
     def loss_of_rows(number: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
         x, _, generator = plain.batch(number, rows)
