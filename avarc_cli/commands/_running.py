@@ -40,7 +40,7 @@ class RunOptions:
     keep: Annotated[int, option("--keep", min=1, help="Checkpoints to keep, older ones as OUT.ckpt.STEP.")] = 1
     validation: Annotated[
         list[Path] | None,
-        option("--validation", help="Images, or a token cache, to validate on: OUT gets the weights that do best there."),
+        option("--validation", help="Images or a token cache to validate on: OUT gets the weights that do best."),
     ] = None
     hold_out: Annotated[
         float | None, option("--hold-out", help="Validate on this fraction of each class instead, 0.1 of DATA, say.")

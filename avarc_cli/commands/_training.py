@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from avarc_cli import console
+from avarc_cli import console, processes
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _summary, _weights
 from avarc_cli.commands._running import RunOptions, open_source
@@ -123,7 +123,11 @@ class RecipeOptions(RunOptions, _RecipeOptions):  # help lists the fields of the
                 why = f"'{source.path}' is encoded already, and says what its classes are"
                 raise UsageError("no use for --dataset", why, "leave out --dataset")
             self._note_views(source)
-        return self.parts(source, self.seed)
+        parts = self.parts(source, self.seed)
+        if isinstance(source, TokenCache) and not isinstance(parts[1], TokenCache | None):
+            why = f"'{source.path}' is a token cache, and its images may be cut in another way than these would be"
+            raise UsageError("cannot validate on images", why, "encode them in the same way: avarc encode")
+        return parts
 
     def _note_views(self, cache: TokenCache) -> None:
         """Say what a training sees of a cache's images."""
@@ -380,7 +384,7 @@ def reserved(out: Path, overwrite: bool, *inputs: str | None, folder: bool = Fal
         inputs: names or files of weights that are read.
         folder: whether an adapter's folder is written.
     """
-    from avarc_cli import outputs, processes
+    from avarc_cli import outputs
     from avarc_cli.train.resume import resume_file
     from avarc_cli.work.locks import only_writer
 
@@ -405,12 +409,14 @@ def progress(description: str, steps: int) -> Iterator[MetricsProgress]:
 def show(out: Path, run: RunOptions | None = None) -> None:
     """Say where the weights are, unless after a dry run, and how many images could not be read.
 
-    Raises: typer.Exit where there are such images.
+    Raises: typer.Exit where there are such images; but not in one of several processes, whose launcher would take it
+        for a failure.
     """
     unreadable = {} if run is None else run.unreadable
     if run is None or not run.dry_run:
         data = {"weights": out} | ({"unreadable": unreadable} if unreadable else {})
         console.result(data, console.path_and(out, "written"), brief=str(out))
     if unreadable:
-        console.warn(f"{counted(len(unreadable), 'image')} could not be read; others were trained on in their place")
-        raise typer.Exit(EXIT_UNREADABLE)
+        console.warn(f"{counted(len(unreadable), 'image')} could not be read, and others were shown instead")
+        if processes.count() == 1:
+            raise typer.Exit(EXIT_UNREADABLE)
