@@ -119,20 +119,25 @@ class RunOptions:
         return [out, resume_file(out), *(folder for folder in (self.log, self.tensorboard) if folder is not None)]
 
 
-def open_source(data: list[Path], dataset: str | None = None, *, allow_outside: bool = False) -> Source:
-    """All images of DATA, or the token cache that it names; notes what was recognized.
-
-    Raises: UsageError; CacheError.
-    """
+def cache_of(data: list[Path]) -> Path | None:
+    """The token cache that DATA is; None for images. Raises: UsageError for a cache with other inputs."""
     if not any(_summary.is_cache([path]) for path in data):
-        return _images.open_noted(data, dataset, allow_outside=allow_outside)
+        return None
     if len(data) > 1:
         raise UsageError(
             "a training reads one token cache", f"there are {len(data)} inputs", "join caches: avarc cache merge"
         )
+    return data[0]
+
+
+def open_source(data: list[Path], dataset: str | None = None, *, allow_outside: bool = False) -> Source:
+    """All images of DATA, or the token cache that it is; notes what was recognized. Raises: UsageError; CacheError."""
+    path = cache_of(data)
+    if path is None:
+        return _images.open_noted(data, dataset, allow_outside=allow_outside)
     from avarc_cli.tokens.cache import read
 
-    return read(data[0])
+    return read(path)
 
 
 def _show(found: Rehearsal, files: list[Path]) -> None:

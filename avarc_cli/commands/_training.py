@@ -13,7 +13,7 @@ import typer
 from avarc_cli import console, processes
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _summary, _weights
-from avarc_cli.commands._running import RunOptions, open_source
+from avarc_cli.commands._running import RunOptions, cache_of, open_source
 from avarc_cli.errors import EXIT_UNREADABLE, UsageError
 from avarc_cli.settings import (
     check_augmentation,
@@ -245,20 +245,22 @@ class TokenizerOptions:
         """
         if self.tokenizer is not None:
             return self
-        if not _summary.is_cache(data):
+        cache = cache_of(data)
+        if cache is None:
             why = "generators are trained on tokens, and the images are not encoded yet"
             raise UsageError("no tokenizer is named", why, "add --tokenizer NAME, or a file")
         from avarc_cli.tokens.cache import read
 
-        header = read(data[0]).header
+        header = read(cache).header
         if any(card.name == header.tokenizer for card in tokenizer_cards()):
             return replace(self, tokenizer=header.tokenizer)
-        for folder in (Path(), data[0].parent):
-            if (folder / header.tokenizer_file).exists():
-                return replace(self, tokenizer=str(folder / header.tokenizer_file))
+        name = Path(header.tokenizer_file).name
+        for file in (Path(name), cache.parent / name):
+            if file.exists():
+                return replace(self, tokenizer=str(file))
         raise UsageError(
-            f"the tokenizer of '{data[0]}' is not found",
-            f"its tokens were made by {header.tokenizer_file}, which is neither here nor beside the cache",
+            f"the tokenizer of '{cache}' is not found",
+            f"its tokens were made by {name}, which is neither here nor beside the cache",
             "name it: --tokenizer FILE",
         )
 

@@ -194,7 +194,7 @@ def watched_batches(
     how: dict[str, Any] = {"batch_size": size, "seed": recipe.seed, "left_out": left_out}
     plain = validation_batches(held_out, tokenizer, augment, **how)
     measured = Validation(loss=loss(plain), images=len(plain), batch_size=size, subject=plain.subject["images"])
-    return replace(watched, validation=measured)
+    return replace(watched, validation=measured, listing=lambda: data.listing().with_others(plain.listing()))
 
 
 @torch.no_grad()

@@ -45,6 +45,17 @@ class Listing:
         names, labels = _unpacked(state["names"]), state["labels"].numpy()
         return cls(names, labels, _unpacked(state["class_names"]), digests if len(digests) else None)
 
+    def with_others(self, others: Listing) -> Listing:
+        """These and other images, such as those that are held out: a new image may change which they are."""
+        theirs = np.where(others.labels < 0, others.labels, others.labels + len(self.class_names)).astype(np.int32)
+        known = self.digests is not None and others.digests is not None
+        return Listing(
+            (*self.names, *others.names),
+            np.concatenate([self.labels, theirs]),
+            (*self.class_names, *others.class_names),
+            np.concatenate([self.digests, others.digests]) if known else None,
+        )
+
     def changes_since(self, before: Listing) -> str:
         """What is different from before: "1 added (c.png), 2 removed (a.png, b.png)"; "" where no name tells."""
         comparable = self.digests is not None and before.digests is not None

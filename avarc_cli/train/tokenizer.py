@@ -185,7 +185,7 @@ def _watched(
     validation = Validation(
         loss=loss_of_rows, images=len(plain), batch_size=size, subject=plain.subject["images"], kept=loss
     )
-    return replace(watched, validation=validation)
+    return replace(watched, validation=validation, listing=lambda: batches.listing().with_others(plain.listing()))
 
 
 @torch.no_grad()

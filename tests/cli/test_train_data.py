@@ -114,7 +114,7 @@ def test_the_tokenizer_of_a_cache_is_found_beside_it_or_named(folder, tmp_path, 
     [
         (["var", "img"], "no tokenizer is named"),
         (["tokenizer", "t.h5"], "'t.h5' is a token cache"),
-        (["var", "t.h5", "t.h5"], "one token cache"),
+        (["var", "img", "t.h5"], "one token cache"),
         (["var", "t.h5", "--dataset", "imagenet-val"], "no use for --dataset"),
         (["var", "t.h5", "--validation", "img"], "cannot validate on images"),
         (

@@ -127,7 +127,7 @@ def test_the_next_batch_is_begun_while_one_is_in_use():
 @pytest.fixture
 def cache(tmp_path):
     """Ten views of each of 12 images of two classes."""
-    views = Preprocess("fit", 8, views=Views(TEN_CROP))
+    views = Preprocess("fit", 8, views=Views(TEN_CROP, 1.5))
     encode(make_images(tmp_path / "img", 12), StubTokenizer(), views, tmp_path / "t.h5")
     return read(tmp_path / "t.h5")
 
