@@ -28,6 +28,7 @@ from PIL import Image
 
 from avarc_cli.data.datasets import ImageSet, open_images
 from avarc_cli.data.image_source import ImageFiles
+from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.layers import collectives
 from avarc_cli.train import images as training_images
 from avarc_cli.train.images import Augment, TrainingImages
@@ -111,7 +112,7 @@ def memory(apart: bool) -> None:
             photos(folder, IMAGES)
         collectives.from_all(None)
         images = open_images([folder])
-        images.load(0, training_images.Preprocess("fit", 8))  # what Pillow needs is counted before
+        images.load(0, Preprocess("fit", 8))  # what Pillow needs is counted before
         if apart:
             stack.enter_context(mock.patch("avarc_cli.train.shared._machine", collectives.rank))
         before = kilobytes()
