@@ -16,6 +16,8 @@ from avarc_cli.commands import _training as common
 from avarc_cli.commands._groups import Command, with_option_groups
 from avarc_cli.commands.train_captions import llamagen_t2i, text_encoder
 from avarc_cli.commands.train_classifier import classifier
+from avarc_cli.commands.train_maskgen import maskgen
+from avarc_cli.commands.train_tatitok import tatitok
 from avarc_cli.commands.train_titok import titok
 from avarc_cli.settings import (
     check_contrast,
@@ -181,8 +183,10 @@ def maskgit_vq(
 
 app.command(cls=Command)(classifier)
 app.command(cls=Command)(titok)
+app.command(cls=Command)(tatitok)
 app.command(name="text-encoder", cls=Command)(text_encoder)
 app.command(name="llamagen-t2i", cls=Command)(llamagen_t2i)
+app.command(cls=Command)(maskgen)
 
 
 @app.command(cls=Command)

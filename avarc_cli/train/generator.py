@@ -53,8 +53,8 @@ class TokenBatches(Protocol):
     def batch(self, step: int, rows: Rows) -> tuple[Tensor, Tensor, torch.Generator]:
         """Part of a step's batch, a function of the step alone.
 
-        Returns: tokens (B, L) int64 of these rows, continuous ones drawn from their distributions; the class ids of the whole batch, int64; the step's own generator,
-            in the same state for any rows.
+        Returns: tokens (B, L) int64 of these rows, continuous ones drawn from their distributions; the class ids of
+            the whole batch, int64; the step's own generator, in the same state for any rows.
         """
         ...
 

@@ -73,4 +73,4 @@ class Start:
             if name not in new:
                 value.copy_(given[name])
         if new:
-            note(f"{shorten_list(new)} of {self.read.path} read other captions or scores, and are trained from new weights")
+            note(f"new weights for {shorten_list(new)}: those of {self.read.path} read other captions or scores")

@@ -126,7 +126,9 @@ class CaptionedLikelihood(MaskedLikelihood, CaptionTrainableModel):
             raise UsageError("aesthetic scores are for models that are given one", "this one is not", "leave them out")
         empty, pooled_BE = features.empty, features.pooled_RE
         if empty is None or empty.pooled_RE is None or pooled_BE is None:
-            raise UsageError("the empty caption was not encoded", "it stands for captions that are left out in training")
+            raise UsageError(
+                "the empty caption was not encoded", "it stands for captions that are left out in training"
+            )
         dropped_B = dropped_B.to(pooled_BE.device)
         given_BTD, empty_1TD = _all_positions(features, config), _all_positions(empty, config)
         sequence_BTD = torch.where(dropped_B[:, None, None], empty_1TD, given_BTD)

@@ -48,7 +48,10 @@ class JointConfig:
     def text(self) -> TextInput:
         """What it reads of a caption."""
         return TextInput(
-            encoder=self.text_encoder, positions=self.text_positions, width=self.text_width, pooled_width=self.text_width
+            encoder=self.text_encoder,
+            positions=self.text_positions,
+            width=self.text_width,
+            pooled_width=self.text_width,
         )
 
     @property

@@ -65,8 +65,9 @@ class MaskGenFamily(GeneratorFamily):
         return MaskGenLikelihood(network.set_precision(precision).set_kernels(kernels))
 
     def new_of_captions(self, tokenizer: TokenizerNetwork, text: TextInput, **shape: Any) -> MaskGenLikelihood:
-        """An initialized model; `shape` is depth and width and, where not the default, heads; with aesthetic_score it is
-        given the images' scores, by default that one.
+        """An initialized model; `shape` is depth, width and, where not the default, heads.
+
+        With an aesthetic_score there, it is given the scores of images, by default that one.
         """
         # Beside the codes the mask, and in the reference "no class", which nothing reads.
         rows = shape.pop("rows", tokenizer.vocab_size + 2)
@@ -174,7 +175,7 @@ def _new_joint(
         gives = f"one of {text.pooled_width} channels" if text.pooled_width else "none"
         raise UsageError(
             f"a {title} cannot read what {text.encoder} makes of captions",
-            f"it reads vectors of {text.width} channels, and one of as many of the whole caption; the encoder gives {gives}",
+            f"it reads {text.width} channels of positions, and as many of the whole caption; the encoder gives {gives}",
             "name a CLIP, or an encoder of avarc train text-encoder, with --text-encoder",
         )
     check_sequence(tokenizer, title)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -33,6 +33,7 @@ def initialize(network: Network) -> Network:
         if isinstance(module, AdaLN):
             module.linear.weight.zero_()
         elif isinstance(module, ResidualBlock | FinalLayer):
-            for layer in [module.adaLN_modulation[1], *([module.linear] if isinstance(module, FinalLayer) else [])]:
-                nn.init.zeros_(layer.weight)
+            cast("nn.Linear", module.adaLN_modulation[1]).weight.zero_()
+        if isinstance(module, FinalLayer):
+            module.linear.weight.zero_()
     return network

@@ -95,7 +95,6 @@ class MaskGenKLLikelihood(CaptionedLikelihood):
         tokens = TokenSampler(self.transformer.head, generators, self.device)
         return sample(self.transformer, self.captions, *rows, SCHEDULE, generators, guidance, tokens)
 
-
     def draw(self, count: int, objective: Objective, generator: torch.Generator) -> Draw:
         """Tokens that are hidden, and the steps and the noise of their diffusions."""
         return latent_loss.draw(count, self.config.num_tokens, self.channels, generator)

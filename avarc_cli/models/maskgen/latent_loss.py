@@ -41,8 +41,8 @@ def token_loss(
 ) -> StepLoss:
     """The mean over the tries of all hidden tokens.
 
-    The reference's bound at the first step, of bins as for pixels, is left out: of the loss it changes only the variance
-    of a step that is drawn without noise.
+    The reference's bound at the first step, of bins as for pixels, is left out: it trains the variance of that step
+    alone, in which samples get no noise.
 
     Args:
         x_BLZ: tokens as the head reads them. z_BLC: what the transformer says of each.

@@ -33,7 +33,7 @@ class TATiTokFamily(TokenizerFamily):
         return build(lambda: TATiTok(config), kept, source=source, expected=TITLE)
 
     def new(self, **shape: Any) -> TATiTok:
-        """An initialized TA-TiTok; `shape` is a single-stage TiTok's and text, the `TextInput` of what captions give."""
+        """An initialized TA-TiTok; `shape` is a single-stage TiTok's, and text: the `TextInput` of what it reads."""
         text: TextInput = shape.pop("text")
         side = shape.pop("image_size") // shape["patch"]
         config = stages.new_config(predicted=None, side=side, **shape)

@@ -65,7 +65,7 @@ class TiTokLoss(ReconstructionLoss):
 
     def read(self, text_BTD: Tensor) -> None:
         """As `family.CaptionedLoss`."""
-        self.network = self.network.with_guidance(text_BTD)
+        self.network = cast("TiTok", self.network.with_guidance(text_BTD))
 
     @property
     def last_weight(self) -> Tensor:
@@ -73,7 +73,7 @@ class TiTokLoss(ReconstructionLoss):
 
 
 class VAELoss(TokenizerLoss):
-    """The loss of a VAE: error of the pixels, and a little of the divergence of its tokens from a normal distribution."""
+    """The loss of a VAE: error of the pixels, and a little of the divergence of its tokens from their prior."""
 
     published = TiTokLoss.published
 
@@ -89,7 +89,7 @@ class VAELoss(TokenizerLoss):
 
     def read(self, text_BTD: Tensor) -> None:
         """As `family.CaptionedLoss`."""
-        self.network = self.network.with_guidance(text_BTD)
+        self.network = cast("TiTok", self.network.with_guidance(text_BTD))
 
     def __call__(
         self, images: Tensor, step: int, steps: int, generator: torch.Generator
