@@ -184,6 +184,15 @@ def parse_dimensions(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts) if readable else ()
 
 
+def parse_pair(text: str, named_by: str) -> tuple[float, float]:
+    """Two numbers with a comma between them. Raises: UsageError for any other text."""
+    number = r"[-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?"
+    found = re.fullmatch(rf"\s*({number})\s*,\s*({number})\s*", text)
+    if found is None:
+        raise UsageError(f"cannot read {named_by} '{text}'", "it is two numbers", f"write {named_by} 0.5,0.9")
+    return float(found[1]), float(found[2])
+
+
 def check_sampling(guidance: float | None, top_k: int, top_p: float) -> None:
     """Raises: UsageError for numbers outside the ranges of `sampling.Sampling`."""
     if not (0 <= (guidance or 0) <= MOST_GUIDANCE and top_k >= 0 and 0 <= top_p <= 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,8 @@ from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands._groups import with_option_groups
-from avarc_cli.settings import check_class_dropout, check_heads, check_width
+from avarc_cli.commands._recipe_options import DropoutOptions
+from avarc_cli.settings import check_heads, check_width
 
 NAMED_CAPTIONS = "Captions by name: .json or .csv."
 HEAD_WIDTH = 16  # of the text encoder
@@ -66,8 +66,7 @@ def llamagen_t2i(
     shape: common.TransformerOptions,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
-    training: common.RecipeOptions,
-    class_dropout: common.DropoutOpt = 0.1,
+    training: DropoutOptions,
 ) -> None:
     """Train a LlamaGen that reads captions, on the tokens of a folder with one sub-folder a class.
 
@@ -78,7 +77,6 @@ def llamagen_t2i(
     from avarc_cli.text import captions as caption_sets
 
     check_heads(shape.width, shape.heads, "a LlamaGen")
-    check_class_dropout(class_dropout)
     caption_sets.check_options(captions, (), text_encoder)
     chosen = caption_sets.read(captions)
     with common.reserved(out, overwrite, reads.tokenizer):
@@ -91,7 +89,7 @@ def llamagen_t2i(
         encoded = encoders.encode_once(found, chosen.texts, reader.device)
         if note := encoded.note(found.positions):
             console.warn(note)
-        recipe = replace(training.recipe(), class_dropout=class_dropout)
+        recipe = training.recipe(len(images))
         with common.progress("training llamagen-t2i", recipe.steps) as told:
             train_on_captions(
                 images,

@@ -12,6 +12,8 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands import _weights
 from avarc_cli.commands._groups import with_option_groups
+from avarc_cli.commands._loss_options import CodeOptions, LossOptions
+from avarc_cli.commands._recipe_options import TokenizerRecipeOptions
 from avarc_cli.errors import UsageError
 from avarc_cli.settings import check_device, check_file, check_patch, check_width
 from avarc_cli.zoo.cards import check_weights
@@ -46,9 +48,9 @@ def titok(
     yes: opt.YesOpt = False,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
-    training: common.RecipeOptions,
-    loss: common.LossOptions,
-    codes: common.CodeOptions,
+    training: TokenizerRecipeOptions,
+    loss: LossOptions,
+    codes: CodeOptions,
 ) -> None:
     """Train a TiTok, whose tokens describe the image as a whole, for a MaskGIT.
 
@@ -114,8 +116,8 @@ def _train_stage(
     data: list[Path],
     out: Path,
     shape: dict[str, Any],
-    training: common.RecipeOptions,
-    loss: common.LossOptions,
+    training: TokenizerRecipeOptions,
+    loss: LossOptions,
     codes_of: str,
     start_from: Path | None,
     *,
@@ -136,7 +138,7 @@ def _train_stage(
 
         teacher = load_tokenizer(ModelSpec(codes_of, image_size=image_size, device=device))
         opt.note_inferred(teacher)
-        recipe, augment = training.tokenizer_recipe(), training.augmentation()
+        recipe, augment = training.recipe(len(images)), training.augmentation()
         which = "first" if start_from is None else "second"
         with common.progress(f"training {which} stage", recipe.steps) as told:
             how: dict[str, Any] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from avarc_cli.family import PixelLoss, TokenizerLoss
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layers.rows import Rows
 from avarc_cli.layers.vq_loss import Measures, ReconstructionLoss
+from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.tokenizer import TokenizerNetwork
@@ -139,8 +141,9 @@ def fit(
 
     subject = {"network": str(network.config), **batches.subject, **(made_of or {})}
     watched = _watched(network, loss, batches, held_out, recipe, draws=draws)
+    decays = partial(decays_unless_named, without=families.TOKENIZERS.get(family).undecayed)
     how: dict[str, Any] = {"subject": subject, "kept": loss, "watched": watched, "run": run, "say": say}
-    trained = train(network, loss_of_rows, recipe, resume_file(out), progress, **how)
+    trained = train(network, loss_of_rows, recipe, resume_file(out), progress, decays=decays, **how)
     about: dict[str, Any] = {"family": family, "preprocess": augment.preprocess, "stated": stated}
     conclude(trained, out, lambda: save_tokenizer(network, out, **about), run)
 

@@ -23,7 +23,7 @@ from avarc_cli.tokenizers.titok.network import Codebook, TiTok
 
 def _weights(lpips: float, weight: float, start: float) -> LossWeights:
     """What both published trainings share (1d-tokenizer's code). They weigh squared errors of pixels in [0, 1]."""
-    adversary = Adversary(kind="blur", weight=weight, start=start, lecam=0.001, weight_decay=1e-4)
+    adversary = Adversary(kind="blur", weight=weight, start=start, lecam=0.001, weight_decay=1e-4, own_schedule=True)
     return LossWeights(squared=0.25, lpips=lpips, logits=0.1, adversary=adversary)
 
 

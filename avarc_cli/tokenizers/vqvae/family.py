@@ -23,6 +23,7 @@ class VQVAEFamily(TokenizerFamily):
     title = TITLE
     signature = ("quantize.embedding.weight", "quantize.quant_resi.qresi_ls.0.weight")
     generator = "var"
+    undecayed = ("quantize.embedding",)  # of vaex, a trainer by VAR's authors
 
     def build(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> VQVAE:
         """The network; training statistics (`quantize.ema_vocab_hit_SV`) are ignored."""
