@@ -93,6 +93,9 @@ class LossOptions:
 class CodeOptions:
     """Measures against codes that fall out of use."""
 
+    revive: Annotated[
+        bool, opt.training_option("--revive/--no-revive", help="Replace unused codes by latents now and then.")
+    ] = True
     reanchor: Annotated[
         bool, opt.training_option("--reanchor", help="Move rarely used codes towards latents of every batch.")
     ] = False

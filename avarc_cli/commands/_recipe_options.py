@@ -14,7 +14,13 @@ from avarc_cli.commands import _config, _images
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._running import RunOptions
 from avarc_cli.errors import UsageError
-from avarc_cli.settings import check_augmentation, check_class_dropout, check_learning_rate, parse_pair
+from avarc_cli.settings import (
+    check_augmentation,
+    check_class_dropout,
+    check_learning_rate,
+    check_short_side,
+    parse_pair,
+)
 
 if TYPE_CHECKING:
     from avarc_cli.data.datasets import ImageSet
@@ -68,9 +74,17 @@ class _TrainingOptions:
     augment: Annotated[
         str,
         opt.training_option(
-            "--augment", help="crop (random crop), affine (rotate, scale, shear, shift: small objects) or none."
+            "--augment",
+            help="crop (random crop of the middle), whole (of the whole image), affine (rotate, scale, shear, shift: "
+            "small objects) or none.",
         ),
     ] = "crop"
+    short_side: Annotated[
+        str,
+        opt.training_option(
+            "--short-side", help="With --augment whole: how long an image's shorter side is, in sides of the crop."
+        ),
+    ] = "1.125,1.125"
     flip: Annotated[bool, opt.training_option("--flip", help="Mirror half of the images.")] = False
     seed: opt.SeedOpt = 0
     allow_outside: opt.AllowOutsideOpt = False
@@ -79,6 +93,7 @@ class _TrainingOptions:
         """Raises: UsageError."""
         check_learning_rate(self.lr)
         check_augmentation(self.augment)
+        check_short_side(parse_pair(self.short_side, "--short-side"))
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise UsageError(f"--epochs is {self.epochs}", "it must be a positive number")
 
@@ -86,7 +101,8 @@ class _TrainingOptions:
         """Random changes of the images."""
         from avarc_cli.train.images import Augment
 
-        return Augment(mode=self.augment, flip=self.flip)
+        sides = parse_pair(self.short_side, "--short-side")
+        return Augment(mode=self.augment, flip=self.flip, short_side=sides)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +184,13 @@ class RecipeOptions(RunOptions, _OptimizerOptions, _TrainingOptions):  # help li
 class TokenizerRecipeOptions(RecipeOptions):
     weight_decay: Annotated[float, optimizer_option("--weight-decay", help="Of AdamW.")] = 0.01
     betas: Annotated[str, optimizer_option("--betas", help="Of AdamW.")] = "0.9,0.99"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAERecipeOptions(TokenizerRecipeOptions):
+    """Of a multi-scale VQ-VAE."""
+
+    dropout: Annotated[float, opt.training_option("--dropout", help="Fraction of activations left out.")] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

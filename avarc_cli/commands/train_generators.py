@@ -84,6 +84,9 @@ def rar(
     out: common.OutOpt,
     reads: common.TokenizerOptions,
     shape: common.TransformerOptions,
+    hidden: Annotated[
+        int | None, opt.model_option("--hidden", min=1, help="Channels inside of the MLPs. Default: 4 times the width.")
+    ] = None,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     training: recipes.OrdersOptions,
@@ -92,7 +95,9 @@ def rar(
 
     Example: avarc train rar photos/ --tokenizer vq.safetensors --out rar.safetensors
     """
-    common.train_generator(data, out, vars(shape), training, reads, family="rar", overwrite=overwrite)
+    common.train_generator(
+        data, out, {**vars(shape), "hidden": hidden}, training, reads, family="rar", overwrite=overwrite
+    )
 
 
 @with_option_groups

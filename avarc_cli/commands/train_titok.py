@@ -12,14 +12,14 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands import _weights
 from avarc_cli.commands._groups import with_option_groups
-from avarc_cli.commands._loss_options import CodeOptions, LossOptions
+from avarc_cli.commands._loss_options import OF_DISCRIMINATOR, CodeOptions, LossOptions
 from avarc_cli.commands._recipe_options import TokenizerRecipeOptions
 from avarc_cli.errors import UsageError
 from avarc_cli.settings import check_device, check_file, check_patch, check_width
 from avarc_cli.zoo.cards import check_weights
 
-LOSS = ("vgg", "lpips", "convnext", "dino", "adversarial")
-SHAPE = ("patch", "tokens", "vocab", "channels", "width", "depth")
+LOSS = ("vgg", "lpips", "convnext", "dino", "adversarial", *OF_DISCRIMINATOR)
+SHAPE = ("patch", "tokens", "vocab", "channels", "width", "depth", "decoder_width", "decoder_depth")
 
 
 @with_option_groups
@@ -44,6 +44,12 @@ def titok(
     channels: common.CodeChannelsOpt = 12,
     width: Annotated[int, opt.model_option("--width", min=64, help="Channels, a multiple of 64.")] = 256,
     depth: common.DepthOpt = 6,
+    decoder_width: Annotated[
+        int | None, opt.model_option("--decoder-width", min=64, help="Channels of the decoder. Default: --width.")
+    ] = None,
+    decoder_depth: Annotated[
+        int | None, opt.model_option("--decoder-depth", min=1, help="Blocks of the decoder. Default: --depth.")
+    ] = None,
     device: opt.DeviceOpt = "auto",
     yes: opt.YesOpt = False,
     overwrite: opt.OverwriteOpt = False,
@@ -60,6 +66,7 @@ def titok(
     Example: avarc train titok photos/ --image-size 64 --out titok.safetensors
     """
     check_width(width, "a TiTok")
+    check_width(decoder_width or width, "a TiTok's decoder")
     shape: dict[str, Any] = {
         "patch": patch,
         "num_tokens": tokens,
@@ -67,6 +74,8 @@ def titok(
         "code_channels": channels,
         "width": width,
         "depth": depth,
+        "decoder_width": decoder_width,
+        "decoder_depth": decoder_depth,
     }
     if start_from is not None:
         if codes_of is None:
@@ -79,7 +88,9 @@ def titok(
     if codes_of is not None and start_from is None:
         opt.check_not_given(context, LOSS, "in the first stage", "it is trained on tokens, not on pixels")
     if codes_of is not None:
-        opt.check_not_given(context, ("reanchor", "perturbation"), "in two stages", "it is for the training in one")
+        opt.check_not_given(
+            context, ("revive", "reanchor", "perturbation"), "in two stages", "it is for the training in one"
+        )
     if codes_of is None:
         check_patch(image_size, patch)
         common.train_tokenizer(

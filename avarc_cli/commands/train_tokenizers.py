@@ -8,8 +8,8 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.commands._loss_options import CodeOptions, LossOptions, ScaleOptions
-from avarc_cli.commands._recipe_options import TokenizerRecipeOptions
-from avarc_cli.settings import check_levels, check_tokenizer_shape
+from avarc_cli.commands._recipe_options import TokenizerRecipeOptions, VQVAERecipeOptions
+from avarc_cli.settings import check_initialization, check_levels, check_tokenizer_shape
 
 
 @with_option_groups
@@ -29,10 +29,13 @@ def tokenizer(
     width: common.WidthOpt = 64,
     multipliers: common.MultipliersOpt = "1,2,2,4",
     blocks: common.BlocksOpt = 2,
+    initialization: Annotated[
+        str, opt.model_option("--initialization", help="small, for small tokenizers, or published: as VAR's authors.")
+    ] = "small",
     device: opt.DeviceOpt = "auto",
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
-    training: TokenizerRecipeOptions,
+    training: VQVAERecipeOptions,
     loss: LossOptions,
     codes: ScaleOptions,
 ) -> None:
@@ -47,7 +50,9 @@ def tokenizer(
         "ch_mult": opt.parse_numbers(multipliers, "--multipliers") or (),
         "patch_nums": opt.parse_numbers(patch_nums, "--patch-nums") or (),
         "blocks": blocks,
+        "initialization": initialization,
     }
+    check_initialization(initialization)
     check_tokenizer_shape(image_size, shape["patch_nums"], shape["ch_mult"], width)
     common.train_tokenizer(
         data,
