@@ -20,6 +20,8 @@ METHODS = ("embedding", "adaln", "lora")  # of adding a class
 MOST_SHORT_SIDE = 8
 MOST_GUIDANCE = 1000  # far beyond any use; float32 ends at 1e38
 
+MAX_SCORE = 10.0  # of the LAION aesthetic predictor
+
 
 def check_exists(path: str | Path | None, named_by: str) -> None:
     """Raises UsageError where an option or argument names a file or folder that is not there, or a device."""

@@ -13,7 +13,9 @@ from avarc_cli.commands.train_captions import llamagen_t2i, text_encoder
 from avarc_cli.commands.train_cca import cca
 from avarc_cli.commands.train_classifier import classifier
 from avarc_cli.commands.train_generators import llamagen, maskgit, randar, rar, var
+from avarc_cli.commands.train_maskgen import maskgen
 from avarc_cli.commands.train_recipes import recipes
+from avarc_cli.commands.train_tatitok import tatitok
 from avarc_cli.commands.train_titok import titok
 from avarc_cli.commands.train_tokenizers import maskgit_vq, tokenizer, vq
 from avarc_cli.errors import UsageError
@@ -66,6 +68,7 @@ _COMMANDS: dict[str, Any] = {
     "maskgit-vq": maskgit_vq,
     "classifier": classifier,
     "titok": titok,
+    "tatitok": tatitok,
     "text-encoder": text_encoder,
     "llamagen-t2i": llamagen_t2i,
     "var": var,
@@ -73,6 +76,7 @@ _COMMANDS: dict[str, Any] = {
     "randar": randar,
     "rar": rar,
     "maskgit": maskgit,
+    "maskgen": maskgen,
     "cca": cca,
     "recipes": recipes,
 }

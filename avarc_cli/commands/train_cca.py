@@ -49,7 +49,7 @@ def cca(
         from avarc_cli.train.cca import Contrast, align
 
         contrast = Contrast(beta=beta, weight=weight, class_dropout=training.class_dropout)
-        loaded = load_model(model.fetch())
+        loaded = load_model(model.fetch(), unbound=True)  # a model of captions is refused below, with the reason
         opt.note_inferred(loaded)
         recipe = training.recipe(len(images))
         _images.note_numbers(images.class_names, loaded.classes)

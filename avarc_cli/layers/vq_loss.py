@@ -67,6 +67,12 @@ def codebook_loss(latents: Tensor, codes: Tensor, commitment: float = COMMITMENT
     return F.mse_loss(codes, latents.detach()) + commitment * F.mse_loss(latents, codes.detach())
 
 
+def pixel_error(decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Absolute and squared error, and what to show of them."""
+    squared = F.mse_loss(decoded, images)
+    return F.l1_loss(decoded, images) + squared, {"rmse": squared.item() ** 0.5}
+
+
 def entropy_loss(latents_NZ: Tensor, codes_VZ: Tensor, temperature: float = 0.01) -> Tensor:
     """Small when each latent is near one code, and all codes are near some (LlamaGen, with weight 0)."""
     squares = latents_NZ.square().sum(1, keepdim=True) + codes_VZ.square().sum(1)
@@ -161,8 +167,7 @@ class ReconstructionLoss(ABC):
 
     def error(self, decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, float]]:
         """How far what was decoded is from the images, and what to show of it."""
-        squared = F.mse_loss(decoded, images)
-        return F.l1_loss(decoded, images) + squared, {"rmse": squared.item() ** 0.5}
+        return pixel_error(decoded, images)
 
     def _remember(self, step: int, encoded: Tensor, used_N: Tensor, generator: torch.Generator) -> None:
         """Count the codes of a part of a batch, and keep what changes of the codebook will need."""

@@ -156,6 +156,10 @@ class TrainingImages:
         x = self.augment(self._pixels(batch[own], places[own]), self.size, generator, rows)
         return x, torch.from_numpy(self.images.labels[batch]).long(), generator
 
+    def rows(self, step: int, batch_size: int) -> np.ndarray:
+        """Which images a step's batch has."""
+        return self._rows(step, batch_size)
+
     def _pixels(self, rows: np.ndarray, places: np.ndarray) -> Tensor:
         return self._decode(rows, places) if self._memory is None else self._memory[torch.from_numpy(rows)]
 
