@@ -22,12 +22,14 @@ OPTIONS = {
     "vq": options.TokenizerRecipeOptions,
     "maskgit-vq": options.TokenizerRecipeOptions,
     "titok": options.TokenizerRecipeOptions,
+    "tatitok": options.TokenizerRecipeOptions,
     "var": options.ScalesOptions,
     "llamagen": options.DropoutOptions,
     "llamagen-t2i": options.DropoutOptions,
     "randar": options.SkippingOptions,
     "rar": options.OrdersOptions,
     "maskgit": options.HiddenOptions,
+    "maskgen": options.HiddenOptions,
 }
 VQ = ["--image-size", "8", "--patch-nums", "1,2,4", "--vocab", "16", "--channels", "4", "--width", "32"]
 VQ += ["--multipliers", "1,1", "--blocks", "1", "--batch-size", "8", "--steps", "1"]
@@ -99,6 +101,11 @@ PUBLISHED = {
     "titok-l32": (1_000_000, 256, 1e-4, (0.9, 0.99), 1e-4, 1.0, 0.999),
     "titok-stage2": (500_000, 256, 1e-4, (0.9, 0.999), 1e-4, 1.0, 0.999),
     "titok-bl64": (650_000, 256, 1e-4, (0.9, 0.999), 1e-4, 1.0, 0.999),
+    "tatitok-sl128-vae": (650_000, 256, 1e-4, (0.9, 0.999), 1e-4, 1.0, 0.999),
+    "maskgen-vq-xl": (500_000, 128, 4e-4, (0.9, 0.96), 0.03, 1.0, 0.999),
+    "maskgen-vq-stage2": (250_000, 128, 1e-4, (0.9, 0.96), 0.03, 1.0, 0.999),
+    "maskgen-kl-l": (1_000_000, 32, 1e-4, (0.9, 0.95), 0.02, 1.0, 0.999),
+    "maskgen-kl-stage2": (500_000, 32, 1e-4, (0.9, 0.95), 0.02, 1.0, 0.999),
     "llamagen-vq16": (400_365, 128, 1e-4, (0.9, 0.95), 0.0, 1.0, None),
     "var-vqvae": (417_047, 768, 3e-4, (0.5, 0.9), 0.005, 10.0, 0.9999),
 }
@@ -124,6 +131,11 @@ SCHEDULES = {
     "titok-stage2": (5_000, 0, 0.1),
     "titok-single": (10_000, 0, 0.1),
     "llamagen": (0, 1, 1),
+    "tatitok": (10_000, 0, 0.1),
+    "maskgen-vq": (10_000, 0, 0.025),
+    "maskgen-vq-stage2": (10_000, 0, 0.1),
+    "maskgen-kl": (50_000, 0, 1),
+    "maskgen-kl-stage2": (50_000, 0, 1),
 }
 
 
