@@ -133,6 +133,9 @@ class TokenizerFamily(ABC):
     teacher: ClassVar[str] = ""
     """Name of the family of tokenizers whose codes a model trained in two stages first learns to predict; "" where
     training has one stage."""
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    """Words in the names of parameters that the published training applies no weight decay to, besides those of one
+    dimension."""
 
     @abstractmethod
     def build(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> TokenizerNetwork:

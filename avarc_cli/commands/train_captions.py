@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,8 @@ from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands._groups import with_option_groups
-from avarc_cli.settings import check_class_dropout, check_heads, check_width
+from avarc_cli.commands._recipe_options import DropoutOptions
+from avarc_cli.settings import check_heads, check_width
 
 if TYPE_CHECKING:
     import torch
@@ -76,8 +76,7 @@ def llamagen_t2i(
     shape: common.TransformerOptions,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
-    training: common.RecipeOptions,
-    class_dropout: common.DropoutOpt = 0.1,
+    training: DropoutOptions,
 ) -> None:
     """Train a LlamaGen that reads captions, on the tokens of a folder with one sub-folder a class.
 
@@ -86,7 +85,6 @@ def llamagen_t2i(
     Example: avarc train llamagen-t2i photos/ --captions captions.json --tokenizer vq.safetensors --out t2i.safetensors
     """
     check_heads(shape.width, shape.heads, "a LlamaGen")
-    check_class_dropout(class_dropout)
     chosen = checked(captions, text_encoder)
     with common.reserved(out, overwrite, reads.tokenizer):
         images, held_out = training.open(data)
@@ -94,7 +92,7 @@ def llamagen_t2i(
         from avarc_cli.train.captions import train_on_captions
 
         given, text = encoded(chosen, images, text_encoder, reader.device)
-        recipe = replace(training.recipe(), class_dropout=class_dropout)
+        recipe = training.recipe(len(images))
         with common.progress("training llamagen-t2i", recipe.steps) as told:
             train_on_captions(
                 images,

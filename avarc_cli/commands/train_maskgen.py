@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +11,9 @@ from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands._groups import with_option_groups
+from avarc_cli.commands._recipe_options import HiddenOptions
 from avarc_cli.commands.train_captions import CaptionsOpt, EncoderOpt, checked, encoded
-from avarc_cli.settings import check_class_dropout, check_file, check_heads
+from avarc_cli.settings import check_file, check_heads
 
 HEAD = ("head_width", "head_depth")
 SHAPE = ("depth", "width", "heads", *HEAD)
@@ -39,8 +39,7 @@ def maskgen(
     head_depth: Annotated[int, opt.model_option("--head-depth", min=1, help="Blocks of that head.")] = 3,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
-    training: common.RecipeOptions,
-    class_dropout: common.DropoutOpt = 0.1,
+    training: HiddenOptions,
     aesthetic_scores: Annotated[
         Path | None,
         opt.training_option(
@@ -56,7 +55,6 @@ def maskgen(
     Example: avarc train maskgen photos/ --captions captions.json --tokenizer titok.safetensors --out out.safetensors
     """
     check_heads(shape.width, shape.heads, "a MaskGen")
-    check_class_dropout(class_dropout)
     check_file(start_from, "--start-from")
     if start_from is not None:
         opt.check_not_given(context, SHAPE, "with --start-from", "the file has decided the shape")
@@ -80,7 +78,7 @@ def maskgen(
             )
         start = None if start_from is None else Start.of(start_from)
         given, text = encoded(chosen, images, text_encoder, reader.device)
-        recipe = replace(training.recipe(), class_dropout=class_dropout)
+        recipe = training.recipe(len(images))
         with common.progress("training maskgen", recipe.steps) as told:
             train_on_captions(
                 images,

@@ -12,13 +12,23 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands import _weights
 from avarc_cli.commands._groups import with_option_groups
+from avarc_cli.commands._loss_options import CodeOptions, LossOptions
+from avarc_cli.commands._recipe_options import TokenizerRecipeOptions
 from avarc_cli.commands.train_captions import CaptionsOpt, EncoderOpt, checked, encoded
-from avarc_cli.commands.train_titok import PatchOpt, TokensOpt, VaeOpt, WidthOpt, check_vae
+from avarc_cli.commands.train_titok import (
+    DecoderDepthOpt,
+    DecoderWidthOpt,
+    PatchOpt,
+    TokensOpt,
+    VaeOpt,
+    WidthOpt,
+    check_vae,
+)
 from avarc_cli.settings import check_device, check_patch, check_width
 
 
 @dataclass(frozen=True, kw_only=True)
-class RevivedCodeOptions(common.CodeOptions):
+class RevivedCodeOptions(CodeOptions):
     reanchor: Annotated[
         bool,
         opt.training_option("--reanchor/--no-reanchor", help="Move rarely used codes towards latents of every batch."),
@@ -41,12 +51,14 @@ def tatitok(
     channels: common.CodeChannelsOpt = 16,
     width: WidthOpt = 256,
     depth: common.DepthOpt = 6,
+    decoder_width: DecoderWidthOpt = None,
+    decoder_depth: DecoderDepthOpt = None,
     device: opt.DeviceOpt = "auto",
     yes: opt.YesOpt = False,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
-    training: common.RecipeOptions,
-    loss: common.LossOptions,
+    training: TokenizerRecipeOptions,
+    loss: LossOptions,
     codes: RevivedCodeOptions,
 ) -> None:
     """Train a TA-TiTok, a TiTok whose decoder reads a caption beside the tokens.
@@ -57,6 +69,7 @@ def tatitok(
     Example: avarc train tatitok photos/ --captions captions.json --out tatitok.safetensors
     """
     check_width(width, "a TA-TiTok")
+    check_width(decoder_width or width, "a TA-TiTok's decoder")
     check_patch(image_size, patch)
     check_vae(context, vae)
     check_device(device)
@@ -69,7 +82,7 @@ def tatitok(
 
         on = pick_device(device)
         given, text = encoded(chosen, images, text_encoder, on)
-        recipe = training.tokenizer_recipe()
+        recipe = training.recipe(len(images))
         shape: dict[str, Any] = {
             "text": text,
             "patch": patch,
@@ -78,6 +91,8 @@ def tatitok(
             "code_channels": channels,
             "width": width,
             "depth": depth,
+            "decoder_width": decoder_width,
+            "decoder_depth": decoder_depth,
         }
         with common.progress("training tatitok", recipe.steps) as told:
             tokenizer.train_tokenizer(

@@ -29,6 +29,8 @@ REVIVE_UNTIL = 0.6  # fraction of the steps after which codes are left to settle
 class Measures:
     """What else is done against codes that fall out of use."""
 
+    revive: bool = True
+    """Replace unused codes by vectors of a batch now and then."""
     reanchor: bool = False
     """Move rarely used codes to vectors of every batch, rather than replace unused ones now and then."""
     scale_dropout: float = 0.0
@@ -215,7 +217,7 @@ class ReconstructionLoss(ABC):
         self._encoded, self._used, self._generator = [], [], None
 
     def _revives(self, step: int) -> bool:
-        return step % REVIVE_EVERY == REVIVE_EVERY - 1
+        return self.measures.revive and step % REVIVE_EVERY == REVIVE_EVERY - 1
 
     def state_dict(self) -> dict[str, Any]:
         """How often each code was used lately."""

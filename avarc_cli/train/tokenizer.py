@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,13 +15,17 @@ from torch import Tensor
 from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.family import CaptionedLoss, DrawnLoss, PixelLoss, TokenizerLoss
+from avarc_cli.layers.dropout import set_dropout
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layers.rows import Rows
 from avarc_cli.layers.vq_loss import Measures, ReconstructionLoss
+from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
+from avarc_cli.settings import SMALL
 from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.train.class_captions import ClassCaptions
+from avarc_cli.train.generator import seed_dropout
 from avarc_cli.train.images import Augment, TrainingImages, ValidationImages
 from avarc_cli.train.loop import conclude, train
 from avarc_cli.train.published_loss import Terms, check, describe, left_out, make
@@ -82,6 +87,8 @@ def train_tokenizer(
     of_family = known.training_loss(network)
     loss, made_of = published(of_family, terms, recipe, network, note)
     codes = of_family if isinstance(of_family, ReconstructionLoss) else None
+    if (initialization := shape.get("initialization", SMALL)) != SMALL:
+        made_of |= {"initialization": initialization}
     if codes and measures and measures != Measures():
         codes.use(measures)
         made_of |= {"measures": str(measures)}
@@ -154,17 +161,20 @@ def fit(
     """
     augment = augment or Augment()
     device = next(network.parameters()).device
+    set_dropout(network, recipe.dropout)
     batches = TrainingImages(images, network.image_size, augment, seed=recipe.seed)
 
     def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
         x, labels, generator = batches.batch(step, rows)
         before(labels, rows, generator)
+        seed_dropout(recipe, generator)
         return loss(x.to(device).contiguous(memory_format=torch.channels_last), step, recipe.steps, generator)
 
     subject = {"network": str(network.config), **batches.subject, **(made_of or {})}
     watched = _watched(network, loss, batches, held_out, recipe, draws=draws, before=before, captions=captions)
+    decays = partial(decays_unless_named, without=families.TOKENIZERS.get(family).undecayed)
     how: dict[str, Any] = {"subject": subject, "kept": loss, "watched": watched, "run": run, "say": say}
-    trained = train(network, loss_of_rows, recipe, resume_file(out), progress, **how)
+    trained = train(network, loss_of_rows, recipe, resume_file(out), progress, decays=decays, **how)
     about: dict[str, Any] = {"family": family, "preprocess": augment.preprocess, "stated": stated}
     conclude(trained, out, lambda: save_tokenizer(network, out, **about), run)
 

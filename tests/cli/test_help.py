@@ -75,6 +75,7 @@ def test_the_commands_are_these():
         "train maskgit",
         "train maskgit-vq",
         "train randar",
+        "train recipes",
         "train rar",
         "train tatitok",
         "train titok",

@@ -10,6 +10,7 @@ from torch import Tensor
 from avarc_cli.family import TokenizerFamily, TokenizerLoss
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.state_dict import build
+from avarc_cli.layers.weight_decay import ONE_D_TOKENIZER
 from avarc_cli.text.features import TextInput
 from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.tokenizers.tatitok.config import TITLE, read_config, with_text
@@ -26,6 +27,7 @@ class TATiTokFamily(TokenizerFamily):
     name = "tatitok"
     title = TITLE
     signature = (*TITOK.signature, "decoder.text_guidance_proj.weight")
+    undecayed = ONE_D_TOKENIZER
 
     def build(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> TATiTok:
         config = read_config(tensors, stated, source)

@@ -11,6 +11,7 @@ from torch import Tensor
 from avarc_cli.family import TokenizerFamily, TokenizerLoss
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.state_dict import build
+from avarc_cli.layers.weight_decay import ONE_D_TOKENIZER
 from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.tokenizers.maskgit_vqgan.network import MaskGITVQGAN
 from avarc_cli.tokenizers.titok import stages
@@ -25,6 +26,7 @@ class TiTokFamily(TokenizerFamily):
     signature = ("latent_tokens", "encoder.patch_embed.weight", "decoder.mask_token", "decoder.ffn.0.weight")
     generator = "maskgit"
     teacher = "maskgit-vqgan"
+    undecayed = ONE_D_TOKENIZER
 
     def build(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> TiTok:
         config = read_config(tensors, stated, source)

@@ -26,7 +26,7 @@ DIVERGENCE = 1e-6  # weight of a VAE's divergence from its prior, as in 1d-token
 
 def _weights(lpips: float, weight: float, start: float) -> LossWeights:
     """What both published trainings share (1d-tokenizer's code). They weigh squared errors of pixels in [0, 1]."""
-    adversary = Adversary(kind="blur", weight=weight, start=start, lecam=0.001, weight_decay=1e-4)
+    adversary = Adversary(kind="blur", weight=weight, start=start, lecam=0.001, weight_decay=1e-4, own_schedule=True)
     return LossWeights(squared=0.25, lpips=lpips, logits=0.1, adversary=adversary)
 
 

@@ -34,17 +34,20 @@ def new_config(*, predicted: int | None, patch: int, side: int, **shape: Any) ->
 
     Args:
         predicted: codes of a MaskGIT-VQGAN that it predicts in the first of two stages; None draws pixels.
-        shape: num_tokens, vocab_size (0 for a VAE), code_channels, and width and depth of both transformers.
+        shape: num_tokens, vocab_size (0 for a VAE), code_channels, width and depth; and decoder_width and
+            decoder_depth, where the decoder's are not the same.
     """
-    transformer = TransformerConfig(width=shape["width"], depth=shape["depth"], heads=shape["width"] // HEAD_WIDTH)
+    width, depth = shape["width"], shape["depth"]
+    encoder = _transformer(width, depth)
+    decoder = _transformer(shape.get("decoder_width") or width, shape.get("decoder_depth") or depth)
     return TiTokConfig(
         num_tokens=shape["num_tokens"],
         vocab_size=shape["vocab_size"],
         code_channels=shape["code_channels"],
         patch=patch,
         side=side,
-        encoder=transformer,
-        decoder=transformer,
+        encoder=encoder,
+        decoder=decoder,
         l2_norm=predicted is not None,
         predicted=predicted,
     )
@@ -56,6 +59,10 @@ def initialize(network: Network) -> Network:
         bound = 1 / network.config.vocab_size
         nn.init.uniform_(network.quantize.embedding.weight, -bound, bound)
     return network
+
+
+def _transformer(width: int, depth: int) -> TransformerConfig:
+    return TransformerConfig(width=width, depth=depth, heads=width // HEAD_WIDTH)
 
 
 def first_stage(teacher: MaskGITVQGAN, patch: int | None, **shape: Any) -> TiTok:
