@@ -108,6 +108,12 @@ def check_fraction(fraction: float, named_by: str) -> None:
         raise UsageError(f"{named_by} is {fraction}", "it is a fraction in [0, 1]")
 
 
+def check_aesthetic_score(score: float | None) -> None:
+    """Raises: UsageError unless it is None or a number from 0."""
+    if score is not None and not (math.isfinite(score) and score >= 0):
+        raise UsageError(f"--aesthetic-score {score:g}", "it is a number, at least 0")
+
+
 def check_contrast(beta: float, weight: float, class_dropout: float) -> None:
     """Raises: UsageError for numbers outside the ranges of `train.cca.Contrast`."""
     if not (math.isfinite(beta) and beta > 0 and math.isfinite(weight) and weight >= 0):
