@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from avarc_cli.data.datasets import ImageSet
 from avarc_cli.tokens.cache import TokenCache
 
 Source: TypeAlias = ImageSet | TokenCache
+SourceT = TypeVar("SourceT", bound=ImageSet | TokenCache)
 
 
 def class_names(source: Source) -> tuple[str, ...]:
@@ -19,12 +20,17 @@ def class_names(source: Source) -> tuple[str, ...]:
     return source.header.class_names if isinstance(source, TokenCache) else source.class_names
 
 
+def image_names(source: Source) -> Sequence[str]:
+    """Of the images, below what was read or encoded."""
+    return source.paths if isinstance(source, TokenCache) else source.names
+
+
 def title(source: Source) -> str:
     """What the user calls it."""
     return str(source.path) if isinstance(source, TokenCache) else source.source
 
 
-def relabelled(source: Source, labels: np.ndarray, names: Sequence[str]) -> Source:
+def relabelled(source: SourceT, labels: np.ndarray, names: Sequence[str]) -> SourceT:
     """The same images with labels that index into these classes."""
     labels = labels.astype(np.int32)
     if isinstance(source, TokenCache):

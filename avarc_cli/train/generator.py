@@ -177,7 +177,7 @@ def watched_batches(
     augment: Augment | None,
     recipe: Recipe,
     run: Run | None,
-    loss: Callable[[TokenBatches], LossOfRows],
+    loss: Callable[[EncodedImages | CachedTokens], LossOfRows],
     draw: Callable[[], np.ndarray] | None = None,
 ) -> Watched:
     """What there is to watch in a training of a generator.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -18,10 +18,11 @@ from torch.nn import functional as F
 
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
+from avarc_cli.data.random_cut import RandomCut
 from avarc_cli.errors import AvarcError, UsageError, none_readable
 from avarc_cli.layers.rows import Rows
 from avarc_cli.layers.sampling import generator_of
-from avarc_cli.settings import check_augmentation
+from avarc_cli.settings import check_augmentation, check_short_side
 from avarc_cli.train.ahead import Ahead
 from avarc_cli.train.left_out import LeftOut
 from avarc_cli.train.listing import Listing
@@ -29,32 +30,41 @@ from avarc_cli.train.order import rows_at, stand_ins
 from avarc_cli.train.pixels import Pixels
 
 IN_MEMORY_BYTES = 2 << 30
-LOADED_SIDE = {"none": 1.0, "crop": 1.125, "affine": 2.0}  # times the network's input side
+LOADED_SIDE = {"none": 1.0, "crop": 1.125, "whole": 1.0, "affine": 2.0}  # times the network's input side
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
     """Random changes of training images.
 
-    "crop" takes a random crop of the image at 1.125 times the size, as VAR trains. "affine" rotates, scales, shears and
-    shifts, for small centered objects such as digits. "none" changes nothing.
+    "crop" takes a random crop of the image's middle at 1.125 times the size. "whole" takes one of the whole image, as
+    the published trainings do, when the image is decoded. "affine" rotates, scales, shears and shifts, for small
+    centered objects such as digits. "none" changes nothing.
     """
 
-    mode: str = "crop"  # "crop", "affine" or "none"
+    mode: str = "crop"  # "crop", "whole", "affine" or "none"
     flip: bool = False  # mirror half of the images; not for anything with a handedness
     # Half-widths of the uniform ranges of "affine":
     degrees: float = 10.0  # of rotation
     zoom: float = 0.12  # natural logarithm of the factor
     shear: float = 0.15  # tangent of the angle
     shift: float = 0.08  # fraction of the side
+    short_side: tuple[float, float] = field(default=(1.125, 1.125), repr=False)
+    """Of "whole": bounds of the length of the shorter side of an image, in sides of the crop."""
 
     def __post_init__(self) -> None:
         check_augmentation(self.mode)
+        check_short_side(self.short_side)
+
+    def __str__(self) -> str:
+        """As checkpoints state it; those of earlier versions had no "whole"."""
+        return repr(self) + (f", shorter side {self.short_side}" if self.mode == "whole" else "")
 
     @property
     def preprocess(self) -> str:
         """How an image that is not changed is cut, for `Preprocess`."""
-        return "resize-crop" if self.mode == "crop" else "fit"
+        is_cut = self.mode == "crop" or (self.mode == "whole" and self.short_side[0] > 1)
+        return "resize-crop" if is_cut else "fit"
 
     def loaded_side(self, size: int) -> int:
         """Side in pixels at which images are loaded for an input of `size` pixels."""
@@ -132,9 +142,9 @@ class TrainingImages:
             raise UsageError("there are no images to train on", f"{images.source} is empty")
         self.images, self.size, self.augment, self.seed = images, size, augment, seed
         self.left_out, self._within_class = left_out or LeftOut(), within_class
-        preprocess = self._loading()
-        fits = len(images) * preprocess.size**2 * 3 <= IN_MEMORY_BYTES
-        self.pixels = Pixels(images, preprocess, in_memory=fits)
+        self._preprocess = self._loading()
+        fits = len(images) * self._preprocess.size**2 * 3 <= IN_MEMORY_BYTES and augment.mode != "whole"
+        self.pixels = Pixels(images, self._preprocess_at, in_memory=fits)
         self._note_unreadable()
         of_each = {int(images.labels[row]) if within_class else 0: row for row in self.pixels.unreadable}
         for row in of_each.values():
@@ -160,6 +170,12 @@ class TrainingImages:
     def _loading(self) -> Preprocess:
         return Preprocess("fit", self.augment.loaded_side(self.size))
 
+    def _preprocess_at(self, place: int) -> Preprocess:
+        """How the image at this place of the training's sequence is decoded."""
+        if self.augment.mode != "whole":
+            return self._preprocess
+        return RandomCut(size=self.size, sides=self.augment.short_side, seed=self.seed, place=place)
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -168,6 +184,10 @@ class TrainingImages:
         made = self._ahead((step, rows), self._following(step, rows))
         self._note_unreadable()
         return made
+
+    def rows(self, step: int, batch_size: int) -> np.ndarray:
+        """Which images a step's batch has, before others stand in for them."""
+        return self._rows(self._places(step, batch_size))
 
     def _following(self, step: int, rows: Rows) -> tuple[int, Rows] | None:
         """What is likely to be asked for after these rows."""
@@ -260,6 +280,6 @@ class ValidationImages(TrainingImages):
 
 def first_readable(images: ImageSet, count: int) -> ImageSet:
     """The first readable images, up to this number."""
-    pixels = Pixels(images, Preprocess("fit", 1), in_memory=False)
+    pixels = Pixels(images, lambda place: Preprocess("fit", 1), in_memory=False)
     rows = islice(filter(pixels.is_readable, range(len(images))), count)
     return images.take(np.fromiter(rows, np.int64))

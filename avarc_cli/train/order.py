@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-STAND_INS, VIEWS = 1, 2  # the last words of the seeds of other streams than the order
+VIEWS, STAND_INS = 2, 3  # the last words of the seeds of other streams than the order; 1 is that of `RandomCut`
 
 
 def rows_at(places: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -29,9 +29,14 @@ StandIns = Callable[[int, int], Iterable[int]]
 class Pixels:
     """Images by row, (S, S, 3) uint8."""
 
-    def __init__(self, images: ImageSet, preprocess: Preprocess, *, in_memory: bool) -> None:
-        """in_memory: decode all now, once for all processes of a training on this machine, each of which calls it."""
-        self.images, self.preprocess = images, preprocess
+    def __init__(self, images: ImageSet, preprocess_at: Callable[[int], Preprocess], *, in_memory: bool) -> None:
+        """All processes of a training make one.
+
+        Args:
+            preprocess_at: how the image for a place is decoded; that is the same for all places if `in_memory`.
+            in_memory: decode all now, once for all processes on this machine.
+        """
+        self.images, self._preprocess_at = images, preprocess_at
         self.unreadable: dict[int, str] = {}
         """Why, by row: of images in memory, and others that this process has tried to read."""
         cores = environment.cores() // processes.local_count()
@@ -46,16 +51,16 @@ class Pixels:
         """
 
         def load(row: int, place: int) -> np.ndarray:
-            if (found := self._try(row)) is not None:
+            if (found := self._try(row, place)) is not None:
                 return found
-            return next(other for each in stand_ins(row, place) if (other := self._try(each)) is not None)
+            return next(other for each in stand_ins(row, place) if (other := self._try(each, place)) is not None)
 
         each = map if self.memory is not None else self._threads.map
         return np.stack(list(each(load, rows.tolist(), places.tolist())))
 
     def is_readable(self, row: int) -> bool:
         """Whether an image can be read."""
-        return self._try(row) is not None
+        return self._try(row, 0) is not None
 
     def find_unreadable(self) -> None:
         """Try all images that are not in memory. All processes of a training call it, and share the work."""
@@ -65,24 +70,25 @@ class Pixels:
                 pass
             self._exchange()
 
-    def _try(self, row: int) -> np.ndarray | None:
-        """One image; None where it cannot be read."""
+    def _try(self, row: int, place: int) -> np.ndarray | None:
+        """One image for a place; None where it cannot be read."""
         if row in self.unreadable:
             return None
-        return self._decode(row) if self.memory is None else self.memory[row]
+        return self._decode(row, place) if self.memory is None else self.memory[row]
 
-    def _decode(self, row: int) -> np.ndarray | None:
+    def _decode(self, row: int, place: int) -> np.ndarray | None:
         try:
-            return self.images.load(row, self.preprocess)
+            return self.images.load(row, self._preprocess_at(place))
         except UnreadableImage as error:
             self.unreadable[row] = error.why
             return None
 
     def _decode_all(self) -> np.ndarray:
-        memory, part = allocate((len(self.images), self.preprocess.size, self.preprocess.size, 3))
+        side = self._preprocess_at(0).size
+        memory, part = allocate((len(self.images), side, side, 3))
 
         def decode(row: int) -> None:
-            if (pixels := self._decode(row)) is not None:
+            if (pixels := self._decode(row, 0)) is not None:
                 memory[row] = pixels
 
         for _ in self._threads.map(decode, range(part.start, part.stop)):

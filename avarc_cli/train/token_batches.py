@@ -20,7 +20,7 @@ from avarc_cli.layers.rows import Rows
 from avarc_cli.layers.sampling import generator_of
 from avarc_cli.loaded import LoadedTokenizer
 from avarc_cli.tokens.cache import TokenCache
-from avarc_cli.tokens.header import POSTERIOR, SMOOTHING, CacheHeader
+from avarc_cli.tokens.header import POSTERIOR, SMOOTHING
 from avarc_cli.tokens.source import Source, class_names
 from avarc_cli.train.images import Augment, TrainingImages, ValidationImages
 from avarc_cli.train.left_out import LeftOut
@@ -40,8 +40,8 @@ class TokenBatches(Protocol):
     def batch(self, step: int, rows: Rows) -> tuple[Tensor, Tensor, torch.Generator]:
         """Part of a step's batch, a function of the step alone.
 
-        Returns: tokens (B, L) int64 of these rows; the class ids of the whole batch, int64; the step's own generator,
-            in the same state for any rows.
+        Returns: tokens (B, L) int64 of these rows, continuous ones drawn from their distributions; the class ids of
+            the whole batch, int64; the step's own generator, in the same state for any rows.
         """
         ...
 
@@ -69,19 +69,26 @@ class EncodedImages:
         x, labels, generator = self.images.batch(step, rows)
         network, device = self.tokenizer.network, self.tokenizer.device
         with torch.no_grad(), tf32(False), torch.autocast(device.type, enabled=False):
-            tokens_BL = network.tokenize(network.encode(x.to(device)))
-        return tokens_BL, labels, generator
+            latents = network.encode(x.to(device))
+            if not network.channels:
+                return network.tokenize(latents), labels, generator
+            noise = torch.randn(rows.of, network.layout.num_tokens, network.channels, generator=generator)
+            return network.draw(latents, rows.take(noise).to(device)), labels, generator
+
+    def rows(self, step: int, batch_size: int) -> np.ndarray:
+        """Which images a step's batch has."""
+        return self.images.rows(step, batch_size)
 
 
 class CachedTokens:
     """Batches of a token cache, in the order of `TrainingImages`. In each epoch, an image shows one of its views."""
 
     def __init__(self, cache: TokenCache, *, seed: int) -> None:
-        """Raises: UsageError for a cache without images; CacheError for one that cannot be read."""
+        """Raises: UsageError for a cache without images, or of means; CacheError for one that cannot be read."""
         if not len(cache):
             raise UsageError("there are no images to train on", f"'{cache.path}' is empty")
         self.cache, self.seed, self._mapped = cache, seed, cache.mapped()
-        self.views = _trained_views(cache.header)
+        self.views = _trained_views(cache)
 
     def __len__(self) -> int:
         return len(self.cache)
@@ -100,30 +107,36 @@ class CachedTokens:
 
     def batch(self, step: int, rows: Rows) -> tuple[Tensor, Tensor, torch.Generator]:
         """As `TokenBatches.batch`."""
-        places = np.arange(step * rows.of, (step + 1) * rows.of)
-        chosen = rows_at(places, len(self), self.seed)
-        views = np.asarray(self.views)[views_at(places, len(self), len(self.views), self.seed)]
-        return self._taken(chosen, views, step, rows)
-
-    def _taken(
-        self, chosen: np.ndarray, views: np.ndarray, step: int, rows: Rows
-    ) -> tuple[Tensor, Tensor, torch.Generator]:
-        own = slice(rows.start, rows.stop)
+        chosen, own = self.rows(step, rows.of), slice(rows.start, rows.stop)
+        views = np.asarray(self.views)[self._drawn(step, rows.of)]
         tokens_BL = torch.from_numpy(self.cache.views_of(chosen[own], views[own], self._mapped))
         return tokens_BL, torch.from_numpy(self.cache.labels[chosen]).long(), generator_of(self.seed, step)
 
+    def rows(self, step: int, batch_size: int) -> np.ndarray:
+        """Which images a step's batch has."""
+        return rows_at(self._places(step, batch_size), len(self), self.seed)
+
+    def _drawn(self, step: int, batch_size: int) -> np.ndarray:
+        """Which of `views` each image of a batch shows."""
+        return views_at(self._places(step, batch_size), len(self), len(self.views), self.seed)
+
+    def _places(self, step: int, batch_size: int) -> np.ndarray:
+        return np.arange(step * batch_size, (step + 1) * batch_size)
+
 
 class CachedOnce(CachedTokens):
-    """View 0 of each image of a cache once, in their order, as `ValidationImages`."""
+    """The first trained view of each image of a cache once, in their order, as `ValidationImages`."""
 
     def __init__(self, cache: TokenCache, *, batch_size: int, seed: int) -> None:
         """Raises: as `CachedTokens`."""
         super().__init__(cache, seed=seed)
-        self.views, self._batch_size = range(1), batch_size
+        self.views, self._batch_size = self.views[:1], batch_size
 
-    def batch(self, step: int, rows: Rows) -> tuple[Tensor, Tensor, torch.Generator]:
-        chosen = step * self._batch_size + np.arange(rows.of)
-        return self._taken(chosen, np.zeros(rows.of, np.int64), step, rows)
+    def rows(self, step: int, batch_size: int) -> np.ndarray:
+        return step * self._batch_size + np.arange(batch_size)
+
+    def _drawn(self, step: int, batch_size: int) -> np.ndarray:
+        return np.zeros(batch_size, np.int64)
 
 
 def training_batches(
@@ -169,8 +182,18 @@ def check_classes(source: Source) -> None:
         )
 
 
-def _trained_views(header: CacheHeader) -> range:
-    """Those that are trained on: the views of an image, and draws of its tokens, but no samples with added noise."""
+def _trained_views(cache: TokenCache) -> range:
+    """The views of an image, or draws of its continuous tokens; no samples with noise.
+
+    Raises: UsageError for a cache of continuous tokens that has nothing but their means.
+    """
+    header = cache.header
+    if header.channels and header.views != POSTERIOR:
+        raise UsageError(
+            f"'{cache.path}' has nothing but means of continuous tokens",
+            "a generator is trained on draws from their distributions",
+            "encode again with draws, such as avarc encode ... --samples 9",
+        )
     if header.views == SMOOTHING:
         return range(1)
-    return range(1 if header.views == POSTERIOR and header.samples > 1 else 0, header.samples)
+    return range(1 if header.views == POSTERIOR else 0, header.samples)

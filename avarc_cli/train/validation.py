@@ -15,7 +15,7 @@ from avarc_cli.data.labels import UNKNOWN, normalize
 from avarc_cli.errors import UsageError, shorten_list
 from avarc_cli.layers import collectives
 from avarc_cli.layers.rows import Rows
-from avarc_cli.tokens.source import Source, class_names, relabelled, title
+from avarc_cli.tokens.source import Source, SourceT, class_names, relabelled, title
 from avarc_cli.train.state import Kept
 from avarc_cli.train.updates import LossOfRows
 
@@ -84,7 +84,7 @@ def hold_out(source: Source, fraction: float, seed: int) -> tuple[Source, Source
     return source.take(rest), source.take(chosen)
 
 
-def labelled_as(source: Source, names: tuple[str, ...]) -> Source:
+def labelled_as(source: SourceT, names: tuple[str, ...]) -> SourceT:
     """The same images with labels that index into these classes. Raises: UsageError for images of other classes."""
     index_of, own = {normalize(name): index for index, name in enumerate(names)}, class_names(source)
     new = np.array([index_of.get(normalize(name), UNKNOWN) for name in own] + [UNKNOWN], np.int32)
