@@ -37,7 +37,7 @@ from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.tokenizer import train_tokenizer
 
-IMAGES, ROUNDS, STEPS, BATCH = 192, 5, 7, 16
+IMAGES, ROUNDS, STEPS, BATCH = 192, 9, 11, 16
 SHAPE = {"vocab_size": 64, "z_channels": 8, "ch": 32, "ch_mult": (1, 2), "patch_nums": (1, 2, 4, 8), "blocks": 1}
 SIZE = 16
 MEMORY_SIDE = 512
