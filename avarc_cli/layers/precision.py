@@ -179,11 +179,19 @@ def linear(layer: nn.Module, x: Tensor, bias: Tensor | None = None, *, backend: 
     Args:
         backend: of a product that is not quantized; None for `product_backend`.
     """
-    if isinstance(layer, QuantizedLinear):
+    if isinstance(layer, QuantizedLinear | CalledLinear):
         return layer(x, bias)
     plain = cast("nn.Linear", layer)
     x = x.to(plain.weight.dtype)
     return product(x, plain.weight, plain.bias if bias is None else bias, backend=backend or product_backend(x))
+
+
+class CalledLinear(nn.Linear):
+    """A linear whose weight is there only while it is called, in a training that divides weights among processes."""
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """As `linear`."""
+        return product(x.to(self.weight.dtype), self.weight, self.bias if bias is None else bias, backend="torch")
 
 
 def product_backend(x: Tensor) -> str:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from avarc_cli import processes
-from avarc_cli.errors import AvarcError, Interrupted
+from avarc_cli.errors import AvarcError, Interrupted, UsageError
 from avarc_cli.layers import collectives
 from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.process import held_back
 from avarc_cli.progress import MetricsProgress, Notify, no_message
+from avarc_cli.train import sharding
 from avarc_cli.train.best import Best
 from avarc_cli.train.blocks import compiled, recomputed
 from avarc_cli.train.recipe import Recipe
@@ -106,6 +107,9 @@ def _train(
         identity["precision"] = run.precision
     if watched.validation is not None:
         identity["validation"] = f"{watched.validation.subject}, every {run.validate_every} steps"
+    if run.shard:
+        _check_shardable(model, kept)
+        sharding.shard(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe, decays), lr=recipe.lr, betas=recipe.betas)
     updates = Updates(model, loss_of_rows, optimizer, run, batch_size=recipe.batch_size)
     if run.rehearse is not None:
@@ -144,7 +148,11 @@ def _train(
                 state.save(checkpoint, step + 1, keep=run.keep)
             if stops:
                 break
-    model.load_state_dict(averaged if best.weights is None else best.weights)
+    final = averaged if best.weights is None else best.weights
+    if run.shard:
+        sharding.make_whole(model, final)
+    else:
+        model.load_state_dict(final)
     model.eval()
     return Trained(recipe.steps, None) if best.weights is None else Trained(best.step, best.loss)
 
@@ -159,6 +167,15 @@ def conclude(trained: Trained | None, out: Path, save: Callable[[], None], run: 
         run.note(
             f"these are the weights after {trained.step} steps, the best on validation data: loss {trained.best:.4g}"
         )
+
+
+def _check_shardable(model: nn.Module, kept: Kept | None) -> None:
+    """Raises: UsageError for a training that cannot be divided among processes."""
+    what = "--shard divides the weights of generators only"
+    if kept is not None:
+        raise UsageError(what, "a tokenizer fits on one GPU, and its losses change its codes", "leave out --shard")
+    if not all(p.requires_grad for p in model.parameters()):
+        raise UsageError(what, "an adapter is small, and the weights it changes stay as they are", "leave out --shard")
 
 
 def _check(done: Done, run: Run, step: int, checkpoint: Path | None) -> None:

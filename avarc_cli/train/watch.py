@@ -63,10 +63,10 @@ class Watch:
         self._write(step, {f"validation/{name}": value for name, value in values.items()})
 
     def _draw(self, step: int, averaged: Mapping[str, Tensor]) -> None:
-        if not self.writers or self.watched.draw is None:
+        if self.watched.draw is None:
             return
         with with_weights(self.network, averaged):
-            pixels = self.watched.draw()
+            pixels = self.watched.draw() if self.writers else None
         for writer in self.writers:
             writer.picture(step, pixels)
 
