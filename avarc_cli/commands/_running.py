@@ -81,7 +81,7 @@ class RunOptions:
             if asked is not None and find_spec(package) is None:
                 raise UsageError(f"{package} is not installed", fix=f"pip install {package}, or leave out --{package}")
         for folder in (self.log, self.tensorboard):
-            if folder is not None and not folder.parent.is_dir():
+            if folder is not None and processes.is_first() and not folder.parent.is_dir():
                 raise UsageError(f"cannot write '{folder}'", f"'{folder.parent}' is no folder")
 
     def parts(self, images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet | None]:

@@ -56,11 +56,7 @@ def add_up(values: Tensor) -> Tensor:
 
 def concatenate(rows: Tensor) -> Tensor:
     """The rows of all processes, in their order; a detached copy on this process's device."""
-    if not _are_several():
-        return rows
-    parts: list[Tensor] = [rows] * count()
-    distributed.all_gather_object(parts, rows.detach().cpu())
-    return torch.cat(parts).to(rows.device)
+    return torch.cat(of_all(rows.detach().cpu())).to(rows.device) if _are_several() else rows
 
 
 def by_first(make: Callable[[], _Object]) -> _Object:
@@ -77,6 +73,14 @@ def by_first(make: Callable[[], _Object]) -> _Object:
     if isinstance(made[0], AvarcError):
         raise made[0]
     return cast("_Object", made[0])
+
+
+def of_all(thing: _Object) -> list[_Object]:
+    """What each process has, in their order, which pickle can carry."""
+    things = [thing] * count()
+    if _are_several():
+        distributed.all_gather_object(things, thing)
+    return things
 
 
 def _are_several() -> bool:

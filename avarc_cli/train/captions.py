@@ -5,7 +5,6 @@ Shapes: B images, L tokens, R captions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,18 +19,17 @@ from avarc_cli.data.labels import UNKNOWN, match
 from avarc_cli.errors import UsageError, shorten_list
 from avarc_cli.layers.rows import Rows
 from avarc_cli.loaded import LoadedTokenizer
-from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.text.captions import Captions
 from avarc_cli.text.encoders import take
 from avarc_cli.text.features import CaptionFeatures, TextInput
-from avarc_cli.train.generator import EncodedImages, prepare, seed_dropout, watched_images
+from avarc_cli.train.generator import EncodedImages, prepare, seed_dropout, shown, watched_images
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import conclude, fingerprint, train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
-from avarc_cli.train.save import save_generator
+from avarc_cli.train.save import check_place, save_generator
 from avarc_cli.train.updates import LossOfRows
 from avarc_cli.train.validation import labelled_as
 from avarc_cli.trainable import CaptionTrainableModel
@@ -66,7 +64,7 @@ def train_on_captions(
         The others as for `train_generator`.
     Raises: UsageError for classes without a caption; otherwise as `train_generator`.
     """
-    check_output(out, WEIGHTS, overwrite=True)
+    check_place(out)
     captions_of = captions_of_classes(images, captions)
     torch.manual_seed(recipe.seed)
     model = families.GENERATORS.get(family).new_of_captions(tokenizer.network, text, **shape)
@@ -88,8 +86,7 @@ def train_on_captions(
             objective = recipe.objective(recipe.steps - 1 if validates else step, segments)
             draw = model.draw(rows.of, objective, generator).take(rows)
             seed_dropout(recipe, generator)
-            loss = model.caption_loss(tokens_BL.to(device), take(features, chosen), dropped_B, objective, draw).mean
-            return loss, {"bits/token": loss.item() / math.log(2)}
+            return shown(model.caption_loss(tokens_BL.to(device), take(features, chosen), dropped_B, objective, draw))
 
         return loss_of_rows
 

@@ -25,7 +25,6 @@ from avarc_cli.layers import low_rank
 from avarc_cli.layers.low_rank import LowRank
 from avarc_cli.layers.rows import Rows
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
-from avarc_cli.outputs import WEIGHTS, check_new_folder, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.settings import check_contrast
 from avarc_cli.train.generator import EncodedImages, TokenBatches, draw_classes, watched_images
@@ -34,7 +33,7 @@ from avarc_cli.train.loop import Trained, conclude, fingerprint, train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
-from avarc_cli.train.save import save_generator, save_lora
+from avarc_cli.train.save import check_place, save_generator, save_lora
 from avarc_cli.train.updates import LossOfRows
 from avarc_cli.train.watch import Watched
 from avarc_cli.trainable import TrainableModel
@@ -89,10 +88,7 @@ def align(
         say: as for `train_tokenizer`.
     Raises: UsageError for images without a class of the model; otherwise as `train_tokenizer`.
     """
-    if rank:
-        check_new_folder(out)
-    else:
-        check_output(out, WEIGHTS, overwrite=True)
+    check_place(out, folder=rank > 0)
     batches = TrainingImages(
         _labelled(images, model), model.tokenizer.image_size, augment or Augment(), seed=recipe.seed
     )

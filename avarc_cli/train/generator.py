@@ -25,14 +25,14 @@ from avarc_cli.layers.rows import Rows
 from avarc_cli.layers.sampling import generator_of
 from avarc_cli.likelihood import NetworkModel
 from avarc_cli.loaded import LoadedTokenizer, check_kind
-from avarc_cli.outputs import WEIGHTS, check_output
+from avarc_cli.objective import StepLoss
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.train.images import Augment, TrainingImages, ValidationImages
 from avarc_cli.train.loop import Trained, conclude, fingerprint, train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
-from avarc_cli.train.save import save_generator
+from avarc_cli.train.save import check_place, save_generator
 from avarc_cli.train.updates import LossOfRows
 from avarc_cli.train.validation import Validation, labelled_as
 from avarc_cli.train.watch import Watched, grid
@@ -105,7 +105,7 @@ def train_generator(
         say: as for `train_tokenizer`.
     Raises: UsageError for images without a class; otherwise as `train_tokenizer`.
     """
-    check_output(out, WEIGHTS, overwrite=True)
+    check_place(out)
     if not images.class_names or (images.labels < 0).any():
         raise UsageError(
             "images without a class", "a class-conditional model needs one for each", "use class sub-folders"
@@ -196,10 +196,14 @@ def loss_of(model: TrainableModel, data: TokenBatches, recipe: Recipe, *, valida
         objective = replace(objective, drop_path=0.0) if validates else objective
         draw = model.draw(rows.of, objective, generator).take(rows)
         seed_dropout(recipe, generator)
-        loss = model.training_loss(tokens_BL.to(device), class_B.to(device), objective, draw).mean
-        return loss, {"bits/token": loss.item() / math.log(2)}
+        return shown(model.training_loss(tokens_BL.to(device), class_B.to(device), objective, draw))
 
     return loss_of_rows
+
+
+def shown(loss: StepLoss) -> tuple[Tensor, dict[str, float]]:
+    """A step's loss with gradients, and what to show of it."""
+    return loss.mean, {"bits/token": loss.mean.item() / math.log(2), "accuracy": loss.accuracy.item()}
 
 
 def watched_images(

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from avarc_cli import processes
-from avarc_cli.errors import AvarcError, Interrupted, UsageError
+from avarc_cli.devices import product_rate
+from avarc_cli.errors import AvarcError, Interrupted, UsageError, describe_differences
 from avarc_cli.layers import collectives
 from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.process import held_back
@@ -107,6 +109,7 @@ def _train(
         identity["precision"] = run.precision
     if watched.validation is not None:
         identity["validation"] = f"{watched.validation.subject}, every {run.validate_every} steps"
+    _check_alike(identity)
     if run.shard:
         _check_shardable(model, kept)
         sharding.shard(model)
@@ -125,12 +128,14 @@ def _train(
     with ExitStack() as stack:
         stack.enter_context(_interruptible(checkpoint))
         writers = stack.enter_context(opened(run, identity, start))
+        peak = product_rate(updates.device, rounds=2) if writers else None
         stack.enter_context(_as_asked(model, run))
         ending = stack.enter_context(held_back() if checkpoint else _at_once())
-        watch = Watch(run, watched, best, model, batch_size=recipe.batch_size, writers=writers)
+        watch = Watch(run, watched, best, model, batch_size=recipe.batch_size, writers=writers, peak=peak)
         for step in range(start, recipe.steps):
             set_rates(optimizer, recipe, step)
-            done = updates.gradients(step, recipe.clip, asked_to_end=ending)
+            with watch.counting():
+                done = updates.gradients(step, recipe.clip, asked_to_end=ending)
             _check(done, run, step, checkpoint)
             if kept is not None:
                 kept.before_update(step, recipe.steps)
@@ -167,6 +172,16 @@ def conclude(trained: Trained | None, out: Path, save: Callable[[], None], run: 
         run.note(
             f"these are the weights after {trained.step} steps, the best on validation data: loss {trained.best:.4g}"
         )
+
+
+def _check_alike(identity: dict[str, Any]) -> None:
+    """Raises: UsageError in all processes when one trains something else: on its machine the images are others, say."""
+    first = collectives.by_first(lambda: identity)
+    differences = collectives.of_all(describe_differences(first, identity, sides=("in process 0", "there")))
+    for number, found in enumerate(differences):
+        if found:
+            what = f"process {number} trains something else than process 0"
+            raise UsageError(what, found, "give every machine the same images, files and options")
 
 
 def _check_shardable(model: nn.Module, kept: Kept | None) -> None:

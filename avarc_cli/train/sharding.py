@@ -28,7 +28,8 @@ def shard(network: nn.Module) -> None:
     from torch.distributed.fsdp import fully_shard  # takes seconds to import
 
     mesh = init_device_mesh(next(network.parameters()).device.type, (collectives.count(),))
-    blocks = repeated_blocks(network)
+    # A Sequential only groups its layers: some networks call these one by one.
+    blocks = [block for block in repeated_blocks(network) if not isinstance(block, nn.Sequential)]
     inside = {module for block in blocks for module in block.modules()}
     linears = [module for module in network.modules() if type(module) is nn.Linear and module not in inside]
     for linear in linears:
@@ -70,7 +71,7 @@ def gathered(network: nn.Module) -> Iterator[None]:
 
 
 def whole(tensors: Any) -> Any:
-    """In the first process, a tree of dicts and tensors with whole tensors on the CPU; elsewhere without the divided ones.
+    """A tree of dicts and tensors in which the divided ones are whole, on the CPU, in the first process; elsewhere None.
 
     All processes come here together.
     """

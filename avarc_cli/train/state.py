@@ -93,7 +93,7 @@ class State:
         here: dict[str, dict[Any, Tensor]] = {
             "averaged": self.averaged,
             "model": self.model.state_dict(),
-            **{moment: trained for moment in MOMENTS},
+            **dict.fromkeys(MOMENTS, trained),
         }
         if state["best"] is not None:
             here["best"] = self.averaged

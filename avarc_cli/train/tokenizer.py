@@ -17,7 +17,6 @@ from avarc_cli.family import PixelLoss, TokenizerLoss
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layers.rows import Rows
 from avarc_cli.layers.vq_loss import Measures, ReconstructionLoss
-from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.train.images import Augment, TrainingImages, ValidationImages
@@ -26,7 +25,7 @@ from avarc_cli.train.published_loss import Terms, check, describe, left_out, mak
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
-from avarc_cli.train.save import save_tokenizer
+from avarc_cli.train.save import check_place, save_tokenizer
 from avarc_cli.train.validation import Validation
 from avarc_cli.train.watch import Watched, grid
 
@@ -69,7 +68,7 @@ def train_tokenizer(
     Raises: UsageError for a shape that does not fit; AvarcError for an unreadable image, a loss that is not finite, or
         an output that cannot be written; CheckpointError for an OUT.ckpt of another training; Interrupted on Ctrl-C.
     """
-    check_output(out, WEIGHTS, overwrite=True)
+    check_place(out)
     known = families.TOKENIZERS.get(family)
     torch.manual_seed(recipe.seed)
     network = known.new(image_size=image_size, **shape)
