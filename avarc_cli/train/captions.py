@@ -85,7 +85,7 @@ def train_on_captions(
             dropped_B = rows.take(torch.rand(rows.of, generator=generator) < dropout)
             objective = recipe.objective(recipe.steps - 1 if validates else step, segments)
             draw = model.draw(rows.of, objective, generator).take(rows)
-            seed_dropout(recipe, generator)
+            seed_dropout(network, recipe, rows, generator)
             return shown(model.caption_loss(tokens_BL.to(device), take(features, chosen), dropped_B, objective, draw))
 
         return loss_of_rows

@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.errors import UsageError
-from avarc_cli.layers.dropout import set_dropout
+from avarc_cli.layers.dropout import set_dropout, set_rows
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layers.rows import Rows
 from avarc_cli.layers.sampling import generator_of
@@ -131,9 +131,10 @@ def prepare(model: NetworkModel, recipe: Recipe) -> None:
     set_dropout(model.network, recipe.dropout)
 
 
-def seed_dropout(recipe: Recipe, generator: torch.Generator) -> None:
+def seed_dropout(network: nn.Module, recipe: Recipe, rows: Rows, generator: torch.Generator) -> None:
     """Make the dropout of a step a function of the step's own generator: torch draws it from its global ones."""
     if recipe.dropout:
+        set_rows(network, rows)
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
 
 
@@ -195,7 +196,7 @@ def loss_of(model: TrainableModel, data: TokenBatches, recipe: Recipe, *, valida
         objective = recipe.objective(recipe.steps - 1 if validates else step, segments)
         objective = replace(objective, drop_path=0.0) if validates else objective
         draw = model.draw(rows.of, objective, generator).take(rows)
-        seed_dropout(recipe, generator)
+        seed_dropout(model.network, recipe, rows, generator)
         return shown(model.training_loss(tokens_BL.to(device), class_B.to(device), objective, draw))
 
     return loss_of_rows

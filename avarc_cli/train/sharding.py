@@ -71,7 +71,7 @@ def gathered(network: nn.Module) -> Iterator[None]:
 
 
 def whole(tensors: Any) -> Any:
-    """A tree of dicts and tensors in which the divided ones are whole, on the CPU, in the first process; elsewhere None.
+    """A tree of dicts and tensors with the divided ones whole, on the CPU: in the first process, elsewhere None.
 
     All processes come here together.
     """
