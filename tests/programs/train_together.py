@@ -1,0 +1,43 @@
+"""One process of several that train together, without a launcher, as on a machine of its own.
+
+Usage: train_together RANK COUNT, which reads a JSON list of [PORT, STEPS, WORD, ...] and runs `avarc WORD ...` for
+each. It is interrupted after these steps; 0 for to the end. Prints the exit codes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+from avarc_cli.cli import main as avarc
+from avarc_cli.train import loop
+
+AVERAGE = loop.average
+
+
+def interrupting(steps: int) -> Any:
+    """`loop.average`, which raises in the step after so many."""
+    left = steps
+
+    def average(*args: Any) -> None:
+        nonlocal left
+        if left == 0 < steps:
+            raise KeyboardInterrupt
+        left -= 1
+        AVERAGE(*args)
+
+    return average
+
+
+def main(rank: int, count: int) -> None:
+    for port, steps, *words in json.load(sys.stdin):
+        where = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": count, "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in where.items()} | {"MASTER_ADDR": "localhost"}
+        loop.average = interrupting(steps)
+        print("ended with", avarc(words), flush=True)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
