@@ -97,7 +97,8 @@ class Watch:
         if self.watched.draw is None:
             return
         with with_weights(self.network, averaged):
-            pixels = self.watched.draw() if self.writers else None
+            if self.writers:
+                pixels = self.watched.draw()
         for writer in self.writers:
             writer.picture(step, pixels)
 
