@@ -7,6 +7,7 @@ that a network calls, and its other linears. What is left (embeddings, norms) is
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -27,6 +28,8 @@ def shard(network: nn.Module) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard  # takes seconds to import
 
+    # It warns of changes in place to what a compiled linear returns; there are none.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(next(network.parameters()).device.type, (collectives.count(),))
     # A Sequential only groups its layers: some networks call these one by one.
     blocks = [block for block in repeated_blocks(network) if not isinstance(block, nn.Sequential)]

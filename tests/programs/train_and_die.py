@@ -12,13 +12,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import killing
 import torch._dynamo
 
 from avarc_cli.cli import main as avarc
-from avarc_cli.train import checkpoint_file, generator, loop, published_loss
+from avarc_cli.train import checkpoint_file, generator, loop, published_loss, update
 
 IMPORTED = (generator, published_loss, torch._dynamo)  # here, they are in every fork; optimizers need the last one
 
@@ -38,7 +39,7 @@ def dying(function: Callable[..., Any], call: int) -> Callable[..., Any]:
 def train(when: str, words: list[str]) -> None:
     what, _, number = when.partition(" ")
     if what == "step":
-        loop.average = dying(loop.average, int(number))
+        setattr(loop, "average", dying(update.average, int(number)))  # noqa: B010  # of which mypy knows nothing
     if what == "write":  # the content is there, under a temporary name; its digest is not
         checkpoint_file._digest = dying(checkpoint_file._digest, int(number) - 1)
     if code := avarc(words):
@@ -47,4 +48,4 @@ def train(when: str, words: list[str]) -> None:
 
 if __name__ == "__main__":
     for when, *words in json.load(sys.stdin):
-        print(killing.in_child(lambda when=when, words=words: train(when, words)), flush=True)
+        print(killing.in_child(partial(train, when, words)), flush=True)

@@ -59,7 +59,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(folder, ended, name):
 
 
 def test_a_full_disk_is_one_message_and_keeps_the_last_checkpoint(folder, tmp_path):
-    """RLIMIT_FSIZE stands in for the full disk. A checkpoint is four weights; with the best on validation data, five."""
+    """RLIMIT_FSIZE stands in for the full disk. A checkpoint has four weights, from the first validation on five."""
     words = ["train", "llamagen", str(folder / "img"), "--tokenizer", str(folder / "vq.st"), "--depth", "2", *HOW]
     words += ["--width", "128"]
     assert main([*words, "--steps", "1", "--out", str(folder / "size.st")]) == 0

@@ -129,7 +129,7 @@ def test_a_sharded_training_learns_what_one_process_learns(ended, tmp_path, monk
     ]
     measured = {"images_per_second", "memory_bytes", "share_of_peak"}
     for here, there in zip(*lines, strict=True):
-        assert here.keys() == there.keys()
+        assert here.keys() == there.keys() and ("accuracy" in here or "validation/accuracy" in here)
         assert all(here[name] == pytest.approx(there[name], rel=1e-4) for name in here.keys() - measured)
     assert sorted(path.name for path in (first / "out" / "log" / "pictures").iterdir()) == [
         "00000002.png",
@@ -161,7 +161,7 @@ def test_machines_with_other_images_are_told_apart(ended):
 
 def test_tokenizers_are_not_sharded(ended):
     _, codes, said = ended
-    assert codes["tokenizer"] == [2, 2]
+    assert codes["tokenizer"] == [2, 2] and "arning" not in said[0] + said[1]
     assert "--shard divides the weights of generators only" in said[0] and "Traceback" not in said[0] + said[1]
 
 
