@@ -151,6 +151,8 @@ def _train(
             stops = done.stops or (bool(ending) and collectives.count() == 1)  # several end after the same step
             if checkpoint and (stops or (step + 1) % recipe.save_every == 0):
                 state.save(checkpoint, step + 1, keep=run.keep)
+            if stops and not ending:  # another process was asked
+                raise KeyboardInterrupt
             if stops:
                 break
     final = averaged if best.weights is None else best.weights

@@ -82,6 +82,7 @@ def ended(machines):
         "var": [0, *VAR, *EVERYTHING, *LOG, "--shard", "--out", "out/var.st"],
         "llamagen, begun": [3, *LLAMAGEN, "--shard", "--out", "out/begun.st"],
         "rar, ended": [0, *RAR, "--precision", "bf16", "--shard", "--out", "out/ended.st"],
+        "asked to end": [-1, *VAR, "--out", "out/asked.st"],
         "tokenizer": [0, "train", "vq", "img", *CODES, "--steps", "1", "--shard", "--out", "out/vq.st"],
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -148,6 +149,15 @@ def test_what_was_begun_sharded_is_ended_by_one_process_and_the_reverse(ended, t
     check_same(alone, first / "out" / "ended.st", atol=5e-4)  # bfloat16 rounds to 1/256
 
 
+def test_a_signal_to_one_machine_ends_the_training_on_all_of_them_saved(ended):
+    first, codes, _ = ended
+    assert codes["asked to end"] == [130, 143]
+    assert not (first / "out" / "asked.st").exists()
+    assert torch.load(first / "out" / "asked.st.ckpt", weights_only=True)["step"] == 3, (
+        "after the step in which it came"
+    )
+
+
 def test_only_the_first_machine_needs_the_folder_of_the_weights(machines, ended):
     _, second = machines
     assert not (second / "out").exists() and not list(second.glob("*.lock"))
@@ -161,7 +171,7 @@ def test_machines_with_other_images_are_told_apart(ended):
 
 def test_tokenizers_are_not_sharded(ended):
     _, codes, said = ended
-    assert codes["tokenizer"] == [2, 2] and "arning" not in said[0] + said[1]
+    assert codes["tokenizer"] == [2, 2] and "UserWarning" not in said[0] + said[1]
     assert "--shard divides the weights of generators only" in said[0] and "Traceback" not in said[0] + said[1]
 
 
