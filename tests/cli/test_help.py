@@ -71,6 +71,7 @@ def test_the_commands_are_these():
         "train cca",
         "train classifier",
         "train llamagen",
+        "train maskgen",
         "train maskgit",
         "train maskgit-vq",
         "train randar",

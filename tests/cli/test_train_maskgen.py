@@ -7,8 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import GOLDEN
-from golden import fill
 from safetensors import safe_open
 from safetensors.torch import load_file
 from small_datasets import halves
@@ -69,7 +67,7 @@ def test_tokenizers_say_what_tensors_do_not(setting):
         "use_l2_norm": "false",
     }
     assert metadata(setting.vae) == {"family": "tatitok", "preprocess": "fit", "text_encoder": "text"}
-    assert (setting.folder / "log" / "pictures" / "2.png").stat().st_size > 0
+    assert list((setting.folder / "log" / "pictures").glob("*2.png"))
     assert not list(setting.folder.glob("*.ckpt"))
 
 
@@ -114,20 +112,6 @@ def test_a_generator_says_what_tensors_do_not(trained):
     assert (said["decoder_num_heads"], said["text_context_length"], said["text_encoder"]) == ("2", "8", "text")
 
 
-def plain(keys):
-    return {".".join("N" if part.isdigit() else part for part in key.split(".")) for key in keys}
-
-
-def test_the_keys_are_those_of_the_published_files(setting, trained):
-    """But for the place of the last block, whose caption ends there, and the heads of continuous tokens."""
-    for file, golden in (
-        (trained.file, "maskgen_vq_tiny" if trained.kind == "vq" else "maskgen_kl_tiny"),
-        (trained.reader, "tatitok_tiny" if trained.kind == "vq" else "tatitok_vae_tiny"),
-    ):
-        published = plain(fill.load_golden(GOLDEN / f"{golden}.npz")[0]["keys"])
-        assert plain(load_file(file)) == published - {"lm_head.weight", "quantize.embed_prob"}
-
-
 def test_a_second_stage_begins_with_the_first_and_is_told_scores(setting, trained, tmp_path, capsys):
     first, out = load_file(trained.file), tmp_path / "second.safetensors"
     words = [*setting.told, "--tokenizer", trained.reader, "--start-from", trained.file, *BRIEF, "--lr", "1e-9"]
@@ -163,8 +147,6 @@ def test_a_vae_without_captions_is_a_titok(setting, tmp_path):
     out = tmp_path / "vae.safetensors"
     assert avarc("-q", "train", "titok", setting.images, "--vae", *SMALL, *BRIEF, "--out", out) == 0
     assert metadata(out) == {"family": "titok", "preprocess": "fit"}
-    published = plain(fill.load_golden(GOLDEN / "titok_vae_tiny.npz")[0]["keys"])
-    assert plain(load_file(out)) == published
     assert avarc("-q", "encode", setting.images, "--tokenizer", out, "--samples", "1", "--out", tmp_path / "t.h5") == 0
 
 
@@ -188,6 +170,7 @@ def test_a_batch_in_two_passes_teaches_the_same(setting, tmp_path, vae):
         ("tatitok", ["--vae", "--reanchor"], 2, "no use for --reanchor with --vae"),
         ("tatitok", ["--patch", "3"], 2, "do not fill images"),
         ("tatitok", ["--text-encoder", "nowhere"], 2, "nowhere"),
+        ("maskgit", ["--tokenizer", "digits-vq"], 2, "it reads tokens without a position"),
         ("maskgen", ["--tokenizer", "digits-vq"], 2, "it reads tokens without a position"),
         ("maskgen", ["--tokenizer", "vq.safetensors", "--head-width", "8"], 2, "which need no such head"),
         ("maskgen", ["--tokenizer", "vq.safetensors", "--width", "30", "--heads", "4"], 2, "cannot have 4 heads"),
@@ -207,8 +190,8 @@ def test_what_does_not_fit_is_refused(setting, tmp_path, monkeypatch, capsys, co
     monkeypatch.chdir(setting.folder)
     (setting.folder / "high.csv").write_text("image,score\nleft/01.png,11\n")
     (setting.folder / "few.csv").write_text("image,score\nleft/01.png,1\n")
-    told = [] if command == "titok" else setting.told
-    small = SMALL if command != "maskgen" else []
+    told = setting.told if command in ("tatitok", "maskgen") else []
+    small = SMALL if command.endswith("titok") else []
     words = ["train", command, setting.images, *told, *small, *BRIEF, "--out", tmp_path / "x.safetensors", *options]
     assert avarc(*words) == code
     assert says in " ".join(capsys.readouterr().err.split())
