@@ -81,7 +81,6 @@ def test_the_commands_are_these():
         "train titok",
         "train text-encoder",
         "train llamagen-t2i",
-        "train maskgen",
         "train tokenizer",
         "train var",
         "train vq",
