@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from avarc_cli.commands import _config, _images
+from avarc_cli import console
+from avarc_cli.commands import _config, _summary
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands._running import RunOptions
+from avarc_cli.commands._running import RunOptions, open_source
 from avarc_cli.errors import UsageError
 from avarc_cli.settings import (
     check_augmentation,
@@ -24,6 +25,8 @@ from avarc_cli.settings import (
 
 if TYPE_CHECKING:
     from avarc_cli.data.datasets import ImageSet
+    from avarc_cli.tokens.cache import TokenCache
+    from avarc_cli.tokens.source import Source
     from avarc_cli.train.images import Augment
     from avarc_cli.train.recipe import Recipe
 
@@ -87,6 +90,7 @@ class _TrainingOptions:
     ] = "1.125,1.125"
     flip: Annotated[bool, opt.training_option("--flip", help="Mirror half of the images.")] = False
     seed: opt.SeedOpt = 0
+    dataset: opt.DatasetOpt = None
     allow_outside: opt.AllowOutsideOpt = False
 
     def __post_init__(self) -> None:
@@ -159,8 +163,42 @@ class RecipeOptions(RunOptions, _OptimizerOptions, _TrainingOptions):  # help li
             each.__post_init__(self)
 
     def open(self, data: list[Path]) -> tuple[ImageSet, ImageSet | None]:
-        """The images of DATA to train on, and those to validate on, if any; notes what was recognized."""
-        return self.parts(_images.open_noted(data, allow_outside=self.allow_outside), self.seed)
+        """The images of DATA to train on, and those to validate on, if any; notes what was recognized.
+
+        Raises: UsageError for a token cache.
+        """
+        for path in [*data, *(self.validation or ())]:
+            if _summary.is_cache([path]):
+                raise UsageError(f"'{path}' is a token cache", "this training reads images", "name the images")
+        return cast("tuple[ImageSet, ImageSet | None]", self.open_source(data))
+
+    def open_source(self, data: list[Path]) -> tuple[Source, Source | None]:
+        """As `open`; DATA may be a token cache."""
+        from avarc_cli.tokens.cache import TokenCache
+
+        source = open_source(data, self.dataset, allow_outside=self.allow_outside)
+        if isinstance(source, TokenCache):
+            if self.dataset is not None:
+                why = f"'{source.path}' is encoded already, and says what its classes are"
+                raise UsageError("no use for --dataset", why, "leave out --dataset")
+            self._note_views(source)
+        parts = self.parts(source, self.seed)
+        if isinstance(source, TokenCache) and not isinstance(parts[1], TokenCache | None):
+            why = f"'{source.path}' is a token cache, and its images may be cut in another way than these would be"
+            raise UsageError("cannot validate on images", why, "encode them in the same way: avarc encode")
+        return parts
+
+    def _note_views(self, cache: TokenCache) -> None:
+        """Say what a training sees of a cache's images."""
+        from avarc_cli.tokens.header import SMOOTHING
+
+        header = cache.header
+        if header.views == SMOOTHING and header.samples > 1:
+            console.note("smoothing samples are not trained on, only the images themselves")
+        elif header.samples > 1:
+            console.note(f"each epoch shows one of the {header.samples} views of an image ({header.views})")
+        if self.flip or self.augment != "crop":
+            console.warn("--augment and --flip change nothing: a cache holds tokens of images as they were encoded")
 
     def recipe(self, images: int) -> Recipe:
         """The recipe of a training on this many images. Raises: UsageError for numbers out of range."""

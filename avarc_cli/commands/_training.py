@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avarc_cli import console
+from avarc_cli import console, processes
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _weights
 from avarc_cli.commands._loss_options import CodeOptions, LossOptions
 from avarc_cli.commands._recipe_options import GeneratorOptions, TokenizerRecipeOptions
-from avarc_cli.commands._running import RunOptions
+from avarc_cli.commands._running import RunOptions, cache_of
+from avarc_cli.errors import EXIT_UNREADABLE, UsageError
 from avarc_cli.settings import check_device, check_file
-from avarc_cli.zoo.cards import check_weights
+from avarc_cli.words import counted
+from avarc_cli.zoo.cards import check_weights, tokenizer_cards
 
 if TYPE_CHECKING:
     from avarc_cli.loaded import LoadedTokenizer
     from avarc_cli.progress import MetricsProgress
 
+TokensArg = Annotated[
+    list[Path],
+    typer.Argument(help=f"A folder of images, image files, .tar or .parquet files, {opt.A_LIST}, or a token cache."),
+]
 ImageSizeOpt = Annotated[int, opt.model_option("--image-size", min=1, help="Side of the images in pixels.")]
 VocabularyOpt = Annotated[int, opt.model_option("--vocab", min=1, help="Codebook entries.")]
 WidthOpt = Annotated[int, opt.model_option("--width", min=32, help="Channels of the first level, a multiple of 32.")]
@@ -40,7 +46,10 @@ OutOpt = Annotated[Path, typer.Option("--out", "-o", help="Weights to write (saf
 class TokenizerOptions:
     """The tokenizer whose tokens a generator is trained on."""
 
-    tokenizer: Annotated[str, opt.model_option("--tokenizer", help="A tokenizer's name or file.")]
+    tokenizer: Annotated[
+        str | None,
+        opt.model_option("--tokenizer", help="A tokenizer's name or file. Default: the one that made a token cache."),
+    ] = None
     tokenizer_config: opt.TokenizerConfigOpt = None
     tokenizer_weight_set: opt.TokenizerWeightSetOpt = None
     device: opt.DeviceOpt = "auto"
@@ -48,9 +57,36 @@ class TokenizerOptions:
 
     def __post_init__(self) -> None:
         """Raises: UsageError."""
-        check_weights(self.tokenizer)
+        if self.tokenizer is not None:
+            check_weights(self.tokenizer)
         check_device(self.device)
         check_file(self.tokenizer_config, "--tokenizer-config")
+
+    def of(self, data: list[Path]) -> TokenizerOptions:
+        """The same where a tokenizer is named, else with the one that made the token cache DATA.
+
+        Raises: UsageError where that is not found, and for images.
+        """
+        if self.tokenizer is not None:
+            return self
+        cache = cache_of(data)
+        if cache is None:
+            why = "generators are trained on tokens, and the images are not encoded yet"
+            raise UsageError("no tokenizer is named", why, "add --tokenizer NAME, or a file")
+        from avarc_cli.tokens.cache import read
+
+        header = read(cache).header
+        if any(card.name == header.tokenizer for card in tokenizer_cards()):
+            return replace(self, tokenizer=header.tokenizer)
+        name = Path(header.tokenizer_file).name
+        for file in (Path(name), cache.parent / name):
+            if file.exists():
+                return replace(self, tokenizer=str(file))
+        raise UsageError(
+            f"the tokenizer of '{cache}' is not found",
+            f"its tokens were made by {name}, which is neither here nor beside the cache",
+            "name it: --tokenizer FILE",
+        )
 
     def load(self, *, text_encoder: str | None = None) -> LoadedTokenizer:
         """The tokenizer; missing weights are downloaded if the user agrees.
@@ -58,6 +94,7 @@ class TokenizerOptions:
         Args:
             text_encoder: name of one whose weights are needed too.
         """
+        assert self.tokenizer is not None, "after `of`"
         sets = self.tokenizer_weight_set
         _weights.ensure(self.tokenizer, tokenizer_weight_set=sets, yes=self.yes, text_encoder=text_encoder)
         from avarc_cli.loading import ModelSpec, load_tokenizer  # imports torch: only now, after all that may be wrong
@@ -102,10 +139,11 @@ def train_tokenizer(
     with reserved(out, overwrite):
         images, held_out = training.open(data)
         from avarc_cli.devices import pick_device  # imports torch: only now, after all that may be wrong
+        from avarc_cli.layers import collectives
         from avarc_cli.train import tokenizer
 
-        recipe = training.recipe(len(images))
-        with progress("training tokenizer", recipe.steps) as told:
+        recipe, on = training.recipe(len(images)), pick_device(device)
+        with collectives.joined(on), progress("training tokenizer", recipe.steps) as told:
             tokenizer.train_tokenizer(
                 images,
                 out,
@@ -116,7 +154,7 @@ def train_tokenizer(
                 augment=training.augmentation(),
                 terms=loss.terms(),
                 measures=codes.measures(),
-                device=pick_device(device),
+                device=on,
                 held_out=held_out,
                 run=training.run(out),
                 progress=told,
@@ -136,16 +174,18 @@ def train_generator(
     family: str,
     overwrite: bool,
 ) -> None:
-    """Train a generator of this family on the tokens of the images of DATA, and show where it is."""
+    """Train a generator of this family on the tokens of DATA, and show where it is."""
+    reads = reads.of(data)
     with reserved(out, overwrite, reads.tokenizer):
-        images, held_out = training.open(data)
+        source, held_out = training.open_source(data)
         reader = reads.load()
+        from avarc_cli.layers import collectives
         from avarc_cli.train import generator
 
-        recipe = training.recipe(len(images))
-        with progress(f"training {family}", recipe.steps) as told:
+        recipe = training.recipe(len(source))
+        with collectives.joined(reader.device), progress(f"training {family}", recipe.steps) as told:
             generator.train_generator(
-                images,
+                source,
                 out,
                 reader,
                 shape,
@@ -168,7 +208,7 @@ def reserved(out: Path, overwrite: bool, *inputs: str | None, folder: bool = Fal
         inputs: names or files of weights that are read.
         folder: whether an adapter's folder is written.
     """
-    from avarc_cli import outputs, processes
+    from avarc_cli import outputs
     from avarc_cli.train.resume import resume_file
     from avarc_cli.work.locks import only_writer
 
@@ -191,7 +231,16 @@ def progress(description: str, steps: int) -> Iterator[MetricsProgress]:
 
 
 def show(out: Path, run: RunOptions | None = None) -> None:
-    """Say where the weights are; after a dry run there are none."""
-    if run is not None and run.dry_run:
-        return
-    console.result({"weights": out}, console.path_and(out, "written"), brief=str(out))
+    """Say where the weights are, unless after a dry run, and how many images could not be read.
+
+    Raises: typer.Exit where there are such images; but not in one of several processes, whose launcher would take it
+        for a failure.
+    """
+    unreadable = {} if run is None else run.unreadable
+    if run is None or not run.dry_run:
+        data = {"weights": out} | ({"unreadable": unreadable} if unreadable else {})
+        console.result(data, console.path_and(out, "written"), brief=str(out))
+    if unreadable:
+        console.warn(f"{counted(len(unreadable), 'image')} could not be read, and others were shown instead")
+        if processes.count() == 1:
+            raise typer.Exit(EXIT_UNREADABLE)

@@ -17,9 +17,9 @@ from avarc_cli.settings import check_heads, check_width
 if TYPE_CHECKING:
     import torch
 
-    from avarc_cli.data.datasets import ImageSet
     from avarc_cli.text.captions import Captions
     from avarc_cli.text.features import TextInput
+    from avarc_cli.tokens.source import Source
     from avarc_cli.train.class_captions import ClassCaptions
 
 NAMED_CAPTIONS = "Captions by name: .json or .csv."
@@ -67,7 +67,7 @@ def text_encoder(
 
 @with_option_groups
 def llamagen_t2i(
-    data: opt.DataArg,
+    data: common.TokensArg,
     *,
     out: common.OutOpt,
     captions: CaptionsOpt,
@@ -86,16 +86,18 @@ def llamagen_t2i(
     """
     check_heads(shape.width, shape.heads, "a LlamaGen")
     chosen = checked(captions, text_encoder)
+    reads = reads.of(data)
     with common.reserved(out, overwrite, reads.tokenizer):
-        images, held_out = training.open(data)
+        source, held_out = training.open_source(data)
         reader = reads.load(text_encoder=text_encoder)
+        from avarc_cli.layers import collectives
         from avarc_cli.train.captions import train_on_captions
 
-        given, text = encoded(chosen, images, text_encoder, reader.device)
-        recipe = training.recipe(len(images))
-        with common.progress("training llamagen-t2i", recipe.steps) as told:
+        given, text = encoded(chosen, source, text_encoder, reader.device)
+        recipe = training.recipe(len(source))
+        with collectives.joined(reader.device), common.progress("training llamagen-t2i", recipe.steps) as told:
             train_on_captions(
-                images,
+                source,
                 out,
                 reader,
                 vars(shape),
@@ -121,7 +123,7 @@ def checked(captions: Path, text_encoder: str) -> Captions:
 
 
 def encoded(
-    chosen: Captions, images: ImageSet, text_encoder: str, device: torch.device
+    chosen: Captions, source: Source, text_encoder: str, device: torch.device
 ) -> tuple[ClassCaptions, TextInput]:
     """The captions of the images' classes, encoded, and what a model reads of them; notes captions that were cut.
 
@@ -134,4 +136,4 @@ def encoded(
     features = encoders.encode_once(found, chosen.texts, device)
     if note := features.note(found.positions):
         console.warn(note)
-    return ClassCaptions.of(images, chosen, features.features), found.text_input(features.features)
+    return ClassCaptions.of(source, chosen, features.features), found.text_input(features.features)

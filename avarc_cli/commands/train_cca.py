@@ -19,7 +19,7 @@ from avarc_cli.settings import check_contrast
 
 @with_option_groups
 def cca(
-    data: opt.DataArg,
+    data: common.TokensArg,
     *,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Weights to write (safetensors), or with --rank a folder as PEFT's.")
@@ -44,18 +44,20 @@ def cca(
     """
     check_contrast(beta, weight, training.class_dropout)
     with common.reserved(out, overwrite, model.model, model.tokenizer, folder=rank > 0):
-        images, held_out = training.open(data)
-        from avarc_cli.loading import load_model  # imports torch: only now, after all that may be wrong
+        source, held_out = training.open_source(data)
+        from avarc_cli.layers import collectives  # imports torch: only now, after all that may be wrong
+        from avarc_cli.loading import load_model
+        from avarc_cli.tokens.source import class_names
         from avarc_cli.train.cca import Contrast, align
 
         contrast = Contrast(beta=beta, weight=weight, class_dropout=training.class_dropout)
         loaded = load_model(model.fetch(), unbound=True)  # a model of captions is refused below, with the reason
         opt.note_inferred(loaded)
-        recipe = training.recipe(len(images))
-        _images.note_numbers(images.class_names, loaded.classes)
-        with common.progress("aligning", recipe.steps) as progress:
+        recipe = training.recipe(len(source))
+        _images.note_numbers(class_names(source), loaded.classes)
+        with collectives.joined(loaded.tokenizer.device), common.progress("aligning", recipe.steps) as progress:
             align(
-                images,
+                source,
                 out,
                 loaded,
                 recipe,

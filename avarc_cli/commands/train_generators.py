@@ -13,7 +13,7 @@ from avarc_cli.settings import check_fraction, check_heads, check_width
 
 @with_option_groups
 def var(
-    data: opt.DataArg,
+    data: common.TokensArg,
     *,
     out: common.OutOpt,
     reads: common.TokenizerOptions,
@@ -41,7 +41,7 @@ def var(
 
 @with_option_groups
 def llamagen(
-    data: opt.DataArg,
+    data: common.TokensArg,
     *,
     out: common.OutOpt,
     reads: common.TokenizerOptions,
@@ -60,7 +60,7 @@ def llamagen(
 
 @with_option_groups
 def randar(
-    data: opt.DataArg,
+    data: common.TokensArg,
     *,
     out: common.OutOpt,
     reads: common.TokenizerOptions,
@@ -79,7 +79,7 @@ def randar(
 
 @with_option_groups
 def rar(
-    data: opt.DataArg,
+    data: common.TokensArg,
     *,
     out: common.OutOpt,
     reads: common.TokenizerOptions,
@@ -102,7 +102,7 @@ def rar(
 
 @with_option_groups
 def maskgit(
-    data: opt.DataArg,
+    data: common.TokensArg,
     *,
     out: common.OutOpt,
     reads: common.TokenizerOptions,

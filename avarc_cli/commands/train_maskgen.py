@@ -22,7 +22,7 @@ SHAPE = ("depth", "width", "heads", *HEAD)
 @with_option_groups
 def maskgen(
     context: typer.Context,
-    data: opt.DataArg,
+    data: common.TokensArg,
     *,
     out: common.OutOpt,
     captions: CaptionsOpt,
@@ -59,13 +59,15 @@ def maskgen(
     if start_from is not None:
         opt.check_not_given(context, SHAPE, "with --start-from", "the file has decided the shape")
     chosen = checked(captions, text_encoder)
+    reads = reads.of(data)
     with common.reserved(out, overwrite, reads.tokenizer, None if start_from is None else str(start_from)):
         from avarc_cli.data import image_scores
 
         scores = None if aesthetic_scores is None else image_scores.read(aesthetic_scores)
-        images, held_out = training.open(data)
+        source, held_out = training.open_source(data)
         reader = reads.load(text_encoder=text_encoder)
-        from avarc_cli.train.captions import train_on_captions  # imports torch: only now, after all that may be wrong
+        from avarc_cli.layers import collectives  # imports torch: only now, after all that may be wrong
+        from avarc_cli.train.captions import train_on_captions
         from avarc_cli.train.start import Start
 
         family, of_network = "maskgen", dict[str, Any](vars(shape))
@@ -77,11 +79,11 @@ def maskgen(
                 context, HEAD, "here", f"the tokens of {reader.name} are codes, which need no such head"
             )
         start = None if start_from is None else Start.of(start_from)
-        given, text = encoded(chosen, images, text_encoder, reader.device)
-        recipe = training.recipe(len(images))
-        with common.progress("training maskgen", recipe.steps) as told:
+        given, text = encoded(chosen, source, text_encoder, reader.device)
+        recipe = training.recipe(len(source))
+        with collectives.joined(reader.device), common.progress("training maskgen", recipe.steps) as told:
             train_on_captions(
-                images,
+                source,
                 out,
                 reader,
                 of_network,

@@ -78,6 +78,7 @@ def tatitok(
         images, held_out = training.open(data)
         _weights.ensure_encoder(text_encoder, yes=yes)
         from avarc_cli.devices import pick_device  # imports torch: only now, after all that may be wrong
+        from avarc_cli.layers import collectives
         from avarc_cli.train import tokenizer
 
         on = pick_device(device)
@@ -94,7 +95,7 @@ def tatitok(
             "decoder_width": decoder_width,
             "decoder_depth": decoder_depth,
         }
-        with common.progress("training tatitok", recipe.steps) as told:
+        with collectives.joined(on), common.progress("training tatitok", recipe.steps) as told:
             tokenizer.train_tokenizer(
                 images,
                 out,

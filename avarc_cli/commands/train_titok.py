@@ -158,14 +158,15 @@ def _train_stage(
     with common.reserved(out, overwrite, codes_of, None if start_from is None else str(start_from)):
         images, held_out = training.open(data)
         _weights.ensure(codes_of, yes=yes)
-        from avarc_cli.loading import ModelSpec, load_tokenizer  # imports torch: only now, after all that may be wrong
+        from avarc_cli.layers import collectives  # imports torch: only now, after all that may be wrong
+        from avarc_cli.loading import ModelSpec, load_tokenizer
         from avarc_cli.train import stages
 
         teacher = load_tokenizer(ModelSpec(codes_of, image_size=image_size, device=device))
         opt.note_inferred(teacher)
         recipe, augment = training.recipe(len(images)), training.augmentation()
         which = "first" if start_from is None else "second"
-        with common.progress(f"training {which} stage", recipe.steps) as told:
+        with collectives.joined(teacher.device), common.progress(f"training {which} stage", recipe.steps) as told:
             how: dict[str, Any] = {
                 "family": "titok",
                 "augment": augment,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.labels import compose
 from avarc_cli.errors import UsageError, shorten_list
 from avarc_cli.settings import MAX_SCORE, check_file
@@ -27,14 +26,18 @@ class ImageScores:
     source: str
     by_image: Mapping[str, float]
 
-    def of(self, images: ImageSet) -> np.ndarray:
-        """The scores of these images, (N,) float32. Raises: UsageError for images that the table does not have."""
-        names = [compose(name) for name in images.names]
+    def of(self, images: Sequence[str], source: str) -> np.ndarray:
+        """The scores of images, (N,) float32. Raises: UsageError for images that the table does not have.
+
+        Args:
+            images: their names below `source`.
+        """
+        names = [compose(name) for name in images]
         if missing := [name for name in names if name not in self.by_image]:
             raise UsageError(
                 f"images without an aesthetic score: {shorten_list(missing)}",
                 f"'{self.source}' has those of {shorten_list(list(self.by_image))}",
-                f"name images by their paths below {images.source}",
+                f"name images by their paths below {source}",
             )
         return np.array([self.by_image[name] for name in names], dtype=np.float32)
 

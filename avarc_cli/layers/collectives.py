@@ -19,9 +19,9 @@ _Object = TypeVar("_Object")
 def joined(device: torch.device) -> Iterator[None]:
     """Be one of the processes that a launcher started, if it started several: by NCCL on GPUs, by Gloo elsewhere.
 
-    Raises: UsageError for a GPU by number, which all would share.
+    Within such a block another changes nothing. Raises: UsageError for a GPU by number, which all would share.
     """
-    if processes.count() == 1:
+    if processes.count() == 1 or _are_several():
         yield
         return
     if device.type == "cuda" and device.index not in (None, processes.local_rank()):
@@ -68,6 +68,14 @@ def from_first(thing: _Object) -> _Object:
     if _are_several():
         distributed.broadcast_object_list(things)
     return things[0]
+
+
+def from_all(thing: _Object) -> list[_Object]:
+    """What each process has, which pickle can carry, in their order."""
+    things = [thing] * count()
+    if _are_several():
+        distributed.all_gather_object(things, thing)
+    return things
 
 
 def _are_several() -> bool:

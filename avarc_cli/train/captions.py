@@ -17,22 +17,23 @@ import torch
 from torch import Tensor
 
 from avarc_cli import families
-from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.image_scores import ImageScores
 from avarc_cli.layers.rows import Rows
 from avarc_cli.loaded import LoadedTokenizer, check_kind
 from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.text.features import TextInput
+from avarc_cli.tokens.source import Source, class_names, image_names, title
 from avarc_cli.train.class_captions import ClassCaptions
-from avarc_cli.train.generator import EncodedImages, prepare, seed_dropout, watched_images
-from avarc_cli.train.images import Augment, TrainingImages
+from avarc_cli.train.generator import prepare, seed_dropout, watched_batches
+from avarc_cli.train.images import Augment
 from avarc_cli.train.loop import conclude, fingerprint, train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
 from avarc_cli.train.save import save_generator
 from avarc_cli.train.start import Start
+from avarc_cli.train.token_batches import CachedTokens, EncodedImages, training_batches
 from avarc_cli.train.updates import LossOfRows
 from avarc_cli.train.validation import labelled_as
 from avarc_cli.trainable import CaptionTrainableModel
@@ -41,7 +42,7 @@ MEASURED = 1024  # images whose continuous tokens are measured before a training
 
 
 def train_on_captions(
-    images: ImageSet,
+    source: Source,
     out: Path,
     tokenizer: LoadedTokenizer,
     shape: Mapping[str, Any],
@@ -53,7 +54,7 @@ def train_on_captions(
     start: Start | None = None,
     scores: ImageScores | None = None,
     augment: Augment | None = None,
-    held_out: ImageSet | None = None,
+    held_out: Source | None = None,
     run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
@@ -65,6 +66,7 @@ def train_on_captions(
     runs on the tokenizer's device, and resumes as `train_tokenizer` does.
 
     Args:
+        source: images, or a cache of their tokens.
         shape: of the network, in the family's own terms; not used where there is a `start`.
         captions: of the images' classes.
         text: what the model is to read.
@@ -79,11 +81,12 @@ def train_on_captions(
     maker = families.GENERATORS.get(family)
     check_kind(f"a {maker.title}", maker.continuous, tokenizer)
     shape = dict(shape) if start is None else start.shape(maker, tokenizer)
-    if scores is not None:
-        shape |= {"aesthetic_score": round(float(scores.of(images).mean()), 2)}
+    given = None if scores is None else scores.of(image_names(source), title(source))
+    if given is not None:
+        shape |= {"aesthetic_score": round(float(given.mean()), 2)}
         shape.pop("score_width", None)  # those of a start that is given none
-    batches = TrainingImages(images, tokenizer.image_size, augment or Augment(), seed=recipe.seed)
-    data = EncodedImages(tokenizer, batches)
+    left_out = (run or Run()).left_out
+    data = training_batches(source, tokenizer, augment, seed=recipe.seed, left_out=left_out)
     if maker.continuous and start is None:
         shape |= {"scale_factor": scale_of(data, recipe.batch_size)}
     torch.manual_seed(recipe.seed)
@@ -94,9 +97,9 @@ def train_on_captions(
     device, segments = next(network.parameters()).device, len(model.segment_ends)
     prepare(model, recipe)
 
-    def loss_of(data: EncodedImages, *, validates: bool = False) -> LossOfRows:
+    def loss_of(data: EncodedImages | CachedTokens, given: np.ndarray | None, *, validates: bool = False) -> LossOfRows:
         dropout = 0.0 if validates else recipe.class_dropout
-        score_N = None if scores is None else torch.from_numpy(scores.of(data.images.images))
+        score_N = None if given is None else torch.from_numpy(given)
 
         def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
             tokens_BL, labels, generator = data.batch(step, rows)
@@ -105,7 +108,7 @@ def train_on_captions(
             objective = recipe.objective(recipe.steps - 1 if validates else step, segments)
             draw = model.draw(rows.of, objective, generator).take(rows)
             seed_dropout(recipe, generator)
-            score_B = None if score_N is None else rows.take(score_N[data.images.rows(step, rows.of)])
+            score_B = None if score_N is None else rows.take(score_N[data.rows(step, rows.of)])
             loss = model.caption_loss(tokens_BL.to(device), chosen, dropped_B, objective, draw, score_B=score_B)
             shown = loss.shown or {"bits/token": loss.mean.item() / math.log(2)}
             return loss.mean, dict(shown)
@@ -118,24 +121,26 @@ def train_on_captions(
         "captions": captions.digest,
         "tokenizer": fingerprint(tokenizer.network),
         "beginning": fingerprint(network),
-    } | ({} if scores is None else {"aesthetic scores": _digest(scores.of(images))})
-    held_out = None if held_out is None else labelled_as(held_out, images.class_names)
-    watched = watched_images(
-        *(model, tokenizer, batches, held_out, recipe.batch_size), loss=lambda plain: loss_of(plain, validates=True)
+    } | ({} if given is None else {"aesthetic scores": _digest(given)})
+    theirs = None if scores is None or held_out is None else scores.of(image_names(held_out), title(held_out))
+    held_out = None if held_out is None else labelled_as(held_out, class_names(source))
+    watched = watched_batches(
+        *(data, tokenizer, held_out, augment, recipe, run),
+        loss=lambda plain: loss_of(plain, theirs, validates=True),
     )
     how: dict[str, Any] = {"subject": subject, "decays": model.decays, "watched": watched, "run": run, "say": say}
-    trained = train(network, loss_of(data), recipe, resume_file(out), progress, **how)
+    trained = train(network, loss_of(data, given), recipe, resume_file(out), progress, **how)
     save = partial(save_generator, model, out, class_names=None, tokenizer_sha256=tokenizer.sha256)
     conclude(trained, out, save, run)
     return model
 
 
-def scale_of(data: EncodedImages, batch_size: int) -> float:
+def scale_of(data: EncodedImages | CachedTokens, batch_size: int) -> float:
     """What continuous tokens are multiplied by to have a standard deviation of 1, in four digits.
 
     That of the first batches, of `MEASURED` images or as many as there are.
     """
-    count = math.ceil(min(MEASURED, len(data.images)) / batch_size)
+    count = math.ceil(min(MEASURED, len(data)) / batch_size)
     parts = [data.batch(step, Rows.whole(batch_size))[0].double().cpu() for step in range(count)]
     return float(f"{1 / torch.cat(parts).std().item():.4g}")
 

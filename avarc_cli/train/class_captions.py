@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.labels import UNKNOWN, match
 from avarc_cli.errors import UsageError, shorten_list
 from avarc_cli.layers.rows import Rows
 from avarc_cli.text.captions import Captions
 from avarc_cli.text.encoders import take
 from avarc_cli.text.features import CaptionFeatures
+from avarc_cli.tokens.source import Source, class_names
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,20 @@ class ClassCaptions:
     """In hex, of names and captions."""
 
     @classmethod
-    def of(cls, images: ImageSet, captions: Captions, features: CaptionFeatures) -> ClassCaptions:
+    def of(cls, source: Source, captions: Captions, features: CaptionFeatures) -> ClassCaptions:
         """The captions of the classes of these images.
 
         Args:
             features: of all captions.
         Raises: UsageError for images without a class, or classes without a caption.
         """
-        if not images.class_names or (images.labels < 0).any():
+        names = class_names(source)
+        if not names or (source.labels < 0).any():
             raise UsageError(
                 "images without a class", "captions are found by the class of an image", "use class sub-folders"
             )
-        found = match(images.class_names, captions.label_space)
-        if missing := [name for name, index in zip(images.class_names, found, strict=True) if index == UNKNOWN]:
+        found = match(names, captions.label_space)
+        if missing := [name for name, index in zip(names, found, strict=True) if index == UNKNOWN]:
             raise UsageError(
                 f"classes without a caption: {shorten_list(missing)}",
                 f"{captions.source} has captions for {shorten_list(captions.ids)}",

@@ -114,7 +114,7 @@ def _train(
             run.rehearse(rehearse(model, updates, **size, steps=recipe.steps, clip=recipe.clip))
         return None
     averaged, best = {k: v.detach().clone() for k, v in model.state_dict().items()}, Best()
-    state = State(identity, model, optimizer, averaged, updates.scaler, kept, best)
+    state = State(identity, model, optimizer, averaged, updates.scaler, kept, best, watched.listing)
     start = state.resume(checkpoint, say) if checkpoint else 0
     shown: dict[str, float] = {}
     model.train()
@@ -151,6 +151,8 @@ def _train(
 
 def conclude(trained: Trained | None, out: Path, save: Callable[[], None], run: Run | None = None) -> None:
     """After a training, write what it made to `out`, as the first process, and delete its checkpoints."""
+    if trained is not None and run is not None:
+        run.left_out.gather()
     if trained is None or not processes.is_first():
         return
     save()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,7 +26,7 @@ from avarc_cli.settings import SMALL
 from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.train.class_captions import ClassCaptions
 from avarc_cli.train.generator import seed_dropout
-from avarc_cli.train.images import Augment, TrainingImages, ValidationImages
+from avarc_cli.train.images import Augment, TrainingImages, ValidationImages, first_readable
 from avarc_cli.train.loop import conclude, train
 from avarc_cli.train.published_loss import Terms, check, describe, left_out, make
 from avarc_cli.train.recipe import Recipe
@@ -162,7 +162,8 @@ def fit(
     augment = augment or Augment()
     device = next(network.parameters()).device
     set_dropout(network, recipe.dropout)
-    batches = TrainingImages(images, network.image_size, augment, seed=recipe.seed)
+    how: dict[str, Any] = {"seed": recipe.seed, "left_out": (run or Run()).left_out}
+    batches = TrainingImages(images, network.image_size, augment, within_class=captions is not None, **how)
 
     def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
         x, labels, generator = batches.batch(step, rows)
@@ -173,7 +174,7 @@ def fit(
     subject = {"network": str(network.config), **batches.subject, **(made_of or {})}
     watched = _watched(network, loss, batches, held_out, recipe, draws=draws, before=before, captions=captions)
     decays = partial(decays_unless_named, without=families.TOKENIZERS.get(family).undecayed)
-    how: dict[str, Any] = {"subject": subject, "kept": loss, "watched": watched, "run": run, "say": say}
+    how = {"subject": subject, "kept": loss, "watched": watched, "run": run, "say": say}
     trained = train(network, loss_of_rows, recipe, resume_file(out), progress, decays=decays, **how)
     about: dict[str, Any] = {"family": family, "preprocess": augment.preprocess, "stated": stated}
     conclude(trained, out, lambda: save_tokenizer(network, out, **about), run)
@@ -191,26 +192,30 @@ def _watched(
     captions: ClassCaptions | None,
 ) -> Watched:
     device, size = next(network.parameters()).device, recipe.batch_size
-    shown = ValidationImages(
-        (batches.images if held_out is None else held_out).first(DRAWN),
-        batches.size,
-        batches.augment,
-        batch_size=DRAWN,
-        seed=recipe.seed,
-    )
+    how: dict[str, Any] = {"seed": recipe.seed, "left_out": batches.left_out}
+
+    @cache
+    def shown() -> ValidationImages:
+        images = first_readable(batches.images if held_out is None else held_out, DRAWN)
+        return ValidationImages(images, batches.size, batches.augment, batch_size=DRAWN, **how)
 
     def draw() -> np.ndarray:
-        rows = Rows.whole(len(shown))
-        x, labels, generator = shown.batch(0, rows)
+        rows = Rows.whole(len(shown()))
+        x, labels, generator = shown().batch(0, rows)
         guided = network
         if captions is not None:
             guided = network.with_guidance(captions.guidance(labels, rows, generator).to(device))
         return reconstructions(guided, x.to(device))
 
-    watched = Watched(images=len(batches), tokens=network.layout.num_tokens, draw=draw if draws else None)
+    watched = Watched(
+        images=len(batches),
+        tokens=network.layout.num_tokens,
+        listing=batches.listing,
+        draw=draw if draws else None,
+    )
     if held_out is None:
         return watched
-    plain = ValidationImages(held_out, batches.size, batches.augment, batch_size=size, seed=recipe.seed)
+    plain = ValidationImages(held_out, batches.size, batches.augment, batch_size=size, **how)
 
     def loss_of_rows(number: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
         x, labels, generator = plain.batch(number, rows)
@@ -220,7 +225,7 @@ def _watched(
     validation = Validation(
         loss=loss_of_rows, images=len(plain), batch_size=size, subject=plain.subject["images"], kept=loss
     )
-    return replace(watched, validation=validation)
+    return replace(watched, validation=validation, listing=lambda: batches.listing().with_others(plain.listing()))
 
 
 @torch.no_grad()

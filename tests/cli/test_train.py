@@ -104,20 +104,6 @@ def test_images_outside_the_folder_of_a_table_are_trained_on_if_asked(folder, tr
     assert main([*words, "--out", str(tmp_path / "x.st"), "--allow-outside"]) == 0
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_an_unreadable_training_image_is_named_and_nothing_is_done(folder, tmp_path, monkeypatch, capsys, in_memory):
-    bad = tmp_path / "img" / "left" / "bad.png"
-    bad.parent.mkdir(parents=True)
-    bad.write_bytes((folder / "img" / "left" / "01.png").read_bytes()[:60])
-    if not in_memory:
-        monkeypatch.setattr("avarc_cli.train.images.IN_MEMORY_BYTES", 0)
-    out = tmp_path / "x"
-    assert main(["train", "tokenizer", str(tmp_path / "img"), *SHAPE, *SMALL, "--steps", "1", "--out", str(out)]) == 1
-    err = capsys.readouterr().err
-    assert f"cannot read '{bad}'" in err and "why: " in err and "remove it from the training images" in err
-    assert not out.exists()
-
-
 @pytest.mark.parametrize(
     ("command", "says"),
     [
