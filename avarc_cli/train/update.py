@@ -90,5 +90,5 @@ def is_skipped(norms: float, recipe: Recipe, step: int) -> bool:
 
 def average(averaged: Mapping[str, Tensor], network: nn.Module, kept: float) -> None:
     """Update the average of the weights in place, of which a fraction `kept` stays."""
-    for key, value in network.state_dict().items():
-        averaged[key].lerp_(value, 1 - kept)
+    weights = network.state_dict()
+    torch._foreach_lerp_([averaged[key] for key in weights], list(weights.values()), 1 - kept)

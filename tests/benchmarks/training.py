@@ -158,9 +158,10 @@ class Parts:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._began = self._ended = 0.0
+        self._counted: dict[str, float] = {}  # seconds when the last step ended
 
     def __call__(self, done: int, values: dict[str, float], /) -> None:
-        self._ended = time.perf_counter()
+        self._ended, self._counted = time.perf_counter(), dict(self.seconds)
         if done == WARM_UP:
             self._began = self._ended
             self.seconds.clear()
@@ -194,46 +195,56 @@ class Parts:
 
     def shares(self) -> dict[str, float]:
         """Fractions of the time."""
-        s, total = self.seconds, self._ended - self._began
+        s, total = self._counted, self._ended - self._began
         parts = {"images": s["images"], "encoding": s["tokens"] - s["images"], "forward": s["loss"] - s["tokens"]}
         parts |= {name: s[name] for name in ("backward", "clipping", "optimizer", "average", "logs")}
         return {name: seconds / total for name, seconds in (parts | {"rest": total - sum(parts.values())}).items()}
 
 
-def measure(family: str, size: str, rounds: int, folder: Path) -> Result:
-    """Time the trainer of a family, the plain loop, and the parts of a training on images.
-
-    Args:
-        folder: with sub-folders of images; logs are written beside it.
-    """
-    shape = SIZES[size]
-    tokenizer = _tokenizer(READS[family], shape)
-    recipe = Recipe(steps=WARM_UP + rounds, batch_size=BATCH, lr=1e-4)
+def take_turns(family: str, size: str, rounds: int) -> tuple[TrainableModel, Turns]:
+    """A model after its training, in turns with the plain loop, on tokens in memory."""
+    tokenizer, recipe = _tokenizer(READS[family], SIZES[size]), _recipe(rounds)
     tokens_BL = torch.randint(tokenizer.vocab_size, (BATCH, tokenizer.layout.num_tokens))
-
-    model = new_generator(family, tokenizer, CLASSES, shape[family], seed=0)
     data = Tokens(tokens_BL, torch.arange(BATCH) % CLASSES, {})
+    model = new_generator(family, tokenizer, CLASSES, SIZES[size][family], seed=0)
     turns = Turns(PlainLoop(model, tokenizer.network, recipe), data)
     _train(model, data, recipe, turns)
+    return model, turns
 
-    images, parts = TrainingImages(open_images([folder]), tokenizer.image_size, Augment(), seed=0), Parts()
+
+def shares(family: str, size: str, rounds: int, folder: Path) -> dict[str, float]:
+    """Where the time of a training goes on images, which are in sub-folders of this folder."""
+    tokenizer, parts = _tokenizer(READS[family], SIZES[size]), Parts()
+    images = TrainingImages(open_images([folder]), tokenizer.image_size, Augment(), seed=0)
+    model = new_generator(family, tokenizer, CLASSES, SIZES[size][family], seed=0)
     with parts.watching():
-        again = new_generator(family, tokenizer, CLASSES, shape[family], seed=0)
-        _train(again, EncodedImages(tokenizer, images), recipe, parts)
+        _train(model, EncodedImages(tokenizer, images), _recipe(rounds), parts)
+    return parts.shares()
+
+
+def measure(family: str, size: str, rounds: int, folder: Path) -> Result:
+    """Time the trainer of a family, the plain loop, and the parts of a training on the images of a folder."""
+    model, turns = take_turns(family, size, rounds)
     ours, others = (np.array(times[WARM_UP:]) for times in (turns.ours, turns.others))
     ratio, cpu_ratio = np.median(others / ours, axis=0).tolist()
     return Result(
         family=family,
         size=size,
         parameters=sum(p.numel() for p in model.network.parameters()),
-        tokens=tokenizer.layout.num_tokens,
+        tokens=model.segment_ends[-1],
         threads=torch.get_num_threads(),
         plain_steps_per_second=1 / float(np.median(others[:, 0])),
         steps_per_second=1 / float(np.median(ours[:, 0])),
         ratio=ratio,
         cpu_ratio=cpu_ratio,
-        parts=parts.shares(),
+        parts=shares(family, size, rounds, folder),
     )
+
+
+def _recipe(rounds: int) -> Recipe:
+    """One that the plain loop can follow without a schedule and groups of parameters."""
+    constant: dict[str, Any] = {"schedule": "constant", "warmup": 0, "weight_decay": 0.0, "ema_start": "none"}
+    return Recipe(steps=WARM_UP + rounds, batch_size=BATCH, lr=1e-4, **constant)
 
 
 def _tokenizer(family: str, shape: Mapping[str, Any]) -> LoadedTokenizer:

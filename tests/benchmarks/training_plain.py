@@ -30,7 +30,7 @@ class PlainLoop:
         self.recipe, self.classes = recipe, model.num_classes
         self.weights = {name: p.detach().clone().requires_grad_() for name, p in model.network.named_parameters()}
         self.average = {name: p.detach().clone() for name, p in self.weights.items()}
-        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=recipe.lr, betas=recipe.betas)
+        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=recipe.lr, betas=recipe.betas, weight_decay=0.0)
         self.loss = {"var": _var_loss, "llamagen": _llamagen_loss, "maskgit": _maskgit_loss}[model.family]
         self.about = {"tokenizer": tokenizer, "config": model.config}
 

@@ -1,0 +1,30 @@
+"""The benchmark of training steps: that both loops train the same, and that it accounts for all of the time."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+import training
+from photos import write_photos
+
+FAMILIES = pytest.mark.parametrize("family", training.READS)
+
+
+@FAMILIES
+def test_the_plain_loop_learns_what_our_trainer_does(family):
+    model, turns = training.take_turns(family, "tiny", 3)
+    assert len(turns.ours) == len(turns.others) == training.WARM_UP + 3
+    weights, average = model.network.state_dict(), turns.plain.average
+    moved = [not torch.equal(weights[name], turns.plain.weights[name]) for name in average]
+    assert all(torch.allclose(weights[name], average[name], atol=2e-6) for name in average) and all(moved)
+
+
+@FAMILIES
+def test_the_parts_of_a_step_are_all_of_it(family, tmp_path):
+    write_photos(tmp_path, 1, side=12, seed=0)
+    shares = training.shares(family, "tiny", 3, tmp_path)
+    assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0
+    assert {"images", "encoding", "forward", "backward", "optimizer", "average"} < shares.keys()
