@@ -16,10 +16,12 @@ FAMILIES = pytest.mark.parametrize("family", training.READS)
 @FAMILIES
 def test_the_plain_loop_learns_what_our_trainer_does(family):
     model, turns = training.take_turns(family, "tiny", 3)
-    assert len(turns.ours) == len(turns.others) == training.WARM_UP + 3
-    weights, average = model.network.state_dict(), turns.plain.average
-    moved = [not torch.equal(weights[name], turns.plain.weights[name]) for name in average]
-    assert all(torch.allclose(weights[name], average[name], atol=2e-6) for name in average) and all(moved)
+    weights, steps = model.network.state_dict(), training.WARM_UP + 3
+    for name, loop in turns.loops.items():
+        assert len(turns.seconds[name]) == len(turns.seconds[training.OURS]) == steps
+        for key, average in loop.average.items():
+            assert torch.allclose(weights[key], average, atol=2e-6), key
+            assert not torch.equal(average, loop.network.weights[key]), f"{key} was not trained"
 
 
 @FAMILIES

@@ -3,11 +3,11 @@
 usage: python tests/benchmarks/training.py [--size digits|default] [--families var,llamagen,maskgit] [--rounds 20]
            [--json FILE]
 
-The plain loop is in `training_plain`: the forward pass of the family's `reference`, `F.cross_entropy`, `backward`,
-`clip_grad_norm_`, `torch.optim.AdamW`, and an average of the weights. Both begin with the same weights and see the
-same batches, held in memory as tokens. They take turns, a step each, so that both see the same disturbances; the ratio
-is the median over these pairs. Where the time goes is measured in a training on images, which are encoded in every
-step.
+The plain loop is in `training_plain`: forward pass, `F.cross_entropy`, `backward`, `clip_grad_norm_`,
+`torch.optim.AdamW`, and an average of the weights; once with the network as modules, once as functions. All begin with
+the same weights and see the same batches, held in memory as tokens. They take turns, a step each, so that all see the
+same disturbances; the ratio is the median over these turns. Where the time goes is measured in a training on images,
+which are encoded in every step.
 
 Results: docs/performance.md.
 
@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from photos import write_photos
 from torch import Tensor
-from training_plain import PlainLoop
+from training_plain import PlainLoop, as_functions, as_modules
 
 from avarc_cli import families
 from avarc_cli.data.datasets import open_images
@@ -51,6 +51,7 @@ from avarc_cli.train.watch import Watch
 from avarc_cli.trainable import TrainableModel
 
 CLASSES, BATCH, WARM_UP = 10, 32, 2
+OURS = "avarc"
 LEVELS = {"ch": 32, "ch_mult": (1, 2), "blocks": 1}
 TOKENIZERS: Mapping[str, Mapping[str, Any]] = {
     "vqvae": LEVELS | {"z_channels": 8},
@@ -113,33 +114,32 @@ class Result:
     """Of an image."""
     threads: int
     """Of torch."""
-    plain_steps_per_second: float
-    """The median, of wall time."""
-    steps_per_second: float
-    ratio: float
-    """The median over pairs of steps, of wall time."""
-    cpu_ratio: float
+    steps_per_second: Mapping[str, float]
+    """The median, of wall time, of our trainer and each plain loop."""
+    ratios: Mapping[str, float]
+    """How much faster our trainer is than each plain loop: the median over pairs of steps, of wall time."""
+    cpu_ratios: Mapping[str, float]
     """The same of CPU time, all threads together."""
     parts: Mapping[str, float]
     """Fractions of the time of a training on images."""
 
 
 class Turns:
-    """A `MetricsProgress`: after each step of our trainer, a step of the plain loop, both timed."""
+    """A `MetricsProgress`: after each step of our trainer, one of each plain loop, all timed."""
 
-    def __init__(self, plain: PlainLoop, data: TokenBatches) -> None:
-        self.plain, self.data = plain, data
-        self.ours: list[tuple[float, float]] = []  # wall and CPU seconds
-        self.others: list[tuple[float, float]] = []
+    def __init__(self, loops: Mapping[str, PlainLoop], data: TokenBatches) -> None:
+        self.loops, self.data = loops, data
+        self.seconds: dict[str, list[tuple[float, float]]] = {OURS: [], **{name: [] for name in loops}}  # wall and CPU
         self._since = _clocks()
 
     def __call__(self, done: int, values: dict[str, float], /) -> None:
-        self.ours.append(_passed(self._since))
-        began = _clocks()
-        loss = self.plain.step(*self.data.batch(done - 1, Rows.whole(BATCH)))
-        self.others.append(_passed(began))
-        if done == 1 and abs(loss / math.log(2) - values["bits/token"]) > 1e-3:
-            raise AssertionError(f"the first losses differ: {loss / math.log(2)} and {values['bits/token']} bits")
+        self.seconds[OURS].append(_passed(self._since))
+        for name, loop in self.loops.items():
+            began = _clocks()
+            loss = loop.step(*self.data.batch(done - 1, Rows.whole(BATCH)))
+            self.seconds[name].append(_passed(began))
+            if done == 1 and abs(loss / math.log(2) - values["bits/token"]) > 1e-3:
+                raise AssertionError(f"{name}: the first loss is {loss / math.log(2)}, ours {values['bits/token']}")
         self._since = _clocks()
 
 
@@ -207,6 +207,26 @@ def take_turns(family: str, size: str, rounds: int) -> tuple[TrainableModel, Tur
     tokens_BL = torch.randint(tokenizer.vocab_size, (BATCH, tokenizer.layout.num_tokens))
     data = Tokens(tokens_BL, torch.arange(BATCH) % CLASSES, {})
     model = new_generator(family, tokenizer, CLASSES, SIZES[size][family], seed=0)
+    networks = {"plain, modules": as_modules(model), "plain, functions": as_functions(model, tokenizer.network)}
+    turns = Turns({name: PlainLoop(network, recipe) for name, network in networks.items()}, data)
+    _train(model, data, recipe, turns)
+    return model, turns
+
+
+def shares(self) -> dict[str, float]:
+    """Fractions of the time."""
+    s, total = self._counted, self._ended - self._began
+    parts = {"images": s["images"], "encoding": s["tokens"] - s["images"], "forward": s["loss"] - s["tokens"]}
+    parts |= {name: s[name] for name in ("backward", "clipping", "optimizer", "average", "logs")}
+    return {name: seconds / total for name, seconds in (parts | {"rest": total - sum(parts.values())}).items()}
+
+
+def take_turns(family: str, size: str, rounds: int) -> tuple[TrainableModel, Turns]:
+    """A model after its training, in turns with the plain loop, on tokens in memory."""
+    tokenizer, recipe = _tokenizer(READS[family], SIZES[size]), _recipe(rounds)
+    tokens_BL = torch.randint(tokenizer.vocab_size, (BATCH, tokenizer.layout.num_tokens))
+    data = Tokens(tokens_BL, torch.arange(BATCH) % CLASSES, {})
+    model = new_generator(family, tokenizer, CLASSES, SIZES[size][family], seed=0)
     turns = Turns(PlainLoop(model, tokenizer.network, recipe), data)
     _train(model, data, recipe, turns)
     return model, turns
@@ -225,18 +245,17 @@ def shares(family: str, size: str, rounds: int, folder: Path) -> dict[str, float
 def measure(family: str, size: str, rounds: int, folder: Path) -> Result:
     """Time the trainer of a family, the plain loop, and the parts of a training on the images of a folder."""
     model, turns = take_turns(family, size, rounds)
-    ours, others = (np.array(times[WARM_UP:]) for times in (turns.ours, turns.others))
-    ratio, cpu_ratio = np.median(others / ours, axis=0).tolist()
+    seconds = {name: np.array(times[WARM_UP:]) for name, times in turns.seconds.items()}
+    ratios = {name: np.median(seconds[name] / seconds[OURS], axis=0) for name in turns.loops}
     return Result(
         family=family,
         size=size,
         parameters=sum(p.numel() for p in model.network.parameters()),
         tokens=model.segment_ends[-1],
         threads=torch.get_num_threads(),
-        plain_steps_per_second=1 / float(np.median(others[:, 0])),
-        steps_per_second=1 / float(np.median(ours[:, 0])),
-        ratio=ratio,
-        cpu_ratio=cpu_ratio,
+        steps_per_second={name: 1 / float(np.median(times[:, 0])) for name, times in seconds.items()},
+        ratios={name: float(wall) for name, (wall, _) in ratios.items()},
+        cpu_ratios={name: float(cpu) for name, (_, cpu) in ratios.items()},
         parts=shares(family, size, rounds, folder),
     )
 
@@ -274,12 +293,12 @@ def show(result: Result) -> None:
     """Print a result."""
     print(
         f"{result.family}, {result.size}: {result.parameters / 1e6:.2f} million parameters, {result.tokens} tokens, "
-        f"batch {BATCH}, {result.threads} threads\n"
-        f"  plain loop {result.plain_steps_per_second:.2f} steps/s, avarc {result.steps_per_second:.2f}: "
-        f"{result.ratio:.3f} times (CPU time {result.cpu_ratio:.3f} times)\n"
-        f"  on images: {', '.join(f'{name} {share:.1%}' for name, share in result.parts.items())}",
-        flush=True,
+        f"batch {BATCH}, {result.threads} threads"
     )
+    for name, rate in result.steps_per_second.items():
+        found = f"; avarc {result.ratios[name]:.3f} times, CPU {result.cpu_ratios[name]:.3f}" if name != OURS else ""
+        print(f"  {name:17} {rate:8.3f} steps/s{found}")
+    print("  on images:", ", ".join(f"{name} {share:.1%}" for name, share in result.parts.items()), flush=True)
 
 
 def main() -> None:
