@@ -182,8 +182,11 @@ def linear(layer: nn.Module, x: Tensor, bias: Tensor | None = None, *, backend: 
     if isinstance(layer, QuantizedLinear):
         return layer(x, bias)
     plain = cast("nn.Linear", layer)
-    x = x.to(plain.weight.dtype)
-    return product(x, plain.weight, plain.bias if bias is None else bias, backend=backend or product_backend(x))
+    x, weight, bias = x.to(plain.weight.dtype), plain.weight, plain.bias if bias is None else bias
+    chosen = backend or product_backend(x)
+    if chosen == "torch":  # as `product`, but a training of a small model would notice its checks
+        return F.linear(x, weight, bias)
+    return product(x, weight, bias, backend=chosen)
 
 
 def product_backend(x: Tensor) -> str:

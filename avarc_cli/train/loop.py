@@ -25,7 +25,7 @@ from avarc_cli.train.rehearsal import rehearse
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
 from avarc_cli.train.state import Kept, State, discard
-from avarc_cli.train.update import Decays, average, is_skipped, parameter_groups, set_rates, spread
+from avarc_cli.train.update import Decays, average, is_skipped, new_optimizer, set_rates, spread
 from avarc_cli.train.updates import Done, LossOfRows, Updates, is_finite
 from avarc_cli.train.watch import Watch, Watched, opened
 
@@ -106,7 +106,7 @@ def _train(
         identity["precision"] = run.precision
     if watched.validation is not None:
         identity["validation"] = f"{watched.validation.subject}, every {run.validate_every} steps"
-    optimizer = torch.optim.AdamW(parameter_groups(model, recipe, decays), lr=recipe.lr, betas=recipe.betas)
+    optimizer = new_optimizer(model, recipe, decays)
     updates = Updates(model, loss_of_rows, optimizer, run, batch_size=recipe.batch_size)
     if run.rehearse is not None:
         size = {"images": watched.images, "tokens": watched.tokens, "batch_size": recipe.batch_size}
