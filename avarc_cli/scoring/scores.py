@@ -77,6 +77,8 @@ class StageScores:
     """Orders that they were scored in."""
     estimated: bool = False
     """Whether the scores are estimates from a part of the segments."""
+    precision: str | None = None
+    """That they were computed in; None for the run's."""
     candidates: IntN
     """Positions of the candidates that took part, (M,)."""
     scores: FloatN
