@@ -91,6 +91,18 @@ class StageScores:
     """The image's share of the stage's time."""
 
 
+@dataclass(frozen=True)
+class Settled:
+    """How a cascade of two precisions came to the prediction of an image (`scoring.cascade`)."""
+
+    precision: str
+    """That the winner was decided in."""
+    survivors: bool
+    """Whether the exact precision decided about survivors of earlier stages as well."""
+    tokens: int
+    """Token log-probabilities computed in the exact precision."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageScores:
     """The scores of one image."""
@@ -121,6 +133,9 @@ class ImageScores:
 
     estimates: npt.NDArray[np.float64] | None = None
     """Estimates of log p(x|y) from the first segments, (N, E), if requested."""
+
+    settled: Settled | None = None
+    """How a cascade of precisions came to its prediction; None without one."""
 
     @property
     def segments(self) -> int:
