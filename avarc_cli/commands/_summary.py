@@ -130,6 +130,11 @@ def numbers(metrics: dict[str, Any]) -> dict[str, str]:
     shown["speed"] = f"{1 / seconds:.1f} images/s" if seconds and seconds < 1 else f"{seconds or 0:.1f} s per image"
     shown["tokens scored"] = f"{metrics['tokens_scored_per_image']:,.0f} per image"
     shown["near-ties"] = str(metrics["near_ties"])
+    if "cascade" in metrics:
+        cascade = metrics["cascade"]
+        shown["decided in fp32"] = f"{counted(cascade['decided_in_exact'], 'image')}, " + (
+            f"with the survivors of earlier stages {cascade['survivors_checked']}"
+        )
     if "expected_calibration_error" in metrics:
         error = f"{metrics['expected_calibration_error']:.4f}"
         shown["calibration error"] = f"{error} at temperature {metrics.get('temperature', 1.0):.3f}"

@@ -1,8 +1,8 @@
 """What to score: a plan says which candidates survive after how many segments.
 
-Written `segments:keep[:samples][@orders][/precision]` per stage, comma-separated. `6:10,10:3,10:1:3` scores every candidate on 6
-segments and keeps 10, scores those on 10 segments and keeps 3, then averages each survivor over 3 samples (the image's
-own tokens and 2 smoothed samples) and keeps 1. Source: A-VARC+, arXiv:2510.12060.
+Written `segments:keep[:samples][@orders][/precision]` per stage, comma-separated. `6:10,10:3,10:1:3` scores every
+candidate on 6 segments and keeps 10, scores those on 10 segments and keeps 3, then averages each survivor over 3
+samples (the image's own tokens and 2 smoothed samples) and keeps 1. Source: A-VARC+, arXiv:2510.12060.
 
 `6:<8.5` keeps the candidates that are at most 8.5 nats behind the best, so that easy images lose candidates sooner than
 hard ones; `scoring.conformal` chooses such margins. An image with one candidate left is decided and scored no further.

@@ -199,8 +199,8 @@ def quantile(probability: float, freedom: int) -> float:
 def tail(t: float, freedom: int) -> float:
     """P(T > t) for Student's distribution, t at least 1.
 
-    It is half of the regularized incomplete beta function I_x(freedom / 2, 1 / 2). The terms of its series are positive,
-    so that small probabilities are exact (DLMF 8.17.7, 8.17.8).
+    It is half of the regularized incomplete beta function I_x(freedom / 2, 1 / 2). The terms of its series are
+    positive, so that small probabilities are exact (DLMF 8.17.7, 8.17.8).
     """
     a, x = freedom / 2, freedom / (freedom + t * t)
     log_front = a * math.log(x) + 0.5 * math.log1p(-x) + math.lgamma(a + 0.5) - math.lgamma(a + 1) - math.lgamma(0.5)
