@@ -1,6 +1,7 @@
-"""The cascade of a classifier: its rounding noise, measured once for a model on a machine and kept in a small file.
+"""The precisions of a classifier: those that stages of its plan name, and a cascade of two.
 
-Files that cannot be read, or that are of something else, are ignored and written again.
+The rounding noise of a cascade is measured once for a model on a machine, and kept in a small file. Files that cannot
+be read, or that are of something else, are ignored and written again.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,19 @@ import torch
 
 from avarc_cli import strict_json
 from avarc_cli.devices import device_name
-from avarc_cli.errors import AvarcError
+from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.layers import precision as precisions
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.progress import Notify, no_message
 from avarc_cli.results.validate import AGAIN
 from avarc_cli.scoring.cascade import Cascade
+from avarc_cli.scoring.combining import MEAN
 from avarc_cli.scoring.orders import Orders
 from avarc_cli.scoring.other_precisions import OtherPrecisions
+from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.rounding_noise import PROBABILITY, RoundingNoise, images_needed, measure
+from avarc_cli.settings import is_cascade
 from avarc_cli.storage import write_bytes
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.words import counted
@@ -110,7 +116,7 @@ def noise_for(
     return noise
 
 
-def recorded_noise(recorded: Any, model: LoadedModel, request: ScoringRequest, where: str) -> RoundingNoise:
+def recorded_noise(recorded: Any, model: LoadedModel, request: ScoringRequest) -> RoundingNoise:
     """The noise in run.json, which a run that is continued goes on with. Raises: AvarcError where it is corrupt."""
     try:
         noise = RoundingNoise.from_dict(recorded["noise"])
@@ -118,7 +124,7 @@ def recorded_noise(recorded: Any, model: LoadedModel, request: ScoringRequest, w
             raise ValueError("it is of other segments")
         return noise
     except (AttributeError, KeyError, TypeError, ValueError) as problem:
-        raise AvarcError(f"'{where}' is corrupt", f"cascade: {problem}", AGAIN) from None
+        raise AvarcError("the run.json of this run is corrupt", f"cascade: {problem}", AGAIN) from None
 
 
 def cascade_of(model: LoadedModel, request: ScoringRequest, noise: RoundingNoise) -> Cascade:
@@ -131,6 +137,39 @@ def cascade_of(model: LoadedModel, request: ScoringRequest, noise: RoundingNoise
 def protocol(cascade: Cascade, noise: RoundingNoise) -> dict[str, Any]:
     """What run.json records of a cascade."""
     return {"cascade": {"probability": PROBABILITY, "slack": list(cascade.slacks), "noise": noise.to_dict()}}
+
+
+def in_precisions(plan: Plan, model: LoadedModel) -> Plan:
+    """The plan whose stages name only precisions that differ from the model's own.
+
+    Raises: UsageError for one that is not available, and for any beside a cascade.
+    """
+    if plan.precisions and is_cascade(model.precision):
+        raise UsageError(
+            f"plan '{plan}' names precisions",
+            f"with --precision {model.precision}, every stage is scored in two",
+            "leave them out, or use --precision fp32",
+        )
+    for name in plan.precisions:
+        precisions.find(name, torch.device(model.device))
+    own = [replace(s, precision=None) if s.precision == model.precision else s for s in plan.stages]
+    return Plan(tuple(own))
+
+
+def check_rule(request: ScoringRequest, orders: Orders) -> None:
+    """Raises: UsageError for scores that are no mean of log-likelihoods, whose rounding a cascade cannot bound."""
+    if orders.bound:
+        raise UsageError(
+            "a cascade of precisions does not go with --bound",
+            "each draw scales its tokens, and their rounding, differently",
+            "use --precision fp32",
+        )
+    if request.combine != MEAN and request.plan.orders > 1:
+        raise UsageError(
+            f"a cascade of precisions does not go with --combine {request.combine}",
+            "the rounding of such a score has no bound from that of its orders",
+            "use --precision fp32, or --combine mean",
+        )
 
 
 def _covers(noise: RoundingNoise, model: LoadedModel, request: ScoringRequest) -> bool:

@@ -64,6 +64,8 @@ def announce(classifier: Classifier, run: Run) -> None:
     where = f"{classifier.model.precision} on {classifier.model.device}"
     images, classes = counted(len(run.cache), "image"), counted(len(run.request.candidates), "class")
     console.note(f"{images} x {classes}, {where}: {cost}")
+    if run.cascade is not None:
+        console.note(f"{run.cascade.cheap} decides where it is sure, {run.cascade.exact} elsewhere (docs/cascade.md)")
     if run.model.any_order:
         console.note(f"tokens are scored in {run.orders.describe(run.request.plan.orders, run.request.combine)}")
     if run.model.steps is not None:

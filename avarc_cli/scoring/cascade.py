@@ -12,10 +12,10 @@ in the exact precision. They are not known, but lie between two sets that follow
 By induction over the stages, sure <= A_k <= possible. Candidates that are possible but not sure displace none: if they
 did, an exact survivor could be lost to one that the exact run has dropped long before.
 
-The winner of the exact run is a possible survivor of the last stage. If that is one candidate, it is the prediction, and
-no exact score was computed. Otherwise the exact precision scores these few on the last stage. If the best of them is
-sure to take part in it, it is the prediction: the exact winner is among them, and no better. Else the A_k are found out
-from the first stage on: only candidates that are possible but not sure are scored there in the exact precision.
+The winner of the exact run is a possible survivor of the last stage. If that is one candidate, it is the prediction,
+and no exact score was computed. Otherwise the exact precision scores these few on the last stage. If the best of them
+is sure to take part in it, it is the prediction: the exact winner is among them, and no better. Else the A_k are found
+out from the first stage on: only candidates that are possible but not sure are scored there in the exact precision.
 
 Shapes: G images, S samples, O orders, L tokens, N candidates.
 """
@@ -154,13 +154,14 @@ class _Settling:
         return tuple(stages)
 
     def _possible(self, stage: Stage, record: StageScores, alive_N: Bool) -> Bool:
-        return stage.survivors(alive_N[None], self._dense(record)[1][None], alive_N[None])[0]
+        possible_1N: Bool = stage.survivors(alive_N[None], self._dense(record)[1][None], alive_N[None])
+        return np.asarray(possible_1N[0])
 
     def _survivors(self, stage: Stage, record: StageScores, alive_N: Bool) -> Bool:
         """The exact survivors of a stage, of the candidates that take part in it."""
         score_1N = self._dense(record)[1][None]
         if not stage.slack:  # the same in all precisions
-            return stage.survivors(alive_N[None], score_1N)[0]
+            return np.asarray(stage.survivors(alive_N[None], score_1N)[0])
         by_rank, by_margin = replace(stage, margin=math.inf), replace(stage, keep=len(alive_N))
         possible_N, sure_N = self._possible(by_rank, record, alive_N), by_rank.sure(alive_N[None], score_1N)[0]
         within_N, sure_within_N = self._possible(by_margin, record, alive_N), by_margin.sure(alive_N[None], score_1N)[0]

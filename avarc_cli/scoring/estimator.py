@@ -15,7 +15,7 @@ from avarc_cli.scoring.orders import MAX_ORDERS, Orders
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import LikelihoodModel
-    from avarc_cli.loaded import LoadedModel, LoadModel
+    from avarc_cli.loaded import LoadModel
 
 
 @dataclass(frozen=True)
