@@ -1,4 +1,4 @@
-"""A cascade of two precisions predicts what the exact one predicts, whatever the cheap one gets wrong within the slack."""
+"""A cascade of two precisions predicts what the exact one predicts, whatever is wrong in the cheap one by its slack."""
 
 from dataclasses import replace
 
