@@ -18,9 +18,13 @@ EXACT = "fp32"
 KERNELS = ("auto", "triton", "torch")
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 _TORCH_TYPES = (*DEVICE_TYPES, "meta")  # meta is always there and computes nothing: `devices.pick_device` refuses it
-AUGMENTATIONS = ("crop", "affine", "none")
+AUGMENTATIONS = ("crop", "whole", "affine", "none")
+INITIALIZATIONS = SMALL, PUBLISHED = ("small", "published")  # of a VQ-VAE: for small ones, or as vaex
 METHODS = ("embedding", "adaln", "lora")  # of adding a class
+MOST_SHORT_SIDE = 8
 MOST_GUIDANCE = 1000  # far beyond any use; float32 ends at 1e38
+
+MAX_SCORE = 10.0  # of the LAION aesthetic predictor
 
 
 def check_exists(path: str | Path | None, named_by: str) -> None:
@@ -119,6 +123,21 @@ def check_training_precision(precision: str) -> None:
 def check_augmentation(name: str) -> None:
     """Raises: UsageError unless this is a way to change training images (`train.images.Augment`)."""
     _check("augmentation", name, AUGMENTATIONS)
+
+
+def check_short_side(sides: tuple[float, float]) -> None:
+    """Raises: UsageError unless these are bounds of a shorter side, in sides of what is cut from it."""
+    if not 1 <= sides[0] <= sides[1] <= MOST_SHORT_SIDE:
+        raise UsageError(
+            f"--short-side is {sides[0]:g},{sides[1]:g}",
+            f"the first is at least 1, and at most the second, which is at most {MOST_SHORT_SIDE}",
+            "write --short-side 1,1.25",
+        )
+
+
+def check_initialization(name: str) -> None:
+    """Raises: UsageError unless a VQ-VAE can begin like this."""
+    _check("initialization", name, INITIALIZATIONS)
 
 
 def check_method(name: str) -> None:
@@ -224,6 +243,15 @@ def parse_dimensions(text: str) -> tuple[int, ...]:
     parts = text.split(":")
     readable = all(re.fullmatch("[0-9]{1,9}", part) and int(part) > 0 for part in parts)
     return tuple(int(part) for part in parts) if readable else ()
+
+
+def parse_pair(text: str, named_by: str) -> tuple[float, float]:
+    """Two numbers with a comma between them. Raises: UsageError for any other text."""
+    number = r"[-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?"
+    found = re.fullmatch(rf"\s*({number})\s*,\s*({number})\s*", text)
+    if found is None:
+        raise UsageError(f"cannot read {named_by} '{text}'", "it is two numbers", f"write {named_by} 0.5,0.9")
+    return float(found[1]), float(found[2])
 
 
 def check_sampling(guidance: float | None, top_k: int, top_p: float) -> None:

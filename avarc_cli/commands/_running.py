@@ -121,10 +121,12 @@ def _show(found: Rehearsal, files: list[Path]) -> None:
         "images of an epoch": f"{found.images:,}",
         "tokens of an epoch": f"{found.tokens:,}",
         "steps of an epoch": f"{found.steps_per_epoch:,}",
+        "epochs": f"{found.epochs:,.3g}",
         "memory": f"{found.memory / GIB:.2f} GiB at most, in the steps that were timed",
         "time of a step": f"{found.seconds_per_step:.3g} s",
         "time": f"{console.duration(found.seconds)} for {counted(found.steps, 'step')}",
         "would write": ", ".join(map(str, files)),
     }
-    data = vars(found) | {"steps_per_epoch": found.steps_per_epoch, "seconds": found.seconds, "files": files}
+    computed = ("steps_per_epoch", "epochs", "seconds")
+    data = vars(found) | {name: getattr(found, name) for name in computed} | {"files": files}
     console.result(data, console.fields("what the training would take", shown))

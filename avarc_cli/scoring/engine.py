@@ -97,6 +97,7 @@ class _Inputs:
         unconditional = [model.unconditional] if request.score.needs_unconditional else []
         self.class_id = np.array([*unconditional, *request.candidates.tolist()], dtype=np.int64)
         self.adapter = model.adapter(self.class_id)
+        model.prepare(self.class_id)
         self.tokens, self.order_GOL = tokens_GSL, order_GOL
 
     def sequences(self, pairs: Pairs) -> _Sequences:

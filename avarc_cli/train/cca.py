@@ -87,8 +87,15 @@ def align(
         augment: None for random crops.
         held_out: images to validate on, if any.
         say: as for `train_tokenizer`.
-    Raises: UsageError for images without a class of the model; otherwise as `train_tokenizer`.
+    Raises: UsageError for a model of captions, and for images without a class of the model; otherwise as
+        `train_tokenizer`.
     """
+    if model.likelihood.text is not None:
+        raise UsageError(
+            f"CCA does not fine-tune {model.name}, a model of captions",
+            "it contrasts an image's class with another one, and of two captions both may be right",
+            "fine-tune a model of classes",
+        )
     if rank:
         check_new_folder(out)
     else:

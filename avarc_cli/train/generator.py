@@ -53,8 +53,8 @@ class TokenBatches(Protocol):
     def batch(self, step: int, rows: Rows) -> tuple[Tensor, Tensor, torch.Generator]:
         """Part of a step's batch, a function of the step alone.
 
-        Returns: tokens (B, L) int64 of these rows; the class ids of the whole batch, int64; the step's own generator,
-            in the same state for any rows.
+        Returns: tokens (B, L) int64 of these rows, continuous ones drawn from their distributions; the class ids of
+            the whole batch, int64; the step's own generator, in the same state for any rows.
         """
         ...
 
@@ -75,8 +75,11 @@ class EncodedImages:
         x, labels, generator = self.images.batch(step, rows)
         network, device = self.tokenizer.network, self.tokenizer.device
         with torch.no_grad(), tf32(False), torch.autocast(device.type, enabled=False):
-            tokens_BL = network.tokenize(network.encode(x.to(device)))
-        return tokens_BL, labels, generator
+            latents = network.encode(x.to(device))
+            if not network.channels:
+                return network.tokenize(latents), labels, generator
+            noise = torch.randn(rows.of, network.layout.num_tokens, network.channels, generator=generator)
+            return network.draw(latents, rows.take(noise).to(device)), labels, generator
 
 
 def train_generator(

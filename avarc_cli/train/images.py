@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,38 +17,48 @@ from torch.nn import functional as F
 
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
+from avarc_cli.data.random_cut import RandomCut
 from avarc_cli.errors import AvarcError, UnreadableImage, UsageError
 from avarc_cli.layers.rows import Rows
 from avarc_cli.layers.sampling import generator_of
-from avarc_cli.settings import check_augmentation
+from avarc_cli.settings import check_augmentation, check_short_side
 
 IN_MEMORY_BYTES = 2 << 30
-LOADED_SIDE = {"none": 1.0, "crop": 1.125, "affine": 2.0}  # times the network's input side
+LOADED_SIDE = {"none": 1.0, "crop": 1.125, "whole": 1.0, "affine": 2.0}  # times the network's input side
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
     """Random changes of training images.
 
-    "crop" takes a random crop of the image at 1.125 times the size, as VAR trains. "affine" rotates, scales, shears and
-    shifts, for small centered objects such as digits. "none" changes nothing.
+    "crop" takes a random crop of the image's middle at 1.125 times the size. "whole" takes one of the whole image, as
+    the published trainings do, when the image is decoded. "affine" rotates, scales, shears and shifts, for small
+    centered objects such as digits. "none" changes nothing.
     """
 
-    mode: str = "crop"  # "crop", "affine" or "none"
+    mode: str = "crop"  # "crop", "whole", "affine" or "none"
     flip: bool = False  # mirror half of the images; not for anything with a handedness
     # Half-widths of the uniform ranges of "affine":
     degrees: float = 10.0  # of rotation
     zoom: float = 0.12  # natural logarithm of the factor
     shear: float = 0.15  # tangent of the angle
     shift: float = 0.08  # fraction of the side
+    short_side: tuple[float, float] = field(default=(1.125, 1.125), repr=False)
+    """Of "whole": bounds of the length of the shorter side of an image, in sides of the crop."""
 
     def __post_init__(self) -> None:
         check_augmentation(self.mode)
+        check_short_side(self.short_side)
+
+    def __str__(self) -> str:
+        """As checkpoints state it; those of earlier versions had no "whole"."""
+        return repr(self) + (f", shorter side {self.short_side}" if self.mode == "whole" else "")
 
     @property
     def preprocess(self) -> str:
         """How an image that is not changed is cut, for `Preprocess`."""
-        return "resize-crop" if self.mode == "crop" else "fit"
+        is_cut = self.mode == "crop" or (self.mode == "whole" and self.short_side[0] > 1)
+        return "resize-crop" if is_cut else "fit"
 
     def loaded_side(self, size: int) -> int:
         """Side in pixels at which images are loaded for an input of `size` pixels."""
@@ -112,7 +122,7 @@ class TrainingImages:
         self._preprocess = self._loading()
         self._threads = ThreadPoolExecutor(4)  # Pillow releases the GIL while it decodes
         side = self._preprocess.size
-        fits = len(images) * side * side * 3 <= IN_MEMORY_BYTES
+        fits = len(images) * side * side * 3 <= IN_MEMORY_BYTES and augment.mode != "whole"
         self._memory = self._decode(np.arange(len(images))) if fits else None
 
     @property
@@ -128,6 +138,12 @@ class TrainingImages:
     def _loading(self) -> Preprocess:
         return Preprocess("fit", self.augment.loaded_side(self.size))
 
+    def _preprocess_at(self, place: int) -> Preprocess:
+        """How the image at this place of the training's sequence is decoded."""
+        if self.augment.mode != "whole":
+            return self._preprocess
+        return RandomCut(size=self.size, sides=self.augment.short_side, seed=self.seed, place=place)
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -135,11 +151,17 @@ class TrainingImages:
         """These rows of a step's batch as augmented images (B, 3, H, H); further as `TokenBatches.batch`."""
         batch = self._rows(step, rows.of)
         generator = generator_of(self.seed, step)
-        x = self.augment(self._pixels(batch[rows.start : rows.stop]), self.size, generator, rows)
+        own = slice(rows.start, rows.stop)
+        places = np.arange(step * rows.of, (step + 1) * rows.of)
+        x = self.augment(self._pixels(batch[own], places[own]), self.size, generator, rows)
         return x, torch.from_numpy(self.images.labels[batch]).long(), generator
 
-    def _pixels(self, rows: np.ndarray) -> Tensor:
-        return self._decode(rows) if self._memory is None else self._memory[torch.from_numpy(rows)]
+    def rows(self, step: int, batch_size: int) -> np.ndarray:
+        """Which images a step's batch has."""
+        return self._rows(step, batch_size)
+
+    def _pixels(self, rows: np.ndarray, places: np.ndarray) -> Tensor:
+        return self._decode(rows, places) if self._memory is None else self._memory[torch.from_numpy(rows)]
 
     def _rows(self, step: int, batch_size: int) -> np.ndarray:
         """Rows of batch `step` in an endless sequence of shuffled epochs."""
@@ -148,13 +170,13 @@ class TrainingImages:
         order = {int(e): np.random.default_rng([self.seed, int(e)]).permutation(len(self)) for e in np.unique(epochs)}
         return np.array([order[int(e)][o] for e, o in zip(epochs, offsets, strict=True)])
 
-    def _decode(self, rows: np.ndarray) -> Tensor:
-        arrays = list(self._threads.map(self._load, rows.tolist()))
+    def _decode(self, rows: np.ndarray, places: np.ndarray | None = None) -> Tensor:
+        arrays = list(self._threads.map(self._load, rows.tolist(), (rows if places is None else places).tolist()))
         return torch.from_numpy(np.stack(arrays))
 
-    def _load(self, row: int) -> np.ndarray:
+    def _load(self, row: int, place: int) -> np.ndarray:
         try:
-            return self.images.load(row, self._preprocess)
+            return self.images.load(row, self._preprocess_at(place))
         except UnreadableImage as error:
             raise AvarcError(error.what, error.why, "remove it from the training images, or replace it") from None
 

@@ -29,8 +29,8 @@ def folder(tmp_path_factory):
 def trained(folder):
     """Paths of a tokenizer and a VAR that were trained through the command line."""
     images, vq, var = str(folder / "img"), folder / "vq.safetensors", folder / "var.safetensors"
-    assert main(["train", "tokenizer", images, *SHAPE, *SMALL, "--steps", "60", "--lr", "2e-3", "--out", str(vq)]) == 0
-    options = [*TINY, "--steps", "80", "--lr", "3e-3"]
+    assert main(["train", "tokenizer", images, *SHAPE, *SMALL, "--steps", "30", "--lr", "4e-3", "--out", str(vq)]) == 0
+    options = [*TINY, "--steps", "40", "--lr", "5e-3"]
     assert main(["train", "var", images, "--tokenizer", str(vq), *options, "--out", str(var)]) == 0
     return vq, var
 
@@ -39,8 +39,8 @@ def trained(folder):
 def llamagen(folder):
     """The same of a LlamaGen and its tokenizer."""
     images, vq, gpt = str(folder / "img"), folder / "llamagen-vq.safetensors", folder / "llamagen.safetensors"
-    assert main(["train", "vq", images, *CODES, *SMALL, "--steps", "120", "--lr", "2e-3", "--out", str(vq)]) == 0
-    options = [*TINY, "--heads", "2", "--steps", "80", "--lr", "3e-3"]
+    assert main(["train", "vq", images, *CODES, *SMALL, "--steps", "50", "--lr", "4e-3", "--out", str(vq)]) == 0
+    options = [*TINY, "--heads", "2", "--steps", "40", "--lr", "5e-3"]
     assert main(["train", "llamagen", images, "--tokenizer", str(vq), *options, "--out", str(gpt)]) == 0
     return vq, gpt
 

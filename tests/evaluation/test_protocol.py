@@ -104,7 +104,12 @@ CAPTIONED = 'model = "digits-captions"'
         (ROW, CAPTIONED + '\ntemplate = ["a digit"]', "rows[0].captions", "has {} once"),
         (ROW, CAPTIONED + "\ntemplate = [3]", "rows[0].template", "more than texts"),
         (ROW, CAPTIONED + '\ntemplate = "a {}"', "rows[0].template", "a list of texts"),
-        (ROW, CAPTIONED + '\ntemplate = ["{}"]\ntext_encoder = "flan-t5-xxl"', "rows[0].captions", "did you mean flan-t5-xl"),
+        (
+            ROW,
+            CAPTIONED + '\ntemplate = ["{}"]\ntext_encoder = "flan-t5-xxl"',
+            "rows[0].captions",
+            "did you mean flan-t5-xl",
+        ),
         (ROW, CAPTIONED + '\ntemplate = ["{}"]\naesthetic_score = -1', "rows[0].aesthetic_score", "at least 0"),
         (ROW, CAPTIONED + '\ntemplate = ["{}"]\nbank = "b"', "rows[0].captions", "--bank"),
         (ROW, ROW + '\n[[rows]]\nname = "var"\nmodel = "digits"', "rows", "two are called 'var'"),
