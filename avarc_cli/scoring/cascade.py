@@ -76,7 +76,9 @@ def score_in_two_precisions(
             settled.append(replace(scores, stages=stages, settled=Settled(cascade.cheap, False, 0)))
             continue
         order_1OL = None if order_GOL is None else order_GOL[[g]]
-        image = _ExactScores(exact(), tokens_GSL[[g]], order_1OL, request, cascade.exact)
+        model = exact()
+        model.prepare(request.candidates)  # all at once: in this image or another, most of them are needed
+        image = _ExactScores(model, tokens_GSL[[g]], order_1OL, request, cascade.exact)
         settled.append(_Settling(replace(scores, stages=stages), plan, request, image).scores())
     return settled
 

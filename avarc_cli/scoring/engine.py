@@ -170,7 +170,9 @@ class _Scheduler:
         if stage.precision is None:
             return self.own_model
         assert self.in_precision is not None, "a stage names its precision, and there is no model of it"
-        return self.in_precision(stage.precision)
+        model = self.in_precision(stage.precision)
+        model.prepare(self.inputs.class_id)
+        return model
 
     def _advance(self, step: Step) -> None:
         """Score every surviving pair up to the last segment of the stage, in its orders and samples."""

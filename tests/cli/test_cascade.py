@@ -82,7 +82,7 @@ def test_a_cascade_predicts_as_fp32_and_says_what_it_took(classify, tmp_path):
     code, said = classify(tmp_path / "again", "--plan", PLAN, "--precision", f"{cheap}+fp32", "--save-json")
     assert code == 0 and "measuring" not in said, "the noise is known by now"
     assert lines(tmp_path / "again") == each
-    assert main(["report", str(tmp_path / "run"), "--limit", "1"]) == 0
+    assert main(["report", str(tmp_path / "run"), "--hardest", "0"]) == 0
 
 
 def test_shards_and_a_run_that_is_continued_use_the_recorded_noise(classify, tmp_path):
