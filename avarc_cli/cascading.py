@@ -89,7 +89,7 @@ def store_noise(key: Mapping[str, Any], noise: RoundingNoise, say: Notify = no_m
         say(f"the rounding noise is not kept for later runs: {problem}")
 
 
-def noise_for(
+def measure_noise(
     model: LoadedModel,
     others: OtherPrecisions,
     cache: TokenCache,
@@ -98,15 +98,15 @@ def noise_for(
     about: Mapping[str, Any],
     say: Notify = no_message,
 ) -> RoundingNoise:
-    """The noise that was measured earlier on this machine, else that of the first images of the cache.
+    """The noise of the first images of the cache, kept for later runs with this model on this machine.
 
     Args:
         about: as in `noise_key`. say: called with messages for the user.
     """
+    if len(request.candidates) < 2 or not len(cache):
+        missing = "there is one candidate" if len(cache) else f"'{cache.path}' holds no images"
+        raise UsageError("the rounding of differences of classes cannot be measured", missing, "use --precision fp32")
     key = noise_key(model, about)
-    found = stored_noise(key, say)
-    if found is not None and _covers(found, model, request):
-        return found
     rows = np.arange(images_needed(len(request.candidates), len(cache)))
     say(f"measuring the rounding of {key['precision']} on {counted(len(rows), 'image')}, once for this model here")
     tokens_GSL = cache.tokens(rows)
@@ -120,7 +120,7 @@ def recorded_noise(recorded: Any, model: LoadedModel, request: ScoringRequest) -
     """The noise in run.json, which a run that is continued goes on with. Raises: AvarcError where it is corrupt."""
     try:
         noise = RoundingNoise.from_dict(recorded["noise"])
-        if not _covers(noise, model, request):
+        if not covers(noise, model, request):
             raise ValueError("it is of other segments")
         return noise
     except (AttributeError, KeyError, TypeError, ValueError) as problem:
@@ -172,7 +172,7 @@ def check_rule(request: ScoringRequest, orders: Orders) -> None:
         )
 
 
-def _covers(noise: RoundingNoise, model: LoadedModel, request: ScoringRequest) -> bool:
+def covers(noise: RoundingNoise, model: LoadedModel, request: ScoringRequest) -> bool:
     """Whether the noise is of this model's segments, and of all estimates of the plan."""
     estimated = {stage.segments for stage in request.plan.stages if stage.estimated and stage.segments}
     return len(noise.segments) == len(model.likelihood.segment_ends) and estimated <= set(noise.estimates)

@@ -228,8 +228,23 @@ class ScoringSetup:
         cascading.check_rule(request, self.orders)
         if recorded is not None:
             return cascading.recorded_noise(recorded, self.model, request)
-        about = self.orders.made_for() | self.estimator.made_for(self.model.likelihood)
-        return cascading.noise_for(self.model, self.others, cache, request, self.orders, about, say)
+        known = cascading.stored_noise(cascading.noise_key(self.model, self._about_noise), say)
+        if known is not None and cascading.covers(known, self.model, request):
+            return known
+        return self.measure_noise(cache, request, say)
+
+    @property
+    def _about_noise(self) -> dict[str, Any]:
+        return self.orders.made_for() | self.estimator.made_for(self.model.likelihood)
+
+    def known_noise(self) -> RoundingNoise | None:
+        """The rounding noise of a cascade as it was measured earlier on this machine; None where it was not."""
+        return cascading.stored_noise(cascading.noise_key(self.model, self._about_noise))
+
+    def measure_noise(self, cache: TokenCache, request: ScoringRequest, say: Notify = no_message) -> RoundingNoise:
+        """Measure the rounding noise of a cascade on the first images of a cache, for this run and later ones."""
+        orders, about = self.orders, self._about_noise
+        return cascading.measure_noise(self.model, self.others, cache, request, orders, about, say)
 
     # Tuned plans
 

@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 from small_datasets import noise
 
-from avarc_cli import cascading
 from avarc_cli.classifier import load_classifier
 from avarc_cli.cli import main
 from avarc_cli.loading import ModelSpec
 from avarc_cli.options import Options
-from avarc_cli.scoring.orders import ONE_RASTER
 from avarc_cli.tokens.cache import read
 from avarc_cli.zoo import paths
 from avarc_cli.zoo.local_files import ASSETS
@@ -121,8 +119,7 @@ def test_a_damaged_file_of_noise_is_ignored_and_replaced(cache, models, tmp_path
 
     def noise_now():
         said.clear()
-        about = ONE_RASTER.made_for()
-        return cascading.noise_for(classifier.model, classifier.others, tokens, request, ONE_RASTER, about, said.append)
+        return classifier.run(tokens, request, say=said.append).protocol["cascade"]["noise"]
 
     first = noise_now()
     assert len(said) == 1 and noise_now() == first and not said
