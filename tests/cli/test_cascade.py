@@ -196,3 +196,16 @@ def test_a_run_of_a_cascade_is_explained_and_exported_in_fp32(classify, cache, t
     assert classify(tmp_path / "run", "--precision", "cascade")[0] == 0
     assert main(["export", str(tmp_path / "run"), "--tokens", str(cache), "--out", str(tmp_path / "out.npz")]) == 0
     assert len(np.load(tmp_path / "out.npz")["log_likelihood"]) == IMAGES
+
+
+def test_doctor_measures_and_shows_the_rounding(cache, models, capsys):
+    forget_noise()
+    assert main(["doctor", *models, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rounding"]["noise"] is None
+    assert main(["doctor", *models, "--tokens", str(cache), "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)["rounding"]
+    assert len(measured["noise"]["segments"]) == 4 and measured["noise"]["images"] >= 4
+    assert main(["doctor", *models]) == 0
+    assert "by segments scored" in " ".join(capsys.readouterr().out.split())
+    assert main(["doctor", "--tokens", str(cache)]) == 2
+    assert "add --model" in capsys.readouterr().err
