@@ -19,9 +19,9 @@ _Object = TypeVar("_Object")
 def joined(device: torch.device) -> Iterator[None]:
     """Be one of the processes that a launcher started, if it started several: by NCCL on GPUs, by Gloo elsewhere.
 
-    Raises: UsageError for a GPU by number, which all would share.
+    Within such a block another changes nothing. Raises: UsageError for a GPU by number, which all would share.
     """
-    if processes.count() == 1:
+    if processes.count() == 1 or _are_several():
         yield
         return
     if device.type == "cuda" and device.index not in (None, processes.local_rank()):
@@ -56,7 +56,7 @@ def add_up(values: Tensor) -> Tensor:
 
 def concatenate(rows: Tensor) -> Tensor:
     """The rows of all processes, in their order; a detached copy on this process's device."""
-    return torch.cat(of_all(rows.detach().cpu())).to(rows.device) if _are_several() else rows
+    return torch.cat(from_all(rows.detach().cpu())).to(rows.device) if _are_several() else rows
 
 
 def by_first(make: Callable[[], _Object]) -> _Object:
@@ -75,8 +75,8 @@ def by_first(make: Callable[[], _Object]) -> _Object:
     return cast("_Object", made[0])
 
 
-def of_all(thing: _Object) -> list[_Object]:
-    """What each process has, in their order, which pickle can carry."""
+def from_all(thing: _Object) -> list[_Object]:
+    """What each process has, which pickle can carry, in their order."""
     things = [thing] * count()
     if _are_several():
         distributed.all_gather_object(things, thing)

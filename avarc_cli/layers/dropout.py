@@ -42,6 +42,8 @@ class Dropout(nn.Module):
         if self.rows is None or not self.is_of_part:
             return F.dropout(x, self.rate)
         whole = torch.ones(self.rows.of, *x.shape[1:], dtype=x.dtype, device=x.device)
+        if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            whole = whole.contiguous(memory_format=torch.channels_last)  # numbers are drawn in the order of memory
         return x * self.rows.take(F.dropout(whole, self.rate))
 
 

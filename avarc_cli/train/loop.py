@@ -28,7 +28,7 @@ from avarc_cli.train.rehearsal import rehearse
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
 from avarc_cli.train.state import Kept, State, discard
-from avarc_cli.train.update import Decays, average, is_skipped, parameter_groups, set_rates, spread
+from avarc_cli.train.update import Decays, average, is_skipped, new_optimizer, set_rates, spread
 from avarc_cli.train.updates import Done, LossOfRows, Updates, is_finite
 from avarc_cli.train.watch import Watch, Watched, opened
 
@@ -113,7 +113,7 @@ def _train(
     if run.shard:
         _check_shardable(model, kept)
         sharding.shard(model)
-    optimizer = torch.optim.AdamW(parameter_groups(model, recipe, decays), lr=recipe.lr, betas=recipe.betas)
+    optimizer = new_optimizer(model, recipe, decays)
     updates = Updates(model, loss_of_rows, optimizer, run, batch_size=recipe.batch_size)
     if run.rehearse is not None:
         size = {"images": watched.images, "tokens": watched.tokens, "batch_size": recipe.batch_size}
@@ -121,7 +121,7 @@ def _train(
             run.rehearse(rehearse(model, updates, **size, steps=recipe.steps, clip=recipe.clip))
         return None
     averaged, best = {k: v.detach().clone() for k, v in model.state_dict().items()}, Best()
-    state = State(identity, model, optimizer, averaged, updates.scaler, kept, best)
+    state = State(identity, model, optimizer, averaged, updates.scaler, kept, best, watched.listing)
     start = state.resume(checkpoint, say) if checkpoint else 0
     shown: dict[str, float] = {}
     model.train()
@@ -166,6 +166,8 @@ def _train(
 
 def conclude(trained: Trained | None, out: Path, save: Callable[[], None], run: Run | None = None) -> None:
     """After a training, write what it made to `out`, as the first process, and delete its checkpoints."""
+    if trained is not None and run is not None:
+        run.left_out.gather()
     if trained is None or not processes.is_first():
         return
     save()
@@ -179,7 +181,7 @@ def conclude(trained: Trained | None, out: Path, save: Callable[[], None], run: 
 def _check_alike(identity: dict[str, Any]) -> None:
     """Raises: UsageError in all processes when one trains something else: on its machine the images are others, say."""
     first = collectives.by_first(lambda: identity)
-    differences = collectives.of_all(describe_differences(first, identity, sides=("in process 0", "there")))
+    differences = collectives.from_all(describe_differences(first, identity, sides=("in process 0", "there")))
     for number, found in enumerate(differences):
         if found:
             what = f"process {number} trains something else than process 0"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import glob
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from avarc_cli.progress import Notify
 from avarc_cli.storage import beside, remove_leftovers_of
 from avarc_cli.train import checkpoint_file, sharding
 from avarc_cli.train.best import Best
+from avarc_cli.train.listing import Listing
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, of every parameter
 _DAMAGE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)  # what content of wrong types raises
@@ -51,6 +53,12 @@ class State:
     scaler: torch.amp.GradScaler  # of fp16
     kept: Kept | None  # by the loss
     best: Best  # on validation data
+    listing: Callable[[], Listing] | None = None  # of the images that are trained on
+
+    @cached_property
+    def images(self) -> dict[str, Tensor]:
+        """The images one by one; {} for a training on something else."""
+        return {} if self.listing is None else self.listing().state_dict()
 
     def save(self, path: Path, step: int, *, keep: int = 1) -> None:
         """Write a checkpoint after `step` steps, as the first process; older ones beyond the last `keep` are deleted.
@@ -68,6 +76,7 @@ class State:
             "scaler": self.scaler.state_dict(),
             "best": self.best.state_dict(),
             "kept": {} if self.kept is None else self.kept.state_dict(),
+            "images": self.images if collectives.rank() == 0 else {},
         }
         state = sharding.whole(state)
         collectives.by_first(lambda: _write(path, state, step, keep))
@@ -132,6 +141,7 @@ class State:
         except _DAMAGE as error:
             raise _corrupt(path, error) from None
         moments = state.pop("optimizer")["state"]
+        state.pop("images", None)
         weights |= {name: state.pop(name) for name in ("model", "averaged")}
         weights |= {moment: {number: each[moment] for number, each in moments.items()} for moment in MOMENTS}
         if not verified:
@@ -144,11 +154,24 @@ class State:
         if not isinstance(theirs, dict):
             raise checkpoint_file.corrupt(path, "it does not say which training it is of")
         if differences := describe_differences(theirs, self.identity):
-            raise CheckpointError(
-                _what_differs(path, theirs, self.identity),
-                differences,
-                f"repeat that run's options to continue it, or delete {path} to start over",
-            )
+            raise self._of_another(path, theirs, differences, state.get("images"))
+
+    def _of_another(
+        self, path: Path, theirs: Mapping[str, Any], differences: str, images: Mapping[str, Any] | None
+    ) -> CheckpointError:
+        """The error for a checkpoint of another training. images: what it says about them."""
+        changed = _what_differs(theirs, self.identity)
+        fix = f"delete {path} to start over"
+        if changed is None:
+            what, fix = f"{path} belongs to another training run", f"repeat that run's options to continue it, or {fix}"
+        elif "images" in changed and set(changed) <= {"images", "validation"}:
+            what, fix = f"the training images have changed since {path} was saved", f"undo that to continue, or {fix}"
+            if images and self.listing is not None:
+                differences = self.listing().changes_since(Listing.from_state_dict(images)) or differences
+        else:
+            what = f"{path} belongs to a training with another {' and another '.join(changed)}"
+            fix = f"repeat that run's options to continue it, or {fix}"
+        return CheckpointError(what, differences, fix)
 
     def _parameters(self) -> list[nn.Parameter]:
         """By their numbers in the optimizer's state."""
@@ -187,16 +210,14 @@ def _corrupt(path: Path, error: Exception) -> CheckpointError:
     return checkpoint_file.corrupt(path, f"it has no {error}" if isinstance(error, KeyError) else str(error))
 
 
-def _what_differs(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """In plain words, what changed since a checkpoint was saved."""
+def _what_differs(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str] | None:
+    """What a training depends on that has changed since a checkpoint was saved; None where options have, too."""
     there, here = theirs.get("subject"), ours["subject"]
-    same_recipe = all(theirs.get(name) == ours.get(name) for name in {*theirs, *ours} - {"subject"})
-    if not isinstance(there, Mapping) or not same_recipe:
-        return f"{path} belongs to another training run"
+    options = {*theirs, *ours} - {"subject", "validation"}
+    if not isinstance(there, Mapping) or any(theirs.get(name) != ours.get(name) for name in options):
+        return None
     changed = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
-    if changed == ["images"]:
-        return f"the training images have changed since {path} was saved"
-    return f"{path} belongs to a training with another {' and another '.join(changed)}"
+    return changed + ["validation"] * (theirs.get("validation") != ours.get("validation"))
 
 
 def _keep(path: Path, step: int, keep: int) -> None:

@@ -46,6 +46,12 @@ def parameter_groups(network: nn.Module, recipe: Recipe, decays: Decays = decays
     return groups
 
 
+def new_optimizer(network: nn.Module, recipe: Recipe, decays: Decays = decays_unless_named) -> torch.optim.AdamW:
+    """AdamW of `parameter_groups`. On a CPU all operations on a tensor are one, which is several times faster."""
+    groups, on_cpu = parameter_groups(network, recipe, decays), next(network.parameters()).device.type == "cpu"
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True if on_cpu else None)
+
+
 def update(parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> Update:
     """Clip the gradients that `parameters` have, and make the optimizer's step at the recipe's rates.
 
@@ -92,5 +98,5 @@ def is_skipped(norms: float, recipe: Recipe, step: int) -> bool:
 
 def average(averaged: Mapping[str, Tensor], network: nn.Module, kept: float) -> None:
     """Update the average of the weights in place, of which a fraction `kept` stays."""
-    for key, value in network.state_dict().items():
-        averaged[key].lerp_(value, 1 - kept)
+    weights = network.state_dict()
+    torch._foreach_lerp_([averaged[key] for key in weights], list(weights.values()), 1 - kept)

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from avarc_cli.layers import collectives
 from avarc_cli.names import to_json
 from avarc_cli.train.best import Best
+from avarc_cli.train.listing import Listing
 from avarc_cli.train.log import Folder, Means, TensorBoard, WeightsAndBiases, Writer
 from avarc_cli.train.run import Run
 from avarc_cli.train.updates import Done
@@ -30,6 +31,8 @@ class Watched:
     """That are trained on; 0 for a training on something else."""
     tokens: int = 0
     """Of an image."""
+    listing: Callable[[], Listing] | None = None
+    """The images one by one, to say which have changed when the training goes on."""
     validation: Validation | None = None
     draw: Callable[[], np.ndarray] | None = None
     """A picture (H, W, 3), uint8, of what the network does with its weights at the moment."""
