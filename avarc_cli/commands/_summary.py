@@ -135,7 +135,7 @@ def numbers(metrics: dict[str, Any]) -> dict[str, str]:
     if "cascade" in metrics:
         cascade = metrics["cascade"]
         shown["decided in fp32"] = f"{counted(cascade['decided_in_exact'], 'image')}, " + (
-            f"with the survivors of earlier stages {cascade['survivors_checked']}"
+            f"{cascade['survivors_checked']} of them in earlier stages too"
         )
     if "expected_calibration_error" in metrics:
         error = f"{metrics['expected_calibration_error']:.4f}"
