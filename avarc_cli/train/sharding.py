@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from avarc_cli.layers import collectives
-from avarc_cli.layers.precision import CalledLinear
+from avarc_cli.layers.linears import CalledLinear
 from avarc_cli.train.blocks import repeated_blocks
 
 _Result = TypeVar("_Result")

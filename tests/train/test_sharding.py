@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from small_datasets import halves
 
 from avarc_cli.cli import main
-from avarc_cli.layers.precision import CalledLinear, linear
+from avarc_cli.layers.linears import CalledLinear, linear
 from avarc_cli.train import loop
 
 SCALES = "--image-size 8 --patch-nums 1,2,4 --vocab 16 --channels 4 --width 32 --multipliers 1,1 --blocks 1".split()

@@ -30,7 +30,8 @@ from torch.nn import functional as F
 
 from avarc_cli.layers.dropout import Dropout, attention
 from avarc_cli.layers.kv_cache import KVCache
-from avarc_cli.layers.precision import FP32, Precision, QuantizedLinear, linear, quantized
+from avarc_cli.layers.linears import QuantizedLinear, linear, quantized
+from avarc_cli.layers.precision import FP32, Precision
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.rar.config import PREFIX, SPARE_POSITIONS, SPARE_STEPS, TITLE, RARConfig
 from avarc_kernels import adaln, causal_attention, gated_residual_adaln
