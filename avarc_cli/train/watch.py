@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from avarc_cli.layers import collectives
 from avarc_cli.names import to_json
@@ -66,6 +65,8 @@ class Watch:
         if self.peak is None or self.operations is not None:
             yield
             return
+        from torch.utils.flop_counter import FlopCounterMode  # imports Triton: only where it is needed
+
         with FlopCounterMode(display=False) as counter:
             yield
         self.operations = counter.get_total_flops()
