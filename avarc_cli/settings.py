@@ -11,6 +11,10 @@ from avarc_cli.errors import UsageError
 from avarc_cli.words import counted
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8", "fp8")
+CASCADE = "cascade"
+"""The precision of this name is `bf16+fp32`, or with another than bf16: the fastest one of the machine."""
+EXACT = "fp32"
+"""The second precision of a cascade."""
 KERNELS = ("auto", "triton", "torch")
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 _TORCH_TYPES = (*DEVICE_TYPES, "meta")  # meta is always there and computes nothing: `devices.pick_device` refuses it
@@ -56,6 +60,38 @@ def check_lpips(vgg: Path | None, lpips: Path | None) -> None:
 def check_precision(name: str) -> None:
     """Raises: UsageError unless this is a precision; `layers.precision` knows where each is available."""
     _check("precision", name, PRECISIONS)
+
+
+def is_cascade(name: str) -> bool:
+    """Whether the name of a precision means two of them (docs/cascade.md)."""
+    return name == CASCADE or "+" in name
+
+
+def precision_of_winners(name: str) -> str:
+    """The precision that predictions are those of."""
+    return EXACT if is_cascade(name) else name
+
+
+def check_scoring_precision(name: str) -> None:
+    """Raises: UsageError unless this is a precision, or a cascade of two."""
+    cheap, plus, exact = name.partition("+")
+    if name == CASCADE:
+        return
+    if plus and (exact != EXACT or cheap == EXACT):
+        raise UsageError(
+            f"no cascade '{name}'", f"its second precision is {EXACT}, its first a faster one", "write bf16+fp32"
+        )
+    check_precision(cheap)
+
+
+def check_one_precision(name: str, what: str) -> None:
+    """Raises: UsageError for a cascade, where `what` needs every score in one precision."""
+    if is_cascade(name):
+        raise UsageError(
+            f"--precision {name} is not for {what}",
+            "a cascade drops classes in one precision and decides close ones in another",
+            f"use --precision {EXACT}: predictions are the same",
+        )
 
 
 def check_encoder_precision(name: str) -> None:

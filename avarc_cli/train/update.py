@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.train.recipe import Recipe
+from avarc_cli.train.sharding import undivided
 
 Decays = Callable[[str, Tensor], bool]  # (name, parameter) -> whether weight decay applies to it
 DECAYED = "decayed"  # key of a group of parameters: whether its weight decay is the recipe's, or 0
@@ -45,6 +46,12 @@ def parameter_groups(network: nn.Module, recipe: Recipe, decays: Decays = decays
     return groups
 
 
+def new_optimizer(network: nn.Module, recipe: Recipe, decays: Decays = decays_unless_named) -> torch.optim.AdamW:
+    """AdamW of `parameter_groups`. On a CPU all operations on a tensor are one, which is several times faster."""
+    groups, on_cpu = parameter_groups(network, recipe, decays), next(network.parameters()).device.type == "cpu"
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True if on_cpu else None)
+
+
 def update(parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> Update:
     """Clip the gradients that `parameters` have, and make the optimizer's step at the recipe's rates.
 
@@ -70,7 +77,7 @@ def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> No
 
 def clip(parameters: Iterable[nn.Parameter], limit: float | None) -> float:
     """Clip gradients to this norm over all tensors together. Returns: the norm before."""
-    return float(nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit))
+    return float(undivided(nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)))
 
 
 def spread(parameters: Iterable[nn.Parameter], recipe: Recipe) -> float | None:
@@ -80,7 +87,8 @@ def spread(parameters: Iterable[nn.Parameter], recipe: Recipe) -> float | None:
     """
     if recipe.skip_norm is None:
         return None
-    return sum(p.grad.norm().item() for p in parameters if p.grad is not None)
+    norms = [p.grad.norm() for p in parameters if p.grad is not None]
+    return sum(undivided(torch.stack(norms)).tolist())
 
 
 def is_skipped(norms: float, recipe: Recipe, step: int) -> bool:
@@ -90,5 +98,5 @@ def is_skipped(norms: float, recipe: Recipe, step: int) -> bool:
 
 def average(averaged: Mapping[str, Tensor], network: nn.Module, kept: float) -> None:
     """Update the average of the weights in place, of which a fraction `kept` stays."""
-    for key, value in network.state_dict().items():
-        averaged[key].lerp_(value, 1 - kept)
+    weights = network.state_dict()
+    torch._foreach_lerp_([averaged[key] for key in weights], list(weights.values()), 1 - kept)

@@ -5,7 +5,8 @@ Shapes: P sequences, H heads, T new positions, S positions of prefix and new one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -57,11 +58,35 @@ def block_causal_attention(
         q_PHTD, k_PHSD = qk_norm(q_PHTD, gain_H), qk_norm(k_PHSD)
     attend = _flash if backend == "flash" else _sdpa
     prefix = k_PHSD.shape[2] - q_PHTD.shape[2]
-    outs = [
-        attend(q_PHTD[:, :, start:end], k_PHSD[:, :, : prefix + end], v_PHSD[:, :, : prefix + end], scale)
-        for start, end in zip([0, *ends], ends, strict=False)
-    ]
+    queries = q_PHTD.split([end - start for start, end in zip([0, *ends], ends, strict=False)], dim=2)
+    keys, values = (_prefixes(x, [prefix + end for end in ends]) for x in (k_PHSD, v_PHSD))
+    outs = [attend(q, k, v, scale) for q, k, v in zip(queries, keys, values, strict=True)]
     return torch.cat(outs, dim=2) if len(outs) > 1 else outs[0]
+
+
+def _prefixes(x_PHSD: Tensor, ends: Sequence[int]) -> tuple[Tensor, ...]:
+    """The first positions up to each end, as views; the last end is S."""
+    if len(ends) > 1 and torch.is_grad_enabled() and x_PHSD.requires_grad:
+        prefixes = cast("Callable[[Tensor, Sequence[int]], tuple[Tensor, ...]]", _Prefixes.apply)
+        return prefixes(x_PHSD, ends)
+    return tuple(x_PHSD[:, :, :end] for end in ends)
+
+
+class _Prefixes(torch.autograd.Function):
+    """The same with a gradient that adds up in one tensor; that of slices makes one of x's size, mostly zeros, each."""
+
+    @staticmethod
+    def forward(ctx: Any, x_PHSD: Tensor, ends: Sequence[int]) -> tuple[Tensor, ...]:
+        ctx.ends = ends
+        return tuple(x_PHSD[:, :, :end] for end in ends)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        sum_PHSD = grads[-1].clone()
+        for end, grad in zip(ctx.ends[-2::-1], grads[-2::-1], strict=True):  # longest first, as autograd would
+            sum_PHSD[:, :, :end] += grad
+        return sum_PHSD, None
 
 
 def qk_norm(x_PHSD: Tensor, gain_H: Tensor | None = None) -> Tensor:

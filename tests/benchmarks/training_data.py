@@ -124,7 +124,7 @@ def memory(apart: bool) -> None:
 
     with collectives.joined(torch.device("cpu")), ExitStack() as stack:
         own = stack.enter_context(tempfile.TemporaryDirectory())
-        folder = Path(collectives.from_first(own))
+        folder = Path(collectives.by_first(lambda: own))
         if collectives.rank() == 0:
             photos(folder, IMAGES)
         collectives.from_all(None)

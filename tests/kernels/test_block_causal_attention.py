@@ -100,3 +100,17 @@ def test_flash_attn_gets_its_own_layout_and_the_error_names_it_when_missing(monk
     monkeypatch.setitem(sys.modules, "flash_attn", types.SimpleNamespace(flash_attn_func=flash_attn_func))
     actual = block_causal_attention(q, k, v, [4, 9], scale=0.5, backend="flash")
     assert_within(actual, *float64_reference(testing.block_causal_attention, q, k, v, [4, 9], 0.5), op=OP)
+
+
+def test_gradients_are_those_of_masked_attention():
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, length, 8, dtype=torch.float64, requires_grad=True) for length in (14, 19, 19)]
+    found = [
+        torch.autograd.grad(attend(*inputs, (1, 5, 14), **options).square().sum(), inputs)
+        for attend, options in (
+            (block_causal_attention, {"scale": 0.7}),
+            (lambda q, k, v, ends: testing.block_causal_attention(q, k, v, ends, 0.7, None), {}),
+        )
+    ]
+    for ours, expected in zip(*found, strict=True):
+        assert torch.allclose(ours, expected, atol=1e-12)

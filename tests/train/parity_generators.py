@@ -34,7 +34,7 @@ from avarc_cli.text.features import CaptionFeatures
 from avarc_cli.tokenizers.vqvae.network import MultiScaleQuantizer
 from avarc_cli.train import schedules
 from avarc_cli.train.recipe import Recipe
-from avarc_cli.train.update import DECAYED, average, parameter_groups, update
+from avarc_cli.train.update import DECAYED, average, new_optimizer, update
 from avarc_cli.trainable import CaptionTrainableModel, TrainableModel
 
 Meta = Mapping[str, Any]
@@ -269,8 +269,7 @@ def _run(meta: Meta, arrays: Arrays, model: NetworkModel, recipe: Recipe, of_ste
     """All steps, as `train.loop` makes them, but with the file's own step numbers."""
     network, given, log = model.network.train(), _steps(meta, arrays), _Log()
     before = {key: value.detach().clone() for key, value in model.checkpoint_tensors().items()}
-    groups = parameter_groups(network, recipe, model.decays)
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
+    optimizer = new_optimizer(network, recipe, model.decays)
     averaged = {key: value.detach().clone() for key, value in network.state_dict().items()}
     for i, step in enumerate(arrays["steps"].tolist()):
         loss = of_step(step, {name: value[i] for name, value in given.items()})
@@ -288,7 +287,9 @@ def _run(meta: Meta, arrays: Arrays, model: NetworkModel, recipe: Recipe, of_ste
     outputs["ema_digest"] = _digest(meta, model.checkpoint_tensors(), before)
     prefix = getattr(network, "prefix", "")
     names = {id(parameter): prefix + name for name, parameter in network.named_parameters()}
-    outputs["groups"] = np.array([names[id(p)] for group in groups if group[DECAYED] for p in group["params"]])
+    outputs["groups"] = np.array(
+        [names[id(p)] for group in optimizer.param_groups if group[DECAYED] for p in group["params"]]
+    )
     return outputs
 
 

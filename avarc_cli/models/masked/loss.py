@@ -9,9 +9,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from avarc_cli.objective import StepLoss
+from avarc_cli.objective import StepLoss, token_losses
 
 
 def random_masks(count: int, length: int, generator: torch.Generator) -> Tensor:
@@ -41,10 +40,9 @@ def masked_loss(
         smoothing: of the labels. The published models were trained with 0.1, which flattens their likelihoods.
         visible: weight of visible tokens; 0.1 in the published training. Hidden ones weigh 1.
     """
-    losses_BL = F.cross_entropy(logits_BLV.transpose(1, 2), tokens_BL, label_smoothing=smoothing, reduction="none")
+    losses_BL, likeliest_BL = token_losses(logits_BLV, tokens_BL, smoothing)
     weight_BL = torch.where(hidden_BL, 1.0, visible)
-    correct_BL = (logits_BLV.detach().argmax(-1) == tokens_BL) & hidden_BL
-    accuracy = (correct_BL.sum(1) / hidden_BL.sum(1)).mean()
+    accuracy = ((likeliest_BL & hidden_BL).sum(1) / hidden_BL.sum(1)).mean()
     total, weight = (losses_BL * weight_BL).sum(), weight_BL.sum()
     if counted is not None:
         weight = torch.where(counted, 1.0, visible).sum() * len(hidden_BL) / len(counted)

@@ -25,16 +25,21 @@ def token_log_probs(
     Returns: (P, L), in the dtype of the weights.
     """
     mask = len(w["lm_head.weight"])
-    hidden = _uvit if "mid_block.norm1.weight" in w else _bert
     ids_PL = torch.full((len(class_id_P), len(tokens_L)), mask, device=tokens_L.device)
     scored, start = [], 0
     for end in ends:
         ids_PT = torch.cat([mask + 1 + class_id_P[:, None], ids_PL], dim=1)
-        logits = _linear(w, "lm_head", hidden(w, ids_PT, heads))[:, 1:].log_softmax(-1)
-        scored.append(logits[:, torch.arange(start, end), tokens_L[start:end]])
+        log_prob_PLV = logits(w, ids_PT, heads).log_softmax(-1)
+        scored.append(log_prob_PLV[:, torch.arange(start, end), tokens_L[start:end]])
         ids_PL[:, start:end] = tokens_L[start:end]
         start = end
     return torch.cat(scored, dim=1)
+
+
+def logits(w: Mapping[str, Tensor], ids_PT: Tensor, heads: int) -> Tensor:
+    """Logits of the tokens, (P, L, V), from the ids of the class and of the tokens that are visible or hidden."""
+    hidden = _uvit if "mid_block.norm1.weight" in w else _bert
+    return _linear(w, "lm_head", hidden(w, ids_PT, heads))[:, 1:]
 
 
 def _uvit(w: Mapping[str, Tensor], ids_PT: Tensor, heads: int) -> Tensor:

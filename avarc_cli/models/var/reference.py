@@ -25,19 +25,25 @@ def token_log_probs(w: Mapping[str, Tensor], tokens_L: Tensor, teacher_1TZ: Tens
         class_id_P: int64.
     Returns: (P, L), in the dtype of the weights.
     """
+    logits_PLV = logits(w, teacher_1TZ, class_id_P)
+    return logits_PLV.log_softmax(-1).gather(-1, tokens_L.expand(len(class_id_P), -1)[..., None])[..., 0]
+
+
+def logits(w: Mapping[str, Tensor], teacher_BTZ: Tensor, class_id_P: Tensor) -> Tensor:
+    """Logits of the tokens, (P, L, V); arguments as `token_log_probs`, the quantizer's input of each pair or of all."""
     depth = sum(key.endswith("mat_qkv.weight") for key in w)
-    level_L = w["lvl_1L"].flatten()[: len(tokens_L)]
+    length = w["pos_start"].shape[1] + teacher_BTZ.shape[1]
+    level_L = w["lvl_1L"].flatten()[:length]
     mask_LL = torch.where(level_L[:, None] >= level_L[None, :], 0.0, -math.inf)
     cond_PC = w["class_emb.weight"][class_id_P]
     start = cond_PC[:, None] + w["pos_start"]
-    rest = F.linear(teacher_1TZ, w["word_embed.weight"], w["word_embed.bias"]).expand(len(class_id_P), -1, -1)
-    x = torch.cat([start, rest], 1) + w["pos_1LC"][:, : len(tokens_L)] + w["lvl_embed.weight"][level_L]
+    rest = F.linear(teacher_BTZ, w["word_embed.weight"], w["word_embed.bias"]).expand(len(class_id_P), -1, -1)
+    x = torch.cat([start, rest], 1) + w["pos_1LC"][:, :length] + w["lvl_embed.weight"][level_L]
     for i in range(depth):
         x = _block(w, f"blocks.{i}.", x, cond_PC, mask_LL)
     scale, shift = _modulation(w, "head_nm.ada_lin.1", cond_PC, 2)
     x = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (scale + 1) + shift
-    logits = F.linear(x, w["head.weight"], w["head.bias"])
-    return logits.log_softmax(-1).gather(-1, tokens_L.expand(len(x), -1)[..., None])[..., 0]
+    return F.linear(x, w["head.weight"], w["head.bias"])
 
 
 def _modulation(w: Mapping[str, Tensor], key: str, cond_PC: Tensor, parts: int) -> tuple[Tensor, ...]:
