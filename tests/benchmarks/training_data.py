@@ -1,12 +1,11 @@
 """What reading images costs a training: steps per second, and memory of several processes.
 
-    python tests/benchmarks/training_data.py speed [--latency 5]
+    python tests/benchmarks/training_data.py speed
     torchrun --nproc-per-node 2 tests/benchmarks/training_data.py memory [--apart]
 
 `speed` trains a small tokenizer on JPEGs of 500 x 375 pixels in interleaved rounds: all images in memory; decoded while
 the step before is computed; and decoded when a step needs them, as before. It prints steps per second, and the part of
-the time that steps wait for images. --latency: milliseconds that opening a file
-takes, as on a network. `memory` prints what the pixels add to each process: all that is mapped, and its share of it
+the time that steps wait for images. `memory` prints what the pixels add to each process: all that is mapped, and its share of it
 (Rss and Pss of /proc/self/smaps_rollup); --apart: each process has its own.
 """
 
@@ -17,7 +16,6 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,6 @@ import torch
 from PIL import Image
 
 from avarc_cli.data.datasets import ImageSet, open_images
-from avarc_cli.data.image_source import ImageFiles
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.layers import collectives
 from avarc_cli.layers.rows import Rows
@@ -87,17 +84,9 @@ def measure(images: ImageSet, *, in_memory: bool, ahead: bool) -> tuple[float, f
     return (len(ends) - 1) / seconds, sum(waits[1:]) / seconds
 
 
-def speed(latency: float) -> None:
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+def speed() -> None:
+    with tempfile.TemporaryDirectory() as folder:
         images = photos(Path(folder), IMAGES)
-        if latency:
-            opened: Callable[..., Any] = ImageFiles.open
-
-            def slowly(self: ImageFiles, row: int) -> Any:
-                time.sleep(latency / 1000)
-                return opened(self, row)
-
-            stack.enter_context(mock.patch.object(ImageFiles, "open", slowly))
         kinds = {
             "in memory": {"in_memory": True, "ahead": True},
             "decoded ahead": {"in_memory": False, "ahead": True},
@@ -149,10 +138,9 @@ def memory(apart: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["speed", "memory"])
-    parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--apart", action="store_true")
     asked = parser.parse_args()
-    memory(asked.apart) if asked.what == "memory" else speed(asked.latency)
+    memory(asked.apart) if asked.what == "memory" else speed()
 
 
 if __name__ == "__main__":
