@@ -5,8 +5,8 @@
 
 `speed` trains a small tokenizer on JPEGs of 500 x 375 pixels in interleaved rounds: all images in memory; decoded while
 the step before is computed; and decoded when a step needs them, as before. It prints steps per second, and the part of
-the time that steps wait for images. `memory` prints what the pixels add to each process: all that is mapped, and its share of it
-(Rss and Pss of /proc/self/smaps_rollup); --apart: each process has its own.
+the time that steps wait for images. `memory` prints what the pixels add to each process: all that is mapped, and its
+share of it (Rss and Pss of /proc/self/smaps_rollup); --apart: each process has its own.
 """
 
 from __future__ import annotations
