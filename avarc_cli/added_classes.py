@@ -133,6 +133,10 @@ class AddedClassesModel(LikelihoodModel):
         added_N = np.maximum(class_id_N - self.base.num_classes + 1, 0)
         return np.where(class_id_N == self.num_classes, 0, added_N)
 
+    def prepare(self, class_id_N: npt.NDArray[np.int64]) -> None:
+        own_N = class_id_N[self.adapter(class_id_N) == 0]
+        self.base.prepare(np.where(own_N == self.num_classes, self.base.num_classes, own_N))
+
     def begin(
         self, tokens_BL: Tensor, sequence_P: Tensor, class_id_P: Tensor, order_BL: Tensor | None = None
     ) -> AddedState:

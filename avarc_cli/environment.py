@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from avarc_cli import __version__
-from avarc_cli.layers.precision import cpu_has_bf16, cpu_has_vnni
+from avarc_cli.layers.precision import cpu_has_bf16, cpu_has_vnni, fastest
 from avarc_cli.words import counted
 from avarc_kernels import triton_missing
 
@@ -217,8 +217,7 @@ def _attention_choice(cuda: bool) -> Choice:
 
 
 def _fast_on_cpu() -> str:
-    """The fastest precision on this CPU: bf16 if it has bf16 products, as fast as int8 and more exact, else int8."""
-    return "bf16" if cpu_has_bf16() else "int8"
+    return fastest(torch.device("cpu")) or "int8"
 
 
 def _precision_choice(cuda: bool) -> Choice:

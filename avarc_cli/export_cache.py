@@ -19,6 +19,7 @@ from avarc_cli.results.read_run import SavedRun, open_run
 from avarc_cli.results.validate import AGAIN
 from avarc_cli.scoring.estimator import recorded_estimator
 from avarc_cli.scoring.orders import recorded_orders
+from avarc_cli.settings import check_one_precision, precision_of_winners
 from avarc_cli.storage import beside
 from avarc_cli.tokens.cache import TokenCache, read
 from avarc_cli.work.workers import HERE, Workers
@@ -62,6 +63,7 @@ def export_cache(
     Returns: shape of log_likelihood, (N, K) or (N, K, L).
     Raises: as `export_run`, `Classifier.run` and `results.run.classify`.
     """
+    check_one_precision(classifier.model.precision, "an export")
     overwrite = overwrite or is_unfinished(out)
     writer(out, overwrite=overwrite)  # a wrong name is an error before anything is scored
     folder = _run_folder(out)
@@ -204,6 +206,7 @@ def _check_same(run: SavedRun, again: Run) -> None:
     from avarc_cli.results.resume import differences
 
     kept: dict[str, Any] = {name: value for name, value in run.protocol.items() if name not in OF_THIS_MACHINE}
+    kept["precision"] = precision_of_winners(run.protocol.get("precision", again.protocol["precision"]))
     now = {name: value for name, value in again.protocol.items() if name in kept}
     if differing := differences(kept, now):
         what = f"'{run.path}' cannot be scored again as it was"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from avarc_cli.errors import AvarcError, CheckpointError, UsageError
@@ -56,7 +56,7 @@ class Registry(Generic[_Family]):
         """
         families = {name: self._own(name) for name in self.own}
         kind = _imported(self.kind)
-        for entry in entry_points(group=GROUP):
+        for entry in _entries():
             family = _load(entry)
             if not isinstance(family, kind):
                 continue
@@ -122,7 +122,7 @@ def family_of_shape(shape: str) -> tuple[str, str]:
         shape: the words after the family's name and a dash ("llamagen-l"); without a name, of a VAR ("d16"). Where
             several names fit, as in "llamagen-t2i-xl", it is the longest.
     """
-    registered = {*SHAPES, *(entry.name for entry in entry_points(group=GROUP))}
+    registered = {*SHAPES, *(entry.name for entry in _entries())}
     name = max((name for name in registered if shape.startswith(f"{name}-")), key=len, default=None)
     return (DEFAULT_FAMILY, shape) if name is None else (name, shape[len(name) + 1 :])
 
@@ -143,6 +143,12 @@ def _imported(name: str) -> Any:
     """The object that "module:OBJECT" names."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
+
+
+@cache
+def _entries() -> EntryPoints:
+    """What other packages register. Cached, because each search opens the metadata of every installed package."""
+    return entry_points(group=GROUP)
 
 
 @cache

@@ -19,6 +19,7 @@ from avarc_cli.errors import UsageError
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.loss_weights import LossWeights
 from avarc_cli.layers.precision import Precision
+from avarc_cli.layers.rows import Rows
 from avarc_cli.layers.vq_loss import Reconstruction
 from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
 from avarc_cli.text.features import TextInput
@@ -39,6 +40,9 @@ class GeneratorFamily(ABC):
 
     continuous: ClassVar[bool] = False
     """Whether they read continuous tokens, those of a VAE, rather than codes."""
+    of_captions: ClassVar[tuple[str, ...]] = ()
+    """Tensors whose shapes follow from what the text encoder gives: a training that starts from a file may have new
+    ones."""
 
     @abstractmethod
     def read_config(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> GeneratorConfig:
@@ -77,6 +81,13 @@ class GeneratorFamily(ABC):
     def new_of_captions(self, tokenizer: TokenizerNetwork, text: TextInput, **shape: Any) -> CaptionTrainableModel:
         """An initialized model to train on captions with such features; otherwise as `new`."""
         raise UsageError(f"a {self.title} cannot be trained on captions", "training is not implemented for this family")
+
+    def shape_of(self, config: Any, tokenizer: TokenizerNetwork, source: str) -> dict[str, Any]:
+        """The shape of a checkpoint, as `new_of_captions` takes it, for a training that starts from its weights.
+
+        Raises: CheckpointError for another tokenizer than it was trained with.
+        """
+        raise UsageError(f"a {self.title} cannot start from a file", "its trainings start from new weights")
 
     def random_workload(self, shape: str, scales: Sequence[int] | None, device: torch.device) -> BenchWorkload:
         """A model of this shape with random weights, beside a plain PyTorch implementation, for `avarc bench`."""
@@ -122,6 +133,9 @@ class TokenizerFamily(ABC):
     teacher: ClassVar[str] = ""
     """Name of the family of tokenizers whose codes a model trained in two stages first learns to predict; "" where
     training has one stage."""
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    """Words in the names of parameters that the published training applies no weight decay to, besides those of one
+    dimension."""
 
     @abstractmethod
     def build(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> TokenizerNetwork:
@@ -187,6 +201,28 @@ class TokenizerLoss(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
+        ...
+
+
+@runtime_checkable
+class DrawnLoss(Protocol):
+    """A training loss that needs random numbers for each image."""
+
+    def draw(self, rows: Rows, generator: torch.Generator) -> None:
+        """Draw them for these rows of a batch, which come next: the same however a batch is divided.
+
+        Args:
+            generator: the step's own, on the CPU.
+        """
+        ...
+
+
+@runtime_checkable
+class CaptionedLoss(Protocol):
+    """A training loss of a tokenizer whose decoder reads captions."""
+
+    def read(self, text_BTD: Tensor) -> None:
+        """Take the captions of the images that come next, as `TokenizerNetwork.with_guidance`."""
         ...
 
 

@@ -188,6 +188,9 @@ class LikelihoodModel(ABC):
         """
         raise UsageError("captions are for models of captions", "this model was trained on classes")
 
+    def prepare(self, class_id_N: npt.NDArray[np.int64]) -> None:  # noqa: B027 - most models have nothing to prepare
+        """Called before pairs of these classes are scored: what depends on a class alone may be computed here, once."""
+
     def adapter(self, class_id_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The adapter that each class is scored with, (N,); pairs of different adapters never share a batch."""
         return np.zeros_like(class_id_N)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import LikelihoodModel
-from avarc_cli.settings import check_encoder_precision
+from avarc_cli.settings import check_encoder_precision, precision_of_winners
 from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.zoo.card import LocalFile, ModelCard, TokenizerCard
 
@@ -126,6 +126,12 @@ class LoadedTokenizer:
         return partial(_load_tokenizer, self.load, self.precision, self.sha256)
 
 
+class LoadModel(Protocol):
+    """Loads a model again, on a device of this name, in its own precision or another; picklable."""
+
+    def __call__(self, device: str, precision: str | None = None, /) -> LoadedModel: ...
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A likelihood model with its tokenizer, its classes, and what a run records about it."""
@@ -137,9 +143,9 @@ class LoadedModel:
     name: str  # of its card, or of its file
     file: str  # path
     sha256: str  # of the file
-    precision: str  # a value of --precision
+    precision: str  # a value of --precision; "bf16+fp32" in a cascade, of which this is the model in bf16
     device: str  # as torch names it
-    load: Callable[[str], LoadedModel]  # loads it again, on a device of this name; picklable
+    load: LoadModel
     kernels: str = "torch"  # "torch" or "triton"
     arithmetic: str = ""  # what the precision means on this device
     weight_set: str | None = None  # the one of several sets of weights that was asked for
@@ -189,7 +195,7 @@ class LoadedModel:
             "tokenizer": self.tokenizer.sha256,
             "bank": None if self.bank is None else self.bank.protocol(),
             "captions": None if self.captions is None else self.captions.protocol(),
-            "precision": self.precision,
+            "precision": precision_of_winners(self.precision),
         }
 
     def card(self, name: str, *, tokenizer: str, license: str) -> ModelCard:
@@ -222,8 +228,8 @@ class LoadedModel:
         own = len(self.classes) - (len(self.bank.additions) if self.bank else 0)
         return np.zeros(own) if self.bank is None else self.bank.offsets(own)
 
-    def loader(self) -> Callable[[str], LoadedModel]:
-        """Loads this model in another process, on the device that it is called with. Picklable.
+    def loader(self) -> LoadModel:
+        """Loads this model in another process, or in another precision. Picklable.
 
         The function raises: CheckpointError when the files have changed; otherwise as `loading.load_model`.
         """
@@ -256,9 +262,9 @@ def _load_tokenizer(
 
 
 def _load_model(
-    load: Callable[[str], LoadedModel], sha256: str, tokenizer_sha256: str, captions: str, device: str
+    load: LoadModel, sha256: str, tokenizer_sha256: str, captions: str, device: str, precision: str | None = None
 ) -> LoadedModel:
-    model = load(device)
+    model = load(device, precision)
     if model.captions is not None:
         _check_unchanged(model.captions.captions.source, captions, model.captions.captions.digest)
     _check_unchanged(model.file, sha256, model.sha256)

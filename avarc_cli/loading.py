@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
-from avarc_cli.loaded import LoadedModel, LoadedTokenizer, check_kind
+from avarc_cli.loaded import LoadedModel, LoadedTokenizer, LoadModel, check_kind
 from avarc_cli.model_spec import ModelSpec as ModelSpec
 from avarc_cli.progress import StartProgress, silent
 from avarc_cli.text import encoders
@@ -96,7 +96,9 @@ def load_model(
     """
     spec = _as_spec(spec)
     device = pick_device(spec.device)
-    precision, kernels = precisions.find(spec.precision, device), pick_kernels(spec.kernels, device)
+    spec = replace(spec, precision=precisions.resolve(spec.precision, device))
+    precision = precisions.find(spec.precision.partition("+")[0], device)  # of a cascade, the cheap one
+    kernels = pick_kernels(spec.kernels, device)
     card = None if is_path(spec.model) else _model_card(spec.model)
     if card is not None and not unbound:
         spec = _with_words(spec, words if card.condition == "caption" else ())
@@ -233,12 +235,12 @@ def with_bank(model: LoadedModel, bank: Bank) -> LoadedModel:
     return replace(model, likelihood=likelihood, classes=bank.extend(model.classes), bank=bank, load=load)
 
 
-def _load_model_on(spec: ModelSpec, device: str) -> LoadedModel:
-    return load_model(replace(spec, device=device))
+def _load_model_on(spec: ModelSpec, device: str, precision: str | None = None) -> LoadedModel:
+    return load_model(replace(spec, device=device, precision=precision or spec.precision))
 
 
-def _load_with_bank_on(load: Callable[[str], LoadedModel], bank: Bank, device: str) -> LoadedModel:
-    return with_bank(load(device), bank)
+def _load_with_bank_on(load: LoadModel, bank: Bank, device: str, precision: str | None = None) -> LoadedModel:
+    return with_bank(load(device, precision), bank)
 
 
 def _place(spec: str, card: ModelCard | TokenizerCard | None) -> tuple[Path, str]:

@@ -1,11 +1,11 @@
 """What a step of training minimizes, as recipes tell it to the families of models.
 
-Shapes: B sequences, L tokens, N predictions, V codes, D blocks.
+Shapes: B sequences, L tokens, N predictions, V codes, D blocks, M tries of a token, Z channels of a token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,6 +56,10 @@ class Draw(NamedTuple):
     """bool: whether a sequence takes a block's attention and its MLP; None where none skips any."""
     all_hidden_BL: Tensor | None = None
     """`hidden_BL` of the whole batch, where this is the draw of a part of it; else None."""
+    step_BLM: Tensor | None = None
+    """int64: the steps of a diffusion at which each token is tried."""
+    noise_BLMZ: Tensor | None = None
+    """Standard normal, of these tries."""
 
     def take(self, rows: Rows) -> Draw:
         """What is random in the loss of these rows, of a draw for the whole batch."""
@@ -66,6 +70,8 @@ class Draw(NamedTuple):
             hidden_BL=None if self.hidden_BL is None else rows.take(self.hidden_BL),
             kept_D2B=None if self.kept_D2B is None else self.kept_D2B[..., rows.start : rows.stop],
             all_hidden_BL=self.hidden_BL,
+            step_BLM=None if self.step_BLM is None else rows.take(self.step_BLM),
+            noise_BLMZ=None if self.noise_BLMZ is None else rows.take(self.noise_BLMZ),
         )
 
 
@@ -73,9 +79,11 @@ class StepLoss(NamedTuple):
     """The loss of one step."""
 
     mean: Tensor
-    """Nats a token, with gradients."""
+    """Nats a token where tokens are codes, with gradients."""
     accuracy: Tensor
-    """Share of the predicted tokens that were the likeliest, without gradients."""
+    """Share of the predicted tokens that were the likeliest, without gradients; 0 for continuous tokens."""
+    shown: Mapping[str, float] | None = None
+    """What to show of the loss; None for bits a token."""
 
 
 def token_losses(logits_NLV: Tensor, tokens_NL: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:

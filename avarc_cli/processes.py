@@ -24,6 +24,11 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", rank()) if count() > 1 else 0
 
 
+def local_count() -> int:
+    """Processes that train together on this machine."""
+    return _number("LOCAL_WORLD_SIZE", 1) if count() > 1 else 1
+
+
 def is_first() -> bool:
     """Whether this process writes files and shows progress: one of them does."""
     return rank() == 0

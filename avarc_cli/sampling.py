@@ -16,7 +16,7 @@ from avarc_cli.data.labels import resolve_classes
 from avarc_cli.layers.sampling import generator_of
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.progress import Progress, no_progress
-from avarc_cli.settings import check_sampling
+from avarc_cli.settings import check_one_precision, check_sampling
 from avarc_cli.tokens.reconstruct import to_pixels
 
 
@@ -89,6 +89,7 @@ def draw(model: LoadedModel, class_ids: Sequence[int], numbers: Sequence[int], h
     Args:
         class_ids, numbers: of each picture; the number tells it from others of the class.
     """
+    check_one_precision(model.precision, "sampling")
     device, captions = model.tokenizer.device, model.captions
     streams = class_ids if captions is None else [captions.stream(each) for each in class_ids]
     tokens_BL = model.likelihood.sample(

@@ -11,12 +11,20 @@ from avarc_cli.errors import UsageError
 from avarc_cli.words import counted
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8", "fp8")
+CASCADE = "cascade"
+"""The precision of this name is `bf16+fp32`, or with another than bf16: the fastest one of the machine."""
+EXACT = "fp32"
+"""The second precision of a cascade."""
 KERNELS = ("auto", "triton", "torch")
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 _TORCH_TYPES = (*DEVICE_TYPES, "meta")  # meta is always there and computes nothing: `devices.pick_device` refuses it
-AUGMENTATIONS = ("crop", "affine", "none")
+AUGMENTATIONS = ("crop", "whole", "affine", "none")
+INITIALIZATIONS = SMALL, PUBLISHED = ("small", "published")  # of a VQ-VAE: for small ones, or as vaex
 METHODS = ("embedding", "adaln", "lora")  # of adding a class
+MOST_SHORT_SIDE = 8
 MOST_GUIDANCE = 1000  # far beyond any use; float32 ends at 1e38
+
+MAX_SCORE = 10.0  # of the LAION aesthetic predictor
 
 
 def check_exists(path: str | Path | None, named_by: str) -> None:
@@ -54,6 +62,38 @@ def check_precision(name: str) -> None:
     _check("precision", name, PRECISIONS)
 
 
+def is_cascade(name: str) -> bool:
+    """Whether the name of a precision means two of them (docs/cascade.md)."""
+    return name == CASCADE or "+" in name
+
+
+def precision_of_winners(name: str) -> str:
+    """The precision that predictions are those of."""
+    return EXACT if is_cascade(name) else name
+
+
+def check_scoring_precision(name: str) -> None:
+    """Raises: UsageError unless this is a precision, or a cascade of two."""
+    cheap, plus, exact = name.partition("+")
+    if name == CASCADE:
+        return
+    if plus and (exact != EXACT or cheap == EXACT):
+        raise UsageError(
+            f"no cascade '{name}'", f"its second precision is {EXACT}, its first a faster one", "write bf16+fp32"
+        )
+    check_precision(cheap)
+
+
+def check_one_precision(name: str, what: str) -> None:
+    """Raises: UsageError for a cascade, where `what` needs every score in one precision."""
+    if is_cascade(name):
+        raise UsageError(
+            f"--precision {name} is not for {what}",
+            "a cascade drops classes in one precision and decides close ones in another",
+            f"use --precision {EXACT}: predictions are the same",
+        )
+
+
 def check_encoder_precision(name: str) -> None:
     """Raises: UsageError unless images can be encoded in this precision."""
     if name not in ("fp32", "bf16"):
@@ -85,6 +125,21 @@ def check_augmentation(name: str) -> None:
     _check("augmentation", name, AUGMENTATIONS)
 
 
+def check_short_side(sides: tuple[float, float]) -> None:
+    """Raises: UsageError unless these are bounds of a shorter side, in sides of what is cut from it."""
+    if not 1 <= sides[0] <= sides[1] <= MOST_SHORT_SIDE:
+        raise UsageError(
+            f"--short-side is {sides[0]:g},{sides[1]:g}",
+            f"the first is at least 1, and at most the second, which is at most {MOST_SHORT_SIDE}",
+            "write --short-side 1,1.25",
+        )
+
+
+def check_initialization(name: str) -> None:
+    """Raises: UsageError unless a VQ-VAE can begin like this."""
+    _check("initialization", name, INITIALIZATIONS)
+
+
 def check_method(name: str) -> None:
     """Raises: UsageError unless this is a way to add a class (`incremental.fit`)."""
     _check("method", name, METHODS)
@@ -106,6 +161,12 @@ def check_fraction(fraction: float, named_by: str) -> None:
     """Raises: UsageError."""
     if not 0 <= fraction <= 1:
         raise UsageError(f"{named_by} is {fraction}", "it is a fraction in [0, 1]")
+
+
+def check_aesthetic_score(score: float | None) -> None:
+    """Raises: UsageError unless it is None or a number from 0."""
+    if score is not None and not (math.isfinite(score) and score >= 0):
+        raise UsageError(f"--aesthetic-score {score:g}", "it is a number, at least 0")
 
 
 def check_contrast(beta: float, weight: float, class_dropout: float) -> None:
@@ -182,6 +243,15 @@ def parse_dimensions(text: str) -> tuple[int, ...]:
     parts = text.split(":")
     readable = all(re.fullmatch("[0-9]{1,9}", part) and int(part) > 0 for part in parts)
     return tuple(int(part) for part in parts) if readable else ()
+
+
+def parse_pair(text: str, named_by: str) -> tuple[float, float]:
+    """Two numbers with a comma between them. Raises: UsageError for any other text."""
+    number = r"[-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?"
+    found = re.fullmatch(rf"\s*({number})\s*,\s*({number})\s*", text)
+    if found is None:
+        raise UsageError(f"cannot read {named_by} '{text}'", "it is two numbers", f"write {named_by} 0.5,0.9")
+    return float(found[1]), float(found[2])
 
 
 def check_sampling(guidance: float | None, top_k: int, top_p: float) -> None:

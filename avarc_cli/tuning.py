@@ -28,6 +28,7 @@ from avarc_cli.scoring.conformal import ScoreTable, SimulatedResult, Tuning
 from avarc_cli.scoring.first_cut import FirstCut
 from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.scores import FloatN, IntN, posterior
+from avarc_cli.settings import check_one_precision
 from avarc_cli.storage import beside
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.work.workers import HERE, Workers
@@ -78,6 +79,7 @@ def tune(
         `Classifier.run` and `results.run.classify`.
     """
     check_request(len(cache), agreement=agreement, hold_out=hold_out, evaluate=evaluate is not None)
+    check_one_precision(classifier.model.precision, "tuning; the plan holds for a cascade too")
     import torch
 
     from avarc_cli.scoring.drawn import fit_first_cut

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import NO_OPTION
-from avarc_cli.errors import UsageError
+from avarc_cli.settings import check_aesthetic_score
 
 if TYPE_CHECKING:
     from avarc_cli.data.labels import LabelSpace
@@ -38,8 +37,7 @@ class CaptionOptions:
             from avarc_cli.text.captions import check_options
 
             check_options(self.captions, self.templates or (), self.text_encoder, has_bank=has_bank)
-        if self.aesthetic_score is not None and not (math.isfinite(self.aesthetic_score) and self.aesthetic_score >= 0):
-            raise UsageError(f"--aesthetic-score {self.aesthetic_score:g}", "it is a number, at least 0")
+        check_aesthetic_score(self.aesthetic_score)
 
     def naming(self: _Self, class_names: Sequence[str], classes: str | None = None, named: str | None = None) -> _Self:
         """These options with the names that go into templates.
@@ -76,13 +74,9 @@ class CaptionOptions:
 
     def needed_encoder(self, model: str) -> str | None:
         """The text encoder that has to be on this machine, as far as it is known before the model is loaded."""
-        from avarc_cli.zoo.cards import caption_card
+        from avarc_cli.text.captions import needed_encoder
 
-        card = caption_card(model)
-        encoded = self.captions is not None and self.captions.suffix.lower() == ".safetensors"
-        if encoded or not self.gives_captions:
-            return None
-        return self.text_encoder or (None if card is None else card.text_encoder)
+        return needed_encoder(model, self.captions, self.templates or (), self.text_encoder)
 
     def caption_fields(self) -> dict[str, Any]:
         """The fields of `loading.ModelSpec` about captions."""

@@ -1,4 +1,5 @@
 """--config, an option of every command: options from a file, as Click's `default_map`. Those of the command line win.
+--recipe, an option of trainings, is the same with files that are part of avarc; --config wins over it.
 
 A TOML file's keys are the names of options and arguments; a table named like a command holds options of this command
 alone. From the run.json of an earlier run, only what `RECORDED` lists is read.
@@ -57,7 +58,7 @@ def apply(context: typer.Context, path: Path | None) -> Path | None:
     """Callback of --config. Raises: UsageError for a file that cannot be read, or with options that do not exist."""
     if path is None or context.resilient_parsing:
         return path
-    from avarc_cli import config_file
+    from avarc_cli import config_file, recipes
 
     words = context.command_path.split()[1:]
     is_run = path.suffix.lower() == ".json"
@@ -66,11 +67,33 @@ def apply(context: typer.Context, path: Path | None) -> Path | None:
         _check_recorded(path, values, context, words)
     else:
         values = _of_command(path, config_file.read_toml(path), context.find_root().command, words)
-    context.default_map = _parameters(path, values, context)
+    own = _parameters(path, values, context)
+    recipes.check_length(own, path)
+    context.default_map = recipes.overlay(context.default_map or {}, own)
     if is_run:
-        shown = _command_line(values, context.default_map.get("data", []))
-        console.note(f"options of '{path}': avarc classify {shown}")
+        console.note(f"options of '{path}': avarc classify {_command_line(values, own.get('data', []))}")
     return path
+
+
+def apply_recipe(context: typer.Context, name: str | None) -> str | None:
+    """Callback of --recipe: as that of --config, which wins over it.
+
+    Raises: UsageError for a recipe that is unknown, or has options that this command has not.
+    """
+    if name is None or context.resilient_parsing:
+        return name
+    from avarc_cli import recipes
+
+    recipe, (_, *words) = recipes.find(name), context.command_path.split()
+    if words != ["train", recipe.command]:
+        raise UsageError(
+            f"the recipe '{name}' is for avarc train {recipe.command}",
+            f"this is avarc {' '.join(words)}",
+            f"write avarc train {recipe.command}, or avarc train --recipe {name}",
+        )
+    own = _parameters(recipe.path, recipe.values, context)
+    context.default_map = recipes.overlay(own, context.default_map or {})
+    return name
 
 
 def _of_command(path: Path, values: Mapping[str, Any], group: Any, words: list[str]) -> dict[str, Any]:

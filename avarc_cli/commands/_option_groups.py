@@ -12,7 +12,7 @@ from avarc_cli.commands import _images, _weights
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._caption_options import CaptionOptions
 from avarc_cli.options import Options, parse_batch_size
-from avarc_cli.settings import check_device, check_exists, check_file, check_precision
+from avarc_cli.settings import check_device, check_exists, check_file, check_one_precision, check_precision
 
 if TYPE_CHECKING:
     from avarc_cli.data.datasets import ImageSet
@@ -135,12 +135,16 @@ class ModelOptions(NamedModelOptions, CaptionOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_precision(self.precision)
+        self._check_precision()
         self.check_captions(has_bank=self.bank is not None)
         if self.bank is not None:
             from avarc_cli import bank as banks
 
             banks.read(self.bank)
+
+    def _check_precision(self) -> None:
+        check_one_precision(self.precision, "this command")
+        check_precision(self.precision)
 
     def known_classes(self) -> LabelSpace | None:
         """As `NamedModelOptions.known_classes`; with captions, these."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from avarc_cli import console
-from avarc_cli.commands import _images
+from avarc_cli import console, processes
+from avarc_cli.commands import _images, _summary
+from avarc_cli.commands._groups import NO_OPTION
 from avarc_cli.errors import UsageError
 from avarc_cli.settings import check_training_precision
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
-    from avarc_cli.data.datasets import ImageSet
+    from avarc_cli.tokens.source import Source
     from avarc_cli.train.rehearsal import Rehearsal
     from avarc_cli.train.run import Run
 
@@ -35,11 +36,14 @@ class RunOptions:
         bool, option("--checkpoint-activations", help="Recompute activations in the backward pass: less memory.")
     ] = False
     compile: Annotated[bool, option("--compile", help="Compile blocks with torch.compile.")] = False
+    shard: Annotated[
+        bool, option("--shard", help="Divide weights and optimizer among torchrun's processes: large generators.")
+    ] = False
     save_every: Annotated[int, option("--save-every", min=1, help="Steps between checkpoints.")] = 500
     keep: Annotated[int, option("--keep", min=1, help="Checkpoints to keep, older ones as OUT.ckpt.STEP.")] = 1
     validation: Annotated[
         list[Path] | None,
-        option("--validation", help="Images to validate on: OUT gets the weights that do best there."),
+        option("--validation", help="Images or a token cache to validate on: OUT gets the weights that do best."),
     ] = None
     hold_out: Annotated[
         float | None, option("--hold-out", help="Validate on this fraction of each class instead, 0.1 of DATA, say.")
@@ -56,9 +60,17 @@ class RunOptions:
         bool, option("--dry-run", help="Time a few steps and say what the training would take; write nothing.")
     ] = False
 
+    unreadable: dict[str, str] = field(default_factory=dict, metadata={NO_OPTION: "what the training finds"})
+    """Why, by name of the image."""
+
     def __post_init__(self) -> None:
         """Raises: UsageError."""
         check_training_precision(self.precision)
+        if self.shard and processes.count() == 1:
+            raise UsageError(
+                "--shard divides a training among processes, and there is one",
+                fix="start several: torchrun --nproc-per-node 8 -m avarc_cli train ...; or leave out --shard",
+            )
         if self.hold_out is not None and not 0 < self.hold_out < 1:
             raise UsageError(f"--hold-out {self.hold_out}", "it is a fraction between 0 and 1", "write --hold-out 0.1")
         if self.hold_out is not None and self.validation:
@@ -73,24 +85,26 @@ class RunOptions:
             if asked is not None and find_spec(package) is None:
                 raise UsageError(f"{package} is not installed", fix=f"pip install {package}, or leave out --{package}")
         for folder in (self.log, self.tensorboard):
-            if folder is not None and not folder.parent.is_dir():
+            if folder is not None and processes.is_first() and not folder.parent.is_dir():
                 raise UsageError(f"cannot write '{folder}'", f"'{folder.parent}' is no folder")
 
-    def parts(self, images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet | None]:
-        """Images to train on, and those to validate on, if any."""
+    def parts(self, source: Source, seed: int) -> tuple[Source, Source | None]:
+        """What to train on, and what to validate on, if anything."""
         if self.validation:
-            return images, _images.open_noted(self.validation)
+            return source, open_source(self.validation)
         if self.hold_out is None:
-            return images, None
+            return source, None
         from avarc_cli.train.validation import hold_out
 
-        return hold_out(images, self.hold_out, seed)
+        return hold_out(source, self.hold_out, seed)
 
     def run(self, out: Path) -> Run:
         """How the training runs. out: where its weights go."""
+        from avarc_cli.train.left_out import LeftOut
         from avarc_cli.train.run import Run
 
         return Run(
+            left_out=LeftOut(console.warn, self.unreadable),
             validate_every=self.validate_every,
             log=self.log,
             log_every=self.log_every,
@@ -103,6 +117,7 @@ class RunOptions:
             precision=self.precision,
             recompute=self.checkpoint_activations,
             compile=self.compile,
+            shard=self.shard,
             keep=self.keep,
         )
 
@@ -113,6 +128,27 @@ class RunOptions:
         return [out, resume_file(out), *(folder for folder in (self.log, self.tensorboard) if folder is not None)]
 
 
+def cache_of(data: list[Path]) -> Path | None:
+    """The token cache that DATA is; None for images. Raises: UsageError for a cache with other inputs."""
+    if not any(_summary.is_cache([path]) for path in data):
+        return None
+    if len(data) > 1:
+        raise UsageError(
+            "a training reads one token cache", f"there are {len(data)} inputs", "join caches: avarc cache merge"
+        )
+    return data[0]
+
+
+def open_source(data: list[Path], dataset: str | None = None, *, allow_outside: bool = False) -> Source:
+    """All images of DATA, or the token cache that it is; notes what was recognized. Raises: UsageError; CacheError."""
+    path = cache_of(data)
+    if path is None:
+        return _images.open_noted(data, dataset, allow_outside=allow_outside)
+    from avarc_cli.tokens.cache import read
+
+    return read(path)
+
+
 def _show(found: Rehearsal, files: list[Path]) -> None:
     """Print what a dry run found."""
     shown: dict[str, object] = {
@@ -121,10 +157,12 @@ def _show(found: Rehearsal, files: list[Path]) -> None:
         "images of an epoch": f"{found.images:,}",
         "tokens of an epoch": f"{found.tokens:,}",
         "steps of an epoch": f"{found.steps_per_epoch:,}",
+        "epochs": f"{found.epochs:,.3g}",
         "memory": f"{found.memory / GIB:.2f} GiB at most, in the steps that were timed",
         "time of a step": f"{found.seconds_per_step:.3g} s",
         "time": f"{console.duration(found.seconds)} for {counted(found.steps, 'step')}",
         "would write": ", ".join(map(str, files)),
     }
-    data = vars(found) | {"steps_per_epoch": found.steps_per_epoch, "seconds": found.seconds, "files": files}
+    computed = ("steps_per_epoch", "epochs", "seconds")
+    data = vars(found) | {name: getattr(found, name) for name in computed} | {"files": files}
     console.result(data, console.fields("what the training would take", shown))

@@ -64,6 +64,8 @@ def announce(classifier: Classifier, run: Run) -> None:
     where = f"{classifier.model.precision} on {classifier.model.device}"
     images, classes = counted(len(run.cache), "image"), counted(len(run.request.candidates), "class")
     console.note(f"{images} x {classes}, {where}: {cost}")
+    if run.cascade is not None:
+        console.note(f"{run.cascade.cheap} decides where it is sure, {run.cascade.exact} elsewhere (docs/cascade.md)")
     if run.model.any_order:
         console.note(f"tokens are scored in {run.orders.describe(run.request.plan.orders, run.request.combine)}")
     if run.model.steps is not None:
@@ -130,6 +132,11 @@ def numbers(metrics: dict[str, Any]) -> dict[str, str]:
     shown["speed"] = f"{1 / seconds:.1f} images/s" if seconds and seconds < 1 else f"{seconds or 0:.1f} s per image"
     shown["tokens scored"] = f"{metrics['tokens_scored_per_image']:,.0f} per image"
     shown["near-ties"] = str(metrics["near_ties"])
+    if "cascade" in metrics:
+        cascade = metrics["cascade"]
+        shown["decided in fp32"] = f"{counted(cascade['decided_in_exact'], 'image')}, " + (
+            f"{cascade['survivors_checked']} of them in earlier stages too"
+        )
     if "expected_calibration_error" in metrics:
         error = f"{metrics['expected_calibration_error']:.4f}"
         shown["calibration error"] = f"{error} at temperature {metrics.get('temperature', 1.0):.3f}"

@@ -16,7 +16,7 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE, CacheError, UsageError
 from avarc_cli.options import Options, parse_bytes
-from avarc_cli.settings import check_kernels
+from avarc_cli.settings import check_kernels, check_one_precision, check_scoring_precision
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class _ModelOptions(groups.ModelOptions):
+    precision: Annotated[
+        str,
+        opt.model_option(
+            "--precision",
+            help="fp32, tf32 (CUDA), bf16, fp16, int8 or fp8 (CUDA). cascade: the fastest one, and fp32 for what it "
+            "cannot decide; the predictions are those of fp32. bf16+fp32: the same with this one.",
+        ),
+    ] = "fp32"
     kernels: Annotated[
         str,
         opt.model_option("--kernels", help="torch: plain PyTorch; triton: avarc's own, for NVIDIA GPUs; auto: torch."),
@@ -40,6 +48,9 @@ class _ModelOptions(groups.ModelOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_kernels(self.kernels)
+
+    def _check_precision(self) -> None:
+        check_scoring_precision(self.precision)
 
     def _spec(self) -> ModelSpec:
         return replace(super()._spec(), kernels=self.kernels)
@@ -155,6 +166,8 @@ def classify(
     own, workers = _shards.of_cache(data, output.out, work, overwrite=output.overwrite)
     _check_inputs(context, data, encoding, output)
     output.check(data)
+    if output.save_likelihood:
+        check_one_precision(model.precision, "--save-likelihood")
     images = None if _summary.is_cache(data) else encoding.select(data)
     about = read(data[0]).header if images is None else images
     dataset = about.dataset

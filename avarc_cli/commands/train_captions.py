@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,10 +11,21 @@ from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands._groups import with_option_groups
-from avarc_cli.settings import check_class_dropout, check_heads, check_width
+from avarc_cli.commands._recipe_options import DropoutOptions
+from avarc_cli.settings import check_heads, check_width
+
+if TYPE_CHECKING:
+    import torch
+
+    from avarc_cli.text.captions import Captions
+    from avarc_cli.text.features import TextInput
+    from avarc_cli.tokens.source import Source
+    from avarc_cli.train.class_captions import ClassCaptions
 
 NAMED_CAPTIONS = "Captions by name: .json or .csv."
 HEAD_WIDTH = 16  # of the text encoder
+CaptionsOpt = Annotated[Path, opt.model_option("--captions", help=f"{NAMED_CAPTIONS} The names are the classes'.")]
+EncoderOpt = Annotated[str, opt.model_option("--text-encoder", help="A name or folder.")]
 
 
 @with_option_groups
@@ -57,17 +67,16 @@ def text_encoder(
 
 @with_option_groups
 def llamagen_t2i(
-    data: opt.DataArg,
+    data: common.TokensArg,
     *,
     out: common.OutOpt,
-    captions: Annotated[Path, opt.model_option("--captions", help=f"{NAMED_CAPTIONS} The names are the classes'.")],
-    text_encoder: Annotated[str, opt.model_option("--text-encoder", help="A name or folder.")] = "flan-t5-xl",
+    captions: CaptionsOpt,
+    text_encoder: EncoderOpt = "flan-t5-xl",
     reads: common.TokenizerOptions,
     shape: common.TransformerOptions,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
-    training: common.RecipeOptions,
-    class_dropout: common.DropoutOpt = 0.1,
+    training: DropoutOptions,
 ) -> None:
     """Train a LlamaGen that reads captions, on the tokens of a folder with one sub-folder a class.
 
@@ -75,34 +84,27 @@ def llamagen_t2i(
 
     Example: avarc train llamagen-t2i photos/ --captions captions.json --tokenizer vq.safetensors --out t2i.safetensors
     """
-    from avarc_cli.text import captions as caption_sets
-
     check_heads(shape.width, shape.heads, "a LlamaGen")
-    check_class_dropout(class_dropout)
-    caption_sets.check_options(captions, (), text_encoder)
-    chosen = caption_sets.read(captions)
+    chosen = checked(captions, text_encoder)
+    reads = reads.of(data)
     with common.reserved(out, overwrite, reads.tokenizer):
-        images, held_out = training.open(data)
+        source, held_out = training.open_source(data)
         reader = reads.load(text_encoder=text_encoder)
-        from avarc_cli.text import encoders
+        from avarc_cli.layers import collectives
         from avarc_cli.train.captions import train_on_captions
 
-        found = encoders.find(text_encoder)
-        encoded = encoders.encode_once(found, chosen.texts, reader.device)
-        if note := encoded.note(found.positions):
-            console.warn(note)
-        recipe = replace(training.recipe(), class_dropout=class_dropout)
-        with common.progress("training llamagen-t2i", recipe.steps) as told:
+        given, text = encoded(chosen, source, text_encoder, reader.device)
+        recipe = training.recipe(len(source))
+        with collectives.joined(reader.device), common.progress("training llamagen-t2i", recipe.steps) as told:
             train_on_captions(
-                images,
+                source,
                 out,
                 reader,
                 vars(shape),
                 recipe,
                 family="llamagen-t2i",
-                captions=chosen,
-                features=encoded.features,
-                text=found.text_input(encoded.features),
+                captions=given,
+                text=text,
                 augment=training.augmentation(),
                 held_out=held_out,
                 run=training.run(out),
@@ -110,3 +112,28 @@ def llamagen_t2i(
                 say=console.warn,
             )
     common.show(out, training)
+
+
+def checked(captions: Path, text_encoder: str) -> Captions:
+    """The captions of a file. Raises: UsageError for what is wrong with them, or with the name of the encoder."""
+    from avarc_cli.text import captions as caption_sets
+
+    caption_sets.check_options(captions, (), text_encoder)
+    return caption_sets.read(captions)
+
+
+def encoded(
+    chosen: Captions, source: Source, text_encoder: str, device: torch.device
+) -> tuple[ClassCaptions, TextInput]:
+    """The captions of the images' classes, encoded, and what a model reads of them; notes captions that were cut.
+
+    Raises: UsageError as `ClassCaptions.of`, AvarcError as `encoders.find`.
+    """
+    from avarc_cli.text import encoders
+    from avarc_cli.train.class_captions import ClassCaptions
+
+    found = encoders.find(text_encoder)
+    features = encoders.encode_once(found, chosen.texts, device)
+    if note := features.note(found.positions):
+        console.warn(note)
+    return ClassCaptions.of(source, chosen, features.features), found.text_input(features.features)

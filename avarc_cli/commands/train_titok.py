@@ -12,12 +12,25 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands import _weights
 from avarc_cli.commands._groups import with_option_groups
+from avarc_cli.commands._loss_options import OF_DISCRIMINATOR, CodeOptions, LossOptions
+from avarc_cli.commands._recipe_options import TokenizerRecipeOptions
 from avarc_cli.errors import UsageError
 from avarc_cli.settings import check_device, check_file, check_patch, check_width
 from avarc_cli.zoo.cards import check_weights
 
-LOSS = ("vgg", "lpips", "convnext", "dino", "adversarial")
-SHAPE = ("patch", "tokens", "vocab", "channels", "width", "depth")
+LOSS = ("vgg", "lpips", "convnext", "dino", "adversarial", *OF_DISCRIMINATOR)
+SHAPE = ("patch", "tokens", "vocab", "channels", "width", "depth", "decoder_width", "decoder_depth")
+OF_CODES = ("vocab", "revive", "reanchor", "perturbation")
+PatchOpt = Annotated[int, opt.model_option("--patch", min=1, help="Side of a patch in pixels.")]
+TokensOpt = Annotated[int, opt.model_option("--tokens", min=1, help="Tokens of an image.")]
+WidthOpt = Annotated[int, opt.model_option("--width", min=64, help="Channels, a multiple of 64.")]
+DecoderWidthOpt = Annotated[
+    int | None, opt.model_option("--decoder-width", min=64, help="Channels of the decoder. Default: --width.")
+]
+DecoderDepthOpt = Annotated[
+    int | None, opt.model_option("--decoder-depth", min=1, help="Blocks of the decoder. Default: --depth.")
+]
+VaeOpt = Annotated[bool, opt.model_option("--vae", help="Continuous tokens, those of a VAE, in place of codes.")]
 
 
 @with_option_groups
@@ -36,19 +49,22 @@ def titok(
         Path | None, opt.model_option("--start-from", help="File of a first stage: train the second, on pixels.")
     ] = None,
     image_size: common.ImageSizeOpt = 64,
-    patch: Annotated[int, opt.model_option("--patch", min=1, help="Side of a patch in pixels.")] = 8,
-    tokens: Annotated[int, opt.model_option("--tokens", min=1, help="Tokens of an image.")] = 32,
+    vae: VaeOpt = False,
+    patch: PatchOpt = 8,
+    tokens: TokensOpt = 32,
     vocab: common.VocabularyOpt = 512,
     channels: common.CodeChannelsOpt = 12,
-    width: Annotated[int, opt.model_option("--width", min=64, help="Channels, a multiple of 64.")] = 256,
+    width: WidthOpt = 256,
     depth: common.DepthOpt = 6,
+    decoder_width: DecoderWidthOpt = None,
+    decoder_depth: DecoderDepthOpt = None,
     device: opt.DeviceOpt = "auto",
     yes: opt.YesOpt = False,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
-    training: common.RecipeOptions,
-    loss: common.LossOptions,
-    codes: common.CodeOptions,
+    training: TokenizerRecipeOptions,
+    loss: LossOptions,
+    codes: CodeOptions,
 ) -> None:
     """Train a TiTok, whose tokens describe the image as a whole, for a MaskGIT.
 
@@ -58,13 +74,17 @@ def titok(
     Example: avarc train titok photos/ --image-size 64 --out titok.safetensors
     """
     check_width(width, "a TiTok")
+    check_width(decoder_width or width, "a TiTok's decoder")
+    check_vae(context, vae)
     shape: dict[str, Any] = {
         "patch": patch,
         "num_tokens": tokens,
-        "vocab_size": vocab,
+        "vocab_size": 0 if vae else vocab,
         "code_channels": channels,
         "width": width,
         "depth": depth,
+        "decoder_width": decoder_width,
+        "decoder_depth": decoder_depth,
     }
     if start_from is not None:
         if codes_of is None:
@@ -77,7 +97,8 @@ def titok(
     if codes_of is not None and start_from is None:
         opt.check_not_given(context, LOSS, "in the first stage", "it is trained on tokens, not on pixels")
     if codes_of is not None:
-        opt.check_not_given(context, ("reanchor", "perturbation"), "in two stages", "it is for the training in one")
+        one_stage = ("revive", "reanchor", "perturbation", "vae")
+        opt.check_not_given(context, one_stage, "in two stages", "it is for the training in one")
     if codes_of is None:
         check_patch(image_size, patch)
         common.train_tokenizer(
@@ -110,12 +131,18 @@ def titok(
     )
 
 
+def check_vae(context: typer.Context, vae: bool) -> None:
+    """Raises: UsageError for options about codes, where there are none."""
+    if vae:
+        opt.check_not_given(context, OF_CODES, "with --vae", "it is about codes, and a VAE has none")
+
+
 def _train_stage(
     data: list[Path],
     out: Path,
     shape: dict[str, Any],
-    training: common.RecipeOptions,
-    loss: common.LossOptions,
+    training: TokenizerRecipeOptions,
+    loss: LossOptions,
     codes_of: str,
     start_from: Path | None,
     *,
@@ -131,14 +158,15 @@ def _train_stage(
     with common.reserved(out, overwrite, codes_of, None if start_from is None else str(start_from)):
         images, held_out = training.open(data)
         _weights.ensure(codes_of, yes=yes)
-        from avarc_cli.loading import ModelSpec, load_tokenizer  # imports torch: only now, after all that may be wrong
+        from avarc_cli.layers import collectives  # imports torch: only now, after all that may be wrong
+        from avarc_cli.loading import ModelSpec, load_tokenizer
         from avarc_cli.train import stages
 
         teacher = load_tokenizer(ModelSpec(codes_of, image_size=image_size, device=device))
         opt.note_inferred(teacher)
-        recipe, augment = training.tokenizer_recipe(), training.augmentation()
+        recipe, augment = training.recipe(len(images)), training.augmentation()
         which = "first" if start_from is None else "second"
-        with common.progress(f"training {which} stage", recipe.steps) as told:
+        with collectives.joined(teacher.device), common.progress(f"training {which} stage", recipe.steps) as told:
             how: dict[str, Any] = {
                 "family": "titok",
                 "augment": augment,

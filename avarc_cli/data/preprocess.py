@@ -174,7 +174,7 @@ class Preprocess:
             return image
         if self.mode == "adm":
             return _adm_crop(image, self.side, name)
-        return _center_crop(_resize(image, self.shorter_edge, name), self.side)
+        return _center_crop(resize(image, self.shorter_edge, name), self.side)
 
 
 def check_option(asked: str | None, views: Views = SINGLE_VIEW) -> None:
@@ -282,7 +282,7 @@ def _to_8_bit(gray_HW: np.ndarray) -> np.ndarray:
     return np.rint(gray_HW.clip(0, white).astype(np.float64) * (255.0 / white)).astype(np.uint8)
 
 
-def _resize(image: Image.Image, shorter_edge: int, name: str) -> Image.Image:
+def resize(image: Image.Image, shorter_edge: int, name: str) -> Image.Image:
     """Scale the shorter edge to that many pixels; the longer one is rounded down, as torchvision does."""
     short, long = sorted(image.size)
     longer_edge = int(shorter_edge * long / short)

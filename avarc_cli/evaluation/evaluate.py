@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,9 +25,10 @@ from avarc_cli.names import to_json
 from avarc_cli.options import Options
 from avarc_cli.progress import Notify, StartProgress, no_message, silent
 from avarc_cli.storage import write_bytes
+from avarc_cli.text.captions import needed_encoder, template_names
 from avarc_cli.work.locks import only_writer
 from avarc_cli.zoo import local_files
-from avarc_cli.zoo.cards import ModelCard, any_card, check_weights, is_path
+from avarc_cli.zoo.cards import ModelCard, any_card, check_weights, is_path, text_encoder_card
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
@@ -107,9 +108,12 @@ def evaluate(protocol: Protocol, setting: Setting) -> list[Cell]:
 
 
 def _row(protocol: Protocol, row: Row, images: _Images, setting: Setting) -> Iterator[Cell]:
-    """The cells of a row. Its model is loaded once, when the first cell needs it."""
-    loaded, lacking = _Once(lambda: _load(row, setting.device)), _problems(lambda: _check_weights(row))
+    """The cells of a row. Its model is loaded once, when the first cell needs it; where the captions are names of
+    classes in templates, once for each column.
+    """
+    shared, lacking = _Once(lambda: _load(row, setting.device)), _problems(lambda: _check_weights(row))
     for column in protocol.columns:
+        loaded = _Once(partial(_load_captions, row, column, images, setting.device)) if row.template else shared
         if not row.columns or column.name in row.columns:
             problems = lacking + _problems(partial(images.check, column))
             cell = _incremental_cell if column.is_incremental else _cell
@@ -142,6 +146,9 @@ def _check_weights(row: Row) -> None:
     tokenizer = row.tokenizer or implied
     if tokenizer is not None and not is_path(tokenizer):
         local_files.require(any_card(tokenizer))
+    encoder = needed_encoder(row.model or "", row.captions, row.template, row.text_encoder)
+    if encoder is not None and not is_path(encoder):
+        local_files.require_folder(text_encoder_card(encoder))
     for name in filter(None, (row.model, tokenizer)):
         check_weights(name)
 
@@ -224,8 +231,17 @@ def _identity(row: Row, column: Column, classifier: Classifier, samples: int, se
     return f"{Path(tokenizer.name).stem}-{digest}"
 
 
-def _load(row: Row, device: str) -> Loaded:
-    """The row's model, or its tokenizer where a base model is trained first."""
+def _load_captions(row: Row, column: Column, images: _Images, device: str) -> Loaded:
+    """The row's model with the names of the column's classes in its templates."""
+    return _load(row, device, template_names(None, images.of(column).class_names, column.classes))
+
+
+def _load(row: Row, device: str, names: Sequence[str] = ()) -> Loaded:
+    """The row's model, or its tokenizer where a base model is trained first.
+
+    Args:
+        names: of classes, which go into the templates.
+    """
     from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
 
     if row.model is None:
@@ -236,6 +252,11 @@ def _load(row: Row, device: str) -> Loaded:
         weight_set=row.weights,
         bank=row.bank,
         lora=row.lora,
+        captions=row.captions,
+        templates=tuple(row.template),
+        template_names=tuple(names),
+        text_encoder=row.text_encoder,
+        aesthetic_score=row.aesthetic_score,
         precision=row.precision,
         device=device,
     )

@@ -23,9 +23,10 @@ from avarc_cli.scoring.combining import check_rule
 from avarc_cli.scoring.orders import check_orders
 from avarc_cli.scoring.plan import check_plan
 from avarc_cli.scoring.scores import score_function
-from avarc_cli.settings import check_method, check_precision, check_width
+from avarc_cli.settings import check_aesthetic_score, check_method, check_precision, check_width
+from avarc_cli.text.captions import check_options
 from avarc_cli.tokens.noise import check_sigma
-from avarc_cli.zoo.cards import any_card, is_path
+from avarc_cli.zoo.cards import ModelCard, any_card, check_condition, is_path
 
 PROTOCOLS = Path(str(ASSETS)) / "protocols"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -47,6 +48,14 @@ class Row:
     weights: str | None = None
     bank: str | None = None
     lora: str | None = None
+    captions: str | None = None
+    """The file of captions that a model of captions chooses from, or else `template`."""
+
+    template: Sequence[str] = ()
+    """Texts like "a photo of a {}", which the names of a column's classes are put into."""
+
+    text_encoder: str | None = None
+    aesthetic_score: float | None = None
     precision: str = "fp32"
     plan: str = "exhaustive"
     score: str = "log-likelihood"
@@ -175,12 +184,13 @@ _FROM_1 = ("per_class", "limit", "sample", "steps", "base_depth", "base_width", 
 _TYPES: dict[str, tuple[type, str]] = {
     **dict.fromkeys(("order_seed", "seed"), (int, "a whole number from 0")),
     **dict.fromkeys(_FROM_1, (int, "a whole number from 1")),
-    "sigma": (float, "a number"),
+    **dict.fromkeys(("sigma", "aesthetic_score"), (float, "a number")),
     "published": (dict, "a table: column = percent"),
     "columns": (list, "a list of names of columns"),
+    "template": (list, 'a list of texts like "a photo of a {}"'),
 }
 """Type of the keys that are not text, and what messages call it."""
-_FILES = ("model", "tokenizer", "bank", "lora", "plan", "orders", "classes", "subset")
+_FILES = ("model", "tokenizer", "bank", "lora", "captions", "text_encoder", "plan", "orders", "classes", "subset")
 
 
 def _check_known(name: str) -> None:
@@ -230,6 +240,7 @@ class _Table:
         for key, used_name in (("model", row.model), ("tokenizer", row.tokenizer)):
             if used_name is not None:
                 self._checked(key, partial(_check_known, used_name))
+        self._check_captions(row, used)
         self._checked("method", lambda: check_method(row.method))
         self._checked("base_width", lambda: check_width(row.base_width, "a base model"))
         self._checked("precision", lambda: check_precision(row.precision))
@@ -242,6 +253,20 @@ class _Table:
         self._checked("combine", lambda: check_rule(row.combine))
         self._checked("sigma", lambda: check_sigma(row.sigma))
         return row
+
+    def _check_captions(self, row: Row, columns: Sequence[Column]) -> None:
+        if not all(isinstance(each, str) for each in row.template):
+            raise self._wrong("template", "it has more than texts", 'write template = ["a photo of a {}"]')
+        file, score = None if row.captions is None else Path(row.captions), row.aesthetic_score
+        given = file is not None or bool(row.template)
+        self._checked("captions", lambda: check_options(file, row.template, row.text_encoder, has_bank=bool(row.bank)))
+        self._checked("aesthetic_score", lambda: check_aesthetic_score(score))
+        if given and any(column.is_incremental for column in columns):
+            raise self._wrong("captions", "no classes are added to a model of captions", "name other columns")
+        if row.model is not None and not is_path(row.model):
+            card = any_card(row.model)
+            if isinstance(card, ModelCard):
+                self._checked("captions", lambda: check_condition(card, captions=given))
 
     def _column(self) -> Column:
         column: Column = self._as(Column, ("name",))

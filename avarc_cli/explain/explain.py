@@ -32,6 +32,7 @@ from avarc_cli.loaded import LoadedModel
 from avarc_cli.progress import Notify, ProgressBar, StartProgress, no_message, silent
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.run import Run, accuracy_note, classify
+from avarc_cli.settings import check_one_precision
 from avarc_cli.tokens.cache import TokenCache, read
 from avarc_cli.work.workers import HERE, Workers
 
@@ -183,6 +184,7 @@ def explain_predictions(
         work: who scores. Its progress counts images that are scored.
     Raises: UsageError when the comparison cannot be made for an image; as `token_scores.score`.
     """
+    check_one_precision(model.precision, "explanations")
     likelihood = model.likelihood
     unconditional = [] if likelihood.unconditional is None else [likelihood.unconditional]
     compared = [comparison.of(prediction) for prediction in predictions]

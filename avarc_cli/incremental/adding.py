@@ -21,6 +21,7 @@ from avarc_cli.incremental.offsets import Calibration, calibrate
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import with_bank
 from avarc_cli.progress import MetricsProgress, Notify, Progress, StartProgress, no_message, silent
+from avarc_cli.settings import check_one_precision
 from avarc_cli.storage import beside
 from avarc_cli.words import counted
 from avarc_cli.work import chunks
@@ -74,6 +75,7 @@ def add_classes(
     Raises: UsageError for what cannot be added; AvarcError when a training diverges or the bank cannot be written, or
         another process keeps fits for the same bank.
     """
+    check_one_precision(model.precision, "adding classes")
     clean(path)
     with _fits(model, path, examples, options, progress_of, searching, workers, say) as fits:
         for (name, images), fitted in zip(examples.items(), fits, strict=True):

@@ -85,12 +85,12 @@ class TokenPool:
 
     @property
     def subject(self) -> dict[str, str]:
-        """As `train.generator.TokenBatches.subject`."""
+        """As `train.token_batches.TokenBatches.subject`."""
         e = self.examples
         return {"images": f"{len(e)} of {', '.join(e.class_names)} in {e.tokens.shape[1]} variants, seed {self.seed}"}
 
     def batch(self, step: int, rows: Rows) -> tuple[Tensor, Tensor, torch.Generator]:
-        """As `train.generator.TokenBatches.batch`."""
+        """As `train.token_batches.TokenBatches.batch`."""
         rng = np.random.default_rng([self.seed, step])
         image = rng.integers(len(self.examples), size=rows.of)
         variant = rng.integers(self.examples.tokens.shape[1], size=rows.of)

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
-from avarc_cli.data.datasets import ImageSet, open_images
+from avarc_cli.data.datasets import open_images
 from avarc_cli.data.labels import normalize
 from avarc_cli.errors import UsageError, shorten_list
-from avarc_cli.tokens.cache import TokenCache
+from avarc_cli.tokens.source import Source, class_names
 from avarc_cli.tokens.verify import read_verified
 from avarc_cli.words import counted
 
-Source: TypeAlias = ImageSet | TokenCache
+__all__ = ["Source", "by_class", "class_names", "open_source"]
 
 
 def open_source(data: Sequence[Path], *, is_cache: bool, allow_outside: bool = False) -> Source:
     """Images, or a token cache; nothing is encoded yet. Raises: UsageError, CacheError."""
     return read_verified(data[0]) if is_cache else open_images(data, allow_outside=allow_outside)
-
-
-def class_names(source: Source) -> tuple[str, ...]:
-    """What the labels of a source index into."""
-    return source.header.class_names if isinstance(source, TokenCache) else source.class_names
 
 
 def by_class(source: Source, name: str | None, title: str) -> dict[str, np.ndarray]:

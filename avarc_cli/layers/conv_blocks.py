@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.errors import CheckpointError
+from avarc_cli.layers.dropout import Dropout
 from avarc_cli.layers.group_norm import GroupNorm
 from avarc_cli.layers.state_dict import shape_of
 from avarc_cli.settings import check_levels
@@ -31,10 +32,11 @@ class ResidualBlock(nn.Module):
         self.norm1, self.conv1 = group_norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
         self.norm2, self.conv2 = group_norm(c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.dropout = Dropout()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(silu(self.norm1(x)))
-        y = self.conv2(silu(self.norm2(y)))
+        y = self.conv2(self.dropout(silu(self.norm2(y))))
         return y.add_(self.nin_shortcut(x))
 
 

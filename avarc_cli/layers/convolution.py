@@ -10,6 +10,8 @@ Shapes: B images, C and O channels in and out, H and W rows and columns in, h an
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -75,8 +77,12 @@ class MatmulConv(nn.Module):
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
         self.stride, self.padding = conv.stride, [int(p) for p in conv.padding]
-        self.weight_KO = conv.weight.detach().permute(2, 3, 1, 0).flatten(0, 2).contiguous()
         self.bias_O = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
+
+    @cached_property
+    def weight_KO(self) -> Tensor:  # noqa: N802  # a tensor of this shape
+        """The weight as a matrix, made at its first use."""
+        return self.weight.detach().permute(2, 3, 1, 0).flatten(0, 2).contiguous()
 
     @torch.no_grad()
     def forward(self, x_BCHW: Tensor) -> Tensor:

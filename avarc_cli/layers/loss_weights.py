@@ -33,6 +33,10 @@ class Adversary:
     """Whether the discriminator sees images augmented, and blurred at first."""
     runs_before_start: bool = False
     """Whether it sees batches, and its optimizer makes steps without gradients, before it begins to count."""
+    lr: float | None = None
+    """Peak learning rate of its optimizer; None for the tokenizer's."""
+    own_schedule: bool = False
+    """Whether its learning rate begins, and warms up, when it begins to count; otherwise it is as the tokenizer's."""
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     clip: float = 1.0

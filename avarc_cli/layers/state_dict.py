@@ -88,12 +88,17 @@ def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, source: 
 
 
 class _Uninitialized(TorchFunctionMode):
-    """Skips init.normal_, which on meta tensors imports torch's compiler: seconds, for numbers that are never used."""
+    """Skips what fills new parameters with random numbers, which are never used.
+
+    normal_ on meta tensors even imports torch's compiler, which takes seconds.
+    """
+
+    FILLS = frozenset({nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_})
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return None if func is nn.init.normal_ else func(*args, **(kwargs or {}))  # its result is not used
+        return None if func in self.FILLS else func(*args, **(kwargs or {}))  # their results are not used
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -29,6 +29,8 @@ REVIVE_UNTIL = 0.6  # fraction of the steps after which codes are left to settle
 class Measures:
     """What else is done against codes that fall out of use."""
 
+    revive: bool = True
+    """Replace unused codes by vectors of a batch now and then."""
     reanchor: bool = False
     """Move rarely used codes to vectors of every batch, rather than replace unused ones now and then."""
     scale_dropout: float = 0.0
@@ -63,6 +65,12 @@ class Reconstruction(NamedTuple):
 def codebook_loss(latents: Tensor, codes: Tensor, commitment: float = COMMITMENT) -> Tensor:
     """Codes are drawn to the latents, and latents to the codes (arXiv:1711.00937, equation 3)."""
     return F.mse_loss(codes, latents.detach()) + commitment * F.mse_loss(latents, codes.detach())
+
+
+def pixel_error(decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Absolute and squared error, and what to show of them."""
+    squared = F.mse_loss(decoded, images)
+    return F.l1_loss(decoded, images) + squared, {"rmse": squared.item() ** 0.5}
 
 
 def entropy_loss(latents_NZ: Tensor, codes_VZ: Tensor, temperature: float = 0.01) -> Tensor:
@@ -159,8 +167,7 @@ class ReconstructionLoss(ABC):
 
     def error(self, decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, float]]:
         """How far what was decoded is from the images, and what to show of it."""
-        squared = F.mse_loss(decoded, images)
-        return F.l1_loss(decoded, images) + squared, {"rmse": squared.item() ** 0.5}
+        return pixel_error(decoded, images)
 
     def _remember(self, step: int, encoded: Tensor, used_N: Tensor, generator: torch.Generator) -> None:
         """Count the codes of a part of a batch, and keep what changes of the codebook will need."""
@@ -210,7 +217,7 @@ class ReconstructionLoss(ABC):
         self._encoded, self._used, self._generator = [], [], None
 
     def _revives(self, step: int) -> bool:
-        return step % REVIVE_EVERY == REVIVE_EVERY - 1
+        return self.measures.revive and step % REVIVE_EVERY == REVIVE_EVERY - 1
 
     def state_dict(self) -> dict[str, Any]:
         """How often each code was used lately."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +29,17 @@ class WinogradConv(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias  # for sides that are no multiple of 4
+
+    @cached_property
+    def weight_36CO(self) -> Tensor:  # noqa: N802  # a tensor of this shape
+        """The transformed weight, made at its first use: scoring the tokens of a cache needs none."""
         points = [0.0, A, -A, B, -B]
         rows = [[1.0, p, p * p] for p in points]
         scales = [math.prod(p - q for q in points if q != p) for p in points]
         scaled = [[x / scale for x in row] for row, scale in zip(rows, scales, strict=True)]
-        g = torch.tensor([*scaled, [0.0, 0.0, 1.0]], dtype=torch.float64, device=conv.weight.device)
-        weight = torch.einsum("ai,ocij,bj->abco", g, conv.weight.detach().double(), g)
-        self.weight_36CO = weight.flatten(0, 1).to(conv.weight.dtype).contiguous()
+        g = torch.tensor([*scaled, [0.0, 0.0, 1.0]], dtype=torch.float64, device=self.weight.device)
+        weight = torch.einsum("ai,ocij,bj->abco", g, self.weight.detach().double(), g)
+        return weight.flatten(0, 1).to(self.weight.dtype).contiguous()
 
     @torch.no_grad()
     def forward(self, x_BCHW: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class Totals:
         self._ranks: Counter[int] = Counter()
         self._by_class: dict[str, _OfClass] = {}
         self._calibration = CalibrationError()
+        self._settled: Counter[str] = Counter()
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Count a line of predictions.jsonl."""
@@ -40,6 +41,9 @@ class Totals:
         self._near_ties += record["near_tie"]
         self._tokens += record["tokens_scored"]
         self._bits += record["bits_per_token"]
+        if "decided_in" in record:  # of a cascade of two precisions
+            exact = record["exact_tokens"]
+            self._settled += Counter(cascade=1, images=exact > 0, checked=record["survivors_checked"], tokens=exact)
         rank = record["label_rank"]
         if rank is None:
             self._not_candidates += record["label"] is not None
@@ -69,6 +73,12 @@ class Totals:
             "bits_per_token": self._bits / count if count else None,
             "seconds_per_image": seconds / count if count else None,
         }
+        if self._settled["cascade"]:
+            metrics["cascade"] = {
+                "decided_in_exact": self._settled["images"],
+                "survivors_checked": self._settled["checked"],
+                "exact_tokens_per_image": self._settled["tokens"] / count,
+            }
         if not labelled:
             return metrics
         right = self._ranks[0]

@@ -15,6 +15,7 @@ from typing import Any
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.results.made_here import was_made_here
 from avarc_cli.results.validate import AGAIN
+from avarc_cli.settings import precision_of_winners
 from avarc_cli.zoo import model_folder
 from avarc_cli.zoo.cards import is_path, text_encoder_cards
 
@@ -153,7 +154,7 @@ class Places:
             fields["model"] = self.protocol["model"]["name"].split(" with ")[0]
             if is_path(fields["model"]) and not self.trusted:
                 raise self._not_trusted("model", fields["model"])
-        return {"precision": self.protocol.get("precision", "fp32")} | fields
+        return {"precision": precision_of_winners(self.protocol.get("precision", "fp32"))} | fields
 
     def _find(self, name: str) -> str:
         """The path or the name that is recorded."""

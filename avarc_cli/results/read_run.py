@@ -20,6 +20,7 @@ from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.layout import TokenLayout
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.validate import AGAIN, check_protocol, check_stages
+from avarc_cli.settings import is_cascade
 from avarc_cli.words import counted
 from avarc_cli.zip_check import open_npz
 
@@ -126,6 +127,12 @@ class SavedRun:
             sums: npt.NDArray[np.float64] = self.token_log_prob(index).sum(axis=1, dtype=np.float64)
             return sums
         path = (self.likelihoods or self.path) / "json" / f"{index}.json"
+        if self.likelihoods is None and self.in_two_precisions:
+            raise UsageError(
+                f"'{self.path}' holds no likelihoods in one precision",
+                f"it was classified with --precision {self.protocol['precision']}",
+                "classify with --precision fp32, or export from the token cache",
+            )
         if not path.exists():
             raise self._not_saved("the likelihoods", "--save-json or --save-likelihood")
         stages = _read(path, lambda: check_stages(strict_json.parse(path.read_text()), len(self.candidates)))
@@ -167,8 +174,14 @@ class SavedRun:
 
     def saves(self, *, per_token: bool) -> bool:
         """Whether the run saved what an export reads: the log-probabilities of tokens, or sums over all of them."""
-        sums = not per_token and not self.drops_candidates and (self.path / "json").is_dir()
+        whole = not self.drops_candidates and not self.in_two_precisions
+        sums = whole and not per_token and (self.path / "json").is_dir()
         return sums or (self.path / "likelihood").is_dir()
+
+    @property
+    def in_two_precisions(self) -> bool:
+        """Whether a cascade of precisions made the run: its scores are not all comparable."""
+        return is_cascade(self.protocol.get("precision", ""))
 
     @property
     def drops_candidates(self) -> bool:

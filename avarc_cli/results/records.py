@@ -18,7 +18,7 @@ from avarc_cli.errors import AvarcError
 from avarc_cli.names import to_json
 from avarc_cli.results import places
 from avarc_cli.scoring.combining import POSTERIOR
-from avarc_cli.scoring.scores import ImageScores, near_tie
+from avarc_cli.scoring.scores import ImageScores, StageScores, near_tie
 
 BEST = 5  # classes listed with each prediction
 SEGMENTS = "segments/{}.npz"  # of image {}: `segments`
@@ -94,7 +94,20 @@ def line(
         "near_tie": near_tie(scores.margin, num_tokens, precision),
         "bits_per_token": -float(_log_likelihood(scores, winner)) / num_tokens / math.log(2),
         "tokens_scored": scores.tokens_scored,
+        **_settled(scores),
         "best": best(scores, labels, BEST),
+    }
+
+
+def _settled(scores: ImageScores) -> dict[str, Any]:
+    """How a cascade of two precisions decided; nothing without one."""
+    settled = scores.settled
+    if settled is None:
+        return {}
+    return {
+        "decided_in": settled.precision,
+        "survivors_checked": settled.survivors,
+        "exact_tokens": settled.tokens,
     }
 
 
@@ -118,7 +131,13 @@ def _covered(scores: ImageScores, position: int) -> dict[str, Any]:
     """The tokens that a candidate's score is the log-likelihood of, and the samples and orders it is the mean of."""
     last = scores.stages[scores.reached[position] - 1]
     covered = {"tokens": last.tokens, "samples": last.samples, "orders": last.orders}
-    return covered | ({"estimated": True} if last.estimated else {})
+    return covered | _if_so(last)
+
+
+def _if_so(stage: StageScores) -> dict[str, Any]:
+    """What is recorded of some stages only: that its scores are estimates, and a precision that is not the run's."""
+    estimated: dict[str, Any] = {"estimated": True} if stage.estimated else {}
+    return estimated | ({} if stage.precision is None else {"precision": stage.precision})
 
 
 def detail(image: RunImage, scores: ImageScores, labels: CandidateLabels, protocol: Mapping[str, Any]) -> bytes:
@@ -127,7 +146,7 @@ def detail(image: RunImage, scores: ImageScores, labels: CandidateLabels, protoc
     stages = [
         {
             "segments": stage.segments,
-            **({"estimated": True} if stage.estimated else {}),
+            **_if_so(stage),
             "candidates": ids[stage.candidates].tolist(),
             "log_likelihood": stage.log_likelihood.tolist(),
             "score": stage.scores.tolist(),

@@ -21,7 +21,8 @@ AreCurrent: TypeAlias = Callable[[Sequence[Record]], "list[bool | None]"]
 what tokens it is of, as in earlier versions."""
 
 # What does not decide about the numbers, or only about their last bits, or is a name of what has a digest.
-NOTES = frozenset({"threads", "label_space", "options", "places"})
+# A cascade predicts the same with any measurement of its rounding noise.
+NOTES = frozenset({"threads", "label_space", "options", "places", "cascade"})
 NAMES = frozenset({"name", "file"})
 
 

@@ -24,7 +24,9 @@ from avarc_cli.results.records import RunImage
 from avarc_cli.results.resume import Tally, are_current
 from avarc_cli.results.scorer import Scorer
 from avarc_cli.results.unfinished import Opening
+from avarc_cli.scoring.cascade import Cascade
 from avarc_cli.scoring.orders import ONE_RASTER, Orders
+from avarc_cli.scoring.other_precisions import OtherPrecisions
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import ImageScores
 from avarc_cli.tokens.cache import TokenCache
@@ -57,13 +59,19 @@ class Run:
     """What the candidates are called, and which of them count as correct."""
 
     precision: str
-    """Of the model, for the size of rounding errors."""
+    """Of the scores that decide, for the size of rounding errors."""
 
     device: str = "cpu"
     """Of the model, as torch names it."""
 
     load: Callable[[str], LikelihoodModel] | None = None
     """Loads the model in another process, on the device that it is called with; picklable. None where none can."""
+
+    others: OtherPrecisions | None = None
+    """The model in other precisions, for stages that name one, and for a cascade; None where there are no such."""
+
+    cascade: Cascade | None = None
+    """How two precisions share the work; None where the model scores alone."""
 
     protocol: Mapping[str, Any]
     """What the numbers depend on, for run.json."""

@@ -21,8 +21,9 @@ from avarc_cli.results.lines import Record
 from avarc_cli.results.parts import ScoredChunk
 from avarc_cli.results.records import RunImage
 from avarc_cli.results.resume import token_digests
+from avarc_cli.scoring.cascade import score_in_two_precisions
 from avarc_cli.scoring.engine import score_group
-from avarc_cli.scoring.scores import ImageScores
+from avarc_cli.scoring.scores import ImageScores, IntN, TokensN
 from avarc_cli.torch_flags import deterministic_algorithms
 from avarc_cli.words import counted
 from avarc_cli.work.chunks import TaskLoader, Tick
@@ -111,7 +112,7 @@ class Scorer:
         order_GOL = job.orders.of(job.cache.in_file(rows), tokens_GSL.shape[2], plan.orders)
         try:
             with deterministic_algorithms(job.deterministic):
-                return score_group(job.model, tokens_GSL, job.request, order_GOL)
+                return self._scores(tokens_GSL, order_GOL)
         except (RuntimeError, MemoryError) as error:
             if not lacks_memory(error):
                 raise
@@ -119,6 +120,14 @@ class Scorer:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return []
+
+    def _scores(self, tokens_GSL: TokensN, order_GOL: IntN | None) -> list[ImageScores]:
+        job, others = self.job, self.job.others
+        if job.cascade is None:
+            return score_group(job.model, tokens_GSL, job.request, order_GOL, others)
+        assert others is not None, "a cascade needs the model in two precisions"
+        exact = partial(others, job.cascade.exact)
+        return score_in_two_precisions(job.model, exact, tokens_GSL, job.request, job.cascade, order_GOL)
 
     def _shrink(self, images: int, error: BaseException) -> None:
         request = self.job.request
@@ -142,13 +151,17 @@ class Scorer:
 def _on_device(
     kind: type[Run], but_model: Mapping[str, Any], group: int, folder: RunFolder | None, device: str
 ) -> Scorer:
-    job = kind(**{**but_model, "model": but_model["load"](device), "device": device})
+    others = but_model["others"] and but_model["others"].on(device)
+    job = kind(**{**but_model, "model": but_model["load"](device), "device": device, "others": others})
     return Scorer(job, group, folder)
 
 
 def _record(job: Run, image: RunImage, scores: ImageScores) -> dict[str, Any]:
     num_tokens = job.model.segment_ends[scores.segments - 1]
-    return records.line(image, scores, job.candidate_labels, num_tokens=num_tokens, precision=job.precision)
+    precision = scores.stages[-1].precision
+    if job.cascade is not None or precision is None:
+        precision = job.precision
+    return records.line(image, scores, job.candidate_labels, num_tokens=num_tokens, precision=precision)
 
 
 def _write_images(job: Run, folder: RunFolder, pairs: list[tuple[RunImage, ImageScores]]) -> None:

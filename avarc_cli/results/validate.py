@@ -19,6 +19,7 @@ NUMBER, MAYBE = (int, float), (int, float, type(None))
 PROTOCOL = {"plan": str, "candidates": list, "tokens": dict, "model": dict}
 PROTOCOL_OPTIONAL = {"precision": str, "bank": (dict, type(None)), "stated": dict, "device_name": str, "options": dict}
 PROTOCOL_OPTIONAL |= {"likelihood": str, "unsmooth": NUMBER, "steps": (int, type(None))}
+PROTOCOL_OPTIONAL |= {"cascade": dict}
 PROTOCOL_OPTIONAL |= {"orders": str, "order_seed": (int, type(None)), "combine": str}
 TOKENS = {"source": str, "preprocess": str}
 TOKENS_OPTIONAL = {"dataset": str, "length": int, "sample": dict}
@@ -42,7 +43,8 @@ RECORD = {
     "best": list,
 }
 BEST = {"class": int, "posterior": NUMBER}
-BEST_OPTIONAL = {"score": NUMBER, "tokens": int, "samples": int, "orders": int, "estimated": bool}
+BEST_OPTIONAL = {"score": NUMBER, "tokens": int, "samples": int, "orders": int, "estimated": bool, "precision": str}
+RECORD_OPTIONAL = {"decided_in": str, "survivors_checked": bool, "exact_tokens": int}
 # Lists of run.json with one entry per candidate; older versions lack some of them.
 COLUMNS = {"candidates": int, "counts_as": int, "candidate_ids": str, "candidate_names": str}
 METRICS = {"images": int, "labelled": int, "near_ties": int, "tokens_scored_per_image": MAYBE, "bits_per_token": MAYBE}
@@ -65,7 +67,7 @@ def require(there: Any, fields: Mapping[str, Any], where: str, optional: Mapping
 
 def check_record(record: Any, where: str) -> None:
     """Raises AvarcError unless this is a line of predictions.jsonl."""
-    require(record, RECORD, where)
+    require(record, RECORD, where, RECORD_OPTIONAL)
     invalid = [name for name in ("index", "label_rank") if (record[name] or 0) < 0]
     invalid += [] if 0 <= record["posterior"] <= 1 + ROUNDING else ["posterior"]
     if invalid:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -99,6 +100,7 @@ def estimate(model: LikelihoodModel, request: ScoringRequest, images: int, devic
     return Cost(images * request.columns, tokens, seconds, memory)
 
 
+@cache
 def _flops_per_second(device: torch.device, side: int = 768) -> float:
     a = torch.randn(side, side, device=device)
     for repetitions in (1, 4):  # the first warms up

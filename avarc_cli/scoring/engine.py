@@ -21,6 +21,8 @@ them, by a fork of each survivor's cache; the image itself is not scored again. 
 With a model that scores tokens in any order, an image is a sequence of its own in each order, with a KV cache of its
 own. Orders that a stage begins are scored from scratch; those that it continues are extended.
 
+Where a stage has another precision than the one before, everything begins from scratch, with the model in that one.
+
 Modules: request (what to score), log_prob_table (what has been scored, who is still in play), cache_policy (which keys
 and values are kept), and this one (the order of the work).
 
@@ -30,7 +32,7 @@ Shapes: G images of a group, N candidates, O orders, S samples, P pairs, L token
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -51,20 +53,30 @@ from avarc_cli.scoring.scores import ImageScores, IntN, TokensN
 MAX_PAIRS = 1 << 14
 
 
+InPrecision = Callable[[str], LikelihoodModel]
+"""The model in a precision of this name."""
+
+
 def score_group(
-    model: LikelihoodModel, tokens_GSL: TokensN, request: ScoringRequest, order_GOL: IntN | None = None
+    model: LikelihoodModel,
+    tokens_GSL: TokensN,
+    request: ScoringRequest,
+    order_GOL: IntN | None = None,
+    in_precision: InPrecision | None = None,
 ) -> list[ImageScores]:
     """Score a group of images together.
 
     Args:
+        model: in the run's precision.
         tokens_GSL: int64, or (G, S, L, Z) float32 of continuous tokens; sample 0 is the image, the others its smoothed
             samples, or other views of it.
         order_GOL: int64, as many orders of each image as the plan needs: element j is the position that is scored
             j-th. None for the order of the positions, the only one of a model with a fixed order.
+        in_precision: called for stages that name a precision, with its name.
     Returns: one ImageScores per image, in order.
     Raises: AvarcError if the model returns log-probabilities that are not finite.
     """
-    return _Scheduler(model, tokens_GSL, request, order_GOL).run()
+    return _Scheduler(model, tokens_GSL, request, order_GOL, in_precision).run()
 
 
 class _Sequences(NamedTuple):
@@ -85,6 +97,7 @@ class _Inputs:
         unconditional = [model.unconditional] if request.score.needs_unconditional else []
         self.class_id = np.array([*unconditional, *request.candidates.tolist()], dtype=np.int64)
         self.adapter = model.adapter(self.class_id)
+        model.prepare(self.class_id)
         self.tokens, self.order_GOL = tokens_GSL, order_GOL
 
     def sequences(self, pairs: Pairs) -> _Sequences:
@@ -116,9 +129,15 @@ class _Scheduler:
     """Takes the pairs of one group through the stages of the plan, batch by batch."""
 
     def __init__(
-        self, model: LikelihoodModel, tokens_GSL: TokensN, request: ScoringRequest, order_GOL: IntN | None
+        self,
+        model: LikelihoodModel,
+        tokens_GSL: TokensN,
+        request: ScoringRequest,
+        order_GOL: IntN | None,
+        in_precision: InPrecision | None,
     ) -> None:
         images, samples = tokens_GSL.shape[:2]
+        self.own_model, self.in_precision = model, in_precision
         self.model, self.request, self.ends = model, request, (0, *model.segment_ends)
         self.inputs = _Inputs(model, tokens_GSL, request, order_GOL)
         position_GOL = None if order_GOL is None else positions(order_GOL)
@@ -133,14 +152,27 @@ class _Scheduler:
     def run(self) -> list[ImageScores]:
         for step in self.request.plan.steps():
             started = time.perf_counter()
+            if step.changes_precision:
+                self.pending, self.finished = [], []
+                self.table.forget_sums()
+            self.model = self._model_of(step.stage)
             self._advance(step)
             self.table.close_stage(step.stage, time.perf_counter() - started)
             if not self.table.undecided_G.any():
                 break
+        self.model = self.own_model
         for segments in self.request.keep_estimates:
             self._estimate(Stage(segments, len(self.inputs.class_id), estimated=True), np.ones_like(self.table.alive))
             self.table.keep_estimates()
         return self.table.results()
+
+    def _model_of(self, stage: Stage) -> LikelihoodModel:
+        if stage.precision is None:
+            return self.own_model
+        assert self.in_precision is not None, "a stage names its precision, and there is no model of it"
+        model = self.in_precision(stage.precision)
+        model.prepare(self.inputs.class_id)
+        return model
 
     def _advance(self, step: Step) -> None:
         """Score every surviving pair up to the last segment of the stage, in its orders and samples."""

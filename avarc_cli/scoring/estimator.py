@@ -5,7 +5,7 @@ Source: arXiv:2110.02037 (order-agnostic models), arXiv:2202.04200 (MaskGIT).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from avarc_cli.scoring.orders import MAX_ORDERS, Orders
 
 if TYPE_CHECKING:
     from avarc_cli.likelihood import LikelihoodModel
-    from avarc_cli.loaded import LoadedModel
+    from avarc_cli.loaded import LoadModel
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Estimator:
             raise UsageError(f"{option} is for models of hidden tokens, and {name} is none", why, f"leave out {option}")
         return model.with_steps(1 if self.bound else self.steps or model.steps, unsmooth=self.unsmooth)
 
-    def load(self, load: Callable[[str], LoadedModel], device: str) -> LikelihoodModel:
+    def load(self, load: LoadModel, device: str, precision: str | None = None) -> LikelihoodModel:
         """The model that `load` loads on a device, as `applied`."""
-        model = load(device)
+        model = load(device, precision)
         return self.applied(model.likelihood, model.name)
 
     def made_for(self, model: LikelihoodModel) -> dict[str, Any]:

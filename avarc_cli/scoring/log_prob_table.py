@@ -14,7 +14,7 @@ from torch import Tensor
 
 from avarc_cli.errors import AvarcError
 from avarc_cli.scoring.combining import combine, combine_log_p
-from avarc_cli.scoring.plan import Stage
+from avarc_cli.scoring.plan import Bool, Stage
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import FloatN, ImageScores, IntN, StageScores, summarize
 
@@ -95,6 +95,10 @@ class LogProbTable:
         """Columns that no stage has dropped, (G, columns)."""
         self.undecided_G = np.ones(images, dtype=bool)
         """Images that had several candidates when the current stage began; the others are not scored further."""
+        self.sure: Bool | None = None
+        """Of a plan with slack: those that exact scores would not have dropped either (`Stage.sure`), (G, columns)."""
+        if any(stage.slack for stage in request.plan.stages):
+            self.sure = self.alive.copy()
         self._alive_before = self.alive.copy()  # when the current stage began
         self._stages: list[list[StageScores]] = [[] for _ in range(images)]
         self._pending: list[PendingTransfer] = []
@@ -136,6 +140,10 @@ class LogProbTable:
         position_PT = self.order_GOL[pairs.image, pairs.order, start:stop]
         image_P1, column_P1, order_P1 = (index[:, None] for index in (pairs.image, pairs.column, pairs.order))
         self.token_log_prob[image_P1, column_P1, order_P1, position_PT] = log_prob_PT
+
+    def forget_sums(self) -> None:
+        """Forget the sums of images that are not decided: they are scored again, in another precision."""
+        self.sums_GNOSK[self.undecided_G] = np.nan
 
     def begin_estimates(self) -> None:
         """Forget the estimates of earlier stages."""
@@ -182,7 +190,8 @@ class LogProbTable:
         if stage.cut_weight:
             assert self.first_cut_GN is not None
             scores_GN = scores_GN + stage.cut_weight * self.first_cut_GN
-        self.alive[:, first:] = stage.survivors(self.alive[:, first:], scores_GN)
+        sure_GN = None if self.sure is None else self.sure[:, first:]
+        self.alive[:, first:] = stage.survivors(self.alive[:, first:], scores_GN, sure_GN)
         return combine_log_p(self.request.combine, log_p_GNO), scores_GN
 
     def _log_likelihood(self, stage: Stage) -> FloatN:
@@ -201,6 +210,8 @@ class LogProbTable:
         """Drop candidates and record the stage of every image that took part in it."""
         first = self.first_candidate
         log_p_GN, scores_GN = self.drop(stage)
+        if self.sure is not None:
+            self.sure[:, first:] &= stage.sure(self._alive_before[:, first:], scores_GN)
         images = np.nonzero(self.undecided_G)[0]
         for g in images:
             took_part = np.nonzero(self._alive_before[g, first:])[0]
@@ -210,6 +221,7 @@ class LogProbTable:
                 samples=stage.samples,
                 orders=stage.orders,
                 estimated=stage.estimated or stage.cut_weight > 0,
+                precision=stage.precision,
                 candidates=took_part,
                 scores=scores_GN[g, took_part],
                 log_likelihood=log_p_GN[g, took_part],

@@ -1,8 +1,8 @@
 """What to score: a plan says which candidates survive after how many segments.
 
-Written `segments:keep[:samples][@orders]` per stage, comma-separated. `6:10,10:3,10:1:3` scores every candidate on 6
-segments and keeps 10, scores those on 10 segments and keeps 3, then averages each survivor over 3 samples (the image's
-own tokens and 2 smoothed samples) and keeps 1. Source: A-VARC+, arXiv:2510.12060.
+Written `segments:keep[:samples][@orders][/precision]` per stage, comma-separated. `6:10,10:3,10:1:3` scores every
+candidate on 6 segments and keeps 10, scores those on 10 segments and keeps 3, then averages each survivor over 3
+samples (the image's own tokens and 2 smoothed samples) and keeps 1. Source: A-VARC+, arXiv:2510.12060.
 
 `6:<8.5` keeps the candidates that are at most 8.5 nats behind the best, so that easy images lose candidates sooner than
 hard ones; `scoring.conformal` chooses such margins. An image with one candidate left is decided and scored no further.
@@ -14,30 +14,36 @@ first stage also estimates the other segments, in the same pass: each of their t
 `0~:<31.5,3+0.2:<9.7,6:1` begins with a first cut that scores no segment (`scoring.first_cut`), and adds 0.2 times its
 scores to those of the second stage. Only a tuned plan has what it needs.
 
+`6:10/bf16,10:3/bf16,10:1:3` scores the first two stages in bf16 and the third in the run's precision. Numbers of
+different precisions are never added: where the precision changes, the survivors are scored from their first token.
+
 Shapes: G images, N candidates, O orders.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from avarc_cli.errors import UsageError
 from avarc_cli.scoring.reference_lists import translate
+from avarc_cli.settings import check_precision
 from avarc_cli.words import are, counted
 
 PAPER = "6:10,10:3,10:1:3"
 HOW = (
-    "write segments[~]:keep[:samples][@orders] per stage, e.g. 6:10,10:3,10:1:3 (or <nats instead of keep: those at "
-    "most this far behind the best), or exhaustive, or paper"
+    "write segments[~]:keep[:samples][@orders][/precision] per stage, e.g. 6:10,10:3,10:1:3 (or <nats instead of keep: "
+    "those at most this far behind the best), or exhaustive, or paper"
 )
 STAGE = re.compile(
     r"(\d{1,9})(?:(~)|\+(\d+(?:\.\d+)?))? *: *(?:(\d{1,9})|< *(\d+(?:\.\d+)?(?:e[-+]?\d+)?)) *(?:: *(\d{1,9}))? *"
-    r"(?:@ *(\d{1,9}))?",
+    r"(?:@ *(\d{1,9}))? *(?:/ *(\w+))?",
     re.ASCII,
 )
 Bool = npt.NDArray[np.bool_]
@@ -67,12 +73,17 @@ class Stage:
     """Whether the other segments are estimated from the first ones."""
     cut_weight: float = 0.0
     """What the first cut's scores are multiplied by before they are added."""
+    precision: str | None = None
+    """That the stage is scored in; None for the run's."""
+    slack: float = 0.0
+    """Nats by which a difference of two scores may be wrong: a candidate is dropped only if it is behind by more."""
 
     def __str__(self) -> str:
         rule = str(self.keep) if math.isinf(self.margin) else f"<{self.margin!r}"
         samples, orders = f":{self.samples}" * (self.samples > 1), f"@{self.orders}" * (self.orders > 1)
         cut = f"+{self.cut_weight!r}" if self.cut_weight else ""
-        return f"{self.segments}{'~' * self.estimated}{cut}:{rule}{samples}{orders}"
+        precision = f"/{self.precision}" if self.precision else ""
+        return f"{self.segments}{'~' * self.estimated}{cut}:{rule}{samples}{orders}{precision}"
 
     def estimate_cost(self, ends: tuple[int, ...]) -> int:
         """What one estimate costs, in tokens that are scored exactly: these take two positions of the sequence each, of
@@ -88,13 +99,26 @@ class Stage:
             return self.expected
         return self.keep if self.keep > 1 else 0
 
-    def survivors(self, alive_GN: Bool, scores_GN: npt.NDArray[np.float64]) -> Bool:
+    def survivors(self, alive_GN: Bool, scores_GN: npt.NDArray[np.float64], sure_GN: Bool | None = None) -> Bool:
         """The candidates that survive (G images, N candidates), from those that are alive and their scores so far.
 
         Scores that are nan are yet to come: those candidates survive. A candidate that is dropped on some of the scores
         would be dropped on all of them too, since more scores can only raise the best score and a candidate's rank.
+
+        Args:
+            sure_GN: of a plan with slack, the candidates that are alive with exact scores too (`sure`). The others may
+                be alive only because of the slack, so they displace no candidate.
         """
         ready = alive_GN & ~np.isnan(scores_GN)
+        if sure_GN is not None:
+            best_first = -np.sort(-np.where(ready & sure_GN, scores_GN, -np.inf), axis=1)
+            least = best_first[:, :1] - self.margin
+            if self.keep < ready.shape[1]:
+                least = np.maximum(least, best_first[:, self.keep - 1 : self.keep])
+            if not self.segments and ready.shape[1] > LEFT_BY_FIRST_CUT:
+                least = np.minimum(least, best_first[:, LEFT_BY_FIRST_CUT - 1 : LEFT_BY_FIRST_CUT])
+            possible: Bool = alive_GN & ~(ready & (scores_GN < least - self.slack))
+            return possible
         score = np.where(ready, scores_GN, -np.inf)
         stays = score >= score.max(axis=1, keepdims=True) - self.margin
         if self.keep < ready.shape[1]:
@@ -104,6 +128,20 @@ class Stage:
             stays |= ready & (score >= np.partition(score, -LEFT_BY_FIRST_CUT, axis=1)[:, [-LEFT_BY_FIRST_CUT]])
         left: Bool = alive_GN & (stays | ~ready)
         return left
+
+    def sure(self, alive_GN: Bool, scores_GN: npt.NDArray[np.float64]) -> Bool:
+        """The candidates that survive whatever the errors of the scores, if no difference is wrong by the slack.
+
+        Args:
+            scores_GN: of all that are alive.
+        """
+        score_GN = np.where(alive_GN, scores_GN, -np.inf)
+        rivals_GN = np.array(  # that may be ahead; the candidate itself is counted as well
+            [len(row) - np.searchsorted(np.sort(row), row - self.slack) for row in score_GN]
+        ).reshape(score_GN.shape)
+        within_GN = score_GN >= score_GN.max(axis=1, keepdims=True) - self.margin + self.slack
+        sure_GN: Bool = alive_GN & (rivals_GN <= self.keep) & within_GN
+        return sure_GN
 
 
 @dataclass(frozen=True)
@@ -115,9 +153,11 @@ class Step:
     samples_begun_O: IntN
     """Samples of each order that earlier stages averaged; 0 for an order that has not begun."""
     last_segments: int
-    """Most segments that this or a later stage scores."""
+    """Most segments that this or a later stage scores, of those in the same precision without a break."""
     last_samples: int
-    """Most samples that this or a later stage averages."""
+    """Most samples that this or a later stage averages, of those in the same precision without a break."""
+    changes_precision: bool = False
+    """Whether the stage before has another precision, so that nothing it scored is of use."""
 
     @property
     def segments_grow(self) -> bool:
@@ -170,18 +210,35 @@ class Plan:
         """The stages in order, each with what the others imply for it."""
         steps, begun_O = [], np.zeros(self.orders, dtype=np.int64)
         for number, stage in enumerate(self.stages):
-            rest = [later for later in self.stages[number:] if not later.estimated]
-            steps.append(Step(stage, begun_O.copy(), max(s.segments for s in rest), max(s.samples for s in rest)))
+            changes = self._changes_precision(number)
+            begun_O *= not changes
+            alike = itertools.takewhile(partial(_same_precision, stage), self.stages[number:])
+            rest = [later for later in alike if not later.estimated]
+            most_segments, most_samples = (
+                max((each.segments for each in rest), default=0),
+                max((each.samples for each in rest), default=0),
+            )
+            steps.append(Step(stage, begun_O.copy(), most_segments, most_samples, changes))
             if stage.estimated:
                 continue
             begun_O[: stage.orders] = begun_O[: stage.orders].clip(min=stage.samples)
         return steps
 
+    def _changes_precision(self, number: int) -> bool:
+        """Whether the stage before this one has another precision."""
+        return number > 0 and not _same_precision(self.stages[number - 1], self.stages[number])
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Those that stages name, each once."""
+        return tuple(dict.fromkeys(stage.precision for stage in self.stages if stage.precision is not None))
+
     def new_tokens(self, ends: tuple[int, ...]) -> list[int]:
         """Tokens that each stage scores for one candidate that it gets; cached prefixes are not scored again."""
         done_OS = np.zeros((self.orders, self.samples), dtype=np.int64)
         counts = []
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages):
+            done_OS *= not self._changes_precision(number)
             if stage.estimated:
                 counts.append(stage.samples * stage.orders * stage.estimate_cost(ends))
                 continue
@@ -197,6 +254,10 @@ class Plan:
             total += left * new
             left = min(left, stage.expected_survivors)
         return round(total)
+
+
+def _same_precision(one: Stage, other: Stage) -> bool:
+    return one.precision == other.precision
 
 
 def parse_plan(
@@ -225,11 +286,14 @@ def parse_plan(
     written = PAPER if text.strip() == "paper" else translate(text.strip())
     if written.startswith("exhaustive"):
         all_orders = f"@{orders}" if "@" not in written and orders > 1 else ""
-        written = written.replace("exhaustive", f"{segments}:1", 1) + all_orders
+        counts, slash, precision = written.removeprefix("exhaustive").partition("/")
+        written = f"{segments}:1{counts}{all_orders}{slash}{precision}"
     stages: list[Stage] = []
     have = candidates
     for number, part in enumerate(written.split(","), start=1):
         stage = _parse_stage(part, text, have)
+        if stage.precision is not None:
+            check_precision(stage.precision)
         for problem in _problems(stage, segments, have, samples, orders, can_smooth, can_estimate):
             raise UsageError(f"plan '{text}', stage {number} ({stage}): {problem[0]}", problem[1], problem[2])
         _check_first_cut(
@@ -268,7 +332,7 @@ def _parse_stage(part: str, text: str, have: int) -> Stage:
     found = STAGE.fullmatch(part.strip())
     if found is None:
         raise UsageError(f"cannot read plan '{text}'", f"'{part}' is not a stage", HOW)
-    segments, estimated, weight, keep, margin, samples, orders = found.groups()
+    segments, estimated, weight, keep, margin, samples, orders, precision = found.groups()
     behind = math.inf if margin is None else float(margin)
     kept = have if keep is None else int(keep)
     return Stage(
@@ -279,6 +343,7 @@ def _parse_stage(part: str, text: str, have: int) -> Stage:
         orders=int(orders or 1),
         estimated=bool(estimated),
         cut_weight=float(weight or 0),
+        precision=precision,
     )
 
 

@@ -18,7 +18,7 @@ def translate(text: str) -> str:
 
     Raises: UsageError for lists that describe no plan.
     """
-    if "/" not in text or text.strip().lower().endswith(".json"):
+    if "/" not in text or ":" in text or "exhaustive" in text or text.strip().lower().endswith(".json"):
         return text
     lists = [_numbers(part, text) for part in text.split("/")]
     if len(lists) != 3:

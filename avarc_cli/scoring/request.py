@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.combining import MEAN
@@ -58,6 +58,16 @@ class ScoringRequest:
     def prior(self, tokens: int) -> FloatN:
         """What is added to a score on this many tokens, (N,) nats."""
         return self.log_prior if self.offset_per_token is None else self.log_prior + self.offset_per_token * tokens
+
+    def of(self, positions: IntN) -> ScoringRequest:
+        """The request for the candidates at these positions only."""
+        offset = self.offset_per_token
+        return replace(
+            self,
+            candidates=self.candidates[positions],
+            log_prior=self.log_prior[positions],
+            offset_per_token=None if offset is None else offset[positions],
+        )
 
     def tokens_per_image(self, model: LikelihoodModel) -> int:
         """Tokens scored per image; an estimate if margins decide who survives."""

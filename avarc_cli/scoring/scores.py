@@ -77,6 +77,8 @@ class StageScores:
     """Orders that they were scored in."""
     estimated: bool = False
     """Whether the scores are estimates from a part of the segments."""
+    precision: str | None = None
+    """That they were computed in; None for the run's."""
     candidates: IntN
     """Positions of the candidates that took part, (M,)."""
     scores: FloatN
@@ -87,6 +89,18 @@ class StageScores:
     """Positions of the candidates that the stage kept."""
     seconds: float
     """The image's share of the stage's time."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """How a cascade of two precisions came to the prediction of an image (`scoring.cascade`)."""
+
+    precision: str
+    """That the winner was decided in."""
+    survivors: bool
+    """Whether the exact precision decided about survivors of earlier stages as well."""
+    tokens: int
+    """Token log-probabilities computed in the exact precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +133,9 @@ class ImageScores:
 
     estimates: npt.NDArray[np.float64] | None = None
     """Estimates of log p(x|y) from the first segments, (N, E), if requested."""
+
+    settled: Settled | None = None
+    """How a cascade of precisions came to its prediction; None without one."""
 
     @property
     def segments(self) -> int:

@@ -17,7 +17,7 @@ from avarc_cli.data.labels import LabelSpace, human_name, subset, subset_names
 from avarc_cli.errors import UsageError
 from avarc_cli.settings import check_file
 from avarc_cli.text import caption_files, feature_file
-from avarc_cli.zoo.cards import text_encoder_card
+from avarc_cli.zoo.cards import caption_card, text_encoder_card
 
 RULE = "mean of the log-likelihoods over the captions of a candidate"
 """What the score of a candidate with several captions is."""
@@ -200,6 +200,22 @@ def check_options(
         check_encoder(text_encoder)
     if has_bank and given:
         raise UsageError("no use for --bank", "classes are added to models of classes, not of captions", "leave it out")
+
+
+def needed_encoder(
+    model: str, captions: str | Path | None, templates: Sequence[str], text_encoder: str | None
+) -> str | None:
+    """The text encoder that has to be on this machine, as far as it is known before the model is loaded.
+
+    Args:
+        model: its name or file. captions, templates: of which at most one is given. text_encoder: None for the one of
+            the model's training.
+    """
+    encoded = captions is not None and Path(captions).suffix.lower() == feature_file.SUFFIX
+    if encoded or (captions is None and not templates):
+        return None
+    card = caption_card(model)
+    return text_encoder or (None if card is None else card.text_encoder)
 
 
 def check_encoder(encoder: str) -> None:

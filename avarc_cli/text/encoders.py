@@ -25,7 +25,7 @@ KINDS = {"t5": "avarc_cli.text.t5:T5", "clip": "avarc_cli.text.clip:CLIP", "smal
 """Kind -> its class, which is imported when it is first used."""
 MODEL_TYPES = {"t5": "t5", "clip": "clip", "clip_text_model": "clip", "avarc-small-text": "small"}
 """`model_type` in a folder's config.json -> kind."""
-VERSION = 1
+VERSION = 2
 """Of what encoders do with a caption; a change makes features be computed again."""
 CUT = "cut"  # in the metadata of a file of features: the rows of captions that were too long
 

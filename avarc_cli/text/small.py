@@ -110,8 +110,13 @@ class SmallText(TextEncoder):
     def encode(self, ids: Sequence[list[Pieces]]) -> dict[str, Tensor]:
         ids_RTK, length_R = self.network.ids(ids)
         with torch.inference_mode(), tf32(False):
-            features = self.network(ids_RTK.to(self.device), length_R.to(self.device))
-        return {"sequence": features.cpu()}
+            features_RTD = self.network(ids_RTK.to(self.device), length_R.to(self.device)).cpu()
+        # Its training tells captions apart by this mean; positions behind the end are zero.
+        return {
+            "sequence": features_RTD,
+            "pooled": features_RTD.sum(1) / length_R[:, None],
+            "guidance": features_RTD,
+        }
 
 
 def tokens(caption: str, config: SmallTextConfig) -> list[Pieces]:

@@ -12,6 +12,7 @@ latents, of sample 0.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,39 @@ class TokenCache:
         Raises: CacheError when the file became unreadable, or holds a token beyond the vocabulary or one that is not
             finite; IndexError.
         """
-        tokens = self._read(self.header.form.dataset, rows)
+        return self._checked(self._read(self.header.form.dataset, rows))
+
+    def mapped(self) -> np.ndarray:
+        """The tokens of all images of the file as they are stored, (N, S, L) or (N, S, L, Z), mapped: they are read
+        from the disk when they are needed, and processes share them.
+
+        Raises: CacheError when the file became unreadable.
+        """
+        try:
+            with h5py.File(self.path, "r") as file:
+                tokens = file[self.header.form.dataset]  # in one piece (`check_stored`)
+                return np.memmap(self.path, tokens.dtype, "r", tokens.id.get_offset(), tokens.shape)
+        except CORRUPT as error:
+            raise _corrupt(self.path, str(error)) from error
+
+    def digest(self) -> str:
+        """Of the header and the checksums that the file has (the first caches have none): no token is read.
+
+        Raises: CacheError when the file became unreadable.
+        """
+        try:
+            with h5py.File(self.path, "r") as file:
+                checksums = file[self.header.form.dataset].attrs.get("crc32", np.zeros(0, np.uint32))
+        except CORRUPT as error:
+            raise _corrupt(self.path, str(error)) from error
+        return hashlib.sha256(self.header.to_json().encode() + checksums.tobytes()).hexdigest()[:16]
+
+    def views_of(self, rows: np.ndarray, views: np.ndarray, mapped: np.ndarray) -> np.ndarray:
+        """One view of each of these images, out of `mapped`, (n, L) int64, or (n, L, Z) float32; as `tokens`."""
+        return self._checked(mapped[self.in_file(rows), views])
+
+    def _checked(self, tokens: np.ndarray) -> np.ndarray:
+        """Stored tokens as int64 or float32. Raises: CacheError as `tokens`."""
         if self.header.channels:
             if not np.isfinite(tokens).all():
                 raise _corrupt(self.path, "a token is not a finite number")

@@ -1,58 +1,63 @@
 """Training of a generator on captions: each image has the name of a class, each class one or more captions.
 
-Shapes: B images, L tokens, R captions.
+Shapes: N images, B of a batch, L tokens.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from avarc_cli import families
-from avarc_cli.data.datasets import ImageSet
-from avarc_cli.data.labels import UNKNOWN, match
-from avarc_cli.errors import UsageError, shorten_list
+from avarc_cli.data.image_scores import ImageScores
 from avarc_cli.layers.rows import Rows
-from avarc_cli.loaded import LoadedTokenizer
-from avarc_cli.outputs import WEIGHTS, check_output
+from avarc_cli.loaded import LoadedTokenizer, check_kind
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
-from avarc_cli.text.captions import Captions
-from avarc_cli.text.encoders import take
-from avarc_cli.text.features import CaptionFeatures, TextInput
-from avarc_cli.train.generator import EncodedImages, prepare, seed_dropout, watched_images
-from avarc_cli.train.images import Augment, TrainingImages
+from avarc_cli.text.features import TextInput
+from avarc_cli.tokens.source import Source, class_names, image_names, title
+from avarc_cli.train.class_captions import ClassCaptions
+from avarc_cli.train.generator import prepare, seed_dropout, shown, watched_batches
+from avarc_cli.train.images import Augment
 from avarc_cli.train.loop import conclude, fingerprint, train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
-from avarc_cli.train.save import save_generator
+from avarc_cli.train.save import check_place, save_generator
+from avarc_cli.train.start import Start
+from avarc_cli.train.token_batches import CachedTokens, EncodedImages, training_batches
 from avarc_cli.train.updates import LossOfRows
 from avarc_cli.train.validation import labelled_as
 from avarc_cli.trainable import CaptionTrainableModel
 
+MEASURED = 1024  # images whose continuous tokens are measured before a training
+
 
 def train_on_captions(
-    images: ImageSet,
+    source: Source,
     out: Path,
     tokenizer: LoadedTokenizer,
     shape: Mapping[str, Any],
     recipe: Recipe,
     *,
     family: str,
-    captions: Captions,
-    features: CaptionFeatures,
+    captions: ClassCaptions,
     text: TextInput,
+    start: Start | None = None,
+    scores: ImageScores | None = None,
     augment: Augment | None = None,
-    held_out: ImageSet | None = None,
+    held_out: Source | None = None,
     run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
+    note: Notify = no_message,
 ) -> CaptionTrainableModel:
     """Train a generator of the tokens of images after their captions; write it to `out` (safetensors), replacing it.
 
@@ -60,36 +65,50 @@ def train_on_captions(
     runs on the tokenizer's device, and resumes as `train_tokenizer` does.
 
     Args:
-        captions: whose names are those of the images' classes.
-        features: of these captions.
+        source: images, or a cache of their tokens.
+        shape: of the network, in the family's own terms; not used where there is a `start`.
+        captions: of the images' classes.
         text: what the model is to read.
+        start: weights to begin with.
+        scores: of the images, for a model that is given them; its default is then their mean.
+        note: called with what of `start` is not used.
         The others as for `train_generator`.
-    Raises: UsageError for classes without a caption; otherwise as `train_generator`.
+    Raises: UsageError for images without a score, a `start` of another family, and a
+        tokenizer of the wrong kind of tokens; otherwise as `train_generator`.
     """
-    check_output(out, WEIGHTS, overwrite=True)
-    captions_of = captions_of_classes(images, captions)
+    check_place(out)
+    maker = families.GENERATORS.get(family)
+    check_kind(f"a {maker.title}", maker.continuous, tokenizer)
+    shape = dict(shape) if start is None else start.shape(maker, tokenizer)
+    given = None if scores is None else scores.of(image_names(source), title(source))
+    if given is not None:
+        shape |= {"aesthetic_score": round(float(given.mean()), 2)}
+        shape.pop("score_width", None)  # those of a start that is given none
+    left_out = (run or Run()).left_out
+    data = training_batches(source, tokenizer, augment, seed=recipe.seed, left_out=left_out)
+    if maker.continuous and start is None:
+        shape |= {"scale_factor": scale_of(data, recipe.batch_size)}
     torch.manual_seed(recipe.seed)
-    model = families.GENERATORS.get(family).new_of_captions(tokenizer.network, text, **shape)
-    batches = TrainingImages(images, tokenizer.image_size, augment or Augment(), seed=recipe.seed)
-    data = EncodedImages(tokenizer, batches)
+    model = maker.new_of_captions(tokenizer.network, text, **shape)
+    if start is not None:
+        start.give(model.network, maker, note)
     network = model.network.requires_grad_(True)
     device, segments = next(network.parameters()).device, len(model.segment_ends)
     prepare(model, recipe)
 
-    def loss_of(data: EncodedImages, *, validates: bool = False) -> LossOfRows:
+    def loss_of(data: EncodedImages | CachedTokens, given: np.ndarray | None, *, validates: bool = False) -> LossOfRows:
         dropout = 0.0 if validates else recipe.class_dropout
+        score_N = None if given is None else torch.from_numpy(given)
 
         def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
             tokens_BL, labels, generator = data.batch(step, rows)
-            drawn = torch.rand(rows.of, generator=generator)
-            pairs = zip(rows.take(labels).tolist(), rows.take(drawn), strict=True)
-            chosen = [captions_of[label][int(u * len(captions_of[label]))] for label, u in pairs]
+            chosen = captions.draw(labels, rows, generator)
             dropped_B = rows.take(torch.rand(rows.of, generator=generator) < dropout)
             objective = recipe.objective(recipe.steps - 1 if validates else step, segments)
             draw = model.draw(rows.of, objective, generator).take(rows)
-            seed_dropout(recipe, generator)
-            loss = model.caption_loss(tokens_BL.to(device), take(features, chosen), dropped_B, objective, draw).mean
-            return loss, {"bits/token": loss.item() / math.log(2)}
+            seed_dropout(network, recipe, rows, generator)
+            score_B = None if score_N is None else rows.take(score_N[data.rows(step, rows.of)])
+            return shown(model.caption_loss(tokens_BL.to(device), chosen, dropped_B, objective, draw, score_B=score_B))
 
         return loss_of_rows
 
@@ -99,32 +118,29 @@ def train_on_captions(
         "captions": captions.digest,
         "tokenizer": fingerprint(tokenizer.network),
         "beginning": fingerprint(network),
-    }
-    held_out = None if held_out is None else labelled_as(held_out, images.class_names)
-    watched = watched_images(
-        *(model, tokenizer, batches, held_out, recipe.batch_size), loss=lambda plain: loss_of(plain, validates=True)
+    } | ({} if given is None else {"aesthetic scores": _digest(given)})
+    theirs = None if scores is None or held_out is None else scores.of(image_names(held_out), title(held_out))
+    held_out = None if held_out is None else labelled_as(held_out, class_names(source))
+    watched = watched_batches(
+        *(data, tokenizer, held_out, augment, recipe, run),
+        loss=lambda plain: loss_of(plain, theirs, validates=True),
     )
     how: dict[str, Any] = {"subject": subject, "decays": model.decays, "watched": watched, "run": run, "say": say}
-    trained = train(network, loss_of(data), recipe, resume_file(out), progress, **how)
+    trained = train(network, loss_of(data, given), recipe, resume_file(out), progress, **how)
     save = partial(save_generator, model, out, class_names=None, tokenizer_sha256=tokenizer.sha256)
     conclude(trained, out, save, run)
     return model
 
 
-def captions_of_classes(images: ImageSet, captions: Captions) -> list[list[int]]:
-    """The rows of each class's captions.
+def scale_of(data: EncodedImages | CachedTokens, batch_size: int) -> float:
+    """What continuous tokens are multiplied by to have a standard deviation of 1, in four digits.
 
-    Raises: UsageError for images without a class, or classes without a caption.
+    That of the first batches, of `MEASURED` images or as many as there are.
     """
-    if not images.class_names or (images.labels < 0).any():
-        raise UsageError(
-            "images without a class", "captions are found by the class of an image", "use class sub-folders"
-        )
-    found = match(images.class_names, captions.label_space)
-    if missing := [name for name, index in zip(images.class_names, found, strict=True) if index == UNKNOWN]:
-        raise UsageError(
-            f"classes without a caption: {shorten_list(missing)}",
-            f"{captions.source} has captions for {shorten_list(captions.ids)}",
-            "write a caption for each class, under its name",
-        )
-    return [[row for row, owner in enumerate(captions.candidate) if owner == index] for index in found.tolist()]
+    count = math.ceil(min(MEASURED, len(data)) / batch_size)
+    parts = [data.batch(step, Rows.whole(batch_size))[0].double().cpu() for step in range(count)]
+    return float(f"{1 / torch.cat(parts).std().item():.4g}")
+
+
+def _digest(values: np.ndarray) -> str:
+    return hashlib.sha256(values.tobytes()).hexdigest()[:16]

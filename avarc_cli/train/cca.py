@@ -18,23 +18,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avarc_cli.added_classes import base_of
-from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.labels import match
 from avarc_cli.errors import UsageError
 from avarc_cli.layers import low_rank
 from avarc_cli.layers.low_rank import LowRank
 from avarc_cli.layers.rows import Rows
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
-from avarc_cli.outputs import WEIGHTS, check_new_folder, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.settings import check_contrast
-from avarc_cli.train.generator import EncodedImages, TokenBatches, draw_classes, watched_images
-from avarc_cli.train.images import Augment, TrainingImages
+from avarc_cli.tokens.source import Source, class_names, relabelled
+from avarc_cli.train.generator import draw_classes, watched_batches
+from avarc_cli.train.images import Augment
 from avarc_cli.train.loop import Trained, conclude, fingerprint, train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
-from avarc_cli.train.save import save_generator, save_lora
+from avarc_cli.train.save import check_place, save_generator, save_lora
+from avarc_cli.train.token_batches import TokenBatches, training_batches
 from avarc_cli.train.updates import LossOfRows
 from avarc_cli.train.watch import Watched
 from avarc_cli.trainable import TrainableModel
@@ -64,7 +64,7 @@ class Contrast:
 
 
 def align(
-    images: ImageSet,
+    source: Source,
     out: Path,
     model: LoadedModel,
     recipe: Recipe,
@@ -72,7 +72,7 @@ def align(
     contrast: Contrast | None = None,
     rank: int = 0,
     augment: Augment | None = None,
-    held_out: ImageSet | None = None,
+    held_out: Source | None = None,
     run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
@@ -82,50 +82,54 @@ def align(
     Resumes as `train_tokenizer` does.
 
     Args:
+        source: images, or a cache of their tokens.
         rank: 0 trains every weight and writes a safetensors file; otherwise the rank of a LoRA adapter, which is
             written to the folder `out` as PEFT saves them.
-        augment: None for random crops.
-        held_out: images to validate on, if any.
+        augment: of images; None for random crops.
+        held_out: images to validate on, if any, or a cache.
         say: as for `train_tokenizer`.
-    Raises: UsageError for images without a class of the model; otherwise as `train_tokenizer`.
+    Raises: UsageError for a model of captions, and for images without a class of the model; otherwise as
+        `train_tokenizer`.
     """
-    if rank:
-        check_new_folder(out)
-    else:
-        check_output(out, WEIGHTS, overwrite=True)
-    batches = TrainingImages(
-        _labelled(images, model), model.tokenizer.image_size, augment or Augment(), seed=recipe.seed
-    )
+    if model.likelihood.text is not None:
+        raise UsageError(
+            f"CCA does not fine-tune {model.name}, a model of captions",
+            "it contrasts an image's class with another one, and of two captions both may be right",
+            "fine-tune a model of classes",
+        )
+    check_place(out, folder=rank > 0)
+    tokenizer, left_out = model.tokenizer, (run or Run()).left_out
+    data = training_batches(_labelled(source, model), tokenizer, augment, seed=recipe.seed, left_out=left_out)
     reference = base_of(model.likelihood)
     student = student_of(reference, rank, torch.Generator().manual_seed(recipe.seed))
-    data, contrast = EncodedImages(model.tokenizer, batches), contrast or Contrast()
-    held_out = None if held_out is None else _labelled(held_out, model)
+    contrast = contrast or Contrast()
     measured = replace(contrast, class_dropout=0.0)
-    watched = watched_images(
-        *(student, model.tokenizer, batches, held_out, recipe.batch_size),
+    watched = watched_batches(
+        *(data, tokenizer, None if held_out is None else _labelled(held_out, model), augment, recipe, run),
         loss=lambda plain: loss_of(reference, student, plain, measured),
-        draw=lambda: draw_classes(student, model.tokenizer),
+        draw=lambda: draw_classes(student, tokenizer),
     )
     how: dict[str, Any] = {"watched": watched, "run": run, "say": say}
-    trained = fit(reference, student, model.tokenizer, data, recipe, contrast, resume_file(out), progress, **how)
+    trained = fit(reference, student, tokenizer, data, recipe, contrast, resume_file(out), progress, **how)
 
     def save() -> None:
         if rank:
             save_lora(low_rank.attached(student.network), out, base_sha256=model.sha256)
         else:
-            save_generator(student, out, class_names=model.classes.ids, tokenizer_sha256=model.tokenizer.sha256)
+            save_generator(student, out, class_names=model.classes.ids, tokenizer_sha256=tokenizer.sha256)
 
     conclude(trained, out, save, run)
 
 
-def _labelled(images: ImageSet, model: LoadedModel) -> ImageSet:
+def _labelled(source: Source, model: LoadedModel) -> Source:
     """The same images with the model's class ids for labels. Raises: UsageError."""
-    class_of = match(images.class_names, model.classes)
-    if not images.class_names or (images.labels < 0).any() or (class_of < 0).any():
-        unknown = [name for name, i in zip(images.class_names, class_of, strict=True) if i < 0]
+    names = class_names(source)
+    class_of = match(names, model.classes)
+    if not names or (source.labels < 0).any() or (class_of < 0).any():
+        unknown = [name for name, i in zip(names, class_of, strict=True) if i < 0]
         why = f"{model.name} has none called {', '.join(unknown[:4])}" if unknown else "every image needs one"
         raise UsageError("images without a class of the model", why, "use one sub-folder a class, named as the model's")
-    return replace(images, labels=class_of[images.labels].astype("int32"))
+    return relabelled(source, class_of[source.labels], model.classes.ids)
 
 
 def fit(

@@ -7,32 +7,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avarc_cli import families
-from avarc_cli.data.datasets import ImageSet
-from avarc_cli.errors import UsageError
-from avarc_cli.layers.dropout import set_dropout
-from avarc_cli.layers.precision import tf32
+from avarc_cli.layers.dropout import set_dropout, set_rows
 from avarc_cli.layers.rows import Rows
 from avarc_cli.layers.sampling import generator_of
 from avarc_cli.likelihood import NetworkModel
 from avarc_cli.loaded import LoadedTokenizer, check_kind
-from avarc_cli.outputs import WEIGHTS, check_output
+from avarc_cli.objective import StepLoss
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
-from avarc_cli.train.images import Augment, TrainingImages, ValidationImages
+from avarc_cli.tokens.source import Source, class_names
+from avarc_cli.train.images import Augment
 from avarc_cli.train.loop import Trained, conclude, fingerprint, train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
-from avarc_cli.train.save import save_generator
+from avarc_cli.train.save import check_place, save_generator
+from avarc_cli.train.token_batches import (
+    CachedTokens,
+    EncodedImages,
+    TokenBatches,
+    check_classes,
+    training_batches,
+    validation_batches,
+)
 from avarc_cli.train.updates import LossOfRows
 from avarc_cli.train.validation import Validation, labelled_as
 from avarc_cli.train.watch import Watched, grid
@@ -42,45 +48,8 @@ DRAWN = 8  # classes of a picture of samples
 DRAWN_OF_EACH = 2
 
 
-class TokenBatches(Protocol):
-    """What a generator is trained on."""
-
-    @property
-    def subject(self) -> Mapping[str, str]:
-        """What identifies the data, by name: a training of other data does not go on where this one stopped."""
-        ...
-
-    def batch(self, step: int, rows: Rows) -> tuple[Tensor, Tensor, torch.Generator]:
-        """Part of a step's batch, a function of the step alone.
-
-        Returns: tokens (B, L) int64 of these rows; the class ids of the whole batch, int64; the step's own generator,
-            in the same state for any rows.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class EncodedImages:
-    """Batches of augmented images, encoded when they are needed, on the tokenizer's device."""
-
-    tokenizer: LoadedTokenizer  # what encodes
-    images: TrainingImages  # augmented
-
-    @property
-    def subject(self) -> Mapping[str, str]:
-        return self.images.subject
-
-    def batch(self, step: int, rows: Rows) -> tuple[Tensor, Tensor, torch.Generator]:
-        """As `TokenBatches.batch`."""
-        x, labels, generator = self.images.batch(step, rows)
-        network, device = self.tokenizer.network, self.tokenizer.device
-        with torch.no_grad(), tf32(False), torch.autocast(device.type, enabled=False):
-            tokens_BL = network.tokenize(network.encode(x.to(device)))
-        return tokens_BL, labels, generator
-
-
 def train_generator(
-    images: ImageSet,
+    source: Source,
     out: Path,
     tokenizer: LoadedTokenizer,
     shape: Mapping[str, Any],
@@ -88,7 +57,7 @@ def train_generator(
     *,
     family: str,
     augment: Augment | None = None,
-    held_out: ImageSet | None = None,
+    held_out: Source | None = None,
     run: Run | None = None,
     progress: MetricsProgress = no_metrics,
     say: Notify = no_message,
@@ -98,27 +67,26 @@ def train_generator(
     It runs on the tokenizer's device, and resumes as `train_tokenizer` does.
 
     Args:
+        source: images, or a cache of their tokens.
         shape: of the network, in the family's own terms (`GeneratorFamily.new`).
         family: a name in `families.GENERATORS`.
-        augment: None for random crops.
-        held_out: images to validate on, if any.
+        augment: of images; None for random crops.
+        held_out: images to validate on, if any, or a cache.
         say: as for `train_tokenizer`.
-    Raises: UsageError for images without a class; otherwise as `train_tokenizer`.
+    Raises: UsageError for images without a class; CacheError for a cache of another tokenizer; otherwise as
+        `train_tokenizer`.
     """
-    check_output(out, WEIGHTS, overwrite=True)
-    if not images.class_names or (images.labels < 0).any():
-        raise UsageError(
-            "images without a class", "a class-conditional model needs one for each", "use class sub-folders"
-        )
-    batches = TrainingImages(images, tokenizer.image_size, augment or Augment(), seed=recipe.seed)
-    model = new_generator(family, tokenizer, len(images.class_names), shape, seed=recipe.seed)
-    data, checkpoint, names = EncodedImages(tokenizer, batches), resume_file(out), images.class_names
-    watched = watched_images(
-        *(model, tokenizer, batches, None if held_out is None else labelled_as(held_out, names), recipe.batch_size),
+    check_place(out)
+    check_classes(source)
+    names, left_out = class_names(source), (run or Run()).left_out
+    data = training_batches(source, tokenizer, augment, seed=recipe.seed, left_out=left_out)
+    model = new_generator(family, tokenizer, len(names), shape, seed=recipe.seed)
+    watched = watched_batches(
+        *(data, tokenizer, None if held_out is None else labelled_as(held_out, names), augment, recipe, run),
         loss=lambda plain: loss_of(model, plain, recipe, validates=True),
         draw=lambda: draw_classes(model, tokenizer),
     )
-    trained = fit(model, tokenizer, data, recipe, checkpoint, progress, watched=watched, run=run, say=say)
+    trained = fit(model, tokenizer, data, recipe, resume_file(out), progress, watched=watched, run=run, say=say)
     save = partial(save_generator, model, out, class_names=names, tokenizer_sha256=tokenizer.sha256)
     conclude(trained, out, save, run)
     return model
@@ -131,9 +99,10 @@ def prepare(model: NetworkModel, recipe: Recipe) -> None:
     set_dropout(model.network, recipe.dropout)
 
 
-def seed_dropout(recipe: Recipe, generator: torch.Generator) -> None:
+def seed_dropout(network: nn.Module, recipe: Recipe, rows: Rows, generator: torch.Generator) -> None:
     """Make the dropout of a step a function of the step's own generator: torch draws it from its global ones."""
     if recipe.dropout:
+        set_rows(network, rows)
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
 
 
@@ -195,39 +164,44 @@ def loss_of(model: TrainableModel, data: TokenBatches, recipe: Recipe, *, valida
         objective = recipe.objective(recipe.steps - 1 if validates else step, segments)
         objective = replace(objective, drop_path=0.0) if validates else objective
         draw = model.draw(rows.of, objective, generator).take(rows)
-        seed_dropout(recipe, generator)
-        loss = model.training_loss(tokens_BL.to(device), class_B.to(device), objective, draw).mean
-        return loss, {"bits/token": loss.item() / math.log(2)}
+        seed_dropout(model.network, recipe, rows, generator)
+        return shown(model.training_loss(tokens_BL.to(device), class_B.to(device), objective, draw))
 
     return loss_of_rows
 
 
-def watched_images(
-    model: NetworkModel,
+def shown(loss: StepLoss) -> tuple[Tensor, dict[str, float]]:
+    """A step's loss with gradients, and what to show of it."""
+    if loss.shown is not None:
+        return loss.mean, dict(loss.shown)
+    return loss.mean, {"bits/token": loss.mean.item() / math.log(2), "accuracy": loss.accuracy.item()}
+
+
+def watched_batches(
+    data: EncodedImages | CachedTokens,
     tokenizer: LoadedTokenizer,
-    images: TrainingImages,
-    held_out: ImageSet | None,
-    batch_size: int,
-    loss: Callable[[EncodedImages], LossOfRows],
+    held_out: Source | None,
+    augment: Augment | None,
+    recipe: Recipe,
+    run: Run | None,
+    loss: Callable[[EncodedImages | CachedTokens], LossOfRows],
     draw: Callable[[], np.ndarray] | None = None,
 ) -> Watched:
-    """What there is to watch in a training of a generator on images.
+    """What there is to watch in a training of a generator.
 
     Args:
+        data: what is trained on.
         held_out: to validate on; their labels are those of the training. loss: on these.
         draw: as for `Watched`.
     """
-    tokens = tokenizer.layout.num_tokens
+    watched = Watched(images=len(data), tokens=tokenizer.layout.num_tokens, listing=data.listing, draw=draw)
     if held_out is None:
-        return Watched(images=len(images), tokens=tokens, draw=draw)
-    plain = ValidationImages(held_out, images.size, images.augment, batch_size=batch_size, seed=images.seed)
-    validation = Validation(
-        loss=loss(EncodedImages(tokenizer, plain)),
-        images=len(plain),
-        batch_size=batch_size,
-        subject=plain.subject["images"],
-    )
-    return Watched(images=len(images), tokens=tokens, validation=validation, draw=draw)
+        return watched
+    size, left_out = recipe.batch_size, (run or Run()).left_out
+    how: dict[str, Any] = {"batch_size": size, "seed": recipe.seed, "left_out": left_out}
+    plain = validation_batches(held_out, tokenizer, augment, **how)
+    measured = Validation(loss=loss(plain), images=len(plain), batch_size=size, subject=plain.subject["images"])
+    return replace(watched, validation=measured, listing=lambda: data.listing().with_others(plain.listing()))
 
 
 @torch.no_grad()

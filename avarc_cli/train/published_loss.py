@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,21 @@ class Terms:
     dino: Path | None = None
     """A ViT-S/16 for the discriminator."""
     adversarial: bool = False
+    discriminator_lr: float | None = None
+    """Of the discriminator's training, in place of what is published: the peak rate,"""
+    discriminator_betas: tuple[float, float] | None = None
+    discriminator_weight_decay: float | None = None
+    discriminator_start: float | None = None
+    """and the fraction of the steps after which it counts."""
 
     def are_given(self) -> bool:
         return self != Terms()
+
+    def changed(self, published: LossWeights) -> LossWeights:
+        """The published loss with the discriminator that is asked for."""
+        asked = {name: getattr(self, f"discriminator_{name}") for name in ("lr", "betas", "weight_decay", "start")}
+        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        return replace(published, adversary=replace(published.adversary, **given))
 
 
 def left_out(weights: LossWeights, terms: Terms) -> str:
@@ -91,7 +104,7 @@ def make(loss: PixelLoss, terms: Terms, recipe: Recipe, image_size: int, device:
 
     Raises: CheckpointError for a file that cannot be read, or is of another network.
     """
-    weights = loss.published
+    weights = terms.changed(loss.published)
     networks: dict[str, Any] = {}
     if terms.vgg and terms.lpips:
         features, heads = checkpoint.read(terms.vgg).tensors, checkpoint.read(terms.lpips).tensors
@@ -104,7 +117,17 @@ def make(loss: PixelLoss, terms: Terms, recipe: Recipe, image_size: int, device:
         network = _discriminator(adversary, terms.dino, image_size, device).to(device)
         start, ramp = (round(share * recipe.steps) for share in (adversary.start, adversary.ramp))
         networks["opponent"] = Opponent(network, adversary, start=start, ramp=ramp)
-    return AdversarialStep(loss, recipe.rate, **networks)
+        return AdversarialStep(loss, _rate(adversary, recipe, start), weights=weights, **networks)
+    return AdversarialStep(loss, recipe.rate, weights=weights, **networks)
+
+
+def _rate(adversary: Adversary, recipe: Recipe, start: int) -> Callable[[int], float]:
+    """The discriminator's learning rate at a step of the training, from 0."""
+    lr = adversary.lr or recipe.lr
+    if not adversary.own_schedule:
+        return replace(recipe, lr=lr).rate
+    own = recipe.beginning_at(start, lr)
+    return lambda step: own.rate(max(0, step - start))
 
 
 def describe(step: AdversarialStep) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from avarc_cli.errors import UsageError
@@ -68,6 +68,14 @@ class Recipe:
         for name, known in (("decayed", DECAYED), ("ema_start", schedules.EMA_STARTS)):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} is '{getattr(self, name)}'", f"it is {' or '.join(known)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"betas are {self.betas}", "each is at least 0 and less than 1")
+        for name in ("clip", "skip_norm", "final_weight_decay"):
+            limit = getattr(self, name)
+            if limit is not None and not (math.isfinite(limit) and limit >= 0):
+                raise UsageError(f"{name} is {limit}", "it must be at least 0")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise UsageError(f"ema_decay is {self.ema_decay}", "it is at least 0 and less than 1")
         if self.drop_path == 1:
             raise UsageError("drop_path is 1", "nothing would be left of the last block")
         if not 0 <= self.anneal[0] <= self.anneal[1]:
@@ -102,6 +110,14 @@ class Recipe:
         """Weight decay of a step."""
         end = self.weight_decay if self.final_weight_decay is None else self.final_weight_decay
         return schedules.weight_decay(step, self.steps, self.weight_decay, end)
+
+    def beginning_at(self, start: int, lr: float) -> Recipe:
+        """The recipe, at another peak rate, of what is trained from that step on: its steps count from there.
+
+        The warm-up has as many steps, and the end is the same.
+        """
+        warmup = float(round(self._length(self.warmup)))
+        return replace(self, steps=max(1, self.steps - start), lr=lr, warmup=warmup)
 
     def averaging(self, step: int) -> float:
         """How much of the average of the weights a step keeps; 0 where there is no average but the weights."""

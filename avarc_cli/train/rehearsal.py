@@ -39,6 +39,11 @@ class Rehearsal:
         return math.ceil(self.images / self.batch_size)
 
     @property
+    def epochs(self) -> float:
+        """Times that the training sees each image; 0 for a training on something else."""
+        return self.steps * self.batch_size / self.images if self.images else 0.0
+
+    @property
     def seconds(self) -> float:
         """Of the whole training."""
         return self.steps * self.seconds_per_step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from avarc_cli import processes
 from avarc_cli.errors import UsageError
 from avarc_cli.progress import Notify, no_message
 from avarc_cli.settings import check_training_precision
+from avarc_cli.train.left_out import LeftOut
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class Run:
     """Keep no activations inside of blocks; the backward pass computes them again."""
     compile: bool = False
     """Compile blocks with torch.compile."""
+    shard: bool = False
+    """Divide weights, gradients and the optimizer's state among the processes."""
     keep: int = 1
     """Checkpoints."""
     validate_every: int = 500
@@ -47,6 +50,8 @@ class Run:
     """A dry run: called with what the training would take. Nothing is trained or written."""
     note: Notify = no_message
     """Called with the step whose weights were the best."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What the images that cannot be read are added to."""
 
     def __post_init__(self) -> None:
         for name in ("accumulate", "keep", "validate_every", "log_every"):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,24 +14,30 @@ from torch import Tensor
 
 from avarc_cli import families
 from avarc_cli.data.datasets import ImageSet
-from avarc_cli.family import PixelLoss, TokenizerLoss
+from avarc_cli.family import CaptionedLoss, DrawnLoss, PixelLoss, TokenizerLoss
+from avarc_cli.layers.dropout import set_dropout
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layers.rows import Rows
 from avarc_cli.layers.vq_loss import Measures, ReconstructionLoss
-from avarc_cli.outputs import WEIGHTS, check_output
+from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
+from avarc_cli.settings import SMALL
 from avarc_cli.tokenizer import TokenizerNetwork
-from avarc_cli.train.images import Augment, TrainingImages, ValidationImages
+from avarc_cli.train.class_captions import ClassCaptions
+from avarc_cli.train.generator import seed_dropout
+from avarc_cli.train.images import Augment, TrainingImages, ValidationImages, first_readable
 from avarc_cli.train.loop import conclude, train
 from avarc_cli.train.published_loss import Terms, check, describe, left_out, make
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
-from avarc_cli.train.save import save_tokenizer
-from avarc_cli.train.validation import Validation
+from avarc_cli.train.save import check_place, save_tokenizer
+from avarc_cli.train.validation import Validation, labelled_as
 from avarc_cli.train.watch import Watched, grid
 
 DRAWN = 8  # images of a picture of reconstructions
+Before: TypeAlias = Callable[[Tensor, Rows, torch.Generator], None]
+"""Called before the loss of rows of a batch, with the labels of the whole batch and the step's own generator."""
 
 
 def train_tokenizer(
@@ -44,6 +51,7 @@ def train_tokenizer(
     augment: Augment | None = None,
     terms: Terms | None = None,
     measures: Measures | None = None,
+    captions: ClassCaptions | None = None,
     held_out: ImageSet | None = None,
     device: torch.device,
     run: Run | None = None,
@@ -63,13 +71,14 @@ def train_tokenizer(
         augment: None for random crops.
         terms: of the published loss; None trains by absolute and squared errors of pixels alone.
         measures: against codes that fall out of use.
+        captions: of the images' classes, for a decoder that reads them.
         held_out: images to validate on, if any.
         say: called with a message when OUT.ckpt is too old to be verified.
         note: called with messages: which terms of the published loss are left out, and in the end how codes are used.
     Raises: UsageError for a shape that does not fit; AvarcError for an unreadable image, a loss that is not finite, or
         an output that cannot be written; CheckpointError for an OUT.ckpt of another training; Interrupted on Ctrl-C.
     """
-    check_output(out, WEIGHTS, overwrite=True)
+    check_place(out)
     known = families.TOKENIZERS.get(family)
     torch.manual_seed(recipe.seed)
     network = known.new(image_size=image_size, **shape)
@@ -77,14 +86,32 @@ def train_tokenizer(
     of_family = known.training_loss(network)
     loss, made_of = published(of_family, terms, recipe, network, note)
     codes = of_family if isinstance(of_family, ReconstructionLoss) else None
+    if (initialization := shape.get("initialization", SMALL)) != SMALL:
+        made_of |= {"initialization": initialization}
     if codes and measures and measures != Measures():
         codes.use(measures)
         made_of |= {"measures": str(measures)}
+    if captions is not None:
+        made_of |= {"captions": captions.digest}
+        held_out = None if held_out is None else labelled_as(held_out, images.class_names)
     how: dict[str, Any] = {"held_out": held_out, "run": run, "progress": progress, "say": say}
+    how |= {"before": _before(of_family, captions, device), "captions": captions}
     fit(network, loss, images, out, recipe, family=family, augment=augment, made_of=made_of, **how)
     if codes:
         note(codes.usage())
     return network
+
+
+def _before(loss: TokenizerLoss, captions: ClassCaptions | None, device: torch.device) -> Before:
+    """What a family's own loss needs before it is called."""
+
+    def before(labels: Tensor, rows: Rows, generator: torch.Generator) -> None:
+        if captions is not None and isinstance(loss, CaptionedLoss):
+            loss.read(captions.guidance(labels, rows, generator).to(device))
+        if isinstance(loss, DrawnLoss):
+            loss.draw(rows, generator)
+
+    return before
 
 
 def published(
@@ -119,6 +146,8 @@ def fit(
     stated: Mapping[str, str] | None = None,
     held_out: ImageSet | None,
     draws: bool = True,
+    before: Before = lambda labels, rows, generator: None,
+    captions: ClassCaptions | None = None,
     run: Run | None,
     progress: MetricsProgress,
     say: Notify,
@@ -126,21 +155,26 @@ def fit(
     """Train a tokenizer in place by this loss and write it to `out`; as `train_tokenizer`.
 
     Args:
-        draws: whether the network makes images already.
+        draws: whether the network makes images already. before: as `Before`. captions: for the pictures.
         made_of: what the training depends on besides shape and images. stated: what the file is to say besides.
     """
     augment = augment or Augment()
     device = next(network.parameters()).device
-    batches = TrainingImages(images, network.image_size, augment, seed=recipe.seed)
+    set_dropout(network, recipe.dropout)
+    how: dict[str, Any] = {"seed": recipe.seed, "left_out": (run or Run()).left_out}
+    batches = TrainingImages(images, network.image_size, augment, within_class=captions is not None, **how)
 
     def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
-        x, _, generator = batches.batch(step, rows)
+        x, labels, generator = batches.batch(step, rows)
+        before(labels, rows, generator)
+        seed_dropout(network, recipe, rows, generator)
         return loss(x.to(device).contiguous(memory_format=torch.channels_last), step, recipe.steps, generator)
 
     subject = {"network": str(network.config), **batches.subject, **(made_of or {})}
-    watched = _watched(network, loss, batches, held_out, recipe, draws=draws)
-    how: dict[str, Any] = {"subject": subject, "kept": loss, "watched": watched, "run": run, "say": say}
-    trained = train(network, loss_of_rows, recipe, resume_file(out), progress, **how)
+    watched = _watched(network, loss, batches, held_out, recipe, draws=draws, before=before, captions=captions)
+    decays = partial(decays_unless_named, without=families.TOKENIZERS.get(family).undecayed)
+    how = {"subject": subject, "kept": loss, "watched": watched, "run": run, "say": say}
+    trained = train(network, loss_of_rows, recipe, resume_file(out), progress, decays=decays, **how)
     about: dict[str, Any] = {"family": family, "preprocess": augment.preprocess, "stated": stated}
     conclude(trained, out, lambda: save_tokenizer(network, out, **about), run)
 
@@ -153,32 +187,44 @@ def _watched(
     recipe: Recipe,
     *,
     draws: bool,
+    before: Before,
+    captions: ClassCaptions | None,
 ) -> Watched:
     device, size = next(network.parameters()).device, recipe.batch_size
-    shown = ValidationImages(
-        (batches.images if held_out is None else held_out).first(DRAWN),
-        batches.size,
-        batches.augment,
-        batch_size=DRAWN,
-        seed=recipe.seed,
-    )
+    how: dict[str, Any] = {"seed": recipe.seed, "left_out": batches.left_out}
+
+    @cache
+    def shown() -> ValidationImages:
+        images = first_readable(batches.images if held_out is None else held_out, DRAWN)
+        return ValidationImages(images, batches.size, batches.augment, batch_size=DRAWN, **how)
 
     def draw() -> np.ndarray:
-        return reconstructions(network, shown.batch(0, Rows.whole(len(shown)))[0].to(device))
+        rows = Rows.whole(len(shown()))
+        x, labels, generator = shown().batch(0, rows)
+        guided = network
+        if captions is not None:
+            guided = network.with_guidance(captions.guidance(labels, rows, generator).to(device))
+        return reconstructions(guided, x.to(device))
 
-    watched = Watched(images=len(batches), tokens=network.layout.num_tokens, draw=draw if draws else None)
+    watched = Watched(
+        images=len(batches),
+        tokens=network.layout.num_tokens,
+        listing=batches.listing,
+        draw=draw if draws else None,
+    )
     if held_out is None:
         return watched
-    plain = ValidationImages(held_out, batches.size, batches.augment, batch_size=size, seed=recipe.seed)
+    plain = ValidationImages(held_out, batches.size, batches.augment, batch_size=size, **how)
 
     def loss_of_rows(number: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
-        x, _, generator = plain.batch(number, rows)
+        x, labels, generator = plain.batch(number, rows)
+        before(labels, rows, generator)
         return loss(x.to(device), 0, recipe.steps, generator)  # a step in which no loss does more than measure
 
     validation = Validation(
         loss=loss_of_rows, images=len(plain), batch_size=size, subject=plain.subject["images"], kept=loss
     )
-    return replace(watched, validation=validation)
+    return replace(watched, validation=validation, listing=lambda: batches.listing().with_others(plain.listing()))
 
 
 @torch.no_grad()

@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.labels import UNKNOWN, normalize
 from avarc_cli.errors import UsageError, shorten_list
 from avarc_cli.layers import collectives
 from avarc_cli.layers.rows import Rows
+from avarc_cli.tokens.source import Source, SourceT, class_names, relabelled, title
+from avarc_cli.train.sharding import gathered
 from avarc_cli.train.state import Kept
 from avarc_cli.train.updates import LossOfRows
 
@@ -57,41 +58,45 @@ class Validation:
 
 @contextmanager
 def with_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """A network in evaluation mode with these weights; afterwards it trains on with its own."""
+    """A network in evaluation mode with these weights; afterwards it trains on with its own.
+
+    All processes come here together.
+    """
     own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.load_state_dict(weights)
     network.eval()
     try:
-        yield
+        with gathered(network):
+            yield
     finally:
         network.load_state_dict(own)
         network.train()
 
 
-def hold_out(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
+def hold_out(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
     """Images to train on, and this fraction of each class for validation; a class's only image is trained on.
 
     Raises: UsageError when nothing would be held out.
     """
-    rng, held = np.random.default_rng([seed, len(images)]), []
-    for label in np.unique(images.labels):
-        rows = rng.permutation(np.flatnonzero(images.labels == label))
+    rng, held = np.random.default_rng([seed, len(source)]), []
+    for label in np.unique(source.labels):
+        rows = rng.permutation(np.flatnonzero(source.labels == label))
         held.append(rows[: min(len(rows) - 1, max(1, round(fraction * len(rows))))])
     chosen = np.sort(np.concatenate(held)) if held else np.zeros(0, np.int64)
     if not len(chosen):
         raise UsageError("no image can be held out for validation", "no class has two", "leave out --hold-out")
-    rest = np.setdiff1d(np.arange(len(images)), chosen)
-    return images.take(rest), images.take(chosen)
+    rest = np.setdiff1d(np.arange(len(source)), chosen)
+    return source.take(rest), source.take(chosen)
 
 
-def labelled_as(images: ImageSet, class_names: tuple[str, ...]) -> ImageSet:
+def labelled_as(source: SourceT, names: tuple[str, ...]) -> SourceT:
     """The same images with labels that index into these classes. Raises: UsageError for images of other classes."""
-    index_of = {normalize(name): index for index, name in enumerate(class_names)}
-    new = np.array([index_of.get(normalize(name), UNKNOWN) for name in images.class_names] + [UNKNOWN], np.int32)
-    if (new[images.labels] == UNKNOWN).any():
-        strange = [name for name in images.class_names if normalize(name) not in index_of]
+    index_of, own = {normalize(name): index for index, name in enumerate(names)}, class_names(source)
+    new = np.array([index_of.get(normalize(name), UNKNOWN) for name in own] + [UNKNOWN], np.int32)
+    if (new[source.labels] == UNKNOWN).any():
+        strange = [name for name in own if normalize(name) not in index_of]
         why = f"it has images of {shorten_list(strange)}" if strange else "it has images without a class"
         raise UsageError(
-            f"cannot validate on {images.source}", f"{why}, which is not trained on", "name images of these"
+            f"cannot validate on {title(source)}", f"{why}, which is not trained on", "name images of these"
         )
-    return replace(images, labels=new[images.labels], class_names=class_names)
+    return relabelled(source, new[source.labels], names)

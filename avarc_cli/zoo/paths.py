@@ -28,6 +28,11 @@ def captions_folder() -> Path:
     return _folder("XDG_CACHE_HOME", ".cache") / "captions"
 
 
+def noise_folder() -> Path:
+    """Where measured rounding noise is kept: AVARC_HOME/noise, or ~/.cache/avarc/noise."""
+    return _folder("XDG_CACHE_HOME", ".cache") / "noise"
+
+
 def _folder(variable: str, default: str) -> Path:
     if home := os.environ.get("AVARC_HOME"):
         return _expand(home)

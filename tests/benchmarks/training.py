@@ -42,11 +42,12 @@ from avarc_cli.loaded import LoadedTokenizer
 from avarc_cli.loading import load_tokenizer
 from avarc_cli.progress import MetricsProgress
 from avarc_cli.train import loop, updates
-from avarc_cli.train.generator import EncodedImages, TokenBatches, loss_of, new_generator
+from avarc_cli.train.generator import loss_of, new_generator
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.run import Run
+from avarc_cli.train.token_batches import EncodedImages, TokenBatches
 from avarc_cli.train.watch import Watch
 from avarc_cli.trainable import TrainableModel
 

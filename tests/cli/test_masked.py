@@ -123,12 +123,12 @@ def test_options_about_grids_are_refused(setting, tmp_path, capsys, option):
 
 def test_classes_are_added_sampled_and_exported(setting, tmp_path):
     bank, out = tmp_path / "bank", tmp_path / "values.npz"
-    words = ["-q", "add-class", "another three", DIGITS / "3", *setting.models, "--steps", "2", "--method"]
-    assert avarc(*words, "lora", "--bank", bank) == 0
+    words = ["-q", "add-class", "another three", DIGITS / "3", *setting.models, "--steps", "2", "--variants", "1"]
+    assert avarc(*words, "--method", "lora", "--bank", bank) == 0
     assert avarc("-q", "export", setting.cache, *setting.models, "--bank", bank, "--out", out) == 0
     assert np.load(out)["log_likelihood"].shape == (6, 11)
     assert avarc("-q", "sample", "3", *setting.models, "--out", tmp_path / "s.png") == 0
-    assert avarc(*words, "adaln", "--bank", tmp_path / "other") == 2
+    assert avarc(*words, "--method", "adaln", "--bank", tmp_path / "other") == 2
 
 
 def test_a_run_elsewhere_scores_the_same(setting, tmp_path):

@@ -187,7 +187,7 @@ def banks(made):
     """Two banks of one and the same class, with other offsets."""
     folder, models = made
     words = ["new", str(folder / "img" / "0"), *models, "--preprocess", "none", "--no-offset"]
-    words += ["--method", "lora", "--rank", "1", "--steps", "1", "--batch-size", "1"]
+    words += ["--method", "lora", "--rank", "1", "--steps", "1", "--batch-size", "1", "--variants", "1"]
     assert main(["-q", "add-class", *words, "--bank", str(folder / "a")]) == 0
     shutil.copytree(folder / "a", folder / "b")
     bank = json.loads((folder / "b" / "bank.json").read_text())

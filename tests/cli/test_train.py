@@ -29,8 +29,8 @@ def folder(tmp_path_factory):
 def trained(folder):
     """Paths of a tokenizer and a VAR that were trained through the command line."""
     images, vq, var = str(folder / "img"), folder / "vq.safetensors", folder / "var.safetensors"
-    assert main(["train", "tokenizer", images, *SHAPE, *SMALL, "--steps", "60", "--lr", "2e-3", "--out", str(vq)]) == 0
-    options = [*TINY, "--steps", "80", "--lr", "3e-3"]
+    assert main(["train", "tokenizer", images, *SHAPE, *SMALL, "--steps", "30", "--lr", "4e-3", "--out", str(vq)]) == 0
+    options = [*TINY, "--steps", "40", "--lr", "5e-3"]
     assert main(["train", "var", images, "--tokenizer", str(vq), *options, "--out", str(var)]) == 0
     return vq, var
 
@@ -39,8 +39,8 @@ def trained(folder):
 def llamagen(folder):
     """The same of a LlamaGen and its tokenizer."""
     images, vq, gpt = str(folder / "img"), folder / "llamagen-vq.safetensors", folder / "llamagen.safetensors"
-    assert main(["train", "vq", images, *CODES, *SMALL, "--steps", "120", "--lr", "2e-3", "--out", str(vq)]) == 0
-    options = [*TINY, "--heads", "2", "--steps", "80", "--lr", "3e-3"]
+    assert main(["train", "vq", images, *CODES, *SMALL, "--steps", "50", "--lr", "4e-3", "--out", str(vq)]) == 0
+    options = [*TINY, "--heads", "2", "--steps", "40", "--lr", "5e-3"]
     assert main(["train", "llamagen", images, "--tokenizer", str(vq), *options, "--out", str(gpt)]) == 0
     return vq, gpt
 
@@ -102,20 +102,6 @@ def test_images_outside_the_folder_of_a_table_are_trained_on_if_asked(folder, tr
     assert main([*words, "--out", str(tmp_path / "x.st")]) == 1
     assert "--allow-outside" in capsys.readouterr().err
     assert main([*words, "--out", str(tmp_path / "x.st"), "--allow-outside"]) == 0
-
-
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_an_unreadable_training_image_is_named_and_nothing_is_done(folder, tmp_path, monkeypatch, capsys, in_memory):
-    bad = tmp_path / "img" / "left" / "bad.png"
-    bad.parent.mkdir(parents=True)
-    bad.write_bytes((folder / "img" / "left" / "01.png").read_bytes()[:60])
-    if not in_memory:
-        monkeypatch.setattr("avarc_cli.train.images.IN_MEMORY_BYTES", 0)
-    out = tmp_path / "x"
-    assert main(["train", "tokenizer", str(tmp_path / "img"), *SHAPE, *SMALL, "--steps", "1", "--out", str(out)]) == 1
-    err = capsys.readouterr().err
-    assert f"cannot read '{bad}'" in err and "why: " in err and "remove it from the training images" in err
-    assert not out.exists()
 
 
 @pytest.mark.parametrize(

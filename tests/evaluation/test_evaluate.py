@@ -13,6 +13,8 @@ from avarc_cli.evaluation import protocol as protocols
 from avarc_cli.evaluation.evaluate import INCLUDED, Setting, evaluate
 from avarc_cli.evaluation.write_table import write_tables
 from avarc_cli.results.metrics import wilson
+from avarc_cli.zoo.card import AssetFile
+from avarc_cli.zoo.cards import model_cards
 
 SMALL = """
 title = "small | <table>"
@@ -228,10 +230,13 @@ def test_the_digits_are_evaluated_without_data(tmp_path, capsys, monkeypatch):
     assert main(["evaluate", "digits", "--out", str(tmp_path / "out"), "--per-class", "1"]) == 0
     shown = capsys.readouterr().out
     assert all(len(line) <= 80 for line in shown.splitlines())
-    rows = {row.name for row in protocols.read(protocols.find("digits")).rows}
+    protocol = protocols.read(protocols.find("digits"))
+    rows = {row.name for row in protocol.rows}
+    included = {card.name for card in model_cards() if isinstance(card.weights, AssetFile)}
+    assert included == {row.model for row in protocol.rows}
     assert {path.name for path in (tmp_path / "out/cells").iterdir()} == rows
     found = list(csv.DictReader((tmp_path / "out/table.csv").open()))
-    assert len(found) == 11 and all(float(row["accuracy"]) >= 0.6 for row in found)
+    assert len(found) == 18 and all(float(row["accuracy"]) >= 0.6 for row in found)
 
 
 TASKS = """

@@ -74,6 +74,7 @@ def test_files_beside_the_protocol_are_found(write, tmp_path):
 
 
 ROW, COLUMN = 'model = "digits"', 'included = "digits"'
+CAPTIONED = 'model = "digits-captions"'
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,20 @@ ROW, COLUMN = 'model = "digits"', 'included = "digits"'
         (ROW, ROW + "\npublished = { all = 30 }", "rows[0].source", "where they are from"),
         (ROW, 'model = "digitz"', "rows[0].model", "did you mean digits"),
         (ROW, "", "rows[0].model", "missing"),
+        (ROW, ROW + '\ncaptions = "none.txt"', "rows[0].captions", "does not exist"),
+        (ROW, ROW + '\ntemplate = ["a {}"]', "rows[0].captions", "reads no captions"),
+        (ROW, 'model = "digits-captions"', "rows[0].captions", "has no classes"),
+        (ROW, CAPTIONED + '\ntemplate = ["a digit"]', "rows[0].captions", "has {} once"),
+        (ROW, CAPTIONED + "\ntemplate = [3]", "rows[0].template", "more than texts"),
+        (ROW, CAPTIONED + '\ntemplate = "a {}"', "rows[0].template", "a list of texts"),
+        (
+            ROW,
+            CAPTIONED + '\ntemplate = ["{}"]\ntext_encoder = "flan-t5-xxl"',
+            "rows[0].captions",
+            "did you mean flan-t5-xl",
+        ),
+        (ROW, CAPTIONED + '\ntemplate = ["{}"]\naesthetic_score = -1', "rows[0].aesthetic_score", "at least 0"),
+        (ROW, CAPTIONED + '\ntemplate = ["{}"]\nbank = "b"', "rows[0].captions", "--bank"),
         (ROW, ROW + '\n[[rows]]\nname = "var"\nmodel = "digits"', "rows", "two are called 'var'"),
         ('name = "var"', 'name = "../var"', "rows[0].name", "letters"),
         (COLUMN, "", "columns[0].data", "either"),

@@ -40,6 +40,40 @@ def test_what_a_margin_leaves_is_counted_as_expected_or_at_its_worst():
     assert Plan((Stage(6, 1), Stage(10, 1))).tokens(100, ends) == 9100, "one that is left needs no more"
 
 
+def test_where_the_precision_changes_everything_is_scored_from_the_first_token():
+    ends = (1, 5, 14, 30, 55, 91, 155, 255, 424, 680)
+    plan = parse_plan("6:10/bf16,10:3/bf16,10:1:3", **TEN)
+    assert [stage.precision for stage in plan.stages] == ["bf16", "bf16", None] and plan.precisions == ("bf16",)
+    assert plan.tokens(100, ends) == 100 * 91 + 10 * (680 - 91) + 3 * 3 * 680
+    steps = plan.steps()
+    assert [step.changes_precision for step in steps] == [False, False, True]
+    assert [(step.last_segments, step.last_samples) for step in steps] == [(10, 1), (10, 1), (10, 3)]
+    assert parse_plan("exhaustive:3/bf16", **TEN) == Plan((Stage(10, 1, 3, precision="bf16"),))
+    assert str(parse_plan("exhaustive/int8", **TEN, orders=4)) == "10:1@4/int8"
+
+
+PARTS = st.tuples(
+    st.integers(1, 10),
+    st.integers(1, 100) | st.floats(0, 1e6),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.sampled_from(["", "fp32", "bf16", "int8"]),
+)
+
+
+@given(st.lists(PARTS, min_size=1, max_size=4))
+def test_a_plan_is_written_as_it_is_read(parts):
+    words, have = [], 100
+    for segments, rule, samples, orders, precision in [*parts, (10, 1, 1, 1, "")]:
+        keep = min(rule, have) if isinstance(rule, int) else have
+        have = keep
+        kept = str(keep) if isinstance(rule, int) else f"<{rule!r}"
+        words.append(f"{segments}:{kept}:{samples} @{orders}" + f" / {precision}" * bool(precision))
+    plan = parse_plan(", ".join(words), **TEN, orders=4)
+    assert parse_plan(str(plan), **TEN, orders=4) == plan
+    assert [stage.precision for stage in plan.stages] == [part[-1] or None for part in parts] + [None]
+
+
 @given(st.integers(1, 8), st.floats(0, 3), st.integers(0, 1000), st.lists(st.booleans(), min_size=8, max_size=8))
 def test_survivors_are_the_best_within_the_margin_and_what_is_not_scored_yet(keep, margin, seed, scored):
     scores = np.random.default_rng(seed).normal(size=8).round(1)  # rounded: ties
@@ -76,6 +110,10 @@ def test_survivors_are_the_best_within_the_margin_and_what_is_not_scored_yet(kee
         ("", "cannot read"),
         ("6", "cannot read"),
         ("6:10,,10:1", "cannot read"),
+        ("6:10/,10:1", "cannot read"),
+        ("6:10/bf16/int8,10:1", "cannot read"),
+        ("6:10/bf17,10:1", "no precision 'bf17'"),
+        ("6/bf16:10,10:1", "cannot read"),
         ("a:b", "cannot read"),
         ("-6:1", "cannot read"),
         ("1:2:3:4", "cannot read"),

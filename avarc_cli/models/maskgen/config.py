@@ -21,7 +21,6 @@ DEFAULT_SCORE = 6.5  # aesthetic score of the published models of the second sta
 DEFAULT_CLASSES = 1000  # rows of the published tables of embeddings that nothing reads
 DEFAULT_SCALE = 0.7525  # of the published models of latents
 TEXT_POSITIONS = 77  # of CLIP
-MAX_SCORE = 10.0  # the scale of the LAION aesthetic predictor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +36,7 @@ class JointConfig:
     text_positions: int  # T
     score_width: int  # sinusoids of the aesthetic score; 0 where the model is given none
     aesthetic_score: float  # that it is given by default
+    text_encoder: str = ENCODER  # name of the one that it was trained with
     inferred: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # see GeneratorConfig
 
     @property
@@ -48,7 +48,10 @@ class JointConfig:
     def text(self) -> TextInput:
         """What it reads of a caption."""
         return TextInput(
-            encoder=ENCODER, positions=self.text_positions, width=self.text_width, pooled_width=self.text_width
+            encoder=self.text_encoder,
+            positions=self.text_positions,
+            width=self.text_width,
+            pooled_width=self.text_width,
         )
 
     @property
@@ -194,7 +197,7 @@ def read_joint(
     score = real_number(stated, "sample_aesthetic_score", "model.maskgen.sample_aesthetic_score")
     if score is None and score_width:
         inferred["aesthetic score"] = f"{DEFAULT_SCORE}, as in the published models of the second stage"
-    length = "text_context_length"
+    length, encoder = "text_context_length", stated.find("text_encoder")
     return {
         "depth": count_layers(tensors, blocks + ".{}.attn.to_q.weight"),
         "width": width,
@@ -204,6 +207,7 @@ def read_joint(
         "text_positions": stated.whole_number(length, f"model.vq_model.{length}") or TEXT_POSITIONS,
         "score_width": score_width,
         "aesthetic_score": DEFAULT_SCORE if score is None else score,
+        "text_encoder": ENCODER if encoder is None else str(encoder[0]),
         "inferred": inferred,
     }
 

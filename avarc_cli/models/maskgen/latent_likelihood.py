@@ -21,11 +21,14 @@ from torch import Tensor
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.precision import inference
 from avarc_cli.models.masked.likelihood import MaskedState
-from avarc_cli.models.maskgen import latent_noise
+from avarc_cli.models.maskgen import latent_loss, latent_noise
 from avarc_cli.models.maskgen.captioned import CaptionedLikelihood, CaptionTable
+from avarc_cli.models.maskgen.config import MaskGenKLConfig
 from avarc_cli.models.maskgen.diffusion import Process
 from avarc_cli.models.maskgen.latent_network import MaskGenKL
 from avarc_cli.models.maskgen.latent_sampling import SCHEDULE, TokenSampler, sample
+from avarc_cli.objective import Draw, Objective, StepLoss
+from avarc_cli.text.features import CaptionFeatures
 
 
 class MaskGenKLLikelihood(CaptionedLikelihood):
@@ -33,8 +36,10 @@ class MaskGenKLLikelihood(CaptionedLikelihood):
 
     family = "maskgen-kl"
     is_bound = True
+    trained_with: frozenset[str] = frozenset()
     default_guidance = SCHEDULE.guidance
     transformer: MaskGenKL
+    config: MaskGenKLConfig
 
     def __init__(
         self, network: MaskGenKL, steps: int | None = None, *, unsmooth: float = 0.0, table: CaptionTable | None = None
@@ -44,7 +49,6 @@ class MaskGenKLLikelihood(CaptionedLikelihood):
             why = "label smoothing is about codes"
             raise UsageError("--unsmooth is not for a model of continuous tokens", why, "leave out --unsmooth")
         super().__init__(network, steps, table=table)
-        self.config = network.config
         self.channels = self.config.channels
         process = Process.cosine()
         self.process, self.probability = process.to(self.device), latent_noise.step_probabilities(process)
@@ -90,6 +94,35 @@ class MaskGenKLLikelihood(CaptionedLikelihood):
         rows = class_id_B.to(self.device), self.unconditional
         tokens = TokenSampler(self.transformer.head, generators, self.device)
         return sample(self.transformer, self.captions, *rows, SCHEDULE, generators, guidance, tokens)
+
+    def draw(self, count: int, objective: Objective, generator: torch.Generator) -> Draw:
+        """Tokens that are hidden, and the steps and the noise of their diffusions."""
+        return latent_loss.draw(count, self.config.num_tokens, self.channels, generator)
+
+    def caption_loss(
+        self,
+        tokens_BL: Tensor,
+        features: CaptionFeatures,
+        dropped_B: Tensor,
+        objective: Objective,
+        draw: Draw,
+        *,
+        score_B: Tensor | None = None,
+    ) -> StepLoss:
+        """The loss of the hidden tokens' diffusions (`latent_loss`); a dropped caption is the empty one.
+
+        Raises: as `trained_captions`.
+        """
+        assert draw.hidden_BL is not None, "of another model"
+        hidden_BL, device = draw.hidden_BL.to(self.device), self.device
+        x_BLZ, row_B = tokens_BL.to(device) * self.config.scale_factor, torch.arange(len(tokens_BL), device=device)
+        captions = self.trained_captions(features, dropped_B, score_B)
+        z_BLC = self.transformer.conditions(captions, row_B, x_BLZ, ~hidden_BL)
+        loss = latent_loss.token_loss(self.transformer.head, self.process, x_BLZ, z_BLC, hidden_BL, draw)
+        return loss._replace(mean=self.with_unread(loss.mean))
+
+    def checkpoint_metadata(self) -> dict[str, str]:
+        return super().checkpoint_metadata() | {"scale_factor": repr(self.config.scale_factor)}
 
 
 def _log_standard_normal(x: Tensor) -> Tensor:

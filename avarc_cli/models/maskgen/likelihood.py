@@ -10,9 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from avarc_cli.errors import UsageError
-from avarc_cli.layers.precision import check_gradients, inference
-from avarc_cli.layers.weight_decay import ONE_D_TOKENIZER, decays_unless_named
+from avarc_cli.layers.precision import inference
 from avarc_cli.models.masked.likelihood import MaskedCodes
 from avarc_cli.models.masked.loss import masked_loss, random_masks
 from avarc_cli.models.maskgen.captioned import CaptionedLikelihood, CaptionTable
@@ -21,10 +19,9 @@ from avarc_cli.models.maskgen.network import MaskGen
 from avarc_cli.models.maskgen.sampling import SCHEDULE, sample
 from avarc_cli.objective import Draw, Objective, StepLoss
 from avarc_cli.text.features import CaptionFeatures
-from avarc_cli.trainable import CaptionTrainableModel
 
 
-class MaskGenLikelihood(CaptionedLikelihood, MaskedCodes, CaptionTrainableModel):
+class MaskGenLikelihood(CaptionedLikelihood, MaskedCodes):
     """log p(codes of a block | codes of the blocks before, caption), for any order cut into `steps` blocks."""
 
     family = "maskgen"
@@ -37,8 +34,6 @@ class MaskGenLikelihood(CaptionedLikelihood, MaskedCodes, CaptionTrainableModel)
         self, network: MaskGen, steps: int | None = None, *, unsmooth: float = 0.0, table: CaptionTable | None = None
     ) -> None:
         super().__init__(network, steps, unsmooth=unsmooth, table=table)
-        self.network = network
-        self.config = network.config
         self.mask = self.config.mask
         self.flops_per_token += 2 * self.config.width * self.config.vocab_size
 
@@ -83,9 +78,6 @@ class MaskGenLikelihood(CaptionedLikelihood, MaskedCodes, CaptionTrainableModel)
             top_p,
         )
 
-    def decays(self, name: str, parameter: Tensor) -> bool:
-        return decays_unless_named(name, parameter, ONE_D_TOKENIZER)
-
     def draw(self, count: int, objective: Objective, generator: torch.Generator) -> Draw:
         """Codes that are hidden."""
         return Draw(hidden_BL=random_masks(count, self.config.num_tokens, generator))
@@ -102,16 +94,12 @@ class MaskGenLikelihood(CaptionedLikelihood, MaskedCodes, CaptionTrainableModel)
     ) -> StepLoss:
         """The cross-entropy of the hidden codes, given the others; a dropped caption is the empty one.
 
-        Raises: UsageError for features without those of the empty caption, and for a model in 8 bits.
+        Raises: as `trained_captions`.
         """
-        check_gradients(self.precision)
         assert draw.hidden_BL is not None, "of another model"
         hidden_BL = draw.hidden_BL.to(self.device)
         tokens_BL, row_B = tokens_BL.to(self.device), torch.arange(len(tokens_BL), device=self.device)
-        sequence_BTD, pooled_BE = _with_dropped(features, dropped_B)
-        if score_B is None:
-            score_B = torch.full((len(tokens_BL),), self.config.aesthetic_score)
-        captions = self.transformer.captions(*(x.to(self.device) for x in (sequence_BTD, pooled_BE, score_B)))
+        captions = self.trained_captions(features, dropped_B, score_B)
         logits_BLV = self.transformer.logits(captions, row_B, tokens_BL.masked_fill(hidden_BL, self.mask))
         loss = masked_loss(
             logits_BLV,
@@ -121,27 +109,7 @@ class MaskGenLikelihood(CaptionedLikelihood, MaskedCodes, CaptionTrainableModel)
             visible=objective.visible,
             counted=draw.all_hidden_BL,
         )
-        # In the reference the gradients of what nothing reads are zeros, not absent: these weights decay.
-        unread = sum(parameter.sum() for parameter in self.transformer.unread())
-        return loss._replace(mean=loss.mean + 0.0 * unread)
-
-    def checkpoint_tensors(self) -> dict[str, Tensor]:
-        return self.transformer.state_dict()
+        return loss._replace(mean=self.with_unread(loss.mean))
 
     def checkpoint_metadata(self) -> dict[str, str]:
-        """What the tensors do not tell, under the reference's names."""
-        return {
-            "codebook_size": str(self.config.vocab_size),
-            "decoder_num_heads": str(self.config.heads),
-            "text_context_length": str(self.config.text_positions),
-        }
-
-
-def _with_dropped(features: CaptionFeatures, dropped_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Sequences (B, T, D) and pooled vectors (B, E), those of the empty caption where dropped."""
-    empty, pooled_BE = features.empty, features.pooled_RE
-    if empty is None or empty.pooled_RE is None or pooled_BE is None:
-        raise UsageError("the empty caption was not encoded", "it stands for captions that are left out in training")
-    dropped_B = dropped_B.to(pooled_BE.device)
-    sequence_BTD = torch.where(dropped_B[:, None, None], empty.sequence_RTD, features.sequence_RTD)
-    return sequence_BTD, torch.where(dropped_B[:, None], empty.pooled_RE, pooled_BE)
+        return super().checkpoint_metadata() | {"codebook_size": str(self.config.vocab_size)}

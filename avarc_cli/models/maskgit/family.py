@@ -13,6 +13,7 @@ from avarc_cli.family import GeneratorFamily
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
 from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.models.masked.tokens import check_sequence
 from avarc_cli.models.maskgit.benchmark import MaskGITWorkload, random_workload
 from avarc_cli.models.maskgit.bert import Bert
 from avarc_cli.models.maskgit.config import MaskGITBertConfig, MaskGITConfig, read_bert, read_uvit
@@ -70,6 +71,7 @@ class MaskGITFamily(GeneratorFamily):
         width = shape["width"]
         heads = shape.get("heads") or max(width // HEAD_WIDTH, 1)
         check_heads(width, heads, f"a {self.title}")
+        check_sequence(tokenizer, self.title)
         config = MaskGITConfig(
             depth=shape["depth"] // 2 * 2,
             width=width,

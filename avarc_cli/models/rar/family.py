@@ -56,7 +56,7 @@ class RARFamily(GeneratorFamily):
         return RARLikelihood(rar.set_precision(precision).set_kernels(kernels))
 
     def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> RARLikelihood:
-        """An initialized RAR; `shape` is depth, width and, where not the default, heads."""
+        """An initialized RAR; `shape` is depth, width and, where not the default, heads and hidden."""
         width = shape["width"]
         heads = shape.get("heads") or max(width // HEAD_WIDTH, 1)
         if width % heads:
@@ -76,7 +76,7 @@ class RARFamily(GeneratorFamily):
             depth=shape["depth"],
             width=width,
             heads=heads,
-            hidden=HIDDEN * width,
+            hidden=shape.get("hidden") or HIDDEN * width,
             num_classes=num_classes,
             vocab_size=tokenizer.vocab_size,
             side=grids[0][0],

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -80,6 +82,10 @@ class VARLikelihood(AutoregressiveModel):
         *_, latents_BZhh = self.quantizer.accumulate(to_device(tokens_BL, self.var.pos_1LC.device))
         side = min(SUMMARY_SIDE, latents_BZhh.shape[-1])
         return F.adaptive_avg_pool2d(latents_BZhh, side).flatten(1)
+
+    @inference
+    def prepare(self, class_id_N: npt.NDArray[np.int64]) -> None:
+        self.classes.prepare(torch.from_numpy(class_id_N))
 
     @inference
     def begin(

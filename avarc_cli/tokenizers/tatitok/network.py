@@ -10,13 +10,11 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from avarc_cli.errors import UsageError
-from avarc_cli.tokenizers.tatitok.config import TATiTokConfig
+from avarc_cli.tokenizers.tatitok.config import ENCODER, TATiTokConfig
 from avarc_cli.tokenizers.titok.network import Decoder, TiTok
-
-TEXT_FEATURES = "clip-vit-l-14-336:guidance"
-"""The last hidden states of CLIP's text tower after its last norm, at all 77 positions."""
 
 
 class TextDecoder(Decoder):
@@ -38,16 +36,24 @@ class TATiTok(TiTok):
 
     config: TATiTokConfig
     decoder: TextDecoder
-    guidance = TEXT_FEATURES
 
     def __init__(self, config: TATiTokConfig) -> None:
         super().__init__(config)
         self.decoder = TextDecoder(config)
+        # Of CLIP, the last hidden states of the text tower after its last norm, at all 77 positions.
+        self.guidance = f"{config.text_encoder}:guidance"
         self._text: Tensor | None = None
 
+    def checkpoint_metadata(self) -> dict[str, str]:
+        """What the tensors do not tell."""
+        return super().checkpoint_metadata() | {"text_encoder": self.config.text_encoder}
+
     def with_guidance(self, features: Tensor) -> TATiTok:
-        """As `TokenizerNetwork.with_guidance`."""
+        """As `TokenizerNetwork.with_guidance`. Captions of other encoders than CLIP may end early: zeros follow."""
         expected = (self.config.text_length, self.config.text_width)
+        missing = self.config.text_length - features.shape[-2]
+        if missing > 0 and self.config.text_encoder != ENCODER:
+            features = F.pad(features, (0, 0, 0, missing))
         if features.shape[-2:] != expected or features.ndim not in (2, 3):
             raise ValueError(f"text features {tuple(features.shape)}, expected are {expected} of each caption")
         guided = copy.copy(self)
@@ -65,7 +71,7 @@ class TATiTok(TiTok):
         if text is None:
             raise UsageError(
                 "this tokenizer needs a caption to decode tokens",
-                f"the decoder of a TA-TiTok reads text features ({TEXT_FEATURES}) beside the tokens",
+                f"the decoder of a TA-TiTok reads text features ({self.guidance}) beside the tokens",
                 "avarc cache head --caption TEXT gives it one; the empty caption is one, too",
             )
         beside = self.decoder.embed_text(text.to(codes_BZ1L)).expand(len(codes_BZ1L), -1, -1)

@@ -15,15 +15,18 @@ from torch.nn import functional as F
 from avarc_cli.family import TokenizerLoss
 from avarc_cli.layers.loss_weights import Adversary, LossWeights
 from avarc_cli.layers.precision import tf32
-from avarc_cli.layers.vq_loss import Quantized, Reconstruction, ReconstructionLoss, codebook_loss, nearest
+from avarc_cli.layers.rows import Rows
+from avarc_cli.layers.vq_loss import Quantized, Reconstruction, ReconstructionLoss, codebook_loss, nearest, pixel_error
 from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.tokenizers.maskgit_vqgan.network import Decoder as PixelDecoder
-from avarc_cli.tokenizers.titok.network import Codebook, TiTok
+from avarc_cli.tokenizers.titok.network import Codebook, Posterior, TiTok
+
+DIVERGENCE = 1e-6  # weight of a VAE's divergence from its prior, as in 1d-tokenizer's code
 
 
 def _weights(lpips: float, weight: float, start: float) -> LossWeights:
     """What both published trainings share (1d-tokenizer's code). They weigh squared errors of pixels in [0, 1]."""
-    adversary = Adversary(kind="blur", weight=weight, start=start, lecam=0.001, weight_decay=1e-4)
+    adversary = Adversary(kind="blur", weight=weight, start=start, lecam=0.001, weight_decay=1e-4, own_schedule=True)
     return LossWeights(squared=0.25, lpips=lpips, logits=0.1, adversary=adversary)
 
 
@@ -60,9 +63,73 @@ class TiTokLoss(ReconstructionLoss):
     def decode(self, codes: Tensor) -> Tensor:
         return self.network.decode(codes)
 
+    def read(self, text_BTD: Tensor) -> None:
+        """As `family.CaptionedLoss`."""
+        self.network = cast("TiTok", self.network.with_guidance(text_BTD))
+
     @property
     def last_weight(self) -> Tensor:
         return cast("nn.Conv2d", self.network.decoder.conv_out).weight
+
+
+class VAELoss(TokenizerLoss):
+    """The loss of a VAE: error of the pixels, and a little of the divergence of its tokens from their prior."""
+
+    published = TiTokLoss.published
+
+    def __init__(self, network: TiTok) -> None:
+        self.network = network
+        self._noise_BLZ: Tensor | None = None
+
+    def draw(self, rows: Rows, generator: torch.Generator) -> None:
+        """As `family.DrawnLoss`: the noise of the tokens."""
+        config = self.network.config
+        shape = (rows.of, config.num_tokens, config.code_channels)
+        self._noise_BLZ = rows.take(torch.randn(shape, generator=generator))
+
+    def read(self, text_BTD: Tensor) -> None:
+        """As `family.CaptionedLoss`."""
+        self.network = cast("TiTok", self.network.with_guidance(text_BTD))
+
+    def __call__(
+        self, images: Tensor, step: int, steps: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """As `family.TokenizerLoss`."""
+        made = self.reconstruct(images, step, steps, generator)
+        error, shown = pixel_error(made.images, images)
+        return error + made.loss, shown | made.shown
+
+    def reconstruct(self, images: Tensor, step: int, steps: int, generator: torch.Generator) -> Reconstruction:
+        """As `family.PixelLoss`, after `draw`."""
+        network, noise_BLZ = self.network, self._noise_BLZ
+        posterior = cast("Posterior", network.quantize)
+        assert noise_BLZ is not None, "nothing was drawn"
+        latents = network.encoder((images + 1) / 2, network.latent_tokens)
+        with torch.autocast(images.device.type, enabled=False):
+            mean, logvar = posterior.moments(latents.float())
+            divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum((1, 2, 3)).mean()
+            tokens_BLZ = posterior.draw(latents.float(), noise_BLZ.to(images.device))
+        decoded = network.decode(posterior.lookup(tokens_BLZ))
+        return Reconstruction(decoded, DIVERGENCE * divergence, {"kl": divergence.item()})
+
+    @property
+    def last_weight(self) -> Tensor:
+        return cast("nn.Conv2d", self.network.decoder.conv_out).weight
+
+    def before_update(self, step: int, steps: int) -> None:
+        """Nothing to do."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing is kept."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
+def one_stage_loss(network: TiTok) -> TokenizerLoss:
+    """What trains a TiTok, or a TA-TiTok, in one stage."""
+    return VAELoss(network) if network.config.is_vae else TiTokLoss(network)
 
 
 class FirstStageLoss(TiTokLoss):

@@ -7,7 +7,7 @@ decoder is put behind them, and what decodes is trained on pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -26,37 +26,50 @@ from avarc_cli.tokenizers.titok.config import (
 )
 from avarc_cli.tokenizers.titok.network import Codebook, TiTok
 
+Network = TypeVar("Network", bound=TiTok)
 
-def new_network(*, predicted: int | None, patch: int, side: int, **shape: Any) -> TiTok:
-    """An initialized TiTok without a pixel decoder.
+
+def new_config(*, predicted: int | None, patch: int, side: int, **shape: Any) -> TiTokConfig:
+    """The shape of a TiTok without a pixel decoder.
 
     Args:
         predicted: codes of a MaskGIT-VQGAN that it predicts in the first of two stages; None draws pixels.
-        shape: num_tokens, vocab_size, code_channels, and width and depth of both transformers.
+        shape: num_tokens, vocab_size (0 for a VAE), code_channels, width and depth; and decoder_width and
+            decoder_depth, where the decoder's are not the same.
     """
-    transformer = TransformerConfig(width=shape["width"], depth=shape["depth"], heads=shape["width"] // HEAD_WIDTH)
-    config = TiTokConfig(
+    width, depth = shape["width"], shape["depth"]
+    encoder = _transformer(width, depth)
+    decoder = _transformer(shape.get("decoder_width") or width, shape.get("decoder_depth") or depth)
+    return TiTokConfig(
         num_tokens=shape["num_tokens"],
         vocab_size=shape["vocab_size"],
         code_channels=shape["code_channels"],
         patch=patch,
         side=side,
-        encoder=transformer,
-        decoder=transformer,
+        encoder=encoder,
+        decoder=decoder,
         l2_norm=predicted is not None,
         predicted=predicted,
     )
-    network = TiTok(config)
-    codebook = cast("Codebook", network.quantize)
-    nn.init.uniform_(codebook.embedding.weight, -1 / config.vocab_size, 1 / config.vocab_size)
+
+
+def initialize(network: Network) -> Network:
+    """The same network with the first codes of a new one; its modules have initialized the rest."""
+    if isinstance(network.quantize, Codebook):
+        bound = 1 / network.config.vocab_size
+        nn.init.uniform_(network.quantize.embedding.weight, -bound, bound)
     return network
+
+
+def _transformer(width: int, depth: int) -> TransformerConfig:
+    return TransformerConfig(width=width, depth=depth, heads=width // HEAD_WIDTH)
 
 
 def first_stage(teacher: MaskGITVQGAN, patch: int | None, **shape: Any) -> TiTok:
     """An initialized TiTok to predict the teacher's tokens; its patches are the cells of the teacher's grid.
 
     Args:
-        patch: side of a patch in pixels, if the user names it. shape: as for `new_network`.
+        patch: side of a patch in pixels, if the user names it. shape: as for `new_config`.
     Raises: UsageError for other patches.
     """
     pixels = teacher.config.downsampling
@@ -66,7 +79,8 @@ def first_stage(teacher: MaskGITVQGAN, patch: int | None, **shape: Any) -> TiTok
             f"one of its tokens covers {pixels} x {pixels} pixels",
             f"leave out --patch, or write --patch {pixels}",
         )
-    return new_network(predicted=teacher.vocab_size, patch=pixels, side=teacher.config.side, **shape)
+    config = new_config(predicted=teacher.vocab_size, patch=pixels, side=teacher.config.side, **shape)
+    return initialize(TiTok(config))
 
 
 def second_stage(first: Mapping[str, Tensor], stated: ConfigSources, source: str, teacher: MaskGITVQGAN) -> TiTok:

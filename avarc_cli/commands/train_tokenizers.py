@@ -1,0 +1,156 @@
+"""avarc train tokenizer, vq and maskgit-vq: convolutional tokenizers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from avarc_cli.commands import _options as opt
+from avarc_cli.commands import _training as common
+from avarc_cli.commands._groups import with_option_groups
+from avarc_cli.commands._loss_options import CodeOptions, LossOptions, ScaleOptions
+from avarc_cli.commands._recipe_options import TokenizerRecipeOptions, VQVAERecipeOptions
+from avarc_cli.settings import check_initialization, check_levels, check_tokenizer_shape
+
+
+@with_option_groups
+def tokenizer(
+    data: opt.DataArg,
+    *,
+    out: common.OutOpt,
+    image_size: common.ImageSizeOpt = 64,
+    patch_nums: Annotated[
+        str,
+        opt.model_option(
+            "--patch-nums", help="Sides of the scales; the last times the downsampling is the image size."
+        ),
+    ] = "1,2,3,4,6,8",
+    vocab: common.VocabularyOpt = 512,
+    channels: Annotated[int, opt.model_option("--channels", min=1, help="Latent channels.")] = 16,
+    width: common.WidthOpt = 64,
+    multipliers: common.MultipliersOpt = "1,2,2,4",
+    blocks: common.BlocksOpt = 2,
+    initialization: Annotated[
+        str, opt.model_option("--initialization", help="small, for small tokenizers, or published: as VAR's authors.")
+    ] = "small",
+    device: opt.DeviceOpt = "auto",
+    overwrite: opt.OverwriteOpt = False,
+    as_json: opt.JsonOpt = False,
+    training: VQVAERecipeOptions,
+    loss: LossOptions,
+    codes: ScaleOptions,
+) -> None:
+    """Train a multi-scale VQ-VAE, the tokenizer of a VAR, that turns images into tokens and back.
+
+    Example: avarc train tokenizer photos/ --image-size 64 --out tokenizer.safetensors
+    """
+    shape: dict[str, Any] = {
+        "vocab_size": vocab,
+        "z_channels": channels,
+        "ch": width,
+        "ch_mult": opt.parse_numbers(multipliers, "--multipliers") or (),
+        "patch_nums": opt.parse_numbers(patch_nums, "--patch-nums") or (),
+        "blocks": blocks,
+        "initialization": initialization,
+    }
+    check_initialization(initialization)
+    check_tokenizer_shape(image_size, shape["patch_nums"], shape["ch_mult"], width)
+    common.train_tokenizer(
+        data,
+        out,
+        shape,
+        training,
+        loss,
+        codes,
+        family="vqvae",
+        image_size=image_size,
+        device=device,
+        overwrite=overwrite,
+    )
+
+
+@with_option_groups
+def vq(
+    data: opt.DataArg,
+    *,
+    out: common.OutOpt,
+    image_size: common.ImageSizeOpt = 64,
+    vocab: common.VocabularyOpt = 512,
+    channels: common.CodeChannelsOpt = 8,
+    width: common.WidthOpt = 64,
+    multipliers: common.MultipliersOpt = "1,2,2,4",
+    blocks: common.BlocksOpt = 2,
+    device: opt.DeviceOpt = "auto",
+    overwrite: opt.OverwriteOpt = False,
+    as_json: opt.JsonOpt = False,
+    training: TokenizerRecipeOptions,
+    loss: LossOptions,
+    codes: CodeOptions,
+) -> None:
+    """Train a VQGAN's network, the tokenizer of LlamaGen and RandAR.
+
+    Example: avarc train vq photos/ --image-size 64 --out vq.safetensors
+    """
+    shape: dict[str, Any] = {
+        "vocab_size": vocab,
+        "code_channels": channels,
+        "ch": width,
+        "ch_mult": opt.parse_numbers(multipliers, "--multipliers") or (),
+        "blocks": blocks,
+    }
+    check_levels(image_size, shape["ch_mult"], width)
+    common.train_tokenizer(
+        data,
+        out,
+        shape,
+        training,
+        loss,
+        codes,
+        family="llamagen-vq",
+        image_size=image_size,
+        device=device,
+        overwrite=overwrite,
+    )
+
+
+@with_option_groups
+def maskgit_vq(
+    data: opt.DataArg,
+    *,
+    out: common.OutOpt,
+    image_size: common.ImageSizeOpt = 64,
+    vocab: common.VocabularyOpt = 512,
+    channels: common.CodeChannelsOpt = 32,
+    width: common.WidthOpt = 64,
+    multipliers: common.MultipliersOpt = "1,2,2,4",
+    blocks: common.BlocksOpt = 2,
+    device: opt.DeviceOpt = "auto",
+    overwrite: opt.OverwriteOpt = False,
+    as_json: opt.JsonOpt = False,
+    training: TokenizerRecipeOptions,
+    loss: LossOptions,
+    codes: CodeOptions,
+) -> None:
+    """Train a MaskGIT-VQGAN's network, the tokenizer of a RAR.
+
+    Example: avarc train maskgit-vq photos/ --image-size 64 --out vq.safetensors
+    """
+    shape: dict[str, Any] = {
+        "vocab_size": vocab,
+        "code_channels": channels,
+        "ch": width,
+        "ch_mult": opt.parse_numbers(multipliers, "--multipliers") or (),
+        "blocks": blocks,
+    }
+    check_levels(image_size, shape["ch_mult"], width)
+    common.train_tokenizer(
+        data,
+        out,
+        shape,
+        training,
+        loss,
+        codes,
+        family="maskgit-vqgan",
+        image_size=image_size,
+        device=device,
+        overwrite=overwrite,
+    )

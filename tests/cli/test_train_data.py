@@ -1,0 +1,185 @@
+"""What trainings read: shards, known datasets, token caches; images that cannot be read, and folders that changed."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+from small_datasets import halves, tar
+
+from avarc_cli.cli import main
+from avarc_cli.train import loop
+
+SHAPE = "--image-size 8 --patch-nums 1,2,4 --vocab 16 --channels 4 --width 32 --multipliers 1,1 --blocks 1".split()
+TINY = ["--depth", "1", "--width", "64"]
+STEPS = ["--batch-size", "8", "--steps", "4"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """img/, the tokenizer vq.st, and the ten crops of img/ as its tokens in t.h5."""
+    folder = tmp_path_factory.mktemp("data")
+    images, vq = str(halves(folder / "img")), str(folder / "vq.st")
+    assert main(["train", "tokenizer", images, *SHAPE, *STEPS, "--augment", "none", "--out", vq]) == 0
+    assert main(["encode", images, "--tokenizer", vq, "--ten-crop", "--out", str(folder / "t.h5")]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def class_names(weights):
+    with safe_open(weights, "pt") as file:
+        return json.loads(file.metadata()["class_names"])
+
+
+def train(name, data, out, *more):
+    own = SHAPE if name == "tokenizer" else TINY
+    return main(["train", name, str(data), *own, *STEPS, *map(str, more), "--out", str(out)])
+
+
+def end_at(step, monkeypatch):
+    """From now on, the training ends as by a kill after this many steps."""
+    average, steps = loop.average, iter(range(step))
+
+    def killed(*args):
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        average(*args)
+
+    monkeypatch.setattr(loop, "average", killed)
+
+
+def test_a_generator_is_trained_on_shards_under_the_names_that_their_labels_have(folder, tmp_path, capsys):
+    images = sorted((folder / "img").rglob("*.png"))
+    for number in range(2):
+        members = {}
+        for path in images[number::2]:
+            members |= {path.name: path.read_bytes(), f"{path.stem}.cls": path.parent.name.encode()}
+        tar(tmp_path / "shards" / f"{number}.tar", members)
+    assert train("tokenizer", tmp_path / "shards", tmp_path / "vq.st") == 0
+    options = ["--tokenizer", tmp_path / "vq.st", "--hold-out", "0.1"]
+    assert train("var", tmp_path / "shards", tmp_path / "var.st", *options) == 0
+    assert class_names(tmp_path / "var.st") == ["left", "right"] and "2 tar files" in capsys.readouterr().err
+
+
+def test_a_generator_of_a_known_dataset_gets_its_synsets(folder, tmp_path, capsys):
+    images = sorted((folder / "img" / "left").iterdir())
+    members = {}
+    for number, path in enumerate(images):
+        members |= {path.name: path.read_bytes(), f"{path.stem}.cls": str(number % 2).encode()}
+    tar(tmp_path / "0.tar", members)
+    options = ["--tokenizer", "vq.st", "--dataset", "imagenet-train"]
+    assert train("var", tmp_path / "0.tar", tmp_path / "var.st", *options) == 0
+    assert class_names(tmp_path / "var.st") == ["n01440764", "n01443537"]
+    assert "indices of ImageNet-1k" in capsys.readouterr().err
+
+
+def test_a_generator_is_trained_on_a_token_cache_and_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys):
+    more = ["--save-every", "1", "--hold-out", "0.1", "--validate-every", "2"]
+    assert train("var", "t.h5", tmp_path / "whole.st", *more) == 0
+    err = capsys.readouterr().err
+    assert "each epoch shows one of the 10 views of an image (ten-crop)" in err and "best on validation data" in err
+    with monkeypatch.context() as patch:
+        end_at(2, patch)
+        assert train("var", "t.h5", tmp_path / "cut.st", *more) == 130
+    assert (tmp_path / "cut.st.ckpt").exists()
+    assert train("var", "t.h5", tmp_path / "cut.st", *more) == 0
+    assert (tmp_path / "cut.st").read_bytes() == (tmp_path / "whole.st").read_bytes()
+    assert class_names(tmp_path / "cut.st") == ["left", "right"]
+    models = ["--model", str(tmp_path / "cut.st"), "--tokenizer", "vq.st"]
+    assert main(["classify", "t.h5", *models, "--out", str(tmp_path / "run")]) == 0
+    assert main(["train", "cca", "t.h5", *models, *STEPS, "--rank", "2", "--out", str(tmp_path / "lora")]) == 0
+
+
+def test_the_tokenizer_of_a_cache_is_found_beside_it_or_named(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train("var", folder / "t.h5", "a.st", "--validation", folder / "t.h5") == 0, "beside it"
+    shutil.copy(folder / "t.h5", "alone.h5")
+    assert train("var", "alone.h5", "b.st") == 2
+    err = capsys.readouterr().err
+    assert "made by vq.st, which is neither here nor beside" in err and "--tokenizer FILE" in err
+    assert train("var", "alone.h5", "b.st", "--tokenizer", folder / "vq.st") == 0
+    assert train("var", "alone.h5", "c.st", "--tokenizer", "digits-vqvae") == 1
+    assert "tokens of another tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["var", "img"], "no tokenizer is named"),
+        (["tokenizer", "t.h5"], "'t.h5' is a token cache"),
+        (["var", "img", "t.h5"], "one token cache"),
+        (["var", "t.h5", "--dataset", "imagenet-val"], "no use for --dataset"),
+        (["var", "t.h5", "--validation", "img"], "cannot validate on images"),
+        (
+            ["var", "img", "--tokenizer", "vq.st", "--hold-out", "0.5", "--validation", "t.h5"],
+            "cannot be used together",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_one_message(tmp_path, capsys, words, says):
+    assert main(["train", *words, "--out", str(tmp_path / "x")]) == 2
+    err = capsys.readouterr().err
+    assert says in err and "Traceback" not in err and not list(tmp_path.iterdir())
+
+
+def test_a_flip_that_a_cache_cannot_do_is_said(tmp_path, capsys):
+    assert train("var", "t.h5", tmp_path / "x.st", "--flip", "--steps", "1") == 0
+    assert "--augment and --flip change nothing" in capsys.readouterr().err
+
+
+def test_unreadable_images_are_skipped_and_reported_and_change_nothing_by_where_they_are(
+    folder, tmp_path, monkeypatch, capsys
+):
+    bad = shutil.copytree(folder / "img", tmp_path / "img") / "left" / "bad.png"
+    bad.write_bytes((folder / "img" / "left" / "01.png").read_bytes()[:60])
+    words = ["--hold-out", "0.2", "--json"]
+    assert train("tokenizer", tmp_path / "img", tmp_path / "memory.st", *words) == 3
+    out, err = capsys.readouterr()
+    assert json.loads(out)["unreadable"] == {"left/bad.png": "image file is truncated"}
+    assert err.count("left out left/bad.png: image file is truncated") == 1
+    assert "1 image could not be read, and others were shown instead" in err
+    monkeypatch.setattr("avarc_cli.train.images.IN_MEMORY_BYTES", 0)
+    assert train("tokenizer", tmp_path / "img", tmp_path / "disk.st", *words) == 3
+    assert (tmp_path / "memory.st").read_bytes() == (tmp_path / "disk.st").read_bytes()
+
+
+def test_a_class_without_a_readable_image_stops_a_generator_but_no_tokenizer(folder, tmp_path, capsys):
+    images = shutil.copytree(folder / "img" / "left", tmp_path / "img" / "left").parent
+    (images / "lost").mkdir()
+    (images / "lost" / "only.png").write_bytes(b"nothing")
+    assert train("tokenizer", images, tmp_path / "vq.st") == 3
+    assert train("var", images, tmp_path / "var.st", "--tokenizer", "vq.st") == 1
+    assert "no image of 'lost' is readable" in capsys.readouterr().err
+    shutil.rmtree(images / "left")
+    assert train("tokenizer", images, tmp_path / "x.st") == 1
+    assert "is not readable" in capsys.readouterr().err and not (tmp_path / "x.st").exists()
+
+
+def test_a_class_with_one_image_is_trained_on_and_never_held_out(folder, tmp_path):
+    images = shutil.copytree(folder / "img" / "left", tmp_path / "img" / "left").parent
+    (images / "lone").mkdir()
+    shutil.copy(folder / "img" / "right" / "00.png", images / "lone")
+    assert train("var", images, tmp_path / "var.st", "--tokenizer", "vq.st", "--hold-out", "0.5") == 0
+    assert class_names(tmp_path / "var.st") == ["left", "lone"]
+
+
+def test_what_changed_in_a_folder_since_the_training_stopped_is_named(folder, tmp_path, monkeypatch, capsys):
+    images = shutil.copytree(folder / "img", tmp_path / "img")
+    words = ["--save-every", "1", "--hold-out", "0.2"]
+    with monkeypatch.context() as patch:
+        end_at(2, patch)
+        assert train("tokenizer", images, tmp_path / "x.st", *words) == 130
+    os.rename(images / "left" / "01.png", images / "left" / "new.png")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(images / "right" / "02.png")
+    capsys.readouterr()
+    assert train("tokenizer", images, tmp_path / "x.st", *words) == 1
+    err = capsys.readouterr().err
+    assert "the training images have changed since" in err and "1 added (left/new.png)" in err
+    assert "1 removed (left/01.png)" in err and "delete" in err
