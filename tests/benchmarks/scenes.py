@@ -1,7 +1,7 @@
 """Small pictures of four things out of doors, for the tutorial: boats, houses, suns, trees.
 
-Run `python tests/benchmarks/scenes.py FOLDER [--train 200] [--test 60] [--side 48]` to write FOLDER/train/<class>/*.jpg and
-FOLDER/test/<class>/*.jpg. Sky, ground, colours, size and place are drawn at random, alike for all classes.
+Run `python tests/benchmarks/scenes.py FOLDER [--train 200] [--test 60] [--side 48]` to write FOLDER/train/<class>/*.jpg
+and FOLDER/test/<class>/*.jpg. Sky, ground, colours, size and place are drawn at random, alike for all classes.
 """
 
 from __future__ import annotations
