@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from avarc_cli import environment, processes
@@ -52,3 +54,20 @@ def device_name(device: torch.device) -> str:
     if device.type == "xpu":
         return torch.xpu.get_device_name(device)
     return str(environment.machine()["cpu"])  # with mps the GPU is part of it
+
+
+def product_rate(device: torch.device, *, rounds: int = 5) -> float:
+    """Operations per second of a matrix product of typical size: fp32 on a CPU, bf16 on CUDA."""
+    cuda = device.type == "cuda"
+    dtype, rows = (torch.bfloat16, 8192) if cuda else (torch.float32, 1024)
+    generator = torch.Generator(device).manual_seed(0)
+    a = torch.randn(rows, 8192 if cuda else 1024, device=device, generator=generator).to(dtype)
+    b = torch.randn(a.shape[1], 8192 if cuda else 4096, device=device, generator=generator).to(dtype)
+    seconds = []
+    for _ in range(1 + rounds):  # the first warms up
+        started = time.perf_counter()
+        a @ b
+        if cuda:
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return 2 * a.shape[0] * a.shape[1] * b.shape[1] / min(seconds[1:])

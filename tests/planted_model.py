@@ -1,4 +1,4 @@
-"""A model whose scores are a table, with errors of a known size in its cheap variant: thousands of images in seconds."""
+"""A model whose scores are a table, with errors of a known size in its cheap variant: it scores thousands of images."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from avarc_cli.bench.timing import breakdown, peak_memory, product_rate, timed
-from avarc_cli.devices import pick_kernels
+from avarc_cli.bench.timing import breakdown, peak_memory, timed
+from avarc_cli.devices import pick_kernels, product_rate
 from avarc_cli.family import BenchWorkload
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.precision import tf32

@@ -54,14 +54,3 @@ def breakdown(run: Callable[[], Tensor], device: torch.device) -> tuple[tuple[st
     total = sum(spent.values()) or 1.0
     largest = sorted(spent.items(), key=lambda item: -item[1])[:OPS_SHOWN]
     return tuple((name, seconds / total) for name, seconds in largest)
-
-
-def product_rate(device: torch.device) -> float:
-    """Operations per second of a matrix product of typical size: fp32 on a CPU, bf16 on CUDA."""
-    cuda = device.type == "cuda"
-    dtype, rows = (torch.bfloat16, 8192) if cuda else (torch.float32, 1024)
-    a = torch.randn(rows, 8192 if cuda else 1024, device=device).to(dtype)
-    b = torch.randn(a.shape[1], 8192 if cuda else 4096, device=device).to(dtype)
-    a @ b
-    seconds = min(timed(lambda: a @ b, device)[0] for _ in range(5))
-    return 2 * a.shape[0] * a.shape[1] * b.shape[1] / seconds

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from avarc_cli import console
+from avarc_cli import console, processes
 from avarc_cli.commands import _images, _summary
 from avarc_cli.commands._groups import NO_OPTION
 from avarc_cli.errors import UsageError
@@ -36,6 +36,9 @@ class RunOptions:
         bool, option("--checkpoint-activations", help="Recompute activations in the backward pass: less memory.")
     ] = False
     compile: Annotated[bool, option("--compile", help="Compile blocks with torch.compile.")] = False
+    shard: Annotated[
+        bool, option("--shard", help="Divide weights and optimizer among torchrun's processes: large generators.")
+    ] = False
     save_every: Annotated[int, option("--save-every", min=1, help="Steps between checkpoints.")] = 500
     keep: Annotated[int, option("--keep", min=1, help="Checkpoints to keep, older ones as OUT.ckpt.STEP.")] = 1
     validation: Annotated[
@@ -63,6 +66,11 @@ class RunOptions:
     def __post_init__(self) -> None:
         """Raises: UsageError."""
         check_training_precision(self.precision)
+        if self.shard and processes.count() == 1:
+            raise UsageError(
+                "--shard divides a training among processes, and there is one",
+                fix="start several: torchrun --nproc-per-node 8 -m avarc_cli train ...; or leave out --shard",
+            )
         if self.hold_out is not None and not 0 < self.hold_out < 1:
             raise UsageError(f"--hold-out {self.hold_out}", "it is a fraction between 0 and 1", "write --hold-out 0.1")
         if self.hold_out is not None and self.validation:
@@ -77,7 +85,7 @@ class RunOptions:
             if asked is not None and find_spec(package) is None:
                 raise UsageError(f"{package} is not installed", fix=f"pip install {package}, or leave out --{package}")
         for folder in (self.log, self.tensorboard):
-            if folder is not None and not folder.parent.is_dir():
+            if folder is not None and processes.is_first() and not folder.parent.is_dir():
                 raise UsageError(f"cannot write '{folder}'", f"'{folder.parent}' is no folder")
 
     def parts(self, source: Source, seed: int) -> tuple[Source, Source | None]:
@@ -109,6 +117,7 @@ class RunOptions:
             precision=self.precision,
             recompute=self.checkpoint_activations,
             compile=self.compile,
+            shard=self.shard,
             keep=self.keep,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -212,13 +212,16 @@ def reserved(out: Path, overwrite: bool, *inputs: str | None, folder: bool = Fal
     from avarc_cli.train.resume import resume_file
     from avarc_cli.work.locks import only_writer
 
+    if not processes.is_first():  # one of several writes; the others may be on machines without its folders
+        yield
+        return
     if folder:
         outputs.check_new_folder(out)
     else:
         files = [Path(name) for name in inputs if name]
         overwrite = overwrite or resume_file(out).exists()
         outputs.check_output(out, outputs.WEIGHTS, overwrite=overwrite, inputs=files)
-    with only_writer(out) if processes.is_first() else nullcontext():  # one of several writes
+    with only_writer(out):
         yield
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
 
 from avarc_cli import processes
-from avarc_cli.errors import UsageError
+from avarc_cli.errors import AvarcError, UsageError
 
 _Object = TypeVar("_Object")
 
@@ -29,7 +29,8 @@ def joined(device: torch.device) -> Iterator[None]:
             f"{processes.count()} processes cannot share {device}",
             fix="use --device cuda: each takes its own",
         )
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # Objects travel by Gloo in any case: NCCL would carry them through the GPU's memory.
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield
     finally:
@@ -55,19 +56,23 @@ def add_up(values: Tensor) -> Tensor:
 
 def concatenate(rows: Tensor) -> Tensor:
     """The rows of all processes, in their order; a detached copy on this process's device."""
+    return torch.cat(from_all(rows.detach().cpu())).to(rows.device) if _are_several() else rows
+
+
+def by_first(make: Callable[[], _Object]) -> _Object:
+    """What the first process makes, which pickle can carry. Raises: in all processes, the AvarcError of the first."""
     if not _are_several():
-        return rows
-    parts: list[Tensor] = [rows] * count()
-    distributed.all_gather_object(parts, rows.detach().cpu())
-    return torch.cat(parts).to(rows.device)
-
-
-def from_first(thing: _Object) -> _Object:
-    """What the first process has, which pickle can carry."""
-    things = [thing]
-    if _are_several():
-        distributed.broadcast_object_list(things)
-    return things[0]
+        return make()
+    made: list[_Object | AvarcError | None] = [None]
+    if rank() == 0:
+        try:
+            made = [make()]
+        except AvarcError as error:
+            made = [error]
+    distributed.broadcast_object_list(made)
+    if isinstance(made[0], AvarcError):
+        raise made[0]
+    return cast("_Object", made[0])
 
 
 def from_all(thing: _Object) -> list[_Object]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avarc_cli.layers.precision import CACHED
+from avarc_cli.layers.linears import CACHED
 
 
 def gelu(x: Tensor) -> Tensor:

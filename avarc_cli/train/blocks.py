@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -33,9 +35,23 @@ def _is_called(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward
 
 
+M_MMAP_THRESHOLD, LARGE = -3, 1 << 20  # of glibc's malloc.h; bytes
+
+
+def return_memory() -> None:
+    """Make malloc give the memory of large tensors back to the system when they are freed, where it is glibc's.
+
+    By itself it soon keeps all below 32 MiB. The optimizer's state, which the first step allocates, then lies between
+    the places of activations, and the next step needs others: as much memory as recomputing saves.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE)
+
+
 @contextmanager
 def recomputed(network: nn.Module) -> Iterator[None]:
     """Keep only the inputs of repeated blocks for the backward pass, which computes the rest again."""
+    return_memory()
     blocks = repeated_blocks(network)
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -20,18 +20,17 @@ from avarc_cli import families
 from avarc_cli.data.image_scores import ImageScores
 from avarc_cli.layers.rows import Rows
 from avarc_cli.loaded import LoadedTokenizer, check_kind
-from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.text.features import TextInput
 from avarc_cli.tokens.source import Source, class_names, image_names, title
 from avarc_cli.train.class_captions import ClassCaptions
-from avarc_cli.train.generator import prepare, seed_dropout, watched_batches
+from avarc_cli.train.generator import prepare, seed_dropout, shown, watched_batches
 from avarc_cli.train.images import Augment
 from avarc_cli.train.loop import conclude, fingerprint, train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
-from avarc_cli.train.save import save_generator
+from avarc_cli.train.save import check_place, save_generator
 from avarc_cli.train.start import Start
 from avarc_cli.train.token_batches import CachedTokens, EncodedImages, training_batches
 from avarc_cli.train.updates import LossOfRows
@@ -77,7 +76,7 @@ def train_on_captions(
     Raises: UsageError for images without a score, a `start` of another family, and a
         tokenizer of the wrong kind of tokens; otherwise as `train_generator`.
     """
-    check_output(out, WEIGHTS, overwrite=True)
+    check_place(out)
     maker = families.GENERATORS.get(family)
     check_kind(f"a {maker.title}", maker.continuous, tokenizer)
     shape = dict(shape) if start is None else start.shape(maker, tokenizer)
@@ -107,11 +106,9 @@ def train_on_captions(
             dropped_B = rows.take(torch.rand(rows.of, generator=generator) < dropout)
             objective = recipe.objective(recipe.steps - 1 if validates else step, segments)
             draw = model.draw(rows.of, objective, generator).take(rows)
-            seed_dropout(recipe, generator)
+            seed_dropout(network, recipe, rows, generator)
             score_B = None if score_N is None else rows.take(score_N[data.rows(step, rows.of)])
-            loss = model.caption_loss(tokens_BL.to(device), chosen, dropped_B, objective, draw, score_B=score_B)
-            shown = loss.shown or {"bits/token": loss.mean.item() / math.log(2)}
-            return loss.mean, dict(shown)
+            return shown(model.caption_loss(tokens_BL.to(device), chosen, dropped_B, objective, draw, score_B=score_B))
 
         return loss_of_rows
 

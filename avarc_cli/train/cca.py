@@ -24,7 +24,6 @@ from avarc_cli.layers import low_rank
 from avarc_cli.layers.low_rank import LowRank
 from avarc_cli.layers.rows import Rows
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
-from avarc_cli.outputs import WEIGHTS, check_new_folder, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.settings import check_contrast
 from avarc_cli.tokens.source import Source, class_names, relabelled
@@ -34,7 +33,7 @@ from avarc_cli.train.loop import Trained, conclude, fingerprint, train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
-from avarc_cli.train.save import save_generator, save_lora
+from avarc_cli.train.save import check_place, save_generator, save_lora
 from avarc_cli.train.token_batches import TokenBatches, training_batches
 from avarc_cli.train.updates import LossOfRows
 from avarc_cli.train.watch import Watched
@@ -98,10 +97,7 @@ def align(
             "it contrasts an image's class with another one, and of two captions both may be right",
             "fine-tune a model of classes",
         )
-    if rank:
-        check_new_folder(out)
-    else:
-        check_output(out, WEIGHTS, overwrite=True)
+    check_place(out, folder=rank > 0)
     tokenizer, left_out = model.tokenizer, (run or Run()).left_out
     data = training_batches(_labelled(source, model), tokenizer, augment, seed=recipe.seed, left_out=left_out)
     reference = base_of(model.likelihood)

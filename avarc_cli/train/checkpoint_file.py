@@ -27,7 +27,12 @@ def write(path: Path, state: dict[str, Any]) -> None:
     """Write or replace a checkpoint in one step. Raises: OSError."""
     with replacing(path) as temporary, temporary.open("w+b") as file:
         # To a file object: given a name, torch stores it in the archive, and the temporary name is random.
-        torch.save(state | {"format": FORMAT}, file)
+        try:
+            torch.save(state | {"format": FORMAT}, file)
+        except RuntimeError as error:  # of ending an archive that could not be written
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         file.seek(-2, os.SEEK_END)  # the length of the comment ends the archive, 0 so far
         file.write(COMMENT_LENGTH.to_bytes(2, "little") + MARK)
         digest = _digest(file, file.tell())

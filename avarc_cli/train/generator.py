@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avarc_cli import families
-from avarc_cli.layers.dropout import set_dropout
+from avarc_cli.layers.dropout import set_dropout, set_rows
 from avarc_cli.layers.rows import Rows
 from avarc_cli.layers.sampling import generator_of
 from avarc_cli.likelihood import NetworkModel
 from avarc_cli.loaded import LoadedTokenizer, check_kind
-from avarc_cli.outputs import WEIGHTS, check_output
+from avarc_cli.objective import StepLoss
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.tokens.source import Source, class_names
 from avarc_cli.train.images import Augment
@@ -30,7 +30,7 @@ from avarc_cli.train.loop import Trained, conclude, fingerprint, train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
-from avarc_cli.train.save import save_generator
+from avarc_cli.train.save import check_place, save_generator
 from avarc_cli.train.token_batches import (
     CachedTokens,
     EncodedImages,
@@ -76,7 +76,7 @@ def train_generator(
     Raises: UsageError for images without a class; CacheError for a cache of another tokenizer; otherwise as
         `train_tokenizer`.
     """
-    check_output(out, WEIGHTS, overwrite=True)
+    check_place(out)
     check_classes(source)
     names, left_out = class_names(source), (run or Run()).left_out
     data = training_batches(source, tokenizer, augment, seed=recipe.seed, left_out=left_out)
@@ -99,9 +99,10 @@ def prepare(model: NetworkModel, recipe: Recipe) -> None:
     set_dropout(model.network, recipe.dropout)
 
 
-def seed_dropout(recipe: Recipe, generator: torch.Generator) -> None:
+def seed_dropout(network: nn.Module, recipe: Recipe, rows: Rows, generator: torch.Generator) -> None:
     """Make the dropout of a step a function of the step's own generator: torch draws it from its global ones."""
     if recipe.dropout:
+        set_rows(network, rows)
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
 
 
@@ -163,11 +164,17 @@ def loss_of(model: TrainableModel, data: TokenBatches, recipe: Recipe, *, valida
         objective = recipe.objective(recipe.steps - 1 if validates else step, segments)
         objective = replace(objective, drop_path=0.0) if validates else objective
         draw = model.draw(rows.of, objective, generator).take(rows)
-        seed_dropout(recipe, generator)
-        loss = model.training_loss(tokens_BL.to(device), class_B.to(device), objective, draw).mean
-        return loss, {"bits/token": loss.item() / math.log(2)}
+        seed_dropout(model.network, recipe, rows, generator)
+        return shown(model.training_loss(tokens_BL.to(device), class_B.to(device), objective, draw))
 
     return loss_of_rows
+
+
+def shown(loss: StepLoss) -> tuple[Tensor, dict[str, float]]:
+    """A step's loss with gradients, and what to show of it."""
+    if loss.shown is not None:
+        return loss.mean, dict(loss.shown)
+    return loss.mean, {"bits/token": loss.mean.item() / math.log(2), "accuracy": loss.accuracy.item()}
 
 
 def watched_batches(

@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from avarc_cli import processes
-from avarc_cli.errors import AvarcError, Interrupted
+from avarc_cli.devices import product_rate
+from avarc_cli.errors import AvarcError, Interrupted, UsageError, describe_differences
 from avarc_cli.layers import collectives
 from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.process import held_back
 from avarc_cli.progress import MetricsProgress, Notify, no_message
+from avarc_cli.train import sharding
 from avarc_cli.train.best import Best
 from avarc_cli.train.blocks import compiled, recomputed
 from avarc_cli.train.recipe import Recipe
@@ -106,6 +109,10 @@ def _train(
         identity["precision"] = run.precision
     if watched.validation is not None:
         identity["validation"] = f"{watched.validation.subject}, every {run.validate_every} steps"
+    _check_alike(identity)
+    if run.shard:
+        _check_shardable(model, kept)
+        sharding.shard(model)
     optimizer = new_optimizer(model, recipe, decays)
     updates = Updates(model, loss_of_rows, optimizer, run, batch_size=recipe.batch_size)
     if run.rehearse is not None:
@@ -121,12 +128,14 @@ def _train(
     with ExitStack() as stack:
         stack.enter_context(_interruptible(checkpoint))
         writers = stack.enter_context(opened(run, identity, start))
+        peak = product_rate(updates.device, rounds=2) if writers else None
         stack.enter_context(_as_asked(model, run))
         ending = stack.enter_context(held_back() if checkpoint else _at_once())
-        watch = Watch(run, watched, best, model, batch_size=recipe.batch_size, writers=writers)
+        watch = Watch(run, watched, best, model, batch_size=recipe.batch_size, writers=writers, peak=peak)
         for step in range(start, recipe.steps):
             set_rates(optimizer, recipe, step)
-            done = updates.gradients(step, recipe.clip, asked_to_end=ending)
+            with watch.counting():
+                done = updates.gradients(step, recipe.clip, asked_to_end=ending)
             _check(done, run, step, checkpoint)
             if kept is not None:
                 kept.before_update(step, recipe.steps)
@@ -142,9 +151,15 @@ def _train(
             stops = done.stops or (bool(ending) and collectives.count() == 1)  # several end after the same step
             if checkpoint and (stops or (step + 1) % recipe.save_every == 0):
                 state.save(checkpoint, step + 1, keep=run.keep)
+            if stops and not ending:  # another process was asked
+                raise KeyboardInterrupt
             if stops:
                 break
-    model.load_state_dict(averaged if best.weights is None else best.weights)
+    final = averaged if best.weights is None else best.weights
+    if run.shard:
+        sharding.make_whole(model, final)
+    else:
+        model.load_state_dict(final)
     model.eval()
     return Trained(recipe.steps, None) if best.weights is None else Trained(best.step, best.loss)
 
@@ -161,6 +176,25 @@ def conclude(trained: Trained | None, out: Path, save: Callable[[], None], run: 
         run.note(
             f"these are the weights after {trained.step} steps, the best on validation data: loss {trained.best:.4g}"
         )
+
+
+def _check_alike(identity: dict[str, Any]) -> None:
+    """Raises: UsageError in all processes when one trains something else: on its machine the images are others, say."""
+    first = collectives.by_first(lambda: identity)
+    differences = collectives.from_all(describe_differences(first, identity, sides=("in process 0", "there")))
+    for number, found in enumerate(differences):
+        if found:
+            what = f"process {number} trains something else than process 0"
+            raise UsageError(what, found, "give every machine the same images, files and options")
+
+
+def _check_shardable(model: nn.Module, kept: Kept | None) -> None:
+    """Raises: UsageError for a training that cannot be divided among processes."""
+    what = "--shard divides the weights of generators only"
+    if kept is not None:
+        raise UsageError(what, "a tokenizer fits on one GPU, and its losses change its codes", "leave out --shard")
+    if not all(p.requires_grad for p in model.parameters()):
+        raise UsageError(what, "an adapter is small, and the weights it changes stay as they are", "leave out --shard")
 
 
 def _check(done: Done, run: Run, step: int, checkpoint: Path | None) -> None:

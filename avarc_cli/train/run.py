@@ -30,6 +30,8 @@ class Run:
     """Keep no activations inside of blocks; the backward pass computes them again."""
     compile: bool = False
     """Compile blocks with torch.compile."""
+    shard: bool = False
+    """Divide weights, gradients and the optimizer's state among the processes."""
     keep: int = 1
     """Checkpoints."""
     validate_every: int = 500

@@ -10,15 +10,27 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
+from avarc_cli import processes
 from avarc_cli.errors import AvarcError
 from avarc_cli.layers.low_rank import LowRank, peft_tensors
 from avarc_cli.likelihood import NetworkModel
 from avarc_cli.names import to_json
+from avarc_cli.outputs import WEIGHTS, check_new_folder, check_output
 from avarc_cli.storage import new_folder, write_bytes
 from avarc_cli.text import small as small_text
 from avarc_cli.text.hub_folder import CONFIG
 from avarc_cli.text.small import SmallTextNetwork
 from avarc_cli.tokenizer import TokenizerNetwork
+
+
+def check_place(out: Path, *, folder: bool = False) -> None:
+    """Check that weights can be written there, in the one process of a training that writes. Raises: UsageError."""
+    if not processes.is_first():
+        return
+    if folder:
+        check_new_folder(out)
+    else:
+        check_output(out, WEIGHTS, overwrite=True)
 
 
 def save_tokenizer(

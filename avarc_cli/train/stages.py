@@ -14,7 +14,6 @@ from avarc_cli.errors import UsageError
 from avarc_cli.family import TokenizerFamily
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.loaded import LoadedTokenizer
-from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.tokenizer import TokenizerNetwork
 from avarc_cli.train.images import Augment
@@ -22,6 +21,7 @@ from avarc_cli.train.loop import fingerprint
 from avarc_cli.train.published_loss import Terms
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.run import Run
+from avarc_cli.train.save import check_place
 from avarc_cli.train.tokenizer import fit, published
 from avarc_cli.zoo import checkpoint
 
@@ -52,7 +52,7 @@ def train_first_stage(
         augment, held_out, run, progress, say: as for `train_tokenizer`.
     Raises: UsageError for a teacher of the wrong family, or a shape that does not fit; otherwise as `train_tokenizer`.
     """
-    check_output(out, WEIGHTS, overwrite=True)
+    check_place(out)
     known = families.TOKENIZERS.get(family)
     _check_teacher(teacher, known)
     torch.manual_seed(recipe.seed)
@@ -104,7 +104,7 @@ def train_second_stage(
     Raises: UsageError for a file of no first stage, or a teacher that is not the one it was trained with;
         CheckpointError for a file that cannot be read; otherwise as `train_tokenizer`.
     """
-    check_output(out, WEIGHTS, overwrite=True)
+    check_place(out)
     known = families.TOKENIZERS.get(family)
     _check_teacher(teacher, known)
     read = checkpoint.read(first)

@@ -18,9 +18,12 @@ from avarc_cli.errors import AvarcError, CheckpointError, describe_differences
 from avarc_cli.layers import collectives
 from avarc_cli.progress import Notify
 from avarc_cli.storage import beside, remove_leftovers_of
-from avarc_cli.train import checkpoint_file
+from avarc_cli.train import checkpoint_file, sharding
 from avarc_cli.train.best import Best
 from avarc_cli.train.listing import Listing
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, of every parameter
+_DAMAGE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)  # what content of wrong types raises
 
 
 class Kept(Protocol):
@@ -60,10 +63,10 @@ class State:
     def save(self, path: Path, step: int, *, keep: int = 1) -> None:
         """Write a checkpoint after `step` steps, as the first process; older ones beyond the last `keep` are deleted.
 
-        Raises: AvarcError when it cannot be written; then the one before is as it was.
+        It is the same for any number of processes, sharded or not. All processes come here together.
+
+        Raises: in all processes, AvarcError when it cannot be written; then the one before is as it was.
         """
-        if collectives.rank() > 0:
-            return
         state = {
             "identity": self.identity,
             "step": step,
@@ -73,51 +76,85 @@ class State:
             "scaler": self.scaler.state_dict(),
             "best": self.best.state_dict(),
             "kept": {} if self.kept is None else self.kept.state_dict(),
-            "images": self.images,
+            "images": self.images if collectives.rank() == 0 else {},
         }
-        try:
-            checkpoint_file.write(path, state)
-            _keep(path, step, keep)
-        except OSError as error:
-            before = "the one before is still there" if path.exists() else "there is none from before"
-            raise AvarcError(
-                f"cannot write the checkpoint of step {step} to '{path}'",
-                f"{error.strerror or error}; {before}",
-                "free some space, then run the same command again to continue",
-            ) from None
+        state = sharding.whole(state)
+        collectives.by_first(lambda: _write(path, state, step, keep))
 
     def resume(self, path: Path, say: Notify) -> int:
-        """Load the checkpoint, if there is one; the number of steps done. Raises: CheckpointError."""
-        found = collectives.from_first(self._read(path) if collectives.rank() == 0 else None)
-        if found is None:
+        """Load the checkpoint, if there is one; the number of steps done.
+
+        Only the first process reads the file. Raises: in all processes, CheckpointError.
+        """
+        weights: dict[str, dict[Any, Tensor]] = {}  # in the first process
+        state = collectives.by_first(lambda: self._read(path, weights, say))
+        if state is None:
             return 0
-        state, verified = found
+        try:
+            if self.kept is not None and "kept" in state:
+                self.kept.load_state_dict(state["kept"])
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
+        except _DAMAGE as error:
+            raise _corrupt(path, error) from None
+        parameters = self._parameters()
+        trained = {number: parameters[number] for number in state["optimizer_steps"]}
+        here: dict[str, dict[Any, Tensor]] = {
+            "averaged": self.averaged,
+            "model": self.model.state_dict(),
+            **dict.fromkeys(MOMENTS, trained),
+        }
+        if state["best"] is not None:
+            here["best"] = self.averaged
+        got = {name: sharding.received(tensors, weights.get(name)) for name, tensors in here.items()}
+        self.model.load_state_dict(got["model"])
+        moments = {
+            number: {"step": step, **{moment: got[moment][number] for moment in MOMENTS}}
+            for number, step in state["optimizer_steps"].items()
+        }
+        groups = self.optimizer.state_dict()["param_groups"]  # the recipe decides about these
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for key, value in got["averaged"].items():
+            self.averaged[key].copy_(value)
+        if state["best"] is not None:
+            self.best.load_state_dict({**state["best"], "weights": got["best"]})
+        done: int = state["step"]
+        return done
+
+    def _read(self, path: Path, weights: dict[str, dict[Any, Tensor]], say: Notify) -> dict[str, Any] | None:
+        """What a checkpoint says, but for its large tensors, which are put into `weights`.
+
+        Raises: CheckpointError.
+        """
+        remove_leftovers_of(path)  # of a kill while saving
+        if not path.exists():
+            return None
+        state, verified = checkpoint_file.read(path)
+        self._check_identity(path, state)
+        try:
+            self._check(state)
+            best = state.pop("best", None)
+            if best is not None:
+                weights["best"] = best.pop("weights")
+                _check_tensors("best", weights["best"], self.averaged)
+                Best().load_state_dict({**best, "weights": {}})
+        except _DAMAGE as error:
+            raise _corrupt(path, error) from None
+        moments = state.pop("optimizer")["state"]
+        state.pop("images", None)
+        weights |= {name: state.pop(name) for name in ("model", "averaged")}
+        weights |= {moment: {number: each[moment] for number, each in moments.items()} for moment in MOMENTS}
+        if not verified:
+            say(f"{path} was written by an older avarc, without a digest: damage would not be noticed")
+        return {**state, "best": best, "optimizer_steps": {number: each["step"] for number, each in moments.items()}}
+
+    def _check_identity(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Raises: CheckpointError for a checkpoint of another training."""
         theirs = state.get("identity")
         if not isinstance(theirs, dict):
             raise checkpoint_file.corrupt(path, "it does not say which training it is of")
         if differences := describe_differences(theirs, self.identity):
             raise self._of_another(path, theirs, differences, state.get("images"))
-        try:
-            self._check(state)
-            if self.kept is not None and "kept" in state:
-                self.kept.load_state_dict(state["kept"])
-            if (best := state.get("best")) is not None:
-                _check_tensors("best", best["weights"], self.averaged)
-                self.best.load_state_dict(best)
-            if self.scaler.is_enabled():
-                self.scaler.load_state_dict(state["scaler"])
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            raise checkpoint_file.corrupt(path, why) from None
-        self.model.load_state_dict(state["model"])
-        groups = self.optimizer.state_dict()["param_groups"]  # the recipe decides about these
-        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        for key, value in state["averaged"].items():
-            self.averaged[key].copy_(value)
-        if not verified:
-            say(f"{path} was written by an older avarc, without a digest: damage would not be noticed")
-        step: int = state["step"]
-        return step
 
     def _of_another(
         self, path: Path, theirs: Mapping[str, Any], differences: str, images: Mapping[str, Any] | None
@@ -136,9 +173,9 @@ class State:
             fix = f"repeat that run's options to continue it, or {fix}"
         return CheckpointError(what, differences, fix)
 
-    def _read(self, path: Path) -> tuple[dict[str, Any], bool] | None:
-        remove_leftovers_of(path)  # of a kill while saving
-        return checkpoint_file.read(path) if path.exists() else None
+    def _parameters(self) -> list[nn.Parameter]:
+        """By their numbers in the optimizer's state."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _check(self, state: Mapping[str, Any]) -> None:
         """Raises: what the wrong types raise, or ValueError, unless this training can have saved the state."""
@@ -148,11 +185,29 @@ class State:
             _check_tensors(name, state[name], self.averaged)
         if not state["optimizer"]["state"]:
             raise ValueError("its optimizer has no state")
-        parameters = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
+        parameters = dict(enumerate(self._parameters()))
         for number, moments in state["optimizer"]["state"].items():
             parameter = parameters[number]
-            expected = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
+            expected = {"step": torch.tensor(0.0), **dict.fromkeys(MOMENTS, parameter)}
             _check_tensors("optimizer", moments, expected)
+
+
+def _write(path: Path, state: dict[str, Any], step: int, keep: int) -> None:
+    """Raises: AvarcError."""
+    try:
+        checkpoint_file.write(path, state)
+        _keep(path, step, keep)
+    except OSError as error:
+        before = "the one before is still there" if path.exists() else "there is none from before"
+        raise AvarcError(
+            f"cannot write the checkpoint of step {step} to '{path}'",
+            f"{error.strerror or error}; {before}",
+            "free some space, then run the same command again to continue",
+        ) from None
+
+
+def _corrupt(path: Path, error: Exception) -> CheckpointError:
+    return checkpoint_file.corrupt(path, f"it has no {error}" if isinstance(error, KeyError) else str(error))
 
 
 def _what_differs(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str] | None:

@@ -20,7 +20,6 @@ from avarc_cli.layers.precision import tf32
 from avarc_cli.layers.rows import Rows
 from avarc_cli.layers.vq_loss import Measures, ReconstructionLoss
 from avarc_cli.layers.weight_decay import decays_unless_named
-from avarc_cli.outputs import WEIGHTS, check_output
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.settings import SMALL
 from avarc_cli.tokenizer import TokenizerNetwork
@@ -32,7 +31,7 @@ from avarc_cli.train.published_loss import Terms, check, describe, left_out, mak
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
-from avarc_cli.train.save import save_tokenizer
+from avarc_cli.train.save import check_place, save_tokenizer
 from avarc_cli.train.validation import Validation, labelled_as
 from avarc_cli.train.watch import Watched, grid
 
@@ -79,7 +78,7 @@ def train_tokenizer(
     Raises: UsageError for a shape that does not fit; AvarcError for an unreadable image, a loss that is not finite, or
         an output that cannot be written; CheckpointError for an OUT.ckpt of another training; Interrupted on Ctrl-C.
     """
-    check_output(out, WEIGHTS, overwrite=True)
+    check_place(out)
     known = families.TOKENIZERS.get(family)
     torch.manual_seed(recipe.seed)
     network = known.new(image_size=image_size, **shape)
@@ -168,7 +167,7 @@ def fit(
     def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
         x, labels, generator = batches.batch(step, rows)
         before(labels, rows, generator)
-        seed_dropout(recipe, generator)
+        seed_dropout(network, recipe, rows, generator)
         return loss(x.to(device).contiguous(memory_format=torch.channels_last), step, recipe.steps, generator)
 
     subject = {"network": str(network.config), **batches.subject, **(made_of or {})}

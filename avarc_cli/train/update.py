@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.train.recipe import Recipe
+from avarc_cli.train.sharding import undivided
 
 Decays = Callable[[str, Tensor], bool]  # (name, parameter) -> whether weight decay applies to it
 DECAYED = "decayed"  # key of a group of parameters: whether its weight decay is the recipe's, or 0
@@ -76,7 +77,7 @@ def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> No
 
 def clip(parameters: Iterable[nn.Parameter], limit: float | None) -> float:
     """Clip gradients to this norm over all tensors together. Returns: the norm before."""
-    return float(nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit))
+    return float(undivided(nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)))
 
 
 def spread(parameters: Iterable[nn.Parameter], recipe: Recipe) -> float | None:
@@ -86,7 +87,8 @@ def spread(parameters: Iterable[nn.Parameter], recipe: Recipe) -> float | None:
     """
     if recipe.skip_norm is None:
         return None
-    return sum(p.grad.norm().item() for p in parameters if p.grad is not None)
+    norms = [p.grad.norm() for p in parameters if p.grad is not None]
+    return sum(undivided(torch.stack(norms)).tolist())
 
 
 def is_skipped(norms: float, recipe: Recipe, step: int) -> bool:

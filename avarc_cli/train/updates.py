@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from avarc_cli.errors import UsageError
 from avarc_cli.layers import collectives
 from avarc_cli.layers.rows import Rows
+from avarc_cli.train import sharding
 from avarc_cli.train.run import Run
 from avarc_cli.train.update import clip
 
@@ -32,7 +33,7 @@ class _Pass(nn.Module):
         self.network, self.loss = network, loss
 
     def forward(self, step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
-        return self.loss(step, rows)
+        return sharding.call(self.network, self.loss, step, rows)
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class Updates:
         processes = collectives.count()
         own = Rows.whole(batch_size).split(processes)[collectives.rank()]
         self.parts = own.split(run.accumulate)
-        self.weights = [processes * part.share for part in self.parts]  # DDP takes the mean over processes
+        self.weights = [processes * part.share for part in self.parts]  # DDP and FSDP take the mean over processes
         self.passes = _Pass(network, loss)
-        self.synchronized = _synchronized(self.passes) if processes > 1 else None
+        self.synchronized = _synchronized(self.passes) if processes > 1 and not run.shard else None
 
     def gradients(self, step: int, limit: float | None, *, asked_to_end: Sequence[int] = ()) -> Done:
         """Compute the clipped gradient of a step. Its norm is not finite where that of fp16 overflowed.
@@ -107,12 +108,12 @@ class Updates:
         return loss, values
 
     def _synchronizing(self, number: int) -> AbstractContextManager[Any]:
-        """Gradients are exchanged with those of the last pass."""
+        """Gradients are exchanged with those of the last pass; of a divided network with those of every pass."""
         is_last = number == len(self.parts) - 1
         return nullcontext() if self.synchronized is None or is_last else self.synchronized.no_sync()
 
     def _over_processes(self, means: dict[str, float], asked_to_end: Sequence[int]) -> tuple[dict[str, float], bool]:
-        if self.synchronized is None:
+        if collectives.count() == 1:
             return means, bool(asked_to_end)
         numbers = torch.tensor([*means.values(), float(bool(asked_to_end))], dtype=torch.float64, device=self.device)
         *shared, ending = collectives.add_up(numbers).tolist()

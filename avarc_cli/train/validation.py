@@ -16,6 +16,7 @@ from avarc_cli.errors import UsageError, shorten_list
 from avarc_cli.layers import collectives
 from avarc_cli.layers.rows import Rows
 from avarc_cli.tokens.source import Source, SourceT, class_names, relabelled, title
+from avarc_cli.train.sharding import gathered
 from avarc_cli.train.state import Kept
 from avarc_cli.train.updates import LossOfRows
 
@@ -57,12 +58,16 @@ class Validation:
 
 @contextmanager
 def with_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """A network in evaluation mode with these weights; afterwards it trains on with its own."""
+    """A network in evaluation mode with these weights; afterwards it trains on with its own.
+
+    All processes come here together.
+    """
     own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.load_state_dict(weights)
     network.eval()
     try:
-        yield
+        with gathered(network):
+            yield
     finally:
         network.load_state_dict(own)
         network.train()

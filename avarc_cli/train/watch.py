@@ -41,22 +41,54 @@ class Watch:
     """Reports of one training, made by the first process; validation is measured by all."""
 
     def __init__(
-        self, run: Run, watched: Watched, best: Best, network: nn.Module, *, batch_size: int, writers: list[Writer]
+        self,
+        run: Run,
+        watched: Watched,
+        best: Best,
+        network: nn.Module,
+        *,
+        batch_size: int,
+        writers: list[Writer],
+        peak: float | None = None,
     ) -> None:
+        """Args:
+        peak: operations per second of the device's matrix products; None where nothing is written.
+        """
         self.run, self.watched, self.best, self.network = run, watched, best, network
-        self.batch_size, self.writers, self.means = batch_size, writers, Means()
+        self.batch_size, self.writers, self.peak, self.means = batch_size, writers, peak, Means()
         self.device = next(network.parameters()).device
+        self.operations: int | None = None  # of a step, in this process
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """In the first step, count the operations of what is done here."""
+        if self.peak is None or self.operations is not None:
+            yield
+            return
+        from torch.utils.flop_counter import FlopCounterMode  # imports Triton: only where it is needed
+
+        with FlopCounterMode(display=False) as counter:
+            yield
+        self.operations = counter.get_total_flops()
 
     def after(self, step: int, done: Done, rate: float, averaged: Mapping[str, Tensor], *, is_last: bool) -> None:
         """Report what is due after `step` steps."""
         self.means.add({"loss": done.loss, **done.values, "gradient_norm": done.norm})
         if step % self.run.log_every == 0 or is_last:
-            self._write(step, {**self.means.take(self.batch_size, self.device), "learning_rate": rate})
+            self._write(step, {**self._means(), "learning_rate": rate})
         with self.means.pausing():
             if self.watched.validation is not None and (step % self.run.validate_every == 0 or is_last):
                 self._validate(self.watched.validation, step, averaged)
             if self.run.pictures_every and step % self.run.pictures_every == 0:
                 self._draw(step, averaged)
+
+    def _means(self) -> dict[str, float]:
+        """Since the last report."""
+        means = self.means.take(self.batch_size, self.device)
+        if self.peak and self.operations:
+            per_image = self.operations / self.batch_size
+            means["share_of_peak"] = per_image * means["images_per_second"] / self.peak
+        return means
 
     def _validate(self, validation: Validation, step: int, averaged: Mapping[str, Tensor]) -> None:
         values = validation.measure(self.network, averaged)
@@ -66,10 +98,11 @@ class Watch:
         self._write(step, {f"validation/{name}": value for name, value in values.items()})
 
     def _draw(self, step: int, averaged: Mapping[str, Tensor]) -> None:
-        if not self.writers or self.watched.draw is None:
+        if self.watched.draw is None:
             return
         with with_weights(self.network, averaged):
-            pixels = self.watched.draw()
+            if self.writers:
+                pixels = self.watched.draw()
         for writer in self.writers:
             writer.picture(step, pixels)
 

@@ -5,7 +5,7 @@ Shapes: P sequences, H heads, T new positions, S positions of prefix and new one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -67,7 +67,8 @@ def block_causal_attention(
 def _prefixes(x_PHSD: Tensor, ends: Sequence[int]) -> tuple[Tensor, ...]:
     """The first positions up to each end, as views; the last end is S."""
     if len(ends) > 1 and torch.is_grad_enabled() and x_PHSD.requires_grad:
-        return cast("tuple[Tensor, ...]", _Prefixes.apply(x_PHSD, ends))
+        prefixes = cast("Callable[[Tensor, Sequence[int]], tuple[Tensor, ...]]", _Prefixes.apply)
+        return prefixes(x_PHSD, ends)
     return tuple(x_PHSD[:, :, :end] for end in ends)
 
 

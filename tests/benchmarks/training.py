@@ -42,11 +42,12 @@ from avarc_cli.loaded import LoadedTokenizer
 from avarc_cli.loading import load_tokenizer
 from avarc_cli.progress import MetricsProgress
 from avarc_cli.train import loop, updates
-from avarc_cli.train.generator import EncodedImages, TokenBatches, loss_of, new_generator
+from avarc_cli.train.generator import loss_of, new_generator
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.loop import train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.run import Run
+from avarc_cli.train.token_batches import EncodedImages, TokenBatches
 from avarc_cli.train.watch import Watch
 from avarc_cli.trainable import TrainableModel
 
@@ -134,9 +135,9 @@ class Turns:
 
     def __call__(self, done: int, values: dict[str, float], /) -> None:
         self.seconds[OURS].append(_passed(self._since))
-        for name, loop in self.loops.items():
+        for name, plain in self.loops.items():
             began = _clocks()
-            loss = loop.step(*self.data.batch(done - 1, Rows.whole(BATCH)))
+            loss = plain.step(*self.data.batch(done - 1, Rows.whole(BATCH)))
             self.seconds[name].append(_passed(began))
             if done == 1 and abs(loss / math.log(2) - values["bits/token"]) > 1e-3:
                 raise AssertionError(f"{name}: the first loss is {loss / math.log(2)}, ours {values['bits/token']}")
@@ -209,25 +210,6 @@ def take_turns(family: str, size: str, rounds: int) -> tuple[TrainableModel, Tur
     model = new_generator(family, tokenizer, CLASSES, SIZES[size][family], seed=0)
     networks = {"plain, modules": as_modules(model), "plain, functions": as_functions(model, tokenizer.network)}
     turns = Turns({name: PlainLoop(network, recipe) for name, network in networks.items()}, data)
-    _train(model, data, recipe, turns)
-    return model, turns
-
-
-def shares(self) -> dict[str, float]:
-    """Fractions of the time."""
-    s, total = self._counted, self._ended - self._began
-    parts = {"images": s["images"], "encoding": s["tokens"] - s["images"], "forward": s["loss"] - s["tokens"]}
-    parts |= {name: s[name] for name in ("backward", "clipping", "optimizer", "average", "logs")}
-    return {name: seconds / total for name, seconds in (parts | {"rest": total - sum(parts.values())}).items()}
-
-
-def take_turns(family: str, size: str, rounds: int) -> tuple[TrainableModel, Turns]:
-    """A model after its training, in turns with the plain loop, on tokens in memory."""
-    tokenizer, recipe = _tokenizer(READS[family], SIZES[size]), _recipe(rounds)
-    tokens_BL = torch.randint(tokenizer.vocab_size, (BATCH, tokenizer.layout.num_tokens))
-    data = Tokens(tokens_BL, torch.arange(BATCH) % CLASSES, {})
-    model = new_generator(family, tokenizer, CLASSES, SIZES[size][family], seed=0)
-    turns = Turns(PlainLoop(model, tokenizer.network, recipe), data)
     _train(model, data, recipe, turns)
     return model, turns
 

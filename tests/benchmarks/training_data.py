@@ -1,12 +1,12 @@
 """What reading images costs a training: steps per second, and memory of several processes.
 
-    python tests/benchmarks/training_data.py speed [--latency 5]
+    python tests/benchmarks/training_data.py speed
     torchrun --nproc-per-node 2 tests/benchmarks/training_data.py memory [--apart]
 
 `speed` trains a small tokenizer on JPEGs of 500 x 375 pixels in interleaved rounds: all images in memory; decoded while
-the step before is computed; and decoded when a step needs them, as before. --latency: milliseconds that opening a file
-takes, as on a network. `memory` prints what the pixels add to each process: all that is mapped, and its share of it
-(Rss and Pss of /proc/self/smaps_rollup); --apart: each process has its own.
+the step before is computed; and decoded when a step needs them, as before. It prints steps per second, and the part of
+the time that steps wait for images. `memory` prints what the pixels add to each process: all that is mapped, and its
+share of it (Rss and Pss of /proc/self/smaps_rollup); --apart: each process has its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,17 +26,17 @@ import torch
 from PIL import Image
 
 from avarc_cli.data.datasets import ImageSet, open_images
-from avarc_cli.data.image_source import ImageFiles
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.layers import collectives
+from avarc_cli.layers.rows import Rows
 from avarc_cli.train import images as training_images
 from avarc_cli.train.images import Augment, TrainingImages
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.tokenizer import train_tokenizer
 
-IMAGES, ROUNDS, STEPS, BATCH = 192, 7, 6, 16
-SHAPE = {"vocab_size": 64, "z_channels": 8, "ch": 32, "ch_mult": (1, 2), "patch_nums": (1, 2, 4, 8, 16), "blocks": 1}
-SIZE = 32
+IMAGES, ROUNDS, STEPS, BATCH = 192, 9, 11, 16
+SHAPE = {"vocab_size": 64, "z_channels": 8, "ch": 32, "ch_mult": (1, 2), "patch_nums": (1, 2, 4, 8), "blocks": 1}
+SIZE = 16
 MEMORY_SIDE = 512
 
 
@@ -51,11 +50,21 @@ def photos(folder: Path, count: int) -> ImageSet:
     return open_images([folder])
 
 
-def steps_per_second(images: ImageSet, *, in_memory: bool, ahead: bool) -> float:
-    """Of all steps but the first."""
+def measure(images: ImageSet, *, in_memory: bool, ahead: bool) -> tuple[float, float]:
+    """Steps per second, and the part of the time that they wait for images: of all steps but the first."""
     ends: list[float] = []
+    waits: list[float] = []
+    batch = TrainingImages.batch
+
+    def timed(self: TrainingImages, step: int, rows: Rows) -> Any:
+        start = time.perf_counter()
+        made = batch(self, step, rows)
+        waits.append(time.perf_counter() - start)
+        return made
+
     with ExitStack() as stack:
         out = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "x.safetensors"
+        stack.enter_context(mock.patch.object(TrainingImages, "batch", timed))
         if not in_memory:
             stack.enter_context(mock.patch.object(training_images, "IN_MEMORY_BYTES", 0))
         if not ahead:
@@ -71,33 +80,30 @@ def steps_per_second(images: ImageSet, *, in_memory: bool, ahead: bool) -> float
             device=torch.device("cpu"),
             progress=lambda done, values: ends.append(time.perf_counter()),
         )
-    return (len(ends) - 1) / (ends[-1] - ends[0])
+    seconds = ends[-1] - ends[0]
+    return (len(ends) - 1) / seconds, sum(waits[1:]) / seconds
 
 
-def speed(latency: float) -> None:
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+def speed() -> None:
+    with tempfile.TemporaryDirectory() as folder:
         images = photos(Path(folder), IMAGES)
-        if latency:
-            opened: Callable[..., Any] = ImageFiles.open
-
-            def slowly(self: ImageFiles, row: int) -> Any:
-                time.sleep(latency / 1000)
-                return opened(self, row)
-
-            stack.enter_context(mock.patch.object(ImageFiles, "open", slowly))
         kinds = {
             "in memory": {"in_memory": True, "ahead": True},
             "decoded ahead": {"in_memory": False, "ahead": True},
             "decoded when needed": {"in_memory": False, "ahead": False},
         }
-        found: dict[str, list[float]] = {name: [] for name in kinds}
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
         for _ in range(ROUNDS):
             for name, how in kinds.items():
-                found[name].append(steps_per_second(images, **how))
-        for name, rates in found.items():
-            print(f"{name:20} {statistics.median(rates):.2f} steps/s, {min(rates):.2f} to {max(rates):.2f}")
+                found[name].append(measure(images, **how))
+        for name, rounds in found.items():
+            rates, waits = zip(*rounds, strict=True)
+            spread = f"{min(rates):.2f} to {max(rates):.2f}"
+            print(
+                f"{name:20} {statistics.median(rates):.2f} steps/s ({spread}), {statistics.median(waits):.0%} waiting"
+            )
         pairs = zip(found["decoded ahead"], found["decoded when needed"], strict=True)
-        print(f"ahead / when needed: {statistics.median(a / b for a, b in pairs):.2f} (median over rounds)")
+        print(f"ahead / when needed: {statistics.median(a / b for (a, _), (b, _) in pairs):.2f} (median over rounds)")
 
 
 def memory(apart: bool) -> None:
@@ -107,7 +113,7 @@ def memory(apart: bool) -> None:
 
     with collectives.joined(torch.device("cpu")), ExitStack() as stack:
         own = stack.enter_context(tempfile.TemporaryDirectory())
-        folder = Path(collectives.from_first(own))
+        folder = Path(collectives.by_first(lambda: own))
         if collectives.rank() == 0:
             photos(folder, IMAGES)
         collectives.from_all(None)
@@ -132,10 +138,9 @@ def memory(apart: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["speed", "memory"])
-    parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--apart", action="store_true")
     asked = parser.parse_args()
-    memory(asked.apart) if asked.what == "memory" else speed(asked.latency)
+    memory(asked.apart) if asked.what == "memory" else speed()
 
 
 if __name__ == "__main__":

@@ -118,6 +118,7 @@ class PlainLoop:
         if self.network.mask is None:
             logits_BLV = self.network.logits(tokens_BL, class_B)
             return F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten())
-        hidden_BL = random_masks(*tokens_BL.shape, generator)
+        count, length = tokens_BL.shape
+        hidden_BL = random_masks(count, length, generator)
         logits_BLV = self.network.logits(tokens_BL.masked_fill(hidden_BL, self.network.mask), class_B)
         return F.cross_entropy(logits_BLV[hidden_BL], tokens_BL[hidden_BL])

@@ -92,12 +92,13 @@ def scores(order, candidates: int) -> ImageScores:
         combine="mean",
         order=np.array([*order, *rest]),
         scores=values,
-        stages=(SimpleNamespace(tokens=1, samples=1, orders=1, estimated=False),),
+        stages=(SimpleNamespace(tokens=1, samples=1, orders=1, estimated=False, precision=None),),
         reached=np.ones(candidates, dtype=np.int64),
         posterior=np.full(candidates, 1 / candidates),
         margin=1.0,
         unconditional=float("nan"),
         tokens_scored=1,
+        settled=None,
     )
 
 
@@ -144,7 +145,15 @@ def test_only_some_of_an_objects_classes_may_be_candidates():
 def classifier(space: LabelSpace, **options) -> Classifier:
     likelihood = SimpleNamespace(num_classes=len(space), unconditional=None, segment_ends=(1,), any_order=False)
     return Classifier(
-        SimpleNamespace(likelihood=likelihood, classes=space, name="stub", offsets=np.zeros(len(space))),
+        SimpleNamespace(
+            likelihood=likelihood,
+            classes=space,
+            name="stub",
+            offsets=np.zeros(len(space)),
+            loader=lambda: None,
+            device="cpu",
+            precision="fp32",
+        ),
         Options(**options),
     )
 

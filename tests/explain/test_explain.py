@@ -62,7 +62,7 @@ def prediction(golden, row, label=0):
 def explained(tiny, model, comparison, row=0):
     names = tuple(f"class {i}" for i in range(10))
     classes = LabelSpace("ten", names, names)
-    loaded = SimpleNamespace(likelihood=model, classes=classes)
+    loaded = SimpleNamespace(likelihood=model, classes=classes, precision="fp32")
     (e,) = explain_predictions(
         loaded,
         Cache(tiny),
@@ -101,6 +101,7 @@ def test_classes_of_different_adapters_never_share_a_batch(tiny, model):
             seen.append(sorted(set(class_id_P.tolist())))
             return model.begin(tokens_BL, sequence_P, class_id_P, order_BL)
 
+        prepare = staticmethod(model.prepare)
         extend = staticmethod(model.extend)
         evaluated = staticmethod(model.evaluated)
 

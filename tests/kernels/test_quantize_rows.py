@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from avarc_cli.layers.precision import Int8Linear
+from avarc_cli.layers.linears import Int8Linear
 from avarc_kernels import quantize_rows
 from avarc_kernels.testing import assert_within
 

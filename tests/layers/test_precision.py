@@ -8,7 +8,8 @@ from conftest import load_golden
 
 from avarc_cli.errors import UsageError
 from avarc_cli.layers import precision as precisions
-from avarc_cli.layers.precision import PRECISIONS, Float8Linear, Int8Linear, Int8LinearCPU, find
+from avarc_cli.layers.linears import Float8Linear, Int8Linear, Int8LinearCPU
+from avarc_cli.layers.precision import PRECISIONS, find
 from avarc_cli.models.var.likelihood import VARLikelihood
 
 CPU = torch.device("cpu")

@@ -12,6 +12,7 @@ from golden import fill
 from train import parity_generators
 
 from avarc_cli.errors import UsageError
+from avarc_cli.layers.rows import Rows
 from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
 from avarc_cli.models.var.initialize import initialize
 from avarc_cli.models.var.likelihood import VARLikelihood
@@ -142,15 +143,19 @@ def test_dropout_is_a_function_of_the_steps_generator_and_only_in_training(name)
     tokens, labels = (torch.from_numpy(arrays[key][0]) for key in ("tokens", "labels"))
     draw = model.draw(len(tokens), Objective(), torch.Generator().manual_seed(0))
 
-    def loss(seed, rate=0.1):
+    whole = Rows.whole(len(tokens))
+
+    def loss(seed, rate=0.1, rows=whole):
         recipe = replace(PLAIN, dropout=rate)
         prepare(model, recipe)
-        seed_dropout(recipe, torch.Generator().manual_seed(seed))
-        return model.training_loss(tokens, labels, Objective(), draw).mean.item()
+        seed_dropout(model.network, recipe, rows, torch.Generator().manual_seed(seed))
+        part = model.training_loss(rows.take(tokens), rows.take(labels), Objective(), draw.take(rows))
+        return part.mean.item()
 
     model.network.train()
     plain = loss(0, rate=0.0)
     assert loss(1) == loss(1) != loss(2) and loss(1) != plain
+    assert sum(rows.share * loss(1, rows=rows) for rows in whole.split(2)) == pytest.approx(loss(1), rel=1e-6)
     assert sum(loss(seed) for seed in range(12)) / 12 == pytest.approx(plain, abs=0.15)
     model.network.eval()
     assert loss(1) == pytest.approx(plain, abs=1e-5)

@@ -18,10 +18,11 @@ from avarc_cli.cli import main
 from avarc_cli.data.datasets import open_images
 from avarc_cli.errors import AvarcError, CheckpointError
 from avarc_cli.train import loop
+from avarc_cli.train.best import Best
 from avarc_cli.train.loop import train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.run import Run
-from avarc_cli.train.state import numbered
+from avarc_cli.train.state import State, numbered
 from avarc_cli.train.validation import hold_out
 from avarc_cli.train.watch import grid
 
@@ -111,6 +112,25 @@ def test_the_last_checkpoints_are_kept_and_training_can_go_on_from_each(tmp_path
     assert torch.equal(fit(path).weight, fit(None).weight)
 
 
+def test_a_checkpoint_has_the_scale_of_fp16(tmp_path):
+    """On a CPU, where no command trains in fp16."""
+
+    def state(scale):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(2, 1)
+        optimizer = torch.optim.AdamW(model.parameters())
+        model(torch.ones(2)).backward()
+        optimizer.step()
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=7)
+        scaler.scale(torch.zeros(()))  # it makes its tensors in the first step
+        return State({"steps": 9}, model, optimizer, model.state_dict(), scaler, None, Best())
+
+    state(512.0).save(tmp_path / "a.ckpt", 3)
+    resumed = state(2.0)
+    assert resumed.resume(tmp_path / "a.ckpt", print) == 3
+    assert resumed.scaler.get_scale() == 512.0
+
+
 def test_divergence_names_the_step_and_the_last_good_checkpoint(tmp_path):
     with pytest.raises(AvarcError, match=r"nan at step 8\n.*last good checkpoint is '.*a\.ckpt'"):
         fit(tmp_path / "a.ckpt", loss=float("nan"))
@@ -178,6 +198,7 @@ def test_logs_hold_numbers_and_pictures_and_go_on_after_an_interruption(images, 
     lines = [json.loads(line) for line in (tmp_path / "log" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines[1:]] == [2, 4, 6, 8, 10, 12, 12]
     assert {"loss", "rmse", "vq", "gradient_norm", "learning_rate", "images_per_second", "memory_bytes"} < set(lines[1])
+    assert all(0 < line["share_of_peak"] < 1 for line in lines[1:-1])
     assert set(lines[-1]) == {"step", "validation/loss", "validation/rmse", "validation/vq"}
     pictures = sorted((tmp_path / "log" / "pictures").iterdir())
     assert [path.name for path in pictures] == ["00000006.png", "00000012.png"]

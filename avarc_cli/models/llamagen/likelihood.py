@@ -16,7 +16,8 @@ from torch.nn.utils import parametrize
 
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
-from avarc_cli.layers.precision import Precision, check_gradients, inference, log_prob_backend
+from avarc_cli.layers.linears import log_prob_backend
+from avarc_cli.layers.precision import Precision, check_gradients, inference
 from avarc_cli.likelihood import NetworkModel
 from avarc_cli.models.llamagen.config import CLASS_TABLE, LlamaGenConfig
 from avarc_cli.models.llamagen.network import Inputs, LlamaGen

@@ -29,7 +29,8 @@ from torch.nn import functional as F
 
 from avarc_cli.layers.dropout import Dropout
 from avarc_cli.layers.kv_cache import KVCache
-from avarc_cli.layers.precision import FP32, Precision, QuantizedLinear, linear, quantized
+from avarc_cli.layers.linears import QuantizedLinear, linear, quantized
+from avarc_cli.layers.precision import FP32, Precision
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.llamagen.config import LlamaGenConfig
 from avarc_kernels import causal_attention, residual_rms_norm, rotary, swiglu

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.layers.gelu import gelu
-from avarc_cli.layers.precision import FP32, Precision, QuantizedLinear, convert_linears, linear
+from avarc_cli.layers.linears import QuantizedLinear, convert_linears, linear
+from avarc_cli.layers.precision import FP32, Precision
 from avarc_cli.models.masked.attention import attend
 from avarc_cli.models.maskgen.config import JointConfig
 from avarc_kernels import adaln, gated_residual_adaln

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avarc_cli.layers.precision import Precision, linear
+from avarc_cli.layers.linears import linear
+from avarc_cli.layers.precision import Precision
 
 FREQUENCIES = 256  # sinusoids of a time step
 BASE = 10000.0

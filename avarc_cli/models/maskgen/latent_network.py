@@ -13,7 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from avarc_cli.layers.precision import Precision, linear
+from avarc_cli.layers.linears import linear
+from avarc_cli.layers.precision import Precision
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.maskgen.config import MaskGenKLConfig
 from avarc_cli.models.maskgen.joint import AdaLN, Captions, JointTransformer

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.layers.dropout import Dropout
-from avarc_cli.layers.precision import Precision, linear
+from avarc_cli.layers.linears import linear
+from avarc_cli.layers.precision import Precision
 from avarc_cli.models.masked.attention import attend
 from avarc_cli.models.maskgit.config import MaskGITConfig
 from avarc_cli.models.maskgit.network import MaskedTransformer
@@ -54,8 +55,8 @@ class Block(nn.Module):
         """The residual stream (P, T, C) float32 after the block."""
         low, qkv = x.to(precision.activations), self.attention.self
         q, k, v = (linear(layer, low) for layer in (qkv.query, qkv.key, qkv.value))
-        dropout = self.attention.output.drop.rate if self.training else 0.0
-        x = _add(self.attention.output, x, attend(q, k, v, self.heads, precision, dropout))
+        end = self.attention.output
+        x = _add(end, x, attend(q, k, v, self.heads, precision, end.drop))
         y = F.gelu(linear(self.intermediate.dense, x.to(precision.activations)))
         return _add(self.output, x, y)
 

@@ -17,7 +17,8 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from avarc_cli.layers.precision import FP32, Precision, QuantizedLinear, convert_linears, linear
+from avarc_cli.layers.linears import QuantizedLinear, convert_linears, linear
+from avarc_cli.layers.precision import FP32, Precision
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.maskgit.config import MaskGITConfig
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avarc_cli.layers.precision import Precision, linear
+from avarc_cli.layers.linears import linear
+from avarc_cli.layers.precision import Precision
 from avarc_cli.models.masked.attention import attend
 from avarc_cli.models.maskgit.config import MaskGITConfig
 from avarc_cli.models.maskgit.network import MaskedTransformer

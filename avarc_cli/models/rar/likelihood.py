@@ -15,7 +15,8 @@ from torch.nn.utils import parametrize
 
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
-from avarc_cli.layers.precision import Precision, check_gradients, inference, log_prob_backend
+from avarc_cli.layers.linears import log_prob_backend
+from avarc_cli.layers.precision import Precision, check_gradients, inference
 from avarc_cli.layers.weight_decay import ONE_D_TOKENIZER, decays_unless_named
 from avarc_cli.models.rar.config import RARConfig
 from avarc_cli.models.rar.modulation import ModulationCache, SegmentModulation

@@ -28,9 +28,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avarc_cli.layers.dropout import Dropout
+from avarc_cli.layers.dropout import Dropout, attention
 from avarc_cli.layers.kv_cache import KVCache
-from avarc_cli.layers.precision import FP32, Precision, QuantizedLinear, linear, quantized
+from avarc_cli.layers.linears import QuantizedLinear, linear, quantized
+from avarc_cli.layers.precision import FP32, Precision
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.rar.config import PREFIX, SPARE_POSITIONS, SPARE_STEPS, TITLE, RARConfig
 from avarc_kernels import adaln, causal_attention, gated_residual_adaln
@@ -102,8 +103,8 @@ class Attention(nn.Module):
         if kv_cache is not None:
             k, v = kv_cache.append(layer, k, v)
         scale = q.shape[-1] ** -0.5
-        if self.training and self.drop.rate:  # of the weights of attention too
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=self.drop.rate)
+        if self.drop.drops:  # of the weights of attention too
+            out = attention(q, k, v, self.drop, is_causal=True, scale=scale)
         else:
             out = causal_attention(q, k, v, scale=scale, backend=kernels)
         return self.drop(linear(self.proj, out.transpose(1, 2).flatten(2)))

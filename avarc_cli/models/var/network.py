@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from avarc_cli.layers.gelu import gelu
 from avarc_cli.layers.kv_cache import KVCache
-from avarc_cli.layers.precision import FP32, Precision, QuantizedLinear, linear, quantized
+from avarc_cli.layers.linears import QuantizedLinear, linear, quantized
+from avarc_cli.layers.precision import FP32, Precision
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.var.config import TITLE, VARConfig
 from avarc_kernels import adaln, block_causal_attention, gated_residual_adaln, linear_gelu
