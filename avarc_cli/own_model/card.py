@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -89,12 +90,12 @@ def _classes(facts: Mapping[str, Any]) -> str:
 
 def _use(name: str, facts: Mapping[str, Any]) -> str:
     plan = " --plan auto" if facts["plan"] else ""
-    folder = to_line(name)
+    folder, first = to_line(name), shlex.quote(to_line(facts["classes"][0]["name"]))
     return (
         "## How to use it\n\n```sh\n"
         f"avarc classify photos/ --model {folder}/{plan} --out run\n"
         f"avarc explain photo.jpg --model {folder}/ --out why.png\n"
-        f"avarc sample --model {folder}/ --out drawn.png\n```"
+        f"avarc sample {first} --model {folder}/ --out drawn.png\n```"
     )
 
 

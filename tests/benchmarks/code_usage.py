@@ -1,10 +1,10 @@
 """How many codes each scale of a multi-scale tokenizer uses, with and without the measures against collapse.
 
-usage: python tests/benchmarks/code_usage.py DIGITS OUT [--steps 1200]
+usage: python tests/benchmarks/code_usage.py DIGITS OUT [--steps 250]
 
 DIGITS is written by `python -m avarc_cli.train.digits DIGITS`. Every row is a training of the digits' tokenizer (`make
 digits`) with other options; OUT keeps its weights, and a second call trains what is missing. Then the training images
-are encoded, unchanged: a code is in use at a scale if one of them has it there. Results: docs/training.md.
+are encoded, unchanged: a code is in use at a scale if one of them has it there. Results: docs/models.md.
 
 Shapes: N images, L tokens, H side in pixels.
 """
@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("digits", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=250)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     files = {name: arguments.out / f"{number}.safetensors" for number, name in enumerate(ROWS)}

@@ -1,7 +1,8 @@
 """Small pictures of four things out of doors, for the tutorial: boats, houses, suns, trees.
 
-Run `python tests/benchmarks/scenes.py FOLDER [--train 200] [--test 60] [--side 48]` to write FOLDER/train/<class>/*.jpg
-and FOLDER/test/<class>/*.jpg. Sky, ground, colours, size and place are drawn at random, alike for all classes.
+Run `python tests/benchmarks/scenes.py FOLDER [--train 150] [--test 60] [--side 48]` to write FOLDER/train/<class>/*.jpg
+and FOLDER/test/<class>/*.jpg, and FOLDER/sheet.png with the first of them. Sky, ground, colours, size and place are
+drawn at random, alike for all classes.
 """
 
 from __future__ import annotations
@@ -81,12 +82,23 @@ def write_scenes(folder: Path, images: int, *, side: int, seed: int) -> None:
             picture.save(folder / name / f"{i:04d}.jpg", quality=92)
 
 
+def write_sheet(path: Path, side: int, columns: int = 6) -> None:
+    """Write the first pictures of each class as one, a row each."""
+    step = side + 2
+    sheet = Image.new("RGB", (columns * step - 2, len(CLASSES) * step - 2), "white")
+    for row, name in enumerate(CLASSES):
+        for column in range(columns):
+            sheet.paste(scene(name, np.random.default_rng([0, row, column]), side), (column * step, row * step))
+    sheet.quantize(256).save(path, optimize=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--train", type=int, default=200, help="images of a class")
+    parser.add_argument("--train", type=int, default=150, help="images of a class")
     parser.add_argument("--test", type=int, default=60, help="images of a class")
     parser.add_argument("--side", type=int, default=48, help="pixels")
     options = parser.parse_args()
     write_scenes(options.folder / "train", options.train, side=options.side, seed=0)
     write_scenes(options.folder / "test", options.test, side=options.side, seed=1)
+    write_sheet(options.folder / "sheet.png", options.side)

@@ -71,6 +71,7 @@ def test_what_the_card_says_to_do_works(made, photos, tmp_path, capsys):
     image = str(next(photos.rglob("*.png")))
     model = ["--model", str(made)]
     assert main(["explain", image, *model, "--out", str(tmp_path / "why.png")]) == 0
+    assert "avarc sample left --model" in (made / "README.md").read_text()
     assert main(["sample", "left", *model, "--out", str(tmp_path / "drawn.png")]) == 0
     capsys.readouterr()
     assert main(["models", "show", str(made), "--json"]) == 0
