@@ -54,7 +54,8 @@ def as_modules(model: TrainableModel) -> PlainNetwork:
         mask = network.config.mask
 
         def logits(tokens_BL: Tensor, class_B: Tensor) -> Tensor:
-            return network.logits(class_B, tokens_BL)  # type: ignore[no-any-return]
+            logits_BLV: Tensor = network.logits(class_B, tokens_BL)
+            return logits_BLV
 
     return PlainNetwork(dict(network.named_parameters()), logits, model.num_classes, mask)
 
