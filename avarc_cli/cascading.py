@@ -65,7 +65,7 @@ def noise_file(key: Mapping[str, Any]) -> Path:
 
 
 def stored_noise(key: Mapping[str, Any], say: Notify = no_message) -> RoundingNoise | None:
-    """The noise that was measured earlier; None where there is none. `say` is told of a file that is damaged."""
+    """The noise that was measured earlier; None where there is none. `say` gets a message about a damaged file."""
     path = noise_file(key)
     try:
         values = strict_json.parse_object(path.read_bytes())
@@ -80,7 +80,7 @@ def stored_noise(key: Mapping[str, Any], say: Notify = no_message) -> RoundingNo
 
 
 def store_noise(key: Mapping[str, Any], noise: RoundingNoise, say: Notify = no_message) -> None:
-    """Keep the noise for later runs. `say` is told where that is impossible."""
+    """Keep the noise for later runs. `say` gets a message where that is impossible."""
     path, values = noise_file(key), {"format": FORMAT, "of": key, "noise": noise.to_dict()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,8 +22,12 @@ from avarc_cli.words import counted
 from avarc_cli.zoo.cards import check_weights, tokenizer_cards
 
 if TYPE_CHECKING:
+    import torch
+
+    from avarc_cli.data.datasets import ImageSet
     from avarc_cli.loaded import LoadedTokenizer
     from avarc_cli.progress import MetricsProgress
+    from avarc_cli.train.class_captions import ClassCaptions
 
 TokensArg = Annotated[
     list[Path],
@@ -139,29 +143,56 @@ def train_tokenizer(
     with reserved(out, overwrite):
         images, held_out = training.open(data)
         from avarc_cli.devices import pick_device  # imports torch: only now, after all that may be wrong
-        from avarc_cli.layers import collectives
-        from avarc_cli.train import tokenizer
 
-        recipe, on = training.recipe(len(images)), pick_device(device)
-        with collectives.joined(on), progress("training tokenizer", recipe.steps) as told:
-            tokenizer.train_tokenizer(
-                images,
-                out,
-                shape,
-                recipe,
-                image_size=image_size,
-                family=family,
-                augment=training.augmentation(),
-                terms=loss.terms(),
-                measures=codes.measures(),
-                device=on,
-                held_out=held_out,
-                run=training.run(out),
-                progress=told,
-                say=console.warn,
-                note=console.note,
-            )
+        on = pick_device(device)
+        train_opened_tokenizer(
+            images, held_out, out, shape, training, loss, codes, family=family, image_size=image_size, device=on
+        )
     show(out, training)
+
+
+def train_opened_tokenizer(
+    images: ImageSet,
+    held_out: ImageSet | None,
+    out: Path,
+    shape: Mapping[str, Any],
+    training: TokenizerRecipeOptions,
+    loss: LossOptions,
+    codes: CodeOptions,
+    *,
+    family: str,
+    image_size: int,
+    device: torch.device,
+    captions: ClassCaptions | None = None,
+) -> None:
+    """Train a tokenizer of this family on images that are open already.
+
+    Args:
+        captions: of the images' classes, for a decoder that reads them.
+    """
+    from avarc_cli.layers import collectives
+    from avarc_cli.train import tokenizer
+
+    recipe = training.recipe(len(images))
+    with collectives.joined(device), progress("training tokenizer", recipe.steps) as report:
+        tokenizer.train_tokenizer(
+            images,
+            out,
+            shape,
+            recipe,
+            image_size=image_size,
+            family=family,
+            captions=captions,
+            augment=training.augmentation(),
+            terms=loss.terms(),
+            measures=codes.measures(),
+            device=device,
+            held_out=held_out,
+            run=training.run(out),
+            progress=report,
+            say=console.warn,
+            note=console.note,
+        )
 
 
 def train_generator(
@@ -183,7 +214,7 @@ def train_generator(
         from avarc_cli.train import generator
 
         recipe = training.recipe(len(source))
-        with collectives.joined(reader.device), progress(f"training {family}", recipe.steps) as told:
+        with collectives.joined(reader.device), progress(f"training {family}", recipe.steps) as report:
             generator.train_generator(
                 source,
                 out,
@@ -194,7 +225,7 @@ def train_generator(
                 augment=training.augmentation(),
                 held_out=held_out,
                 run=training.run(out),
-                progress=told,
+                progress=report,
                 say=console.warn,
             )
     show(out, training)

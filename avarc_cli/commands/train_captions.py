@@ -60,8 +60,8 @@ def text_encoder(
 
         config = SmallTextConfig(positions=positions, pieces=pieces, width=width, depth=depth)
         recipe = Recipe(steps=steps, batch_size=batch_size, lr=lr, seed=seed)
-        with common.progress("training text encoder", steps) as told:
-            train_text_encoder(chosen.by_name, out, config, recipe, progress=told, say=console.warn)
+        with common.progress("training text encoder", steps) as report:
+            train_text_encoder(chosen.by_name, out, config, recipe, progress=report, say=console.warn)
     common.show(out)
 
 
@@ -95,7 +95,7 @@ def llamagen_t2i(
 
         given, text = encoded(chosen, source, text_encoder, reader.device)
         recipe = training.recipe(len(source))
-        with collectives.joined(reader.device), common.progress("training llamagen-t2i", recipe.steps) as told:
+        with collectives.joined(reader.device), common.progress("training llamagen-t2i", recipe.steps) as report:
             train_on_captions(
                 source,
                 out,
@@ -108,7 +108,7 @@ def llamagen_t2i(
                 augment=training.augmentation(),
                 held_out=held_out,
                 run=training.run(out),
-                progress=told,
+                progress=report,
                 say=console.warn,
             )
     common.show(out, training)

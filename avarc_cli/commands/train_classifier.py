@@ -86,8 +86,8 @@ def _survey(data: list[Path], allow_outside: bool) -> Survey:
 
 @contextmanager
 def _training_bar(description: str, steps: int) -> Iterator[Any]:
-    with common.progress(description, steps) as told:
-        yield told
+    with common.progress(description, steps) as report:
+        yield report
 
 
 def _announce(task: Task, decisions: Decisions, *, is_continued: bool, dry_run: bool) -> None:

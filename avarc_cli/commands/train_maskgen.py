@@ -43,7 +43,7 @@ def maskgen(
     aesthetic_scores: Annotated[
         Path | None,
         opt.training_option(
-            "--aesthetic-scores", help="CSV with columns image, score (0 to 10): the model is told it."
+            "--aesthetic-scores", help="CSV with columns image, score (0 to 10), which the model reads."
         ),
     ] = None,
 ) -> None:
@@ -81,7 +81,7 @@ def maskgen(
         start = None if start_from is None else Start.of(start_from)
         given, text = encoded(chosen, source, text_encoder, reader.device)
         recipe = training.recipe(len(source))
-        with collectives.joined(reader.device), common.progress("training maskgen", recipe.steps) as told:
+        with collectives.joined(reader.device), common.progress("training maskgen", recipe.steps) as report:
             train_on_captions(
                 source,
                 out,
@@ -96,7 +96,7 @@ def maskgen(
                 augment=training.augmentation(),
                 held_out=held_out,
                 run=training.run(out),
-                progress=told,
+                progress=report,
                 say=console.warn,
                 note=console.note,
             )

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands import _weights
@@ -78,12 +77,9 @@ def tatitok(
         images, held_out = training.open(data)
         _weights.ensure_encoder(text_encoder, yes=yes)
         from avarc_cli.devices import pick_device  # imports torch: only now, after all that may be wrong
-        from avarc_cli.layers import collectives
-        from avarc_cli.train import tokenizer
 
         on = pick_device(device)
         given, text = encoded(chosen, images, text_encoder, on)
-        recipe = training.recipe(len(images))
         shape: dict[str, Any] = {
             "text": text,
             "patch": patch,
@@ -95,23 +91,17 @@ def tatitok(
             "decoder_width": decoder_width,
             "decoder_depth": decoder_depth,
         }
-        with collectives.joined(on), common.progress("training tatitok", recipe.steps) as told:
-            tokenizer.train_tokenizer(
-                images,
-                out,
-                shape,
-                recipe,
-                image_size=image_size,
-                family="tatitok",
-                captions=given,
-                augment=training.augmentation(),
-                terms=loss.terms(),
-                measures=codes.measures(),
-                device=on,
-                held_out=held_out,
-                run=training.run(out),
-                progress=told,
-                say=console.warn,
-                note=console.note,
-            )
+        common.train_opened_tokenizer(
+            images,
+            held_out,
+            out,
+            shape,
+            training,
+            loss,
+            codes,
+            family="tatitok",
+            image_size=image_size,
+            device=on,
+            captions=given,
+        )
     common.show(out, training)

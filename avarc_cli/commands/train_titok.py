@@ -166,14 +166,14 @@ def _train_stage(
         opt.note_inferred(teacher)
         recipe, augment = training.recipe(len(images)), training.augmentation()
         which = "first" if start_from is None else "second"
-        with collectives.joined(teacher.device), common.progress(f"training {which} stage", recipe.steps) as told:
+        with collectives.joined(teacher.device), common.progress(f"training {which} stage", recipe.steps) as report:
             how: dict[str, Any] = {
                 "family": "titok",
                 "augment": augment,
                 "held_out": held_out,
                 "run": training.run(out),
             }
-            how |= {"progress": told, "say": console.warn}
+            how |= {"progress": report, "say": console.warn}
             if start_from is None:
                 stages.train_first_stage(images, out, teacher, shape, recipe, **how)
             else:

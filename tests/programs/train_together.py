@@ -17,7 +17,7 @@ from avarc_cli.train import loop, update
 
 
 def interrupting(steps: int, *, is_last: bool) -> Any:
-    """`loop.average`, which raises in the step after so many, or gets the signal."""
+    """`loop.average`, which raises in the step after that number of steps, or gets the signal."""
     left = abs(steps)
 
     def average(*args: Any) -> None:
