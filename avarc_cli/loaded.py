@@ -146,7 +146,7 @@ class LoadedModel:
     precision: str  # a value of --precision; "bf16+fp32" in a cascade, of which this is the model in bf16
     device: str  # as torch names it
     load: LoadModel
-    kernels: str = "torch"  # "torch" or "triton"
+    kernels: str = "torch"  # as `devices.pick_kernels` names them
     arithmetic: str = ""  # what the precision means on this device
     weight_set: str | None = None  # the one of several sets of weights that was asked for
     inferred: Mapping[str, str] = field(default_factory=dict)

@@ -39,7 +39,7 @@ for name in ("COLUMNS", "LINES"):
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 
-pytest_plugins = ["fake_hub"]
+pytest_plugins = ["fake_hub", "flash_stand_in"]
 
 # The same examples in every run, so that a failure points to the change; HYPOTHESIS_PROFILE=explore draws new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None)
