@@ -65,7 +65,8 @@ def test_heads_that_are_too_wide_refuse_flash_attn():
     [
         (["--precision", "fp32"], "attends in float32"),
         (["--precision", "tf32"], "attends in float32"),
-        (["--precision", "cascade"], "second precision of a cascade"),
+        (["--precision", "cascade"], "in which a cascade decides"),
+        (["--precision", "auto"], "in which a cascade decides"),
         (["--precision", "bf16", "--plan", "2:3/bf16,5:1/fp32"], "attends in float32"),
     ],
 )
