@@ -120,8 +120,8 @@ def check_kernels(name: str) -> None:
         )
 
 
-def flash_missing(precision: str) -> str | None:
-    """Why flash-attn does not compute in this precision, or cascade; None if it does."""
+def flash_refuses(precision: str) -> str | None:
+    """Why flash-attn does not compute in this precision; None if it does."""
     if precision == AUTO_PRECISION or is_cascade(precision):
         return f"{EXACT}, in which a cascade decides, attends in float32"
     return f"{precision} attends in float32" if precision in _FULL_ATTENTION else None
@@ -133,7 +133,7 @@ def check_kernels_compute(kernels: str, precision: str) -> None:
     Args:
         kernels: as asked for, or as `devices.pick_kernels` chose.
     """
-    why = flash_missing(precision)
+    why = flash_refuses(precision)
     if kernels.startswith(FLASH) and why is not None:
         raise UsageError(
             f"flash-attn does not go with --precision {precision}",
