@@ -235,7 +235,8 @@ def _ways(workload: BenchWorkload, options: BenchOptions, device: torch.device) 
 
 def _graphs(workload: BenchWorkload, ways: Sequence[_Way], plan: Plan) -> tuple[GraphResult, ...]:
     """Passes up to the end of each stage, in every way but plain PyTorch."""
-    stops, results = tuple(sorted({stage.segments for stage in plan.stages})), []
+    stops = tuple(sorted({stage.segments for stage in plan.stages}))
+    results: list[GraphResult] = []
     for way in ways[1:]:
         model, what = workload.model(way.precision, way.kernels), GraphResult(way.precision, way.kernels, 0, 0)
         results += graphs.measure_graphs(model, workload.tokens_L, stops, what)

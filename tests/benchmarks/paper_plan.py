@@ -5,15 +5,17 @@ Plain PyTorch is what a straightforward script does: one masked pass a batch of 
 PRECISIONS may be cascades like bf16+fp32, whose rounding noise is measured first, on other images.
 Results: docs/performance.md.
 
-usage: python tests/benchmarks/paper_plan.py [IMAGES] [CLASSES] [PRECISIONS] [SEED]
+usage: python tests/benchmarks/paper_plan.py [IMAGES] [CLASSES] [PRECISIONS] [SEED] [--device cuda] [--json]
 """
 
+import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,8 +38,7 @@ from avarc_cli.scoring.rounding_noise import LEAST_IMAGES, measure
 from avarc_cli.scoring.scores import ImageScores, score_function
 from avarc_cli.tokenizers.vqvae.network import MultiScaleQuantizer
 
-CPU = torch.device("cpu")
-PAIRS = 2  # of a plain pass: 10 were slower
+PAIRS = {"cpu": 2, "cuda": 10}  # of a plain pass; on a CPU 10 were slower
 T = TypeVar("T")
 
 
@@ -61,15 +62,17 @@ class Plain:
         teacher = self.quantizer.teacher_input(tokens_L[None])[:, : end - 1]
         rows = [
             token_log_probs(self.weights, tokens_L[:end], teacher, pairs).double().sum(1)
-            for pairs in torch.from_numpy(class_id).split(PAIRS)
+            for pairs in torch.from_numpy(class_id).to(tokens_L.device).split(PAIRS[tokens_L.device.type])
         ]
-        return torch.cat(rows).numpy()
+        return torch.cat(rows).cpu().numpy()
 
 
 class Ours:
     """avarc in one precision, or in a cascade of two."""
 
-    def __init__(self, name: str, model_in: Callable[[str], VARLikelihood], plan: Plan, classes: int) -> None:
+    def __init__(
+        self, name: str, model_in: Callable[[str], VARLikelihood], plan: Plan, classes: int, device: torch.device
+    ) -> None:
         cheap, plus, exact = name.partition("+")
         self.model, self.exact = model_in(cheap), partial(model_in, exact)
         self.request = ScoringRequest(
@@ -77,7 +80,7 @@ class Ours:
             plan=plan,
             score=score_function("log-likelihood"),
             log_prior=np.zeros(classes),
-            tokens_per_batch=auto_tokens(self.model, plan, CPU, fixed=True),
+            tokens_per_batch=auto_tokens(self.model, plan, device, fixed=True),
         )
         self.cascade = Cascade(cheap, ()) if plus else None
 
@@ -113,52 +116,79 @@ def timed(function: Callable[[], T]) -> tuple[T, float]:
 
 
 @torch.inference_mode()
-def main(images: int, classes: int, names: list[str], seed: int) -> None:
+def main(images: int, classes: int, names: list[str], seed: int, device: torch.device, *, as_json: bool) -> None:
+    """Print times and survivors, or as_json one object of them, to stdout; what is done in between to stderr."""
+    say = partial(print, flush=True, file=sys.stderr if as_json else sys.stdout)
     golden, plan = load_golden("var_d16"), parse_plan("paper", segments=10, candidates=classes, samples=3)
-    quantizer = golden.vqvae().quantize
+    quantizer = golden.vqvae().quantize.to(device)
     generator, measured = torch.Generator().manual_seed(seed), LEAST_IMAGES if any("+" in n for n in names) else 0
     latents = torch.randn(images + measured, 1, 32, 16, 16, generator=generator)
     noise = 0.1 * torch.randn(images + measured, 3, 32, 16, 16, generator=generator)
     noise[:, 0] = 0
-    tokens = quantizer.tokenize((latents + noise).flatten(0, 1)).view(images + measured, 3, -1)
+    tokens = quantizer.tokenize((latents + noise).flatten(0, 1).to(device)).view(images + measured, 3, -1)
 
     @cache
     def model_in(name: str) -> VARLikelihood:
-        return VARLikelihood(golden.var().set_precision(find(name, CPU)), quantizer)
+        return VARLikelihood(golden.var().to(device).set_precision(find(name, device)), quantizer)
 
-    ways = {name: Ours(name, model_in, plan, classes) for name in names}
-    plain = Plain(golden.tensors("var"), quantizer, ways[names[0]].model.segment_ends)
+    ways = {name: Ours(name, model_in, plan, classes, device) for name in names}
+    weights = {name: tensor.to(device) for name, tensor in golden.tensors("var").items()}
+    plain = Plain(weights, quantizer, ways[names[0]].model.segment_ends)
     for way in ways.values():
-        if said := way.measure(tokens[images:].numpy()):
-            print(said, flush=True)
+        if said := way.measure(tokens[images:].cpu().numpy()):
+            say(said)
     tokens = tokens[:images]
-    shared = shared_segments(tokens.numpy(), None, plain.ends)[:, 0, 1:]
-    print(f"{images} images, {classes} classes, {torch.get_num_threads()} threads; segments shared with the image:",
-          np.bincount(shared.flatten(), minlength=1).tolist())  # fmt: skip
+    shared = shared_segments(tokens.cpu().numpy(), None, plain.ends)[:, 0, 1:]
+    say(f"{images} images, {classes} classes, {torch.get_num_threads()} threads; segments shared with the image:",
+        np.bincount(shared.flatten(), minlength=1).tolist())  # fmt: skip
     seconds, same, winners = (
         {"plain": 0.0} | dict.fromkeys(names, 0.0),
         dict.fromkeys(names, 0),
         dict.fromkeys(names, 0),
     )
+    if device.type == "cuda":  # whose first calls load libraries
+        plain.predict(tokens[0], plan, classes)
+        for way in ways.values():
+            way.score(tokens[[0]].cpu().numpy())
     for i in range(images):
         expected, spent = timed(partial(plain.predict, tokens[i], plan, classes))
         seconds["plain"] += spent
         line = f"image {i}: plain {spent:.1f} s"
         for name, way in ways.items():
-            result, spent = timed(partial(way.score, tokens[[i]].numpy()))
+            result, spent = timed(partial(way.score, tokens[[i]].cpu().numpy()))
             seconds[name] += spent
             survivors = [tuple(sorted(stage.survivors.tolist())) for stage in result.stages]
             same[name] += survivors == expected
             winners[name] += int(result.order[0]) == expected[-1][0]
             line += f"; {name} {spent:.1f} s, {describe(result)}"
-        print(line, flush=True)
-    for name in names:
-        print(f"{name}: {seconds['plain'] / seconds[name]:.2f} times as fast as plain; prediction the same on "
-              f"{winners[name]} of {images}, survivors of every stage on {same[name]}")  # fmt: skip
+        say(line)
+    cases = summary(seconds, same, winners, images)
+    for case in cases[1:]:
+        say(f"{case['name']}: {case['speedup']:.2f} times as fast as plain; prediction the same on "
+            f"{case['same_prediction']} of {images}, survivors of every stage on {case['same_survivors']}")  # fmt: skip
+    if as_json:
+        print(json.dumps({"device": str(device), "images": images, "classes": classes, "cases": cases}))
+
+
+def summary(
+    seconds: Mapping[str, float], same: Mapping[str, int], winners: Mapping[str, int], images: int
+) -> list[dict[str, Any]]:
+    """Plain PyTorch and each way, with the images whose prediction, and all of whose survivors, are plain PyTorch's."""
+    cases: list[dict[str, Any]] = [{"name": "plain PyTorch, fp32"}]
+    cases += [{"name": f"avarc, {w}", "same_prediction": winners[w], "same_survivors": same[w]} for w in same]
+    for case, spent in zip(cases, seconds.values(), strict=True):
+        case |= {"seconds_per_image": spent / images, "speedup": seconds["plain"] / spent}
+    return cases
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    wanted = arguments[2].split(",") if len(arguments) > 2 else [n for n in available(CPU) if n != "fp16"]
-    numbers = [int(arguments[i]) if len(arguments) > i else default for i, default in ((0, 2), (1, 100), (3, 0))]
-    main(numbers[0], numbers[1], wanted, numbers[2])
+    parser = argparse.ArgumentParser(usage=__doc__.partition("usage: ")[2].strip())
+    for of, default in (("images", 2), ("classes", 100)):
+        parser.add_argument(of, nargs="?", type=int, default=default)
+    parser.add_argument("precisions", nargs="?")
+    parser.add_argument("seed", nargs="?", type=int, default=0)
+    parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    wanted = asked.precisions.split(",") if asked.precisions else [n for n in available(asked.device) if n != "fp16"]
+    main(asked.images, asked.classes, wanted, asked.seed, asked.device, as_json=asked.json)

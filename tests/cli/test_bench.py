@@ -11,9 +11,22 @@ from avarc_cli.bench.workload import random_workload
 from avarc_cli.cli import main
 
 
-def test_a_quick_bench_reports_every_precision_and_draws_it(tmp_path, capsys):
-    assert main(["bench", "--quick", "--rounds", "1", "--json", "--picture", str(tmp_path / "b.png")]) == 0
+def test_a_quick_bench_reports_every_precision_and_what_it_skips_and_draws_it(tmp_path, capsys):
+    options = [
+        "--quick",
+        "--rounds",
+        "1",
+        "--graphs",
+        "--device",
+        "cpu",
+        "--json",
+        "--picture",
+        str(tmp_path / "b.png"),
+    ]
+    assert main(["bench", *options]) == 0
     found = json.loads(capsys.readouterr().out)
+    report = found["report"]
+    assert report["graphs"] == [] and report["graphs_skipped"] == "CUDA graphs need a CUDA device, not cpu"
     results = found["report"]["results"]
     assert [r["precision"] for r in results if r["kernels"] == "torch"] == ["fp32", "bf16", "fp16", "int8"]
     baseline, ours = results[0], next(r for r in results[1:] if r["precision"] == "fp32")
@@ -30,12 +43,6 @@ def test_a_model_with_fewer_scales_than_the_papers_is_counted_exhaustively(capsy
     assert main(["bench", *options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["report"]["plan"] == "5:1" and found["plan_factor"] == 1
-
-
-def test_cuda_graphs_are_skipped_on_a_cpu_with_the_reason(capsys):
-    assert main(["bench", "--quick", "--rounds", "1", "--precision", "fp32", "--graphs", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)["report"]
-    assert report["graphs"] == [] and report["graphs_skipped"] == "CUDA graphs need a CUDA device, not cpu"
 
 
 def test_a_replayed_pass_scores_what_a_launched_one_does():
