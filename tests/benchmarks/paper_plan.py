@@ -3,9 +3,10 @@
 Random weights (those of the golden file), random latents and their smoothing neighbours, alternating in one run.
 Plain PyTorch is what a straightforward script does: one masked pass a batch of pairs, all logits.
 PRECISIONS may be cascades like bf16+fp32, whose rounding noise is measured first, on other images.
+With --tiny, a small model of four scales and a plan like the paper's: whether it works, not how fast it is.
 Results: docs/performance.md.
 
-usage: python tests/benchmarks/paper_plan.py [IMAGES] [CLASSES] [PRECISIONS] [SEED] [--device cuda] [--json]
+usage: python tests/benchmarks/paper_plan.py [IMAGES] [CLASSES] [PRECISIONS] [SEED] [--device cuda] [--tiny] [--json]
 """
 
 import argparse
@@ -39,6 +40,7 @@ from avarc_cli.scoring.scores import ImageScores, score_function
 from avarc_cli.tokenizers.vqvae.network import MultiScaleQuantizer
 
 PAIRS = {"cpu": 2, "cuda": 10}  # of a plain pass; on a CPU 10 were slower
+TINY_PLAN = "3:5,4:3,4:1:3"
 T = TypeVar("T")
 
 
@@ -116,14 +118,17 @@ def timed(function: Callable[[], T]) -> tuple[T, float]:
 
 
 @torch.inference_mode()
-def main(images: int, classes: int, names: list[str], seed: int, device: torch.device, *, as_json: bool) -> None:
-    """Print times and survivors, or as_json one object of them, to stdout; what is done in between to stderr."""
-    say = partial(print, flush=True, file=sys.stderr if as_json else sys.stdout)
-    golden, plan = load_golden("var_d16"), parse_plan("paper", segments=10, candidates=classes, samples=3)
+def main(asked: argparse.Namespace, names: list[str]) -> None:
+    """Print times and survivors, or one JSON object of them to stdout and what is done in between to stderr."""
+    images, classes, device = asked.images, asked.classes, asked.device
+    say = partial(print, flush=True, file=sys.stderr if asked.json else sys.stdout)
+    golden = load_golden("var_tiny" if asked.tiny else "var_d16")
+    channels, side, segments = golden.meta["config"]["z_channels"], golden.patch_nums[-1], len(golden.patch_nums)
+    plan = parse_plan(TINY_PLAN if asked.tiny else "paper", segments=segments, candidates=classes, samples=3)
     quantizer = golden.vqvae().quantize.to(device)
-    generator, measured = torch.Generator().manual_seed(seed), LEAST_IMAGES if any("+" in n for n in names) else 0
-    latents = torch.randn(images + measured, 1, 32, 16, 16, generator=generator)
-    noise = 0.1 * torch.randn(images + measured, 3, 32, 16, 16, generator=generator)
+    generator, measured = torch.Generator().manual_seed(asked.seed), LEAST_IMAGES if any("+" in n for n in names) else 0
+    latents = torch.randn(images + measured, 1, channels, side, side, generator=generator)
+    noise = 0.1 * torch.randn(images + measured, 3, channels, side, side, generator=generator)
     noise[:, 0] = 0
     tokens = quantizer.tokenize((latents + noise).flatten(0, 1).to(device)).view(images + measured, 3, -1)
 
@@ -166,7 +171,7 @@ def main(images: int, classes: int, names: list[str], seed: int, device: torch.d
     for case in cases[1:]:
         say(f"{case['name']}: {case['speedup']:.2f} times as fast as plain; prediction the same on "
             f"{case['same_prediction']} of {images}, survivors of every stage on {case['same_survivors']}")  # fmt: skip
-    if as_json:
+    if asked.json:
         print(json.dumps({"device": str(device), "images": images, "classes": classes, "cases": cases}))
 
 
@@ -188,7 +193,8 @@ if __name__ == "__main__":
     parser.add_argument("precisions", nargs="?")
     parser.add_argument("seed", nargs="?", type=int, default=0)
     parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     wanted = asked.precisions.split(",") if asked.precisions else [n for n in available(asked.device) if n != "fp16"]
-    main(asked.images, asked.classes, wanted, asked.seed, asked.device, as_json=asked.json)
+    main(asked, wanted)
