@@ -1,12 +1,13 @@
 """Figures of benchmarks: recorded as JSON, and the tables of docs/performance.md that are made of them.
 
-    python tests/benchmarks/figures.py record docs/figures/NAME.json [--note TEXT] COMMAND...
+    python tests/benchmarks/figures.py record [--note TEXT] NAME COMMAND...
     python tests/benchmarks/figures.py write            # the tables again, from the files that the page names
     python tests/benchmarks/figures.py check            # exit status 1 if the page is not what they give
 
 COMMAND is one whose --json prints figures: avarc bench, python -m avarc_kernels.bench, or
-python tests/benchmarks/paper_plan.py. A file has them with the command, the date, the machine and the versions; those
-of a machine with a GPU are written by gpu.py. The page has a line `<!-- figures: docs/figures/NAME.json -->` where a
+python tests/benchmarks/paper_plan.py. A file of
+docs/figures/ has them with the command, the date, the machine and the versions; those
+of a machine with a GPU are written by gpu.py. The page has a line `<!-- figures: NAME -->` where a
 table belongs, and `<!-- end -->` where it ends.
 """
 
@@ -31,9 +32,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 import torch
 
 from avarc_cli import environment
+from avarc_cli.words import counted
 
 FORMAT = 1
-PAGE = ROOT / "docs" / "performance.md"
+PAGE, FOLDER = ROOT / "docs" / "performance.md", ROOT / "docs" / "figures"
 BLOCK = re.compile(r"<!-- figures: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 CASES = {"figures": "operations", "cases": "plan"}  # key of the cases in what a command prints -> kind
 Figures = dict[str, Any]
@@ -87,11 +89,15 @@ def _cases(printed: dict[str, Any]) -> dict[str, Any]:
     return {"kind": CASES[key], "cases": about.pop(key), "about": about}
 
 
+def write(figures: Figures, path: Path) -> None:
+    path.write_text(json.dumps(figures, indent=1) + "\n")
+
+
 def page_with_tables(text: str) -> str:
     """The page with every table as its file gives it."""
 
     def block(match: re.Match[str]) -> str:
-        figures = json.loads((ROOT / match[1]).read_text())
+        figures = json.loads((FOLDER / f"{match[1]}.json").read_text())
         return f"<!-- figures: {match[1]} -->\n\n" + "\n".join(lines(figures)) + "\n\n<!-- end -->"
 
     return BLOCK.sub(block, text)
@@ -100,7 +106,8 @@ def page_with_tables(text: str) -> str:
 def lines(figures: Figures) -> Iterator[str]:
     """Markdown: the command, the circumstances, and the tables."""
     machine, versions, note = figures["machine"], figures["versions"], figures["note"]
-    place = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}, {machine['torch_threads']} threads"
+    cores, threads = counted(machine["cores"], "core"), counted(machine["torch_threads"], "thread")
+    place = machine["gpu"] or f"{cores} of {machine['cpu']}, {threads}"
     yield f"    {figures['command']}"
     yield ""
     yield f"{place}; torch {versions['torch']}; {figures['date']}{f'; {note}' if note else ''}."
@@ -110,10 +117,13 @@ def lines(figures: Figures) -> Iterator[str]:
 
 def _models(figures: Figures) -> Iterator[str]:
     """Of `avarc bench`."""
-    yield from _head("", "pairs/s", "better execution", "of peak", "error per token, mean / max, nats")
+    yield from _head("", "pairs/s", "better execution", "in CPU time", "of peak", "error per token, mean / max, nats")
+    plain, on_cpu = figures["cases"][0]["cpu_seconds"], figures["about"]["device"] == "cpu"
     for case in figures["cases"]:
         way = f"{case['name']}, {case['precision']}" + ("" if case["kernels"] == "eager" else f", {case['kernels']}")
-        speed = [f"{case['pairs_per_second']:.3g}", f"{case['speedup']:.2f}", f"{case['share_of_peak']:.0%}"]
+        in_cpu_time = f"{plain / case['cpu_seconds']:.2f}" if on_cpu else ""
+        speed = [f"{case['pairs_per_second']:.3g}", f"{case['speedup']:.2f}", in_cpu_time]
+        speed.append(f"{case['share_of_peak']:.0%}")
         yield _row(way, *speed, f"{case['error_mean']:.1e} / {case['error_max']:.1e}" if case["error_max"] else "")
     if graphs := figures["about"].get("graphs"):
         yield ""
@@ -182,15 +192,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
     recording = commands.add_parser("record")
-    recording.add_argument("file", type=Path)
+    recording.add_argument("name", help="of the file")
     recording.add_argument("--note", default="", help="on the circumstances")
     recording.add_argument("command", nargs=argparse.REMAINDER)
     commands.add_parser("write")
     commands.add_parser("check")
     asked = parser.parse_args()
     if asked.what == "record":
-        asked.file.parent.mkdir(parents=True, exist_ok=True)
-        asked.file.write_text(json.dumps(record(asked.command, note=asked.note), indent=1) + "\n")
+        write(record(asked.command, note=asked.note), FOLDER / f"{asked.name}.json")
         return 0
     before = PAGE.read_text()
     after = page_with_tables(before)

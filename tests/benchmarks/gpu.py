@@ -64,13 +64,9 @@ def measure(line: Line, folder: Path) -> str:
         found = figures.record(command.split(), timeout=seconds)
     except (subprocess.SubprocessError, json.JSONDecodeError) as problem:
         return str(problem)
-    write(found, folder / f"{name}.json")
+    figures.write(found, folder / f"{name}.json")
     wrong = found["about"].get("wrong", 0)
     return f"{wrong} of our implementations failed or exceeded their error bounds" if wrong else ""
-
-
-def write(found: figures.Figures, path: Path) -> None:
-    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def measure_devices(folder: Path, device: str, *, quick: bool) -> str:
@@ -93,7 +89,7 @@ def measure_devices(folder: Path, device: str, *, quick: bool) -> str:
         one, all_of_them = (Path(scratch, str(i), "predictions.jsonl").read_bytes() for i in range(2))
     command = f"avarc classify t.h5 {several}".split()
     described = figures.described(command, {"kind": "devices", "cases": cases}, seconds=time.monotonic() - began)
-    write(described, folder / "devices.json")
+    figures.write(described, folder / "devices.json")
     return "" if one == all_of_them else "the predictions differ"
 
 
