@@ -98,5 +98,5 @@ def main(shape: str, seeds: int, images: int, classes: int, cheap: str) -> None:
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    given = [*words, *("d16", "5", "4", "20", fastest(CPU) or "int8")[len(words) :]]
-    main(given[0], *map(int, given[1:4]), given[4])
+    shape, seeds, images, classes, cheap = [*words, *("d16", "5", "4", "20", fastest(CPU) or "int8")[len(words) :]]
+    main(shape, int(seeds), int(images), int(classes), cheap)
