@@ -69,7 +69,7 @@ def measure(line: Line, folder: Path) -> str:
     return f"{wrong} of our implementations failed or exceeded their error bounds" if wrong else ""
 
 
-def measure_devices(folder: Path, device: str, *, quick: bool) -> str:
+def measure_devices(folder: Path, device: str, seconds: float, *, quick: bool) -> str:
     """Classify a cache of the digits by one process and by one on each GPU; what went wrong, or ""."""
     cases: list[dict[str, object]] = []
     began = time.monotonic()
@@ -78,11 +78,11 @@ def measure_devices(folder: Path, device: str, *, quick: bool) -> str:
         cache = f"{scratch}/t.h5"
         images = f"avarc encode avarc_cli/assets/digits/test {'--limit 4' if quick else '--samples 7'} --out {cache}"
         try:
-            figures.run(images.split()).check_returncode()
+            figures.run(images.split(), timeout=seconds).check_returncode()
             for where in (f"--device {device}", several):
                 started = time.monotonic()
                 command = f"avarc classify {cache} {where}".split()
-                figures.run([*command, "--out", f"{scratch}/{len(cases)}"]).check_returncode()
+                figures.run([*command, "--out", f"{scratch}/{len(cases)}"], timeout=seconds).check_returncode()
                 cases.append({"name": where, "seconds": time.monotonic() - started})
         except subprocess.SubprocessError as problem:
             return str(problem)
@@ -97,7 +97,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--limit", type=int, default=840, help="seconds after which nothing new begins")
+    parser.add_argument("--limit", type=int, default=840, help="seconds in which all but the devices end")
     asked = parser.parse_args()
     device, started, missed = "cuda" if torch.cuda.is_available() else "cpu", time.monotonic(), {}
     if device == "cpu" and not asked.quick:
@@ -111,7 +111,7 @@ def main() -> int:
     if device == "cuda" and torch.cuda.device_count() < 2:
         print("devices  skipped: needs two GPUs")
     else:
-        missed["devices"] = measure_devices(asked.folder, device, quick=asked.quick)
+        missed["devices"] = measure_devices(asked.folder, device, 60, quick=asked.quick)
         print(f"{time.monotonic() - started:4.0f} s  devices  {missed['devices'] or 'done'}", flush=True)
     return int(any(missed.values()))
 

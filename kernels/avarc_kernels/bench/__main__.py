@@ -46,6 +46,10 @@ def main() -> int:
     parser.add_argument("--eager", action="store_true", help="leave out compiled PyTorch, which takes minutes")
     parser.add_argument("--json", action="store_true", help="print one JSON object with all figures")
     options = parser.parse_args()
+    ops, asked = options.op or OPS, options.model or (QUICK if options.quick and HAS_GPU else tuple(MODELS))
+    models = [MODELS[name] for name in asked]
+    if not any(op in model.operations for op in ops for model in models):
+        parser.error(f"{', '.join(asked)} and {', '.join(ops)}: no such model has such an operation")
     if not HAS_GPU:
         os.environ["TRITON_INTERPRET"] = "1"  # triton is not imported yet
     torch.manual_seed(0)
@@ -58,9 +62,7 @@ def main() -> int:
     if not options.json:
         print(_headline(machine), flush=True)
     figures = []
-    asked = options.model or (QUICK if options.quick and HAS_GPU else MODELS)
-    models = [MODELS[name] for name in asked]
-    for case in _cases(options.op or OPS, dtypes, models, pairs=_pairs(quick=options.quick)):
+    for case in _cases(ops, dtypes, models, pairs=_pairs(quick=options.quick)):
         names = [name for name in case.calls if _can_run(name) and not (options.eager and _compiles(name))]
         of_case = [measure(case, name, timed=HAS_GPU or name != "triton") for name in names]
         figures += of_case
