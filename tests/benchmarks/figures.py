@@ -6,7 +6,7 @@
 
 COMMAND is one whose --json prints figures: avarc bench, python -m avarc_kernels.bench, or
 python tests/benchmarks/paper_plan.py. A file of docs/figures/ has them with the command, the date, the machine and the
-versions; those of a machine with a GPU are written by gpu.py. The page has a line `<!-- figures: NAME -->` where a table
+versions; gpu.py writes those of a machine with a GPU. The page has a line `<!-- figures: NAME -->` where a table
 belongs, and `<!-- end -->` where it ends.
 """
 
