@@ -184,6 +184,7 @@ def server() -> Iterator[Hub]:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A new user's folders: no registered names, no token, an empty Hugging Face cache."""
     monkeypatch.setenv("AVARC_HOME", str(tmp_path / "avarc"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
