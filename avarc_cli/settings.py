@@ -53,7 +53,7 @@ def check_lpips(vgg: Path | None, lpips: Path | None) -> None:
     raise UsageError(
         f"{there} needs {missing}",
         "LPIPS weighs the features of torchvision's vgg16 (--vgg) with the weights of the lpips package (--lpips)",
-        f"add {missing} with its file, or leave out {there}",
+        f"add {missing} with its file, or: avarc download vgg16 lpips",
     )
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def download(
-    names: Annotated[list[str], typer.Argument(help="Models, tokenizers, text encoders or frozen networks: see `avarc models`.")],
+    names: Annotated[
+        list[str], typer.Argument(help="Models, tokenizers, text encoders or frozen networks: see `avarc models`.")
+    ],
     revision: Annotated[
         str | None,
         typer.Option("--revision", help="Branch, tag or commit of the named models; remembered. Default: the card's."),

@@ -227,7 +227,8 @@ def to_avarc_error(problem: Exception, file: Downloadable) -> AvarcError:
     return Unreachable(
         f"{what}: there is no connection to {server(file)}",
         _reason(problem),
-        f"check the network, proxy and {mirror_variable(file)}; the downloaded part is kept, and the next run continues from there",
+        f"check the network, proxy and {mirror_variable(file)}; "
+        "the downloaded part is kept, and the next run continues from there",
     )
 
 
