@@ -32,16 +32,24 @@ class LossOptions:
     """Terms of a tokenizer's published loss."""
 
     vgg: Annotated[
-        Path | None, opt.training_option("--vgg", help="File of torchvision's vgg16, for LPIPS. Default: the downloaded one.")
+        Path | None,
+        opt.training_option("--vgg", help="File of torchvision's vgg16, for LPIPS. Default: the downloaded one."),
     ] = None
     lpips: Annotated[
-        Path | None, opt.training_option("--lpips", help="File of the lpips package's linear weights (v0.1, vgg).")
+        Path | None,
+        opt.training_option("--lpips", help="File of LPIPS's linear weights (v0.1, vgg). Default: the downloaded one."),
     ] = None
     convnext: Annotated[
-        Path | None, opt.training_option("--convnext", help="File of torchvision's convnext_small: its logits (TiTok).")
+        Path | None,
+        opt.training_option(
+            "--convnext", help="File of torchvision's convnext_small, for TiTok's loss. Default: the downloaded one."
+        ),
     ] = None
     dino: Annotated[
-        Path | None, opt.training_option("--dino", help="File of DINO's ViT-S/16, for the discriminator of a VQ-VAE.")
+        Path | None,
+        opt.training_option(
+            "--dino", help="File of DINO's ViT-S/16, for a VQ-VAE's discriminator. Default: the downloaded one."
+        ),
     ] = None
     lpips_weight: Annotated[
         float | None, opt.training_option("--lpips-weight", help="Of LPIPS; 0: without. Default: as published.")
