@@ -319,8 +319,17 @@ class OrdersOptions(DropoutOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenOptions(GeneratorOptions):
-    """Of a MaskGIT."""
+    """Of a model of hidden tokens."""
 
     visible: Annotated[
         float, opt.training_option("--visible", help="Weight of visible tokens in the loss; hidden ones weigh 1.")
     ] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskGITOptions(HiddenOptions):
+    """Of a MaskGIT of classes."""
+
+    dropout: Annotated[float, opt.training_option("--dropout", help="Fraction of activations left out: of a BERT.")] = (
+        0.0
+    )

@@ -55,7 +55,7 @@ def download(
         wanted[card.name] = [card.weights]
     frozen = set(wanted)
     of_hub, encoders = _files([name for name in names if name not in frozen], revision)
-    wanted |= of_hub
+    wanted.update({name: [*several] for name, several in of_hub.items()})
     files = [file for several in wanted.values() for file in several]
     downloaded = _weights.download_files(files, folder=folder, offline=offline, checks=_checks(wanted))
     by_file = {(each.repo, each.filename, each.revision): each for each in downloaded}

@@ -71,7 +71,7 @@ class Terms:
         """
         weights = self.changed(published)
         has_vit = weights.adversary.kind == "dino"
-        files: dict[str, Path | None] = {}
+        files: dict[str, Any] = {}
         for names, weight, is_needed in (
             (OF_LPIPS, self.lpips_weight, weights.lpips and image_size >= _smallest(weights)),
             (("convnext",), self.convnext_weight, weights.logits),
@@ -194,7 +194,7 @@ def make(
         parts["lpips"] = lpips.from_tensors(read["vgg"].tensors, read["lpips"].tensors, source).to(device)
     if "convnext" in read:
         parts["logits"] = convnext.from_tensors(read["convnext"].tensors, str(terms.convnext)).to(device)
-    rate = recipe.rate
+    rate: Callable[[int], float] = recipe.rate
     if terms.adversarial:
         adversary = weights.adversary
         network = _discriminator(adversary, read.get("dino"), image_size, device).to(device)

@@ -24,10 +24,11 @@ from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.settings import SMALL
 from avarc_cli.tokenizer import TokenizerNetwork
+from avarc_cli.train.beginning import tokenizer_of
 from avarc_cli.train.class_captions import ClassCaptions
 from avarc_cli.train.generator import seed_dropout
 from avarc_cli.train.images import Augment, TrainingImages, ValidationImages, first_readable
-from avarc_cli.train.loop import conclude, train
+from avarc_cli.train.loop import conclude, fingerprint, train
 from avarc_cli.train.published_loss import Terms, check, describe, left_out, make, used
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
@@ -48,8 +49,9 @@ def train_tokenizer(
     shape: Mapping[str, Any],
     recipe: Recipe,
     *,
-    image_size: int,
+    image_size: int | None,
     family: str,
+    start: Path | None = None,
     augment: Augment | None = None,
     terms: Terms | None = None,
     measures: Measures | None = None,
@@ -67,9 +69,10 @@ def train_tokenizer(
     and number of threads give the same weights, bit for bit.
 
     Args:
-        shape: of the network, in the family's own terms (`TokenizerFamily.new`).
-        image_size: side of the images, pixels.
+        shape: of the network, in the family's own terms (`TokenizerFamily.new`). Of no use with `start`.
+        image_size: side of the images, pixels; None for what `start` says.
         family: a name in `families.TOKENIZERS`.
+        start: weights to begin with.
         augment: None for random crops.
         terms: of the published loss; None trains by absolute and squared errors of pixels alone. Frozen networks that
             they do not name are those that were downloaded.
@@ -85,10 +88,17 @@ def train_tokenizer(
     check_place(out)
     known = families.TOKENIZERS.get(family)
     torch.manual_seed(recipe.seed)
-    network = known.new(image_size=image_size, **shape)
+    made_of = {}
+    if start is None:
+        network = known.new(image_size=image_size, **shape)
+    else:
+        network = tokenizer_of(start, known, image_size)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotation lacks it
+        made_of = {"beginning": fingerprint(network)}
     network.to(device)  # only now: the CPU's generator makes the same first weights for every device
     of_family = known.training_loss(network)
-    loss, made_of, stated = published(of_family, terms, recipe, network, note)
+    loss, of_loss, stated = published(of_family, terms, recipe, network, note)
+    made_of |= of_loss
     codes = of_family if isinstance(of_family, ReconstructionLoss) else None
     if (initialization := shape.get("initialization", SMALL)) != SMALL:
         made_of |= {"initialization": initialization}
