@@ -193,7 +193,10 @@ class RecipeOptions(RunOptions, _OptimizerOptions, _TrainingOptions):  # help li
         from avarc_cli.tokens.header import SMOOTHING
 
         header = cache.header
-        if header.views == SMOOTHING and header.samples > 1:
+        if cache.others:
+            views = ", ".join(f"{each.header.samples} ({each.header.views})" for each in (cache, *cache.others))
+            console.note(f"each epoch shows one view of an image, of a cache drawn at random: {views}")
+        elif header.views == SMOOTHING and header.samples > 1:
             console.note("smoothing samples are not trained on, only the images themselves")
         elif header.samples > 1:
             console.note(f"each epoch shows one of the {header.samples} views of an image ({header.views})")

@@ -15,7 +15,7 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _weights
 from avarc_cli.commands._loss_options import CodeOptions, LossOptions
 from avarc_cli.commands._recipe_options import GeneratorOptions, TokenizerRecipeOptions
-from avarc_cli.commands._running import RunOptions, cache_of
+from avarc_cli.commands._running import RunOptions, caches_of
 from avarc_cli.errors import EXIT_UNREADABLE, UsageError
 from avarc_cli.settings import check_device, check_file
 from avarc_cli.words import counted
@@ -73,7 +73,7 @@ class TokenizerOptions:
         """
         if self.tokenizer is not None:
             return self
-        cache = cache_of(data)
+        cache = next(iter(caches_of(data)), None)
         if cache is None:
             why = "generators are trained on tokens, and the images are not encoded yet"
             raise UsageError("no tokenizer is named", why, "add --tokenizer NAME, or a file")

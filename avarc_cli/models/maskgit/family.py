@@ -68,7 +68,7 @@ class MaskGITFamily(GeneratorFamily):
         return self.likelihood(network.set_precision(precision).set_kernels(kernels))
 
     def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> MaskGITLikelihood:
-        """An initialized model; `shape` is depth (that of a UViT is made even), width and, where not the default, heads."""
+        """An initialized model; `shape` is depth (a UViT's is made even), width and, where not the default, heads."""
         width = shape["width"]
         heads = shape.get("heads") or max(width // HEAD_WIDTH, 1)
         check_heads(width, heads, f"a {self.title}")
