@@ -110,7 +110,7 @@ def test_caches_of_the_same_images_are_drawn_equally_often_then_their_views(fold
     data = token_batches.CachedTokens(mixed.mixed(caches).take(np.arange(20)), seed=0)
     marked = [np.zeros((24, 10, 21), int) + np.arange(10)[:, None], np.full((24, 2, 21), 10) + [[0], [1]]]
     data._mapped = [np.where(np.arange(24)[:, None, None] < 20, each, 15) for each in marked]
-    batches = [data.batch(step, Rows(16, 3, 16))[0] for step in range(200)]
+    batches = [data.batch(step, Rows(3, 16, 16))[0] for step in range(200)]
     counts = np.bincount(torch.cat(batches)[:, 0], minlength=16)
     assert counts[12:].sum() == 0 and abs(counts[:10].sum() - counts[10:12].sum()) < 200, "of 2600"
     assert (counts[:10] > 90).all() and (counts[10:12] > 500).all()
