@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TokensArg = Annotated[
     list[Path],
-    typer.Argument(help=f"A folder of images, image files, .tar or .parquet files, {opt.A_LIST}, or a token cache."),
+    typer.Argument(help=f"A folder of images, image files, .tar or .parquet files, {opt.A_LIST}, or token caches."),
 ]
 ImageSizeOpt = Annotated[int, opt.model_option("--image-size", min=1, help="Side of the images in pixels.")]
 VocabularyOpt = Annotated[int, opt.model_option("--vocab", min=1, help="Codebook entries.")]

@@ -107,9 +107,7 @@ def vq(
     start, pixels = None, image_size if opt.is_given(context, "image_size") else None
     if start_from is not None:
         opt.check_not_given(context, SHAPE, "with --start-from", "the file has decided the shape")
-        check_weights(start_from)
-        _weights.ensure(start_from, yes=yes)
-        start = local_files.require(tokenizer_card(start_from)) if not is_path(start_from) else Path(start_from)
+        start = _start(start_from, yes=yes)
     shape: dict[str, Any] = {
         "vocab_size": vocab,
         "code_channels": channels,
@@ -131,6 +129,16 @@ def vq(
         overwrite=overwrite,
         start_from=start,
     )
+
+
+def _start(name: str, *, yes: bool) -> Path:
+    """The file that --start-from names; a published one is downloaded if the user agrees."""
+    check_weights(name)
+    if is_path(name):
+        return Path(name)
+    card = tokenizer_card(name)
+    _weights.ensure(name, yes=yes)
+    return local_files.require(card)
 
 
 @with_option_groups

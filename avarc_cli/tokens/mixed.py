@@ -10,8 +10,8 @@ import numpy as np
 from avarc_cli.errors import UsageError, describe_differences
 from avarc_cli.tokens.cache import TokenCache
 
-SAME = ("tokenizer_sha256", "image_size", "vocab_size", "channels", "class_names")
-"""Fields of headers that caches must share."""
+OF_TOKENS = ("tokenizer_sha256", "image_size", "vocab_size", "channels")
+"""Fields of a header that say what its tokens are, besides the layout."""
 
 
 def mixed(caches: Sequence[TokenCache]) -> TokenCache:
@@ -21,16 +21,23 @@ def mixed(caches: Sequence[TokenCache]) -> TokenCache:
     """
     first, *others = caches
     for other in others:
-        there, here = ({name: getattr(each.header, name) for name in SAME} for each in (other, first))
-        layouts = {"layout": str(other.header.layout)}, {"layout": str(first.header.layout)}
         sides = (f"in {other.path.name}", f"in {first.path.name}")
-        if differences := describe_differences(there | layouts[0], here | layouts[1], sides=sides):
+        if differences := describe_differences(_kind(other), _kind(first), sides=sides):
             what = f"'{other.path}' and '{first.path}' hold tokens of different kinds"
             raise UsageError(what, differences, "name caches that one tokenizer made")
-        if first.paths != other.paths or not np.array_equal(first.labels, other.labels):
+        if _images(first) != _images(other) or not np.array_equal(first.labels, other.labels):
             raise UsageError(
                 f"'{other.path}' and '{first.path}' are not of the same images",
                 "several caches are for several views of each image: one of its crops is shown at a time",
                 "encode the same folder twice; or join caches of different images: avarc cache merge",
             )
     return dataclasses.replace(first, others=tuple(others))
+
+
+def _kind(cache: TokenCache) -> dict[str, object]:
+    header = cache.header
+    return {name: getattr(header, name) for name in OF_TOKENS} | {"layout": str(header.layout)}
+
+
+def _images(cache: TokenCache) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return cache.paths, cache.header.class_names
