@@ -81,12 +81,13 @@ def _checks(wanted: dict[str, list[Downloadable]]) -> dict[Downloadable, Check]:
 
 def _files(names: list[str], revision: str | None) -> tuple[dict[str, list[HubFile]], set[str]]:
     """The files of the named cards and of what they read, by card name; and which of these are text encoders."""
-    from avarc_cli.zoo import cards
+    from avarc_cli.zoo import cards, networks
 
     if revision is not None and not (revision.strip() and ".." not in revision):
         raise UsageError(f"'{revision}' is not a revision", "it must be a branch, a tag or a commit", "omit --revision")
     encoders = {card.name: card for card in cards.text_encoder_cards()}
-    chosen = {name: cards.any_card(name) for name in names if name not in encoders}
+    other = [*encoders, *(card.name for card in networks.NETWORKS)]
+    chosen = {name: cards.any_card(name, also=other) for name in names if name not in encoders}
     models = [card for card in chosen.values() if isinstance(card, cards.ModelCard)]
     found = {name: _named(card, revision) for name, card in chosen.items()}
     for name in (card.tokenizer for card in models):

@@ -161,6 +161,8 @@ def test_a_plain_folder_offline_and_revisions(mirror, home, capsys):
     assert download(capsys, "vgg16", "--dir", home / "plain")[0] == 0
     assert (home / "plain" / VGG16.weights.filename).read_bytes() == mirror.mirrored[VGG16.weights.filename]
     assert networks.downloaded("vgg16") is None
+    code, _, err = download(capsys, "vgg61")
+    assert code == 2 and "did you mean vgg16" in err
     code, _, err = download(capsys, "vgg16", "--revision", "main")
     assert code == 2 and "no use for --revision with 'vgg16'" in err
 

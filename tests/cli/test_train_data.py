@@ -108,8 +108,9 @@ def test_caches_of_the_same_images_are_drawn_equally_often_then_their_views(fold
     assert main(["encode", "img", "--tokenizer", "vq.st", "--flip", "--out", str(tmp_path / "flip.h5")]) == 0
     caches = [read(path) for path in ("t.h5", tmp_path / "flip.h5")]
     data = token_batches.CachedTokens(mixed.mixed(caches).take(np.arange(20)), seed=0)
-    marked = [np.zeros((24, 10, 21), int) + np.arange(10)[:, None], np.full((24, 2, 21), 10) + [[0], [1]]]
-    data._mapped = [np.where(np.arange(24)[:, None, None] < 20, each, 15) for each in marked]
+    of_view = [np.arange(10)[:, None], np.arange(10, 12)[:, None]]  # which token each is made of
+    images_to_see = np.arange(24)[:, None, None] < 20
+    data._mapped = [np.where(images_to_see, np.broadcast_to(each, (24, len(each), 21)), 15) for each in of_view]
     batches = [data.batch(step, Rows(3, 16, 16))[0] for step in range(200)]
     counts = np.bincount(torch.cat(batches)[:, 0], minlength=16)
     assert counts[12:].sum() == 0 and abs(counts[:10].sum() - counts[10:12].sum()) < 200, "of 2600"
