@@ -162,8 +162,9 @@ def server(file: Downloadable) -> str:
     """The address that messages name."""
     if isinstance(file, HubFile):
         return constants.ENDPOINT
-    parts = urlsplit(web_url(file))
-    return f"{parts.scheme}://{parts.netloc}"
+    url = web_url(file)
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else url
 
 
 def mirror_variable(file: Downloadable) -> str:
