@@ -124,7 +124,9 @@ def check_kernels(name: str) -> None:
     _check("kernels", name, KERNELS)
     if name == FLASH and importlib.util.find_spec("flash_attn") is None:
         raise UsageError(
-            "cannot use flash-attn", "the package flash-attn is not installed", "pip install 'avarc[flash]', or use auto"
+            "cannot use flash-attn",
+            "the package flash-attn is not installed",
+            "pip install 'avarc[flash]', or use auto",
         )
 
 
