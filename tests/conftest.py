@@ -149,7 +149,8 @@ def tiny_files(tiny: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of FID's Inception network, filled at random, under the published keys."""
     meta = load_golden("inception_tiny").meta
-    tensors = {key: torch.from_numpy(value) for key, value in fill.state_dict(meta["keys"], meta["seed"], meta["scales"]).items()}
+    filled = fill.state_dict(meta["keys"], meta["seed"], meta["scales"])
+    tensors = {key: torch.from_numpy(value) for key, value in filled.items()}
     tensors |= {
         key.replace("running_mean", "running_var"): torch.ones_like(value)
         for key, value in tensors.items()

@@ -98,17 +98,14 @@ def open_archive(path: Path, pooled: int, spatial: int) -> Archive:
     return Archive(images, *statistics, _count(path))
 
 
-def write_statistics(file: IO[bytes], pooled: Gaussian, spatial: Gaussian, count: int) -> None:
-    """Write the statistics of `count` images as the field's reference files have them."""
-    np.savez(
-        file,
-        mu=pooled.mean,
-        sigma=pooled.covariance,
-        mu_s=spatial.mean,
-        sigma_s=spatial.covariance,
-        images=np.int64(count),
-        allow_pickle=False,
-    )
+def write_statistics(file: IO[bytes], pooled: Gaussian, spatial: Gaussian | None, count: int | None) -> None:
+    """Write the statistics of `count` images as the field's reference files have them. Raises: OSError."""
+    stored = {"mu": pooled.mean, "sigma": pooled.covariance}
+    if spatial is not None:
+        stored |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
+    if count is not None:
+        stored[COUNT] = np.array(count)
+    np.savez(file, allow_pickle=False, **stored)
 
 
 def _open_images(path: Path) -> ArrayImages | None:
@@ -121,12 +118,18 @@ def _open_images(path: Path) -> ArrayImages | None:
             more = "; how floats were meant, and rounded, is not known" if dtype.kind == "f" else ""
             raise UsageError(what, described + more, FIX)
         if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or not all(shape):
-            known = {1: "; these look like gray images", 4: "; these look like images with transparency"}
-            channels = shape[-1] if len(shape) == 4 else 1 if len(shape) == 3 and shape[-1] != 3 else 0
-            is_first = len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3]
-            raise UsageError(what, described + ("; its channels come first" if is_first else known.get(channels, "")), FIX)
+            raise UsageError(what, described + _guess(shape), FIX)
     with _archive(path) as archive:
         return ArrayImages(path, shape[0], shape[1], archive.getinfo(f"{IMAGES}.npy").CRC)
+
+
+def _guess(shape: tuple[int, ...]) -> str:
+    """What an array of another shape seems to hold."""
+    if len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3]:
+        return ": its channels come first"
+    if shape[3:] == (1,) or (len(shape) == 3 and shape[1] == shape[2]):
+        return ": it seems to hold gray images"
+    return ": it seems to hold transparency" if shape[3:] == (4,) else ""
 
 
 def _gaussian(path: Path, mean: str, covariance: str, width: int) -> Gaussian | None:

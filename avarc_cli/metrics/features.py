@@ -135,7 +135,7 @@ def _compute(
     batches = {number: _batches(chunks.items_of(number), batch_size) for number in numbers}
     read = pixels.read([batch for some in batches.values() for batch in some])
     for some in batches.values():
-        pooled, spatial, unreadable = [], [], list[tuple[str, str]]()
+        pooled, spatial, unreadable = list[np.ndarray](), list[np.ndarray](), list[tuple[str, str]]()
         for batch in some:
             loaded = next(read)
             if len(loaded.pixels):

@@ -12,50 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.metrics.arrays import Archive
+from avarc_cli.errors import AvarcError
+from avarc_cli.metrics import arrays
 from avarc_cli.metrics.features import BATCH, Features, extract
 from avarc_cli.metrics.inception import Extractor
 from avarc_cli.metrics.moments import Gaussian, Moments, frechet_distance
 from avarc_cli.metrics.pixels import Pixels
-from avarc_cli.metrics.scores import NEIGHBOURS, inception_score, precision_recall
+from avarc_cli.metrics.protocol import FEWEST, Reference
+from avarc_cli.metrics.scores import inception_score, precision_recall
 from avarc_cli.progress import StartProgress, silent
+from avarc_cli.storage import replacing
 from avarc_cli.words import counted
 
-ENOUGH = 50_000
-"""Images of the published protocol; with fewer FID is biased upwards."""
-
-COMPARED = 10_000
-"""Real images of a set that precision and recall compare with, as in the published reference files."""
-
 SORTED = 0.7
-"""Nats by which parts of the Inception Score may differ (`scores.inception_score`) before the images count as sorted."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What generated images are compared with."""
-
-    source: str
-    pixels: Pixels | None
-    """Real images, for precision and recall, and for what has no stored statistics."""
-    pooled: Gaussian | None = None
-    """Stored statistics of pooled features, which win over those of the images."""
-    spatial: Gaussian | None = None
-    count: int | None = None
-    """Images that the stored statistics are of, if that is known."""
-    compared: int | None = None
-    """Images, evenly spaced, that precision and recall are to use at most."""
-
-    @classmethod
-    def of_archive(cls, source: str, archive: Archive) -> Reference:
-        """That of an archive: all its images serve precision and recall."""
-        return cls(source, archive.images, archive.pooled, archive.spatial, archive.count)
-
-    @property
-    def images(self) -> int | None:
-        """Number of images behind FID; None where a file with statistics does not say."""
-        return self.count if self.pooled is not None else len(self.pixels or ())
+"""Nats by which parts of the Inception Score may differ (`scores.inception_score`) before images count as sorted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,27 +55,12 @@ class Scores:
         return {name: getattr(self, name) for name in (*names, "reference_images", "compared_images")}
 
 
-def check_count(count: int | None, what: str, *, allow_few: bool) -> str | None:
-    """A warning about too few images, if there are; None for a number that is not known.
-
-    Raises: UsageError for too few without `allow_few`, and for less than a covariance takes.
-    """
-    if count is None or count >= ENOUGH:
-        return None
-    number = counted(count, "image")
-    if count <= NEIGHBOURS:
-        raise UsageError(f"{what} has {number}", f"statistics of features need more than {NEIGHBOURS}")
-    why = f"with fewer than {ENOUGH:,} FID is biased upwards, by points rather than decimals with 10,000"
-    if not allow_few:
-        raise UsageError(f"{what} has {number}", why, "use more images, or --allow-few for numbers among themselves")
-    return f"{what} has {number}: {why}; compare only with numbers of as many images"
-
-
 def evaluate(
     samples: Pixels,
     reference: Reference,
     network: Extractor,
     *,
+    shuffle: bool = False,
     keep: Path | None = None,
     batch_size: int = BATCH,
     bar: StartProgress = silent,
@@ -113,6 +68,7 @@ def evaluate(
     """Compare generated with real images.
 
     Args:
+        shuffle: divide the images into parts of the Inception Score at random, not by their order.
         keep: folder of the features, which a killed evaluation continues with.
         batch_size: images that the network reads at once.
         bar: opens the progress of a step.
@@ -136,9 +92,10 @@ def evaluate(
         real.check(reference.source)
         pooled, spatial, count = real.pooled.gaussian(), real.spatial.gaussian(), real.pooled.count
     with bar("distances", None):
-        score, spread = inception_score(generated.kept, network.output_weights)
+        order = np.random.default_rng(0).permutation(len(generated.kept)) if shuffle else slice(None)
+        score, spread = inception_score(generated.kept[order], network.output_weights)
         precision, recall = None, None
-        if real is not None and len(real.kept) > NEIGHBOURS:
+        if real is not None and len(real.kept) >= FEWEST:
             precision, recall = precision_recall(real.kept, generated.kept, device=network.device)
         return Scores(
             images=len(generated.kept),
@@ -167,7 +124,11 @@ class Collected:
 
     @classmethod
     def of(cls, features: Iterable[Features], count: int, kept: int | None = None) -> Collected:
-        """Add up chunks of `count` images; kept: the number of images, evenly spaced, to keep features of; None: all."""
+        """Add up chunks of `count` images.
+
+        Args:
+            kept: number of images, evenly spaced, to keep pooled features of; None for all.
+        """
         wanted = np.ones(count, dtype=bool)
         if kept is not None and kept < count:
             wanted[:] = False
@@ -189,6 +150,13 @@ class Collected:
 
     def check(self, source: str) -> None:
         """Raises: AvarcError when too few images could be read for statistics."""
-        if self.pooled.count <= NEIGHBOURS:
+        if self.pooled.count < FEWEST:
             why = f"'{self.unreadable[0][0]}': {self.unreadable[0][1]}" if self.unreadable else ""
             raise AvarcError(f"only {counted(self.pooled.count, 'image')} of '{source}' could be read", why)
+
+
+def write_statistics(path: Path, scores: Scores) -> None:
+    """Write the statistics of the reference, for later evaluations. Raises: OSError."""
+    pooled, spatial = scores.reference
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        arrays.write_statistics(file, pooled, spatial, scores.reference_images)

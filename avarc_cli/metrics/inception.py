@@ -1,8 +1,9 @@
 """The Inception network of FID: TensorFlow's of 2015-12-05, with the weights that torch-fidelity converted.
 
-It differs from torchvision's Inception in three ways, which change FID: images are resized as TensorFlow 1 did, averages
-leave out the padding, and the last block pools by maximum. Written here, rather than imported, because torch-fidelity
-needs torchvision, whose wheels do not load beside a torch for CPUs; tests/golden/inception_tiny.npz has its outputs.
+It differs from torchvision's Inception in three ways, which change FID: images are resized as TensorFlow 1 did,
+averages leave out the padding, and the last block pools by maximum. It is written here, not imported, because
+torch-fidelity needs torchvision, whose wheels do not load beside a torch for CPUs; tests/golden/inception_tiny.npz has
+outputs of torch-fidelity's network.
 
 Shapes: B images, H their side.
 """
@@ -12,18 +13,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avarc_cli.errors import CheckpointError, UsageError, shorten_list
+from avarc_cli.errors import CheckpointError, shorten_list
 from avarc_cli.layers.precision import tf32
+from avarc_cli.metrics.protocol import POOLED, WEIGHTS
 from avarc_cli.zoo import checkpoint
-
-POOLED, SPATIAL = 2048, 17 * 17 * 7
-"""Features of an image: for FID, precision and recall; and for sFID."""
 
 SIDE = 299  # that images are resized to
 SPATIAL_CHANNELS = 7
@@ -44,10 +44,10 @@ class _Conv(nn.Module):
 
 
 class _Block(nn.Module):
-    """Branches whose outputs are joined: `branches` names the convolutions of each, `split` those of its end, if two."""
+    """Branches whose outputs are joined: `branches` names the convolutions of each, `splits` two ends, if it has any."""
 
     branches: Sequence[Sequence[str]]
-    splits: Mapping[str, Sequence[str]] = {}
+    splits: ClassVar[Mapping[str, Sequence[str]]] = {}
     pool = "average"  # "average", whose convolution is branch_pool; "maximum", the same; "reduce", which has none
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class _BlockD(_Block):
 
 class _BlockE(_Block):
     branches = (["branch1x1"], ["branch3x3_1"], ["branch3x3dbl_1", "branch3x3dbl_2"])
-    splits = {
+    splits: ClassVar = {
         "branch3x3_1": ["branch3x3_2a", "branch3x3_2b"],
         "branch3x3dbl_2": ["branch3x3dbl_3a", "branch3x3dbl_3b"],
     }
@@ -232,24 +232,6 @@ class Extractor:
         return pooled.cpu().numpy(), spatial.cpu().numpy()
 
 
-def find_weights(given: Path | None) -> Path | None:
-    """The file that --inception names, else the downloaded one; None where there is neither."""
-    return given
-
-
-def require_weights(given: Path | None) -> Path:
-    """As `find_weights`. Raises: UsageError where there is no such file."""
-    found = find_weights(given)
-    if found is None:
-        raise UsageError(
-            "the Inception network is not on this machine",
-            "FID compares features that it computes; avarc downloads nothing unasked",
-            "name the file weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release v0.2.0: "
-            "--inception FILE",
-        )
-    return found
-
-
 def load(path: Path, device: torch.device) -> Extractor:
     """The network with the weights of a file.
 
@@ -259,11 +241,12 @@ def load(path: Path, device: torch.device) -> Extractor:
     network = Inception()
     wanted = {key: tensor.shape for key, tensor in network.state_dict().items() if "num_batches" not in key}
     tensors = {key: tensor for key, tensor in found.tensors.items() if "num_batches" not in key}
-    if misfits := sorted(k for k in wanted.keys() | tensors.keys() if k not in tensors or wanted.get(k) != tensors[k].shape):
+    found_shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    if misfits := sorted({key for key, _ in wanted.items() ^ found_shapes.items()}):
         raise CheckpointError(
             f"'{path}' is not the Inception network of FID",
             f"other tensors, or other shapes: {shorten_list(misfits)}",
-            "name torch-fidelity's weights-inception-2015-12-05-6726825d.pth",
+            f"name torch-fidelity's {WEIGHTS}",
         )
     network.load_state_dict(tensors, strict=False)  # without the counters of batches, which nothing reads
     return Extractor(network.eval().requires_grad_(False).to(device), found.sha256)

@@ -43,7 +43,8 @@ def inception_score(features_ND: np.ndarray, weights_DV: np.ndarray, part: int =
 
 
 def _entropy(p_V: Tensor) -> Tensor:
-    return -torch.special.xlogy(p_V, p_V).sum(dim=-1)
+    entropy: Tensor = -torch.special.xlogy(p_V, p_V).sum(dim=-1)
+    return entropy
 
 
 @torch.inference_mode()
