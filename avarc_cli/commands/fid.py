@@ -71,6 +71,7 @@ def fid(
     check_exists(samples, "SAMPLES")
     check_exists(reference, "--reference")
     check_file(inception, "--inception")
+    protocol.check_features_folder(features)
     weights = protocol.require_weights(inception)
     with outputs.reserved(save_statistics, outputs.NPZ, overwrite=overwrite, inputs=[samples, reference]):
         generated = _samples(samples, workers or 0)

@@ -17,7 +17,7 @@ from avarc_cli.settings import check_file
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
-    from avarc_cli.metrics.reconstruction import Reconstruction
+    from avarc_cli.metrics.reconstruction import Reconstruction, Usage
     from avarc_cli.tokenizer import Tokenizer
 
 
@@ -52,7 +52,7 @@ def reconstruct(
     """
     from avarc_cli import outputs
     from avarc_cli.data.preprocess import Preprocess, check_option
-    from avarc_cli.metrics import pixels, protocol
+    from avarc_cli.metrics import pixels
 
     check_option(preprocess)
     check_file(inception, "--inception")
@@ -113,13 +113,14 @@ def _show(found: Reconstruction, tokenizer: Tokenizer, notes: dict[str, Any]) ->
     parts = [console.fields(f"{tokenizer.name} on {notes['source']}", shown)]
     if found.usage:
         columns = ["tokens of", "tokens", "codes used", "share", "entropy, bits", "perplexity"]
-        rows = [
-            [each.where, each.tokens, each.used, f"{each.used / tokenizer.vocab_size:.1%}", f"{each.entropy:.2f}"]
-            + [f"{each.perplexity:.1f}"]
-            for each in found.usage
-        ]
+        rows = [_usage_row(each, tokenizer.vocab_size) for each in found.usage]
         parts.append(console.table(f"use of the {counted(tokenizer.vocab_size, 'code')}", columns, rows))
     if notes["out"] is not None:
         parts.append(console.path_and(notes["out"], counted(found.images, "reconstruction")))
     data = {**notes, "vocab_size": tokenizer.vocab_size, "range": 255, **found.to_dict()}
     console.result(data, console.stack(*parts), brief=f"{found.psnr:.4f}")
+
+
+def _usage_row(usage: Usage, codes: int) -> list[object]:
+    share, entropy, perplexity = f"{usage.used / codes:.1%}", f"{usage.entropy:.2f}", f"{usage.perplexity:.1f}"
+    return [usage.where, usage.tokens, usage.used, share, entropy, perplexity]

@@ -19,7 +19,7 @@ from avarc_cli.metrics.inception import Extractor
 from avarc_cli.metrics.moments import Gaussian, Moments, frechet_distance
 from avarc_cli.metrics.pixels import Pixels
 from avarc_cli.metrics.protocol import FEWEST, Reference
-from avarc_cli.metrics.scores import inception_score, precision_recall
+from avarc_cli.metrics.scores import PART, inception_score, precision_recall
 from avarc_cli.progress import StartProgress, silent
 from avarc_cli.storage import replacing
 from avarc_cli.words import counted
@@ -60,6 +60,7 @@ def evaluate(
     reference: Reference,
     network: Extractor,
     *,
+    part: int = PART,
     shuffle: bool = False,
     keep: Path | None = None,
     batch_size: int = BATCH,
@@ -68,7 +69,8 @@ def evaluate(
     """Compare generated with real images.
 
     Args:
-        shuffle: divide the images into parts of the Inception Score at random, not by their order.
+        part: images of a part, for the Inception Score.
+        shuffle: divide the images into these parts at random, not by their order.
         keep: folder of the features, which a killed evaluation continues with.
         batch_size: images that the network reads at once.
         bar: opens the progress of a step.
@@ -93,7 +95,7 @@ def evaluate(
         pooled, spatial, count = real.pooled.gaussian(), real.spatial.gaussian(), real.pooled.count
     with bar("distances", None):
         order = np.random.default_rng(0).permutation(len(generated.kept)) if shuffle else slice(None)
-        score, spread = inception_score(generated.kept[order], network.output_weights)
+        score, spread = inception_score(generated.kept[order], network.output_weights, part)
         precision, recall = None, None
         if real is not None and len(real.kept) >= FEWEST:
             precision, recall = precision_recall(real.kept, generated.kept, device=network.device)

@@ -44,7 +44,7 @@ class _Conv(nn.Module):
 
 
 class _Block(nn.Module):
-    """Branches whose outputs are joined: `branches` names the convolutions of each, `splits` two ends, if it has any."""
+    """Branches whose outputs are joined: `branches` names their convolutions, `splits` the two ends that some have."""
 
     branches: Sequence[Sequence[str]]
     splits: ClassVar[Mapping[str, Sequence[str]]] = {}

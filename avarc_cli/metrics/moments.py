@@ -67,7 +67,8 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
 
 
 def _factor(covariance_DD: Floats) -> Floats:
-    """F with F Fᵀ = C."""
+    """F (D, R) with F Fᵀ = C, of as many columns as C has eigenvalues beyond rounding."""
     values_D, vectors_DD = np.linalg.eigh(covariance_DD)
-    factor_DD: Floats = vectors_DD * np.sqrt(values_D.clip(min=0))
-    return factor_DD
+    is_noise_D = values_D <= 32 * np.finfo(np.float64).eps * values_D.max(initial=0)
+    factor_DR: Floats = vectors_DD[:, ~is_noise_D] * np.sqrt(values_D[~is_noise_D])
+    return factor_DR

@@ -53,6 +53,12 @@ class Reference:
         return self.count if self.pooled is not None else len(self.pixels or ())
 
 
+def check_features_folder(path: Path | None) -> None:
+    """Raises: UsageError where something else than a folder has the name of --features."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise UsageError(f"'{path}' is not a folder", "it was given as --features", "name a folder, or a new one")
+
+
 def is_archive(path: Path) -> bool:
     """Whether a path names an archive of numpy rather than images."""
     return path.suffix.lower() == ".npz" and not path.is_dir()
