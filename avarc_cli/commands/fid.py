@@ -79,6 +79,8 @@ def fid(
         for count, source in ((len(generated), generated.source), (real.images, real.source)):
             if warning := protocol.check_count(count, source, allow_few=allow_few):
                 console.warn(warning)
+        for each in (generated, real.pixels):
+            _check(each)
         from avarc_cli.metrics import fid as library  # imports torch: only now, after all that may be wrong
 
         network = _inception.load(weights, device)
@@ -113,6 +115,15 @@ def _reference(path: Path, samples: Pixels, dataset: str | None, workers: int, *
         return protocol.reference_of_archive(path, samples)
     images = _images.open_noted([path], dataset, allow_outside=allow_outside)
     return protocol.reference_of_images(images, samples.side, workers)
+
+
+def _check(images: Pixels | None) -> None:
+    """Look for damage in an archive of images."""
+    from avarc_cli.metrics.arrays import ArrayImages
+
+    if isinstance(images, ArrayImages):
+        with console.progress(f"checking {images.path.name}", len(images)) as bar:
+            images.check(bar.update)
 
 
 def _show(samples: Pixels, reference: Reference, scores: Scores, weights: str, *, shuffle: bool) -> None:

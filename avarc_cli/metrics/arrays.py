@@ -20,12 +20,14 @@ from avarc_cli.data.image_source import open_regular
 from avarc_cli.errors import AvarcError, UnreadableImage, UsageError
 from avarc_cli.metrics.moments import Gaussian
 from avarc_cli.metrics.pixels import Batch
+from avarc_cli.progress import Progress, no_progress
 from avarc_cli.zip_check import INVALID
 
 IMAGES = "arr_0"
 COUNT = "images"
 """How many images the statistics are of; only avarc writes it."""
 
+READ = 2**20  # bytes at once
 FIX = "store images as an array of type uint8 and shape (images, side, side, 3), RGB: numpy.savez(FILE, arr_0=...)"
 _READERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
 
@@ -50,15 +52,24 @@ class ArrayImages:
     def identity(self) -> dict[str, Any]:
         return {"images": self.count, "side": self.side, "crc": f"{self.crc:08x}"}
 
+    def check(self, progress: Progress = no_progress) -> None:
+        """Read everything once, so that damage is found before any work. Raises: AvarcError where there is some."""
+        size = self.side**2 * 3
+        with _member(self.path, IMAGES) as (member, *_):
+            done = 0
+            while block := member.read(READ):
+                done += len(block)
+                progress(done // size, self.count)
+        if done != self.count * size:
+            raise _damaged(self.path, f"{IMAGES} has {done:,} bytes, {self.count * size:,} are expected")
+
     def read(self, batches: Sequence[range]) -> Iterator[Batch]:
-        """The images of these batches. Raises: AvarcError where the archive is damaged."""
+        """The images of these batches, of an archive that was checked."""
         with _member(self.path, IMAGES) as (member, shape, dtype):
             begin, size = member.tell(), math.prod(shape[1:]) * dtype.itemsize
             for batch in batches:
                 member.seek(begin + batch.start * size)
                 data = member.read(len(batch) * size)
-                if len(data) < len(batch) * size:
-                    raise _damaged(self.path, f"{IMAGES} ends before its last image")
                 yield Batch(np.frombuffer(data, np.uint8).reshape(len(batch), *shape[1:]).copy())
 
 
@@ -76,7 +87,7 @@ class Archive:
 
 
 def open_images(path: Path) -> ArrayImages:
-    """The images of an archive. Raises: UsageError unless it has such; AvarcError for a damaged file."""
+    """The images of an archive, to be checked. Raises: UsageError unless it has such; AvarcError for a damaged file."""
     found = _open_images(path)
     if found is None:
         raise UsageError(f"'{path}' has no array {IMAGES}", f"it has {', '.join(_names(path)) or 'nothing'}", FIX)
