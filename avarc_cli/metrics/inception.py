@@ -178,6 +178,7 @@ class Inception(nn.Module):
         The latter are the first 7 channels of Mixed_6d's 1x1 branch, place by place, as ADM's evaluator has them.
         """
         x = (resize(images_B3HH) - 128) / 128
+        x = x.contiguous(memory_format=torch.channels_last)  # 1.4 times as fast on a CPU
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = F.max_pool2d(x, 3, stride=2)
         x = F.max_pool2d(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)), 3, stride=2)
@@ -249,5 +250,4 @@ def load(path: Path, device: torch.device) -> Extractor:
             f"name torch-fidelity's {WEIGHTS}",
         )
     network.load_state_dict(tensors, strict=False)  # without the counters of batches, which nothing reads
-    network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # 1.4 times as fast on a CPU
-    return Extractor(network, found.sha256)
+    return Extractor(network.eval().requires_grad_(False).to(device), found.sha256)

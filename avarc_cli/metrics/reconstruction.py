@@ -121,8 +121,9 @@ def reconstruct(
         for batch, loaded in zip(batches, images.read(batches), strict=True):
             first = len(measured.psnr)
             again_BHH3 = measured.add(loaded.pixels) if len(loaded.pixels) else ()
-            for number, pixels in enumerate(again_BHH3 if folder else (), start=first):
-                Image.fromarray(pixels).save(folder / f"{number:06d}.png")
+            for number, pixels in enumerate(again_BHH3, start=first):
+                if folder is not None:
+                    Image.fromarray(pixels).save(folder / f"{number:06d}.png")
             unreadable += loaded.unreadable
             done += len(batch)
             progress(done, len(images))

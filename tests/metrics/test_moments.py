@@ -75,6 +75,12 @@ def test_the_distance_of_diagonal_covariances_is_known():
     assert frechet_distance(one, other) == pytest.approx(25 + (2 - 3) ** 2 + 16)
 
 
+def test_equal_images_have_a_distance_too():
+    same = of(np.ones((5, 3)))
+    assert frechet_distance(same, of(np.zeros((5, 3)))) == 3
+    assert frechet_distance(same, Gaussian(np.ones(3), np.diag([1.0, 4, 9]))) == pytest.approx(14)
+
+
 def test_one_image_has_no_covariance():
     moments = Moments(2)
     moments.add(np.empty((0, 2)))
