@@ -74,8 +74,8 @@ def fid(
     protocol.check_features_folder(features)
     weights = protocol.require_weights(inception)
     with outputs.reserved(save_statistics, outputs.NPZ, overwrite=overwrite, inputs=[samples, reference]):
-        generated = _samples(samples, workers or 0)
-        real = _reference(reference, generated, dataset, workers or 0, allow_outside=allow_outside)
+        generated = _samples(samples, workers)
+        real = _reference(reference, generated, dataset, workers, allow_outside=allow_outside)
         for count, source in ((len(generated), generated.source), (real.images, real.source)):
             if warning := protocol.check_count(count, source, allow_few=allow_few):
                 console.warn(warning)
@@ -96,7 +96,7 @@ def fid(
         raise typer.Exit(EXIT_UNREADABLE)
 
 
-def _samples(path: Path, workers: int) -> Pixels:
+def _samples(path: Path, workers: int | None) -> Pixels:
     from avarc_cli.metrics import arrays, pixels, protocol
 
     if protocol.is_archive(path):
@@ -108,7 +108,9 @@ def _samples(path: Path, workers: int) -> Pixels:
         return pixels.of_samples(images, workers, bar.update)
 
 
-def _reference(path: Path, samples: Pixels, dataset: str | None, workers: int, *, allow_outside: bool) -> Reference:
+def _reference(
+    path: Path, samples: Pixels, dataset: str | None, workers: int | None, *, allow_outside: bool
+) -> Reference:
     from avarc_cli.metrics import protocol
 
     if protocol.is_archive(path):

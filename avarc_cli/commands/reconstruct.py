@@ -73,7 +73,7 @@ def reconstruct(
     console.note(f"{counted(len(images), 'image')}, {how}, by {tokenizer.name}")
     with console.progress("reconstructing", len(images)) as bar:
         found = reconstruction.reconstruct(
-            pixels.SetImages(images, how, workers or 0),
+            pixels.SetImages(images, how, workers),
             tokenizer,
             network,
             out,

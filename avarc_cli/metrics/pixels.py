@@ -62,8 +62,8 @@ class SetImages:
 
     images: ImageSet
     preprocess: Preprocess
-    workers: int = 0
-    """Processes that decode; 0 for none."""
+    workers: int | None = 0
+    """Processes that decode; 0 for none, None for `tokens.encoder.default_workers`."""
 
     @property
     def source(self) -> str:
@@ -82,14 +82,18 @@ class SetImages:
         return {"images": len(self), "preprocess": str(self.preprocess), "files": names.hexdigest()}
 
     def read(self, batches: Sequence[range]) -> Iterator[Batch]:
-        from avarc_cli.tokens.encoder import decode  # imports torch
+        import torch  # only now, after all that may be wrong
 
-        for decoded in decode(self.images, self.preprocess, batches, self.workers):
+        from avarc_cli.tokens.encoder import decode, default_workers
+
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        workers = default_workers(kind) if self.workers is None else self.workers
+        for decoded in decode(self.images, self.preprocess, batches, workers):
             unreadable = tuple((each.name, each.reason) for each in decoded.unreadable)
             yield Batch(decoded.pixels[:, 0], unreadable)
 
 
-def of_samples(images: ImageSet, workers: int = 0, progress: Progress = no_progress) -> SetImages:
+def of_samples(images: ImageSet, workers: int | None = 0, progress: Progress = no_progress) -> SetImages:
     """Generated images as they are, those of several classes in turn.
 
     Parts of the Inception Score are consecutive images; sorted by class, each would hold few classes.

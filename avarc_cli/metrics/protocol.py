@@ -75,7 +75,7 @@ def reference_of_archive(path: Path, samples: Pixels) -> Reference:
     return Reference(str(path), found.images, found.pooled, found.spatial, found.count)
 
 
-def reference_of_images(images: ImageSet, side: int, workers: int = 0) -> Reference:
+def reference_of_images(images: ImageSet, side: int, workers: int | None = 0) -> Reference:
     """That of real images, whose centers are cropped as in ADM; COMPARED of them serve precision and recall."""
     pixels = SetImages(images, Preprocess("adm", side), workers)
     return Reference(images.source, pixels, compared=COMPARED)
