@@ -23,6 +23,7 @@ _TORCH_TYPES = (*DEVICE_TYPES, "meta")  # meta is always there and computes noth
 AUGMENTATIONS = ("crop", "whole", "affine", "none")
 INITIALIZATIONS = SMALL, PUBLISHED = ("small", "published")  # of a VQ-VAE: for small ones, or as vaex
 METHODS = ("embedding", "adaln", "lora")  # of adding a class
+MASKED_NETWORKS = {"uvit": "maskgit", "bert": "maskgit-bert"}  # of a MaskGIT, and the families of such models
 MOST_SHORT_SIDE = 8
 MOST_GUIDANCE = 1000  # far beyond any use; float32 ends at 1e38
 
@@ -47,6 +48,13 @@ def check_file(path: str | Path | None, named_by: str) -> None:
         raise UsageError(f"'{path}' is a folder", f"it was given as {named_by}", "name a file")
 
 
+def check_masked_network(name: str, dropout: float) -> None:
+    """Raises: UsageError unless a MaskGIT can be such a network, with dropout where there is some."""
+    _check("network", name, tuple(MASKED_NETWORKS))
+    if dropout and name == "uvit":
+        raise UsageError("a UViT has no dropout", fix="leave out --dropout, or add --network bert")
+
+
 def check_lpips(vgg: Path | None, lpips: Path | None) -> None:
     """Raises: UsageError when one of the two files that make up LPIPS is missing."""
     if (vgg is None) == (lpips is None):
@@ -55,7 +63,7 @@ def check_lpips(vgg: Path | None, lpips: Path | None) -> None:
     raise UsageError(
         f"{there} needs {missing}",
         "LPIPS weighs the features of torchvision's vgg16 (--vgg) with the weights of the lpips package (--lpips)",
-        f"add {missing} with its file, or leave out {there}",
+        f"add {missing} with its file, or: avarc download vgg16 lpips",
     )
 
 
