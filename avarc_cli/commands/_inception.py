@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from avarc_cli.metrics.inception import Extractor
 
 InceptionOpt = Annotated[
-    Path | None, typer.Option("--inception", help="File of FID's Inception network, as torch-fidelity publishes it.")
+    Path | None,
+    typer.Option("--inception", help="File of FID's Inception network. Default: what avarc download inception got."),
 ]
 AllowFewOpt = Annotated[
     bool, typer.Option("--allow-few", help="Compute FID of fewer than 50,000 images, which is biased upwards.")
@@ -27,8 +28,5 @@ def load(path: Path, device: str) -> Extractor:
 
     network = inception.load(path, pick_device(device))
     if not network.is_published:
-        console.warn(
-            f"'{path}' does not have the published weights (its sha256 begins with {network.sha256[:8]}, theirs with "
-            f"{inception.PUBLISHED}): no published number compares"
-        )
+        console.warn(f"'{path}' does not have the published weights: no published number compares")
     return network

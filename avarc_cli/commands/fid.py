@@ -62,7 +62,7 @@ def fid(
 
     By the protocol of published numbers: ADM's evaluator, 50,000 images, VIRTUAL_imagenet256_labeled.npz.
 
-    Example: avarc fid samples.npz --reference VIRTUAL_imagenet256_labeled.npz --inception inception.pth
+    Example: avarc fid samples.npz --reference VIRTUAL_imagenet256_labeled.npz
     """
     from avarc_cli import outputs
     from avarc_cli.metrics import protocol

@@ -93,7 +93,7 @@ def _weights(inception: Path | None, count: int, source: str, *, allow_few: bool
 
     found = protocol.find_weights(inception)
     if found is None:
-        console.note("no rFID: the Inception network is not on this machine (--inception FILE)")
+        console.note("no rFID: the Inception network is not on this machine (avarc download inception)")
         return None
     if inception is None and not allow_few and count < protocol.ENOUGH:
         console.note(f"no rFID: {counted(count, 'image')}, and it takes {protocol.ENOUGH:,} (--allow-few)")

@@ -22,13 +22,11 @@ from torch import Tensor, nn
 
 from avarc_cli.errors import CheckpointError, shorten_list
 from avarc_cli.layers.precision import tf32
-from avarc_cli.metrics.protocol import POOLED, WEIGHTS
-from avarc_cli.zoo import checkpoint
+from avarc_cli.metrics.protocol import POOLED
+from avarc_cli.zoo import checkpoint, networks
 
 SIDE = 299  # that images are resized to
 SPATIAL_CHANNELS = 7
-PUBLISHED = "6726825d"
-"""How the sha256 of torch-fidelity's weights begins."""
 
 
 class _Conv(nn.Module):
@@ -217,7 +215,8 @@ class Extractor:
     @property
     def is_published(self) -> bool:
         """Whether these are the weights that all published numbers were computed with."""
-        return self.sha256.startswith(PUBLISHED)
+        card = networks.find(networks.INCEPTION)
+        return card is not None and self.sha256 == card.weights.sha256
 
     @property
     def output_weights(self) -> np.ndarray:
@@ -247,7 +246,7 @@ def load(path: Path, device: torch.device) -> Extractor:
         raise CheckpointError(
             f"'{path}' is not the Inception network of FID",
             f"other tensors, or other shapes: {shorten_list(misfits)}",
-            f"name torch-fidelity's {WEIGHTS}",
+            f"run avarc download {networks.INCEPTION}",
         )
     network.load_state_dict(tensors, strict=False)  # without the counters of batches, which nothing reads
     return Extractor(network.eval().requires_grad_(False).to(device), found.sha256)

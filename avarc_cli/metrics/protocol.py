@@ -15,6 +15,7 @@ from avarc_cli.metrics.arrays import ArrayImages
 from avarc_cli.metrics.moments import Gaussian
 from avarc_cli.metrics.pixels import Pixels, SetImages
 from avarc_cli.words import counted
+from avarc_cli.zoo import networks
 
 POOLED, SPATIAL = 2048, 17 * 17 * 7
 """Features of an image: for FID, precision and recall; and for sFID."""
@@ -27,9 +28,6 @@ FEWEST = 4
 
 COMPARED = 10_000
 """Real images of a set that precision and recall compare with, as in the published reference files."""
-
-WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
-"""Of the Inception network, as torch-fidelity's release v0.2.0 has them."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +104,8 @@ def check_count(count: int | None, what: str, *, allow_few: bool) -> str | None:
 
 
 def find_weights(given: Path | None) -> Path | None:
-    """The file of the Inception network that --inception names; None where there is none."""
-    return given
+    """The file of the Inception network: the one that --inception names, else the downloaded one; None for neither."""
+    return given or networks.downloaded(networks.INCEPTION)
 
 
 def require_weights(given: Path | None) -> Path:
@@ -117,6 +115,6 @@ def require_weights(given: Path | None) -> Path:
         raise UsageError(
             "the Inception network is not on this machine",
             "FID compares its features, and avarc downloads nothing unasked",
-            f"name the file {WEIGHTS} of torch-fidelity's release v0.2.0: --inception FILE",
+            f"run avarc download {networks.INCEPTION}, or name its file: --inception FILE",
         )
     return found

@@ -11,6 +11,7 @@ from PIL import Image
 
 from avarc_cli.cli import main
 from avarc_cli.metrics import inception, protocol
+from avarc_cli.zoo import networks
 
 
 @pytest.fixture
@@ -186,10 +187,22 @@ def test_unreadable_images_of_the_reference_are_listed(evaluate, archives):
     assert code == 2 and "not a folder" in said
 
 
-def test_without_the_network_the_command_says_where_it_is(archives, capsys):
+def test_the_downloaded_network_is_used(archives, capsys, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(archives))
+    (archives / "hub" / "checkpoints").mkdir(parents=True)
+    file = archives / "hub" / "checkpoints" / networks.find(networks.INCEPTION).weights.filename
+    file.write_bytes(b"weights")
+    read = []
+    monkeypatch.setattr(inception, "load", lambda path, device: read.append(path) or GoldenNetwork())
+    assert main(["fid", "fake.npz", "--reference", "real.npz", "--allow-few"]) == 0
+    assert read == [file]
+
+
+def test_without_the_network_the_command_says_where_it_is(archives, capsys, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(archives))
     assert main(["fid", "fake.npz", "--reference", "real.npz", "--allow-few"]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "the Inception network is not on this machine" in said and "--inception FILE" in said
+    assert "the Inception network is not on this machine" in said and "run avarc download inception" in said
     assert main(["fid", "fake.npz", "--reference", "real.npz", "--inception", "absent.pth"]) == 2
     assert "'absent.pth' does not exist" in capsys.readouterr().err
 

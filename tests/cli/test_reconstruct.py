@@ -43,6 +43,7 @@ class MeanColors:
 def img(tmp_path, monkeypatch):
     """Twelve digits in the folder img of the current folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # without what this user has downloaded
     (tmp_path / "img").mkdir()
     for number, file in enumerate(sorted(DIGITS.rglob("*.png"))[::30]):
         (tmp_path / "img" / f"{number:02d}.png").write_bytes(file.read_bytes())
