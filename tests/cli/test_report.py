@@ -370,7 +370,8 @@ def test_a_folder_that_is_not_a_run_is_refused(tmp_path, capsys):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)")
 def test_a_browser_shows_every_image_without_errors(full, tmp_path):
-    """The page itself is asked how many pictures were decoded, and whether a value appeared under the pointer."""
+    """The page itself is asked how many pictures were decoded, and whether a value appeared under the pointer: the 48
+    of the page, and under the map of each of eight images a copy of the image."""
     probe = Path(programs.__file__).with_name("report_probe.js").read_text()
     page = tmp_path / "page.html"
     page.write_text((full / "report.html").read_text().replace("<body>", f"<body><script>{probe}</script>"))
@@ -380,7 +381,7 @@ def test_a_browser_shows_every_image_without_errors(full, tmp_path):
     words += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,900", "--dump-dom", page.as_uri()]
     done = subprocess.run([CHROMIUM, *words], capture_output=True, text=True, timeout=120, check=True)
     body = re.search(r"<body [^>]*>", done.stdout)[0]
-    assert 'data-shown="48"' in body, body
+    assert 'data-shown="56"' in body, body
     assert re.search(r'data-tip="row 1, column 1: [+−]?[\d.]+ nats in this cell"', body), body
     assert 'data-wide="false"' in body and "data-failed" not in body
     assert "CONSOLE" not in done.stderr

@@ -7,6 +7,7 @@ for (const table of document.querySelectorAll('table.sortable')) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   if (body.rows.length < 2) continue;
   heads.forEach((head, column) => {
+    if (head.tagName !== 'TH') return;
     const button = document.createElement('button'), numeric = head.classList.contains('number');
     button.type = 'button';
     button.append(...head.childNodes);
