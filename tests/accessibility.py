@@ -46,9 +46,8 @@ class Audit(HTMLParser):
         self._refers += [found["data-list"] or ""] if "data-list" in found else []
         self._expect(tag != "html" or bool(found.get("lang")), "no language")
         self._expect(tag != "img" or bool(found.get("alt")), f"an image without text: {self._open}")
-        self._expect(
-            tag != "svg" or (found.get("role") == "img" and bool(found.get("aria-label"))), "a chart without text"
-        )
+        named = found.get("role") == "img" and bool(found.get("aria-label"))
+        self._expect(tag != "svg" or named, "a chart without text")
         self._expect(tag != "th" or found.get("scope") in ("row", "col"), "a header without a scope")
         self._expect(tag not in FIELDS or "label" in self._open, f"a field without a label: {found}")
         if re.fullmatch("h[1-6]", tag):

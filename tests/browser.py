@@ -23,7 +23,7 @@ addEventListener('load', async () => {
 """
 
 
-def ask(page: Path, question: str, folder: Path, *, width: int = 1200, dark: bool = False) -> Any:
+def ask(page: Path, question: str, folder: Path, *, dark: bool = False) -> Any:
     """What a JavaScript function body returns in the page, through JSON; an error's text if it fails.
 
     Args:
@@ -35,7 +35,7 @@ def ask(page: Path, question: str, folder: Path, *, width: int = 1200, dark: boo
     words = [
         *OPTIONS,
         f"--user-data-dir={folder / 'profile'}",
-        f"--window-size={width},900",
+        "--window-size=1200,900",
         "--virtual-time-budget=30000",
     ]
     words += ["--blink-settings=preferredColorScheme=0"] if dark else []

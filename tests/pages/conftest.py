@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,15 +31,29 @@ def many(folder: Path, *, classes: int, images: int, step: int = 1) -> Path:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two runs of 200 classes over the same images."""
+    """Two runs of 25 classes over the same images."""
     folder = tmp_path_factory.mktemp("runs")
-    return [many(folder / f"run <i>{i}", classes=200, images=2000, step=2 + i) for i in range(2)]
+    return [many(folder / f"run <i>{i}", classes=25, images=250, step=2 + i) for i in range(2)]
 
 
 @pytest.fixture(scope="session")
 def report(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("report") / "page.html"
-    assert main(["-q", "report", str(runs[0]), "--out", str(out)]) == 0
+    return reported(runs[0], tmp_path_factory.mktemp("report") / "page.html")
+
+
+@pytest.fixture(scope="session")
+def large_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 200 classes and 2,000 images."""
+    return many(tmp_path_factory.mktemp("large") / "run", classes=200, images=2000, step=2)
+
+
+@pytest.fixture(scope="session")
+def large_report(large_run: Path) -> Path:
+    return reported(large_run, large_run / "report.html")
+
+
+def reported(run: Path, out: Path) -> Path:
+    assert main(["-q", "report", str(run), "--out", str(out)]) == 0
     return out
 
 
@@ -52,9 +67,12 @@ def comparison(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four images with their maps: two that are right and two that are wrong."""
-    out = tmp_path_factory.mktemp("gallery") / "page.html"
-    files = [str(path) for name in ("9/1038", "9/0254", "0/0078", "1/0021") for path in [DIGITS / f"{name}.png"]]
-    assert main(["-q", "explain", *files, "--workers", "0", "--out", str(out)]) == 0
+    folder = tmp_path_factory.mktemp("gallery")
+    for name in ("9/1038.png", "9/0254.png", "0/0078.png", "1/0021.png"):
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(DIGITS / name, folder / "images" / name)
+    out = folder / "page.html"
+    assert main(["-q", "explain", str(folder / "images"), "--workers", "0", "--out", str(out)]) == 0
     return out
 
 
