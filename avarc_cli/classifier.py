@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from avarc_cli import product_library
 from avarc_cli.data.datasets import ImageSet, open_images
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.data.views import SINGLE_VIEW, Views
@@ -148,11 +149,12 @@ class Classifier(ScoringSetup):
         """
         check_division(shard, workers, out=out, overwrite=overwrite)
         folder = None if out is None else RunFolder(Path(out))
+        scorer = self if folder is None or overwrite else self.multiplying_as(folder.recorded("arithmetic"))
 
         def make(tokens_per_batch: int | None) -> Run:
-            request = self.request(cache.header, keep_tokens=save_likelihood, tokens_per_batch=tokens_per_batch)
+            request = scorer.request(cache.header, keep_tokens=save_likelihood, tokens_per_batch=tokens_per_batch)
             recorded = folder.recorded("cascade") if folder and tokens_per_batch else None
-            run = self.run(
+            run = scorer.run(
                 cache, request, save_json=save_json, save_likelihood=save_likelihood, recorded=recorded, say=say
             )
             notes: dict[str, Any] = {} if options is None else {"options": dict(options)}
@@ -166,6 +168,18 @@ class Classifier(ScoringSetup):
             folder.replace(run.protocol)
         on_start(run)
         return classify(run, folder, shard=shard, workers=workers, keep_scores=keep_scores, progress=progress, say=say)
+
+    def multiplying_as(self, recorded: Any) -> Classifier:
+        """This classifier, with float32 products by the library of an earlier run, which it is to continue.
+
+        Args:
+            recorded: `arithmetic` in run.json; None where there is no run.
+        """
+        arithmetic = self.model.arithmetic
+        if not isinstance(recorded, str) or product_library.recorded(recorded) == product_library.recorded(arithmetic):
+            return self
+        spec = replace(ModelSpec(**self.model.given), products=product_library.recorded(recorded))
+        return Classifier(load_model(spec), self.options)
 
     def exhaustive(self, samples: int) -> Classifier:
         """What a plan is tuned with: all candidates on all tokens, averaged over this many samples."""
@@ -186,4 +200,7 @@ def load_classifier(
     Raises: as `load_model` and `Classifier`.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    return Classifier(load_model(model, progress=progress), options or Options())
+    options, spec = options or Options(), ModelSpec(model) if isinstance(model, str) else model
+    if options.deterministic:
+        spec = replace(spec, products=product_library.without_measurement(spec.products))
+    return Classifier(load_model(spec, progress=progress), options)

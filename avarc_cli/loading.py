@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from avarc_cli import bank as banks
-from avarc_cli import families, strict_json
+from avarc_cli import families, product_library, strict_json
 from avarc_cli.added_classes import AddedClass, AddedClassesModel, base_of
 from avarc_cli.bank import Bank
 from avarc_cli.captioning import UNBOUND, bind
@@ -97,7 +97,9 @@ def load_model(
     spec = _as_spec(spec)
     device = pick_device(spec.device)
     spec = replace(spec, precision=precisions.resolve(spec.precision, device))
-    precision = precisions.find(spec.precision.partition("+")[0], device)  # of a cascade, the cheap one
+    spec = replace(spec, products=product_library.resolve(spec.products, device))
+    cheap = spec.precision.partition("+")[0]  # of a cascade
+    precision = product_library.find(cheap, device, spec.products)
     kernels = pick_kernels(spec.kernels, device)
     card = None if is_path(spec.model) else _model_card(spec.model)
     if card is not None and not unbound:

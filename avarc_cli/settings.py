@@ -16,6 +16,8 @@ CASCADE = "cascade"
 EXACT = "fp32"
 """The second precision of a cascade."""
 KERNELS = ("auto", "triton", "torch")
+BY_RULE, BY_TORCH, BY_ONEDNN = "rule", "torch", "onednn"
+PRODUCTS = ("auto", BY_RULE, BY_TORCH, BY_ONEDNN)  # which library multiplies float32 matrices on a CPU
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 _TORCH_TYPES = (*DEVICE_TYPES, "meta")  # meta is always there and computes nothing: `devices.pick_device` refuses it
 AUGMENTATIONS = ("crop", "whole", "affine", "none")
@@ -103,6 +105,11 @@ def check_encoder_precision(name: str) -> None:
 def check_kernels(name: str) -> None:
     """Raises: UsageError unless this is a choice of kernels; `devices.pick_kernels` knows where they run."""
     _check("kernels", name, KERNELS)
+
+
+def check_products(name: str) -> None:
+    """Raises: UsageError unless this says which library multiplies (`products.resolve`)."""
+    _check("library of products", name, PRODUCTS)
 
 
 def check_device(name: str) -> None:

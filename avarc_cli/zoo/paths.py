@@ -33,6 +33,11 @@ def noise_folder() -> Path:
     return _folder("XDG_CACHE_HOME", ".cache") / "noise"
 
 
+def products_folder() -> Path:
+    """Where comparisons of libraries for matrix products are kept: AVARC_HOME/products, or ~/.cache/avarc/products."""
+    return _folder("XDG_CACHE_HOME", ".cache") / "products"
+
+
 def _folder(variable: str, default: str) -> Path:
     if home := os.environ.get("AVARC_HOME"):
         return _expand(home)
