@@ -1,7 +1,8 @@
 """Where the time of scoring goes: seconds, operations and bytes of each part, measured while it runs.
 
 The operations of layers and kernels, and those of torch that networks call themselves, are replaced by timed ones
-inside `recorded`. An operation that another one calls belongs to the outer one: the products of the head to the head. What belongs to no part is host work: embedding, copies of keys and values, and Python.
+inside `recorded`. An operation that another one calls belongs to the outer one: the products of the head to the head.
+What belongs to no part is host work: embedding, copies of keys and values, and Python.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def _ways(dtype: torch.dtype, device: torch.device) -> list[tuple[Callable[[], o
         return _int8(x, weight)
     x, weight = x.to(dtype), weight.to(dtype)
     backends = ["torch"] if onednn_missing(x) else ["torch", "onednn"]
-    return [(lambda backend=backend: linear(x, weight, None, backend=backend), device) for backend in backends]
+    return [(partial(linear, x, weight, None, backend=backend), device) for backend in backends]
 
 
 def _int8(x: Tensor, weight: Tensor) -> list[tuple[Callable[[], object], torch.device]]:

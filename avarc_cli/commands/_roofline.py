@@ -9,6 +9,7 @@ from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.bench.roofline import Job, Roofline, RooflineReport
+    from avarc_cli.tables import Layout
 
 PAIRS = 12  # of the large job: four batches of a d16 on a CPU
 GAINS = 3  # that are named
@@ -31,7 +32,7 @@ def show(report: RooflineReport) -> None:
     )
 
 
-def _tables(result: Roofline) -> tuple[console.Layout, str]:
+def _tables(result: Roofline) -> tuple[Layout, str]:
     columns = ["", *(name for job in result.jobs for name in (counted(job.pairs, "pair"), "of peak"))]
     rows = [
         [name, *(cell for job in result.jobs for cell in _part(job, i))]
