@@ -20,6 +20,8 @@ from avarc_cli.devices import pick_device, pick_kernels
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.memory_format import channels_last
+from avarc_cli.layers.state_dict import known_finite
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer, LoadModel, check_kind
@@ -125,9 +127,10 @@ def load_model(
     tokenizer = _read_tokenizer(reader, spec, device, None, config.layout)
     check_kind(name, family.continuous, tokenizer)
     _check_pair(str(path), read.metadata.get("tokenizer_sha256"), config.layout, tokenizer)
-    likelihood = family.build(
-        config, read.tensors, tokenizer.network, precision=precision, kernels=kernels, device=device, source=str(path)
-    )
+    with known_finite(read.is_finite):
+        how: dict[str, Any] = {"precision": precision, "kernels": kernels, "device": device, "source": str(path)}
+        likelihood = family.build(config, read.tensors, tokenizer.network, **how)
+    read.note_finite()
     if likelihood.channels != tokenizer.channels:
         raise CheckpointError(
             f"{path} reads the tokens of another tokenizer",
@@ -274,14 +277,16 @@ def _read_tokenizer(
     pixels = {} if spec.image_size is None else {"image_size": spec.image_size}
     stated = _stated(read, spec.tokenizer_config, "--tokenizer-config", first=asked, last=last, pixels=pixels)
     family = families.TOKENIZERS.recognize(read.tensors, _tokenizer_family(read, stated, card), str(path))
-    network = family.build(read.tensors, stated, str(path))
+    with known_finite(read.is_finite):
+        network = family.build(read.tensors, stated, str(path))
+    read.note_finite()
     if spec.image_size not in (None, network.image_size):
         raise UsageError(
             f"{name} does not read images of {spec.image_size} pixels",
             f"it reads {network.image_size}",
             f"leave out --image-size, or write --image-size {network.image_size}",
         )
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotation lacks it
+    channels_last(network.to(device))
     if device.type == "cpu":
         network.speed_up()
     preprocess = read.metadata.get("preprocess", card.preprocess if card else "resize-crop")

@@ -5,7 +5,8 @@ rejected. The format is recognized by the first bytes, not by the name; safetens
 (`zoo.sharded`). Removes wrappers and PREFIXES, in any order; merges LoRA weights (`zoo.lora`). Of a file with weights
 and their moving average it takes the weights unless told otherwise, and says so (`zoo.weight_sets`).
 
-Safetensors are memory-mapped. After `convert_and_cache`, a file is not hashed again, and a pickle not unpickled again.
+Safetensors are memory-mapped. A large file is hashed once, as long as it does not change. After `convert_and_cache`, no
+file is hashed again, and a pickle not unpickled again.
 """
 
 from __future__ import annotations
@@ -53,6 +54,22 @@ class Checkpoint:
     """What else the file contains, as text: safetensors metadata, numbers and strings beside the tensors, under "lora"
     what was merged, and under weight_sets.READ which weights these are if there are several."""
 
+    @property
+    def is_one_file(self) -> bool:
+        """Whether these are the weights of one file as they are in it, of which no set was chosen."""
+        merged_or_chosen = {"lora", weight_sets.CHOSEN, weight_sets.READ} & self.metadata.keys()
+        return not merged_or_chosen and self.path.suffix != sharded.INDEX_SUFFIX
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether an earlier call of `note_finite` is about these weights."""
+        return self.is_one_file and weights_index.is_finite(self.path)
+
+    def note_finite(self) -> None:
+        """Record that the weights were found to be finite, so that later processes need not look at them again."""
+        if self.is_one_file:
+            weights_index.remember_finite(self.path)
+
 
 def read(path: Path, *, weight_set: str | None = None, lora_alpha: float | None = None) -> Checkpoint:
     """Read, check and unwrap a weights file.
@@ -77,7 +94,7 @@ def read(path: Path, *, weight_set: str | None = None, lora_alpha: float | None 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file or of a checkpoint with an index; files that did not change since are not read again."""
     index = sharded.find_index(path)
-    digest = weights_index.sha256
+    digest = weights_index.sha256_of_weights
     return digest(path) if index is None else sharded.sha256(sharded.read_index(index), digest)
 
 

@@ -27,6 +27,7 @@ from avarc_cli.storage import write_bytes
 from avarc_cli.zoo import paths
 
 HASH_BLOCK = 1 << 22  # bytes read at a time
+LARGE = 1 << 26  # bytes, which take a fifth of a second to hash
 BLOCKS, BLOCK = 64, 4096  # of a sample: how many, and bytes of one
 STAT_KEY = "look"  # of `stat` in the JSON of an entry
 
@@ -81,6 +82,8 @@ class IndexEntry:
     stat: FileStat  # of the file when it was read
     copies: Mapping[str, Copy] = field(default_factory=dict)
     """By the name of the set of weights ("" for the one that is read without a name); none if it is safetensors."""
+    finite: bool = False
+    """Whether its weights, read without a name of a set, were found to be finite."""
 
     def valid_copy(self, weight_set: str | None = None) -> Path | None:
         """The copy with this set of weights, if it exists and did not change since it was made."""
@@ -134,10 +137,32 @@ def remember(path: Path) -> str:
     entry = find(path)
     if entry is not None:
         return entry.sha256
+    stat = FileStat.of(path) if path.exists() else None  # before reading: a file that changes meanwhile has no entry
     digest = sha256_of_file(path)
-    with suppress(OSError):  # the index only saves time
-        write(IndexEntry(os.path.realpath(path), digest, FileStat.of(path)))
+    if stat is not None:
+        with suppress(OSError):  # the index only saves time
+            write(IndexEntry(os.path.realpath(path), digest, stat))
     return digest
+
+
+def sha256_of_weights(path: Path) -> str:
+    """As `remember` for a file that takes long to read, as `sha256` for any other. Raises: CheckpointError."""
+    is_large = path.exists() and path.stat().st_size >= LARGE
+    return remember(path) if is_large else sha256(path)
+
+
+def is_finite(path: Path) -> bool:
+    """Whether the weights in a file that did not change since were found to be finite."""
+    entry = find(path)
+    return entry is not None and entry.finite
+
+
+def remember_finite(path: Path) -> None:
+    """Record that the weights in a file were found to be finite, if it has an entry."""
+    entry = find(path)
+    if entry is not None and not entry.finite:
+        with suppress(OSError):  # the index only saves time
+            write(dataclasses.replace(entry, finite=True))
 
 
 def is_indexed(path: Path, weight_set: str | None = None) -> bool:
