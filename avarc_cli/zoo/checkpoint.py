@@ -36,6 +36,7 @@ SHARED_PREFIX = "model."  # of Lightning: removed if every key has it
 COUNTER = "n_averaged"  # of torch's AveragedModel, beside the weights
 WEIGHTS_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
 MAX_EXPANDED = 2**26  # bytes of a tensor whose elements share memory
+LARGE = 1 << 26  # bytes, which take a tenth of a second to hash: the digest of such a file is kept
 MAGIC_LENGTH = 64  # bytes that are read to recognize a format
 EXPECTED = "it must be a safetensors file, or one written by torch.save"
 AGAIN = "download or copy it again"
@@ -94,8 +95,14 @@ def read(path: Path, *, weight_set: str | None = None, lora_alpha: float | None 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file or of a checkpoint with an index; files that did not change since are not read again."""
     index = sharded.find_index(path)
-    digest = weights_index.sha256_of_weights
-    return digest(path) if index is None else sharded.sha256(sharded.read_index(index), digest)
+    return _sha256(path) if index is None else sharded.sha256(sharded.read_index(index), _sha256)
+
+
+def _sha256(path: Path) -> str:
+    """As `sha256_of`, of one file."""
+    is_large = path.exists() and path.stat().st_size >= LARGE
+    # A pickle's entry also says where its copy is: `convert_and_cache` makes both.
+    return (weights_index.remember if is_large and _is_safetensors(_read_start(path)) else weights_index.sha256)(path)
 
 
 def _identity(sha256: str, *more: str) -> str:

@@ -27,7 +27,6 @@ from avarc_cli.storage import write_bytes
 from avarc_cli.zoo import paths
 
 HASH_BLOCK = 1 << 22  # bytes read at a time
-LARGE = 1 << 26  # bytes, which take a fifth of a second to hash
 BLOCKS, BLOCK = 64, 4096  # of a sample: how many, and bytes of one
 STAT_KEY = "look"  # of `stat` in the JSON of an entry
 
@@ -143,12 +142,6 @@ def remember(path: Path) -> str:
         with suppress(OSError):  # the index only saves time
             write(IndexEntry(os.path.realpath(path), digest, stat))
     return digest
-
-
-def sha256_of_weights(path: Path) -> str:
-    """As `remember` for a file that takes long to read, as `sha256` for any other. Raises: CheckpointError."""
-    is_large = path.exists() and path.stat().st_size >= LARGE
-    return remember(path) if is_large else sha256(path)
 
 
 def is_finite(path: Path) -> bool:
