@@ -18,9 +18,9 @@ from avarc_cli.captioning import UNBOUND, bind
 from avarc_cli.data.class_names import class_space
 from avarc_cli.devices import pick_device, pick_kernels
 from avarc_cli.errors import CheckpointError, UsageError
+from avarc_cli.layers import convolution
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
-from avarc_cli.layers.memory_format import channels_last
 from avarc_cli.layers.state_dict import known_finite
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
@@ -286,9 +286,10 @@ def _read_tokenizer(
             f"it reads {network.image_size}",
             f"leave out --image-size, or write --image-size {network.image_size}",
         )
-    channels_last(network.to(device))
+    network.to(device)
     if device.type == "cpu":
         network.speed_up()
+    convolution.to_channels_last(network)
     preprocess = read.metadata.get("preprocess", card.preprocess if card else "resize-crop")
     return LoadedTokenizer(
         network=network,

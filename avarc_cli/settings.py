@@ -13,6 +13,8 @@ from avarc_cli.words import counted
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8", "fp8")
 CASCADE = "cascade"
 """The precision of this name is `bf16+fp32`, or with another than bf16: the fastest one of the machine."""
+AUTO_PRECISION = "auto"
+"""A cascade where it is much faster than fp32, and fp32 elsewhere."""
 EXACT = "fp32"
 """The second precision of a cascade."""
 KERNELS = ("auto", "triton", "torch")
@@ -75,15 +77,20 @@ def precision_of_winners(name: str) -> str:
 
 
 def check_scoring_precision(name: str) -> None:
-    """Raises: UsageError unless this is a precision, or a cascade of two."""
+    """Raises: UsageError unless this is a precision, a cascade of two, or auto."""
     cheap, plus, exact = name.partition("+")
-    if name == CASCADE:
+    if name in (CASCADE, AUTO_PRECISION):
         return
     if plus and (exact != EXACT or cheap == EXACT):
         raise UsageError(
             f"no cascade '{name}'", f"its second precision is {EXACT}, its first a faster one", "write bf16+fp32"
         )
     check_precision(cheap)
+
+
+def precision_for(name: str, *, cascade: bool) -> str:
+    """The precision that is asked for, where auto is fp32 unless a cascade can give the scores that are wanted."""
+    return EXACT if name == AUTO_PRECISION and not cascade else name
 
 
 def check_one_precision(name: str, what: str) -> None:
