@@ -122,6 +122,13 @@ def main(args: Sequence[str] | None = None) -> int:
     return code
 
 
+def _named(words: Sequence[str]) -> str:
+    """The command that is run; "" where others must be known, such as those that a file of options is for as well."""
+    if any(word.partition("=")[0] == "--config" for word in words):
+        return ""
+    return next((word for word in words if not word.startswith("-")), "")  # options before it have no values
+
+
 @functools.cache
 def _command(name: str) -> Any:
     """The command of this name inside the program, as Click objects; the whole program for a name that there is not."""
@@ -131,8 +138,7 @@ def _command(name: str) -> Any:
 def _run(args: Sequence[str] | None, request: StopRequest) -> int:
     try:
         words = list(sys.argv[1:] if args is None else args)
-        named = next((word for word in words if not word.startswith("-")), "")  # options before it have no values
-        _command(named)(args=words, prog_name="avarc")
+        _command(_named(words))(args=words, prog_name="avarc")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_DONE
     except BrokenPipeError:
