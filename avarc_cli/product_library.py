@@ -36,20 +36,20 @@ GAIN = 1.05  # a smaller difference may be noise, and is not worth other bits th
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of the fastest pass through `LINEARS` by each library."""
+    """Seconds of `LINEARS` by each library, of the fastest round of each: (wall, CPU time of all threads)."""
 
-    torch: float
-    onednn: float
+    torch: tuple[float, float]
+    onednn: tuple[float, float]
 
     def __post_init__(self) -> None:
         """Raises: ValueError for what is no measurement."""
-        if not (0 < self.torch < float("inf") and 0 < self.onednn < float("inf")):
+        if not all(0 < seconds < float("inf") for seconds in (*self.torch, *self.onednn)):
             raise ValueError("seconds are positive")
 
     @property
     def gain(self) -> float:
-        """How many times as fast oneDNN is."""
-        return self.torch / self.onednn
+        """How many times as fast oneDNN is, by the clock that says less: other processes disturb both differently."""
+        return min(own / other for own, other in zip(self.torch, self.onednn, strict=True))
 
     @property
     def library(self) -> str:
@@ -123,22 +123,29 @@ def compared() -> Comparison:
 
 @torch.inference_mode()
 def compare() -> Comparison:
-    """Time both libraries in turns, for about a second; the fastest turn of each counts."""
+    """Time both libraries in turns, for about a second; the fastest turn of each linear counts."""
     generator = torch.Generator().manual_seed(0)
-    inputs = {c: torch.randn(ROWS, c, generator=generator) for c, _ in LINEARS}
-    weights = [torch.randn(out, c, generator=generator) for c, out in LINEARS]
-    seconds: dict[str, list[float]] = {BY_TORCH: [], BY_ONEDNN: []}
+    inputs = [torch.randn(ROWS, channels, generator=generator) for channels, _ in LINEARS]
+    weights = [torch.randn(out, channels, generator=generator) for channels, out in LINEARS]
+    fastest = {backend: [[float("inf")] * 2 for _ in LINEARS] for backend in (BY_TORCH, BY_ONEDNN)}
     started, rounds = 0.0, -1
     while rounds < LEAST_ROUNDS or time.perf_counter() - started < SECONDS:
-        for backend, times in seconds.items():
-            begun = time.perf_counter()
-            for weight in weights:
-                linear(inputs[weight.shape[1]], weight, None, backend=backend)
-            times.append(time.perf_counter() - begun)
+        for x, weight, *bests in zip(inputs, weights, *fastest.values(), strict=True):
+            for backend, best in zip(fastest, bests, strict=True):
+                begun = _clocks()
+                linear(x, weight, None, backend=backend)
+                if rounds >= 0:  # the first warms up
+                    best[:] = [min(b, now - then) for b, now, then in zip(best, _clocks(), begun, strict=True)]
         rounds += 1
-        if rounds == 0:  # which warmed up
+        if rounds == 0:
             started = time.perf_counter()
-    return Comparison(min(seconds[BY_TORCH][1:]), min(seconds[BY_ONEDNN][1:]))
+    walls_cpus = [tuple(map(sum, zip(*bests, strict=True))) for bests in fastest.values()]
+    return Comparison(*walls_cpus)
+
+
+def _clocks() -> tuple[float, float]:
+    """Wall and CPU seconds."""
+    return time.perf_counter(), time.process_time()
 
 
 def choice() -> environment.Choice:
@@ -155,11 +162,12 @@ def choice() -> environment.Choice:
 
 
 def _read(values: Mapping[str, Any]) -> Comparison:
-    return Comparison(float(values["torch"]), float(values["onednn"]))
+    (torch_wall, torch_cpu), (onednn_wall, onednn_cpu) = values["torch"], values["onednn"]
+    return Comparison((float(torch_wall), float(torch_cpu)), (float(onednn_wall), float(onednn_cpu)))
 
 
-def _write(found: Comparison) -> dict[str, float]:
-    return {"torch": found.torch, "onednn": found.onednn}
+def _write(found: Comparison) -> dict[str, list[float]]:
+    return {"torch": list(found.torch), "onednn": list(found.onednn)}
 
 
 COMPARISONS = Measured(paths.products_folder, "seconds", "the comparison of libraries", _read, _write)
