@@ -139,8 +139,11 @@ def compare() -> Comparison:
         rounds += 1
         if rounds == 0:
             started = time.perf_counter()
-    walls_cpus = [tuple(map(sum, zip(*bests, strict=True))) for bests in fastest.values()]
-    return Comparison(*walls_cpus)
+    return Comparison(_sums(fastest[BY_TORCH]), _sums(fastest[BY_ONEDNN]))
+
+
+def _sums(bests: list[list[float]]) -> tuple[float, float]:
+    return sum(wall for wall, _ in bests), sum(cpu for _, cpu in bests)
 
 
 def _clocks() -> tuple[float, float]:

@@ -37,17 +37,17 @@ def main() -> None:
             seconds: dict[str, list[tuple[float, float]]] = {"torch": [], "onednn": []}
             for _ in range(1 + ROUNDS):  # the first one warms up
                 for backend, times in seconds.items():
-                    wall, cpu = time.perf_counter(), time.process_time()
+                    started = time.perf_counter(), time.process_time()
                     linear(x, weight, None, backend=backend)
-                    times.append((time.perf_counter() - wall, time.process_time() - cpu))
+                    times.append((time.perf_counter() - started[0], time.process_time() - started[1]))
             work = 2e-9 * rows * channels * out
-            wall, cpu = ([work / min(t[clock] for t in times[1:]) for times in seconds.values()] for clock in (0, 1))
-            print(f"{rows:4}  {name:15}  {wall[0]:6.0f}  {wall[1]:6.0f}  {cpu[0]:6.0f}  {cpu[1]:6.0f}", flush=True)
+            rates = [work / min(t[clock] for t in times[1:]) for clock in (0, 1) for times in seconds.values()]
+            print(f"{rows:4}  {name:15}", *(f"  {rate:6.0f}" for rate in rates), flush=True)
     for _ in range(CHOICES):
-        started = time.perf_counter()
+        began = time.perf_counter()
         found = product_library.compare()
-        seconds_taken = time.perf_counter() - started
-        print(f"oneDNN is {found.gain:.3f} times as fast: {found.library}, measured in {seconds_taken:.1f} s")
+        took = time.perf_counter() - began
+        print(f"oneDNN is {found.gain:.3f} times as fast: {found.library}, measured in {took:.1f} s")
 
 
 main()
