@@ -122,14 +122,18 @@ def measure_roofline(
     Raises: UsageError for a precision or kernels that are unknown or unavailable.
     """
     sizes = sorted({*(pairs for pairs in SMALL_JOBS if pairs < options.pairs), options.pairs})
-    measured = [
-        (precision, kernels, [_time(workload, model, precision, pairs, options.rounds, device) for pairs in sizes])
-        for precision, kernels, model in models(workload, options, device)
-    ]
-    dtypes = {
-        dtype for *_, jobs in measured for job in jobs for spent in job.spent.values() for dtype in spent.operations
-    }
-    peaks = Peaks({_name(dtype): rate for dtype, rate in rates(dtypes, device).items()}, bandwidth(device))
+    measured: list[tuple[str, str, list[_Timing]]] = []
+    operations: dict[torch.dtype, float] = {}
+    moved = bandwidth(device)
+    for precision, kernels, model in models(workload, options, device):
+        timings = [_time(workload, model, precision, pairs, options.rounds, device) for pairs in sizes]
+        measured.append((precision, kernels, timings))
+        seen = {dtype for timing in timings for spent in timing.spent.values() for dtype in spent.operations}
+        # Again after every precision: another process may have disturbed one measurement.
+        rate = rates({*operations, *seen}, device)
+        operations = {dtype: max(rate[dtype], operations.get(dtype, 0.0)) for dtype in rate}
+        moved = max(moved, bandwidth(device))
+    peaks = Peaks({_name(dtype): rate for dtype, rate in operations.items()}, moved)
     return RooflineReport(
         shape=shape,
         device=str(device),
