@@ -9,6 +9,7 @@ C channels of a class embedding.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,11 @@ class Known:
     """The image's own."""
     kept_L: npt.NDArray[np.bool_]
     """Which of them are kept."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 of both."""
+        return hashlib.sha256(self.tokens_L.astype("<i8").tobytes() + self.kept_L.tobytes()).hexdigest()
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Tokens (L,) int64, and which are kept, (L,) bool."""
