@@ -16,12 +16,12 @@ from killing import DieAt, in_child, signal_at
 
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import load_model
-from avarc_cli.sample_folder import sample_folder
+from avarc_cli.sample_many import sample_many
 from avarc_cli.work.shards import UNDIVIDED, Shard
 
 
 def draw(model: LoadedModel, out: Path, shard: Shard = UNDIVIDED) -> None:
-    sample_folder(model, ["3", "8"], out, 2, batch_size=3, shard=shard)
+    sample_many(model, ["3", "8"], out, 2, batch_size=3, shard=shard)
 
 
 def draw_and_die(model: LoadedModel, out: Path, shard: Shard, step: int) -> None:
