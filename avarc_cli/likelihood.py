@@ -187,9 +187,9 @@ class LikelihoodModel(ABC):
         top_p: float = 0.0,
         known: Known | None = None,
     ) -> Tensor:
-        """Latents (B, Z, h, h), drawn as by `sample`, of mixtures of codes; `TokenizerNetwork.decode_latents` reads them.
+        """Latents (B, Z, h, h), drawn as by `sample`, but of mixtures of codes: no draws from p(x | class).
 
-        They are no draws from p(x | class).
+        `TokenizerNetwork.decode_latents` reads them.
         """
         raise NotImplementedError(f"{type(self).__name__} draws single codes only")
 

@@ -73,6 +73,11 @@ class PictureArray(PicturePlace):
             return False
         return shape is not None and members == [(MEMBER, len(header(shape)) + math.prod(shape))]
 
+    def check_complete(self, layout: Layout) -> None:
+        if any(self.missing(layout)):
+            why = f"it is not what '{self.record.name}' says"
+            raise UsageError(f"'{self.path}' was complete, and has changed", why, "add --overwrite to draw it again")
+
     def prepare(self, layout: Layout, items: range) -> None:
         return None
 

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from avarc_cli import toml_file
-from avarc_cli.errors import UsageError
+from avarc_cli.errors import UsageError, shorten_list
 from avarc_cli.zoo.cards import model_card
 from avarc_cli.zoo.local_files import ASSETS
 
@@ -63,7 +63,7 @@ def find(asked: str, model: str) -> Preset:
     name = model if asked == PAPER else asked
     if (found := published().get(name)) is not None:
         return found
-    why = f"there are settings of {', '.join(published())}"
+    why = f"there are settings of {shorten_list(list(published()))}"
     if asked != PAPER:
         raise UsageError(f"no preset '{asked}'", why, "write --preset paper, or one of these names")
     raise UsageError(

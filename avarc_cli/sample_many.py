@@ -1,7 +1,7 @@
 """Many pictures of classes: drawn in chunks, by one or several processes, into a folder of PNG files or an array.
 
-The process that draws a picture writes its file (`pictures`); pixels of an array are kept in the files of the chunks, and
-assembled when all are there (`picture_array`).
+The process that draws a picture writes its file (`pictures`). The pixels of an array are kept in the files of chunks,
+and assembled when all are there (`picture_array`).
 """
 
 from __future__ import annotations
@@ -221,8 +221,11 @@ class _Work:
 
 def _assemble(path: Path, shape: tuple[int, ...], pictures: Iterator[np.ndarray]) -> None:
     """Write the array, a chunk at a time. The same pictures give the same bytes. Raises: OSError; AvarcError."""
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        with archive.open(zipfile.ZipInfo(MEMBER), "w", force_zip64=True) as member:
-            member.write(header(shape))
-            for pixels in pictures:
-                member.write(np.ascontiguousarray(pixels).tobytes())
+    with (
+        replacing(path) as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
+        archive.open(zipfile.ZipInfo(MEMBER), "w", force_zip64=True) as member,
+    ):
+        member.write(header(shape))
+        for pixels in pictures:
+            member.write(np.ascontiguousarray(pixels).tobytes())

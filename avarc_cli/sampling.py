@@ -55,9 +55,10 @@ class Sampling:
         check_sampling(self.guidance, self.top_k, self.top_p)
 
     @classmethod
-    def with_preset(cls, preset: Preset, seed: int = 0) -> Sampling:
+    def with_preset(cls, preset: Preset, seed: int = 0, *, known: Known | None = None) -> Sampling:
         """How published pictures were drawn."""
-        return cls(guidance=preset.guidance, top_k=preset.top_k, top_p=preset.top_p, seed=seed, preset=preset)
+        guidance, top_k, top_p = preset.guidance, preset.top_k, preset.top_p
+        return cls(guidance=guidance, top_k=top_k, top_p=top_p, seed=seed, preset=preset, known=known)
 
     def side(self, model: LoadedModel) -> int:
         """Pixels a side of a picture."""
