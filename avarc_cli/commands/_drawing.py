@@ -74,7 +74,7 @@ class DrawingOptions:
     def read(self, context: typer.Context, model: str) -> tuple[Preset | None, Painting | None]:
         """What these options name, of the model that --model names; before torch is imported.
 
-        Raises: UsageError; UnreadableImage.
+        Raises: UsageError.
         """
         from avarc_cli.data.painting import Painting
         from avarc_cli.data.preprocess import check_option

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from avarc_cli.data.preprocess import Preprocess, load_rgb
-from avarc_cli.errors import UsageError
+from avarc_cli.errors import UnreadableImage, UsageError
 
 _BOX = re.compile(r"(outside:)?\s*" + r"\s*,\s*".join([r"(\d{1,6})"] * 4) + r"\s*")
 WHITE = 128
@@ -32,9 +32,9 @@ class Painting:
         Args:
             mask: a box "x0,y0,x1,y1" in pixels of the image, of which x1 and y1 are the first that are not painted;
                 "outside:x0,y0,x1,y1" for all but the box; or the path of a picture, white where to paint.
-        Raises: UnreadableImage; UsageError for a mask that does not fit, or covers nothing or all.
+        Raises: UsageError for what is no image, and for a mask that does not fit, or covers nothing or all.
         """
-        picture = load_rgb(image)
+        picture = _load(image)
         found = _BOX.fullmatch(mask)
         white = _read(mask, picture) if found is None else _box(found, mask, picture)
         painted = np.asarray(white.convert("L")) >= WHITE
@@ -54,12 +54,20 @@ class Painting:
         return pixels, painted
 
 
+def _load(path: Path) -> Image.Image:
+    """An image of which everything depends, unlike one of many. Raises: UsageError."""
+    try:
+        return load_rgb(path)
+    except UnreadableImage as error:
+        raise UsageError(error.what, error.why, error.fix or "name an image") from error
+
+
 def _read(mask: str, picture: Image.Image) -> Image.Image:
-    """A mask from a file. Raises: UnreadableImage; UsageError for one of another size."""
+    """A mask from a file. Raises: UsageError for what is no image, or has another size."""
     if not Path(mask).exists():
         fix = "write --mask x0,y0,x1,y1 in pixels, or name a picture that is white where to paint"
         raise UsageError(f"cannot read --mask '{mask}'", "it is neither a box nor a file", fix)
-    white = load_rgb(Path(mask))
+    white = _load(Path(mask))
     if white.size != picture.size:
         sizes = [f"{each.width} x {each.height}" for each in (white, picture)]
         raise UsageError(

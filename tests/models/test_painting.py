@@ -34,7 +34,7 @@ def streams(count):
 def check_frequencies(drawn, probability):
     """Compare what was drawn with probabilities of outcomes, a dictionary of tuples that sum to 1."""
     assert sum(probability.values()) == pytest.approx(1, abs=1e-4)
-    found = {outcome: 0 for outcome in probability}
+    found = dict.fromkeys(probability, 0)
     for outcome in drawn:
         found[outcome] += 1
     for outcome, p in probability.items():
@@ -97,7 +97,7 @@ def test_a_maskgit_proposes_and_hides_again_with_the_probabilities_of_its_schedu
     noise, tau = 2.0 * 0.5, 0.5 + 0.8 * 0.5  # after half of the steps
     proposal = logits(config.mask, config.mask) / tau
     p = (proposal / noise).softmax(-1)
-    probability = {outcome: 0.0 for outcome in itertools.product(range(3), repeat=2)}
+    probability = dict.fromkeys(itertools.product(range(3), repeat=2), 0.0)
     for a, b in probability:
         first_is_less_sure = torch.sigmoid((proposal[1, b] - proposal[0, a]) / noise)
         proposed = p[0, a] * p[1, b]
