@@ -18,6 +18,7 @@ from avarc_cli.captioning import UNBOUND, bind
 from avarc_cli.data.class_names import class_space
 from avarc_cli.devices import pick_device, pick_kernels
 from avarc_cli.errors import CheckpointError, UsageError
+from avarc_cli.layers import convolution
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layout import TokenLayout
@@ -279,9 +280,10 @@ def _read_tokenizer(
             f"it reads {network.image_size}",
             f"leave out --image-size, or write --image-size {network.image_size}",
         )
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotation lacks it
+    network.to(device)
     if device.type == "cpu":
         network.speed_up()
+    convolution.to_channels_last(network)
     preprocess = read.metadata.get("preprocess", card.preprocess if card else "resize-crop")
     return LoadedTokenizer(
         network=network,

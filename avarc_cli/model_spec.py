@@ -41,7 +41,7 @@ class ModelSpec:
 
     precision: str = "fp32"
     """One of fp32, tf32 (CUDA), bf16, fp16, int8 and fp8 (CUDA). Or a cascade of two, which classifies only: cascade,
-    or bf16+fp32 and the like (docs/cascade.md)."""
+    bf16+fp32 and the like, or auto, which is a cascade where that is much faster (docs/cascade.md)."""
 
     device: str = "auto"
     """As torch names it: cpu, cuda, cuda:1, mps, xpu; or auto, the first CUDA device where there is one."""

@@ -13,6 +13,8 @@ from avarc_cli.words import counted
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8", "fp8")
 CASCADE = "cascade"
 """The precision of this name is `bf16+fp32`, or with another than bf16: the fastest one of the machine."""
+AUTO_PRECISION = "auto"
+"""A cascade where it is much faster than fp32, and fp32 elsewhere."""
 EXACT = "fp32"
 """The second precision of a cascade."""
 KERNELS = ("auto", "triton", "torch")
@@ -21,6 +23,7 @@ _TORCH_TYPES = (*DEVICE_TYPES, "meta")  # meta is always there and computes noth
 AUGMENTATIONS = ("crop", "whole", "affine", "none")
 INITIALIZATIONS = SMALL, PUBLISHED = ("small", "published")  # of a VQ-VAE: for small ones, or as vaex
 METHODS = ("embedding", "adaln", "lora")  # of adding a class
+MASKED_NETWORKS = {"uvit": "maskgit", "bert": "maskgit-bert"}  # of a MaskGIT, and the families of such models
 MOST_SHORT_SIDE = 8
 MOST_GUIDANCE = 1000  # far beyond any use; float32 ends at 1e38
 
@@ -45,6 +48,13 @@ def check_file(path: str | Path | None, named_by: str) -> None:
         raise UsageError(f"'{path}' is a folder", f"it was given as {named_by}", "name a file")
 
 
+def check_masked_network(name: str, dropout: float) -> None:
+    """Raises: UsageError unless a MaskGIT can be such a network, with dropout where there is some."""
+    _check("network", name, tuple(MASKED_NETWORKS))
+    if dropout and name == "uvit":
+        raise UsageError("a UViT has no dropout", fix="leave out --dropout, or add --network bert")
+
+
 def check_lpips(vgg: Path | None, lpips: Path | None) -> None:
     """Raises: UsageError when one of the two files that make up LPIPS is missing."""
     if (vgg is None) == (lpips is None):
@@ -53,7 +63,7 @@ def check_lpips(vgg: Path | None, lpips: Path | None) -> None:
     raise UsageError(
         f"{there} needs {missing}",
         "LPIPS weighs the features of torchvision's vgg16 (--vgg) with the weights of the lpips package (--lpips)",
-        f"add {missing} with its file, or leave out {there}",
+        f"add {missing} with its file, or: avarc download vgg16 lpips",
     )
 
 
@@ -73,15 +83,20 @@ def precision_of_winners(name: str) -> str:
 
 
 def check_scoring_precision(name: str) -> None:
-    """Raises: UsageError unless this is a precision, or a cascade of two."""
+    """Raises: UsageError unless this is a precision, a cascade of two, or auto."""
     cheap, plus, exact = name.partition("+")
-    if name == CASCADE:
+    if name in (CASCADE, AUTO_PRECISION):
         return
     if plus and (exact != EXACT or cheap == EXACT):
         raise UsageError(
             f"no cascade '{name}'", f"its second precision is {EXACT}, its first a faster one", "write bf16+fp32"
         )
     check_precision(cheap)
+
+
+def precision_for(name: str, *, cascade: bool) -> str:
+    """The precision that is asked for, where auto is fp32 unless a cascade can give the scores that are wanted."""
+    return EXACT if name == AUTO_PRECISION and not cascade else name
 
 
 def check_one_precision(name: str, what: str) -> None:

@@ -24,6 +24,7 @@ from avarc_cli.evaluation.protocol import PROTOCOLS, Column, Protocol, Row
 from avarc_cli.names import to_json
 from avarc_cli.options import Options
 from avarc_cli.progress import Notify, StartProgress, no_message, silent
+from avarc_cli.settings import precision_for
 from avarc_cli.storage import write_bytes
 from avarc_cli.text.captions import needed_encoder, template_names
 from avarc_cli.work.locks import only_writer
@@ -257,7 +258,7 @@ def _load(row: Row, device: str, names: Sequence[str] = ()) -> Loaded:
         template_names=tuple(names),
         text_encoder=row.text_encoder,
         aesthetic_score=row.aesthetic_score,
-        precision=row.precision,
+        precision=precision_for(row.precision, cascade=row.combine == "mean"),
         device=device,
     )
     return load_model(spec)

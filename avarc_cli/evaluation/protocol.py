@@ -23,7 +23,13 @@ from avarc_cli.scoring.combining import check_rule
 from avarc_cli.scoring.orders import check_orders
 from avarc_cli.scoring.plan import check_plan
 from avarc_cli.scoring.scores import score_function
-from avarc_cli.settings import check_aesthetic_score, check_method, check_precision, check_width
+from avarc_cli.settings import (
+    check_aesthetic_score,
+    check_method,
+    check_precision,
+    check_scoring_precision,
+    check_width,
+)
 from avarc_cli.text.captions import check_options
 from avarc_cli.tokens.noise import check_sigma
 from avarc_cli.zoo.cards import ModelCard, any_card, check_condition, is_path
@@ -243,7 +249,9 @@ class _Table:
         self._check_captions(row, used)
         self._checked("method", lambda: check_method(row.method))
         self._checked("base_width", lambda: check_width(row.base_width, "a base model"))
-        self._checked("precision", lambda: check_precision(row.precision))
+        adds_classes = any(column.is_incremental for column in used)  # which no cascade does
+        check = check_precision if adds_classes else check_scoring_precision
+        self._checked("precision", lambda: check(row.precision))
         if row.plan != tuned.AUTO and not tuned.is_file(row.plan):  # a tuned plan is read with its model
             self._checked("plan", lambda: check_plan(row.plan))
         self._checked("score", lambda: score_function(row.score))

@@ -33,6 +33,31 @@ def speed_up(module: nn.Module) -> None:
             speed_up(child)
 
 
+def to_channels_last(module: nn.Module) -> None:
+    """Store four-dimensional weights channels last, as `nn.Module.to` does, but no more of them than are needed.
+
+    Those of a part called `decoder` follow at its first use, which may never come, and those that `speed_up` has
+    replaced stay as they are. Until then, weights that are mapped from a file take no memory.
+    """
+    for name, child in module.named_children():
+        if name == "decoder":
+            _convert_at_first_use(child)
+        elif not isinstance(child, WinogradConv | MatmulConv):
+            to_channels_last(child)
+    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+
+def _convert_at_first_use(module: nn.Module) -> None:
+    def convert(*_: object) -> None:
+        handle.remove()
+        with torch.inference_mode(False):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotation lacks it
+
+    handle = module.register_forward_pre_hook(convert)
+
+
 def faster(conv: nn.Conv2d) -> nn.Module:
     """What to use in the place of a convolution; the same object unless it is 3x3."""
     if not _is_plain(conv):

@@ -242,11 +242,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
 
 def _read_pickle(path: Path) -> object:
     try:
-        if zipfile.is_zipfile(path):
+        mapped = zipfile.is_zipfile(path)  # then a tensor takes memory when it is read: a decoder may never be
+        if mapped:
             check_zip(path)  # torch itself does not verify checksums, and makes room for whatever a member claims
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about newer pickles; they load, or are rejected below
-            loaded: object = torch.load(path, map_location="cpu", weights_only=True)
+            loaded: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as problem:
         raise _pickle_error(path, str(problem)) from None
     except Exception as problem:  # noqa: BLE001  # the unpickler may raise anything on corrupt data

@@ -209,3 +209,20 @@ def test_doctor_measures_and_shows_the_rounding(cache, models, capsys):
     assert "by segments scored" in " ".join(capsys.readouterr().out.split())
     assert main(["doctor", "--tokens", str(cache)]) == 2
     assert "add --model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "options", "becomes"),
+    [
+        (True, [], "bf16+fp32"),
+        (False, [], "fp32"),
+        (True, ["--save-likelihood"], "fp32"),
+        (True, ["--combine", "posterior"], "fp32"),
+    ],
+)
+def test_auto_is_a_cascade_where_that_pays(classify, tmp_path, monkeypatch, has_bf16, options, becomes):
+    monkeypatch.setattr("avarc_cli.layers.precision.cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr("avarc_cli.layers.precision.cpu_has_vnni", lambda: False)
+    code, said = classify(tmp_path / "run", "--precision", "auto", "--device", "cpu", *options)
+    assert code == 0, said
+    assert content(tmp_path / "run", "run.json")["precision"] == becomes

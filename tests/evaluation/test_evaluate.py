@@ -189,6 +189,17 @@ def test_a_sample_is_that_of_classify_and_counts_for_the_tokens(tmp_path, capsys
     assert next((tmp_path / "a/tokens").iterdir()).name != next((tmp_path / "b/tokens").iterdir()).name
 
 
+def test_a_row_may_be_a_cascade_of_precisions(tmp_path):
+    columns = 'title = "t"\n[[columns]]\nname = "some"\nincluded = "digits"\nlimit = 8\n'
+    row = '[[rows]]\nname = "{}"\nmodel = "digits"\nprecision = "{}"\n'
+    (tmp_path / "two.toml").write_text(columns + row.format("plain", "fp32") + row.format("two", "bf16+fp32"))
+    assert main(["evaluate", str(tmp_path / "two.toml"), "--out", str(tmp_path / "out")]) == 0
+    files = [tmp_path / f"out/cells/{name}/some/predictions.jsonl" for name in ("plain", "two")]
+    plain, cascade = [[json.loads(line)["prediction"] for line in path.read_text().splitlines()] for path in files]
+    assert len(plain) == 8
+    assert plain == cascade
+
+
 @pytest.mark.parametrize("name", ["a" * 3000, "a\\u0000b"])
 def test_a_name_that_no_file_can_have_is_missing(tmp_path, name, capsys):
     asked = SMALL.replace('data = "mine"', f'data = "{name}"').replace('included = "digits"', 'data = "none"')

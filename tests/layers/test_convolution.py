@@ -102,3 +102,21 @@ def test_the_state_dict_stays_that_of_the_plain_model(config):
     plain, ours = (model.state_dict() for model in encoder(config))
     assert list(ours) == list(plain)
     assert all(torch.equal(ours[key], tensor) for key, tensor in plain.items())
+
+
+@torch.inference_mode()
+def test_channels_last_computes_what_torchs_own_conversion_does():
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        vqvae = VQVAE(WIDE).eval().requires_grad_(False)
+        plain = copy.deepcopy(vqvae).to(memory_format=torch.channels_last)
+        for network in (vqvae, plain):
+            network.speed_up()
+        convolution.to_channels_last(vqvae)
+    images = last(torch.randn(2, 3, WIDE.image_size, WIDE.image_size))
+    latents = vqvae.encode(images)
+    assert torch.equal(latents, plain.encode(images))
+    tokens = vqvae.tokenize(latents)
+    assert not vqvae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(vqvae.reconstruct(tokens), plain.reconstruct(tokens))
+    assert vqvae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)

@@ -17,7 +17,7 @@ from avarc_cli.models.masked.tokens import check_no_scales
 from avarc_cli.models.maskgit.benchmark import MaskGITWorkload, random_workload
 from avarc_cli.models.maskgit.bert import Bert
 from avarc_cli.models.maskgit.config import MaskGITBertConfig, MaskGITConfig, read_bert, read_uvit
-from avarc_cli.models.maskgit.initialize import initialize
+from avarc_cli.models.maskgit.initialize import initialize_bert, initialize_uvit
 from avarc_cli.models.maskgit.likelihood import MaskGITBertLikelihood, MaskGITLikelihood
 from avarc_cli.models.maskgit.network import MaskedTransformer
 from avarc_cli.models.maskgit.uvit import UViT
@@ -39,6 +39,7 @@ class MaskGITFamily(GeneratorFamily):
         "mid_block.attn.qkv.weight",
         "lm_head.weight",
     )
+    config: ClassVar[type[MaskGITConfig]] = MaskGITConfig
     network: ClassVar[type[MaskedTransformer]] = UViT
     likelihood: ClassVar[type[MaskGITLikelihood]] = MaskGITLikelihood
 
@@ -68,13 +69,13 @@ class MaskGITFamily(GeneratorFamily):
         return self.likelihood(network.set_precision(precision).set_kernels(kernels))
 
     def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> MaskGITLikelihood:
-        """An initialized UViT; `shape` is depth (made even), width and, where not the default, heads."""
+        """An initialized model; `shape` is depth (a UViT's is made even), width and, where not the default, heads."""
         width = shape["width"]
         heads = shape.get("heads") or max(width // HEAD_WIDTH, 1)
         check_heads(width, heads, f"a {self.title}")
         check_no_scales(tokenizer, self.title)
-        config = MaskGITConfig(
-            depth=shape["depth"] // 2 * 2,
+        config = self.config(
+            depth=self.depth(shape["depth"]),
             width=width,
             heads=heads,
             hidden=HIDDEN * width,
@@ -83,7 +84,15 @@ class MaskGITFamily(GeneratorFamily):
             num_tokens=tokenizer.layout.num_tokens,
         )
         device = next(tokenizer.parameters()).device
-        return MaskGITLikelihood(initialize(UViT(config)).to(device))
+        return self.likelihood(self.begin(config).to(device))
+
+    def depth(self, asked: int) -> int:
+        """Of a new network: as many blocks before the middle one as behind it."""
+        return asked // 2 * 2
+
+    def begin(self, config: MaskGITConfig) -> MaskedTransformer:
+        """An initialized network of that shape."""
+        return initialize_uvit(UViT(config))
 
     def random_workload(self, shape: str, scales: Sequence[int] | None, device: torch.device) -> MaskGITWorkload:
         return random_workload(shape, scales, device)
@@ -99,11 +108,18 @@ class MaskGITBertFamily(MaskGITFamily):
     name = MaskGITBertLikelihood.family
     title = MaskGITBertConfig.title
     signature = ("embeddings.word_embeddings.weight", "encoder.layer.0.output.dense.weight")
+    config = MaskGITBertConfig
     network = Bert
     likelihood = MaskGITBertLikelihood
 
     def read_config(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> MaskGITConfig:
         return read_bert(tensors, stated, source)
+
+    def depth(self, asked: int) -> int:
+        return asked
+
+    def begin(self, config: MaskGITConfig) -> MaskedTransformer:
+        return initialize_bert(Bert(config))
 
 
 UVIT, BERT = MaskGITFamily(), MaskGITBertFamily()
