@@ -39,7 +39,7 @@ BATCH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What `sample_folder` did."""
+    """What `sample_many` did."""
 
     class_ids: tuple[int, ...]
     """The classes, in the order they were asked for, without repetitions."""

@@ -17,7 +17,7 @@ from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.loading import load_model, load_tokenizer
 from avarc_cli.model_spec import ModelSpec
 from avarc_cli.models.maskgit.config import MaskGITConfig
-from avarc_cli.models.maskgit.initialize import initialize
+from avarc_cli.models.maskgit.initialize import initialize_uvit
 from avarc_cli.models.maskgit.uvit import UViT
 from avarc_cli.painting import known_tokens
 from avarc_cli.zoo.local_files import ASSETS
@@ -61,7 +61,7 @@ def test_the_tokens_of_the_image_outside_of_the_mask_are_kept_scale_by_scale():
 def test_a_maskgit_of_tokens_on_a_grid_paints_too(tmp_path):
     codes = load_tokenizer("digits-vq").vocab_size
     config = MaskGITConfig(depth=2, width=32, heads=16, hidden=64, num_classes=10, vocab_size=codes, num_tokens=64)
-    save_file(initialize(UViT(config)).state_dict(), tmp_path / "m.safetensors")
+    save_file(initialize_uvit(UViT(config)).state_dict(), tmp_path / "m.safetensors")
     options = ["--model", tmp_path / "m.safetensors", "--tokenizer", "digits-vq"]
     assert paint(*options, "--out", tmp_path / "x.png") == 0
     model = load_model(ModelSpec(str(tmp_path / "m.safetensors"), "digits-vq"))

@@ -66,7 +66,7 @@ def main(folder: Path) -> None:
     whole, second = UNDIVIDED, Shard(2, 2)
     steps = kill_at_steps(model, folder, "out", whole, 4), kill_at_steps(model, folder, "out", second, 6)
     assert min(steps) > 30, f"only {steps} steps were seen"
-    steps = kill_at_steps(model, folder, "x.npz", whole, 4), kill_at_steps(model, folder, "x.npz", second, 6)
+    steps = kill_at_steps(model, folder, "x.npz", whole, 6), kill_at_steps(model, folder, "x.npz", second, 9)
     assert min(steps) > 20, f"only {steps} steps were seen"
 
 
