@@ -38,7 +38,7 @@ class _Commands(TyperGroup):
 
 COMMANDS = (
     *("demo", "encode", "classify", "tune", "explain", "report", "compare", "evaluate", "export", "sample"),
-    *("add-class", "incremental", "download", "bench", "doctor"),
+    *("fid", "reconstruct", "add-class", "incremental", "download", "bench", "doctor"),
 )
 """Each is a function of its name in the module of its name."""
 GROUPS = ("classes", "cache", "captions", "data", "runs", "train", "models")

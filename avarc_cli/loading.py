@@ -27,6 +27,7 @@ from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer, LoadModel, check_kind
 from avarc_cli.model_spec import ModelSpec as ModelSpec
 from avarc_cli.progress import StartProgress, silent
+from avarc_cli.settings import check_kernels_compute
 from avarc_cli.text import encoders
 from avarc_cli.text.captions import ALONE
 from avarc_cli.zoo import checkpoint, local_files, model_folder, weight_sets
@@ -103,6 +104,7 @@ def load_model(
     cheap = spec.precision.partition("+")[0]  # of a cascade
     precision = product_library.find(cheap, device, spec.products)
     kernels = pick_kernels(spec.kernels, device)
+    check_kernels_compute(kernels, spec.precision)
     card = None if is_path(spec.model) else _model_card(spec.model)
     if card is not None and not unbound:
         spec = _with_words(spec, words if card.condition == "caption" else ())

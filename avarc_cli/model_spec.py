@@ -47,7 +47,7 @@ class ModelSpec:
     """As torch names it: cpu, cuda, cuda:1, mps, xpu; or auto, the first CUDA device where there is one."""
 
     kernels: str = "auto"
-    """One of auto, torch and triton (`devices.pick_kernels`)."""
+    """One of auto, torch, triton and flash (`devices.pick_kernels`)."""
 
     products: str = "auto"
     """What multiplies float32 matrices on a CPU, on which the last bits of scores depend: torch, onednn, rule, or auto

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections.abc import Sequence
@@ -17,14 +18,18 @@ AUTO_PRECISION = "auto"
 """A cascade where it is much faster than fp32, and fp32 elsewhere."""
 EXACT = "fp32"
 """The second precision of a cascade."""
-KERNELS = ("auto", "triton", "torch")
 BY_RULE, BY_TORCH, BY_ONEDNN = "rule", "torch", "onednn"
 PRODUCTS = ("auto", BY_RULE, BY_TORCH, BY_ONEDNN)  # which library multiplies float32 matrices on a CPU
+KERNELS = ("auto", "triton", "torch", "flash")
+FLASH = "flash"
+"""The kernels of this name are flash-attn's for attention, and others for the rest (`layers.kernels`)."""
+_FULL_ATTENTION = ("fp32", "tf32")  # precisions that attend in float32
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 _TORCH_TYPES = (*DEVICE_TYPES, "meta")  # meta is always there and computes nothing: `devices.pick_device` refuses it
 AUGMENTATIONS = ("crop", "whole", "affine", "none")
 INITIALIZATIONS = SMALL, PUBLISHED = ("small", "published")  # of a VQ-VAE: for small ones, or as vaex
 METHODS = ("embedding", "adaln", "lora")  # of adding a class
+MASKED_NETWORKS = {"uvit": "maskgit", "bert": "maskgit-bert"}  # of a MaskGIT, and the families of such models
 MOST_SHORT_SIDE = 8
 MOST_GUIDANCE = 1000  # far beyond any use; float32 ends at 1e38
 
@@ -49,6 +54,13 @@ def check_file(path: str | Path | None, named_by: str) -> None:
         raise UsageError(f"'{path}' is a folder", f"it was given as {named_by}", "name a file")
 
 
+def check_masked_network(name: str, dropout: float) -> None:
+    """Raises: UsageError unless a MaskGIT can be such a network, with dropout where there is some."""
+    _check("network", name, tuple(MASKED_NETWORKS))
+    if dropout and name == "uvit":
+        raise UsageError("a UViT has no dropout", fix="leave out --dropout, or add --network bert")
+
+
 def check_lpips(vgg: Path | None, lpips: Path | None) -> None:
     """Raises: UsageError when one of the two files that make up LPIPS is missing."""
     if (vgg is None) == (lpips is None):
@@ -57,7 +69,7 @@ def check_lpips(vgg: Path | None, lpips: Path | None) -> None:
     raise UsageError(
         f"{there} needs {missing}",
         "LPIPS weighs the features of torchvision's vgg16 (--vgg) with the weights of the lpips package (--lpips)",
-        f"add {missing} with its file, or leave out {there}",
+        f"add {missing} with its file, or: avarc download vgg16 lpips",
     )
 
 
@@ -112,6 +124,34 @@ def check_encoder_precision(name: str) -> None:
 def check_kernels(name: str) -> None:
     """Raises: UsageError unless this is a choice of kernels; `devices.pick_kernels` knows where they run."""
     _check("kernels", name, KERNELS)
+    if name == FLASH and importlib.util.find_spec("flash_attn") is None:
+        raise UsageError(
+            "cannot use flash-attn",
+            "the package flash-attn is not installed",
+            "pip install 'avarc[flash]', or use auto",
+        )
+
+
+def flash_refuses(precision: str) -> str | None:
+    """Why flash-attn does not compute in this precision; None if it does."""
+    if precision == AUTO_PRECISION or is_cascade(precision):
+        return f"{EXACT}, in which a cascade decides, attends in float32"
+    return f"{precision} attends in float32" if precision in _FULL_ATTENTION else None
+
+
+def check_kernels_compute(kernels: str, precision: str) -> None:
+    """Raises: UsageError for flash-attn in a precision that it does not compute.
+
+    Args:
+        kernels: as asked for, or as `devices.pick_kernels` chose.
+    """
+    why = flash_refuses(precision)
+    if kernels.startswith(FLASH) and why is not None:
+        raise UsageError(
+            f"flash-attn does not go with --precision {precision}",
+            f"it computes in half precision, and {why}",
+            "use --precision bf16, or --kernels auto",
+        )
 
 
 def check_products(name: str) -> None:

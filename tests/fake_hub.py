@@ -59,6 +59,7 @@ class Hub:
     def __init__(self, url: str, cdn_url: str) -> None:
         self.url, self.cdn_url = url, cdn_url
         self.files: dict[tuple[str, str], bytes] = {}  # (repository, file name) -> content
+        self.mirrored: dict[str, bytes] = {}  # file name -> content, of the folder that AVARC_MIRROR may name
         self.requests: list[Request] = []
         self.rules: list[Rule] = []
 
@@ -75,7 +76,12 @@ class Hub:
             request.reply(404)
             return
         self.requests.append(Request(request.command, request.path, request.headers))
-        if not any(rule(request) for rule in list(self.rules)):
+        if any(rule(request) for rule in list(self.rules)):
+            return
+        if request.path.startswith("/mirror/"):
+            content = self.mirrored.get(request.path.removeprefix("/mirror/"))
+            request.reply(404) if content is None else self._send(request, content)
+        else:
             (self._blob if request.path.startswith("/cdn/") else self._resolve)(request)
 
     def _resolve(self, request: Handler) -> bool:
@@ -98,7 +104,9 @@ class Hub:
 
     def _blob(self, request: Handler) -> bool:
         repo, name = request.path.removeprefix("/cdn/").split("/", 2)[:2], request.path.split("/", 4)[4]
-        content = self.files["/".join(repo), name]
+        return self._send(request, self.files["/".join(repo), name])
+
+    def _send(self, request: Handler, content: bytes) -> bool:
         begin = int((request.headers.get("Range") or "bytes=0-")[6:-1])
         if begin >= len(content):
             return request.reply(416, {"Content-Range": f"bytes */{len(content)}"})
@@ -128,7 +136,7 @@ class Handler(BaseHTTPRequestHandler):
     @property
     def is_blob(self) -> bool:
         """Whether this asks for a file's content, rather than for its location."""
-        return self.command == "GET" and self.path.startswith("/cdn/")
+        return self.command == "GET" and self.path.startswith(("/cdn/", "/mirror/"))
 
     def reply(
         self,
@@ -184,6 +192,7 @@ def server() -> Iterator[Hub]:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A new user's folders: no registered names, no token, an empty Hugging Face cache."""
     monkeypatch.setenv("AVARC_HOME", str(tmp_path / "avarc"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)

@@ -32,16 +32,31 @@ class LossOptions:
     """Terms of a tokenizer's published loss."""
 
     vgg: Annotated[
-        Path | None, opt.training_option("--vgg", help="File of torchvision's vgg16, for the perceptual loss LPIPS.")
+        Path | None,
+        opt.training_option("--vgg", help="File of torchvision's vgg16, for LPIPS. Default: the downloaded one."),
     ] = None
     lpips: Annotated[
-        Path | None, opt.training_option("--lpips", help="File of the lpips package's linear weights (v0.1, vgg).")
+        Path | None,
+        opt.training_option("--lpips", help="File of LPIPS's linear weights (v0.1, vgg). Default: the downloaded one."),
     ] = None
     convnext: Annotated[
-        Path | None, opt.training_option("--convnext", help="File of torchvision's convnext_small: its logits (TiTok).")
+        Path | None,
+        opt.training_option(
+            "--convnext", help="File of torchvision's convnext_small, for TiTok's loss. Default: the downloaded one."
+        ),
     ] = None
     dino: Annotated[
-        Path | None, opt.training_option("--dino", help="File of DINO's ViT-S/16, for the discriminator of a VQ-VAE.")
+        Path | None,
+        opt.training_option(
+            "--dino", help="File of DINO's ViT-S/16, for a VQ-VAE's discriminator. Default: the downloaded one."
+        ),
+    ] = None
+    lpips_weight: Annotated[
+        float | None, opt.training_option("--lpips-weight", help="Of LPIPS; 0: without. Default: as published.")
+    ] = None
+    convnext_weight: Annotated[
+        float | None,
+        opt.training_option("--convnext-weight", help="Of ConvNeXt's logits; 0: without. Default: as published."),
     ] = None
     adversarial: Annotated[
         bool, opt.training_option("--adversarial/--no-adversarial", help="Train against a discriminator.")
@@ -64,7 +79,11 @@ class LossOptions:
         """Raises: UsageError."""
         for name in ("vgg", "lpips", "convnext", "dino"):
             check_file(getattr(self, name), f"--{name}")
-        check_lpips(self.vgg, self.lpips)
+        self._check_lpips()
+        for weight in ("lpips_weight", "convnext_weight"):
+            given = getattr(self, weight)
+            if given is not None and not 0 <= given < math.inf:
+                raise UsageError(f"--{weight.replace('_', '-')} is {given}", "it is at least 0")
         for name in OF_DISCRIMINATOR:
             option = f"--{name.replace('_', '-')}"
             if getattr(self, name) is not None and not self.adversarial:
@@ -78,6 +97,13 @@ class LossOptions:
             raise UsageError(f"--discriminator-weight-decay is {self.discriminator_weight_decay}", "it is at least 0")
         if self.discriminator_start is not None:
             check_fraction(self.discriminator_start, "--discriminator-start")
+
+    def _check_lpips(self) -> None:
+        """Raises: UsageError where one of the files is named, and the other neither named nor downloaded."""
+        from avarc_cli.zoo.networks import LPIPS, VGG16, downloaded
+
+        if (self.vgg or self.lpips) and self.lpips_weight != 0:
+            check_lpips(self.vgg or downloaded(VGG16), self.lpips or downloaded(LPIPS))
 
     def terms(self) -> Terms:
         """What of the published loss is asked for."""

@@ -193,7 +193,10 @@ class RecipeOptions(RunOptions, _OptimizerOptions, _TrainingOptions):  # help li
         from avarc_cli.tokens.header import SMOOTHING
 
         header = cache.header
-        if header.views == SMOOTHING and header.samples > 1:
+        if cache.others:
+            views = ", ".join(f"{each.header.samples} ({each.header.views})" for each in (cache, *cache.others))
+            console.note(f"each epoch shows one view of an image, of a cache drawn at random: {views}")
+        elif header.views == SMOOTHING and header.samples > 1:
             console.note("smoothing samples are not trained on, only the images themselves")
         elif header.samples > 1:
             console.note(f"each epoch shows one of the {header.samples} views of an image ({header.views})")
@@ -319,8 +322,17 @@ class OrdersOptions(DropoutOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenOptions(GeneratorOptions):
-    """Of a MaskGIT."""
+    """Of a model of hidden tokens."""
 
     visible: Annotated[
         float, opt.training_option("--visible", help="Weight of visible tokens in the loss; hidden ones weigh 1.")
     ] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskGITOptions(HiddenOptions):
+    """Of a MaskGIT of classes."""
+
+    dropout: Annotated[float, opt.training_option("--dropout", help="Fraction of activations left out: of a BERT.")] = (
+        0.0
+    )

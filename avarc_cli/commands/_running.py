@@ -128,25 +128,25 @@ class RunOptions:
         return [out, resume_file(out), *(folder for folder in (self.log, self.tensorboard) if folder is not None)]
 
 
-def cache_of(data: list[Path]) -> Path | None:
-    """The token cache that DATA is; None for images. Raises: UsageError for a cache with other inputs."""
-    if not any(_summary.is_cache([path]) for path in data):
-        return None
-    if len(data) > 1:
-        raise UsageError(
-            "a training reads one token cache", f"there are {len(data)} inputs", "join caches: avarc cache merge"
-        )
-    return data[0]
+def caches_of(data: list[Path]) -> list[Path]:
+    """The token caches that DATA is; none for images. Raises: UsageError for both."""
+    found = [path for path in data if _summary.is_cache([path])]
+    if found and len(found) < len(data):
+        other = next(path for path in data if path not in found)
+        why = f"'{found[0]}' is a token cache, and '{other}' is not"
+        raise UsageError("a training reads images or token caches", why, "name one kind; avarc encode makes caches")
+    return found
 
 
 def open_source(data: list[Path], dataset: str | None = None, *, allow_outside: bool = False) -> Source:
-    """All images of DATA, or the token cache that it is; notes what was recognized. Raises: UsageError; CacheError."""
-    path = cache_of(data)
-    if path is None:
+    """All images of DATA, or the token caches that it is; notes what was recognized. Raises: UsageError; CacheError."""
+    paths = caches_of(data)
+    if not paths:
         return _images.open_noted(data, dataset, allow_outside=allow_outside)
     from avarc_cli.tokens.cache import read
+    from avarc_cli.tokens.mixed import mixed
 
-    return read(path)
+    return mixed([read(path) for path in paths])
 
 
 def _show(found: Rehearsal, files: list[Path]) -> None:

@@ -15,7 +15,7 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _weights
 from avarc_cli.commands._loss_options import CodeOptions, LossOptions
 from avarc_cli.commands._recipe_options import GeneratorOptions, TokenizerRecipeOptions
-from avarc_cli.commands._running import RunOptions, cache_of
+from avarc_cli.commands._running import RunOptions, caches_of
 from avarc_cli.errors import EXIT_UNREADABLE, UsageError
 from avarc_cli.settings import check_device, check_file
 from avarc_cli.words import counted
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TokensArg = Annotated[
     list[Path],
-    typer.Argument(help=f"A folder of images, image files, .tar or .parquet files, {opt.A_LIST}, or a token cache."),
+    typer.Argument(help=f"A folder of images, image files, .tar or .parquet files, {opt.A_LIST}, or token caches."),
 ]
 ImageSizeOpt = Annotated[int, opt.model_option("--image-size", min=1, help="Side of the images in pixels.")]
 VocabularyOpt = Annotated[int, opt.model_option("--vocab", min=1, help="Codebook entries.")]
@@ -73,7 +73,7 @@ class TokenizerOptions:
         """
         if self.tokenizer is not None:
             return self
-        cache = cache_of(data)
+        cache = next(iter(caches_of(data)), None)
         if cache is None:
             why = "generators are trained on tokens, and the images are not encoded yet"
             raise UsageError("no tokenizer is named", why, "add --tokenizer NAME, or a file")
@@ -134,20 +134,24 @@ def train_tokenizer(
     codes: CodeOptions,
     *,
     family: str,
-    image_size: int,
+    image_size: int | None,
     device: str,
     overwrite: bool,
+    start_from: Path | None = None,
 ) -> None:
-    """Train a tokenizer of this family on the images of DATA, and show where it is."""
+    """Train a tokenizer of this family on the images of DATA, and show where it is.
+
+    Args:
+        start_from: weights to begin with, which decide the shape.
+    """
     check_device(device)
-    with reserved(out, overwrite):
+    with reserved(out, overwrite, None if start_from is None else str(start_from)):
         images, held_out = training.open(data)
         from avarc_cli.devices import pick_device  # imports torch: only now, after all that may be wrong
 
         on = pick_device(device)
-        train_opened_tokenizer(
-            images, held_out, out, shape, training, loss, codes, family=family, image_size=image_size, device=on
-        )
+        of: dict[str, Any] = {"family": family, "image_size": image_size, "device": on, "start_from": start_from}
+        train_opened_tokenizer(images, held_out, out, shape, training, loss, codes, **of)
     show(out, training)
 
 
@@ -161,13 +165,15 @@ def train_opened_tokenizer(
     codes: CodeOptions,
     *,
     family: str,
-    image_size: int,
+    image_size: int | None,
     device: torch.device,
+    start_from: Path | None = None,
     captions: ClassCaptions | None = None,
 ) -> None:
     """Train a tokenizer of this family on images that are open already.
 
     Args:
+        start_from: as of `train_tokenizer`.
         captions: of the images' classes, for a decoder that reads them.
     """
     from avarc_cli.layers import collectives
@@ -182,6 +188,7 @@ def train_opened_tokenizer(
             recipe,
             image_size=image_size,
             family=family,
+            start=start_from,
             captions=captions,
             augment=training.augmentation(),
             terms=loss.terms(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -13,8 +13,8 @@ from avarc_cli import console
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from avarc_cli.zoo.card import Card, HubFile, TextEncoderCard
-    from avarc_cli.zoo.download import Downloaded
+    from avarc_cli.zoo.card import Card, Downloadable, TextEncoderCard
+    from avarc_cli.zoo.download import Check, Downloaded
 
 
 def ensure(
@@ -62,7 +62,7 @@ def ensure(
         if missing:
             local_files.require(missing[0])  # raises the error that says how to download it
         local_files.require_folder(absent[0])
-    files = [card.weights for card in missing if isinstance(card.weights, cards.HubFile)]
+    files: list[Downloadable] = [card.weights for card in missing if isinstance(card.weights, cards.HubFile)]
     files += [file for each in absent if isinstance(each.weights, cards.HubFolder) for file in each.weights.files]
     if files:
         download_files(files)
@@ -88,13 +88,20 @@ def ensure_encoder(name: str, *, yes: bool) -> None:
     download_files(card.weights.files)
 
 
-def download_files(wanted: Sequence[HubFile], *, folder: Path | None = None, offline: bool = False) -> list[Downloaded]:
+def download_files(
+    wanted: Sequence[Downloadable],
+    *,
+    folder: Path | None = None,
+    offline: bool = False,
+    checks: Mapping[Downloadable, Check] | None = None,
+) -> list[Downloaded]:
     """Download files, each with a progress bar, after checking that there is space for all of them.
 
     Args:
         wanted: with the revisions to download.
-        folder: a plain folder, or None for the Hugging Face cache.
+        folder: a plain folder, or None for the cache.
         offline: do not use the network; verify cached files.
+        checks: of files that cannot be verified otherwise.
     """
     from avarc_cli.zoo import download
 
@@ -109,7 +116,7 @@ def download_files(wanted: Sequence[HubFile], *, folder: Path | None = None, off
             def show(done: int, total: int | None = None, note: str = "", bar: console.ProgressBar = bar) -> None:
                 bar.update(done // 10**6, None if total is None else total // 10**6, note)
 
-            downloaded.append(download.execute(plan, show, console.note))
+            downloaded.append(download.execute(plan, show, console.note, (checks or {}).get(plan.file)))
     return downloaded
 
 

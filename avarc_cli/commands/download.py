@@ -14,12 +14,14 @@ from avarc_cli.commands import _weights
 from avarc_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from avarc_cli.zoo.card import Card, HubFile
-    from avarc_cli.zoo.download import Downloaded
+    from avarc_cli.zoo.card import Card, Downloadable, HubFile
+    from avarc_cli.zoo.download import Check, Downloaded
 
 
 def download(
-    names: Annotated[list[str], typer.Argument(help="Models, tokenizers or text encoders; `avarc models` lists them.")],
+    names: Annotated[
+        list[str], typer.Argument(help="Models, tokenizers, text encoders or frozen networks: see `avarc models`.")
+    ],
     revision: Annotated[
         str | None,
         typer.Option("--revision", help="Branch, tag or commit of the named models; remembered. Default: the card's."),
@@ -38,28 +40,54 @@ def download(
     An interrupted download continues when run again. Mirrors (HF_ENDPOINT), tokens for gated repositories (HF_TOKEN)
     and the cache (HF_HOME) work as in huggingface_hub, which finds the same files.
 
+    The networks that losses and metrics need are vgg16 and lpips, convnext-small, dino-vits16 and inception. They go
+    into the folder of torch.hub (TORCH_HOME); AVARC_MIRROR is the URL of a folder that has them as well.
+
     Example: avarc download var-d16
     """
-    wanted, encoders = _files(names, revision)
+    from avarc_cli.zoo import networks
+
+    wanted: dict[str, list[Downloadable]] = {}
+    for card in (card for card in networks.NETWORKS if card.name in names):
+        if revision is not None:
+            why = f"it is a file of {card.weights.repo}, which has no revisions"
+            raise UsageError(f"no use for --revision with '{card.name}'", why, "omit --revision")
+        wanted[card.name] = [card.weights]
+    frozen = set(wanted)
+    of_hub, encoders = _files([name for name in names if name not in frozen], revision)
+    wanted.update({name: [*several] for name, several in of_hub.items()})
     files = [file for several in wanted.values() for file in several]
-    downloaded = _weights.download_files(files, folder=folder, offline=offline)
+    downloaded = _weights.download_files(files, folder=folder, offline=offline, checks=_checks(wanted))
     by_file = {(each.repo, each.filename, each.revision): each for each in downloaded}
     by_name = {n: [by_file[f.repo, f.filename, f.revision] for f in several] for n, several in wanted.items()}
     if folder is None:
         _pin(names, revision, by_name)
-        for each in [each for name, several in by_name.items() if name not in encoders for each in several]:
+        read_as_they_are = encoders | frozen
+        for each in [each for name, several in by_name.items() if name not in read_as_they_are for each in several]:
             _weights.convert_and_cache(each.path, each.sha256)
     _show(by_name)
 
 
+def _checks(wanted: dict[str, list[Downloadable]]) -> dict[Downloadable, Check]:
+    """Of the networks for which no checksum is published: whether the file holds the network."""
+    from avarc_cli.zoo import networks
+
+    if networks.DINO not in wanted:
+        return {}
+    from avarc_cli.train.discriminators import vit
+
+    return {wanted[networks.DINO][0]: vit.check}
+
+
 def _files(names: list[str], revision: str | None) -> tuple[dict[str, list[HubFile]], set[str]]:
     """The files of the named cards and of what they read, by card name; and which of these are text encoders."""
-    from avarc_cli.zoo import cards
+    from avarc_cli.zoo import cards, networks
 
     if revision is not None and not (revision.strip() and ".." not in revision):
         raise UsageError(f"'{revision}' is not a revision", "it must be a branch, a tag or a commit", "omit --revision")
     encoders = {card.name: card for card in cards.text_encoder_cards()}
-    chosen = {name: cards.any_card(name) for name in names if name not in encoders}
+    other = [*encoders, *(card.name for card in networks.NETWORKS)]
+    chosen = {name: cards.any_card(name, also=other) for name in names if name not in encoders}
     models = [card for card in chosen.values() if isinstance(card, cards.ModelCard)]
     found = {name: _named(card, revision) for name, card in chosen.items()}
     for name in (card.tokenizer for card in models):
@@ -108,11 +136,16 @@ def _pin(names: list[str], revision: str | None, by_name: dict[str, list[Downloa
 
 
 def _show(by_name: dict[str, list[Downloaded]]) -> None:
+    from avarc_cli.zoo import networks
+
     rows: list[list[Any]] = []
     for name, files in by_name.items():
         for file in files:
-            rows.append([name, f"{file.size / 1e6:,.1f} MB", file.commit[:12], file.sha256[:12], file.path])
-        if files[0].revision is None:
+            rows.append([name, f"{file.size / 1e6:,.1f} MB", file.commit[:12] or "-", file.sha256[:12], file.path])
+        card = networks.find(name)
+        if card is not None and card.weights.sha256 is None:
+            console.note(f"{name}: no checksum is published; its sha256 is {files[0].sha256}")
+        if card is None and files[0].revision is None:
             console.note(f"{name} is not pinned: main is commit {files[0].commit}")
     table = console.table("", ["name", "size", "commit", "sha256", "file"], rows)
     each = [(name, file) for name, files in by_name.items() for file in files]

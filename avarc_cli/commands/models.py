@@ -19,10 +19,11 @@ from avarc_cli.errors import UsageError
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
-    from avarc_cli.zoo.card import AssetFolder, Card, HubFolder, TextEncoderCard, Weights
+    from avarc_cli.zoo.card import AssetFolder, Card, HubFolder, NetworkCard, TextEncoderCard, Weights
 
 COLUMNS = ("name", "family", "params", "pixels", "tokens", "license", "source", "local")
 ENCODER_COLUMNS = ("name", "kind", "params", "positions", "width", "license", "source", "local")
+NETWORK_COLUMNS = ("name", "what it is", "for", "license", "local")
 
 
 class _Models(TyperGroup):
@@ -44,13 +45,14 @@ app = typer.Typer(cls=_Models, invoke_without_command=True)
 
 @app.callback()
 def models(context: typer.Context, as_json: opt.JsonOpt = False) -> None:
-    """List models, tokenizers and text encoders: size, license, source, and whether they are on this machine.
+    """List models, tokenizers, text encoders and frozen networks: size, license, source, and whether they are here.
 
     Example: avarc models
     """
     if context.invoked_subcommand is not None:
         return
     from avarc_cli.zoo import cards
+    from avarc_cli.zoo.networks import NETWORKS
 
     known, tokenizers, encoders = cards.model_cards(), cards.tokenizer_cards(), cards.text_encoder_cards()
     console.result(
@@ -58,6 +60,7 @@ def models(context: typer.Context, as_json: opt.JsonOpt = False) -> None:
             "models": [_facts(card) for card in known],
             "tokenizers": [_facts(card) for card in tokenizers],
             "text_encoders": [_encoder_facts(card) for card in encoders],
+            "networks": [_network_facts(card) for card in NETWORKS],
         },
         console.stack(
             console.table("Models", COLUMNS, [_row(card) for card in known], optional="source"),
@@ -65,24 +68,25 @@ def models(context: typer.Context, as_json: opt.JsonOpt = False) -> None:
             console.table(
                 "Text encoders", ENCODER_COLUMNS, [_encoder_row(card) for card in encoders], optional="source"
             ),
+            console.table("Networks of losses and metrics", NETWORK_COLUMNS, [_network_row(card) for card in NETWORKS]),
             "avarc models show NAME: details, among them the source\n"
             "avarc download NAME: download the weights\n"
             "avarc models add NAME FILE: register your own checkpoint",
         ),
-        brief=[(card.name,) for cards in (known, tokenizers, encoders) for card in cards],
+        brief=[(card.name,) for cards in (known, tokenizers, encoders, NETWORKS) for card in cards],
     )
 
 
 @app.command(cls=Command)
 def show(
-    name: Annotated[str, typer.Argument(help="A model, tokenizer, text encoder, or the folder of a model.")],
+    name: Annotated[str, typer.Argument(help="A model, tokenizer, text encoder, frozen network, or a model's folder.")],
     as_json: opt.JsonOpt = False,
 ) -> None:
-    """Show all details of a model, tokenizer or text encoder.
+    """Show all details of a model, tokenizer, text encoder or frozen network.
 
     Example: avarc models show var-d16
     """
-    from avarc_cli.zoo import cards, model_folder
+    from avarc_cli.zoo import cards, model_folder, networks
 
     if Path(name).is_dir():
         model_folder.check(Path(name))
@@ -92,6 +96,9 @@ def show(
 
     if encoder := next((card for card in cards.text_encoder_cards() if card.name == name), None):
         console.result(_encoder_facts(encoder), console.fields(name, _encoder_details(encoder)), brief=name)
+        return
+    if network := networks.find(name):
+        console.result(_network_facts(network), console.fields(name, _network_details(network)), brief=name)
         return
     card = cards.any_card(name)
     console.result(_facts(card), console.fields(card.name, _details(card)), brief=card.name)
@@ -154,7 +161,9 @@ def add(
 def verify(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Models, tokenizers or text encoders. Default: all here."),
+        typer.Argument(
+            metavar="[NAME]...", help="Models, tokenizers, text encoders or frozen networks. Default: all here."
+        ),
     ] = None,
     as_json: opt.JsonOpt = False,
 ) -> None:
@@ -165,15 +174,18 @@ def verify(
     Example: avarc models verify var-d16
     """
     from avarc_cli.errors import CheckpointError
-    from avarc_cli.zoo import cards
+    from avarc_cli.zoo import cards, networks
     from avarc_cli.zoo import verify as verifying
 
     encoders = {card.name: card for card in cards.text_encoder_cards()}
-    own = [cards.any_card(name) for name in names if name not in encoders] if names else _downloaded_or_registered()
+    frozen = [c for c in networks.NETWORKS if (c.name in names if names else networks.downloaded(c.name))]
+    others = [name for name in names or () if name not in encoders and networks.find(name) is None]
+    own = [cards.any_card(name) for name in others] if names else _downloaded_or_registered()
     read = [card for card in encoders.values() if (card.name in names if names else _is_downloaded(card))]
     start = partial(console.progress, unit="MB")
     results = [each for card in own for each in verifying.verify(card, start)]
     results += [each for encoder in read for each in verifying.verify_encoder(encoder, start)]
+    results += [verifying.verify_network(card, start) for card in frozen]
     rows = [(each.name, each.status, each.sha256[:12], each.file) for each in results]
     table = console.table("", ("name", "status", "sha256", "file"), rows) if rows else "there are no weights to compare"
     console.result({"files": results}, table, brief=[(each.file,) for each in results])
@@ -253,6 +265,34 @@ def _encoder_details(card: TextEncoderCard) -> dict[str, object]:
         facts["revision"] = card.weights.revision or "unpinned: main at the time of the download"
         facts["download with"] = local_files.download_command(card)
     return {key: value for key, value in facts.items() if key != "name"}
+
+
+def _network_row(card: NetworkCard) -> tuple[object, ...]:
+    from avarc_cli.zoo import networks
+
+    return (card.name, card.title, card.use, card.license, "yes" if networks.downloaded(card.name) else "no")
+
+
+def _network_facts(card: NetworkCard) -> dict[str, object]:
+    from avarc_cli.zoo import networks
+
+    return dataclasses.asdict(card) | {"path": networks.downloaded(card.name)}
+
+
+def _network_details(card: NetworkCard) -> dict[str, object]:
+    """The card as text for people."""
+    from avarc_cli.zoo import local_files, networks
+
+    return {
+        "what it is": card.title,
+        "for": f"{card.use}; {card.option} takes another file",
+        "license": card.license,
+        "source": card.source,
+        "url": card.weights.url,
+        "sha256": card.weights.sha256 or "none is published",
+        "path": networks.downloaded(card.name) or "not on this machine",
+        "download with": local_files.download_command(card),
+    }
 
 
 def _row(card: Card) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _recipe_options as recipes
 from avarc_cli.commands import _training as common
 from avarc_cli.commands._groups import with_option_groups
-from avarc_cli.settings import check_fraction, check_heads, check_width
+from avarc_cli.settings import MASKED_NETWORKS, check_fraction, check_heads, check_masked_network, check_width
 
 
 @with_option_groups
@@ -107,13 +107,18 @@ def maskgit(
     out: common.OutOpt,
     reads: common.TokenizerOptions,
     shape: common.TransformerOptions,
+    network: Annotated[
+        str, opt.model_option("--network", help="uvit, or bert: as the published ones of TiTok L-32 and B-64.")
+    ] = "uvit",
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
-    training: recipes.HiddenOptions,
+    training: recipes.MaskGITOptions,
 ) -> None:
-    """Train a MaskGIT, which predicts hidden tokens from visible ones, as a UViT.
+    """Train a MaskGIT, which predicts hidden tokens from visible ones.
 
     Example: avarc train maskgit photos/ --tokenizer titok.safetensors --out maskgit.safetensors
     """
     check_heads(shape.width, shape.heads, "a MaskGIT")
-    common.train_generator(data, out, vars(shape), training, reads, family="maskgit", overwrite=overwrite)
+    check_masked_network(network, training.dropout)
+    family = MASKED_NETWORKS[network]
+    common.train_generator(data, out, vars(shape), training, reads, family=family, overwrite=overwrite)

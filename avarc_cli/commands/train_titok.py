@@ -18,7 +18,7 @@ from avarc_cli.errors import UsageError
 from avarc_cli.settings import check_device, check_file, check_patch, check_width
 from avarc_cli.zoo.cards import check_weights
 
-LOSS = ("vgg", "lpips", "convnext", "dino", "adversarial", *OF_DISCRIMINATOR)
+LOSS = ("vgg", "lpips", "convnext", "dino", "lpips_weight", "convnext_weight", "adversarial", *OF_DISCRIMINATOR)
 SHAPE = ("patch", "tokens", "vocab", "channels", "width", "depth", "decoder_width", "decoder_depth")
 OF_CODES = ("vocab", "revive", "reanchor", "perturbation")
 PatchOpt = Annotated[int, opt.model_option("--patch", min=1, help="Side of a patch in pixels.")]

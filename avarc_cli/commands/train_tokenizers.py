@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
+
+import typer
 
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
+from avarc_cli.commands import _weights
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.commands._loss_options import CodeOptions, LossOptions, ScaleOptions
 from avarc_cli.commands._recipe_options import TokenizerRecipeOptions, VQVAERecipeOptions
 from avarc_cli.settings import check_initialization, check_levels, check_tokenizer_shape
+from avarc_cli.zoo import local_files
+from avarc_cli.zoo.cards import check_weights, is_path, tokenizer_card
+
+SHAPE = ("vocab", "channels", "width", "multipliers", "blocks")
 
 
 @with_option_groups
@@ -70,9 +78,14 @@ def tokenizer(
 
 @with_option_groups
 def vq(
+    context: typer.Context,
     data: opt.DataArg,
     *,
     out: common.OutOpt,
+    start_from: Annotated[
+        str | None,
+        opt.model_option("--start-from", help="A VQGAN's name or file to begin with, of the shape that it has."),
+    ] = None,
     image_size: common.ImageSizeOpt = 64,
     vocab: common.VocabularyOpt = 512,
     channels: common.CodeChannelsOpt = 8,
@@ -80,6 +93,7 @@ def vq(
     multipliers: common.MultipliersOpt = "1,2,2,4",
     blocks: common.BlocksOpt = 2,
     device: opt.DeviceOpt = "auto",
+    yes: opt.YesOpt = False,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     training: TokenizerRecipeOptions,
@@ -90,6 +104,10 @@ def vq(
 
     Example: avarc train vq photos/ --image-size 64 --out vq.safetensors
     """
+    start, pixels = None, image_size if opt.is_given(context, "image_size") else None
+    if start_from is not None:
+        opt.check_not_given(context, SHAPE, "with --start-from", "the file has decided the shape")
+        start = _start(start_from, yes=yes)
     shape: dict[str, Any] = {
         "vocab_size": vocab,
         "code_channels": channels,
@@ -106,10 +124,21 @@ def vq(
         loss,
         codes,
         family="llamagen-vq",
-        image_size=image_size,
+        image_size=image_size if start is None else pixels,
         device=device,
         overwrite=overwrite,
+        start_from=start,
     )
+
+
+def _start(name: str, *, yes: bool) -> Path:
+    """The file that --start-from names; a published one is downloaded if the user agrees."""
+    check_weights(name)
+    if is_path(name):
+        return Path(name)
+    card = tokenizer_card(name)
+    _weights.ensure(name, yes=yes)
+    return local_files.require(card)
 
 
 @with_option_groups

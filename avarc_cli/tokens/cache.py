@@ -66,6 +66,8 @@ class TokenCache:
     """(N,) int64: of a view (`take`), the rows of the file that it shows; None for all, in order."""
     sampled: tuple[int, int] | None = None
     """Of a view that `sample` made: the number of images that were asked for, and the seed."""
+    others: tuple[TokenCache, ...] = ()
+    """Complete caches of other views of the same images, in the order of the file, for trainings (`tokens.mixed`)."""
 
     def __len__(self) -> int:
         return len(self.paths)

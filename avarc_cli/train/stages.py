@@ -116,7 +116,7 @@ def train_second_stage(
         )
     stated = ConfigSources(((f"the metadata of {first}", read.metadata),))
     network, loss = known.second_stage(read.tensors, stated, str(first), teacher.network)
-    loss, of_loss = published(loss, terms, recipe, network, note)
+    loss, of_loss, stated_of_loss = published(loss, terms, recipe, network, note)
     made_of = {"beginning": fingerprint(network), **of_loss}
     fit(
         network,
@@ -127,6 +127,7 @@ def train_second_stage(
         family=family,
         augment=augment,
         made_of=made_of,
+        stated=stated_of_loss,
         held_out=held_out,
         run=run,
         progress=progress,

@@ -171,6 +171,9 @@ class State:
         else:
             what = f"{path} belongs to a training with another {' and another '.join(changed)}"
             fix = f"repeat that run's options to continue it, or {fix}"
+            if "loss" in changed:
+                same = "its frozen networks must be those of that run, and none where it had none (--lpips-weight 0)"
+                fix = f"{same}: {fix}"
         return CheckpointError(what, differences, fix)
 
     def _parameters(self) -> list[nn.Parameter]:

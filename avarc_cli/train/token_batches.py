@@ -5,6 +5,7 @@ Shapes: B images, L tokens.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,14 +82,22 @@ class EncodedImages:
 
 
 class CachedTokens:
-    """Batches of a token cache, in the order of `TrainingImages`. In each epoch, an image shows one of its views."""
+    """Batches of a token cache, in the order of `TrainingImages`. In each epoch, an image shows one of its views.
+
+    Of several caches of the same images (`TokenCache.others`), each is drawn equally often, then one of its views, as
+    in LlamaGen's code.
+    """
 
     def __init__(self, cache: TokenCache, *, seed: int) -> None:
         """Raises: UsageError for a cache without images, or of means; CacheError for one that cannot be read."""
         if not len(cache):
             raise UsageError("there are no images to train on", f"'{cache.path}' is empty")
-        self.cache, self.seed, self._mapped = cache, seed, cache.mapped()
-        self.views = _trained_views(cache)
+        caches = (cache, *cache.others)
+        self.cache, self.seed, self._mapped = cache, seed, [each.mapped() for each in caches]
+        of_each = [_trained_views(each) for each in caches]
+        length = math.lcm(*map(len, of_each))
+        self.views = [(i, views[k % len(views)]) for i, views in enumerate(of_each) for k in range(length)]
+        """What is drawn from: (number of a cache, view), each cache equally often."""
 
     def __len__(self) -> int:
         return len(self.cache)
@@ -99,7 +108,8 @@ class CachedTokens:
         names = "\0".join(self.cache.paths).encode("utf-8", "surrogatepass")
         digest = zlib.crc32(self.cache.labels.tobytes(), zlib.crc32(names))
         of = f"{len(self)} of {self.cache.header.source}, checksum {digest:08x}"
-        return {"images": f"{of}, as tokens {self.cache.digest()} in {counted(len(self.views), 'view')}"}
+        digests = " and ".join(each.digest() for each in (self.cache, *self.cache.others))
+        return {"images": f"{of}, as tokens {digests} in {counted(len(self.views), 'view')}"}
 
     def listing(self) -> Listing:
         """The images one by one."""
@@ -108,8 +118,13 @@ class CachedTokens:
     def batch(self, step: int, rows: Rows) -> tuple[Tensor, Tensor, torch.Generator]:
         """As `TokenBatches.batch`."""
         chosen, own = self.rows(step, rows.of), slice(rows.start, rows.stop)
-        views = np.asarray(self.views)[self._drawn(step, rows.of)]
-        tokens_BL = torch.from_numpy(self.cache.views_of(chosen[own], views[own], self._mapped))
+        which, views = np.asarray(self.views)[self._drawn(step, rows.of)[own]].T
+        images = chosen[own]
+        tokens = self.cache.views_of(images, np.where(which == 0, views, 0), self._mapped[0])
+        for number, mapped in enumerate(self._mapped[1:], 1):
+            here = which == number
+            tokens[here] = self.cache.views_of(images[here], views[here], mapped)
+        tokens_BL = torch.from_numpy(tokens)
         return tokens_BL, torch.from_numpy(self.cache.labels[chosen]).long(), generator_of(self.seed, step)
 
     def rows(self, step: int, batch_size: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
@@ -23,11 +24,12 @@ from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics
 from avarc_cli.settings import SMALL
 from avarc_cli.tokenizer import TokenizerNetwork
+from avarc_cli.train.beginning import tokenizer_of
 from avarc_cli.train.class_captions import ClassCaptions
 from avarc_cli.train.generator import seed_dropout
 from avarc_cli.train.images import Augment, TrainingImages, ValidationImages, first_readable
-from avarc_cli.train.loop import conclude, train
-from avarc_cli.train.published_loss import Terms, check, describe, left_out, make
+from avarc_cli.train.loop import conclude, fingerprint, train
+from avarc_cli.train.published_loss import Terms, check, describe, left_out, make, used
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.resume import resume_file
 from avarc_cli.train.run import Run
@@ -36,6 +38,7 @@ from avarc_cli.train.validation import Validation, labelled_as
 from avarc_cli.train.watch import Watched, grid
 
 DRAWN = 8  # images of a picture of reconstructions
+FROZEN_NETWORKS = "frozen_networks"  # in the metadata of a file: their sha256 by name, JSON
 Before: TypeAlias = Callable[[Tensor, Rows, torch.Generator], None]
 """Called before the loss of rows of a batch, with the labels of the whole batch and the step's own generator."""
 
@@ -46,8 +49,9 @@ def train_tokenizer(
     shape: Mapping[str, Any],
     recipe: Recipe,
     *,
-    image_size: int,
+    image_size: int | None,
     family: str,
+    start: Path | None = None,
     augment: Augment | None = None,
     terms: Terms | None = None,
     measures: Measures | None = None,
@@ -65,26 +69,36 @@ def train_tokenizer(
     and number of threads give the same weights, bit for bit.
 
     Args:
-        shape: of the network, in the family's own terms (`TokenizerFamily.new`).
-        image_size: side of the images, pixels.
+        shape: of the network, in the family's own terms (`TokenizerFamily.new`). Of no use with `start`.
+        image_size: side of the images, pixels; None for what `start` says.
         family: a name in `families.TOKENIZERS`.
+        start: weights to begin with.
         augment: None for random crops.
-        terms: of the published loss; None trains by absolute and squared errors of pixels alone.
+        terms: of the published loss; None trains by absolute and squared errors of pixels alone. Frozen networks that
+            they do not name are those that were downloaded.
         measures: against codes that fall out of use.
         captions: of the images' classes, for a decoder that reads them.
         held_out: images to validate on, if any.
         say: called with a message when OUT.ckpt is too old to be verified.
-        note: called with messages: which terms of the published loss are left out, and in the end how codes are used.
+        note: called with messages: which frozen networks are used, which terms of the published loss are left out, and
+            in the end how codes are used.
     Raises: UsageError for a shape that does not fit; AvarcError for an unreadable image, a loss that is not finite, or
         an output that cannot be written; CheckpointError for an OUT.ckpt of another training; Interrupted on Ctrl-C.
     """
     check_place(out)
     known = families.TOKENIZERS.get(family)
     torch.manual_seed(recipe.seed)
-    network = known.new(image_size=image_size, **shape)
+    made_of = {}
+    if start is None:
+        network = known.new(image_size=image_size, **shape)
+    else:
+        network = tokenizer_of(start, known, image_size)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotation lacks it
+        made_of = {"beginning": fingerprint(network)}
     network.to(device)  # only now: the CPU's generator makes the same first weights for every device
     of_family = known.training_loss(network)
-    loss, made_of = published(of_family, terms, recipe, network, note)
+    loss, of_loss, stated = published(of_family, terms, recipe, network, note)
+    made_of |= of_loss
     codes = of_family if isinstance(of_family, ReconstructionLoss) else None
     if (initialization := shape.get("initialization", SMALL)) != SMALL:
         made_of |= {"initialization": initialization}
@@ -96,7 +110,7 @@ def train_tokenizer(
         held_out = None if held_out is None else labelled_as(held_out, images.class_names)
     how: dict[str, Any] = {"held_out": held_out, "run": run, "progress": progress, "say": say}
     how |= {"before": _before(of_family, captions, device), "captions": captions}
-    fit(network, loss, images, out, recipe, family=family, augment=augment, made_of=made_of, **how)
+    fit(network, loss, images, out, recipe, family=family, augment=augment, made_of=made_of, stated=stated, **how)
     if codes:
         note(codes.usage())
     return network
@@ -116,21 +130,24 @@ def _before(loss: TokenizerLoss, captions: ClassCaptions | None, device: torch.d
 
 def published(
     loss: TokenizerLoss, terms: Terms | None, recipe: Recipe, network: TokenizerNetwork, note: Notify
-) -> tuple[TokenizerLoss, dict[str, str]]:
-    """The loss with terms of the published one, and what a training depends on through them.
+) -> tuple[TokenizerLoss, dict[str, str], dict[str, str]]:
+    """The loss with terms of the published one; what a training depends on through them; what its file is to say.
 
-    Raises: as `published_loss.make`.
+    Raises: as `published_loss.check` and `make`.
     """
     if not isinstance(loss, PixelLoss):
-        return loss, {}
-    terms = terms or Terms()
-    check(loss.published, terms, network.image_size)
-    if message := left_out(loss.published, terms):
-        note(message)
+        return loss, {}, {}
+    size = network.image_size
+    named = terms or Terms()
+    terms = named if terms is None else named.with_downloaded(loss.published, size)
+    check(loss.published, terms, size)
+    for message in (used(terms, named), left_out(loss.published, terms, size)):
+        if message:
+            note(message)
     if not terms.are_given():
-        return loss, {}
-    step = make(loss, terms, recipe, network.image_size, next(network.parameters()).device)
-    return step, {"loss": describe(step)}
+        return loss, {}, {}
+    step, frozen = make(loss, terms, recipe, size, next(network.parameters()).device)
+    return step, {"loss": describe(step)}, {FROZEN_NETWORKS: json.dumps(frozen)} if frozen else {}
 
 
 def fit(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
+from urllib.parse import urlsplit
 
 from avarc_cli.layout import TokenLayout
 
@@ -17,6 +18,25 @@ class HubFile:
     filename: str  # in the repository, with folders
     revision: str | None = None  # a commit; None for whatever `main` was when the file was downloaded
     sha256: str | None = None  # of the bytes, in hex; None where the card does not know it: the hub's own is checked
+
+
+@dataclass(frozen=True)
+class WebFile:
+    """A file on a web server. It is kept where torch.hub keeps what it downloads, so that each finds the other's."""
+
+    url: str
+    filename: str  # on this machine
+    sha256: str | None = None  # of the bytes, in hex; None where none is published
+
+    @property
+    def repo(self) -> str:
+        """What messages call its origin."""
+        return urlsplit(self.url).netloc
+
+    @property
+    def revision(self) -> None:
+        """There is one version only."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -56,6 +76,7 @@ class LocalFile:
 
 
 Weights: TypeAlias = HubFile | AssetFile | LocalFile
+Downloadable: TypeAlias = HubFile | WebFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +125,19 @@ class TextEncoderCard:
     width: int  # channels of a position
     params: int | None  # that are used; None where unknown
     weights: HubFolder | AssetFolder
+    license: str  # of the weights
+    source: str  # paper, or where it comes from
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkCard:
+    """A frozen network, through which trainings and metrics see images."""
+
+    name: str  # as commands spell it
+    title: str  # what it is
+    use: str  # what needs it
+    option: str  # that names a file in its place
+    weights: WebFile
     license: str  # of the weights
     source: str  # paper, or where it comes from
 

@@ -101,10 +101,14 @@ def caption_card(model: str) -> ModelCard | None:
     return next((card for card in model_cards() if card.name == model and card.condition == "caption"), None)
 
 
-def any_card(name: str) -> Card:
-    """The model or tokenizer of that name; UsageError with the closest names otherwise."""
+def any_card(name: str, *, also: Sequence[str] = ()) -> Card:
+    """The model or tokenizer of that name; UsageError with the closest names otherwise.
+
+    Args:
+        also: other names that would have been right.
+    """
     cards: tuple[Card, ...] = (*model_cards(), *tokenizer_cards())
-    return _find("model or tokenizer", name, cards)
+    return _find("model or tokenizer", name, cards, also=also)
 
 
 def _pinned(card: _Card, user: registered.Registered) -> _Card:
@@ -116,12 +120,16 @@ def _pinned(card: _Card, user: registered.Registered) -> _Card:
 
 
 def _find(
-    kind: str, name: str, cards: Sequence[_Card], fix: str = "name one of these, or the path of a checkpoint file"
+    kind: str,
+    name: str,
+    cards: Sequence[_Card],
+    fix: str = "name one of these, or the path of a checkpoint file",
+    also: Sequence[str] = (),
 ) -> _Card:
     for card in cards:
         if card.name == name:
             return card
-    names = [card.name for card in cards]
+    names = [*(card.name for card in cards), *also]
     close = difflib.get_close_matches(name.lower(), names, n=3)
     raise UsageError(
         f"no {kind} is called '{name}'" + (f"; did you mean {' or '.join(close)}?" if close else ""),

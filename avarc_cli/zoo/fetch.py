@@ -1,4 +1,4 @@
-"""Downloads the bytes of a file from the hub, and resumes after cut connections and killed processes.
+"""Downloads the bytes of a file from its server, and resumes after cut connections and killed processes.
 
 huggingface_hub's own download deletes an unfinished file when it fails, so the next run would start over. This one
 keeps the file, requests only the rest (Range), and checks every response before it writes anything.
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, get_session
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not listed
 
 from avarc_cli.errors import AvarcError, Interrupted
 from avarc_cli.progress import Notify, Progress
@@ -54,7 +53,7 @@ def _fetch_with_retries(remote: hub.RemoteFile, partial: Path, progress: Progres
             if delay is None or failures == hub.MAX_RETRIES:
                 raise hub.to_avarc_error(problem, remote.file) from None
             failures += 1
-            hub.wait(delay, problem, notify)
+            hub.wait(delay, problem, remote.file, notify)
 
 
 def _request(remote: hub.RemoteFile, partial: Path, progress: Progress) -> None:
@@ -65,7 +64,7 @@ def _request(remote: hub.RemoteFile, partial: Path, progress: Progress) -> None:
         done = 0
     if done == remote.size:
         return
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # lengths and ranges must refer to plain bytes
+    headers = remote.headers
     if done:
         headers["Range"] = f"bytes={done}-"
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT

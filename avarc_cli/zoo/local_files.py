@@ -5,18 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 
 from avarc_cli.errors import AvarcError, UsageError
-from avarc_cli.zoo.card import AssetFile, AssetFolder, Card, HubFile, HubFolder, LocalFile, TextEncoderCard, Weights
+from avarc_cli.zoo import paths
+from avarc_cli.zoo.card import (
+    AssetFile,
+    AssetFolder,
+    Card,
+    HubFile,
+    HubFolder,
+    LocalFile,
+    NetworkCard,
+    TextEncoderCard,
+    WebFile,
+    Weights,
+)
 
 SHA256_LENGTH = 64  # hex digits; the name of a blob that is a large file
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
-def locate(weights: Weights) -> Path | None:
-    """The path of a file that is included in avarc, in the Hugging Face cache, or the user's own; None if missing."""
+def locate(weights: Weights | WebFile) -> Path | None:
+    """The path of a file that is included in avarc, was downloaded, or is the user's own; None if missing."""
     if isinstance(weights, AssetFile):
         path = ASSETS / weights.filename
     elif isinstance(weights, LocalFile):
         path = weights.path
+    elif isinstance(weights, WebFile):
+        path = paths.torch_folder() / weights.filename
     else:
         from huggingface_hub import try_to_load_from_cache
 
@@ -70,6 +84,16 @@ def require_folder(card: TextEncoderCard) -> Path:
     return found
 
 
+def require_network(card: NetworkCard) -> Path:
+    """The file of a frozen network. Raises: AvarcError that says how to get it if it is missing."""
+    found = locate(card.weights)
+    if found is None:
+        why = f"{paths.torch_folder()} does not contain {card.weights.filename}"
+        fix = f"{download_command(card)}   (or name a file that you have: {card.option})"
+        raise AvarcError(f"the network '{card.name}' is not on this machine", why, fix)
+    return found
+
+
 def blob_sha256(cached: Path) -> str | None:
     """The sha256 that a file in the Hugging Face cache must have: the name of a blob. None if its name tells none."""
     name = cached.resolve().name
@@ -81,6 +105,6 @@ def weight_set(card: Card | None) -> str | None:
     return card.weights.weight_set if card is not None and isinstance(card.weights, LocalFile) else None
 
 
-def download_command(card: Card | TextEncoderCard) -> str:
+def download_command(card: Card | TextEncoderCard | NetworkCard) -> str:
     """The shell command that downloads the card's file to where `locate` finds it."""
     return f"avarc download {card.name}"

@@ -1,7 +1,7 @@
 """The user's own folders.
 
-Both are in AVARC_HOME if it is set. Otherwise settings are in $XDG_CONFIG_HOME/avarc and caches in
-$XDG_CACHE_HOME/avarc (XDG Base Directory Specification).
+Settings and caches are in AVARC_HOME if it is set. Otherwise settings are in $XDG_CONFIG_HOME/avarc and caches in
+$XDG_CACHE_HOME/avarc (XDG Base Directory Specification). Frozen networks are in the folder of torch.hub.
 """
 
 from __future__ import annotations
@@ -36,6 +36,12 @@ def noise_folder() -> Path:
 def products_folder() -> Path:
     """Where comparisons of libraries for matrix products are kept: AVARC_HOME/products, or ~/.cache/avarc/products."""
     return _folder("XDG_CACHE_HOME", ".cache") / "products"
+
+
+def torch_folder() -> Path:
+    """Where torch.hub keeps the files that it downloads: TORCH_HOME/hub/checkpoints, or below ~/.cache/torch."""
+    home = os.environ.get("TORCH_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/torch"
+    return _expand(home) / "hub" / "checkpoints"
 
 
 def _folder(variable: str, default: str) -> Path:

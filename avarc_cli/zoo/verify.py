@@ -11,7 +11,7 @@ from pathlib import Path
 from avarc_cli.errors import AvarcError
 from avarc_cli.progress import StartProgress
 from avarc_cli.zoo import checkpoint, digests, local_files, sharded, weights_index
-from avarc_cli.zoo.card import AssetFile, Card, HubFile, LocalFile, TextEncoderCard
+from avarc_cli.zoo.card import AssetFile, Card, HubFile, LocalFile, NetworkCard, TextEncoderCard
 
 MB = 10**6
 WHOLE, UNKNOWN, MISSING, DAMAGED, REPAIRED = "whole", "not recorded", "missing", "damaged", "damaged, made again"
@@ -70,6 +70,14 @@ def verify_encoder(card: TextEncoderCard, start: StartProgress) -> list[Verified
         fix = local_files.download_command(card) if status == DAMAGED else ""
         results.append(Verified(card.name, file, status, found, fix))
     return results
+
+
+def verify_network(card: NetworkCard, start: StartProgress) -> Verified:
+    """Compare a frozen network with its published digest. Raises: as `verify_encoder`."""
+    path, expected = local_files.require_network(card), card.weights.sha256
+    found = _sha256(path, start)
+    status = UNKNOWN if expected is None else WHOLE if found == expected else DAMAGED
+    return Verified(card.name, path, status, found, local_files.download_command(card) if status == DAMAGED else "")
 
 
 def _source(card: Card, file: Path, entry: weights_index.IndexEntry | None, start: StartProgress) -> Verified:

@@ -65,6 +65,32 @@ def test_plans_prune_row_by_row(setting, tmp_path, plan):
     assert (found[0]["tokens_scored"] < 160) == ("," in plan and plan[-2:] != ":3")
 
 
+FEW = ["--batch-size", "2", "--steps", "1", "--augment", "none"]
+
+
+def test_a_tokenizer_is_fine_tuned_from_a_published_file(setting, tmp_path, capsys):
+    """As the one of LlamaGen's models of captions."""
+    images, out = setting.folder / "img", tmp_path / "vq.safetensors"
+    words = ["train", "vq", images, "--start-from", setting.vq, "--image-size", "64", *FEW, "--lr", "1e-5"]
+    assert avarc(*words, "--out", out) == 0
+    before, after = (load_tokenizer(str(path)).network.state_dict() for path in (setting.vq, out))
+    assert before.keys() == after.keys()
+    moved = [(after[key] - before[key]).abs().max().item() for key in before]
+    assert max(moved) > 0 and max(moved) < 1e-3, "it began with these weights"
+    capsys.readouterr()
+    for wrong, code, says in (
+        (["--vocab", "16"], 2, "no use for --vocab with --start-from"),
+        (["--image-size", "40"], 1, "cannot read images of 40 pixels"),
+        (["--start-from", setting.gpt], 1, "is not a tokenizer that avarc knows"),
+        (["--start-from", "digits-vqvae"], 2, "it holds a"),
+        (["--start-from", "nowhere.pt"], 2, "nowhere.pt"),
+    ):
+        ended = avarc(*words, *wrong, "--out", tmp_path / "no.st")
+        said = " ".join(capsys.readouterr().err.split())
+        assert (ended, "Traceback" in said, says in said) == (code, False, True), said
+        assert not (tmp_path / "no.st").exists()
+
+
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_other_precisions_score_nearly_alike(setting, tmp_path, precision):
     words = [setting.cache, *setting.models, "--save-likelihood", "--out"]

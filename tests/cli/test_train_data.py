@@ -6,12 +6,15 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 from small_datasets import halves, tar
 
 from avarc_cli.cli import main
-from avarc_cli.train import loop
+from avarc_cli.layers.rows import Rows
+from avarc_cli.tokens import mixed, read
+from avarc_cli.train import loop, token_batches
 
 SHAPE = "--image-size 8 --patch-nums 1,2,4 --vocab 16 --channels 4 --width 32 --multipliers 1,1 --blocks 1".split()
 TINY = ["--depth", "1", "--width", "64"]
@@ -25,6 +28,9 @@ def folder(tmp_path_factory):
     images, vq = str(halves(folder / "img")), str(folder / "vq.st")
     assert main(["train", "tokenizer", images, *SHAPE, *STEPS, "--augment", "none", "--out", vq]) == 0
     assert main(["encode", images, "--tokenizer", vq, "--ten-crop", "--out", str(folder / "t.h5")]) == 0
+    for name, data, tokenizer in (("other", f"{images}/left", vq), ("digits", images, "digits-vqvae")):
+        words = ["--tokenizer", tokenizer, "--out", str(folder / f"{name}.h5")]
+        assert main(["encode", data, *words]) == 0
     return folder
 
 
@@ -97,6 +103,28 @@ def test_a_generator_is_trained_on_a_token_cache_and_goes_on_to_the_same_bits(tm
     assert main(["train", "cca", "t.h5", *models, *STEPS, "--rank", "2", "--out", str(tmp_path / "lora")]) == 0
 
 
+def test_caches_of_the_same_images_are_drawn_equally_often_then_their_views(folder, tmp_path, capsys):
+    """As LlamaGen mixes its two sets of ten crops."""
+    assert main(["encode", "img", "--tokenizer", "vq.st", "--flip", "--out", str(tmp_path / "flip.h5")]) == 0
+    caches = [read(path) for path in ("t.h5", tmp_path / "flip.h5")]
+    data = token_batches.CachedTokens(mixed.mixed(caches).take(np.arange(20)), seed=0)
+    of_view = [np.arange(10)[:, None], np.arange(10, 12)[:, None]]  # which token each is made of
+    images_to_see = np.arange(24)[:, None, None] < 20
+    data._mapped = [np.where(images_to_see, np.broadcast_to(each, (24, len(each), 21)), 15) for each in of_view]
+    batches = [data.batch(step, Rows(3, 16, 16))[0] for step in range(200)]
+    counts = np.bincount(torch.cat(batches)[:, 0], minlength=16)
+    assert counts[12:].sum() == 0 and abs(counts[:10].sum() - counts[10:12].sum()) < 200, "of 2600"
+    assert (counts[:10] > 90).all() and (counts[10:12] > 500).all()
+    first = token_batches.CachedTokens(caches[0], seed=0).batch(3, Rows.whole(16))[0]
+    twice = token_batches.CachedTokens(mixed.mixed([caches[0]]), seed=0).batch(3, Rows.whole(16))[0]
+    assert torch.equal(first, twice) and "and" not in token_batches.CachedTokens(caches[0], seed=0).subject["images"]
+    more = [tmp_path / "flip.h5", *TINY, "--save-every", "1", "--hold-out", "0.1"]
+    assert train("var", "t.h5", tmp_path / "mixed.st", *more) == 0
+    assert "of a cache drawn at random: 10 (ten-crop), 2 (flip)" in " ".join(capsys.readouterr().err.split())
+    assert train("var", "t.h5", tmp_path / "alone.st", *more[1:]) == 0
+    assert (tmp_path / "mixed.st").read_bytes() != (tmp_path / "alone.st").read_bytes()
+
+
 def test_the_tokenizer_of_a_cache_is_found_beside_it_or_named(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert train("var", folder / "t.h5", "a.st", "--validation", folder / "t.h5") == 0, "beside it"
@@ -114,7 +142,9 @@ def test_the_tokenizer_of_a_cache_is_found_beside_it_or_named(folder, tmp_path, 
     [
         (["var", "img"], "no tokenizer is named"),
         (["tokenizer", "t.h5"], "'t.h5' is a token cache"),
-        (["var", "img", "t.h5"], "one token cache"),
+        (["var", "img", "t.h5"], "images or token caches"),
+        (["var", "t.h5", "other.h5"], "are not of the same images"),
+        (["var", "t.h5", "digits.h5"], "hold tokens of different kinds"),
         (["var", "t.h5", "--dataset", "imagenet-val"], "no use for --dataset"),
         (["var", "t.h5", "--validation", "img"], "cannot validate on images"),
         (

@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 import safetensors
+import torch
 import typer
 from conftest import GOLDEN
 from golden import fill
 from small_datasets import halves
 
-from avarc_cli import recipes
+from avarc_cli import families, recipes
 from avarc_cli.cli import app, main
 from avarc_cli.commands import _recipe_options as options
 from avarc_cli.train import checkpoint_file, generator
+from avarc_cli.zoo import published
 
 IMAGENET = 1_281_167
 COMMANDS = typer.main.get_command(app).commands["train"].commands
@@ -28,7 +30,7 @@ OPTIONS = {
     "llamagen-t2i": options.DropoutOptions,
     "randar": options.SkippingOptions,
     "rar": options.OrdersOptions,
-    "maskgit": options.HiddenOptions,
+    "maskgit": options.MaskGITOptions,
     "maskgen": options.HiddenOptions,
 }
 VQ = ["--image-size", "8", "--patch-nums", "1,2,4", "--vocab", "16", "--channels", "4", "--width", "32"]
@@ -98,15 +100,18 @@ PUBLISHED = {
     "randar-xl": (360_000, 1024, 4e-4, (0.9, 0.95), 0.05, 1.0, None),
     "rar-xxl": (250_000, 2048, 4e-4, (0.9, 0.96), 0.03, 1.0, None),
     "maskgit-s128": (500_000, 2048, 2e-4, (0.9, 0.96), 0.03, 1.0, 0.999),
+    "maskgit-l32": (500_000, 2048, 2e-4, (0.9, 0.96), 0.03, 1.0, 0.999),
     "titok-l32": (1_000_000, 256, 1e-4, (0.9, 0.99), 1e-4, 1.0, 0.999),
     "titok-stage2": (500_000, 256, 1e-4, (0.9, 0.999), 1e-4, 1.0, 0.999),
     "titok-bl64": (650_000, 256, 1e-4, (0.9, 0.999), 1e-4, 1.0, 0.999),
+    "titok-ll32-vae": (650_000, 256, 1e-4, (0.9, 0.999), 1e-4, 1.0, 0.999),
     "tatitok-sl128-vae": (650_000, 256, 1e-4, (0.9, 0.999), 1e-4, 1.0, 0.999),
     "maskgen-vq-xl": (500_000, 128, 4e-4, (0.9, 0.96), 0.03, 1.0, 0.999),
     "maskgen-vq-stage2": (250_000, 128, 1e-4, (0.9, 0.96), 0.03, 1.0, 0.999),
     "maskgen-kl-l": (1_000_000, 32, 1e-4, (0.9, 0.95), 0.02, 1.0, 0.999),
     "maskgen-kl-stage2": (500_000, 32, 1e-4, (0.9, 0.95), 0.02, 1.0, 0.999),
     "llamagen-vq16": (400_365, 128, 1e-4, (0.9, 0.95), 0.0, 1.0, None),
+    "llamagen-vq16-t2i": (400_365, 128, 1e-4, (0.9, 0.95), 0.0, 1.0, None),
     "var-vqvae": (417_047, 768, 3e-4, (0.5, 0.9), 0.005, 10.0, 0.9999),
 }
 
@@ -130,6 +135,7 @@ SCHEDULES = {
     "titok": (10_000, 0, 0.1),
     "titok-stage2": (5_000, 0, 0.1),
     "titok-single": (10_000, 0, 0.1),
+    "titok-vae": (10_000, 0, 0.1),
     "llamagen": (0, 1, 1),
     "tatitok": (10_000, 0, 0.1),
     "maskgen-vq": (10_000, 0, 0.025),
@@ -298,3 +304,23 @@ def test_the_list_of_recipes(capsys):
     shown = json.loads(capsys.readouterr().out)
     assert shown["command"] == "var" and shown["values"]["final-weight-decay"] == 0.08
     assert main(["train", "recipes", "nonsense"]) == 2
+
+
+def test_recipes_of_one_stage_are_as_before_they_had_vaes_beside_them():
+    of_codes = {"vocab": 8192, "channels": 64, "revive": False, "reanchor": True}
+    single, shared = recipes.find("titok-single").values, recipes.find("titok-pixels").values
+    assert single == {**shared, **of_codes}
+    assert recipes.find("titok-vae").values == {**shared, "vae": True, "channels": 16}
+
+
+def test_the_shapes_of_the_new_recipes_are_those_of_the_published_files():
+    cards = {card.name: card for card in published.TOKENIZERS}
+    for size in ("ll32", "bl64", "bl128"):
+        values = recipes.find(f"titok-{size}-vae").values
+        card = cards[f"titok-{size}-vae"]
+        assert (values["tokens"], values["channels"]) == (card.layout.num_tokens, card.channels)
+        shape = {"patch": 16, "num_tokens": values["tokens"], "vocab_size": 0, "code_channels": values["channels"]}
+        shape |= {key.replace("-", "_"): values[key] for key in ("width", "depth", "decoder-width", "decoder-depth")}
+        with torch.device("meta"):
+            network = families.TOKENIZERS.get("titok").new(image_size=256, **shape)
+        assert sum(p.numel() for p in network.parameters()) == card.params

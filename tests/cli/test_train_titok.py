@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_datasets import halves
 
+from avarc_cli import families
 from avarc_cli.cli import main
 from avarc_cli.data.datasets import open_images
 from avarc_cli.errors import CheckpointError, Interrupted
@@ -82,14 +83,42 @@ def test_the_second_stage_is_a_two_stage_titok_that_only_learnt_to_decode(settin
     assert not list(setting.folder.glob("*.ckpt"))
 
 
-def test_a_maskgit_learns_its_tokens(setting, tmp_path, capsys):
+@pytest.mark.parametrize(("network", "family"), [("uvit", "maskgit"), ("bert", "maskgit-bert")])
+def test_a_maskgit_learns_its_tokens(setting, tmp_path, capsys, network, family):
     cache, model, run = tmp_path / "t.h5", tmp_path / "maskgit.safetensors", tmp_path / "run"
     assert avarc("-q", "encode", setting.images, "--tokenizer", setting.second, "--out", cache) == 0
-    shape = ["--depth", "2", "--width", "32", "--heads", "2"]
-    words = ["--tokenizer", setting.second, *shape, *BRIEF]
+    shape = ["--network", network, "--depth", "2", "--width", "32", "--heads", "2"]
+    words = ["--tokenizer", setting.second, *shape, *BRIEF, *(["--dropout", "0.1"] if network == "bert" else [])]
     assert avarc("-q", "train", "maskgit", setting.images, *words, "--out", model) == 0
+    assert metadata(model)["family"] == family
+    assert ("model.encoder.layer.1.output.dense.weight" in load_file(model)) == (network == "bert")
     assert avarc("-q", "classify", cache, "--model", model, "--tokenizer", setting.second, "--out", run) == 0
     assert json.loads((run / "metrics.json").read_text())["images"] == 24
+
+
+def test_a_bert_begins_as_transformers_begins_it_and_has_as_many_blocks_as_asked(setting):
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(str(setting.second)).network
+    model = families.GENERATORS.get("maskgit-bert").new(tokenizer, 3, depth=3, width=96, heads=2)
+    tensors = model.checkpoint_tensors()
+    assert "model.encoder.layer.2.output.dense.weight" in tensors and model.config.hidden == 4 * 96
+    for name, tensor in tensors.items():
+        if name.endswith("LayerNorm.weight"):
+            assert (tensor == 1).all()
+        elif name.endswith("bias"):
+            assert (tensor == 0).all()
+        else:
+            assert abs(tensor.std() - 0.02) < 0.004 and (tensor.numel() < 5000 or tensor.abs().max() > 0.06)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(["--network", "gpt"], "no network 'gpt'"), (["--dropout", "0.1"], "a UViT has no dropout")],
+)
+def test_what_a_maskgit_cannot_be_is_said(setting, tmp_path, capsys, words, says):
+    line = ["train", "maskgit", setting.images, "--tokenizer", setting.second, *words]
+    assert avarc(*line, "--out", tmp_path / "m.st") == 2
+    assert says in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_first_stage_neither_encodes_nor_decodes(setting, tmp_path, capsys):

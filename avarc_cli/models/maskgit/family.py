@@ -13,11 +13,11 @@ from avarc_cli.family import GeneratorFamily
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
 from avarc_cli.likelihood import LikelihoodModel
-from avarc_cli.models.masked.tokens import check_sequence
+from avarc_cli.models.masked.tokens import check_no_scales
 from avarc_cli.models.maskgit.benchmark import MaskGITWorkload, random_workload
 from avarc_cli.models.maskgit.bert import Bert
 from avarc_cli.models.maskgit.config import MaskGITBertConfig, MaskGITConfig, read_bert, read_uvit
-from avarc_cli.models.maskgit.initialize import initialize
+from avarc_cli.models.maskgit.initialize import initialize_bert, initialize_uvit
 from avarc_cli.models.maskgit.likelihood import MaskGITBertLikelihood, MaskGITLikelihood
 from avarc_cli.models.maskgit.network import MaskedTransformer
 from avarc_cli.models.maskgit.uvit import UViT
@@ -39,6 +39,7 @@ class MaskGITFamily(GeneratorFamily):
         "mid_block.attn.qkv.weight",
         "lm_head.weight",
     )
+    config: ClassVar[type[MaskGITConfig]] = MaskGITConfig
     network: ClassVar[type[MaskedTransformer]] = UViT
     likelihood: ClassVar[type[MaskGITLikelihood]] = MaskGITLikelihood
 
@@ -56,24 +57,25 @@ class MaskGITFamily(GeneratorFamily):
         device: torch.device,
         source: str,
     ) -> MaskGITLikelihood:
-        if (config.vocab_size, config.num_tokens) != (tokenizer.vocab_size, tokenizer.layout.num_tokens):
+        layout, same = tokenizer.layout, (config.vocab_size, config.num_tokens)
+        if same != (tokenizer.vocab_size, layout.num_tokens) or len(layout.grids) > 1:
             raise CheckpointError(
                 f"{source} reads the tokens of another tokenizer",
                 f"it has {config.num_tokens} tokens of {config.vocab_size} codes, the tokenizer "
-                f"{tokenizer.layout.num_tokens} of {tokenizer.vocab_size}",
+                f"{layout.num_tokens} of {tokenizer.vocab_size} ({layout})",
                 "pass the tokenizer that it was trained with",
             )
         network = self.network.from_state_dict(config, tensors, source=source).to(device)
         return self.likelihood(network.set_precision(precision).set_kernels(kernels))
 
     def new(self, tokenizer: TokenizerNetwork, num_classes: int, **shape: Any) -> MaskGITLikelihood:
-        """An initialized UViT; `shape` is depth (made even), width and, where not the default, heads."""
+        """An initialized model; `shape` is depth (a UViT's is made even), width and, where not the default, heads."""
         width = shape["width"]
         heads = shape.get("heads") or max(width // HEAD_WIDTH, 1)
         check_heads(width, heads, f"a {self.title}")
-        check_sequence(tokenizer, self.title)
-        config = MaskGITConfig(
-            depth=shape["depth"] // 2 * 2,
+        check_no_scales(tokenizer, self.title)
+        config = self.config(
+            depth=self.depth(shape["depth"]),
             width=width,
             heads=heads,
             hidden=HIDDEN * width,
@@ -82,7 +84,15 @@ class MaskGITFamily(GeneratorFamily):
             num_tokens=tokenizer.layout.num_tokens,
         )
         device = next(tokenizer.parameters()).device
-        return MaskGITLikelihood(initialize(UViT(config)).to(device))
+        return self.likelihood(self.begin(config).to(device))
+
+    def depth(self, asked: int) -> int:
+        """Of a new network: as many blocks before the middle one as behind it."""
+        return asked // 2 * 2
+
+    def begin(self, config: MaskGITConfig) -> MaskedTransformer:
+        """An initialized network of that shape."""
+        return initialize_uvit(UViT(config))
 
     def random_workload(self, shape: str, scales: Sequence[int] | None, device: torch.device) -> MaskGITWorkload:
         return random_workload(shape, scales, device)
@@ -98,11 +108,18 @@ class MaskGITBertFamily(MaskGITFamily):
     name = MaskGITBertLikelihood.family
     title = MaskGITBertConfig.title
     signature = ("embeddings.word_embeddings.weight", "encoder.layer.0.output.dense.weight")
+    config = MaskGITBertConfig
     network = Bert
     likelihood = MaskGITBertLikelihood
 
     def read_config(self, tensors: Mapping[str, Tensor], stated: ConfigSources, source: str) -> MaskGITConfig:
         return read_bert(tensors, stated, source)
+
+    def depth(self, asked: int) -> int:
+        return asked
+
+    def begin(self, config: MaskGITConfig) -> MaskedTransformer:
+        return initialize_bert(Bert(config))
 
 
 UVIT, BERT = MaskGITFamily(), MaskGITBertFamily()

@@ -6,15 +6,19 @@ Shapes: B images, T tokens: the class token and 196 patches, C channels, H heads
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avarc_cli.errors import CheckpointError
 from avarc_cli.layers.state_dict import build, count_layers
+from avarc_cli.zoo import checkpoint
 
 TITLE = "ViT-S/16"
 SIZE, PATCH, WIDTH, HEADS, MLP = 224, 16, 384, 6, 4
+DEPTH = 12  # of the published one
 READ_AFTER = (2, 5, 8, 11)  # blocks whose output is read, besides the embedding
 EPSILON = 1e-6
 
@@ -84,6 +88,13 @@ class ViT(nn.Module):
 
 def _patches(x_BTC: Tensor) -> Tensor:
     return (x_BTC[:, 1:] + x_BTC[:, :1]).transpose(1, 2)
+
+
+def check(path: Path) -> None:
+    """Raises: CheckpointError unless the file holds this network, in its published depth."""
+    found = len(from_tensors(checkpoint.read(path).tensors, str(path)).blocks)
+    if found != DEPTH:
+        raise CheckpointError(f"{path} does not fit a {TITLE}", f"it has {found} blocks, not {DEPTH}", checkpoint.AGAIN)
 
 
 def from_tensors(tensors: Mapping[str, Tensor], source: str) -> ViT:

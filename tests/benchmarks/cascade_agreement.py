@@ -1,0 +1,102 @@
+"""Whether a cascade of precisions predicts what fp32 predicts: random weights, whose classes lie close together.
+
+Each seed makes new weights, images and smoothing neighbours (a tenth of their tokens differ). Prints how many images
+had the same prediction, for how many fp32 was needed, and the smallest lead of a winner. Results: docs/cascade.md.
+
+usage: python tests/benchmarks/cascade_agreement.py [SHAPE] [SEEDS] [IMAGES] [CLASSES] [PRECISION]
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from avarc_cli.family import BenchWorkload
+from avarc_cli.layers.precision import fastest
+from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.models.llamagen.benchmark import LlamaGenWorkload, random_weights
+from avarc_cli.models.rar import benchmark as rar
+from avarc_cli.models.var import benchmark as var
+from avarc_cli.scoring.batching import auto_tokens
+from avarc_cli.scoring.cascade import Cascade, score_in_two_precisions
+from avarc_cli.scoring.engine import score_group
+from avarc_cli.scoring.plan import Plan, parse_plan
+from avarc_cli.scoring.request import ScoringRequest
+from avarc_cli.scoring.rounding_noise import LEAST_IMAGES, measure
+from avarc_cli.scoring.scores import score_function
+
+CPU = torch.device("cpu")
+
+
+def random_workload(shape: str, seed: int) -> BenchWorkload:
+    """A VAR of a shape like d16, a "rar-b" or a "llamagen-l" with random weights."""
+    family, _, size = shape.rpartition("-")
+    if family == "llamagen":
+        config = LlamaGenWorkload.parse_shape(size)
+        return LlamaGenWorkload(random_weights(LlamaGenWorkload.network(config), seed), CPU)
+    if family == "rar":
+        return rar.RARWorkload(rar.random_rar(rar.parse_shape(size), seed), CPU)
+    return var.VARWorkload(var.random_var(var.parse_shape(shape), seed), CPU)
+
+
+def random_tokens(like_L: np.ndarray, images: int, seed: int) -> np.ndarray:
+    """Images of shuffled tokens with two neighbours each, (images, 3, L)."""
+    rng = np.random.default_rng(seed)
+    tokens = np.stack([np.stack([rng.permutation(like_L)] * 3) for _ in range(images)])
+    other = rng.permuted(tokens, axis=-1)
+    changed = rng.random(tokens.shape) < 0.1
+    changed[:, 0] = False
+    return np.where(changed, other, tokens)
+
+
+def plan_of(model: LikelihoodModel, classes: int) -> Plan:
+    """The paper's plan: 6 tenths of the segments, then all, then all of three samples."""
+    segments = len(model.segment_ends)
+    text = f"{-(-6 * segments // 10)}:10,{segments}:3,{segments}:1:3"
+    return parse_plan(text, segments=segments, candidates=classes, samples=3)
+
+
+def agreement(shape: str, seed: int, images: int, classes: int, cheap: str) -> list[tuple[bool, bool, float]]:
+    """Of each image: whether the prediction is fp32's, whether fp32 was needed, and the winner's lead in fp32."""
+    workload = random_workload(shape, seed)
+    exact, fast = (workload.model(name, "torch") for name in ("fp32", cheap))
+    plan = plan_of(exact, classes)
+    request = ScoringRequest(
+        candidates=np.random.default_rng(seed).permutation(workload.num_classes)[:classes],
+        plan=plan,
+        score=score_function("log-likelihood"),
+        log_prior=np.zeros(classes),
+        tokens_per_batch=auto_tokens(exact, plan, CPU, fixed=True),
+    )
+    tokens = random_tokens(workload.tokens_L.numpy(), LEAST_IMAGES + images, seed)
+    noise = measure(fast, exact, tokens[:LEAST_IMAGES], request)
+    cascade = Cascade(cheap, noise.slacks(plan, classes, exact.segment_ends))
+    found = []
+    for tokens_SL in tokens[LEAST_IMAGES:]:
+        (wanted,) = score_group(exact, tokens_SL[None], request)
+        (got,) = score_in_two_precisions(fast, lambda: exact, tokens_SL[None], request, cascade)
+        before_last = np.sort(wanted.stages[-1].scores)
+        lead = float(before_last[-1] - before_last[-2])
+        assert got.settled is not None
+        found.append((int(got.order[0]) == int(wanted.order[0]), got.settled.tokens > 0, lead))
+    return found
+
+
+def main(shape: str, seeds: int, images: int, classes: int, cheap: str) -> None:
+    for seed in range(seeds):
+        found = agreement(shape, seed, images, classes, cheap)
+        print(
+            f"{shape}, seed {seed}, {classes} classes, {cheap}: {sum(same for same, _, _ in found)} of {len(found)} "
+            f"predicted alike, {sum(needed for _, needed, _ in found)} with fp32's help; "
+            f"smallest lead {min(lead for _, _, lead in found):.3g} nats",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    shape, seeds, images, classes, cheap = [*words, *("d16", "5", "4", "20", fastest(CPU) or "int8")[len(words) :]]
+    main(shape, int(seeds), int(images), int(classes), cheap)
