@@ -1,40 +1,33 @@
-"""The Python API: a model, a plan and candidate classes combined into a classifier (docs/python-api.md).
+"""A model with its options, which encodes images into token caches and classifies these.
 
-Example:
-    from avarc_cli import load_classifier
-    classifier = load_classifier("digits")
-    print(classifier.classify("seven.png").top(3))
+`classifier.Classifier` adds what is done with images at once.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from avarc_cli.data.datasets import ImageSet, open_images
+from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.data.views import SINGLE_VIEW, Views
 from avarc_cli.errors import UnreadableImage
-from avarc_cli.loading import ModelSpec, load_model
-from avarc_cli.options import Options
-from avarc_cli.prediction import Prediction
 from avarc_cli.progress import (
     MetricsProgress,
     Notify,
     Progress,
-    StartProgress,
     no_message,
     no_metrics,
     no_progress,
-    silent,
 )
-from avarc_cli.results import places, records
+from avarc_cli.results import places
 from avarc_cli.results.folder import RunFolder
+from avarc_cli.results.records import RunImage
 from avarc_cli.results.run import Run, RunResult, classify
+from avarc_cli.scoring.scores import ImageScores
 from avarc_cli.scoring_setup import ScoringSetup
 from avarc_cli.tokens.cache import TokenCache, read
 from avarc_cli.tokens.encode import EncodeResult, encode
@@ -44,29 +37,11 @@ from avarc_cli.work.shards import UNDIVIDED, Shard
 from avarc_cli.work.workers import HERE, Workers, check_division
 
 
-class Classifier(ScoringSetup):
-    """A loaded model with its options, and what it classifies. Make one with `load_classifier`.
+class CacheClassifier(ScoringSetup):
+    """A loaded model with its options, and what it encodes and classifies.
 
     Attributes: those of `ScoringSetup`.
     """
-
-    def classify(self, image: str | Path) -> Prediction:
-        """Classify one image file. Raises as `classify_all`."""
-        return self.classify_all([image])[0]
-
-    def classify_all(self, images: Sequence[str | Path]) -> list[Prediction]:
-        """Classify image files; returns one prediction each, in order.
-
-        Raises: UsageError for a file that does not exist; UnreadableImage for a file that is not a readable image.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            encoded = self.encode(open_images([Path(image) for image in images]), Path(folder) / "tokens.h5", workers=0)
-            if encoded.unreadable:
-                name, reason = encoded.unreadable[0]
-                raise UnreadableImage(f"cannot read '{name}'", reason)
-            result = self.classify_cache(read(encoded.path), keep_scores=True)
-        naming = records.CandidateLabels(self.model.classes, self.candidates)
-        return [Prediction.of(image.path, scores, naming) for image, scores in result.scores]
 
     def encode(
         self,
@@ -167,23 +142,19 @@ class Classifier(ScoringSetup):
         on_start(run)
         return classify(run, folder, shard=shard, workers=workers, keep_scores=keep_scores, progress=progress, say=say)
 
-    def exhaustive(self, samples: int) -> Classifier:
+    def score_images(self, images: ImageSet) -> list[tuple[RunImage, ImageScores]]:
+        """Encode these images and score them, without a file that stays; one result each, in order.
+
+        Raises: UnreadableImage for the first one that cannot be read.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            encoded = self.encode(images, Path(folder) / "tokens.h5", workers=0)
+            if encoded.unreadable:
+                name, reason = encoded.unreadable[0]
+                raise UnreadableImage(f"cannot read '{name}'", reason)
+            return self.classify_cache(read(encoded.path), keep_scores=True).scores
+
+    def exhaustive(self, samples: int) -> CacheClassifier:
         """What a plan is tuned with: all candidates on all tokens, averaged over this many samples."""
         options = replace(self.options, plan=f"exhaustive:{samples}", score="log-likelihood", combine="mean")
-        return Classifier(self.model, options)
-
-
-def load_classifier(
-    model: ModelSpec | str = "digits", options: Options | None = None, *, progress: StartProgress = silent
-) -> Classifier:
-    """A classifier that is ready to use.
-
-    Sets the environment variable CUBLAS_WORKSPACE_CONFIG if it is not set: deterministic CUDA runs need it beforehand.
-
-    Args:
-        model: a `ModelSpec`, or a string for `ModelSpec(model)`: the name of a model card, or the path of a checkpoint.
-        options: None for `Options()`. progress: opens the bar of encoding captions, if that takes place.
-    Raises: as `load_model` and `Classifier`.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    return Classifier(load_model(model, progress=progress), options or Options())
+        return CacheClassifier(self.model, options)
