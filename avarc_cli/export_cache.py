@@ -192,7 +192,9 @@ def _score(
         classify(run, folder, workers=workers, progress=lambda done, numbers: bar.update(done), say=say)
 
 
-def _request_again(run: SavedRun, classifier: CacheClassifier, cache: TokenCache, *, keep_tokens: bool) -> ScoringRequest:
+def _request_again(
+    run: SavedRun, classifier: CacheClassifier, cache: TokenCache, *, keep_tokens: bool
+) -> ScoringRequest:
     """The run's own request; batches are as large as its own on the same kind of device, for the same roundings."""
     here = run.protocol.get("device_name") == classifier.model.protocol()["device_name"]
     request = classifier.request(

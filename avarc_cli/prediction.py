@@ -11,10 +11,9 @@ import numpy.typing as npt
 from avarc_cli import page
 from avarc_cli.errors import UsageError
 from avarc_cli.results import records
+from avarc_cli.words import counted
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from pandas import DataFrame
 
     from avarc_cli.scoring.scores import ImageScores, StageScores
@@ -192,16 +191,18 @@ def _stage(stage: StageScores, naming: records.CandidateLabels) -> Stage:
 
 
 def _of(shown: int, every: int) -> str:
-    return f"{every:,} images" if shown == every else f"the first {shown} of {every:,} images"
+    return counted(every, "image") if shown == every else f"the first {shown} of {counted(every, 'image')}"
 
 
 def _percent(fraction: float) -> str:
     return f"{fraction:.1%}"
 
 
-def _pandas() -> ModuleType:
+def _pandas() -> Any:
     try:
         import pandas
     except ImportError:
-        raise UsageError("pandas is not installed", "tables are made with it", "pip install 'avarc[notebook]'") from None
+        raise UsageError(
+            "pandas is not installed", "tables are made with it", "pip install 'avarc[notebook]'"
+        ) from None
     return pandas

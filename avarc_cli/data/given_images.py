@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -69,18 +69,18 @@ class ImagesInMemory:
         return np.array([(len(each), zlib.crc32(each)) for each in pixels], dtype=np.int64).reshape(-1, 2)
 
 
-def is_one_image(images: Any) -> bool:
+def is_one_image(images: Any) -> TypeGuard[OneImage]:
     """Whether this stands for an image by itself: a path, an image of Pillow, or an array of up to 3 dimensions."""
     if _is_path(images) or isinstance(images, Image.Image):
         return True
     return _is_array(images) and images.ndim < 4
 
 
-def image_sets(images: OneImage | ManyImages, at_once: int) -> Iterator[ImageSet]:
+def image_sets(images: Any, at_once: int) -> Iterator[ImageSet]:
     """The images as sets, in order. What is already there is one set; an iterator is read as the sets are needed.
 
     Args:
-        images: a path may also be a folder, a list, a tar shard or a table, as of `open_images`.
+        images: `OneImage` or `ManyImages`; a path may also be a folder, a list, a tar shard or a table.
         at_once: images of an iterator that become one set.
     Raises: UsageError for what is no image, or an array whose axes or values have no clear meaning; UnreadableImage for
         an image of Pillow that cannot be decoded.
@@ -157,7 +157,9 @@ def _pixels(array: np.ndarray, name: str) -> np.ndarray:
         raise UsageError(f"{name} is an array of {array.dtype}", "arrays are uint8, or floats from 0 to 1", fix)
     low, high = float(array.min()), float(array.max())
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # so that it also finds nan
-        raise UsageError(f"the values of {name} run from {low:g} to {high:g}", "floats are from 0 to 1", _fix(low, high))
+        raise UsageError(
+            f"the values of {name} run from {low:g} to {high:g}", "floats are from 0 to 1", _fix(low, high)
+        )
     return np.rint(array.clip(0, 1).astype(np.float64) * 255).astype(np.uint8)
 
 
