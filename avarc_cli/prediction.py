@@ -36,7 +36,7 @@ class Stage:
     """(name, score in nats, prior included) of the candidates that took part, best first."""
 
     kept: tuple[str, ...]
-    """Names of the candidates that the stage did not drop."""
+    """Names of the candidates that the stage did not drop, best first."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -185,9 +185,11 @@ class LogLikelihoods:
 
 def _stage(stage: StageScores, naming: records.CandidateLabels) -> Stage:
     names, order = naming.classes.names, np.argsort(-stage.scores, kind="stable")
-    ranking = [(names[naming.candidates[stage.candidates[i]]], float(stage.scores[i])) for i in order]
-    kept = tuple(names[naming.candidates[i]] for i in stage.survivors)
-    return Stage(stage.tokens, stage.samples, tuple(ranking), kept)
+    ranked = stage.candidates[order]
+    called = [names[naming.candidates[position]] for position in ranked]
+    ranking = tuple(zip(called, stage.scores[order].tolist(), strict=True))
+    kept = np.isin(ranked, stage.survivors)
+    return Stage(stage.tokens, stage.samples, ranking, tuple(n for n, k in zip(called, kept, strict=True) if k))
 
 
 def _of(shown: int, every: int) -> str:
