@@ -11,7 +11,7 @@ import numpy.typing as npt
 from avarc_cli import page
 from avarc_cli.errors import UsageError
 from avarc_cli.results import records
-from avarc_cli.words import counted
+from avarc_cli.words import counted, percent
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -89,6 +89,9 @@ class Prediction:
         """The best k classes with their posterior probabilities."""
         return [(name, probability) for name, probability, _ in self.ranking[:k]]
 
+    def __repr__(self) -> str:
+        return f"<Prediction {self.path}: {self.name}, {percent(self.probability)}>"
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON types."""
         return {
@@ -116,7 +119,7 @@ class Prediction:
 
     def _repr_html_(self) -> str:
         """The best classes, in a notebook."""
-        rows = [[page.text(name), _percent(p), f"{score:.2f}"] for name, p, score in self.ranking[:SHOWN]]
+        rows = [[page.text(name), percent(p), f"{score:.2f}"] for name, p, score in self.ranking[:SHOWN]]
         columns = ["class", "probability", "score (nats)"]
         return page.table(columns, rows, numbers=(1, 2), caption=f"{self.path}: {self.name}")
 
@@ -139,7 +142,7 @@ class Predictions(list[Prediction]):
 
     def _repr_html_(self) -> str:
         """The first images, in a notebook."""
-        rows = [[page.text(each.path), page.text(each.name), _percent(each.probability)] for each in self[:ROWS_SHOWN]]
+        rows = [[page.text(each.path), page.text(each.name), percent(each.probability)] for each in self[:ROWS_SHOWN]]
         return page.table(["image", "class", "probability"], rows, numbers=(2,), caption=_of(len(rows), len(self)))
 
 
@@ -158,6 +161,9 @@ class LogLikelihoods:
 
     values: npt.NDArray[np.float64]
     """(N, K)."""
+
+    def __repr__(self) -> str:
+        return f"<LogLikelihoods {counted(len(self.paths), 'image')} under {counted(len(self.ids), 'class')}>"
 
     def to_dict(self) -> list[dict[str, Any]]:
         """For each image its path, and the log-likelihoods by class id."""
@@ -194,10 +200,6 @@ def _stage(stage: StageScores, naming: records.CandidateLabels) -> Stage:
 
 def _of(shown: int, every: int) -> str:
     return counted(every, "image") if shown == every else f"the first {shown} of {counted(every, 'image')}"
-
-
-def _percent(fraction: float) -> str:
-    return f"{fraction:.1%}"
 
 
 def _pandas() -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from avarc_cli.errors import UsageError
-from avarc_cli.explain.explanation import Explanation, limit_of
+from avarc_cli.explain.explanation import Explanation, limit_of, signed
 from avarc_cli.explain.figure import draw
 from avarc_cli.explain.maps import Float, Weighting
 from avarc_cli.explain.palette import paint
@@ -89,6 +89,10 @@ class ExplainedImage:
         with reserved(out, *KINDS, overwrite=overwrite):
             title = f"Why {self.name}?"
             write_explanations([self.explanation], self.weighting, out, title=title, about=self.explanation.path)
+
+    def __repr__(self) -> str:
+        ratio = signed(self.log_likelihood_ratio)
+        return f"<ExplainedImage {self.explanation.path}: {self.name} against {self.contrast}, {ratio} nats>"
 
     def to_dict(self) -> dict[str, Any]:
         """Classes, ratio and map, as JSON types."""
