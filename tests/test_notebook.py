@@ -3,7 +3,6 @@
 `python tests/test_notebook.py` runs it and stores the outputs.
 """
 
-import os
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +16,6 @@ NOTEBOOK = Path(__file__).parent.parent / "docs" / "notebook.ipynb"
 
 def executed(folder):
     """The notebook with new outputs; it writes to the folder only. Raises: CellExecutionError."""
-    os.environ |= {"IPYTHONDIR": str(folder), "JUPYTER_RUNTIME_DIR": str(folder), "OMP_NUM_THREADS": "1"}
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     here = {"metadata": {"path": str(folder)}}
     NotebookClient(notebook, timeout=300, record_timing=False, resources=here).execute()
@@ -27,9 +25,8 @@ def executed(folder):
 
 @pytest.mark.slow
 def test_the_notebook_runs_and_every_result_is_shown(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "environ", dict(os.environ))
-    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "OMP_NUM_THREADS"):
-        monkeypatch.setenv(name, "")
+    for name, value in {"IPYTHONDIR": tmp_path, "JUPYTER_RUNTIME_DIR": tmp_path, "OMP_NUM_THREADS": 1}.items():
+        monkeypatch.setenv(name, str(value))
     committed = nbformat.read(NOTEBOOK, as_version=4)
     pairs = zip(executed(tmp_path).cells, committed.cells, strict=True)
     for new, old in pairs:

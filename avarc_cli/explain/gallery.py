@@ -12,6 +12,7 @@ from avarc_cli.explain.maps import Float, Weighting
 from avarc_cli.explain.palette import PUOR, paint
 from avarc_cli.explain.pixels import source_pixels
 from avarc_cli.explain.predictions import ImagePrediction
+from avarc_cli.words import percent
 
 MAP, SMALL = 250, 80  # CSS pixels
 CHART_WIDTH, CHART_HEIGHT, CHART_RIGHT = 300, 130, 150

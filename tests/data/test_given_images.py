@@ -143,8 +143,15 @@ def test_what_is_there_already_is_one_set(photo):
 
 @pytest.mark.parametrize(
     ("images", "one"),
-    [("x.png", True), (Path("x.png"), True), (np.zeros((4, 4)), True), (torch.zeros(3, 4, 4), True)]
-    + [(np.zeros((2, 4, 4, 3)), False), (["x.png"], False), (iter(()), False)],
+    [
+        ("x.png", True),
+        (Path("x.png"), True),
+        (np.zeros((4, 4)), True),
+        (torch.zeros(3, 4, 4), True),
+        (np.zeros((2, 4, 4, 3)), False),
+        (["x.png"], False),
+        (iter(()), False),
+    ],
 )
 def test_one_image_and_many_are_told_apart(images, one):
     assert is_one_image(images) is one
