@@ -30,7 +30,7 @@ from avarc_cli.scoring.other_precisions import OtherPrecisions
 from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.rounding_noise import PROBABILITY, RoundingNoise, images_needed, measure
-from avarc_cli.settings import is_cascade
+from avarc_cli.settings import check_kernels_compute, is_cascade
 from avarc_cli.storage import write_bytes
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.words import counted
@@ -142,7 +142,8 @@ def protocol(cascade: Cascade, noise: RoundingNoise) -> dict[str, Any]:
 def in_precisions(plan: Plan, model: LoadedModel) -> Plan:
     """The plan whose stages name only precisions that differ from the model's own.
 
-    Raises: UsageError for one that is not available, and for any beside a cascade.
+    Raises: UsageError for one that is not available, or that the model's kernels do not compute, and for any beside a
+        cascade.
     """
     if plan.precisions and is_cascade(model.precision):
         raise UsageError(
@@ -152,6 +153,7 @@ def in_precisions(plan: Plan, model: LoadedModel) -> Plan:
         )
     for name in plan.precisions:
         precisions.find(name, torch.device(model.device))
+        check_kernels_compute(model.kernels, name)
     own = [replace(s, precision=None) if s.precision == model.precision else s for s in plan.stages]
     return Plan(tuple(own))
 

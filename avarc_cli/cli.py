@@ -27,7 +27,9 @@ from avarc_cli.commands.encode import encode
 from avarc_cli.commands.evaluate import evaluate
 from avarc_cli.commands.explain import explain
 from avarc_cli.commands.export import export
+from avarc_cli.commands.fid import fid
 from avarc_cli.commands.incremental import incremental
+from avarc_cli.commands.reconstruct import reconstruct
 from avarc_cli.commands.report import report
 from avarc_cli.commands.sample import sample
 from avarc_cli.commands.tune import tune
@@ -92,6 +94,8 @@ for command in (
     evaluate,
     export,
     sample,
+    fid,
+    reconstruct,
     add_class,
     incremental,
     download,

@@ -8,8 +8,8 @@ import torch
 
 from avarc_cli import environment, processes
 from avarc_cli.errors import UsageError, first_line
-from avarc_cli.settings import DEVICE_TYPES, check_device, check_kernels
-from avarc_kernels import triton_missing
+from avarc_cli.settings import DEVICE_TYPES, FLASH, check_device, check_kernels
+from avarc_kernels import flash_missing, triton_missing
 
 
 def pick_device(device: str) -> torch.device:
@@ -38,12 +38,17 @@ def pick_device(device: str) -> torch.device:
 def pick_kernels(kernels: str, device: torch.device) -> str:
     """The implementation that "auto" or a name stands for: plain PyTorch, until our own kernels are timed on a GPU.
 
+    Beside flash-attn's attention, the other operations are Triton's where it runs.
     Raises: UsageError for one that is unknown or cannot run there.
     """
     check_kernels(kernels)
     why = triton_missing(device)
     if kernels == "triton" and why is not None:
         raise UsageError("cannot use the triton kernels", why, "use --kernels auto, or torch")
+    if kernels == FLASH:
+        if (missing := flash_missing(device)) is not None:
+            raise UsageError("cannot use flash-attn", missing, "use --kernels auto, or torch")
+        return f"{FLASH}+torch" if why else f"{FLASH}+triton"
     return "torch" if kernels == "auto" else kernels
 
 

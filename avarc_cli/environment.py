@@ -15,11 +15,11 @@ import torch
 from avarc_cli import __version__
 from avarc_cli.layers.precision import cpu_has_bf16, cpu_has_vnni, fastest
 from avarc_cli.words import counted
-from avarc_kernels import triton_missing
+from avarc_kernels import flash_missing, triton_missing
 
 PACKAGES = ("torch", "numpy", "pillow", "h5py", "safetensors", "huggingface_hub")
 _EXTRAS = (
-    ("flash-attn", "flash", "the attention for NVIDIA GPUs that the kernel benchmark compares with"),
+    ("flash-attn", "flash", "attention for NVIDIA GPUs in half precision (--kernels flash)"),
     ("triton", "triton", "avarc's own GPU kernels (--kernels triton)"),
     ("pyarrow", "data", "reading Parquet and Arrow datasets, avarc export to Parquet"),
     ("peft", "peft", "using avarc's LoRA adapters in PEFT; avarc itself does not need it"),
@@ -115,6 +115,8 @@ def choices() -> tuple[Choice, ...]:
 
 def attention(kernels: str) -> str:
     """The attention that these kernels use, in words."""
+    if kernels.startswith("flash"):
+        return f"flash-attn {_version('flash-attn') or 'of unknown version'}, one unmasked or causal call a segment"
     if kernels == "triton":
         return "avarc's block-causal kernel, QK-norm inside"
     return "torch scaled_dot_product_attention, one unmasked call a segment"
@@ -229,10 +231,10 @@ def _precision_choice(cuda: bool) -> Choice:
 
 
 def _kernel_choice(cuda: bool) -> Choice:
-    why = triton_missing(torch.device("cuda" if cuda else "cpu"))
-    return Choice(
-        "kernels", "torch", why or "--kernels triton is available, but was never timed; see avarc_kernels.bench"
-    )
+    device = torch.device("cuda" if cuda else "cpu")
+    triton = triton_missing(device) or "available, but was never timed; see avarc_kernels.bench"
+    flash = flash_missing(device) or "available, in half precision"
+    return Choice("kernels", "torch", f"--kernels triton: {triton}; --kernels flash: {flash}")
 
 
 def _version(package: str) -> str | None:

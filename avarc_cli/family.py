@@ -70,7 +70,7 @@ class GeneratorFamily(ABC):
 
         Args:
             config: from `read_config`. tokenizer: the one that the generator was trained with.
-            kernels: "torch" or "triton".
+            kernels: of all operations (`layers.kernels.use_kernels`).
         Raises: CheckpointError when the tensors are incomplete, or tokenizer and generator do not fit.
         """
 

@@ -117,6 +117,11 @@ class LoadedTokenizer:
         with tf32(False):
             return self.network.reconstruct(tokens_BL.to(self.device)).contiguous()
 
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """As `TokenizerNetwork.decode_latents`."""
+        with tf32(False):
+            return self.network.decode_latents(latents.to(self.device)).contiguous()
+
     def footprints(self, tokens_L: Tensor) -> Tensor | None:
         """As `TokenizerNetwork.footprints`."""
         with tf32(False):
@@ -146,7 +151,7 @@ class LoadedModel:
     precision: str  # a value of --precision; "bf16+fp32" in a cascade, of which this is the model in bf16
     device: str  # as torch names it
     load: LoadModel
-    kernels: str = "torch"  # "torch" or "triton"
+    kernels: str = "torch"  # as `devices.pick_kernels` names them
     arithmetic: str = ""  # what the precision means on this device
     weight_set: str | None = None  # the one of several sets of weights that was asked for
     inferred: Mapping[str, str] = field(default_factory=dict)

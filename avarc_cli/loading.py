@@ -26,6 +26,7 @@ from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer, LoadModel, check_kind
 from avarc_cli.model_spec import ModelSpec as ModelSpec
 from avarc_cli.progress import StartProgress, silent
+from avarc_cli.settings import check_kernels_compute
 from avarc_cli.text import encoders
 from avarc_cli.text.captions import ALONE
 from avarc_cli.zoo import checkpoint, local_files, model_folder, weight_sets
@@ -100,6 +101,7 @@ def load_model(
     spec = replace(spec, precision=precisions.resolve(spec.precision, device))
     precision = precisions.find(spec.precision.partition("+")[0], device)  # of a cascade, the cheap one
     kernels = pick_kernels(spec.kernels, device)
+    check_kernels_compute(kernels, spec.precision)
     card = None if is_path(spec.model) else _model_card(spec.model)
     if card is not None and not unbound:
         spec = _with_words(spec, words if card.condition == "caption" else ())

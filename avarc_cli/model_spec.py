@@ -47,7 +47,7 @@ class ModelSpec:
     """As torch names it: cpu, cuda, cuda:1, mps, xpu; or auto, the first CUDA device where there is one."""
 
     kernels: str = "auto"
-    """One of auto, torch and triton (`devices.pick_kernels`)."""
+    """One of auto, torch, triton and flash (`devices.pick_kernels`)."""
 
     bank: str | Path | None = None
     """Folder of classes that were added to this model (`avarc add-class`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections.abc import Sequence
@@ -17,7 +18,10 @@ AUTO_PRECISION = "auto"
 """A cascade where it is much faster than fp32, and fp32 elsewhere."""
 EXACT = "fp32"
 """The second precision of a cascade."""
-KERNELS = ("auto", "triton", "torch")
+KERNELS = ("auto", "triton", "torch", "flash")
+FLASH = "flash"
+"""The kernels of this name are flash-attn's for attention, and others for the rest (`layers.kernels`)."""
+_FULL_ATTENTION = ("fp32", "tf32")  # precisions that attend in float32
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 _TORCH_TYPES = (*DEVICE_TYPES, "meta")  # meta is always there and computes nothing: `devices.pick_device` refuses it
 AUGMENTATIONS = ("crop", "whole", "affine", "none")
@@ -118,6 +122,34 @@ def check_encoder_precision(name: str) -> None:
 def check_kernels(name: str) -> None:
     """Raises: UsageError unless this is a choice of kernels; `devices.pick_kernels` knows where they run."""
     _check("kernels", name, KERNELS)
+    if name == FLASH and importlib.util.find_spec("flash_attn") is None:
+        raise UsageError(
+            "cannot use flash-attn",
+            "the package flash-attn is not installed",
+            "pip install 'avarc[flash]', or use auto",
+        )
+
+
+def flash_refuses(precision: str) -> str | None:
+    """Why flash-attn does not compute in this precision; None if it does."""
+    if precision == AUTO_PRECISION or is_cascade(precision):
+        return f"{EXACT}, in which a cascade decides, attends in float32"
+    return f"{precision} attends in float32" if precision in _FULL_ATTENTION else None
+
+
+def check_kernels_compute(kernels: str, precision: str) -> None:
+    """Raises: UsageError for flash-attn in a precision that it does not compute.
+
+    Args:
+        kernels: as asked for, or as `devices.pick_kernels` chose.
+    """
+    why = flash_refuses(precision)
+    if kernels.startswith(FLASH) and why is not None:
+        raise UsageError(
+            f"flash-attn does not go with --precision {precision}",
+            f"it computes in half precision, and {why}",
+            "use --precision bf16, or --kernels auto",
+        )
 
 
 def check_device(name: str) -> None:

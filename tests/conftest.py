@@ -40,7 +40,7 @@ for name in ("COLUMNS", "LINES"):
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 
-pytest_plugins = ["fake_hub"]
+pytest_plugins = ["fake_hub", "flash_stand_in"]
 
 # The same examples in every run, so that a failure points to the change; HYPOTHESIS_PROFILE=explore draws new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -144,3 +144,19 @@ def tiny_files(tiny: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, image in enumerate(tiny.arrays["image_uint8"]):
         Image.fromarray(image).save(folder / "img" / f"{i:03d}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of FID's Inception network, filled at random, under the published keys."""
+    meta = load_golden("inception_tiny").meta
+    filled = fill.state_dict(meta["keys"], meta["seed"], meta["scales"])
+    tensors = {key: torch.from_numpy(value) for key, value in filled.items()}
+    tensors |= {
+        key.replace("running_mean", "running_var"): torch.ones_like(value)
+        for key, value in tensors.items()
+        if key.endswith("running_mean")
+    }
+    file = tmp_path_factory.mktemp("inception") / "inception.pth"
+    torch.save(tensors, file)
+    return file

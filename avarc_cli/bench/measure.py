@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from avarc_cli.bench import graphs
+from avarc_cli.bench.graphs import GraphResult
 from avarc_cli.bench.timing import breakdown, peak_memory, timed
 from avarc_cli.devices import pick_kernels, product_rate
 from avarc_cli.family import BenchWorkload
@@ -18,6 +20,7 @@ from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.precision import tf32
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.plan import Plan, parse_plan
+from avarc_cli.settings import FLASH, flash_refuses
 from avarc_kernels import triton_missing
 
 BATCH_TOKENS = 2048  # what scoring.batching gives a d16 on a CPU
@@ -44,7 +47,10 @@ class BenchOptions:
     """Only these precisions, comma-separated; None for all that are available."""
 
     kernels: str | None = None
-    """Only these kernels; None for all that are available."""
+    """Only these kernels, comma-separated; None for torch and, where it runs, triton."""
+
+    graphs: bool = False
+    """Whether passes of few pairs are timed as CUDA graphs too."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class BenchResult:
     precision: str
     """Of the linears: "fp32"."""
     kernels: str
-    """"eager" (plain PyTorch), "torch" or "triton"."""
+    """"eager" (plain PyTorch), or as `devices.pick_kernels` names them."""
 
     seconds: float
     """Wall time of all pairs."""
@@ -126,6 +132,12 @@ class BenchReport:
     tokens_plan: int
     """The same under the plan when stages reuse prefixes."""
 
+    graphs: tuple[GraphResult, ...] = ()
+    """Passes of few pairs as CUDA graphs, if they were asked for."""
+
+    graphs_skipped: str = ""
+    """Why there are none although they were."""
+
 
 @dataclass(frozen=True)
 class _Way:
@@ -184,6 +196,8 @@ def measure(workload: BenchWorkload, shape: str, options: BenchOptions, device: 
         tokens_exhaustive=classes * ends[-1],
         tokens_again=tokens_without_reuse(plan, classes, ends),
         tokens_plan=plan.tokens(classes, ends),
+        graphs=_graphs(workload, ways, plan) if options.graphs and not graphs.missing(device) else (),
+        graphs_skipped=(graphs.missing(device) or "") if options.graphs else "",
     )
 
 
@@ -207,14 +221,26 @@ def _ways(workload: BenchWorkload, options: BenchOptions, device: torch.device) 
     names = [precisions.find(name.strip(), device).name for name in asked]
     backends = ["torch"] if triton_missing(device) else ["torch", "triton"]
     if options.kernels is not None:
-        backends = [pick_kernels(options.kernels, device)]
+        backends = [pick_kernels(kernels.strip(), device) for kernels in options.kernels.split(",")]
     class_id_P = torch.arange(options.pairs, device=device) % workload.num_classes
     ways = [_Way("plain PyTorch", "fp32", "eager", lambda: workload.reference(class_id_P))]
     for name in names:
         for backend in backends:
+            if backend.startswith(FLASH) and flash_refuses(name) is not None:
+                continue
             score = _scorer(workload.model(name, backend), workload.tokens_L, class_id_P)
             ways.append(_Way("avarc", name, backend, score))
     return ways
+
+
+def _graphs(workload: BenchWorkload, ways: Sequence[_Way], plan: Plan) -> tuple[GraphResult, ...]:
+    """Passes up to the end of each stage, in every way but plain PyTorch."""
+    stops = tuple(sorted({stage.segments for stage in plan.stages}))
+    results: list[GraphResult] = []
+    for way in ways[1:]:
+        model, what = workload.model(way.precision, way.kernels), GraphResult(way.precision, way.kernels, 0, 0)
+        results += graphs.measure_graphs(model, workload.tokens_L, stops, what)
+    return tuple(results)
 
 
 def _scorer(model: LikelihoodModel, tokens_L: Tensor, class_id_P: Tensor) -> Callable[[], Tensor]:

@@ -11,14 +11,16 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _weights
-from avarc_cli.settings import check_device, check_kernels, check_precision
+from avarc_cli.settings import FLASH, check_device, check_kernels, check_kernels_compute, check_precision, flash_refuses
 from avarc_cli.words import counted
 from avarc_cli.zoo.cards import check_weights
 
 if TYPE_CHECKING:
+    from avarc_cli.bench.graphs import GraphResult
     from avarc_cli.bench.measure import BenchReport, BenchResult
 
 SPEED = ("", "speed", "pairs/s", "images/s", "tokens/s")
+GRAPHS = ("", "pairs", "segments", "launched", "replayed", "speed")
 COST = ("", "FLOP/s", "of peak", "memory", "mean error", "largest")
 
 
@@ -56,8 +58,12 @@ def bench(
         typer.Option("--precision", help="Only these precisions, comma-separated. Default: all that are present."),
     ] = None,
     kernels: Annotated[
-        str | None, typer.Option("--kernels", help="Only torch or triton. Default: all that are present.")
+        str | None,
+        typer.Option("--kernels", help="torch, triton or flash, comma-separated. Default: all but flash."),
     ] = None,
+    graphs: Annotated[
+        bool, typer.Option("--graphs", help="Also time 1 to 4 pairs as CUDA graphs, which launch nothing.")
+    ] = False,
     device: opt.DeviceOpt = "auto",
     yes: opt.YesOpt = False,
     quick: Annotated[bool, typer.Option("--quick", help="A tiny shape: whether it works, not how fast it is.")] = False,
@@ -98,7 +104,13 @@ def bench(
         else:
             workload = random_workload(shape, sides, place)
         options = BenchOptions(
-            pairs=pairs, rounds=rounds, classes=classes, plan=plan, precision=precision, kernels=kernels
+            pairs=pairs,
+            rounds=rounds,
+            classes=classes,
+            plan=plan,
+            precision=precision,
+            kernels=kernels,
+            graphs=graphs,
         )
         console.note(f"{counted(pairs, 'pair')} on {place}, {counted(rounds, 'round')} and one to warm up")
         report = measure(workload, model or shape, options, place)
@@ -135,9 +147,17 @@ def _check_values(
         check_plan(plan, candidates=classes)
     for name in precision.split(",") if precision is not None else ():
         check_precision(name.strip())
-    if kernels is not None:
-        check_kernels(kernels)
+    for name in kernels.split(",") if kernels is not None else ():
+        check_kernels(name.strip())
+    if kernels is not None and precision is not None:
+        _check_some_way(kernels.split(","), precision.split(","))
     check_device(device)
+
+
+def _check_some_way(kernels: list[str], precision: list[str]) -> None:
+    """Raises: UsageError where flash-attn alone is asked for, and no precision that it computes."""
+    if all(name.strip() == FLASH for name in kernels) and all(flash_refuses(name.strip()) for name in precision):
+        check_kernels_compute(FLASH, precision[0].strip())
 
 
 def _show(report: BenchReport, picture: Path | None) -> None:
@@ -156,6 +176,8 @@ def _show(report: BenchReport, picture: Path | None) -> None:
             console.table(title, SPEED, [_speed(r) for r in report.results]),
             console.table("At what cost; errors in nats", COST, [_cost(r) for r in report.results]),
             console.table("Where the time goes", ("", "operations"), ops),
+            *([console.table("As CUDA graphs", GRAPHS, [_graph(g) for g in report.graphs])] if report.graphs else []),
+            *([f"no graphs: {report.graphs_skipped}"] if report.graphs_skipped else []),
             factors,
             *([console.path_and(picture, "pairs per second")] if picture else []),
         ),
@@ -166,6 +188,13 @@ def _show(report: BenchReport, picture: Path | None) -> None:
 def _way(r: BenchResult) -> str:
     """The way to score, the name of its row."""
     return f"{r.name}, {r.precision}, {r.kernels}"
+
+
+def _graph(g: GraphResult) -> list[str]:
+    what = [f"{g.precision}, {g.kernels}", f"{g.pairs}", f"{g.segments}"]
+    if g.eager_seconds is None or g.replay_seconds is None:
+        return [*what, g.failed, "", ""]
+    return [*what, f"{1e3 * g.eager_seconds:.2f} ms", f"{1e3 * g.replay_seconds:.2f} ms", f"{g.speedup:.2f}x"]
 
 
 def _speed(r: BenchResult) -> list[str]:

@@ -16,7 +16,13 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE, CacheError, UsageError
 from avarc_cli.options import Options, parse_bytes
-from avarc_cli.settings import check_kernels, check_one_precision, check_scoring_precision, precision_for
+from avarc_cli.settings import (
+    check_kernels,
+    check_kernels_compute,
+    check_one_precision,
+    check_scoring_precision,
+    precision_for,
+)
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier
@@ -43,12 +49,17 @@ class _ModelOptions(groups.ModelOptions):
     ] = "fp32"
     kernels: Annotated[
         str,
-        opt.model_option("--kernels", help="torch: plain PyTorch; triton: avarc's own, for NVIDIA GPUs; auto: torch."),
+        opt.model_option(
+            "--kernels",
+            help="torch: plain PyTorch; triton: avarc's own, for NVIDIA GPUs; flash: flash-attn's attention in half "
+            "precision, the rest as triton or torch; auto: torch.",
+        ),
     ] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_kernels(self.kernels)
+        check_kernels_compute(self.kernels, self.precision)
 
     def _check_precision(self) -> None:
         check_scoring_precision(self.precision)

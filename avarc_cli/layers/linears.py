@@ -63,7 +63,7 @@ def product_backend(x: Tensor) -> str:
 
 def log_prob_backend(kernels: str, hidden: Tensor) -> str:
     """The backend of `linear_log_prob` for a model with these kernels and these last hidden states."""
-    return "triton" if kernels == "triton" else product_backend(hidden)
+    return "triton" if kernels.endswith("triton") else product_backend(hidden)
 
 
 def quantized(layer: nn.Linear, precision: Precision) -> QuantizedLinear:
@@ -99,7 +99,7 @@ class QuantizedLinear(nn.Module, ABC):
     """
 
     kernels = "torch"
-    """The implementation of `quantize_rows`: "torch" or "triton"."""
+    """Of which `quantize_rows` takes its implementation (`layers.kernels`)."""
 
     def __init__(self, layer: nn.Linear, activations: torch.dtype) -> None:
         super().__init__()

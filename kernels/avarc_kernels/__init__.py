@@ -7,7 +7,7 @@ only when selected). The package depends on torch and, optionally, triton; inval
 from avarc_kernels.adaln import adaln, gated_residual_adaln
 from avarc_kernels.block_causal_attention import block_causal_attention
 from avarc_kernels.causal_attention import causal_attention
-from avarc_kernels.dispatch import triton_missing
+from avarc_kernels.dispatch import flash_missing, triton_missing
 from avarc_kernels.linear_gelu import linear_gelu
 from avarc_kernels.linear_log_prob import linear_log_prob
 from avarc_kernels.nearest_code import nearest_code
@@ -20,6 +20,7 @@ __all__ = [
     "adaln",
     "block_causal_attention",
     "causal_attention",
+    "flash_missing",
     "gated_residual_adaln",
     "linear_gelu",
     "linear_log_prob",

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avarc_kernels.dispatch import select_backend
+from avarc_kernels.flash_attention import flash_attention
 
 NORM_EPS = 1e-12  # lower bound of the norm that a query or key is divided by
 
@@ -40,7 +41,8 @@ def block_causal_attention(
         gain_H: if given, QK-norm: queries and keys are first divided by their L2 norms, and queries multiplied by
             their head's gain, so the KV cache can hold keys as the linear made them. float32, positive.
         backend: "torch" calls PyTorch's scaled_dot_product_attention, without a mask, once per segment; "flash" does
-            the same with flash-attn (half precision, CUDA); "triton" is one kernel for all segments, QK-norm included.
+            the same with flash-attn (half precision, CUDA, D <= 256); "triton" is one kernel for all segments, QK-norm
+            included.
     Returns: (P, H, T, D) in q's dtype; the error against float64 is at most twice that of masked attention in q's
         dtype.
     Raises: ValueError when shapes or dtypes disagree, when the segment ends do not cover the new positions, or when
@@ -48,7 +50,8 @@ def block_causal_attention(
     Source: the mask of section 3 in arXiv:2404.02905; FlashAttention-2, arXiv:2307.08691.
     """
     _check(q_PHTD, k_PHSD, v_PHSD, ends, scale, gain_H)
-    if select_backend(backend, ("torch", "flash", "triton"), q_PHTD, k_PHSD, v_PHSD, gain_H) == "triton":
+    backend = select_backend(backend, ("torch", "flash", "triton"), q_PHTD, k_PHSD, v_PHSD, gain_H)
+    if backend == "triton":
         from avarc_kernels import block_causal_attention_triton
 
         return block_causal_attention_triton.block_causal_attention(
@@ -118,9 +121,4 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    try:
-        from flash_attn import flash_attn_func
-    except ImportError as e:
-        raise ValueError(f"backend 'flash' cannot run: {e}") from e
-    out: Tensor = flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale=scale)
-    return out.transpose(1, 2)
+    return flash_attention(q, k, v, scale, causal=False)

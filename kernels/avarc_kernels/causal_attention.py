@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avarc_kernels.dispatch import select_backend
+from avarc_kernels.flash_attention import flash_attention
 
 
 def causal_attention(q_PHTD: Tensor, k_PGSD: Tensor, v_PGSD: Tensor, *, scale: float, backend: str = "torch") -> Tensor:
@@ -19,9 +20,10 @@ def causal_attention(q_PHTD: Tensor, k_PGSD: Tensor, v_PGSD: Tensor, *, scale: f
     Args:
         q_PHTD: queries of the T new positions: float32, bfloat16 or float16.
         k_PGSD, v_PGSD: keys and values of the prefix followed by the new positions, S >= T, in q's dtype. Query head h
-            reads key/value head h // (H / G). Any strides; "triton" needs D contiguous.
+            reads key/value head h // (H / G). Any strides; "triton" and "flash" need D contiguous.
         scale: multiplies q @ k.T before the softmax; positive.
-        backend: "torch" calls PyTorch's scaled_dot_product_attention; "triton" skips the keys that no query sees.
+        backend: "torch" calls PyTorch's scaled_dot_product_attention; "flash" (flash-attn: half precision, CUDA,
+            D <= 256) and "triton" skip the keys that no query sees, and do not repeat those of groups.
     Returns: (P, H, T, D) in q's dtype; the error against float64 is at most twice that of masked attention in q's
         dtype.
     Raises: ValueError when shapes or dtypes disagree, or when the backend cannot run or cannot compute the gradients
@@ -39,7 +41,10 @@ def causal_attention(q_PHTD: Tensor, k_PGSD: Tensor, v_PGSD: Tensor, *, scale: f
         raise ValueError(f"queries are {q_PHTD.dtype}, keys {k_PGSD.dtype}, values {v_PGSD.dtype}")
     if scale <= 0:
         raise ValueError(f"scale {scale} is not positive")
-    if select_backend(backend, ("torch", "triton"), q_PHTD, k_PGSD, v_PGSD) == "triton":
+    backend = select_backend(backend, ("torch", "flash", "triton"), q_PHTD, k_PGSD, v_PGSD)
+    if backend == "flash":
+        return flash_attention(q_PHTD, k_PGSD, v_PGSD, scale, causal=True)
+    if backend == "triton":
         from avarc_kernels import block_causal_attention_triton
 
         ends = tuple(range(1, new + 1))

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 INFERENCE_ONLY = ("triton", "cublaslt", "onednn")  # backends without a backward pass
+FLASH_CAPABILITY = (8, 0)  # compute capability of the first GPUs that flash-attn 2 supports
+flash_devices = ("cuda",)  # types of devices; tests add the CPU, where they put a stand-in in flash-attn's place
 
 
 def triton_missing(device: torch.device) -> str | None:
@@ -20,21 +22,38 @@ def triton_missing(device: torch.device) -> str | None:
     return None
 
 
+def flash_missing(device: torch.device) -> str | None:
+    """Why flash-attn cannot run on this device; None when it can, for half precision."""
+    if importlib.util.find_spec("flash_attn") is None:
+        return "the package flash-attn is not installed"
+    if device.type not in flash_devices:
+        return f"flash-attn needs a CUDA device, and the tensors are on {device.type}"
+    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < FLASH_CAPABILITY:
+        return f"flash-attn needs compute capability 8.0, this GPU has {capability[0]}.{capability[1]}"
+    return None
+
+
 def select_backend(backend: str, offered: tuple[str, ...], x: Tensor, *others: Tensor | None) -> str:
-    """Return `backend` after checking that it can run.
+    """Choose the backend, and check that it can run.
 
     Args:
-        backend: the caller's choice.
+        backend: the caller's choice. "flash+torch" and "flash+triton" are two: "flash" for an operation that has it,
+            and the other for all that have not.
         offered: the backends of this operation.
         x: the operation's main input; its device is the one that counts.
         others: all other floating-point inputs; None for an optional one that is absent.
+    Returns: the one of this operation.
     Raises: ValueError when the operation does not have this backend, when the backend cannot run on x's device, or
         when it has no backward pass and an input requires gradients: they would be lost silently.
     """
+    if backend.startswith("flash+"):
+        backend = "flash" if "flash" in offered else backend.removeprefix("flash+")
     if backend not in offered:
         raise ValueError(f"unknown backend '{backend}': the choices are {', '.join(offered)}")
     if backend == "triton" and (why := triton_missing(x.device)):
         raise ValueError(f"backend 'triton' cannot run: {why}")
+    if backend == "flash" and (why := flash_missing(x.device)):
+        raise ValueError(f"backend 'flash' cannot run: {why}")
     if backend in INFERENCE_ONLY and torch.is_grad_enabled():
         for tensor in (x, *others):
             if tensor is not None and tensor.requires_grad:

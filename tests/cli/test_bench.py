@@ -3,14 +3,30 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
+from avarc_cli.bench.graphs import GraphResult, measure_graphs
+from avarc_cli.bench.workload import random_workload
 from avarc_cli.cli import main
 
 
-def test_a_quick_bench_reports_every_precision_and_draws_it(tmp_path, capsys):
-    assert main(["bench", "--quick", "--rounds", "1", "--json", "--picture", str(tmp_path / "b.png")]) == 0
+def test_a_quick_bench_reports_every_precision_and_what_it_skips_and_draws_it(tmp_path, capsys):
+    options = [
+        "--quick",
+        "--rounds",
+        "1",
+        "--graphs",
+        "--device",
+        "cpu",
+        "--json",
+        "--picture",
+        str(tmp_path / "b.png"),
+    ]
+    assert main(["bench", *options]) == 0
     found = json.loads(capsys.readouterr().out)
+    report = found["report"]
+    assert report["graphs"] == [] and report["graphs_skipped"] == "CUDA graphs need a CUDA device, not cpu"
     results = found["report"]["results"]
     assert [r["precision"] for r in results if r["kernels"] == "torch"] == ["fp32", "bf16", "fp16", "int8"]
     baseline, ours = results[0], next(r for r in results[1:] if r["precision"] == "fp32")
@@ -27,6 +43,52 @@ def test_a_model_with_fewer_scales_than_the_papers_is_counted_exhaustively(capsy
     assert main(["bench", *options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["report"]["plan"] == "5:1" and found["plan_factor"] == 1
+
+
+def test_a_replayed_pass_scores_what_a_launched_one_does():
+    workload = random_workload("llamagen-2:64:2", (4,), torch.device("cpu"))
+    model, what, outs = workload.model("fp32", "torch"), GraphResult("fp32", "torch", 0, 0), []
+
+    def capture(run):  # as a graph, runs the pass once and gives that result again and again
+        out = run()
+        outs.append(out.shape)
+        return lambda: out
+
+    results = measure_graphs(model, workload.tokens_L, (2, 4), what, capture)
+    assert outs == [(pairs, 4 * rows) for rows in (2, 4) for pairs in (1, 2, 4)]
+    assert [(g.pairs, g.segments) for g in results] == [(p, s) for s in (2, 4) for p in (1, 2, 4)]
+    assert all(g.error_max == 0 and g.speedup == g.eager_seconds / g.replay_seconds for g in results)
+
+
+def test_a_pass_that_cannot_be_recorded_says_why():
+    workload = random_workload("llamagen-2:64:2", (4,), torch.device("cpu"))
+
+    def capture(run):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    results = measure_graphs(
+        workload.model("fp32", "torch"), workload.tokens_L, (4,), GraphResult("a", "b", 0, 0), capture
+    )
+    assert {g.failed for g in results} == {"operation not permitted when stream is capturing"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_graphs_of_a_gpu_score_what_launches_do():
+    workload = random_workload("2:64:2", (1, 2, 3, 4), torch.device("cuda"))
+    what = GraphResult("fp32", "torch", 0, 0)
+    for graph in measure_graphs(workload.model("fp32", "torch"), workload.tokens_L, (2, 4), what):
+        assert not graph.failed and graph.error_max < 1e-4
+
+
+def test_flash_attn_is_one_more_way_in_half_precision(flash_attn, monkeypatch, capsys):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    options = ["--quick", "--rounds", "1", "--precision", "fp32,bf16", "--kernels", "torch,flash", "--json"]
+    assert main(["bench", *options]) == 0
+    results = json.loads(capsys.readouterr().out)["report"]["results"]
+    ways = [(r["precision"], r["kernels"]) for r in results[1:]]
+    assert ways == [("fp32", "torch"), ("bf16", "torch"), ("bf16", "flash+torch")]
+    assert main(["bench", "--quick", "--precision", "fp32", "--kernels", "flash"]) == 2
 
 
 @pytest.mark.parametrize(

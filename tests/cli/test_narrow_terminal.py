@@ -32,6 +32,7 @@ COMMANDS = [
     "explain {run} --out {new}.png",
     "report {run}",
     "export {run} --out {new}.npz",
+    "reconstruct {images}",
     "sample 1 2 --count 1 --out {new}.png",
     "tune {cache} --agreement 0.9 --out {new}.json",
     "tune {cache} --agreement 0.9 --hold-out 9 --out {new}.json",

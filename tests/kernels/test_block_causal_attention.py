@@ -3,9 +3,6 @@
 Triton's tiles have 32 queries and 32 keys in float32, 128 and 64 in half precision, and 16 each for wide heads.
 """
 
-import sys
-import types
-
 import pytest
 import torch
 
@@ -85,21 +82,6 @@ def test_arguments_that_disagree_are_rejected(change, message):
     args = {"q_PHTD": q, "k_PHSD": q, "v_PHSD": q, "ends": [6], "scale": 1.0} | change
     with pytest.raises(ValueError, match=message):
         block_causal_attention(**args)
-
-
-def test_flash_attn_gets_its_own_layout_and_the_error_names_it_when_missing(monkeypatch):
-    q, k, v = torch.randn(3, 2, 3, 9, 8)
-    monkeypatch.setitem(sys.modules, "flash_attn", None)
-    with pytest.raises(ValueError, match="flash_attn"):
-        block_causal_attention(q, k, v, [4, 9], scale=0.5, backend="flash")
-
-    def flash_attn_func(q_PTHD, k_PSHD, v_PSHD, softmax_scale):
-        products = q_PTHD.transpose(1, 2) @ k_PSHD.permute(0, 2, 3, 1)
-        return ((products * softmax_scale).softmax(-1) @ v_PSHD.transpose(1, 2)).transpose(1, 2)
-
-    monkeypatch.setitem(sys.modules, "flash_attn", types.SimpleNamespace(flash_attn_func=flash_attn_func))
-    actual = block_causal_attention(q, k, v, [4, 9], scale=0.5, backend="flash")
-    assert_within(actual, *float64_reference(testing.block_causal_attention, q, k, v, [4, 9], 0.5), op=OP)
 
 
 def test_gradients_are_those_of_masked_attention():

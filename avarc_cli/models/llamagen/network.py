@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.layers.dropout import Dropout
+from avarc_cli.layers.kernels import use_kernels
 from avarc_cli.layers.kv_cache import KVCache
-from avarc_cli.layers.linears import QuantizedLinear, linear, quantized
+from avarc_cli.layers.linears import linear, quantized
 from avarc_cli.layers.precision import FP32, Precision
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.llamagen.config import LlamaGenConfig
@@ -147,6 +148,8 @@ class LlamaGen(nn.Module):
     table_LJ2: Tensor
     drops_class: ClassVar[bool] = True
     """Whether dropout is applied to the class's embedding, as to those of tokens."""
+    causal: ClassVar[bool] = True
+    """Whether positions see all before them alike, so that scoring needs no mask."""
 
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__()
@@ -197,11 +200,9 @@ class LlamaGen(nn.Module):
         return self
 
     def set_kernels(self, kernels: str) -> LlamaGen:
-        """Set the implementation of the operations: "torch" or "triton"."""
+        """Set the implementation of the operations. Raises: as `use_kernels`."""
         self.kernels = kernels
-        for module in self.modules():
-            if isinstance(module, QuantizedLinear):
-                module.kernels = kernels
+        use_kernels(self, kernels, head_width=self.config.head_width if self.causal else None)
         return self
 
     def class_inputs(self, class_id_P: Tensor, *, kernels: str | None = None) -> Inputs:

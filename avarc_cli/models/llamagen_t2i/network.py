@@ -84,6 +84,7 @@ class CaptionLlamaGen(LlamaGen):
     """The transformer. It has no class ids: what its images come after is a `Prefix`."""
 
     config: CaptionLlamaGenConfig
+    causal = False
     cls_embedding: CaptionEmbedding  # type: ignore[assignment]  # under the same published name as that of classes
 
     def __init__(self, config: CaptionLlamaGenConfig) -> None:

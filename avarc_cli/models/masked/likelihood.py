@@ -165,7 +165,7 @@ class MaskedCodes(MaskedLikelihood):
     @property
     @abstractmethod
     def kernels(self) -> str:
-        """ "torch" or "triton"."""
+        """The implementation of the operations."""
 
     @abstractmethod
     def hidden(self, class_id_P: Tensor, ids_PL: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.layers.gelu import gelu
-from avarc_cli.layers.linears import QuantizedLinear, convert_linears, linear
+from avarc_cli.layers.kernels import use_kernels
+from avarc_cli.layers.linears import convert_linears, linear
 from avarc_cli.layers.precision import FP32, Precision
 from avarc_cli.models.masked.attention import attend
 from avarc_cli.models.maskgen.config import JointConfig
@@ -263,9 +264,7 @@ class JointTransformer(nn.Module, ABC):
         return self
 
     def set_kernels(self: Network, kernels: str) -> Network:
-        """Set the implementation of the operations: "torch" or "triton"."""
+        """Set the implementation of the operations. Raises: as `use_kernels`."""
         self.kernels = kernels
-        for module in self.modules():
-            if isinstance(module, QuantizedLinear):
-                module.kernels = kernels
+        use_kernels(self, kernels, head_width=None)
         return self

@@ -17,7 +17,8 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from avarc_cli.layers.linears import QuantizedLinear, convert_linears, linear
+from avarc_cli.layers.kernels import use_kernels
+from avarc_cli.layers.linears import convert_linears, linear
 from avarc_cli.layers.precision import FP32, Precision
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.maskgit.config import MaskGITConfig
@@ -96,9 +97,7 @@ class MaskedTransformer(nn.Module, ABC):
         return self
 
     def set_kernels(self: Network, kernels: str) -> Network:
-        """Set the implementation of the operations: "torch" or "triton"."""
+        """Set the implementation of the operations. Raises: as `use_kernels`."""
         self.kernels = kernels
-        for module in self.modules():
-            if isinstance(module, QuantizedLinear):
-                module.kernels = kernels
+        use_kernels(self, kernels, head_width=None)
         return self

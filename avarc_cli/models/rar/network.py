@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.layers.dropout import Dropout, attention
+from avarc_cli.layers.kernels import use_kernels
 from avarc_cli.layers.kv_cache import KVCache
-from avarc_cli.layers.linears import QuantizedLinear, linear, quantized
+from avarc_cli.layers.linears import linear, quantized
 from avarc_cli.layers.precision import FP32, Precision
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.rar.config import PREFIX, SPARE_POSITIONS, SPARE_STEPS, TITLE, RARConfig
@@ -213,11 +214,9 @@ class RAR(nn.Module):
         return self
 
     def set_kernels(self, kernels: str) -> RAR:
-        """Set the implementation of the operations: "torch" or "triton"."""
+        """Set the implementation of the operations. Raises: as `use_kernels`."""
         self.kernels = kernels
-        for module in self.modules():
-            if isinstance(module, QuantizedLinear):
-                module.kernels = kernels
+        use_kernels(self, kernels, head_width=self.config.head_width)
         return self
 
     def embed_prefix(self, class_id_P: Tensor, first_P: Tensor) -> Tensor:

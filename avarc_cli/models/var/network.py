@@ -28,8 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from avarc_cli.layers.gelu import gelu
+from avarc_cli.layers.kernels import others, use_kernels
 from avarc_cli.layers.kv_cache import KVCache
-from avarc_cli.layers.linears import QuantizedLinear, linear, quantized
+from avarc_cli.layers.linears import linear, quantized
 from avarc_cli.layers.precision import FP32, Precision
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.var.config import TITLE, VARConfig
@@ -89,7 +90,7 @@ class Pass:
     attention: torch.dtype
     """Of queries, keys and values."""
     kernels: str
-    """Implementation of the operations: "torch" or "triton"."""
+    """Implementation of the operations (`layers.kernels`)."""
 
 
 class Attention(nn.Module):
@@ -109,7 +110,7 @@ class Attention(nn.Module):
         qk, v = qkv[:, :, :2], qkv[:, :, 2].transpose(1, 2)
         if self.qk_norm:
             scale, gain_H = 1.0, self.scale_mul_1H11.clamp_max(MAX_LOG_SCALE).exp().flatten()
-            if run.kernels == "torch":  # queries and keys in one step, and cached keys are not normalized again
+            if run.kernels != "triton":  # queries and keys in one step, and cached keys are not normalized again
                 qk, gain_H = _normalize(qk, gain_H), None
         q, k = qk.to(run.attention).permute(2, 0, 3, 1, 4)
         v = v.to(run.attention)
@@ -135,7 +136,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, run: Pass) -> Tensor:
         """The branch's output, (P, T, C)."""
-        if run.kernels == "triton" and x.is_cuda and isinstance(self.fc1, nn.Linear):
+        if others(run.kernels) == "triton" and x.is_cuda and isinstance(self.fc1, nn.Linear):
             rows = x.flatten(0, -2).to(self.fc1.weight.dtype)
             hidden = linear_gelu(rows, self.fc1.weight, self.fc1.bias, backend="cublaslt").unflatten(0, x.shape[:-1])
         else:
@@ -222,11 +223,9 @@ class VAR(nn.Module):
         return self
 
     def set_kernels(self, kernels: str) -> VAR:
-        """Set the implementation of the operations: "torch" or "triton"."""
+        """Set the implementation of the operations. Raises: as `use_kernels`."""
         self.kernels = kernels
-        for module in self.modules():
-            if isinstance(module, QuantizedLinear):
-                module.kernels = kernels
+        use_kernels(self, kernels, head_width=self.config.width // self.config.heads)
         return self
 
     def condition(self, class_id_N: Tensor) -> Condition:

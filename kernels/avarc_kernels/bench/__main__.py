@@ -13,10 +13,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import product
 
 import torch
 
 from avarc_kernels.bench.measure import HAS_GPU, Case, Figure, matmul_rate, measure
+from avarc_kernels.bench.models import ON_A_GPU, QUICK, SMALL, Model
 
 OPS = (  # each is a module of this folder
     "linear_log_prob",
@@ -30,6 +32,7 @@ OPS = (  # each is a module of this folder
     "rotary",
     "swiglu",
 )
+MODELS = {model.name: model for model in (ON_A_GPU if HAS_GPU else SMALL)}
 CPU_IMPLEMENTATIONS = ("torch", "full logits", "dense mask", "full matrix")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -38,9 +41,15 @@ def main() -> int:
     """Return 0 if all our implementations ran and stayed within their error bounds, else 1."""
     parser = argparse.ArgumentParser(prog="python -m avarc_kernels.bench", description=__doc__)
     parser.add_argument("--op", choices=OPS, action="append", help="only this operation; repeatable")
-    parser.add_argument("--quick", action="store_true", help="d16 only, fewer pairs, one half precision")
+    parser.add_argument("--model", choices=MODELS, action="append", help="only shapes of this model; repeatable")
+    parser.add_argument("--quick", action="store_true", help="one size a family, fewer pairs, one half precision")
+    parser.add_argument("--eager", action="store_true", help="leave out compiled PyTorch, which takes minutes")
     parser.add_argument("--json", action="store_true", help="print one JSON object with all figures")
     options = parser.parse_args()
+    ops, asked = options.op or OPS, options.model or (QUICK if options.quick and HAS_GPU else tuple(MODELS))
+    models = [MODELS[name] for name in asked]
+    if not any(op in model.operations for op in ops for model in models):
+        parser.error(f"{', '.join(asked)} and {', '.join(ops)}: no such model has such an operation")
     if not HAS_GPU:
         os.environ["TRITON_INTERPRET"] = "1"  # triton is not imported yet
     torch.manual_seed(0)
@@ -53,8 +62,9 @@ def main() -> int:
     if not options.json:
         print(_headline(machine), flush=True)
     figures = []
-    for case in _cases(options.op or OPS, dtypes, quick=options.quick):
-        of_case = [measure(case, name, timed=HAS_GPU or name != "triton") for name in case.calls if _can_run(name)]
+    for case in _cases(ops, dtypes, models, pairs=_pairs(quick=options.quick)):
+        names = [name for name in case.calls if _can_run(name) and not (options.eager and _compiles(name))]
+        of_case = [measure(case, name, timed=HAS_GPU or name != "triton") for name in names]
         figures += of_case
         if not options.json:
             _show(case, of_case, peaks)
@@ -73,13 +83,21 @@ def _can_run(name: str) -> bool:
     return HAS_GPU or name in CPU_IMPLEMENTATIONS
 
 
-def _cases(ops: Sequence[str], dtypes: list[torch.dtype], *, quick: bool) -> Iterator[Case]:
-    pairs = (8 if quick else 64) if HAS_GPU else 1
-    sizes = (["d16"] if quick else ["d16", "d30"]) if HAS_GPU else ["small"]
+def _compiles(name: str) -> bool:
+    return name.endswith(", compiled") or name == "FlexAttention"
+
+
+def _pairs(*, quick: bool) -> int:
+    """Pairs of image and class in a batch."""
+    return (8 if quick else 64) if HAS_GPU else 1
+
+
+def _cases(ops: Sequence[str], dtypes: list[torch.dtype], models: Sequence[Model], *, pairs: int) -> Iterator[Case]:
     for op in ops:
         module = importlib.import_module(f"avarc_kernels.bench.{op}")
-        for dtype in dtypes:
-            yield from module.cases(dtype, pairs=pairs, sizes=sizes)
+        for dtype, model in product(dtypes, models):
+            if op in model.operations:
+                yield from module.cases(dtype, pairs=pairs, model=model)
 
 
 def _machine() -> dict[str, object]:

@@ -1,4 +1,7 @@
-"""adaln and gated_residual_adaln against eager and compiled PyTorch, with 100 classes in the table."""
+"""adaln and gated_residual_adaln against eager and compiled PyTorch.
+
+A VAR has a table of classes, here of 100. A RAR has one of positions for each pair, whose rows are in order.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,25 @@ import torch
 from torch import Tensor
 
 from avarc_kernels import adaln, gated_residual_adaln, testing
-from avarc_kernels.bench.measure import DEVICE, SIDES, WIDTHS, Call, Case, compiled
+from avarc_kernels.bench.measure import DEVICE, Call, Case, compiled
+from avarc_kernels.bench.models import Model
 
 CLASSES = 100
 
 
-def cases(dtype: torch.dtype, *, pairs: int, sizes: list[str]) -> Iterator[Case]:
-    for size in sizes:
-        width, length = WIDTHS[size][0], sum(p * p for p in SIDES)
-        x = torch.randn(pairs, length, width, device=DEVICE)  # the stream is float32 in every precision
-        y = torch.randn(pairs, length, width, device=DEVICE).to(dtype)
-        gate, scale, shift = torch.randn(CLASSES, 3, width, device=DEVICE).unbind(1)
-        row = torch.arange(pairs, device=DEVICE) % CLASSES
-        shape = f"{size} P={pairs} T={length} C={width}"
-        args, gated = (x, scale, shift, row), (x, y, gate, scale, shift, row)
-        yield _case("adaln", shape, dtype, x[:1], args, _adaln_calls(args, dtype), 4 + dtype.itemsize)
-        stream = testing.gated_residual(x[:1], y[:1].float(), gate, row[:1])
-        calls = _gated_calls(gated, dtype)
-        yield _case("gated_residual_adaln", shape, dtype, stream, args, calls, 8 + 2 * dtype.itemsize)
+def cases(dtype: torch.dtype, *, pairs: int, model: Model) -> Iterator[Case]:
+    width, by_class = model.width, bool(model.ends)
+    sequences, length = (pairs, model.positions) if by_class else (model.positions, 1)
+    x = torch.randn(sequences, length, width, device=DEVICE)  # the stream is float32 in every precision
+    y = torch.randn(sequences, length, width, device=DEVICE).to(dtype)
+    gate, scale, shift = torch.randn(CLASSES if by_class else sequences, 3, width, device=DEVICE).unbind(1)
+    row = torch.arange(sequences, device=DEVICE) % len(gate)
+    shape = f"{model.name} P={sequences} T={length} C={width}"
+    args, gated = (x, scale, shift, row), (x, y, gate, scale, shift, row)
+    yield _case("adaln", shape, dtype, x[:1], args, _adaln_calls(args, dtype), 4 + dtype.itemsize)
+    stream = testing.gated_residual(x[:1], y[:1].float(), gate, row[:1])
+    calls = _gated_calls(gated, dtype)
+    yield _case("gated_residual_adaln", shape, dtype, stream, args, calls, 8 + 2 * dtype.itemsize)
 
 
 def _case(

@@ -7,29 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from avarc_kernels import block_causal_attention, testing
-from avarc_kernels.bench.measure import DEVICE, HAS_GPU, SIDES, WIDTHS, Call, Case, compiled
+from avarc_kernels.bench.measure import DEVICE, HAS_GPU, Call, Case, compiled
+from avarc_kernels.bench.models import Model
 from avarc_kernels.block_causal_attention import qk_norm
 
-ENDS = tuple(accumulate(p * p for p in SIDES))
-NEW_SCALES = {"all scales": (0, len(SIDES)), "last scale": (len(SIDES) - 1, len(SIDES)), "first three": (0, 3)}
+
+def cases(dtype: torch.dtype, *, pairs: int, model: Model) -> Iterator[Case]:
+    scales = len(model.ends)
+    for name, (first, stop) in {"all scales": (0, scales), "last": (scales - 1, scales), "first three": (0, 3)}.items():
+        yield _case(dtype, name, pairs, model, first, stop)
 
 
-def cases(dtype: torch.dtype, *, pairs: int, sizes: list[str]) -> Iterator[Case]:
-    for size in sizes:
-        for name, (first, stop) in NEW_SCALES.items():
-            yield _case(dtype, f"{size} {name}", pairs, WIDTHS[size][1], first, stop)
-
-
-def _case(dtype: torch.dtype, name: str, pairs: int, heads: int, first: int, stop: int) -> Case:
-    prefix, total = (0, *ENDS)[first], ENDS[stop - 1]
-    ends = [ENDS[k] - prefix for k in range(first, stop)]
+def _case(dtype: torch.dtype, name: str, pairs: int, model: Model, first: int, stop: int) -> Case:
+    heads, prefix, total = model.heads, (0, *model.ends)[first], model.ends[stop - 1]
+    ends = [model.ends[k] - prefix for k in range(first, stop)]
     segments = list(pairwise([0, *ends]))
     qkv = torch.randn(3, pairs, total, heads, 64, device=DEVICE).to(dtype).transpose(2, 3)
     q, k, v = qkv[0][:, :, prefix:], qkv[1], qkv[2]
@@ -41,7 +39,7 @@ def _case(dtype: torch.dtype, name: str, pairs: int, heads: int, first: int, sto
     products = sum((end - start) * (prefix + end) for start, end in segments)
     return Case(
         op="block_causal_attention",
-        shape=f"{name} P={pairs} H={heads} T={q.shape[2]} S={total}",
+        shape=f"{model.name} {name} P={pairs} H={heads} T={q.shape[2]} S={total}",
         dtype=dtype,
         calls={
             "triton": lambda: attend(backend="triton"),

@@ -15,9 +15,6 @@ from avarc_kernels.testing import assert_within, max_error
 Call = Callable[[], Tensor]
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
-WIDTHS = {"d16": (1024, 16), "d30": (1920, 30), "small": (128, 2)}  # width, heads; heads have 64 channels
-SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16) if HAS_GPU else (1, 2, 3, 4, 5, 6)  # fewer: the interpreter is slow
-VOCABULARY = 4096 if HAS_GPU else 600
 CHECKED_ROWS = 1024  # of matmuls: float64 is slow on most GPUs
 CPU_REPEATS = 5
 OURS = ("triton", "torch")  # implementations whose error is bounded; the others are shown for comparison

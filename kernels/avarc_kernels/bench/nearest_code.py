@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from avarc_kernels import nearest_code, testing
-from avarc_kernels.bench.measure import DEVICE, SIDES, VOCABULARY, Case, compiled
+from avarc_kernels.bench.measure import DEVICE, Case, compiled
+from avarc_kernels.bench.models import Model
 
-CHANNELS, LATENTS = 32, SIDES[-1] ** 2  # of the last scale in VAR's tokenizer
+CHANNELS = 32  # of VAR's tokenizer
 
 
 def full_matrix(z: Tensor, codebook: Tensor) -> Tensor:
@@ -21,14 +22,15 @@ def full_matrix(z: Tensor, codebook: Tensor) -> Tensor:
     return testing.squared_distance(z, codebook).argmin(1)
 
 
-def cases(dtype: torch.dtype, *, pairs: int, sizes: list[str]) -> Iterator[Case]:
+def cases(dtype: torch.dtype, *, pairs: int, model: Model) -> Iterator[Case]:
     if dtype != torch.float32:
         return  # tokens are defined in float32
-    z, codebook = torch.randn(pairs * LATENTS, CHANNELS, device=DEVICE), torch.randn(VOCABULARY, CHANNELS).to(DEVICE)
+    latents = pairs * (model.ends[-1] - model.ends[-2])  # those of the last scale
+    z, codebook = (torch.randn(n, CHANNELS, device=DEVICE) for n in (latents, model.vocabulary))
     distance, bound = testing.float64_reference(testing.squared_distance, z, codebook)
     yield Case(
         op="nearest_code",
-        shape=f"N={len(z)} V={VOCABULARY} Z={CHANNELS}",
+        shape=f"{model.name} N={latents} V={model.vocabulary} Z={CHANNELS}",
         dtype=dtype,
         calls={
             "triton": lambda: nearest_code(z, codebook, backend="triton"),
@@ -39,5 +41,5 @@ def cases(dtype: torch.dtype, *, pairs: int, sizes: list[str]) -> Iterator[Case]
         expected=distance.amin(1),
         bound=2 * bound,  # the chosen distance may come out too small by `bound`, and the smallest too large
         compared=lambda index: distance.gather(1, index[:, None])[:, 0],
-        flops=2.0 * len(z) * VOCABULARY * CHANNELS,
+        flops=2.0 * latents * model.vocabulary * CHANNELS,
     )

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 import torch
 
 from avarc_kernels import residual_rms_norm, testing
-from avarc_kernels.bench.measure import DEVICE, SIDES, WIDTHS, Case, compiled
+from avarc_kernels.bench.measure import DEVICE, Case, compiled
+from avarc_kernels.bench.models import Model
 
 EPS = 1e-5
 
 
-def cases(dtype: torch.dtype, *, pairs: int, sizes: list[str]) -> Iterator[Case]:
-    for size in sizes:
-        width, length = WIDTHS[size][0], sum(p * p for p in SIDES)
-        x = torch.randn(pairs, length, width, device=DEVICE)  # the stream is float32 in every precision
-        y = torch.randn(pairs, length, width, device=DEVICE).to(dtype)
-        weight = torch.randn(width, device=DEVICE)
-        yield _case(f"{size} P={pairs} T={length} C={width}", dtype, x, y, weight)
+def cases(dtype: torch.dtype, *, pairs: int, model: Model) -> Iterator[Case]:
+    width, length = model.width, model.positions
+    x = torch.randn(pairs, length, width, device=DEVICE)  # the stream is float32 in every precision
+    y = torch.randn(pairs, length, width, device=DEVICE).to(dtype)
+    weight = torch.randn(width, device=DEVICE)
+    yield _case(f"{model.name} P={pairs} T={length} C={width}", dtype, x, y, weight)
 
 
 def _case(shape: str, dtype: torch.dtype, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> Case:

@@ -1,0 +1,211 @@
+"""Figures of benchmarks: recorded as JSON, and the tables of docs/performance.md that are made of them.
+
+    python tests/benchmarks/figures.py record [--note TEXT] NAME COMMAND...
+    python tests/benchmarks/figures.py write            # the tables again, from the files that the page names
+    python tests/benchmarks/figures.py check            # exit status 1 if the page is not what they give
+
+COMMAND is one whose --json prints figures: avarc bench, python -m avarc_kernels.bench, or
+python tests/benchmarks/paper_plan.py. A file of docs/figures/ has them with the command, the date, the machine and the
+versions; gpu.py writes those of a machine with a GPU. The page has a line `<!-- figures: NAME -->` where a table
+belongs, and `<!-- end -->` where it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+import torch
+
+from avarc_cli import environment
+from avarc_cli.words import counted
+
+FORMAT = 1
+PAGE, FOLDER = ROOT / "docs" / "performance.md", ROOT / "docs" / "figures"
+BLOCK = re.compile(r"<!-- figures: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+CASES = {"figures": "operations", "cases": "plan"}  # key of the cases in what a command prints -> kind
+Figures = dict[str, Any]
+
+
+def record(command: Sequence[str], *, note: str = "", timeout: float | None = None) -> Figures:
+    """Run a command with --json, and return what it printed in the format of a file.
+
+    Args:
+        note: on the circumstances. timeout: in seconds.
+    Raises: subprocess.SubprocessError when it prints no figures, or takes longer; what it said is on stderr.
+    """
+    started = time.monotonic()
+    done = run(command, timeout=timeout)
+    if not done.stdout.strip():
+        done.check_returncode()
+    cases = _cases(json.loads(done.stdout))  # also of kernels that exceed their bounds: exit status 1
+    return described(command, cases, seconds=time.monotonic() - started, note=note)
+
+
+def run(command: Sequence[str], *, timeout: float | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run it; "avarc" and "python" are this interpreter's. Raises: subprocess.TimeoutExpired."""
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    name, *words = command
+    words = [sys.executable, *(["-m", "avarc_cli"] if name == "avarc" else []), *words]
+    return subprocess.run(words, stdout=subprocess.PIPE, timeout=timeout, env=environ, cwd=ROOT, check=False)
+
+
+def described(command: Sequence[str], cases: Figures, *, seconds: float, note: str = "") -> Figures:
+    """The content of a file: the cases of the command that ends now, and their circumstances."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "format": FORMAT,
+        "command": shlex.join(word for word in command if word != "--json"),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "seconds": round(seconds, 1),
+        "note": note,
+        "machine": environment.machine() | {"gpu": gpu},
+        "versions": environment.versions(),
+        **cases,
+    }
+
+
+def _cases(printed: dict[str, Any]) -> dict[str, Any]:
+    """kind, the cases, and what else was printed."""
+    if "report" in printed:
+        about = dict(printed["report"])
+        return {"kind": "models", "cases": about.pop("results"), "about": about}
+    key = next(key for key in CASES if key in printed)
+    about = dict(printed)
+    return {"kind": CASES[key], "cases": about.pop(key), "about": about}
+
+
+def write(figures: Figures, path: Path) -> None:
+    path.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def page_with_tables(text: str) -> str:
+    """The page with every table as its file gives it."""
+
+    def block(match: re.Match[str]) -> str:
+        figures = json.loads((FOLDER / f"{match[1]}.json").read_text())
+        return f"<!-- figures: {match[1]} -->\n\n" + "\n".join(lines(figures)) + "\n\n<!-- end -->"
+
+    return BLOCK.sub(block, text)
+
+
+def lines(figures: Figures) -> Iterator[str]:
+    """Markdown: the command, the circumstances, and the tables."""
+    machine, versions, note = figures["machine"], figures["versions"], figures["note"]
+    cores, threads = counted(machine["cores"], "core"), counted(machine["torch_threads"], "thread")
+    place = machine["gpu"] or f"{cores} of {machine['cpu']}, {threads}"
+    yield f"    {figures['command']}"
+    yield ""
+    yield f"{place}; torch {versions['torch']}; {figures['date']}{f'; {note}' if note else ''}."
+    yield ""
+    yield from TABLES[figures["kind"]](figures)
+
+
+def _models(figures: Figures) -> Iterator[str]:
+    """Of `avarc bench`."""
+    yield from _head("", "pairs/s", "better execution", "in CPU time", "of peak", "error per token, mean / max, nats")
+    plain, on_cpu = figures["cases"][0]["cpu_seconds"], figures["about"]["device"] == "cpu"
+    for case in figures["cases"]:
+        way = f"{case['name']}, {case['precision']}" + ("" if case["kernels"] == "eager" else f", {case['kernels']}")
+        in_cpu_time = f"{plain / case['cpu_seconds']:.2f}" if on_cpu else ""
+        speed = [f"{case['pairs_per_second']:.3g}", f"{case['speedup']:.2f}", in_cpu_time]
+        speed.append(f"{case['share_of_peak']:.0%}")
+        yield _row(way, *speed, f"{case['error_mean']:.1e} / {case['error_max']:.1e}" if case["error_max"] else "")
+    if graphs := figures["about"].get("graphs"):
+        yield ""
+        yield from _graphs(graphs)
+
+
+def _graphs(graphs: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield from _head("one pass", "pairs", "segments", "launched, ms", "as a CUDA graph, ms", "speedup")
+    for graph in graphs:
+        what = (f"{graph['precision']}, {graph['kernels']}", str(graph["pairs"]), str(graph["segments"]))
+        if graph["failed"]:
+            yield _row(*what, f"not recorded: {graph['failed']}", "", "")
+        else:
+            times = [f"{1e3 * graph[key]:.2f}" for key in ("eager_seconds", "replay_seconds")]
+            yield _row(*what, *times, f"{graph['speedup']:.2f}")
+
+
+def _operations(figures: Figures) -> Iterator[str]:
+    """Of `python -m avarc_kernels.bench`: one row a shape and dtype, one column an implementation."""
+    cases: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for case in figures["cases"]:
+        cases.setdefault((case["op"], case["shape"], case["dtype"]), {})[case["name"]] = case
+    names = list(dict.fromkeys(case["name"] for case in figures["cases"] if case["seconds"] is not None))
+    yield from _head("operation", "shape", "dtype", *(f"{name}, ms" for name in names), "error of ours / allowed")
+    for (op, shape, dtype), of_case in cases.items():
+        ours = of_case.get("triton") or of_case["torch"]
+        error = ours["failed"] or f"{ours['error']:.1e} / {ours['allowed']:.1e}{' WRONG' if ours['mismatch'] else ''}"
+        times = [_milliseconds(of_case[name]) if name in of_case else "" for name in names]
+        yield _row(f"`{op}`", shape, dtype, *times, error)
+
+
+def _milliseconds(case: dict[str, Any]) -> str:
+    return "" if case["seconds"] is None else f"{1e3 * case['seconds']:.3g}"
+
+
+def _plan(figures: Figures) -> Iterator[str]:
+    """Of tests/benchmarks/paper_plan.py."""
+    images = figures["about"]["images"]
+    yield from _head("", "seconds per image", "speedup", "same prediction", "same survivors of every stage")
+    for case in figures["cases"]:
+        same = [f"{case[key]} of {images}" if key in case else "" for key in ("same_prediction", "same_survivors")]
+        yield _row(case["name"], f"{case['seconds_per_image']:.3g}", f"{case['speedup']:.2f}", *same)
+
+
+def _devices(figures: Figures) -> Iterator[str]:
+    """Of tests/benchmarks/gpu.py: one process, and one on each device."""
+    yield from _head("", "seconds", "speedup")
+    alone = figures["cases"][0]["seconds"]
+    for case in figures["cases"]:
+        yield _row(f"`{case['name']}`", f"{case['seconds']:.3g}", f"{alone / case['seconds']:.2f}")
+
+
+TABLES = {"models": _models, "operations": _operations, "plan": _plan, "devices": _devices}
+
+
+def _head(*cells: str) -> Iterator[str]:
+    yield _row(*cells)
+    yield "|" + "---|" * len(cells)
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    recording = commands.add_parser("record")
+    recording.add_argument("name", help="of the file")
+    recording.add_argument("--note", default="", help="on the circumstances")
+    recording.add_argument("command", nargs=argparse.REMAINDER)
+    commands.add_parser("write")
+    commands.add_parser("check")
+    asked = parser.parse_args()
+    if asked.what == "record":
+        write(record(asked.command, note=asked.note), FOLDER / f"{asked.name}.json")
+        return 0
+    before = PAGE.read_text()
+    after = page_with_tables(before)
+    if asked.what == "write":
+        PAGE.write_text(after)
+    return int(asked.what == "check" and before != after)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
