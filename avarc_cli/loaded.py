@@ -117,6 +117,11 @@ class LoadedTokenizer:
         with tf32(False):
             return self.network.reconstruct(tokens_BL.to(self.device)).contiguous()
 
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """As `TokenizerNetwork.decode_latents`."""
+        with tf32(False):
+            return self.network.decode_latents(latents.to(self.device)).contiguous()
+
     def footprints(self, tokens_L: Tensor) -> Tensor | None:
         """As `TokenizerNetwork.footprints`."""
         with tf32(False):
@@ -155,6 +160,7 @@ class LoadedModel:
     given: Mapping[str, Any] = field(default_factory=dict)  # the fields of `loading.ModelSpec`
     lora: str = ""  # the adapter that was merged into the weights
     bank: Bank | None = None  # where the classes after the model's own come from
+    base: LoadedModel | None = None  # the model without the bank; None where there is none
     captions: BoundCaptions | None = None  # what the classes of a model of captions are
 
     @property
