@@ -25,7 +25,10 @@ from avarc_cli.results.report import HardestImages, read_metrics, render
 from avarc_cli.storage import write_bytes
 
 MAX_IMAGES = 200  # with more, browsers get slow
-NOTE = "Orange is evidence for the first class of a pair, purple for the second; point at a map for its values, or move the arrow keys over it."
+NOTE = (
+    "Orange is evidence for the first class of a pair, purple for the second; point at a map for its values, or move the "
+    "arrow keys over it."
+)
 
 FROM_ELSEWHERE = (
     "You did not make this run here: images outside of its folder are not shown; --allow-outside reads them."
