@@ -26,8 +26,8 @@ from avarc_cli.storage import write_bytes
 
 MAX_IMAGES = 200  # with more, browsers get slow
 NOTE = (
-    "Orange is evidence for the first class of a pair, purple for the second; point at a map for its values, or move the "
-    "arrow keys over it."
+    "Orange is evidence for the first class of a pair, purple for the second; point at a map for its values, or move "
+    "the arrow keys over it."
 )
 
 FROM_ELSEWHERE = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -42,9 +43,10 @@ def confusion(pairs: Pairs) -> dict[str, object]:
     }
 
 
-def natural(name: str) -> tuple[int, float, str]:
-    """A key that sorts numbers by their values, before words."""
-    return (0, float(name), "") if name.isdecimal() else (1, 0.0, name.casefold())
+def natural(name: str) -> tuple[str | int, ...]:
+    """A key that sorts numbers by their values, also inside of names, and before words."""
+    parts = re.split(r"(\d{1,18})", name)  # texts and numbers by turns
+    return tuple(int(part) if i % 2 else part.casefold() for i, part in enumerate(parts))
 
 
 def _most_confused(wrong: Pairs) -> list[str]:

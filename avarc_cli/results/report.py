@@ -209,4 +209,5 @@ def _cells(each: Outcome) -> tuple[str, ...]:
 def _data(each: Outcome) -> dict[str, object]:
     """What the table is filtered by."""
     names = {"data-label": each.truth, "data-said": each.said, "data-result": each.result}
-    return {attribute: page.text(name) for attribute, name in names.items()}
+    numbers = {"data-margin": None if each.margin is None else f"{each.margin:.6g}", "data-tokens": each.tokens_scored}
+    return {attribute: page.text(name) for attribute, name in names.items()} | numbers

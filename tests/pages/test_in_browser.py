@@ -74,17 +74,21 @@ def test_the_images_of_a_report_are_filtered_by_class_and_sorted_by_their_column
         document.querySelectorAll('details').forEach(each => { each.open = true; });
         set('label', 'kind 7');
         set('result', 'wrong');
-        const wrong = shown(), head = list.closest('table').tHead.rows[0].cells[7];
-        set('label', '');
-        set('result', '');
+        const wrong = shown();
+        set('tokens', '105');
+        const many = shown().length;
+        set('margin', '0.5');
+        const none = shown().length, head = list.closest('table').tHead.rows[0].cells[7];
+        for (const name of ['label', 'result', 'tokens', 'margin']) set(name, '');
         head.querySelector('button').click();
         const tokens = () => +list.rows[0].cells[7].textContent;
         const most = [tokens(), head.getAttribute('aria-sort')];
         head.querySelector('button').click();
-        return {wrong, most, least: [tokens(), head.getAttribute('aria-sort')]};
+        return {wrong, many, none, most, least: [tokens(), head.getAttribute('aria-sort')]};
     """
     found = ask(report, FILTER + question, tmp_path)
     assert len(found["wrong"]) == 3 and all(name.startswith("7/") for name in found["wrong"])
+    assert 0 < found["many"] < 3 and found["none"] == 0
     assert found["most"] == [112, "descending"] and found["least"] == [100, "ascending"]
 
 

@@ -8,7 +8,7 @@ from accessibility import Audit, contrast, mix, palettes
 
 from avarc_cli.cli import main
 from avarc_cli.page import TEMPLATES, render
-from avarc_cli.results.confusion import confusion
+from avarc_cli.results.confusion import confusion, natural
 from tests.pages.conftest import MARKUP, many
 
 MOST_SHADE = 0.55  # of a cell of the confusion matrix
@@ -40,6 +40,15 @@ def test_a_page_needs_nothing_else_and_shows_markup_as_text(page):
     assert not re.search(r"https?://|@import|url\(", re.sub(r"<li>.*?</li>", "", text))  # sources of values are named
     assert MARKUP not in text and "<b>.png" not in text and "run <i>" not in text
     assert all(source.startswith("data:") for source in re.findall(r'(?:src|href)="([^"]*)"', text))
+
+
+def test_controls_are_hidden_where_no_script_runs(page):
+    assert all(form.endswith(" hidden>") for form in re.findall(r"<form[^>]*>", page.read_text()))
+
+
+def test_numbers_in_names_are_in_their_order():
+    names = ["zebra", "kind 10", "kind 9", "Kind 9a", "10", "9", ""]
+    assert sorted(names, key=natural) == ["", "9", "10", "kind 9", "Kind 9a", "kind 10", "zebra"]
 
 
 def test_colors_can_be_told_from_what_they_lie_on():
@@ -95,7 +104,7 @@ def test_a_page_of_many_images_and_classes_stays_small_and_says_where_the_rest_i
 
 
 def test_the_hardest_images_come_first_and_their_numbers_are_those_of_the_run(report, runs):
-    row = r'<tr data-label="[^"]*" data-said="[^"]*" data-result="(\w+)"><th scope="row">([^<]*)</th>'
+    row = r'<tr data-label="[^"]*" data-said="[^"]*" data-result="(\w+)"[^>]*><th scope="row">([^<]*)</th>'
     rows = re.findall(row, report.read_text())
     records = {r["path"]: r for r in map(json.loads, (runs[0] / "predictions.jsonl").read_text().splitlines())}
     assert [result for result, _ in rows[:75]] == ["wrong"] * 75

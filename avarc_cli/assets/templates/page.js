@@ -36,12 +36,17 @@ for (const form of document.querySelectorAll('form.filters')) {
     choice.append(...values.map(value => new Option(value, value)));
     choice.parentElement.hidden = values.length < 2;
   }
+  const limits = [...form.querySelectorAll('.limit')];
+  const within = item => limits.every(limit => {
+    const value = item.dataset[limit.name], sign = limit.dataset.way === 'most' ? 1 : -1;
+    return limit.value === '' || (value !== undefined && sign * (value - limit.value) <= 0);
+  });
   const show = () => {
     const wanted = form.text.value.toLowerCase();
     let shown = 0;
     for (const item of items) {
       const has = choices.every(choice => !choice.value || item.dataset[choice.name] === choice.value);
-      item.hidden = !(has && item.querySelector('h3, th').textContent.toLowerCase().includes(wanted));
+      item.hidden = !(has && within(item) && item.querySelector('h3, th').textContent.toLowerCase().includes(wanted));
       shown += !item.hidden;
     }
     form.querySelector('output').value = `${shown.toLocaleString('en')} of ${items.length.toLocaleString('en')} shown`;
