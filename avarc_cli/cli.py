@@ -8,14 +8,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
-from typer.core import TyperGroup
 
 from avarc_cli import __version__, console
 from avarc_cli.commands import cache, captions, classes, data, models, runs, train
-from avarc_cli.commands._groups import Command
+from avarc_cli.commands._groups import Command, Group
 from avarc_cli.commands.add_class import add_class
 from avarc_cli.commands.bench import bench
 from avarc_cli.commands.classify import classify
@@ -37,8 +36,18 @@ from avarc_cli.errors import EXIT_DONE, EXIT_FAILED, AvarcError, Interrupted, fi
 from avarc_cli.process import EXIT_SIGNAL, StopRequest, discard_stdout, open_standard_streams, stoppable
 
 
-class _Commands(TyperGroup):
+class _Commands(Group):
     """Ends an interrupted command with our own message, which says what happens to the work; Typer's does not."""
+
+    sections: ClassVar = {
+        "Start": "demo doctor bench",
+        "Models": "models download train",
+        "Images": "data encode cache captions",
+        "Classify": "classify tune runs export",
+        "Look at results": "explain report compare evaluate",
+        "Add classes": "add-class classes incremental",
+        "Generate": "sample fid reconstruct",
+    }
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # Typer's Context is a Click Context
         try:
