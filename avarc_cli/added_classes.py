@@ -8,8 +8,9 @@ segments at hand.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -127,6 +128,7 @@ class AddedClassesModel(LikelihoodModel):
         self.has_summary = base.has_summary
         self.onednn = base.onednn
         self.default_guidance = base.default_guidance
+        self.keeps_tokens, self.smooths = base.keeps_tokens, base.smooths
         self.channels, self.steps = base.channels, base.steps
 
     def adapter(self, class_id_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -177,14 +179,27 @@ class AddedClassesModel(LikelihoodModel):
         return self.base.summary(tokens_BL)
 
     def sample(self, class_id_B: Tensor, *, generators: Sequence[torch.Generator], **options: Any) -> Tensor:
+        return self._drawn(class_id_B, generators, lambda model: partial(model.sample, **options))
+
+    def sample_latents(self, class_id_B: Tensor, *, generators: Sequence[torch.Generator], **options: Any) -> Tensor:
+        return self._drawn(class_id_B, generators, lambda model: partial(model.sample_latents, **options))
+
+    def _drawn(
+        self,
+        class_id_B: Tensor,
+        generators: Sequence[torch.Generator],
+        draws: Callable[[TrainableModel], Callable[..., Tensor]],
+    ) -> Tensor:
+        """What each class's own model draws, in the order of the classes."""
         adapter_B = self.adapter(class_id_B.cpu().numpy())
-        tokens_BL = torch.empty(len(class_id_B), self.segment_ends[-1], dtype=torch.int64, device=class_id_B.device)
+        rows, drawn = list[int](), list[Tensor]()
         for adapter in np.unique(adapter_B).tolist():
-            rows = np.flatnonzero(adapter_B == adapter).tolist()
-            own = self._own_class_ids(adapter, class_id_B[rows])
-            own_generators = [generators[i] for i in rows]
-            tokens_BL[rows] = self.models[adapter].sample(own, generators=own_generators, **options)
-        return tokens_BL
+            own_rows = np.flatnonzero(adapter_B == adapter).tolist()
+            own = self._own_class_ids(adapter, class_id_B[own_rows])
+            own_generators = [generators[i] for i in own_rows]
+            drawn.append(draws(self.models[adapter])(own, generators=own_generators))
+            rows += own_rows
+        return torch.cat(drawn)[torch.tensor(rows, device=class_id_B.device).argsort()]
 
     def _of_one_adapter(self, class_id_P: Tensor) -> tuple[int, Tensor]:
         """The adapter of these classes, and their ids as its model counts them."""

@@ -9,8 +9,10 @@ C channels of a class embedding.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -23,6 +25,25 @@ from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.layout import TokenLayout
 from avarc_cli.objective import Draw, Objective
 from avarc_cli.text.features import CaptionFeatures, TextInput
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Tokens of an image that are kept while the others are drawn."""
+
+    tokens_L: npt.NDArray[np.int64]
+    """The image's own."""
+    kept_L: npt.NDArray[np.bool_]
+    """Which of them are kept."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 of both."""
+        return hashlib.sha256(self.tokens_L.astype("<i8").tobytes() + self.kept_L.tobytes()).hexdigest()
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Tokens (L,) int64, and which are kept, (L,) bool."""
+        return torch.from_numpy(self.tokens_L).to(device), torch.from_numpy(self.kept_L).to(device)
 
 
 class LikelihoodModel(ABC):
@@ -48,6 +69,10 @@ class LikelihoodModel(ABC):
     """Whether there is a cheap estimate of an order's log-probabilities, `block_parallel`."""
     has_summary: bool = False
     """Whether there is a `summary` of an image's tokens."""
+    keeps_tokens: bool = False
+    """Whether `sample` takes `known` tokens as well: a `Known`, or None. The others are drawn given these."""
+    smooths: bool = False
+    """Whether there is `sample_latents`."""
     onednn: bool = False
     """Whether oneDNN multiplies float32 matrices on CPUs where it is faster than the library that PyTorch uses."""
     default_guidance: float = 1.5
@@ -151,6 +176,22 @@ class LikelihoodModel(ABC):
             top_k: draw only from this many of the likeliest codes; 0 for all.
             top_p: draw only from the likeliest codes that together hold this probability; 0 for all.
         """
+
+    def sample_latents(
+        self,
+        class_id_B: Tensor,
+        *,
+        generators: Sequence[torch.Generator],
+        guidance: float = 1.5,
+        top_k: int = 0,
+        top_p: float = 0.0,
+        known: Known | None = None,
+    ) -> Tensor:
+        """Latents (B, Z, h, h), drawn as by `sample`, but of mixtures of codes: no draws from p(x | class).
+
+        `TokenizerNetwork.decode_latents` reads them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} draws single codes only")
 
     @abstractmethod
     def bytes_per_token(self, *, cached: bool) -> int:

@@ -117,6 +117,11 @@ class LoadedTokenizer:
         with tf32(False):
             return self.network.reconstruct(tokens_BL.to(self.device)).contiguous()
 
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """As `TokenizerNetwork.decode_latents`."""
+        with tf32(False):
+            return self.network.decode_latents(latents.to(self.device)).contiguous()
+
     def footprints(self, tokens_L: Tensor) -> Tensor | None:
         """As `TokenizerNetwork.footprints`."""
         with tf32(False):

@@ -1,6 +1,7 @@
 """The folder of pictures that `avarc sample` draws: its files, and whether it may be written.
 
     FOLDER/CLASS/000.png    pictures of a class; CLASS is the class's id, with what file systems forbid escaped
+    FOLDER/000000.png       or, in a flat folder, pictures class after class
     FOLDER/samples.json     the request. It is written last: a folder that has it is complete.
 
 Until then the request, and which pictures are finished, are in `FOLDER.parts` (`work.chunks`).
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +21,7 @@ from typing import Any
 from avarc_cli.errors import UsageError, describe_differences, shorten_list
 from avarc_cli.names import from_json, to_line
 from avarc_cli.storage import beside, remove_leftovers
+from avarc_cli.words import are, counted
 from avarc_cli.work import chunks
 from avarc_cli.work.chunks import recorded_request
 
@@ -30,6 +33,7 @@ _UNSAFE = re.compile(r"^\.|/|^s(?=amples\.json$)")
 
 # Pictures, and what killed processes left half-written.
 _OWN_NAME = re.compile(r"[^/]+/\d{3,}\.png(\.[0-9a-f]{8}\.tmp)?|samples\.json\.[0-9a-f]{8}\.tmp")
+_OWN_FLAT_NAME = re.compile(r"\d{6,}\.png(\.[0-9a-f]{8}\.tmp)?")  # only where a request is known to be flat
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class Layout:
     count: int
     """Pictures of each class."""
 
+    flat: bool = False
+    """Whether they are files side by side, numbered through."""
+
     def __len__(self) -> int:
         return len(self.ids) * self.count
 
@@ -50,14 +57,14 @@ class Layout:
         """That of a request; None where it is none of these."""
         if request is None or request.get("format") != FORMAT:
             return None
-        ids, count = request.get("classes"), request.get("count")
+        ids, count, flat = request.get("classes"), request.get("count"), request.get("flat", False)
         if not isinstance(ids, Sequence) or not all(isinstance(each, str) for each in ids) or type(count) is not int:
             return None
-        return cls(tuple(ids), count)
+        return cls(tuple(ids), count, flat is True)
 
     def folders(self) -> Iterator[str]:
         """Names of the folders of the classes."""
-        return map(folder_name, self.ids)
+        return iter(()) if self.flat else map(folder_name, self.ids)
 
     def place(self, item: int) -> tuple[int, int]:
         """Position of the class of a picture, and the picture's number in it."""
@@ -65,6 +72,8 @@ class Layout:
 
     def file(self, item: int) -> Path:
         """Of a picture, below the folder."""
+        if self.flat:
+            return Path(f"{item:06d}.png")
         place, number = self.place(item)
         width = max(3, len(str(self.count - 1)))
         return Path(folder_name(self.ids[place])) / f"{number:0{width}d}.png"
@@ -72,6 +81,9 @@ class Layout:
     def remove_leftovers(self, folder: Path, items: range) -> None:
         """Delete what killed processes left half-written of these pictures. Raises: OSError."""
         if not items:
+            return
+        if self.flat:
+            remove_leftovers(folder, partial(_is_picture_of, items))
             return
         for place in range(items[0] // self.count, items[-1] // self.count + 1):
             of_class = range(items.start - place * self.count, items.stop - place * self.count)
@@ -84,8 +96,87 @@ def folder_name(class_id: str) -> str:
     return beside(Path(escaped or r"\x"), "").name
 
 
+class PicturePlace(ABC):
+    """Where pictures are drawn to, finished or not. Until they are, the request and what is finished are in `parts`."""
+
+    path: Path
+
+    @property
+    def parts(self) -> Path:
+        """What is finished of the unfinished ones."""
+        return beside(self.path, ".parts")
+
+    @property
+    @abstractmethod
+    def record(self) -> Path:
+        """The file with the request."""
+
+    @abstractmethod
+    def recorded(self) -> Mapping[str, Any] | None:
+        """The request of complete pictures; None where there are none."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises: UsageError when there is anything but pictures of avarc's, finished or not, or nothing."""
+
+    @abstractmethod
+    def missing(self, layout: Layout) -> Iterator[Path]:
+        """Pictures that are not there, of complete ones."""
+
+    @abstractmethod
+    def prepare(self, layout: Layout, items: range) -> None:
+        """Make everything ready to draw these pictures, which no other process draws. Raises: OSError."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Delete the pictures that are recorded here. Raises: OSError."""
+
+    def unfinished(self) -> Mapping[str, Any] | None:
+        """The request of unfinished ones; None where nothing was begun."""
+        return recorded_request(self.parts)
+
+    def requests(self) -> list[Mapping[str, Any]]:
+        """Those of complete and of unfinished pictures, as far as there are any."""
+        return [request for request in (self.recorded(), self.unfinished()) if request is not None]
+
+    def holds(self, request: Mapping[str, Any]) -> bool:
+        """Whether all that is here, if anything, belongs to this request, and nothing that was complete is gone."""
+        layout = Layout.recorded(request)
+        whole = layout is None or self.recorded() is None or not any(self.missing(layout))
+        return whole and not any(describe_differences(there, request) for there in self.requests())
+
+    def check_same(self, request: Mapping[str, Any]) -> None:
+        """Raises: UsageError when pictures of another request are here."""
+        for there, state in ((self.recorded(), ""), (self.unfinished(), "unfinished ")):
+            if there is not None and (why := describe_differences(there, request)):
+                fix = "name another --out, or add --overwrite"
+                raise UsageError(f"'{self.path}' holds the {state}pictures of another request", why, fix)
+
+    def check_complete(self, layout: Layout) -> None:
+        """Raises: UsageError when some of the complete pictures were taken away."""
+        if missing := list(self.missing(layout)):
+            what = f"'{self.path}' was complete, and {counted(len(missing), 'picture')} {are(len(missing))} gone"
+            raise UsageError(what, f"such as '{missing[0]}'", "add --overwrite to draw all of them again")
+
+
+def check_parent(path: Path) -> None:
+    """Raises: UsageError unless pictures can be drawn to a file or folder of this name."""
+    if not path.parent.is_dir():
+        why = f"'{path.parent}' is no folder"
+        raise UsageError(f"cannot draw into '{path}'", why, "name a folder in one that exists")
+
+
+def read_record(path: Path) -> Mapping[str, Any] | None:
+    """The request in a record; None where there is none."""
+    try:
+        request = from_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+        return None
+    return request if isinstance(request, dict) else None
+
+
 @dataclass(frozen=True)
-class PictureFolder:
+class PictureFolder(PicturePlace):
     """A folder of pictures, finished or not."""
 
     path: Path
@@ -96,41 +187,27 @@ class PictureFolder:
         return cls(path if path.name not in {"", ".."} else Path(os.path.abspath(path)))
 
     @property
-    def parts(self) -> Path:
-        """Which pictures of an unfinished folder are finished."""
-        return beside(self.path, ".parts")
-
-    @property
     def record(self) -> Path:
         return self.path / RECORD
 
     def recorded(self) -> Mapping[str, Any] | None:
-        """The request of a complete folder; None where there is none."""
-        try:
-            request = from_json(self.record.read_bytes())
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return None
-        return request if isinstance(request, dict) else None
-
-    def unfinished(self) -> Mapping[str, Any] | None:
-        """The request of an unfinished one; None where nothing was begun."""
-        return recorded_request(self.parts)
+        return read_record(self.record)
 
     def check(self) -> None:
-        """Raises: UsageError when there is anything but pictures of avarc's, finished or not, or an empty folder."""
         path, what = self.path, f"cannot draw into '{self.path}'"
-        if not path.parent.is_dir():
-            raise UsageError(what, f"'{path.parent}' is no folder", "name a folder in one that exists")
+        check_parent(path)
         if path.is_symlink() or (os.path.lexists(path) and not path.is_dir()):
             raise UsageError(what, "it is not a folder", "name another --out")
         chunks.check_own(self.parts)
-        known = set() if self.recorded() is None else {RECORD}
-        for request in self._requests():
+        known, own = set() if self.recorded() is None else {RECORD}, [_OWN_NAME]
+        for request in self.requests():
             layout = Layout.recorded(request)
             if layout is None:
                 raise UsageError(what, "other work of avarc's is there", "name another --out")
             known |= set(layout.folders())
-        if foreign := [name for name in self._names() if name not in known and not _OWN_NAME.fullmatch(name)]:
+            own += [_OWN_FLAT_NAME] if layout.flat else []
+        foreign = [name for name in self._names() if name not in known and not any(o.fullmatch(name) for o in own)]
+        if foreign:
             raise UsageError(what, f"it holds {shorten_list(sorted(foreign))}", "move that, or name another --out")
 
     def _names(self) -> Iterator[str]:
@@ -144,29 +221,16 @@ class PictureFolder:
                 yield from (f"{entry.name}/{each.name}" for each in entry.iterdir() if not each.name.startswith("."))
             yield entry.name
 
-    def _requests(self) -> list[Mapping[str, Any]]:
-        return [request for request in (self.recorded(), self.unfinished()) if request is not None]
-
-    def holds(self, request: Mapping[str, Any]) -> bool:
-        """Whether all that is here, if anything, belongs to this request, and nothing that was complete is gone."""
-        layout = Layout.recorded(request)
-        whole = layout is None or self.recorded() is None or not any(self.missing(layout))
-        return whole and not any(describe_differences(there, request) for there in self._requests())
-
-    def check_same(self, request: Mapping[str, Any]) -> None:
-        """Raises: UsageError when pictures of another request are here."""
-        for there, state in ((self.recorded(), ""), (self.unfinished(), "unfinished ")):
-            if there is not None and (why := describe_differences(there, request)):
-                fix = "name another --out, or add --overwrite"
-                raise UsageError(f"'{self.path}' holds the {state}pictures of another request", why, fix)
-
     def missing(self, layout: Layout) -> Iterator[Path]:
-        """Pictures that are not there."""
         return (file for file in map(layout.file, range(len(layout))) if not (self.path / file).is_file())
 
+    def prepare(self, layout: Layout, items: range) -> None:
+        self.path.mkdir(exist_ok=True)
+        layout.remove_leftovers(self.path, items)
+
     def remove(self) -> None:
-        """Delete the pictures that are recorded here, and folders that are empty then. Raises: OSError."""
-        for request in self._requests():
+        """As `PicturePlace.remove`, with folders that are empty then."""
+        for request in self.requests():
             layout = Layout.recorded(request)
             if layout is None:
                 continue

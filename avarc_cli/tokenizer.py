@@ -54,6 +54,10 @@ class TokenizerNetwork(nn.Module, ABC):
         Raises: UsageError for a decoder that needs text features (`guidance`) and was given none.
         """
 
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """As `reconstruct`, from latents after quantization, (B, Z, h, w), whatever they were made of."""
+        raise NotImplementedError(f"a {type(self).__name__} decodes tokens only")
+
     def with_guidance(self, features: Tensor) -> TokenizerNetwork:
         """This network with the text features that `reconstruct` and `footprints` use; it shares the weights.
 

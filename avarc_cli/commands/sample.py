@@ -12,15 +12,15 @@ from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _shards
+from avarc_cli.commands._drawing import DrawingOptions
 from avarc_cli.commands._groups import with_option_groups
-from avarc_cli.settings import check_sampling
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
-    from avarc_cli.sample_folder import Drawn
+    from avarc_cli.sample_many import Drawn
     from avarc_cli.work.shards import Shard
 
-OF_A_FOLDER = {"batch_size", "shard", "devices", "engine"}
+OF_MANY = {"batch_size", "shard", "devices", "engine", "flat"}
 
 
 @with_option_groups
@@ -38,24 +38,20 @@ def sample(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", help="FILE.png: one picture, a row a class. Without a suffix: a folder of pictures."
+            "--out",
+            "-o",
+            help="FILE.png: one picture, a row a class. Without a suffix: a folder of pictures. FILE.npz: the array "
+            "arr_0 of all, as evaluators of FID read it.",
         ),
     ],
     count: Annotated[int, typer.Option("--count", "--per-class", "-n", min=1, help="Pictures of each class.")] = 8,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            "--guidance",
-            help="Strength of classifier-free guidance; 0 draws from p(x | class). Default: the model's own.",
-        ),
-    ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", help="Draw only from the N likeliest codes; 0 for all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option("--top-p", help="Draw only from the likeliest codes with this probability; 0 for all.")
-    ] = 0.0,
-    seed: opt.SeedOpt = 0,
+    drawing: DrawingOptions,
+    flat: Annotated[
+        bool, typer.Option("--flat", help="Number the pictures of a folder through: 000000.png and so on.")
+    ] = False,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Pictures of a folder that are drawn at once. Default: 8.")
+        int | None,
+        typer.Option("--batch-size", min=1, help="Pictures of a folder or array that are drawn at once. Default: 8."),
     ] = None,
     overwrite: opt.OverwriteOpt = False,
     work: groups.WorkOptions,
@@ -64,45 +60,50 @@ def sample(
 ) -> None:
     """Draw pictures of classes, as the model imagines them.
 
-    A folder gets many: CLASS/000.png and so on. If it is interrupted or killed, run it again to continue; the pictures
-    are the same, also when several processes each do a --shard of them, or several --devices share them.
+    A folder gets many: CLASS/000.png and so on; FILE.npz has all in one array. If it is interrupted or killed, run it
+    again to continue; the pictures are the same, also when several processes each do a --shard of them, or several
+    --devices share them.
 
     Example: avarc sample 3 8 --count 8 --out digits.png
     """
     from avarc_cli import outputs
     from avarc_cli.data.labels import resolve_classes
-    from avarc_cli.pictures import PictureFolder
+    from avarc_cli.picture_array import PictureArray, place_of
     from avarc_cli.work.workers import check_division
 
-    check_sampling(guidance, top_k, top_p)
     own, workers = work.own_shard, work.workers
-    is_folder = out.suffix.lower() != ".png" and (not out.suffix or out.is_dir())
-    if is_folder:
-        check_division(own, workers, out=out, overwrite=overwrite)
-        PictureFolder.at(out).check()
+    is_picture = out.suffix.lower() == ".png" or (out.suffix.lower() not in {"", ".npz"} and not out.is_dir())
+    if is_picture:
+        opt.check_not_given(context, OF_MANY, f"with '{out}'", "one picture is drawn by one process")
     else:
-        opt.check_not_given(context, OF_A_FOLDER, f"with '{out}'", "one picture is drawn by one process")
+        check_division(own, workers, out=out, overwrite=overwrite)
+        place = place_of(out)
+        place.check()
+        if isinstance(place, PictureArray):
+            opt.check_not_given(context, {"flat"}, f"with '{out}'", "an array has no files")
+    preset, painting = drawing.read(context, model.model)
     model = model.saying(classes, model.model)
     if (space := model.known_classes()) is not None:
         for wanted in classes:
             resolve_classes(wanted, space)
-    with outputs.reserved(None if is_folder else out, outputs.PNG, overwrite=overwrite):
+    with outputs.reserved(out if is_picture else None, outputs.PNG, overwrite=overwrite):
         from avarc_cli import sampling  # imports torch: only now, after all that may be wrong
         from avarc_cli.loading import load_model
 
-        how = sampling.Sampling(guidance=guidance, top_k=top_k, top_p=top_p, seed=seed)
         loaded = load_model(work.place(context, model).fetch(), words=classes, progress=opt.captions_bar)
         opt.note_inferred(loaded)
-        if is_folder:
-            from avarc_cli.sample_folder import BATCH, sample_folder
+        how = drawing.sampling(loaded, preset, painting)
+        if not is_picture:
+            from avarc_cli.sample_many import BATCH, sample_many
 
             with console.progress("drawing", None, unit="picture") as bar:
-                done = sample_folder(
+                done = sample_many(
                     loaded,
                     classes,
                     out,
                     count,
                     how,
+                    flat=flat,
                     batch_size=batch_size or BATCH,
                     shard=own,
                     workers=workers,
@@ -110,25 +111,26 @@ def sample(
                     progress=bar.update,
                     say=console.warn,
                 )
-            _show_folder(done, own, out, count, seed)
+            _show_many(done, own, out, count, drawing.seed)
             return
         from avarc_cli.results.picture import grid
 
         with console.progress("drawing", None, unit="class") as bar:
             drawn = sampling.sample(loaded, classes, count, how, progress=bar.update)
         grid(drawn.pictures, drawn.names, out)
-        shown = console.path_and(out, _each(count, drawn.names))
-        console.result({"picture": out, "classes": drawn.names, "count": count, "seed": seed}, shown, brief=str(out))
+        data = {"picture": out, "classes": drawn.names, "count": count, "seed": drawing.seed}
+        console.result(data, console.path_and(out, _each(count, drawn.names)), brief=str(out))
 
 
 def _each(count: int, names: tuple[str, ...]) -> str:
     return f"{counted(count, 'picture')} of each of {counted(len(names), 'class')}"
 
 
-def _show_folder(done: Drawn, shard: Shard, out: Path, count: int, seed: int) -> None:
+def _show_many(done: Drawn, shard: Shard, out: Path, count: int, seed: int) -> None:
     if done.complete:
         said = "was complete already" if done.already_done else _each(count, done.names)
     else:
-        said = _shards.said(done, shard, does="draw", last="completes the folder")
-    data = {"folder": out, "classes": done.names, "count": count, "seed": seed, "whole": done.complete}
+        said = _shards.said(done, shard, does="draw", last="completes them")
+    name = "array" if out.is_file() or out.suffix.lower() == ".npz" else "folder"
+    data = {name: out, "classes": done.names, "count": count, "seed": seed, "whole": done.complete}
     console.result(data, console.path_and(out, said), brief=str(out))

@@ -34,6 +34,14 @@ def restrict(logits_BTV: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits_BTV
 
 
+def gumbel(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Standard Gumbel noise in the shape of `like`, each image's from its own generator."""
+    uniform = torch.stack(
+        [torch.rand(x.shape, generator=g, device=x.device) for x, g in zip(like, generators, strict=True)]
+    )
+    return -(-uniform.clamp_min(1e-20).log()).clamp_min(1e-20).log()
+
+
 def draw(logits_BTV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """A code for every position (B, T), each image's from its own generator."""
     p_BTV = logits_BTV.softmax(-1)

@@ -23,9 +23,16 @@ def reconstruct(tokenizer: Tokenizer, tokens_NSL: np.ndarray) -> np.ndarray:
     return to_pixels(torch.stack(images))
 
 
-def to_pixels(images_3HW: torch.Tensor) -> npt.NDArray[np.uint8]:
-    """Decoded images (..., 3, H, W) in [-1, 1] as pixels (..., H, W, 3) uint8."""
-    pixels: npt.NDArray[np.uint8] = (
-        images_3HW.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).cpu().numpy()
-    )
+def to_pixels(images_3HW: torch.Tensor, rounding: str = "nearest") -> npt.NDArray[np.uint8]:
+    """Decoded images (..., 3, H, W) in [-1, 1] as pixels (..., H, W, 3) uint8.
+
+    Args:
+        rounding: "nearest"; or as models' own samplers round, "truncate" or "half-up" (assets/sampling/paper.toml).
+    """
+    if rounding == "half-up":
+        values = images_3HW.mul(127.5).add(128)  # in this order: LlamaGen's, with its rounding
+    else:
+        values = images_3HW.add(1).mul(127.5)
+        values = values.round() if rounding == "nearest" else values
+    pixels: npt.NDArray[np.uint8] = values.clamp(0, 255).to(torch.uint8).movedim(-3, -1).cpu().numpy()
     return pixels

@@ -170,7 +170,7 @@ def test_a_batch_in_two_passes_teaches_the_same(setting, tmp_path, vae):
         ("tatitok", ["--vae", "--reanchor"], 2, "no use for --reanchor with --vae"),
         ("tatitok", ["--patch", "3"], 2, "do not fill images"),
         ("tatitok", ["--text-encoder", "nowhere"], 2, "nowhere"),
-        ("maskgit", ["--tokenizer", "digits-vq"], 2, "it reads tokens without a position"),
+        ("maskgit", ["--tokenizer", "digits-vqvae"], 2, "it reads tokens on one grid, or without a position"),
         ("maskgen", ["--tokenizer", "digits-vq"], 2, "it reads tokens without a position"),
         ("maskgen", ["--tokenizer", "vq.safetensors", "--head-width", "8"], 2, "which need no such head"),
         ("maskgen", ["--tokenizer", "vq.safetensors", "--width", "30", "--heads", "4"], 2, "cannot have 4 heads"),

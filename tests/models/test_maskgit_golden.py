@@ -25,7 +25,7 @@ from avarc_cli.models.maskgit.benchmark import MaskGITWorkload
 from avarc_cli.models.maskgit.bert import Bert
 from avarc_cli.models.maskgit.config import MaskGITConfig
 from avarc_cli.models.maskgit.family import BERT, UVIT
-from avarc_cli.models.maskgit.initialize import initialize
+from avarc_cli.models.maskgit.initialize import initialize_uvit
 from avarc_cli.models.maskgit.likelihood import MaskGITLikelihood
 from avarc_cli.models.maskgit.sampling import Schedule, sample
 from avarc_cli.models.maskgit.uvit import UViT
@@ -60,7 +60,7 @@ def tiny(tokens=4, codes=3, classes=2, steps=2):
     config = MaskGITConfig(
         depth=2, width=8, heads=2, hidden=16, num_classes=classes, vocab_size=codes, num_tokens=tokens
     )
-    network = initialize(UViT(config)).eval().requires_grad_(False)
+    network = initialize_uvit(UViT(config)).eval().requires_grad_(False)
     for parameter in network.parameters():
         parameter.data.add_(0.3 * torch.randn_like(parameter))
     return MaskGITLikelihood(network, steps)

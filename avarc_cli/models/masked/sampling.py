@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from avarc_cli.layers.sampling import restrict
+from avarc_cli.layers.sampling import gumbel, restrict
 
 
 def unmask(
@@ -26,7 +26,7 @@ def unmask(
     top_k: int = 0,
     top_p: float = 0.0,
 ) -> Tensor:
-    """Tokens (B, L) int64, drawn in this many steps from ids of which all are hidden.
+    """Tokens (B, L) int64: those that are hidden in ids_BL, as many of each image, are drawn in this many steps.
 
     Args:
         logits: of ids (B, L) in a step from 0 on, guided, (B, L, V) float32.
@@ -35,7 +35,7 @@ def unmask(
         annealed: whether logits are divided by a temperature that falls from 1.3 to 0.5.
         generators, top_k, top_p: as `LikelihoodModel.sample`.
     """
-    length = ids_BL.shape[1]
+    hidden_at_first = int((ids_BL[:1] == mask).sum())
     for step in range(steps):
         done = (step + 1) / steps
         noise = temperature * (1 - done)
@@ -43,14 +43,14 @@ def unmask(
         if annealed:
             logits_BLV = logits_BLV / (0.5 + 0.8 * (1 - done))
         logits_BLV = restrict(logits_BLV, top_k, top_p)
-        drawn_BL = (logits_BLV + noise * _gumbel(logits_BLV, generators)).argmax(-1)
+        drawn_BL = (logits_BLV + noise * gumbel(logits_BLV, generators)).argmax(-1)
         hidden_BL = ids_BL == mask
         ids_BL = torch.where(hidden_BL, drawn_BL, ids_BL)
         if step + 1 == steps:
             break
         chosen_BL = logits_BLV.gather(-1, drawn_BL[..., None])[..., 0]
-        confidence_BL = (chosen_BL + noise * _gumbel(chosen_BL, generators)).masked_fill(~hidden_BL, torch.inf)
-        keep_hidden = math.floor(length * math.acos(done) / (math.pi / 2))
+        confidence_BL = (chosen_BL + noise * gumbel(chosen_BL, generators)).masked_fill(~hidden_BL, torch.inf)
+        keep_hidden = math.floor(hidden_at_first * math.acos(done) / (math.pi / 2))
         ids_BL = _hide_again(ids_BL, confidence_BL, hidden_BL.sum(1), keep_hidden, mask)
     return ids_BL
 
@@ -60,11 +60,3 @@ def _hide_again(ids_BL: Tensor, confidence_BL: Tensor, hidden_B: Tensor, count: 
     least_B = hidden_B.sub(1).clamp(max=max(count, 1)).clamp(min=1)
     threshold_B1 = confidence_BL.sort(dim=1).values.gather(1, least_B[:, None] - 1)
     return ids_BL.masked_fill(confidence_BL <= threshold_B1, mask)
-
-
-def _gumbel(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Standard Gumbel noise in the shape of `like`, each image's from its own generator."""
-    uniform = torch.stack(
-        [torch.rand(x.shape, generator=g, device=x.device) for x, g in zip(like, generators, strict=True)]
-    )
-    return -(-uniform.clamp_min(1e-20).log()).clamp_min(1e-20).log()

@@ -33,9 +33,9 @@ class MaskGITConfig:
     inferred: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # see GeneratorConfig
 
     @property
-    def layout(self) -> TokenLayout:
-        """Tokens without a position."""
-        return TokenLayout.sequence(self.num_tokens)
+    def layout(self) -> TokenLayout | None:
+        """The tokenizer's, which may have one grid, or none."""
+        return None
 
     @property
     def mask(self) -> int:
@@ -153,5 +153,8 @@ def _config(
         "image_seq_len": config.num_tokens,
         "condition_num_classes": num_classes,
     }
-    check_shape(stated, numbers, config.layout, source, inside="model.generator.")
+    layout = stated.layout()
+    if layout is None or layout.num_tokens != config.num_tokens or len(layout.grids) > 1:
+        layout = TokenLayout.sequence(config.num_tokens)
+    check_shape(stated, numbers, layout, source, inside="model.generator.")
     return config

@@ -13,7 +13,7 @@ from avarc_cli.family import GeneratorFamily
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.precision import Precision
 from avarc_cli.likelihood import LikelihoodModel
-from avarc_cli.models.masked.tokens import check_sequence
+from avarc_cli.models.masked.tokens import check_no_scales
 from avarc_cli.models.maskgit.benchmark import MaskGITWorkload, random_workload
 from avarc_cli.models.maskgit.bert import Bert
 from avarc_cli.models.maskgit.config import MaskGITBertConfig, MaskGITConfig, read_bert, read_uvit
@@ -57,11 +57,12 @@ class MaskGITFamily(GeneratorFamily):
         device: torch.device,
         source: str,
     ) -> MaskGITLikelihood:
-        if (config.vocab_size, config.num_tokens) != (tokenizer.vocab_size, tokenizer.layout.num_tokens):
+        layout, same = tokenizer.layout, (config.vocab_size, config.num_tokens)
+        if same != (tokenizer.vocab_size, layout.num_tokens) or len(layout.grids) > 1:
             raise CheckpointError(
                 f"{source} reads the tokens of another tokenizer",
                 f"it has {config.num_tokens} tokens of {config.vocab_size} codes, the tokenizer "
-                f"{tokenizer.layout.num_tokens} of {tokenizer.vocab_size}",
+                f"{layout.num_tokens} of {tokenizer.vocab_size} ({layout})",
                 "pass the tokenizer that it was trained with",
             )
         network = self.network.from_state_dict(config, tensors, source=source).to(device)
@@ -72,7 +73,7 @@ class MaskGITFamily(GeneratorFamily):
         width = shape["width"]
         heads = shape.get("heads") or max(width // HEAD_WIDTH, 1)
         check_heads(width, heads, f"a {self.title}")
-        check_sequence(tokenizer, self.title)
+        check_no_scales(tokenizer, self.title)
         config = self.config(
             depth=self.depth(shape["depth"]),
             width=width,

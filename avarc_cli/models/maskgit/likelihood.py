@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.precision import Precision, check_gradients, inference
 from avarc_cli.layers.weight_decay import ONE_D_TOKENIZER, decays_unless_named
+from avarc_cli.likelihood import Known
 from avarc_cli.models.masked.likelihood import MaskedCodes, visible
 from avarc_cli.models.masked.loss import masked_loss, random_masks
 from avarc_cli.models.maskgit.config import MaskGITConfig
@@ -32,6 +33,7 @@ class MaskGITLikelihood(MaskedCodes, TrainableModel):
     """log p(tokens of a block | tokens of the blocks before, class), for any order cut into `steps` blocks."""
 
     family = "maskgit"
+    keeps_tokens = True
     onednn = True
     trained_with = frozenset({"smoothing", "visible"})
 
@@ -87,9 +89,10 @@ class MaskGITLikelihood(MaskedCodes, TrainableModel):
         guidance: float = 1.5,
         top_k: int = 0,
         top_p: float = 0.0,
+        known: Known | None = None,
     ) -> Tensor:
         """As `LikelihoodModel.sample`, by the reference's sampler, which is not p(x | class) even without guidance."""
-        return sample(self.transformer, class_id_B, self.schedule, generators, guidance, top_k, top_p)
+        return sample(self.transformer, class_id_B, self.schedule, generators, guidance, top_k, top_p, known)
 
     def with_network(self, network: nn.Module) -> MaskGITLikelihood:
         return type(self)(cast("MaskedTransformer", network), self.steps, unsmooth=self.unsmooth)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from avarc_cli.likelihood import Known
 from avarc_cli.models.masked.sampling import unmask
 from avarc_cli.models.maskgit.network import MaskedTransformer
 
@@ -63,12 +64,17 @@ def sample(
     guidance: float = 1.5,
     top_k: int = 0,
     top_p: float = 0.0,
+    known: Known | None = None,
 ) -> Tensor:
     """Tokens (B, L) int64, one image for each class id; arguments as `LikelihoodModel.sample`."""
-    config = transformer.config
+    config, device = transformer.config, class_id_B.device
+    ids_BL = torch.full((len(class_id_B), config.num_tokens), config.mask, device=device)
+    if known is not None:
+        tokens_L, kept_L = known.on(device)
+        ids_BL = torch.where(kept_L, tokens_L, ids_BL)
     return unmask(
         lambda ids_BL, step: _logits(transformer, class_id_B, ids_BL, schedule.weight(guidance, step)),
-        torch.full((len(class_id_B), config.num_tokens), config.mask, device=class_id_B.device),
+        ids_BL,
         generators,
         mask=config.mask,
         steps=schedule.steps,

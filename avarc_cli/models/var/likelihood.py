@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,12 @@ from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.precision import Precision, inference
 from avarc_cli.layers.weight_decay import decays_unless_named
+from avarc_cli.likelihood import Known
 from avarc_cli.models.var.class_table import ClassTable, to_device
 from avarc_cli.models.var.config import VARConfig
 from avarc_cli.models.var.loss import UNDECAYED, kept_branches, token_logits, training_loss
 from avarc_cli.models.var.network import VAR, Condition
-from avarc_cli.models.var.sampling import sample
+from avarc_cli.models.var.sampling import draw_scales, sample
 from avarc_cli.objective import Draw, Objective, StepLoss
 from avarc_cli.tokenizers.vqvae.network import MultiScaleQuantizer
 from avarc_cli.trainable import AutoregressiveModel
@@ -58,6 +59,8 @@ class VARLikelihood(AutoregressiveModel):
 
     family = "var"
     has_summary = True
+    keeps_tokens = True
+    smooths = True
     trained_with = frozenset({"smoothing", "drop_path", "stage"})
     config: VARConfig
 
@@ -162,6 +165,7 @@ class VARLikelihood(AutoregressiveModel):
         guidance: float = 1.5,
         top_k: int = 0,
         top_p: float = 0.0,
+        known: Known | None = None,
     ) -> Tensor:
         return sample(
             self.var,
@@ -171,7 +175,13 @@ class VARLikelihood(AutoregressiveModel):
             guidance=guidance,
             top_k=top_k,
             top_p=top_p,
+            known=known,
         )
+
+    @inference
+    def sample_latents(self, class_id_B: Tensor, *, generators: Sequence[torch.Generator], **options: Any) -> Tensor:
+        drawn = draw_scales(self.var, self.quantizer, class_id_B, generators=generators, smooth=True, **options)
+        return drawn[1]
 
     def with_network(self, network: nn.Module) -> VARLikelihood:
         return VARLikelihood(cast("VAR", network), self.quantizer, self.workspace)

@@ -131,8 +131,12 @@ class MultiScaleQuantizer(nn.Module):
 
     def contribution(self, k: int, index_Bpp: Tensor) -> Tensor:
         """What the tokens of scale k (0-based) add to the latents, (B, Z, h, h)."""
+        return self.contribution_of(k, self.embedding(index_Bpp))
+
+    def contribution_of(self, k: int, vectors_BppZ: Tensor) -> Tensor:
+        """As `contribution`, of the vectors of codes, or of mixtures of them."""
         side, last = self.patch_nums[-1], len(self.patch_nums) - 1
-        u = self.embedding(index_Bpp).permute(0, 3, 1, 2)
+        u = vectors_BppZ.permute(0, 3, 1, 2)
         if k < last:
             u = F.interpolate(u, size=(side, side), mode="bicubic")
         conv = self.quant_resi.at(k / last if last else 0.0)
@@ -218,4 +222,7 @@ class VQVAE(TokenizerNetwork):
     def reconstruct(self, tokens_BL: Tensor) -> Tensor:
         """Images (B, 3, H, W) from tokens."""
         *_, f_hat = self.quantize.accumulate(tokens_BL)
-        return self.decode(f_hat).clamp(-1, 1)
+        return self.decode_latents(f_hat)
+
+    def decode_latents(self, latents_BZhh: Tensor) -> Tensor:
+        return self.decode(latents_BZhh).clamp(-1, 1)

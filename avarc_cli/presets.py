@@ -1,0 +1,73 @@
+"""Settings of drawing with which published numbers were computed (assets/sampling/paper.toml). No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+from avarc_cli import toml_file
+from avarc_cli.errors import UsageError, shorten_list
+from avarc_cli.zoo.cards import model_card
+from avarc_cli.zoo.local_files import ASSETS
+
+PAPER = "paper"
+_FILE = ASSETS / "sampling" / "paper.toml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Settings for a published model; the file says what they mean."""
+
+    model: str
+    source: str
+    stated: str
+    guidance: float
+    top_k: int
+    top_p: float
+    temperature: float
+    schedule: str
+    rounding: str
+    steps: int | None = None
+    side: int | None = None
+
+    @property
+    def family(self) -> str:
+        """Of the model."""
+        return model_card(self.model).family
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, for what records how pictures were drawn."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@cache
+def published() -> dict[str, Preset]:
+    """All presets, by the name of a model."""
+    groups = toml_file.read(_FILE)["settings"]
+    return {name: Preset(model=name, **_without_models(group)) for group in groups for name in group["models"]}
+
+
+def _without_models(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "models"}
+
+
+def find(asked: str, model: str) -> Preset:
+    """The preset that --preset names.
+
+    Args:
+        asked: "paper" for that of the model, or the name of the published model that it is.
+        model: what --model names.
+    Raises: UsageError where none is published.
+    """
+    name = model if asked == PAPER else asked
+    if (found := published().get(name)) is not None:
+        return found
+    why = f"there are settings of {shorten_list(list(published()))}"
+    if asked != PAPER:
+        raise UsageError(f"no preset '{asked}'", why, "write --preset paper, or one of these names")
+    raise UsageError(
+        f"no settings are published for '{model}'",
+        why,
+        "give --guidance, --top-k and --top-p, or, if it is a file of one of these models, --preset with its name",
+    )
