@@ -5,13 +5,15 @@ A comment on the line above a block says how it is tested:
     <!-- test: only parsed, because it trains for minutes -->
     <!-- test: digits for var-d16, digits-vqvae for var-vqvae-256 -->
 
-Without one, a block is executed as it is; the second kind is executed with words replaced.
+Without one, a block is executed as it is; the second kind is executed with words replaced. Of indented blocks, those
+that begin with avarc are read too, and only parsed.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 ONLY_PARSED = "only parsed, because "
 COMMANDS: Any = typer.main.get_command(app)
 
+INDENTED = ONLY_PARSED + "it is indented"
+
+_INDENTED = re.compile(r"(?<=\n\n)((?: {4}[^\n]+\n)+)")
 _FENCE = re.compile(r"^(?:<!-- test: (?P<mark>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 
 
@@ -40,6 +45,10 @@ class Block:
     @property
     def is_only_parsed(self) -> bool:
         return self.mark.startswith(ONLY_PARSED)
+
+    @property
+    def is_executed(self) -> bool:
+        return self.language in ("sh", "python") and not self.is_only_parsed
 
     @property
     def name(self) -> str:
@@ -58,10 +67,15 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page, in order."""
     text = page.read_text("utf-8")
-    return [
-        Block(page, text.count("\n", 0, m.start("language")) + 1, m["language"], m["text"], m["mark"] or "")
+    found = [
+        Block(page, _line(text, m.start("language")), m["language"], m["text"], m["mark"] or "")
         for m in _FENCE.finditer(text)
     ]
+    for m in _INDENTED.finditer(text):
+        dedented = textwrap.dedent(m[0])
+        if dedented.startswith("avarc "):
+            found.append(Block(page, _line(text, m.start()), "sh", dedented, INDENTED))
+    return sorted(found, key=lambda block: block.line)
 
 
 def command_lines(text: str) -> Iterator[list[str]]:
@@ -97,6 +111,10 @@ def parse(words: Sequence[str]) -> None:
     missing = [param.name for param in command.params if param.required and not given.get(param.name)]
     assert not left, f"too many arguments: {left}"
     assert not missing or "config" in given or not is_whole, f"missing: {missing}"
+
+
+def _line(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1
 
 
 def _word(word: str) -> str:
