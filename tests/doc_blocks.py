@@ -5,8 +5,8 @@ A comment on the line above a block says how it is tested:
     <!-- test: only parsed, because it trains for minutes -->
     <!-- test: digits for var-d16, digits-vqvae for var-vqvae-256 -->
 
-Without one, a block is executed as it is; the second kind is executed with words replaced. Of indented blocks, those
-that begin with avarc are read too, and only parsed.
+Without one, a block is executed as it is; the second kind is executed with words replaced. Blocks of docs/reference,
+and indented ones that begin with avarc, are only parsed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import typer
 from avarc_cli.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ONLY_PARSED = "only parsed, because "
 COMMANDS: Any = typer.main.get_command(app)
 
@@ -44,7 +44,7 @@ class Block:
 
     @property
     def is_only_parsed(self) -> bool:
-        return self.mark.startswith(ONLY_PARSED)
+        return self.mark.startswith(ONLY_PARSED) or self.page.parent.name == "reference"
 
     @property
     def is_executed(self) -> bool:
@@ -52,7 +52,7 @@ class Block:
 
     @property
     def name(self) -> str:
-        return f"{self.page.name}:{self.line}"
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
 
     def replaced(self) -> str:
         """The text with the words replaced that its mark replaces."""
