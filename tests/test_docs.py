@@ -1,11 +1,10 @@
 """The documentation: links lead somewhere, what it names exists, and the glossary is in order."""
 
 import re
-from pathlib import Path
 
 import pytest
+import reference
 from doc_blocks import PAGES, ROOT
-from tools import reference
 
 
 def anchors(page):
@@ -55,7 +54,7 @@ def test_the_reference_is_that_of_this_version():
 
 
 def test_every_page_is_in_the_navigation_of_the_site():
-    """mkdocs is not there for this test; it builds with --strict, so that a link that leads nowhere ends `make docs`."""
+    """`make docs` looks at the links and anchors of the site; mkdocs is not there for this test."""
     navigation = (ROOT / "docs" / "site" / "mkdocs.yml").read_text("utf-8")
     named = set(re.findall(r"[\w/-]+\.md", navigation))
     pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}

@@ -1,6 +1,6 @@
 """Write docs/reference/: the commands from their definitions, the Python API from its docstrings.
 
-    python tests/tools/reference.py
+python tests/tools/reference.py
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ def pages() -> dict[str, str]:
 
 def _commands(root: Any) -> str:
     """The page that leads to the others."""
-    parts = [f"# Commands\n\n{WRITTEN_BY}", "Options of `avarc` itself, before the name of a command:", _options(root)[1]]
+    parts = [
+        f"# Commands\n\n{WRITTEN_BY}",
+        "Options of `avarc` itself, before the name of a command:",
+        _options(root)[1],
+    ]
     for title, names in root.sections.items():
         rows = [f"| [`{name}`]({name}.md) | {_cell(_first(root.commands[name]))} |" for name in names.split()]
         parts.append("\n".join([f"## {title}", "", "| command | |", "|---|---|", *rows]))
@@ -67,22 +71,23 @@ def _options(command: Any) -> list[str]:
         names = [param.name.upper()] if is_argument else [*param.opts, *param.secondary_opts]
         title = getattr(param, "rich_help_panel", None) or ("Arguments" if is_argument else "Options")
         shown = ", ".join(f"`{name}`" for name in names)
-        sections.setdefault(title, []).append(f"| {shown} | {_default(param)} | {_cell(param.help or '')} |")
+        sections.setdefault(title, []).append(f"| {shown} | {_cell(param.help or '')}{_default(param)} |")
     parts = []
     for title, rows in sections.items():
         if rows:
-            parts += [f"**{title}**", "\n".join(["| | default | |", "|---|---|---|", *rows])]
+            kind = "argument" if title == "Arguments" else "option"
+            parts += [f"**{title}**", "\n".join([f"| {kind} | |", "|---|---|", *rows])]
     return parts
 
 
 def _default(param: Any) -> str:
     if param.required:
-        return "required"
+        return " *Required.*"
     if param.default is True and param.secondary_opts:
-        return f"`{param.opts[0]}`"
+        return f" *Default:* `{param.opts[0]}`."
     if param.default is None or isinstance(param.default, bool) or param.default == "" or callable(param.default):
         return ""
-    return f"`{param.default}`"
+    return f" *Default:* `{param.default}`."
 
 
 def _first(command: Any) -> str:
@@ -96,12 +101,15 @@ def _cell(text: str) -> str:
 def _escaped(text: str) -> str:
     """As Markdown that shows these characters. Text between backticks stays."""
     pieces = text.split("`")
-    pieces[::2] = [re.sub(r"([<*\[])", r"\\\1", piece) for piece in pieces[::2]]
+    pieces[::2] = [re.sub(r"([*\[])", r"\\\1", piece).replace("<", "&lt;") for piece in pieces[::2]]
     return "`".join(pieces)
 
 
 def _api() -> str:
-    parts = [f"# Python API: reference\n\n{WRITTEN_BY}", "All names are imported from `avarc_cli`. [Examples](../python-api.md)."]
+    parts = [
+        f"# Python API: reference\n\n{WRITTEN_BY}",
+        "All names are imported from `avarc_cli`. [Examples](../python-api.md).",
+    ]
     for name in sorted(avarc_cli.__all__, key=str.casefold):
         item = getattr(avarc_cli, name)
         if inspect.isclass(item):
