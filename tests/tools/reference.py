@@ -134,7 +134,8 @@ def _class(name: str, item: type) -> Iterator[str]:
 
 def _function(name: str, function: Any) -> Iterator[str]:
     parameters = [p for p in inspect.signature(function).parameters.values() if p.name not in ("self", "cls")]
-    shown, is_keyword = [], False
+    shown: list[str] = []
+    is_keyword = False
     for p in parameters:
         if p.kind is p.KEYWORD_ONLY and not is_keyword:
             shown, is_keyword = [*shown, "*"], True
