@@ -100,7 +100,8 @@ class Group(TyperGroup):
         rest = " ".join(name for name in self.list_commands(ctx) if name not in listed)
         column = max(map(len, self.commands))
         for title, names in [*self.sections.items(), ("Commands", rest)]:
-            rows = [(f"{name:{column}}", _first_sentence(self.commands[name])) for name in names.split()]
+            known = [name for name in names.split() if name in self.commands]
+            rows = [(f"{name:{column}}", _first_sentence(self.commands[name])) for name in known]
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)

@@ -46,10 +46,11 @@ def doctor(
         raise UsageError("whose rounding is to be measured?", "no model was named", "add --model")
     check_file(tokens, "--tokens")
     noise = None if model is None else _noise(model, tokenizer, tokens)
-    from avarc_cli import environment
+    from avarc_cli import environment, product_library
 
     versions, machine = environment.versions(), environment.machine()
-    devices, choices, extras = environment.devices(), environment.choices(), environment.extras()
+    devices, extras = environment.devices(), environment.extras()
+    choices = (*environment.choices(), product_library.choice())
     findings = environment.findings()
     installs = [f"to get {e.package}: {e.install}" for e in extras if not e.version]
     noise_data, shown_noise = noise or ({}, [])
