@@ -208,6 +208,10 @@ def _cells(each: Outcome) -> tuple[str, ...]:
 
 def _data(each: Outcome) -> dict[str, object]:
     """What the table is filtered by."""
-    names = {"data-label": each.truth, "data-said": each.said, "data-result": each.result}
-    numbers = {"data-margin": None if each.margin is None else f"{each.margin:.6g}", "data-tokens": each.tokens_scored}
-    return {attribute: page.text(name) for attribute, name in names.items()} | numbers
+    return {
+        "data-label": page.text(each.truth),
+        "data-said": page.text(each.said),
+        "data-result": page.text(each.result),
+        "data-margin": None if each.margin is None else f"{each.margin:.6g}",
+        "data-tokens": each.tokens_scored,
+    }
