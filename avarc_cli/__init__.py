@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from avarc_cli.errors import AvarcError
 
 if TYPE_CHECKING:
-    from avarc_cli.classifier import Classifier, load_classifier
+    from avarc_cli.classifier import Classifier, SampledImages, load_classifier
     from avarc_cli.data.datasets import open_images
     from avarc_cli.data.views import Views
+    from avarc_cli.explain.explained_image import ExplainedImage
     from avarc_cli.loading import ModelSpec, load_model
     from avarc_cli.options import Options
-    from avarc_cli.prediction import Prediction
+    from avarc_cli.prediction import LogLikelihoods, Prediction, Predictions
     from avarc_cli.sampling import Sampling, sample
     from avarc_cli.tokens.cache import read as open_cache
     from avarc_cli.tuning import tune
@@ -28,9 +29,13 @@ __version__ = "0.1.0"
 __all__ = [
     "AvarcError",
     "Classifier",
+    "ExplainedImage",
+    "LogLikelihoods",
     "ModelSpec",
     "Options",
     "Prediction",
+    "Predictions",
+    "SampledImages",
     "Sampling",
     "Views",
     "__version__",
@@ -45,9 +50,13 @@ __all__ = [
 # public name -> where it is defined
 _LAZY = {
     "Classifier": "avarc_cli.classifier:Classifier",
+    "ExplainedImage": "avarc_cli.explain.explained_image:ExplainedImage",
+    "LogLikelihoods": "avarc_cli.prediction:LogLikelihoods",
     "ModelSpec": "avarc_cli.loading:ModelSpec",
     "Options": "avarc_cli.options:Options",
     "Prediction": "avarc_cli.prediction:Prediction",
+    "Predictions": "avarc_cli.prediction:Predictions",
+    "SampledImages": "avarc_cli.classifier:SampledImages",
     "Sampling": "avarc_cli.sampling:Sampling",
     "Views": "avarc_cli.data.views:Views",
     "load_classifier": "avarc_cli.classifier:load_classifier",

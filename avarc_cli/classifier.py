@@ -9,182 +9,218 @@ Example:
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, overload
 
-from avarc_cli import product_library
-from avarc_cli.data.datasets import ImageSet, open_images
-from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.data.views import SINGLE_VIEW, Views
-from avarc_cli.errors import UnreadableImage
-from avarc_cli.loading import ModelSpec, load_model
+import numpy as np
+from PIL import Image
+
+from avarc_cli import page, product_library
+from avarc_cli.cache_classifier import CacheClassifier
+from avarc_cli.data.given_images import image_sets, is_one_image
+from avarc_cli.data.labels import resolve_classes
+from avarc_cli.errors import UsageError
+from avarc_cli.loading import ModelSpec, load_model, with_bank
 from avarc_cli.options import Options
-from avarc_cli.prediction import Prediction
-from avarc_cli.progress import (
-    MetricsProgress,
-    Notify,
-    Progress,
-    StartProgress,
-    no_message,
-    no_metrics,
-    no_progress,
-    silent,
-)
-from avarc_cli.results import places, records
-from avarc_cli.results.folder import RunFolder
-from avarc_cli.results.run import Run, RunResult, classify
-from avarc_cli.scoring_setup import ScoringSetup
-from avarc_cli.tokens.cache import TokenCache, read
-from avarc_cli.tokens.encode import EncodeResult, encode
-from avarc_cli.tokens.encoder import default_workers
-from avarc_cli.torch_flags import deterministic_algorithms
-from avarc_cli.work.shards import UNDIVIDED, Shard
-from avarc_cli.work.workers import HERE, Workers, check_division
+from avarc_cli.prediction import LogLikelihoods, Prediction, Predictions
+from avarc_cli.progress import Notify, StartProgress, no_message, silent
+from avarc_cli.results.records import CandidateLabels
+from avarc_cli.sampling import Sampling, sample
+from avarc_cli.settings import check_one_precision
+from avarc_cli.tokens.request import default_batch_size
+from avarc_cli.words import counted
+
+if TYPE_CHECKING:
+    from avarc_cli.data.datasets import ImageSet
+    from avarc_cli.data.given_images import ManyImages, OneImage
+    from avarc_cli.explain.explained_image import ExplainedImage
+
+SHOWN = 96  # pixels a side of a sampled picture in a notebook
 
 
-class Classifier(ScoringSetup):
+class Classifier(CacheClassifier):
     """A loaded model with its options, and what it classifies. Make one with `load_classifier`.
+
+    It does not change: `add_class` returns another one. An image is a path, an image of Pillow, or an array or tensor,
+    (H, W), (H, W, C) or (C, H, W), of uint8 or of floats from 0 to 1; a class is its id or name, or its number.
 
     Attributes: those of `ScoringSetup`.
     """
 
-    def classify(self, image: str | Path) -> Prediction:
-        """Classify one image file. Raises as `classify_all`."""
-        return self.classify_all([image])[0]
+    @overload
+    def classify(self, images: OneImage) -> Prediction: ...  # type: ignore[overload-overlap]  # a text is one path
 
-    def classify_all(self, images: Sequence[str | Path]) -> list[Prediction]:
-        """Classify image files; returns one prediction each, in order.
+    @overload
+    def classify(self, images: ManyImages) -> Predictions: ...
 
-        Raises: UsageError for a file that does not exist; UnreadableImage for a file that is not a readable image.
+    def classify(self, images: OneImage | ManyImages) -> Prediction | Predictions:
+        """The prediction for one image, or the predictions for a list, an iterator or a batch of images.
+
+        Raises: as `classify_all`; UsageError for the path of a folder or list that has several images.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            encoded = self.encode(open_images([Path(image) for image in images]), Path(folder) / "tokens.h5", workers=0)
-            if encoded.unreadable:
-                name, reason = encoded.unreadable[0]
-                raise UnreadableImage(f"cannot read '{name}'", reason)
-            result = self.classify_cache(read(encoded.path), keep_scores=True)
-        naming = records.CandidateLabels(self.model.classes, self.candidates)
-        return [Prediction.of(image.path, scores, naming) for image, scores in result.scores]
+        if not is_one_image(images):
+            return self.classify_all(images)
+        [(image, scores)] = self.score_images(self._one(images))
+        return Prediction.of(image.path, scores, self._naming)
 
-    def encode(
+    def classify_all(self, images: OneImage | ManyImages) -> Predictions:
+        """One prediction for each image, in order; an iterator is read in batches. A path may also be a folder.
+
+        Raises: UsageError for a file that does not exist, and for what is no image; UnreadableImage for a file that is
+            not a readable image.
+        """
+        return Predictions(self.classify_each(images))
+
+    def classify_each(self, images: OneImage | ManyImages) -> Iterator[Prediction]:
+        """As `classify_all`, but each prediction as soon as its batch is scored: of an endless iterator, too."""
+        for some in self._sets(images):
+            for image, scores in self.score_images(some):
+                yield Prediction.of(image.path, scores, self._naming)
+
+    def log_likelihood(self, images: OneImage | ManyImages) -> LogLikelihoods:
+        """log p(image | class) of every candidate on all tokens, whatever the plan; without priors and offsets.
+
+        Raises: as `classify_all`; UsageError for a cascade of precisions.
+        """
+        check_one_precision(self.model.precision, "log-likelihoods")
+        plain = CacheClassifier(self.model, replace(self.exhaustive(1).options, priors=None, offsets=False))
+        scored = list(chain.from_iterable(map(plain.score_images, self._sets(images))))
+        values = np.empty((len(scored), len(self.candidates)))
+        for row, (_, scores) in zip(values, scored, strict=True):
+            row[scores.stages[-1].candidates] = scores.stages[-1].log_likelihood
+        names, ids = ([of[c] for c in self.candidates] for of in (self.model.classes.names, self.model.classes.ids))
+        return LogLikelihoods(tuple(image.path for image, _ in scored), tuple(names), tuple(ids), values)
+
+    def explain(
+        self, image: OneImage, class_: int | str = "prediction", contrast: int | str = "rival"
+    ) -> ExplainedImage:
+        """Where in an image the evidence for a class is; a notebook shows the maps.
+
+        Args:
+            class_: the class to explain; "prediction" for the predicted one.
+            contrast: what it is compared with; "rival" for the strongest other class.
+        Raises: UsageError for unknown classes, and a model whose tokens have no place; as `classify`.
+        """
+        from avarc_cli.explain.explain import explain_images
+        from avarc_cli.explain.explained_image import ExplainedImage
+        from avarc_cli.explain.options import ExplainOptions
+
+        options = ExplainOptions(target=self._text(class_), contrast=self._text(contrast))
+        result = explain_images(self, self._one(image), options, workers=0)
+        return ExplainedImage(result.explanations[0])
+
+    def sample(self, class_: int | str, count: int = 1, sampling: Sampling | None = None) -> SampledImages:
+        """Pictures of a class, drawn from p(image | class), as images of Pillow.
+
+        Args:
+            sampling: guidance, top-k, top-p and seed; None for `Sampling()`.
+        Raises: UsageError for an unknown class, and a count below 1.
+        """
+        if count < 1:
+            raise UsageError(f"{count} pictures were asked for, must be at least 1")
+        name = self._text(class_)
+        if len(resolve_classes(name, self.model.classes)) != 1:
+            raise UsageError(f"'{name}' names several classes", fix="sample them one at a time")
+        drawn = sample(self.model, [name], count, sampling)
+        return SampledImages(map(Image.fromarray, drawn.pictures[0]))
+
+    def add_class(
         self,
-        images: ImageSet,
-        out: str | Path,
+        name: str,
+        images: OneImage | ManyImages,
         *,
-        preprocess: str | None = None,
-        views: Views = SINGLE_VIEW,
-        sigma: float = 0.1,
+        bank: str | Path | None = None,
+        method: str = "lora",
+        steps: int | None = None,
         seed: int = 0,
-        workers: int | None = None,
-        overwrite: bool = False,
-        progress: Progress = no_progress,
+        offset: bool = True,
+        replace_existing: bool = False,
+        progress: StartProgress = silent,
         say: Notify = no_message,
-    ) -> EncodeResult:
-        """Encode images into a token cache for this classifier: these views, or as many samples as its plan needs.
+    ) -> Classifier:
+        """Teach the model a class, store it in a bank, and return a classifier that has it; this one stays as it is.
 
-        Call it again with the same arguments to continue after an interruption. `tokens.encode` has more options.
-
-        Args:
-            out: the cache to write.
-            preprocess: as `--preprocess` (`Preprocess.choose`). None for the tokenizer's own.
-            views: of each image. If there are several, the plan must average over some of them.
-            sigma, seed: standard deviation, in units of the latents, and seed of the smoothing noise.
-            workers: processes that decode images; 0 decodes in this one. None for as many as the device needs.
-            overwrite: replace a cache or unfinished chunks of another request; encode a complete cache again.
-            progress: called with (images done, images in all).
-            say: called with messages for the user, such as how many images changed since an earlier call.
-        Raises: as `smoothing_samples` and `tokens.encode`.
-        """
-        tokenizer, samples = self.model.tokenizer, self.smoothing_samples(views)
-        with deterministic_algorithms(self.options.deterministic):
-            return encode(
-                images,
-                tokenizer,
-                Preprocess.choose(preprocess, tokenizer.preprocess, tokenizer.image_size, views),
-                Path(out),
-                samples=samples,
-                sigma=sigma,
-                seed=seed,
-                workers=default_workers(self.model.device) if workers is None else workers,
-                overwrite=overwrite,
-                progress=progress,
-                say=say,
-            )
-
-    def classify_cache(
-        self,
-        cache: TokenCache,
-        out: str | Path | None = None,
-        *,
-        save_json: bool = False,
-        save_likelihood: bool = False,
-        shard: Shard = UNDIVIDED,
-        workers: Workers = HERE,
-        keep_scores: bool = False,
-        overwrite: bool = False,
-        options: Mapping[str, Any] | None = None,
-        on_start: Callable[[Run], None] = lambda run: None,
-        progress: MetricsProgress = no_metrics,
-        say: Notify = no_message,
-    ) -> RunResult:
-        """Classify every image of a token cache.
+        Where the options name candidates, the class is one more. The file of the model does not change.
 
         Args:
-            out: run folder for predictions and metrics (docs/formats.md); a run that was interrupted continues there.
-                None keeps the results in memory.
-            save_json: write each image's stages to OUT/json/.
-            save_likelihood: write each image's token log-probabilities to OUT/likelihood/.
-            shard: classify only this part of the images; all shards of one `out` may run at once.
-            workers: who scores the images.
-            keep_scores: return the scores of all candidates, of the images scored in this call.
-            overwrite: replace a run of another request in `out`. Only files that belong to a run are deleted.
-            options: of the command, for run.json, from which it can be repeated.
-            on_start: called once with the run, before anything is scored.
-            progress: called after every chunk of images with (images done, running numbers).
-            say: called with messages for the user, such as that a batch had to be made smaller.
-        Raises: as `run` and `results.run.classify`; UsageError for `overwrite` with a shard, or a shard without `out`.
+            bank: the folder of the added classes; created if it does not exist. None for that of this classifier.
+            method, steps, seed: what is trained, for how long, and the seed of it (docs/add-class.md).
+            offset: fit an offset that makes old and new scores comparable.
+            replace_existing: fit a class again that the bank has.
+            progress: opens bars for the steps of the work. say: called with messages for the user.
+        Raises: UsageError for a name that is taken or unusable, a bank of another model, and options that hold for
+            the present classes only: tuned plans and priors; as `incremental.adding.add_classes`.
         """
-        check_division(shard, workers, out=out, overwrite=overwrite)
-        folder = None if out is None else RunFolder(Path(out))
-        scorer = self if folder is None or overwrite else self.multiplying_as(folder.recorded("arithmetic"))
+        from avarc_cli import bank as banks
+        from avarc_cli.incremental.editing import Existing
+        from avarc_cli.incremental.fit import FitOptions
+        from avarc_cli.incremental.teaching import teach
 
-        def make(tokens_per_batch: int | None) -> Run:
-            request = scorer.request(cache.header, keep_tokens=save_likelihood, tokens_per_batch=tokens_per_batch)
-            recorded = folder.recorded("cascade") if folder and tokens_per_batch else None
-            run = scorer.run(
-                cache, request, save_json=save_json, save_likelihood=save_likelihood, recorded=recorded, say=say
-            )
-            notes: dict[str, Any] = {} if options is None else {"options": dict(options)}
-            if folder is not None:
-                notes[places.KEY] = places.record(self.model.given, cache.path, folder.path, self.orders.file)
-            return replace(run, protocol={**run.protocol, **notes})
+        path, fit = self._bank(bank), FitOptions(method=method, steps=steps, seed=seed)
+        if self.tuned is not None or self.options.priors is not None:
+            what = "the tuned plan" if self.tuned is not None else "the priors"
+            fix = "load a classifier without, and add the class to that one"
+            raise UsageError(f"{what} of this classifier would not hold with '{name}'", "there is one more class", fix)
+        base, existing = self.model.base or self.model, Existing(replace=replace_existing)
+        examples = next(image_sets(images, sys.maxsize), None)
+        if examples is None:
+            raise UsageError(f"there are no images of '{name}'", "a class is learned from its images")
+        teach(base, path, name, examples, fit, offset=offset, existing=existing, progress=progress, say=say)
+        known = with_bank(base, banks.read(path))
+        options = self.options
+        if options.classes is not None:
+            named = [self.model.classes.ids[c] for c in self.candidates]
+            kept = {known.classes.ids.index(each) for each in named if each in known.classes.ids}
+            options = replace(options, classes=sorted(kept | set(resolve_classes(name, known.classes))))
+        return Classifier(known, options)
 
-        run = make(folder.recorded("tokens_per_batch") if folder else None)
-        if folder and overwrite and folder.has_another(run.protocol):
-            run = make(None)
-            folder.replace(run.protocol)
-        on_start(run)
-        return classify(run, folder, shard=shard, workers=workers, keep_scores=keep_scores, progress=progress, say=say)
+    def _bank(self, asked: str | Path | None) -> Path:
+        present = self.model.bank.path if self.model.bank else None
+        if present is not None and asked is not None and Path(asked).absolute() != present.absolute():
+            fix = "leave bank out, or load a classifier with that bank"
+            raise UsageError(f"this classifier has the bank '{present}', not '{asked}'", fix=fix)
+        chosen = present or asked
+        if chosen is None:
+            raise UsageError("which bank shall have the class?", fix="name a folder: add_class(..., bank='bank')")
+        return Path(chosen)
 
-    def multiplying_as(self, recorded: Any) -> Classifier:
-        """This classifier, with float32 products by the library of an earlier run, which it is to continue.
+    def _text(self, class_: int | str) -> str:
+        """A class as the library's functions read it. Raises: UsageError for a number that is no class id."""
+        if isinstance(class_, str):
+            return class_
+        space = self.model.classes
+        if not 0 <= class_ < len(space):
+            raise UsageError(f"there is no class {class_}", f"{space.name} has the ids 0 to {len(space) - 1}")
+        return space.ids[class_]
 
-        Args:
-            recorded: `arithmetic` in run.json; None where there is no run.
-        """
-        arithmetic = self.model.arithmetic
-        if not isinstance(recorded, str) or product_library.recorded(recorded) == product_library.recorded(arithmetic):
-            return self
-        spec = replace(ModelSpec(**self.model.given), products=product_library.recorded(recorded))
-        return Classifier(load_model(spec), self.options)
+    @property
+    def _naming(self) -> CandidateLabels:
+        return CandidateLabels(self.model.classes, self.candidates)
 
-    def exhaustive(self, samples: int) -> Classifier:
-        """What a plan is tuned with: all candidates on all tokens, averaged over this many samples."""
-        options = replace(self.options, plan=f"exhaustive:{samples}", score="log-likelihood", combine="mean")
-        return Classifier(self.model, options)
+    def _sets(self, images: OneImage | ManyImages) -> Iterator[ImageSet]:
+        return image_sets(images, default_batch_size(self.model.tokenizer.image_size))
+
+    def _one(self, image: OneImage) -> ImageSet:
+        if not is_one_image(image):
+            raise UsageError("one image is needed", f"this is a {type(image).__name__}", "name one image")
+        [images] = self._sets(image)
+        if len(images) != 1:
+            fix = "classify_all classifies all of them"
+            raise UsageError(f"'{image}' has {counted(len(images), 'image')}", "one is needed", fix)
+        return images
+
+
+class SampledImages(list[Image.Image]):
+    """Pictures that a model drew."""
+
+    def _repr_html_(self) -> str:
+        """The pictures in a row, in a notebook."""
+        shown = "".join(page.picture(np.asarray(each), "sampled picture", side=SHOWN) for each in self)
+        return f'<div style="display:flex;flex-wrap:wrap;gap:4px">{shown}</div>'
 
 
 def load_classifier(

@@ -25,7 +25,7 @@ from avarc_cli.tokens.cache import TokenCache, read
 from avarc_cli.work.workers import HERE, Workers
 
 if TYPE_CHECKING:
-    from avarc_cli.classifier import Classifier
+    from avarc_cli.cache_classifier import CacheClassifier
     from avarc_cli.loaded import LoadedModel
     from avarc_cli.results.run import Run
     from avarc_cli.scoring.request import ScoringRequest
@@ -40,7 +40,7 @@ OF_THIS_MACHINE = frozenset(
 
 
 def export_cache(
-    classifier: Classifier,
+    classifier: CacheClassifier,
     cache: TokenCache,
     out: Path,
     *,
@@ -61,7 +61,7 @@ def export_cache(
         say: called with messages about batches that had to shrink.
         on_start: called once with the run, before anything is scored.
     Returns: shape of log_likelihood, (N, K) or (N, K, L).
-    Raises: as `export_run`, `Classifier.run` and `results.run.classify`.
+    Raises: as `export_run`, `CacheClassifier.run` and `results.run.classify`.
     """
     check_one_precision(classifier.model.precision, "an export")
     overwrite = overwrite or is_unfinished(out)
@@ -80,26 +80,26 @@ def export_cache(
 
 def open_again(
     run: SavedRun, model: LoadedModel, cache: Path, orders: Path | None = None
-) -> tuple[Classifier, TokenCache]:
+) -> tuple[CacheClassifier, TokenCache]:
     """A classifier that scores as a finished run did, and the run's images.
 
     Args:
         model: the run's. cache: its token cache. orders: as in `recorded_orders`.
     Raises: UsageError where these are others; as `recorded_options`.
     """
-    from avarc_cli.classifier import Classifier  # imports torch
+    from avarc_cli.cache_classifier import CacheClassifier  # imports torch
     from avarc_cli.results.recorded import check_model, own_images
 
     check_model(run, model)
     tokens = read(cache)
     tokens.check(model.tokenizer)
     images = own_images(run, tokens, ((record["index"], record["path"]) for record in run.records))
-    return Classifier(model, recorded_options(run, orders)), images
+    return CacheClassifier(model, recorded_options(run, orders)), images
 
 
 def export_run_again(
     run: SavedRun,
-    classifier: Classifier,
+    classifier: CacheClassifier,
     cache: TokenCache,
     out: Path,
     *,
@@ -194,7 +194,9 @@ def _score(
         classify(run, folder, workers=workers, progress=lambda done, numbers: bar.update(done), say=say)
 
 
-def _request_again(run: SavedRun, classifier: Classifier, cache: TokenCache, *, keep_tokens: bool) -> ScoringRequest:
+def _request_again(
+    run: SavedRun, classifier: CacheClassifier, cache: TokenCache, *, keep_tokens: bool
+) -> ScoringRequest:
     """The run's own request; batches are as large as its own on the same kind of device, for the same roundings."""
     here = run.protocol.get("device_name") == classifier.model.protocol()["device_name"]
     request = classifier.request(

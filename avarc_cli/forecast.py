@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from avarc_cli.classifier import Classifier
+from avarc_cli.cache_classifier import CacheClassifier
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.scoring.batching import estimate
 from avarc_cli.scoring.drawn import count_drawn
@@ -80,9 +80,9 @@ class ScoringForecast:
 
 
 def forecast_scoring(
-    classifier: Classifier, header: CacheHeader, images: int, *, keep_tokens: bool = False
+    classifier: CacheClassifier, header: CacheHeader, images: int, *, keep_tokens: bool = False
 ) -> ScoringForecast:
-    """What scoring this many images of a cache takes. Raises: as `Classifier.request`."""
+    """What scoring this many images of a cache takes. Raises: as `CacheClassifier.request`."""
     request, likelihood = classifier.request(header, keep_tokens=keep_tokens), classifier.model.likelihood
     cost = estimate(likelihood, request, images, torch.device(classifier.model.device))
     return ScoringForecast(
@@ -97,12 +97,12 @@ def forecast_scoring(
     )
 
 
-def forecast_tuning(classifier: Classifier, header: CacheHeader, images: int, *, samples: int) -> ScoringForecast:
+def forecast_tuning(classifier: CacheClassifier, header: CacheHeader, images: int, *, samples: int) -> ScoringForecast:
     """What tuning a plan on this many images of a cache takes.
 
     Args:
         samples: as in `tune`.
-    Raises: as `Classifier` and `Classifier.request`.
+    Raises: as `CacheClassifier` and `CacheClassifier.request`.
     """
     forecast = forecast_scoring(classifier.exhaustive(samples), header, images)
     return replace(forecast, drawn=count_drawn(classifier.model.likelihood, forecast.classes))

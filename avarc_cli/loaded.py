@@ -160,6 +160,7 @@ class LoadedModel:
     given: Mapping[str, Any] = field(default_factory=dict)  # the fields of `loading.ModelSpec`
     lora: str = ""  # the adapter that was merged into the weights
     bank: Bank | None = None  # where the classes after the model's own come from
+    base: LoadedModel | None = None  # the model without the bank; None where there is none
     captions: BoundCaptions | None = None  # what the classes of a model of captions are
 
     @property

@@ -239,7 +239,7 @@ def with_bank(model: LoadedModel, bank: Bank) -> LoadedModel:
     added = [AddedClass.from_tensors(base, bank.tensors(a), a.scale, str(bank.path / a.file)) for a in bank.additions]
     likelihood: LikelihoodModel = AddedClassesModel(base, added) if added else base
     load = partial(_load_with_bank_on, model.load, bank)
-    return replace(model, likelihood=likelihood, classes=bank.extend(model.classes), bank=bank, load=load)
+    return replace(model, likelihood=likelihood, classes=bank.extend(model.classes), bank=bank, base=model, load=load)
 
 
 def _load_model_on(spec: ModelSpec, device: str, precision: str | None = None) -> LoadedModel:

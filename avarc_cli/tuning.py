@@ -35,14 +35,14 @@ from avarc_cli.work.workers import HERE, Workers
 
 LEAST_FOR_TEMPERATURE = 20  # labelled images
 if TYPE_CHECKING:
-    from avarc_cli.classifier import Classifier
+    from avarc_cli.cache_classifier import CacheClassifier
     from avarc_cli.results.run import Run
 
 CALIBRATING, EVALUATING = "calibrating", "evaluating"  # run folders beside the plan, until it is written
 
 
 def tune(
-    classifier: Classifier,
+    classifier: CacheClassifier,
     cache: TokenCache,
     *,
     agreement: float = 0.995,
@@ -76,7 +76,7 @@ def tune(
         say: called with a message when a batch had to be made smaller.
     Returns: the plan. `hold_out` and `evaluate` set its `held_out`.
     Raises: UsageError when there are too few images for the guarantee, only one candidate, or too few samples; as
-        `Classifier.run` and `results.run.classify`.
+        `CacheClassifier.run` and `results.run.classify`.
     """
     check_request(len(cache), agreement=agreement, hold_out=hold_out, evaluate=evaluate is not None)
     check_one_precision(classifier.model.precision, "tuning; the plan holds for a cascade too")
@@ -133,7 +133,7 @@ class _Scores:
 class _Scorer:
     """Scores caches exhaustively, and reports the progress over all of them."""
 
-    classifier: Classifier
+    classifier: CacheClassifier
     workers: Workers
     on_start: Callable[[Run], None]
     progress: Progress

@@ -39,3 +39,10 @@ def listed(words: Iterable[str], last: str = "and") -> str:
     """
     *first, end = words
     return f"{', '.join(first)} {last} {end}" if first else end
+
+
+def percent(fraction: float) -> str:
+    """A probability for people; what is nearly certain or nearly impossible does not read 100 % or 0 %."""
+    if 0 < fraction < 0.0005:
+        return "< 0.1%"
+    return f"{fraction:.1%}" if fraction < 0.9995 else "> 99.9%"

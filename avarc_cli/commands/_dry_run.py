@@ -11,7 +11,7 @@ from avarc_cli import console
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
-    from avarc_cli.classifier import Classifier
+    from avarc_cli.cache_classifier import CacheClassifier
     from avarc_cli.forecast import EncodingForecast, ScoringForecast
 
 DryRunOpt = Annotated[
@@ -39,7 +39,7 @@ def show(
     *,
     encoding: EncodingForecast | None = None,
     scoring: ScoringForecast | None = None,
-    classifier: Classifier | None = None,
+    classifier: CacheClassifier | None = None,
 ) -> None:
     """Print a forecast."""
     data: dict[str, Any] = {"files": {str(path): size for path, size in files.items()}}

@@ -12,7 +12,7 @@ from avarc_cli.errors import UsageError, describe_differences
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
-    from avarc_cli.classifier import Classifier
+    from avarc_cli.cache_classifier import CacheClassifier
     from avarc_cli.results.folder import RunFolder
     from avarc_cli.results.run import Run, RunResult
 
@@ -53,7 +53,7 @@ def check_same_plan(folder: RunFolder, plan: str) -> None:
         raise UsageError(f"'{folder.path}' holds another run", differences, fix)
 
 
-def announce(classifier: Classifier, run: Run) -> None:
+def announce(classifier: CacheClassifier, run: Run) -> None:
     """The plan in one line, and what may surprise the user about memory, candidates and labels."""
     import torch
 

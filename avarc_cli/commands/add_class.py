@@ -66,7 +66,7 @@ def add_class(
         check_names(list(rows), model.known_classes(), there, existing)
     spec = work.place(context, model).fetch()
     from avarc_cli.incremental import adding  # imports torch: only now, after all that may be wrong
-    from avarc_cli.incremental.fit import MIN_TO_VALIDATE
+    from avarc_cli.incremental.fit import few_images
     from avarc_cli.loading import load_model
 
     options, variation = learning.fit(), learning.variation()
@@ -74,11 +74,9 @@ def add_class(
     opt.note_inferred(loaded)
     names = check_names(list(rows), loaded.classes, open_or_new(bank, loaded.as_base()), existing)
     examples = _examples.encode(source, {n: rows[n] for n in names}, loaded.tokenizer, variation)
-    for name, count in ((n, len(examples[n])) for n in names):
-        if count < MIN_TO_VALIDATE:
-            only = counted(count, "image")
-            why = "training without a validation split or early stopping"
-            console.warn(f"class '{name}' has only {only} (fewer than {MIN_TO_VALIDATE}): {why}")
+    for name in names:
+        if few := few_images(name, len(examples[name])):
+            console.warn(few)
     added = adding.add_classes(
         loaded,
         bank,

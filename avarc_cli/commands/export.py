@@ -17,7 +17,7 @@ from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.options import Options, parse_batch_size
 
 if TYPE_CHECKING:
-    from avarc_cli.classifier import Classifier
+    from avarc_cli.cache_classifier import CacheClassifier
     from avarc_cli.results.read_run import SavedRun
     from avarc_cli.tokens.cache import TokenCache
     from avarc_cli.work.workers import Workers
@@ -140,7 +140,7 @@ class _Request:
         choice: dict[str, Any] = {"classes": self.classes, "per_token": self.per_token}
         _show(self.out, export_run_again(run, classifier, cache, self.out, **choice, **self.how(classifier)))
 
-    def is_answered_by_forecast(self, classifier: Classifier, cache: TokenCache, *, keep_tokens: bool) -> bool:
+    def is_answered_by_forecast(self, classifier: CacheClassifier, cache: TokenCache, *, keep_tokens: bool) -> bool:
         """Print what scoring takes, if that is all that is asked for."""
         if self.dry_run:
             from avarc_cli.forecast import forecast_scoring
@@ -149,7 +149,7 @@ class _Request:
             _dry_run.show({self.out: None}, scoring=forecast, classifier=classifier)
         return self.dry_run
 
-    def how(self, classifier: Classifier) -> dict[str, Any]:
+    def how(self, classifier: CacheClassifier) -> dict[str, Any]:
         """Who scores, and what is reported."""
         announce = partial(_summary.announce, classifier)
         shown = {"progress": console.progress, "say": console.warn, "on_start": announce}

@@ -211,14 +211,24 @@ def read_rgb(open_file: Callable[[], BinaryIO], name: str, *, reference: bool = 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow reports odd metadata as warnings; MAX_PIXELS is checked below
             with open_file() as file, Image.open(file, formats=_formats()) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise _unreadable(name, f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
-                image.load()
-                if reference:
-                    return image.convert("RGB")
-                return _to_rgb(_upright(image), image)
+                return _decode(image, name, reference=reference)
     except DECODING_ERRORS as error:
         raise _unreadable(name, _reason(error)) from error
+
+
+def rgb_of(image: Image.Image, name: str) -> Image.Image:
+    """As `load_rgb`, of an image that Pillow has opened already; errors refer to it as `name`."""
+    try:
+        return _decode(image, name, reference=False)
+    except DECODING_ERRORS as error:
+        raise _unreadable(name, _reason(error)) from error
+
+
+def _decode(image: Image.Image, name: str, *, reference: bool) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        raise _unreadable(name, f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
+    image.load()
+    return image.convert("RGB") if reference else _to_rgb(_upright(image), image)
 
 
 def _unreadable(name: str, why: str) -> UnreadableImage:

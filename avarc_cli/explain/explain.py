@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avarc_cli.classifier import Classifier
+from avarc_cli.cache_classifier import CacheClassifier
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.labels import LabelSpace
 from avarc_cli.data.views import SINGLE_VIEW, Views
@@ -52,7 +52,7 @@ class ExplainResult:
 
 
 def explain_images(
-    classifier: Classifier,
+    classifier: CacheClassifier,
     data: ImageSet | TokenCache,
     options: ExplainOptions = DEFAULTS,
     *,
@@ -71,7 +71,7 @@ def explain_images(
     Maps are of the image itself, view 0, also where the prediction is an average over samples or crops.
 
     Args:
-        preprocess, views, workers: for images that are not encoded yet (`Classifier.encode`).
+        preprocess, views, workers: for images that are not encoded yet (`CacheClassifier.encode`).
         scores: for a token cache: keep its predictions in this run folder, and continue what an interrupted call left
             there. The caller removes it. None keeps them in memory.
         maps: keep the scores that maps are made from in this folder, in the same way.
@@ -108,7 +108,7 @@ class _Opened:
 
 @contextmanager
 def _opened(
-    classifier: Classifier,
+    classifier: CacheClassifier,
     data: ImageSet | TokenCache,
     preprocess: str | None,
     views: Views,
@@ -144,7 +144,7 @@ class _Classifying:
 
 
 def _predict(
-    classifier: Classifier,
+    classifier: CacheClassifier,
     cache: TokenCache,
     rows: list[int],
     folder: RunFolder | None,

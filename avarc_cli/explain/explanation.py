@@ -15,6 +15,7 @@ from avarc_cli.explain.maps import Float, Steps, Weighting, combine, split_grids
 from avarc_cli.explain.palette import LINES
 from avarc_cli.layout import TokenLayout
 from avarc_cli.names import to_line
+from avarc_cli.words import percent
 
 MAX_LINES = 5  # in the chart of cumulative log-odds
 
@@ -215,13 +216,6 @@ def headline(e: Explanation) -> str:
     if not e.label_name:
         return said
     return f"{said}, correctly" if e.correct else f"{said}; the label is {e.label_name}"
-
-
-def percent(fraction: float) -> str:
-    """A probability for people; what is nearly certain or nearly impossible does not read 100 % or 0 %."""
-    if 0 < fraction < 0.0005:
-        return "< 0.1%"
-    return f"{fraction:.1%}" if fraction < 0.9995 else "> 99.9%"
 
 
 def signed(nats: float, digits: int = 1) -> str:

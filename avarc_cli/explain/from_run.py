@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from avarc_cli.classifier import Classifier
+from avarc_cli.cache_classifier import CacheClassifier
 from avarc_cli.errors import UsageError
 from avarc_cli.explain.comparison import Comparison, classes_to_score
 from avarc_cli.explain.explain import describe, explain_predictions
@@ -68,7 +68,7 @@ def again(
     run: SavedRun,
     predictions: Sequence[ImagePrediction],
     cache: Path,
-    load: Callable[[], Classifier],
+    load: Callable[[], CacheClassifier],
     within: Path | None = None,
     compare: Callable[[LoadedModel], Comparison] = lambda model: Comparison(),
     work: ScoringWork = ScoringWork(),  # noqa: B008  # frozen

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from avarc_cli import page
-from avarc_cli.explain.explanation import Explanation, Line, Panel, headline, limit_of, percent, signed
+from avarc_cli.explain.explanation import Explanation, Line, Panel, headline, limit_of, signed
 from avarc_cli.explain.maps import Float, Weighting
 from avarc_cli.explain.palette import PUOR, paint
 from avarc_cli.explain.pixels import source_pixels
 from avarc_cli.explain.predictions import ImagePrediction
+from avarc_cli.words import percent
 
 MAP, SMALL = 250, 80  # CSS pixels
 CHART_WIDTH, CHART_HEIGHT, CHART_RIGHT = 300, 130, 150

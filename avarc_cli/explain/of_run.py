@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from avarc_cli.classifier import Classifier
+from avarc_cli.cache_classifier import CacheClassifier
 from avarc_cli.explain.comparison import parse_comparison
 from avarc_cli.explain.explain import ExplainResult
 from avarc_cli.explain.from_run import again
@@ -20,7 +20,7 @@ from avarc_cli.work.workers import HERE, Workers
 def explain_run(
     run: SavedRun,
     cache: Path,
-    load: Callable[[], Classifier],
+    load: Callable[[], CacheClassifier],
     options: ExplainOptions,
     *,
     within: Path | None = None,

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from avarc_cli.classifier import Classifier
+from avarc_cli.cache_classifier import CacheClassifier
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.explain import gallery
 from avarc_cli.explain.explanation import Explanation
@@ -29,7 +29,7 @@ FROM_ELSEWHERE = (
     "You did not make this run here: images outside of its folder are not shown; --allow-outside reads them."
 )
 
-LoadClassifier = Callable[[ModelSpec], Classifier]
+LoadClassifier = Callable[[ModelSpec], CacheClassifier]
 """Loads the run's model."""
 
 
@@ -89,7 +89,7 @@ def write_report(
             fix = f"avarc report {run.path} --tokens CACHE, or classify with --save-likelihood"
             raise UsageError(what, places.why_no_cache, fix)
 
-        def load_own() -> Classifier:
+        def load_own() -> CacheClassifier:
             return load(ModelSpec(**places.model(given)))
 
         return again(run, chosen, path, load_own, places.within, orders=places.orders)

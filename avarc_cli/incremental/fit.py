@@ -21,6 +21,7 @@ from avarc_cli.settings import METHODS, check_method
 from avarc_cli.train.loop import train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.trainable import TrainableModel
+from avarc_cli.words import counted
 
 MIN_TO_VALIDATE = 5  # images; a class with fewer is trained without a validation split or early stopping
 VALIDATION_FRACTION = 0.2  # of the images: for early stopping, and for fitting the offset
@@ -77,6 +78,14 @@ def validation_split(count: int, seed: int) -> np.ndarray:
         return np.arange(count)
     chosen = np.random.default_rng([seed, count]).permutation(count)[: max(1, round(VALIDATION_FRACTION * count))]
     return np.sort(chosen)
+
+
+def few_images(name: str, count: int) -> str:
+    """What a user should know about a class of so few images; "" where they are enough."""
+    if count >= MIN_TO_VALIDATE:
+        return ""
+    why = "training without a validation split or early stopping"
+    return f"class '{name}' has only {counted(count, 'image')} (fewer than {MIN_TO_VALIDATE}): {why}"
 
 
 def fit_class(
