@@ -13,18 +13,18 @@ USUAL = [(-4, 65536), (-3, 32 << 20), (-1, 64 << 20), "trim"]
 def asked(monkeypatch):
     """What was asked of glibc."""
 
-    class Library:
-        calls: list = []
+    calls = []
 
+    class Library:
         def mallopt(self, parameter, value):
-            self.calls.append((parameter, value))
+            calls.append((parameter, value))
 
         def malloc_trim(self, pad):
-            self.calls.append("trim")
+            calls.append("trim")
 
     monkeypatch.setattr(heap.sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
-    return Library.calls
+    return calls
 
 
 def test_large_tensors_are_not_mapped_inside(asked):
@@ -36,9 +36,8 @@ def test_large_tensors_are_not_mapped_inside(asked):
 
 def test_thresholds_are_as_usual_after_an_error(asked):
     with pytest.raises(RuntimeError), heap.kept():
-        asked.clear()
         raise RuntimeError
-    assert asked == USUAL
+    assert asked[2:] == USUAL
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
