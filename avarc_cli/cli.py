@@ -13,19 +13,35 @@ import traceback
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
-from typer.core import TyperGroup
 
 from avarc_cli import __version__, console
-from avarc_cli.commands._groups import Command
+from avarc_cli.commands._groups import Command, Group
 from avarc_cli.errors import EXIT_DONE, EXIT_FAILED, AvarcError, Interrupted, first_line, lacks_memory
 from avarc_cli.process import EXIT_SIGNAL, StopRequest, discard_stdout, open_standard_streams, stoppable
 
+SECTIONS = {
+    "Start": "demo doctor bench",
+    "Models": "models download train",
+    "Images": "data encode cache captions",
+    "Classify": "classify tune runs export",
+    "Look at results": "explain report compare evaluate",
+    "Add classes": "add-class classes incremental",
+    "Generate": "sample fid reconstruct",
+}
+"""Title -> names of commands. A command is a function of its name in the module of its name, ..."""
+GROUPS = ("classes", "cache", "captions", "data", "runs", "train", "models")
+"""... or `app`, which has commands of its own."""
+HELP = ("-h", "--help")
+NAMES = tuple(name for names in SECTIONS.values() for name in names.split())
 
-class _Commands(TyperGroup):
+
+class _Commands(Group):
     """Ends an interrupted command with our own message, which says what happens to the work; Typer's does not."""
+
+    sections: ClassVar = SECTIONS
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # Typer's Context is a Click Context
         try:
@@ -36,16 +52,7 @@ class _Commands(TyperGroup):
             ) from None
 
 
-COMMANDS = (
-    *("demo", "encode", "classify", "tune", "explain", "report", "compare", "evaluate", "export", "sample"),
-    *("fid", "reconstruct", "add-class", "incremental", "download", "bench", "doctor"),
-)
-"""Each is a function of its name in the module of its name."""
-GROUPS = ("classes", "cache", "captions", "data", "runs", "train", "models")
-"""Each is `app` in the module of its name."""
-
-
-def make_app(names: Iterable[str] = (*COMMANDS, *GROUPS)) -> typer.Typer:
+def make_app(names: Iterable[str] = NAMES) -> typer.Typer:
     """The program with these commands and groups."""
     made = typer.Typer(
         name="avarc",
@@ -54,7 +61,7 @@ def make_app(names: Iterable[str] = (*COMMANDS, *GROUPS)) -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": list(HELP)},
     )
     made.callback()(_global_options)
     for name in names:
@@ -126,13 +133,15 @@ def _named(words: Sequence[str]) -> str:
     """The command that is run; "" where others must be known, such as those that a file of options is for as well."""
     if any(word.partition("=")[0] == "--config" for word in words):
         return ""
+    if words and words[0] in HELP:
+        return ""
     return next((word for word in words if not word.startswith("-")), "")  # options before it have no values
 
 
 @functools.cache
 def _command(name: str) -> Any:
     """The command of this name inside the program, as Click objects; the whole program for a name that there is not."""
-    return typer.main.get_command(make_app([name]) if name in (*COMMANDS, *GROUPS) else make_app())
+    return typer.main.get_command(make_app([name]) if name in NAMES else make_app())
 
 
 def _run(args: Sequence[str] | None, request: StopRequest) -> int:

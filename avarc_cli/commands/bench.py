@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _roofline, _weights
 from avarc_cli.settings import FLASH, check_device, check_kernels, check_kernels_compute, check_precision, flash_refuses
@@ -36,7 +37,13 @@ def bench(
         ),
     ] = "d16",
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="A model's shape and weights, in place of --shape.")
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A model's shape and weights, in place of --shape.",
+            autocompletion=complete.models,
+        ),
     ] = None,
     tokenizer: opt.TokenizerOpt = None,
     weight_set: opt.WeightSetOpt = None,
@@ -49,13 +56,18 @@ def bench(
             "--plan",
             callback=opt.read_plan,
             help="Plan whose tokens are counted. Default: paper where it fits, else exhaustive.",
+            autocompletion=complete.plans,
         ),
     ] = None,
     pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs of image and class that are timed.")] = 4,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; the fastest counts.")] = 2,
     precision: Annotated[
         str | None,
-        typer.Option("--precision", help="Only these precisions, comma-separated. Default: all that are present."),
+        typer.Option(
+            "--precision",
+            help="Only these precisions, comma-separated. Default: all that are present.",
+            autocompletion=complete.precisions,
+        ),
     ] = None,
     kernels: Annotated[
         str | None,

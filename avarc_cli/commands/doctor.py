@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._options import JsonOpt
 from avarc_cli.errors import UsageError
@@ -20,7 +21,13 @@ GIB = 2**30
 
 def doctor(
     model: Annotated[
-        str | None, opt.model_option("--model", "-m", help="Also show the rounding of this model's fastest precision.")
+        str | None,
+        opt.model_option(
+            "--model",
+            "-m",
+            help="Also show the rounding of this model's fastest precision.",
+            autocompletion=complete.models,
+        ),
     ] = None,
     tokenizer: opt.TokenizerOpt = None,
     tokens: Annotated[
