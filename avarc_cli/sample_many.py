@@ -17,7 +17,7 @@ import torch
 
 from avarc_cli.data.labels import resolve_classes
 from avarc_cli.drawing import Drawer, Files, Keeping, Pixels
-from avarc_cli.errors import AvarcError, Interrupted
+from avarc_cli.errors import AvarcError, Interrupted, UsageError
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.names import to_json
 from avarc_cli.picture_array import MEMBER, SHAPE, PictureArray, header, place_of
@@ -35,6 +35,9 @@ from avarc_cli.work.workers import HERE, Workers, check_division
 
 BATCH = 8
 """Pictures that are drawn at once; a choice without measurement."""
+
+MOST = 10_000_000
+"""Pictures of one folder or array: each process keeps a list of all chunks in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +95,18 @@ def sample_many(
         overwrite: replace the pictures of another request. Only files that belong to it are deleted.
         progress: called with (pictures done, pictures in all).
         say: called with messages for the user.
-    Raises: UsageError for unknown classes, for what the model cannot do, and when `out` holds anything else; AvarcError
-        when another process draws the same pictures, or there is not enough memory; Interrupted on Ctrl-C.
+    Raises: UsageError for unknown classes, for more than MOST pictures, for what the model cannot do, and when `out`
+        holds anything else; AvarcError when another process draws the same pictures, or there is not enough memory;
+        Interrupted on Ctrl-C.
     """
     check_division(shard, workers, out=out, overwrite=overwrite)
     how = sampling or Sampling()
     how.check(model)
     ids = tuple(dict.fromkeys(i for spec in classes for i in resolve_classes(spec, model.classes)))
     layout, place = Layout(tuple(model.classes.ids[i] for i in ids), count, flat), place_of(out)
+    if len(layout) > MOST:
+        why = f"one folder or array has at most {MOST:,}"
+        raise UsageError(f"{counted(len(layout), 'picture')} were asked for", why, "draw fewer, or several folders")
     is_array = isinstance(place, PictureArray)
     keeping: Keeping = Pixels(how.side(model)) if is_array else Files(layout, place.path.absolute())
     drawer = Drawer(model, ids, layout, how, keeping)

@@ -87,6 +87,10 @@ class DrawingOptions:
             preset = find(self.preset, model)
         return preset, None if self.image is None or self.mask is None else Painting.read(self.image, self.mask)
 
+    def inputs(self) -> list[Path]:
+        """Files that are read, and must not be replaced."""
+        return [path for path in (self.image, self.mask and Path(self.mask)) if path]
+
     def sampling(self, model: LoadedModel, preset: Preset | None, painting: Painting | None) -> Sampling:
         """As what `read` gave, for this model. Raises: UsageError for what it cannot do."""
         from avarc_cli.painting import known_tokens

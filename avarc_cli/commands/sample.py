@@ -86,7 +86,8 @@ def sample(
     if (space := model.known_classes()) is not None:
         for wanted in classes:
             resolve_classes(wanted, space)
-    with outputs.reserved(out if is_picture else None, outputs.PNG, overwrite=overwrite):
+    picture, read = (out if is_picture else None), drawing.inputs()
+    with outputs.reserved(picture, outputs.PNG, overwrite=overwrite, inputs=read):
         from avarc_cli import sampling  # imports torch: only now, after all that may be wrong
         from avarc_cli.loading import load_model
 

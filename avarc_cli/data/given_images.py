@@ -164,6 +164,8 @@ def _pixels(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _fix(low: float, high: float) -> str:
+    if not np.isfinite([low, high]).all():
+        return "look for what made values that are not finite"
     if low >= 0 and high <= 255:
         return "divide it by 255"
     if low >= -1 - ROUNDING and high <= 1 + ROUNDING:

@@ -6,6 +6,7 @@ Images are read from the zip member batch by batch, compressed or not: those of 
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ COUNT = "images"
 
 READ = 2**20  # bytes at once
 FIX = "store images as an array of type uint8 and shape (images, side, side, 3), RGB: numpy.savez(FILE, arr_0=...)"
+FIX_STATISTICS = "copy the file again, or make it with avarc fid --save-statistics"
+NO_COVARIANCE = "a covariance is symmetric, with a diagonal of at least 0"
 _READERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
 
 
@@ -128,7 +131,7 @@ def _open_images(path: Path) -> ArrayImages | None:
         if dtype != np.uint8:
             more = "; how floats were meant, and rounded, is not known" if dtype.kind == "f" else ""
             raise UsageError(what, described + more, FIX)
-        if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or not all(shape):
+        if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or min(shape) < 1:
             raise UsageError(what, described + _guess(shape), FIX)
     with _archive(path) as archive:
         return ArrayImages(path, shape[0], shape[1], archive.getinfo(f"{IMAGES}.npy").CRC)
@@ -148,6 +151,9 @@ def _gaussian(path: Path, mean: str, covariance: str, width: int) -> Gaussian | 
     if mean not in names or covariance not in names:
         return None
     mean_D, covariance_DD = _numbers(path, mean, (width,)), _numbers(path, covariance, (width, width))
+    variances = covariance_DD.diagonal()
+    if (variances < 0).any() or not np.allclose(covariance_DD, covariance_DD.T, atol=1e-6 * variances.max()):
+        raise UsageError(f"'{path}' has no statistics: {covariance} is no covariance", NO_COVARIANCE, FIX_STATISTICS)
     return Gaussian(mean_D, covariance_DD)
 
 
@@ -159,19 +165,20 @@ def _numbers(path: Path, name: str, expected: tuple[int, ...]) -> np.ndarray:
     with _member(path, name) as (member, shape, dtype):
         if shape != expected or dtype.kind not in "fiu":
             what = f"'{path}' has no statistics of the Inception network's features"
-            raise UsageError(what, f"{name} has the type {dtype} and the shape {shape}, expected is {expected}")
+            why = f"{name} has the type {dtype} and the shape {shape}, expected is {expected}"
+            raise UsageError(what, why, FIX_STATISTICS)
         data = member.read()
     if len(data) != math.prod(expected) * dtype.itemsize:
         raise _damaged(path, f"{name} is cut short")
     numbers = np.frombuffer(data, dtype).reshape(expected).astype(np.float64)
     if not np.isfinite(numbers).all():
-        raise UsageError(f"'{path}' has numbers that are not finite", f"in {name}")
+        raise UsageError(f"'{path}' has numbers that are not finite", f"in {name}", FIX_STATISTICS)
     return numbers
 
 
 def _names(path: Path) -> list[str]:
     with _archive(path) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist()]
+        return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
 @contextmanager
@@ -182,14 +189,22 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except zipfile.BadZipFile as error:
         if "not a zip" in str(error):
+            if _begins_as_zip(path):
+                raise _damaged(path, "its end is missing") from error
             raise UsageError(f"'{path}' is not an archive of numpy (.npz)", str(error), FIX) from error
         raise _damaged(path, str(error)) from error
     except UnreadableImage as error:
         raise UsageError(f"cannot open '{path}'", error.why) from error
     except FileNotFoundError as error:
         raise UsageError(f"'{path}' does not exist") from error
-    except INVALID as error:
+    except (*INVALID, tokenize.TokenError) as error:  # which numpy lets pass for a wrong header
         raise _damaged(path, str(error)) from error
+
+
+def _begins_as_zip(path: Path) -> bool:
+    """Whether a file has the first bytes of an archive, as one has that was cut short."""
+    with open_regular(path) as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 @contextmanager

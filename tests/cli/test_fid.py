@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -124,6 +125,10 @@ def test_archives_without_images_and_files_that_are_none_are_refused(evaluate, a
     np.savez("stored.npz", mu=np.zeros(12), sigma=np.full((12, 12), np.nan))
     code, _, said = evaluate("fake.npz", "stored.npz")
     assert code == 2 and "not finite" in said
+    for covariance in (-np.eye(12), np.triu(np.ones((12, 12)))):
+        np.savez("stored.npz", mu=np.zeros(12), sigma=covariance)
+        code, _, said = evaluate("fake.npz", "stored.npz")
+        assert code == 2 and "sigma is no covariance" in said
     code, _, said = evaluate("absent.npz")
     assert code == 2 and "'absent.npz' does not exist" in said
 
@@ -137,7 +142,18 @@ def test_a_damaged_archive_is_one_message(compressed, evaluate, archives):
     assert code == 1 and not shown and "'damaged.npz' is damaged" in said and "Traceback" not in said
     (archives / "damaged.npz").write_bytes(data[: len(data) // 2])
     code, _, said = evaluate("damaged.npz")
-    assert code == 2 and "not an archive of numpy" in said
+    assert code == 1 and "'damaged.npz' is damaged" in said
+
+
+@pytest.mark.parametrize(
+    "header", ["{'descr': '|u1', 'fortran_order': False, 'shape': (-5, 16, 16, 3)}", "{'descr': (", "{}", "\x93"]
+)
+def test_a_wrong_header_is_one_message(header, evaluate):
+    encoded = header.encode("latin1") + b"\n"
+    with zipfile.ZipFile("wrong.npz", "w") as archive:
+        archive.writestr("arr_0.npy", b"\x93NUMPY\x01\x00" + len(encoded).to_bytes(2, "little") + encoded + bytes(99))
+    code, shown, said = evaluate("wrong.npz")
+    assert code in (1, 2) and not shown and "wrong.npz" in said and "a bug in avarc" not in said
 
 
 def test_images_of_different_sizes_are_refused(evaluate, archives):

@@ -138,6 +138,11 @@ def test_wrong_requests_write_nothing(tmp_path, monkeypatch, capsys, options, sa
     assert says in " ".join(capsys.readouterr().err.split()) and not list(tmp_path.iterdir())
 
 
+def test_more_pictures_than_can_be_kept_track_of_are_refused_at_once(draw):
+    code, said = draw("--out", "x.npz", "--per-class", "100000000000")
+    assert code == 2 and "at most 10,000,000" in said
+
+
 def test_the_preset_of_a_file_is_named_and_recorded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["sample", "3", "--per-class", "2", "--preset", "var-d20", "--out", "x.npz"]) == 0

@@ -111,3 +111,14 @@ def test_wrong_requests_write_nothing(files, capsys, options, code, says):
     assert main(["sample", "3", "--out", "x.npz", *options]) == code
     assert says in " ".join(capsys.readouterr().err.split())
     assert [path.name for path in files.iterdir()] == ["in"]
+
+
+def test_the_image_and_the_mask_are_never_replaced(files, capsys):
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 32, 16))
+    mask.save("in/half.png")
+    before = {path: path.read_bytes() for path in files.rglob("*.png")}
+    for out, image, mask in (("in/small.png", "in/small.png", "0,0,8,8"), ("in/half.png", EIGHT, "in/half.png")):
+        assert main(["sample", "3", "--image", image, "--mask", mask, "--out", out, "--overwrite"]) == 2
+        assert "this command reads it" in " ".join(capsys.readouterr().err.split())
+    assert {path: path.read_bytes() for path in files.rglob("*.png")} == before

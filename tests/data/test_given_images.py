@@ -87,7 +87,7 @@ def test_an_image_of_pillow_is_turned_upright_and_put_on_white_as_its_file_is(ph
         (np.full((5, 5), 255.0), "divide it by 255"),
         (np.linspace(-1, 1, 25).reshape(5, 5), r"\(image \+ 1\) / 2"),
         (np.linspace(-2.1, 2.6, 25).reshape(5, 5), "undo its normalization"),
-        (np.full((5, 5), np.nan), "nan"),
+        (np.full((5, 5), np.nan), "not finite"),
     ],
 )
 def test_arrays_without_a_clear_meaning_are_errors_that_say_what_to_do(array, told):
