@@ -97,7 +97,7 @@ def check_scoring_precision(name: str) -> None:
         raise UsageError(
             f"no cascade '{name}'", f"its second precision is {EXACT}, its first a faster one", "write bf16+fp32"
         )
-    check_precision(cheap)
+    _check("precision", cheap, PRECISIONS if plus else (*PRECISIONS, f"bf16+{EXACT}", CASCADE, AUTO_PRECISION))
 
 
 def precision_for(name: str, *, cascade: bool) -> str:

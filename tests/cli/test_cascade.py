@@ -164,6 +164,7 @@ def test_a_plan_names_the_precision_of_its_stages(classify, tmp_path):
         (["--precision", "bf16+int8"], "its second precision is fp32"),
         (["--precision", "fp32+fp32"], "its second precision is fp32"),
         (["--precision", "bf17+fp32"], "no precision 'bf17'"),
+        (["--precision", "fast"], "int8, fp8, bf16+fp32, cascade, auto"),
         (["--precision", "+fp32"], "no precision ''"),
         (["--precision", "tf32+fp32", "--device", "cpu"], "tf32 is not available on cpu"),
         (["--plan", "2:6/bf17,4:1"], "no precision 'bf17'"),
