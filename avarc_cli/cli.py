@@ -17,6 +17,7 @@ from avarc_cli import __version__, console
 from avarc_cli.commands import cache, captions, classes, data, models, runs, train
 from avarc_cli.commands._groups import Command
 from avarc_cli.commands.add_class import add_class
+from avarc_cli.commands.app import app as serve_app
 from avarc_cli.commands.bench import bench
 from avarc_cli.commands.classify import classify
 from avarc_cli.commands.compare import compare
@@ -98,6 +99,7 @@ for command in (
     reconstruct,
     add_class,
     incremental,
+    serve_app,
     download,
     bench,
     doctor,

@@ -65,14 +65,18 @@ def picture(pixels_HW3: np.ndarray, alt: str, *, side: int, height: int | None =
     Args:
         side, height: in CSS pixels. extra: further attributes, trusted.
     """
-    buffer = io.BytesIO()
-    Image.fromarray(pixels_HW3).save(buffer, "PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
     crisp = "image-rendering:pixelated" if len(pixels_HW3) < side else ""
     return (
-        f'<img src="data:image/png;base64,{data}" alt="{text(alt)}" width="{side}" height="{height or side}" '
+        f'<img src="{data_of(pixels_HW3)}" alt="{text(alt)}" width="{side}" height="{height or side}" '
         f'style="{crisp}" {extra}>'
     )
+
+
+def data_of(pixels_HW3: np.ndarray) -> str:
+    """An image as the address of an image element: PNG, inline."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels_HW3).save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = (), caption: str) -> str:
