@@ -208,7 +208,7 @@ def load_rgb(path: Path, *, reference: bool = False) -> Image.Image:
 def read_rgb(
     open_file: Callable[[], BinaryIO], name: str, *, reference: bool = False, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """As `load_rgb`, but from what `open_file` opens; errors refer to it as `name`, and a larger image is unreadable."""
+    """As `load_rgb`, but from what `open_file` opens; errors call it `name`. A larger image is unreadable."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow reports odd metadata as warnings; MAX_PIXELS is checked below
