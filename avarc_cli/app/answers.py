@@ -39,6 +39,7 @@ def classes(space: LabelSpace) -> list[dict[str, str]]:
 
 def prediction(classifier: Classifier, found: Prediction) -> dict[str, Any]:
     """A prediction, with the stages that led to it."""
+    likeliest = sorted(found.ranking, key=lambda each: -each[1])[:SHOWN]  # dropped ones may be above survivors
     stages = []
     for stage in found.stages:
         ranked = [name for name, _ in stage.ranking]
@@ -56,7 +57,7 @@ def prediction(classifier: Classifier, found: Prediction) -> dict[str, Any]:
         "name": found.name,
         "id": found.ids[0],
         "rival": found.ids[1] if len(found.ids) > 1 else None,
-        "ranking": [{"name": name, "probability": p} for name, p, _ in found.ranking[:SHOWN]],
+        "ranking": [{"name": name, "probability": p} for name, p, _ in likeliest],
         "stages": stages,
         "tokens_scored": found.tokens_scored,
         "tokens_in_all": len(found.ranking) * classifier.model.likelihood.segment_ends[-1],

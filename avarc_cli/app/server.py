@@ -204,7 +204,12 @@ async def _explain(state: AppState, session: Session, request: Request) -> dict[
 
 async def _sample(state: AppState, session: Session, request: Request) -> list[str]:
     fields = await _fields(request)
-    model, class_, count, seed = (_text(fields, "model"), _text(fields, "class"), fields.get("count"), fields.get("seed"))
+    model, class_, count, seed = (
+        _text(fields, "model"),
+        _text(fields, "class"),
+        fields.get("count"),
+        fields.get("seed"),
+    )
     if not isinstance(count, int) or not 1 <= count <= MAX_PICTURES or not isinstance(seed, int) or seed < 0:
         raise UsageError(f"from 1 to {MAX_PICTURES} pictures are drawn at once")
 

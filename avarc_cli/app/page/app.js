@@ -167,7 +167,8 @@ async function explain() {
   const [model, name, contrast] = ["why-model", "why-class", "why-contrast"].map(id => by(id).value);
   if (name === contrast) throw new Error("choose two different classes to compare");
   page.maps = await ask("explain", "api/explain", { image: page.image, model, class: name, contrast });
-  by("scales").max = by("scales").value = page.maps.maps.length;
+  by("scales").max = page.maps.maps.length; // first: a value is never beyond
+  by("scales").value = page.maps.maps.length;
   by("scales").disabled = page.maps.maps.length < 2;
   by("why").hidden = false;
   showMap();
