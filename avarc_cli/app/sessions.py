@@ -70,15 +70,16 @@ class Sessions:
     def find(self, key: str | None) -> Session:
         """The session of a cookie; a new one for an unknown cookie, or none. Raises: UsageError where all are busy."""
         now = time.monotonic()
-        self._forget(now)
         session = self._by_key.get(key or "")
         if session is None:
+            self._forget(now)
             session = Session(secrets.token_urlsafe(24))
             self._by_key[session.key] = session
         session.used = now
         return session
 
     def _forget(self, now: float) -> None:
+        """Make room for a session more."""
         idle = sorted((s for s in self._by_key.values() if not s.busy), key=lambda s: s.used)
         excess = len(self._by_key) - MAX_SESSIONS + 1
         if excess > len(idle):
