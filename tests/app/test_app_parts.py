@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from avarc_cli.app import sessions
 from avarc_cli.app.answers import problem, staged_plan, without_paths
-from avarc_cli.app.jobs import Jobs, Left
+from avarc_cli.app.jobs import Job, Jobs, Left
+from avarc_cli.app.server import AppState
 from avarc_cli.app.sessions import Session, Sessions
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.scoring.plan import parse_plan
@@ -26,6 +28,29 @@ def test_messages_have_names_of_files_but_no_paths():
     assert problem(error) == {"what": "cannot read 'bank.json'", "why": "no space in y"}
     for text in ("it has 1/2 of them", "and/or", "3:3,5:1", "http://127.0.0.1:80/x"):
         assert without_paths(text) == text
+
+
+class StubClassifier:
+    """Knows what it was asked to learn."""
+
+    def __init__(self, *learned):
+        self.learned, self.model = learned, SimpleNamespace(name="stub", file="stub.safetensors")
+
+    def add_class(self, name, images, *, bank, progress):
+        return StubClassifier(*self.learned, (name, bank))
+
+
+def test_a_class_goes_to_the_shared_bank_or_to_the_users_own(tmp_path):
+    one, other = Session("one"), Session("other")
+    for bank, shared in ((None, False), (tmp_path, True)):
+        state = AppState(StubClassifier(), None, bank)
+        state.add_class(one, Job(one), "five", [])
+        state.add_class(one, Job(one), "six", [])
+        assert [name for name, _ in state.classifier(one).learned] == ["five", "six"]
+        assert bool(state.classifier(other).learned) == shared
+        assert {folder for _, folder in state.classifier(one).learned} == {bank or one.bank_folder()}
+        one.close()
+        one = Session("one")
 
 
 def test_a_session_keeps_the_last_images_only():

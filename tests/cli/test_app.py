@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import avarc_cli
+from avarc_cli import load_classifier
 from avarc_cli.cli import main
 from avarc_cli.zoo.local_files import ASSETS
 
@@ -180,14 +181,19 @@ def test_work_for_a_user_who_leaves_is_given_up(user):
     assert [each["name"] for each in classes] == list("01234")
 
 
-def test_a_bank_is_shared_by_all_users(tmp_path):
+def test_the_classes_of_a_bank_are_those_of_all_users(tmp_path, monkeypatch):
+    monkeypatch.setattr("avarc_cli.incremental.examples.DEFAULT_VARIANTS", 1)
+    monkeypatch.setattr("avarc_cli.incremental.examples.MIN_EXAMPLES", 1)
+    quick = {"method": "embedding", "steps": 1, "offset": False}
+    load_classifier("digits-0-4").add_class("five", FIVES[0], bank=tmp_path / "bank", **quick)
     process, port = start("--model", "digits-0-4", "--bank", str(tmp_path / "bank"))
     try:
-        user, other = User(port), User(port)
-        status, _ = user.ask("/api/classes", {"name": "five", "images": ["example-5"]})
-        assert status == 200 and (tmp_path / "bank" / "bank.json").is_file()
-        assert other.ask("/api/state")[1]["models"][0]["classes"][-1]["name"] == "five"
-        assert str(tmp_path) not in json.dumps(other.ask("/api/state")[1])
+        for user in (User(port), User(port)):
+            _, state = user.ask("/api/state")
+            assert [each["name"] for each in state["models"][0]["classes"]] == [*"01234", "five"] and state["shared"]
+            assert str(tmp_path) not in json.dumps(state)
+        status, answer = user.ask("/api/classes", {"name": "five", "images": ["example-5"]})
+        assert status == 400 and str(tmp_path) not in json.dumps(answer)
     finally:
         process.terminate()
         process.wait(20)

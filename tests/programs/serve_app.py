@@ -6,7 +6,7 @@ from avarc_cli.cli import main
 from avarc_cli.incremental import examples, fit, offsets
 
 examples.MIN_EXAMPLES = 32
-fit.STEPS["lora"] = 30
+fit.STEPS["lora"] = 12
 offsets.SAMPLED = 2
 
 if __name__ == "__main__":
