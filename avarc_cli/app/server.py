@@ -40,9 +40,9 @@ MAX_PIXELS = 2**25  # of an image: 100 MB in RGB
 MAX_REQUEST = 2**16  # bytes of any other request
 MAX_PICTURES = 8  # drawn at once
 MAX_NAME = 60  # characters of a class
-COOKIE = "avarc-app"
+COOKIE = "avarc-app-{port}"  # browsers do not separate cookies by port
 OURS = "x-avarc"  # the header of our own page's requests
-LOCAL = ("127.0.0.1", "localhost")
+LOCAL = ("127.0.0.1", "localhost", "::1")
 PAGE = files("avarc_cli.app") / "page"
 TYPES = {"index.html": "text/html", "app.css": "text/css", "app.js": "text/javascript"}
 HEADERS = {
@@ -118,9 +118,10 @@ def _route(state: AppState, path: str, handler: Handler, method: str) -> Route:
     async def answer(request: Request) -> Response:
         if method == "POST" and OURS not in request.headers:
             return JSONResponse({"what": "this request did not come from the app's page"}, 403, HEADERS)
-        session = state.sessions.find(request.cookies.get(COOKIE))
+        cookie = COOKIE.format(port=request.url.port or 80)
+        session = state.sessions.find(request.cookies.get(cookie))
         response = JSONResponse(await handler(state, session, request), headers=HEADERS)
-        response.set_cookie(COOKIE, session.key, httponly=True, samesite="strict")
+        response.set_cookie(cookie, session.key, httponly=True, samesite="strict")
         return response
 
     return Route(path, answer, methods=[method])
@@ -319,7 +320,7 @@ def serve(main: Classifier, other: Classifier | None, bank: Path | None, listeni
         other: a model to compare it with. bank: where all users' classes go; None gives each user a bank of their own.
         host: that the socket was opened for.
     """
-    hosts = LOCAL if host in LOCAL else ("*",)
+    hosts = LOCAL if host in LOCAL and ":" not in host else ("*",)  # the middleware cannot read IPv6 addresses
     config = uvicorn.Config(
         make(AppState(main, other, bank), hosts),
         log_level="warning",

@@ -14,9 +14,6 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import UsageError
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
-
-
 @with_option_groups
 def app(
     context: typer.Context,
@@ -58,9 +55,9 @@ def app(
     main, *others = [load_classifier(spec) for spec in specs]
     if there is not None:
         main = Classifier(with_bank(main.model, there), main.options)
-    if host not in LOCAL:
+    if host not in server.LOCAL:
         console.warn(f"everyone who reaches {host} can use this app, and add classes")
-    url = f"http://{host}:{listening.getsockname()[1]}"
+    url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     shown = f"{url}\nCtrl-C ends the app."
     console.result({"url": url, "model": main.model.name}, shown, brief=url)
     server.serve(main, others[0] if others else None, bank, listening, host)
