@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 USER := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format figures digits digits-0-4 digits-llamagen digits-randar digits-titok digits-captions glyphs clean
+.PHONY: help demo test lint format docs reference figures digits digits-0-4 digits-llamagen digits-randar digits-titok digits-captions glyphs clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -25,6 +26,10 @@ $(DEV): $(USER)
 	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(DOCS): $(USER)
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	@touch $@
+
 demo: $(USER) ## classify the embedded handwritten digits
 	$(BIN)/avarc demo
 
@@ -41,6 +46,13 @@ lint: $(DEV) ## style, types and the import contract
 format: $(DEV) ## fix style where it can be fixed automatically
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(DOCS) ## build the documentation as a site: build/site/index.html
+	$(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+
+reference: $(USER) ## write docs/reference again, from the commands and docstrings
+	$(BIN)/python tests/tools/reference.py
 
 figures: $(DEV) ## draw the figures of the docs again (about 15 minutes)
 	mkdir -p build

@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from avarc_cli import product_library
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.data.views import SINGLE_VIEW, Views
 from avarc_cli.errors import UnreadableImage
+from avarc_cli.loading import ModelSpec, load_model
 from avarc_cli.progress import (
     MetricsProgress,
     Notify,
@@ -123,11 +125,12 @@ class CacheClassifier(ScoringSetup):
         """
         check_division(shard, workers, out=out, overwrite=overwrite)
         folder = None if out is None else RunFolder(Path(out))
+        scorer = self if folder is None or overwrite else self.multiplying_as(folder.recorded("arithmetic"))
 
         def make(tokens_per_batch: int | None) -> Run:
-            request = self.request(cache.header, keep_tokens=save_likelihood, tokens_per_batch=tokens_per_batch)
+            request = scorer.request(cache.header, keep_tokens=save_likelihood, tokens_per_batch=tokens_per_batch)
             recorded = folder.recorded("cascade") if folder and tokens_per_batch else None
-            run = self.run(
+            run = scorer.run(
                 cache, request, save_json=save_json, save_likelihood=save_likelihood, recorded=recorded, say=say
             )
             notes: dict[str, Any] = {} if options is None else {"options": dict(options)}
@@ -153,6 +156,18 @@ class CacheClassifier(ScoringSetup):
                 name, reason = encoded.unreadable[0]
                 raise UnreadableImage(f"cannot read '{name}'", reason)
             return self.classify_cache(read(encoded.path), keep_scores=True).scores
+
+    def multiplying_as(self, recorded: Any) -> CacheClassifier:
+        """This classifier, with float32 products by the library of an earlier run, which it is to continue.
+
+        Args:
+            recorded: `arithmetic` in run.json; None where there is no run.
+        """
+        arithmetic = self.model.arithmetic
+        if not isinstance(recorded, str) or product_library.recorded(recorded) == product_library.recorded(arithmetic):
+            return self
+        spec = replace(ModelSpec(**self.model.given), products=product_library.recorded(recorded))
+        return CacheClassifier(load_model(spec), self.options)
 
     def exhaustive(self, samples: int) -> CacheClassifier:
         """What a plan is tuned with: all candidates on all tokens, averaged over this many samples."""

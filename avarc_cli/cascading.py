@@ -1,22 +1,18 @@
 """The precisions of a classifier: those that stages of its plan name, and a cascade of two.
 
-The rounding noise of a cascade is measured once for a model on a machine, and kept in a small file. Files that cannot
-be read, or that are of something else, are ignored and written again.
+The rounding noise of a cascade is measured once for a model on a machine, and kept in a small file
+(`zoo.measured`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from avarc_cli import strict_json
 from avarc_cli.devices import device_name
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.layers import precision as precisions
@@ -31,12 +27,12 @@ from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.rounding_noise import PROBABILITY, RoundingNoise, images_needed, measure
 from avarc_cli.settings import check_kernels_compute, is_cascade
-from avarc_cli.storage import write_bytes
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.words import counted
 from avarc_cli.zoo import paths
+from avarc_cli.zoo.measured import Measured
 
-FORMAT = 1
+NOISE = Measured(paths.noise_folder, "noise", "the rounding noise", RoundingNoise.from_dict, RoundingNoise.to_dict)
 
 
 def noise_key(model: LoadedModel, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,35 +54,9 @@ def noise_key(model: LoadedModel, about: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def noise_file(key: Mapping[str, Any]) -> Path:
-    """Where the noise of this is kept."""
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return paths.noise_folder() / f"{digest[:32]}.json"
-
-
 def stored_noise(key: Mapping[str, Any], say: Notify = no_message) -> RoundingNoise | None:
     """The noise that was measured earlier; None where there is none. `say` gets a message about a damaged file."""
-    path = noise_file(key)
-    try:
-        values = strict_json.parse_object(path.read_bytes())
-        if values["format"] != FORMAT or values["of"] != json.loads(json.dumps(key)):
-            raise ValueError("it is of something else")
-        return RoundingNoise.from_dict(values["noise"])
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as problem:
-        say(f"'{path}' is damaged and is not used: {problem}")
-        return None
-
-
-def store_noise(key: Mapping[str, Any], noise: RoundingNoise, say: Notify = no_message) -> None:
-    """Keep the noise for later runs. `say` gets a message where that is impossible."""
-    path, values = noise_file(key), {"format": FORMAT, "of": key, "noise": noise.to_dict()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
-    except OSError as problem:
-        say(f"the rounding noise is not kept for later runs: {problem}")
+    return NOISE.stored(key, say)
 
 
 def measure_noise(
@@ -112,7 +82,7 @@ def measure_noise(
     tokens_GSL = cache.tokens(rows)
     order_GOL = orders.of(cache.in_file(rows), tokens_GSL.shape[2], 1)
     noise = measure(model.likelihood, others(key["exact"]), tokens_GSL, request, order_GOL)
-    store_noise(key, noise, say)
+    NOISE.store(key, noise, say)
     return noise
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 from PIL import Image
 
-from avarc_cli import page
+from avarc_cli import page, product_library
 from avarc_cli.cache_classifier import CacheClassifier
 from avarc_cli.data.given_images import image_sets, is_one_image
 from avarc_cli.data.labels import resolve_classes
@@ -236,4 +236,7 @@ def load_classifier(
     Raises: as `load_model` and `Classifier`.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    return Classifier(load_model(model, progress=progress), options or Options())
+    options, spec = options or Options(), ModelSpec(model) if isinstance(model, str) else model
+    if options.deterministic:
+        spec = replace(spec, products=product_library.without_measurement(spec.products))
+    return Classifier(load_model(spec, progress=progress), options)

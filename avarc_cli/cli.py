@@ -1,4 +1,8 @@
-"""The command table and main(). Importing this module does not import torch, so `avarc --help` answers at once."""
+"""The command table and main(). Importing this module does not import torch, so `avarc --help` answers at once.
+
+A command that is run is the only one that is imported: to import all and to make their options takes a quarter of a
+second.
+"""
 
 from __future__ import annotations
 
@@ -6,40 +10,38 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
-from typer.core import TyperGroup
 
 from avarc_cli import __version__, console
-from avarc_cli.commands import cache, captions, classes, data, models, runs, train
-from avarc_cli.commands._groups import Command
-from avarc_cli.commands.add_class import add_class
-from avarc_cli.commands.app import app as serve_app
-from avarc_cli.commands.bench import bench
-from avarc_cli.commands.classify import classify
-from avarc_cli.commands.compare import compare
-from avarc_cli.commands.demo import demo
-from avarc_cli.commands.doctor import doctor
-from avarc_cli.commands.download import download
-from avarc_cli.commands.encode import encode
-from avarc_cli.commands.evaluate import evaluate
-from avarc_cli.commands.explain import explain
-from avarc_cli.commands.export import export
-from avarc_cli.commands.fid import fid
-from avarc_cli.commands.incremental import incremental
-from avarc_cli.commands.reconstruct import reconstruct
-from avarc_cli.commands.report import report
-from avarc_cli.commands.sample import sample
-from avarc_cli.commands.tune import tune
+from avarc_cli.commands._groups import Command, Group
 from avarc_cli.errors import EXIT_DONE, EXIT_FAILED, AvarcError, Interrupted, first_line, lacks_memory
 from avarc_cli.process import EXIT_SIGNAL, StopRequest, discard_stdout, open_standard_streams, stoppable
 
+SECTIONS = {
+    "Start": "demo app doctor bench",
+    "Models": "models download train",
+    "Images": "data encode cache captions",
+    "Classify": "classify tune runs export",
+    "Look at results": "explain report compare evaluate",
+    "Add classes": "add-class classes incremental",
+    "Generate": "sample fid reconstruct",
+}
+"""Title -> names of commands. A command is a function of its name in the module of its name, ..."""
+GROUPS = ("classes", "cache", "captions", "data", "runs", "train", "models")
+"""... or `app`, which has commands of its own."""
+HELP = ("-h", "--help")
+NAMES = tuple(name for names in SECTIONS.values() for name in names.split())
 
-class _Commands(TyperGroup):
+
+class _Commands(Group):
     """Ends an interrupted command with our own message, which says what happens to the work; Typer's does not."""
+
+    sections: ClassVar = SECTIONS
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # Typer's Context is a Click Context
         try:
@@ -50,15 +52,33 @@ class _Commands(TyperGroup):
             ) from None
 
 
-app = typer.Typer(
-    name="avarc",
-    cls=_Commands,
-    help="Classify images with autoregressive image generators: encode, score, explain.\n\nExample: avarc demo",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+def make_app(names: Iterable[str] = NAMES) -> typer.Typer:
+    """The program with these commands and groups."""
+    made = typer.Typer(
+        name="avarc",
+        cls=_Commands,
+        help="Classify images with autoregressive image generators: encode, score, explain.\n\nExample: avarc demo",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": list(HELP)},
+    )
+    made.callback()(_global_options)
+    for name in names:
+        function = name.replace("-", "_")
+        module = import_module(f"avarc_cli.commands.{function}")
+        if name in GROUPS:
+            made.add_typer(module.app, name=name)
+        else:
+            made.command(cls=Command)(getattr(module, function))
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, the program with all commands, is made when it is asked for."""
+    if name != "app":
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return globals().setdefault("app", make_app())
 
 
 def _show_version(requested: bool) -> None:
@@ -67,7 +87,6 @@ def _show_version(requested: bool) -> None:
         raise typer.Exit(EXIT_DONE)
 
 
-@app.callback()
 def _global_options(
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
     quiet: Annotated[
@@ -82,36 +101,6 @@ def _global_options(
 ) -> None:
     chosen = console.Mode.JSON if json else console.Mode.QUIET if quiet else console.Mode.HUMAN
     console.configure(mode=chosen, debug=debug, progress=os.environ.get("AVARC_PROGRESS", ""))
-
-
-for command in (
-    demo,
-    encode,
-    classify,
-    tune,
-    explain,
-    report,
-    compare,
-    evaluate,
-    export,
-    sample,
-    fid,
-    reconstruct,
-    add_class,
-    incremental,
-    serve_app,
-    download,
-    bench,
-    doctor,
-):
-    app.command(cls=Command)(command)
-app.add_typer(classes.app, name="classes")
-app.add_typer(cache.app, name="cache")
-app.add_typer(captions.app, name="captions")
-app.add_typer(data.app, name="data")
-app.add_typer(runs.app, name="runs")
-app.add_typer(train.app, name="train")
-app.add_typer(models.app, name="models")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -140,15 +129,25 @@ def main(args: Sequence[str] | None = None) -> int:
     return code
 
 
+def _named(words: Sequence[str]) -> str:
+    """The command that is run; "" where others must be known, such as those that a file of options is for as well."""
+    if any(word.partition("=")[0] == "--config" for word in words):
+        return ""
+    if words and words[0] in HELP:
+        return ""
+    return next((word for word in words if not word.startswith("-")), "")  # options before it have no values
+
+
 @functools.cache
-def _command() -> Any:
-    """The commands as Click objects, made once: that takes a tenth of a second."""
-    return typer.main.get_command(app)
+def _command(name: str) -> Any:
+    """The command of this name inside the program, as Click objects; the whole program for a name that there is not."""
+    return typer.main.get_command(make_app([name]) if name in NAMES else make_app())
 
 
 def _run(args: Sequence[str] | None, request: StopRequest) -> int:
     try:
-        _command()(args=None if args is None else list(args), prog_name="avarc")
+        words = list(sys.argv[1:] if args is None else args)
+        _command(_named(words))(args=words, prog_name="avarc")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_DONE
     except BrokenPipeError:

@@ -67,6 +67,7 @@ def export_cache(
     overwrite = overwrite or is_unfinished(out)
     writer(out, overwrite=overwrite)  # a wrong name is an error before anything is scored
     folder = _run_folder(out)
+    classifier = classifier.multiplying_as(folder.recorded("arithmetic"))
     request = classifier.request(
         cache.header, keep_tokens=per_token, tokens_per_batch=folder.recorded("tokens_per_batch")
     )
@@ -123,6 +124,7 @@ def export_run_again(
     run.columns(classes)
     check_shape(run, out)
     save_likelihood = needs_tokens(run, per_token)
+    classifier = classifier.multiplying_as(_run_folder(out).recorded("arithmetic"))
     request = _request_again(run, classifier, cache, keep_tokens=save_likelihood)
     again = classifier.run(cache, request, save_json=not save_likelihood, save_likelihood=save_likelihood)
     _check_same(run, again)

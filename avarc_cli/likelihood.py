@@ -74,7 +74,7 @@ class LikelihoodModel(ABC):
     smooths: bool = False
     """Whether there is `sample_latents`."""
     onednn: bool = False
-    """Whether oneDNN multiplies float32 matrices on CPUs where it is faster than the library that PyTorch uses."""
+    """Whether float32 matrices are multiplied by oneDNN on a CPU where that was chosen (`Precision.library`)."""
     default_guidance: float = 1.5
     """Strength of guidance with which `sample` is meant to be used."""
     channels: int = 0

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from avarc_cli import bank as banks
-from avarc_cli import families, strict_json
+from avarc_cli import families, product_library, strict_json
 from avarc_cli.added_classes import AddedClass, AddedClassesModel, base_of
 from avarc_cli.bank import Bank
 from avarc_cli.captioning import UNBOUND, bind
@@ -21,6 +21,7 @@ from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import convolution
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.state_dict import known_finite
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer, LoadModel, check_kind
@@ -99,7 +100,9 @@ def load_model(
     spec = _as_spec(spec)
     device = pick_device(spec.device)
     spec = replace(spec, precision=precisions.resolve(spec.precision, device))
-    precision = precisions.find(spec.precision.partition("+")[0], device)  # of a cascade, the cheap one
+    spec = replace(spec, products=product_library.resolve(spec.products, device))
+    cheap = spec.precision.partition("+")[0]  # of a cascade
+    precision = product_library.find(cheap, device, spec.products)
     kernels = pick_kernels(spec.kernels, device)
     check_kernels_compute(kernels, spec.precision)
     card = None if is_path(spec.model) else _model_card(spec.model)
@@ -126,9 +129,10 @@ def load_model(
     tokenizer = _read_tokenizer(reader, spec, device, None, config.layout)
     check_kind(name, family.continuous, tokenizer)
     _check_pair(str(path), read.metadata.get("tokenizer_sha256"), config.layout, tokenizer)
-    likelihood = family.build(
-        config, read.tensors, tokenizer.network, precision=precision, kernels=kernels, device=device, source=str(path)
-    )
+    with known_finite(read.is_finite):
+        how: dict[str, Any] = {"precision": precision, "kernels": kernels, "device": device, "source": str(path)}
+        likelihood = family.build(config, read.tensors, tokenizer.network, **how)
+    read.note_finite()
     if likelihood.channels != tokenizer.channels:
         raise CheckpointError(
             f"{path} reads the tokens of another tokenizer",
@@ -275,7 +279,9 @@ def _read_tokenizer(
     pixels = {} if spec.image_size is None else {"image_size": spec.image_size}
     stated = _stated(read, spec.tokenizer_config, "--tokenizer-config", first=asked, last=last, pixels=pixels)
     family = families.TOKENIZERS.recognize(read.tensors, _tokenizer_family(read, stated, card), str(path))
-    network = family.build(read.tensors, stated, str(path))
+    with known_finite(read.is_finite):
+        network = family.build(read.tensors, stated, str(path))
+    read.note_finite()
     if spec.image_size not in (None, network.image_size):
         raise UsageError(
             f"{name} does not read images of {spec.image_size} pixels",

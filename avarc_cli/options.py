@@ -63,7 +63,8 @@ class Options:
     """Pairs of image and class in one forward pass, a number, or auto: as many as suit the device."""
 
     deterministic: bool = False
-    """Keep batch shapes fixed and allow deterministic operations only, so that reruns agree bit for bit."""
+    """Keep batch shapes fixed and allow deterministic operations only, so that reruns agree bit for bit. The library
+    that multiplies float32 matrices on a CPU is not chosen by a measurement (`load_classifier`)."""
 
     offsets: bool = True
     """Add the offsets that a class bank stores to the scores of its classes."""

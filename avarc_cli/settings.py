@@ -18,6 +18,8 @@ AUTO_PRECISION = "auto"
 """A cascade where it is much faster than fp32, and fp32 elsewhere."""
 EXACT = "fp32"
 """The second precision of a cascade."""
+BY_RULE, BY_TORCH, BY_ONEDNN = "rule", "torch", "onednn"
+PRODUCTS = ("auto", BY_RULE, BY_TORCH, BY_ONEDNN)  # which library multiplies float32 matrices on a CPU
 KERNELS = ("auto", "triton", "torch", "flash")
 FLASH = "flash"
 """The kernels of this name are flash-attn's for attention, and others for the rest (`layers.kernels`)."""
@@ -150,6 +152,11 @@ def check_kernels_compute(kernels: str, precision: str) -> None:
             f"it computes in half precision, and {why}",
             "use --precision bf16, or --kernels auto",
         )
+
+
+def check_products(name: str) -> None:
+    """Raises: UsageError unless this says which library multiplies (`products.resolve`)."""
+    _check("library of products", name, PRODUCTS)
 
 
 def check_device(name: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does
+os.environ["AVARC_PRODUCTS"] = "torch"  # no measurement decides about numbers, or takes time
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same bits alone and in parallel (pytest -n), which shares the cores
 os.environ["AVARC_HOME"] = tempfile.mkdtemp(prefix="avarc-tests-")  # without the names this user has registered
 os.environ["TORCH_HOME"] = os.environ["AVARC_HOME"] + "/torch"  # nor the networks this user has downloaded

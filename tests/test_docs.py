@@ -1,12 +1,10 @@
 """The documentation: links lead somewhere, what it names exists, and the glossary is in order."""
 
 import re
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+import reference
+from doc_blocks import PAGES, ROOT
 
 
 def anchors(page):
@@ -15,7 +13,7 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_and_headings(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
         if not re.match(r"https?:|mailto:", target):
@@ -47,3 +45,18 @@ def test_the_glossary_is_in_alphabetical_order():
     terms = re.findall(r"^\*\*(.+?)\.\*\*", (ROOT / "docs" / "glossary.md").read_text("utf-8"), re.MULTILINE)
     assert len(terms) > 50
     assert terms == sorted(terms, key=str.casefold)
+
+
+def test_the_reference_is_that_of_this_version():
+    """Otherwise write it again: python tests/tools/reference.py"""
+    committed = {page.name: page.read_text("utf-8") for page in reference.FOLDER.glob("*.md")}
+    assert committed == reference.pages()
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    """`make docs` looks at the links and anchors of the site; mkdocs is not there for this test."""
+    navigation = (ROOT / "docs" / "site" / "mkdocs.yml").read_text("utf-8")
+    named = set(re.findall(r"[\w/-]+\.md", navigation))
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    assert named == pages
+    assert "://" not in re.sub(r"(site|repo)_url: .*", "", navigation)  # fonts and scripts come with the site

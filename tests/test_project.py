@@ -32,7 +32,8 @@ def test_everything_that_make_installs_is_pinned():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = {normal(line) for line in lines if re.match(r"[\w.-]+==[\w.]+( ; python_version (<|>=) \"3\.11\")?$", line)}
     assert {normal(line) for line in lines if not line.startswith("#")} == pins
-    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    extras = PROJECT["optional-dependencies"]
+    wanted = [*PROJECT["dependencies"], *extras["dev"], *extras["docs"]]
     assert {normal(requirement) for requirement in wanted} <= pins
 
 

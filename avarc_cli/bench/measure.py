@@ -5,7 +5,7 @@ Shapes: P pairs of one image and a class, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -217,20 +217,35 @@ def tokens_without_reuse(plan: Plan, candidates: int, ends: tuple[int, ...]) -> 
 
 def _ways(workload: BenchWorkload, options: BenchOptions, device: torch.device) -> list[_Way]:
     """Plain PyTorch, then every precision with every backend."""
+    class_id_P = class_ids(workload, options.pairs, device)
+    ways = [_Way("plain PyTorch", "fp32", "eager", lambda: workload.reference(class_id_P))]
+    for name, backend, model in models(workload, options, device):
+        ways.append(_Way("avarc", name, backend, scorer(model, workload.tokens_L, class_id_P)))
+    return ways
+
+
+def class_ids(workload: BenchWorkload, pairs: int, device: torch.device) -> Tensor:
+    """The classes of this many pairs."""
+    return torch.arange(pairs, device=device) % workload.num_classes
+
+
+def models(
+    workload: BenchWorkload, options: BenchOptions, device: torch.device
+) -> Iterator[tuple[str, str, LikelihoodModel]]:
+    """(precision, kernels, model) for those that are asked for, or else all that are available.
+
+    Raises: UsageError for a precision or kernels that are unknown or unavailable.
+    """
     asked = precisions.available(device) if options.precision is None else options.precision.split(",")
     names = [precisions.find(name.strip(), device).name for name in asked]
     backends = ["torch"] if triton_missing(device) else ["torch", "triton"]
     if options.kernels is not None:
         backends = [pick_kernels(kernels.strip(), device) for kernels in options.kernels.split(",")]
-    class_id_P = torch.arange(options.pairs, device=device) % workload.num_classes
-    ways = [_Way("plain PyTorch", "fp32", "eager", lambda: workload.reference(class_id_P))]
     for name in names:
         for backend in backends:
             if backend.startswith(FLASH) and flash_refuses(name) is not None:
                 continue
-            score = _scorer(workload.model(name, backend), workload.tokens_L, class_id_P)
-            ways.append(_Way("avarc", name, backend, score))
-    return ways
+            yield name, backend, workload.model(name, backend)
 
 
 def _graphs(workload: BenchWorkload, ways: Sequence[_Way], plan: Plan) -> tuple[GraphResult, ...]:
@@ -243,7 +258,7 @@ def _graphs(workload: BenchWorkload, ways: Sequence[_Way], plan: Plan) -> tuple[
     return tuple(results)
 
 
-def _scorer(model: LikelihoodModel, tokens_L: Tensor, class_id_P: Tensor) -> Callable[[], Tensor]:
+def scorer(model: LikelihoodModel, tokens_L: Tensor, class_id_P: Tensor) -> Callable[[], Tensor]:
     """Scores all pairs, in batches of the usual size."""
     pairs_at_once = max(1, BATCH_TOKENS // len(tokens_L)) if tokens_L.device.type != "cuda" else len(class_id_P)
 

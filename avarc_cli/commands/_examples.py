@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _images, _summary
 from avarc_cli.commands import _options as opt
 from avarc_cli.settings import check_augmentation, check_learning_rate, check_method
@@ -31,7 +32,9 @@ class LearningOptions:
     method: Annotated[
         str,
         opt.training_option(
-            "--method", help="embedding (one row), adaln (row and class modulation) or lora (row, attention and MLP)."
+            "--method",
+            help="embedding (one row), adaln (row and class modulation) or lora (row, attention and MLP).",
+            autocompletion=complete.one_of("embedding", "adaln", "lora"),
         ),
     ] = "lora"
     rank: Annotated[int, opt.training_option("--rank", min=1, help="Rank of the changes that lora trains.")] = 8
@@ -46,7 +49,9 @@ class LearningOptions:
     augment: Annotated[
         str | None,
         opt.training_option(
-            "--augment", help="crop, affine (small objects) or none. Default: what suits the tokenizer's images."
+            "--augment",
+            help="crop, affine (small objects) or none. Default: what suits the tokenizer's images.",
+            autocompletion=complete.one_of("crop", "affine", "none"),
         ),
     ] = None
     flip: Annotated[

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from avarc_cli.commands import _config
 
@@ -87,6 +87,28 @@ class Command(TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+class Group(TyperGroup):
+    """A group of commands whose help lists them with their whole first sentence, in `sections` if there are some."""
+
+    sections: ClassVar[Mapping[str, str]] = {}
+    """Title -> names of commands, separated by spaces. The commands that are in none are listed last."""
+
+    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]  # a Click Context
+        listed = {name for names in self.sections.values() for name in names.split()}
+        rest = " ".join(name for name in self.list_commands(ctx) if name not in listed)
+        column = max(map(len, self.commands))
+        for title, names in [*self.sections.items(), ("Commands", rest)]:
+            known = [name for name in names.split() if name in self.commands]
+            rows = [(f"{name:{column}}", _first_sentence(self.commands[name])) for name in known]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+def _first_sentence(command: Any) -> str:
+    return str(command.get_short_help_str(limit=1000))
 
 
 @functools.cache

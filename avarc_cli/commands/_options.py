@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,12 +46,20 @@ images_option = partial(typer.Option, rich_help_panel="Images")
 training_option = partial(typer.Option, rich_help_panel="Training")
 
 ModelOpt = Annotated[
-    str, model_option("--model", "-m", help="A model's name (avarc models), or the path of a checkpoint or its folder.")
+    str,
+    model_option(
+        "--model",
+        "-m",
+        help="A model's name (avarc models), or the path of a checkpoint or its folder.",
+        autocompletion=complete.models,
+    ),
 ]
 TokenizerOpt = Annotated[
     str | None,
     model_option(
-        "--tokenizer", help="A tokenizer's name or file. A model's name implies it, a checkpoint's path does not."
+        "--tokenizer",
+        help="A tokenizer's name or file. A model's name implies it, a checkpoint's path does not.",
+        autocompletion=complete.tokenizers,
     ),
 ]
 ClassNamesOpt = Annotated[
@@ -66,13 +75,23 @@ ClassOrderOpt = Annotated[
         "--class-order",
         help="How a model without class names numbered folders called 0, 1, 2, ...: number (the default), or text, "
         "sorted as text (0, 1, 10, 11, 2, ...), as torchvision and VAR's trainer do.",
+        autocompletion=complete.one_of("number", "text"),
     ),
 ]
-PrecisionOpt = Annotated[str, model_option("--precision", help="fp32, tf32 (CUDA), bf16, fp16, int8 or fp8 (CUDA).")]
+PrecisionOpt = Annotated[
+    str,
+    model_option(
+        "--precision",
+        help="fp32, tf32 (CUDA), bf16, fp16, int8 or fp8 (CUDA).",
+        autocompletion=complete.precisions,
+    ),
+]
 BankOpt = Annotated[
     Path | None, model_option("--bank", help="Class bank (avarc add-class) whose classes the model gets.")
 ]
-DeviceOpt = Annotated[str, model_option("--device", help="auto, cpu, cuda, cuda:1, ...")]
+DeviceOpt = Annotated[
+    str, model_option("--device", help="auto, cpu, cuda, cuda:1, ...", autocompletion=complete.devices)
+]
 LoraOpt = Annotated[Path | None, model_option("--lora", help="LoRA adapter (a folder in PEFT's format) to merge in.")]
 ModelConfigOpt = Annotated[
     Path | None,
@@ -119,7 +138,11 @@ TemplatesOpt = Annotated[
 ]
 TextEncoderOpt = Annotated[
     str | None,
-    model_option("--text-encoder", help="A name or folder. Default: the encoder that the model was trained with."),
+    model_option(
+        "--text-encoder",
+        help="A name or folder. Default: the encoder that the model was trained with.",
+        autocompletion=complete.text_encoders,
+    ),
 ]
 AestheticScoreOpt = Annotated[
     float | None,
@@ -132,6 +155,7 @@ ClassesOpt = Annotated[
     scoring_option(
         "--classes",
         help="Candidates: all, a file, a known subset, or a list like 0,5,7. Default: those of the dataset.",
+        autocompletion=complete.candidates,
     ),
 ]
 PriorsOpt = Annotated[
@@ -176,6 +200,7 @@ PreprocessOpt = Annotated[
         "crop), adm (halved by boxes, then bicubic, center crop), or none (images have the right size). Default: the "
         "tokenizer's own. With ,reference behind it, or reference alone: decode as Pillow's convert('RGB') does "
         "(docs/datasets.md).",
+        autocompletion=complete.one_of("resize-crop", "fit", "adm", "none", "reference"),
     ),
 ]
 FlipOpt = Annotated[bool, images_option("--flip", help="Two views of each image: itself, and its mirror image.")]
@@ -195,10 +220,16 @@ DatasetOpt = Annotated[
         "--dataset",
         help="Which known dataset the images are (imagenet-val, -train, -v2, -a, -r, -sketch, objectnet), or none. "
         "Default: recognized from folders and names.",
+        autocompletion=complete.datasets,
     ),
 ]
 SubsetOpt = Annotated[
-    str | None, images_option("--subset", help="Only images of these classes: a file with one a line, or a known name.")
+    str | None,
+    images_option(
+        "--subset",
+        help="Only images of these classes: a file with one a line, or a known name.",
+        autocompletion=complete.subsets,
+    ),
 ]
 PerClassOpt = Annotated[int | None, images_option("--per-class", help="Only the first N images of each class.")]
 LimitOpt = Annotated[int | None, images_option("--limit", help="Only the first N images.")]
@@ -233,7 +264,14 @@ ShardOpt = Annotated[
 DevicesOpt = Annotated[
     str | None, typer.Option("--devices", help="A process each: all GPUs, 0,1,2 for some, or cpu:2. Excludes --device.")
 ]
-EngineOpt = Annotated[str, typer.Option("--engine", help="local, or ray: on a Ray cluster; needs avarc[ray].")]
+EngineOpt = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="local, or ray: on a Ray cluster; needs avarc[ray].",
+        autocompletion=complete.one_of("local", "ray"),
+    ),
+]
 PatchNumsOpt = Annotated[
     str | None, typer.Option("--patch-nums", help="Scales of a tokenizer file that does not name them: 1,2,3,4.")
 ]

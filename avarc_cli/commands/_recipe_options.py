@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _config, _summary
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._running import RunOptions, open_source
@@ -59,6 +60,7 @@ class _TrainingOptions:
             callback=_config.apply_recipe,
             is_eager=True,
             help="Published options by name (avarc train recipes), or a file of yours; other options win.",
+            autocompletion=complete.recipes,
         ),
     ] = None
     steps: Annotated[int, opt.training_option("--steps", min=1, callback=_length, help="Optimizer steps.")] = 20_000
@@ -80,6 +82,7 @@ class _TrainingOptions:
             "--augment",
             help="crop (random crop of the middle), whole (of the whole image), affine (rotate, scale, shear, shift: "
             "small objects) or none.",
+            autocompletion=complete.one_of("crop", "whole", "affine", "none"),
         ),
     ] = "crop"
     short_side: Annotated[

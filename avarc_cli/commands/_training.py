@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarc_cli import console, processes
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _weights
 from avarc_cli.commands._loss_options import CodeOptions, LossOptions
@@ -52,7 +53,11 @@ class TokenizerOptions:
 
     tokenizer: Annotated[
         str | None,
-        opt.model_option("--tokenizer", help="A tokenizer's name or file. Default: the one that made a token cache."),
+        opt.model_option(
+            "--tokenizer",
+            help="A tokenizer's name or file. Default: the one that made a token cache.",
+            autocompletion=complete.tokenizers,
+        ),
     ] = None
     tokenizer_config: opt.TokenizerConfigOpt = None
     tokenizer_weight_set: opt.TokenizerWeightSetOpt = None

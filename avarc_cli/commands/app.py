@@ -14,6 +14,7 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import UsageError
 
+
 @with_option_groups
 def app(
     context: typer.Context,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands import _weights
+from avarc_cli.commands import _roofline, _weights
 from avarc_cli.settings import FLASH, check_device, check_kernels, check_kernels_compute, check_precision, flash_refuses
 from avarc_cli.words import counted
 from avarc_cli.zoo.cards import check_weights
@@ -36,7 +37,13 @@ def bench(
         ),
     ] = "d16",
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="A model's shape and weights, in place of --shape.")
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A model's shape and weights, in place of --shape.",
+            autocompletion=complete.models,
+        ),
     ] = None,
     tokenizer: opt.TokenizerOpt = None,
     weight_set: opt.WeightSetOpt = None,
@@ -49,13 +56,18 @@ def bench(
             "--plan",
             callback=opt.read_plan,
             help="Plan whose tokens are counted. Default: paper where it fits, else exhaustive.",
+            autocompletion=complete.plans,
         ),
     ] = None,
     pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs of image and class that are timed.")] = 4,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; the fastest counts.")] = 2,
     precision: Annotated[
         str | None,
-        typer.Option("--precision", help="Only these precisions, comma-separated. Default: all that are present."),
+        typer.Option(
+            "--precision",
+            help="Only these precisions, comma-separated. Default: all that are present.",
+            autocompletion=complete.precisions,
+        ),
     ] = None,
     kernels: Annotated[
         str | None,
@@ -67,6 +79,13 @@ def bench(
     device: opt.DeviceOpt = "auto",
     yes: opt.YesOpt = False,
     quick: Annotated[bool, typer.Option("--quick", help="A tiny shape: whether it works, not how fast it is.")] = False,
+    roofline: Annotated[
+        bool,
+        typer.Option(
+            "--roofline",
+            help="In place of comparing: each part's share of the machine's peak, for small jobs and --pairs.",
+        ),
+    ] = False,
     picture: Annotated[Path | None, typer.Option("--picture", help="Write a bar chart to this PNG file.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that exists.")] = False,
     as_json: opt.JsonOpt = False,
@@ -77,7 +96,9 @@ def bench(
     """
     from avarc_cli import families, outputs
 
-    _check_together(context, model is not None, quick)
+    _check_together(context, model is not None, quick, roofline)
+    if roofline and not opt.is_given(context, "pairs"):
+        pairs = _roofline.PAIRS
     if quick:
         shape, pairs, plan = "2:64:2", min(pairs, 2), "exhaustive"
     sides = opt.parse_numbers("1,2,3,4" if quick and scales is None else scales, "--scales")
@@ -113,13 +134,18 @@ def bench(
             graphs=graphs,
         )
         console.note(f"{counted(pairs, 'pair')} on {place}, {counted(rounds, 'round')} and one to warm up")
+        if roofline:
+            from avarc_cli.bench.roofline import measure_roofline
+
+            _roofline.show(measure_roofline(workload, model or shape, options, place))
+            return
         report = measure(workload, model or shape, options, place)
         if picture:
             bars(report, picture)
     _show(report, picture)
 
 
-def _check_together(context: typer.Context, model: bool, quick: bool) -> None:
+def _check_together(context: typer.Context, model: bool, quick: bool, roofline: bool) -> None:
     if model:
         opt.check_not_given(context, {"shape", "scales"}, "with --model", "the model has its own shape")
     else:
@@ -127,6 +153,9 @@ def _check_together(context: typer.Context, model: bool, quick: bool) -> None:
         opt.check_not_given(context, of_files, "without --model", "only a model's file needs one")
     if quick:
         opt.check_not_given(context, {"shape", "plan"}, "with --quick", "it times a tiny shape, scored exhaustively")
+    if roofline:
+        of_comparison = {"classes", "plan", "picture", "overwrite", "graphs"}
+        opt.check_not_given(context, of_comparison, "with --roofline", "it compares nothing, and counts no plan")
 
 
 def _check_values(

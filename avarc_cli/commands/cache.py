@@ -11,7 +11,7 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands._groups import Command, with_option_groups
+from avarc_cli.commands._groups import Command, Group, with_option_groups
 from avarc_cli.commands.cache_export import export_tokens
 from avarc_cli.commands.cache_import import import_tokens
 from avarc_cli.errors import UsageError, shorten_list
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from avarc_cli.tokens.header import Partial
 
 app = typer.Typer(
+    cls=Group,
     help="Inspect, verify, join, import and export token caches.\n\nExample: avarc cache info val.h5",
     no_args_is_help=True,
 )

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.settings import check_exists
@@ -22,7 +23,12 @@ SourceArg = Annotated[
     ),
 ]
 MakerOpt = Annotated[
-    str, opt.model_option("--tokenizer", help="Name or file of the tokenizer that made the tokens; it does not run.")
+    str,
+    opt.model_option(
+        "--tokenizer",
+        help="Name or file of the tokenizer that made the tokens; it does not run.",
+        autocompletion=complete.tokenizers,
+    ),
 ]
 ViewsOpt = Annotated[
     int | None,
@@ -32,6 +38,7 @@ LabelsOfOpt = Annotated[
     str | None,
     typer.Option(
         "--dataset",
+        autocompletion=complete.datasets,
         help="The labels are the class numbers of imagenet-train, -val, -v2, -a, -r or -sketch. Default: classes are "
         "called after their numbers.",
     ),

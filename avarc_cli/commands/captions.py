@@ -8,14 +8,16 @@ from typing import Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _weights
-from avarc_cli.commands._groups import Command
+from avarc_cli.commands._groups import Command, Group
 from avarc_cli.settings import check_device
 from avarc_cli.words import counted
 
 app = typer.Typer(
-    help="Captions for models of captions.\n\nExample: avarc captions encode birds.txt --encoder flan-t5-xl "
+    cls=Group,
+    help="Encode captions for models of captions.\n\nExample: avarc captions encode birds.txt --encoder flan-t5-xl "
     "--out birds.safetensors",
     no_args_is_help=True,
 )
@@ -26,7 +28,14 @@ def encode(
     file: Annotated[
         Path, typer.Argument(help="Captions: .txt with one a line, or .json, .csv with names. With --template: names.")
     ],
-    encoder: Annotated[str, typer.Option("--encoder", help="A text encoder (avarc models), or a folder with one.")],
+    encoder: Annotated[
+        str,
+        typer.Option(
+            "--encoder",
+            help="A text encoder (avarc models), or a folder with one.",
+            autocompletion=complete.text_encoders,
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The features to write, .safetensors.")],
     templates: Annotated[
         list[str] | None,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avarc_cli import console
-from avarc_cli.commands._groups import Command
+from avarc_cli.commands import _completion as complete
+from avarc_cli.commands._groups import Command, Group
 from avarc_cli.commands._options import JsonOpt
 from avarc_cli.words import counted
 
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
     from avarc_cli.bank import Addition, Bank
 
 app = typer.Typer(
+    cls=Group,
     help="List, show, remove and rename the classes of a bank.\n\nExample: avarc classes list --bank animals",
     no_args_is_help=True,
 )
 
 BankOpt = Annotated[Path, typer.Option("--bank", help="The class bank: a folder created by avarc add-class.")]
-NameArg = Annotated[str, typer.Argument(help="An added class.")]
+NameArg = Annotated[str, typer.Argument(help="An added class.", autocompletion=complete.bank_classes)]
 
 
 @app.command("list", cls=Command)
@@ -59,7 +61,9 @@ def show(name: NameArg, bank: BankOpt, as_json: JsonOpt = False) -> None:
 
 @app.command(cls=Command)
 def remove(
-    names: Annotated[list[str], typer.Argument(help="Added classes.")], bank: BankOpt, as_json: JsonOpt = False
+    names: Annotated[list[str], typer.Argument(help="Added classes.", autocompletion=complete.bank_classes)],
+    bank: BankOpt,
+    as_json: JsonOpt = False,
 ) -> None:
     """Remove classes from a bank; the others score as before.
 

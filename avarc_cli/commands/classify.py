@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _config, _dry_run, _images, _predictions, _shards, _summary
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
@@ -45,6 +46,7 @@ class _ModelOptions(groups.ModelOptions):
             help="fp32, tf32 (CUDA), bf16, fp16, int8 or fp8 (CUDA). cascade: the fastest one, and fp32 for what it "
             "cannot decide; the predictions are those of fp32. bf16+fp32: the same with this one. auto: a cascade "
             "where it is at least 1.5 times as fast as fp32, else fp32.",
+            autocompletion=complete.scoring_precisions,
         ),
     ] = "fp32"
     kernels: Annotated[
@@ -53,6 +55,7 @@ class _ModelOptions(groups.ModelOptions):
             "--kernels",
             help="torch: plain PyTorch; triton: avarc's own, for NVIDIA GPUs; flash: flash-attn's attention in half "
             "precision, the rest as triton or torch; auto: torch.",
+            autocompletion=complete.one_of("auto", "torch", "triton", "flash"),
         ),
     ] = "auto"
 
@@ -78,13 +81,24 @@ class _ScoringOptions(groups.ScoringOptions):
             help="exhaustive, paper, segments:keep[:samples][@orders] per stage (6:10,10:3,10:1:3), FILE.json of avarc "
             "tune, or auto for the tuned plan that comes with the model. Also the reference's lists: "
             "'10,3,1 / 1,1,3 / 6,10,10'.",
+            autocompletion=complete.plans,
         ),
     ] = "exhaustive"
     score: Annotated[
-        str, opt.scoring_option("--score", help="log-likelihood: log p(x|y); pmi: log p(x|y) - log p(x).")
+        str,
+        opt.scoring_option(
+            "--score",
+            help="log-likelihood: log p(x|y); pmi: log p(x|y) - log p(x).",
+            autocompletion=complete.one_of("log-likelihood", "pmi"),
+        ),
     ] = "log-likelihood"
     combine: Annotated[
-        str, opt.scoring_option("--combine", help="How several orders become one score: mean, posterior, log-mean-exp.")
+        str,
+        opt.scoring_option(
+            "--combine",
+            help="How several orders become one score: mean, posterior, log-mean-exp.",
+            autocompletion=complete.one_of("mean", "posterior", "log-mean-exp"),
+        ),
     ] = "mean"
     memory: Annotated[
         str | None, opt.scoring_option("--memory", help="Stay within this much memory, weights included: 8GiB, 500MiB.")

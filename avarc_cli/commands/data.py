@@ -9,7 +9,7 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
-from avarc_cli.commands._groups import Command
+from avarc_cli.commands._groups import Command, Group
 from avarc_cli.errors import EXIT_FAILED, EXIT_UNREADABLE
 from avarc_cli.names import to_line
 from avarc_cli.words import counted
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from avarc_cli.data.check import DatasetReport
     from avarc_cli.tables import Layout
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(cls=Group, no_args_is_help=True)
 
 
 @app.callback()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 from avarc_cli.errors import UsageError
 from avarc_cli.words import listed
@@ -31,7 +32,10 @@ SHOWN = 8  # digits in the picture, the least certain ones
 
 
 def demo(
-    model: Annotated[str, typer.Option("--model", "-m", help=f"{listed(PLANS, 'or')}.")] = "digits",
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help=f"{listed(PLANS, 'or')}.", autocompletion=complete.one_of(*PLANS)),
+    ] = "digits",
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder for tokens, runs and the picture. Default: avarc-demo[-MODEL]."),

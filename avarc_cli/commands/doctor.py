@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._options import JsonOpt
 from avarc_cli.errors import UsageError
@@ -20,7 +21,13 @@ GIB = 2**30
 
 def doctor(
     model: Annotated[
-        str | None, opt.model_option("--model", "-m", help="Also show the rounding of this model's fastest precision.")
+        str | None,
+        opt.model_option(
+            "--model",
+            "-m",
+            help="Also show the rounding of this model's fastest precision.",
+            autocompletion=complete.models,
+        ),
     ] = None,
     tokenizer: opt.TokenizerOpt = None,
     tokens: Annotated[
@@ -39,10 +46,11 @@ def doctor(
         raise UsageError("whose rounding is to be measured?", "no model was named", "add --model")
     check_file(tokens, "--tokens")
     noise = None if model is None else _noise(model, tokenizer, tokens)
-    from avarc_cli import environment
+    from avarc_cli import environment, product_library
 
     versions, machine = environment.versions(), environment.machine()
-    devices, choices, extras = environment.devices(), environment.choices(), environment.extras()
+    devices, extras = environment.devices(), environment.extras()
+    choices = (*environment.choices(), product_library.choice())
     findings = environment.findings()
     installs = [f"to get {e.package}: {e.install}" for e in extras if not e.version]
     noise_data, shown_noise = noise or ({}, [])

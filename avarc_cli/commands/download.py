@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _weights
 from avarc_cli.errors import UsageError
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
 def download(
     names: Annotated[
-        list[str], typer.Argument(help="Models, tokenizers, text encoders or frozen networks: see `avarc models`.")
+        list[str],
+        typer.Argument(
+            help="Models, tokenizers, text encoders or frozen networks: see `avarc models`.",
+            autocompletion=complete.downloads,
+        ),
     ],
     revision: Annotated[
         str | None,

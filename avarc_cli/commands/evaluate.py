@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 from avarc_cli.errors import EXIT_UNREADABLE, UsageError
 from avarc_cli.settings import check_device, check_exists
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
 def evaluate(
     protocol: Annotated[
-        str | None, typer.Argument(help="A protocol's name (--list) or its file (.toml).", show_default=False)
+        str | None,
+        typer.Argument(
+            help="A protocol's name (--list) or its file (.toml).",
+            show_default=False,
+            autocompletion=complete.protocols,
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Folder below which the protocol's images are.")] = None,
     out: Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _images, _of_run, _shards, _summary
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
@@ -28,6 +29,7 @@ class _ScoringOptions(groups.CandidateOptions):
         str,
         opt.scoring_option(
             "--plan",
+            autocompletion=complete.plans,
             callback=opt.read_plan,
             help="How to find the prediction and the contrast class (avarc classify).",
         ),

@@ -58,7 +58,7 @@ def fid(
     device: opt.DeviceOpt = "auto",
     as_json: opt.JsonOpt = False,
 ) -> None:
-    """FID, sFID, Inception Score, precision and recall of generated images.
+    """Compute FID, sFID, Inception Score, precision and recall of generated images.
 
     By the protocol of published numbers: ADM's evaluator, 50,000 images, VIRTUAL_imagenet256_labeled.npz.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _examples, _summary, _weights
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
@@ -53,7 +54,12 @@ def incremental(
     as_json: opt.JsonOpt = False,
     model: Annotated[
         str | None,
-        opt.model_option("--model", "-m", help="A model of the base classes only. Default: a small one, trained here."),
+        opt.model_option(
+            "--model",
+            "-m",
+            help="A model of the base classes only. Default: a small one, trained here.",
+            autocompletion=complete.models,
+        ),
     ] = None,
     tokenizer: opt.TokenizerOpt = None,
     weight_set: opt.WeightSetOpt = None,

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _weights
-from avarc_cli.commands._groups import Command
+from avarc_cli.commands._groups import Command, Group
 from avarc_cli.errors import UsageError
 from avarc_cli.words import counted
 
@@ -26,7 +26,7 @@ ENCODER_COLUMNS = ("name", "kind", "params", "positions", "width", "license", "s
 NETWORK_COLUMNS = ("name", "what it is", "for", "license", "local")
 
 
-class _Models(TyperGroup):
+class _Models(Group):
     """Answers the likely mistake `avarc models NAME` with the right command."""
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]  # a Click Context
@@ -79,7 +79,13 @@ def models(context: typer.Context, as_json: opt.JsonOpt = False) -> None:
 
 @app.command(cls=Command)
 def show(
-    name: Annotated[str, typer.Argument(help="A model, tokenizer, text encoder, frozen network, or a model's folder.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A model, tokenizer, text encoder, frozen network, or a model's folder.",
+            autocompletion=complete.downloads,
+        ),
+    ],
     as_json: opt.JsonOpt = False,
 ) -> None:
     """Show all details of a model, tokenizer, text encoder or frozen network.
@@ -112,7 +118,12 @@ def add(
         Path, typer.Argument(help="Checkpoint of a generator or a tokenizer, or a model's folder. It is not copied.")
     ],
     tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="Name or file of the tokenizer of a generator.")
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            help="Name or file of the tokenizer of a generator.",
+            autocompletion=complete.tokenizers,
+        ),
     ] = None,
     weight_set: opt.WeightSetOpt = None,
     patch_nums: opt.PatchNumsOpt = None,
@@ -162,7 +173,9 @@ def verify(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME]...", help="Models, tokenizers, text encoders or frozen networks. Default: all here."
+            metavar="[NAME]...",
+            help="Models, tokenizers, text encoders or frozen networks. Default: all here.",
+            autocompletion=complete.downloads,
         ),
     ] = None,
     as_json: opt.JsonOpt = False,
@@ -207,7 +220,7 @@ def _downloaded_or_registered() -> list[Card]:
 
 @app.command(cls=Command)
 def remove(
-    name: Annotated[str, typer.Argument(help="A name from `avarc models add`.")],
+    name: Annotated[str, typer.Argument(help="A name from `avarc models add`.", autocompletion=complete.registered)],
     as_json: opt.JsonOpt = False,
 ) -> None:
     """Remove a name that was registered with `avarc models add`; the checkpoint itself is kept.

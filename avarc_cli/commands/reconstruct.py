@@ -44,7 +44,7 @@ def reconstruct(
     as_json: opt.JsonOpt = False,
     model: groups.WeightsOptions,
 ) -> None:
-    """Encode and decode images: rFID, PSNR, SSIM, and how a tokenizer's codes are used.
+    """Encode and decode images, and measure: rFID, PSNR, SSIM, and how a tokenizer's codes are used.
 
     rFID is the distance of the reconstructions from the same images, and needs the Inception network and 50,000 images.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 from avarc_cli.settings import check_device, check_exists, check_file
 from avarc_cli.words import counted
@@ -29,7 +30,10 @@ def report(
         Path | None, typer.Option("--tokens", help="The token cache that was classified, if it is not where it was.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The run's model, if it is not where it was.")
+        str | None,
+        typer.Option(
+            "--model", "-m", help="The run's model, if it is not where it was.", autocompletion=complete.models
+        ),
     ] = None,
     tokenizer: opt.TokenizerOpt = None,
     model_config: opt.ModelConfigOpt = None,

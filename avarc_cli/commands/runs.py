@@ -10,10 +10,10 @@ import typer
 from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _summary
-from avarc_cli.commands._groups import Command
+from avarc_cli.commands._groups import Command, Group
 from avarc_cli.words import counted
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(cls=Group, no_args_is_help=True)
 
 
 @app.callback()

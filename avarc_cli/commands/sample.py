@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _shards
@@ -29,7 +30,8 @@ def sample(
         list[str],
         typer.Argument(
             help="Classes by name, id or number; or a known subset, or a file. Of a model of captions: captions, or "
-            "names out of --captions."
+            "names out of --captions.",
+            autocompletion=complete.classes,
         ),
     ],
     *,

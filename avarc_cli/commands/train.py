@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import typer
-from typer.core import TyperGroup
 
 from avarc_cli import console, processes
-from avarc_cli.commands._groups import Command
+from avarc_cli.commands._groups import Command, Group
 from avarc_cli.commands.train_captions import llamagen_t2i, text_encoder
 from avarc_cli.commands.train_cca import cca
 from avarc_cli.commands.train_classifier import classifier
@@ -23,21 +22,33 @@ from avarc_cli.errors import UsageError
 RECIPE = "--recipe"
 
 
-class _Train(TyperGroup):
+class _Train(Group):
     """Takes the command from the recipe in `avarc train --recipe NAME ...`."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # a Click Context
-        return super().parse_args(ctx, [*self._command_of_recipe(args), *args])
+    sections: ClassVar = {
+        "All in one": "classifier",
+        "Tokenizers": "tokenizer vq maskgit-vq titok tatitok",
+        "Generators": "var llamagen randar rar maskgit",
+        "Of captions": "text-encoder llamagen-t2i maskgen",
+        "Fine-tuning": "cca",
+        "Published trainings": "recipes",
+    }
 
-    def _command_of_recipe(self, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # a Click Context
+        return super().parse_args(ctx, [*self._command_of_recipe(args, ctx.resilient_parsing), *args])
+
+    def _command_of_recipe(self, args: list[str], is_completing: bool) -> list[str]:
         """Raises: UsageError for a recipe that is unknown, or for a command that this version has not."""
         named = [word for word in args if word.partition("=")[0] == RECIPE]
         if not named or args[0] in self.commands:
             return []
-        from avarc_cli.recipes import find
+        from avarc_cli.recipes import find, included
 
         _, has_name, name = named[0].partition("=")
-        recipe = find(name if has_name else " ".join(args[args.index(RECIPE) + 1 :][:1]))
+        name = name if has_name else " ".join(args[args.index(RECIPE) + 1 :][:1])
+        if is_completing and name not in included():
+            return ["var"]  # any command that has the option completes its value
+        recipe = find(name)
         if recipe.command not in self.commands:
             raise UsageError(
                 f"the recipe '{recipe.name}' is for avarc train {recipe.command}",

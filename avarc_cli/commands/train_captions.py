@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands._groups import with_option_groups
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 NAMED_CAPTIONS = "Captions by name: .json or .csv."
 HEAD_WIDTH = 16  # of the text encoder
 CaptionsOpt = Annotated[Path, opt.model_option("--captions", help=f"{NAMED_CAPTIONS} The names are the classes'.")]
-EncoderOpt = Annotated[str, opt.model_option("--text-encoder", help="A name or folder.")]
+EncoderOpt = Annotated[
+    str, opt.model_option("--text-encoder", help="A name or folder.", autocompletion=complete.text_encoders)
+]
 
 
 @with_option_groups

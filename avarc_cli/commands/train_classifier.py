@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _dry_run, _images
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
@@ -35,7 +36,12 @@ def classifier(
         int | None, opt.training_option("--image-size", min=4, help="Side of the images in pixels. Default: chosen.")
     ] = None,
     augment: Annotated[
-        str, opt.training_option("--augment", help="auto, crop, affine (small objects) or none.")
+        str,
+        opt.training_option(
+            "--augment",
+            help="auto, crop, affine (small objects) or none.",
+            autocompletion=complete.one_of("auto", "crop", "affine", "none"),
+        ),
     ] = "auto",
     flip: Annotated[bool, opt.training_option("--flip", help="Mirror half of the images.")] = False,
     seed: opt.SeedOpt = 0,

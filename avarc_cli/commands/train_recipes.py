@@ -7,12 +7,16 @@ from typing import Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 
 
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="Show the options of this one, and where they were published.")
+        str | None,
+        typer.Argument(
+            help="Show the options of this one, and where they were published.", autocompletion=complete.recipes
+        ),
     ] = None,
     *,
     as_json: opt.JsonOpt = False,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.errors import UsageError
-from avarc_cli.layers.precision import Precision, cpu_has_vnni, onednn_is_faster
+from avarc_cli.layers.precision import Precision, cpu_has_vnni, product_backend
 from avarc_kernels import quantize_rows
 from avarc_kernels.linear import linear as product
 
@@ -29,17 +29,13 @@ CHANNELS = 16  # torch._scaled_mm requires channels in multiples of 16, torch._i
 INT_MM_ROWS = 17  # torch._int_mm requires more than 16 rows
 
 
-def linear(layer: nn.Module, x: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
-    """`layer` on `x` in the layer's dtype, with `bias` if given instead of the layer's own.
-
-    Args:
-        backend: of a product that is not quantized; None for `product_backend`.
-    """
+def linear(layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`layer` on `x` in the layer's dtype, with `bias` if given instead of the layer's own, by `product_backend`."""
     if isinstance(layer, QuantizedLinear | CalledLinear):
         return layer(x, bias)
     plain = cast("nn.Linear", layer)
     x, weight, bias = x.to(plain.weight.dtype), plain.weight, plain.bias if bias is None else bias
-    chosen = backend or product_backend(x)
+    chosen = product_backend(x)
     if chosen == "torch":  # as `product`, but a training of a small model would notice its checks
         return F.linear(x, weight, bias)
     return product(x, weight, bias, backend=chosen)
@@ -51,14 +47,6 @@ class CalledLinear(nn.Linear):
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """As `linear`."""
         return product(x.to(self.weight.dtype), self.weight, self.bias if bias is None else bias, backend="torch")
-
-
-def product_backend(x: Tensor) -> str:
-    """The faster library for a product of x with weights of its dtype (`avarc_kernels.linear`).
-
-    Outside inference mode it is torch's, so that a loss does not depend on whether gradients are computed.
-    """
-    return "onednn" if torch.is_inference_mode_enabled() and onednn_is_faster(x) else "torch"
 
 
 def log_prob_backend(kernels: str, hidden: Tensor) -> str:
@@ -149,15 +137,20 @@ class Int8LinearCPU(QuantizedLinear):
         rows = torch.ops.quantized.embedding_bag_byte_prepack(x_MK.float())  # K bytes, then step and min as float32
         channels = x_MK.shape[1]
         step_M1, min_M1 = rows[:, channels:].contiguous().view(torch.float32).split(1, dim=1)
-        y_MN = torch.ops.onednn.qlinear_pointwise(
-            *(rows[:, :channels].contiguous(), 1.0, 0),
-            *(self.packed, self.scale_N, self.zeros_N, None),
-            *(1.0, 0, torch.float32, "none", [], ""),  # output scale and zero point, dtype, nothing fused
-        )
+        y_MN = self.multiply(rows[:, :channels].contiguous())
         bias_N = torch.zeros_like(self.scale_N) if bias_N is None else bias_N
         at_once = max(1, CACHED * torch.get_num_threads() // len(self.scale_N))
         for y, step_m1, min_m1 in zip(*(t.split(at_once) for t in (y_MN, step_M1, min_M1)), strict=True):
             torch.addcmul(torch.addcmul(bias_N, min_m1, self.sum_N), y, step_m1, out=y)
+        return y_MN
+
+    def multiply(self, bytes_MK: Tensor) -> Tensor:
+        """bytes @ W.T, uint8 (M, K) -> (M, N) float32."""
+        y_MN: Tensor = torch.ops.onednn.qlinear_pointwise(
+            *(bytes_MK, 1.0, 0),
+            *(self.packed, self.scale_N, self.zeros_N, None),
+            *(1.0, 0, torch.float32, "none", [], ""),  # output scale and zero point, dtype, nothing fused
+        )
         return y_MN
 
 

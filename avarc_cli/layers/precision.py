@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, Protocol, TypeVar, cast
@@ -16,9 +17,18 @@ import torch
 from torch import Tensor
 
 from avarc_cli.errors import UsageError
-from avarc_cli.settings import AUTO_PRECISION, CASCADE, EXACT, check_precision, check_scoring_precision
+from avarc_cli.settings import (
+    AUTO_PRECISION,
+    BY_ONEDNN,
+    BY_RULE,
+    CASCADE,
+    EXACT,
+    check_precision,
+    check_scoring_precision,
+)
 from avarc_kernels.linear import onednn_missing
 
+BY_ONEDNN_WORDS = "float32 products by oneDNN"
 FP8_CAPABILITY = (8, 9)  # compute capability of the first GPUs that multiply float8 (torch._scaled_mm requires it)
 
 
@@ -38,6 +48,9 @@ class Precision:
     """Of the numbers that linears multiply."""
     attention: torch.dtype
     """Of queries, keys and values."""
+    library: str = BY_RULE
+    """What multiplies float32 matrices on a CPU: "torch" (the library that PyTorch calls itself, MKL on x86), "onednn",
+    or "rule" for the one that `onednn_is_faster` expects to be faster."""
 
     @property
     def quantized(self) -> bool:
@@ -136,8 +149,8 @@ def arithmetic(precision: Precision, device: torch.device, *, onednn: bool) -> s
     words = [f"{what} {str(dtype).removeprefix('torch.')}" for what, dtype in dtypes.items()]
     if precision.name == "int8" and device.type == "cpu" and not cpu_has_vnni():
         words.append("weights of 7 bits")
-    if onednn and onednn_is_faster(torch.empty(0, device=device)):
-        words.append("float32 products by oneDNN")
+    if onednn and by_onednn(torch.empty(0, device=device), precision.library):
+        words.append(BY_ONEDNN_WORDS)
     return ", ".join(words)
 
 
@@ -178,25 +191,57 @@ class HasPrecision(Protocol):
     def precision(self) -> Precision: ...
 
 
+_library = ContextVar("library", default=BY_RULE)
+
+
+@contextmanager
+def products_by(library: str) -> Iterator[None]:
+    """Multiply float32 matrices on a CPU by this library (`Precision.library`) inside; afterwards as before."""
+    before = _library.set(library)
+    try:
+        yield
+    finally:
+        _library.reset(before)
+
+
+def product_backend(x: Tensor) -> str:
+    """The library for a product of x with weights of its dtype (`avarc_kernels.linear`).
+
+    Outside inference mode it is torch's, so that a loss does not depend on whether gradients are computed.
+    """
+    return "onednn" if torch.is_inference_mode_enabled() and by_onednn(x, _library.get()) else "torch"
+
+
+def by_onednn(x: Tensor, library: str) -> bool:
+    """Whether oneDNN multiplies this tensor where that library was chosen (`Precision.library`)."""
+    if library == BY_RULE:
+        return onednn_is_faster(x)
+    return library == BY_ONEDNN and onednn_missing(x) is None
+
+
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])
 
 
 def inference(method: MethodT) -> MethodT:
-    """Run a method of a HasPrecision in inference mode, with TF32 products if and only if its precision is "tf32"."""
+    """Run a method of a HasPrecision in inference mode, with the products of its precision.
+
+    TF32 is used if and only if that is "tf32", and float32 matrices on a CPU are multiplied by its `library`.
+    """
 
     @wraps(method)
     def run(self: HasPrecision, *args: Any, **kwargs: Any) -> Any:
-        with torch.inference_mode(), tf32(self.precision.name == "tf32"):
+        precision = self.precision
+        with torch.inference_mode(), tf32(precision.name == "tf32"), products_by(precision.library):
             return method(self, *args, **kwargs)
 
     return cast("MethodT", run)
 
 
 def onednn_is_faster(x: Tensor) -> bool:
-    """Whether oneDNN multiplies this tensor faster than MKL, Intel's library (docs/performance.md).
+    """Whether oneDNN is expected to multiply this tensor faster than MKL, Intel's library (docs/performance.md).
 
-    It does so on other makers' processors with AVX-512. On Intel's both are equally fast, and without AVX-512 MKL is
-    faster.
+    It did so on other makers' processors with AVX-512. On Intel's both were equally fast, and without AVX-512 MKL was
+    faster. This rule counts where nothing is measured (`products`).
     """
     if onednn_missing(x) is not None or not hasattr(torch.cpu, "get_capabilities"):  # older versions of torch lack it
         return False

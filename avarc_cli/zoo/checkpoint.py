@@ -5,7 +5,8 @@ rejected. The format is recognized by the first bytes, not by the name; safetens
 (`zoo.sharded`). Removes wrappers and PREFIXES, in any order; merges LoRA weights (`zoo.lora`). Of a file with weights
 and their moving average it takes the weights unless told otherwise, and says so (`zoo.weight_sets`).
 
-Safetensors are memory-mapped. After `convert_and_cache`, a file is not hashed again, and a pickle not unpickled again.
+Safetensors are memory-mapped. A large file is hashed once, as long as it does not change. After `convert_and_cache`, no
+file is hashed again, and a pickle not unpickled again.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ SHARED_PREFIX = "model."  # of Lightning: removed if every key has it
 COUNTER = "n_averaged"  # of torch's AveragedModel, beside the weights
 WEIGHTS_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
 MAX_EXPANDED = 2**26  # bytes of a tensor whose elements share memory
+LARGE = 1 << 26  # bytes, which take a tenth of a second to hash: the digest of such a file is kept
 MAGIC_LENGTH = 64  # bytes that are read to recognize a format
 EXPECTED = "it must be a safetensors file, or one written by torch.save"
 AGAIN = "download or copy it again"
@@ -52,6 +54,22 @@ class Checkpoint:
     metadata: dict[str, str]
     """What else the file contains, as text: safetensors metadata, numbers and strings beside the tensors, under "lora"
     what was merged, and under weight_sets.READ which weights these are if there are several."""
+
+    @property
+    def is_one_file(self) -> bool:
+        """Whether these are the weights of one file as they are in it, of which no set was chosen."""
+        merged_or_chosen = {"lora", weight_sets.CHOSEN, weight_sets.READ} & self.metadata.keys()
+        return not merged_or_chosen and self.path.suffix != sharded.INDEX_SUFFIX
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether an earlier call of `note_finite` is about these weights."""
+        return self.is_one_file and weights_index.is_finite(self.path)
+
+    def note_finite(self) -> None:
+        """Record that the weights were found to be finite, so that later processes need not look at them again."""
+        if self.is_one_file:
+            weights_index.remember_finite(self.path)
 
 
 def read(path: Path, *, weight_set: str | None = None, lora_alpha: float | None = None) -> Checkpoint:
@@ -77,8 +95,14 @@ def read(path: Path, *, weight_set: str | None = None, lora_alpha: float | None 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file or of a checkpoint with an index; files that did not change since are not read again."""
     index = sharded.find_index(path)
-    digest = weights_index.sha256
-    return digest(path) if index is None else sharded.sha256(sharded.read_index(index), digest)
+    return _sha256(path) if index is None else sharded.sha256(sharded.read_index(index), _sha256)
+
+
+def _sha256(path: Path) -> str:
+    """As `sha256_of`, of one file."""
+    is_large = path.exists() and path.stat().st_size >= LARGE
+    # A pickle's entry also says where its copy is: `convert_and_cache` makes both.
+    return (weights_index.remember if is_large and _is_safetensors(_read_start(path)) else weights_index.sha256)(path)
 
 
 def _identity(sha256: str, *more: str) -> str:

@@ -33,6 +33,11 @@ def noise_folder() -> Path:
     return _folder("XDG_CACHE_HOME", ".cache") / "noise"
 
 
+def products_folder() -> Path:
+    """Where comparisons of libraries for matrix products are kept: AVARC_HOME/products, or ~/.cache/avarc/products."""
+    return _folder("XDG_CACHE_HOME", ".cache") / "products"
+
+
 def torch_folder() -> Path:
     """Where torch.hub keeps the files that it downloads: TORCH_HOME/hub/checkpoints, or below ~/.cache/torch."""
     home = os.environ.get("TORCH_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/torch"

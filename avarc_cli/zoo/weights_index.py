@@ -81,6 +81,8 @@ class IndexEntry:
     stat: FileStat  # of the file when it was read
     copies: Mapping[str, Copy] = field(default_factory=dict)
     """By the name of the set of weights ("" for the one that is read without a name); none if it is safetensors."""
+    finite: bool = False
+    """Whether its weights, read without a name of a set, were found to be finite."""
 
     def valid_copy(self, weight_set: str | None = None) -> Path | None:
         """The copy with this set of weights, if it exists and did not change since it was made."""
@@ -134,10 +136,26 @@ def remember(path: Path) -> str:
     entry = find(path)
     if entry is not None:
         return entry.sha256
+    stat = FileStat.of(path) if path.exists() else None  # before reading: a file that changes meanwhile has no entry
     digest = sha256_of_file(path)
-    with suppress(OSError):  # the index only saves time
-        write(IndexEntry(os.path.realpath(path), digest, FileStat.of(path)))
+    if stat is not None:
+        with suppress(OSError):  # the index only saves time
+            write(IndexEntry(os.path.realpath(path), digest, stat))
     return digest
+
+
+def is_finite(path: Path) -> bool:
+    """Whether the weights in a file that did not change since were found to be finite."""
+    entry = find(path)
+    return entry is not None and entry.finite
+
+
+def remember_finite(path: Path) -> None:
+    """Record that the weights in a file were found to be finite, if it has an entry."""
+    entry = find(path)
+    if entry is not None and not entry.finite:
+        with suppress(OSError):  # the index only saves time
+            write(dataclasses.replace(entry, finite=True))
 
 
 def is_indexed(path: Path, weight_set: str | None = None) -> bool:

@@ -6,9 +6,12 @@ Results: docs/encoding.md. python tests/benchmarks/encoder.py [IMAGES]
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch is imported
 
 import torch
 from torch import Tensor

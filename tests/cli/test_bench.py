@@ -5,10 +5,14 @@ import json
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
+from avarc_cli.bench import peaks
 from avarc_cli.bench.graphs import GraphResult, measure_graphs
 from avarc_cli.bench.workload import random_workload
 from avarc_cli.cli import main
+from avarc_cli.layers import linears
+from avarc_cli.models.var import network
 
 
 def test_a_quick_bench_reports_every_precision_and_what_it_skips_and_draws_it(tmp_path, capsys):
@@ -97,8 +101,64 @@ def test_flash_attn_is_one_more_way_in_half_precision(flash_attn, monkeypatch, c
         (["--model", "digits", "--shape", "d16", "--scales", "1,2"], "no use for --shape, --scales with --model"),
         (["--quick", "--shape", "d16", "--plan", "paper"], "no use for --shape, --plan with --quick"),
         (["--tokenizer", "digits-vqvae"], "no use for --tokenizer without --model"),
+        (["--roofline", "--plan", "paper"], "no use for --plan with --roofline"),
     ],
 )
 def test_options_that_would_change_nothing_are_refused(capsys, options, says):
     assert main(["bench", *options]) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def small_peaks(monkeypatch):
+    """Peaks that take no time to measure."""
+    monkeypatch.setattr(peaks, "ROWS", 64)
+    monkeypatch.setattr(peaks, "COPIED", (2**12,))
+
+
+def roofline(capsys, *options):
+    """The jobs of every precision."""
+    assert main(["bench", "--roofline", "--rounds", "1", *options, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["roofline"]
+
+
+def test_a_roofline_divides_the_time_of_small_and_large_jobs(capsys):
+    before = F.linear, linears.linear, network.linear
+    found = roofline(capsys, "--quick", "--pairs", "2")
+    assert (F.linear, linears.linear, network.linear) == before, "an operation is still timed"
+    assert [r["precision"] for r in found["results"]] == ["fp32", "bf16", "fp16", "int8"]
+    assert set(found["peaks"]["operations"]) == {"float32", "bfloat16", "float16", "int8"}
+    for result in found["results"]:
+        assert [job["pairs"] for job in result["jobs"]] == [1, 2]
+        for job in result["jobs"]:
+            parts = {part["name"]: part for part in job["parts"]}
+            assert list(parts) == ["products", "attention", "norms", "activation", "head", "host work"]
+            assert sum(part["seconds"] for part in parts.values()) == pytest.approx(job["seconds"])
+            assert all(part["seconds"] > 0 for part in parts.values())
+            assert parts["host work"]["at_peak"] == 0 < parts["norms"]["bytes"]
+
+
+def test_a_roofline_counts_the_operations_of_the_model(capsys):
+    """Of VAR 2:64:2 with scales of 1, 4, 9 and 16 tokens: 30 tokens, heads of 4096 codes, two pairs."""
+    (result,) = roofline(capsys, "--quick", "--pairs", "2", "--precision", "fp32")["results"]
+    counted = {part["name"]: part["operations"] for part in result["jobs"][-1]["parts"]}
+    seen = 1 * 1 + 4 * 5 + 9 * 14 + 16 * 30
+    embedding = 2 * 29 * 32 * 64  # of the image's tokens, once: they are the same for all classes
+    assert counted["products"] == 2 * 2 * (2 * 12 * 64 * 64 * 30) + embedding
+    assert counted["attention"] == 2 * 2 * (4 * 64 * seen)
+    assert counted["head"] == 2 * (2 * 64 * 4096 * 30)
+
+
+@pytest.mark.parametrize("shape", ["llamagen-2:64:2", "randar-2:64:2", "rar-2:64:2", "maskgit-2:64:2:16"])
+def test_every_family_has_its_parts(capsys, shape):
+    scales = [] if shape.startswith("maskgit") else ["--scales", "4"]  # whose tokens have no grid
+    found = roofline(capsys, "--shape", shape, *scales, "--pairs", "1", "--precision", "fp32")
+    parts = {part["name"]: part for part in found["results"][0]["jobs"][0]["parts"]}
+    assert all(parts[name]["operations"] > 0 for name in ("products", "attention", "head"))
+    assert all(parts[name]["bytes"] > 0 for name in ("norms", "activation"))
+
+
+def test_a_roofline_fits_80_columns(capsys):
+    assert main(["bench", "--roofline", "--quick", "--rounds", "1", "--precision", "fp32"]) == 0
+    out = capsys.readouterr().out
+    assert "left to gain" in out and max(map(len, out.splitlines())) <= 80

@@ -42,7 +42,13 @@ def test_json_says_the_same(capsys):
     assert report["versions"]["torch"] == torch.__version__
     assert report["machine"]["cores"] >= 1
     assert report["devices"][-1]["name"] == "cpu"
-    assert {choice["what"] for choice in report["choices"]} == {"device", "attention", "precision", "kernels"}
+    assert {choice["what"] for choice in report["choices"]} == {
+        "device",
+        "attention",
+        "precision",
+        "kernels",
+        "float32 products",
+    }
     assert all(choice["why"] for choice in report["choices"])
 
 

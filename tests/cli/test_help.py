@@ -111,6 +111,28 @@ def test_every_command_begins_with_a_sentence(command):
     assert first.endswith("."), first
 
 
+@pytest.mark.parametrize("words", [words for words, one in ALL.items() if hasattr(one, "commands")])
+def test_every_group_lists_its_commands_once_with_their_whole_first_sentence(words, capsys):
+    assert main([*words, "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for name, inner in ALL[words].commands.items():
+        sentence = " ".join(re.match(r"(.+?\.)(?:\s|$)", inner.help, re.DOTALL)[1].split())
+        assert said.count(f" {name} {sentence}") == 1, name
+
+
+@pytest.mark.parametrize("words", [(), ("train",)])
+def test_every_command_is_in_one_section(words):
+    group = ALL[words]
+    assert sorted(" ".join(group.sections.values()).split()) == sorted(group.commands)
+
+
+def test_help_fits_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*command[0], "--help"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert not [line for line in shown if len(line) > 80]
+
+
 def test_no_help_imports_a_heavy_library():
     done = run("loaded_modules", *(" ".join(words) for words in ALL))
     assert done.returncode == 0, done.stderr

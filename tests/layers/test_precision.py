@@ -7,7 +7,6 @@ import torch
 from conftest import load_golden
 
 from avarc_cli.errors import UsageError
-from avarc_cli.layers import linears
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.linears import Float8Linear, Int8Linear, Int8LinearCPU
 from avarc_cli.layers.precision import PRECISIONS, find
@@ -128,10 +127,10 @@ def test_available_precisions_of_a_cpu():
 def test_scoring_multiplies_by_the_library_that_is_faster_on_the_cpu_and_says_so(monkeypatch, cpu, library):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
     x = torch.zeros(2, 3)
-    assert linears.product_backend(x) == "torch"  # outside inference mode, as with gradients
+    assert precisions.product_backend(x) == "torch"  # outside inference mode, as with gradients
     with torch.inference_mode():
-        assert linears.product_backend(x) == library
-        assert linears.product_backend(x.bfloat16()) == "torch"
+        assert precisions.product_backend(x) == library
+        assert precisions.product_backend(x.bfloat16()) == "torch"
     said = [precisions.arithmetic(PRECISIONS["fp32"], CPU, onednn=onednn) for onednn in (True, False)]
     assert ["oneDNN" in words for words in said] == [library == "onednn", False]
 

@@ -1,10 +1,13 @@
 """Parity with the reference implementation, within the tolerances of each golden file."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from conftest import load_golden
 
+from avarc_cli.layers.precision import FP32
 from avarc_cli.models.var.likelihood import VARLikelihood
 
 
@@ -12,9 +15,10 @@ def close(ours: torch.Tensor, theirs: np.ndarray, tolerance: float) -> bool:
     return float((ours.double() - torch.from_numpy(theirs).double()).abs().max()) <= tolerance
 
 
-def token_log_prob(golden, tokens, classes, stops=None):
+def token_log_prob(golden, tokens, classes, stops=None, library="torch"):
     """Log-probabilities of every token under every class, the scales taken in the runs that end at `stops`."""
-    model = VARLikelihood(golden.var(), golden.vqvae().quantize)
+    var = golden.var().set_precision(replace(FP32, library=library))
+    model = VARLikelihood(var, golden.vqvae().quantize)
     pairs = torch.cartesian_prod(torch.arange(len(tokens)), torch.arange(len(classes)))
     state = model.begin(tokens, pairs[:, 0], torch.as_tensor(classes).long()[pairs[:, 1]])
     runs = [model.extend(state, stop, keep_cache_segments=stop) for stop in stops or [len(model.segment_ends)]]
@@ -40,8 +44,9 @@ def test_neighbours_are_latents_with_noise_quantized_again(golden):
     assert np.array_equal(tokens.numpy(), golden.arrays["neighbor_tokens"])
 
 
-def test_token_log_probabilities_are_the_references(golden, threads):
-    ours = token_log_prob(golden, golden.tokens(), golden.arrays["classes"])
+@pytest.mark.parametrize("library", ["torch", "onednn"])
+def test_token_log_probabilities_are_the_references(golden, threads, library):
+    ours = token_log_prob(golden, golden.tokens(), golden.arrays["classes"], library=library)
     assert close(ours, golden.arrays["token_log_prob"], golden.tolerances["token_log_prob"])
     assert bool((ours <= 0).all())
     total = ours.double().sum(-1).numpy()

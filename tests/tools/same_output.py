@@ -187,6 +187,7 @@ def _environment(out: Path) -> dict[str, str]:
     path = os.environ.get("PYTHONPATH")
     absolute = {} if path is None else {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, path.split(os.pathsep)))}
     fixed = {"AVARC_HOME": str(out / "home"), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "CUDA_VISIBLE_DEVICES": ""}
+    fixed["AVARC_PRODUCTS"] = "rule"  # not by a measurement, which may come out otherwise the second time
     return {"OMP_NUM_THREADS": "1"} | dict(os.environ) | absolute | fixed
 
 

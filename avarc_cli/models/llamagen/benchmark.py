@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from avarc_cli.layers import precision as precisions
+from avarc_cli import product_library
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.models.llamagen import reference, shapes
 from avarc_cli.models.llamagen.config import HEAD_WIDTH, LlamaGenConfig, ffn_width
@@ -79,7 +79,7 @@ class LlamaGenWorkload:
         gpt.load_state_dict(dict(self._weights), assign=True)
         gpt.table_LJ2 = self._table
         gpt = gpt.eval().requires_grad_(False)
-        return self.likelihood(gpt.set_precision(precisions.find(precision, self._device)).set_kernels(kernels))
+        return self.likelihood(gpt.set_precision(product_library.find(precision, self._device)).set_kernels(kernels))
 
 
 def random_weights(gpt: LlamaGen, seed: int = 0) -> LlamaGen:

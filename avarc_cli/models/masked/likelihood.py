@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from avarc_cli.errors import UsageError
-from avarc_cli.layers.linears import log_prob_backend, product_backend
-from avarc_cli.layers.precision import Precision, inference
+from avarc_cli.layers.linears import log_prob_backend
+from avarc_cli.layers.precision import Precision, inference, product_backend
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.words import counted
 from avarc_kernels import linear_log_prob

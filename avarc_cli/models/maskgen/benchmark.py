@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from avarc_cli.layers import precision as precisions
+from avarc_cli import product_library
 from avarc_cli.models.maskgen import reference, shapes
 from avarc_cli.models.maskgen.config import DEFAULT_CLASSES, DEFAULT_SCORE, TEXT_POSITIONS, MaskGenConfig
 from avarc_cli.models.maskgen.likelihood import MaskGenLikelihood
@@ -63,7 +63,7 @@ class MaskGenWorkload:
     def model(self, precision: str, kernels: str) -> MaskGenLikelihood:
         """The model in this precision and with these kernels. Raises: UsageError for an unavailable precision."""
         network = MaskGen.from_state_dict(self._config, self._weights, source="the bench")
-        network = network.set_precision(precisions.find(precision, self._device)).set_kernels(kernels)
+        network = network.set_precision(product_library.find(precision, self._device)).set_kernels(kernels)
         return MaskGenLikelihood(network).with_captions(self._features)
 
 

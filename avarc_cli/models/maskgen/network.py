@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from avarc_cli.errors import CheckpointError
-from avarc_cli.layers.linears import product_backend
-from avarc_cli.layers.precision import Precision
+from avarc_cli.layers.precision import Precision, product_backend
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.maskgen.config import MaskGenConfig
 from avarc_cli.models.maskgen.joint import AdaLN, Captions, JointTransformer

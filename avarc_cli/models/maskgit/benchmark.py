@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from avarc_cli.layers import precision as precisions
+from avarc_cli import product_library
 from avarc_cli.models.maskgit import reference, shapes
 from avarc_cli.models.maskgit.bert import Bert
 from avarc_cli.models.maskgit.config import MaskGITBertConfig, MaskGITConfig
@@ -49,7 +49,7 @@ class MaskGITWorkload:
         transformer.load_state_dict(dict(self._weights), assign=True)
         transformer = transformer.eval().requires_grad_(False)
         return self._likelihood(
-            transformer.set_precision(precisions.find(precision, self._device)).set_kernels(kernels)
+            transformer.set_precision(product_library.find(precision, self._device)).set_kernels(kernels)
         )
 
 

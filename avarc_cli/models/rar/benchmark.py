@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from avarc_cli.layers import precision as precisions
+from avarc_cli import product_library
 from avarc_cli.models.rar import reference, shapes
 from avarc_cli.models.rar.config import RARConfig
 from avarc_cli.models.rar.likelihood import RARLikelihood
@@ -41,7 +41,7 @@ class RARWorkload:
             rar = RAR(self._config)
         rar.load_state_dict(dict(self._weights), assign=True)
         rar = rar.eval().requires_grad_(False)
-        return RARLikelihood(rar.set_precision(precisions.find(precision, self._device)).set_kernels(kernels))
+        return RARLikelihood(rar.set_precision(product_library.find(precision, self._device)).set_kernels(kernels))
 
 
 def random_workload(shape: str, scales: Sequence[int] | None, device: torch.device) -> RARWorkload:

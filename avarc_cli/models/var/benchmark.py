@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from avarc_cli.layers import precision as precisions
+from avarc_cli import product_library
 from avarc_cli.models.var import reference, shapes
 from avarc_cli.models.var.config import VARConfig
 from avarc_cli.models.var.likelihood import VARLikelihood
@@ -43,7 +43,7 @@ class VARWorkload:
             var = VAR(self._config)
         var.load_state_dict(dict(self._weights), assign=True)
         var = var.eval().requires_grad_(False)
-        computes = precisions.find(precision, self._device)
+        computes = product_library.find(precision, self._device)
         network = var.set_precision(computes).set_kernels(kernels)
         return VARLikelihood(network, self)  # type: ignore[arg-type]  # scoring asks a quantizer for teacher_input only
 

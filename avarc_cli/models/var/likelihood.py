@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
 from avarc_cli.layers.kv_cache import KVCache, Workspace
+from avarc_cli.layers.linears import log_prob_backend
 from avarc_cli.layers.precision import Precision, inference
 from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.likelihood import Known
@@ -61,6 +62,7 @@ class VARLikelihood(AutoregressiveModel):
     has_summary = True
     keeps_tokens = True
     smooths = True
+    onednn = True
     trained_with = frozenset({"smoothing", "drop_path", "stage"})
     config: VARConfig
 
@@ -120,7 +122,8 @@ class VARLikelihood(AutoregressiveModel):
         state.scale = stop
         target_PT = state.tokens_BL[state.sequence_P, start:end]
         head, rows = self.var.head, hidden_PTC.flatten(0, 1)
-        log_prob = linear_log_prob(rows, head.weight, head.bias, target_PT.flatten(), backend=self.var.kernels)
+        backend = log_prob_backend(self.var.kernels, rows)
+        log_prob = linear_log_prob(rows, head.weight, head.bias, target_PT.flatten(), backend=backend)
         return log_prob.view_as(target_PT)
 
     @inference

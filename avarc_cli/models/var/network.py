@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -39,7 +38,6 @@ from avarc_kernels import adaln, block_causal_attention, gated_residual_adaln, l
 BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")  # in published files, but not needed here
 MAX_LOG_SCALE = math.log(100)  # as in the published code
 NORM_EPS = 1e-12  # smallest length that a query or key is divided by; F.normalize's default
-_linear = partial(linear, backend="torch")  # also where another library is faster: scores keep their last bits
 
 
 class Condition(NamedTuple):
@@ -105,7 +103,7 @@ class Attention(nn.Module):
     def forward(self, x_PTC: Tensor, run: Pass) -> Tensor:
         """The branch's output, (P, T, C)."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = _linear(self.mat_qkv, x_PTC, bias).unflatten(-1, (3, self.heads, -1))  # (P, T, 3, H, D)
+        qkv = linear(self.mat_qkv, x_PTC, bias).unflatten(-1, (3, self.heads, -1))  # (P, T, 3, H, D)
         scale, gain_H = 0.25 / math.sqrt(qkv.shape[-1]), None
         qk, v = qkv[:, :, :2], qkv[:, :, 2].transpose(1, 2)
         if self.qk_norm:
@@ -117,7 +115,7 @@ class Attention(nn.Module):
         if run.kv_cache is not None:
             k, v = run.kv_cache.append(self.layer, k, v)
         out = block_causal_attention(q, k, v, run.ends, scale=scale, gain_H=gain_H, backend=run.kernels)
-        return _linear(self.proj, out.transpose(1, 2).flatten(2))
+        return linear(self.proj, out.transpose(1, 2).flatten(2))
 
 
 def _normalize(qk_PT2HD: Tensor, gain_H: Tensor) -> Tensor:
@@ -140,8 +138,8 @@ class FeedForward(nn.Module):
             rows = x.flatten(0, -2).to(self.fc1.weight.dtype)
             hidden = linear_gelu(rows, self.fc1.weight, self.fc1.bias, backend="cublaslt").unflatten(0, x.shape[:-1])
         else:
-            hidden = gelu(_linear(self.fc1, x))
-        return _linear(self.fc2, hidden)
+            hidden = gelu(linear(self.fc1, x))
+        return linear(self.fc2, hidden)
 
 
 def _ada_lin(width: int, vectors: int) -> nn.Sequential:

@@ -1,0 +1,83 @@
+"""How long `avarc classify` takes to start and to load a d16's weights, 1.24 GB of mapped safetensors, warm.
+
+Whole processes, in turns: a plain script that imports torch and maps the file; the same that also reads every number;
+avarc's loading alone; and the command on one image under two classes, of which it scores the first scale. Each runs
+once before, so that files are in the page cache and avarc knows their digests. Results: docs/performance.md.
+
+usage: python tests/benchmarks/startup.py [ROUNDS]
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from PIL import Image
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from conftest import load_golden
+
+MAP = """
+import sys, torch
+from safetensors import safe_open
+with safe_open(sys.argv[1], "pt", "cpu") as file:
+    tensors = {key: file.get_tensor(key) for key in file.keys()}
+"""
+READ = MAP + "for tensor in tensors.values(): tensor.aminmax()\n"
+LOAD = """
+import sys
+from avarc_cli import ModelSpec, load_model
+load_model(ModelSpec(sys.argv[1], sys.argv[2]))
+"""
+
+
+def took(command: list[str]) -> tuple[float, float]:
+    """Wall and CPU seconds of a process."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - began
+    if status:
+        raise RuntimeError(f"{command} failed")
+    return wall, usage.ru_utime + usage.ru_stime
+
+
+def main(rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        os.environ["AVARC_HOME"] = str(folder / "home")
+        golden = load_golden("var_d16")
+        models = [str(folder / "var.safetensors"), str(folder / "vae.safetensors")]
+        for path, part in zip(models, ("var", "vae"), strict=True):
+            save_file({key: tensor.contiguous() for key, tensor in golden.tensors(part).items()}, path)
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(folder / "0.png")
+        of_models, tokens = ["--model", models[0], "--tokenizer", models[1]], str(folder / "t.h5")
+        avarc = [sys.executable, "-m", "avarc_cli", "--quiet"]
+        took([*avarc, "encode", str(folder / "0.png"), *of_models, "--preprocess", "none", "--out", tokens])
+        ways = {
+            "plain: import torch, map the file": [sys.executable, "-c", MAP, models[0]],
+            "plain, and read every number": [sys.executable, "-c", READ, models[0]],
+            "avarc: start and load": [sys.executable, "-c", LOAD, *models],
+            "avarc classify: one image, two classes": [
+                *(*avarc, "classify", tokens, *of_models),
+                *("--classes", "0,1", "--plan", "1:1"),
+            ],
+        }
+        seconds = {name: [took(command) for _ in range(1)] for name, command in ways.items()}
+        for _ in range(rounds):
+            for name, command in ways.items():
+                seconds[name].append(took(command))
+        print(f"| {rounds} rounds | wall: fastest | median | CPU: least | median |\n|---|---|---|---|---|")
+        for name, measured in seconds.items():
+            wall, cpu = zip(*measured[1:], strict=True)
+            print(f"| {name} | {min(wall):.2f} | {median(wall):.2f} | {min(cpu):.2f} | {median(cpu):.2f} |")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)

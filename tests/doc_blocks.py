@@ -1,0 +1,121 @@
+"""The fenced blocks of the documentation, and how a command line of avarc is read without being run.
+
+A comment on the line above a block says how it is tested:
+
+    <!-- test: only parsed, because it trains for minutes -->
+    <!-- test: digits for var-d16, digits-vqvae for var-vqvae-256 -->
+
+Without one, a block is executed as it is; the second kind is executed with words replaced. Blocks of docs/reference,
+and indented ones that begin with avarc, are only parsed.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from avarc_cli.cli import app
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ONLY_PARSED = "only parsed, because "
+COMMANDS: Any = typer.main.get_command(app)
+
+INDENTED = ONLY_PARSED + "it is indented"
+
+_INDENTED = re.compile(r"(?<=\n\n)((?: {4}[^\n]+\n)+)")
+_FENCE = re.compile(r"^(?:<!-- test: (?P<mark>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int  # of its fence
+    language: str
+    text: str
+    mark: str  # "" for none
+
+    @property
+    def is_only_parsed(self) -> bool:
+        return self.mark.startswith(ONLY_PARSED) or self.page.parent.name == "reference"
+
+    @property
+    def is_executed(self) -> bool:
+        return self.language in ("sh", "python") and not self.is_only_parsed
+
+    @property
+    def name(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    def replaced(self) -> str:
+        """The text with the words replaced that its mark replaces."""
+        text = self.text
+        for pair in [] if self.is_only_parsed or not self.mark else self.mark.split(", "):
+            new, _, old = pair.partition(" for ")
+            assert old and re.search(_word(old), text), f"{self.name}: the mark replaces nothing: {pair}"
+            text = re.sub(_word(old), new, text)
+        return text
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page, in order."""
+    text = page.read_text("utf-8")
+    found = [
+        Block(page, _line(text, m.start("language")), m["language"], m["text"], m["mark"] or "")
+        for m in _FENCE.finditer(text)
+    ]
+    for m in _INDENTED.finditer(text):
+        dedented = textwrap.dedent(m[0])
+        if dedented.startswith("avarc "):
+            found.append(Block(page, _line(text, m.start()), "sh", dedented, INDENTED))
+    return sorted(found, key=lambda block: block.line)
+
+
+def command_lines(text: str) -> Iterator[list[str]]:
+    """The words of each command of a shell block, without comments."""
+    for line in text.replace("\\\n", " ").splitlines():
+        if words := shlex.split(line, comments=True):
+            yield words
+
+
+def avarc_words(words: Sequence[str]) -> list[str] | None:
+    """What follows avarc in a command line, also under torchrun; None for other programs."""
+    if words[0] == "avarc":
+        return list(words[1:])
+    if words[0] == "torchrun" and "avarc_cli" in words:
+        return list(words[words.index("avarc_cli") + 1 :])
+    return None
+
+
+def parse(words: Sequence[str]) -> None:
+    """Read a command line as avarc does, without running anything or looking at values. `...` stands for other words.
+
+    Raises: what avarc raises for an unknown command or option; AssertionError for too many arguments, or too few.
+    """
+    is_whole = words[-1] != "..."
+    context = COMMANDS.make_context("avarc", list(words if is_whole else words[:-1]))
+    command, rest = COMMANDS, [*context._protected_args, *context.args]
+    while rest and hasattr(command, "commands"):
+        name, command, rest = command.resolve_command(context, rest)
+        if hasattr(command, "commands"):
+            context = command.make_context(name, rest, parent=context)
+            rest = [*context._protected_args, *context.args]
+    given, left, _ = command.make_parser(type(context)(command, parent=context)).parse_args(args=rest)
+    missing = [param.name for param in command.params if param.required and not given.get(param.name)]
+    assert not left, f"too many arguments: {left}"
+    assert not missing or "config" in given or not is_whole, f"missing: {missing}"
+
+
+def _line(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1
+
+
+def _word(word: str) -> str:
+    return rf"(?<![\w.-]){re.escape(word)}(?![\w-])(?!\.\w)"

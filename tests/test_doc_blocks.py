@@ -1,0 +1,110 @@
+"""The commands and examples of the documentation: executed, or where a block says that it is not, parsed."""
+
+import ast
+import importlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+from doc_blocks import INDENTED, PAGES, ROOT, avarc_words, blocks, command_lines, parse
+
+from avarc_cli.cli import main
+from avarc_cli.zoo.local_files import ASSETS
+
+TESTED_ELSEWHERE = {"python-api.md": "tests/test_python_api.py"}  # which also looks at what it prints
+ALL = [block for page in PAGES for block in blocks(page)]
+SHELL = [block for block in ALL if block.language == "sh"]
+PYTHON = [block for block in ALL if block.language == "python"]
+EXECUTED = [page for page in PAGES if any(block.is_executed for block in blocks(page))]
+FIRST = {
+    "evaluation.md": (
+        "classify photos --out runs/exhaustive",
+        "classify photos --plan 3:3,5:1 --out runs/tuned",
+        "classify photos --model digits-llamagen --out runs/other-model",
+    ),
+    "explain.md": ("encode photos --out val.h5", "classify val.h5 --out runs/val"),
+    "export.md": ("encode photos --out val.h5", "classify val.h5 --save-likelihood --out runs/val"),
+    "formats.md": ("classify photos --save-likelihood --out run",),
+}
+"""What the reader of a page has done before."""
+TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+DIGITS = ASSETS / "digits" / "test"
+
+
+def named(block):
+    return block.name
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A working folder with what the pages take for granted: a few photos, which are digits here."""
+    for folder in ("photos", "shots", "val", "digits"):
+        for digit in "37":
+            (tmp_path / folder / digit).mkdir(parents=True)
+            for image in sorted((DIGITS / digit).iterdir())[:1]:
+                shutil.copy(image, tmp_path / folder / digit)
+    shutil.copy(sorted((DIGITS / "7").iterdir())[0], tmp_path / "seven.png")
+    np.save(tmp_path / "orders.npy", np.stack([np.arange(64), np.arange(64)[::-1]]))
+    (tmp_path / "birds.txt").write_text("a photo of a goldfinch\na photo of a bulbul\n")
+    (tmp_path / "avarc_cli").symlink_to(ROOT / "avarc_cli")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("block", SHELL, ids=named)
+def test_every_command_exists_with_its_options(block, desk):
+    write_files(block.page, desk)
+    for words in command_lines(block.text):
+        arguments = avarc_words(words)
+        if arguments is not None:
+            parse(arguments)
+        elif words[0] == "make":
+            assert set(words[1:]) <= TARGETS
+        else:
+            assert block.is_only_parsed, f"{block.name}: {words[0]} is not executed, so a mark must say why"
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=named)
+def test_every_example_imports_what_there_is(block):
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("avarc"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
+
+
+@pytest.mark.parametrize("page", [page for page in EXECUTED if page.name not in TESTED_ELSEWHERE], ids=lambda p: p.name)
+def test_the_blocks_of_a_page_run_in_order(page, desk, capsys):
+    write_files(page, desk)
+    names = {}
+    for line in FIRST.get(page.name, ()):
+        assert main(line.split()) == 0
+    for block in blocks(page):
+        if not block.is_executed:
+            continue
+        if block.language == "python":
+            exec(compile(block.replaced(), block.name, "exec"), names)
+        else:
+            for words in command_lines(block.replaced()):
+                if (arguments := avarc_words(words)) is not None:
+                    assert main(arguments) == 0, f"{block.name}: {' '.join(words)}\n{capsys.readouterr().err}"
+
+
+def test_marks_are_understood():
+    written = sum(len(re.findall("^<!-- test:", page.read_text("utf-8"), re.MULTILINE)) for page in PAGES)
+    assert written == sum(block.mark not in ("", INDENTED) for block in ALL)
+    assert all(block.replaced() for block in ALL)
+    assert not [block.name for block in ALL if block.mark and block.language not in ("sh", "python", "toml")]
+
+
+def test_pages_that_are_tested_elsewhere_are():
+    for page, test in TESTED_ELSEWHERE.items():
+        assert page in (ROOT / test).read_text("utf-8")
+
+
+def write_files(page, folder):
+    """The TOML files that a page shows: those that begin with their name."""
+    for block in blocks(page):
+        if block.language == "toml" and (name := re.match(r"# ([\w-]+\.toml)\n", block.text)):
+            (folder / name[1]).write_text(block.replaced())

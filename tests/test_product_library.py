@@ -1,0 +1,148 @@
+"""Which library multiplies float32 matrices: chosen once for a machine, recorded, and kept by runs that go on."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from avarc_cli import Options, load_classifier, product_library
+from avarc_cli.cli import main
+from avarc_cli.errors import UsageError
+from avarc_cli.layers import precision as precisions
+from avarc_cli.loading import ModelSpec, load_model
+from avarc_cli.product_library import Comparison
+from avarc_cli.zoo import paths
+from avarc_kernels.linear import onednn_missing
+
+CPU = torch.device("cpu")
+needs_onednn = pytest.mark.skipif(bool(onednn_missing(torch.empty(0))), reason="this PyTorch has no oneDNN")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine on which nothing is stored or set, and where oneDNN is twice as fast; counts the measurements."""
+    measured = []
+    shutil.rmtree(paths.products_folder(), ignore_errors=True)
+    monkeypatch.delenv(product_library.VARIABLE)
+    monkeypatch.setattr(product_library, "compare", lambda: measured.append(1) or Comparison((2.0, 4.0), (1.0, 2.0)))
+    yield measured
+    shutil.rmtree(paths.products_folder(), ignore_errors=True)
+
+
+@needs_onednn
+def test_the_library_is_measured_once_for_a_machine(machine):
+    assert [product_library.resolve("auto", CPU) for _ in range(3)] == ["onednn"] * 3
+    assert len(machine) == 1
+    (file,) = paths.products_folder().iterdir()
+    for damaged in (b"", b'{"format": 1}', file.read_bytes().replace(b"4.0", b"-4.0")):
+        file.write_bytes(damaged)
+        assert product_library.resolve("auto", CPU) == "onednn"
+    assert len(machine) == 4
+
+
+@needs_onednn
+def test_another_number_of_threads_is_measured_again(machine, monkeypatch):
+    product_library.resolve("auto", CPU)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    product_library.resolve("auto", CPU)
+    assert len(machine) == 2
+
+
+@pytest.mark.parametrize(
+    ("wall", "cpu", "library"),
+    [(0.5, 0.5, "onednn"), (0.96, 0.96, "torch"), (1.0, 1.0, "torch"), (0.5, 1.0, "torch"), (1.0, 0.5, "torch")],
+)
+def test_other_bits_than_torchs_need_a_clear_gain_by_both_clocks(wall, cpu, library):
+    assert Comparison((1.0, 1.0), (wall, cpu)).library == library
+
+
+@needs_onednn
+@pytest.mark.parametrize("library", ["torch", "onednn"])
+def test_what_the_environment_or_the_caller_says_is_not_measured(machine, monkeypatch, library):
+    assert product_library.resolve(library, CPU) == library
+    monkeypatch.setenv(product_library.VARIABLE, library.upper())
+    assert product_library.resolve("auto", CPU) == library
+    assert product_library.choice().why == "AVARC_PRODUCTS says so"
+    assert not machine
+
+
+def test_the_rule_and_other_devices_need_no_measurement(machine, monkeypatch):
+    monkeypatch.setattr(precisions, "onednn_is_faster", lambda x: True)
+    assert product_library.resolve("rule", CPU) == "onednn"
+    assert product_library.resolve("auto", torch.device("cuda")) == "torch"
+    assert product_library.without_measurement("auto") == "rule"
+    assert product_library.without_measurement("torch") == "torch"
+    assert not machine
+
+
+def test_a_value_that_there_is_not_is_wrong_usage(monkeypatch, capsys):
+    monkeypatch.setenv(product_library.VARIABLE, "blas")
+    with pytest.raises(UsageError, match="blas"):
+        product_library.resolve("auto", CPU)
+    assert main(["doctor"]) == 2
+    assert "there are auto, rule, torch" in " ".join(capsys.readouterr().err.split())
+
+
+@needs_onednn
+def test_both_libraries_are_timed_on_the_same_products(monkeypatch):
+    monkeypatch.setattr(product_library, "SECONDS", 0)
+    monkeypatch.setattr(product_library, "LINEARS", ((64, 32), (32, 64)))
+    state = torch.get_rng_state()
+    found = product_library.compare()
+    assert all(0 < seconds < 10 for seconds in (*found.torch, *found.onednn))
+    assert torch.equal(torch.get_rng_state(), state), "a seed that was set before gives other numbers now"
+
+
+@needs_onednn
+def test_a_model_multiplies_by_its_own_library_and_says_so(machine):
+    model, other = load_model(), load_model(ModelSpec(products="torch"))
+    assert "float32 products by oneDNN" in model.arithmetic and "oneDNN" not in other.arithmetic
+    tokens, classes = torch.zeros(1, 103, dtype=torch.int64), torch.arange(3)
+
+    def scores(loaded):
+        state = loaded.likelihood.begin(tokens, torch.zeros_like(classes), classes)
+        return loaded.likelihood.extend(state, 5, keep_cache_segments=0)
+
+    first, second = scores(model), scores(other)
+    assert torch.allclose(first, second, atol=1e-4)
+    assert torch.equal(scores(model), first) and torch.equal(scores(other), second)
+    assert load_model(ModelSpec(**model.given)).arithmetic == model.arithmetic
+    assert len(machine) == 1
+
+
+@needs_onednn
+def test_a_deterministic_run_takes_the_rule(machine, monkeypatch):
+    monkeypatch.setattr(precisions, "onednn_is_faster", lambda x: False)
+    assert "oneDNN" not in load_classifier("digits", Options(deterministic=True)).model.arithmetic
+    assert not machine
+
+
+@needs_onednn
+def test_a_run_goes_on_with_the_library_that_it_began_with(tmp_path, monkeypatch, small_cache):
+    def classify(name, library, *options):
+        monkeypatch.setenv(product_library.VARIABLE, library)
+        command = ["--quiet", "classify", str(small_cache), "--out", str(tmp_path / name), *options]
+        return main(command), json.loads((tmp_path / name / "run.json").read_text())["arithmetic"]
+
+    code, arithmetic = classify("whole", "onednn")
+    assert code == 0 and "oneDNN" in arithmetic
+    assert classify("parts", "onednn", "--shard", "1/2")[0] == 0
+    assert classify("parts", "torch", "--shard", "2/2") == (0, arithmetic)
+    name = "predictions.jsonl"
+    assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert "oneDNN" not in classify("whole", "torch", "--overwrite")[1]
+
+
+@pytest.fixture
+def small_cache(tmp_path):
+    """Tokens of six random digits."""
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+    cache = tmp_path / "tokens.h5"
+    assert main(["--quiet", "encode", str(tmp_path / "images"), "--out", str(cache)]) == 0
+    return cache
