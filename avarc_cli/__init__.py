@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from avarc_cli.tokens.cache import read as open_cache
     from avarc_cli.tuning import tune
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "AvarcError",
     "Classifier",

@@ -28,6 +28,13 @@ def test_the_version_is_a_release_number_in_one_place():
     assert TOOLS["hatch"]["version"]["path"] == "avarc_cli/__init__.py"
 
 
+def test_citation_and_changelog_are_of_this_version():
+    cited = dict(re.findall(r"^(version|date-released): (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE))
+    released = re.search(r"^## \[(\d.*)\] - (.+)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert (cited["version"], cited["date-released"]) == released.groups()
+    assert cited["version"] == avarc_cli.__version__
+
+
 def test_everything_that_make_installs_is_pinned():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = {normal(line) for line in lines if re.match(r"[\w.-]+==[\w.]+( ; python_version (<|>=) \"3\.11\")?$", line)}

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from avarc_cli import page
 from avarc_cli.classifier import Classifier
 from avarc_cli.data.labels import LabelSpace
 from avarc_cli.errors import AvarcError
 from avarc_cli.explain.explained_image import ExplainedImage
 from avarc_cli.explain.explanation import limit_of
 from avarc_cli.explain.palette import paint
-from avarc_cli.page import data_of
 from avarc_cli.prediction import Prediction
 
 SHOWN = 8  # classes with their probabilities, and candidates of a stage
@@ -75,15 +75,15 @@ def maps(explained: ExplainedImage) -> dict[str, Any]:
         "name": explained.name,
         "contrast": explained.contrast,
         "ratio": explained.log_likelihood_ratio,
-        "picture": None if pixels is None else data_of(pixels),
-        "maps": [{"picture": data_of(paint(each, limit)), "sum": float(each.sum())} for each in cells],
+        "picture": None if pixels is None else page.picture(pixels).source,
+        "maps": [{"picture": page.picture(paint(each, limit)).source, "sum": float(each.sum())} for each in cells],
         "limit": limit,
     }
 
 
 def pictures(images: list[Image.Image]) -> list[str]:
     """Images as data."""
-    return [data_of(np.asarray(image)) for image in images]
+    return [page.picture(np.asarray(image)).source for image in images]
 
 
 def problem(error: AvarcError) -> dict[str, str]:

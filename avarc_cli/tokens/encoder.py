@@ -10,7 +10,7 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import islice
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from avarc_cli import environment
+from avarc_cli import environment, heap
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.image_source import DIGEST_SIZE, NO_DIGEST
 from avarc_cli.data.preprocess import Preprocess
@@ -178,7 +178,8 @@ class ChunkEncoder:
         batches = {number: self._batches(items) for number, items in chunks.items()}
         every = [batch for some in batches.values() for batch in some]
         try:
-            with closing(decode(self.images, self.preprocess, every, self.workers)) as decoded:
+            memory = nullcontext() if self.uses_gpu else heap.kept()
+            with memory, closing(decode(self.images, self.preprocess, every, self.workers)) as decoded:
                 for number, some in batches.items():
                     yield number, self._encode_chunk(chunks[number], islice(decoded, len(some)), tick)
         except (RuntimeError, MemoryError) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import programs
 import pytest
-from browser import CHROMIUM, Browser
+from driven_browser import CHROMIUM, Browser
 
 import avarc_cli
 from avarc_cli.zoo.local_files import ASSETS

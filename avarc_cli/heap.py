@@ -1,0 +1,35 @@
+"""What glibc's malloc does with the memory of large tensors that are freed, for the length of a with block."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+NEVER = 2**31 - 1
+USUAL = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 1 << 25, M_TRIM_THRESHOLD: 1 << 26}
+"""Where glibc's own thresholds end up in a process with large tensors: below 32 MiB it keeps what is freed."""
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Use the memory of freed tensors again inside, however large they are; give it back at the end.
+
+    By itself malloc maps a tensor of more than 32 MiB and unmaps it when it is freed, so the next one is made of new
+    pages, which the kernel fills with zeros: an activation of 256 x 256 pixels and 160 channels takes 10,000 of them.
+    That was 0.3 of the 2.3 CPU seconds that a VQ-VAE's encoder takes for such an image.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "mallopt"):  # another C library
+        yield
+        return
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, NEVER)
+    try:
+        yield
+    finally:
+        for parameter, value in USUAL.items():
+            libc.mallopt(parameter, value)
+        libc.malloc_trim(0)
