@@ -122,7 +122,7 @@ class Prediction:
         """The best classes, in a notebook."""
         rows = [[name, percent(p), f"{score:.2f}"] for name, p, score in self.ranking[:SHOWN]]
         columns = ["class", "probability", "score (nats)"]
-        return _table(columns, rows, caption=f"{self.path}: {self.name}")
+        return _table(columns, rows, numbers=(1, 2), caption=f"{self.path}: {self.name}")
 
 
 class Predictions(list[Prediction]):
@@ -144,7 +144,7 @@ class Predictions(list[Prediction]):
     def _repr_html_(self) -> str:
         """The first images, in a notebook."""
         rows = [[each.path, each.name, percent(each.probability)] for each in self[:ROWS_SHOWN]]
-        return _table(["image", "class", "probability"], rows, caption=_of(len(rows), len(self)))
+        return _table(["image", "class", "probability"], rows, numbers=(2,), caption=_of(len(rows), len(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,14 +202,6 @@ def _stage(stage: StageScores, naming: records.CandidateLabels) -> Stage:
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = (), caption: str) -> str:
     """numbers: positions of right-aligned columns."""
     return page.render("notebook_table.html", columns=columns, rows=rows, numbers=numbers, caption=caption)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str) -> str:
-    """A table; all of its texts are escaped."""
-    cells = ["".join(f"<td>{page.text(cell)}</td>" for cell in row) for row in rows]
-    head = "".join(f"<th>{page.text(name)}</th>" for name in columns)
-    body = "".join(f"<tr>{row}</tr>" for row in cells)
-    return f"<table><caption>{page.text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _of(shown: int, every: int) -> str:
