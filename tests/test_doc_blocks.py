@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from doc_blocks import INDENTED, PAGES, ROOT, avarc_words, blocks, command_lines, parse
+from PIL import Image
 
 from avarc_cli.cli import main
 from avarc_cli.zoo.local_files import ASSETS
@@ -46,6 +47,7 @@ def desk(tmp_path, monkeypatch):
                 shutil.copy(image, tmp_path / folder / digit)
     shutil.copy(sorted((DIGITS / "7").iterdir())[0], tmp_path / "seven.png")
     np.save(tmp_path / "orders.npy", np.stack([np.arange(64), np.arange(64)[::-1]]))
+    Image.fromarray(np.pad(np.full((16, 16), 255, np.uint8), 8)).save(tmp_path / "mask.png")
     (tmp_path / "birds.txt").write_text("a photo of a goldfinch\na photo of a bulbul\n")
     (tmp_path / "avarc_cli").symlink_to(ROOT / "avarc_cli")
     monkeypatch.chdir(tmp_path)
