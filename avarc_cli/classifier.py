@@ -219,8 +219,8 @@ class SampledImages(list[Image.Image]):
 
     def _repr_html_(self) -> str:
         """The pictures in a row, in a notebook."""
-        shown = "".join(page.picture(np.asarray(each), "sampled picture", side=SHOWN) for each in self)
-        return f'<div style="display:flex;flex-wrap:wrap;gap:4px">{shown}</div>'
+        shown = [page.picture(np.asarray(each)) for each in self]
+        return page.render("notebook_pictures.html", pictures=shown, alt="sampled picture", side=SHOWN)
 
 
 def load_classifier(

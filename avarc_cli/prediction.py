@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -119,9 +120,9 @@ class Prediction:
 
     def _repr_html_(self) -> str:
         """The best classes, in a notebook."""
-        rows = [[page.text(name), percent(p), f"{score:.2f}"] for name, p, score in self.ranking[:SHOWN]]
+        rows = [[name, percent(p), f"{score:.2f}"] for name, p, score in self.ranking[:SHOWN]]
         columns = ["class", "probability", "score (nats)"]
-        return page.table(columns, rows, numbers=(1, 2), caption=f"{self.path}: {self.name}")
+        return _table(columns, rows, numbers=(1, 2), caption=f"{self.path}: {self.name}")
 
 
 class Predictions(list[Prediction]):
@@ -142,8 +143,8 @@ class Predictions(list[Prediction]):
 
     def _repr_html_(self) -> str:
         """The first images, in a notebook."""
-        rows = [[page.text(each.path), page.text(each.name), percent(each.probability)] for each in self[:ROWS_SHOWN]]
-        return page.table(["image", "class", "probability"], rows, numbers=(2,), caption=_of(len(rows), len(self)))
+        rows = [[each.path, each.name, percent(each.probability)] for each in self[:ROWS_SHOWN]]
+        return _table(["image", "class", "probability"], rows, numbers=(2,), caption=_of(len(rows), len(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,8 +186,8 @@ class LogLikelihoods:
         rows = []
         for path, row in zip(self.paths[:ROWS_SHOWN], self.values, strict=False):
             best = [f"{self.names[k]} {row[k]:.2f}" for k in np.argsort(-row)[:SHOWN]]
-            rows.append([page.text(path), page.text(", ".join(best))])
-        return page.table(["image", "best classes (nats)"], rows, caption=_of(len(rows), len(self.paths)))
+            rows.append([path, ", ".join(best)])
+        return _table(["image", "best classes (nats)"], rows, caption=_of(len(rows), len(self.paths)))
 
 
 def _stage(stage: StageScores, naming: records.CandidateLabels) -> Stage:
@@ -196,6 +197,11 @@ def _stage(stage: StageScores, naming: records.CandidateLabels) -> Stage:
     ranking = tuple(zip(called, stage.scores[order].tolist(), strict=True))
     kept = np.isin(ranked, stage.survivors)
     return Stage(stage.tokens, stage.samples, ranking, tuple(n for n, k in zip(called, kept, strict=True) if k))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = (), caption: str) -> str:
+    """numbers: positions of right-aligned columns."""
+    return page.render("notebook_table.html", columns=columns, rows=rows, numbers=numbers, caption=caption)
 
 
 def _of(shown: int, every: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +12,11 @@ from avarc_cli import page
 from avarc_cli.evaluation.compare import AgainstFirst, Comparison, ImageDifference, OneRun
 from avarc_cli.evaluation.formatting import interval, points, points_interval, probability, seconds, share
 from avarc_cli.explain.pixels import source_pixels
-from avarc_cli.page import text
 from avarc_cli.results.made_here import was_made_here
 from avarc_cli.results.read_run import SavedRun
 from avarc_cli.words import counted
 
-SIDE = 150  # CSS pixels of an image
 LONG = 40  # rows of a table that is shown open; longer ones are folded
-STYLE = """
-caption { text-align: left; padding: .3rem 0; }
-.differences { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); gap: 1rem; }
-.differences .card { margin: 0; } .differences h3 { font-size: .9rem; font-weight: 500; }
-.differences .row { flex-wrap: nowrap; } .differences img { border: 1px solid var(--line); max-width: none; }
-.differences .missing { border: 1px dashed var(--line); color: var(--muted); flex: none; font-size: .85rem;
-  display: grid; place-items: center; text-align: center; }
-.differences .scroll { min-width: 0; } .right { color: var(--good); } .wrong { color: var(--vermilion); }
-@media (max-width: 32rem) { .differences .row { flex-wrap: wrap; }
-  .differences th, .differences td { padding: .22rem .3rem; } }
-"""
 
 
 def render(comparison: Comparison, saved: Sequence[SavedRun], *, allow_outside: bool = False) -> str:
@@ -41,16 +29,17 @@ def render(comparison: Comparison, saved: Sequence[SavedRun], *, allow_outside: 
     """
     names = short_names([run.path for run in saved])
     within = [None if allow_outside or was_made_here(run.path / "run.json") else run.path for run in saved]
-    sections = [
-        f'<h1>Comparison of {counted(len(saved), "run")}</h1><p class="muted">on {counted(comparison.images, "image")} '
-        f"that all of them classified</p>",
-        "".join(f"<p>{text(note[:1].upper() + note[1:])}.</p>" for note in comparison.notes),
-        f"<section><h2>Runs</h2>{_runs(comparison, names)}</section>",
-        f"<section><h2>Against {text(names[0])}</h2>{_against(comparison, names)}</section>",
-        _per_class(comparison, names),
-        _differences(comparison, saved, within, names),
-    ]
-    return page.document("avarc compare: " + ", ".join(names), "\n".join(sections), style=STYLE)
+    return page.render(
+        "compare.html",
+        title="avarc compare: " + ", ".join(names),
+        runs=counted(len(saved), "run"),
+        images=counted(comparison.images, "image"),
+        notes=[note[:1].upper() + note[1:] for note in comparison.notes],
+        sections=[_runs(comparison, names), _against(comparison, names), *_per_class(comparison, names)],
+        about=_about(comparison, within),
+        choices=[("label", "Label"), ("said", f"Prediction of {names[0]}"), ("result", "Right in")],
+        cards=[_card(each, _picture(each, saved, within), names) for each in comparison.differences],
+    )
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -63,18 +52,33 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _runs(comparison: Comparison, names: Sequence[str]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class _Section:
+    """A table with its heading."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str
+    numbers: Sequence[int]
+    """Positions of right-aligned columns."""
+
+    folded: str = ""
+    """What the table hides behind, if it is long."""
+
+
+def _runs(comparison: Comparison, names: Sequence[str]) -> _Section:
     columns = ["run", "model", "plan", "candidates", "accuracy", "95 % interval", "tokens per image", "time per image"]
     rows = [_run_row(run, name) for run, name in zip(comparison.runs, names, strict=True)]
     caption = f"Accuracy on {counted(comparison.counted, 'image')} with a label among the candidates of every run"
-    return page.table(columns, rows, numbers=[3, 4, 6, 7], caption=caption)
+    return _Section(title="Runs", columns=columns, rows=rows, numbers=[3, 4, 6, 7], caption=caption)
 
 
 def _run_row(run: OneRun, name: str) -> list[str]:
     return [
-        text(name),
-        text(run.model),
-        text(run.plan),
+        name,
+        run.model,
+        run.plan,
         f"{run.candidates:,}",
         share(run.accuracy),
         interval(run.accuracy_95),
@@ -83,18 +87,19 @@ def _run_row(run: OneRun, name: str) -> list[str]:
     ]
 
 
-def _against(comparison: Comparison, names: Sequence[str]) -> str:
+def _against(comparison: Comparison, names: Sequence[str]) -> _Section:
     columns = ["run", "agreement", "different", "near-ties", "difference", "95 % interval", "only first right"]
     columns += ["only this right", "p (McNemar)", "test"]
     rows = [_against_row(each, name) for each, name in zip(comparison.against_first, names[1:], strict=True)]
     caption = f"Differences in accuracy, in percentage points; bootstrap of the images, seed {comparison.seed}"
-    return page.table(columns, rows, numbers=[1, 2, 3, 4, 6, 7, 8], caption=caption)
+    title, numbers = f"Against {names[0]}", [1, 2, 3, 4, 6, 7, 8]
+    return _Section(title=title, columns=columns, rows=rows, numbers=numbers, caption=caption)
 
 
 def _against_row(each: AgainstFirst, name: str) -> list[str]:
     test, pairs = each.mcnemar, each.pairs
     return [
-        text(name),
+        name,
         share(each.agreement),
         f"{each.different:,}",
         f"{each.near_ties:,}",
@@ -107,54 +112,63 @@ def _against_row(each: AgainstFirst, name: str) -> list[str]:
     ]
 
 
-def _per_class(comparison: Comparison, names: Sequence[str]) -> str:
+def _per_class(comparison: Comparison, names: Sequence[str]) -> list[_Section]:
+    """One section, or none without labels."""
     rows = [
-        [text(c.name), f"{c.images:,}", *(f"{a:.1%}" for a in c.accuracy), points(c.change)]
-        for c in comparison.per_class
+        [c.name, f"{c.images:,}", *(f"{a:.1%}" for a in c.accuracy), points(c.change)] for c in comparison.per_class
     ]
     if not rows:
-        return ""
+        return []
     columns = ["class", "images", *names, "largest change"]
-    caption = "Accuracy by class; the largest changes from the first run come first"
-    table = page.table(columns, rows, numbers=range(1, len(columns)), caption=caption)
-    if len(rows) > LONG:
-        table = f"<details><summary>all {len(rows)} classes</summary>{table}</details>"
-    return f"<section><h2>Classes</h2>{table}</section>"
+    return [
+        _Section(
+            title="Classes",
+            columns=columns,
+            rows=rows,
+            numbers=range(1, len(columns)),
+            caption="Accuracy by class; the largest changes from the first run come first",
+            folded=f"all {len(rows)} classes" if len(rows) > LONG else "",
+        )
+    ]
 
 
-def _differences(
-    comparison: Comparison, saved: Sequence[SavedRun], within: Sequence[Path | None], names: Sequence[str]
-) -> str:
+def _about(comparison: Comparison, within: Sequence[Path | None]) -> str:
+    """What stands above the images."""
     shown = len(comparison.differences)
+    if not comparison.differing:
+        return "None: the runs predict the same class for every image."
     what = f"{counted(shown, 'image')} of {comparison.differing:,}" if shown < comparison.differing else "All of them"
     about = f"{what}; first those that some run gets right and another wrong, then those of which the runs are surest."
-    if not comparison.differing:
-        about = "None: the runs predict the same class for every image."
     if any(within) and shown:
         about += " You did not make all of these runs here: images outside of their folders are not shown;"
         about += " --allow-outside reads them."
-    cards = "\n".join(_card(each, _picture(each, saved, within), names) for each in comparison.differences)
-    return (
-        f'<section><h2>Images on which they differ</h2><p class="muted">{about}</p>'
-        f'<div class="differences">{cards}</div></section>'
-    )
+    return about
 
 
-def _picture(each: ImageDifference, saved: Sequence[SavedRun], within: Sequence[Path | None]) -> str:
+def _picture(each: ImageDifference, saved: Sequence[SavedRun], within: Sequence[Path | None]) -> page.Picture | None:
     for run, folder in zip(saved, within, strict=True):
         tokens = run.protocol["tokens"]
         found: np.ndarray | None = source_pixels(
             tokens["source"], each.path, tokens["preprocess"], tokens.get("dataset", ""), folder
         )
         if found is not None:
-            return page.picture(found, each.path, side=SIDE)
-    return f'<p class="missing" style="width:{SIDE}px;height:{SIDE}px">The image was not found.</p>'
+            return page.picture(found)
+    return None
 
 
-def _card(each: ImageDifference, picture: str, names: Sequence[str]) -> str:
-    mark = {True: '<span class="right">right</span>', False: '<span class="wrong">wrong</span>', None: ""}
+def _card(each: ImageDifference, picture: page.Picture | None, names: Sequence[str]) -> dict[str, object]:
+    mark = {True: "right", False: "wrong", None: ""}
     columns = zip(names, each.predictions, each.posteriors, each.right, strict=True)
-    rows = [[text(name), text(said), f"{p:.1%}", mark[right]] for name, said, p, right in columns]
-    caption = f"label: {each.label}" if each.label is not None else "without a label"
-    table = page.table(["run", "prediction", "probability", ""], rows, numbers=[2], caption=caption)
-    return f'<article class="card"><h3>{text(each.path)}</h3><div class="row">{picture}{table}</div></article>'
+    right_in = ", ".join(name for name, right in zip(names, each.right, strict=True) if right)
+    known = any(right is not None for right in each.right)
+    return {
+        "path": each.path,
+        "picture": picture,
+        "caption": f"label: {each.label}" if each.label is not None else "without a label",
+        "rows": [(name, said, f"{p:.1%}", mark[right]) for name, said, p, right in columns],
+        "data": {
+            "data-label": page.text(each.label or ""),
+            "data-said": page.text(each.predictions[0]),
+            "data-result": page.text(right_in or ("none" if known else "unlabelled")),
+        },
+    }

@@ -14,7 +14,6 @@ from avarc_cli.evaluation.evaluate import Cell
 from avarc_cli.evaluation.formatting import seconds
 from avarc_cli.evaluation.protocol import Column, Protocol
 from avarc_cli.names import to_line
-from avarc_cli.page import text
 from avarc_cli.storage import write_bytes
 
 COLUMNS = ("row", "accuracy", "95 % interval", "published", "images", "tokens/image", "time/image")
@@ -186,15 +185,13 @@ def _title(column: Column) -> str:
 
 
 def _html(protocol: Protocol, cells: Sequence[Cell]) -> str:
-    sections = [
-        f'<h1>{text(protocol.title)}</h1><p>{text(protocol.about)}</p><p class="muted">{text(_NOTE)}</p>',
-    ]
-    for column, lines in tables(protocol, cells):
-        rows = [[text(cell) for cell in line] for line in lines]
-        table = page.table(COLUMNS, rows, numbers=NUMBERS, caption="")
-        sections.append(f"<section><h2>{text(_title(column))}</h2>{table}</section>")
-    for title, pairs in (("Sources of published values", sources(protocol)), ("Not run", not_run(cells))):
-        if pairs:
-            items = "".join(f"<li>{text(name)}: {text(words)}</li>" for name, words in pairs)
-            sections.append(f"<section><h2>{title}</h2><ul>{items}</ul></section>")
-    return page.document(protocol.title, "\n".join(sections))
+    return page.render(
+        "protocol_table.html",
+        title=protocol.title,
+        about=protocol.about,
+        note=_NOTE,
+        columns=COLUMNS,
+        numbers=NUMBERS,
+        tables=[(_title(column), lines) for column, lines in tables(protocol, cells)],
+        lists=[("Sources of published values", sources(protocol)), ("Not run", not_run(cells))],
+    )

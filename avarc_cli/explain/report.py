@@ -8,6 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from markupsafe import Markup
+
 from avarc_cli.cache_classifier import CacheClassifier
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.explain import gallery
@@ -23,7 +25,10 @@ from avarc_cli.results.report import HardestImages, read_metrics, render
 from avarc_cli.storage import write_bytes
 
 MAX_IMAGES = 200  # with more, browsers get slow
-NOTE = "Orange is evidence for the first class of a pair, purple for the second; point at a map for its values."
+NOTE = (
+    "Orange is evidence for the first class of a pair, purple for the second; point at a map for its values, or move "
+    "the arrow keys over it."
+)
 
 FROM_ELSEWHERE = (
     "You did not make this run here: images outside of its folder are not shown; --allow-outside reads them."
@@ -113,7 +118,7 @@ def _hardest_images(
     chosen = select(predictions, None, count, sort=True)
     saved = bool(run.protocol.get("save_likelihood")) and not rescore
     elsewhere = f" {FROM_ELSEWHERE}" if within else ""
-    cards: list[str] = []
+    cards: list[Markup] = []
     try:
         with progress("explaining", len(chosen)) as bar:
             for explanation in from_likelihoods(run, chosen, within) if saved else score_again(chosen):
@@ -125,6 +130,6 @@ def _hardest_images(
         note = f"No maps of the hardest images: {problem.what}; {problem.why}."
         note += f" To have them: {problem.fix}." if problem.fix else ""
         cards = [gallery.plain_card(prediction, run.protocol, within) for prediction in chosen]
-        return HardestImages(cards=cards, note=note + elsewhere, style=gallery.STYLE, script=gallery.SCRIPT)
+        return HardestImages(cards=cards, note=note + elsewhere)
     note, explained = NOTE + elsewhere, len(cards)
-    return HardestImages(cards=cards, note=note, style=gallery.STYLE, script=gallery.SCRIPT, explained=explained)
+    return HardestImages(cards=cards, note=note, explained=explained)

@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from avarc_cli.page import text
+from markupsafe import Markup
+
+from avarc_cli import page
 from avarc_cli.words import counted
 
 LEFT, TOP, WIDTH, HEIGHT = 46, 12, 320, 220  # of the plotting area, in pixels
@@ -43,28 +45,38 @@ def bins(confidence: Sequence[float], right: Sequence[bool], count: int = 10) ->
     ]
 
 
-def reliability(binned: Sequence[Bin]) -> str:
+def reliability(binned: Sequence[Bin]) -> Markup:
     """Accuracy over the probability of the prediction; on the diagonal where the model is calibrated."""
-    parts = [*_frame([(v, f"{v:.0%}") for v in (0, 0.25, 0.5, 0.75, 1)], [(v, f"{v:.0%}") for v in (0, 0.5, 1)])]
-    parts.append(f'<line x1="{_x(0)}" y1="{_y(0)}" x2="{_x(1)}" y2="{_y(1)}" class="grid" stroke-dasharray="4 4"/>')
-    for b in binned:
-        x, width, y = _x(b.low) + 2, _x(b.high) - _x(b.low) - 4, _y(b.accuracy)
-        title = f"{counted(b.images, 'image')}: mean probability {b.confidence:.1%}, accuracy {b.accuracy:.1%}"
-        parts.append(
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{max(_y(0) - y, 1):.1f}" class="fill">'
-            f"<title>{title}</title></rect>"
-        )
-        above = y - 4 if y > TOP + 12 else y + 13
-        inside = "" if y > TOP + 12 else ' style="fill:var(--paper)"'
-        parts.append(f'<text x="{x + width / 2:.1f}" y="{above:.1f}" text-anchor="middle"{inside}>{b.images}</text>')
-        parts.append(f'<circle cx="{_x(b.confidence):.1f}" cy="{y:.1f}" r="3.5" class="dot"/>')
     alt = "; ".join(
         f"{b.low:.0%} to {b.high:.0%}: {counted(b.images, 'image')}, {b.accuracy:.1%} correct" for b in binned
     )
-    return _svg(parts, f"reliability diagram. {alt}", "probability of the prediction")
+    return page.render(
+        "reliability.svg",
+        frame=_frame([(v, f"{v:.0%}") for v in (0, 0.25, 0.5, 0.75, 1)], [(v, f"{v:.0%}") for v in (0, 0.5, 1)]),
+        bars=[_bar(b) for b in binned],
+        alt=f"reliability diagram. {alt}",
+        x_label="probability of the prediction",
+    )
 
 
-def survivors(ends: Sequence[int], left: Sequence[float], candidates: int, total: int, x_label: str) -> str:
+def _bar(b: Bin) -> dict[str, object]:
+    x, width, y = _x(b.low) + 2, _x(b.high) - _x(b.low) - 4, _y(b.accuracy)
+    inside = y <= TOP + 12
+    return {
+        "x": f"{x:.1f}",
+        "y": f"{y:.1f}",
+        "width": f"{width:.1f}",
+        "height": f"{max(_y(0) - y, 1):.1f}",
+        "middle": f"{x + width / 2:.1f}",
+        "inside": inside,
+        "text_y": f"{y + 13 if inside else y - 4:.1f}",
+        "images": b.images,
+        "confidence": f"{_x(b.confidence):.1f}",
+        "title": f"{counted(b.images, 'image')}: mean probability {b.confidence:.1%}, accuracy {b.accuracy:.1%}",
+    }
+
+
+def survivors(ends: Sequence[int], left: Sequence[float], candidates: int, total: int, x_label: str) -> Markup:
     """Candidates left after every segment.
 
     Args:
@@ -83,12 +95,14 @@ def survivors(ends: Sequence[int], left: Sequence[float], candidates: int, total
     points.append((1.0, points[-1][1]))
     ticks = [(height(v), f"{v:,.0f}") for v in sorted({1.0, float(candidates), *(round(v) for v in left)})]
     every = -(-total // MAX_TICKS)
-    parts = [*_frame([(k / total, str(k)) for k in range(every, total + 1, every)], _apart(ticks))]
-    path = "L".join(f"{_x(a):.1f} {_y(height(v)):.1f}" for a, v in points)
-    parts.append(f'<path d="M{path}L{_x(1):.1f} {_y(0):.1f}L{_x(0):.1f} {_y(0):.1f}Z" class="area"/>')
-    parts.append(f'<path d="M{path}" class="step"/>')
     story = ", ".join(f"{v:.3g} after {end}" for end, v in zip(ends, left, strict=True))
-    return _svg(parts, f"candidates left: {candidates} at first, {story}", x_label)
+    return page.render(
+        "survivors.svg",
+        frame=_frame([(k / total, str(k)) for k in range(every, total + 1, every)], _apart(ticks)),
+        path="L".join(f"{_x(a):.1f} {_y(height(v)):.1f}" for a, v in points),
+        alt=f"candidates left: {candidates} at first, {story}",
+        x_label=x_label,
+    )
 
 
 def _apart(ticks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
@@ -100,27 +114,17 @@ def _apart(ticks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
     return kept
 
 
-def _frame(x_ticks: Sequence[tuple[float, str]], y_ticks: Sequence[tuple[float, str]]) -> list[str]:
-    parts = [
-        f'<line x1="{_x(0)}" x2="{_x(1)}" y1="{_y(v):.1f}" y2="{_y(v):.1f}" class="grid"/>'
-        f'<text class="muted" x="{LEFT - 6}" y="{_y(v) + 4:.1f}" text-anchor="end">{label}</text>'
-        for v, label in y_ticks
-    ]
-    parts += [
-        f'<text class="muted" x="{_x(v):.1f}" y="{_y(0) + 16}" text-anchor="middle">{label}</text>'
-        for v, label in x_ticks
-    ]
-    return parts
-
-
-def _svg(parts: Sequence[str], alt: str, x_label: str) -> str:
-    width, height = LEFT + WIDTH + 14, TOP + HEIGHT + 40
-    middle = LEFT + WIDTH / 2
-    label = f'<text class="muted" x="{middle}" y="{TOP + HEIGHT + 34}" text-anchor="middle">{text(x_label)}</text>'
-    return (
-        f'<svg class="chart" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{text(alt)}">{"".join(parts)}{label}</svg>'
-    )
+def _frame(x_ticks: Sequence[tuple[float, str]], y_ticks: Sequence[tuple[float, str]]) -> dict[str, object]:
+    return {
+        "width": LEFT + WIDTH + 14,
+        "height": TOP + HEIGHT + 40,
+        "left": LEFT,
+        "right": LEFT + WIDTH,
+        "top": TOP,
+        "bottom": TOP + HEIGHT,
+        "x_ticks": [(f"{_x(v):.1f}", label) for v, label in x_ticks],
+        "y_ticks": [(f"{_y(v):.1f}", f"{_y(v) + 4:.1f}", label) for v, label in y_ticks],
+    }
 
 
 def _x(fraction: float) -> float:

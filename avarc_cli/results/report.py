@@ -2,62 +2,44 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup, escape
+
 from avarc_cli import page, strict_json
 from avarc_cli.errors import AvarcError
 from avarc_cli.names import to_json
-from avarc_cli.page import text
 from avarc_cli.results import charts
+from avarc_cli.results.confusion import confusion, natural
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.metrics import wilson
 from avarc_cli.results.read_run import SavedRun
+from avarc_cli.results.tally import Outcome, Tally, tally
 from avarc_cli.results.validate import AGAIN, check_metrics, check_stages
 from avarc_cli.scoring.plan import read_stages
 from avarc_cli.words import agreeing, counted
 
-MATRIX = 20  # classes in the confusion matrix; with more, those that are confused most
+CLASSES = 1000  # rows of the table of classes
+IMAGES = 1000  # rows of the table of images
 LONG = 40  # rows of a table that is shown open; longer ones are folded
-STYLE = """
-.tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; }
-.tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .7rem 1.1rem; }
-.tile b { display: block; font-size: 1.6rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
-.tile span { color: var(--muted); font-size: .85rem; }
-.grid { stroke: var(--line); } .fill { fill: var(--blue); } .dot { fill: var(--vermilion); }
-.area { fill: var(--blue); opacity: .18; } .step { fill: none; stroke: var(--blue); stroke-width: 2.2; }
-.pair { gap: 1rem 4rem; } .pair figcaption { max-width: 24rem; font-size: .85rem; } .facts { max-width: none; }
- caption { text-align: left; padding: .3rem 0; }
-.matrix td, .matrix th { text-align: center; padding: .15rem .35rem; min-width: 2rem; border: 1px solid var(--line); }
-.matrix th { font-weight: 500; max-width: 9rem; } .matrix tbody th { text-align: right; }
-.matrix td.hit { background: color-mix(in srgb, var(--blue) var(--share), transparent); }
-.matrix td.miss { background: color-mix(in srgb, var(--vermilion) var(--share), transparent); }
-summary { cursor: pointer; color: var(--blue); margin: .4rem 0; } pre { overflow-x: auto; font-size: .8rem; }
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HardestImages:
     """The section about single images."""
 
-    cards: Sequence[str]
-    """One HTML element per image."""
+    cards: Sequence[Markup]
+    """One HTML element per image, for a page with maps.css and maps.js."""
 
     note: str
     """Plain text above them."""
 
     explained: int = 0
     """Number of cards that have maps."""
-
-    style: str = ""
-    """CSS that the cards need."""
-
-    script: str = ""
-    """JavaScript that the cards need."""
 
 
 def read_metrics(run: SavedRun) -> dict[str, Any]:
@@ -72,37 +54,41 @@ def read_metrics(run: SavedRun) -> dict[str, Any]:
 
 def render(run: SavedRun, metrics: Mapping[str, Any], hardest: HardestImages) -> str:
     """The page."""
-    labelled = _named(run)
-    name = run.path.resolve().name
-    sections = [_head(run, metrics, name), _tiles(metrics)]
-    if labelled:
-        sections += [_calibration_and_cost(run, metrics, labelled), _confusion(labelled), _per_class(labelled)]
-    else:
-        sections += [
-            "<p>No image has a label among the candidates: there is nothing to compare the predictions with.</p>"
-        ]
-        sections += [_cost(run)]
-    sections += [_hardest(hardest), _protocol(run)]
-    return page.document(
-        f"avarc report: {name}", "\n".join(sections), style=STYLE + hardest.style, script=hardest.script
+    counts, name = tally(run, IMAGES), run.path.resolve().name
+    labelled = bool(counts.right)
+    error = metrics.get("expected_calibration_error")  # over more bins than the diagram has; old runs lack it
+    return page.render(
+        "report.html",
+        title=f"avarc report: {name}",
+        name=name,
+        facts=_facts(run, metrics),
+        tiles=_tiles(metrics),
+        labelled=labelled,
+        reliability=charts.reliability(charts.bins(counts.confidence, counts.right)) if labelled else "",
+        calibration_error="" if error is None else f" Expected calibration error {error:.1%}.",
+        survivors=_survivors(run),
+        confusion=confusion(counts.pairs) if labelled else None,
+        classes=_per_class(counts.pairs),
+        hardest=hardest,
+        images=_images(counts),
+        protocol=escape(to_json(run.protocol, indent=1, sort_keys=True)),
     )
 
 
-def _head(run: SavedRun, metrics: Mapping[str, Any], name: str) -> str:
+def _facts(run: SavedRun, metrics: Mapping[str, Any]) -> list[str]:
     protocol = run.protocol
-    facts = [
-        f"{counted(metrics['images'], 'image')} of {text(protocol['tokens'].get('source', '?'))}",
+    return [
+        f"{counted(metrics['images'], 'image')} of {protocol['tokens'].get('source', '?')}",
         counted(len(protocol["candidates"]), "candidate"),
-        f"model {text(protocol['model']['name'])}",
-        f"plan {text(protocol['plan'])}",
-        *([f"orders {text(protocol['orders'])}, {text(protocol['combine'])}"] if "combine" in protocol else []),
-        *([f"log p(x | class): {text(protocol['likelihood'])}"] if "likelihood" in protocol else []),
-        f"{text(protocol.get('precision', '?'))} on {text(protocol.get('device_name', '?'))}",
+        f"model {protocol['model']['name']}",
+        f"plan {protocol['plan']}",
+        *([f"orders {protocol['orders']}, {protocol['combine']}"] if "combine" in protocol else []),
+        *([f"log p(x | class): {protocol['likelihood']}"] if "likelihood" in protocol else []),
+        f"{protocol.get('precision', '?')} on {protocol.get('device_name', '?')}",
     ]
-    return f'<h1>{text(name)}</h1><p class="muted facts">{" · ".join(facts)}</p>'
 
 
-def _tiles(metrics: Mapping[str, Any]) -> str:
+def _tiles(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     tiles = []
     if metrics.get("labelled"):
         low, high = metrics["accuracy_95"]
@@ -120,27 +106,14 @@ def _tiles(metrics: Mapping[str, Any]) -> str:
     if seconds:
         tiles.append((f"{1 / seconds:.1f}" if seconds < 1 else f"{seconds:.1f} s", _unit(seconds)))
     tiles.append((f"{metrics['near_ties']:,}", f"{agreeing(metrics['near_ties'], 'near-tie')}, within rounding"))
-    shown = "".join(f'<div class="tile"><b>{value}</b><span>{what}</span></div>' for value, what in tiles)
-    return f'<section class="tiles">{shown}</section>'
+    return tiles
 
 
 def _unit(seconds: float) -> str:
     return "images per second" if seconds < 1 else "per image"
 
 
-def _calibration_and_cost(run: SavedRun, metrics: Mapping[str, Any], labelled: Sequence[dict[str, Any]]) -> str:
-    binned = charts.bins([r["posterior"] for r in labelled], [r["label_rank"] == 0 for r in labelled])
-    error = metrics.get("expected_calibration_error")  # over more bins than the diagram has; old runs lack it
-    measured = "" if error is None else f" Expected calibration error {error:.1%}."
-    return (
-        '<div class="row pair"><section><h2>Calibration</h2>'
-        f"<figure>{charts.reliability(binned)}<figcaption>Accuracy over the probability of the prediction; the "
-        f"numbers are the images in each bar.{measured}</figcaption></figure>"
-        f"</section>{_cost(run)}</div>"
-    )
-
-
-def _cost(run: SavedRun) -> str:
+def _survivors(run: SavedRun) -> dict[str, object]:
     """Candidates left after each segment: from the images' own files where they were saved, else from the plan."""
     plan, candidates = run.protocol["plan"], len(run.protocol["candidates"])
     stages = read_stages(plan, candidates)
@@ -151,12 +124,8 @@ def _cost(run: SavedRun) -> str:
     source = "Mean over the images of the run"
     if left is None and all(math.isinf(stage.margin) for stage in stages):
         left, source = [float(min(stage.keep, candidates)) for stage in stages], "As the plan says, for every image"
-    title = f"<h2>Candidates left by {segment}</h2>"
-    if left is None:
-        why = "the plan's margins decide image by image; classify with --save-json to see how many were left"
-        return f"<section>{title}<p>Not recorded: {why}.</p></section>"
-    chart = charts.survivors(ends, left, candidates, total, f"{segment}s scored")
-    return f"<section>{title}<figure>{chart}<figcaption>{source}: {text(plan)}.</figcaption></figure></section>"
+    chart = None if left is None else charts.survivors(ends, left, candidates, total, f"{segment}s scored")
+    return {"unit": segment, "source": source, "plan": plan, "chart": chart}
 
 
 def _mean_survivors(run: SavedRun, stages: int) -> list[float] | None:
@@ -180,96 +149,69 @@ def _mean_survivors(run: SavedRun, stages: int) -> list[float] | None:
     return [s / len(run.records) for s in sums] if run.records else None
 
 
-def _confusion(labelled: Sequence[dict[str, Any]]) -> str:
-    pairs = Counter((r["truth"], r["said"]) for r in labelled)
-    wrong = Counter({pair: n for pair, n in pairs.items() if pair[0] != pair[1]})
-    classes = sorted({name for pair in pairs for name in pair}, key=_natural)
-    shown, note = classes, ""
-    if len(classes) > MATRIX:
-        involved: dict[str, None] = {}
-        for pair, _ in wrong.most_common():
-            involved |= dict.fromkeys(pair)
-        shown = sorted(list(involved)[:MATRIX], key=_natural)
-        note = f"The {len(shown)} most confused of {len(classes)} classes."
-    table = _matrix(shown, pairs) if shown else ""
-    rows = [[text(a), text(b), str(n)] for (a, b), n in wrong.most_common(MATRIX)]
-    listed = page.table(["class", "predicted as", "images"], rows, numbers=[2], caption="The most frequent confusions")
+def _per_class(pairs: Counter[tuple[str, str]]) -> dict[str, object]:
+    said: dict[str, Counter[str]] = {}
+    for (label, predicted), images in pairs.items():
+        said.setdefault(label, Counter())[predicted] += images
+    shares = {name: counts[name] / counts.total() for name, counts in said.items()}
+    worst = sorted(said, key=lambda name: (shares[name], natural(name)))
+    caption = "Worst first"
+    if len(worst) > CLASSES:
+        caption = f"The {CLASSES:,} worst of {len(worst):,}; predictions.jsonl has all images"
+    return {
+        "rows": [_class(name, shares[name], said[name]) for name in worst[:CLASSES]],
+        "caption": caption,
+        "folded": f"all {len(worst):,} classes" if LONG < len(worst) <= CLASSES else "",
+    }
+
+
+def _class(name: str, accuracy: float, said: Counter[str]) -> dict[str, object]:
+    low, high = wilson(said[name], said.total())
+    wrong = next(((other, images) for other, images in said.most_common(2) if other != name), None)
+    return {
+        "name": name,
+        "images": f"{said.total():,}",
+        "accuracy": f"{accuracy:.1%}",
+        "percent": f"{100 * accuracy:.1f}",
+        "interval": f"{low:.0%} to {high:.0%}",
+        "mistaken": f"{wrong[0]} ({wrong[1]})" if wrong else "",
+    }
+
+
+def _images(counts: Tally) -> dict[str, object]:
+    shown = len(counts.hardest)
+    what = f"The {shown:,} hardest of {counts.images:,}" if shown < counts.images else f"All {shown:,}"
+    rest = "; predictions.jsonl has all of them" if shown < counts.images else ""
+    return {
+        "note": f"{what}: those with the least probable label, or prediction without one, come first{rest}.",
+        "caption": "Predictions; the margin is to the second class, in the units of the score",
+        "folded": f"{shown:,} images" if shown > LONG else "",
+        "columns": ("image", "label", "prediction", "result", "probability", "of the label", "margin", "tokens"),
+        "rows": [{"cells": _cells(each), "data": _data(each)} for each in counts.hardest],
+    }
+
+
+def _cells(each: Outcome) -> tuple[str, ...]:
+    margin = "" if each.margin is None else f"{each.margin:.2f}"
+    label = "" if each.right is None else f"{each.label_posterior:.1%}"
     return (
-        f'<section><h2>Confusions</h2><p class="muted">{note}</p><div class="row pair">'
-        f'<div class="scroll">{table}</div>{listed if rows else "<p>There are none.</p>"}'
-        "</div></section>"
+        each.path,
+        each.truth,
+        each.said,
+        each.result,
+        f"{each.posterior:.1%}",
+        label,
+        margin,
+        f"{each.tokens_scored:,}",
     )
 
 
-def _matrix(classes: Sequence[str], pairs: Mapping[tuple[str, str], int]) -> str:
-    head = "".join(f'<th scope="col">{text(name)}</th>' for name in classes)
-    body = ""
-    for label in classes:
-        total = sum(n for (a, _), n in pairs.items() if a == label)
-        cells = ""
-        for predicted in classes:
-            count = pairs.get((label, predicted), 0)
-            fraction = count / total if total else 0
-            kind = "hit" if label == predicted else "miss"
-            shade = f' class="{kind}" style="--share:{15 + 60 * fraction:.0f}%"' if count else ""
-            cells += f'<td{shade} title="{text(label)} predicted as {text(predicted)}: {count}">{count or ""}</td>'
-        body += f'<tr><th scope="row">{text(label)}</th>{cells}</tr>\n'
-    return (
-        '<table class="matrix"><caption>Rows: the label. Columns: the prediction. Shades: share of the row.</caption>'
-        f"<thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>"
-    )
-
-
-def _per_class(labelled: Sequence[dict[str, Any]]) -> str:
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for record in labelled:
-        groups.setdefault(record["truth"], []).append(record)
-    rows = []
-    for name, members in groups.items():
-        right = sum(r["label_rank"] == 0 for r in members)
-        low, high = wilson(right, len(members))
-        mistaken = Counter(r["said"] for r in members if r["label_rank"] != 0).most_common(1)
-        accuracy = right / len(members)
-        said = f"{text(mistaken[0][0])} ({mistaken[0][1]})" if mistaken else ""
-        interval = f"{low:.0%} to {high:.0%}"
-        cells = [text(name), str(len(members)), f"{accuracy:.1%}", page.bar(accuracy), interval, said]
-        rows.append((accuracy, name, cells))
-    rows.sort(key=lambda row: (row[0], _natural(row[1])))
-    columns = ["class", "images", "accuracy", "", "95 % interval", "most often predicted as"]
-    table = page.table(columns, [row[2] for row in rows], numbers=[1, 2], caption="Worst first")
-    if len(rows) > LONG:
-        table = f"<details><summary>all {len(rows)} classes</summary>{table}</details>"
-    return f"<section><h2>Accuracy by class</h2>{table}</section>"
-
-
-def _hardest(hardest: HardestImages) -> str:
-    note = f'<p class="muted">{text(hardest.note)}</p>' if hardest.note else ""
-    return f"<section><h2>Hardest images</h2>{note}{''.join(hardest.cards)}</section>"
-
-
-def _protocol(run: SavedRun) -> str:
-    asked = html.escape(to_json(run.protocol, indent=1, sort_keys=True))
-    return f"<section><h2>Protocol</h2><details><summary>run.json</summary><pre>{asked}</pre></details></section>"
-
-
-def _named(run: SavedRun) -> list[dict[str, Any]]:
-    """Records whose label is a candidate, with display names of the label ("truth") and the prediction ("said").
-
-    A prediction that counts as correct has the label's name (several classes may be one label); where two classes share
-    a name, the id is added.
-    """
-    count = Counter(run.protocol.get("candidate_names", ()))
-    named = []
-    for r in run.records:
-        if r["label_rank"] is None:
-            continue
-        said, truth = str(r["prediction_name"]), str(r.get("label_name") or r["label_id"])
-        said = f"{said} ({r['prediction_id']})" if count[said] > 1 else said
-        truth = f"{truth} ({r['label_id']})" if count[truth] > 1 else truth
-        named.append(r | {"truth": truth, "said": truth if r["label_rank"] == 0 else said})
-    return named
-
-
-def _natural(name: str) -> tuple[int, float, str]:
-    """Numbers in the order of their values, before words."""
-    return (0, float(name), "") if name.isdecimal() else (1, 0.0, name.casefold())
+def _data(each: Outcome) -> dict[str, object]:
+    """What the table is filtered by."""
+    return {
+        "data-label": page.text(each.truth),
+        "data-said": page.text(each.said),
+        "data-result": page.text(each.result),
+        "data-margin": None if each.margin is None else f"{each.margin:.6g}",
+        "data-tokens": each.tokens_scored,
+    }

@@ -123,7 +123,7 @@ def test_markdown_has_a_table_for_each_column(done):
 
 def test_the_page_is_escaped_and_needs_no_other_file(done):
     text = (done / "table.html").read_text()
-    assert "small | &lt;table&gt;" in text and "<td>VAR</td>" in text
+    assert "small | &lt;table&gt;" in text and '<th scope="row">VAR</th>' in text
     assert "src=" not in text and "http" not in text
 
 
