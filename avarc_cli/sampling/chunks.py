@@ -19,8 +19,8 @@ from PIL import Image
 
 from avarc_cli.errors import AvarcError, first_line, lacks_memory
 from avarc_cli.loaded import LoadedModel
-from avarc_cli.pictures import Layout
-from avarc_cli.sampling import Sampling, draw
+from avarc_cli.sampling.folder import Layout
+from avarc_cli.sampling.pictures import Sampling, draw
 from avarc_cli.storage import write_bytes
 from avarc_cli.words import counted
 from avarc_cli.work.chunks import ChunkFormat, TaskLoader, Tick

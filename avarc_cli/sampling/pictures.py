@@ -19,9 +19,9 @@ from avarc_cli.errors import UsageError
 from avarc_cli.layers.sampling import generator_of
 from avarc_cli.likelihood import Known
 from avarc_cli.loaded import LoadedModel
-from avarc_cli.painting import check_keeps_tokens
-from avarc_cli.presets import Preset
 from avarc_cli.progress import Progress, no_progress
+from avarc_cli.sampling.painting import check_keeps_tokens
+from avarc_cli.sampling.presets import Preset
 from avarc_cli.settings import check_one_precision, check_sampling
 from avarc_cli.tokens.reconstruct import to_pixels
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from avarc_cli.errors import UsageError
-from avarc_cli.pictures import Layout, PictureFolder, PicturePlace, check_parent, read_record
+from avarc_cli.sampling.folder import Layout, PictureFolder, PicturePlace, check_parent, read_record
 from avarc_cli.storage import beside
 from avarc_cli.work import chunks
 from avarc_cli.zip_check import INVALID
