@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from avarc_cli.data.labels import resolve_classes
+from avarc_cli.data.labels import resolve_all
 from avarc_cli.errors import AvarcError, Interrupted
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.names import to_json
@@ -98,7 +98,7 @@ def sample_many(
     check_division(shard, workers, out=out, overwrite=overwrite)
     how = sampling or Sampling()
     how.check(model)
-    ids = tuple(dict.fromkeys(i for spec in classes for i in resolve_classes(spec, model.classes)))
+    ids = resolve_all(classes, model.classes)
     layout, place = Layout(tuple(model.classes.ids[i] for i in ids), count, flat), place_of(out)
     is_array = isinstance(place, PictureArray)
     keeping: Keeping = Pixels(how.side(model)) if is_array else Files(layout, place.path.absolute())

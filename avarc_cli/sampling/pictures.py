@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from avarc_cli.data.labels import resolve_classes
+from avarc_cli.data.labels import resolve_all
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.sampling import generator_of
 from avarc_cli.likelihood import Known
@@ -125,7 +125,7 @@ def sample(
     """
     how = sampling or Sampling()
     how.check(model)
-    ids = tuple(dict.fromkeys(i for spec in classes for i in resolve_classes(spec, model.classes)))
+    ids = resolve_all(classes, model.classes)
     pictures = np.empty((len(ids), count, *[how.side(model)] * 2, 3), dtype=np.uint8)
     for k, class_id in enumerate(ids):
         pictures[k] = draw(model, [class_id] * count, range(count), how)
