@@ -223,7 +223,7 @@ def with_caption(
 
 
 def _stated_beside(stated: ConfigSources, read: checkpoint.Checkpoint) -> dict[str, Any]:
-    """What the configuration takes from other files than the checkpoint, whose sha256 does not tell it."""
+    """What the configuration takes from other files than the checkpoint, whose sha256 does not cover it."""
     used = stated.used.items()
     return {name: value for name, (value, where) in used if where != _metadata_of(read) and name != "family"}
 

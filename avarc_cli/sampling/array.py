@@ -83,7 +83,7 @@ class PictureArray(PicturePlace):
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
-        self.record.unlink(missing_ok=True)  # after the file, which it tells to be avarc's
+        self.record.unlink(missing_ok=True)  # after the file: the record marks that as avarc's
         chunks.delete(self.parts)
 
 

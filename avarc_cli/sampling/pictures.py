@@ -49,7 +49,7 @@ class Sampling:
     """Tokens of an image that are kept (`painting.known_tokens`)."""
 
     more_smooth: bool = False
-    """Mix codes, for smoother pictures, which are no draws from p(x | class) (`LikelihoodModel.sample_latents`)."""
+    """Mix codes, for smoother pictures, which are not draws from p(x | class) (`LikelihoodModel.sample_latents`)."""
 
     def __post_init__(self) -> None:
         check_sampling(self.guidance, self.top_k, self.top_p)
@@ -137,7 +137,7 @@ def draw(model: LoadedModel, class_ids: Sequence[int], numbers: Sequence[int], h
     """One batch of pictures, (B, H, H, 3), of a model that `how` was checked with.
 
     Args:
-        class_ids, numbers: of each picture; the number tells it from others of the class.
+        class_ids, numbers: of each picture; the number counts the pictures of its class, from 0.
     """
     device, captions = model.tokenizer.device, model.captions
     streams = class_ids if captions is None else [captions.stream(each) for each in class_ids]

@@ -173,7 +173,7 @@ def fit(
 
     Args:
         draws: whether the network makes images already. before: as `Before`. captions: for the pictures.
-        made_of: what the training depends on besides shape and images. stated: what the file is to say besides.
+        made_of: what the training depends on besides shape and images. stated: what else the file is to say.
     """
     augment = augment or Augment()
     device = next(network.parameters()).device
