@@ -72,7 +72,7 @@ class BoundCaptions:
         return recorded | ({"rule": RULE} if chosen.has_several else {})
 
     def stream(self, candidate: int) -> int:
-        """What tells the random numbers of pictures of a candidate from those of others: a digest of its captions."""
+        """A digest of a candidate's captions, on which the random numbers of its pictures depend."""
         own = [t for t, owner in zip(self.captions.texts, self.captions.candidate, strict=True) if owner == candidate]
         return int.from_bytes(hashlib.sha256("\n".join(own).encode()).digest()[:8], "little")
 

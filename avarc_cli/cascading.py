@@ -1,7 +1,6 @@
 """The precisions of a classifier: those that stages of its plan name, and a cascade of two.
 
-The rounding noise of a cascade is measured once for a model on a machine, and kept in a small file
-(`zoo.measured`).
+The rounding noise of a cascade is measured once for a model on a machine, and kept in a small file (`NOISE`).
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from avarc_cli.zoo import paths
 from avarc_cli.zoo.measured import Measured
 
 NOISE = Measured(paths.noise_folder, "noise", "the rounding noise", RoundingNoise.from_dict, RoundingNoise.to_dict)
+"""What was measured on this machine, by `noise_key`."""
 
 
 def noise_key(model: LoadedModel, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,11 +52,6 @@ def noise_key(model: LoadedModel, about: Mapping[str, Any]) -> dict[str, Any]:
         "device": device_name(torch.device(model.device)),
         "torch": torch.__version__,
     }
-
-
-def stored_noise(key: Mapping[str, Any], say: Notify = no_message) -> RoundingNoise | None:
-    """The noise that was measured earlier; None where there is none. `say` gets a message about a damaged file."""
-    return NOISE.stored(key, say)
 
 
 def measure_noise(

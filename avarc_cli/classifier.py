@@ -70,8 +70,8 @@ class Classifier(CacheClassifier):
     def classify_all(self, images: OneImage | ManyImages) -> Predictions:
         """One prediction for each image, in order; an iterator is read in batches. A path may also be a folder.
 
-        Raises: UsageError for a file that does not exist, and for what is no image; UnreadableImage for a file that is
-            not a readable image.
+        Raises: UsageError for a file that does not exist, and for anything but images; UnreadableImage for a file
+            that is not a readable image.
         """
         return Predictions(self.classify_each(images))
 
@@ -185,11 +185,11 @@ class Classifier(CacheClassifier):
             raise UsageError(f"this classifier has the bank '{present}', not '{asked}'", fix=fix)
         chosen = present or asked
         if chosen is None:
-            raise UsageError("which bank shall have the class?", fix="name a folder: add_class(..., bank='bank')")
+            raise UsageError("which bank gets the class?", fix="name a folder: add_class(..., bank='bank')")
         return Path(chosen)
 
     def _text(self, class_: int | str) -> str:
-        """A class as the library's functions read it. Raises: UsageError for a number that is no class id."""
+        """A class as the library's functions read it. Raises: UsageError for a number that is not a class id."""
         if isinstance(class_, str):
             return class_
         space = self.model.classes

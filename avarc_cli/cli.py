@@ -23,7 +23,7 @@ from avarc_cli.errors import EXIT_DONE, EXIT_FAILED, AvarcError, Interrupted, fi
 from avarc_cli.process import EXIT_SIGNAL, StopRequest, discard_stdout, open_standard_streams, stoppable
 
 SECTIONS = {
-    "Start": "demo doctor bench",
+    "Start": "demo app doctor bench",
     "Models": "models download train",
     "Images": "data encode cache captions",
     "Classify": "classify tune runs export",

@@ -6,7 +6,8 @@ Library code raises these; `cli.main` shows them without a traceback and exits w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 MAX_NAMES = 5  # names in one message: enough to show the pattern
@@ -90,6 +91,17 @@ def lacks_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out; CPU allocators and CUDA libraries say so only in words."""
     words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED", "start new thread")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+@contextmanager
+def out_of_memory_as(what: str, fix: str) -> Iterator[None]:
+    """Raises: AvarcError with these texts where memory runs out inside."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
+        raise AvarcError(what, first_line(error), fix) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,7 @@
-"""What glibc's malloc does with the memory of large tensors that are freed, for the length of a with block."""
+"""What glibc's malloc does with the memory of large tensors that are freed.
+
+Its thresholds are of the whole process, and cannot be read back: there may be one such block at a time.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,10 @@ USUAL = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 1 << 25, M_TRIM_THRESHOLD: 1 << 26
 
 
 @contextmanager
-def kept() -> Iterator[None]:
-    """Use the memory of freed tensors again inside, however large they are; give it back at the end.
+def keep_freed_memory() -> Iterator[None]:
+    """Inside, use the memory of freed tensors again, however large they are; give it back at the end.
+
+    The thresholds are `USUAL` afterwards, whatever they were before. Does nothing without glibc.
 
     By itself malloc maps a tensor of more than 32 MiB and unmaps it when it is freed, so the next one is made of new
     pages, which the kernel fills with zeros: an activation of 256 x 256 pixels and 160 channels takes 10,000 of them.

@@ -243,6 +243,34 @@ class LoadedModel:
         return partial(_load_model, self.load, self.sha256, self.tokenizer.sha256, captions)
 
 
+def check_channels(generator: str, likelihood: LikelihoodModel, tokenizer: LoadedTokenizer) -> None:
+    """Raises: CheckpointError when the generator reads continuous tokens of another width than the tokenizer's."""
+    if likelihood.channels != tokenizer.channels:
+        raise CheckpointError(
+            f"{generator} reads the tokens of another tokenizer",
+            f"it reads tokens of {likelihood.channels} channels; those of {tokenizer.file} have {tokenizer.channels}",
+            "pass the tokenizer that it was trained with",
+        )
+
+
+def check_pair(generator: str, sha256: str | None, layout: TokenLayout | None, tokenizer: LoadedTokenizer) -> None:
+    """Raises: CheckpointError when the generator learned another tokenizer's tokens, as far as the files tell.
+
+    sha256 is of the tokenizer's file that the generator was trained with, layout of its tokens; None where unknown.
+    """
+    pairs: tuple[tuple[str, object, object], ...] = (
+        ("sha256", sha256, tokenizer.sha256),
+        ("layout", layout, tokenizer.layout),
+    )
+    for what, expected, found in pairs:
+        if expected and expected != found:
+            raise CheckpointError(
+                f"{generator} reads the tokens of another tokenizer",
+                f"it was trained with {what} {expected}; {tokenizer.file} has {found}",
+                "pass the tokenizer that it was trained with",
+            )
+
+
 def check_kind(generator: str, continuous: bool, tokenizer: LoadedTokenizer) -> None:
     """Raises: UsageError where a generator reads continuous tokens and the tokenizer gives codes, or the reverse.
 

@@ -21,10 +21,11 @@ from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import convolution
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.precision import Precision
 from avarc_cli.layers.state_dict import known_finite
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import GeneratorConfig, LikelihoodModel
-from avarc_cli.loaded import LoadedModel, LoadedTokenizer, LoadModel, check_kind
+from avarc_cli.loaded import LoadedModel, LoadedTokenizer, LoadModel, check_channels, check_kind, check_pair
 from avarc_cli.model_spec import ModelSpec as ModelSpec
 from avarc_cli.progress import StartProgress, silent
 from avarc_cli.settings import check_kernels_compute
@@ -65,7 +66,7 @@ def load_tokenizer(spec: ModelSpec | str = "digits", *, layout: TokenLayout | No
         if isinstance(card, ModelCard):
             check_kind(card.name, bool(card.channels), loaded)
         if layout is None or isinstance(card, ModelCard):  # a tokenizer's card says how it is used by default
-            _check_pair(card.name, None, card.layout, loaded)
+            check_pair(card.name, None, card.layout, loaded)
         return loaded
     if tokenizer is None:
         return _read_tokenizer(model, alone, device, layout, None)
@@ -77,7 +78,7 @@ def load_tokenizer(spec: ModelSpec | str = "digits", *, layout: TokenLayout | No
     modelled = family.read_config(read.tensors, stated, model).layout
     loaded = _read_tokenizer(tokenizer, spec, device, layout, modelled)
     check_kind(model, family.continuous, loaded)
-    _check_pair(model, read.metadata.get("tokenizer_sha256"), modelled, loaded)
+    check_pair(model, read.metadata.get("tokenizer_sha256"), modelled, loaded)
     return loaded
 
 
@@ -99,22 +100,12 @@ def load_model(
     """
     spec = _as_spec(spec)
     device = pick_device(spec.device)
-    spec = replace(spec, precision=precisions.resolve(spec.precision, device))
-    spec = replace(spec, products=product_library.resolve(spec.products, device))
-    cheap = spec.precision.partition("+")[0]  # of a cascade
-    precision = product_library.find(cheap, device, spec.products)
-    kernels = pick_kernels(spec.kernels, device)
-    check_kernels_compute(kernels, spec.precision)
+    spec, precision, kernels = _computing(spec, device)
     card = None if is_path(spec.model) else _model_card(spec.model)
     if card is not None and not unbound:
         spec = _with_words(spec, words if card.condition == "caption" else ())
         check_condition(card, captions=spec.caption_choice.is_given)
-    if spec.tokenizer is None and card is None:
-        raise UsageError(
-            f"which tokenizer does {spec.model} read?",
-            "a generator's checkpoint does not hold its tokenizer",
-            f"add --tokenizer NAME|FILE; published VARs read {tokenizer_cards()[1].name}",
-        )
+    reader = _tokenizer_for(spec, card)
     path, name = _place(spec.model, card)
     weight_set = spec.weight_set or local_files.weight_set(card)
     read = checkpoint.read(path, weight_set=weight_set, lora_alpha=spec.lora_alpha)
@@ -125,21 +116,22 @@ def load_model(
     named = _stated_family(stated, families.GENERATORS, families.TOKENIZERS) or (card.family if card else None)
     family = families.GENERATORS.recognize(read.tensors, named, str(path))
     config = family.read_config(read.tensors, stated, str(path))
-    reader = spec.tokenizer or (card.tokenizer if card else "")
     tokenizer = _read_tokenizer(reader, spec, device, None, config.layout)
     check_kind(name, family.continuous, tokenizer)
-    _check_pair(str(path), read.metadata.get("tokenizer_sha256"), config.layout, tokenizer)
+    check_pair(str(path), read.metadata.get("tokenizer_sha256"), config.layout, tokenizer)
     with known_finite(read.is_finite):
-        how: dict[str, Any] = {"precision": precision, "kernels": kernels, "device": device, "source": str(path)}
-        likelihood = family.build(config, read.tensors, tokenizer.network, **how)
-    read.note_finite()
-    if likelihood.channels != tokenizer.channels:
-        raise CheckpointError(
-            f"{path} reads the tokens of another tokenizer",
-            f"it reads tokens of {likelihood.channels} channels; those of {tokenizer.file} have {tokenizer.channels}",
-            "pass the tokenizer that it was trained with",
+        likelihood = family.build(
+            config,
+            read.tensors,
+            tokenizer.network,
+            precision=precision,
+            kernels=kernels,
+            device=device,
+            source=str(path),
         )
-    space, captions = card.label_space if card else None, None
+    read.note_finite()
+    check_channels(str(path), likelihood, tokenizer)
+    captions = None
     spec = _with_words(spec, words if likelihood.text else ())
     if likelihood.text is not None and unbound:
         classes = UNBOUND
@@ -150,6 +142,7 @@ def load_model(
             tokenizer = tokenizer.with_guidance(captions.empty_guidance_TD)  # images of no particular caption
     else:
         _check_unused(spec, name)
+        space = card.label_space if card else None
         classes = class_space(likelihood.num_classes, space, spec.class_names, read.metadata, spec.class_order)
     model_alone = LoadedModel(
         likelihood=likelihood,
@@ -172,6 +165,29 @@ def load_model(
         inferred=_inferred(read, config, tokenizer),
     )
     return model_alone if spec.bank is None else with_bank(model_alone, banks.read(Path(spec.bank)))
+
+
+def _computing(spec: ModelSpec, device: torch.device) -> tuple[ModelSpec, Precision, str]:
+    """The spec with "auto" replaced by what this device uses, the precision (of a cascade the cheap one), the kernels.
+
+    Raises: UsageError for a precision, products or kernels that are unknown, not available here, or not for each other.
+    """
+    precision = precisions.resolve(spec.precision, device)
+    spec = replace(spec, precision=precision, products=product_library.resolve(spec.products, device))
+    kernels = pick_kernels(spec.kernels, device)
+    check_kernels_compute(kernels, precision)
+    return spec, product_library.find(precision.partition("+")[0], device, spec.products), kernels
+
+
+def _tokenizer_for(spec: ModelSpec, card: ModelCard | None) -> str:
+    """The tokenizer that the spec names, or else the card. Raises: UsageError when neither does."""
+    if spec.tokenizer is None and card is None:
+        raise UsageError(
+            f"which tokenizer does {spec.model} read?",
+            "a generator's checkpoint does not hold its tokenizer",
+            f"add --tokenizer NAME|FILE; published VARs read {tokenizer_cards()[1].name}",
+        )
+    return spec.tokenizer or (card.tokenizer if card else "")
 
 
 def _check_unused(spec: ModelSpec, name: str) -> None:
@@ -207,7 +223,7 @@ def with_caption(
 
 
 def _stated_beside(stated: ConfigSources, read: checkpoint.Checkpoint) -> dict[str, Any]:
-    """What the configuration takes from other files than the checkpoint, whose sha256 does not tell it."""
+    """What the configuration takes from other files than the checkpoint, whose sha256 does not cover it."""
     used = stated.used.items()
     return {name: value for name, (value, where) in used if where != _metadata_of(read) and name != "family"}
 
@@ -377,21 +393,3 @@ def _stated_family(stated: ConfigSources, wanted: families.Registry[Any], other:
     found = stated.find("family")
     name = None if found is None else str(found[0])
     return None if name in other.names() and name not in wanted.names() else name
-
-
-def _check_pair(generator: str, sha256: str | None, layout: TokenLayout | None, tokenizer: LoadedTokenizer) -> None:
-    """Raises CheckpointError when the generator learned another tokenizer's tokens, as far as the files tell.
-
-    sha256 is of the tokenizer's file that the generator was trained with, layout of its tokens; None where unknown.
-    """
-    pairs: tuple[tuple[str, object, object], ...] = (
-        ("sha256", sha256, tokenizer.sha256),
-        ("layout", layout, tokenizer.layout),
-    )
-    for what, expected, found in pairs:
-        if expected and expected != found:
-            raise CheckpointError(
-                f"{generator} reads the tokens of another tokenizer",
-                f"it was trained with {what} {expected}; {tokenizer.file} has {found}",
-                "pass the tokenizer that it was trained with",
-            )

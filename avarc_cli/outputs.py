@@ -84,7 +84,7 @@ def check_output(path: Path, *kinds: Kind, overwrite: bool, inputs: Iterable[Pat
         suffixes = " or ".join(suffix for kind in kinds for suffix in kind.suffixes)
         raise UsageError(what, f"there is no format '{path.suffix}'", f"name a file ending in {suffixes}")
     if not path.parent.is_dir():
-        raise UsageError(what, f"'{path.parent}' is no folder", "name a file in a folder that exists")
+        raise UsageError(what, f"'{path.parent}' is not a folder", "name a file in a folder that exists")
     if not os.path.lexists(path):
         return
     if path.is_dir():
@@ -116,7 +116,7 @@ def _is_replaceable(path: Path, kind: Kind) -> bool:
 def check_new_folder(path: Path) -> None:
     """Check that a folder can be written here. Raises: UsageError when there is anything but an empty folder."""
     if not path.parent.is_dir():
-        raise UsageError(f"cannot write '{path}'", f"'{path.parent}' is no folder", "name one in a folder that exists")
+        raise UsageError(f"cannot write '{path}'", f"'{path.parent}' is not a folder", "choose one that exists")
     if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
         _remove_leftovers(path)
         raise UsageError(f"'{path}' exists", fix="name another folder, or delete it first")

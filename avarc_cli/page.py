@@ -62,5 +62,5 @@ def _environment() -> Environment:
 
 
 def _source(name: str) -> Markup:
-    """A style sheet or script of ours, which is no template: it goes into the page as it is."""
+    """One of avarc's style sheets or scripts, which are not templates: inserted unchanged."""
     return Markup((TEMPLATES / name).read_text(encoding="utf-8"))

@@ -42,7 +42,7 @@ class Comparison:
     onednn: tuple[float, float]
 
     def __post_init__(self) -> None:
-        """Raises: ValueError for what is no measurement."""
+        """Raises: ValueError for seconds that are not positive and finite."""
         if not all(0 < seconds < float("inf") for seconds in (*self.torch, *self.onednn)):
             raise ValueError("seconds are positive")
 
@@ -132,10 +132,10 @@ def compare() -> Comparison:
     while rounds < LEAST_ROUNDS or time.perf_counter() - started < SECONDS:
         for x, weight, *bests in zip(inputs, weights, *fastest.values(), strict=True):
             for backend, best in zip(fastest, bests, strict=True):
-                begun = _clocks()
+                before = _clocks()
                 linear(x, weight, None, backend=backend)
                 if rounds >= 0:  # the first warms up
-                    best[:] = [min(b, now - then) for b, now, then in zip(best, _clocks(), begun, strict=True)]
+                    best[:] = [min(b, now - then) for b, now, then in zip(best, _clocks(), before, strict=True)]
         rounds += 1
         if rounds == 0:
             started = time.perf_counter()

@@ -228,7 +228,7 @@ class ScoringSetup:
         cascading.check_rule(request, self.orders)
         if recorded is not None:
             return cascading.recorded_noise(recorded, self.model, request)
-        known = cascading.stored_noise(cascading.noise_key(self.model, self._about_noise), say)
+        known = cascading.NOISE.stored(cascading.noise_key(self.model, self._about_noise), say)
         if known is not None and cascading.covers(known, self.model, request):
             return known
         return self.measure_noise(cache, request, say)
@@ -239,7 +239,7 @@ class ScoringSetup:
 
     def known_noise(self) -> RoundingNoise | None:
         """The rounding noise of a cascade as it was measured earlier on this machine; None where it was not."""
-        return cascading.stored_noise(cascading.noise_key(self.model, self._about_noise))
+        return cascading.NOISE.stored(cascading.noise_key(self.model, self._about_noise))
 
     def measure_noise(self, cache: TokenCache, request: ScoringRequest, say: Notify = no_message) -> RoundingNoise:
         """Measure the rounding noise of a cascade on the first images of a cache, for this run and later ones."""

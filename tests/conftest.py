@@ -40,6 +40,8 @@ for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)  # tables are as wide alone and in parallel, in any terminal
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # so do jobs under nohup
 
 pytest_plugins = ["fake_hub", "flash_stand_in"]
 

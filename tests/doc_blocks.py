@@ -113,6 +113,30 @@ def parse(words: Sequence[str]) -> None:
     assert not missing or "config" in given or not is_whole, f"missing: {missing}"
 
 
+def unknown_words(page: Path) -> list[str]:
+    """The `avarc ...` and `--option ...` in the sentences of a page that avarc does not have."""
+    sentences = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found = []
+    for span in re.findall(r"`((?:avarc |--)[^`\n]+)`", sentences):
+        words, command = span.split(), COMMANDS
+        if words[0] == "avarc":
+            words = words[1:]
+            while words and words[0] in getattr(command, "commands", {}):
+                command, words = command.commands[words[0]], words[1:]
+            if hasattr(command, "commands") and words and re.fullmatch("[a-z][a-z-]*", words[0]):
+                found.append(span)
+        known = _options(COMMANDS) if hasattr(command, "commands") else _options(command)
+        if any(word.startswith("--") and word.partition("=")[0].rstrip(",") not in known for word in words):
+            found.append(span)
+    return found
+
+
+def _options(command: Any) -> set[str]:
+    """The options of a command and of those in it."""
+    own = {name for param in command.params for name in (*param.opts, *param.secondary_opts)} | {"--help"}
+    return own.union(*(_options(inner) for inner in getattr(command, "commands", {}).values()))
+
+
 def _line(text: str, position: int) -> int:
     return text.count("\n", 0, position) + 1
 

@@ -7,7 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
-from doc_blocks import INDENTED, PAGES, ROOT, avarc_words, blocks, command_lines, parse
+from doc_blocks import INDENTED, PAGES, ROOT, avarc_words, blocks, command_lines, parse, unknown_words
+from PIL import Image
 
 from avarc_cli.cli import main
 from avarc_cli.zoo.local_files import ASSETS
@@ -46,6 +47,7 @@ def desk(tmp_path, monkeypatch):
                 shutil.copy(image, tmp_path / folder / digit)
     shutil.copy(sorted((DIGITS / "7").iterdir())[0], tmp_path / "seven.png")
     np.save(tmp_path / "orders.npy", np.stack([np.arange(64), np.arange(64)[::-1]]))
+    Image.fromarray(np.pad(np.full((16, 16), 255, np.uint8), 8)).save(tmp_path / "mask.png")
     (tmp_path / "birds.txt").write_text("a photo of a goldfinch\na photo of a bulbul\n")
     (tmp_path / "avarc_cli").symlink_to(ROOT / "avarc_cli")
     monkeypatch.chdir(tmp_path)
@@ -63,6 +65,12 @@ def test_every_command_exists_with_its_options(block, desk):
             assert set(words[1:]) <= TARGETS
         else:
             assert block.is_only_parsed, f"{block.name}: {words[0]} is not executed, so a mark must say why"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_sentences_call_a_command_or_an_option_is_one(page):
+    of_other_programs = {"kernels.md": ["--eager"], "CONTRIBUTING.md": ["--expect PATTERN"]}
+    assert unknown_words(page) == of_other_programs.get(page.name, [])
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=named)

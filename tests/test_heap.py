@@ -1,4 +1,4 @@
-"""malloc is told to keep the memory of large tensors inside, and afterwards what it does by itself."""
+"""malloc keeps the memory of large freed tensors inside the block, and has its usual thresholds afterwards."""
 
 import ctypes
 
@@ -28,19 +28,19 @@ def asked(monkeypatch):
 
 
 def test_large_tensors_are_not_mapped_inside(asked):
-    with heap.kept():
+    with heap.keep_freed_memory():
         assert asked == [(-4, 0), (-1, heap.NEVER)]
         asked.clear()
     assert asked == USUAL
 
 
 def test_thresholds_are_as_usual_after_an_error(asked):
-    with pytest.raises(RuntimeError), heap.kept():
+    with pytest.raises(RuntimeError), heap.keep_freed_memory():
         raise RuntimeError
     assert asked[2:] == USUAL
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    with heap.kept():
+    with heap.keep_freed_memory():
         pass

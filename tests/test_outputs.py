@@ -60,7 +60,7 @@ def test_links_devices_and_folders_are_refused(tmp_path):
         "dangling.png": "it is a link",
         "folder.png": "it is a folder",
         "pipe.png": "a device or a pipe",
-        "none/a.png": "is no folder",
+        "none/a.png": "is not a folder",
         "a.jpg": "no format '.jpg'",
     }.items():
         with pytest.raises(UsageError, match=why):
@@ -78,7 +78,7 @@ def test_a_new_folder_replaces_only_an_empty_one(tmp_path):
     for name in ("full", "link", "file"):
         with pytest.raises(UsageError, match=f"{name}' exists"):
             check_new_folder(tmp_path / name)
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         check_new_folder(tmp_path / "none" / "new")
 
 

@@ -15,8 +15,8 @@ from avarc_cli.settings import check_file, check_sampling
 if TYPE_CHECKING:
     from avarc_cli.data.painting import Painting
     from avarc_cli.loaded import LoadedModel
-    from avarc_cli.presets import Preset
     from avarc_cli.sampling import Sampling
+    from avarc_cli.sampling.presets import Preset
 
 OF_A_PRESET = {"guidance", "top_k", "top_p", "more_smooth"}
 
@@ -78,7 +78,7 @@ class DrawingOptions:
         """
         from avarc_cli.data.painting import Painting
         from avarc_cli.data.preprocess import check_option
-        from avarc_cli.presets import find
+        from avarc_cli.sampling.presets import find
 
         check_option(self.preprocess)
         preset = None
@@ -93,8 +93,8 @@ class DrawingOptions:
 
     def sampling(self, model: LoadedModel, preset: Preset | None, painting: Painting | None) -> Sampling:
         """As what `read` gave, for this model. Raises: UsageError for what it cannot do."""
-        from avarc_cli.painting import known_tokens
         from avarc_cli.sampling import Sampling
+        from avarc_cli.sampling.painting import known_tokens
 
         known = None if painting is None else known_tokens(model, painting, self.preprocess)
         if preset is not None:

@@ -28,5 +28,5 @@ def load(path: Path, device: str) -> Extractor:
 
     network = inception.load(path, pick_device(device))
     if not network.is_published:
-        console.warn(f"'{path}' does not have the published weights: no published number compares")
+        console.warn(f"'{path}' does not have the published weights: its numbers do not compare with published ones")
     return network

@@ -86,7 +86,7 @@ class RunOptions:
                 raise UsageError(f"{package} is not installed", fix=f"pip install {package}, or leave out --{package}")
         for folder in (self.log, self.tensorboard):
             if folder is not None and processes.is_first() and not folder.parent.is_dir():
-                raise UsageError(f"cannot write '{folder}'", f"'{folder.parent}' is no folder")
+                raise UsageError(f"cannot write '{folder}'", f"'{folder.parent}' is not a folder")
 
     def parts(self, source: Source, seed: int) -> tuple[Source, Source | None]:
         """What to train on, and what to validate on, if anything."""

@@ -17,7 +17,7 @@ from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
-    from avarc_cli.sample_many import Drawn
+    from avarc_cli.sampling.many import Drawn
     from avarc_cli.work.shards import Shard
 
 OF_MANY = {"batch_size", "shard", "devices", "engine", "flat"}
@@ -68,7 +68,7 @@ def sample(
     """
     from avarc_cli import outputs
     from avarc_cli.data.labels import resolve_classes
-    from avarc_cli.picture_array import PictureArray, place_of
+    from avarc_cli.sampling.array import PictureArray, place_of
     from avarc_cli.work.workers import check_division
 
     own, workers = work.own_shard, work.workers
@@ -95,7 +95,7 @@ def sample(
         opt.note_inferred(loaded)
         how = drawing.sampling(loaded, preset, painting)
         if not is_picture:
-            from avarc_cli.sample_many import BATCH, sample_many
+            from avarc_cli.sampling.many import BATCH, sample_many
 
             with console.progress("drawing", None, unit="picture") as bar:
                 done = sample_many(

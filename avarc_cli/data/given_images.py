@@ -82,8 +82,8 @@ def image_sets(images: Any, at_once: int) -> Iterator[ImageSet]:
     Args:
         images: `OneImage` or `ManyImages`; a path may also be a folder, a list, a tar shard or a table.
         at_once: images of an iterator that become one set.
-    Raises: UsageError for what is no image, or an array whose axes or values have no clear meaning; UnreadableImage for
-        an image of Pillow that cannot be decoded.
+    Raises: UsageError for anything but images, and an array whose axes or values have no clear meaning; UnreadableImage
+        for an image of Pillow that cannot be decoded.
     """
     if isinstance(images, ImageSet):
         yield images

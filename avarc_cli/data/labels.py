@@ -96,6 +96,11 @@ def resolve_classes(spec: str, space: LabelSpace) -> list[int]:
     return sorted({index for index in found.values() if index is not None})
 
 
+def resolve_all(specs: Iterable[str], space: LabelSpace) -> tuple[int, ...]:
+    """Ids of the classes that any of these name, in this order, each once. Raises: as `resolve_classes`."""
+    return tuple(dict.fromkeys(class_id for spec in specs for class_id in resolve_classes(spec, space)))
+
+
 def match(class_names: Sequence[str], space: LabelSpace) -> np.ndarray:
     """The index in the space of each class of a dataset, (K,) int64; UNKNOWN if there is none.
 

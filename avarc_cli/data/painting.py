@@ -32,7 +32,7 @@ class Painting:
         Args:
             mask: a box "x0,y0,x1,y1" in pixels of the image, of which x1 and y1 are the first that are not painted;
                 "outside:x0,y0,x1,y1" for all but the box; or the path of a picture, white where to paint.
-        Raises: UsageError for what is no image, and for a mask that does not fit, or covers nothing or all.
+        Raises: UsageError for a file that is not an image, and a mask that does not fit, or covers nothing or all.
         """
         picture = _load(image)
         found = _BOX.fullmatch(mask)
@@ -63,7 +63,7 @@ def _load(path: Path) -> Image.Image:
 
 
 def _read(mask: str, picture: Image.Image) -> Image.Image:
-    """A mask from a file. Raises: UsageError for what is no image, or has another size."""
+    """A mask from a file. Raises: UsageError for a file that is not an image, or of another size."""
     if not Path(mask).exists():
         fix = "write --mask x0,y0,x1,y1 in pixels, or name a picture that is white where to paint"
         raise UsageError(f"cannot read --mask '{mask}'", "it is neither a box nor a file", fix)

@@ -205,13 +205,15 @@ def load_rgb(path: Path, *, reference: bool = False) -> Image.Image:
     return read_rgb(lambda: open_regular(path), str(path), reference=reference)
 
 
-def read_rgb(open_file: Callable[[], BinaryIO], name: str, *, reference: bool = False) -> Image.Image:
-    """As `load_rgb`, but from what `open_file` opens; errors refer to it as `name`."""
+def read_rgb(
+    open_file: Callable[[], BinaryIO], name: str, *, reference: bool = False, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """As `load_rgb`, but from what `open_file` opens; errors call it `name`. A larger image is unreadable."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow reports odd metadata as warnings; MAX_PIXELS is checked below
             with open_file() as file, Image.open(file, formats=_formats()) as image:
-                return _decode(image, name, reference=reference)
+                return _decode(image, name, reference=reference, max_pixels=max_pixels)
     except DECODING_ERRORS as error:
         raise _unreadable(name, _reason(error)) from error
 
@@ -219,14 +221,14 @@ def read_rgb(open_file: Callable[[], BinaryIO], name: str, *, reference: bool = 
 def rgb_of(image: Image.Image, name: str) -> Image.Image:
     """As `load_rgb`, of an image that Pillow has opened already; errors refer to it as `name`."""
     try:
-        return _decode(image, name, reference=False)
+        return _decode(image, name)
     except DECODING_ERRORS as error:
         raise _unreadable(name, _reason(error)) from error
 
 
-def _decode(image: Image.Image, name: str, *, reference: bool) -> Image.Image:
-    if image.width * image.height > MAX_PIXELS:
-        raise _unreadable(name, f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
+def _decode(image: Image.Image, name: str, *, reference: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    if image.width * image.height > max_pixels:
+        raise _unreadable(name, f"{image.width} x {image.height} pixels are more than {max_pixels}")
     image.load()
     return image.convert("RGB") if reference else _to_rgb(_upright(image), image)
 

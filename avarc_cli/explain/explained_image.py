@@ -58,7 +58,7 @@ class ExplainedImage:
         return self.explanation.log_ratio(self.explanation.target, self.explanation.contrast)
 
     def scales(self, first: int, last: int) -> ExplainedImage:
-        """The same with these scales only, counted from 1. Raises: UsageError for scales that the model has not."""
+        """The same with these scales only, counted from 1. Raises: UsageError where the model has no such scales."""
         weighting = replace(self.weighting, scales=(first, last))
         weighting.of_grids(self.explanation.layout)
         return replace(self, weighting=weighting)

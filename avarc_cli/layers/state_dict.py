@@ -15,6 +15,8 @@ from avarc_cli.errors import CheckpointError, shorten_list
 from avarc_cli.words import counted
 
 Module = TypeVar("Module", bound=nn.Module)
+
+# Not an argument of `build`: families call it, those of other packages too, and need not know of it.
 _known_finite = ContextVar("known_finite", default=False)
 
 
@@ -46,7 +48,9 @@ def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, source: 
     """A module made by `make`, holding `tensors` (not copies) as float32, in eval mode.
 
     Keys that the module does not have are an error, as are missing and mis-shaped ones, and tensors that are not
-    floating-point numbers: integers are not weights without their scales.
+    floating-point numbers: integers are not weights without their scales. Values that are not finite are an error
+    unless `known_finite`.
+
     Raises: CheckpointError naming the file and the first few offending keys.
     """
     with torch.device("meta"), _Uninitialized():  # a d36 has 2.3 billion parameters: do not fill them for nothing
@@ -92,7 +96,7 @@ def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, source: 
 
 @contextmanager
 def known_finite(known: bool) -> Iterator[None]:
-    """Inside, `build` does not look at every number of tensors that are known to be finite: it reads all of a file."""
+    """Inside, `build` trusts that tensors are finite if they are `known` to be, instead of reading a whole file."""
     before = _known_finite.set(known)
     try:
         yield

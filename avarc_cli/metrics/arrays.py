@@ -183,7 +183,7 @@ def _names(path: Path) -> list[str]:
 
 @contextmanager
 def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Raises: UsageError for what is no archive; AvarcError for a damaged one."""
+    """Raises: UsageError for a file that is not an archive; AvarcError for a damaged one."""
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             yield archive

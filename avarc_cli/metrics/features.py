@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from avarc_cli.errors import AvarcError, UsageError, describe_differences, first_line, lacks_memory
+from avarc_cli.errors import UsageError, describe_differences, out_of_memory_as
 from avarc_cli.metrics.pixels import Pixels
 from avarc_cli.progress import Progress, no_progress
 from avarc_cli.work.chunks import (
@@ -138,23 +138,16 @@ def _compute(
         pooled, spatial, unreadable = list[np.ndarray](), list[np.ndarray](), list[tuple[str, str]]()
         for batch in some:
             loaded = next(read)
-            if len(loaded.pixels):
-                for kept, features in zip((pooled, spatial), _run(network, loaded.pixels), strict=True):
+            if count := len(loaded.pixels):
+                what = f"not enough memory for the features of {count} images at once"
+                with out_of_memory_as(what, "use a smaller --batch-size"):
+                    found = network(loaded.pixels)
+                for kept, features in zip((pooled, spatial), found, strict=True):
                     kept.append(features)
             unreadable += loaded.unreadable
             tick(len(batch))
         empty = np.empty((0, 0), np.float32)
         yield Features(np.concatenate(pooled or [empty]), np.concatenate(spatial or [empty]), tuple(unreadable))
-
-
-def _run(network: Network, images_BHH3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        return network(images_BHH3)
-    except (RuntimeError, MemoryError) as error:
-        if not lacks_memory(error):
-            raise
-        what = f"not enough memory for the features of {len(images_BHH3)} images at once"
-        raise AvarcError(what, first_line(error), "use a smaller --batch-size") from error
 
 
 def _batches(items: range, size: int) -> list[range]:

@@ -48,7 +48,7 @@ class Pixels(Protocol):
     def __len__(self) -> int: ...
 
     def identity(self) -> dict[str, Any]:
-        """What tells these images from others, as JSON types."""
+        """What identifies these images, as JSON types."""
         ...
 
     def read(self, batches: Sequence[range]) -> Iterator[Batch]:
@@ -133,7 +133,7 @@ def _side(images: ImageSet, progress: Progress) -> int:
         why = f"'{one}' is {first[0]} x {first[1]} pixels, '{other}' {second[0]} x {second[1]}"
         raise UsageError(f"the images of '{images.source}' have different sizes", why, "make all of one size")
     if first[0] != first[1]:
-        raise UsageError(f"'{one}' is no square", f"it is {first[0]} x {first[1]} pixels", "crop the images")
+        raise UsageError(f"'{one}' is not square", f"it is {first[0]} x {first[1]} pixels", "crop the images")
     return first[0]
 
 

@@ -24,7 +24,7 @@ from avarc_cli.metrics.similarity import WINDOW, psnr, ssim
 from avarc_cli.progress import Progress, no_progress
 from avarc_cli.storage import new_folder
 from avarc_cli.tokenizer import Tokenizer
-from avarc_cli.tokens.reconstruct import to_pixels
+from avarc_cli.tokens.reconstruct import from_pixels, to_pixels
 
 BATCH = 16
 """Images that are encoded and decoded at once; a choice without measurement."""
@@ -145,8 +145,7 @@ class _Measured:
     def add(self, pixels_BHH3: np.ndarray) -> np.ndarray:
         """Reconstruct these images, and measure; returns the reconstructions."""
         tokenizer = self._tokenizer
-        images = torch.from_numpy(pixels_BHH3).permute(0, 3, 1, 2).float().div_(255).mul_(2).sub_(1)  # as for caches
-        tokens = tokenizer.quantize(tokenizer.encode(images))
+        tokens = tokenizer.quantize(tokenizer.encode(from_pixels(pixels_BHH3)))
         again_BHH3 = to_pixels(tokenizer.decode(tokens))
         if self._codes is not None:
             self._codes.add(tokens.cpu().numpy())

@@ -32,13 +32,13 @@ def check_out(out: Path, *, overwrite: bool) -> None:
     if out.name in ("", ".."):
         raise UsageError(what, "it has no name of its own", "name a new folder: --out mine/")
     if not out.parent.is_dir():
-        raise UsageError(what, f"'{out.parent}' is no folder", "name one in a folder that exists")
+        raise UsageError(what, f"'{out.parent}' is not a folder", "name one in a folder that exists")
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise UsageError(what, f"you have no permission to write into '{out.parent}'", "name one in another folder")
     if not os.path.lexists(out):
         return
     if out.is_symlink() or not out.is_dir():
-        raise UsageError(what, "it is no folder", "name a folder")
+        raise UsageError(what, "it is not a folder", "name a folder")
     there = {path.name for path in out.iterdir()}
     if not there:
         return

@@ -56,7 +56,7 @@ class RoundingNoise:
     """That each of them was scored under."""
 
     def __post_init__(self) -> None:
-        """Raises: ValueError for what is no such measurement."""
+        """Raises: ValueError for values that cannot be such a measurement."""
         deviations = (*self.segments, *self.estimates.values())
         if not self.segments or not all(math.isfinite(sd) and sd >= 0 for sd in deviations):
             raise ValueError("standard deviations are finite numbers from 0")

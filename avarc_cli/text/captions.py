@@ -222,7 +222,7 @@ def check_encoder(encoder: str) -> None:
     """Raises: UsageError unless this is the name of a text encoder, or a folder."""
     if not Path(encoder).is_dir():
         if Path(encoder).exists() or "/" in encoder:
-            raise UsageError(f"'{encoder}' is no folder", "a text encoder is a folder of several files", "name it")
+            raise UsageError(f"'{encoder}' is not a folder", "a text encoder is a folder of several files", "name it")
         text_encoder_card(encoder)
 
 

@@ -31,7 +31,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         return strict_json.parse_object((folder / CONFIG).read_bytes())
     except (OSError, ValueError) as problem:
-        what = f"'{folder}' is no folder of a text encoder"
+        what = f"'{folder}' is not a folder of a text encoder"
         raise CheckpointError(
             what, f"{CONFIG}: {first_line(problem)}", "name a folder as transformers saves it"
         ) from None

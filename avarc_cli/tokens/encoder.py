@@ -25,12 +25,13 @@ from avarc_cli import environment, heap
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.image_source import DIGEST_SIZE, NO_DIGEST
 from avarc_cli.data.preprocess import Preprocess
-from avarc_cli.errors import AvarcError, UnreadableImage, first_line, lacks_memory
+from avarc_cli.errors import AvarcError, UnreadableImage, first_line, lacks_memory, out_of_memory_as
 from avarc_cli.process import end_with_parent
 from avarc_cli.tokens.encoded import EncodedChunk, Unreadable
 from avarc_cli.tokens.fingerprints import Fingerprints
 from avarc_cli.tokens.header import CacheHeader
 from avarc_cli.tokens.noise import sample_noise
+from avarc_cli.tokens.reconstruct import from_pixels
 from avarc_cli.work.chunks import TaskLoader, Tick
 
 if TYPE_CHECKING:
@@ -177,16 +178,12 @@ class ChunkEncoder:
         """
         batches = {number: self._batches(items) for number, items in chunks.items()}
         every = [batch for some in batches.values() for batch in some]
-        try:
-            memory = nullcontext() if self.uses_gpu else heap.kept()
-            with memory, closing(decode(self.images, self.preprocess, every, self.workers)) as decoded:
-                for number, some in batches.items():
-                    yield number, self._encode_chunk(chunks[number], islice(decoded, len(some)), tick)
-        except (RuntimeError, MemoryError) as error:
-            if not lacks_memory(error):
-                raise
-            fix = "free some memory, and run the same command again: finished chunks are kept"
-            raise AvarcError("not enough memory to encode one image", first_line(error), fix) from error
+        fix = "free some memory, and run the same command again: finished chunks are kept"
+        memory = nullcontext() if self.uses_gpu else heap.keep_freed_memory()
+        decoding = closing(decode(self.images, self.preprocess, every, self.workers))
+        with out_of_memory_as("not enough memory to encode one image", fix), memory, decoding as decoded:
+            for number, some in batches.items():
+                yield number, self._encode_chunk(chunks[number], islice(decoded, len(some)), tick)
 
     def loader(self) -> TaskLoader[EncodedChunk]:
         others = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tokenizer"}
@@ -243,8 +240,7 @@ class ChunkEncoder:
 
         Continuous tokens are (n, S / V, L, Z) float32.
         """
-        views_n3HW = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255).mul_(2).sub_(1)  # channels last
-        z_nZhw = self.tokenizer.encode(views_n3HW).float()
+        z_nZhw = self.tokenizer.encode(from_pixels(pixels)).float()
         samples = [self.tokenizer.quantize(z_nZhw).cpu()]
         samples += [self._noisy(z_nZhw, rows, sample).cpu() for sample in range(1, self._smoothed)]
         tokens_nSL = torch.stack(samples, dim=1).numpy()

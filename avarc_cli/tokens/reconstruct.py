@@ -1,4 +1,4 @@
-"""Tokens back to images."""
+"""Tokens back to images, and pixels to and from what tokenizers read."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def reconstruct(tokenizer: Tokenizer, tokens_NSL: np.ndarray) -> np.ndarray:
     kept = tokens_NSL.astype(np.float32 if tokenizer.channels else np.int64)
     images = [tokenizer.decode(torch.from_numpy(tokens_SL)) for tokens_SL in kept]
     return to_pixels(torch.stack(images))
+
+
+def from_pixels(pixels_HW3: np.ndarray) -> torch.Tensor:
+    """Pixels (..., H, W, 3) uint8 as images (..., 3, H, W) float32 in [-1, 1], channels last in memory."""
+    return torch.from_numpy(pixels_HW3).movedim(-1, -3).float().div_(255).mul_(2).sub_(1)
 
 
 def to_pixels(images_3HW: torch.Tensor, rounding: str = "nearest") -> npt.NDArray[np.uint8]:

@@ -1,7 +1,7 @@
 """The terms of a tokenizer's published loss that are trained with, and the files of their frozen networks.
 
 A term is trained with when its weight is not 0 and its networks are there: named by the user, or downloaded
-(`zoo.networks`). The discriminator is asked for besides.
+(`zoo.networks`). A discriminator is a separate choice.
 """
 
 from __future__ import annotations

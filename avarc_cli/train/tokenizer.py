@@ -108,9 +108,23 @@ def train_tokenizer(
     if captions is not None:
         made_of |= {"captions": captions.digest}
         held_out = None if held_out is None else labelled_as(held_out, images.class_names)
-    how: dict[str, Any] = {"held_out": held_out, "run": run, "progress": progress, "say": say}
-    how |= {"before": _before(of_family, captions, device), "captions": captions}
-    fit(network, loss, images, out, recipe, family=family, augment=augment, made_of=made_of, stated=stated, **how)
+    fit(
+        network,
+        loss,
+        images,
+        out,
+        recipe,
+        family=family,
+        augment=augment,
+        made_of=made_of,
+        stated=stated,
+        held_out=held_out,
+        before=_before(of_family, captions, device),
+        captions=captions,
+        run=run,
+        progress=progress,
+        say=say,
+    )
     if codes:
         note(codes.usage())
     return network
@@ -173,13 +187,19 @@ def fit(
 
     Args:
         draws: whether the network makes images already. before: as `Before`. captions: for the pictures.
-        made_of: what the training depends on besides shape and images. stated: what the file is to say besides.
+        made_of: what the training depends on besides shape and images. stated: what else the file is to say.
     """
     augment = augment or Augment()
     device = next(network.parameters()).device
     set_dropout(network, recipe.dropout)
-    how: dict[str, Any] = {"seed": recipe.seed, "left_out": (run or Run()).left_out}
-    batches = TrainingImages(images, network.image_size, augment, within_class=captions is not None, **how)
+    batches = TrainingImages(
+        images,
+        network.image_size,
+        augment,
+        seed=recipe.seed,
+        left_out=(run or Run()).left_out,
+        within_class=captions is not None,
+    )
 
     def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
         x, labels, generator = batches.batch(step, rows)
@@ -190,10 +210,21 @@ def fit(
     subject = {"network": str(network.config), **batches.subject, **(made_of or {})}
     watched = _watched(network, loss, batches, held_out, recipe, draws=draws, before=before, captions=captions)
     decays = partial(decays_unless_named, without=families.TOKENIZERS.get(family).undecayed)
-    how = {"subject": subject, "kept": loss, "watched": watched, "run": run, "say": say}
-    trained = train(network, loss_of_rows, recipe, resume_file(out), progress, decays=decays, **how)
-    about: dict[str, Any] = {"family": family, "preprocess": augment.preprocess, "stated": stated}
-    conclude(trained, out, lambda: save_tokenizer(network, out, **about), run)
+    trained = train(
+        network,
+        loss_of_rows,
+        recipe,
+        resume_file(out),
+        progress,
+        decays=decays,
+        subject=subject,
+        kept=loss,
+        watched=watched,
+        run=run,
+        say=say,
+    )
+    save = partial(save_tokenizer, network, out, family=family, preprocess=augment.preprocess, stated=stated)
+    conclude(trained, out, save, run)
 
 
 def _watched(
@@ -207,13 +238,21 @@ def _watched(
     before: Before,
     captions: ClassCaptions | None,
 ) -> Watched:
-    device, size = next(network.parameters()).device, recipe.batch_size
-    how: dict[str, Any] = {"seed": recipe.seed, "left_out": batches.left_out}
+    device = next(network.parameters()).device
+
+    def unvaried(images: ImageSet, batch_size: int) -> ValidationImages:
+        return ValidationImages(
+            images,
+            batches.size,
+            batches.augment,
+            batch_size=batch_size,
+            seed=recipe.seed,
+            left_out=batches.left_out,
+        )
 
     @cache
     def shown() -> ValidationImages:
-        images = first_readable(batches.images if held_out is None else held_out, DRAWN)
-        return ValidationImages(images, batches.size, batches.augment, batch_size=DRAWN, **how)
+        return unvaried(first_readable(batches.images if held_out is None else held_out, DRAWN), DRAWN)
 
     def draw() -> np.ndarray:
         rows = Rows.whole(len(shown()))
@@ -231,7 +270,7 @@ def _watched(
     )
     if held_out is None:
         return watched
-    plain = ValidationImages(held_out, batches.size, batches.augment, batch_size=size, **how)
+    plain = unvaried(held_out, recipe.batch_size)
 
     def loss_of_rows(number: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
         x, labels, generator = plain.batch(number, rows)
@@ -239,7 +278,7 @@ def _watched(
         return loss(x.to(device), 0, recipe.steps, generator)  # a step in which no loss does more than measure
 
     validation = Validation(
-        loss=loss_of_rows, images=len(plain), batch_size=size, subject=plain.subject["images"], kept=loss
+        loss=loss_of_rows, images=len(plain), batch_size=recipe.batch_size, subject=plain.subject["images"], kept=loss
     )
     return replace(watched, validation=validation, listing=lambda: batches.listing().with_others(plain.listing()))
 

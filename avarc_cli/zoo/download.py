@@ -135,7 +135,7 @@ def execute(plan: DownloadPlan, progress: Progress, notify: Notify, check: Check
     """Fetch the missing content, verify it, and install it.
 
     Args:
-        check: of the content besides.
+        check: of the content, after its digest.
     Raises: AvarcError as `fetch`; if the content is not what was published (it is deleted then); if a plain folder
         contains another file with this name. Interrupted, with the downloaded part kept.
     """

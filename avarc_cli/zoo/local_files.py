@@ -95,7 +95,7 @@ def require_network(card: NetworkCard) -> Path:
 
 
 def blob_sha256(cached: Path) -> str | None:
-    """The sha256 that a file in the Hugging Face cache must have: the name of a blob. None if its name tells none."""
+    """The sha256 that a file in the Hugging Face cache must have: the name of a blob. None if its name is not one."""
     name = cached.resolve().name
     return name if len(name) == SHA256_LENGTH else None
 

@@ -68,7 +68,7 @@ def main() -> None:
         first = 0.0
         for name, (model, pixels, ours) in made.items():
             setattr(conv_blocks, "silu", in_place if ours else F.silu)  # noqa: B010
-            with heap.kept() if name == "avarc" else nullcontext():
+            with heap.keep_freed_memory() if name == "avarc" else nullcontext():
                 seconds = best(model.encode, pixels, clock)
             first = first or seconds
             print(f"| {name} | {seconds:.2f} | {first / seconds:.2f} |", flush=True)

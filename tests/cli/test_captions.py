@@ -259,7 +259,7 @@ WRONG = [
     (["{model}", "--captions", "{c}", "--template", "a {}"], "--captions and --template exclude each other"),
     (["{model}", "--template", "a photo"], "cannot use the template 'a photo'"),
     (["{model}", "--captions", "{c}", "--text-encoder", "flan-t5"], "no text encoder is called 'flan-t5'"),
-    (["{model}", "--captions", "{c}", "--text-encoder", "{c}"], "is no folder"),
+    (["{model}", "--captions", "{c}", "--text-encoder", "{c}"], "is not a folder"),
     (["{model}", "--text-encoder", "flan-t5-xl"], "name captions: --captions FILE or --template"),
     (["--model", "digits-llamagen", "--text-encoder", "flan-t5-xl"], "'digits-llamagen' reads no captions"),
     (["--model", "digits-llamagen", "--aesthetic-score", "5"], "no use for --aesthetic-score"),

@@ -167,7 +167,7 @@ def test_images_of_different_sizes_are_refused(evaluate, archives):
     assert code == 2 and "'a.png' is 16 x 16 pixels, 'b.png' 16 x 17" in said
     (archives / "mixed" / "a.png").unlink()
     code, _, said = evaluate("mixed")
-    assert code == 2 and "'b.png' is no square" in said
+    assert code == 2 and "'b.png' is not square" in said
     (archives / "mixed" / "b.png").write_text("no picture")
     code, _, said = evaluate("mixed")
     assert code == 2 and "cannot read 'b.png'" in said

@@ -31,6 +31,7 @@ def test_the_commands_are_these():
     assert {" ".join(words) for words in ALL} == {
         "",
         "add-class",
+        "app",
         "bench",
         "cache",
         "cache export",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -77,16 +76,6 @@ def test_an_imported_cache_serves_every_command(digits, tmp_path, capsys):
     assert avarc("-q", "cache", "import", *more) == 0
     assert avarc("-q", "cache", "merge", cache, tmp_path / "more.h5", "--out", tmp_path / "both.h5") == 0
     assert len(read(tmp_path / "both.h5")) == 18
-
-
-def test_the_example_of_the_documentation_runs(digits, tmp_path, monkeypatch):
-    shutil.copytree(digits / "images", tmp_path / "images")
-    monkeypatch.chdir(tmp_path)
-    section = (ROOT / "docs" / "encoding.md").read_text("utf-8").partition("\n## Tokens of other programs")[2]
-    commands = re.findall(r"^    avarc (.+)$", section.partition("\n## ")[0], re.MULTILINE)
-    assert len(commands) == 4
-    for command in commands:
-        assert avarc("-q", *command.split()) == 0, command
 
 
 def test_imagenets_classes_and_names_of_a_file(tmp_path, capsys):

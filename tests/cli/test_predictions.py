@@ -145,7 +145,7 @@ def test_a_results_file_is_replaced_only_by_its_own_kind_and_only_on_request(cla
     ("options", "says"),
     [
         (["--results-file", "p.txt"], "there is no format '.txt'"),
-        (["--results-file", "none/p.csv"], "is no folder"),
+        (["--results-file", "none/p.csv"], "is not a folder"),
         (["--out", "run", "--results-file", "run/metrics.json", "--overwrite"], "run's own"),
         (["--overwrite"], "nothing to overwrite"),
     ],

@@ -133,7 +133,7 @@ def start_encoding(folder, *more, samples=500, **options):
 def test_an_ended_encoding_keeps_its_chunks_and_nothing_else(tmp_path, number, whole_group):
     process = start_encoding(tmp_path)
     (os.killpg if whole_group else os.kill)(process.pid, number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == ENDING[number], err
     assert err.count("error:") == 1
     assert "are kept in 't.h5.parts'" in err
@@ -148,7 +148,7 @@ def test_an_ended_encoding_keeps_its_chunks_and_nothing_else(tmp_path, number, w
 def test_processes_on_devices_end_with_the_encoding_and_say_nothing(tmp_path, number, kill):
     process = start_encoding(tmp_path, "--devices", "cpu:2", samples=50)
     kill(process.pid, number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == ENDING.get(number, -number), err
     assert err.count("error:") == (number in ENDING)
     assert "Traceback" not in err

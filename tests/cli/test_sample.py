@@ -61,7 +61,7 @@ def test_the_picture_has_one_row_per_class(tmp_path, capsys):
     [
         (["eleven", "--out", "x.png"], "not classes of"),
         (["3", "--out", "x.jpg"], "there is no format '.jpg'"),
-        (["3", "--out", "missing/x.png"], "'missing' is no folder"),
+        (["3", "--out", "missing/x.png"], "'missing' is not a folder"),
         (["3", "--out", "x.png", "--top-p", "1.5"], "top-p lies in [0, 1]"),
         (["3", "--out", "x.png", "--guidance", "-1"], "guidance lies in [0, 1000]"),
         (["3", "--out", "x.png", "--guidance", "nan"], "guidance lies in [0, 1000]"),

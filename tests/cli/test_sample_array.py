@@ -123,7 +123,7 @@ def test_what_is_not_avarcs_is_never_touched(draw, tmp_path, name):
         (["--out", "x.npz", "--per-class", "0"], "--per-class"),
         (["--out", "x.npz", "--flat"], "no use for --flat with 'x.npz'"),
         (["--out", "x.png", "--flat"], "no use for --flat with 'x.png'"),
-        (["--out", "none/x.npz"], "'none' is no folder"),
+        (["--out", "none/x.npz"], "'none' is not a folder"),
         (["--out", "x.npz", "--shard", "1/2", "--overwrite"], "--overwrite does not go with --shard"),
         (["--out", "x.npz", "--preset", "paper"], "no settings are published for 'digits'"),
         (["--out", "x.npz", "--preset", "best"], "no preset 'best'"),

@@ -151,7 +151,7 @@ def test_classes_of_any_name_get_folders_inside(tmp_path, capsys):
     [
         (["--out", "x.png", "--devices", "cpu:2"], "no use for --devices with 'x.png'"),
         (["--out", "x.png", "--shard", "1/2", "--batch-size", "2"], "no use for --batch-size, --shard with 'x.png'"),
-        (["--out", "none/x"], "'none' is no folder"),
+        (["--out", "none/x"], "'none' is not a folder"),
         (["--out", "x", "--shard", "1/2", "--overwrite"], "--overwrite does not go with --shard"),
         (["--out", "x", "--engine", "grid"], "no engine 'grid'"),
         (["--out", "x.gif"], "there is no format '.gif'"),

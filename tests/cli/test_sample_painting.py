@@ -19,7 +19,7 @@ from avarc_cli.model_spec import ModelSpec
 from avarc_cli.models.maskgit.config import MaskGITConfig
 from avarc_cli.models.maskgit.initialize import initialize_uvit
 from avarc_cli.models.maskgit.uvit import UViT
-from avarc_cli.painting import known_tokens
+from avarc_cli.sampling.painting import known_tokens
 from avarc_cli.zoo.local_files import ASSETS
 
 EIGHT = str(ASSETS / "digits/test/8/0028.png")

@@ -156,7 +156,7 @@ def test_a_report_explains_runs_over_crops(ten, tmp_path):
         assert avarc("classify", ten, "--plan", "exhaustive:10", option, "--out", run) == 0
         assert avarc("report", run, "--hardest", "2", "--tokens", ten) == 0
         page = (run / "report.html").read_text()
-        assert page.count('<article class="card">') == 2 and "map of" in page
+        assert page.count('<article class="card"') == 2 and "map of" in page
 
 
 def test_a_plan_is_tuned_on_crops_and_only_used_for_such(digits, ten, tmp_path, capsys):

@@ -21,7 +21,7 @@ from avarc_cli.models.var.config import VARConfig
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.models.var.network import VAR
 from avarc_cli.models.var.sampling import draw_scales
-from avarc_cli.painting import kept_cells
+from avarc_cli.sampling.painting import kept_cells
 from avarc_cli.tokenizers.vqvae.network import MultiScaleQuantizer
 
 DRAWN = 4000

@@ -16,7 +16,7 @@ from killing import DieAt, in_child, signal_at
 
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.loading import load_model
-from avarc_cli.sample_many import sample_many
+from avarc_cli.sampling.many import sample_many
 from avarc_cli.work.shards import UNDIVIDED, Shard
 
 

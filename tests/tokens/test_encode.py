@@ -233,7 +233,7 @@ def test_a_vocabulary_beyond_16_bits_and_a_wrong_image_size_are_refused(images, 
 
 
 def test_places_that_cannot_be_written_to_are_errors_not_crashes(images, stub_tokenizer, tmp_path):
-    with pytest.raises(AvarcError, match="is no folder"):
+    with pytest.raises(AvarcError, match="is not a folder"):
         encode(images, stub_tokenizer(), PRE, tmp_path / "none" / "t.h5")
     with pytest.raises(AvarcError, match="it is a folder"):
         encode(images, stub_tokenizer(), PRE, tmp_path)

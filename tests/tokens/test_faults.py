@@ -137,7 +137,7 @@ def test_a_corrupt_partial_cache_is_neither_unpacked_nor_joined(images, stub_tok
     [
         ("/dev/full", "it is a device or a pipe"),
         ("pipe", "it is a device or a pipe"),
-        ("none/t.h5", "is no folder"),
+        ("none/t.h5", "is not a folder"),
     ],
 )
 def test_a_path_that_is_no_file_is_refused_before_anything_is_computed(images, stub_tokenizer, tmp_path, place, why):

@@ -26,11 +26,11 @@ def unmask(
     top_k: int = 0,
     top_p: float = 0.0,
 ) -> Tensor:
-    """Tokens (B, L) int64: those that are hidden in ids_BL, as many of each image, are drawn in this many steps.
+    """Draw the hidden tokens of ids_BL (B, L) int64, as many of each image; returns all tokens (B, L).
 
     Args:
         logits: of ids (B, L) in a step from 0 on, guided, (B, L, V) float32.
-        mask: the id that stands for a hidden token.
+        mask: the id that stands for a hidden token. steps: passes in which they are drawn.
         temperature: of the noise in choices and in confidence, at the beginning; it falls to 0.
         annealed: whether logits are divided by a temperature that falls from 1.3 to 0.5.
         generators, top_k, top_p: as `LikelihoodModel.sample`.

@@ -24,7 +24,7 @@ MAX_CLASSES = 2**20
 
 
 def check_source(path: Path) -> None:
-    """Raises: UsageError for what is no file or folder of any format, by the names in it; AvarcError; CacheError."""
+    """Raises: UsageError for a path that is not of any format, by the names in it; AvarcError; CacheError."""
     if not path.exists():
         raise UsageError(f"'{path}' does not exist", fix=f"name {FORMATS}")
     if path.is_dir():

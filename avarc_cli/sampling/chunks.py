@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from avarc_cli.errors import AvarcError, first_line, lacks_memory
+from avarc_cli.errors import out_of_memory_as
 from avarc_cli.loaded import LoadedModel
-from avarc_cli.pictures import Layout
-from avarc_cli.sampling import Sampling, draw
+from avarc_cli.sampling.folder import Layout
+from avarc_cli.sampling.pictures import Sampling, draw
 from avarc_cli.storage import write_bytes
 from avarc_cli.words import counted
 from avarc_cli.work.chunks import ChunkFormat, TaskLoader, Tick
@@ -115,13 +115,9 @@ class Drawer:
     def _draw(self, items: range) -> np.ndarray:
         places = [self.layout.place(item) for item in items]
         ids, numbers = [self.class_ids[place] for place, _ in places], [number for _, number in places]
-        try:
+        what = f"not enough memory to draw {counted(len(items), 'picture')} at once"
+        with out_of_memory_as(what, "use a smaller --batch-size, with another --out"):
             pictures = draw(self.model, ids, numbers, self.how)
-        except (RuntimeError, MemoryError) as error:
-            if not lacks_memory(error):
-                raise
-            what = f"not enough memory to draw {counted(len(items), 'picture')} at once"
-            raise AvarcError(what, first_line(error), "use a smaller --batch-size, with another --out") from error
         return self.keeping.keep(items, pictures)
 
 

@@ -17,19 +17,29 @@ _FILE = ASSETS / "sampling" / "paper.toml"
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Settings for a published model; the file says what they mean."""
+    """Settings for a published model."""
 
     model: str
     source: str
+    """The publication, or its code."""
     stated: str
+    """The guidance, in the words of the source."""
     guidance: float
+    """As `Sampling.guidance`; 0 is none."""
     top_k: int
+    """0 for all codes."""
     top_p: float
+    """0 for all codes."""
     temperature: float
+    """Of logits, or of the noise in a masked model's choices at its first step. avarc's samplers have it built in."""
     schedule: str
+    """How guidance changes from the first tokens to the last, in words."""
     rounding: str
+    """As in `to_pixels`."""
     steps: int | None = None
+    """Passes of a sampler that draws several tokens at a time."""
     side: int | None = None
+    """Pixels a side that pictures are reduced to; None for their own."""
 
     @property
     def family(self) -> str:
@@ -43,7 +53,7 @@ class Preset:
 
 @cache
 def published() -> dict[str, Preset]:
-    """All presets, by the name of a model."""
+    """All presets, by the name of a model. Raises: as `toml_file.read`."""
     groups = toml_file.read(_FILE)["settings"]
     return {name: Preset(model=name, **_without_models(group)) for group in groups for name in group["models"]}
 

@@ -162,7 +162,7 @@ class PicturePlace(ABC):
 def check_parent(path: Path) -> None:
     """Raises: UsageError unless pictures can be drawn to a file or folder of this name."""
     if not path.parent.is_dir():
-        why = f"'{path.parent}' is no folder"
+        why = f"'{path.parent}' is not a folder"
         raise UsageError(f"cannot draw into '{path}'", why, "name a folder in one that exists")
 
 

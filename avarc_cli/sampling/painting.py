@@ -13,6 +13,7 @@ from avarc_cli.errors import UsageError
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import Known
 from avarc_cli.loaded import LoadedModel
+from avarc_cli.tokens.reconstruct import from_pixels
 
 
 def known_tokens(model: LoadedModel, painting: Painting, preprocess: str | None = None) -> Known:
@@ -32,9 +33,8 @@ def known_tokens(model: LoadedModel, painting: Painting, preprocess: str | None 
         what = "no cell" if kept_L.all() else "every cell"
         why = f"a token stands for a cell of {cells}, which is painted if the mask covers half of it"
         raise UsageError(f"the mask covers {what} of the image", why, "name a mask of another size")
-    image_13HW = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().div(255).mul(2).sub(1)
     with torch.inference_mode():
-        tokens_L = tokenizer.quantize(tokenizer.encode(image_13HW))[0]
+        tokens_L = tokenizer.quantize(tokenizer.encode(from_pixels(pixels[None])))[0]
     return Known(tokens_L.cpu().numpy(), kept_L)
 
 

@@ -1,7 +1,7 @@
 """Many pictures of classes: drawn in chunks, by one or several processes, into a folder of PNG files or an array.
 
-The process that draws a picture writes its file (`pictures`). The pixels of an array are kept in the files of chunks,
-and assembled when all are there (`picture_array`).
+The process that draws a picture writes its file (`folder`). The pixels of an array are kept in the files of chunks,
+and assembled when all are there (`array`).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from avarc_cli.data.labels import resolve_classes
-from avarc_cli.drawing import Drawer, Files, Keeping, Pixels
+from avarc_cli.data.labels import resolve_all
 from avarc_cli.errors import AvarcError, Interrupted, UsageError
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.names import to_json
-from avarc_cli.picture_array import MEMBER, SHAPE, PictureArray, header, place_of
-from avarc_cli.pictures import FORMAT, Layout, PicturePlace
 from avarc_cli.progress import Notify, Progress, no_message, no_progress
-from avarc_cli.sampling import Sampling
+from avarc_cli.sampling.array import MEMBER, SHAPE, PictureArray, header, place_of
+from avarc_cli.sampling.chunks import Drawer, Files, Keeping, Pixels
+from avarc_cli.sampling.folder import FORMAT, Layout, PicturePlace
+from avarc_cli.sampling.pictures import Sampling
 from avarc_cli.storage import remove_leftovers, remove_leftovers_of, replacing, write_bytes
 from avarc_cli.words import are, counted
 from avarc_cli.work import chunks
@@ -86,7 +86,7 @@ def sample_many(
     """Draw pictures of classes, continuing what an earlier call with the same request began.
 
     Args:
-        out: a folder, for PNG files, or FILE.npz for an array of all (`picture_array`).
+        out: a folder, for PNG files, or FILE.npz for an array of all (`array`).
         classes, count, sampling: as in `sampling.sample`. Pictures have the same random streams.
         flat: number the files of a folder through, instead of a folder for each class.
         batch_size: pictures that are drawn at once, which decides about roundings.
@@ -102,7 +102,7 @@ def sample_many(
     check_division(shard, workers, out=out, overwrite=overwrite)
     how = sampling or Sampling()
     how.check(model)
-    ids = tuple(dict.fromkeys(i for spec in classes for i in resolve_classes(spec, model.classes)))
+    ids = resolve_all(classes, model.classes)
     layout, place = Layout(tuple(model.classes.ids[i] for i in ids), count, flat), place_of(out)
     if len(layout) > MOST:
         why = f"one folder or array has at most {MOST:,}"

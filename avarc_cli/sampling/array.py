@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from avarc_cli.errors import UsageError
-from avarc_cli.pictures import Layout, PictureFolder, PicturePlace, check_parent, read_record
+from avarc_cli.sampling.folder import Layout, PictureFolder, PicturePlace, check_parent, read_record
 from avarc_cli.storage import beside
 from avarc_cli.work import chunks
 from avarc_cli.zip_check import INVALID
@@ -83,7 +83,7 @@ class PictureArray(PicturePlace):
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
-        self.record.unlink(missing_ok=True)  # after the file, which it tells to be avarc's
+        self.record.unlink(missing_ok=True)  # after the file: the record marks that as avarc's
         chunks.delete(self.parts)
 
 

@@ -12,8 +12,8 @@ from avarc_cli.models.maskgen import sampling as vq
 from avarc_cli.models.maskgit import sampling as maskgit
 from avarc_cli.models.randar import sampling as randar
 from avarc_cli.models.rar import sampling as rar
-from avarc_cli.presets import Preset, find, published
 from avarc_cli.sampling import Sampling, sample
+from avarc_cli.sampling.presets import Preset, find, published
 from avarc_cli.tokens.reconstruct import to_pixels
 from avarc_cli.zoo.cards import model_card
 

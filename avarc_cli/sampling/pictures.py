@@ -14,14 +14,14 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from avarc_cli.data.labels import resolve_classes
+from avarc_cli.data.labels import resolve_all
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.sampling import generator_of
 from avarc_cli.likelihood import Known
 from avarc_cli.loaded import LoadedModel
-from avarc_cli.painting import check_keeps_tokens
-from avarc_cli.presets import Preset
 from avarc_cli.progress import Progress, no_progress
+from avarc_cli.sampling.painting import check_keeps_tokens
+from avarc_cli.sampling.presets import Preset
 from avarc_cli.settings import check_one_precision, check_sampling
 from avarc_cli.tokens.reconstruct import to_pixels
 
@@ -49,7 +49,7 @@ class Sampling:
     """Tokens of an image that are kept (`painting.known_tokens`)."""
 
     more_smooth: bool = False
-    """Mix codes, for smoother pictures, which are no draws from p(x | class) (`LikelihoodModel.sample_latents`)."""
+    """Mix codes, for smoother pictures, which are not draws from p(x | class) (`LikelihoodModel.sample_latents`)."""
 
     def __post_init__(self) -> None:
         check_sampling(self.guidance, self.top_k, self.top_p)
@@ -125,7 +125,7 @@ def sample(
     """
     how = sampling or Sampling()
     how.check(model)
-    ids = tuple(dict.fromkeys(i for spec in classes for i in resolve_classes(spec, model.classes)))
+    ids = resolve_all(classes, model.classes)
     pictures = np.empty((len(ids), count, *[how.side(model)] * 2, 3), dtype=np.uint8)
     for k, class_id in enumerate(ids):
         pictures[k] = draw(model, [class_id] * count, range(count), how)
@@ -137,7 +137,7 @@ def draw(model: LoadedModel, class_ids: Sequence[int], numbers: Sequence[int], h
     """One batch of pictures, (B, H, H, 3), of a model that `how` was checked with.
 
     Args:
-        class_ids, numbers: of each picture; the number tells it from others of the class.
+        class_ids, numbers: of each picture; the number counts the pictures of its class, from 0.
     """
     device, captions = model.tokenizer.device, model.captions
     streams = class_ids if captions is None else [captions.stream(each) for each in class_ids]
