@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -310,10 +311,7 @@ def _group(inputs: Sequence[Path]) -> list[list[Path]]:
 def _kind(path: Path) -> str:
     """The suffix of a shard or table, IMAGE, or "" for anything else."""
     suffix = path.suffix.lower()
-    try:
-        if not path.is_file():  # a folder too may be named x.parquet
-            return ""
-    except ValueError:  # a path with a null character: reported when it is opened
+    if not os.path.isfile(path):  # a folder too may be named x.parquet; what no file can be called is reported later
         return ""
     if is_container(path.name):
         return suffix

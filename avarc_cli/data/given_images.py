@@ -136,15 +136,22 @@ def _picture(image: Any, name: str) -> Image.Image:
     if isinstance(image, Image.Image):
         return rgb_of(image, name)
     if not _is_array(image):
-        raise UsageError(f"{name} is a {type(image).__name__}", f"an image is {KINDS}")
-    return rgb_of(Image.fromarray(_pixels(_as_numpy(image), name)), name)
+        is_file = isinstance(image, bytes | bytearray) or hasattr(image, "read")
+        fix = "open it with Image.open (bytes: of io.BytesIO)" if is_file else "give one of these"
+        raise UsageError(f"{name} has the type {type(image).__name__}", f"an image is {KINDS}", fix)
+    return rgb_of(Image.fromarray(_pixels(_as_numpy(image, name), name)), name)
 
 
-def _as_numpy(image: Any) -> np.ndarray:
-    if hasattr(image, "detach"):  # a tensor, which may be on a device, or in a dtype that NumPy lacks
-        image = image.detach().cpu()
-        image = image.float() if image.is_floating_point() else image
-    return np.asarray(image)
+def _as_numpy(image: Any, name: str) -> np.ndarray:
+    """Raises: UsageError for a tensor without numbers to read, such as a sparse one."""
+    try:
+        if hasattr(image, "detach"):  # a tensor, which may be on a device, or in a dtype that NumPy lacks
+            image = image.detach().cpu()
+            image = image.float() if image.is_floating_point() else image
+        return np.asarray(image)
+    except (NotImplementedError, RuntimeError, TypeError) as problem:
+        reason = str(problem).partition("\n")[0]
+        raise UsageError(f"{name} cannot be read as an array", reason, "give an array of NumPy") from None
 
 
 def _pixels(array: np.ndarray, name: str) -> np.ndarray:

@@ -97,7 +97,7 @@ def test_arrays_without_a_clear_meaning_are_errors_that_say_what_to_do(array, to
 
 
 def test_what_is_no_image_is_named():
-    with pytest.raises(UsageError, match="image 1 is a dict"):
+    with pytest.raises(UsageError, match="image 1 has the type dict"):
         image_set([np.zeros((4, 4), np.uint8), {}])
     with pytest.raises(UsageError, match="images from a int"):
         list(image_sets(7, at_once=2))
@@ -155,3 +155,18 @@ def test_what_is_there_already_is_one_set(photo):
 )
 def test_one_image_and_many_are_told_apart(images, one):
     assert is_one_image(images) is one
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (b"\x89PNG", "open it with Image.open"),
+        (7, "has the type int"),
+        (torch.eye(8).to_sparse(), "cannot be read as"),
+        ("a" * 5000, "file name too long"),
+    ],
+)
+def test_what_is_no_image_is_one_message(image, says):
+    with pytest.raises(UsageError) as raised:
+        image_set([np.zeros((8, 8), np.uint8), image])
+    assert says in f"{raised.value} {raised.value.fix}"
