@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from avarc_cli.data.datasets import open_images
 from avarc_cli.data.given_images import image_set, image_sets, is_one_image
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import UnreadableImage, UsageError
+
+torch = pytest.importorskip("torch")  # the oldest Python is tested without it
 
 HOW = Preprocess("fit", 8)
 ORIENTATION = 0x0112
