@@ -146,7 +146,7 @@ def test_an_explanation_adds_up_to_the_difference_of_the_likelihoods(classifier,
 
 
 @pytest.mark.parametrize(
-    ("ask", "told"),
+    ("ask", "message"),
     [
         (lambda c: c.explain(FILES[0], "eleven"), "not classes of"),
         (lambda c: c.explain(FILES[0], 11), "no class 11"),
@@ -160,9 +160,9 @@ def test_an_explanation_adds_up_to_the_difference_of_the_likelihoods(classifier,
         (lambda c: c.add_class("3", FILES, bank="bank"), "exists already"),
     ],
 )
-def test_wrong_requests_end_with_advice(classifier, ask, told, tmp_path, monkeypatch):
+def test_wrong_requests_end_with_advice(classifier, ask, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         ask(classifier)
     assert not list(tmp_path.iterdir())
 
@@ -211,9 +211,9 @@ def test_named_candidates_get_one_more_and_what_holds_for_them_only_is_refused(f
     more = few.add_class("five", fives[:1], bank=tmp_path / "bank", method="embedding", steps=2, offset=False)
     assert more.candidates.tolist() == [1, 3, 5]
     digits = load_classifier("digits")
-    for options, told in [
+    for options, message in [
         (Options(plan=find("auto", digits.model)), "tuned plan"),
         (Options(priors=np.log(np.full(10, 0.1))), "priors"),
     ]:
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             load_classifier("digits", options).add_class("x", fives, bank=tmp_path / "other")

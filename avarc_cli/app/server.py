@@ -129,9 +129,9 @@ def _route(state: AppState, path: str, handler: Handler, method: str) -> Route:
 
 async def _body(request: Request, limit: int) -> bytes:
     """The body of a request. Raises: UsageError for a longer one, as soon as that is known."""
-    told, data = request.headers.get("content-length", "0"), bytearray()
+    stated, data = request.headers.get("content-length", "0"), bytearray()
     too_long = UsageError("this file is too large", f"at most {limit // 2**20 or 1} MB are read")
-    if told.isdecimal() and int(told) > limit:
+    if stated.isdecimal() and int(stated) > limit:
         raise too_long
     async for part in request.stream():
         data += part

@@ -112,7 +112,7 @@ def png(width, height):
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"", "empty"),
         (b"no image", "not an image of a known format"),
@@ -122,13 +122,13 @@ def png(width, height):
     ],
     ids=["empty", "text", "truncated", "many-pixels", "large"],
 )
-def test_uploads_that_cannot_be_read_are_refused(user, data, told):
+def test_uploads_that_cannot_be_read_are_refused(user, data, message):
     status, answer = user.ask("/api/images", data)
-    assert status == 400 and told in json.dumps(answer), answer
+    assert status == 400 and message in json.dumps(answer), answer
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "told"),
+    ("path", "body", "message"),
     [
         ("classify", {"image": "unknown"}, "not here any more"),
         ("classify", {}, "no image"),
@@ -144,9 +144,9 @@ def test_uploads_that_cannot_be_read_are_refused(user, data, told):
         ("classes", {"name": "x" * 100, "images": ["example-5"]}, "too long"),
     ],
 )
-def test_wrong_requests_are_answered_without_a_path_of_this_machine(user, path, body, told):
+def test_wrong_requests_are_answered_without_a_path_of_this_machine(user, path, body, message):
     status, answer = user.ask(f"/api/{path}", body)
-    assert status == 400 and told in json.dumps(answer), answer
+    assert status == 400 and message in json.dumps(answer), answer
     assert "/" not in json.dumps(answer).replace("1/", "")
 
 
@@ -208,8 +208,8 @@ def test_a_port_that_is_in_use_is_told_before_the_model_is_loaded(capsys):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert main(["app", "--port", str(taken.getsockname()[1])]) == 2
-    told = capsys.readouterr().err
-    assert "in use" in told and "--port 0" in told
+    message = capsys.readouterr().err
+    assert "in use" in message and "--port 0" in message
 
 
 def test_without_the_extra_the_message_says_how_to_get_it(monkeypatch, capsys):

@@ -100,8 +100,8 @@ def test_wrong_tokens_are_one_error_and_no_cache_is_replaced(digits, tmp_path, c
     source = write_json_lines(tmp_path / "c.jsonl", tokens, np.zeros(3))
     words = ["cache", "import", source, "--tokenizer", "digits-vqvae", "--out"]
     assert avarc(*words, tmp_path / "t.h5") == 1
-    told = capsys.readouterr().err
-    assert "c.jsonl:2'" in told and "token 128, at position 7, is outside of the vocabulary of 128" in told
+    message = capsys.readouterr().err
+    assert "c.jsonl:2'" in message and "token 128, at position 7, is outside of the vocabulary of 128" in message
     assert not (tmp_path / "t.h5").exists()
     shutil.copy(digits / "t.h5", tmp_path / "t.h5")
     assert avarc(*words, tmp_path / "t.h5") == 1
@@ -128,12 +128,12 @@ def test_llamagens_codes_are_classified_by_its_generators(tmp_path, capsys):
     assert avarc("-q", "classify", tmp_path / "t.h5", *models, *run) == 0
     assert [label for _, label in predictions(tmp_path / "run")] == ["0", "1", "2", "3"]
     assert avarc(*words, "--image-size", "32", "--overwrite") == 1
-    told = " ".join(capsys.readouterr().err.split())
-    assert "has 16 tokens an image" in told and "gives 4 (2x2 grid) for 32 pixels" in told
+    message = " ".join(capsys.readouterr().err.split())
+    assert "has 16 tokens an image" in message and "gives 4 (2x2 grid) for 32 pixels" in message
 
 
 def test_tokens_of_an_image_size_that_the_tokenizer_does_not_have_are_refused(tmp_path, capsys):
     source = write_llamagen(tmp_path / "codes", np.zeros((2, 2, 64), dtype=int), np.zeros(2, dtype=int))
     assert avarc("cache", "import", source, "--tokenizer", "digits-vqvae", "--out", tmp_path / "t.h5") == 1
-    told = " ".join(capsys.readouterr().err.split())
-    assert "imagenet8_codes/0.npy' has 64 tokens an image" in told and "digits-vqvae gives 103" in told
+    message = " ".join(capsys.readouterr().err.split())
+    assert "imagenet8_codes/0.npy' has 64 tokens an image" in message and "digits-vqvae gives 103" in message

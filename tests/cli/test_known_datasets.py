@@ -49,8 +49,8 @@ def test_a_prediction_of_objectnet_counts_if_it_maps_to_the_images_object(object
     tokenizer, class_names = models
     cache = tmp_path / "t.h5"
     assert main(["encode", str(objectnet), *tokenizer, "--preprocess", "none", "--out", str(cache)]) == 0
-    told = capsys.readouterr().err
-    assert "recognized ObjectNet" in told and "left out 2 images of 1 object without" in told
+    message = capsys.readouterr().err
+    assert "recognized ObjectNet" in message and "left out 2 images of 1 object without" in message
     assert read(cache).header.dataset == "objectnet" and len(read(cache)) == 16
     out = tmp_path / "run"
     assert main(["--quiet", "classify", str(cache), *tokenizer, *class_names, "--out", str(out)]) == 0
@@ -77,8 +77,8 @@ def test_images_that_are_given_directly_are_recognized_as_well(objectnet, models
     tokenizer, class_names = models
     options = ["--preprocess", "none", "--limit", "3"]
     assert main(["--json", "classify", str(objectnet), *tokenizer, *class_names, *options]) == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out)["metrics"]["labelled"] == 3
+    message = capsys.readouterr()
+    assert json.loads(message.out)["metrics"]["labelled"] == 3
     assert main(["classify", str(objectnet), *tokenizer, *class_names, *options, "--dataset", "imagenet-r"]) == 2
     assert "is not ImageNet-R" in capsys.readouterr().err
 

@@ -193,8 +193,8 @@ def test_an_image_size_gives_another_grid_where_the_tokenizer_allows_it(setting,
     header = read(tmp_path / "t.h5").header
     assert (str(header.layout), header.preprocess.split(";")[0]) == ("2x2 grid", "adm 32 box, bicubic")
     assert avarc("classify", tmp_path / "t.h5", *setting.models, "--image-size", "32") == 1
-    told = capsys.readouterr().err
-    assert "trained with layout 4x4 grid" in told and "has 2x2 grid" in told
+    message = capsys.readouterr().err
+    assert "trained with layout 4x4 grid" in message and "has 2x2 grid" in message
     (tmp_path / "gpt").mkdir()  # without config.json, which states the grid
     shutil.copy(setting.gpt, tmp_path / "gpt")
     heads = tmp_path / "heads.json"

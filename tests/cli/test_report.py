@@ -203,8 +203,8 @@ def test_a_run_with_a_bank_is_explained_with_that_bank_only(banks, bare, made, t
     assert main(["report", "--overwrite", str(run), *words, *a]) == 0
     assert main(["report", "--overwrite", str(run)]) == 0
     assert main(["report", "--overwrite", str(run), *words, *b]) == 2
-    told = capsys.readouterr().err
-    assert "made with another class bank" in told and "add --bank DIR" in told
+    message = capsys.readouterr().err
+    assert "made with another class bank" in message and "add --bank DIR" in message
     assert main(["report", "--overwrite", str(bare), *words, *a]) == 2
     assert "made without a class bank" in capsys.readouterr().err
 
@@ -280,9 +280,9 @@ def test_an_unfinished_run_is_refused(copy, capsys):
 def test_a_damaged_run_is_refused(copy, capsys, name, content):
     (copy / name).write_text(content)
     assert main(["report", "--overwrite", str(copy)]) == 1
-    told = capsys.readouterr().err
-    assert ("is corrupt" in told or "cannot read" in told) and "bug" not in told
-    assert "copy" in told
+    message = capsys.readouterr().err
+    assert ("is corrupt" in message or "cannot read" in message) and "bug" not in message
+    assert "copy" in message
 
 
 def test_a_damaged_likelihood_removes_the_maps_but_not_the_page(copy, capsys):
@@ -339,8 +339,8 @@ def test_a_run_that_was_not_made_here_does_not_choose_a_file_as_its_model(bare, 
     changed(run, model=json.loads((run / "run.json").read_text())["model"] | {"name": models[1]})
     words = ["report", str(run), "--tokens", str(folder / "t.h5"), "--out", str(tmp_path / "page.html")]
     assert main([*words, *models[2:]]) == 2
-    told = capsys.readouterr().err
-    assert models[1] in told and "--allow-outside" in told
+    message = capsys.readouterr().err
+    assert models[1] in message and "--allow-outside" in message
     assert main([*words, *models[2:], "--allow-outside", "--overwrite"]) == 0
     assert main([*words, *models, "--overwrite"]) == 0
 

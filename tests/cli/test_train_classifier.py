@@ -140,8 +140,10 @@ def test_what_would_be_destroyed_is_kept(copied, photos, capsys):
 def test_a_dry_run_writes_nothing(photos, tmp_path, capsys):
     words = ["train", "classifier", str(photos), *SHORT, "--out", str(tmp_path / "x"), "--dry-run", "--json"]
     assert main(words) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["training_images"], told["held_out_images"]) == (86, 10) and told["decisions"]["generator_steps"] == 10
+    message = json.loads(capsys.readouterr().out)
+    assert (message["training_images"], message["held_out_images"]) == (86, 10) and message["decisions"][
+        "generator_steps"
+    ] == 10
     assert not list(tmp_path.iterdir())
 
 
@@ -152,8 +154,8 @@ def test_small_classes_and_broken_images_are_reported(tmp_path, capsys):
     (tmp_path / "img" / "right" / "x.png").write_bytes(b"no image")
     out = tmp_path / "mine"
     assert main(["train", "classifier", str(tmp_path / "img"), *SHORT, "--hold-out", "0", "--out", str(out)]) == 3
-    told = " ".join(capsys.readouterr().err.split())
-    assert "left out right/x.png" in told and "left has one image: it is trained on" in told
+    message = " ".join(capsys.readouterr().err.split())
+    assert "left out right/x.png" in message and "left has one image: it is trained on" in message
     facts = json.loads((out / "model.json").read_text())
     assert facts["held_out"] is None and facts["plan"] is None and facts["data"]["unreadable"] == 1
     assert "Unknown: no image was held out" in (out / "README.md").read_text()

@@ -125,8 +125,8 @@ def test_plans_that_do_not_fit_the_views_are_refused_before_anything_is_written(
 
 def test_a_cache_of_crops_does_not_ask_for_smoothing_samples(ten, capsys):
     assert avarc("classify", ten, "--plan", "exhaustive:11") == 2
-    told = capsys.readouterr().err
-    assert "there are 10 views of each image" in told and "--samples" not in told
+    message = capsys.readouterr().err
+    assert "there are 10 views of each image" in message and "--samples" not in message
 
 
 def test_commands_say_what_a_cache_of_crops_holds(ten, tmp_path, capsys):
@@ -189,8 +189,8 @@ def test_the_crops_of_a_cache_are_variants_to_learn_a_class_from(digits, tmp_pat
 )
 def test_a_wrong_request_is_one_message(digits, tmp_path, capsys, options, says):
     assert avarc("encode", digits, *options, "--out", tmp_path / "t.h5") == 2
-    told = capsys.readouterr().err
-    assert says in told and told.count("error:") == 1 and not list(tmp_path.iterdir())
+    message = capsys.readouterr().err
+    assert says in message and message.count("error:") == 1 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("options", [["--flip"], ["--ten-crop"], ["--ten-crop", "--crop-range", "1.05"]])

@@ -78,7 +78,7 @@ def test_an_image_of_pillow_is_turned_upright_and_put_on_white_as_its_file_is(ph
 
 
 @pytest.mark.parametrize(
-    ("array", "told"),
+    ("array", "message"),
     [
         (np.zeros((3, 5, 3), np.uint8), "could both be its channels"),
         (np.zeros((5, 5, 2), np.uint8), "no axis has"),
@@ -91,8 +91,8 @@ def test_an_image_of_pillow_is_turned_upright_and_put_on_white_as_its_file_is(ph
         (np.full((5, 5), np.nan), "not finite"),
     ],
 )
-def test_arrays_without_a_clear_meaning_are_errors_that_say_what_to_do(array, told):
-    with pytest.raises(UsageError, match=told) as raised:
+def test_arrays_without_a_clear_meaning_are_errors_that_say_what_to_do(array, message):
+    with pytest.raises(UsageError, match=message) as raised:
         image_set([array])
     assert "image 0" in str(raised.value)
 

@@ -102,9 +102,12 @@ def test_what_is_missing_is_said_with_how_to_get_it(done, protocol, capsys):
     assert (
         main(["evaluate", str(protocol), "--out", str(done), "--data", str(protocol.parent), "--per-class", "3"]) == 3
     )
-    told = " ".join(capsys.readouterr().err.split())
-    assert f"not run: exhaustive/mine, staged/mine, absent/mine: there is no '{protocol.parent / 'mine'}'" in told
-    assert "not run: absent/digits, absent/mine: the weights of 'var-d16'" in told and "avarc download var-d16" in told
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"not run: exhaustive/mine, staged/mine, absent/mine: there is no '{protocol.parent / 'mine'}'" in message
+    assert (
+        "not run: absent/digits, absent/mine: the weights of 'var-d16'" in message
+        and "avarc download var-d16" in message
+    )
     rows = list(csv.DictReader((done / "table.csv").open()))
     assert "avarc download var-d16" in rows[4]["not_run"] and not rows[0]["not_run"]
 
@@ -214,9 +217,9 @@ def test_unreadable_images_are_counted(tmp_path, capsys):
     (tmp_path / "p.toml").write_text(SMALL.replace('included = "digits"\nsubset = "two.txt"', 'data = "mine"'))
     words = ["--json", "evaluate", str(tmp_path / "p.toml"), "--out", str(tmp_path / "out"), "--data", str(tmp_path)]
     assert main(words) == 3
-    told = capsys.readouterr()
-    assert "exhaustive/mine: left out 1 unreadable image" in told.err
-    first = json.loads(told.out)["cells"][0]
+    message = capsys.readouterr()
+    assert "exhaustive/mine: left out 1 unreadable image" in message.err
+    first = json.loads(message.out)["cells"][0]
     assert (first["images"], first["unreadable"], first["accuracy"]) == (4, 1, None)  # no label is a digit
 
 

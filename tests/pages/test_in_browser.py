@@ -30,8 +30,8 @@ def axe(page, folder, **how):
     question = """
         document.querySelectorAll('details').forEach(each => { each.open = true; });
         const found = await axe.run(document, {resultTypes: ['violations']});
-        const told = ({id, nodes: [node]}) => [id, node.html, node.failureSummary];
-        return [found.passes.length, found.violations.map(told)];
+        const message = ({id, nodes: [node]}) => [id, node.html, node.failureSummary];
+        return [found.passes.length, found.violations.map(message)];
     """
     with_axe = folder / "page.html"
     with_axe.write_text(page.read_text().replace("</body>", f"<script>{script}</script></body>"))
@@ -54,16 +54,16 @@ def test_images_are_filtered_and_sorted(gallery, tmp_path):
     question = """
         const all = shown();
         set('result', 'wrong');
-        const wrong = shown(), told = said();
+        const wrong = shown(), message = said();
         set('result', '');
         set('text', '1038');
         const named = shown();
         set('text', '');
         set('order', 'surprise up');
-        return {all, wrong, told, named, sorted: shown()};
+        return {all, wrong, message, named, sorted: shown()};
     """
     found = ask(gallery, FILTER + question, tmp_path)
-    assert len(found["all"]) == 4 and found["told"] == "2 of 4 shown"
+    assert len(found["all"]) == 4 and found["message"] == "2 of 4 shown"
     assert found["wrong"] == ["9/1038.png", "9/0254.png"]
     assert found["named"] == ["9/1038.png"]
     assert set(found["sorted"][:2]) == {"0/0078.png", "1/0021.png"}
@@ -103,15 +103,15 @@ def test_maps_lie_over_their_image_and_tell_values_to_the_keyboard(gallery, tmp_
         const opacity = [at(0), at(35), at(100)], tip = document.getElementById('value');
         const press = key => map.dispatchEvent(new KeyboardEvent('keydown', {key, cancelable: true}));
         ['ArrowDown', 'ArrowRight', 'ArrowRight', 'ArrowUp', 'ArrowUp'].forEach(press);
-        const told = tip.textContent, value = map.dataset.values.split(' ')[2];
+        const message = tip.textContent, value = map.dataset.values.split(' ')[2];
         press('Escape');
         const below = [...document.querySelectorAll('.over .below')];
-        return {opacity, told, value, gone: getComputedStyle(tip).display, tab: map.tabIndex, maps: below.length,
+        return {opacity, message, value, gone: getComputedStyle(tip).display, tab: map.tabIndex, maps: below.length,
           same: below.every(each => each.src === each.closest('.card').querySelector('.input img').src)};
     """
     found = ask(gallery, question, tmp_path)
     assert found["opacity"] == ["0", "0.35", "1"]
-    assert found["told"] == f"row 1, column 3: {found['value']} nats in this cell"
+    assert found["message"] == f"row 1, column 3: {found['value']} nats in this cell"
     assert found["gone"] == "none" and found["tab"] == 0
     assert found["maps"] == 12 and found["same"]
 

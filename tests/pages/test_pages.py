@@ -19,7 +19,7 @@ def test_a_page_has_no_barrier_that_the_checker_knows(page):
 
 
 @pytest.mark.parametrize(
-    ("broken", "told"),
+    ("broken", "message"),
     [
         ('<img src="data:,">', "an image without text"),
         ("<h1>a</h1><h3>b</h3>", "<h3> follows <h1>"),
@@ -31,8 +31,8 @@ def test_a_page_has_no_barrier_that_the_checker_knows(page):
         ("<b><i></b></i>", "closes another element"),
     ],
 )
-def test_the_checker_finds_barriers(broken, told):
-    assert any(told in problem for problem in Audit(broken).problems)
+def test_the_checker_finds_barriers(broken, message):
+    assert any(message in problem for problem in Audit(broken).problems)
 
 
 def test_a_page_needs_nothing_else_and_shows_markup_as_text(page):
