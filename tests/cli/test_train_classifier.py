@@ -140,10 +140,9 @@ def test_what_would_be_destroyed_is_kept(copied, photos, capsys):
 def test_a_dry_run_writes_nothing(photos, tmp_path, capsys):
     words = ["train", "classifier", str(photos), *SHORT, "--out", str(tmp_path / "x"), "--dry-run", "--json"]
     assert main(words) == 0
-    message = json.loads(capsys.readouterr().out)
-    assert (message["training_images"], message["held_out_images"]) == (86, 10) and message["decisions"][
-        "generator_steps"
-    ] == 10
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["training_images"], facts["held_out_images"]) == (86, 10)
+    assert facts["decisions"]["generator_steps"] == 10
     assert not list(tmp_path.iterdir())
 
 
