@@ -19,6 +19,7 @@ from avarc_cli.explain.palette import paint
 from avarc_cli.prediction import Prediction
 
 SHOWN = 8  # classes with their probabilities, and candidates of a stage
+QUOTED_PATH = re.compile(r"'~?/(?:[^']*/)?([^'/]+)/?'")  # folders may have spaces
 PATH = re.compile(r"(?<![\w.:/])~?/(?:[^\s'\"/]+/)+([^\s'\"/]*)")
 
 
@@ -93,4 +94,4 @@ def problem(error: AvarcError) -> dict[str, str]:
 
 def without_paths(text: str) -> str:
     """The text with the names of files in place of their paths."""
-    return PATH.sub(r"\1", text)
+    return PATH.sub(r"\1", QUOTED_PATH.sub(r"'\1'", text))

@@ -1,8 +1,4 @@
-"""The app's web server: routes, limits, and what separates one user from another.
-
-It answers only pages that it served itself: requests that change anything carry a header that other sites cannot send
-without being asked for permission, which they never get, and the host must be one that the server was started for.
-"""
+"""The app's web server: routes, limits, and what separates one user from another (`guard`: who is answered at all)."""
 
 from __future__ import annotations
 
@@ -16,22 +12,25 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import uvicorn
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from avarc_cli import bank as banks
 from avarc_cli.app import answers
-from avarc_cli.app.jobs import Job, Jobs, Left
+from avarc_cli.app.guard import HEADERS, Guard
+from avarc_cli.app.jobs import Busy, Job, Jobs, Left, stopping
+from avarc_cli.app.learning import Lesson, learn
 from avarc_cli.app.sessions import MAX_IMAGES, Session, Sessions
 from avarc_cli.classifier import Classifier
 from avarc_cli.data.preprocess import read_rgb
-from avarc_cli.errors import AvarcError, UnreadableImage, UsageError
+from avarc_cli.errors import AvarcError, UnreadableImage, UsageError, lacks_memory
+from avarc_cli.incremental.editing import Existing, check_names, open_or_new
+from avarc_cli.loading import with_bank
 from avarc_cli.sampling import Sampling
 from avarc_cli.zoo.local_files import ASSETS
 
@@ -40,18 +39,10 @@ MAX_PIXELS = 2**25  # of an image: 100 MB in RGB
 MAX_REQUEST = 2**16  # bytes of any other request
 MAX_PICTURES = 8  # drawn at once
 MAX_NAME = 60  # characters of a class
+MAX_SEED = 2**31
 COOKIE = "avarc-app-{port}"  # browsers do not separate cookies by port
-OURS = "x-avarc"  # the header of our own page's requests
-LOCAL = ("127.0.0.1", "localhost", "::1")
 PAGE = files("avarc_cli.app") / "page"
 TYPES = {"index.html": "text/html", "app.css": "text/css", "app.js": "text/javascript"}
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'; object-src 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
 
 
 class AppState:
@@ -71,38 +62,29 @@ class AppState:
             return self.other
         raise UsageError(f"there is no model '{name}' here")
 
-    def add_class(self, session: Session, job: Job, name: str, images: Sequence[Image.Image]) -> None:
+    def add_class(self, session: Session, job: Job[Any], name: str, images: Sequence[bytes]) -> None:
         """Add a class: to the bank that all users share, or to the user's own."""
-        present = self.classifier(session)
-        added = present.add_class(name, images, bank=self.bank or session.bank_folder(), progress=job.bar)
+        present, bank = self.classifier(session), self.bank or session.bank_folder()
+        base = present.model.base or present.model
+        check_names([name], base.classes, open_or_new(bank, base.as_base()), Existing())
+        learn(Lesson(name, images, bank, base.loader(), base.device), job.check, job.report)
+        added = Classifier(with_bank(base, banks.read(bank)), present.options)
         if self.bank is None:
             session.classifier = added
         else:
             self.main = added
 
-    def picture(self, session: Session, key: str) -> Image.Image:
-        """An example, or an uploaded image, decoded."""
-        if key in self.examples:
-            return read_rgb(self.examples[key].open_binary, key)
-        return _decoded(session.image(key))
+    def image(self, session: Session, key: str) -> bytes:
+        """The file of an example, or of an uploaded image."""
+        return self.examples[key].read_bytes() if key in self.examples else session.image(key)
 
 
-class _File:
-    """An example image."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.label = path, path.parent.name
-
-    def open_binary(self) -> io.BufferedReader:
-        return self.path.open("rb")
-
-
-def _examples(main: Classifier) -> dict[str, _File]:
+def _examples(main: Classifier) -> dict[str, Path]:
     """Images to begin with, by id: digits, for a model of digits that is included in avarc; none for any other."""
     if not main.model.name.startswith("digits") or not Path(main.model.file).is_relative_to(str(ASSETS)):
         return {}
     folders = sorted(path for path in (ASSETS / "digits" / "test").iterdir() if path.is_dir())
-    return {f"example-{folder.name}": _File(sorted(folder.iterdir())[0]) for folder in folders}
+    return {f"example-{folder.name}": sorted(folder.iterdir())[0] for folder in folders}
 
 
 def _decoded(data: bytes) -> Image.Image:
@@ -116,8 +98,6 @@ def _route(state: AppState, path: str, handler: Handler, method: str) -> Route:
     """A route that gives JSON, to our own page only."""
 
     async def answer(request: Request) -> Response:
-        if method == "POST" and OURS not in request.headers:
-            return JSONResponse({"what": "this request did not come from the app's page"}, 403, HEADERS)
         cookie = COOKIE.format(port=request.url.port or 80)
         session = state.sessions.find(request.cookies.get(cookie))
         response = JSONResponse(await handler(state, session, request), headers=HEADERS)
@@ -143,7 +123,7 @@ async def _body(request: Request, limit: int) -> bytes:
 async def _fields(request: Request) -> dict[str, Any]:
     try:
         fields = json.loads(await _body(request, MAX_REQUEST))
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
         raise UsageError("this request cannot be read")
@@ -152,16 +132,33 @@ async def _fields(request: Request) -> dict[str, Any]:
 
 def _text(fields: dict[str, Any], name: str) -> str:
     value = fields.get(name)
-    if not isinstance(value, str) or not value or len(value) > 200:
-        raise UsageError(f"this request has no {name}")
+    if not isinstance(value, str) or not value or len(value) > 1000 or not value.isprintable():
+        raise UsageError(f"this request has no {name} that can be used")
     return value
+
+
+def _class_of(classifier: Classifier, class_id: str) -> str:
+    """The id of a class that the model has. Raises: UsageError; elsewhere, texts may also be names of files."""
+    if class_id not in classifier.model.classes.ids:
+        raise UsageError(f"'{class_id}' is not a class of {classifier.model.name}", "", "choose another one")
+    return class_id
+
+
+async def _score(state: AppState, session: Session, request: Request, work: Callable[[Job[Any]], Any]) -> Any:
+    """The result of work that uses the models; it ends at the next layer when the user leaves."""
+
+    def stoppable(job: Job[Any]) -> Any:
+        with stopping(job.check):
+            return work(job)
+
+    return await state.jobs.scoring.run(session, stoppable, request.is_disconnected)
 
 
 async def _state(state: AppState, session: Session, request: Request) -> dict[str, Any]:
     shown = [state.classifier(session)] + ([state.other] if state.other else [])
     return {
         "models": [{"name": each.model.name, "classes": answers.classes(each.model.classes)} for each in shown],
-        "examples": [{"id": key, "label": file.label} for key, file in state.examples.items()],
+        "examples": [{"id": key, "label": file.parent.name} for key, file in state.examples.items()],
         "shared": state.bank is not None,
         "max_bytes": MAX_BYTES,
         "max_images": MAX_IMAGES,
@@ -172,35 +169,37 @@ async def _upload(state: AppState, session: Session, request: Request) -> dict[s
     data = await _body(request, MAX_BYTES)
     if not data:
         raise UnreadableImage("the image cannot be read", "the file is empty")
-    await state.jobs.run(session, lambda job: _decoded(data), request.is_disconnected)
+    await state.jobs.scoring.run(session, lambda job: _decoded(data), request.is_disconnected)
     return {"id": session.keep(data)}
 
 
 async def _classify(state: AppState, session: Session, request: Request) -> list[dict[str, Any]]:
     key = _text(await _fields(request), "image")
 
-    def work(job: Job) -> list[dict[str, Any]]:
-        picture, found = state.picture(session, key), []
+    def work(job: Job[Any]) -> list[dict[str, Any]]:
+        picture, found = _decoded(state.image(session, key)), []
         for classifier in filter(None, (state.classifier(session), state.other)):
-            job.check()
             segments = len(classifier.model.likelihood.segment_ends)
             plan = answers.staged_plan(segments, len(classifier.candidates))
             staged = Classifier(classifier.model, replace(classifier.options, plan=plan))
             found.append(answers.prediction(classifier, staged.classify(picture)))
         return found
 
-    return await state.jobs.run(session, work, request.is_disconnected)
+    found: list[dict[str, Any]] = await _score(state, session, request, work)
+    return found
 
 
 async def _explain(state: AppState, session: Session, request: Request) -> dict[str, Any]:
     fields = await _fields(request)
     key, model, class_, contrast = (_text(fields, name) for name in ("image", "model", "class", "contrast"))
 
-    def work(job: Job) -> dict[str, Any]:
-        picture = state.picture(session, key)
-        return answers.maps(state.classifier(session, model).explain(picture, class_, contrast))
+    def work(job: Job[Any]) -> dict[str, Any]:
+        classifier = state.classifier(session, model)
+        compared = [_class_of(classifier, each) for each in (class_, contrast)]
+        return answers.maps(classifier.explain(_decoded(state.image(session, key)), *compared))
 
-    return await state.jobs.run(session, work, request.is_disconnected)
+    maps: dict[str, Any] = await _score(state, session, request, work)
+    return maps
 
 
 async def _sample(state: AppState, session: Session, request: Request) -> list[str]:
@@ -211,13 +210,17 @@ async def _sample(state: AppState, session: Session, request: Request) -> list[s
         fields.get("count"),
         fields.get("seed"),
     )
-    if not isinstance(count, int) or not 1 <= count <= MAX_PICTURES or not isinstance(seed, int) or seed < 0:
+    if not isinstance(count, int) or not 1 <= count <= MAX_PICTURES:
         raise UsageError(f"from 1 to {MAX_PICTURES} pictures are drawn at once")
+    if not isinstance(seed, int) or not 0 <= seed < MAX_SEED:
+        raise UsageError(f"a seed is a number from 0 to {MAX_SEED - 1}")
 
-    def work(job: Job) -> list[str]:
-        return answers.pictures(state.classifier(session, model).sample(class_, count, Sampling(seed=seed)))
+    def work(job: Job[Any]) -> list[str]:
+        classifier = state.classifier(session, model)
+        return answers.pictures(classifier.sample(_class_of(classifier, class_), count, Sampling(seed=seed)))
 
-    return await state.jobs.run(session, work, request.is_disconnected)
+    drawn: list[str] = await _score(state, session, request, work)
+    return drawn
 
 
 async def _add(state: AppState, session: Session, request: Request) -> dict[str, Any]:
@@ -228,10 +231,10 @@ async def _add(state: AppState, session: Session, request: Request) -> dict[str,
     if not isinstance(keys, list) or not 1 <= len(keys) <= MAX_IMAGES or not all(isinstance(k, str) for k in keys):
         raise UsageError("a class is learned from images", f"give from 1 to {MAX_IMAGES}")
 
-    def work(job: Job) -> None:
-        state.add_class(session, job, name, [state.picture(session, key) for key in keys])
-
-    await state.jobs.run(session, work, request.is_disconnected)
+    images = [state.image(session, key) for key in keys]  # now: later uploads may take their places
+    await state.jobs.learning.run(
+        session, lambda job: state.add_class(session, job, name, images), request.is_disconnected
+    )
     return {"classes": answers.classes(state.classifier(session).model.classes)}
 
 
@@ -251,24 +254,27 @@ def _example_route(state: AppState) -> Route:
         file = state.examples.get(request.path_params["key"])
         if file is None:
             return Response(status_code=404, headers=HEADERS)
-        buffer = io.BytesIO()
-        Image.fromarray(np.asarray(read_rgb(file.open_binary, "example"))).save(buffer, "PNG")
-        return Response(buffer.getvalue(), media_type="image/png", headers=HEADERS)
+        return Response(file.read_bytes(), media_type="image/png", headers=HEADERS)
 
     return Route("/examples/{key}", example)
 
 
 async def _on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, AvarcError)
-    return JSONResponse(answers.problem(error), 400, HEADERS)
+    return JSONResponse(answers.problem(error), 503 if isinstance(error, Busy) else 400, HEADERS)
+
+
+async def _on_failure(request: Request, error: Exception) -> Response:
+    why = "there is not enough memory" if lacks_memory(error) else "its messages in the terminal say more"
+    return JSONResponse({"what": "the app could not do this", "why": why}, 500, HEADERS)
 
 
 async def _on_left(request: Request, error: Exception) -> Response:
     return Response(status_code=499)  # no one is there to read it
 
 
-def make(state: AppState, hosts: Sequence[str]) -> Starlette:
-    """The application, which answers for these host names only ("*": for any)."""
+def make(state: AppState, host: str) -> Starlette:
+    """The application, for a server that listens on this host."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -290,8 +296,13 @@ def make(state: AppState, hosts: Sequence[str]) -> Starlette:
             _route(state, "/api/sample", _sample, "POST"),
             _route(state, "/api/classes", _add, "POST"),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)],
-        exception_handlers={AvarcError: _on_problem, Left: _on_left, ClientDisconnect: _on_left},
+        middleware=[Middleware(Guard, host=host)],
+        exception_handlers={
+            AvarcError: _on_problem,
+            Left: _on_left,
+            ClientDisconnect: _on_left,
+            Exception: _on_failure,
+        },
         lifespan=lifespan,
     )
 
@@ -320,9 +331,8 @@ def serve(main: Classifier, other: Classifier | None, bank: Path | None, listeni
         other: a model to compare it with. bank: where all users' classes go; None gives each user a bank of their own.
         host: that the socket was opened for.
     """
-    hosts = LOCAL if host in LOCAL and ":" not in host else ("*",)  # the middleware cannot read IPv6 addresses
     config = uvicorn.Config(
-        make(AppState(main, other, bank), hosts),
+        make(AppState(main, other, None if bank is None else bank.absolute()), host),
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -8,9 +8,13 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from avarc_cli.classifier import Classifier
 from avarc_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from avarc_cli.app.jobs import Job
 
 MAX_SESSIONS = 64
 MAX_IDLE = 3600.0  # seconds until a session is forgotten
@@ -31,10 +35,13 @@ class Session:
     """Where these are."""
     used: float = 0.0
     """When it was last asked for, seconds."""
-    busy: int = 0
-    """Requests at work."""
-    progress: str = ""
-    """Of the work at hand."""
+    jobs: list[Job[Any]] = field(default_factory=list)
+    """What is done for the user, or waits."""
+
+    @property
+    def progress(self) -> str:
+        """Of the first of these that tells any."""
+        return next(filter(None, (job.progress for job in self.jobs)), "")
 
     def keep(self, data: bytes) -> str:
         """Keep an uploaded file; returns its id."""
@@ -80,7 +87,7 @@ class Sessions:
 
     def _forget(self, now: float) -> None:
         """Make room for a session more."""
-        idle = sorted((s for s in self._by_key.values() if not s.busy), key=lambda s: s.used)
+        idle = sorted((s for s in self._by_key.values() if not s.jobs), key=lambda s: s.used)
         excess = len(self._by_key) - MAX_SESSIONS + 1
         if excess > len(idle):
             raise UsageError("too many people are using this app", f"it serves {MAX_SESSIONS} at a time", "try later")

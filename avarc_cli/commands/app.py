@@ -48,7 +48,7 @@ def app(
     specs = [model.fetch()]
     if compare is not None:
         specs.append(groups.NamedModelOptions(model=compare, device=model.device, yes=model.yes).fetch())
-    from avarc_cli.app import server  # imports torch: only now, after all that may be wrong
+    from avarc_cli.app import guard, server  # imports torch: only now, after all that may be wrong
     from avarc_cli.classifier import Classifier, load_classifier
     from avarc_cli.loading import with_bank
 
@@ -56,7 +56,7 @@ def app(
     main, *others = [load_classifier(spec) for spec in specs]
     if there is not None:
         main = Classifier(with_bank(main.model, there), main.options)
-    if host not in server.LOCAL:
+    if host not in guard.LOCAL:
         console.warn(f"everyone who reaches {host} can use this app, and add classes")
     url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     shown = f"{url}\nCtrl-C ends the app."

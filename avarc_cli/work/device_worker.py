@@ -88,11 +88,13 @@ def _load(job: Job, device: str) -> Any:
 
 
 def _failed(error: Exception, *, for_good: bool = False) -> Failed:
-    trace = "".join(traceback.format_exception(error))
+    return Failed(as_message(error), "".join(traceback.format_exception(error)), for_good)
+
+
+def as_message(error: Exception) -> AvarcError:
+    """What a process sends to its parent of an exception, which may not be picklable."""
     if isinstance(error, AvarcError):
-        shown = AvarcError(error.what, error.why, error.fix)  # without what cannot be sent
-    elif lacks_memory(error):
-        shown = AvarcError("not enough memory", first_line(error))
-    else:
-        shown = AvarcError(f"{type(error).__name__}: {first_line(error)}")
-    return Failed(shown, trace, for_good)
+        return AvarcError(error.what, error.why, error.fix)
+    if lacks_memory(error):
+        return AvarcError("not enough memory", first_line(error))
+    return AvarcError(f"{type(error).__name__}: {first_line(error)}")

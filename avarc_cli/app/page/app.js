@@ -34,7 +34,8 @@ async function ask(kind, path, body) {
     if (error.name === "AbortError") throw error;
     throw new Error("the app does not answer; is it still running?");
   }
-  const answer = await response.json().catch(() => ({ what: "the app could not do this" }));
+  const failed = response.status === 503 ? "the app is busy; try again in a minute" : "the app could not do this";
+  const answer = await response.json().catch(() => ({ what: failed }));
   if (!response.ok) throw new Error([answer.what, answer.why].filter(Boolean).join(": "));
   return answer;
 }
@@ -84,10 +85,15 @@ async function start() {
     picture.alt = `example: ${label}`;
     button.type = "button";
     button.append(picture);
-    button.addEventListener("click", () => choose(id, button));
+    button.addEventListener("click", () => { preview(`examples/${id}`); choose(id, button); });
     return button;
   }));
   document.body.dataset.ready = "true";
+}
+
+function preview(source) {
+  by("chosen").src = source;
+  by("chosen").hidden = false;
 }
 
 function choose(image, button = null) {
@@ -95,6 +101,7 @@ function choose(image, button = null) {
   page.image = image;
   return during("Classifying…", async () => {
     page.predictions = await ask("classify", "api/classify", { image });
+    if (page.state.shared) page.state = await ask("state", "api/state");  // others may have added classes
     showPredictions();
     await explainPrediction();
   });
@@ -104,6 +111,7 @@ async function upload(file) {
   await during("Uploading…", async () => {
     check(file);
     const { id } = await ask("upload", "api/images", file);
+    preview(URL.createObjectURL(file));
     await choose(id);
   });
 }
