@@ -7,12 +7,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, get_type_hints
+from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from avarc_cli.commands import _config
+from avarc_cli.errors import UsageError
 
 Parameter = inspect.Parameter
 NO_OPTION = "no option"
@@ -76,6 +77,12 @@ class Command(TyperCommand):
     def __init__(self, *args: Any, params: list[Any] | None = None, **settings: Any) -> None:
         super().__init__(*args, params=[*(params or []), _config_option(settings.get("name"))], **settings)
 
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # a Click Context
+        if "" in args or any(word.endswith("=") for word in args):
+            _check_not_empty(self, self.make_parser(ctx).parse_args(args=list(args))[0])
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
+
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]  # a Click Context
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
         for param in self.get_params(ctx):
@@ -87,6 +94,26 @@ class Command(TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+def _check_not_empty(command: Command, given: Mapping[str, Any]) -> None:
+    """Raises: UsageError for an empty argument or path, which Python would take for the current folder.
+
+    Args:
+        given: the words that were given, by name of the parameter.
+    """
+    signature = inspect.signature(command.callback or (lambda: None), eval_str=True)
+    for param in command.params:
+        words, is_argument = given.get(param.name or ""), param.param_type_name == "argument"
+        is_path = param.name in signature.parameters and _names_path(signature.parameters[param.name].annotation)
+        if (is_argument or is_path) and (words == "" or (isinstance(words, list | tuple) and "" in words)):
+            name = "an argument" if is_argument else param.opts[0]
+            fix = "write . for the current folder" if is_path else ""
+            raise UsageError(f"{name} is empty", "a variable of the shell may have no value", fix)
+
+
+def _names_path(annotation: Any) -> bool:
+    return annotation is Path or any(map(_names_path, get_args(annotation)))
 
 
 class Group(TyperGroup):

@@ -107,12 +107,12 @@ def image_set(images: Sequence[OneImage], first: int = 0) -> ImageSet:
     Raises: as `image_sets`.
     """
     if all(map(_is_path, images)):
-        return open_images([Path(each) for each in images])  # type: ignore[arg-type]  # these are paths
+        return open_images(list(map(_path, images)))
     sources: list[ImageSource] = []
     names: list[str] = []
     for are_paths, group in groupby(enumerate(images, first), lambda item: _is_path(item[1])):
         if are_paths:
-            opened = open_images([Path(each) for _, each in group])  # type: ignore[arg-type]
+            opened = open_images([_path(each) for _, each in group])
             sources.append(opened.encoded)
             names += opened.names
         else:
@@ -125,6 +125,13 @@ def image_set(images: Sequence[OneImage], first: int = 0) -> ImageSet:
 
 def _is_path(image: Any) -> bool:
     return isinstance(image, str | os.PathLike)
+
+
+def _path(image: Any) -> Path:
+    """Raises: UsageError for an empty text, which Python would take for the current folder."""
+    if not os.fspath(image):
+        raise UsageError("the path of an image is empty", fix="write . for the current folder")
+    return Path(image)
 
 
 def _is_array(image: Any) -> bool:
