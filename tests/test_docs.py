@@ -57,6 +57,7 @@ def test_every_page_is_in_the_navigation_of_the_site():
     """`make docs` looks at the links and anchors of the site; mkdocs is not there for this test."""
     navigation = (ROOT / "docs" / "site" / "mkdocs.yml").read_text("utf-8")
     named = set(re.findall(r"[\w/-]+\.md", navigation))
-    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    paths = [*(ROOT / "docs").rglob("*.md"), *(path.with_suffix(".md") for path in (ROOT / "docs").rglob("*.ipynb"))]
+    pages = {str(page.relative_to(ROOT / "docs")) for page in paths}
     assert named == pages
     assert "://" not in re.sub(r"(site|repo)_url: .*", "", navigation)  # fonts and scripts come with the site
