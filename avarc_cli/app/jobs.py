@@ -74,8 +74,10 @@ class Lane:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"avarc-{name}")
         self._most, self._most_of_one = most, most_of_one
         self._line: dict[Session, deque[Job[Any]]] = {}
-        """What waits, by user; the first user is the next one."""
+        """What waits, by user, in the order of their turns."""
         self._running: Job[Any] | None = None
+        self._last: Session | None = None
+        """The user whose work began last."""
 
     async def run(
         self, session: Session, work: Callable[[Job[Any]], Result], is_gone: Callable[[], Awaitable[bool]]
@@ -121,7 +123,7 @@ class Lane:
     def _begin_next(self) -> None:
         if self._running is not None or not self._line:
             return
-        session = next(iter(self._line))
+        session = self._last = next((each for each in self._line if each is not self._last), next(iter(self._line)))
         own = self._line.pop(session)
         job = self._running = own.popleft()
         job.progress = ""
@@ -180,10 +182,16 @@ class Jobs:
 
 @contextmanager
 def stopping(check: Callable[[], None]) -> Iterator[None]:
-    """Call `check`, which raises to end the work, before each layer of every network of this process."""
+    """Call `check`, which raises to end the work, before each layer of a network that this thread runs."""
     from torch.nn.modules.module import register_module_forward_pre_hook
 
-    handle = register_module_forward_pre_hook(lambda module, inputs: check())
+    thread = threading.get_ident()
+
+    def look(module: object, inputs: object) -> None:
+        if threading.get_ident() == thread:
+            check()
+
+    handle = register_module_forward_pre_hook(look)
     try:
         yield
     finally:

@@ -170,7 +170,7 @@ async def _upload(state: AppState, session: Session, request: Request) -> dict[s
     if not data:
         raise UnreadableImage("the image cannot be read", "the file is empty")
     await state.jobs.scoring.run(session, lambda job: _decoded(data), request.is_disconnected)
-    return {"id": session.keep(data)}
+    return {"id": state.sessions.keep(session, data)}
 
 
 async def _classify(state: AppState, session: Session, request: Request) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MAX_SESSIONS = 64
 MAX_IDLE = 3600.0  # seconds until a session is forgotten
 MAX_IMAGES = 16  # of a session; the oldest are forgotten
+MAX_BYTES = 2**30  # of the images of all sessions; those of the longest idle one are forgotten first
 
 
 @dataclass(eq=False)
@@ -54,7 +55,7 @@ class Session:
     def image(self, key: str) -> bytes:
         """An uploaded file. Raises: UsageError for one that is not there any more."""
         if key not in self.images:
-            raise UsageError("this image is not here any more", f"the last {MAX_IMAGES} are kept", "upload it again")
+            raise UsageError("this image is not here any more", "upload it again")
         return self.images[key]
 
     def bank_folder(self) -> Path:
@@ -84,6 +85,14 @@ class Sessions:
             self._by_key[session.key] = session
         session.used = now
         return session
+
+    def keep(self, session: Session, data: bytes) -> str:
+        """Keep a file that this user uploaded last; returns its id."""
+        key = session.keep(data)
+        idle_first = sorted(self._by_key.values(), key=lambda s: (s is session, s.used))
+        while sum(len(each) for s in idle_first for each in s.images.values()) > MAX_BYTES:
+            next(s for s in idle_first if s.images).images.popitem(last=False)
+        return key
 
     def _forget(self, now: float) -> None:
         """Make room for a session more."""

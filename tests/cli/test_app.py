@@ -24,17 +24,23 @@ FIVES = sorted((ASSETS / "digits" / "test" / "5").iterdir())[:5]
 MODELS = ("--model", "digits-0-4", "--compare", "digits")
 
 
-def start(*arguments):
+def start(*arguments, **variables):
     """The process of an app, and its port."""
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(avarc_cli.__file__).parent.parent)]))
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(avarc_cli.__file__).parent.parent)]), **variables)
     process = programs.start("serve_app", "--port", "0", *arguments, env=env, stdout=subprocess.PIPE, text=True)
     url = process.stdout.readline()
     return process, int(url.rpartition(":")[2])
 
 
 @pytest.fixture(scope="module")
-def port():
-    process, port = start(*MODELS)
+def hold(tmp_path_factory):
+    """A file that holds fits while it exists, in which one that waits writes the id of its process."""
+    return tmp_path_factory.mktemp("hold") / "fits"
+
+
+@pytest.fixture(scope="module")
+def port(hold):
+    process, port = start(*MODELS, HOLD_FITS=str(hold))
     yield port
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 0
@@ -59,6 +65,13 @@ class User:
         connection.close()
         kind = response.headers["Content-Type"] or ""
         return response.status, json.loads(content) if "json" in kind else content
+
+    def begin_class(self, name, images):
+        """Ask for a class; returns the connection, on which nothing was answered yet."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        body = json.dumps({"name": name, "images": images})
+        connection.request("POST", "/api/classes", body, {"X-Avarc": "1", "Cookie": self.cookie})
+        return connection
 
     def upload(self, path):
         status, answer = self.ask("/api/images", Path(path).read_bytes())
@@ -111,16 +124,26 @@ def png(width, height):
     return buffer.getvalue()
 
 
+def test_of_an_animation_the_first_picture_is_read(user, tmp_path):
+    frames = [Image.open(FIVES[0]), *(Image.new("L", (16, 16), value) for value in (0, 255))]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "still.png")
+    first, still = (user.upload(tmp_path / name) for name in ("moving.gif", "still.png"))
+    assert user.ask("/api/classify", {"image": first}) == user.ask("/api/classify", {"image": still})
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (b"", "empty"),
         (b"no image", "not an image of a known format"),
         (FIVES[0].read_bytes()[:60], "cannot read"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image of a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a known format"),
         (png(9000, 9000), "more than"),
         (bytes(8 * 2**20 + 1), "too large"),
     ],
-    ids=["empty", "text", "truncated", "many-pixels", "large"],
+    ids=["empty", "text", "truncated", "svg", "eps", "many-pixels", "large"],
 )
 def test_uploads_that_cannot_be_read_are_refused(user, data, message):
     status, answer = user.ask("/api/images", data)
@@ -134,10 +157,14 @@ def test_uploads_that_cannot_be_read_are_refused(user, data, message):
         ("classify", {}, "no image"),
         ("classify", b"[", "cannot be read"),
         ("classify", bytes(2**17), "too large"),
-        ("explain", {"image": "example-3", "model": "digits", "class": "3", "contrast": "99"}, "not classes of"),
+        ("classify", b"[" * 60_000, "cannot be read"),
+        ("explain", {"image": "example-3", "model": "digits", "class": "3", "contrast": "99"}, "not a class of"),
+        ("sample", {"model": "digits", "class": "3", "count": 1, "seed": 10**400}, "a seed is"),
         ("explain", {"image": "example-3", "model": "var-d16", "class": "3", "contrast": "5"}, "no model"),
         ("sample", {"model": "digits", "class": "3", "count": 999, "seed": 0}, "at once"),
-        ("sample", {"model": "digits", "class": "3", "count": 1}, "at once"),
+        ("sample", {"model": "digits", "class": "3", "count": 1}, "a seed is"),
+        ("sample", {"model": "digits", "class": "all", "count": 1, "seed": 0}, "not a class of"),
+        ("sample", {"model": "digits", "class": "\ud800", "count": 1, "seed": 0}, "no class"),
         ("classes", {"name": "3", "images": ["example-5"]}, "exists already"),
         ("classes", {"name": "a,b", "images": ["example-5"]}, "cannot be a class name"),
         ("classes", {"name": "five", "images": []}, "learned from images"),
@@ -150,8 +177,18 @@ def test_wrong_requests_are_answered_without_a_path_of_this_machine(user, path, 
     assert "/" not in json.dumps(answer).replace("1/", "")
 
 
+def test_a_class_is_no_file_of_this_machine(user, tmp_path):
+    (tmp_path / "list.txt").write_text("a secret\n")
+    for path, more in (("sample", {"count": 1, "seed": 0}), ("explain", {"image": "example-3", "contrast": "5"})):
+        asked = {"model": "digits", "class": str(tmp_path / "list.txt")} | more
+        status, answer = user.ask(f"/api/{path}", asked)
+        assert status == 400 and "secret" not in json.dumps(answer) and str(tmp_path) not in json.dumps(answer)
+
+
 def test_other_sites_get_nothing_done(user):
     assert user.ask("/api/classify", {"image": "example-3"}, X_Avarc="")[0] == 403
+    assert user.ask("/api/state", X_Avarc="")[0] == 403 and "Set-Cookie" not in user.headers
+    assert user.ask("/api/classify", {"image": "example-3"}, Origin="https://evil.example")[0] == 403
     assert user.ask("/api/state", Host="evil.example")[0] == 400
     assert user.ask("/api/classify")[0] == 405
 
@@ -167,18 +204,49 @@ def test_a_user_has_images_and_classes_of_their_own(user, port):
     assert other.ask("/api/classify", {"image": "example-5"})[1][0]["name"] != "five"
 
 
-def test_work_for_a_user_who_leaves_is_given_up(user):
-    images = [user.upload(path) for path in FIVES]
-    for name in ("left", "waiting"):  # the second does not begin
-        connection = http.client.HTTPConnection("127.0.0.1", user.port, timeout=60)
-        body = json.dumps({"name": name, "images": images})
-        connection.request("POST", "/api/classes", body, {"X-Avarc": "1", "Cookie": user.cookie})
-        time.sleep(0.3)
-        connection.sock.shutdown(socket.SHUT_RDWR)
-        connection.close()
-    assert user.ask("/api/classify", {"image": "example-3"})[0] == 200  # after both
-    classes = user.ask("/api/state")[1]["models"][0]["classes"]
-    assert [each["name"] for each in classes] == list("01234")
+def until(condition):
+    """Wait until something is true; returns it."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise TimeoutError
+
+
+def is_running(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_others_classify_while_a_class_is_learned_which_ends_when_its_user_leaves(port, hold):
+    learner, next_one, other = User(port), User(port), User(port)
+    for user in (learner, next_one):
+        assert user.ask("/api/state")[0] == 200
+    hold.touch()
+    learning = learner.begin_class("left", ["example-5"])
+    fit = int(until(hold.read_text))
+    waiting = next_one.begin_class("six", ["example-6"])
+    until(lambda: next_one.ask("/api/progress")[1]["progress"] == "waiting for other users: 1 before you")
+    status, answer = learner.ask("/api/classes", {"name": "another", "images": ["example-5"]})
+    assert status == 503 and "still at work" in answer["what"]
+
+    assert other.ask("/api/classify", {"image": "example-3"})[1][1]["name"] == "3"
+    assert learner.ask("/api/classify", {"image": "example-3"})[0] == 200  # so may the one who waits
+    assert is_running(fit) and learner.ask("/api/progress")[1]["progress"]
+
+    learning.sock.shutdown(socket.SHUT_RDWR)
+    learning.close()
+    until(lambda: not is_running(fit))  # while it is held: it is not asked to end
+    hold.unlink()
+    response = waiting.getresponse()
+    assert response.status == 200 and json.loads(response.read())["classes"][-1]["name"] == "six"
+    waiting.close()
+    for user, classes in ((learner, [*"01234"]), (next_one, [*"01234", "six"]), (other, [*"01234"])):
+        assert [each["name"] for each in user.ask("/api/state")[1]["models"][0]["classes"]] == classes
 
 
 def test_the_classes_of_a_bank_are_those_of_all_users(tmp_path, monkeypatch):

@@ -197,8 +197,9 @@ const signed = nats => `${nats < 0 ? "−" : "+"}${Math.abs(nats).toFixed(1)}`;
 
 async function draw() {
   const [model, name] = [by("draw-model").value, by("draw-class").value];
-  const drawn = await ask("draw", "api/sample", { model, class: name, count: 4, seed: page.seed++ });
   const label = by("draw-class").selectedOptions[0].text;
+  const drawn = await ask("draw", "api/sample", { model, class: name, count: 4, seed: page.seed++ });
+  by("drawn-what").textContent = `${label}, drawn by ${model}`;
   by("drawn").replaceChildren(...drawn.map((source, number) => {
     const picture = element("img");
     picture.src = source;
@@ -209,18 +210,22 @@ async function draw() {
 
 async function addClass() {
   const name = by("name").value.trim(), files = [...by("files").files], images = [];
+  by("added").textContent = "";
   if (files.length > page.state.max_images) throw new Error(`at most ${page.state.max_images} images are read`);
   for (const file of files) {
     check(file);
-    images.push((await ask("upload", "api/images", file)).id);
+    images.push((await ask("images", "api/images", file)).id);
   }
   const watch = setInterval(async () => {
     const { progress } = await ask("progress", "api/progress").catch(() => ({}));
     if (progress) by("status").textContent = progress;
   }, 500);
+  by("stop").hidden = false;
   try {
     page.state.models[0].classes = (await ask("add", "api/classes", { name, images })).classes;
   } finally {
+    if (document.activeElement === by("stop")) by("add").querySelector("button").focus();
+    by("stop").hidden = true;
     clearInterval(watch);
     page.asked.progress?.abort();
   }
@@ -230,17 +235,22 @@ async function addClass() {
   if (page.image) await choose(page.image);
 }
 
-// While a form's work is done, its button waits.
+// While a form's work is done, its button waits; it keeps the focus.
 function onSubmit(form, text, work) {
+  const button = by(form).querySelector("button");
   by(form).addEventListener("submit", async event => {
     event.preventDefault();
-    const button = by(form).querySelector("button");
-    button.disabled = true;
+    if (button.ariaDisabled === "true") return;
+    button.ariaDisabled = "true";
     await during(text, work);
-    button.disabled = false;
+    button.ariaDisabled = "false";
   });
 }
 
+by("stop").addEventListener("click", () => {
+  page.asked.add.abort();
+  by("status").textContent = "";
+});
 by("file").addEventListener("change", event => {
   const [file] = event.target.files;
   if (file) upload(file);
