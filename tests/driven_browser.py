@@ -18,7 +18,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run --disable-dev-shm-usage "
     "--remote-debugging-pipe"
 ).split()
-TIMEOUT = 60.0  # seconds, of everything that is waited for
+TIMEOUT = 120.0  # seconds, of everything that is waited for
 
 
 class Browser:

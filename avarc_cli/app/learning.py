@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from avarc_cli.progress import Progress, ProgressBar
 from avarc_cli.work.device_worker import as_message
 
 LOOK = 0.1  # seconds between two looks at whether the user is still there
-NICE = 5  # what a classification of another user goes before, where both want the same cores
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,6 @@ def _next(connection: Connection, check: Callable[[], None]) -> str | AvarcError
 def _teach(connection: Connection, lesson: Lesson) -> None:
     """In the process: learn, and answer with how far it is, an error, or None."""
     leave_ending_to_parent()
-    os.nice(NICE)
 
     @contextmanager
     def bar(description: str, total: int | None) -> Iterator[ProgressBar]:
