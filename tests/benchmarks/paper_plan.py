@@ -2,10 +2,10 @@
 
 Random weights, images and smoothing neighbours; all ways take turns, an image each. avarc scores as many images
 together as a run over a folder would (1, but for models whose images share work), and its time is divided by their
-number. Plain PyTorch is what a straightforward script does: one masked pass a batch of pairs, all logits. SHAPE is d16, llamagen-l, rar-b or the like;
-a model that reads rows has a plan of as many tenths. PRECISIONS may be cascades like bf16+fp32, whose rounding noise is
-measured first, on other images. With --tiny, a small VAR of four scales: whether it works, not how fast it is.
-Results: docs/performance.md.
+number. Plain PyTorch is what a straightforward script does: one masked pass a batch of pairs, all logits. SHAPE is d16,
+llamagen-l, rar-b or the like; a model that reads rows has a plan of as many tenths. PRECISIONS may be cascades like
+bf16+fp32, whose rounding noise is measured first, on other images. With --tiny, a small VAR of four scales: whether it
+works, not how fast it is. Results: docs/performance.md.
 
 usage: python tests/benchmarks/paper_plan.py [IMAGES] [CLASSES] [PRECISIONS] [SEED] [--shape SHAPE] [--device cuda]
        [--tiny] [--json]
