@@ -78,6 +78,7 @@ class Lane:
         self._running: Job[Any] | None = None
         self._last: Session | None = None
         """The user whose work began last."""
+        self._is_closed = False
 
     async def run(
         self, session: Session, work: Callable[[Job[Any]], Result], is_gone: Callable[[], Awaitable[bool]]
@@ -86,8 +87,11 @@ class Lane:
 
         Args:
             is_gone: whether the user has left.
-        Raises: Left when the user does; Busy when there is too much work already; what the work raises.
+        Raises: Left when the user does, or the app ends; Busy when there is too much work already; what the work
+            raises.
         """
+        if self._is_closed:
+            raise Left
         self._check_room(session)
         job = Job(session, self, work)
         self._line.setdefault(session, deque()).append(job)
@@ -153,7 +157,8 @@ class Lane:
             _fail(job, Left())
 
     def close(self) -> None:
-        """Give up everything."""
+        """Give up everything, for good."""
+        self._is_closed = True
         for job in [*([self._running] if self._running else []), *(job for own in self._line.values() for job in own)]:
             self._leave(job)
         self._thread.shutdown(wait=False, cancel_futures=True)

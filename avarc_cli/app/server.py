@@ -264,7 +264,7 @@ async def _on_problem(request: Request, error: Exception) -> Response:
     return JSONResponse(answers.problem(error), 503 if isinstance(error, Busy) else 400, HEADERS)
 
 
-async def _on_failure(request: Request, error: Exception) -> Response:
+async def on_failure(request: Request, error: Exception) -> Response:
     why = "there is not enough memory" if lacks_memory(error) else "its messages in the terminal say more"
     return JSONResponse({"what": "the app could not do this", "why": why}, 500, HEADERS)
 
@@ -279,7 +279,6 @@ def make(state: AppState, host: str) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        state.jobs.close()
         state.sessions.close()
 
     return Starlette(
@@ -301,7 +300,7 @@ def make(state: AppState, host: str) -> Starlette:
             AvarcError: _on_problem,
             Left: _on_left,
             ClientDisconnect: _on_left,
-            Exception: _on_failure,
+            Exception: on_failure,
         },
         lifespan=lifespan,
     )
@@ -323,6 +322,18 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+class _Server(uvicorn.Server):
+    """A server that gives up all work when it is asked to end, and does not wait for it."""
+
+    def __init__(self, config: uvicorn.Config, jobs: Jobs) -> None:
+        super().__init__(config)
+        self._jobs = jobs
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._jobs.close()
+        await super().shutdown(sockets)
+
+
 def serve(main: Classifier, other: Classifier | None, bank: Path | None, listening: socket.socket, host: str) -> None:
     """Serve the app until the process is asked to end.
 
@@ -331,8 +342,9 @@ def serve(main: Classifier, other: Classifier | None, bank: Path | None, listeni
         other: a model to compare it with. bank: where all users' classes go; None gives each user a bank of their own.
         host: that the socket was opened for.
     """
+    state = AppState(main, other, None if bank is None else bank.absolute())
     config = uvicorn.Config(
-        make(AppState(main, other, None if bank is None else bank.absolute()), host),
+        make(state, host),
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -340,4 +352,4 @@ def serve(main: Classifier, other: Classifier | None, bank: Path | None, listeni
         limit_concurrency=256,
     )
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listening])
+        _Server(config, state.jobs).run(sockets=[listening])

@@ -14,7 +14,7 @@ from avarc_cli import load_classifier
 from avarc_cli.app import sessions
 from avarc_cli.app.answers import problem, staged_plan, without_paths
 from avarc_cli.app.jobs import Busy, Lane, Left, stopping
-from avarc_cli.app.server import AppState
+from avarc_cli.app.server import AppState, on_failure
 from avarc_cli.app.sessions import Session, Sessions
 from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.scoring.plan import parse_plan
@@ -199,9 +199,9 @@ def test_the_end_of_the_app_gives_everything_up(lane):
         asked = [asyncio.ensure_future(lane.run(session, endless, here)) for _ in range(2)]
         await asyncio.sleep(0)
         lane.close()
-        return await asyncio.gather(*asked, return_exceptions=True)
+        return await asyncio.gather(*asked, lane.run(session, endless, here), return_exceptions=True)
 
-    assert [type(each) for each in asyncio.run(ended())] == [Left, Left]
+    assert [type(each) for each in asyncio.run(ended())] == [Left] * 3
 
 
 def test_work_of_a_model_ends_at_the_next_layer_and_leaves_the_model_as_it_was():
@@ -232,3 +232,8 @@ def test_work_of_a_model_ends_at_the_next_layer_and_leaves_the_model_as_it_was()
         thread.start()
         thread.join()
     assert next(layers) == total // 2 + 2
+
+
+def test_what_fails_for_an_unknown_reason_is_said_without_its_words():
+    answers = [asyncio.run(on_failure(None, error)).body for error in (OSError("/home/x/y is full"), MemoryError())]
+    assert b"home" not in answers[0] and b"not enough memory" in answers[1]

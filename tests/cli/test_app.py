@@ -25,10 +25,12 @@ TIMEOUT = 300  # seconds, where the machine does much else
 MODELS = ("--model", "digits-0-4", "--compare", "digits")
 
 
-def start(*arguments, **variables):
+def start(*arguments, stderr=None, **variables):
     """The process of an app, and its port."""
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(avarc_cli.__file__).parent.parent)]), **variables)
-    process = programs.start("serve_app", "--port", "0", *arguments, env=env, stdout=subprocess.PIPE, text=True)
+    process = programs.start(
+        "serve_app", "--port", "0", *arguments, env=env, stdout=subprocess.PIPE, stderr=stderr, text=True
+    )
     url = process.stdout.readline()
     return process, int(url.rpartition(":")[2])
 
@@ -44,7 +46,7 @@ def port(hold):
     process, port = start(*MODELS, HOLD_FITS=str(hold))
     yield port
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
+    assert process.wait(TIMEOUT) == 0
     process.stdout.close()
 
 
@@ -255,12 +257,14 @@ def leave(connection):
     connection.close()
 
 
-def test_the_classes_of_a_bank_are_those_of_all_users(tmp_path, monkeypatch):
+def test_the_classes_of_a_bank_are_those_of_all_users_and_the_end_of_the_app_ends_its_work(tmp_path, monkeypatch, hold):
     monkeypatch.setattr("avarc_cli.incremental.examples.DEFAULT_VARIANTS", 1)
     monkeypatch.setattr("avarc_cli.incremental.examples.MIN_EXAMPLES", 1)
     quick = {"method": "embedding", "steps": 1, "offset": False}
     load_classifier("digits-0-4").add_class("five", FIVES[0], bank=tmp_path / "bank", **quick)
-    process, port = start("--model", "digits-0-4", "--bank", str(tmp_path / "bank"))
+    with (tmp_path / "messages").open("w") as messages:
+        bank = ("--bank", str(tmp_path / "bank"))
+        process, port = start("--model", "digits-0-4", *bank, stderr=messages, HOLD_FITS=str(hold))
     try:
         for user in (User(port), User(port)):
             _, state = user.ask("/api/state")
@@ -268,10 +272,16 @@ def test_the_classes_of_a_bank_are_those_of_all_users(tmp_path, monkeypatch):
             assert str(tmp_path) not in json.dumps(state)
         status, answer = user.ask("/api/classes", {"name": "five", "images": ["example-5"]})
         assert status == 400 and str(tmp_path) not in json.dumps(answer)
+        hold.touch()
+        connection = user.begin_class("six", ["example-6"])
+        fit = int(until(hold.read_text))
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(TIMEOUT)
         process.stdout.close()
+    assert not is_running(fit) and (tmp_path / "messages").read_text() == ""
+    hold.unlink()
+    connection.close()
 
 
 # The command

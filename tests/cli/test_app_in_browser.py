@@ -172,7 +172,7 @@ def test_everything_is_done_with_the_keyboard_and_no_state_has_a_barrier(page, h
     hold.touch()
     page.press(*ENTER)
     fit = int(until(hold.read_text))
-    page.wait("document.getElementById('status').textContent.startsWith('comparing')")
+    page.wait("document.getElementById('status').textContent.includes('learning five')")
     tab_to(page, "it.id === 'stop'")
     assert barriers(page) == []
     page.press(*ENTER)

@@ -29,7 +29,7 @@ def held(*arguments: Any, **named: Any) -> Fitted:
     return fit_class(*arguments, **named)
 
 
-adding.fit_class = held
+vars(adding)["fit_class"] = held
 
 if __name__ == "__main__":
     sys.exit(main(["app", *sys.argv[1:]]))
