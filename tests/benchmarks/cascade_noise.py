@@ -1,7 +1,7 @@
 """How rounding errors of a low precision are distributed: the digits model on its test images, against fp32.
 
-Run `python tests/benchmarks/cascade_noise.py [IMAGES] [PRECISION,...] [--json]`. For every pair of classes of an image, the
-error is that of the difference of their log-likelihoods up to each segment.
+Run `python tests/benchmarks/cascade_noise.py [IMAGES] [PRECISION,...] [--json]`. For every pair of classes of an
+image, the error is that of the difference of their log-likelihoods up to each segment.
 
 Shapes: G images, N classes, K segments, P pairs of classes.
 """
