@@ -15,10 +15,11 @@ from figure_tables import Cell, Table, say, show, wants_json
 
 from avarc_cli.classifier import load_classifier
 from avarc_cli.data.datasets import open_images
-from avarc_cli.loading import ModelSpec
+from avarc_cli.data.preprocess import Preprocess
+from avarc_cli.loading import ModelSpec, load_tokenizer
 from avarc_cli.options import Options
 from avarc_cli.results.run import RunResult
-from avarc_cli.tokens import read
+from avarc_cli.tokens import encode, read
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.zoo.local_files import ASSETS
 
@@ -34,8 +35,9 @@ def classify(cache: TokenCache, plan: str, precision: str) -> RunResult:
 def main(images: int, *, as_json: bool) -> None:
     rows: list[list[Cell]] = []
     with tempfile.TemporaryDirectory() as folder:
-        digits = open_images([ASSETS / "digits" / "test"]).first(images)
-        cache = read(load_classifier("digits").encode(digits, Path(folder) / "t.h5", samples=3, workers=0).path)
+        digits, tokenizer = open_images([ASSETS / "digits" / "test"]).first(images), load_tokenizer(ModelSpec("digits"))
+        pixels = Preprocess(tokenizer.preprocess, tokenizer.image_size)
+        cache = read(encode(digits, tokenizer, pixels, Path(folder) / "t.h5", samples=3).path)
         for plan in PLANS:
             exact = classify(cache, plan, "fp32")
             say(f"{plan} in fp32: {exact.metrics['tokens_scored_per_image']:.0f} tokens per image")

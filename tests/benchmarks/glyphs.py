@@ -254,7 +254,9 @@ def table_of(measured: list[Measured]) -> Table:
     columns = [("candidates", ",d"), ("plan", ""), ("accuracy", ".1%"), ("agreement", ".1%")]
     columns += [("tokens per image", ",.0f"), ("of exhaustive", ".2%"), ("CPU seconds per image", ".3f")]
     names = [f"{row.kind}, `{row.plan}`" if row.kind == FIXED else row.kind for row in measured]
-    rows = [[row.candidates, name, *row.outcome, row.seconds] for row, name in zip(measured, names, strict=True)]
+    rows: list[list[Cell]] = [
+        [row.candidates, name, *row.outcome, row.seconds] for row, name in zip(measured, names, strict=True)
+    ]
     return Table(columns, rows)
 
 

@@ -16,9 +16,10 @@ import h5py
 import numpy as np
 from figure_tables import Cell, Table, show, wants_json
 
-from avarc_cli.classifier import load_classifier
 from avarc_cli.data.datasets import open_images
-from avarc_cli.tokens import read
+from avarc_cli.data.preprocess import Preprocess
+from avarc_cli.loading import ModelSpec, load_tokenizer
+from avarc_cli.tokens import encode, read
 from avarc_cli.zoo.local_files import ASSETS
 
 IMAGES, TOKENS, VOCABULARY, ROWS = 20_000, 680, 4096, 256
@@ -63,10 +64,11 @@ def measure(tokens: np.ndarray, options: dict[str, Any], path: Path) -> tuple[fl
 
 def digits() -> np.ndarray:
     """The tokens of the included test images, and of samples near them."""
-    classifier = load_classifier("digits")
+    tokenizer = load_tokenizer(ModelSpec("digits", device="cpu"))
+    pixels = Preprocess(tokenizer.preprocess, tokenizer.image_size)
     with tempfile.TemporaryDirectory() as folder:
         images = open_images([ASSETS / "digits" / "test"])
-        cache = read(classifier.encode(images, Path(folder) / "t.h5", samples=DRAWS).path)
+        cache = read(encode(images, tokenizer, pixels, Path(folder) / "t.h5", samples=DRAWS).path)
         return cache.tokens(range(len(cache)))
 
 
