@@ -85,9 +85,10 @@ def plain(model: NetworkModel, class_id: int, generator: torch.Generator) -> Ten
 
 
 @torch.inference_mode()
-def measure(name: str, images: int, batch_size: int) -> tuple[float, float, float]:
+def measure(
+    model: NetworkModel, decode: Callable[[Tensor], Tensor], images: int, batch_size: int
+) -> tuple[float, float, float]:
     """Images a second of avarc and of the plain loop, and the share of tokens on which they agree."""
-    model, decode = open_model(name)
     ids = [i % model.num_classes for i in range(images)]
 
     def streams(rows: range) -> list[torch.Generator]:
@@ -121,7 +122,8 @@ def main() -> None:
     asked = parser.parse_args()
     rows: list[list[Cell]] = []
     for name in asked.models:
-        rounds = [measure(name, asked.images, asked.batch_size) for _ in range(asked.rounds)]
+        opened = open_model(name)  # not in inference mode, else decoding cannot use the weights
+        rounds = [measure(*opened, asked.images, asked.batch_size) for _ in range(asked.rounds)]
         ratios = sorted(ours / loop for ours, loop, _ in rounds)
         ours, loop, agreement = (statistics.median(numbers) for numbers in zip(*rounds, strict=True))
         rows.append([f"`{name}`", ours, loop, ratios[0], statistics.median(ratios), ratios[-1], agreement])
