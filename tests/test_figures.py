@@ -1,6 +1,7 @@
 """Tables of the documentation that are made of recorded figures."""
 
 import json
+import re
 
 import figures
 import gpu
@@ -25,6 +26,13 @@ def test_the_pages_are_what_the_committed_files_give(monkeypatch, capsys):
     named = {name for page in figures.DOCS.glob("*.md") for _, name in figures.BLOCK.findall(page.read_text())}
     assert {path.stem for path in figures.FOLDER.iterdir()} <= named
     assert all(path.stat().st_size < 20_000 for path in figures.FOLDER.iterdir())
+
+
+def test_the_benchmarks_of_tables_can_be_recorded():
+    for page in figures.DOCS.glob("*.md"):
+        for block in figures.BLOCK.finditer(page.read_text()):
+            for script in re.findall(r"^    .*python (tests/benchmarks/\w+\.py)", block[0], re.MULTILINE):
+                assert "json" in (figures.ROOT / script).read_text(), script
 
 
 def test_typed_figures_stay_until_their_file_is_there(tmp_path, monkeypatch, capsys):
