@@ -59,6 +59,8 @@ def reconstruct(
     """
     from avarc_cli.data.preprocess import Preprocess, check_option
     from avarc_cli.metrics import pixels, protocol
+    from avarc_cli.storage import beside
+    from avarc_cli.work import chunks
 
     on = work.workers
     model = work.place(context, model)
@@ -67,9 +69,11 @@ def reconstruct(
     part = _images.Part(limit, sample, seed)
     part.check()
     protocol.check_features_folder(features)
-    protocol.check_workers(on, protocol.parts_of(out, features))
+    passing = beside(out, ".parts") if out is not None and features is None else None
+    keep = features or passing
+    protocol.check_workers(on, keep)
     if out is not None:
-        protocol.check_pictures_folder(out, features)
+        protocol.check_pictures_folder(out, keep)
     images = part.of(_images.open_noted(data, dataset, allow_outside=allow_outside))
     weights = _weights(inception, len(images), images.source, allow_few=allow_few)
     spec = model.of_tokenizer(context).fetch(tokenizer_only=True)
@@ -87,7 +91,7 @@ def reconstruct(
             tokenizer,
             network,
             out,
-            keep=features,
+            keep=keep,
             batch_size=batch_size,
             workers=on,
             progress=bar.update,
@@ -96,6 +100,8 @@ def reconstruct(
     _images.list_unreadable(list(found.unreadable))
     protocol_notes = {"preprocess": str(how), "tokenizer": tokenizer.name, "source": images.source, "out": out}
     _show(found, tokenizer, protocol_notes)
+    if passing is not None:  # what a kill would have left
+        chunks.delete(passing)
     if found.unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
 

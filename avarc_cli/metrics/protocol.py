@@ -15,7 +15,6 @@ from avarc_cli.metrics import arrays
 from avarc_cli.metrics.arrays import ArrayImages
 from avarc_cli.metrics.moments import Gaussian
 from avarc_cli.metrics.pixels import HERE, Decoding, Pixels, SetImages
-from avarc_cli.storage import beside
 from avarc_cli.words import counted
 from avarc_cli.work.chunks import recorded_request
 from avarc_cli.work.workers import Workers
@@ -69,25 +68,20 @@ def check_workers(workers: Workers, kept: Path | None) -> None:
         )
 
 
-def parts_of(out: Path | None, keep: Path | None) -> Path | None:
-    """Where finished reconstructions are kept: for good, or until `out` is complete; None for nowhere."""
-    return keep or (None if out is None else beside(out, ".parts"))
-
-
 def check_pictures_folder(out: Path, keep: Path | None) -> None:
-    """Check that reconstructions can be written here.
+    """Check that reconstructions can be written here, as far as is known before they are computed.
 
-    A folder that appeared just before a kill, so that what it was made of is still there, may be there.
-
-    Raises: UsageError when there is anything else but an empty folder.
+    Args:
+        keep: folder of what is finished, as of `reconstruction.reconstruct`.
+    Raises: UsageError when there is anything but an empty folder, or the pictures of a process that was killed when
+        they had appeared, and before it had reported.
     """
-    parts = parts_of(out, keep)
-    if parts is None or recorded_request(parts) is None or not _holds_pictures(out):
+    if keep is None or recorded_request(keep) is None or not holds_pictures(out):
         outputs.check_new_folder(out)
 
 
-def _holds_pictures(folder: Path) -> bool:
-    """Whether a folder holds reconstructions and nothing else."""
+def holds_pictures(folder: Path) -> bool:
+    """Whether it is a folder of files that are named as reconstructions, and of nothing else."""
     names = sorted(each.name for each in folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
     return bool(names) and names == [f"{number:06d}.png" for number in range(len(names))]
 

@@ -49,8 +49,15 @@ class Reconstructed:
 
     def write_pictures(self, folder: Path, first: int) -> None:
         """Write the pictures as files numbered from `first`. Raises: OSError."""
-        for number, data in enumerate(self.pictures, start=first):
-            (folder / f"{number:06d}.png").write_bytes(data)
+        for path, data in self._files(folder, first):
+            path.write_bytes(data)
+
+    def is_written(self, folder: Path, first: int) -> bool:
+        """Whether these files are there, with these bytes. Raises: OSError."""
+        return all(path.is_file() and path.read_bytes() == data for path, data in self._files(folder, first))
+
+    def _files(self, folder: Path, first: int) -> Iterator[tuple[Path, bytes]]:
+        return ((folder / f"{number:06d}.png", data) for number, data in enumerate(self.pictures, start=first))
 
 
 @dataclass(frozen=True)

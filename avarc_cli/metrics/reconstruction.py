@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from avarc_cli.errors import none_readable
+from avarc_cli.errors import UsageError, none_readable
 from avarc_cli.metrics.codes import Codes, Usage
 from avarc_cli.metrics.features import Network, cut
 from avarc_cli.metrics.moments import Moments, frechet_distance
 from avarc_cli.metrics.pixels import SetImages
-from avarc_cli.metrics.protocol import FEWEST, parts_of
+from avarc_cli.metrics.protocol import FEWEST, holds_pictures
 from avarc_cli.metrics.reconstructed import Reconstructed, ReconstructedFormat, Reconstructor
 from avarc_cli.progress import Notify, Progress, no_message, no_progress
 from avarc_cli.storage import new_folder
@@ -73,37 +73,36 @@ def reconstruct(
 
     Args:
         network: what rFID is computed with, if it is to be.
-        out: new folder for the reconstructions, as 000000.png and so on; it appears when all are there. Until then what
-            is finished is in `OUT.parts`, unless `keep` is given.
-        keep: folder of what is finished, which stays: those of the same images, tokenizer and network are not
-            reconstructed again.
+        out: new folder for the reconstructions, as 000000.png and so on; it appears when all are there.
+        keep: folder of what is finished; of the same images, tokenizer and network nothing is computed again.
         batch_size: images that are encoded and decoded at once, which decides about roundings.
-        workers: who computes; other processes need `out` or `keep`.
+        workers: who computes; other processes need `keep`.
         progress: called with (images done, images in all).
         say: called with messages for the user.
     Raises: AvarcError when no image is readable; UsageError for a decoder that needs a caption, and when other work is
         kept there; Interrupted on Ctrl-C, where what is finished is kept.
     """
     task = Reconstructor(images, tokenizer, network, batch_size, pictures=out is not None)
-    parts = parts_of(out, keep)
-    kept_in = None if parts is None else Keep(parts, task.request(), ReconstructedFormat(), "reconstructions")
-    passing = parts if keep is None else None  # only until the folder is complete
+    kept = None if keep is None else Keep(keep, task.request(), ReconstructedFormat(), "reconstructions")
     divided, total = Chunks(len(images), BATCHES * batch_size), _Total()
     with ExitStack() as stack:
         if out is not None:
             stack.enter_context(only_writer(out))
-        found = stack.enter_context(results(task, divided, kept_in, workers=workers, progress=progress, say=say))
-        folder = None if out is None or out.exists() else stack.enter_context(new_folder(out))
+        found = stack.enter_context(results(task, divided, kept, workers=workers, progress=progress, say=say))
+        is_there = out is not None and holds_pictures(out)  # so a kill came after all, or they are another's
+        folder = None if out is None or is_there else stack.enter_context(new_folder(out))
         for chunk in found:
             if folder is not None:
                 chunk.write_pictures(folder, first=len(total.psnr))
+            elif out is not None and not chunk.is_written(out, first=len(total.psnr)):
+                raise UsageError(
+                    f"'{out}' exists", "it holds other pictures", "name another folder, or delete it first"
+                )
             total.add(chunk, batch_size)
         if not total.psnr:
-            if passing is not None:
-                chunks.delete(passing)
+            if keep is not None:
+                chunks.delete(keep)
             raise none_readable(images.source, total.unreadable)
-    if passing is not None:  # now that the folder has appeared
-        chunks.delete(passing)
     return total.result(tokenizer)
 
 
