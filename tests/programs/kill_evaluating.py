@@ -82,10 +82,10 @@ def main(folder: Path) -> None:
     (folder / "weights.pth").write_bytes(b"weights")
     options = ["--workers", "0", "--device", "cpu", "--json"]
     words = ["reconstruct", str(folder / "img"), "--batch-size", "2", *options]
-    steps = kill_at_steps([*words, "--out", "again"], folder / "pictures", ["again"], 10)
+    steps = kill_at_steps([*words, "--out", "again"], folder / "pictures", ["again"], 14)
     assert steps > 30, f"only {steps} steps were seen"
     words = ["fid", str(fake), "-r", str(real), "--inception", str(folder / "weights.pth"), "--allow-few", *options]
-    steps = kill_at_steps([*words, "--features", "kept"], folder / "features", ["kept"], 13)
+    steps = kill_at_steps([*words, "--features", "kept"], folder / "features", ["kept"], 19)
     assert steps > 30, f"only {steps} steps were seen"
 
 
