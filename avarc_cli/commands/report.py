@@ -29,21 +29,21 @@ class _ModelOfRun:
         typer.Option(
             "--model", "-m", help="The run's model, if it is not where it was.", autocompletion=complete.models
         ),
-    ] = (None,)
-    tokenizer: opt.TokenizerOpt = (None,)
-    model_config: opt.ModelConfigOpt = (None,)
-    tokenizer_config: opt.TokenizerConfigOpt = (None,)
-    class_names: opt.ClassNamesOpt = (None,)
-    class_order: opt.ClassOrderOpt = (None,)
-    bank: opt.BankOpt = (None,)
-    captions: opt.CaptionsOpt = (None,)
-    text_encoder: opt.TextEncoderOpt = (None,)
-    lora: opt.LoraOpt = (None,)
-    lora_alpha: opt.LoraAlphaOpt = (None,)
-    weight_set: opt.WeightSetOpt = (None,)
-    tokenizer_weight_set: opt.TokenizerWeightSetOpt = (None,)
-    image_size: opt.ImageSizeOpt = (None,)
-    device: opt.DeviceOpt = ("auto",)
+    ] = None
+    tokenizer: opt.TokenizerOpt = None
+    model_config: opt.ModelConfigOpt = None
+    tokenizer_config: opt.TokenizerConfigOpt = None
+    class_names: opt.ClassNamesOpt = None
+    class_order: opt.ClassOrderOpt = None
+    bank: opt.BankOpt = None
+    captions: opt.CaptionsOpt = None
+    text_encoder: opt.TextEncoderOpt = None
+    lora: opt.LoraOpt = None
+    lora_alpha: opt.LoraAlphaOpt = None
+    weight_set: opt.WeightSetOpt = None
+    tokenizer_weight_set: opt.TokenizerWeightSetOpt = None
+    image_size: opt.ImageSizeOpt = None
+    device: opt.DeviceOpt = "auto"
 
     def check(self) -> None:
         """Raises: UsageError, CheckpointError for values that no model could make sense of."""
