@@ -46,17 +46,14 @@ def kill_at_steps(words: list[str], folder: Path, made: list[str], every: int) -
     Args:
         made: the folders that it makes in the current one, and nothing else.
     """
-    undisturbed, step, code = (), 0, -1
+    (folder / "undisturbed").mkdir(parents=True)
+    os.chdir(folder / "undisturbed")
+    undisturbed = run(words)[0], contents(*made)
+    step, code = 0, -1
     while code:
         inside = folder / str(step)
-        inside.mkdir(parents=True)
+        inside.mkdir()
         os.chdir(inside)
-        if not undisturbed:
-            undisturbed = run(words)[0], contents(*made)
-            os.chdir(folder)
-            os.rename(inside, folder / "undisturbed")
-            inside.mkdir()
-            os.chdir(inside)
         code = in_child(partial(run_and_die, words, step))
         assert code in ({0, 1} if signal_at(step) == signal.SIGTERM else {0, -signal.SIGKILL}), (step, code)
         if code:
