@@ -174,6 +174,18 @@ def test_modulation_is_the_same_however_much_of_it_is_kept(rar, room):
     assert bool(few.tables.bytes) == bool(room)
 
 
+def test_modulation_of_more_classes_than_fit_is_not_kept(rar):
+    _, arrays, model = rar
+    few = RARLikelihood(model.rar, tables=ModulationCache(2 * model.modulation.bytes // 11))
+    tokens, classes = torch.from_numpy(arrays["tokens"]), torch.tensor([4, 0, 10])
+    few.prepare(classes.numpy())
+    assert torch.equal(scored(few, tokens, classes, [2, 4]), scored(model, tokens, classes, [2, 4]))
+    assert few.tables.bytes == 0
+    few.prepare(classes.numpy()[:2])
+    scored(few, tokens, classes[:2], [4])
+    assert few.tables.bytes > 0
+
+
 def test_tables_joined_in_one_as_on_a_gpu_give_the_same(rar):
     _, arrays, model = rar
     joined = RARLikelihood(model.rar)

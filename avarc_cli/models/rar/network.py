@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.layers.dropout import Dropout, attention
+from avarc_cli.layers.gelu import linear_gelu
 from avarc_cli.layers.kernels import use_kernels
 from avarc_cli.layers.kv_cache import KVCache
 from avarc_cli.layers.linears import linear, quantized
@@ -119,7 +120,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The branch's output, in the shape of x."""
-        return self.drop(linear(self.fc2, self.drop(F.gelu(linear(self.fc1, x)))))
+        return self.drop(linear(self.fc2, self.drop(linear_gelu(self.fc1, x, approximate="none"))))
 
 
 def _ada_ln(width: int, vectors: int) -> nn.Sequential:
