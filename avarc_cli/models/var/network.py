@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from avarc_cli.layers.gelu import linear_gelu
 from avarc_cli.layers.kernels import use_kernels
 from avarc_cli.layers.kv_cache import KVCache
-from avarc_cli.layers.linears import linear, quantized
+from avarc_cli.layers.linears import convert_linears, linear
 from avarc_cli.layers.precision import FP32, Precision
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.var.config import TITLE, VARConfig
@@ -207,10 +207,7 @@ class VAR(nn.Module):
             for name in ("q_bias", "v_bias"):
                 bias = getattr(block.attn, name)
                 bias.data = bias.data.to(precision.activations)
-            for owner, name in ((block.attn, "mat_qkv"), (block.attn, "proj"), (block.ffn, "fc1"), (block.ffn, "fc2")):
-                layer = getattr(owner, name)
-                layer = quantized(layer, precision) if precision.quantized else layer.to(precision.product)
-                setattr(owner, name, layer)
+            convert_linears(block, ("attn.mat_qkv", "attn.proj", "ffn.fc1", "ffn.fc2"), precision)
         if self.head.weight.is_cuda:
             self.head.to(precision.activations)
         return self
