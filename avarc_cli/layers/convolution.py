@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avarc_cli.layers.mapped import give_back
 from avarc_cli.layers.threads import share
 from avarc_cli.layers.winograd import WinogradConv
 
@@ -109,7 +110,9 @@ class MatmulConv(nn.Module):
     @cached_property
     def weight_KO(self) -> Tensor:  # noqa: N802  # a tensor of this shape
         """The weight as a matrix, made at its first use."""
-        return self.weight.detach().permute(2, 3, 1, 0).flatten(0, 2).contiguous()
+        weight_KO = self.weight.detach().permute(2, 3, 1, 0).flatten(0, 2).contiguous()
+        give_back(self.weight.detach())
+        return weight_KO
 
     @torch.no_grad()
     def forward(self, x_BCHW: Tensor) -> Tensor:

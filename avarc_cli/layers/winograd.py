@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avarc_cli.layers.mapped import give_back
 from avarc_cli.layers.threads import share
 
 A, B = 5 / 8, 3 / 2  # the points are 0, A, -A, B, -B and infinity
@@ -55,6 +56,7 @@ class WinogradConv(nn.Module):
         scaled = [[x / scale for x in row] for row, scale in zip(rows, scales, strict=True)]
         g = torch.tensor([*scaled, [0.0, 0.0, 1.0]], dtype=torch.float64, device=self.weight.device)
         weight = torch.einsum("ai,ocij,bj->abco", g, self.weight.detach().double(), g)
+        give_back(self.weight.detach())
         return weight.flatten(0, 1).to(self.weight.dtype).contiguous()
 
     @torch.no_grad()
@@ -65,9 +67,11 @@ class WinogradConv(nn.Module):
         x_BHWC = _pad(x_BCHW.permute(0, 2, 3, 1))
         y_BHWO = x_BCHW.new_empty(len(x_BCHW), height, width, self.weight_36CO.shape[2])
         rows = self._rows(height // 4, width // 4)
+        # Made here, as malloc would keep what other threads allocate for these threads.
+        strips = [_Strip(self, rows, width // 4, like=x_BHWC) for _ in range(torch.get_num_threads())]
 
         def convolve(pieces: Iterator[tuple[int, int]]) -> None:
-            strip = _Strip(self, rows, width // 4, like=x_BHWC)
+            strip = strips.pop()
             for image, start in pieces:
                 stop = start + 4 * rows
                 strip.convolve(x_BHWC[image, start : stop + 2], y_BHWO[image, start:stop])

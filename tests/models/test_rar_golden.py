@@ -15,8 +15,9 @@ from golden import fill
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.random_weights import random_weights
 from avarc_cli.models.rar import reference
-from avarc_cli.models.rar.benchmark import parse_shape, random_rar
+from avarc_cli.models.rar.benchmark import parse_shape
 from avarc_cli.models.rar.config import read_config
 from avarc_cli.models.rar.family import FAMILY
 from avarc_cli.models.rar.likelihood import RARLikelihood
@@ -336,7 +337,7 @@ def test_a_new_model_begins_with_the_distribution_of_its_head():
 
 
 def test_a_random_model_agrees_with_the_straightforward_implementation():
-    random = random_rar(parse_shape("3:96:4", [5]))
+    random = random_weights(RAR(parse_shape("3:96:4", [5])))
     tokens, classes = torch.randint(1024, (25,)), torch.tensor([999, 4, 1000])
     plain = reference.token_log_probs(copy.deepcopy(random).state_dict(), tokens, classes)
     assert error(scored(RARLikelihood(random), tokens[None], classes, [1, 5])[0], plain.numpy()) < 1e-4
