@@ -126,12 +126,11 @@ def main() -> None:
         *((text, parse(text, len(ends)), table, full_N) for text in WRITTEN),
         ("tuned, on the images that it was not tuned on", tuned, rest, rest.along([rest.end])[0].argmax(1)),
     ]:
-        told = conformal.simulate(plan, part)
-        share = told.tokens_n.mean() / part.exhaustive_tokens
-        right = (told.winner_n == label_N).mean() if len(part) == len(label_N) else float("nan")
-        print(
-            f"{name}: {share:.1%} of exhaustive, agreement {(told.winner_n == full).mean():.1%}, accuracy {right:.2%}"
-        )
+        simulated = conformal.simulate(plan, part)
+        share = simulated.tokens_n.mean() / part.exhaustive_tokens
+        same = (simulated.winner_n == full).mean()
+        right = (simulated.winner_n == label_N).mean() if len(part) == len(label_N) else float("nan")
+        print(f"{name}: {share:.1%} of exhaustive, agreement {same:.1%}, accuracy {right:.2%}")
     draw(by_rule, raster, arguments.out)
 
 

@@ -203,7 +203,7 @@ def test_the_classes_of_a_bank_are_those_of_all_users(tmp_path, monkeypatch):
 # The command
 
 
-def test_a_port_that_is_in_use_is_told_before_the_model_is_loaded(capsys):
+def test_a_port_that_is_in_use_is_reported_before_the_model_is_loaded(capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -30,8 +30,8 @@ def test_the_demo_reports_what_it_measured(tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == shown
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
-    told = capsys.readouterr()
-    assert "98.89%" in told.out and not too_long(told.out + told.err, 80)
+    printed = capsys.readouterr()
+    assert "98.89%" in printed.out and not too_long(printed.out + printed.err, 80)
     records = (tmp_path / "demo" / "exhaustive" / "predictions.jsonl").read_text().splitlines()
     assert len(records) == 360
 
