@@ -271,9 +271,7 @@ def test_objectnets_border_is_not_shown(models, tmp_path):
 
 
 @pytest.mark.parametrize(("limit", "message"), [(0, "at least 1"), (41, "at most 40")])
-def test_a_wrong_limit_is_refused_before_loading(
-    cache, models, tmp_path, monkeypatch, capsys, limit, message
-):
+def test_a_wrong_limit_is_refused_before_loading(cache, models, tmp_path, monkeypatch, capsys, limit, message):
     monkeypatch.setattr(classifier, "load_classifier", lambda *a, **k: pytest.fail("loaded"))
     assert explain(cache, *models, "--out", tmp_path / "a.png", "--limit", limit) == 2
     assert message in capsys.readouterr().err
