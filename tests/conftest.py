@@ -43,7 +43,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # so do jobs under nohup
 
-pytest_plugins = ["fake_hub", "flash_stand_in"]
+pytest_plugins = ["driven_browser", "fake_hub", "flash_stand_in"]
 
 # The same examples in every run, so that a failure points to the change; HYPOTHESIS_PROFILE=explore draws new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None)

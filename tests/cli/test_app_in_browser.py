@@ -7,7 +7,6 @@ from pathlib import Path
 
 import programs
 import pytest
-from driven_browser import CHROMIUM, Browser
 
 import avarc_cli
 from avarc_cli.zoo.local_files import ASSETS
@@ -30,17 +29,14 @@ def url():
 
 
 @pytest.fixture
-def page(url, tmp_path):
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here (apt-get install chromium)")
-    browser = Browser(tmp_path / "profile")
+def page(browser, url):
     browser.open(url)
     browser.wait("document.body?.dataset.ready")
     yield browser
-    problems, asked = browser.problems, browser.asked
-    browser.close()
-    assert not problems
-    assert all(each.startswith((url, "data:", "blob:", "about:")) for each in asked), "only this machine is asked"
+    assert not browser.problems
+    assert all(each.startswith((url, "data:", "blob:", "about:")) for each in browser.asked), (
+        "only this machine is asked"
+    )
 
 
 def text(page, identifier):
