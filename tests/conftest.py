@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import atexit
 import math
+import multiprocessing
 import os
 import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("NO_COLOR", "1")
@@ -18,6 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does
 os.environ["AVARC_PRODUCTS"] = "torch"  # no measurement decides about numbers, or takes time
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same bits alone and in parallel (pytest -n), which shares the cores
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start need not compile avarc again, each of them
 os.environ["AVARC_HOME"] = tempfile.mkdtemp(prefix="avarc-tests-")  # without the names this user has registered
 os.environ["TORCH_HOME"] = os.environ["AVARC_HOME"] + "/torch"  # nor the networks this user has downloaded
 
@@ -34,6 +38,7 @@ from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.models.var.network import VAR
 from avarc_cli.tokenizers.vqvae.family import FAMILY as VQVAE_FAMILY
 from avarc_cli.tokenizers.vqvae.network import VQVAE
+from avarc_cli.work import device_chunks
 
 atexit.register(shutil.rmtree, os.environ["AVARC_HOME"], ignore_errors=True)
 for name in ("COLUMNS", "LINES"):
@@ -112,6 +117,25 @@ class Golden:
 
 def load_golden(name: str) -> Golden:
     return Golden(name, *fill.load_golden(GOLDEN / f"{name}.npz"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_device_processes() -> Iterator[None]:
+    """Processes of --devices are forks of one that has imported torch, and otherwise as new as those of users.
+
+    They are spawned where a test starts avarc as a process: tests/cli/test_process.py, tests/tokens/test_elsewhere.py.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["torch", "avarc_cli.work.device_worker"])
+
+    def get_context(method: str) -> Any:
+        forkserver.ensure_running()  # here, because what starts it later does so with signals blocked
+        return server
+
+    stand_in = SimpleNamespace(get_context=get_context, get_start_method=multiprocessing.get_start_method)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device_chunks, "multiprocessing", stand_in)
+        yield
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
