@@ -1,6 +1,6 @@
-"""Encode FOLDER/images to FOLDER/elsewhere.h5 by two workers, the first of which to encode is killed.
+"""Encode FOLDER/images to FOLDER/elsewhere.h5 by two processes, the first of which to encode is killed.
 
-Usage: encode_elsewhere FOLDER ray|devices, with 11 images of which the fourth is unreadable.
+Usage: encode_elsewhere FOLDER, with 11 images of which the fourth is unreadable.
 """
 
 from __future__ import annotations
@@ -108,16 +108,6 @@ def check_kill(run: Run) -> list[str]:
     return said
 
 
-def check_ray(folder: Path) -> None:
-    import ray
-
-    ray.init(num_cpus=2, configure_logging=False, log_to_driver=False, include_dashboard=False)
-    run = Run(folder, Workers("ray"))
-    check_kill(run)
-    with pytest.raises(AvarcError, match="not enough memory"):
-        run.encode(Broken(), "broken.h5")
-
-
 def check_devices(folder: Path) -> None:
     run = Run(folder, Workers(devices=("cpu", "cpu")))
     (said,) = check_kill(run)
@@ -142,4 +132,4 @@ def check_devices(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    (check_ray if sys.argv[2] == "ray" else check_devices)(Path(sys.argv[1]))
+    check_devices(Path(sys.argv[1]))
