@@ -84,7 +84,7 @@ def test_a_cascade_predicts_as_fp32_and_says_what_it_took(classify, tmp_path):
 
 
 def test_shards_and_a_run_that_is_continued_use_the_recorded_noise(classify, tmp_path):
-    options = ("--plan", PLAN, "--precision", "cascade", "--batch-size", "1")
+    options = ("--plan", PLAN, "--precision", "cascade", "--batch-size", "4")
     assert classify(tmp_path / "whole", *options)[0] == 0
     assert classify(tmp_path / "run", *options, "--shard", "1/2")[0] == 0
     forget_noise()
