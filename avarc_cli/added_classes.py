@@ -135,6 +135,10 @@ class AddedClassesModel(LikelihoodModel):
         added_N = np.maximum(class_id_N - self.base.num_classes + 1, 0)
         return np.where(class_id_N == self.num_classes, 0, added_N)
 
+    @property
+    def group_cache_bytes(self) -> int:
+        return self.base.group_cache_bytes
+
     def prepare(self, class_id_N: npt.NDArray[np.int64]) -> None:
         own_N = class_id_N[self.adapter(class_id_N) == 0]
         self.base.prepare(np.where(own_N == self.num_classes, self.base.num_classes, own_N))

@@ -202,6 +202,15 @@ class LikelihoodModel(ABC):
         """Memory of the weights and tables that scoring always needs."""
         return 0
 
+    @property
+    def group_cache_bytes(self) -> int:
+        """Memory that keys and values of a group of images may take where a forward pass takes less; 0: none.
+
+        Of a model that computes much that depends on the class alone. Its pairs are scored class by class, so that
+        images of a group share that work.
+        """
+        return 0
+
     def evaluated(self, tokens: int) -> int:
         """Positions of one pair that a pass evaluates at once to score this many tokens after those it has scored."""
         return tokens

@@ -291,7 +291,7 @@ def _load_tokenizer(
     load: Callable[[str], LoadedTokenizer], precision: str, sha256: str, device: str
 ) -> LoadedTokenizer:
     tokenizer = load(device)
-    _check_unchanged(tokenizer.file, sha256, tokenizer.sha256)
+    check_unchanged(tokenizer.file, sha256, tokenizer.sha256)
     return tokenizer.at(precision)
 
 
@@ -300,13 +300,14 @@ def _load_model(
 ) -> LoadedModel:
     model = load(device, precision)
     if model.captions is not None:
-        _check_unchanged(model.captions.captions.source, captions, model.captions.captions.digest)
-    _check_unchanged(model.file, sha256, model.sha256)
-    _check_unchanged(model.tokenizer.file, tokenizer_sha256, model.tokenizer.sha256)
+        check_unchanged(model.captions.captions.source, captions, model.captions.captions.digest)
+    check_unchanged(model.file, sha256, model.sha256)
+    check_unchanged(model.tokenizer.file, tokenizer_sha256, model.tokenizer.sha256)
     return model
 
 
-def _check_unchanged(file: str, before: str, now: str) -> None:
+def check_unchanged(file: str, before: str, now: str) -> None:
+    """Raises: CheckpointError when a file that is loaded again has another sha256 than before."""
     if before != now:
         why, fix = f"its sha256 was {before}, it is {now}", "put the file back, or run the command again with this one"
         raise CheckpointError(f"'{file}' changed while it was in use", why, fix)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,13 @@ class GoldenNetwork:
             for end in ("", "_spatial")
         ]
         return each[0], each[1]
+
+    def loader(self) -> Callable[[str], GoldenNetwork]:
+        return partial(_load, self.fails_at)
+
+
+def _load(fails_at: int | None, device: str) -> GoldenNetwork:
+    return GoldenNetwork(fails_at=fails_at)
 
 
 def images(kind: str) -> np.ndarray:

@@ -16,11 +16,16 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
 from avarc_cli.options import Options
+from avarc_cli.storage import beside
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
+    from avarc_cli.classifier import Classifier
+    from avarc_cli.data.datasets import ImageSet
     from avarc_cli.data.labels import LabelSpace
-    from avarc_cli.explain import ExplainResult, Explanation, Weighting
+    from avarc_cli.explain import ExplainOptions, ExplainResult, Explanation, Weighting
+    from avarc_cli.results.read_run import SavedRun
+    from avarc_cli.tokens.cache import TokenCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,16 +104,11 @@ def explain(
     Example: avarc explain val.h5 --model var-d16 --only wrong --limit 12 --out wrong.html
     """
     from avarc_cli import outputs
-    from avarc_cli.data.datasets import ImageSet
     from avarc_cli.explain import write
-    from avarc_cli.explain.comparison import parse_comparison
     from avarc_cli.explain.maps import Weighting, parse_scales
     from avarc_cli.explain.options import ExplainOptions
     from avarc_cli.explain.predictions import check_subset, parse_rows
-    from avarc_cli.results.folder import RunFolder
-    from avarc_cli.storage import beside
     from avarc_cli.tokens.cache import read
-    from avarc_cli.work import chunks
 
     how = Weighting(weights=weighting, scales=parse_scales(scales), upsample=upsample)
     check_subset(only)
@@ -134,63 +134,124 @@ def explain(
             max_images=write.max_images(out),
             keep_order=listed,
         )
-        maps = beside(out, ".maps")
+        task = _Task(context, options, how, out, npz, work)
         if run is not None:
-            found = _of_run.find(context, run, tokens, model, allow_outside=allow_outside)
-            found = replace(found, model=work.place(context, found.model))
-            explained = found.explain(run, options, how, maps, on)
-            _finish(explained, how, out, npz, f"Why? {run.path}", _about(explained, only, found.model.model, how))
-            chunks.delete(maps)
+            _explain_run(task, run, _of_run.find(context, run, tokens, model, allow_outside=allow_outside))
             return
         source = read(data[0]) if images is None else images
-        scores = RunFolder(beside(out, ".run")) if images is None else None
         if rows is not None:
             parse_rows(rows, len(source))
-        about_images = source if isinstance(source, ImageSet) else source.header
-        model = model.naming(about_images.class_names, scoring.classes, model.class_names)
-        if (space := model.known_classes()) is not None:
-            scoring.check(space, about_images.dataset)
-            parse_comparison(target, contrast, space)
-        spec = work.place(context, model).fetch()
-        from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
-        from avarc_cli.explain import explain_images
-
-        chosen = pixels.average(context, scoring.options(about_images.dataset))
-        classifier = load_classifier(spec, chosen, progress=opt.captions_bar)
-        opt.note_inferred(classifier.model)
-        if images is not None:
-            _images.warn_of_photos(images, classifier.model.name)
-        _images.note_numbers(about_images.class_names, classifier.model.classes)
-        how.of_grids(classifier.model.tokenizer.layout)  # wrong scales are an error before images are scored
-        result = explain_images(
-            classifier,
-            source,
-            options,
-            preprocess=pixels.preprocess,
-            views=pixels.views,
-            workers=workers,
-            scores=scores,
-            maps=maps if scores is not None else None,
-            on=on,
-            overwrite=overwrite,
-            progress=console.progress,
-            say=console.warn,
-        )
-        _images.list_unreadable(result.unreadable)
+        classifier = _load(task, source, model, scoring, pixels)
         title = f"Why? {', '.join(str(d) for d in data[:3])}"
-        _finish(result, how, out, npz, title, _about(result, only, classifier.model.name, how))
-        if scores is not None:
-            scores.remove()
-            chunks.delete(maps)
+        result = _explain_source(task, source, classifier, pixels, title, workers=workers, overwrite=overwrite)
         if result.unreadable:
             raise typer.Exit(EXIT_UNREADABLE)
 
 
-def _finish(result: ExplainResult, weighting: Weighting, out: Path, npz: Path | None, title: str, about: str) -> None:
-    from avarc_cli.explain import write
+@dataclass(frozen=True)
+class _Task:
+    """What is to be explained and how, and where it is written."""
 
-    write.write_explanations(result.explanations, weighting, out, title=title, about=about, npz=npz)
-    _show(result, weighting, out, npz, about)
+    context: typer.Context
+    options: ExplainOptions
+    how: Weighting
+    out: Path
+    npz: Path | None
+    work: groups.WorkersOptions
+
+    @property
+    def maps(self) -> Path:
+        """Folder of the maps that are finished, until all are."""
+        return beside(self.out, ".maps")
+
+    def finish(self, result: ExplainResult, title: str, model: str) -> None:
+        """Write and show the explanations by a model of this name."""
+        from avarc_cli.explain import write
+
+        about = _about(result, self.options.only, model, self.how)
+        write.write_explanations(result.explanations, self.how, self.out, title=title, about=about, npz=self.npz)
+        _show(result, self.how, self.out, self.npz, about)
+
+    def delete_maps(self) -> None:
+        """Delete what a kill would have left."""
+        from avarc_cli.work import chunks
+
+        chunks.delete(self.maps)
+
+
+def _explain_run(task: _Task, run: SavedRun, found: _of_run.Found) -> None:
+    """Explain the predictions of a run, by its own model."""
+    placed = replace(found, model=task.work.place(task.context, found.model))
+    explained = placed.explain(run, task.options, task.how, task.maps, task.work.workers)
+    task.finish(explained, f"Why? {run.path}", placed.model.model)
+    task.delete_maps()
+
+
+def _load(
+    task: _Task,
+    source: ImageSet | TokenCache,
+    model: groups.ModelOptions,
+    scoring: _ScoringOptions,
+    pixels: groups.PixelOptions,
+) -> Classifier:
+    """The classifier for these images; what is wrong with the request is reported before it is loaded."""
+    from avarc_cli.data.datasets import ImageSet
+    from avarc_cli.explain.comparison import parse_comparison
+
+    about_images = source if isinstance(source, ImageSet) else source.header
+    model = model.naming(about_images.class_names, scoring.classes, model.class_names)
+    if (space := model.known_classes()) is not None:
+        scoring.check(space, about_images.dataset)
+        parse_comparison(task.options.target, task.options.contrast, space)
+    spec = task.work.place(task.context, model).fetch()
+    from avarc_cli.classifier import load_classifier  # imports torch: only now, after all that may be wrong
+
+    chosen = pixels.average(task.context, scoring.options(about_images.dataset))
+    classifier = load_classifier(spec, chosen, progress=opt.captions_bar)
+    opt.note_inferred(classifier.model)
+    if isinstance(source, ImageSet):
+        _images.warn_of_photos(source, classifier.model.name)
+    _images.note_numbers(about_images.class_names, classifier.model.classes)
+    task.how.of_grids(classifier.model.tokenizer.layout)  # wrong scales are an error before images are scored
+    return classifier
+
+
+def _explain_source(
+    task: _Task,
+    source: ImageSet | TokenCache,
+    classifier: Classifier,
+    pixels: groups.PixelOptions,
+    title: str,
+    *,
+    workers: int | None,
+    overwrite: bool,
+) -> ExplainResult:
+    """Score images or a token cache, and explain them; scores and maps of a cache survive a kill."""
+    from avarc_cli.data.datasets import ImageSet
+    from avarc_cli.explain import explain_images
+    from avarc_cli.results.folder import RunFolder
+
+    scores = None if isinstance(source, ImageSet) else RunFolder(beside(task.out, ".run"))
+    result = explain_images(
+        classifier,
+        source,
+        task.options,
+        preprocess=pixels.preprocess,
+        views=pixels.views,
+        workers=workers,
+        scores=scores,
+        maps=task.maps if scores is not None else None,
+        on=task.work.workers,
+        overwrite=overwrite,
+        progress=console.progress,
+        say=console.warn,
+    )
+    _images.list_unreadable(result.unreadable)
+    task.finish(result, title, classifier.model.name)
+    if scores is not None:
+        scores.remove()
+        task.delete_maps()
+    return result
 
 
 def _about(result: ExplainResult, only: str | None, model: str, weighting: Weighting) -> str:

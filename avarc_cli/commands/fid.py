@@ -10,18 +10,22 @@ import typer
 
 from avarc_cli import console
 from avarc_cli.commands import _images, _inception
+from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
+from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.errors import EXIT_UNREADABLE
 from avarc_cli.settings import check_device, check_exists, check_file
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
     from avarc_cli.metrics.fid import Scores
-    from avarc_cli.metrics.pixels import Pixels
+    from avarc_cli.metrics.pixels import Decoding, Pixels
     from avarc_cli.metrics.protocol import Reference
 
 
+@with_option_groups
 def fid(
+    context: typer.Context,
     samples: Annotated[
         Path,
         typer.Argument(help="Generated images: a folder, or FILE.npz with arr_0, uint8 (images, side, side, 3)."),
@@ -56,26 +60,32 @@ def fid(
     dataset: opt.DatasetOpt = None,
     allow_outside: opt.AllowOutsideOpt = False,
     device: opt.DeviceOpt = "auto",
+    work: groups.WorkersOptions,
     as_json: opt.JsonOpt = False,
 ) -> None:
     """Compute FID, sFID, Inception Score, precision and recall of generated images.
 
-    By the protocol of published numbers: ADM's evaluator, 50,000 images, VIRTUAL_imagenet256_labeled.npz.
+    By the protocol of published numbers: ADM's evaluator, 50,000 images, VIRTUAL_imagenet256_labeled.npz. With
+    --features it can be killed, and run again to continue; and several --devices can share it.
 
     Example: avarc fid samples.npz --reference VIRTUAL_imagenet256_labeled.npz
     """
     from avarc_cli import outputs
     from avarc_cli.metrics import protocol
+    from avarc_cli.metrics.pixels import Decoding
 
     check_device(device)
     check_exists(samples, "SAMPLES")
     check_exists(reference, "--reference")
     check_file(inception, "--inception")
+    on = work.check(context)
     protocol.check_features_folder(features)
+    protocol.check_workers(on, features)
+    decoding = Decoding.beside(on, workers)
     weights = protocol.require_weights(inception)
     with outputs.reserved(save_statistics, outputs.NPZ, overwrite=overwrite, inputs=[samples, reference]):
-        generated = _samples(samples, workers)
-        real = _reference(reference, generated, dataset, workers, allow_outside=allow_outside)
+        generated = _samples(samples, decoding)
+        real = _reference(reference, generated, dataset, decoding, allow_outside=allow_outside)
         for count, source in ((len(generated), generated.source), (real.images, real.source)):
             if warning := protocol.check_count(count, source, allow_few=allow_few):
                 console.warn(warning)
@@ -83,10 +93,18 @@ def fid(
             _check(each)
         from avarc_cli.metrics import fid as library  # imports torch: only now, after all that may be wrong
 
-        network = _inception.load(weights, device)
+        network = _inception.load(weights, on.first_device(device))
         bar = partial(console.progress, unit="image")
         scores = library.evaluate(
-            generated, real, network, shuffle=shuffle, keep=features, batch_size=batch_size, bar=bar
+            generated,
+            real,
+            network,
+            shuffle=shuffle,
+            keep=features,
+            batch_size=batch_size,
+            workers=on,
+            bar=bar,
+            say=console.warn,
         )
         if save_statistics is not None:
             library.write_statistics(save_statistics, scores)
@@ -96,7 +114,7 @@ def fid(
         raise typer.Exit(EXIT_UNREADABLE)
 
 
-def _samples(path: Path, workers: int | None) -> Pixels:
+def _samples(path: Path, decoding: Decoding) -> Pixels:
     from avarc_cli.metrics import arrays, pixels, protocol
 
     if protocol.is_archive(path):
@@ -105,18 +123,18 @@ def _samples(path: Path, workers: int | None) -> Pixels:
     if said := pixels.jpeg_note(images):
         console.warn(said)
     with console.progress("looking at the images", len(images)) as bar:
-        return pixels.of_samples(images, workers, bar.update)
+        return pixels.of_samples(images, decoding, bar.update)
 
 
 def _reference(
-    path: Path, samples: Pixels, dataset: str | None, workers: int | None, *, allow_outside: bool
+    path: Path, samples: Pixels, dataset: str | None, decoding: Decoding, *, allow_outside: bool
 ) -> Reference:
     from avarc_cli.metrics import protocol
 
     if protocol.is_archive(path):
         return protocol.reference_of_archive(path, samples)
     images = _images.open_noted([path], dataset, allow_outside=allow_outside)
-    return protocol.reference_of_images(images, samples.side, workers)
+    return protocol.reference_of_images(images, samples.side, decoding)
 
 
 def _check(images: Pixels | None) -> None:

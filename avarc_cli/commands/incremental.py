@@ -23,7 +23,8 @@ from avarc_cli.zoo.cards import check_weights
 if TYPE_CHECKING:
     from avarc_cli.incremental.examples import Examples, Variation
     from avarc_cli.incremental.measures import Measures, Results
-    from avarc_cli.loaded import LoadedTokenizer
+    from avarc_cli.loaded import LoadedModel, LoadedTokenizer
+    from avarc_cli.loading import ModelSpec
     from avarc_cli.progress import Progress
 
 DIGITS = Path("digits")  # as DATA: scikit-learn's digits
@@ -81,13 +82,7 @@ def incremental(
     from avarc_cli.incremental.folder import check_folder, open_folder
     from avarc_cli.incremental.split import parse_split
 
-    if model is not None:
-        shape_of_base = {"base_steps", "base_depth", "base_width"}
-        opt.check_not_given(context, shape_of_base, "with --model", "the base model is trained already")
-    else:
-        opt.check_not_given(context, {"weight_set"}, "without --model", "the base model is trained here")
-    if baseline not in (None, "finetune"):
-        raise UsageError(f"no baseline '{baseline}'", "there is finetune")
+    _check_combination(context, model, baseline)
     reads = tokenizer or ("digits-vqvae" if model is None else None)
     for name in filter(None, (model, reads)):
         check_weights(name)
@@ -98,7 +93,7 @@ def incremental(
     if not all(file.exists() for file in _token_files(out)):
         _check_data(data, test, base, tasks, learning.allow_outside)
     from avarc_cli.incremental import protocol  # imports torch: only now, after all that may be wrong
-    from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
+    from avarc_cli.loading import ModelSpec
 
     options, variation = learning.fit(), learning.variation()
     shape = protocol.BaseShape(depth=base_depth, width=base_width, steps=base_steps)
@@ -109,10 +104,7 @@ def incremental(
         tokenizer_weight_set=tokenizer_weight_set,
         device=workers.first_device(device),
     )
-    _weights.ensure(spec.model, tokenizer, weight_set, tokenizer_weight_set, yes=yes, tokenizer_only=model is None)
-    given = load_model(spec) if model else None
-    reader = given.tokenizer if given else load_tokenizer(replace(spec, tokenizer=None))
-    opt.note_inferred(given or reader)
+    given, reader = _load(spec, tokenizer_only=model is None, yes=yes)
     asked = {
         "incremental": {"data": str(data), "test": test and str(test), "base": base, "tasks": tasks},
         "variation": vars(variation),
@@ -139,6 +131,29 @@ def incremental(
     _show(results, out)
     if train.unreadable or tested.unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
+
+
+def _check_combination(context: typer.Context, model: str | None, baseline: str | None) -> None:
+    """Raises: UsageError for options that change nothing beside the others, and for an unknown baseline."""
+    if model is not None:
+        shape_of_base = {"base_steps", "base_depth", "base_width"}
+        opt.check_not_given(context, shape_of_base, "with --model", "the base model is trained already")
+    else:
+        opt.check_not_given(context, {"weight_set"}, "without --model", "the base model is trained here")
+    if baseline not in (None, "finetune"):
+        raise UsageError(f"no baseline '{baseline}'", "there is finetune")
+
+
+def _load(spec: ModelSpec, *, tokenizer_only: bool, yes: bool) -> tuple[LoadedModel | None, LoadedTokenizer]:
+    """The model of the base classes, if there is one already, and the tokenizer."""
+    from avarc_cli.loading import load_model, load_tokenizer
+
+    sets = spec.weight_set, spec.tokenizer_weight_set
+    _weights.ensure(spec.model, spec.tokenizer, *sets, yes=yes, tokenizer_only=tokenizer_only)
+    given = None if tokenizer_only else load_model(spec)
+    reader = given.tokenizer if given else load_tokenizer(replace(spec, tokenizer=None))
+    opt.note_inferred(given or reader)
+    return given, reader
 
 
 @contextmanager

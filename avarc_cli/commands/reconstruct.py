@@ -17,7 +17,8 @@ from avarc_cli.settings import check_file
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
-    from avarc_cli.metrics.reconstruction import Reconstruction, Usage
+    from avarc_cli.metrics.codes import Usage
+    from avarc_cli.metrics.reconstruction import Reconstruction
     from avarc_cli.tokenizer import Tokenizer
 
 
@@ -31,6 +32,10 @@ def reconstruct(
     ] = None,
     inception: _inception.InceptionOpt = None,
     allow_few: _inception.AllowFewOpt = False,
+    features: Annotated[
+        Path | None,
+        typer.Option("--features", help="Folder to keep features and measurements in: after a kill, run it again."),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Images that are encoded and decoded at once.")
     ] = 16,
@@ -41,25 +46,34 @@ def reconstruct(
     seed: opt.SeedOpt = 0,
     workers: opt.WorkersOpt = None,
     allow_outside: opt.AllowOutsideOpt = False,
+    work: groups.WorkersOptions,
     as_json: opt.JsonOpt = False,
     model: groups.WeightsOptions,
 ) -> None:
     """Encode and decode images, and measure: rFID, PSNR, SSIM, and how a tokenizer's codes are used.
 
     rFID is the distance of the reconstructions from the same images, and needs the Inception network and 50,000 images.
+    With --features, or --out, it can be killed, and run again to continue; and several --devices can share it.
 
     Example: avarc reconstruct val/ --model var-d16
     """
-    from avarc_cli import outputs
     from avarc_cli.data.preprocess import Preprocess, check_option
-    from avarc_cli.metrics import pixels
+    from avarc_cli.metrics import pixels, protocol
+    from avarc_cli.storage import beside
+    from avarc_cli.work import chunks
 
+    on = work.workers
+    model = work.place(context, model)
     check_option(preprocess)
     check_file(inception, "--inception")
     part = _images.Part(limit, sample, seed)
     part.check()
+    protocol.check_features_folder(features)
+    passing = beside(out, ".parts") if out is not None and features is None else None
+    keep = features or passing
+    protocol.check_workers(on, keep)
     if out is not None:
-        outputs.check_new_folder(out)
+        protocol.check_pictures_folder(out, keep)
     images = part.of(_images.open_noted(data, dataset, allow_outside=allow_outside))
     weights = _weights(inception, len(images), images.source, allow_few=allow_few)
     spec = model.of_tokenizer(context).fetch(tokenizer_only=True)
@@ -73,16 +87,21 @@ def reconstruct(
     console.note(f"{counted(len(images), 'image')}, {how}, by {tokenizer.name}")
     with console.progress("reconstructing", len(images)) as bar:
         found = reconstruction.reconstruct(
-            pixels.SetImages(images, how, workers),
+            pixels.SetImages(images, how, pixels.Decoding.beside(on, workers)),
             tokenizer,
             network,
             out,
+            keep=keep,
             batch_size=batch_size,
+            workers=on,
             progress=bar.update,
+            say=console.warn,
         )
     _images.list_unreadable(list(found.unreadable))
     protocol_notes = {"preprocess": str(how), "tokenizer": tokenizer.name, "source": images.source, "out": out}
     _show(found, tokenizer, protocol_notes)
+    if passing is not None:  # what a kill would have left
+        chunks.delete(passing)
     if found.unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
 

@@ -10,15 +10,18 @@ Shapes: B images, C and O channels in and out, H and W rows and columns in, h an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avarc_cli.layers.mapped import give_back
+from avarc_cli.layers.threads import share
 from avarc_cli.layers.winograd import WinogradConv
 
-STRIP = 2**21  # bytes of the columns multiplied at once, for each thread
+STRIP = 2**21  # bytes of the columns multiplied at once
 NARROW = 128  # C from which sums are worth a better order, C and O from which Winograd pays
 WIDEST = 320 * 320  # C * O up to which Winograd pays: beyond, its weights take much memory
 FEW = 20480  # numbers of an image for which torch has another algorithm
@@ -107,7 +110,9 @@ class MatmulConv(nn.Module):
     @cached_property
     def weight_KO(self) -> Tensor:  # noqa: N802  # a tensor of this shape
         """The weight as a matrix, made at its first use."""
-        return self.weight.detach().permute(2, 3, 1, 0).flatten(0, 2).contiguous()
+        weight_KO = self.weight.detach().permute(2, 3, 1, 0).flatten(0, 2).contiguous()
+        give_back(self.weight.detach())
+        return weight_KO
 
     @torch.no_grad()
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -117,8 +122,13 @@ class MatmulConv(nn.Module):
         size, height, width = x_Bhw33C.shape[:3]
         y_BhwO = x_BCHW.new_empty(size, height, width, len(self.bias_O))
         k = len(self.weight_KO)
-        at_once = max(1, STRIP * torch.get_num_threads() // (width * k * x_BCHW.element_size()))
-        for x_hw33C, y_hwO in zip(x_Bhw33C, y_BhwO, strict=True):
-            for strip, y in zip(x_hw33C.split(at_once), y_hwO.split(at_once), strict=True):
-                torch.addmm(self.bias_O, strip.reshape(-1, k), self.weight_KO, out=y.flatten(0, 1))
+        at_once = max(1, STRIP // (width * k * x_BCHW.element_size()))
+
+        def multiply(pieces: Iterator[tuple[int, int]]) -> None:
+            for image, start in pieces:
+                part = slice(start, start + at_once)
+                columns = x_Bhw33C[image, part].reshape(-1, k)
+                torch.addmm(self.bias_O, columns, self.weight_KO, out=y_BhwO[image, part].flatten(0, 1))
+
+        share(multiply, [(image, start) for image in range(size) for start in range(0, height, at_once)])
         return y_BhwO.permute(0, 3, 1, 2)

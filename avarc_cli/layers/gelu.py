@@ -1,14 +1,47 @@
-"""GELU (arXiv:1606.08415) in its tanh form, as VAR and MaskGen have it."""
+"""GELU (arXiv:1606.08415), alone and after a linear."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avarc_cli.layers.linears import CACHED
+import avarc_kernels
+from avarc_cli.layers.kernels import others
+from avarc_cli.layers.linears import CACHED, CalledLinear, linear
+from avarc_cli.layers.precision import product_backend
+from avarc_kernels.linear_gelu import epilogue_missing
+
+
+def linear_gelu(layer: nn.Module, x: Tensor, *, approximate: str = "tanh", kernels: str = "torch") -> Tensor:
+    """GELU of `linear(layer, x)`, (..., N) in the layer's dtype, as a part of the product where that is faster.
+
+    On a CPU these are oneDNN's products in inference mode: of bfloat16 numbers, which are then rounded once in place of
+    twice, and of float32 where oneDNN was chosen.
+
+    Args:
+        approximate: the form of GELU, "tanh" or "none", as torch calls it.
+        kernels: the model's implementation of operations (`layers.kernels`).
+    """
+    if isinstance(layer, nn.Linear) and not isinstance(layer, CalledLinear):
+        rows_MK = x.flatten(0, -2).to(layer.weight.dtype)
+        if backend := _fused_by(rows_MK, kernels, approximate):
+            rows_MN = avarc_kernels.linear_gelu(
+                rows_MK, layer.weight, layer.bias, approximate=approximate, backend=backend
+            )
+            return rows_MN.unflatten(0, x.shape[:-1])
+    y = linear(layer, x)
+    return gelu(y) if approximate == "tanh" else F.gelu(y)
+
+
+def _fused_by(x_MK: Tensor, kernels: str, approximate: str) -> str | None:
+    """The backend of `avarc_kernels.linear_gelu` that is to be used for this product."""
+    if x_MK.is_cuda:
+        return "cublaslt" if others(kernels) == "triton" and approximate == "tanh" else None
+    half = torch.is_inference_mode_enabled() and x_MK.dtype == torch.bfloat16 and epilogue_missing(x_MK) is None
+    return "onednn" if half or product_backend(x_MK) == "onednn" else None
 
 
 def gelu(x: Tensor) -> Tensor:

@@ -13,10 +13,14 @@ or S of one, R pixels of a block.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-BLOCK = 2**17  # numbers of a block, and for each thread of what is summed at once: still in the cache when squared
+from avarc_cli.layers.threads import share
+
+BLOCK = 2**17  # numbers of a block, and of what is summed at once: still in the cache when squared
 
 
 class GroupNorm(nn.GroupNorm):
@@ -41,14 +45,22 @@ def _moments(x_BHWC: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     b, h, w, c = x_BHWC.shape
     lines = max(n for n in range(1, h + 1) if h % n == 0 and n * w * c <= max(BLOCK, w * c))
     pixels, blocks = lines * w, h // lines
-    x_NRC = x_BHWC.reshape(b * blocks, pixels, c)
-    means, squares = [], []
-    for x_nRC in x_NRC.split(max(1, BLOCK * torch.get_num_threads() // (pixels * c))):
-        x_nRC = x_nRC.to(_sums_dtype(x_BHWC))
-        mean_nC = x_nRC.mean(1)
-        means.append(mean_nC)
-        squares.append((x_nRC - mean_nC[:, None]).square_().sum(1))
-    mean_BSGD, squares_BSGD = (torch.cat(t).double().view(b, blocks, groups, -1) for t in (means, squares))
+    x_NRC, precise = x_BHWC.reshape(b * blocks, pixels, c), _sums_dtype(x_BHWC)
+    sums_2NC = x_BHWC.new_empty(2, b * blocks, c, dtype=precise)
+
+    def add(pieces: Iterator[tuple[Tensor, ...]]) -> None:
+        for x_nRC, mean_nC, squares_nC in pieces:
+            x_nRC = x_nRC.to(precise)
+            torch.mean(x_nRC, 1, out=mean_nC)
+            torch.sum((x_nRC - mean_nC[:, None]).square_(), 1, out=squares_nC)
+
+    at_once = max(1, BLOCK // (pixels * c))
+    pieces = list(zip(*(t.split(at_once) for t in (x_NRC, *sums_2NC)), strict=True))
+    if len(pieces) > 1:
+        share(add, pieces)
+    else:
+        add(iter(pieces))
+    mean_BSGD, squares_BSGD = sums_2NC.double().view(2, b, blocks, groups, -1)
     mean_BG = mean_BSGD.mean((1, 3))
     between_BG = (mean_BSGD - mean_BG[:, None, :, None]).square().mean((1, 3))
     return mean_BG, squares_BSGD.mean((1, 3)) / pixels + between_BG

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.errors import UsageError
+from avarc_cli.layers.mapped import give_back
 from avarc_cli.layers.precision import Precision, cpu_has_vnni, product_backend
 from avarc_kernels import quantize_rows
 from avarc_kernels.linear import linear as product
@@ -72,12 +73,21 @@ def quantized(layer: nn.Linear, precision: Precision) -> QuantizedLinear:
 
 
 def convert_linears(block: nn.Module, names: Iterable[str], precision: Precision) -> None:
-    """Run the linears of these names inside a block in this precision. Raises: as `quantized`."""
+    """Run the linears of these names inside a block in this precision.
+
+    The memory of weights that are mapped from a file is given back as soon as they are converted.
+
+    Raises: as `quantized`.
+    """
     for name in names:
         owner, _, attribute = name.rpartition(".")
         module = block.get_submodule(owner)
         layer = getattr(module, attribute)
-        setattr(module, attribute, quantized(layer, precision) if precision.quantized else layer.to(precision.product))
+        before = layer.weight.detach()
+        converted = quantized(layer, precision) if precision.quantized else layer.to(precision.product)
+        setattr(module, attribute, converted)
+        if precision.product != before.dtype:
+            give_back(before)
 
 
 class QuantizedLinear(nn.Module, ABC):

@@ -11,15 +11,32 @@ Shapes: B images, C and O channels in and out, H and W rows and columns, a multi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avarc_cli.layers.mapped import give_back
+from avarc_cli.layers.threads import share
+
 A, B = 5 / 8, 3 / 2  # the points are 0, A, -A, B, -B and infinity
-STRIP = 2**21  # bytes of a strip's tiles, for each thread: what is transformed is still in the cache when it is used
+TO_POINTS = [  # the values of a polynomial's product, from six inputs
+    [(A * B) ** 2, 0, -A * A - B * B, 0, 1, 0],
+    [0, -A * B * B, -B * B, A, 1, 0],
+    [0, A * B * B, -B * B, -A, 1, 0],
+    [0, -B * A * A, -A * A, B, 1, 0],
+    [0, B * A * A, -A * A, -B, 1, 0],
+    [0, (A * B) ** 2, 0, -A * A - B * B, 0, 1],
+]
+FROM_POINTS = [  # four outputs, from the values of six products
+    [1, 1, 1, 1, 1, 0],
+    [0, A, -A, B, -B, 0],
+    [0, A**2, A**2, B**2, B**2, 0],
+    [0, A**3, -(A**3), B**3, -(B**3), 1],
+]
+STRIP = 2**21  # bytes of a strip's tiles: what is transformed is still in the cache when it is used
 SUMMED = 32  # channels of one matrix product; their sums are added, which rounds half as much as one product over all
 
 
@@ -39,6 +56,7 @@ class WinogradConv(nn.Module):
         scaled = [[x / scale for x in row] for row, scale in zip(rows, scales, strict=True)]
         g = torch.tensor([*scaled, [0.0, 0.0, 1.0]], dtype=torch.float64, device=self.weight.device)
         weight = torch.einsum("ai,ocij,bj->abco", g, self.weight.detach().double(), g)
+        give_back(self.weight.detach())
         return weight.flatten(0, 1).to(self.weight.dtype).contiguous()
 
     @torch.no_grad()
@@ -48,48 +66,66 @@ class WinogradConv(nn.Module):
             return F.conv2d(x_BCHW, self.weight, self.bias, padding=1)
         x_BHWC = _pad(x_BCHW.permute(0, 2, 3, 1))
         y_BHWO = x_BCHW.new_empty(len(x_BCHW), height, width, self.weight_36CO.shape[2])
-        strip = _Strip(self, height // 4, width // 4, like=x_BHWC)
-        for x_HWC, y_HWO in zip(x_BHWC, y_BHWO, strict=True):
-            for start in range(0, height, 4 * strip.rows):
-                stop = start + 4 * strip.rows
-                strip.convolve(x_HWC[start : stop + 2], y_HWO[start:stop])
+        rows = self._rows(height // 4, width // 4)
+        # Made here, as malloc would keep what other threads allocate for these threads.
+        strips = [_Strip(self, rows, width // 4, like=x_BHWC) for _ in range(torch.get_num_threads())]
+
+        def convolve(pieces: Iterator[tuple[int, int]]) -> None:
+            strip = strips.pop()
+            for image, start in pieces:
+                stop = start + 4 * rows
+                strip.convolve(x_BHWC[image, start : stop + 2], y_BHWO[image, start:stop])
+
+        share(convolve, [(image, start) for image in range(len(x_BHWC)) for start in range(0, height, 4 * rows)])
         return y_BHWO.permute(0, 3, 1, 2)
+
+    def _rows(self, height: int, width: int) -> int:
+        """Rows of a strip, of an image of this many rows and columns of tiles."""
+        _, channels, _ = self.weight_36CO.shape
+        most = STRIP // (36 * width * channels * self.weight_36CO.element_size())
+        return max(n for n in range(1, height + 1) if height % n == 0 and n <= max(1, most))
 
 
 class _Strip:
     """Buffers for some rows of tiles, used again for each strip of an image: new memory would cost as much as the sums.
 
+    Their views are made once as well: threads would wait for each other, as only one at a time runs Python.
+
     rows, columns: tiles of a strip; all strips are alike.
     """
 
-    def __init__(self, conv: WinogradConv, height: int, width: int, *, like: Tensor) -> None:
+    def __init__(self, conv: WinogradConv, rows: int, columns: int, *, like: Tensor) -> None:
         _, c, o = conv.weight_36CO.shape
-        most = STRIP * torch.get_num_threads() // (36 * width * c * like.element_size())
-        self.conv, self.columns = conv, width
-        self.rows = max(n for n in range(1, height + 1) if height % n == 0 and n <= max(1, most))
-        self.lines_in = like.new_empty(6, self.rows, 4 * width + 2, c)
-        self.tiles = like.new_empty(6, 6, self.rows, width, c)
-        self.products = like.new_empty(6, 6, self.rows, width, o)
-        self.lines_out = like.new_empty(4, 6, self.rows, width, o)
-        self.outputs = like.new_empty(4, 4, self.rows, width, o)
-        self.scratch = like.new_empty(2, 6, self.rows, width, o)
+        self.rows, self.columns, self.width = rows, columns, (4 * columns + 2) * c
+        lines, tiles = like.new_empty(rows, 6, 4 * columns + 2, c), like.new_empty(6, 6, rows, columns, c)
+        products = like.new_empty(6, 6, rows, columns, o)
+        self.to_points = like.new_tensor(TO_POINTS).expand(rows, 6, 6)
+        self.lines_R6N = lines.flatten(2)
+        self.lines = [lines[:, :, i : i + 4 * columns - 3 : 4].transpose(0, 1) for i in range(6)]
+        self.tiles = tiles.unbind(1)
+        in_parts = tiles.view(36, -1, c).split(SUMMED, dim=2)
+        self.parts = list(zip(in_parts, conv.weight_36CO.split(SUMMED, dim=1), strict=True))
+        self.sums, self.products_6N = products.view(36, -1, o), products.view(6, -1)
+        self.from_points = like.new_tensor(FROM_POINTS)
+        self.half_4N = like.new_empty(4, self.products_6N.shape[1])
+        outputs = like.new_empty(4, 4, rows, columns, o)
+        self.outputs_44N, self.pixels = outputs.flatten(2), outputs.permute(2, 0, 3, 1, 4)
+        self.bias = like.new_zeros(()) if conv.bias is None else conv.bias
 
     def convolve(self, x_HWC: Tensor, y_HWO: Tensor) -> None:
         """Rows of whole tiles to y; x has one row and one column more on each side."""
-        last_row, last_column = 4 * self.rows - 3, 4 * self.columns - 3  # beginnings of tiles
-        _to_points([x_HWC[i : i + last_row : 4] for i in range(6)], self.lines_in)
-        _to_points([self.lines_in[:, :, i : i + last_column : 4] for i in range(6)], self.tiles.unbind(1))
-        count = self.rows * self.columns
-        _add_products(self.tiles.view(36, count, -1), self.conv.weight_36CO, self.products.view(36, count, -1))
-        _from_points(self.products.unbind(1), self.lines_out, self.scratch)
-        _from_points(self.lines_out.unbind(1), self.outputs, self.scratch[:, :4])
-        y = y_HWO.view(self.rows, 4, self.columns, 4, -1)
-        torch.add(self.outputs.permute(2, 0, 3, 1, 4), _bias(self.conv, y), out=y)
+        rows_R6N = x_HWC.as_strided((self.rows, 6, self.width), (4 * self.width, self.width, 1))
+        torch.bmm(self.to_points, rows_R6N, out=self.lines_R6N)
+        _to_points(self.lines, self.tiles)
+        _add_products(self.parts, self.sums)
+        torch.mm(self.from_points, self.products_6N, out=self.half_4N)
+        torch.bmm(self.from_points.expand(4, 4, 6), self.half_4N.view(4, 6, -1), out=self.outputs_44N)
+        torch.add(self.pixels, self.bias, out=y_HWO.view(self.rows, 4, self.columns, 4, -1))
 
 
-def _add_products(a_NRC: Tensor, b_NCO: Tensor, out: Tensor) -> None:
-    """The product of each pair of matrices. BLAS adds up to hundreds of terms one after the other."""
-    first, *others = zip(a_NRC.split(SUMMED, dim=2), b_NCO.split(SUMMED, dim=1), strict=True)
+def _add_products(parts: Sequence[tuple[Tensor, Tensor]], out: Tensor) -> None:
+    """The sum of the products of matrices. BLAS adds up to hundreds of terms one after the other."""
+    first, *others = parts
     torch.bmm(*first, out=out)
     for a, b in others:
         torch.baddbmm(out, a, b, out=out)
@@ -105,12 +141,8 @@ def _pad(x_BHWC: Tensor) -> Tensor:
     return padded
 
 
-def _bias(conv: WinogradConv, like: Tensor) -> Tensor:
-    return conv.bias if conv.bias is not None else like.new_zeros(())
-
-
-def _to_points(d: Sequence[Tensor], out: Sequence[Tensor] | Tensor) -> None:
-    """Six values of a polynomial's product, from six inputs d."""
+def _to_points(d: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+    """TO_POINTS times six inputs d, which no matrix product takes: their rows overlap."""
     for p, other, plus, minus in ((A, B, 1, 2), (B, A, 3, 4)):
         torch.sub(d[4], d[2], alpha=other * other, out=out[0])
         torch.sub(d[3], d[1], alpha=other * other, out=out[5])
@@ -119,13 +151,3 @@ def _to_points(d: Sequence[Tensor], out: Sequence[Tensor] | Tensor) -> None:
     for first, last in ((0, 0), (1, 5)):
         torch.sub(d[first + 4], d[first + 2], alpha=A * A + B * B, out=out[last])
         out[last].add_(d[first], alpha=(A * B) ** 2)
-
-
-def _from_points(m: Sequence[Tensor], out: Tensor, scratch: Tensor) -> None:
-    """Four outputs from six products m. scratch: two tensors like m's."""
-    even_a, even_b = torch.add(m[1], m[2], out=scratch[0]), torch.add(m[3], m[4], out=scratch[1])
-    torch.add(m[0], even_a, out=out[0]).add_(even_b)
-    torch.mul(even_a, A**2, out=out[2]).add_(even_b, alpha=B**2)
-    odd_a, odd_b = torch.sub(m[1], m[2], out=scratch[0]), torch.sub(m[3], m[4], out=scratch[1])
-    torch.mul(odd_a, A, out=out[1]).add_(odd_b, alpha=B)
-    torch.mul(odd_a, A**3, out=out[3]).add_(odd_b, alpha=B**3).add_(m[5])

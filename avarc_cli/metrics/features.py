@@ -5,28 +5,22 @@ Shapes: n images of a chunk that could be read, D pooled and E spatial features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from avarc_cli.errors import UsageError, describe_differences, out_of_memory_as
-from avarc_cli.metrics.pixels import Pixels
-from avarc_cli.progress import Progress, no_progress
-from avarc_cli.work.chunks import (
-    ChunkFolder,
-    Chunks,
-    Tick,
-    check_own,
-    from_json_array,
-    recorded_request,
-    to_json_array,
-)
-from avarc_cli.work.locks import only_writer
+from avarc_cli.errors import out_of_memory_as
+from avarc_cli.metrics.pixels import Batch, Pixels
+from avarc_cli.progress import Notify, Progress, no_message, no_progress
+from avarc_cli.work.chunks import Chunks, TaskLoader, Tick, from_json_array, to_json_array
+from avarc_cli.work.kept import Keep, results
+from avarc_cli.work.workers import HERE, Workers
 
 FORMAT = "avarc features of images, format 1"
 CHUNK = 1000  # images, which is what a kill loses
@@ -43,6 +37,10 @@ class Network(Protocol):
     def device(self) -> torch.device: ...
     def __call__(self, images_BHH3: np.ndarray, /) -> tuple[np.ndarray, np.ndarray]:
         """Pooled and spatial features, (B, D) and (B, E) float32."""
+        ...
+
+    def loader(self) -> Callable[[str], Network]:
+        """Loads this network in another process, on the device that it is called with. Picklable."""
         ...
 
 
@@ -64,46 +62,26 @@ def extract(
     *,
     keep: Path | None = None,
     batch_size: int = BATCH,
+    workers: Workers = HERE,
     progress: Progress = no_progress,
+    say: Notify = no_message,
 ) -> Iterator[Features]:
     """Features of all images, chunk by chunk.
 
     Args:
         keep: folder of the chunks. Those that are there already, of the same images and network, are not computed.
         batch_size: images that the network reads at once, which decides about roundings.
+        workers: who computes; other processes need `keep`.
         progress: called with (images done, images in all).
+        say: called with messages for the user.
     Raises: UsageError when the folder holds other work; AvarcError when there is not enough memory, or another process
-        uses the folder; OSError.
+        uses the folder; Interrupted on Ctrl-C, where features are kept; OSError.
     """
-    chunks = Chunks(len(pixels), CHUNK)
-    with ExitStack() as stack:
-        folder = None
-        if keep is not None:
-            check_own(keep)
-            keep.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(only_writer(keep))
-            folder = _open(keep, chunks, _request(pixels, network, batch_size))
-        found = folder.finished() if folder else set()
-        found -= set(folder.corrupt(sorted(found))) if folder else set()
-        done = 0
-
-        def tick(images: int) -> None:
-            nonlocal done
-            done += images
-            progress(done, len(pixels))
-
-        tick(0)
-        missing = [number for number in range(chunks.count) if number not in found]
-        computed = _compute(pixels, network, chunks, missing, batch_size, tick)
-        for number in range(chunks.count):
-            if folder is not None and number in found:
-                features = folder.load(number)
-                tick(len(chunks.items_of(number)))
-            else:
-                features = next(computed)
-                if folder is not None:
-                    folder.save(number, features)
-            yield features
+    request = _request(pixels, network, batch_size)
+    kept = None if keep is None else Keep(keep, request, _Format(), "features")
+    task = FeatureTask(pixels, network, batch_size)
+    with results(task, Chunks(len(pixels), CHUNK), kept, workers=workers, progress=progress, say=say) as found:
+        yield from found
 
 
 def _request(pixels: Pixels, network: Network, batch_size: int) -> dict[str, Any]:
@@ -117,40 +95,49 @@ def _request(pixels: Pixels, network: Network, batch_size: int) -> dict[str, Any
     }
 
 
-def _open(path: Path, chunks: Chunks, request: Mapping[str, Any]) -> ChunkFolder[Features]:
-    folder = ChunkFolder(path, chunks, _Format())
-    recorded = recorded_request(path)
-    if recorded is None:
-        folder.create(request)
-    elif why := describe_differences(recorded, request):
-        raise UsageError(f"'{path}' holds features of something else", why, "name another folder, or delete it")
-    folder.clean(range(chunks.count))
-    return folder
+@dataclass(frozen=True)
+class FeatureTask:
+    """Computes features of chunks of images (`work.chunks.ChunkTask`)."""
 
+    pixels: Pixels
+    network: Network
+    batch_size: int
 
-def _compute(
-    pixels: Pixels, network: Network, chunks: Chunks, numbers: list[int], batch_size: int, tick: Tick
-) -> Iterator[Features]:
-    """Features of these chunks; tick is called after each batch."""
-    batches = {number: _batches(chunks.items_of(number), batch_size) for number in numbers}
-    read = pixels.read([batch for some in batches.values() for batch in some])
-    for some in batches.values():
+    @property
+    def uses_gpu(self) -> bool:
+        return self.network.device.type == "cuda"
+
+    def loader(self) -> TaskLoader[Features]:
+        return partial(_load_task, self.network.loader(), self.pixels, self.batch_size)
+
+    def run(self, chunks: Mapping[int, range], tick: Tick) -> Iterator[tuple[int, Features]]:
+        """Number and features of each chunk; tick is called after each batch. Raises: AvarcError for lack of memory."""
+        batches = {number: cut(items, self.batch_size) for number, items in chunks.items()}
+        read = self.pixels.read([batch for some in batches.values() for batch in some])
+        for number, some in batches.items():
+            yield number, self._compute(islice(read, len(some)), tick)
+
+    def _compute(self, batches: Iterator[Batch], tick: Tick) -> Features:
         pooled, spatial, unreadable = list[np.ndarray](), list[np.ndarray](), list[tuple[str, str]]()
-        for batch in some:
-            loaded = next(read)
-            if count := len(loaded.pixels):
+        for batch in batches:
+            if count := len(batch.pixels):
                 what = f"not enough memory for the features of {count} images at once"
                 with out_of_memory_as(what, "use a smaller --batch-size"):
-                    found = network(loaded.pixels)
+                    found = self.network(batch.pixels)
                 for kept, features in zip((pooled, spatial), found, strict=True):
                     kept.append(features)
-            unreadable += loaded.unreadable
-            tick(len(batch))
+            unreadable += batch.unreadable
+            tick(count + len(batch.unreadable))
         empty = np.empty((0, 0), np.float32)
-        yield Features(np.concatenate(pooled or [empty]), np.concatenate(spatial or [empty]), tuple(unreadable))
+        return Features(np.concatenate(pooled or [empty]), np.concatenate(spatial or [empty]), tuple(unreadable))
 
 
-def _batches(items: range, size: int) -> list[range]:
+def _load_task(load: Callable[[str], Network], pixels: Pixels, batch_size: int, device: str) -> FeatureTask:
+    return FeatureTask(pixels, load(device), batch_size)
+
+
+def cut(items: range, size: int) -> list[range]:
+    """Batches of so many items; the last one may have fewer."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 

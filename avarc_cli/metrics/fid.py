@@ -20,9 +20,10 @@ from avarc_cli.metrics.moments import Gaussian, Moments, frechet_distance
 from avarc_cli.metrics.pixels import Pixels
 from avarc_cli.metrics.protocol import FEWEST, Reference
 from avarc_cli.metrics.scores import PART, inception_score, precision_recall
-from avarc_cli.progress import StartProgress, silent
+from avarc_cli.progress import Notify, StartProgress, no_message, silent
 from avarc_cli.storage import replacing
 from avarc_cli.words import counted
+from avarc_cli.work.workers import HERE, Workers
 
 SORTED = 0.7
 """Nats by which parts of the Inception Score may differ (`scores.inception_score`) before images count as sorted."""
@@ -64,7 +65,9 @@ def evaluate(
     shuffle: bool = False,
     keep: Path | None = None,
     batch_size: int = BATCH,
+    workers: Workers = HERE,
     bar: StartProgress = silent,
+    say: Notify = no_message,
 ) -> Scores:
     """Compare generated with real images.
 
@@ -73,14 +76,18 @@ def evaluate(
         shuffle: divide the images into these parts at random, not by their order.
         keep: folder of the features, which a killed evaluation continues with.
         batch_size: images that the network reads at once.
+        workers: who computes features; other processes need `keep`.
         bar: opens the progress of a step.
+        say: called with messages for the user.
     Raises: AvarcError for a generated image that cannot be read, and as `features.extract`.
     """
 
     def collect(pixels: Pixels, name: str, rows: int | None = None) -> Collected:
         with bar(f"features of the {name}", len(pixels)) as shown:
             kept = None if keep is None else keep / name
-            found = extract(pixels, network, keep=kept, batch_size=batch_size, progress=shown.update)
+            found = extract(
+                pixels, network, keep=kept, batch_size=batch_size, workers=workers, progress=shown.update, say=say
+            )
             return Collected.of(found, len(pixels), rows)
 
     generated = collect(samples, "samples")

@@ -10,8 +10,9 @@ Shapes: B images, H their side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,8 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avarc_cli.devices import pick_device
 from avarc_cli.errors import CheckpointError, shorten_list
 from avarc_cli.layers.precision import tf32
+from avarc_cli.loaded import check_unchanged
 from avarc_cli.metrics.protocol import POOLED
 from avarc_cli.zoo import checkpoint, networks
 
@@ -204,8 +207,10 @@ class Extractor:
     """A loaded network."""
 
     network: Inception
+    file: Path
+    """Where its weights were read."""
     sha256: str
-    """Of its file."""
+    """Of the file."""
 
     @property
     def device(self) -> torch.device:
@@ -231,6 +236,10 @@ class Extractor:
             pooled, spatial = self.network(pixels)
         return pooled.cpu().numpy(), spatial.cpu().numpy()
 
+    def loader(self) -> Callable[[str], Extractor]:
+        """Loads this network in another process, on the device that it is called with. Picklable."""
+        return partial(_load_unchanged, self.file, self.sha256)
+
 
 def load(path: Path, device: torch.device) -> Extractor:
     """The network with the weights of a file.
@@ -249,4 +258,11 @@ def load(path: Path, device: torch.device) -> Extractor:
             f"run avarc download {networks.INCEPTION}",
         )
     network.load_state_dict(tensors, strict=False)  # without the counters of batches, which nothing reads
-    return Extractor(network.eval().requires_grad_(False).to(device), found.sha256)
+    return Extractor(network.eval().requires_grad_(False).to(device), path, found.sha256)
+
+
+def _load_unchanged(path: Path, sha256: str, device: str) -> Extractor:
+    """As `load`. Raises: CheckpointError as well when the file has changed."""
+    found = load(path, pick_device(device))
+    check_unchanged(str(path), sha256, found.sha256)
+    return found

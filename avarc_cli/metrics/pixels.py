@@ -20,6 +20,7 @@ from avarc_cli.data.preprocess import DECODING_ERRORS, Preprocess
 from avarc_cli.errors import UsageError
 from avarc_cli.progress import Progress, no_progress
 from avarc_cli.words import counted
+from avarc_cli.work.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,41 @@ class Pixels(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """Which processes decode images."""
+
+    workers: int | None = 0
+    """Beside each that reads; 0 for none, None for `tokens.encoder.default_workers`."""
+    readers: int = 1
+    """That read at once."""
+
+    @classmethod
+    def beside(cls, on: Workers, workers: int | None) -> Decoding:
+        """What is usual beside these workers, unless `workers` says otherwise. Those of Ray decode themselves."""
+        return cls(workers if on.engine == "local" else 0, on.count)
+
+    def processes(self) -> int:
+        """Their number beside each that reads."""
+        import torch  # only now, after all that may be wrong
+
+        from avarc_cli.tokens.encoder import default_workers
+
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        return default_workers(kind, self.readers) if self.workers is None else self.workers
+
+
+HERE = Decoding()
+"""In the process that reads."""
+
+
 @dataclass(frozen=True, eq=False)
 class SetImages:
     """Images of a set, brought to one size."""
 
     images: ImageSet
     preprocess: Preprocess
-    workers: int | None = 0
-    """Processes that decode; 0 for none, None for `tokens.encoder.default_workers`."""
+    decoding: Decoding = HERE
 
     @property
     def source(self) -> str:
@@ -82,18 +110,14 @@ class SetImages:
         return {"images": len(self), "preprocess": str(self.preprocess), "files": names.hexdigest()}
 
     def read(self, batches: Sequence[range]) -> Iterator[Batch]:
-        import torch  # only now, after all that may be wrong
+        from avarc_cli.tokens.encoder import decode  # imports torch: only now, after all that may be wrong
 
-        from avarc_cli.tokens.encoder import decode, default_workers
-
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-        workers = default_workers(kind) if self.workers is None else self.workers
-        for decoded in decode(self.images, self.preprocess, batches, workers):
+        for decoded in decode(self.images, self.preprocess, batches, self.decoding.processes()):
             unreadable = tuple((each.name, each.reason) for each in decoded.unreadable)
             yield Batch(decoded.pixels[:, 0], unreadable)
 
 
-def of_samples(images: ImageSet, workers: int | None = 0, progress: Progress = no_progress) -> SetImages:
+def of_samples(images: ImageSet, decoding: Decoding = HERE, progress: Progress = no_progress) -> SetImages:
     """Generated images as they are, those of several classes in turn.
 
     Parts of the Inception Score are consecutive images; sorted by class, each would hold few classes.
@@ -101,7 +125,7 @@ def of_samples(images: ImageSet, workers: int | None = 0, progress: Progress = n
     Raises: UsageError unless all are squares of one size.
     """
     side = _side(images, progress)
-    return SetImages(images.take(in_turn(images.labels)), Preprocess("none", side), workers)
+    return SetImages(images.take(in_turn(images.labels)), Preprocess("none", side), decoding)
 
 
 def in_turn(labels_N: np.ndarray) -> np.ndarray:

@@ -7,14 +7,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from avarc_cli import outputs
 from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.errors import UsageError
 from avarc_cli.metrics import arrays
 from avarc_cli.metrics.arrays import ArrayImages
 from avarc_cli.metrics.moments import Gaussian
-from avarc_cli.metrics.pixels import Pixels, SetImages
+from avarc_cli.metrics.pixels import HERE, Decoding, Pixels, SetImages
 from avarc_cli.words import counted
+from avarc_cli.work.chunks import recorded_request
+from avarc_cli.work.workers import Workers
 from avarc_cli.zoo import networks
 
 POOLED, SPATIAL = 2048, 17 * 17 * 7
@@ -57,6 +60,32 @@ def check_features_folder(path: Path | None) -> None:
         raise UsageError(f"'{path}' is not a folder", "it was given as --features", "name a folder, or a new one")
 
 
+def check_workers(workers: Workers, kept: Path | None) -> None:
+    """Raises: UsageError for work that other processes share without a folder for what is finished."""
+    if workers.elsewhere and kept is None:
+        raise UsageError(
+            f"{workers.elsewhere} needs a folder", "what is finished is kept there", "add --features FOLDER"
+        )
+
+
+def check_pictures_folder(out: Path, keep: Path | None) -> None:
+    """Check that reconstructions can be written here, as far as is known before they are computed.
+
+    Args:
+        keep: folder of what is finished, as of `reconstruction.reconstruct`.
+    Raises: UsageError when there is anything but an empty folder, or the pictures of a process that was killed when
+        they had appeared, and before it had reported.
+    """
+    if keep is None or recorded_request(keep) is None or not holds_pictures(out):
+        outputs.check_new_folder(out)
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Whether it is a folder of files that are named as reconstructions, and of nothing else."""
+    names = sorted(each.name for each in folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
+    return bool(names) and names == [f"{number:06d}.png" for number in range(len(names))]
+
+
 def is_archive(path: Path) -> bool:
     """Whether a path names an archive of numpy rather than images."""
     return path.suffix.lower() == ".npz" and not path.is_dir()
@@ -73,9 +102,9 @@ def reference_of_archive(path: Path, samples: Pixels) -> Reference:
     return Reference(str(path), found.images, found.pooled, found.spatial, found.count)
 
 
-def reference_of_images(images: ImageSet, side: int, workers: int | None = 0) -> Reference:
+def reference_of_images(images: ImageSet, side: int, decoding: Decoding = HERE) -> Reference:
     """That of real images, whose centers are cropped as in ADM; COMPARED of them serve precision and recall."""
-    pixels = SetImages(images, Preprocess("adm", side), workers)
+    pixels = SetImages(images, Preprocess("adm", side), decoding)
     return Reference(images.source, pixels, compared=COMPARED)
 
 

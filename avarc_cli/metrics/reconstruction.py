@@ -1,78 +1,38 @@
 """How well a tokenizer reconstructs images: rFID, PSNR, SSIM, and how its codes are used.
 
-Shapes: B images of a batch, H pixels a side, L tokens, V codes.
+Images are reconstructed in chunks (`reconstructed`), whose results are put together here.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 
-from avarc_cli.errors import none_readable
-from avarc_cli.layout import TokenLayout
-from avarc_cli.metrics.features import Network
+from avarc_cli.errors import UsageError, none_readable
+from avarc_cli.metrics.codes import Codes, Usage
+from avarc_cli.metrics.features import Network, cut
 from avarc_cli.metrics.moments import Moments, frechet_distance
 from avarc_cli.metrics.pixels import SetImages
-from avarc_cli.metrics.protocol import FEWEST
-from avarc_cli.metrics.similarity import WINDOW, psnr, ssim
-from avarc_cli.progress import Progress, no_progress
+from avarc_cli.metrics.protocol import FEWEST, holds_pictures
+from avarc_cli.metrics.reconstructed import Reconstructed, ReconstructedFormat, Reconstructor
+from avarc_cli.progress import Notify, Progress, no_message, no_progress
 from avarc_cli.storage import new_folder
 from avarc_cli.tokenizer import Tokenizer
-from avarc_cli.tokens.reconstruct import from_pixels, to_pixels
+from avarc_cli.work import chunks
+from avarc_cli.work.chunks import Chunks
+from avarc_cli.work.kept import Keep, results
+from avarc_cli.work.locks import only_writer
+from avarc_cli.work.workers import HERE, Workers
 
 BATCH = 16
 """Images that are encoded and decoded at once; a choice without measurement."""
 
-
-@dataclass(frozen=True)
-class Usage:
-    """How the tokens of a grid, or of all, use the codes."""
-
-    where: str
-    """The grid, "4 x 4", or "all tokens"."""
-    tokens: int
-    """That were counted."""
-    used: int
-    """Different codes among them."""
-    entropy: float
-    """Of their distribution, in bits."""
-
-    @property
-    def perplexity(self) -> float:
-        """Codes that would have this entropy if all were as frequent."""
-        return float(2**self.entropy)
-
-    @classmethod
-    def of(cls, where: str, counts_V: np.ndarray) -> Usage:
-        """That of codes with these frequencies."""
-        share = counts_V[counts_V > 0] / counts_V.sum()
-        entropy = float(-(share * np.log2(share)).sum())
-        return cls(where, int(counts_V.sum()), len(share), max(0.0, entropy))
-
-
-class Codes:
-    """Counts codes, grid by grid."""
-
-    def __init__(self, layout: TokenLayout, vocab_size: int) -> None:
-        self._ends = layout.grid_ends or (layout.num_tokens,)
-        self._names = [f"{rows} x {columns}" for rows, columns in layout.grids] or ["all tokens"]
-        self._counts_KV = np.zeros((len(self._ends), vocab_size), dtype=np.int64)
-
-    def add(self, tokens_BL: np.ndarray) -> None:
-        """Count these tokens too."""
-        for counts_V, tokens in zip(self._counts_KV, np.split(tokens_BL, self._ends[:-1], axis=1), strict=True):
-            counts_V += np.bincount(tokens.reshape(-1), minlength=len(counts_V))
-
-    def usage(self) -> tuple[Usage, ...]:
-        """Of each grid, and, where there are several, of all."""
-        each = [Usage.of(name, counts_V) for name, counts_V in zip(self._names, self._counts_KV, strict=True)]
-        return (*each, Usage.of("all tokens", self._counts_KV.sum(axis=0))) if len(each) > 1 else tuple(each)
+BATCHES = 16
+"""Of a chunk, which is what a kill loses. Whole batches: which images share one decides about roundings."""
 
 
 @dataclass(frozen=True)
@@ -103,72 +63,80 @@ def reconstruct(
     network: Network | None = None,
     out: Path | None = None,
     *,
+    keep: Path | None = None,
     batch_size: int = BATCH,
+    workers: Workers = HERE,
     progress: Progress = no_progress,
+    say: Notify = no_message,
 ) -> Reconstruction:
     """Encode and decode images, and compare them as uint8 pixels, rounded to the nearest.
 
     Args:
         network: what rFID is computed with, if it is to be.
         out: new folder for the reconstructions, as 000000.png and so on; it appears when all are there.
+        keep: folder of what is finished; of the same images, tokenizer and network nothing is computed again.
+        batch_size: images that are encoded and decoded at once, which decides about roundings.
+        workers: who computes; other processes need `keep`.
         progress: called with (images done, images in all).
-    Raises: AvarcError when no image is readable; UsageError for a decoder that needs a caption.
+        say: called with messages for the user.
+    Raises: AvarcError when no image is readable; UsageError for a decoder that needs a caption, and when other work is
+        kept there; Interrupted on Ctrl-C, where what is finished is kept.
     """
-    measured = _Measured(tokenizer, network, images.side)
-    batches = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
-    unreadable, done = list[tuple[str, str]](), 0
-    with nullcontext() if out is None else new_folder(out) as folder:
-        for batch, loaded in zip(batches, images.read(batches), strict=True):
-            first = len(measured.psnr)
-            again_BHH3 = measured.add(loaded.pixels) if len(loaded.pixels) else ()
-            for number, pixels in enumerate(again_BHH3, start=first):
-                if folder is not None:
-                    Image.fromarray(pixels).save(folder / f"{number:06d}.png")
-            unreadable += loaded.unreadable
-            done += len(batch)
-            progress(done, len(images))
-        if not measured.psnr:
-            raise none_readable(images.source, unreadable)
-    return measured.result(tuple(unreadable))
+    task = Reconstructor(images, tokenizer, network, batch_size, pictures=out is not None)
+    kept = None if keep is None else Keep(keep, task.request(), ReconstructedFormat(), "reconstructions")
+    divided, total = Chunks(len(images), BATCHES * batch_size), _Total()
+    with ExitStack() as stack:
+        if out is not None:
+            stack.enter_context(only_writer(out))
+        found = stack.enter_context(results(task, divided, kept, workers=workers, progress=progress, say=say))
+        is_there = out is not None and holds_pictures(out)  # so a kill came after all, or they are another's
+        folder = None if out is None or is_there else stack.enter_context(new_folder(out))
+        for chunk in found:
+            if folder is not None:
+                chunk.write_pictures(folder, first=len(total.psnr))
+            elif out is not None and not chunk.is_written(out, first=len(total.psnr)):
+                raise UsageError(
+                    f"'{out}' exists", "it holds other pictures", "name another folder, or delete it first"
+                )
+            total.add(chunk, batch_size)
+        if not total.psnr:
+            if keep is not None:
+                chunks.delete(keep)
+            raise none_readable(images.source, total.unreadable)
+    return total.result(tokenizer)
 
 
-class _Measured:
-    """What the images so far gave."""
+class _Total:
+    """What the chunks so far gave."""
 
-    def __init__(self, tokenizer: Tokenizer, network: Network | None, side: int) -> None:
-        self.psnr, self._ssim = list[float](), list[float]()
-        self._tokenizer, self._network, self._has_ssim = tokenizer, network, side >= WINDOW
-        self._codes = None if tokenizer.channels else Codes(tokenizer.layout, tokenizer.vocab_size)
+    def __init__(self) -> None:
+        self.psnr, self.ssim, self.unreadable = list[float](), list[float](), list[tuple[str, str]]()
+        self._counts_KV: np.ndarray | None = None
         self._moments: tuple[Moments, Moments] | None = None
 
-    @torch.inference_mode()
-    def add(self, pixels_BHH3: np.ndarray) -> np.ndarray:
-        """Reconstruct these images, and measure; returns the reconstructions."""
-        tokenizer = self._tokenizer
-        tokens = tokenizer.quantize(tokenizer.encode(from_pixels(pixels_BHH3)))
-        again_BHH3 = to_pixels(tokenizer.decode(tokens))
-        if self._codes is not None:
-            self._codes.add(tokens.cpu().numpy())
-        self.psnr += psnr(pixels_BHH3, again_BHH3).tolist()
-        if self._has_ssim:
-            self._ssim += ssim(pixels_BHH3, again_BHH3).tolist()
-        if self._network is not None:
-            pooled = [self._network(each)[0] for each in (pixels_BHH3, again_BHH3)]
-            width = pooled[0].shape[1]
-            self._moments = self._moments or (Moments(width), Moments(width))
-            for moments, features in zip(self._moments, pooled, strict=True):
-                moments.add(features)
-        return again_BHH3
+    def add(self, chunk: Reconstructed, batch_size: int) -> None:
+        """Count a chunk too."""
+        self.psnr += chunk.psnr.tolist()
+        self.ssim += chunk.ssim.tolist()
+        self.unreadable += chunk.unreadable
+        self._counts_KV = chunk.counts_KV if self._counts_KV is None else self._counts_KV + chunk.counts_KV
+        width = chunk.features_2nD.shape[2]
+        if not width:
+            return
+        self._moments = self._moments or (Moments(width), Moments(width))
+        for moments, features_nD in zip(self._moments, chunk.features_2nD, strict=True):
+            for batch in cut(range(len(features_nD)), batch_size):
+                moments.add(features_nD[batch.start : batch.stop])
 
-    def result(self, unreadable: tuple[tuple[str, str], ...]) -> Reconstruction:
+    def result(self, tokenizer: Tokenizer) -> Reconstruction:
         rfid = None
         if self._moments is not None and len(self.psnr) >= FEWEST:
             rfid = frechet_distance(*(each.gaussian() for each in self._moments))
         return Reconstruction(
             images=len(self.psnr),
             psnr=float(np.mean(self.psnr)),
-            ssim=float(np.mean(self._ssim)) if self._has_ssim else None,
+            ssim=float(np.mean(self.ssim)) if self.ssim else None,
             rfid=rfid,
-            usage=() if self._codes is None else self._codes.usage(),
-            unreadable=unreadable,
+            usage=() if tokenizer.channels else Codes(tokenizer.layout, tokenizer.vocab_size, self._counts_KV).usage(),
+            unreadable=tuple(self.unreadable),
         )

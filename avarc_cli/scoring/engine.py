@@ -99,6 +99,7 @@ class _Inputs:
         self.adapter = model.adapter(self.class_id)
         model.prepare(self.class_id)
         self.tokens, self.order_GOL = tokens_GSL, order_GOL
+        self.class_by_class = model.group_cache_bytes > 0
 
     def sequences(self, pairs: Pairs) -> _Sequences:
         """The different token sequences of these pairs, and the row of each pair in them."""
@@ -118,8 +119,14 @@ class _Inputs:
         return torch.from_numpy(self.class_id[pairs.column])
 
     def by_adapter(self, pairs: Pairs) -> Iterator[Batch]:
-        """One batch, not begun, for each adapter: pairs in the order of image, order, column, sample."""
-        pairs = pairs.take(np.lexsort((pairs.sample, pairs.column, pairs.order, pairs.image)))
+        """One batch, not begun, for each adapter: pairs in the order of image, order, column, sample.
+
+        Class by class if images share what a class costs: in the order of column, image, order, sample.
+        """
+        keys = [pairs.sample, pairs.column, pairs.order, pairs.image]  # np.lexsort's, the last one first
+        if self.class_by_class:
+            keys = [pairs.sample, pairs.order, pairs.image, pairs.column]
+        pairs = pairs.take(np.lexsort(keys))
         adapter_P = self.adapter[pairs.column]
         for adapter in np.unique(adapter_P):
             yield Batch(pairs.take(np.nonzero(adapter_P == adapter)[0]))

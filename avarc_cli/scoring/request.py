@@ -14,6 +14,9 @@ from avarc_cli.scoring.scores import FloatN, IntN, ScoreFunction
 # Images scored together. Results are written after each group, so this is the most that an interruption can lose. Large
 # batches of small models could take more; not measured.
 MAX_IMAGES = 256
+# Images of a group that share the work of each class: of a RAR's operations, a third depends on the class alone, so 4 %
+# of them are left to each of 8 images.
+SHARING_IMAGES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +93,25 @@ class ScoringRequest:
         return math.ceil(most)
 
     def images_per_group(self, model: LikelihoodModel) -> int:
-        """Images whose first stage fills one forward pass, and whose KV caches take no more memory than that pass."""
+        """Images whose first stage fills one forward pass, and whose KV caches take no more memory than that pass.
+
+        More of a model whose images share work (`LikelihoodModel.group_cache_bytes`).
+        """
         cut, first = self.plan.first_cut, self.plan.stages[0]
         columns = self._columns_of_first_adapter(model)
         if cut is not None:
             first, columns = self.plan.stages[1], math.ceil(cut.expected_survivors) + self.score.needs_unconditional
         evaluated = model.evaluated(model.segment_ends[first.segments - 1])
         scored = columns * first.samples * first.orders * evaluated
-        cached = self.cached_tokens(model) * model.bytes_per_token(cached=True) // model.bytes_per_token(cached=False)
+        per_token = model.bytes_per_token(cached=True)
+        cached = self.cached_tokens(model) * per_token
+        images = self.tokens_per_batch // max(scored, cached // model.bytes_per_token(cached=False), 1)
+        if budget := model.group_cache_bytes:
+            if self.max_cached_tokens is not None:  # leaves room for the pairs of a batch that do not survive
+                budget = min(budget, self.max_cached_tokens * per_token // 2)
+            images = max(images, min(SHARING_IMAGES, budget // max(cached, 1)))
         most = MAX_IMAGES // self.plan.orders  # the table of sums has a cell for each order
-        return max(1, min(most, self.tokens_per_batch // max(scored, cached, 1)))
+        return max(1, min(most, images))
 
     def _columns_of_first_adapter(self, model: LikelihoodModel) -> int:
         """Columns of the lowest adapter: added classes with adapters of their own do not change the groups."""

@@ -60,6 +60,9 @@ __all__ = [
 
 CAPTION_OPTIONS = '--captions FILE or --template "a photo of a {}"'
 
+LISTED = 26
+"""Letters of close names that a message has; of more only the closest is named."""
+
 _Card = TypeVar("_Card", ModelCard, TokenizerCard, TextEncoderCard, ModelCard | TokenizerCard)
 
 
@@ -83,7 +86,7 @@ def text_encoder_cards() -> tuple[TextEncoderCard, ...]:
 
 def text_encoder_card(name: str) -> TextEncoderCard:
     """The card of that name; UsageError with the closest names otherwise."""
-    return _find("text encoder", name, text_encoder_cards(), fix="name one of these, or a folder with one")
+    return _find("text encoder", name, text_encoder_cards(), path="a folder with one")
 
 
 def model_card(name: str) -> ModelCard:
@@ -123,19 +126,19 @@ def _find(
     kind: str,
     name: str,
     cards: Sequence[_Card],
-    fix: str = "name one of these, or the path of a checkpoint file",
+    path: str = "the path of a checkpoint file",
     also: Sequence[str] = (),
 ) -> _Card:
+    """The card of that name. Args: path: what else the user may give."""
     for card in cards:
         if card.name == name:
             return card
-    names = [*(card.name for card in cards), *also]
-    close = difflib.get_close_matches(name.lower(), names, n=3)
-    raise UsageError(
-        f"no {kind} is called '{name}'" + (f"; did you mean {' or '.join(close)}?" if close else ""),
-        why=f"known are {', '.join(names)}",
-        fix=fix,
-    )
+    close = difflib.get_close_matches(name.lower(), [*(card.name for card in cards), *also], n=3)
+    if len("".join(close)) > LISTED:  # the message should fit into a line
+        del close[1:]
+    listed = "avarc models lists all"
+    fix = f"did you mean {' or '.join(close)}? {listed}" if close else f"{listed} names; or give {path}"
+    raise UsageError(f"no {kind} is called '{name}'", fix=fix)
 
 
 def is_path(name: str) -> bool:

@@ -3,7 +3,7 @@
 Times are of this process's CPU, so that other processes on the machine do not count.
 Results: docs/performance.md.
 
-usage: python tests/benchmarks/bookkeeping.py [IMAGES] [FOLDER]
+usage: python tests/benchmarks/bookkeeping.py [IMAGES] [FOLDER] [--json]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figure_tables import Cell, Table, say, show, wants_json
 
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.parts import Division, ScoredChunk
@@ -91,7 +92,7 @@ def classify(images: int, folder: Path, done: list[tuple[int, float]], task: Rea
     run.prepare()
     with chunk_lock(run.lock_name, wait=False) as lock:
         division = Division.of(images, GROUP, CLASSES, {"temperature": 1.0})
-        opening = Opening(run, division, is_current, UNDIVIDED, lock, print)
+        opening = Opening(run, division, is_current, UNDIVIDED, lock, say)
         work = RunWork(
             run, opening, task or Ready(), progress=lambda count, _: done.append((count, time.process_time()))
         )
@@ -104,7 +105,7 @@ def memory(field: str) -> int:
     return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def main(images: int, folder: Path) -> None:
+def main(images: int, folder: Path, *, as_json: bool) -> None:
     done: list[tuple[int, float]] = []
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins here
     before, began = memory("VmRSS"), time.process_time()
@@ -113,17 +114,24 @@ def main(images: int, folder: Path) -> None:
     counts, times = np.array([count for count, _ in done]), np.array([moment for _, moment in done])
     edges = np.interp(np.linspace(0, images, 11), counts, times)
     each = 1e6 * np.diff(edges) / (images / 10)
-    print("microseconds an image, by tenths:", " ".join(f"{value:.1f}" for value in each))
-    print(f"last tenth / first tenth: {each[-1] / each[0]:.3f}")
-    print(f"begun in {done[0][1] - began:.1f} s, finished {ended - done[-1][1]:.1f} s after the last chunk")
-    print(f"memory: {before / 1024:.0f} MiB at the start, at most {(memory('VmHWM') - before) / 1024:.0f} MiB more")
+    tenths: list[tuple[str, str]] = [("tenth of the run", ""), ("microseconds an image", ".1f")]
+    about: dict[str, Cell] = {
+        "seconds until the first chunk": done[0][1] - began,
+        "seconds after the last chunk": ended - done[-1][1],
+        "MiB at the start": before / 1024,
+        "MiB more at most": (memory("VmHWM") - before) / 1024,
+    }
+    rows = [[number, float(microseconds)] for number, microseconds in enumerate(each, 1)]
+    of_all = Table([(name, ".1f") for name in about], [list(about.values())], "The whole run")
+    show(Table(tenths, rows, "CPU time by tenths"), of_all, as_json=as_json)
     assert len(result.records) == images == result.metrics["images"]
 
 
 if __name__ == "__main__":
+    as_json = wants_json(sys.argv)
     number = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     if len(sys.argv) > 2:
-        main(number, Path(sys.argv[2]))
+        main(number, Path(sys.argv[2]), as_json=as_json)
     else:
         with tempfile.TemporaryDirectory() as temporary:
-            main(number, Path(temporary))
+            main(number, Path(temporary), as_json=as_json)

@@ -16,9 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from avarc_cli.family import BenchWorkload
 from avarc_cli.layers.precision import fastest
+from avarc_cli.layers.random_weights import random_weights
 from avarc_cli.likelihood import LikelihoodModel
-from avarc_cli.models.llamagen.benchmark import LlamaGenWorkload, random_weights
+from avarc_cli.models.llamagen.benchmark import LlamaGenWorkload
 from avarc_cli.models.rar import benchmark as rar
+from avarc_cli.models.rar.network import RAR
 from avarc_cli.models.var import benchmark as var
 from avarc_cli.scoring.batching import auto_tokens
 from avarc_cli.scoring.cascade import Cascade, score_in_two_precisions
@@ -38,7 +40,7 @@ def random_workload(shape: str, seed: int) -> BenchWorkload:
         config = LlamaGenWorkload.parse_shape(size)
         return LlamaGenWorkload(random_weights(LlamaGenWorkload.network(config), seed), CPU)
     if family == "rar":
-        return rar.RARWorkload(rar.random_rar(rar.parse_shape(size), seed), CPU)
+        return rar.RARWorkload(random_weights(RAR(rar.parse_shape(size)), seed), CPU)
     return var.VARWorkload(var.random_var(var.parse_shape(shape), seed), CPU)
 
 

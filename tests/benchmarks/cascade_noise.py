@@ -1,7 +1,7 @@
 """How rounding errors of a low precision are distributed: the digits model on its test images, against fp32.
 
-Run `python tests/benchmarks/cascade_noise.py [IMAGES] [PRECISION,...]`. For every pair of classes of an image, the
-error is that of the difference of their log-likelihoods up to each segment.
+Run `python tests/benchmarks/cascade_noise.py [IMAGES] [PRECISION,...] [--json]`. For every pair of classes of an
+image, the error is that of the difference of their log-likelihoods up to each segment.
 
 Shapes: G images, N classes, K segments, P pairs of classes.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from figure_tables import Cell, Table, say, show, wants_json
 
 from avarc_cli.classifier import Classifier
 from avarc_cli.data.datasets import open_images
@@ -39,7 +40,8 @@ def log_likelihoods(precision: str, images: int) -> npt.NDArray[np.float64]:
     return up_to_GNK
 
 
-def main(images: int, precisions: str) -> None:
+def main(images: int, precisions: str, *, as_json: bool) -> None:
+    rows: list[list[Cell]] = []
     exact_GNK = log_likelihoods("fp32", images)
     pairs = np.array(list(itertools.combinations(range(exact_GNK.shape[1]), 2))).T
     for precision in precisions.split(","):
@@ -48,12 +50,16 @@ def main(images: int, precisions: str) -> None:
         each_XK = error_GPK.reshape(-1, error_GPK.shape[-1])
         noise_K = np.sqrt((each_XK**2).mean(0))
         kurtosis_K = (each_XK**4).mean(0) / noise_K**4
-        print(f"{precision}, {len(each_XK):,} errors; by segment:")
         largest_K = np.abs(each_XK).max(0) / noise_K
-        for name, row_K in (("noise, nats", noise_K), ("kurtosis", kurtosis_K), ("largest / noise", largest_K)):
-            print(f"  {name:16s}", " ".join(f"{value:8.2g}" for value in row_K))
+        for k, numbers in enumerate(zip(noise_K, kurtosis_K, largest_K, strict=True)):
+            rows.append([precision, k + 1, *map(float, numbers)])
+        say(f"{precision}: {len(each_XK):,} errors")
+    columns = [("precision", ""), ("after segment", ""), ("noise of a difference, nats", ".2g")]
+    columns += [("kurtosis (normal: 3)", ".1f"), ("largest error, in units of the noise", ".1f")]
+    show(Table(columns, rows), as_json=as_json, errors=len(each_XK))
 
 
 if __name__ == "__main__":
+    as_json = wants_json(sys.argv)
     arguments = dict(enumerate(sys.argv[1:]))
-    main(int(arguments.get(0, "358")), arguments.get(1, "bf16,int8"))
+    main(int(arguments.get(0, "358")), arguments.get(1, "bf16,int8"), as_json=as_json)

@@ -1,6 +1,6 @@
 """How many codes each scale of a multi-scale tokenizer uses, with and without the measures against collapse.
 
-usage: python tests/benchmarks/code_usage.py DIGITS OUT [--steps 250]
+usage: python tests/benchmarks/code_usage.py DIGITS OUT [--steps 250] [--json]
 
 DIGITS is written by `python -m avarc_cli.train.digits DIGITS`. Every row is a training of the digits' tokenizer (`make
 digits`) with other options; OUT keeps its weights, and a second call trains what is missing. Then the training images
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from figure_tables import Cell, Table, say, show
 from torch import Tensor
 
 from avarc_cli.data.datasets import open_images
@@ -33,11 +34,11 @@ DIGITS = (
 NEVER = "from avarc_cli.layers import vq_loss; vq_loss.REVIVE_UNTIL = 0.0; from avarc_cli.cli import main; main()"
 """avarc, but for the replacement of unused codes, which no option turns off."""
 ROWS = {
-    "nothing": ("-c", NEVER, ""),
-    "unused codes replaced (default)": ("-m", "avarc_cli", ""),
-    "--reanchor": ("-m", "avarc_cli", "--reanchor"),
-    "--scale-dropout 0.1": ("-m", "avarc_cli", "--scale-dropout 0.1"),
-    "--perturb 0.1": ("-m", "avarc_cli", "--perturb 0.1"),
+    "nothing, not even the replacement of unused codes": ("-c", NEVER, ""),
+    "unused codes are replaced now and then (default)": ("-m", "avarc_cli", ""),
+    "`--reanchor`": ("-m", "avarc_cli", "--reanchor"),
+    "`--scale-dropout 0.1`": ("-m", "avarc_cli", "--scale-dropout 0.1"),
+    "`--perturb 0.1`": ("-m", "avarc_cli", "--perturb 0.1"),
     "all three": ("-m", "avarc_cli", "--reanchor --scale-dropout 0.1 --perturb 0.1"),
 }
 
@@ -47,7 +48,9 @@ def train(how: tuple[str, str, str], digits: Path, out: Path, steps: int) -> Non
     way, avarc, options = how
     command = [sys.executable, way, avarc, "train", "tokenizer", str(digits / "train"), *DIGITS.split()]
     if not out.exists():
-        subprocess.run([*command, *options.split(), "--steps", str(steps), "--out", str(out)], check=True)
+        subprocess.run(
+            [*command, *options.split(), "--steps", str(steps), "--out", str(out)], stdout=sys.stderr, check=True
+        )
 
 
 def load(folder: Path) -> Tensor:
@@ -73,20 +76,23 @@ def main() -> None:
     parser.add_argument("digits", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     files = {name: arguments.out / f"{number}.safetensors" for number, name in enumerate(ROWS)}
     for name, file in files.items():
         train(ROWS[name], arguments.digits, file, arguments.steps)
     train_N3HH, test_N3HH = load(arguments.digits / "train"), load(arguments.digits / "test")
-    print(f"codes in use of {VOCABULARY} (perplexity) at each scale; error of test images, of a range of 2")
+    rows: list[list[Cell]] = []
     for name, file in files.items():
         network = load_tokenizer(ModelSpec(str(file), device="cpu")).network
         scales = chosen(network.tokenize(network.encode(train_N3HH)))
         made = network.reconstruct(network.tokenize(network.encode(test_N3HH)))
-        columns = [f"{side}x{side} {codes:3} ({p:5.1f})" for side, (codes, p) in zip(SIDES, scales, strict=True)]
         error = float((made - test_N3HH).square().mean().sqrt())
-        print(f"{name:32}", *columns, f"rmse {error:.4f}", sep="  ", flush=True)
+        rows.append([name, *(codes for codes, _ in scales), error])
+        say(f"{name}: perplexities {', '.join(f'{p:.1f}' for _, p in scales)}")
+    columns = [("", ""), *((f"codes at {side}x{side}", "") for side in SIDES), ("error", ".3f")]
+    show(Table(columns, rows), as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from figure_tables import Cell, Table, show
 from matplotlib.figure import Figure
 
 from avarc_cli.data.datasets import open_images
@@ -97,10 +98,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/explain-deletion.png"))
     parser.add_argument("--step", type=int, default=10)
+    parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     digits = Digits(asked.step)
     curves = deletion(digits)
     draw(curves, len(digits.pixels), asked.out)
-    print("cells hidden", *HIDDEN, sep="\t")
+    columns, rows = [("cells hidden of 64", "")], [list[Cell]([count]) for count in HIDDEN]
     for name, curve in curves.items():
-        print(name, *(f"{lead:.1f} ({share:.0%})" for lead, share in curve), sep="\t")
+        columns += [(f"{name}: lead, nats", ".1f"), ("still predicted", ".0%")]
+        for cells, (lead, share) in zip(rows, curve, strict=True):
+            cells += [float(lead), float(share)]
+    show(Table(columns, rows), as_json=asked.json, images=len(digits.pixels))

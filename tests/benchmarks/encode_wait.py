@@ -1,7 +1,7 @@
 """How much of an encoding run's wall time the tokenizer works, and how little memory it takes.
 
 Photo-sized JPEGs through the published VQ-VAE's shape (random weights), with and without decoding processes.
-Results: docs/encoding.md. python tests/benchmarks/encode_wait.py [IMAGES]
+Results: docs/encoding.md. python tests/benchmarks/encode_wait.py [IMAGES] [--json]
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from encoder import PUBLISHED
+from figure_tables import Cell, Table, show, wants_json
 from PIL import Image
 from torch import Tensor
 
@@ -57,8 +58,8 @@ def photos(folder: Path, count: int) -> None:
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{i:04d}.jpg", quality=90)
 
 
-def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 8
+def main(count: int, *, as_json: bool) -> None:
+    rows: list[list[Cell]] = []
     network = VQVAE(PUBLISHED).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.speed_up()
     loaded = LoadedTokenizer(
@@ -80,9 +81,11 @@ def main() -> None:
             begin = time.perf_counter()
             encode(images, tokenizer, Preprocess("resize-crop", 256), out, batch_size=2, workers=workers)
             wall = time.perf_counter() - begin
-            share = tokenizer.seconds / wall
-            print(f"workers {workers}: {wall / count:.2f} s an image, {share:.1%} of it in the tokenizer", flush=True)
+            rows.append([workers, wall / count, tokenizer.seconds / wall])
+    columns = [("`--workers`", ""), ("seconds per image", ".2f"), ("of it in the tokenizer", ".1%")]
+    show(Table(columns, rows), as_json=as_json, images=count)
 
 
 if __name__ == "__main__":
-    main()
+    as_json = wants_json(sys.argv)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 8, as_json=as_json)

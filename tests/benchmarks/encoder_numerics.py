@@ -3,7 +3,7 @@
 The distance of latents from float64, of plain PyTorch (NCHW), channels last, and as avarc runs it; then the latents and
 tokens that change with the batch size, the order, or the number of threads; then the CPU seconds of avarc's encoder
 with torch's own group norms, sums and strided convolutions, and with avarc's, in alternating rounds.
-Results: docs/encoding.md. python tests/benchmarks/encoder_numerics.py [IMAGES [SIDE]]
+Results: docs/encoding.md. python tests/benchmarks/encoder_numerics.py [IMAGES [SIDE]] [--json]
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import copy
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from statistics import median
 from unittest import mock
 
 import torch
 from encoder import PUBLISHED
+from figure_tables import Cell, Table, show, wants_json
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,24 +27,32 @@ from avarc_cli.layers.convolution import MatmulConv
 from avarc_cli.layers.group_norm import GroupNorm
 from avarc_cli.tokenizers.vqvae.network import VQVAE
 
+TORCHS = "channels last, with torch's operations"
+
 
 def encode(model: VQVAE, images: Tensor) -> Tensor:
     return model.encode(images).contiguous()
 
 
-def print_errors(ways: dict[str, tuple[VQVAE, Tensor]]) -> None:
-    plain, images = ways["plain NCHW"]
+def errors(ways: dict[str, tuple[VQVAE, Tensor]]) -> Iterator[list[Cell]]:
+    """A row of each way. The first is plain PyTorch."""
+    plain, images = next(iter(ways.values()))
     truth = copy.deepcopy(plain).double().encode(images.double())
     expected = plain.quantize.double().tokenize(truth)
     plain.quantize.float()
-    print(f"latents have a standard deviation of {truth.std().item():.3f}")
+    first = 0.0
     for name, (model, pixels) in ways.items():
-        latents = encode(model, pixels)
-        error, flips = (latents - truth).square().mean().sqrt().item(), (model.tokenize(latents) != expected).sum()
-        print(f"{name}: rms error {error:.2e}; {flips.item()} of {expected.numel()} tokens differ", flush=True)
+        with torchs_sums() if name == TORCHS else nullcontext():
+            latents = encode(model, pixels)
+        error = ((latents - truth).square().mean().sqrt() / truth.std()).item()
+        first = first or error
+        flips = (model.tokenize(latents) != expected).sum()
+        yield [name, error, error / first, f"{flips} of {expected.numel():,}"]
 
 
-def print_changes(model: VQVAE, images: Tensor) -> None:
+def changes(model: VQVAE, images: Tensor) -> Iterator[list[Cell]]:
+    """A row of each way to divide the images, against all of them in one batch."""
+
     def encode_in(size: int, order: Tensor) -> tuple[Tensor, Tensor]:
         latents = torch.cat([encode(model, part) for part in images[order].split(size)])[order.argsort()]
         tokens = torch.cat([model.tokenize(part) for part in latents[order].split(size)])[order.argsort()]
@@ -53,16 +62,17 @@ def print_changes(model: VQVAE, images: Tensor) -> None:
     threads = torch.get_num_threads()
     latents, tokens = encode_in(len(images), same)
 
-    def show(what: str, found: tuple[Tensor, Tensor]) -> None:
+    def changed(what: str, found: tuple[Tensor, Tensor]) -> list[Cell]:
         bits, flips = (found[0] != latents).flatten(1).any(1).sum().item(), (found[1] != tokens).sum().item()
-        print(f"{what}: latents of {bits} of {len(images)} images, {flips} of {tokens.numel()} tokens", flush=True)
+        return [what, f"{bits} of {len(images)}", f"{flips} of {tokens.numel():,}"]
 
     for size in sorted({1, 2, 3, 5, len(images)}):
-        show(f"batches of {size}", encode_in(size, same))
-        show(f"batches of {size}, shuffled", encode_in(size, shuffled))
-    for other in {1, 2, 4} - {threads}:
+        if size <= len(images):
+            yield changed(f"batches of {size}", encode_in(size, same))
+            yield changed(f"batches of {size}, shuffled", encode_in(size, shuffled))
+    for other in sorted({1, 2, 4} - {threads}):
         torch.set_num_threads(other)
-        show(f"{other} threads in place of {threads}", encode_in(len(images), same))
+        yield changed(f"threads: {other} in place of {threads}", encode_in(len(images), same))
     torch.set_num_threads(threads)
 
 
@@ -86,21 +96,19 @@ def seconds(work: Callable[[], object]) -> float:
     return time.process_time() - begin
 
 
-def print_cost(model: VQVAE, images: Tensor, rounds: int = 9) -> None:
+def cost(model: VQVAE, images: Tensor, rounds: int = 9) -> list[Cell]:
+    """CPU seconds of an image with torch's sums and with avarc's, and how many times the former the latter are."""
     ratios, earlier, exact = [], [], []
     for _ in range(rounds):
         with torchs_sums():
             earlier.append(seconds(lambda: model.encode(images)))
         exact.append(seconds(lambda: model.encode(images)))
         ratios.append(exact[-1] / earlier[-1])
-    print(f"{median(exact) / len(images):.2f} CPU s an image; {median(ratios):.3f} times that with torch's sums")
-    print(f"  fastest rounds: {min(earlier) / len(images):.2f} with torch's sums, {min(exact) / len(images):.2f} s")
-    print("  ratios of the rounds:", " ".join(f"{ratio:.2f}" for ratio in sorted(ratios)))
+    return [median(earlier) / len(images), median(exact) / len(images), min(ratios), median(ratios), max(ratios)]
 
 
 @torch.inference_mode()
-def main() -> None:
-    count, side = (int(sys.argv[i]) if len(sys.argv) > i else default for i, default in ((1, 4), (2, 256)))
+def main(count: int, side: int, *, as_json: bool) -> None:
     torch.manual_seed(0)
     plain = VQVAE(PUBLISHED).eval()
     images = torch.rand(count, 3, side, side) * 2 - 1
@@ -109,13 +117,17 @@ def main() -> None:
     middle.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotation lacks it
     ours = copy.deepcopy(middle)
     ours.speed_up()
-    print_cost(ours, last[:1])
+    of_cost = ["CPU seconds, torch's sums", "avarc's", "times as many, least", "median", "most"]
+    tables = [Table([(name, ".2f") for name in of_cost], [cost(ours, last[:1])], "What exact sums cost")]
     if side == PUBLISHED.image_size:  # tokens are of this size only
-        with torchs_sums():
-            print_errors({"plain NCHW": (plain, images), "channels last": (middle, last), "earlier": (ours, last)})
-        print_errors({"plain NCHW": (plain, images), "avarc": (ours, last)})
-        print_changes(ours, last)
+        ways = {"plain eager, NCHW": (plain, images), TORCHS: (middle, last), "avarc": (ours, last)}
+        columns = [("method", ""), ("error", ".1e"), ("times plain", ".1f"), ("tokens that differ from float64", "")]
+        tables.append(Table(columns, [*errors(ways)], "Distance from float64"))
+        columns = [("", ""), ("images whose latents changed", ""), ("tokens that changed", "")]
+        tables.append(Table(columns, [*changes(ours, last)], "avarc, against all images in one batch"))
+    show(*tables, as_json=as_json)
 
 
 if __name__ == "__main__":
-    main()
+    as_json = wants_json(sys.argv)
+    main(*(int(sys.argv[i]) if len(sys.argv) > i else default for i, default in ((1, 4), (2, 256))), as_json=as_json)

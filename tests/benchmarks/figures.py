@@ -1,18 +1,20 @@
-"""Figures of benchmarks: recorded as JSON, and the tables of docs/performance.md that are made of them.
+"""Figures of benchmarks: recorded as JSON, and the tables of the documentation that are made of them.
 
-    python tests/benchmarks/figures.py record [--note TEXT] NAME COMMAND...
-    python tests/benchmarks/figures.py write            # the tables again, from the files that the page names
-    python tests/benchmarks/figures.py check            # exit status 1 if the page is not what they give
+    python tests/benchmarks/figures.py record [--note TEXT] NAME [VARIABLE=VALUE...] COMMAND...
+    python tests/benchmarks/figures.py write            # the tables again, from the files that the pages name
+    python tests/benchmarks/figures.py check            # exit status 1 if a page is not what they give
 
-COMMAND is one whose --json prints figures: avarc bench, python -m avarc_kernels.bench, or
-python tests/benchmarks/paper_plan.py. A file of docs/figures/ has them with the command, the date, the machine and the
-versions; gpu.py writes those of a machine with a GPU. The page has a line `<!-- figures: NAME -->` where a table
-belongs, and `<!-- end -->` where it ends.
+COMMAND is one whose --json prints figures: a benchmark of this folder that shows its tables by `figure_tables`,
+paper_plan.py, avarc bench (also with --roofline), avarc demo, or python -m avarc_kernels.bench. A file of docs/figures/
+has them with the command, the date, the machine and the versions; gpu.py writes those of a machine with a GPU. A page
+has a line `<!-- figures: NAME -->` where a table belongs, and `<!-- end -->` where it ends. Between `<!-- typed: NAME
+-->` and `<!-- end -->` are figures typed by hand, until there is a file of that name.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -29,14 +31,18 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 import torch
+from figure_tables import Table, head, markdown, row, shown
 
 from avarc_cli import environment
 from avarc_cli.words import counted
 
 FORMAT = 1
-PAGE, FOLDER = ROOT / "docs" / "performance.md", ROOT / "docs" / "figures"
-BLOCK = re.compile(r"<!-- figures: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
-CASES = {"figures": "operations", "cases": "plan"}  # key of the cases in what a command prints -> kind
+DOCS = ROOT / "docs"
+FOLDER = DOCS / "figures"
+BLOCK = re.compile(r"<!-- (figures|typed): (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+CASES = {"figures": "operations", "cases": "plan", "tables": "tables", "plans": "demo"}
+"""Key of the cases in what a command prints -> kind."""
+VARIABLE = re.compile(r"[A-Z_]+=\S*")
 Figures = dict[str, Any]
 
 
@@ -57,22 +63,29 @@ def record(command: Sequence[str], *, note: str = "", timeout: float | None = No
 
 def run(command: Sequence[str], *, timeout: float | None = None) -> subprocess.CompletedProcess[bytes]:
     """Run it; "avarc" and "python" are this interpreter's. Raises: subprocess.TimeoutExpired."""
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
-    name, *words = command
+    given, (name, *words) = _environment(command)
+    environ = os.environ | given | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
     words = [sys.executable, *(["-m", "avarc_cli"] if name == "avarc" else []), *words]
     return subprocess.run(words, stdout=subprocess.PIPE, timeout=timeout, env=environ, cwd=ROOT, check=False)
+
+
+def _environment(command: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """What a command begins with of the form VARIABLE=VALUE, and the rest of it."""
+    words = [*itertools.dropwhile(VARIABLE.fullmatch, command)]
+    return dict(word.split("=", 1) for word in command[: len(command) - len(words)]), words
 
 
 def described(command: Sequence[str], cases: Figures, *, seconds: float, note: str = "") -> Figures:
     """The content of a file: the cases of the command that ends now, and their circumstances."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    threads = int(_environment(command)[0].get("OMP_NUM_THREADS", torch.get_num_threads()))
     return {
         "format": FORMAT,
         "command": shlex.join(word for word in command if word != "--json"),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "seconds": round(seconds, 1),
         "note": note,
-        "machine": environment.machine() | {"gpu": gpu},
+        "machine": environment.machine() | {"torch_threads": threads, "gpu": gpu},
         "versions": environment.versions(),
         **cases,
     }
@@ -83,6 +96,9 @@ def _cases(printed: dict[str, Any]) -> dict[str, Any]:
     if "report" in printed:
         about = dict(printed["report"])
         return {"kind": "models", "cases": about.pop("results"), "about": about}
+    if "roofline" in printed:
+        about = dict(printed["roofline"])
+        return {"kind": "roofline", "cases": about.pop("results"), "about": about}
     key = next(key for key in CASES if key in printed)
     about = dict(printed)
     return {"kind": CASES[key], "cases": about.pop(key), "about": about}
@@ -96,8 +112,11 @@ def page_with_tables(text: str) -> str:
     """The page with every table as its file gives it."""
 
     def block(match: re.Match[str]) -> str:
-        figures = json.loads((FOLDER / f"{match[1]}.json").read_text())
-        return f"<!-- figures: {match[1]} -->\n\n" + "\n".join(lines(figures)) + "\n\n<!-- end -->"
+        path = FOLDER / f"{match[2]}.json"
+        if match[1] == "typed" and not path.exists():
+            return match[0]
+        figures = json.loads(path.read_text())
+        return f"<!-- figures: {match[2]} -->\n\n" + "\n".join(lines(figures)) + "\n\n<!-- end -->"
 
     return BLOCK.sub(block, text)
 
@@ -116,28 +135,29 @@ def lines(figures: Figures) -> Iterator[str]:
 
 def _models(figures: Figures) -> Iterator[str]:
     """Of `avarc bench`."""
-    yield from _head("", "pairs/s", "better execution", "in CPU time", "of peak", "error per token, mean / max, nats")
+    yield from head("", "pairs/s", "better execution", "in CPU time", "of peak", "error per token, mean / max, nats")
     plain, on_cpu = figures["cases"][0]["cpu_seconds"], figures["about"]["device"] == "cpu"
     for case in figures["cases"]:
         way = f"{case['name']}, {case['precision']}" + ("" if case["kernels"] == "eager" else f", {case['kernels']}")
         in_cpu_time = f"{plain / case['cpu_seconds']:.2f}" if on_cpu else ""
         speed = [f"{case['pairs_per_second']:.3g}", f"{case['speedup']:.2f}", in_cpu_time]
-        speed.append(f"{case['share_of_peak']:.0%}")
-        yield _row(way, *speed, f"{case['error_mean']:.1e} / {case['error_max']:.1e}" if case["error_max"] else "")
+        speed.append(shown(case["share_of_peak"], ".0%"))
+        errors = [shown(case[key], ".1e") for key in ("error_mean", "error_max")]
+        yield row(way, *speed, " / ".join(errors) if case["error_max"] else "")
     if graphs := figures["about"].get("graphs"):
         yield ""
         yield from _graphs(graphs)
 
 
 def _graphs(graphs: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield from _head("one pass", "pairs", "segments", "launched, ms", "as a CUDA graph, ms", "speedup")
+    yield from head("one pass", "pairs", "segments", "launched, ms", "as a CUDA graph, ms", "speedup")
     for graph in graphs:
         what = (f"{graph['precision']}, {graph['kernels']}", str(graph["pairs"]), str(graph["segments"]))
         if graph["failed"]:
-            yield _row(*what, f"not recorded: {graph['failed']}", "", "")
+            yield row(*what, f"not recorded: {graph['failed']}", "", "")
         else:
             times = [f"{1e3 * graph[key]:.2f}" for key in ("eager_seconds", "replay_seconds")]
-            yield _row(*what, *times, f"{graph['speedup']:.2f}")
+            yield row(*what, *times, f"{graph['speedup']:.2f}")
 
 
 def _operations(figures: Figures) -> Iterator[str]:
@@ -146,12 +166,12 @@ def _operations(figures: Figures) -> Iterator[str]:
     for case in figures["cases"]:
         cases.setdefault((case["op"], case["shape"], case["dtype"]), {})[case["name"]] = case
     names = list(dict.fromkeys(case["name"] for case in figures["cases"] if case["seconds"] is not None))
-    yield from _head("operation", "shape", "dtype", *(f"{name}, ms" for name in names), "error of ours / allowed")
+    yield from head("operation", "shape", "dtype", *(f"{name}, ms" for name in names), "error of ours / allowed")
     for (op, shape, dtype), of_case in cases.items():
         ours = of_case.get("triton") or of_case["torch"]
         error = ours["failed"] or f"{ours['error']:.1e} / {ours['allowed']:.1e}{' WRONG' if ours['mismatch'] else ''}"
         times = [_milliseconds(of_case[name]) if name in of_case else "" for name in names]
-        yield _row(f"`{op}`", shape, dtype, *times, error)
+        yield row(f"`{op}`", shape, dtype, *times, error)
 
 
 def _milliseconds(case: dict[str, Any]) -> str:
@@ -161,30 +181,71 @@ def _milliseconds(case: dict[str, Any]) -> str:
 def _plan(figures: Figures) -> Iterator[str]:
     """Of tests/benchmarks/paper_plan.py."""
     images = figures["about"]["images"]
-    yield from _head("", "seconds per image", "speedup", "same prediction", "same survivors of every stage")
+    yield from head("", "seconds per image", "speedup", "same prediction", "same survivors of every stage")
     for case in figures["cases"]:
         same = [f"{case[key]} of {images}" if key in case else "" for key in ("same_prediction", "same_survivors")]
-        yield _row(case["name"], f"{case['seconds_per_image']:.3g}", f"{case['speedup']:.2f}", *same)
+        yield row(case["name"], f"{case['seconds_per_image']:.3g}", f"{case['speedup']:.2f}", *same)
 
 
 def _devices(figures: Figures) -> Iterator[str]:
     """Of tests/benchmarks/gpu.py: one process, and one on each device."""
-    yield from _head("", "seconds", "speedup")
+    yield from head("", "seconds", "speedup")
     alone = figures["cases"][0]["seconds"]
     for case in figures["cases"]:
-        yield _row(f"`{case['name']}`", f"{case['seconds']:.3g}", f"{alone / case['seconds']:.2f}")
+        yield row(f"`{case['name']}`", f"{case['seconds']:.3g}", f"{alone / case['seconds']:.2f}")
 
 
-TABLES = {"models": _models, "operations": _operations, "plan": _plan, "devices": _devices}
+def _roofline(figures: Figures) -> Iterator[str]:
+    """Of `avarc bench --roofline`: one row a precision and number of pairs, one column a part."""
+    parts = [part["name"] for part in figures["cases"][0]["jobs"][0]["parts"]]
+    yield from head("", "pairs", "ms", "of peak", *parts)
+    for case in figures["cases"]:
+        for job in case["jobs"]:
+            at_peak = sum(part["at_peak"] for part in job["parts"]) / job["seconds"]
+            cells = [f"{1e3 * job['seconds']:,.0f}", shown(at_peak, ".0%"), *map(_part, _shares(job))]
+            yield row(f"{case['precision']}, {case['kernels']}", str(job["pairs"]), *cells)
 
 
-def _head(*cells: str) -> Iterator[str]:
-    yield _row(*cells)
-    yield "|" + "---|" * len(cells)
+def _shares(job: dict[str, Any]) -> Iterator[tuple[float, float]]:
+    """Of each part: its share of the job's time, and what it takes at the peak as a share of its own time."""
+    for part in job["parts"]:
+        yield part["seconds"] / job["seconds"], part["at_peak"] / part["seconds"] if part["seconds"] else 0.0
 
 
-def _row(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _part(shares: tuple[float, float]) -> str:
+    of_time, of_peak = (shown(share, ".0%") for share in shares)
+    return f"{of_time}, at {of_peak}" if shares[1] else of_time
+
+
+def _demo(figures: Figures) -> Iterator[str]:
+    """Of `avarc demo`: what each plan achieves, and its tokens as a share of exhaustive scoring's."""
+    plans = figures["cases"]
+    yield from head("plan", "accuracy", "95 % interval", "tokens scored per image", "agreement with exhaustive")
+    all_tokens = plans["exhaustive"]["tokens_scored_per_image"]
+    for name, plan in plans.items():
+        tokens, interval = plan["tokens_scored_per_image"], (shown(end, ".1%") for end in plan["accuracy_95"])
+        cells = [shown(plan["accuracy"], ".2%"), " to ".join(interval), f"{tokens:,.0f}", ""]
+        if name != plan["plan"]:
+            name += f" `{plan['plan']}`"
+            cells[2] += f" ({shown(tokens / all_tokens, '.0%')})"
+            cells[3] = shown(plan["agreement_with_exhaustive"], ".1%")
+        yield row(name, *cells)
+
+
+def _tables(figures: Figures) -> Iterator[str]:
+    """Of a benchmark that shows them by `figure_tables`."""
+    return markdown([Table(**case) for case in figures["cases"]])
+
+
+TABLES = {
+    "models": _models,
+    "operations": _operations,
+    "plan": _plan,
+    "devices": _devices,
+    "roofline": _roofline,
+    "demo": _demo,
+    "tables": _tables,
+}
 
 
 def main() -> int:
@@ -200,11 +261,27 @@ def main() -> int:
     if asked.what == "record":
         write(record(asked.command, note=asked.note), FOLDER / f"{asked.name}.json")
         return 0
-    before = PAGE.read_text()
-    after = page_with_tables(before)
-    if asked.what == "write":
-        PAGE.write_text(after)
-    return int(asked.what == "check" and before != after)
+    return _write() if asked.what == "write" else _check()
+
+
+def _write() -> int:
+    for page in DOCS.glob("*.md"):
+        page.write_text(page_with_tables(page.read_text()))
+    return 0
+
+
+def _check() -> int:
+    """Name the pages that differ, and the figures that are typed."""
+    differ = 0
+    for page in sorted(DOCS.glob("*.md")):
+        text = page.read_text()
+        if page_with_tables(text) != text:
+            differ = 1
+            print(f"{page.name}: not what the files give; run: python tests/benchmarks/figures.py write")
+        for kind, name in BLOCK.findall(text):
+            if kind == "typed":
+                print(f"{page.name}: {name} is typed")
+    return differ
 
 
 if __name__ == "__main__":

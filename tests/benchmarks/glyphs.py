@@ -29,6 +29,7 @@ from typing import NamedTuple
 import glyph_images
 import numpy as np
 import torch
+from figure_tables import Cell, Table, say, show
 from matplotlib.figure import Figure
 
 from avarc_cli.data.datasets import open_images
@@ -139,7 +140,7 @@ def scored(folder: Path, model: LikelihoodModel, tokens_nL: IntN, label_n: IntN)
         sums = np.concatenate([sums, image.segment_log_prob[None, :, 0, 0]])
         if (row + 1) % 10 == 0 or row + 1 == len(tokens_nL):
             np.savez(file, sums=sums, tokens=tokens_nL[: row + 1])
-            print(f"{row + 1} of {len(tokens_nL)} images scored, {time.monotonic() - started:.0f} s", flush=True)
+            say(f"{row + 1} of {len(tokens_nL)} images scored, {time.monotonic() - started:.0f} s")
     first_cut = fitted_cut(folder / "first_cut.json", model)
     cut_nN = np.empty(0) if first_cut is None else first_cut.scores(summaries(model, tokens_nL))
     return Scored(tokens_nL, label_n, sums, first_cut, cut_nN, ends)
@@ -153,7 +154,7 @@ def fitted_cut(file: Path, model: LikelihoodModel) -> FirstCut | None:
         if fitted is None:
             return None
         file.write_text(json.dumps(fitted.to_dict()))
-        print(f"a first cut was fitted in {time.process_time() - started:.0f} s of CPU time")
+        say(f"a first cut was fitted in {time.process_time() - started:.0f} s of CPU time")
     return FirstCut.from_dict(json.loads(file.read_text()))
 
 
@@ -219,8 +220,8 @@ def tuned_row(model: LikelihoodModel, images: Scored, table: ScoreTable, right_n
         plan = conformal.tune(table.rows(calibration), AGREEMENT, "fp32", seed=seed).plan
         splits.append((plan, outcome_of(plan, table.rows(rest), right_n[rest])))
     first, mean = splits[0][0], np.mean([numbers for _, numbers in splits], axis=0)
-    print(f"{table.candidates} candidates, {kind}: {first}")
-    print(f"  agreement of the splits: {sorted(round(float(numbers[1]), 4) for _, numbers in splits)}")
+    say(f"{table.candidates} candidates, {kind}: {first}")
+    say(f"  agreement of the splits: {sorted(round(float(numbers[1]), 4) for _, numbers in splits)}")
     seconds = cpu_seconds(model, images, table.candidates, first)
     return Measured(table.candidates, kind, kind, Outcome._make(mean.tolist()), seconds)
 
@@ -248,8 +249,19 @@ def draw(rows: list[Measured], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def compare(folder: Path, count: int, out: Path | None) -> list[Measured]:
-    """Score this many test images, measure all plans, print a table, and draw the figure if `out` is given."""
+def table_of(measured: list[Measured]) -> Table:
+    """One row each."""
+    columns = [("candidates", ",d"), ("plan", ""), ("accuracy", ".1%"), ("agreement", ".1%")]
+    columns += [("tokens per image", ",.0f"), ("of exhaustive", ".2%"), ("CPU seconds per image", ".3f")]
+    names = [f"{row.kind}, `{row.plan}`" if row.kind == FIXED else row.kind for row in measured]
+    rows: list[list[Cell]] = [
+        [row.candidates, name, *row.outcome, row.seconds] for row, name in zip(measured, names, strict=True)
+    ]
+    return Table(columns, rows)
+
+
+def compare(folder: Path, count: int, out: Path | None, *, as_json: bool = False) -> list[Measured]:
+    """Score this many test images, measure all plans, show a table, and draw the figure if `out` is given."""
     model = load_model(ModelSpec(str(folder / "var.safetensors"), str(folder / "vqvae.safetensors"), device="cpu"))
     tokenizer = model.tokenizer
     pixels = Preprocess(tokenizer.preprocess, tokenizer.image_size)
@@ -258,26 +270,20 @@ def compare(folder: Path, count: int, out: Path | None) -> list[Measured]:
     images = scored(folder, model.likelihood, cache.tokens(rows)[:, 0], cache.labels[rows].astype(np.int64))
     sizes = sorted({min(size, model.likelihood.num_classes) for size in CANDIDATES})
     measured = [row for size in sizes for row in measure(model.likelihood, images, size)]
-    print("| candidates | plan | accuracy | agreement | tokens per image | of exhaustive | CPU seconds per image |")
-    print("|---|---|---|---|---|---|---|")
-    for row in measured:
-        done = row.outcome
-        print(
-            f"| {row.candidates:,} | {row.plan} | {done.accuracy:.1%} | {done.agreement:.1%} | {done.tokens:,.0f} "
-            f"| {done.share:.2%} | {row.seconds:.3f} |"
-        )
+    show(table_of(measured), as_json=as_json)
     if out is not None:
         draw(measured, out)
     return measured
 
 
-def search(folder: Path, count: int) -> None:
-    """Find the class closest to 32 images of each of some new characters, in both ways, and print what it takes."""
+def search(folder: Path, count: int, *, as_json: bool) -> None:
+    """Find the class closest to 32 images of each of some new characters, in both ways, and show what it takes."""
     model = load_model(ModelSpec(str(folder / "var.safetensors"), str(folder / "vqvae.safetensors"), device="cpu"))
     likelihood, tokenizer, device = model.likelihood, model.tokenizer, torch.device("cpu")
     pixels = Preprocess(tokenizer.preprocess, tokenizer.image_size)
     characters = glyph_images.choose(count, skip=likelihood.num_classes)
     glyph_images.write_images(folder / "new", characters, glyph_images.find(glyph_images.TRAINING), VERSIONS)
+    rows: list[list[Cell]] = []
     for character in characters:
         images = open_images([folder / "new" / f"{ord(character):x}"])
         cache = read(encode(images, tokenizer, pixels, folder / "new.h5", overwrite=True).path)
@@ -290,11 +296,10 @@ def search(folder: Path, count: int) -> None:
         exhaustive = time.process_time() - started
         best = int(means_K.argmax())
         names = [chr(int(model.classes.names[c], 16)) for c in (found, best)]
-        print(
-            f"{character}: {names[0]} in {staged:.1f} s of CPU time; scoring all images under all classes: "
-            f"{names[1]} in {exhaustive:.1f} s",
-            flush=True,
-        )
+        rows.append([character, names[0], staged, names[1], exhaustive])
+        say(f"{character}: {names[0]}")
+    columns = [("new character", ""), ("the search finds", ""), ("CPU seconds", ".1f")]
+    show(Table([*columns, ("scoring all pairs finds", ""), ("CPU seconds", ".1f")], rows), as_json=as_json)
 
 
 def main() -> None:
@@ -311,14 +316,16 @@ def main() -> None:
     third = steps.add_parser("closest")
     third.add_argument("folder", type=Path)
     third.add_argument("--new", type=int, default=3)
+    for step in (second, third):
+        step.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     try:
         if arguments.step == "render":
             render(arguments.folder, arguments.classes)
         elif arguments.step == "closest":
-            search(arguments.folder, arguments.new)
+            search(arguments.folder, arguments.new, as_json=arguments.json)
         else:
-            compare(arguments.folder, arguments.images, arguments.out)
+            compare(arguments.folder, arguments.images, arguments.out, as_json=arguments.json)
     except AvarcError as error:
         raise SystemExit(f"{error.what}: {error.why}\n{error.fix}") from None
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from figure_tables import Cell, Table, show
 from matplotlib.figure import Figure
 
 from avarc_cli.data.datasets import open_images
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="digits-titok")
     parser.add_argument("--tokenizer")
+    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
     model = load_model(ModelSpec(arguments.model, arguments.tokenizer, device="cpu"))
@@ -92,17 +94,20 @@ def main() -> None:
         log_p_NCO = scored(model.likelihood.with_steps(steps), tokens, Orders(ORDERS, text=str(ORDERS)))
         one.append(accuracy(log_p_NCO, label_N, 1))
         several.append(accuracy(log_p_NCO, label_N, GROUPED))
-        print(f"{steps:2} passes: one order {one[-1]:.2%}, mean of {GROUPED} orders {several[-1]:.2%}")
     draws_NCO = scored(model.likelihood.with_steps(1), tokens, Orders(DRAWS, text=str(DRAWS), bound=True))
     counts = [2**k for k in range(DRAWS.bit_length())]
     bound = [accuracy(draws_NCO, label_N, count) for count in counts]
-    print("bound:", *(f"{count} draws {value:.2%}" for count, value in zip(counts, bound, strict=True)))
     lines = {
         "one order": (STEPS, one),
         f"mean of {GROUPED} orders": ([GROUPED * steps for steps in STEPS], several),
         "order-agnostic bound": (counts, bound),
     }
     draw(lines, arguments.out)
+    passes: list[list[Cell]] = [list(cells) for cells in zip(STEPS, one, several, strict=True)]
+    draws: list[list[Cell]] = [list(cells) for cells in zip(counts, bound, strict=True)]
+    columns = [("passes", ""), ("one order", ".2%"), (f"mean of {GROUPED} orders", ".2%")]
+    of_bound = Table([("draws of the bound", ""), ("accuracy", ".2%")], draws, "By the order-agnostic bound")
+    show(Table(columns, passes, "Along an order"), of_bound, as_json=arguments.json)
 
 
 if __name__ == "__main__":

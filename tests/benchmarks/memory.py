@@ -3,7 +3,7 @@
 Random weights and images; the peak is the largest resident set that the operating system counted for the command.
 Results: docs/performance.md.
 
-usage: python tests/benchmarks/memory.py [CLASSES] [MEMORY ...]
+usage: python tests/benchmarks/memory.py [CLASSES] [MEMORY ...] [--json]
 """
 
 import os
@@ -20,6 +20,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import load_golden
+from figure_tables import Cell, Table, say, show, wants_json
 
 AVARC = [sys.executable, "-m", "avarc_cli", "--quiet"]
 
@@ -32,7 +33,8 @@ def peak_of(command: list[str]) -> tuple[int, int, float]:
     return os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024, time.monotonic() - began
 
 
-def main(classes: int, limits: list[str]) -> None:
+def main(classes: int, limits: list[str], *, as_json: bool) -> None:
+    rows: list[list[Cell]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         golden = load_golden("var_d16")
@@ -48,8 +50,13 @@ def main(classes: int, limits: list[str]) -> None:
             options = ["--plan", "paper", "--classes", candidates, "--out", str(folder / f"run-{limit}")]
             command = [*AVARC, "classify", tokens, *models, *options]
             code, peak, seconds = peak_of(command if limit == "none" else [*command, "--memory", limit])
-            print(f"--memory {limit}: exit {code}, peak {peak / 2**30:.2f} GiB, {seconds:.0f} s", flush=True)
+            rows.append([limit, code, peak / 2**30, seconds])
+            say(f"--memory {limit}: exit code {code}")
+    columns = [("`--memory`", ""), ("exit code", ""), ("peak of the process, GiB", ".2f"), ("seconds", ".0f")]
+    show(Table(columns, rows), as_json=as_json)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20, sys.argv[2:] or ["none", "1GiB", "3GiB", "4GiB", "8GiB"])
+    as_json = wants_json(sys.argv)
+    limits = sys.argv[2:] or ["none", "1GiB", "3GiB", "4GiB", "8GiB"]
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20, limits, as_json=as_json)

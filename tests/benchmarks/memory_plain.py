@@ -6,10 +6,9 @@ at a time. avarc reads the same as safetensors, which `avarc download` makes of 
 Peaks are the largest resident sets that the operating system counted; rounds are interleaved, after one of avarc alone.
 Results: docs/performance.md.
 
-usage: python tests/benchmarks/memory_plain.py [SHAPE] [CLASSES] [ROUNDS] [PRECISIONS]
+usage: python tests/benchmarks/memory_plain.py [SHAPE] [CLASSES] [ROUNDS] [PRECISIONS] [--json]
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -23,6 +22,8 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from figure_tables import Cell, Table, show, wants_json
 
 SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 PAIRS = 10  # of a plain pass
@@ -90,7 +91,7 @@ def write_models(folder: Path, shape: str) -> None:
     Image.fromarray(pixels).save(folder / "0.png")
 
 
-def main(shape: str, classes: int, rounds: int, precisions: list[str]) -> None:
+def main(shape: str, classes: int, rounds: int, precisions: list[str], *, as_json: bool) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         subprocess.run([sys.executable, __file__, "--write", temporary, shape], check=True)
@@ -105,13 +106,14 @@ def main(shape: str, classes: int, rounds: int, precisions: list[str]) -> None:
         for _ in range(rounds):
             for name, command in ways.items():
                 figures[name].append(timed(command))
+    rows: list[list[Cell]] = []
     for name, values in figures.items():
         seconds, peak = (statistics.median(each) for each in zip(*values, strict=True))
         ratios = [plain[0] / own[0] for plain, own in zip(figures["plain"], values, strict=True)]
-        print(json.dumps({
-            "shape": shape, "way": name, "seconds": round(seconds, 2), "peak MiB": round(peak),
-            "times as fast": round(statistics.median(ratios), 2),
-        }))  # fmt: skip
+        way = f"avarc, {name}" if name in precisions else "plain script"
+        rows.append([way, peak, seconds, statistics.median(ratios)])
+    columns = [("", ""), ("peak of the process, MiB", ",.0f"), ("seconds", ".1f"), ("times as fast", ".2f")]
+    show(Table(columns, rows), as_json=as_json)
 
 
 if __name__ == "__main__":
@@ -121,5 +123,6 @@ if __name__ == "__main__":
     elif words[:1] == ["--write"]:
         write_models(Path(words[1]), words[2])
     else:
+        as_json = wants_json(words)
         given = [*words, *("d4", "20", "3", "fp32")[len(words) :]]
-        main(given[0], int(given[1]), int(given[2]), given[3].split(","))
+        main(given[0], int(given[1]), int(given[2]), given[3].split(","), as_json=as_json)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from figure_tables import Cell, Table, say, show
 from matplotlib.figure import Figure
 
 from avarc_cli.data.datasets import open_images
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="digits-randar")
     parser.add_argument("--tokenizer")
+    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
     model = load_model(ModelSpec(arguments.model, arguments.tokenizer, device="cpu"))
@@ -112,26 +114,34 @@ def main() -> None:
     )
     raster = float((raster_NCOK.sum((2, 3)).argmax(1) == label_N).mean())
     by_rule = accuracies(sums_NCOK.sum(-1), label_N)
-    print(f"raster order: {raster:.2%}")
-    for rule, values in by_rule.items():
-        print(f"{rule:14}", *(f"{count}: {value:.2%}" for count, value in zip(COUNTS, values, strict=True)))
     by_segments = dict(zip(tried_estimates(model.likelihood), np.moveaxis(estimates, -1, 0), strict=True))
     table = ScoreTable.of(sums_NCOK[:, :, :, None], np.zeros(10), ends, by_segments)
-    full_N = table.along([table.end])[0].argmax(1)
     order = np.random.default_rng(0).permutation(len(table))
-    calibration, rest = table.rows(np.sort(order[HOLD_OUT:])), table.rows(np.sort(order[:HOLD_OUT]))
-    tuned = conformal.tune(calibration, AGREEMENT, "fp32").plan
-    print(f"tuned: {tuned}")
-    for name, plan, part, full in [
-        *((text, parse(text, len(ends)), table, full_N) for text in WRITTEN),
-        ("tuned, on the images that it was not tuned on", tuned, rest, rest.along([rest.end])[0].argmax(1)),
+    everyone, tuned_on, rest = np.arange(len(table)), np.sort(order[HOLD_OUT:]), np.sort(order[:HOLD_OUT])
+    tuned = conformal.tune(table.rows(tuned_on), AGREEMENT, "fp32").plan
+    plans: list[list[Cell]] = []
+    for name, plan, chosen in [
+        *((f"`{text}`", parse(text, len(ends)), everyone) for text in WRITTEN),
+        (f"tuned on {len(tuned_on)} images, those", tuned, tuned_on),
+        (f"the same, the other {len(rest)}", tuned, rest),
     ]:
+        part = table.rows(chosen)
         simulated = conformal.simulate(plan, part)
-        share = simulated.tokens_n.mean() / part.exhaustive_tokens
-        same = (simulated.winner_n == full).mean()
-        right = (simulated.winner_n == label_N).mean() if len(part) == len(label_N) else float("nan")
-        print(f"{name}: {share:.1%} of exhaustive, agreement {same:.1%}, accuracy {right:.2%}")
+        share = float(simulated.tokens_n.mean()) / part.exhaustive_tokens
+        same, right = simulated.winner_n == part.along([part.end])[0].argmax(1), simulated.winner_n == label_N[chosen]
+        plans.append([name, share, float(same.mean()), float(right.mean())])
+    say(f"tuned: {tuned}")
+    show(*tables_of(by_rule, raster, plans), as_json=arguments.json, tuned=str(tuned))
     draw(by_rule, raster, arguments.out)
+
+
+def tables_of(by_rule: dict[str, list[float]], raster: float, plans: list[list[Cell]]) -> tuple[Table, Table]:
+    """Accuracy by number of orders, and what plans save."""
+    counts: list[list[Cell]] = [["raster", raster, *[None] * (len(by_rule) - 1)]]
+    counts += [list(cells) for cells in zip(COUNTS, *by_rule.values(), strict=True)]
+    accuracy = Table([("orders", ""), *((f"`{rule}`", ".2%") for rule in by_rule)], counts, "Accuracy")
+    columns = [("plan", ""), ("tokens", ".1%"), ("agreement with all orders", ".1%"), ("accuracy", ".2%")]
+    return accuracy, Table(columns, plans, f"Tokens as a share of scoring {MAX_ORDERS} orders")
 
 
 def parse(text: str, segments: int) -> Plan:

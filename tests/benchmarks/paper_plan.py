@@ -1,10 +1,11 @@
 """The paper's plan: avarc in every precision against plain PyTorch, which starts each stage from the first token.
 
-Random weights, images and smoothing neighbours; all ways take turns, an image each. Plain PyTorch is what a
-straightforward script does: one masked pass a batch of pairs, all logits. SHAPE is d16, llamagen-l, rar-b or the like;
-a model that reads rows has a plan of as many tenths. PRECISIONS may be cascades like bf16+fp32, whose rounding noise is
-measured first, on other images. With --tiny, a small VAR of four scales: whether it works, not how fast it is.
-Results: docs/performance.md.
+Random weights, images and smoothing neighbours; all ways take turns, an image each. avarc scores as many images
+together as a run over a folder would (1, but for models whose images share work), and its time is divided by their
+number. Plain PyTorch is what a straightforward script does: one masked pass a batch of pairs, all logits. SHAPE is d16,
+llamagen-l, rar-b or the like; a model that reads rows has a plan of as many tenths. PRECISIONS may be cascades like
+bf16+fp32, whose rounding noise is measured first, on other images. With --tiny, a small VAR of four scales: whether it
+works, not how fast it is. Results: docs/performance.md.
 
 usage: python tests/benchmarks/paper_plan.py [IMAGES] [CLASSES] [PRECISIONS] [SEED] [--shape SHAPE] [--device cuda]
        [--tiny] [--json]
@@ -72,6 +73,7 @@ class Ours:
             tokens_per_batch=auto_tokens(self.model, plan, device, fixed=True),
         )
         self.cascade = Cascade(cheap, ()) if plus else None
+        self.group = self.request.images_per_group(self.model)
 
     def measure(self, tokens_GSL: np.ndarray) -> str:
         """Measure the noise of a cascade; says what it is."""
@@ -83,12 +85,10 @@ class Ours:
         shown = ", ".join(f"{sd:.2g}" for sd in noise.segments)
         return f"{self.cascade.cheap}: noise {shown} nats; slack {', '.join(f'{s:.2g}' for s in slacks)} nats"
 
-    def score(self, tokens_1SL: np.ndarray) -> ImageScores:
+    def score(self, tokens_GSL: np.ndarray) -> list[ImageScores]:
         if self.cascade is None:
-            (scores,) = score_group(self.model, tokens_1SL, self.request)
-        else:
-            (scores,) = score_in_two_precisions(self.model, self.exact, tokens_1SL, self.request, self.cascade)
-        return scores
+            return score_group(self.model, tokens_GSL, self.request)
+        return score_in_two_precisions(self.model, self.exact, tokens_GSL, self.request, self.cascade)
 
 
 def describe(scores: ImageScores) -> str:
@@ -113,30 +113,33 @@ def main(asked: argparse.Namespace, names: list[str]) -> None:
     plan = parse_plan(of.plan, segments=len(of.ends), candidates=classes, samples=3)
     ways = {name: Ours(name, of, plan, classes, device) for name in names}
     measured = LEAST_IMAGES if any("+" in n for n in names) else 0
-    tokens = of.images(images + measured, asked.seed)
+    together = max(way.group for way in ways.values())
+    drawn = of.images(images * together + measured, asked.seed)
+    tokens = drawn[: images * together].unflatten(0, (images, together))
     for way in ways.values():
-        if said := way.measure(tokens[images:].cpu().numpy()):
+        if said := way.measure(drawn[images * together :].cpu().numpy()):
             say(said)
-    shared = shared_segments(tokens[:images].cpu().numpy(), None, of.ends)[:, 0, 1:]
+    shared = shared_segments(tokens[:, 0].cpu().numpy(), None, of.ends)[:, 0, 1:]
     say(f"{images} images, {classes} classes, {torch.get_num_threads()} threads; segments shared with the image:",
-        np.bincount(shared.flatten(), minlength=1).tolist())  # fmt: skip
+        np.bincount(shared.flatten(), minlength=1).tolist(),
+        "; images at once:", {name: way.group for name, way in ways.items()})  # fmt: skip
     seconds: dict[str, list[float]] = {name: [] for name in ("plain", *names)}
     same, winners = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     if device.type == "cuda":  # whose first calls load libraries
-        predict_plainly(of, tokens[0], plan, classes)
+        predict_plainly(of, tokens[0, 0], plan, classes)
         for way in ways.values():
-            way.score(tokens[[0]].cpu().numpy())
+            way.score(tokens[0, : way.group].cpu().numpy())
     for i in range(images):
-        expected, spent = timed(partial(predict_plainly, of, tokens[i], plan, classes))
+        expected, spent = timed(partial(predict_plainly, of, tokens[i, 0], plan, classes))
         seconds["plain"].append(spent)
         line = f"image {i}: plain {spent:.1f} s"
         for name, way in ways.items():
-            result, spent = timed(partial(way.score, tokens[[i]].cpu().numpy()))
-            seconds[name].append(spent)
+            (result, *_), spent = timed(partial(way.score, tokens[i, : way.group].cpu().numpy()))
+            seconds[name].append(spent / way.group)
             survivors = [tuple(sorted(stage.survivors.tolist())) for stage in result.stages]
             same[name] += survivors == expected
             winners[name] += int(result.order[0]) == expected[-1][0]
-            line += f"; {name} {spent:.1f} s, {describe(result)}"
+            line += f"; {name} {seconds[name][-1]:.1f} s, {describe(result)}"
         say(line)
     cases = summary(seconds, same, winners)
     for case in cases[1:]:
@@ -144,6 +147,7 @@ def main(asked: argparse.Namespace, names: list[str]) -> None:
             f"{case['same_prediction']} of {images}, survivors of every stage on {case['same_survivors']}")  # fmt: skip
     if asked.json:
         about = {"device": str(device), "shape": asked.shape, "images": images, "classes": classes}
+        about["images_together"] = {name: way.group for name, way in ways.items()}
         print(json.dumps(about | {"cases": cases}))
 
 

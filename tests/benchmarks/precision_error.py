@@ -2,7 +2,7 @@
 
 fp8 is computed on the CPU with the numbers that a GPU would multiply; tf32 needs a CUDA device.
 
-usage: python tests/benchmarks/precision_error.py [IMAGES]
+usage: python tests/benchmarks/precision_error.py [IMAGES] [--json]
 """
 
 import sys
@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import torch
+from figure_tables import Cell, Table, say, show, wants_json
 from torch import Tensor
 
 from avarc_cli.classifier import load_classifier
@@ -36,7 +37,7 @@ def log_likelihoods(name: str, tokens: Tensor) -> tuple[Tensor, float]:
     return torch.cat(rows).double(), time.process_time() - started
 
 
-def main(images: int) -> None:
+def main(images: int, *, as_json: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokens.h5"
         held_out = open_images([ASSETS / "digits" / "test"]).select(None, images // 10, None)
@@ -45,16 +46,20 @@ def main(images: int) -> None:
         tokens = torch.from_numpy(cache.tokens(range(len(cache)))[:, 0])
     exact, seconds = log_likelihoods("fp32", tokens)
     best = exact.sum(-1).argmax(1)
-    print(f"{len(tokens)} images, {exact.shape[-1]} tokens; fp32 {seconds:.1f} s of CPU time")
+    say(f"{len(tokens)} images, {exact.shape[-1]} tokens; fp32 {seconds:.1f} s of CPU time")
+    rows: list[list[Cell]] = []
     for name in ("bf16", "fp16", "int8", "fp8"):
-        found, seconds = log_likelihoods(name, tokens)
+        found, _ = log_likelihoods(name, tokens)
         total, token = (found - exact).sum(-1), found - exact
         changed = int((found.sum(-1).argmax(1) != best).sum())
-        print(
-            f"{name}: log-likelihood error mean {total.abs().mean():.3f}, max {total.abs().max():.3f} nats "
-            f"(bias {total.mean():+.3f}); token std {token.std():.1e}; {changed} predictions changed; {seconds:.1f} s"
-        )
+        errors = [float(error) for error in (total.abs().mean(), total.abs().max(), total.mean(), token.std())]
+        rows.append([name, *errors, f"{changed} of {len(tokens)}"])
+    error = "error of the log-likelihood, nats: "
+    columns = [("precision", ""), (f"{error}mean", ".3f"), ("largest", ".2f"), ("bias", "+.3f")]
+    columns += [("noise of a token, nats", ".1e"), ("predictions changed", "")]
+    show(Table(columns, rows), as_json=as_json)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 360)
+    as_json = wants_json(sys.argv)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 360, as_json=as_json)

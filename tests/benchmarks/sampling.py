@@ -1,6 +1,6 @@
 """Images drawn a second: avarc's batches with KV caches against a plain loop, in one run.
 
-usage: python tests/benchmarks/sampling.py [--images N] [--batch-size B] [--rounds R] [MODEL ...]
+usage: python tests/benchmarks/sampling.py [--images N] [--batch-size B] [--rounds R] [--json] [MODEL ...]
 
 The plain loop draws one image after the other, evaluates all tokens so far for each new one (of a VAR: for each scale)
 by the plain networks of `models/*/reference.py`, and decodes the image. Both draw with the same guidance and the same
@@ -23,6 +23,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import load_golden
+from figure_tables import Cell, Table, say, show
 
 from avarc_cli.layers.sampling import draw, generator_of
 from avarc_cli.likelihood import NetworkModel
@@ -84,9 +85,10 @@ def plain(model: NetworkModel, class_id: int, generator: torch.Generator) -> Ten
 
 
 @torch.inference_mode()
-def measure(name: str, images: int, batch_size: int) -> tuple[float, float, float]:
+def measure(
+    model: NetworkModel, decode: Callable[[Tensor], Tensor], images: int, batch_size: int
+) -> tuple[float, float, float]:
     """Images a second of avarc and of the plain loop, and the share of tokens on which they agree."""
-    model, decode = open_model(name)
     ids = [i % model.num_classes for i in range(images)]
 
     def streams(rows: range) -> list[torch.Generator]:
@@ -116,18 +118,19 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
+    rows: list[list[Cell]] = []
     for name in asked.models:
-        ratios = []
-        for number in range(asked.rounds):
-            ours, loop, agreement = measure(name, asked.images, asked.batch_size)
-            ratios.append(ours / loop)
-            print(
-                f"{name}, round {number}: avarc {ours:.3g} images/s in batches of {asked.batch_size}, "
-                f"plain loop {loop:.3g} images/s, ratio {ratios[-1]:.2f}, {agreement:.1%} of the tokens agree"
-            )
-        print(f"{name}: median ratio {statistics.median(ratios):.2f}")
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+        opened = open_model(name)  # not in inference mode, else decoding cannot use the weights
+        rounds = [measure(*opened, asked.images, asked.batch_size) for _ in range(asked.rounds)]
+        ratios = sorted(ours / loop for ours, loop, _ in rounds)
+        ours, loop, agreement = (statistics.median(numbers) for numbers in zip(*rounds, strict=True))
+        rows.append([f"`{name}`", ours, loop, ratios[0], statistics.median(ratios), ratios[-1], agreement])
+        say(f"{name} measured")
+    columns = [("", ""), ("avarc, images/s", ".3g"), ("plain loop, images/s", ".3g")]
+    columns += [("times as fast, least", ".2f"), ("median", ".2f"), ("most", ".2f"), ("tokens that agree", ".1%")]
+    show(Table(columns, rows), as_json=asked.json)
 
 
 if __name__ == "__main__":

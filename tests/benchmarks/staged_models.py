@@ -16,11 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import load_golden
 
 from avarc_cli.layers.precision import find
+from avarc_cli.layers.random_weights import random_weights
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.models.llamagen import reference as llamagen
-from avarc_cli.models.llamagen.benchmark import LlamaGenWorkload, random_weights
+from avarc_cli.models.llamagen.benchmark import LlamaGenWorkload
 from avarc_cli.models.rar import benchmark as rar
 from avarc_cli.models.rar import reference as rar_reference
+from avarc_cli.models.rar.network import RAR
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.models.var.reference import token_log_probs
 
@@ -87,7 +89,7 @@ class Rows(Subject):
             gpt = random_weights(LlamaGenWorkload.network(LlamaGenWorkload.parse_shape(size)))
             self.heads, self.weights, self.workload = gpt.config.heads, gpt.state_dict(), LlamaGenWorkload(gpt, device)
         else:
-            network = rar.random_rar(rar.parse_shape(size))
+            network = random_weights(RAR(rar.parse_shape(size)))
             self.weights, self.workload = network.state_dict(), rar.RARWorkload(network, device)
         self.device, self.ends = device, self.workload.segment_ends
         self.weights = {key: tensor.to(device) for key, tensor in self.weights.items()}

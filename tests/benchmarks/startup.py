@@ -4,7 +4,7 @@ Whole processes, in turns: a plain script that imports torch and maps the file; 
 avarc's loading alone; and the command on one image under two classes, of which it scores the first scale. Each runs
 once before, so that files are in the page cache and avarc knows their digests. Results: docs/performance.md.
 
-usage: python tests/benchmarks/startup.py [ROUNDS]
+usage: python tests/benchmarks/startup.py [ROUNDS] [--json]
 """
 
 import os
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import load_golden
+from figure_tables import Cell, Table, show, wants_json
 
 MAP = """
 import sys, torch
@@ -48,7 +49,7 @@ def took(command: list[str]) -> tuple[float, float]:
     return wall, usage.ru_utime + usage.ru_stime
 
 
-def main(rounds: int) -> None:
+def main(rounds: int, *, as_json: bool) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         os.environ["AVARC_HOME"] = str(folder / "home")
@@ -73,11 +74,14 @@ def main(rounds: int) -> None:
         for _ in range(rounds):
             for name, command in ways.items():
                 seconds[name].append(took(command))
-        print(f"| {rounds} rounds | wall: fastest | median | CPU: least | median |\n|---|---|---|---|---|")
-        for name, measured in seconds.items():
-            wall, cpu = zip(*measured[1:], strict=True)
-            print(f"| {name} | {min(wall):.2f} | {median(wall):.2f} | {min(cpu):.2f} | {median(cpu):.2f} |")
+    names = ("CPU seconds, least", "median", "seconds, least", "median")
+    rows: list[list[Cell]] = []
+    for name, measured in seconds.items():
+        wall, cpu = zip(*measured[1:], strict=True)
+        rows.append([name, min(cpu), median(cpu), min(wall), median(wall)])
+    show(Table([("", ""), *((name, ".2f") for name in names)], rows), as_json=as_json, rounds=rounds)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)
+    as_json = wants_json(sys.argv)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7, as_json=as_json)

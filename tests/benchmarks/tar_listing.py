@@ -1,6 +1,6 @@
 """CPU time and memory of listing a tar of small samples: one image and one label each.
 
-Results: docs/datasets.md. python tests/benchmarks/tar_listing.py [SAMPLES]
+Results: docs/datasets.md. python tests/benchmarks/tar_listing.py [SAMPLES] [--json]
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from figure_tables import Table, show, wants_json
+
 from avarc_cli.data import open_images
 
 
@@ -26,7 +28,7 @@ def write(path: Path, samples: int) -> None:
                 archive.addfile(info, io.BytesIO(content))
 
 
-def main(samples: int) -> None:
+def main(samples: int, *, as_json: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.tar"
         writer = multiprocessing.Process(target=write, args=(path, samples))  # its memory must not be counted
@@ -35,10 +37,11 @@ def main(samples: int) -> None:
         started = time.process_time()
         images = open_images([path])
         seconds = time.process_time() - started
-    print(
-        f"{len(images):,} samples: {seconds:.1f} s, peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB"
-    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    columns = [("samples in one tar", ",d"), ("CPU seconds to list them", ".1f"), ("peak of the process, MiB", "")]
+    show(Table(columns, [[len(images), seconds, peak]]), as_json=as_json)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000)
+    as_json = wants_json(sys.argv)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000, as_json=as_json)

@@ -3,7 +3,7 @@
 fp32 is compared with the reference implementation's float32, the others with our fp32; on golden models. tf32 is
 computed on the CPU with the numbers that a GPU would multiply.
 
-usage: python tests/benchmarks/token_noise.py [GOLDEN ...]
+usage: python tests/benchmarks/token_noise.py [GOLDEN ...] [--json]
 """
 
 import sys
@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import Golden, load_golden
+from figure_tables import Cell, Table, say, show, wants_json
 
 from avarc_cli.layers.precision import PRECISIONS, Precision, find
 from avarc_cli.models.var.likelihood import VARLikelihood
@@ -55,18 +56,22 @@ def token_log_prob(golden: Golden, precision: str) -> Tensor:
     return model.extend(state, len(model.segment_ends), keep_cache_segments=0).view(len(tokens), len(classes), -1)
 
 
-def main(names: list[str]) -> None:
+def main(names: list[str], *, as_json: bool) -> None:
+    rows: list[list[Cell]] = []
+    low = ("bf16", "fp16", "int8", "fp8")  # on a CPU without VNNI int8 has 7-bit weights: the coarser kind
     for name in names:
         golden = load_golden(name)
         fp32 = token_log_prob(golden, "fp32")
         reference = torch.from_numpy(golden.arrays["token_log_prob"])
-        print(f"{name}: fp32 {(fp32 - reference).std():.1e}", end="", flush=True)
         with TF32():
-            print(f", tf32 {(token_log_prob(golden, 'tf32') - fp32).std():.1e}", end="", flush=True)
-        for label in ("bf16", "fp16", "int8", "fp8"):  # on a CPU without VNNI int8 has 7-bit weights: the coarser kind
-            print(f", {label} {(token_log_prob(golden, label) - fp32).std():.1e}", end="", flush=True)
-        print(" nats")
+            found = {"fp32": fp32 - reference, "tf32": token_log_prob(golden, "tf32") - fp32}
+        found |= {precision: token_log_prob(golden, precision) - fp32 for precision in low}
+        rows.append([f"`{name}`", *(float(error.std()) for error in found.values())])
+        say(f"{name} measured")
+    columns = [(precision, ".1e") for precision in ("fp32", "tf32", *low)]
+    show(Table([("noise of a token, nats", ""), *columns], rows), as_json=as_json)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["var_tiny", "var_tiny_shared_aln", "var_tiny_no_qk_norm", "var_d16"])
+    as_json = wants_json(sys.argv)
+    main(sys.argv[1:] or ["var_tiny", "var_tiny_shared_aln", "var_tiny_no_qk_norm", "var_d16"], as_json=as_json)

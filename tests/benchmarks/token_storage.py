@@ -1,6 +1,6 @@
 """Ways to store tokens: size, and the time to write and read them. Results: docs/encoding.md.
 
-python tests/benchmarks/token_storage.py [CACHE.h5 ...]    (hdf5plugin is needed for the blosc2 lines only)
+python tests/benchmarks/token_storage.py [--json]    (hdf5plugin is needed for the blosc2 lines only)
 """
 
 from __future__ import annotations
@@ -14,8 +14,16 @@ from typing import Any
 
 import h5py
 import numpy as np
+from figure_tables import Cell, Table, show, wants_json
+
+from avarc_cli.data.datasets import open_images
+from avarc_cli.data.preprocess import Preprocess
+from avarc_cli.loading import ModelSpec, load_tokenizer
+from avarc_cli.tokens import encode, read
+from avarc_cli.zoo.local_files import ASSETS
 
 IMAGES, TOKENS, VOCABULARY, ROWS = 20_000, 680, 4096, 256
+DRAWS = 20  # samples of each digit
 
 
 def ways() -> dict[str, dict[str, Any]]:
@@ -54,19 +62,30 @@ def measure(tokens: np.ndarray, options: dict[str, Any], path: Path) -> tuple[fl
     return path.stat().st_size / 1e6, written - begin, read - written, done - read
 
 
-def main() -> None:
+def digits() -> np.ndarray:
+    """The tokens of the included test images, and of samples near them."""
+    tokenizer = load_tokenizer(ModelSpec("digits", device="cpu"))
+    pixels = Preprocess(tokenizer.preprocess, tokenizer.image_size)
+    with tempfile.TemporaryDirectory() as folder:
+        images = open_images([ASSETS / "digits" / "test"])
+        cache = read(encode(images, tokenizer, pixels, Path(folder) / "t.h5", samples=DRAWS).path)
+        return cache.tokens(range(len(cache)))
+
+
+def main(*, as_json: bool) -> None:
     rng = np.random.default_rng(0)
-    sets = {f"random, {VOCABULARY} codes": rng.integers(0, VOCABULARY, (IMAGES, 1, TOKENS), dtype=np.uint16)}
-    for name in sys.argv[1:]:
-        with h5py.File(name) as file:
-            sets[name] = file["tokens"][:]
-    for name, tokens in sets.items():
-        print(f"{name}: {tokens.shape}\n| way | MB | write s | read s | 100 random reads s |\n|---|---|---|---|---|")
+    random = rng.integers(0, VOCABULARY, (IMAGES, 1, TOKENS), dtype=np.uint16)
+    sets = {f"{IMAGES:,} images of random tokens": random, f"360 digits with {DRAWS} samples each": digits()}
+    columns = [("method", ""), ("MB", ".1f"), ("write, s", ".2f"), ("read, s", ".2f"), ("100 random reads, s", ".2f")]
+    tables = []
+    for title, tokens in sets.items():
+        rows: list[list[Cell]] = []
         for way, options in ways().items():
             with tempfile.TemporaryDirectory() as folder:
-                size, *seconds = measure(tokens, options, Path(folder) / "t.h5")
-            print(f"| {way} | {size:.1f} | " + " | ".join(f"{s:.2f}" for s in seconds) + " |", flush=True)
+                rows.append([way, *measure(tokens, options, Path(folder) / "t.h5")])
+        tables.append(Table(columns, rows, title))
+    show(*tables, as_json=as_json)
 
 
 if __name__ == "__main__":
-    main()
+    main(as_json=wants_json(sys.argv))

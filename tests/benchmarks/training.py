@@ -1,7 +1,7 @@
 """Steps of our trainers against a plain eager loop of the same network, and where a step's time goes.
 
 usage: python tests/benchmarks/training.py [--size digits|default] [--families var,llamagen,maskgit] [--rounds 20]
-           [--json FILE]
+           [--json]
 
 The plain loop is in `training_plain`: forward pass, `F.cross_entropy`, `backward`, `clip_grad_norm_`,
 `torch.optim.AdamW`, and an average of the weights; once with the network as modules, once as functions. All begin with
@@ -17,19 +17,19 @@ Shapes: B images, L tokens.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from figure_tables import Cell, Table, say, show
 from photos import write_photos
 from torch import Tensor
 from training_plain import PlainLoop, as_functions, as_modules
@@ -106,7 +106,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Result:
-    """Of one family. Field names are keys of --json."""
+    """Of one family."""
 
     family: str
     size: str
@@ -271,16 +271,26 @@ def _train(model: TrainableModel, data: TokenBatches, recipe: Recipe, progress: 
         train(model.network, loss, recipe, None, progress, subject={}, decays=model.decays, run=run)
 
 
-def show(result: Result) -> None:
-    """Print a result."""
-    print(
-        f"{result.family}, {result.size}: {result.parameters / 1e6:.2f} million parameters, {result.tokens} tokens, "
-        f"batch {BATCH}, {result.threads} threads"
-    )
-    for name, rate in result.steps_per_second.items():
-        found = f"; avarc {result.ratios[name]:.3f} times, CPU {result.cpu_ratios[name]:.3f}" if name != OURS else ""
-        print(f"  {name:17} {rate:8.3f} steps/s{found}")
-    print("  on images:", ", ".join(f"{name} {share:.1%}" for name, share in result.parts.items()), flush=True)
+def tables(results: Sequence[Result]) -> tuple[Table, Table]:
+    """Steps against the plain loops, and where the time goes."""
+    plain = list(results[0].ratios)
+    columns = [("", ""), ("million parameters", ".2f"), ("tokens", ""), ("our steps/s", ".3g")]
+    for name in plain:
+        columns += [(f"against {name}", ".2f"), ("in CPU time", ".2f")]
+    speeds: list[list[Cell]] = [
+        [
+            *(_name(result), result.parameters / 1e6, result.tokens, result.steps_per_second[OURS]),
+            *(ratio[name] for name in plain for ratio in (result.ratios, result.cpu_ratios)),
+        ]
+        for result in results
+    ]
+    shares: list[list[Cell]] = [[_name(result), *result.parts.values()] for result in results]
+    parts = [("", ""), *((name, ".1%") for name in results[0].parts)]
+    return Table(columns, speeds, "Against a plain loop"), Table(parts, shares, "Where the time goes")
+
+
+def _name(result: Result) -> str:
+    return f"{result.family}, {result.size}"
 
 
 def main() -> None:
@@ -288,16 +298,15 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="digits")
     parser.add_argument("--families", default="var,llamagen,maskgit")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder), 32, side=24, seed=0)
         results = []
         for family in arguments.families.split(","):
             results.append(measure(family, arguments.size, arguments.rounds, Path(folder)))
-            show(results[-1])
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+            say(f"{family} measured")
+    show(*tables(results), as_json=arguments.json, batch=BATCH)
 
 
 if __name__ == "__main__":

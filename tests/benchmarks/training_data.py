@@ -1,10 +1,10 @@
 """What reading images costs a training: steps per second, and memory of several processes.
 
-    python tests/benchmarks/training_data.py speed
+    python tests/benchmarks/training_data.py speed [--json]
     torchrun --nproc-per-node 2 tests/benchmarks/training_data.py memory [--apart]
 
 `speed` trains a small tokenizer on JPEGs of 500 x 375 pixels in interleaved rounds: all images in memory; decoded while
-the step before is computed; and decoded when a step needs them, as before. It prints steps per second, and the part of
+the step before is computed; and decoded when a step needs them, as before. It shows steps per second, and the part of
 the time that steps wait for images. `memory` prints what the pixels add to each process: all that is mapped, and its
 share of it (Rss and Pss of /proc/self/smaps_rollup); --apart: each process has its own.
 """
@@ -23,6 +23,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from figure_tables import Cell, Table, show
 from PIL import Image
 
 from avarc_cli.data.datasets import ImageSet, open_images
@@ -84,26 +85,24 @@ def measure(images: ImageSet, *, in_memory: bool, ahead: bool) -> tuple[float, f
     return (len(ends) - 1) / seconds, sum(waits[1:]) / seconds
 
 
-def speed() -> None:
+def speed(*, as_json: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         images = photos(Path(folder), IMAGES)
         kinds = {
             "in memory": {"in_memory": True, "ahead": True},
             "decoded ahead": {"in_memory": False, "ahead": True},
-            "decoded when needed": {"in_memory": False, "ahead": False},
+            "decoded when a step needs them, as before": {"in_memory": False, "ahead": False},
         }
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
         for _ in range(ROUNDS):
             for name, how in kinds.items():
                 found[name].append(measure(images, **how))
-        for name, rounds in found.items():
-            rates, waits = zip(*rounds, strict=True)
-            spread = f"{min(rates):.2f} to {max(rates):.2f}"
-            print(
-                f"{name:20} {statistics.median(rates):.2f} steps/s ({spread}), {statistics.median(waits):.0%} waiting"
-            )
-        pairs = zip(found["decoded ahead"], found["decoded when needed"], strict=True)
-        print(f"ahead / when needed: {statistics.median(a / b for (a, _), (b, _) in pairs):.2f} (median over rounds)")
+    rows: list[list[Cell]] = []
+    for name, rounds in found.items():
+        rates, waits = zip(*rounds, strict=True)
+        rows.append([name, min(rates), statistics.median(rates), max(rates), statistics.median(waits)])
+    columns = [("images", ""), ("steps/s, least", ".2f"), ("median", ".2f"), ("most", ".2f")]
+    show(Table([*columns, ("of the time, steps waited for images", ".0%")], rows), as_json=as_json)
 
 
 def memory(apart: bool) -> None:
@@ -139,8 +138,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["speed", "memory"])
     parser.add_argument("--apart", action="store_true")
+    parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    memory(asked.apart) if asked.what == "memory" else speed()
+    memory(asked.apart) if asked.what == "memory" else speed(as_json=asked.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What `--checkpoint-activations` saves: the peak memory of a training with and without it, and what it costs in time.
 
-usage: python tests/benchmarks/training_memory.py [--depth 8] [--width 512] [--batch 32] [--steps 3]
+usage: python tests/benchmarks/training_memory.py [--depth 8] [--width 512] [--batch 32] [--steps 3] [--json]
 
 Every row is a process of its own that trains a VAR on random images; the peak is the largest resident set that the
 operating system counted for it. The first row has a batch of one image: the memory that does not depend on the batch.
@@ -19,6 +19,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from figure_tables import Cell, Table, show
 from memory import peak_of
 
 AVARC = [sys.executable, "-m", "avarc_cli", "--quiet", "train"]
@@ -50,18 +51,21 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         tokenizer = prepare(folder)
         shape = ["--depth", str(arguments.depth), "--width", str(arguments.width), "--steps", str(arguments.steps)]
         command = ["var", str(folder / "images"), "--tokenizer", str(tokenizer), "--augment", "none", *shape]
-        rows = {"one image": 1, "batch": arguments.batch, "--checkpoint-activations": arguments.batch}
-        for name, batch in rows.items():
-            options = ["--checkpoint-activations"] if name.startswith("--") else []
-            out = str(folder / f"{name.strip('-').replace(' ', '-')}.safetensors")
+        checkpoint, rows = "--checkpoint-activations", list[list[Cell]]()
+        for options, batch in (([], 1), ([], arguments.batch), ([checkpoint], arguments.batch)):
+            out = str(folder / f"{len(rows)}.safetensors")
             peak, seconds = _peak([*command, *options, "--batch-size", str(batch), "--out", out])
-            print(f"{name} ({batch}): peak {peak / 2**20:,.0f} MiB, {seconds:.0f} s", flush=True)
+            name = ", ".join([f"batch of {batch}", *(f"`{option}`" for option in options)])
+            rows.append([name, peak / 2**20, seconds])
+    columns = [("", ""), ("peak of the process, MiB", ",.0f"), ("seconds", ".0f")]
+    show(Table(columns, rows), as_json=arguments.json)
 
 
 if __name__ == "__main__":

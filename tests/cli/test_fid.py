@@ -203,6 +203,20 @@ def test_unreadable_images_of_the_reference_are_listed(evaluate, archives):
     assert code == 2 and "not a folder" in said
 
 
+def test_other_processes_need_a_folder_and_devices_of_their_own(evaluate):
+    code, _, said = evaluate("fake.npz", "real.npz", "--devices", "cpu:2")
+    assert code == 2 and "--devices needs a folder" in said and "add --features FOLDER" in said
+    code, _, said = evaluate("fake.npz", "real.npz", "--devices", "cpu:2", "--device", "cpu", "--features", "kept")
+    assert code == 2 and "no use for --device beside --devices" in said
+
+
+def test_processes_on_devices_give_the_same_scores(evaluate):
+    evaluate("fake.npz", "real.npz", "--save-statistics", "stored.npz")
+    whole = evaluate("fake.npz", "stored.npz", "--json")[1]
+    code, shown, _ = evaluate("fake.npz", "stored.npz", "--json", "--features", "kept", "--devices", "cpu:2")
+    assert code == 0 and shown == whole
+
+
 def test_the_downloaded_network_is_used(archives, capsys, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(archives))
     (archives / "hub" / "checkpoints").mkdir(parents=True)

@@ -11,12 +11,14 @@ import pytest
 import scipy.linalg
 import torch
 from PIL import Image
+from programs import run
 
 from avarc_cli import tokens
 from avarc_cli.cli import main
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.loading import ModelSpec, load_tokenizer
-from avarc_cli.metrics import inception, protocol
+from avarc_cli.metrics import inception, protocol, reconstruction
+from avarc_cli.metrics.reconstructed import Reconstructor
 from avarc_cli.tokenizers.titok.config import TiTokConfig, TransformerConfig
 from avarc_cli.tokenizers.titok.network import TiTok
 from avarc_cli.tokens.reconstruct import reconstruct
@@ -135,3 +137,40 @@ def test_nothing_is_written_where_something_is_or_nothing_can_be_read(measure, i
     assert code == 1 and "none of the 12 images" in said and not Path("again").exists()
     code, _, said = measure("--preprocess", "sideways")
     assert code == 2 and "unknown preprocessing" in said
+
+
+def test_processes_on_devices_measure_the_same_and_keep_it(measure, monkeypatch):
+    monkeypatch.setattr(reconstruction, "BATCHES", 2)
+    options = ["--batch-size", "2", "--workers", "0", "--json"]
+    whole = json.loads(measure(*options)[1])
+    code, shown, said = measure(*options, "--features", "kept", "--devices", "cpu:2")
+    assert code == 0 and json.loads(shown) == whole and "reconstructing: 12 images" in said
+    assert len(list(Path("kept").glob("*.npz"))) == 3
+    monkeypatch.setattr(Reconstructor, "run", None)  # nothing is computed again
+    assert json.loads(measure(*options, "--features", "kept")[1]) == whole
+    code, _, said = measure("--batch-size", "3", "--features", "kept")
+    assert code == 2 and "'kept' holds reconstructions of something else" in said and "batch_size: 2 there" in said
+
+
+def test_other_processes_need_a_folder(measure):
+    for options in (["--devices", "cpu:2"], ["--engine", "ray"]):
+        code, _, said = measure(*options)
+        assert code == 2 and f"{options[0] if 'ray' not in options else '--engine ray'} needs a folder" in said
+        assert "add --features FOLDER" in said
+
+
+def test_pictures_of_another_run_are_not_taken_for_these(measure, img):
+    Path("again").mkdir()
+    for number in range(12):
+        (Path("again") / f"{number:06d}.png").write_bytes((img / f"{number:02d}.png").read_bytes())
+    assert measure("--out", "again", "--features", "kept")[0] == 2
+    assert measure("--out", "other", "--features", "kept")[0] == 0
+    code, _, said = measure("--out", "again", "--features", "kept")
+    assert code == 2 and "'again' exists" in said and "it holds other pictures" in said
+    assert (Path("again") / "000000.png").read_bytes() == (img / "00.png").read_bytes()
+    assert measure("--out", "other", "--features", "kept")[0] == 0, "which a kill may have left so"
+
+
+def test_an_evaluation_that_is_killed_at_any_step_is_continued(tmp_path):
+    done = run("kill_evaluating", tmp_path)
+    assert done.returncode == 0, done.stderr

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from golden_features import GOLDEN, GoldenNetwork, images, save
 from PIL import Image
 
 from avarc_cli.data.datasets import open_images as open_set
-from avarc_cli.errors import AvarcError, UsageError
+from avarc_cli.errors import AvarcError, Interrupted, UsageError
 from avarc_cli.metrics import arrays, features, fid, pixels, protocol
 from avarc_cli.metrics.moments import Gaussian
 from avarc_cli.metrics.protocol import Reference
@@ -81,7 +83,7 @@ def test_shuffled_images_have_another_inception_score_and_the_same_distances(sam
 
 def test_kept_features_are_continued_after_a_stop_and_used_again(samples, reference, tmp_path):
     keep = tmp_path / "features"
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="128 of 330 images are kept in"):
         evaluate(samples, reference, GoldenNetwork(fails_at=5), keep=keep, batch_size=32)
     assert len(list((keep / "samples").glob("*.npz"))) == 2  # 64 images each
     again = GoldenNetwork()
@@ -91,6 +93,20 @@ def test_kept_features_are_continued_after_a_stop_and_used_again(samples, refere
     third = GoldenNetwork()
     check(evaluate(samples, reference, third, keep=keep, batch_size=32))
     assert sum(third.seen) == 64
+
+
+def test_without_a_folder_an_interruption_says_nothing_of_kept_features(samples, reference):
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(samples, reference, GoldenNetwork(fails_at=5), batch_size=32)
+
+
+def test_the_work_can_be_sent_to_another_process(samples):
+    task = features.FeatureTask(samples, GoldenNetwork(), batch_size=10)
+    sent = pickle.loads(pickle.dumps(task.loader()))("cpu")
+    chunks = {1: range(64, 128)}
+    (_, one), (_, other) = (next(each.run(chunks, lambda items: None)) for each in (task, sent))
+    assert one.pooled.shape == (64, 12) and np.array_equal(one.pooled, other.pooled)
+    assert np.array_equal(one.spatial, other.spatial)
 
 
 def test_kept_features_of_other_images_are_not_used(samples, reference, tmp_path):

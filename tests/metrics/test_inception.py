@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,19 @@ def test_features_are_those_of_torch_fidelity(side, inception_file):
     for name, values in found.items():
         assert np.abs(values - golden.arrays[f"{name}_{side}"]).max() <= golden.meta["tolerance"][name], name
     assert not network.is_published
+
+
+def test_another_process_loads_the_same_network_unless_its_file_has_changed(inception_file, tmp_path):
+    file = tmp_path / "weights.pth"
+    file.symlink_to(inception_file)
+    again = pickle.loads(pickle.dumps(load(file, CPU).loader()))
+    pictures = load_golden("inception_tiny").arrays["images_16"][:1]
+    assert np.array_equal(again("cpu")(pictures)[0], load(file, CPU)(pictures)[0])
+    file.unlink()
+    data = torch.load(inception_file)
+    torch.save(data | {"fc.bias": data["fc.bias"] + 1}, file)
+    with pytest.raises(CheckpointError, match="changed while it was in use"):
+        again("cpu")
 
 
 def test_images_are_resized_as_tensorflow_1_did():

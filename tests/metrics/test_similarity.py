@@ -9,7 +9,7 @@ import pytest
 from conftest import load_golden
 
 from avarc_cli.layout import TokenLayout
-from avarc_cli.metrics.reconstruction import Codes
+from avarc_cli.metrics.codes import Codes
 from avarc_cli.metrics.similarity import psnr, ssim
 
 GOLDEN = load_golden("similarity_tiny")

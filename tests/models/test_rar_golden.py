@@ -15,8 +15,9 @@ from golden import fill
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.random_weights import random_weights
 from avarc_cli.models.rar import reference
-from avarc_cli.models.rar.benchmark import parse_shape, random_rar
+from avarc_cli.models.rar.benchmark import parse_shape
 from avarc_cli.models.rar.config import read_config
 from avarc_cli.models.rar.family import FAMILY
 from avarc_cli.models.rar.likelihood import RARLikelihood
@@ -173,6 +174,18 @@ def test_modulation_is_the_same_however_much_of_it_is_kept(rar, room):
     assert bool(few.tables.bytes) == bool(room)
 
 
+def test_modulation_of_more_classes_than_fit_is_not_kept(rar):
+    _, arrays, model = rar
+    few = RARLikelihood(model.rar, tables=ModulationCache(2 * model.modulation.bytes // 11))
+    tokens, classes = torch.from_numpy(arrays["tokens"]), torch.tensor([4, 0, 10])
+    few.prepare(classes.numpy())
+    assert torch.equal(scored(few, tokens, classes, [2, 4]), scored(model, tokens, classes, [2, 4]))
+    assert few.tables.bytes == 0
+    few.prepare(classes.numpy()[:2])
+    scored(few, tokens, classes[:2], [4])
+    assert few.tables.bytes > 0
+
+
 def test_tables_joined_in_one_as_on_a_gpu_give_the_same(rar):
     _, arrays, model = rar
     joined = RARLikelihood(model.rar)
@@ -324,7 +337,7 @@ def test_a_new_model_begins_with_the_distribution_of_its_head():
 
 
 def test_a_random_model_agrees_with_the_straightforward_implementation():
-    random = random_rar(parse_shape("3:96:4", [5]))
+    random = random_weights(RAR(parse_shape("3:96:4", [5])))
     tokens, classes = torch.randint(1024, (25,)), torch.tensor([999, 4, 1000])
     plain = reference.token_log_probs(copy.deepcopy(random).state_dict(), tokens, classes)
     assert error(scored(RARLikelihood(random), tokens[None], classes, [1, 5])[0], plain.numpy()) < 1e-4

@@ -40,9 +40,9 @@ def test_ten_letters_from_images_to_a_table(tmp_path, monkeypatch, capsys):
     exhaustive, fixed, tuned = rows
     assert exhaustive.outcome[1:3] == (1, 210) and fixed.outcome.tokens == 10 * 1 + 3 * 20
     assert tuned.outcome.share <= 1 and (tmp_path / "classes.png").stat().st_size > 1000
-    assert "20 of 20 images scored" in capsys.readouterr().out
+    assert "20 of 20 images scored" in capsys.readouterr().err
     glyphs.compare(tmp_path, 20, None)
-    assert "scored" not in capsys.readouterr().out, "images are scored once"
+    assert "scored" not in capsys.readouterr().err, "images are scored once"
 
 
 def test_missing_fonts_are_named_with_their_packages():

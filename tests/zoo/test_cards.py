@@ -66,12 +66,19 @@ def test_an_included_file_has_as_many_parameters_as_its_card_says(card):
 
 
 @pytest.mark.parametrize(("find", "kind"), [(cards.model_card, "model"), (cards.tokenizer_card, "tokenizer")])
-def test_an_unknown_name_is_reported_with_all_known_names(find, kind):
+def test_an_unknown_name_is_reported_with_the_command_that_lists_all(find, kind):
     with pytest.raises(UsageError, match=f"no {kind} is called 'resnet'") as caught:
         find("resnet")
-    known = MODELS if kind == "model" else TOKENIZERS
-    assert all(card.name in caught.value.why for card in known)
-    assert "did you mean" not in caught.value.what
+    assert caught.value.fix == "avarc models lists all names; or give the path of a checkpoint file"
+
+
+@pytest.mark.parametrize("name", [card.name for card in (*MODELS, *TOKENIZERS)])
+def test_a_misspelled_name_is_answered_in_lines_of_80_columns(name):
+    with pytest.raises(UsageError) as caught:
+        cards.any_card(f"{name}x")
+    first, *others = str(caught.value).splitlines()
+    assert len(f"error: {first}") <= 80 and all(len(line) <= 80 for line in others)
+    assert f"did you mean {name}" in caught.value.fix and caught.value.fix.endswith("? avarc models lists all")
 
 
 def test_a_misspelled_name_is_reported_with_the_closest():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from avarc_cli import product_library
+from avarc_cli.layers.random_weights import random_weights
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.models.llamagen import reference, shapes
 from avarc_cli.models.llamagen.config import HEAD_WIDTH, LlamaGenConfig, ffn_width
@@ -80,12 +81,3 @@ class LlamaGenWorkload:
         gpt.table_LJ2 = self._table
         gpt = gpt.eval().requires_grad_(False)
         return self.likelihood(gpt.set_precision(product_library.find(precision, self._device)).set_kernels(kernels))
-
-
-def random_weights(gpt: LlamaGen, seed: int = 0) -> LlamaGen:
-    """The network with random weights, scaled so that linears preserve the size of their input."""
-    generator = torch.Generator().manual_seed(seed)
-    for p in gpt.eval().requires_grad_(False).parameters():
-        if p.ndim == 2:
-            p.data.normal_(0, p.shape[1] ** -0.5, generator=generator)
-    return gpt

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from avarc_cli.layers.dropout import Dropout
 from avarc_cli.layers.kernels import use_kernels
 from avarc_cli.layers.kv_cache import KVCache
-from avarc_cli.layers.linears import linear, quantized
+from avarc_cli.layers.linears import convert_linears, linear
 from avarc_cli.layers.precision import FP32, Precision
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.llamagen.config import LlamaGenConfig
@@ -189,12 +189,8 @@ class LlamaGen(nn.Module):
         """
         self.precision = precision
         for block in self.blocks:
-            attention, ffn = block.attention, block.feed_forward
-            for owner, names in ((attention, ("wqkv", "wo")), (ffn, ("w1", "w2", "w3"))):
-                for name in names:
-                    layer = getattr(owner, name)
-                    layer = quantized(layer, precision) if precision.quantized else layer.to(precision.product)
-                    setattr(owner, name, layer)
+            names = ("attention.wqkv", "attention.wo", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
+            convert_linears(block, names, precision)
         if self.output.weight.is_cuda:
             self.output.to(precision.activations)
         return self

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from avarc_cli import product_library
+from avarc_cli.layers.random_weights import random_weights
 from avarc_cli.models.maskgen import reference, shapes
 from avarc_cli.models.maskgen.config import DEFAULT_CLASSES, DEFAULT_SCORE, TEXT_POSITIONS, MaskGenConfig
 from avarc_cli.models.maskgen.likelihood import MaskGenLikelihood
@@ -80,9 +81,4 @@ def random_workload(shape: str, scales: Sequence[int] | None, device: torch.devi
         vocab_size=VOCABULARY,
         rows=VOCABULARY + DEFAULT_CLASSES + 2,
     )
-    generator = torch.Generator().manual_seed(0)
-    network = MaskGen(config).eval().requires_grad_(False)
-    for parameter in network.parameters():
-        if parameter.ndim > 1:
-            parameter.data.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
-    return MaskGenWorkload(network, device)
+    return MaskGenWorkload(random_weights(MaskGen(config)), device)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avarc_cli.layers.gelu import gelu
+from avarc_cli.layers.gelu import linear_gelu
 from avarc_cli.layers.kernels import use_kernels
 from avarc_cli.layers.linears import convert_linears, linear
 from avarc_cli.layers.precision import FP32, Precision
@@ -118,7 +118,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The branch's output, in the shape of x."""
-        return linear(self.net[2], gelu(linear(cast("Projection", self.net[0]).proj, x)))
+        return linear(self.net[2], linear_gelu(cast("Projection", self.net[0]).proj, x))
 
 
 class JointBlock(nn.Module):

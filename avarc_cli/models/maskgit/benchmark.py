@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from avarc_cli import product_library
+from avarc_cli.layers.random_weights import random_weights
 from avarc_cli.models.maskgit import reference, shapes
 from avarc_cli.models.maskgit.bert import Bert
 from avarc_cli.models.maskgit.config import MaskGITBertConfig, MaskGITConfig
@@ -65,9 +66,4 @@ def random_workload(shape: str, scales: Sequence[int] | None, device: torch.devi
         vocab_size=VOCABULARY,
         num_tokens=parsed.num_tokens,
     )
-    generator = torch.Generator().manual_seed(0)
-    transformer = (Bert if parsed.bert else UViT)(config).eval().requires_grad_(False)
-    for parameter in transformer.parameters():
-        if parameter.ndim > 1:
-            parameter.data.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
-    return MaskGITWorkload(transformer, device)
+    return MaskGITWorkload(random_weights((Bert if parsed.bert else UViT)(config)), device)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from avarc_cli.layers.dropout import Dropout
+from avarc_cli.layers.gelu import linear_gelu
 from avarc_cli.layers.linears import linear
 from avarc_cli.layers.precision import Precision
 from avarc_cli.models.masked.attention import attend
@@ -57,7 +57,7 @@ class Block(nn.Module):
         q, k, v = (linear(layer, low) for layer in (qkv.query, qkv.key, qkv.value))
         end = self.attention.output
         x = _add(end, x, attend(q, k, v, self.heads, precision, end.drop))
-        y = F.gelu(linear(self.intermediate.dense, x.to(precision.activations)))
+        y = linear_gelu(self.intermediate.dense, x.to(precision.activations), approximate="none")
         return _add(self.output, x, y)
 
 

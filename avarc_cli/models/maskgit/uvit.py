@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from avarc_cli.layers.gelu import linear_gelu
 from avarc_cli.layers.linears import linear
 from avarc_cli.layers.precision import Precision
 from avarc_cli.models.masked.attention import attend
@@ -37,7 +37,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The branch's output, in the shape of x."""
-        return linear(self.fc2, F.gelu(linear(self.fc1, x)))
+        return linear(self.fc2, linear_gelu(self.fc1, x, approximate="none"))
 
 
 class Block(nn.Module):

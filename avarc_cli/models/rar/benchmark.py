@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from avarc_cli import product_library
+from avarc_cli.layers.random_weights import random_weights
 from avarc_cli.models.rar import reference, shapes
 from avarc_cli.models.rar.config import RARConfig
 from avarc_cli.models.rar.likelihood import RARLikelihood
@@ -46,7 +47,7 @@ class RARWorkload:
 
 def random_workload(shape: str, scales: Sequence[int] | None, device: torch.device) -> RARWorkload:
     """A RAR of this shape (`parse_shape`) with random weights; `scales` is the side of its grid alone."""
-    return RARWorkload(random_rar(parse_shape(shape, scales)), device)
+    return RARWorkload(random_weights(RAR(parse_shape(shape, scales))), device)
 
 
 def parse_shape(text: str, scales: Sequence[int] | None = None) -> RARConfig:
@@ -61,13 +62,3 @@ def parse_shape(text: str, scales: Sequence[int] | None = None) -> RARConfig:
         vocab_size=VOCABULARY,
         side=scales[0] if scales else SIDE,
     )
-
-
-def random_rar(config: RARConfig, seed: int = 0) -> RAR:
-    """A RAR of this shape with random weights, scaled so that linears preserve the size of their input."""
-    generator = torch.Generator().manual_seed(seed)
-    rar = RAR(config).eval().requires_grad_(False)
-    for p in rar.parameters():
-        if p.ndim > 1:
-            p.data.normal_(0, p.shape[-1] ** -0.5, generator=generator)
-    return rar

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -67,6 +69,10 @@ class RARLikelihood(AutoregressiveModel):
         self.flops_per_token = network.config.flops // network.config.ends[-1]
         self.schedule = Schedule.of_width(network.config.width)
         self.default_guidance = self.schedule.guidance
+        self._keeps_modulation = True
+
+    def prepare(self, class_id_N: npt.NDArray[np.int64]) -> None:
+        self._keeps_modulation = self.modulation.fits(len(np.unique(class_id_N)))
 
     @property
     def precision(self) -> Precision:
@@ -92,7 +98,7 @@ class RARLikelihood(AutoregressiveModel):
         if end <= start or cached < start:
             raise ValueError(f"cannot extend from segment {state.segment} to {stop}: {cached} positions are cached")
         state.kv_cache.limit = self._position(keep_cache_segments)
-        modulation = self.modulation.of(state.class_id_P.tolist(), start, end)
+        modulation = self.modulation.of(state.class_id_P.tolist(), start, end, keep=self._keeps_modulation)
         hidden_PTC = self.rar.hidden(self._inputs(state, start, end), modulation, state.kv_cache)
         hidden_PTC = hidden_PTC[:, 1:] if start == 0 else hidden_PTC  # nothing is scored at position 0
         target_PT = state.tokens_BL[state.sequence_P, max(start - 1, 0) : end - 1]
@@ -233,6 +239,11 @@ class RARLikelihood(AutoregressiveModel):
     def resident_bytes(self) -> int:
         """Memory of the weights, and of the modulation that is kept."""
         return stored_bytes(self.rar) + self.modulation.bytes
+
+    @property
+    def group_cache_bytes(self) -> int:
+        """As much as the weights: images of a group share the modulation."""
+        return stored_bytes(self.rar)
 
     def _ordered(self, tokens_BL: Tensor, order_BL: Tensor | None) -> tuple[Tensor, Tensor]:
         """Tokens in the order of scoring, and that order, on the model's device."""

@@ -2,6 +2,8 @@
 
 It takes a third of the operations of a forward pass, and depends on the class and the position alone. So one table
 serves every image. The tables of all classes rarely fit: those of a RAR-B take 113 MB a class, of a RAR-XXL 349 MB.
+Those of more classes than fit are not kept: each would be dropped before the next image needs it. Images that are
+scored together share them all the same (`LikelihoodModel.group_cache_bytes`).
 
 Shapes: P pairs, N different classes, T positions at hand, R positions of a run of segments, g side of the grid, E = g
 + 1, K segments under a class, k of them at once, C width.
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from avarc_cli.models.rar.network import RAR, Modulation
 
-BUDGET = 2 << 30  # bytes of the tables that a model and those that share its weights keep. Not measured
+BUDGET = 1 << 30  # bytes of the tables that a model and those that share its weights keep. Not measured
 # Segments computed in one product, always as many: what a table is must not depend on which others are missing. On two
 # busy cores of a Xeon, products of 17, 68, 136 and 257 rows ran at 7, 18, 36 and 46 GFLOP/s (C = 768). A GPU needs more
 # rows to be busy; how many was not measured.
@@ -86,10 +88,15 @@ class SegmentModulation:
         c = self.rar.config
         return min(self.cache.budget, self._bytes(c.ends[-1] + 1) * (c.num_classes + 1))
 
-    def of(self, class_ids: Sequence[int], start: int, end: int) -> Modulation:
+    def fits(self, classes: int) -> bool:
+        """Whether the tables of this many classes can be kept at once."""
+        return classes * self._bytes(self.rar.config.ends[-1] + 1) <= self.cache.budget
+
+    def of(self, class_ids: Sequence[int], start: int, end: int, *, keep: bool = True) -> Modulation:
         """The modulation of positions `start` to `end` (not included) under the class of each pair.
 
-        What is missing is computed block by block as it is asked for, and stored, as far as there is room, with `head`.
+        What is missing is computed block by block as it is asked for, and stored with `head`, if it is to be kept and
+        as far as there is room.
         """
         side, weights = self.rar.config.side, self._weights_serial()
         classes = list(dict.fromkeys(class_ids))
@@ -99,7 +106,7 @@ class SegmentModulation:
         keys = {class_id: (weights, class_id, first, last) for class_id in classes}
         known = self.cache.find(keys.values())
         missing = [key for key in keys.values() if key not in known]
-        room = self.cache.make_room(len(known), len(missing), size)
+        room = self.cache.make_room(len(known), len(missing), size) if keep else 0
         new, made = {key: Table(size) for key in missing[:room]}, _Missing(self.rar, missing)
 
         def parts(tables: dict[Key, Tensor]) -> list[Tensor]:

@@ -29,9 +29,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avarc_cli.layers.dropout import Dropout, attention
+from avarc_cli.layers.gelu import linear_gelu
 from avarc_cli.layers.kernels import use_kernels
 from avarc_cli.layers.kv_cache import KVCache
-from avarc_cli.layers.linears import linear, quantized
+from avarc_cli.layers.linears import convert_linears, linear
 from avarc_cli.layers.precision import FP32, Precision
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.rar.config import PREFIX, SPARE_POSITIONS, SPARE_STEPS, TITLE, RARConfig
@@ -119,7 +120,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The branch's output, in the shape of x."""
-        return self.drop(linear(self.fc2, self.drop(F.gelu(linear(self.fc1, x)))))
+        return self.drop(linear(self.fc2, self.drop(linear_gelu(self.fc1, x, approximate="none"))))
 
 
 def _ada_ln(width: int, vectors: int) -> nn.Sequential:
@@ -202,11 +203,7 @@ class RAR(nn.Module):
         """
         self.precision = precision
         for block in self.layers:
-            for owner, names in ((block.attn, ("qkv", "proj")), (block.mlp, ("fc1", "fc2"))):
-                for name in names:
-                    layer = getattr(owner, name)
-                    layer = quantized(layer, precision) if precision.quantized else layer.to(precision.product)
-                    setattr(owner, name, layer)
+            convert_linears(block, ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"), precision)
         if self.lm_head.weight.is_cuda:
             for layer in (self.lm_head, *self.modulation_linears):
                 if layer.weight.dtype != precision.activations:  # low-rank changes of what has that dtype stay float32

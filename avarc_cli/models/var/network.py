@@ -26,14 +26,14 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from avarc_cli.layers.gelu import gelu
-from avarc_cli.layers.kernels import others, use_kernels
+from avarc_cli.layers.gelu import linear_gelu
+from avarc_cli.layers.kernels import use_kernels
 from avarc_cli.layers.kv_cache import KVCache
-from avarc_cli.layers.linears import linear, quantized
+from avarc_cli.layers.linears import convert_linears, linear
 from avarc_cli.layers.precision import FP32, Precision
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.var.config import TITLE, VARConfig
-from avarc_kernels import adaln, block_causal_attention, gated_residual_adaln, linear_gelu
+from avarc_kernels import adaln, block_causal_attention, gated_residual_adaln
 
 BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")  # in published files, but not needed here
 MAX_LOG_SCALE = math.log(100)  # as in the published code
@@ -134,12 +134,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, run: Pass) -> Tensor:
         """The branch's output, (P, T, C)."""
-        if others(run.kernels) == "triton" and x.is_cuda and isinstance(self.fc1, nn.Linear):
-            rows = x.flatten(0, -2).to(self.fc1.weight.dtype)
-            hidden = linear_gelu(rows, self.fc1.weight, self.fc1.bias, backend="cublaslt").unflatten(0, x.shape[:-1])
-        else:
-            hidden = gelu(linear(self.fc1, x))
-        return linear(self.fc2, hidden)
+        return linear(self.fc2, linear_gelu(self.fc1, x, kernels=run.kernels))
 
 
 def _ada_lin(width: int, vectors: int) -> nn.Sequential:
@@ -212,10 +207,7 @@ class VAR(nn.Module):
             for name in ("q_bias", "v_bias"):
                 bias = getattr(block.attn, name)
                 bias.data = bias.data.to(precision.activations)
-            for owner, name in ((block.attn, "mat_qkv"), (block.attn, "proj"), (block.ffn, "fc1"), (block.ffn, "fc2")):
-                layer = getattr(owner, name)
-                layer = quantized(layer, precision) if precision.quantized else layer.to(precision.product)
-                setattr(owner, name, layer)
+            convert_linears(block, ("attn.mat_qkv", "attn.proj", "ffn.fc1", "ffn.fc2"), precision)
         if self.head.weight.is_cuda:
             self.head.to(precision.activations)
         return self

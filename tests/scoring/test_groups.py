@@ -1,0 +1,48 @@
+"""Groups of images whose pairs share what a class costs: scored class by class, to the same decisions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from scoring.test_engine import Counting, request, tokens
+
+from avarc_cli.scoring.engine import score_group
+
+
+class Sharing(Counting):
+    """A model that has work of each class to share."""
+
+    group_cache_bytes = 100
+
+    def __init__(self):
+        super().__init__()
+        self.of_classes = []
+
+    def extend(self, state, stop, *, keep_cache_segments):
+        self.of_classes.append(sorted(set(state.classes.tolist())))
+        return super().extend(state, stop, keep_cache_segments=keep_cache_segments)
+
+
+@pytest.mark.parametrize("plan", ["exhaustive", "2:4,4:1", "2:4,4:2,4:1:3"])
+def test_images_of_a_group_share_the_work_of_each_class(plan):
+    model, other, asked = Sharing(), Counting(), request(plan, per_batch=30)
+    ours, theirs = score_group(model, tokens(), asked), score_group(other, tokens(), asked)
+    for mine, wanted in zip(ours, theirs, strict=True):
+        assert mine.order.tolist() == wanted.order.tolist()
+        for stage, other_stage in zip(mine.stages, wanted.stages, strict=True):
+            assert stage.survivors.tolist() == other_stage.survivors.tolist()
+            assert stage.scores.tolist() == other_stage.scores.tolist()
+    assert sorted(model.cells()) == sorted(other.cells())
+    first_stage = model.of_classes[: -(-3 * 7 * (10 if plan == "exhaustive" else 3) // 30)]
+    assert [c for classes in first_stage for c in classes] == sorted(c for classes in first_stage for c in classes)
+
+
+def test_groups_of_images_that_share_work_hold_as_many_as_their_budget():
+    model = Sharing()
+    assert request("exhaustive", per_batch=30).images_per_group(model) == 8  # nothing is cached
+    staged = request("2:4,4:1", per_batch=30)
+    assert staged.images_per_group(Counting()) == 1
+    assert staged.cached_tokens(model) == 12 and staged.images_per_group(model) == 100 // 12
+    assert replace(staged, max_cached_tokens=60).images_per_group(model) == 60 // 2 // 12
+    assert replace(staged, max_cached_tokens=1).images_per_group(model) == 1
