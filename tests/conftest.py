@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import atexit
 import math
-import multiprocessing
 import os
 import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("NO_COLOR", "1")
@@ -27,6 +24,7 @@ os.environ["TORCH_HOME"] = os.environ["AVARC_HOME"] + "/torch"  # nor the networ
 
 import numpy as np
 import pytest
+import quick_processes
 import torch
 from golden import fill
 from hypothesis import settings
@@ -38,7 +36,6 @@ from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.models.var.network import VAR
 from avarc_cli.tokenizers.vqvae.family import FAMILY as VQVAE_FAMILY
 from avarc_cli.tokenizers.vqvae.network import VQVAE
-from avarc_cli.work import device_chunks
 
 atexit.register(shutil.rmtree, os.environ["AVARC_HOME"], ignore_errors=True)
 for name in ("COLUMNS", "LINES"):
@@ -121,20 +118,8 @@ def load_golden(name: str) -> Golden:
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_device_processes() -> Iterator[None]:
-    """Processes of --devices are forks of one that has imported torch, and otherwise as new as those of users.
-
-    They are spawned where a test starts avarc as a process: tests/cli/test_process.py, tests/tokens/test_elsewhere.py.
-    """
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["torch", "avarc_cli.work.device_worker"])
-
-    def get_context(method: str) -> Any:
-        forkserver.ensure_running()  # here, because what starts it later does so with signals blocked
-        return server
-
-    stand_in = SimpleNamespace(get_context=get_context, get_start_method=multiprocessing.get_start_method)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device_chunks, "multiprocessing", stand_in)
+    """Processes of --devices start quickly; those of an avarc that a test starts as a process are spawned."""
+    with quick_processes.instead_of_spawned():
         yield
 
 

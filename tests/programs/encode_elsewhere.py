@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import quick_processes
 import torch
 from stub_tokenizer import StubTokenizer
 from torch import Tensor
@@ -113,6 +114,12 @@ def check_devices(folder: Path) -> None:
     (said,) = check_kill(run)
     assert "failed" not in said and "on cpu, process" in said and "SIGKILL; it is tried again" in said, said
 
+    with quick_processes.instead_of_spawned():
+        check_failures(run, folder)
+
+
+def check_failures(run: Run, folder: Path) -> None:
+    """A chunk that cannot be computed, and a tokenizer that cannot be loaded, are tried on both devices."""
     images = open_images([folder / "images"])
     disliked = torch.from_numpy(images.load_views(6, Preprocess("none", 8))).float().div(255).mul(2).sub(1)
     with pytest.raises(AvarcError) as caught:
