@@ -18,11 +18,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does
 os.environ["AVARC_PRODUCTS"] = "torch"  # no measurement decides about numbers, or takes time
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same bits alone and in parallel (pytest -n), which shares the cores
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start need not compile avarc again, each of them
 os.environ["AVARC_HOME"] = tempfile.mkdtemp(prefix="avarc-tests-")  # without the names this user has registered
 os.environ["TORCH_HOME"] = os.environ["AVARC_HOME"] + "/torch"  # nor the networks this user has downloaded
 
 import numpy as np
 import pytest
+import quick_processes
 import torch
 from golden import fill
 from hypothesis import settings
@@ -43,7 +45,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # so do jobs under nohup
 
-pytest_plugins = ["fake_hub", "flash_stand_in"]
+pytest_plugins = ["driven_browser", "fake_hub", "flash_stand_in"]
 
 # The same examples in every run, so that a failure points to the change; HYPOTHESIS_PROFILE=explore draws new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -112,6 +114,13 @@ class Golden:
 
 def load_golden(name: str) -> Golden:
     return Golden(name, *fill.load_golden(GOLDEN / f"{name}.npz"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_device_processes() -> Iterator[None]:
+    """Processes of --devices start quickly; those of an avarc that a test starts as a process are spawned."""
+    with quick_processes.instead_of_spawned():
+        yield
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])

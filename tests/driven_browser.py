@@ -1,4 +1,7 @@
-"""A headless Chromium that tests drive over its debugging pipe: pages, keys, files, screenshots."""
+"""A headless Chromium that tests drive over its debugging pipe: pages, keys, files, screenshots.
+
+It is started once for all tests of a process; each test gets an empty page in a session of its own.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,11 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -37,11 +43,20 @@ class Browser:
         )
         os.close(to_read)
         os.close(to_write)
-        self._number, self._buffer, self._session = 0, b"", ""
+        self._number, self._buffer, self._session, self._context = 0, b"", "", ""
         self.problems: list[str] = []
         self.asked: list[str] = []
-        target = self("Target.createTarget", url="about:blank")["targetId"]
+        self.new_page()
+
+    def new_page(self) -> None:
+        """Begin again with an empty page, without cookies, files or messages of those before."""
+        self._session = ""
+        if self._context:
+            self("Target.disposeBrowserContext", browserContextId=self._context)
+        self._context = self("Target.createBrowserContext")["browserContextId"]
+        target = self("Target.createTarget", url="about:blank", browserContextId=self._context)["targetId"]
         self._session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.problems, self.asked = [], []
         for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
             self(f"{domain}.enable")
 
@@ -75,9 +90,11 @@ class Browser:
 
     def _note(self, event: dict[str, Any]) -> None:
         method, params = event.get("method", ""), event.get("params", {})
+        if event.get("sessionId") != self._session:
+            return  # of a page before
         if method == "Runtime.exceptionThrown":
             self.problems.append(json.dumps(params["exceptionDetails"]))
-        elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
+        elif method == "Runtime.consoleAPICalled":
             self.problems.append(json.dumps(params["args"]))
         elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
             self.problems.append(json.dumps(params["entry"]))
@@ -144,3 +161,40 @@ def _high(pipe: tuple[int, int]) -> tuple[int, int]:
     for end in pipe:
         os.close(end)
     return moved[0], moved[1]
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """The browser of this process; tests use `browser`."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here (apt-get install chromium)")
+    started = Browser(tmp_path_factory.mktemp("browser") / "profile")
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Browser:
+    """A browser with an empty page, as if it had just been started."""
+    chromium.new_page()
+    return chromium
+
+
+@pytest.fixture
+def ask(chromium: Browser) -> Callable[..., Any]:
+    """`ask(page, question, dark=False)`: what the body of a JavaScript function, which may await, returns in a page.
+
+    The page is a file; none of its scripts may fail or write to the console.
+    """
+
+    def answer(page: Path, question: str, *, dark: bool = False) -> Any:
+        chromium.new_page()
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        chromium("Emulation.setEmulatedMedia", features=[scheme])
+        chromium.open(page.as_uri(), width=1200)
+        chromium.wait("document.readyState === 'complete'")
+        found = chromium.value(f"(async () => {{ {question} }})()")
+        assert not chromium.problems
+        return found
+
+    return answer

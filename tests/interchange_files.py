@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from stub_tokenizer import StubTokenizer
+
+from avarc_cli.tokens import TokenCache, read, verify
+from avarc_cli.tokens.interchange.importing import import_codes
 
 
 def write_llamagen(folder: Path, tokens_NSL: np.ndarray, labels_N: np.ndarray, size: int = 8) -> Path:
@@ -59,3 +64,17 @@ def write(kind: str, folder: Path, tokens_NSL: np.ndarray, labels_N: np.ndarray)
         return write_randar(folder / "stub-adm-8_codes", tokens_NSL, labels_N)
     writers = {"jsonl": write_json_lines, "npy": write_npy, "npz": write_npz}
     return writers[kind](folder / f"codes.{kind}", tokens_NSL, labels_N)
+
+
+def tokens_of(images: int, views: int = 1, seed: int = 0) -> np.ndarray:
+    """Tokens of the stub tokenizer at random: (images, views, its length)."""
+    shape = (images, views, StubTokenizer.layout.num_tokens)
+    return np.random.default_rng(seed).integers(0, StubTokenizer.vocab_size, shape)
+
+
+def imported(source: Path, out: Path, **options: Any) -> tuple[TokenCache, np.ndarray, np.ndarray]:
+    """The cache that a source is imported to: itself, its tokens, its labels."""
+    import_codes(source, StubTokenizer(), out, **options)
+    cache = read(out)
+    assert not verify(cache).corrupt
+    return cache, cache.tokens(range(len(cache))), cache.labels

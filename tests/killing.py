@@ -31,6 +31,23 @@ def _fork(work: Callable[[], object]) -> int:
     return pid
 
 
+def in_children(*works: Callable[[], object]) -> list[int]:
+    """Run each in a fork, at once. Returns: of each what `in_child` returns."""
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in [_fork(work) for work in works]]
+
+
+def killed_when(condition: Callable[[], bool], work: Callable[[], object]) -> bool:
+    """Run it in a fork that is killed (SIGKILL) as soon as the condition holds. Returns: whether it ended so."""
+    pid = _fork(work)
+    while not condition():
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return False
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
 def killed_after(seconds: float, with_signal: signal.Signals, work: Callable[[], object]) -> bool:
     """Run it in a fork and send the signal after this time. Returns: whether the signal ended it."""
     pid = _fork(work)

@@ -36,13 +36,13 @@ def test_classes_can_be_ids_priors_logarithms_and_a_plan_what_tune_returned(clas
     log_prior = np.log([0.25, 0.75])
     made = load_classifier("digits", Options(classes=[7, 3], priors=log_prior))
     assert made.candidates.tolist() == [3, 7] and np.array_equal(made.log_prior, log_prior)
-    for options, told in [
+    for options, message in [
         (Options(classes=[3, 12]), "no class 12"),
         (Options(classes=[]), "is empty"),
         (Options(classes=[1], priors=log_prior), "2 priors"),
         (Options(plan=plan, classes=[1, 2]), "does not hold here"),
     ]:
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             load_classifier("digits", options)
 
 

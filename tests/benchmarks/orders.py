@@ -126,9 +126,9 @@ def main() -> None:
         (f"the same, the other {len(rest)}", tuned, rest),
     ]:
         part = table.rows(chosen)
-        told = conformal.simulate(plan, part)
-        share = float(told.tokens_n.mean()) / part.exhaustive_tokens
-        same, right = told.winner_n == part.along([part.end])[0].argmax(1), told.winner_n == label_N[chosen]
+        simulated = conformal.simulate(plan, part)
+        share = float(simulated.tokens_n.mean()) / part.exhaustive_tokens
+        same, right = simulated.winner_n == part.along([part.end])[0].argmax(1), simulated.winner_n == label_N[chosen]
         plans.append([name, share, float(same.mean()), float(right.mean())])
     say(f"tuned: {tuned}")
     show(*tables_of(by_rule, raster, plans), as_json=arguments.json, tuned=str(tuned))

@@ -2,13 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
+from functools import partial
 from subprocess import PIPE
 
 import numpy as np
 import pytest
 from conftest import load_golden
+from killing import in_children
 from programs import start
 
 from avarc_cli.cli import main
@@ -230,17 +230,11 @@ def test_a_bank_of_another_model_is_refused_with_both_digests(setting, bank, tmp
 
 def test_two_processes_may_add_at_once(setting, tmp_path, capsys):
     bank = tmp_path / "bank"
-    options = [*setting.models, *FIT, "--no-offset", "--bank", str(bank)]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "avarc_cli", "-q", "add-class", name, str(setting.cache), *options],
-            stderr=PIPE,
-        )
-        for name in ("amber", "coral")
-    ]
-    for process in started:
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err.decode()
+
+    def add(name):
+        assert run(setting, name, setting.cache, "--bank", bank) == 0
+
+    assert in_children(partial(add, "amber"), partial(add, "coral")) == [0, 0]
     assert sorted(c["name"] for c in listed(bank, capsys)) == ["amber", "coral"]
 
 

@@ -287,7 +287,7 @@ def test_the_classes_of_a_bank_are_those_of_all_users_and_the_end_of_the_app_end
 # The command
 
 
-def test_a_port_that_is_in_use_is_told_before_the_model_is_loaded(capsys):
+def test_a_port_that_is_in_use_is_reported_before_the_model_is_loaded(capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -11,7 +11,6 @@ from pathlib import Path
 import programs
 import pytest
 from accessibility import Audit
-from driven_browser import CHROMIUM, Browser
 
 import avarc_cli
 from avarc_cli.zoo.local_files import ASSETS
@@ -41,21 +40,9 @@ def url(hold):
     process.stdout.close()
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here (apt-get install chromium)")
-    opened = Browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
-
-
 @pytest.fixture
 def page(browser, url):
     """The app's page, for a user who was never there."""
-    browser("Network.clearBrowserCookies")
-    browser.problems.clear()
-    browser.asked.clear()
     browser.open(url)
     browser.wait("document.body?.dataset.ready")
     yield browser

@@ -189,9 +189,9 @@ def test_shards_that_had_nothing_to_encode_are_joined_and_explained(encode, cach
         assert encode(part, "--batch-size", "1", "--shard", f"{i}/3") == 0
     assert [part.exists() for part in parts] == [False, True, True], "two images are two chunks"
     assert main(["cache", "merge", *map(str, parts), "--out", str(tmp_path / "all.h5")]) == 0
-    shown, told = capsys.readouterr()
+    shown, message = capsys.readouterr()
     assert "2 images of 3 shards" in shown
-    assert "1.h5: no cache, since there are more shards than chunks; nothing is missing" in told
+    assert "1.h5: no cache, since there are more shards than chunks; nothing is missing" in message
     assert (tmp_path / "all.h5").read_bytes() == cache.read_bytes()
     assert main(["cache", "merge", *map(str, parts[:2]), "--out", str(tmp_path / "part.h5")]) == 1
     assert "a shard is missing" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small_datasets import noise
 
+from avarc_cli import cascading
 from avarc_cli.classifier import load_classifier
 from avarc_cli.cli import main
 from avarc_cli.loading import ModelSpec
@@ -84,7 +85,7 @@ def test_a_cascade_predicts_as_fp32_and_says_what_it_took(classify, tmp_path):
 
 
 def test_shards_and_a_run_that_is_continued_use_the_recorded_noise(classify, tmp_path):
-    options = ("--plan", PLAN, "--precision", "cascade", "--batch-size", "1")
+    options = ("--plan", PLAN, "--precision", "cascade", "--batch-size", "4", "--limit", "10")
     assert classify(tmp_path / "whole", *options)[0] == 0
     assert classify(tmp_path / "run", *options, "--shard", "1/2")[0] == 0
     forget_noise()
@@ -111,8 +112,15 @@ def test_another_process_loads_both_models(cache, models):
     assert found.records == here.records
 
 
-def test_a_damaged_file_of_noise_is_ignored_and_replaced(cache, models, tmp_path):
+def test_a_damaged_file_of_noise_is_ignored_and_replaced(cache, models, tmp_path, monkeypatch):
     forget_noise()
+    measure, measured = cascading.measure, []
+
+    def measure_once(*args):
+        measured[:] = measured or [measure(*args)]
+        return measured[0]
+
+    monkeypatch.setattr(cascading, "measure", measure_once)
     spec = ModelSpec(models[1], models[3], precision="cascade")
     classifier, tokens = load_classifier(spec, Options(plan="exhaustive")), read(cache)
     request, said = classifier.request(tokens.header), []

@@ -40,9 +40,9 @@ def classify(twelve, out: Path, *options: str) -> float:
 
 def test_numbers_are_ids_and_a_note_offers_the_order_of_text(twelve, tmp_path, capsys):
     assert classify(twelve, tmp_path / "run") == 0
-    told = " ".join(capsys.readouterr().err.split())
-    assert "numbers that class folders are called after are taken for its class ids" in told
-    assert "add --class-order text" in told
+    message = " ".join(capsys.readouterr().err.split())
+    assert "numbers that class folders are called after are taken for its class ids" in message
+    assert "add --class-order text" in message
 
 
 @pytest.mark.parametrize("options", [["--class-order", "text"], ["--class-names", "{images}"]])
@@ -58,8 +58,8 @@ def test_a_run_does_not_go_on_in_another_order(twelve, tmp_path, capsys):
     models, images = twelve
     words = ["classify", str(images), *models, "--preprocess", "none", "--out", str(tmp_path / "run")]
     assert main(words) == 2
-    told = capsys.readouterr().err
-    assert "holds another run" in told and "candidate_ids" in told
+    message = capsys.readouterr().err
+    assert "holds another run" in message and "candidate_ids" in message
 
 
 def test_explain_says_how_numbers_were_taken(twelve, tmp_path, capsys):

@@ -1,17 +1,13 @@
 """encode and classify through the command line, on the golden case whose right answers are known."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from killing import killed_when
 from small_datasets import noise
 
 from avarc_cli.cli import main
@@ -308,17 +304,11 @@ def test_the_journal_of_an_earlier_version_is_continued_but_for_a_cut_line(label
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_leaves_a_run_that_finishes_with_the_same_bytes(labelled, models, tmp_path):
-    options = ["classify", str(labelled), *models, "--batch-size", "1", "--save-likelihood", "--out"]
+    options = ["classify", str(labelled), *models, "--batch-size", "10", "--save-likelihood", "--out"]
     assert main(["--quiet", *options, str(tmp_path / "whole")]) == 0
     killed = tmp_path / "killed"
-    for wanted in (1, 5, 9):  # finished chunks when the process dies
-        process = subprocess.Popen(
-            [sys.executable, "-m", "avarc_cli", "--quiet", *options, str(killed)], env=os.environ
-        )
-        while process.poll() is None and _chunks(killed) < wanted:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    for finished in (1, 5, 9):  # chunks when the process dies
+        killed_when(lambda count=finished: _chunks(killed) >= count, lambda: main(["--quiet", *options, str(killed)]))
     assert main(["--quiet", *options, str(killed)]) == 0
     for name in ("predictions.jsonl", "run.json", *(f"likelihood/{i}.npz" for i in range(12))):
         assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

@@ -36,11 +36,11 @@ def images(tmp_path) -> Path:
 
 @pytest.fixture
 def classify(tmp_path, capsys):
-    """Runs `avarc classify DATA --out RUN` with the digits; gives the exit code and what stderr says."""
+    """Runs `avarc classify DATA --out RUN` with the digits, image by image; gives exit code and stderr."""
 
     def classify(data: Path | str, *options: str, out: Path | str = tmp_path / "run") -> tuple[int, str]:
         capsys.readouterr()
-        code = main(["classify", str(data), "--batch-size", "1", "--out", str(out), *options])
+        code = main(["classify", str(data), "--batch-size", "10", "--out", str(out), *options])
         return code, capsys.readouterr().err
 
     return classify

@@ -25,7 +25,7 @@ def shard(cache, capsys):
 
     def do(number, out, *options):
         capsys.readouterr()
-        words = ["classify", str(cache), "--batch-size", "1", "--out", str(out), "--shard", number]
+        words = ["classify", str(cache), "--batch-size", "10", "--out", str(out), "--shard", number]
         assert main([*words, *options]) == 0
         return " ".join(capsys.readouterr().out.split())
 
@@ -54,7 +54,7 @@ def test_shards_meet_in_one_folder_or_are_joined(shard, tmp_path, capsys):
 
 
 def test_processes_on_devices_make_the_same_run(cache, tmp_path, capsys):
-    words = ["classify", str(cache), "--batch-size", "1", "--save-json", "--out"]
+    words = ["classify", str(cache), "--batch-size", "10", "--save-json", "--out"]
     assert main([*words, str(tmp_path / "one")]) == 0
     assert main([*words, str(tmp_path / "two"), "--devices", "cpu:2"]) == 0
     for name in ("run.json", "predictions.jsonl", "predictions.csv"):

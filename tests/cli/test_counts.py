@@ -55,17 +55,17 @@ def one(tmp_path_factory):
 )
 def test_one_thing_is_not_counted_in_the_plural(command, one, tmp_path, capsys):
     main(shlex.split(command.format(one, tmp_path / "new")))
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     page = "".join(path.read_text() for path in tmp_path.glob("*.html"))
-    for text in (told.out, told.err, re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)):
+    for text in (printed.out, printed.err, re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)):
         assert not ONE_OF_MANY.findall(text)
-    assert "bug in avarc" not in told.err
+    assert "bug in avarc" not in printed.err
 
 
 def test_a_finished_image_is_one_image(one, capsys):
     assert main(["classify", str(one / "images")]) == 0
-    told = capsys.readouterr().err
-    assert "encoding: 1 image in" in told and "1 image x 10 classes" in told
+    message = capsys.readouterr().err
+    assert "encoding: 1 image in" in message and "1 image x 10 classes" in message
 
 
 def test_the_only_image_that_cannot_be_read_is_not_counted(tmp_path, capsys):

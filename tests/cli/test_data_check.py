@@ -16,9 +16,9 @@ from avarc_cli.data import datasets
 def test_a_clean_folder_has_no_problems(tmp_path, capsys):
     fill(tmp_path / "x", "cat/1.png", "cat/2.png", "dog/3.png")
     assert main(["--json", "data", "check", str(tmp_path / "x"), "--decode", "all"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["images"], told["classes"], told["per_class"], told["decoded"]) == (3, 2, [1, 2], 3)
-    assert told["problems"] == [] and told["dataset"] == ""
+    found = json.loads(capsys.readouterr().out)
+    assert (found["images"], found["classes"], found["per_class"], found["decoded"]) == (3, 2, [1, 2], 3)
+    assert found["problems"] == [] and found["dataset"] == ""
 
 
 def test_missing_classes_of_a_known_dataset_are_listed_by_name(tmp_path, capsys):
@@ -58,9 +58,9 @@ def test_what_cannot_be_read_is_listed_and_is_exit_code_3(tmp_path, capsys, monk
 def test_what_was_not_decoded_is_said(tmp_path, decode, decoded, found, capsys):
     fill(tmp_path / "x", *(f"cat/{i}.png" for i in range(101)))
     assert main(["data", "check", str(tmp_path / "x"), "--decode", decode]) == 0
-    shown, told = capsys.readouterr()
+    shown, message = capsys.readouterr()
     assert f"decoded           {decoded}" in shown and shown.splitlines()[-1] == found
-    assert ("decoding" in told) == (decode != "0")
+    assert ("decoding" in message) == (decode != "0")
 
 
 @pytest.mark.parametrize("decode", ["-1", "x", "1.5", ""])

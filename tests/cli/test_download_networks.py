@@ -87,7 +87,7 @@ def test_a_file_that_torch_hub_put_there_is_used(mirror, home, capsys):
     assert code == 0 and got[0]["was_here"] and not mirror.requests
 
 
-def test_without_a_published_checksum_the_content_is_checked_and_its_own_is_told(mirror, home, capsys):
+def test_without_a_published_checksum_the_content_is_checked_and_its_own_is_shown(mirror, home, capsys):
     content = mirror.mirrored[DINO.weights.filename]
     code, _, err = download(capsys, "dino-vits16")
     assert code == 0 and f"dino-vits16: no checksum is published; its sha256 is {sha256(content)}" in err

@@ -28,9 +28,9 @@ def entries(folder):
 def test_classify_says_what_it_would_take_for_images(work, capsys):
     options = ["--sample", "30", "--plan", "2:5,4:1:2", "--save-json", "--out", "deep/run", "--results-file", "all.csv"]
     assert main(["--json", "classify", DIGITS, *options, "--dry-run"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    forecast = json.loads(capsys.readouterr().out)
     assert entries(work) == []
-    scoring, encoding = told["scoring"], told["encoding"]
+    scoring, encoding = forecast["scoring"], forecast["encoding"]
     assert scoring["plan"] == "2:5,4:1:2" and (scoring["images"], scoring["classes"]) == (30, 10)
     assert scoring["pairs"] == 300
     ends = (1, 5, 14, 39)  # of 1, 2, 3 and 5 tokens a side
@@ -39,7 +39,7 @@ def test_classify_says_what_it_would_take_for_images(work, capsys):
     assert (encoding["images"], encoding["samples"], encoding["measured_on_images"]) == (30, 2, 8)
     run = ("tokens.h5", "run.json", "predictions.jsonl", "predictions.csv", "metrics.json", "json")
     files = {"all.csv", *(f"deep/run/{name}" for name in run)}
-    assert told["files"].keys() == files and told["files"]["deep/run/tokens.h5"] == 30 * 2 * 103 * 2
+    assert forecast["files"].keys() == files and forecast["files"]["deep/run/tokens.h5"] == 30 * 2 * 103 * 2
 
 
 def test_a_cache_is_not_encoded_again_and_without_out_nothing_is_written(work, capsys):
@@ -65,9 +65,9 @@ def test_a_run_that_exists_stays_as_it_is_and_another_plan_is_refused(work, caps
 
 def test_encode_measures_a_few_images(work, capsys):
     assert main(["--json", "encode", DIGITS, "--samples", "3", "--out", "t.h5", "--dry-run"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["files"] == {"t.h5": 360 * 3 * 103 * 2}
-    assert told["encoding"]["seconds"] > 0 and told["encoding"]["tokens_per_sample"] == 103
+    forecast = json.loads(capsys.readouterr().out)
+    assert forecast["files"] == {"t.h5": 360 * 3 * 103 * 2}
+    assert forecast["encoding"]["seconds"] > 0 and forecast["encoding"]["tokens_per_sample"] == 103
     assert entries(work) == []
 
 
@@ -75,8 +75,8 @@ def test_export_scores_every_class_of_a_cache(work, capsys):
     assert main(["encode", DIGITS, "--limit", "2", "--out", "t.h5"]) == 0
     capsys.readouterr()
     assert main(["--json", "export", "t.h5", "--out", "x.npz", "--dry-run"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["files"] == {"x.npz": None} and told["scoring"]["tokens"] == 2 * 10 * 103
+    forecast = json.loads(capsys.readouterr().out)
+    assert forecast["files"] == {"x.npz": None} and forecast["scoring"]["tokens"] == 2 * 10 * 103
     assert entries(work) == ["t.h5"]
 
 
@@ -86,10 +86,10 @@ def test_tune_scores_every_class_of_both_caches(work, capsys):
     capsys.readouterr()
     words = ["tune", "t.h5", "--agreement", "0.9", "--classes", "0,3,5", "--samples", "2", "--out", "plan.json"]
     assert main(["--json", *words, "--evaluate", "other.h5", "--dry-run"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["files"] == {"plan.json": None} and told["scoring"]["plan"] == "5:1:2"
-    assert told["scoring"]["pairs"] == 2 * 20 * 3 and told["scoring"]["tokens"] == 2 * 20 * 3 * 2 * 103
-    assert told["scoring"]["seconds"] > 0 and told["scoring"]["memory"] > 0
+    forecast = json.loads(capsys.readouterr().out)
+    assert forecast["files"] == {"plan.json": None} and forecast["scoring"]["plan"] == "5:1:2"
+    assert forecast["scoring"]["pairs"] == 2 * 20 * 3 and forecast["scoring"]["tokens"] == 2 * 20 * 3 * 2 * 103
+    assert forecast["scoring"]["seconds"] > 0 and forecast["scoring"]["memory"] > 0
     assert main(["tune", "t.h5", "--agreement", "0.99", "--dry-run"]) == 2, "20 images are too few"
     (work / "plan.json").write_text("{}")
     assert main([*words, "--dry-run"]) == 2

@@ -71,7 +71,7 @@ class Images(HTMLParser):
 def test_arrays_hold_the_formula_on_the_references_log_probabilities(cache, models, tiny, tmp_path, capsys):
     row = next(i for i, path in enumerate(read(cache).paths) if path.endswith("0.png"))
     words = ["--rows", row, "--class", 2, "--vs", 7, "--out", tmp_path / "a.html", "--npz", tmp_path / "a.npz"]
-    told = explained(capsys, cache, *models, *words)["explained"][0]["comparisons"]
+    comparisons = explained(capsys, cache, *models, *words)["explained"][0]["comparisons"]
     golden = tiny.arrays["log_likelihood"][0]
     with np.load(tmp_path / "a.npz") as arrays:
         assert (arrays["row"], arrays["subject"], arrays["rival"]) == ([row], [2], [7])
@@ -82,8 +82,8 @@ def test_arrays_hold_the_formula_on_the_references_log_probabilities(cache, mode
             assert arrays[name].sum() == pytest.approx(golden[a] - golden[b], abs=1e-3)
         np.testing.assert_allclose(arrays["scale_weight"], (np.arange(1, 5) / 4) ** 2)
     expected = [golden[a] - golden[b] for a, b in ((2, 10), (7, 10), (2, 7))]
-    assert [t["log_likelihood_ratio"] for t in told] == pytest.approx(expected, abs=1e-3)
-    assert [t["map_sum"] for t in told] == pytest.approx(expected, abs=1e-3)
+    assert [t["log_likelihood_ratio"] for t in comparisons] == pytest.approx(expected, abs=1e-3)
+    assert [t["map_sum"] for t in comparisons] == pytest.approx(expected, abs=1e-3)
 
 
 def test_pictures_are_drawn_and_are_the_same_every_time(cache, models, tmp_path):
@@ -107,11 +107,11 @@ def test_a_page_needs_nothing_else_and_tells_every_value(cache, models, tmp_path
 
 
 def test_a_cache_is_shown_in_the_order_of_surprise(cache, models, tmp_path, capsys):
-    told = explained(capsys, cache, *models, "--out", tmp_path / "a.html")["explained"]
-    surprises = [t["surprise"] for t in told]
-    assert len(told) == 6 and surprises == sorted(surprises, reverse=True)
+    images = explained(capsys, cache, *models, "--out", tmp_path / "a.html")["explained"]
+    surprises = [t["surprise"] for t in images]
+    assert len(images) == 6 and surprises == sorted(surprises, reverse=True)
     few = explained(capsys, cache, *models, "--out", tmp_path / "a.html", "--limit", 2)["explained"]
-    assert few == told[:2]
+    assert few == images[:2]
 
 
 def test_processes_on_devices_explain_a_cache_in_the_same_bytes(folder, cache, models, tmp_path, capsys):
@@ -194,10 +194,10 @@ def test_an_interrupted_classification_is_continued(cache, models, tmp_path, mon
 
 def test_listed_images_and_rows_stay_in_their_order(folder, cache, models, tmp_path, capsys):
     files = open_images([folder]).paths[2::-1]
-    told = explained(capsys, *files, *models, "--preprocess", "none", "--out", tmp_path / "a.html")["explained"]
-    assert [t["path"] for t in told] == [path.as_posix() for path in files]
-    told = explained(capsys, cache, *models, "--rows", "4,1", "--out", tmp_path / "a.html")["explained"]
-    assert [t["row"] for t in told] == [4, 1]
+    shown = explained(capsys, *files, *models, "--preprocess", "none", "--out", tmp_path / "a.html")["explained"]
+    assert [t["path"] for t in shown] == [path.as_posix() for path in files]
+    shown = explained(capsys, cache, *models, "--rows", "4,1", "--out", tmp_path / "a.html")["explained"]
+    assert [t["row"] for t in shown] == [4, 1]
 
 
 def test_only_wrong_and_only_right_share_out_the_images(cache, models, tmp_path, capsys):
@@ -218,8 +218,8 @@ def test_unsure_means_a_low_probability():
 
 
 def test_a_class_can_be_compared_with_the_label(cache, models, tmp_path, capsys):
-    told = explained(capsys, cache, *models, "--vs", "label", "--only", "wrong", "--out", tmp_path / "a.html")
-    for t in told["explained"]:
+    shown = explained(capsys, cache, *models, "--vs", "label", "--only", "wrong", "--out", tmp_path / "a.html")
+    for t in shown["explained"]:
         assert t["comparisons"][-1]["maps"] == f"{t['prediction']} vs {t['label']}"
 
 
@@ -270,15 +270,15 @@ def test_objectnets_border_is_not_shown(models, tmp_path):
     assert source_pixels(path.as_posix(), "a.png", "none 64", "") is None, "68 x 68 pixels are no 64 x 64"
 
 
-@pytest.mark.parametrize(("limit", "told"), [(0, "at least 1"), (41, "at most 40")])
-def test_a_wrong_limit_is_told_before_anything_is_loaded(cache, models, tmp_path, monkeypatch, capsys, limit, told):
+@pytest.mark.parametrize(("limit", "message"), [(0, "at least 1"), (41, "at most 40")])
+def test_a_wrong_limit_is_refused_before_loading(cache, models, tmp_path, monkeypatch, capsys, limit, message):
     monkeypatch.setattr(classifier, "load_classifier", lambda *a, **k: pytest.fail("loaded"))
     assert explain(cache, *models, "--out", tmp_path / "a.png", "--limit", limit) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--class", "bathtub"], "not classes of"),
         (["--vs", "bathtub"], "not classes of"),
@@ -301,10 +301,10 @@ def test_a_wrong_limit_is_told_before_anything_is_loaded(cache, models, tmp_path
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_requests_end_with_advice(cache, models, tmp_path, monkeypatch, capsys, words, told):
+def test_wrong_requests_end_with_advice(cache, models, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     assert explain(cache, *models, *words) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -325,7 +325,7 @@ def test_a_folder_in_the_place_of_the_picture_is_refused(cache, models, tmp_path
     assert "the operating system refused" in capsys.readouterr().err
 
 
-def test_an_unreadable_image_is_left_out_and_told(folder, models, tmp_path, capsys):
+def test_an_unreadable_image_is_left_out_and_named(folder, models, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     good = next(folder.glob("*/2.png"))
     words = [good, tmp_path / "broken.png", *models, "--preprocess", "none", "--out", tmp_path / "a.html"]

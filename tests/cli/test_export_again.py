@@ -72,8 +72,8 @@ def test_orders_from_a_file_are_found_again_by_export_and_explain(caches, tmp_pa
     capsys.readouterr()
     for command in (["export", "bare", "--out", "x.npz"], ["explain", "bare", "--out", "f.png"]):
         assert main(command) == 2
-        told = capsys.readouterr().err
-        assert "the file of orders of 'bare' is not where it was" in told and str(tmp_path / "orders.npy") in told
+        message = capsys.readouterr().err
+        assert "the file of orders of 'bare' is not where it was" in message and str(tmp_path / "orders.npy") in message
     shutil.move("others.npy", "orders.npy")
     assert export("bare", "x.npz") == 2
     assert "holds other orders than the run" in capsys.readouterr().err
@@ -115,18 +115,18 @@ def test_what_cannot_be_scored_again_is_said_and_nothing_is_written(caches, tmp_
     capsys.readouterr()
     assert export(run, tmp_path / "files") == 2
     assert "scores a part of the tokens only" in capsys.readouterr().err
-    for options, told in [
+    for options, message in [
         (["--limit", "2"], "no use for --limit"),
         (["--classes", "12"], "not classes of"),
         (["--tokens", caches / "digits-titok.h5"], "the tokens of another tokenizer"),
         (["--model", "digits-titok"], "is not the model of the run"),
     ]:
         assert export(tmp_path / "whole", out, *options) in (1, 2)
-        assert told in capsys.readouterr().err, told
+        assert message in capsys.readouterr().err, message
     (tmp_path / "t.h5").rename(tmp_path / "moved.h5")
     assert export(tmp_path / "whole", out) == 2
-    told = capsys.readouterr().err
-    assert "the token cache of" in told and str(tmp_path / "t.h5") in told and "--tokens FILE" in told
+    message = capsys.readouterr().err
+    assert "the token cache of" in message and str(tmp_path / "t.h5") in message and "--tokens FILE" in message
     assert {path.name for path in tmp_path.iterdir()} == {"moved.h5", "run", "whole"}
     assert export(tmp_path / "whole", out, "--tokens", tmp_path / "moved.h5") == 0
 
@@ -156,6 +156,6 @@ def test_a_forecast_of_a_run_scores_nothing(caches, tmp_path, capsys):
     classify(caches, tmp_path / "run", "--limit", "2")
     capsys.readouterr()
     assert export(tmp_path / "run", tmp_path / "x.npz", "--dry-run", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["scoring"]["pairs"] == 20 and told["scoring"]["tokens"] == 2 * 10 * 103
+    forecast = json.loads(capsys.readouterr().out)
+    assert forecast["scoring"]["pairs"] == 20 and forecast["scoring"]["tokens"] == 2 * 10 * 103
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

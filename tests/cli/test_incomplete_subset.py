@@ -36,8 +36,8 @@ def test_the_classes_that_exist_are_used_and_the_others_counted(layout, tmp_path
         data = tar(tmp_path / "val" / "val-0.tar", dict(sorted(content.items())))
     out = tmp_path / "x.h5"
     assert main(["encode", str(data), "--subset", "imagenet100", "--out", str(out)]) == 0
-    told = capsys.readouterr().err
-    assert "there are no images of 97 of the 100 classes of the subset: " in told and "and 92 more" in told
+    message = capsys.readouterr().err
+    assert "there are no images of 97 of the 100 classes of the subset: " in message and "and 92 more" in message
     assert len(names_in(out, capsys)) == 6
 
 
@@ -62,8 +62,8 @@ def test_a_class_with_fewer_images_than_asked_for_is_reported(tmp_path, capsys):
     names = [f"{name}/{i}.JPEG" for name in IDS[:3] for i in range(3)]
     data = fill(tmp_path / "val", *names[:-1])
     assert main(["encode", str(data), "--per-class", "3", "--out", str(tmp_path / "x.h5")]) == 0
-    told = capsys.readouterr().err
-    assert "there are fewer than 3 images of 1 class: great white shark" in told
+    message = capsys.readouterr().err
+    assert "there are fewer than 3 images of 1 class: great white shark" in message
     assert len(names_in(tmp_path / "x.h5", capsys)) == 8
 
 

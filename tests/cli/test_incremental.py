@@ -57,8 +57,8 @@ def test_processes_on_devices_give_the_same_scores(setting, finished, tmp_path):
 def test_the_tables_fit_the_terminal(setting, finished, width, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(width))
     assert run(setting, finished, "--baseline", "finetune") == 0
-    told = capsys.readouterr()
-    assert "backward transfer" in " ".join(told.out.split()) and not too_long(told.out + told.err, width)
+    printed = capsys.readouterr()
+    assert "backward transfer" in " ".join(printed.out.split()) and not too_long(printed.out + printed.err, width)
 
 
 def test_the_matrix_follows_from_the_saved_scores(finished):

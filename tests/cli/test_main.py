@@ -57,8 +57,8 @@ def test_an_unexpected_exception_is_called_our_bug(failing, capsys):
 def test_lack_of_memory_is_no_bug_and_the_message_says_what_to_lower(failing, capsys, error):
     failing(error)
     assert main(["models"]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("error: not enough memory\n") and "--batch-size" in told and str(error) in told
+    message = capsys.readouterr().err
+    assert message.startswith("error: not enough memory\n") and "--batch-size" in message and str(error) in message
 
 
 @pytest.mark.parametrize("asked", ["option", "environment"])

@@ -1,4 +1,4 @@
-"""No command replaces or deletes a file that avarc did not make, or one that exists, unless it is told to."""
+"""No command replaces or deletes a file that avarc did not make, or one that exists unless asked to."""
 
 from __future__ import annotations
 

@@ -54,9 +54,9 @@ def test_report_and_explain_need_no_options_from_anywhere(made, monkeypatch, cap
     assert json.loads(capsys.readouterr().out)["explained"] == 3
     words = ["../run", "--rows", "1,4", "--vs", "label", "--npz", "e.npz", "--out", "e.svg"]
     assert main(["--json", "explain", *words]) == 0
-    told = json.loads(capsys.readouterr().out)["explained"]
+    explained = json.loads(capsys.readouterr().out)["explained"]
     lines = [json.loads(line) for line in Path("../run/predictions.jsonl").read_text().splitlines()]
-    assert [(e["row"], e["path"], e["prediction"]) for e in told] == [
+    assert [(e["row"], e["path"], e["prediction"]) for e in explained] == [
         (row, lines[row]["path"], lines[row]["prediction_name"]) for row in (1, 4)
     ]
     whole = ["--plan", "2:5,4:1", "--rows", "1,4", "--vs", "label", "--npz", "c.npz", "--out", "c.svg"]
@@ -74,9 +74,9 @@ def test_report_and_explain_need_no_options_from_anywhere(made, monkeypatch, cap
 def test_what_has_moved_is_named_with_the_option_that_says_where_it_is(made, capsys, name, called, option):
     (made / name).rename(made / f"moved-{name}")
     assert explain() == 2
-    told = capsys.readouterr().err
-    assert f"the {called} of 'run' is not where it was" in told and str(made / name) in told
-    assert f"{option} FILE" in told
+    message = capsys.readouterr().err
+    assert f"the {called} of 'run' is not where it was" in message and str(made / name) in message
+    assert f"{option} FILE" in message
     assert main(["report", "run", "--hardest", "1", "--overwrite"]) == 0
     assert f"the {called} of 'run' is not where it was" in capsys.readouterr().err
     assert explain(option, f"moved-{name}") == 0
@@ -91,8 +91,8 @@ def test_other_images_in_the_place_of_the_cache_are_named(made, capsys):
     models = ["--model", "VAR.pth", "--tokenizer", "VAE.pth", "--preprocess", "none"]
     assert main(["encode", "other", *models, "--out", "t.h5"]) == 0
     assert explain() == 2
-    told = capsys.readouterr().err
-    assert "holds other images than the run" in told and "--tokens FILE" in told
+    message = capsys.readouterr().err
+    assert "holds other images than the run" in message and "--tokens FILE" in message
 
 
 def test_files_that_a_foreign_run_names_are_used_only_on_request(made, capsys):
@@ -150,6 +150,6 @@ def test_a_run_with_added_classes_finds_its_bank(setting, tmp_path, capsys):
     bank.rename(tmp_path / "moved")
     capsys.readouterr()
     assert main(["explain", str(run), "--out", str(tmp_path / "f.png")]) == 2
-    told = capsys.readouterr().err
-    assert "the class bank of" in told and "--bank DIR" in told
+    message = capsys.readouterr().err
+    assert "the class bank of" in message and "--bank DIR" in message
     assert main(["explain", str(run), "--bank", str(tmp_path / "moved"), "--out", str(tmp_path / "f.png")]) == 0

@@ -143,8 +143,8 @@ def test_bench_times_it_beside_plain_pytorch(capsys):
     assert [each["name"] for each in results] == ["plain PyTorch", "avarc"]
     assert results[1]["error_max"] < 1e-4
     assert avarc("bench", "--shape", "randar-3b") == 2
-    told = capsys.readouterr().err
-    assert "randar-xl" in told and "randar-xxl" not in told
+    message = capsys.readouterr().err
+    assert "randar-xl" in message and "randar-xxl" not in message
 
 
 def run_of(setting, folder, *words):
@@ -155,8 +155,8 @@ def run_of(setting, folder, *words):
 def test_twenty_random_orders_are_averaged_by_default_and_each_is_saved(setting, tmp_path, capsys):
     run = tmp_path / "run"
     assert avarc("classify", setting.cache, *setting.models, "--save-likelihood", "--out", run) == 0
-    told = capsys.readouterr()
-    assert "20 orders at random, seed 0, combined by mean" in told.err and "20, combined by mean" in told.out
+    printed = capsys.readouterr()
+    assert "20 orders at random, seed 0, combined by mean" in printed.err and "20, combined by mean" in printed.out
     protocol, metrics = (json.loads((run / name).read_text()) for name in ("run.json", "metrics.json"))
     assert (protocol["orders"], protocol["order_seed"], protocol["combine"]) == ("random", 0, "mean")
     assert protocol["plan"] == "4:1@20" and (metrics["orders"], metrics["combine"]) == (20, "mean")

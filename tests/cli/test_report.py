@@ -9,7 +9,6 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
-from browser import CHROMIUM, ask
 from PIL import Image
 from safetensors.torch import save_file
 from small_datasets import noise
@@ -366,8 +365,7 @@ def test_a_folder_that_is_not_a_run_is_refused(tmp_path, capsys):
     assert "is not a run" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)")
-def test_a_browser_shows_every_image_without_errors(full, tmp_path):
+def test_a_browser_shows_every_image_without_errors(ask, full):
     """The page itself is asked how many pictures were decoded, and whether a value appeared under the pointer: the 48
     of the page, and under the map of each of eight images a copy of the image."""
     question = """
@@ -377,6 +375,6 @@ def test_a_browser_shows_every_image_without_errors(full, tmp_path):
         const wide = document.documentElement.scrollWidth > innerWidth;
         return [images, wide, document.getElementById('value').textContent, document.body.dataset.failed || ''];
     """
-    images, wide, tip, failed = ask(full / "report.html", question, tmp_path)
+    images, wide, tip, failed = ask(full / "report.html", question)
     assert (images, wide, failed) == (56, False, "")
     assert re.fullmatch(r"row 1, column 1: [+−]?[\d.]+ nats in this cell", tip)

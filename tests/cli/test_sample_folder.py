@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,6 @@ from programs import run
 from avarc_cli.cli import main
 from avarc_cli.loading import load_model
 from avarc_cli.sampling import Sampling, sample
-
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs avarc[ray]")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -69,13 +66,8 @@ def test_shards_meet_in_one_folder_and_pictures_that_are_lost_are_drawn_again(dr
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize(
-    "workers",
-    [["--devices", "cpu:2"], pytest.param(["--engine", "ray"], marks=[needs_ray, pytest.mark.slow])],
-    ids=lambda words: words[1],
-)
-def test_other_processes_draw_the_same(draw, whole, tmp_path, workers):
-    code, said = draw("--out", "out", *workers)
+def test_other_processes_draw_the_same(draw, whole, tmp_path):
+    code, said = draw("--out", "out", "--devices", "cpu:2")
     assert code == 0 and "drawing: 6 pictures" in said
     assert contents(tmp_path / "out") == whole
 

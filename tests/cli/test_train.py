@@ -165,7 +165,7 @@ def test_json_may_stand_at_the_end(folder, trained, tmp_path, monkeypatch, capsy
     ("command", "function"), [(TOKENIZER, "tokenizer.train_tokenizer"), (VAR, "generator.train_generator")]
 )
 def test_the_device_reaches_the_training(folder, trained, tmp_path, monkeypatch, command, function):
-    """As far as it can be told without a second device that does arithmetic."""
+    """As far as it can be seen without a second device that does arithmetic."""
     monkeypatch.chdir(folder)
     seen = []
 

@@ -70,7 +70,7 @@ def test_a_vq_vae_is_trained_against_a_discriminator_that_sees_through_a_vit(fil
     assert f"the loss uses a discriminator ({files / 'dino.safetensors'})" in said
 
 
-def test_measures_against_unused_codes_are_taken_and_the_use_is_told(files, capsys):
+def test_measures_against_unused_codes_are_taken_and_the_use_is_shown(files, capsys):
     measures = ["--reanchor", "--scale-dropout", "0.5", "--perturb", "0.5"]
     assert train(files, "tokenizer", *SCALES, *measures) == 0
     assert "codes in use by scale: 1x1 " in " ".join(capsys.readouterr().err.split())

@@ -40,9 +40,9 @@ def setting(tmp_path_factory):
     here.scores.write_text("image,score\n" + "".join(f"{name},{i % 5 + 2}\n" for i, name in enumerate(names)))
     here.text = folder / "text"
     assert avarc("-q", "train", "text-encoder", here.captions, *TEXT, "--out", here.text) == 0
-    here.told = ["--captions", here.captions, "--text-encoder", here.text]
+    here.reads = ["--captions", here.captions, "--text-encoder", here.text]
     here.vq, here.vae = folder / "vq.safetensors", folder / "vae.safetensors"
-    words = ["-q", "train", "tatitok", here.images, *here.told, *SMALL, *BRIEF]
+    words = ["-q", "train", "tatitok", here.images, *here.reads, *SMALL, *BRIEF]
     assert avarc(*words, "--vocab", "12", "--out", here.vq, "--hold-out", "0.2") == 0
     pictures = ["--log-to", folder / "log", "--pictures-every", "2"]
     assert avarc(*words, "--vae", "--out", here.vae, "--hold-out", "0.2", *pictures) == 0
@@ -54,7 +54,7 @@ def trained(request, setting):
     """A MaskGen of codes, and one of continuous tokens."""
     reader = getattr(setting, request.param)
     out = setting.folder / f"maskgen-{request.param}.safetensors"
-    words = [*setting.told, "--tokenizer", reader, *SHAPE, *BRIEF, "--hold-out", "0.2"]
+    words = [*setting.reads, "--tokenizer", reader, *SHAPE, *BRIEF, "--hold-out", "0.2"]
     assert avarc("-q", "train", "maskgen", setting.images, *words, "--out", out) == 0
     return SimpleNamespace(kind=request.param, reader=reader, file=out)
 
@@ -112,9 +112,9 @@ def test_a_generator_says_what_tensors_do_not(trained):
     assert (said["decoder_num_heads"], said["text_context_length"], said["text_encoder"]) == ("2", "8", "text")
 
 
-def test_a_second_stage_begins_with_the_first_and_is_told_scores(setting, trained, tmp_path, capsys):
+def test_a_second_stage_begins_with_the_first_and_is_given_scores(setting, trained, tmp_path, capsys):
     first, out = load_file(trained.file), tmp_path / "second.safetensors"
-    words = [*setting.told, "--tokenizer", trained.reader, "--start-from", trained.file, *BRIEF, "--lr", "1e-9"]
+    words = [*setting.reads, "--tokenizer", trained.reader, "--start-from", trained.file, *BRIEF, "--lr", "1e-9"]
     words = ["train", "maskgen", setting.images, *words, "--out", out]
     assert avarc(*words) == 0
     assert all(torch.allclose(first[key], value, atol=1e-5) for key, value in load_file(out).items())
@@ -132,7 +132,7 @@ def test_a_second_stage_begins_with_the_first_and_is_told_scores(setting, traine
 
 
 def test_scores_of_images_change_what_is_learnt(setting, tmp_path):
-    words = ["-q", "train", "maskgen", setting.images, *setting.told, "--tokenizer", setting.vq, *SHAPE, *BRIEF]
+    words = ["-q", "train", "maskgen", setting.images, *setting.reads, "--tokenizer", setting.vq, *SHAPE, *BRIEF]
     made = []
     for number, scores in enumerate((setting.scores, tmp_path / "other.csv")):
         if number:
@@ -153,7 +153,7 @@ def test_a_vae_without_captions_is_a_titok(setting, tmp_path):
 @pytest.mark.parametrize("vae", [[], ["--vae"]])
 def test_a_batch_in_two_passes_teaches_the_same(setting, tmp_path, vae):
     shape = [*SMALL, *(vae or ["--vocab", "12", "--no-reanchor"])]
-    words = ["-q", "train", "tatitok", setting.images, *setting.told, *shape, *BRIEF]
+    words = ["-q", "train", "tatitok", setting.images, *setting.reads, *shape, *BRIEF]
     made = []
     for passes in (1, 2):
         out = tmp_path / f"{passes}.safetensors"
@@ -190,9 +190,9 @@ def test_what_does_not_fit_is_refused(setting, tmp_path, monkeypatch, capsys, co
     monkeypatch.chdir(setting.folder)
     (setting.folder / "high.csv").write_text("image,score\nleft/01.png,11\n")
     (setting.folder / "few.csv").write_text("image,score\nleft/01.png,1\n")
-    told = setting.told if command in ("tatitok", "maskgen") else []
+    reads = setting.reads if command in ("tatitok", "maskgen") else []
     small = SMALL if command.endswith("titok") else []
-    words = ["train", command, setting.images, *told, *small, *BRIEF, "--out", tmp_path / "x.safetensors", *options]
+    words = ["train", command, setting.images, *reads, *small, *BRIEF, "--out", tmp_path / "x.safetensors", *options]
     assert avarc(*words) == code
     assert says in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
@@ -200,12 +200,12 @@ def test_what_does_not_fit_is_refused(setting, tmp_path, monkeypatch, capsys, co
 
 def test_a_start_of_another_kind_or_tokenizer_is_refused(setting, trained, tmp_path, capsys):
     other = setting.vae if trained.kind == "vq" else setting.vq
-    words = ["train", "maskgen", setting.images, *setting.told, *BRIEF, "--start-from", trained.file]
+    words = ["train", "maskgen", setting.images, *setting.reads, *BRIEF, "--start-from", trained.file]
     assert avarc(*words, "--tokenizer", other, "--out", tmp_path / "x.safetensors") == 2
     assert "cannot start from" in capsys.readouterr().err
     again = tmp_path / "again.safetensors"
     kind = ["--vae"] if trained.kind == "vae" else ["--vocab", "12"]
-    tokenizer = ["-q", "train", "tatitok", setting.images, *setting.told, *SMALL, *kind, *BRIEF, "--seed", "1"]
+    tokenizer = ["-q", "train", "tatitok", setting.images, *setting.reads, *SMALL, *kind, *BRIEF, "--seed", "1"]
     assert avarc(*tokenizer, "--out", again) == 0
     assert avarc(*words, "--tokenizer", again, "--out", tmp_path / "x.safetensors") == 1
     assert "reads the tokens of another tokenizer" in capsys.readouterr().err

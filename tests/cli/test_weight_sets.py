@@ -54,10 +54,10 @@ def test_the_average_scores_as_it_does_alone_and_its_run_is_another(cache, words
     assert classify(cache, ema, *words, "--weights", "ema") == 0
     assert "'model_ema'; the file also has 'model'" in capsys.readouterr().err
     assert scores(ema) == scores(alone) != scores(raw)
-    told = {name: json.loads((tmp_path / name / "run.json").read_text()) for name in ("raw", "ema")}
-    assert told["raw"]["inferred"]["weights"] == "'model'; the file also has 'model_ema'"
-    assert told["ema"]["inferred"]["weights"] == "'model_ema'; the file also has 'model'"
-    assert told["raw"]["model"]["sha256"] != told["ema"]["model"]["sha256"]
+    runs = {name: json.loads((tmp_path / name / "run.json").read_text()) for name in ("raw", "ema")}
+    assert runs["raw"]["inferred"]["weights"] == "'model'; the file also has 'model_ema'"
+    assert runs["ema"]["inferred"]["weights"] == "'model_ema'; the file also has 'model'"
+    assert runs["raw"]["model"]["sha256"] != runs["ema"]["model"]["sha256"]
     assert classify(cache, raw, *words, "--weights", "ema") == 2, "a run is not continued with other weights"
     assert classify(cache, raw, *words, "--weights", "model") == 0, "but with the same ones, named"
 
@@ -124,8 +124,8 @@ def test_a_folder_of_shards_is_used_and_registered_like_a_file(cache, tiny, tiny
     assert main(["models", "add", "mine", str(folder), *tokenizer]) == 0
     assert classify(cache, tmp_path / "s", "--model", "mine") == 0
     assert scores(tmp_path / "r") == scores(tmp_path / "s")
-    told = [json.loads((tmp_path / name / "run.json").read_text())["model"]["sha256"] for name in "rs"]
-    assert told[0] == told[1]
+    digests = [json.loads((tmp_path / name / "run.json").read_text())["model"]["sha256"] for name in "rs"]
+    assert digests[0] == digests[1]
     assert main(["models", "verify", "mine"]) == 0
     shard = folder / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"!")

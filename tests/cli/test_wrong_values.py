@@ -1,4 +1,4 @@
-"""Values that no model and no data could make sense of: told at once, without waiting for torch."""
+"""Values that no model and no data could make sense of: refused at once, without waiting for torch."""
 
 import json
 import subprocess

@@ -91,8 +91,8 @@ def test_runs_over_other_images_are_compared_on_those_they_share(first, tmp_path
 def test_runs_without_a_common_image_are_refused(first, tmp_path, capsys):
     second = write_run(tmp_path / "second", [Line("a/0.png", "cat", "cat")], classes=CATS)
     assert main(["compare", str(first), str(second)]) == 2
-    told = capsys.readouterr().err
-    assert "no image in common" in told and "'0.png' and 'a/0.png'" in told
+    message = capsys.readouterr().err
+    assert "no image in common" in message and "'0.png' and 'a/0.png'" in message
 
 
 def test_images_of_one_name_that_have_other_tokens_are_left_out(tmp_path, capsys):

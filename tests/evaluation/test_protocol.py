@@ -155,7 +155,7 @@ def test_what_is_no_toml_is_named(write, text, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["digitz", "--out", "x"], "did you mean digits"),
         (["missing.toml", "--out", "x"], "cannot read 'missing.toml'"),
@@ -166,10 +166,10 @@ def test_what_is_no_toml_is_named(write, text, tmp_path, capsys):
         (["digits", "--out", "x", "--device", "tpu"], "cannot use device"),
     ],
 )
-def test_wrong_requests_end_with_advice(words, told, capsys, tmp_path, monkeypatch):
+def test_wrong_requests_end_with_advice(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", *words]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

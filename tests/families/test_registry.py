@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import torch
 from PIL import Image
@@ -182,16 +183,6 @@ def site(tmp_path_factory):
     return folder / "site"
 
 
-def avarc(site: Path, *words: object) -> subprocess.CompletedProcess:
-    paths = [str(site), *sys.path]
-    return subprocess.run(
-        [sys.executable, "-m", "avarc_cli", *map(str, words)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)},
-        capture_output=True,
-        text=True,
-    )
-
-
 @pytest.fixture(scope="module")
 def toy_files(tmp_path_factory):
     """Two images, one dark and one bright, and a pair of toy checkpoints that tell them apart."""
@@ -208,19 +199,24 @@ def toy_files(tmp_path_factory):
 
 
 def test_a_family_of_another_package_works_like_one_of_ours(site, toy_files, tmp_path):
-    model = ["--model", toy_files / "toy.safetensors", "--tokenizer", toy_files / "vq.safetensors"]
-    cache = tmp_path / "t.h5"
-    done = avarc(site, "encode", toy_files / "img", *model, "--samples", 2, "--out", cache)
-    assert done.returncode == 0, done.stderr
-    done = avarc(site, "classify", cache, *model, "--plan", "2:2,4:1:2", "--out", tmp_path / "run", "--json")
-    assert done.returncode == 0, done.stderr
+    model = ["--model", str(toy_files / "toy.safetensors"), "--tokenizer", str(toy_files / "vq.safetensors")]
+    cache, run = str(tmp_path / "t.h5"), str(tmp_path / "run")
+    lines = [
+        ["encode", str(toy_files / "img"), *model, "--samples", "2", "--out", cache],
+        ["classify", cache, *model, "--plan", "2:2,4:1:2", "--out", run],
+        ["sample", "dark", *model, "--out", str(tmp_path / "s.png")],
+    ]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(site), *sys.path)))}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = programs.start("avarc_commands", env=environment, **pipes)
+    _, err = process.communicate(json.dumps(lines))
+    assert process.returncode == 0, err
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["accuracy"] == 1.0
-    done = avarc(site, "sample", "dark", *model, "--out", tmp_path / "s.png")
-    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "s.png").exists()
 
 
-def test_without_the_package_its_checkpoints_are_unknown(toy_files, tmp_path):
-    model = ["--model", toy_files / "toy.safetensors", "--tokenizer", toy_files / "vq.safetensors"]
-    done = avarc(tmp_path, "classify", toy_files / "img", *model)
-    assert done.returncode == 1
-    assert "not a generator that avarc knows" in done.stderr and "Traceback" not in done.stderr
+def test_without_the_package_its_checkpoints_are_unknown(toy_files, capsys):
+    model = ["--model", str(toy_files / "toy.safetensors"), "--tokenizer", str(toy_files / "vq.safetensors")]
+    assert main(["classify", str(toy_files / "img"), *model]) == 1
+    err = capsys.readouterr().err
+    assert "not a generator that avarc knows" in err and "Traceback" not in err

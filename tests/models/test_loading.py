@@ -1,4 +1,4 @@
-"""Weights that are wrong are told so: the file, the first few keys, and what was expected."""
+"""Weights that are wrong are named: the file, the first few keys, and what was expected."""
 
 import hashlib
 from dataclasses import replace

@@ -4,27 +4,25 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, ask
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)")
 AXE = find_spec("axe_playwright_python")
 
 
 @pytest.mark.skipif(AXE is None, reason="no axe-core here (pip install axe-playwright-python)")
-def test_axe_finds_no_barrier(page, tmp_path):
-    passed, violations = axe(page, tmp_path)
+def test_axe_finds_no_barrier(ask, page, tmp_path):
+    passed, violations = axe(ask, page, tmp_path)
     assert violations == [] and passed > 20
 
 
 @pytest.mark.skipif(AXE is None, reason="no axe-core here (pip install axe-playwright-python)")
-def test_axe_finds_no_barrier_in_the_dark_and_would_find_one(gallery, tmp_path):
-    assert axe(gallery, tmp_path, dark=True)[1] == []
+def test_axe_finds_no_barrier_in_the_dark_and_would_find_one(ask, gallery, tmp_path):
+    assert axe(ask, gallery, tmp_path, dark=True)[1] == []
     broken = tmp_path / "broken.html"
     broken.write_text(gallery.read_text().replace("<h1>", '<img src="data:,"><h1 style="color:#333">'))
-    assert {"image-alt", "color-contrast"} <= {each[0] for each in axe(broken, tmp_path, dark=True)[1]}
+    assert {"image-alt", "color-contrast"} <= {each[0] for each in axe(ask, broken, tmp_path, dark=True)[1]}
 
 
-def axe(page, folder, **how):
+def axe(ask, page, folder, **how):
     """The number of rules of axe-core that the page passes, and the others: (rule, first element, what is wrong)."""
     script = (Path(AXE.submodule_search_locations[0]) / "axe.min.js").read_text()
     question = """
@@ -35,7 +33,7 @@ def axe(page, folder, **how):
     """
     with_axe = folder / "page.html"
     with_axe.write_text(page.read_text().replace("</body>", f"<script>{script}</script></body>"))
-    return ask(with_axe, question, folder, **how)
+    return ask(with_axe, question, **how)
 
 
 FILTER = """
@@ -50,7 +48,7 @@ const said = () => form.querySelector('output').value;
 """
 
 
-def test_images_are_filtered_and_sorted(gallery, tmp_path):
+def test_images_are_filtered_and_sorted(ask, gallery):
     question = """
         const all = shown();
         set('result', 'wrong');
@@ -62,14 +60,14 @@ def test_images_are_filtered_and_sorted(gallery, tmp_path):
         set('order', 'surprise up');
         return {all, wrong, message, named, sorted: shown()};
     """
-    found = ask(gallery, FILTER + question, tmp_path)
+    found = ask(gallery, FILTER + question)
     assert len(found["all"]) == 4 and found["message"] == "2 of 4 shown"
     assert found["wrong"] == ["9/1038.png", "9/0254.png"]
     assert found["named"] == ["9/1038.png"]
     assert set(found["sorted"][:2]) == {"0/0078.png", "1/0021.png"}
 
 
-def test_the_images_of_a_report_are_filtered_by_class_and_sorted_by_their_columns(report, tmp_path):
+def test_the_images_of_a_report_are_filtered_by_class_and_sorted_by_their_columns(ask, report):
     question = """
         document.querySelectorAll('details').forEach(each => { each.open = true; });
         set('label', 'kind 7');
@@ -86,13 +84,13 @@ def test_the_images_of_a_report_are_filtered_by_class_and_sorted_by_their_column
         head.querySelector('button').click();
         return {wrong, many, none, most, least: [tokens(), head.getAttribute('aria-sort')]};
     """
-    found = ask(report, FILTER + question, tmp_path)
+    found = ask(report, FILTER + question)
     assert len(found["wrong"]) == 3 and all(name.startswith("7/") for name in found["wrong"])
     assert 0 < found["many"] < 3 and found["none"] == 0
     assert found["most"] == [112, "descending"] and found["least"] == [100, "ascending"]
 
 
-def test_maps_lie_over_their_image_and_tell_values_to_the_keyboard(gallery, tmp_path):
+def test_maps_lie_over_their_image_and_tell_values_to_the_keyboard(ask, gallery):
     question = """
         const slider = document.getElementById('opacity'), map = document.querySelector('.over .map');
         const at = value => {
@@ -109,14 +107,14 @@ def test_maps_lie_over_their_image_and_tell_values_to_the_keyboard(gallery, tmp_
         return {opacity, message, value, gone: getComputedStyle(tip).display, tab: map.tabIndex, maps: below.length,
           same: below.every(each => each.src === each.closest('.card').querySelector('.input img').src)};
     """
-    found = ask(gallery, question, tmp_path)
+    found = ask(gallery, question)
     assert found["opacity"] == ["0", "0.35", "1"]
     assert found["message"] == f"row 1, column 3: {found['value']} nats in this cell"
     assert found["gone"] == "none" and found["tab"] == 0
     assert found["maps"] == 12 and found["same"]
 
 
-def test_the_matrix_shows_any_classes(large_report, tmp_path):
+def test_the_matrix_shows_any_classes(ask, large_report):
     question = """
         const form = document.getElementById('matrix-controls');
         const choose = (name, value) => {
@@ -141,7 +139,7 @@ def test_the_matrix_shows_any_classes(large_report, tmp_path):
         return {near, cells, all, zoomed: width() < before, wide: document.documentElement.scrollWidth > innerWidth,
           focus: box.tabIndex, name: box.getAttribute('aria-label')};
     """
-    found = ask(large_report, question, tmp_path)
+    found = ask(large_report, question)
     heads, note = found["near"]
     assert sorted(heads) == ["kind 48", "kind 49", "kind 50", "kind 51", "kind 52"]
     assert note == "kind 50 and the 4 it is most confused with, of 200 classes."
@@ -150,7 +148,7 @@ def test_the_matrix_shows_any_classes(large_report, tmp_path):
     assert found["focus"] == 0 and found["name"].startswith("Rows: the label")
 
 
-def test_no_page_is_wider_than_a_telephone(page, tmp_path):
+def test_no_page_is_wider_than_a_telephone(ask, page):
     """A window has a least width, so the page is opened in a frame."""
     question = """
         document.querySelectorAll('details').forEach(each => { each.open = true; });
@@ -161,4 +159,4 @@ def test_no_page_is_wider_than_a_telephone(page, tmp_path):
         await new Promise(done => frame.addEventListener('load', done));
         return frame.contentDocument.documentElement.scrollWidth;
     """
-    assert ask(page, question, tmp_path) <= 390
+    assert ask(page, question) <= 390

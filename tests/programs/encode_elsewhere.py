@@ -1,6 +1,6 @@
-"""Encode FOLDER/images to FOLDER/elsewhere.h5 by two workers, the first of which to encode is killed.
+"""Encode FOLDER/images to FOLDER/elsewhere.h5 by two processes, the first of which to encode is killed.
 
-Usage: encode_elsewhere FOLDER ray|devices, with 11 images of which the fourth is unreadable.
+Usage: encode_elsewhere FOLDER, with 11 images of which the fourth is unreadable.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import quick_processes
 import torch
 from stub_tokenizer import StubTokenizer
 from torch import Tensor
@@ -108,21 +109,17 @@ def check_kill(run: Run) -> list[str]:
     return said
 
 
-def check_ray(folder: Path) -> None:
-    import ray
-
-    ray.init(num_cpus=2, configure_logging=False, log_to_driver=False, include_dashboard=False)
-    run = Run(folder, Workers("ray"))
-    check_kill(run)
-    with pytest.raises(AvarcError, match="not enough memory"):
-        run.encode(Broken(), "broken.h5")
-
-
 def check_devices(folder: Path) -> None:
     run = Run(folder, Workers(devices=("cpu", "cpu")))
     (said,) = check_kill(run)
     assert "failed" not in said and "on cpu, process" in said and "SIGKILL; it is tried again" in said, said
 
+    with quick_processes.instead_of_spawned():
+        check_failures(run, folder)
+
+
+def check_failures(run: Run, folder: Path) -> None:
+    """A chunk that cannot be computed, and a tokenizer that cannot be loaded, are tried on both devices."""
     images = open_images([folder / "images"])
     disliked = torch.from_numpy(images.load_views(6, Preprocess("none", 8))).float().div(255).mul(2).sub(1)
     with pytest.raises(AvarcError) as caught:
@@ -142,4 +139,4 @@ def check_devices(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    (check_ray if sys.argv[2] == "ray" else check_devices)(Path(sys.argv[1]))
+    check_devices(Path(sys.argv[1]))

@@ -1,8 +1,7 @@
-"""Runs whose chunks several processes compute: one after the other, at once, into folders of their own, and on Ray."""
+"""Runs whose chunks several processes compute: one after the other, at once, and into folders of their own."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -215,14 +214,6 @@ def test_a_shard_of_another_request_is_refused(tmp_path):
     do(tmp_path / "run", 1, 2)
     with pytest.raises(UsageError, match="another run"):
         do(tmp_path / "run", 2, 2, plan="1:2,2:1", save_likelihood=False)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs avarc[ray]")
-@pytest.mark.slow
-def test_on_ray_a_killed_worker_changes_nothing(tmp_path, whole):
-    done = run("classify_on_ray", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert contents(tmp_path / "ray") == whole
 
 
 class Stopping(SmallModel):

@@ -251,10 +251,10 @@ def test_a_tuned_plan_does_what_its_simulation_says():
     assert all(path[-1] == table.end for path in table.paths())
     for text in ("1:<2,3:<1,4:<3,4:1@4", "2:<4@2,4:1@4", "1:4@4,4:1@4", "2~:<9,4:<3,4:1@4", "1~:3,4:1@4"):
         asked = request(text, samples=1)
-        told = simulate(asked.plan, table)
+        simulated = simulate(asked.plan, table)
         results = score_group(AnyOrder(), data, asked, order_GOL)
-        assert told.winner_n.tolist() == [int(r.order[0]) for r in results]
-        assert told.tokens_n.tolist() == [r.tokens_scored for r in results]
+        assert simulated.winner_n.tolist() == [int(r.order[0]) for r in results]
+        assert simulated.tokens_n.tolist() == [r.tokens_scored for r in results]
 
 
 def test_an_order_depends_on_seed_image_and_number_alone():
@@ -288,9 +288,9 @@ def test_a_file_of_permutations_is_read_and_one_that_is_wrong_is_named(count, le
             (good[:, 1:], f"its rows have {length - 1} positions, the model has {length}"),
         ):
             np.save(path, wrong)
-            with pytest.raises(UsageError) as told:
+            with pytest.raises(UsageError) as error:
                 parse_orders(str(path), 0, length)
-            assert says in str(told.value)
+            assert says in str(error.value)
         path.write_bytes(b"nonsense")
         with pytest.raises(UsageError, match="cannot read"):
             parse_orders(str(path), 0, length)

@@ -88,7 +88,7 @@ Writer = Callable[[Path, list[bytes]], Path]
 
 @pytest.fixture
 def run(stub_tokenizer, tmp_path):
-    """Encodes what was written to tmp_path/images, and collects what the user is told."""
+    """Encodes what was written to tmp_path/images, and collects messages to the user."""
 
     def run(data: Path, out: Path = tmp_path / "t.h5", **options):
         run.said = []

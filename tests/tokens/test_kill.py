@@ -8,31 +8,40 @@ from pathlib import Path
 import pytest
 from programs import start
 
+PROGRAMS = ("kill_encoding", "kill_encoding_at_random", "kill_parent_of_workers", "kill_import")
 
-def run(program: str, tmp_path: Path) -> None:
-    folder = tmp_path / "work"
-    folder.mkdir()
-    with (tmp_path / "log").open("w") as log:  # not a pipe: processes that outlive the program would keep it open
-        process = start(program, folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """The folder of all programs, and how each ended."""
+    folder = tmp_path_factory.mktemp("kill")
+    codes = folder / "codes"
+    with codes.open("w") as out:  # not a pipe: processes that outlive the program would keep it open
+        process = start("in_forks", folder, *PROGRAMS, stdin=subprocess.DEVNULL, stdout=out)
         try:
-            code = process.wait(timeout=300)
+            process.wait(timeout=600)
         finally:
             process.kill()
-    assert code == 0, (tmp_path / "log").read_text()
+    return folder, dict(line.split() for line in codes.read_text().splitlines())
 
 
-def test_after_a_kill_at_any_step_or_a_full_disk_a_rerun_gives_the_same_bytes(tmp_path):
-    run("kill_encoding", tmp_path)
+def check(program: str, ended: tuple[Path, dict[str, str]]) -> None:
+    folder, codes = ended
+    assert codes.get(program) == "0", (folder / f"{program}.log").read_text()
 
 
-def test_after_kills_at_50_random_moments_a_rerun_gives_the_same_bytes(tmp_path):
-    run("kill_encoding_at_random", tmp_path)
+def test_after_a_kill_at_any_step_or_a_full_disk_a_rerun_gives_the_same_bytes(ended):
+    check("kill_encoding", ended)
+
+
+def test_after_kills_at_50_random_moments_a_rerun_gives_the_same_bytes(ended):
+    check("kill_encoding_at_random", ended)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
-def test_processes_that_decode_end_when_their_parent_is_killed(tmp_path):
-    run("kill_parent_of_workers", tmp_path)
+def test_processes_that_decode_end_when_their_parent_is_killed(ended):
+    check("kill_parent_of_workers", ended)
 
 
-def test_after_a_kill_at_any_step_an_import_and_an_export_give_the_same_bytes(tmp_path):
-    run("kill_import", tmp_path)
+def test_after_a_kill_at_any_step_an_import_and_an_export_give_the_same_bytes(ended):
+    check("kill_import", ended)

@@ -1,8 +1,4 @@
-"""A batch in several parts: processes by torchrun, and passes, learn what one process learns from the whole batch."""
-
-import os
-import subprocess
-import sys
+"""A batch in several parts learns what the whole batch teaches; test_sharding.py and test_shared.py start processes."""
 
 import pytest
 import torch
@@ -21,7 +17,6 @@ TITOK = "--image-size 8 --patch 2 --tokens 4 --vocab 16 --channels 4 --width 64 
 CODES = "--image-size 8 --vocab 16 --channels 4 --width 32 --multipliers 1,1 --blocks 1".split()
 STEPS = ["--steps", "3", "--batch-size", "7", "--lr", "1e-3", "--augment", "affine", "--flip"]
 SMALL = ["--depth", "2", "--width", "64"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "avarc_cli"]
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +39,6 @@ def command_of(name, folder):
     return ["train", name, str(folder / "img"), *STEPS, *own[name]]
 
 
-def torchrun(*words):
-    """Two processes train; what they print."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([*TORCHRUN, *words], env=environment, capture_output=True, text=True, timeout=300)
-
-
 def check_same(one, other):
     one, other = load_file(one), load_file(other)
     assert one.keys() == other.keys()
@@ -65,17 +54,6 @@ def test_passes_of_parts_learn_what_the_whole_batch_teaches(folder, tmp_path, na
     assert main([*words, "--out", str(tmp_path / "one.st")]) == 0
     assert main([*words, "--accumulate", "3", "--out", str(tmp_path / "three.st")]) == 0
     check_same(tmp_path / "one.st", tmp_path / "three.st")
-
-
-def test_two_processes_learn_what_one_learns_and_one_of_them_speaks(folder, tmp_path):
-    words = command_of("tokenizer", folder)
-    assert main([*words, "--out", str(tmp_path / "one.st")]) == 0
-    done = torchrun(*words, "--out", str(tmp_path / "two.st"))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [f"{tmp_path / 'two.st'}:", "written"]
-    assert done.stderr.count("3 steps in") == 1 and "arning" not in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.st", "two.st"]
-    check_same(tmp_path / "one.st", tmp_path / "two.st")
 
 
 def test_more_parts_than_images_are_refused(monkeypatch):
