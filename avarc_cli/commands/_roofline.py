@@ -54,7 +54,7 @@ def _gains(job: Job) -> str:
     """What is left to gain, and what timing the parts cost."""
     total = sum(share for _, share in job.gains)
     named = ", ".join(f"{name} {share:.0%}" for name, share in job.gains[:GAINS])
-    return f"{total:.0%} ({named}); timed parts take {job.seconds / job.seconds_untimed - 1:+.1%}"
+    return f"{total:.0%} ({named}); timing: {job.seconds / job.seconds_untimed - 1:+.0%}"
 
 
 def _ms(seconds: float) -> str:

@@ -175,7 +175,7 @@ def test_an_unreadable_image_is_listed_and_the_class_added(setting, tmp_path, ca
         (["3", "{colors}/coral"], "the class '3' exists already"),
         (["Amber", "{colors}/coral"], "the class 'Amber' exists already"),
         (["a,b", "{colors}/coral"], "cannot be a class name"),
-        (["", "{colors}/coral"], "cannot be a class name"),
+        (["", "{colors}/coral"], "an argument is empty"),
         (["x\ny", "{colors}/coral"], "cannot be a class name"),
         (["coral", "{colors}/nowhere"], "does not exist"),
         (["coral", "{empty}"], "no images"),

@@ -134,7 +134,8 @@ def test_a_roofline_divides_the_time_of_small_and_large_jobs(capsys):
             parts = {part["name"]: part for part in job["parts"]}
             assert list(parts) == ["products", "attention", "norms", "activation", "head", "host work"]
             assert sum(part["seconds"] for part in parts.values()) == pytest.approx(job["seconds"])
-            assert all(part["seconds"] > 0 for part in parts.values())
+            fused = {"activation"} if result["precision"] == "bf16" else set()  # a part of the products
+            assert all(part["seconds"] > 0 for name, part in parts.items() if name not in fused)
             assert parts["host work"]["at_peak"] == 0 < parts["norms"]["bytes"]
 
 

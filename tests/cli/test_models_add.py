@@ -79,7 +79,7 @@ WRONG = [
     (["digits", "vae.safetensors"], "is taken"),
     (["-x", "vae.safetensors"], ""),
     (["a/b", "vae.safetensors"], "cannot be a name"),
-    (["", "vae.safetensors"], "cannot be a name"),
+    (["", "vae.safetensors"], "an argument is empty"),
     (["x", "VAR.pth", "--tokenizer", "digits-vqvae"], "another tokenizer"),
     (["x", "VAR.pth", "--tokenizer", "my-var"], "no tokenizer is called"),
 ]
