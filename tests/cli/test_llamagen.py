@@ -146,8 +146,8 @@ def test_everything_made_of_scores_works_on_one_grid(setting, tmp_path):
 def test_classes_are_added_by_embedding_and_lora_and_old_scores_stay(setting, tmp_path):
     add = ["-q", "add-class", setting.folder / "img" / "0", *setting.models, "--bank", tmp_path / "bank"]
     add += ["--preprocess", "none", "--steps", "2", "--variants", "1"]
-    for name, method in (("one", "embedding"), ("two", "lora")):
-        assert avarc(*add[:2], name, *add[2:], "--method", method) == 0
+    for name, method, offset in (("one", "embedding", "--no-offset"), ("two", "lora", "--offset")):
+        assert avarc(*add[:2], name, *add[2:], "--method", method, offset) == 0
     scores = []
     for words in ([], ["--bank", tmp_path / "bank"]):
         run = tmp_path / f"run{len(words)}"

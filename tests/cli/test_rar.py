@@ -99,8 +99,8 @@ def test_everything_made_of_scores_works(setting, tmp_path):
 def test_classes_are_added_by_every_method_and_old_scores_stay(setting, tmp_path):
     add = ["-q", "add-class", setting.folder / "img" / "0", *setting.models, "--bank", tmp_path / "bank"]
     add += ["--preprocess", "none", "--steps", "2", "--variants", "1"]
-    for method in ("embedding", "adaln", "lora"):
-        assert avarc(*add[:2], method, *add[2:], "--method", method) == 0
+    for method, offset in (("embedding", "--no-offset"), ("adaln", "--no-offset"), ("lora", "--offset")):
+        assert avarc(*add[:2], method, *add[2:], "--method", method, offset) == 0
     scores = []
     for words in ([], ["--bank", tmp_path / "bank"]):
         run = tmp_path / f"run{len(words)}"
