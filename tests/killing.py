@@ -8,9 +8,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 PTRACE_TRACEME, PTRACE_SYSCALL = 0, 24  # <sys/ptrace.h> of Linux
 NOT_TRACED = 77
+T = TypeVar("T")
 
 
 def in_child(work: Callable[[], object]) -> int:
@@ -109,3 +111,21 @@ class DieAt:
     def watch_files(self) -> None:
         """From now on, each step with a file counts. It cannot be undone: for processes that are to die."""
         sys.addaudithook(lambda event, args: self() if event in self.STEPS else None)
+
+
+def until(condition: Callable[[], T], seconds: float = 300) -> T:
+    """Wait until something is true, and return it. Raises: TimeoutError; the machine may be doing much else."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise TimeoutError
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True

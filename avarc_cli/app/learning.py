@@ -29,7 +29,7 @@ LOOK = 0.1  # seconds between two looks at whether the user is still there
 
 
 @dataclass(frozen=True)
-class Lesson:
+class NewClass:
     """What is to be learned."""
 
     name: str
@@ -44,7 +44,7 @@ class Lesson:
     """As torch names it."""
 
 
-def learn(lesson: Lesson, check: Callable[[], None], report: Callable[[str], None]) -> None:
+def learn(new: NewClass, check: Callable[[], None], report: Callable[[str], None]) -> None:
     """Fit the class in another process, and store it in the bank.
 
     Args:
@@ -56,7 +56,7 @@ def learn(lesson: Lesson, check: Callable[[], None], report: Callable[[str], Non
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     resource_tracker.ensure_running()  # otherwise it is started with the process, and unblocks the signals
-    process = context.Process(target=_teach, args=(theirs, lesson), name="avarc-learning")
+    process = context.Process(target=_learn_here, args=(theirs, new), name="avarc-learning")
     with starting_child():
         process.start()
     theirs.close()
@@ -84,7 +84,7 @@ def _next(connection: Connection, check: Callable[[], None]) -> str | AvarcError
     return answer
 
 
-def _teach(connection: Connection, lesson: Lesson) -> None:
+def _learn_here(connection: Connection, new: NewClass) -> None:
     """In the process: learn, and answer with how far it is, an error, or None."""
     leave_ending_to_parent()
 
@@ -95,9 +95,9 @@ def _teach(connection: Connection, lesson: Lesson) -> None:
 
     with suppress(OSError):  # the parent needs no more
         try:
-            images = [read_rgb(partial(io.BytesIO, each), "an image") for each in lesson.images]
-            classifier = Classifier(lesson.load(lesson.device), Options())
-            classifier.add_class(lesson.name, images, bank=lesson.bank, progress=bar)
+            images = [read_rgb(partial(io.BytesIO, each), "an image") for each in new.images]
+            classifier = Classifier(new.load(new.device), Options())
+            classifier.add_class(new.name, images, bank=new.bank, progress=bar)
         except Exception as error:  # noqa: BLE001  # whatever it is, the parent reports it
             connection.send(as_message(error))
             return

@@ -24,7 +24,7 @@ from avarc_cli import bank as banks
 from avarc_cli.app import answers
 from avarc_cli.app.guard import HEADERS, Guard
 from avarc_cli.app.jobs import Busy, Job, Jobs, Left, stopping
-from avarc_cli.app.learning import Lesson, learn
+from avarc_cli.app.learning import NewClass, learn
 from avarc_cli.app.sessions import MAX_IMAGES, Session, Sessions
 from avarc_cli.classifier import Classifier
 from avarc_cli.data.preprocess import read_rgb
@@ -67,7 +67,7 @@ class AppState:
         present, bank = self.classifier(session), self.bank or session.bank_folder()
         base = present.model.base or present.model
         check_names([name], base.classes, open_or_new(bank, base.as_base()), Existing())
-        learn(Lesson(name, images, bank, base.loader(), base.device), job.check, job.report)
+        learn(NewClass(name, images, bank, base.loader(), base.device), job.check, job.report)
         added = Classifier(with_bank(base, banks.read(bank)), present.options)
         if self.bank is None:
             session.classifier = added

@@ -137,7 +137,7 @@ def _load_task(load: Callable[[str], Network], pixels: Pixels, batch_size: int, 
 
 
 def cut(items: range, size: int) -> list[range]:
-    """Batches of so many items; the last one may have fewer."""
+    """Batches of this many items; the last one may have fewer."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 

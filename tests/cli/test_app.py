@@ -7,12 +7,12 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import programs
 import pytest
+from killing import is_running, until
 from PIL import Image
 
 import avarc_cli
@@ -205,24 +205,6 @@ def test_a_user_has_images_and_classes_of_their_own(user, port):
     assert len(other.ask("/api/state")[1]["models"][0]["classes"]) == 5
     assert "not here any more" in other.ask("/api/classify", {"image": images[0]})[1]["what"]
     assert other.ask("/api/classify", {"image": "example-5"})[1][0]["name"] != "five"
-
-
-def until(condition):
-    """Wait until something is true; returns it."""
-    deadline = time.monotonic() + TIMEOUT
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise TimeoutError
-
-
-def is_running(process):
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_others_classify_while_a_class_is_learned_which_ends_when_its_user_leaves(port, hold):

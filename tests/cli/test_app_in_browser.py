@@ -4,13 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import programs
 import pytest
 from accessibility import Audit
+from killing import is_running, until
 
 import avarc_cli
 from avarc_cli.zoo.local_files import ASSETS
@@ -84,24 +84,6 @@ def tab_to(page, condition):
         if page.value(f"(it => {condition})(document.activeElement)"):
             return
     raise AssertionError(f"the keyboard does not reach {condition}")
-
-
-def until(condition):
-    """Wait until something is true; returns it."""
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise TimeoutError
-
-
-def is_running(process):
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_an_upload_is_classified_by_both_models_and_explained_by_scales(page):
