@@ -126,7 +126,7 @@ class AddedClassesModel(LikelihoodModel):
         self.any_order, self.default_orders = base.any_order, base.default_orders
         self.has_block_parallel = base.has_block_parallel
         self.has_summary = base.has_summary
-        self.onednn = base.onednn
+        self.onednn, self.joins = base.onednn, base.joins
         self.default_guidance = base.default_guidance
         self.keeps_tokens, self.smooths = base.keeps_tokens, base.smooths
         self.channels, self.steps = base.channels, base.steps
@@ -154,6 +154,10 @@ class AddedClassesModel(LikelihoodModel):
 
     def select(self, state: AddedState, keep_Q: Tensor) -> AddedState:
         return AddedState(state.adapter, self.models[state.adapter].select(state.state, keep_Q))
+
+    def join(self, states: Sequence[AddedState]) -> AddedState:
+        adapter = states[0].adapter
+        return AddedState(adapter, self.models[adapter].join([state.state for state in states]))
 
     def fork(
         self,

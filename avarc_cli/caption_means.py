@@ -67,6 +67,10 @@ class MeanOfCaptions(LikelihoodModel):
         keep_Q = keep_Q.cpu()
         return MeanState(self.base.select(state.inner, _rows(state.count_P, keep_Q)), state.count_P[keep_Q])
 
+    def join(self, states: Sequence[MeanState]) -> MeanState:
+        counts = [state.count_P for state in states]
+        return MeanState(self.base.join([state.inner for state in states]), torch.cat(counts))
+
     def fork(
         self,
         state: MeanState,

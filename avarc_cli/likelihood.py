@@ -71,6 +71,8 @@ class LikelihoodModel(ABC):
     """Whether there is a `summary` of an image's tokens."""
     keeps_tokens: bool = False
     """Whether `sample` takes `known` tokens as well: a `Known`, or None. The others are drawn given these."""
+    joins: bool = False
+    """Whether there is `join`. Survivors are few in each batch; joined, they are multiplied faster."""
     smooths: bool = False
     """Whether there is `sample_latents`."""
     onednn: bool = False
@@ -113,6 +115,14 @@ class LikelihoodModel(ABC):
     @abstractmethod
     def select(self, state: Any, keep_Q: Tensor) -> Any:
         """The state of these pairs only, in this order."""
+
+    def join(self, states: Sequence[Any]) -> Any:
+        """A state of the pairs of all these, one after the other, with `joins`. They are used no more.
+
+        Args:
+            states: of pairs of one `adapter`, all of the same segments scored and cached.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not join states")
 
     @abstractmethod
     def fork(

@@ -16,6 +16,7 @@ from torch import Tensor
 from avarc_cli.errors import UsageError
 from avarc_cli.family import GeneratorFamily
 from avarc_cli.layers.config_sources import ConfigSources
+from avarc_cli.layers.joined import join_states
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.text.features import CaptionFeatures, TextInput
@@ -46,6 +47,7 @@ class CaptionToy(LikelihoodModel):
     """log p(token | caption); segments are rows of a grid, or tokens."""
 
     flops_per_token = 1
+    joins = True
 
     def __init__(self, table_LV: Tensor, weight_DV: Tensor, encoder: str, logit_RV: Tensor | None = None) -> None:
         layout = layout_of(len(table_LV))
@@ -77,6 +79,9 @@ class CaptionToy(LikelihoodModel):
 
     def select(self, state: State, keep_Q: Tensor) -> State:
         return replace(state, sequence_P=state.sequence_P[keep_Q], class_id_P=state.class_id_P[keep_Q])
+
+    def join(self, states: Sequence[State]) -> State:
+        return join_states(states)
 
     def fork(
         self,

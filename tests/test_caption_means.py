@@ -62,7 +62,7 @@ def test_tokens_are_means_over_the_captions(captions, model, tokens):
     assert torch.equal(score(model, tokens, [0], [3]), score(captions, tokens, [0], [6])), "the empty caption"
 
 
-def test_selected_and_forked_pairs_go_on(captions, model, tokens):
+def test_selected_joined_and_forked_pairs_go_on(captions, model, tokens):
     sequence, candidate = map(list, zip(*PAIRS, strict=True))
     state = model.begin(tokens, torch.tensor(sequence), torch.tensor(candidate))
     first = model.extend(state, 2, keep_cache_segments=2)
@@ -71,6 +71,11 @@ def test_selected_and_forked_pairs_go_on(captions, model, tokens):
     whole = torch.cat([first[keep], rest], 1)
     for row, pair in zip(whole, [PAIRS[3], PAIRS[1]], strict=True):
         assert torch.allclose(row.double(), expected(captions, tokens, *pair), atol=1e-6)
+    other = model.begin(tokens, torch.tensor(sequence), torch.tensor(candidate))
+    model.extend(other, 2, keep_cache_segments=2)
+    joined = model.join([model.select(other, keep), model.select(other, torch.tensor([0]))])
+    for row, pair in zip(model.extend(joined, 4, keep_cache_segments=0), [PAIRS[3], PAIRS[1], PAIRS[0]], strict=True):
+        assert torch.allclose(row.double(), expected(captions, tokens, *pair)[8:], atol=1e-6)
     fork = model.fork(state, torch.tensor([2, 0, 2]), tokens.flip(0), torch.tensor([0, 1, 1]), 2)
     found = model.extend(fork, 4, keep_cache_segments=0)
     for row, pair in zip(found, [(0, 2), (1, 0), (1, 2)], strict=True):

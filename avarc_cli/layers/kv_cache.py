@@ -58,7 +58,7 @@ class KVCache:
         self.limit: int | None = None
         """Positions that the next passes store at most; they attend to all, stored or not. None stores all."""
         self._workspace, self._capacity = workspace or Workspace(), capacity
-        self._memory: Tensor | None = None  # of complete passes
+        self._memories: tuple[Tensor, ...] = ()  # of complete passes; one for each of the caches that were joined
         self._next: Tensor | None = None  # where the pass that is running stores
 
     def append(self, layer: int, k_PHTD: Tensor, v_PHTD: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,19 +74,20 @@ class KVCache:
         k, v = k_PHTD, v_PHTD
         if self._next is not None and stored == total:  # attention reads them where they are stored
             kv = self._next[layer, :, :, :, :total]
-            if self._memory is not None and self._memory is not self._next:
-                kv[:, :, :, :before] = self._memory[layer, :, :, :, :before]
+            if before and self._next is not self._memories[0]:
+                kv[:, :, :, :before] = self._stored(layer)
             kv[0, :, :, before:], kv[1, :, :, before:] = k, v
             k, v = kv[0], kv[1]
         else:
-            if self._memory is not None:
-                old = self._memory[layer, :, :, :, :before]
+            if before:
+                old = self._stored(layer)
                 k, v = torch.cat([old[0], k], dim=2), torch.cat([old[1], v], dim=2)
             if self._next is not None:
                 kv = self._next[layer, :, :, :, :stored]
                 kv[0], kv[1] = k[:, :, :stored], v[:, :, :stored]
         if layer == self.layers - 1:
-            self._memory, self._next, self.length = self._next, None, stored
+            self._memories = () if self._next is None else (self._next,)
+            self._next, self.length = None, stored
         return k, v
 
     def select(self, rows_Q: Tensor, length: int | None = None) -> KVCache:
@@ -98,16 +99,36 @@ class KVCache:
         if length > self.length:
             raise ValueError(f"{self.length} positions are cached, not {length}")
         selected = KVCache(self.layers, self._workspace)
-        if self._memory is not None and length:
-            selected._memory, selected.length = self._memory[:, :, rows_Q, :, :length], length
+        if length:
+            parts = [memory[:, :, :, :, :length] for memory in self._memories]
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+            selected._memories, selected.length = (whole[:, :, rows_Q],), length
         return selected
+
+    @staticmethod
+    def joined(caches: Sequence[KVCache]) -> KVCache:
+        """A cache of the sequences of all these, one after the other. It copies nothing before the next pass.
+
+        Raises: ValueError when their lengths differ.
+        """
+        if len({cache.length for cache in caches}) > 1:
+            raise ValueError(f"caches of {', '.join(str(cache.length) for cache in caches)} positions are not alike")
+        first = caches[0]
+        joined = KVCache(first.layers, first._workspace)
+        joined._memories, joined.length = tuple(m for cache in caches for m in cache._memories), first.length
+        return joined
+
+    def _stored(self, layer: int) -> Tensor:
+        """The layer's cached keys and values, (2, P, H, length, D)."""
+        parts = [memory[layer, :, :, :, : self.length] for memory in self._memories]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _allocate(self, k_PHTD: Tensor, stored: int) -> Tensor | None:
         """Memory for `stored` positions of every layer: what there is, if it has room for more positions."""
         if stored == 0:
             return None
-        if self._memory is not None and self.length < stored <= self._memory.shape[4]:
-            return self._memory
+        if len(self._memories) == 1 and self.length < stored <= self._memories[0].shape[4]:
+            return self._memories[0]
         pairs, heads, _, width = k_PHTD.shape
         shape = (self.layers, 2, pairs, heads, max(stored, self._capacity), width)
         return self._workspace.empty(shape, k_PHTD.dtype, k_PHTD.device)

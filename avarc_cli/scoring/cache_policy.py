@@ -42,6 +42,15 @@ class Batch:
         state = None if self.state is None else model.select(self.state, torch.from_numpy(rows))
         return Batch(self.pairs.take(rows), self.scored, self.cached, state)
 
+    @staticmethod
+    def joined(model: LikelihoodModel, batches: Sequence[Batch]) -> Batch:
+        """One batch of the pairs of all these, which are alike."""
+        first = batches[0]
+        if len(batches) == 1:
+            return first
+        state = None if first.state is None else model.join([batch.state for batch in batches])
+        return Batch(Pairs.joined([batch.pairs for batch in batches]), first.scored, first.cached, state)
+
     @property
     def is_original(self) -> bool:
         """Whether these are the images' own tokens. The batch must not be empty."""

@@ -10,13 +10,14 @@ sample 2 differs from the first on.
 
     stage   sample  segments  pairs per batch      tokens per pair  KV cache after each batch
     6:10    0       1-6       22, 22, 22, 22, 12   91               segments 1-6 of the best 10 pairs so far
-    10:3    0       7-10      2, 2, 3, 1, 2        589              segments 1-3 of the best 3 pairs so far
-    10:1:3  1       4-10      1, 1, 1              666              nothing
+    10:3    0       7-10      2, 2, 3, 3           589              segments 1-3 of the best 3 pairs so far
+    10:1:3  1       4-10      3                    666              nothing
             2       1-10      3                    680              nothing
 
-Pairs that are not among the best are dropped after each batch. The 10 survivors of the first stage are not regrouped:
-they are in the 5 batches that they were scored in. The second stage keeps segments 1-3 because sample 1 starts from
-them, by a fork of each survivor's cache; the image itself is not scored again. 19,028 tokens in all.
+Pairs that are not among the best are dropped after each batch. The 10 survivors of the first stage are left in 5
+batches, of 2, 2, 3, 1 and 2 pairs; the last two are joined, because one pass takes 3 pairs of 680 tokens. The second
+stage keeps segments 1-3 because sample 1 starts from them, by a fork of each survivor's cache; the image itself is not
+scored again. 19,028 tokens in all.
 
 With a model that scores tokens in any order, an image is a sequence of its own in each order, with a KV cache of its
 own. Orders that a stage begins are scored from scratch; those that it continues are extended.
@@ -191,10 +192,10 @@ class _Scheduler:
             self._estimate(step.stage, self.table.alive & self.table.undecided_G[:, None])
             return
         self.pending, self.finished = self.finished, []
+        self.pending = self._continue(step.stage)
         from_scratch = []
         while self.pending:
-            batch = self._defer(self._survivors(self.pending.pop(0)), step.stage)
-            from_scratch += self._score(batch, step)
+            from_scratch += self._score(self.pending.pop(0), step)
         in_play_GN = self.table.alive & self.table.undecided_G[:, None]
         for batch in self._begin([_pairs(in_play_GN, order, 0) for order in step.new_orders.tolist()]):
             from_scratch += self._score(batch, step)
@@ -233,8 +234,31 @@ class _Scheduler:
     def _begin(self, pairs: list[Pairs]) -> Iterator[Batch]:
         """Batches, not begun, of all these pairs."""
         if pairs:
-            columns = zip(*((p.image, p.column, p.order, p.sample) for p in pairs), strict=True)
-            yield from self.inputs.by_adapter(Pairs(*map(np.concatenate, columns)))
+            yield from self.inputs.by_adapter(Pairs.joined(pairs))
+
+    def _continue(self, stage: Stage) -> list[Batch]:
+        """What this stage scores of the batches before it: those that are alike joined, as far as one pass takes them.
+
+        Dropped pairs leave batches of a few, and small matrices are multiplied slowly.
+        """
+        batches: list[Batch] = []
+        alike: list[Batch] = []
+        at_once = self._pairs_per_pass(self.ends[stage.segments]) if self.model.joins else 0
+        while self.pending:
+            batch = self._defer(self._survivors(self.pending.pop(0)), stage)
+            if not len(batch.pairs):
+                continue
+            pairs = sum(len(each.pairs) for each in alike) + len(batch.pairs)
+            if alike and (pairs > at_once or self._kind(batch) != self._kind(alike[0])):
+                batches.append(Batch.joined(self.model, alike))
+                alike = []
+            alike.append(batch)
+        return [*batches, Batch.joined(self.model, alike)] if alike else batches
+
+    def _kind(self, batch: Batch) -> tuple[object, ...]:
+        """Batches of one kind, none of them empty, can be joined."""
+        adapter = self.inputs.adapter[batch.pairs.column[0]]
+        return adapter, batch.scored, batch.cached, batch.state is None, batch.is_original
 
     def _defer(self, batch: Batch, stage: Stage) -> Batch:
         """The batch without orders and samples that this stage does not average; these wait for one that does."""

@@ -5,6 +5,7 @@ Shapes: G images, N candidates, O orders, S samples, K segments, P pairs, T toke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,12 @@ class Pairs:
     def take(self, rows: IntN) -> Pairs:
         """These pairs only."""
         return Pairs(self.image[rows], self.column[rows], self.order[rows], self.sample[rows])
+
+    @classmethod
+    def joined(cls, several: Sequence[Pairs]) -> Pairs:
+        """All of these pairs, one after the other."""
+        each = ((pairs.image, pairs.column, pairs.order, pairs.sample) for pairs in several)
+        return cls(*map(np.concatenate, zip(*each, strict=True)))
 
 
 class PendingTransfer:

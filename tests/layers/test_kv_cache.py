@@ -61,6 +61,29 @@ def test_selected_sequences_are_a_copy():
         cache.select(rows, 7)
 
 
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.integers(0, 4), st.sampled_from([0, 3, None]))
+def test_joined_caches_are_one_of_all_their_sequences(pairs, length, limit):
+    caches, parts = [], []
+    for seed, count in enumerate(pairs):
+        cache, kv = KVCache(LAYERS, capacity=6), new_positions(length, seed, count)
+        if length:
+            append(cache, kv)
+        caches.append(cache)
+        parts.append(kv)
+    joined, whole, rows = KVCache.joined(caches), torch.cat(parts, 2), torch.tensor([sum(pairs) - 1, 0])
+    selected, more = joined.select(rows), new_positions(2, 9, sum(pairs))
+    joined.limit = limit
+    assert torch.equal(append(joined, more), torch.cat([whole, more], 4))
+    assert torch.equal(append(selected, more[:, :, rows]), torch.cat([whole, more], 4)[:, :, rows])
+
+
+def test_caches_of_different_lengths_are_not_joined():
+    caches = [KVCache(LAYERS), KVCache(LAYERS)]
+    append(caches[0], new_positions(2))
+    with pytest.raises(ValueError, match="caches of 2, 0 positions"):
+        KVCache.joined(caches)
+
+
 def test_a_pass_that_fails_leaves_the_cache_as_it_was():
     cache, kv, more = KVCache(LAYERS), new_positions(2), new_positions(3, 1)
     append(cache, kv)

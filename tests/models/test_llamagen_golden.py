@@ -128,13 +128,18 @@ def test_a_fork_continues_with_other_tokens_as_if_scored_from_the_start(gpt):
     assert error(ours, whole[[0, 1], [0, 1], 8:].numpy()) < 1e-5
 
 
-def test_selected_pairs_go_on_as_they_would_alone(gpt):
+def test_selected_pairs_go_on_joined_as_they_would_alone(gpt):
     _, arrays, model = gpt
     tokens, classes = torch.from_numpy(arrays["tokens"]), torch.from_numpy(arrays["classes"])
-    state = model.begin(tokens, torch.arange(6), classes[:6])
-    model.extend(state, 2, keep_cache_segments=2)
-    ours = model.extend(model.select(state, torch.tensor([5, 0])), 4, keep_cache_segments=0)
-    assert error(ours, arrays["logp"][[5, 0], [5, 0], 8:]) < 1e-4
+    states = [model.begin(tokens[start:], torch.arange(6 - start), classes[start:6]) for start in (0, 3)]
+    for state in states:
+        model.extend(state, 2, keep_cache_segments=2)
+    joined = model.join([model.select(states[0], torch.tensor([5, 0])), states[1]])
+    forked = model.fork(joined, torch.tensor([4, 1]), tokens, torch.tensor([5, 0]), 2)
+    for state, rows in ((model.select(joined, torch.tensor([3, 1])), [4, 0]), (joined, [5, 0, 3, 4, 5])):
+        ours = model.extend(state, 4, keep_cache_segments=0)
+        assert error(ours, arrays["logp"][rows, rows, 8:]) < 1e-4
+    assert error(model.extend(forked, 4, keep_cache_segments=0), arrays["logp"][[5, 0], [5, 0], 8:]) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["bf16", "int8"])

@@ -153,13 +153,16 @@ def test_a_fork_continues_with_other_tokens_as_if_scored_from_the_start(golden):
     assert error(ours, whole[[0, 1], [0, 1], 8:]) < 1e-5
 
 
-def test_selected_pairs_go_on_as_they_would_alone(golden):
+def test_selected_pairs_go_on_joined_as_they_would_alone(golden):
     _, arrays, model = golden
     captions = model.with_captions(features(arrays))
-    state = captions.begin(arrays["tokens"], torch.arange(4), torch.arange(4))
-    captions.extend(state, 2, keep_cache_segments=2)
-    ours = captions.extend(captions.select(state, torch.tensor([3, 0])), 4, keep_cache_segments=0)
-    assert error(ours, arrays["logp"][[3, 0], [3, 0], 8:]) < 1e-4
+    several = captions.begin(arrays["tokens"], torch.arange(4), torch.arange(4))
+    one = captions.begin(arrays["tokens"][2:], torch.tensor([0]), torch.tensor([2]))
+    for state in (several, one):
+        captions.extend(state, 2, keep_cache_segments=2)
+    joined = captions.join([captions.select(several, torch.tensor([3, 0])), one])
+    ours = captions.extend(joined, 4, keep_cache_segments=0)
+    assert error(ours, arrays["logp"][[3, 0, 2], [3, 0, 2], 8:]) < 1e-4
 
 
 @pytest.mark.parametrize("per_batch", [40, 10_000])

@@ -225,12 +225,17 @@ def test_a_fork_continues_with_other_tokens_and_another_order_as_if_scored_from_
     assert error(ours, model.extend(whole, 4, keep_cache_segments=0)[:, 8:]) < 1e-5
 
 
-def test_selected_pairs_go_on_as_they_would_alone(golden):
+def test_selected_pairs_go_on_joined_as_they_would_alone(golden):
     _, arrays, model = golden
-    state = model.begin(arrays["tokens"], torch.arange(5), arrays["row_classes"], arrays["row_orders"])
-    model.extend(state, 2, keep_cache_segments=2)
-    ours = model.extend(model.select(state, torch.tensor([4, 0])), 4, keep_cache_segments=0)
-    assert error(ours, arrays["row_logp"][[4, 0], 8:]) < 1e-4
+    given = arrays["tokens"], arrays["row_classes"], arrays["row_orders"]
+    states = []
+    for start in (0, 2):
+        tokens, classes, orders = (each[start:] for each in given)
+        states.append(model.begin(tokens, torch.arange(5 - start), classes, orders))
+        model.extend(states[-1], 2, keep_cache_segments=2)
+    joined = model.join([model.select(states[0], torch.tensor([4, 0])), model.select(states[1], torch.tensor([1]))])
+    ours = model.extend(joined, 4, keep_cache_segments=0)
+    assert error(ours, arrays["row_logp"][[4, 0, 3], 8:]) < 1e-4
 
 
 def test_a_state_without_its_cache_cannot_be_extended(golden):

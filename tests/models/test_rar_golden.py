@@ -153,13 +153,16 @@ def test_a_fork_continues_with_other_tokens_and_orders_as_if_scored_from_the_sta
     assert error(ours, whole[:, 8:].numpy()) < 1e-5
 
 
-def test_selected_pairs_go_on_as_they_would_alone(rar):
+def test_selected_pairs_go_on_joined_as_they_would_alone(rar):
     tolerance, arrays, model = rar
     tokens = torch.from_numpy(arrays["tokens"])
-    state = model.begin(tokens, torch.tensor([0, 1, 2, 2]), torch.tensor([3, 10, 3, 0]))
-    model.extend(state, 2, keep_cache_segments=2)
-    ours = model.extend(model.select(state, torch.tensor([3, 1])), 4, keep_cache_segments=0)
-    assert error(ours, arrays["token_logprobs"][[2, 1], [0, 10], 8:]) <= tolerance["default_atol"]
+    several = model.begin(tokens, torch.tensor([0, 1, 2, 2]), torch.tensor([3, 10, 3, 0]))
+    one = model.begin(tokens[2:], torch.tensor([0]), torch.tensor([3]))
+    for state in (several, one):
+        model.extend(state, 2, keep_cache_segments=2)
+    joined = model.join([model.select(several, torch.tensor([3, 1])), one])
+    ours = model.extend(joined, 4, keep_cache_segments=0)
+    assert error(ours, arrays["token_logprobs"][[2, 1, 2], [0, 10, 3], 8:]) <= tolerance["default_atol"]
 
 
 @pytest.mark.parametrize("room", [0, 1, 2, 5, 100])

@@ -34,9 +34,11 @@ class Counting(LikelihoodModel):
     segment_ends = (1, 3, 6, 10)
     num_classes = 7
     unconditional = 99
+    joins = True
 
     def __init__(self, seed=0):
         self.seed, self.seen, self.largest, self.extended = seed, [], 0, 0
+        self.batches = []  # pairs of each
         self.states, self.peak = weakref.WeakSet(), 0  # tokens in the caches of all states
 
     def log_prob(self, tokens_L, class_id):
@@ -68,6 +70,7 @@ class Counting(LikelihoodModel):
             self.seen += [(tuple(t.tolist()), int(c), k) for k in range(state.scored, stop)]
         self.largest = max(self.largest, len(rows) * (end - start))
         self.extended += state.scored > 0
+        self.batches.append(len(rows))
         state.scored, state.cached = stop, keep_cache_segments
         self.state(tokens=(), classes=(), scored=0, cached=0)  # for the count
         return torch.from_numpy(np.stack(rows))
@@ -79,6 +82,12 @@ class Counting(LikelihoodModel):
     def select(self, state, keep_Q):
         rows = {"tokens": state.tokens[keep_Q], "classes": state.classes[keep_Q]}
         return self.state(**rows, scored=state.scored, cached=state.cached)
+
+    def join(self, states):
+        first = states[0]
+        assert {(s.scored, s.cached) for s in states} == {(first.scored, first.cached)}, "they are not alike"
+        tokens, classes = (torch.cat([getattr(s, name) for s in states]) for name in ("tokens", "classes"))
+        return self.state(tokens=tokens, classes=classes, scored=first.scored, cached=first.cached)
 
     def fork(self, state, keep_Q, tokens_BL, sequence_Q, stop, order_BL=None):
         assert stop <= state.cached, "the shared segments are not cached"
@@ -270,13 +279,13 @@ class Adapted(Counting):
 
     def __init__(self):
         super().__init__()
-        self.batches = []
+        self.contents = []
 
     def adapter(self, class_id_N):
         return np.where((class_id_N >= 5) & (class_id_N < 7), class_id_N, 0)
 
     def extend(self, state, stop, *, keep_cache_segments):
-        self.batches.append(tuple(zip(map(tuple, state.tokens.tolist()), state.classes.tolist(), strict=True)))
+        self.contents.append(tuple(zip(map(tuple, state.tokens.tolist()), state.classes.tolist(), strict=True)))
         return super().extend(state, stop, keep_cache_segments=keep_cache_segments)
 
 
@@ -288,9 +297,19 @@ def test_classes_with_adapters_of_their_own_do_not_change_the_batches_of_the_oth
     assert asked.images_per_group(alone) == more.images_per_group(together)
     score_group(alone, tokens(), asked)
     score_group(together, tokens(), more)
-    old = [b for b in together.batches if {together.adapter(np.array(c)).item() for _, c in b} == {0}]
-    assert old == alone.batches
-    assert all(len({together.adapter(np.array(c)).item() for _, c in b}) == 1 for b in together.batches)
+    old = [b for b in together.contents if {together.adapter(np.array(c)).item() for _, c in b} == {0}]
+    assert old == alone.contents
+    assert all(len({together.adapter(np.array(c)).item() for _, c in b}) == 1 for b in together.contents)
+
+
+def test_survivors_of_several_batches_are_joined_as_far_as_one_pass_takes_them():
+    joining, apart = Counting(), Counting()
+    apart.joins = False
+    for model in (joining, apart):
+        score_group(model, tokens(images=12), request("3:2,4:1", per_batch=60))
+    first = [10] * 8 + [4]  # of 6 tokens a pair
+    assert joining.batches == [*first, 6, 5, 6, 5, 2]  # of 10 tokens in all
+    assert apart.batches == [*first, 2, 4, 3, 2, 4, 2, 3, 2, 2]
 
 
 def test_token_log_probabilities_come_back_in_the_order_of_the_candidates():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
+from avarc_cli.layers.joined import join_states
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.linears import log_prob_backend
 from avarc_cli.layers.precision import Precision, check_gradients, inference
@@ -48,6 +49,7 @@ class RowLikelihood(NetworkModel):
     """log p(tokens of a row | rows before, class), for any run of rows, whatever a class is."""
 
     onednn = True
+    joins = True
     trained_with = frozenset({"smoothing", "dropout"})
 
     def __init__(self, network: LlamaGen, workspace: Workspace | None = None) -> None:
@@ -116,6 +118,10 @@ class RowLikelihood(NetworkModel):
             sequence_P=state.sequence_P[keep_Q],
             kv_cache=state.kv_cache.select(keep_Q),
         )
+
+    @inference
+    def join(self, states: Sequence[LlamaGenState]) -> LlamaGenState:
+        return join_states(states)
 
     @inference
     def fork(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
+from avarc_cli.layers.joined import join_states
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.linears import log_prob_backend
 from avarc_cli.layers.precision import Precision, check_gradients, inference
@@ -56,6 +57,7 @@ class RARLikelihood(AutoregressiveModel):
     onednn = True
     trained_with = frozenset({"smoothing", "dropout"})
     any_order = True
+    joins = True
 
     def __init__(self, network: RAR, workspace: Workspace | None = None, tables: ModulationCache | None = None) -> None:
         self.network = self.rar = network
@@ -128,6 +130,10 @@ class RARLikelihood(AutoregressiveModel):
             sequence_P=state.sequence_P[keep],
             kv_cache=state.kv_cache.select(keep),
         )
+
+    @inference
+    def join(self, states: Sequence[RARState]) -> RARState:
+        return join_states(states)
 
     @inference
     def fork(

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
+from avarc_cli.layers.joined import join_states
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.linears import log_prob_backend
 from avarc_cli.layers.precision import Precision, inference
@@ -63,6 +64,7 @@ class VARLikelihood(AutoregressiveModel):
     keeps_tokens = True
     smooths = True
     onednn = True
+    joins = True
     trained_with = frozenset({"smoothing", "drop_path", "stage"})
     config: VARConfig
 
@@ -136,6 +138,11 @@ class VARLikelihood(AutoregressiveModel):
             sequence_P=state.sequence_P[keep_Q],
             kv_cache=state.kv_cache.select(keep_Q),
         )
+
+    @inference
+    def join(self, states: Sequence[VARState]) -> VARState:
+        joined = join_states(states)
+        return replace(joined, condition=self.classes.of(joined.class_id_P))
 
     @inference
     def fork(
