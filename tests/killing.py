@@ -59,7 +59,7 @@ def killed_after(seconds: float, with_signal: signal.Signals, work: Callable[[],
 
 
 def killed_at_call(count: int, work: Callable[[], object]) -> bool | None:
-    """Run it in a fork that is killed when it enters or leaves its `count`-th system call (Linux).
+    """Run it in a fork that is killed when it enters its `count`-th system call (Linux).
 
     Returns: whether it came to its end before; None where the system does not allow tracing.
     """
@@ -76,7 +76,7 @@ def killed_at_call(count: int, work: Callable[[], object]) -> bool | None:
         work()
         os._exit(0)
     _, status = os.waitpid(pid, 0)
-    for _ in range(count):
+    for _ in range(2 * count - 1):  # it stops where it enters a call, and where it leaves it
         if not os.WIFSTOPPED(status):
             break
         libc.ptrace(PTRACE_SYSCALL, pid, None, None)

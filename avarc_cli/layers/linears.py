@@ -84,10 +84,11 @@ def convert_linears(block: nn.Module, names: Iterable[str], precision: Precision
         module = block.get_submodule(owner)
         layer = getattr(module, attribute)
         before = layer.weight.detach()
+        if before.dtype == precision.product:  # whose low-rank changes, if there are any, stay float32
+            continue
         converted = quantized(layer, precision) if precision.quantized else layer.to(precision.product)
         setattr(module, attribute, converted)
-        if precision.product != before.dtype:
-            give_back(before)
+        give_back(before)
 
 
 class QuantizedLinear(nn.Module, ABC):

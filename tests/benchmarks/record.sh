@@ -1,5 +1,5 @@
 #!/bin/bash
-# Measure again what the tables of the documentation show, on an idle machine (about two hours), and write the tables.
+# Measure again what the tables of the documentation show, on an idle machine (about three hours), and write the tables.
 # With names of files in docs/figures/: only those. NOTE says something about the circumstances.
 #
 #   [NOTE=TEXT] tests/benchmarks/record.sh [NAME...]
@@ -14,8 +14,8 @@ r() { # NAME COMMAND...
   echo "$(date +%T) $name"
   $PY tests/benchmarks/figures.py record --note "${NOTE:-an otherwise idle machine}" "$name" "$@" || echo "FAILED $name"
 }
-r paper-plan-d16-cpu python tests/benchmarks/paper_plan.py 5 100 fp32,bf16,bf16+fp32 7 --json            # 10 min
-r paper-plan-rar-b-cpu python tests/benchmarks/paper_plan.py 5 100 fp32,bf16+fp32 7 --shape rar-b --json  # 20 min
+r paper-plan-d16-cpu python tests/benchmarks/paper_plan.py 5 100 fp32,bf16,bf16+fp32 7 --json            # 13 min
+r paper-plan-rar-b-cpu python tests/benchmarks/paper_plan.py 5 100 fp32,bf16+fp32 7 --shape rar-b --json  # 50 min
 r paper-plan-llamagen-l-cpu python tests/benchmarks/paper_plan.py 5 100 fp32,bf16+fp32 7 --shape llamagen-l --json  # 15 min
 r roofline-d16-cpu  avarc bench --roofline --shape d16 --precision fp32,bf16,int8 --json                  # 4 min
 r startup           python tests/benchmarks/startup.py --json                                             # 3 min

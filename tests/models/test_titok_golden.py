@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -21,10 +22,22 @@ from avarc_cli.tokenizers.titok.network import TiTok
 NAMES = ("titok_tiny", "titok_pixel_tiny")
 
 
-def load(name):
+@functools.cache  # for the tests of this file: filling 330 MB takes seconds
+def golden(name):
     meta, arrays = fill.load_golden(GOLDEN / f"{name}.npz")
-    filled = fill.state_dict(meta["keys"], meta["seed"], meta["scales"])
+    return meta, arrays, fill.state_dict(meta["keys"], meta["seed"], meta["scales"])
+
+
+def load(name):
+    """(meta, arrays, tensors)."""
+    meta, arrays, filled = golden(name)
     return meta, arrays, {key: torch.from_numpy(value) for key, value in filled.items()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_afterwards():
+    yield
+    golden.cache_clear()
 
 
 def build(tensors, stated):

@@ -248,8 +248,8 @@ class RARLikelihood(AutoregressiveModel):
 
     @property
     def group_cache_bytes(self) -> int:
-        """As much as the weights: images of a group share the modulation."""
-        return stored_bytes(self.rar)
+        """As much as the weights in float32: images of a group share the modulation."""
+        return 4 * sum(parameter.numel() for parameter in self.rar.parameters())
 
     def _ordered(self, tokens_BL: Tensor, order_BL: Tensor | None) -> tuple[Tensor, Tensor]:
         """Tokens in the order of scoring, and that order, on the model's device."""

@@ -24,9 +24,9 @@ from avarc_cli.models.rar.network import RAR, Modulation
 
 BUDGET = 1 << 30  # bytes of the tables that a model and those that share its weights keep. Not measured
 # Segments computed in one product, always as many: what a table is must not depend on which others are missing. On two
-# busy cores of a Xeon, products of 17, 68, 136 and 257 rows ran at 7, 18, 36 and 46 GFLOP/s (C = 768). A GPU needs more
-# rows to be busy; how many was not measured.
-AT_ONCE, AT_ONCE_CUDA = 8, 32
+# cores of a Xeon with AMX, products of 136, 272 and 544 rows ran at 250, 270 and 300 GFLOP/s in float32, and at 930,
+# 1220 and 1320 in bfloat16 (C = 768). A GPU needs more rows to be busy; how many was not measured.
+AT_ONCE, AT_ONCE_CUDA = 16, 32
 
 Key: TypeAlias = tuple[int, int, int, int]  # number of the weights, class, first and last segment
 _serial = count()

@@ -22,6 +22,7 @@ head width, V codes, R rows of the tables of modulation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 import torch
@@ -197,17 +198,19 @@ class RAR(nn.Module):
     def set_precision(self, precision: Precision) -> RAR:
         """Run the linears of attention and MLP in this precision; norms and residual stream stay float32.
 
-        The head and the linears of the modulation stay float32 on a CPU; on a GPU they run as the activations do.
+        The linears of the modulation run as the activations do, and so does the head on a GPU; on a CPU it stays
+        float32.
 
         Raises: UsageError for widths that the precision does not support.
         """
         self.precision = precision
+        unquantized = replace(precision, product=precision.activations)
         for block in self.layers:
             convert_linears(block, ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"), precision)
+            convert_linears(block, ("adaLN_modulation.1",), unquantized)
+        convert_linears(self.adaln_before_head, ("adaLN_modulation.1",), unquantized)
         if self.lm_head.weight.is_cuda:
-            for layer in (self.lm_head, *self.modulation_linears):
-                if layer.weight.dtype != precision.activations:  # low-rank changes of what has that dtype stay float32
-                    layer.to(precision.activations)
+            self.lm_head.to(precision.activations)
         return self
 
     def set_kernels(self, kernels: str) -> RAR:
