@@ -83,64 +83,67 @@ def train(
     Raises: CheckpointError when `checkpoint` is corrupt or another training's; AvarcError when the loss is not finite,
     or a checkpoint cannot be written; UsageError as `Updates`; Interrupted on Ctrl-C.
     """
+    watched, run = watched or Watched(), run or Run()
     with collectives.joined(next(model.parameters()).device):
-        return _train(
-            *(model, loss_of_rows, recipe, checkpoint, progress, subject, decays, kept),
-            *(watched or Watched(), run or Run(), should_continue, say),
-        )
+        identity = _identity(recipe, subject, watched, run)
+        _check_alike(identity)
+        if run.shard:
+            _check_shardable(model, kept)
+            sharding.shard(model)
+        optimizer = new_optimizer(model, recipe, decays)
+        updates = Updates(model, loss_of_rows, optimizer, run, batch_size=recipe.batch_size)
+        if run.rehearse is not None:
+            size = {"images": watched.images, "tokens": watched.tokens, "batch_size": recipe.batch_size}
+            with _as_asked(model, run):
+                run.rehearse(rehearse(model, updates, **size, steps=recipe.steps, clip=recipe.clip))
+            return None
+        averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        state = State(identity, model, optimizer, averaged, updates.scaler, kept, Best(), watched.listing)
+        start = state.resume(checkpoint, say) if checkpoint else 0
+        _take_steps(start, state, updates, recipe, checkpoint, progress, watched, run, should_continue)
+        return _finish(state, recipe, run)
 
 
-def _train(
-    model: nn.Module,
-    loss_of_rows: LossOfRows,
-    recipe: Recipe,
-    checkpoint: Path | None,
-    progress: MetricsProgress,
-    subject: Mapping[str, str],
-    decays: Decays,
-    kept: Kept | None,
-    watched: Watched,
-    run: Run,
-    should_continue: ShouldContinue,
-    say: Notify,
-) -> Trained | None:
+def _identity(recipe: Recipe, subject: Mapping[str, str], watched: Watched, run: Run) -> dict[str, Any]:
+    """What the result depends on. A checkpoint that says something else is refused."""
     identity = recipe.identity() | {"subject": dict(subject)}
     if run.precision != "fp32":
         identity["precision"] = run.precision
     if watched.validation is not None:
         identity["validation"] = f"{watched.validation.subject}, every {run.validate_every} steps"
-    _check_alike(identity)
-    if run.shard:
-        _check_shardable(model, kept)
-        sharding.shard(model)
-    optimizer = new_optimizer(model, recipe, decays)
-    updates = Updates(model, loss_of_rows, optimizer, run, batch_size=recipe.batch_size)
-    if run.rehearse is not None:
-        size = {"images": watched.images, "tokens": watched.tokens, "batch_size": recipe.batch_size}
-        with _as_asked(model, run):
-            run.rehearse(rehearse(model, updates, **size, steps=recipe.steps, clip=recipe.clip))
-        return None
-    averaged, best = {k: v.detach().clone() for k, v in model.state_dict().items()}, Best()
-    state = State(identity, model, optimizer, averaged, updates.scaler, kept, best, watched.listing)
-    start = state.resume(checkpoint, say) if checkpoint else 0
+    return identity
+
+
+def _take_steps(
+    start: int,
+    state: State,
+    updates: Updates,
+    recipe: Recipe,
+    checkpoint: Path | None,
+    progress: MetricsProgress,
+    watched: Watched,
+    run: Run,
+    should_continue: ShouldContinue,
+) -> None:
+    """Take the steps from `start` on, up to the last one or until the training is to end."""
+    model, averaged, size = state.model, state.averaged, recipe.batch_size
     shown: dict[str, float] = {}
     model.train()
     with ExitStack() as stack:
         stack.enter_context(_interruptible(checkpoint))
-        writers = stack.enter_context(opened(run, identity, start))
+        writers = stack.enter_context(opened(run, state.identity, start))
         peak = product_rate(updates.device, rounds=2) if writers else None
         stack.enter_context(_as_asked(model, run))
         ending = stack.enter_context(held_back() if checkpoint else _at_once())
-        watch = Watch(run, watched, best, model, batch_size=recipe.batch_size, writers=writers, peak=peak)
+        watch = Watch(run, watched, state.best, model, batch_size=size, writers=writers, peak=peak)
         for step in range(start, recipe.steps):
-            set_rates(optimizer, recipe, step)
+            set_rates(state.optimizer, recipe, step)
             with watch.counting():
                 done = updates.gradients(step, recipe.clip, asked_to_end=ending)
             _check(done, run, step, checkpoint)
-            if kept is not None:
-                kept.before_update(step, recipe.steps)
-            norms = spread(model.parameters(), recipe)
-            if norms is None or not is_skipped(norms, recipe, step):
+            if state.kept is not None:
+                state.kept.before_update(step, recipe.steps)
+            if not is_skipped(spread(model.parameters(), recipe), recipe, step):
                 updates.apply()
             average(averaged, model, recipe.averaging(step))
             shown = {k: 0.98 * shown.get(k, v) + 0.02 * v for k, v in done.values.items()}  # over about 50 steps
@@ -155,7 +158,12 @@ def _train(
                 raise KeyboardInterrupt
             if stops:
                 break
-    final = averaged if best.weights is None else best.weights
+
+
+def _finish(state: State, recipe: Recipe, run: Run) -> Trained:
+    """Give the model the weights that it is to have: the averaged ones, or with validation data the best of them."""
+    model, best = state.model, state.best
+    final = state.averaged if best.weights is None else best.weights
     if run.shard:
         sharding.make_whole(model, final)
     else:

@@ -62,7 +62,7 @@ def update(parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer,
     set_rates(optimizer, recipe, step)
     norm = clip(parameters, recipe.clip)
     norms = spread(parameters, recipe)
-    stepped = norms is None or not is_skipped(norms, recipe, step)
+    stepped = not is_skipped(norms, recipe, step)
     if stepped:
         optimizer.step()
     return Update(norm, stepped, norms)
@@ -91,9 +91,9 @@ def spread(parameters: Iterable[nn.Parameter], recipe: Recipe) -> float | None:
     return sum(undivided(torch.stack(norms)).tolist())
 
 
-def is_skipped(norms: float, recipe: Recipe, step: int) -> bool:
+def is_skipped(norms: float | None, recipe: Recipe, step: int) -> bool:
     """Whether an update with gradients of this `spread` is left out."""
-    return recipe.skip_norm is not None and norms >= recipe.skip_norm and step >= recipe.skip_from
+    return recipe.skip_norm is not None and norms is not None and norms >= recipe.skip_norm and step >= recipe.skip_from
 
 
 def average(averaged: Mapping[str, Tensor], network: nn.Module, kept: float) -> None:
