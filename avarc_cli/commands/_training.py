@@ -150,7 +150,7 @@ def train_tokenizer(
         start_from: weights to begin with, which decide the shape.
     """
     check_device(device)
-    with reserved(out, overwrite, None if start_from is None else str(start_from)):
+    with reserved(out, overwrite, start_from):
         images, held_out = training.open(data)
         from avarc_cli.devices import pick_device  # imports torch: only now, after all that may be wrong
 
@@ -244,7 +244,7 @@ def train_generator(
 
 
 @contextmanager
-def reserved(out: Path, overwrite: bool, *inputs: str | None, folder: bool = False) -> Iterator[None]:
+def reserved(out: Path, overwrite: bool, *inputs: str | Path | None, folder: bool = False) -> Iterator[None]:
     """Reserve the name of the weights, which a training that was interrupted may go on to replace.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -14,16 +14,8 @@ from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.commands._loss_options import CodeOptions, LossOptions
 from avarc_cli.commands._recipe_options import TokenizerRecipeOptions
 from avarc_cli.commands.train_captions import CaptionsOpt, EncoderOpt, checked, encoded
-from avarc_cli.commands.train_titok import (
-    DecoderDepthOpt,
-    DecoderWidthOpt,
-    PatchOpt,
-    TokensOpt,
-    VaeOpt,
-    WidthOpt,
-    check_vae,
-)
-from avarc_cli.settings import check_device, check_patch, check_width
+from avarc_cli.commands.train_titok import ShapeOptions, VaeOpt, check_vae
+from avarc_cli.settings import check_device, check_patch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +24,11 @@ class RevivedCodeOptions(CodeOptions):
         bool,
         opt.training_option("--reanchor/--no-reanchor", help="Move rarely used codes towards latents of every batch."),
     ] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ShapeOptions(ShapeOptions):
+    channels: common.CodeChannelsOpt = 16
 
 
 @with_option_groups
@@ -44,14 +41,7 @@ def tatitok(
     text_encoder: EncoderOpt = "clip-vit-l-14-336",
     vae: VaeOpt = False,
     image_size: common.ImageSizeOpt = 64,
-    patch: PatchOpt = 8,
-    tokens: TokensOpt = 32,
-    vocab: common.VocabularyOpt = 512,
-    channels: common.CodeChannelsOpt = 16,
-    width: WidthOpt = 256,
-    depth: common.DepthOpt = 6,
-    decoder_width: DecoderWidthOpt = None,
-    decoder_depth: DecoderDepthOpt = None,
+    shape: _ShapeOptions,
     device: opt.DeviceOpt = "auto",
     yes: opt.YesOpt = False,
     overwrite: opt.OverwriteOpt = False,
@@ -67,9 +57,8 @@ def tatitok(
 
     Example: avarc train tatitok photos/ --captions captions.json --out tatitok.safetensors
     """
-    check_width(width, "a TA-TiTok")
-    check_width(decoder_width or width, "a TA-TiTok's decoder")
-    check_patch(image_size, patch)
+    shape.check("a TA-TiTok")
+    check_patch(image_size, shape.patch)
     check_vae(context, vae)
     check_device(device)
     chosen = checked(captions, text_encoder)
@@ -80,22 +69,11 @@ def tatitok(
 
         on = pick_device(device)
         given, text = encoded(chosen, images, text_encoder, on)
-        shape: dict[str, Any] = {
-            "text": text,
-            "patch": patch,
-            "num_tokens": tokens,
-            "vocab_size": 0 if vae else vocab,
-            "code_channels": channels,
-            "width": width,
-            "depth": depth,
-            "decoder_width": decoder_width,
-            "decoder_depth": decoder_depth,
-        }
         common.train_opened_tokenizer(
             images,
             held_out,
             out,
-            shape,
+            {"text": text, **shape.of_network(vae=vae)},
             training,
             loss,
             codes,

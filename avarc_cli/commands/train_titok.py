@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,18 +20,47 @@ from avarc_cli.settings import check_device, check_file, check_patch, check_widt
 from avarc_cli.zoo.cards import check_weights
 
 LOSS = ("vgg", "lpips", "convnext", "dino", "lpips_weight", "convnext_weight", "adversarial", *OF_DISCRIMINATOR)
-SHAPE = ("patch", "tokens", "vocab", "channels", "width", "depth", "decoder_width", "decoder_depth")
 OF_CODES = ("vocab", "revive", "reanchor", "perturbation")
-PatchOpt = Annotated[int, opt.model_option("--patch", min=1, help="Side of a patch in pixels.")]
-TokensOpt = Annotated[int, opt.model_option("--tokens", min=1, help="Tokens of an image.")]
-WidthOpt = Annotated[int, opt.model_option("--width", min=64, help="Channels, a multiple of 64.")]
-DecoderWidthOpt = Annotated[
-    int | None, opt.model_option("--decoder-width", min=64, help="Channels of the decoder. Default: --width.")
-]
-DecoderDepthOpt = Annotated[
-    int | None, opt.model_option("--decoder-depth", min=1, help="Blocks of the decoder. Default: --depth.")
-]
 VaeOpt = Annotated[bool, opt.model_option("--vae", help="Continuous tokens, those of a VAE, in place of codes.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeOptions:
+    """The shape of a TiTok."""
+
+    patch: Annotated[int, opt.model_option("--patch", min=1, help="Side of a patch in pixels.")] = 8
+    tokens: Annotated[int, opt.model_option("--tokens", min=1, help="Tokens of an image.")] = 32
+    vocab: common.VocabularyOpt = 512
+    channels: common.CodeChannelsOpt = 12
+    width: Annotated[int, opt.model_option("--width", min=64, help="Channels, a multiple of 64.")] = 256
+    depth: common.DepthOpt = 6
+    decoder_width: Annotated[
+        int | None, opt.model_option("--decoder-width", min=64, help="Channels of the decoder. Default: --width.")
+    ] = None
+    decoder_depth: Annotated[
+        int | None, opt.model_option("--decoder-depth", min=1, help="Blocks of the decoder. Default: --depth.")
+    ] = None
+
+    def check(self, title: str) -> None:
+        """Raises: UsageError for a width that the network cannot have. title: "a TiTok"."""
+        check_width(self.width, title)
+        check_width(self.decoder_width or self.width, f"{title}'s decoder")
+
+    def of_network(self, *, vae: bool) -> dict[str, Any]:
+        """The same in the family's own terms. vae: whether the tokens are continuous."""
+        return {
+            "patch": self.patch,
+            "num_tokens": self.tokens,
+            "vocab_size": 0 if vae else self.vocab,
+            "code_channels": self.channels,
+            "width": self.width,
+            "depth": self.depth,
+            "decoder_width": self.decoder_width,
+            "decoder_depth": self.decoder_depth,
+        }
+
+
+SHAPE = tuple(field.name for field in fields(ShapeOptions))
 
 
 @with_option_groups
@@ -50,14 +80,7 @@ def titok(
     ] = None,
     image_size: common.ImageSizeOpt = 64,
     vae: VaeOpt = False,
-    patch: PatchOpt = 8,
-    tokens: TokensOpt = 32,
-    vocab: common.VocabularyOpt = 512,
-    channels: common.CodeChannelsOpt = 12,
-    width: WidthOpt = 256,
-    depth: common.DepthOpt = 6,
-    decoder_width: DecoderWidthOpt = None,
-    decoder_depth: DecoderDepthOpt = None,
+    shape: ShapeOptions,
     device: opt.DeviceOpt = "auto",
     yes: opt.YesOpt = False,
     overwrite: opt.OverwriteOpt = False,
@@ -73,38 +96,16 @@ def titok(
 
     Example: avarc train titok photos/ --image-size 64 --out titok.safetensors
     """
-    check_width(width, "a TiTok")
-    check_width(decoder_width or width, "a TiTok's decoder")
+    shape.check("a TiTok")
     check_vae(context, vae)
-    shape: dict[str, Any] = {
-        "patch": patch,
-        "num_tokens": tokens,
-        "vocab_size": 0 if vae else vocab,
-        "code_channels": channels,
-        "width": width,
-        "depth": depth,
-        "decoder_width": decoder_width,
-        "decoder_depth": decoder_depth,
-    }
-    if start_from is not None:
-        if codes_of is None:
-            raise UsageError(
-                "--start-from needs --codes-of",
-                "the second stage begins with the decoder of the tokenizer whose codes the first one predicts",
-                "add --codes-of with the same tokenizer as in the first stage",
-            )
-        opt.check_not_given(context, SHAPE, "with --start-from", "the first stage has decided the shape")
-    if codes_of is not None and start_from is None:
-        opt.check_not_given(context, LOSS, "in the first stage", "it is trained on tokens, not on pixels")
-    if codes_of is not None:
-        one_stage = ("revive", "reanchor", "perturbation", "vae")
-        opt.check_not_given(context, one_stage, "in two stages", "it is for the training in one")
+    _check_stage(context, codes_of, start_from)
+    of_network = shape.of_network(vae=vae)
     if codes_of is None:
-        check_patch(image_size, patch)
+        check_patch(image_size, shape.patch)
         common.train_tokenizer(
             data,
             out,
-            shape,
+            of_network,
             training,
             loss,
             codes,
@@ -114,17 +115,17 @@ def titok(
             overwrite=overwrite,
         )
         return
-    shape["patch"] = patch if opt.is_given(context, "patch") else None
-    pixels = image_size if opt.is_given(context, "image_size") else None
+    if not opt.is_given(context, "patch"):
+        of_network["patch"] = None  # the teacher decides
     _train_stage(
         data,
         out,
-        shape,
+        of_network,
         training,
         loss,
         codes_of,
         start_from,
-        image_size=pixels,
+        image_size=image_size if opt.is_given(context, "image_size") else None,
         device=device,
         yes=yes,
         overwrite=overwrite,
@@ -135,6 +136,23 @@ def check_vae(context: typer.Context, vae: bool) -> None:
     """Raises: UsageError for options about codes, where there are none."""
     if vae:
         opt.check_not_given(context, OF_CODES, "with --vae", "it is about codes, and a VAE has none")
+
+
+def _check_stage(context: typer.Context, codes_of: str | None, start_from: Path | None) -> None:
+    """Raises: UsageError for options that the training in one stage, or this one of two, does not have."""
+    if start_from is not None:
+        if codes_of is None:
+            raise UsageError(
+                "--start-from needs --codes-of",
+                "the second stage begins with the decoder of the tokenizer whose codes the first one predicts",
+                "add --codes-of with the same tokenizer as in the first stage",
+            )
+        opt.check_not_given(context, SHAPE, "with --start-from", "the first stage has decided the shape")
+    elif codes_of is not None:
+        opt.check_not_given(context, LOSS, "in the first stage", "it is trained on tokens, not on pixels")
+    if codes_of is not None:
+        one_stage = ("revive", "reanchor", "perturbation", "vae")
+        opt.check_not_given(context, one_stage, "in two stages", "it is for the training in one")
 
 
 def _train_stage(
@@ -155,7 +173,7 @@ def _train_stage(
     check_device(device)
     check_weights(codes_of)
     check_file(start_from, "--start-from")
-    with common.reserved(out, overwrite, codes_of, None if start_from is None else str(start_from)):
+    with common.reserved(out, overwrite, codes_of, start_from):
         images, held_out = training.open(data)
         _weights.ensure(codes_of, yes=yes)
         from avarc_cli.layers import collectives  # imports torch: only now, after all that may be wrong
@@ -172,8 +190,9 @@ def _train_stage(
                 "augment": augment,
                 "held_out": held_out,
                 "run": training.run(out),
+                "progress": report,
+                "say": console.warn,
             }
-            how |= {"progress": report, "say": console.warn}
             if start_from is None:
                 stages.train_first_stage(images, out, teacher, shape, recipe, **how)
             else:
