@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,16 +13,19 @@ from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands._groups import with_option_groups
-from avarc_cli.commands._recipe_options import DropoutOptions
+from avarc_cli.commands._recipe_options import DropoutOptions, GeneratorOptions
 from avarc_cli.settings import check_heads, check_width
 
 if TYPE_CHECKING:
     import torch
 
+    from avarc_cli.data.image_scores import ImageScores
+    from avarc_cli.loaded import LoadedTokenizer
     from avarc_cli.text.captions import Captions
     from avarc_cli.text.features import TextInput
     from avarc_cli.tokens.source import Source
     from avarc_cli.train.class_captions import ClassCaptions
+    from avarc_cli.train.start import Start
 
 NAMED_CAPTIONS = "Captions by name: .json or .csv."
 HEAD_WIDTH = 16  # of the text encoder
@@ -93,27 +97,18 @@ def llamagen_t2i(
     with common.reserved(out, overwrite, reads.tokenizer):
         source, held_out = training.open_source(data)
         reader = reads.load(text_encoder=text_encoder)
-        from avarc_cli.layers import collectives
-        from avarc_cli.train.captions import train_on_captions
-
-        given, text = encoded(chosen, source, text_encoder, reader.device)
-        recipe = training.recipe(len(source))
-        with collectives.joined(reader.device), common.progress("training llamagen-t2i", recipe.steps) as report:
-            train_on_captions(
-                source,
-                out,
-                reader,
-                vars(shape),
-                recipe,
-                family="llamagen-t2i",
-                captions=given,
-                text=text,
-                augment=training.augmentation(),
-                held_out=held_out,
-                run=training.run(out),
-                progress=report,
-                say=console.warn,
-            )
+        train_opened(
+            source,
+            held_out,
+            out,
+            reader,
+            vars(shape),
+            training,
+            chosen,
+            text_encoder,
+            command="llamagen-t2i",
+            family="llamagen-t2i",
+        )
     common.show(out, training)
 
 
@@ -123,6 +118,53 @@ def checked(captions: Path, text_encoder: str) -> Captions:
 
     caption_sets.check_options(captions, (), text_encoder)
     return caption_sets.read(captions)
+
+
+def train_opened(
+    source: Source,
+    held_out: Source | None,
+    out: Path,
+    reader: LoadedTokenizer,
+    shape: Mapping[str, Any],
+    training: GeneratorOptions,
+    chosen: Captions,
+    text_encoder: str,
+    *,
+    command: str,
+    family: str,
+    start: Start | None = None,
+    scores: ImageScores | None = None,
+) -> None:
+    """Train a generator of this family on images that are open already and captions that are not encoded yet.
+
+    Args:
+        command: named beside the progress.
+        start, scores: as for `train_on_captions`.
+    """
+    from avarc_cli.layers import collectives
+    from avarc_cli.train.captions import train_on_captions
+
+    given, text = encoded(chosen, source, text_encoder, reader.device)
+    recipe = training.recipe(len(source))
+    with collectives.joined(reader.device), common.progress(f"training {command}", recipe.steps) as report:
+        train_on_captions(
+            source,
+            out,
+            reader,
+            shape,
+            recipe,
+            family=family,
+            captions=given,
+            text=text,
+            start=start,
+            scores=scores,
+            augment=training.augmentation(),
+            held_out=held_out,
+            run=training.run(out),
+            progress=report,
+            say=console.warn,
+            note=console.note,
+        )
 
 
 def encoded(

@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avarc_cli import console
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.commands._recipe_options import HiddenOptions
-from avarc_cli.commands.train_captions import CaptionsOpt, EncoderOpt, checked, encoded
+from avarc_cli.commands.train_captions import CaptionsOpt, EncoderOpt, checked, train_opened
 from avarc_cli.settings import check_file, check_heads
 
+if TYPE_CHECKING:
+    from avarc_cli.loaded import LoadedTokenizer
+
 HEAD = ("head_width", "head_depth")
-SHAPE = ("depth", "width", "heads", *HEAD)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ShapeOptions(common.TransformerOptions):
+    """The shape of a MaskGen."""
+
+    head_width: Annotated[
+        int | None,
+        opt.model_option("--head-width", min=1, help="Channels of the head of continuous tokens. Default: --width."),
+    ] = None
+    head_depth: Annotated[int, opt.model_option("--head-depth", min=1, help="Blocks of that head.")] = 3
+
+    def of_network(self, context: typer.Context, reader: LoadedTokenizer) -> tuple[str, dict[str, Any]]:
+        """The family that reads these tokens, and the shape in its own terms.
+
+        Raises: UsageError for options of a head where tokens are codes.
+        """
+        transformer = {"depth": self.depth, "width": self.width, "heads": self.heads}
+        if reader.channels:
+            head = {"head_width": self.head_width or self.width, "head_depth": self.head_depth}
+            return "maskgen-kl", {**transformer, **head}
+        opt.check_not_given(context, HEAD, "here", f"the tokens of {reader.name} are codes, which need no such head")
+        return "maskgen", transformer
+
+
+SHAPE = tuple(field.name for field in fields(_ShapeOptions))
 
 
 @with_option_groups
@@ -31,12 +59,7 @@ def maskgen(
         Path | None, opt.model_option("--start-from", help="Weights of a MaskGen to begin with, as its second stage.")
     ] = None,
     reads: common.TokenizerOptions,
-    shape: common.TransformerOptions,
-    head_width: Annotated[
-        int | None,
-        opt.model_option("--head-width", min=1, help="Channels of the head of continuous tokens. Default: --width."),
-    ] = None,
-    head_depth: Annotated[int, opt.model_option("--head-depth", min=1, help="Blocks of that head.")] = 3,
+    shape: _ShapeOptions,
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,
     training: HiddenOptions,
@@ -60,44 +83,27 @@ def maskgen(
         opt.check_not_given(context, SHAPE, "with --start-from", "the file has decided the shape")
     chosen = checked(captions, text_encoder)
     reads = reads.of(data)
-    with common.reserved(out, overwrite, reads.tokenizer, None if start_from is None else str(start_from)):
+    with common.reserved(out, overwrite, reads.tokenizer, start_from):
         from avarc_cli.data import image_scores
 
         scores = None if aesthetic_scores is None else image_scores.read(aesthetic_scores)
         source, held_out = training.open_source(data)
         reader = reads.load(text_encoder=text_encoder)
-        from avarc_cli.layers import collectives  # imports torch: only now, after all that may be wrong
-        from avarc_cli.train.captions import train_on_captions
-        from avarc_cli.train.start import Start
+        from avarc_cli.train.start import Start  # imports torch: only now, after all that may be wrong
 
-        family, of_network = "maskgen", dict[str, Any](vars(shape))
-        if reader.channels:
-            family = "maskgen-kl"
-            of_network |= {"head_width": head_width or shape.width, "head_depth": head_depth}
-        else:
-            opt.check_not_given(
-                context, HEAD, "here", f"the tokens of {reader.name} are codes, which need no such head"
-            )
-        start = None if start_from is None else Start.of(start_from)
-        given, text = encoded(chosen, source, text_encoder, reader.device)
-        recipe = training.recipe(len(source))
-        with collectives.joined(reader.device), common.progress("training maskgen", recipe.steps) as report:
-            train_on_captions(
-                source,
-                out,
-                reader,
-                of_network,
-                recipe,
-                family=family,
-                captions=given,
-                text=text,
-                start=start,
-                scores=scores,
-                augment=training.augmentation(),
-                held_out=held_out,
-                run=training.run(out),
-                progress=report,
-                say=console.warn,
-                note=console.note,
-            )
+        family, of_network = shape.of_network(context, reader)
+        train_opened(
+            source,
+            held_out,
+            out,
+            reader,
+            of_network,
+            training,
+            chosen,
+            text_encoder,
+            command="maskgen",
+            family=family,
+            start=None if start_from is None else Start.of(start_from),
+            scores=scores,
+        )
     common.show(out, training)
