@@ -83,7 +83,7 @@ def train_on_captions(
     given = None if scores is None else scores.of(image_names(source), title(source))
     if given is not None:
         shape |= {"aesthetic_score": round(float(given.mean()), 2)}
-        shape.pop("score_width", None)  # those of a start that is given none
+        shape.pop("score_width", None)  # that of a start, whose model may read no scores
     left_out = (run or Run()).left_out
     data = training_batches(source, tokenizer, augment, seed=recipe.seed, left_out=left_out)
     if maker.continuous and start is None:
@@ -93,25 +93,7 @@ def train_on_captions(
     if start is not None:
         start.give(model.network, maker, note)
     network = model.network.requires_grad_(True)
-    device, segments = next(network.parameters()).device, len(model.segment_ends)
     prepare(model, recipe)
-
-    def loss_of(data: EncodedImages | CachedTokens, given: np.ndarray | None, *, validates: bool = False) -> LossOfRows:
-        dropout = 0.0 if validates else recipe.class_dropout
-        score_N = None if given is None else torch.from_numpy(given)
-
-        def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
-            tokens_BL, labels, generator = data.batch(step, rows)
-            chosen = captions.draw(labels, rows, generator)
-            dropped_B = rows.take(torch.rand(rows.of, generator=generator) < dropout)
-            objective = recipe.objective(recipe.steps - 1 if validates else step, segments)
-            draw = model.draw(rows.of, objective, generator).take(rows)
-            seed_dropout(network, recipe, rows, generator)
-            score_B = None if score_N is None else rows.take(score_N[data.rows(step, rows.of)])
-            return shown(model.caption_loss(tokens_BL.to(device), chosen, dropped_B, objective, draw, score_B=score_B))
-
-        return loss_of_rows
-
     subject = {
         "network": str(model.config),
         **data.subject,
@@ -123,13 +105,45 @@ def train_on_captions(
     held_out = None if held_out is None else labelled_as(held_out, class_names(source))
     watched = watched_batches(
         *(data, tokenizer, held_out, augment, recipe, run),
-        loss=lambda plain: loss_of(plain, theirs, validates=True),
+        loss=lambda plain: loss_of(model, plain, captions, recipe, theirs, validates=True),
     )
     how: dict[str, Any] = {"subject": subject, "decays": model.decays, "watched": watched, "run": run, "say": say}
-    trained = train(network, loss_of(data, given), recipe, resume_file(out), progress, **how)
+    loss = loss_of(model, data, captions, recipe, given)
+    trained = train(network, loss, recipe, resume_file(out), progress, **how)
     save = partial(save_generator, model, out, class_names=None, tokenizer_sha256=tokenizer.sha256)
     conclude(trained, out, save, run)
     return model
+
+
+def loss_of(
+    model: CaptionTrainableModel,
+    data: EncodedImages | CachedTokens,
+    captions: ClassCaptions,
+    recipe: Recipe,
+    scores: np.ndarray | None,
+    *,
+    validates: bool = False,
+) -> LossOfRows:
+    """As `generator.loss_of`, of a model that reads captions.
+
+    Args:
+        scores: of the images, for a model that is given them.
+    """
+    device, segments = next(model.network.parameters()).device, len(model.segment_ends)
+    dropout = 0.0 if validates else recipe.class_dropout
+    score_N = None if scores is None else torch.from_numpy(scores)
+
+    def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
+        tokens_BL, labels, generator = data.batch(step, rows)
+        chosen = captions.draw(labels, rows, generator)
+        dropped_B = rows.take(torch.rand(rows.of, generator=generator) < dropout)
+        objective = recipe.objective(recipe.steps - 1 if validates else step, segments)
+        draw = model.draw(rows.of, objective, generator).take(rows)
+        seed_dropout(model.network, recipe, rows, generator)
+        score_B = None if score_N is None else rows.take(score_N[data.rows(step, rows.of)])
+        return shown(model.caption_loss(tokens_BL.to(device), chosen, dropped_B, objective, draw, score_B=score_B))
+
+    return loss_of_rows
 
 
 def scale_of(data: EncodedImages | CachedTokens, batch_size: int) -> float:
