@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,10 +18,26 @@ from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
+    from avarc_cli.loaded import LoadedModel
+    from avarc_cli.sampling import Sampling
     from avarc_cli.sampling.many import Drawn
     from avarc_cli.work.shards import Shard
+    from avarc_cli.work.workers import Workers
 
 OF_MANY = {"batch_size", "shard", "devices", "engine", "flat"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ManyOptions:
+    """How a folder or an array of pictures is made."""
+
+    flat: Annotated[
+        bool, typer.Option("--flat", help="Number the pictures of a folder through: 000000.png and so on.")
+    ] = False
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, help="Pictures of a folder or array that are drawn at once. Default: 8."),
+    ] = None
 
 
 @with_option_groups
@@ -46,13 +63,7 @@ def sample(
     ],
     count: Annotated[int, typer.Option("--count", "--per-class", "-n", min=1, help="Pictures of each class.")] = 8,
     drawing: DrawingOptions,
-    flat: Annotated[
-        bool, typer.Option("--flat", help="Number the pictures of a folder through: 000000.png and so on.")
-    ] = False,
-    batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", min=1, help="Pictures of a folder or array that are drawn at once. Default: 8."),
-    ] = None,
+    many: _ManyOptions,
     overwrite: opt.OverwriteOpt = False,
     work: groups.WorkOptions,
     as_json: opt.JsonOpt = False,
@@ -68,19 +79,13 @@ def sample(
     """
     from avarc_cli import outputs
     from avarc_cli.data.labels import resolve_classes
-    from avarc_cli.sampling.array import PictureArray, place_of
-    from avarc_cli.work.workers import check_division
 
     own, workers = work.own_shard, work.workers
     is_picture = out.suffix.lower() == ".png" or (out.suffix.lower() not in {"", ".npz"} and not out.is_dir())
     if is_picture:
         opt.check_not_given(context, OF_MANY, f"with '{out}'", "one picture is drawn by one process")
     else:
-        check_division(own, workers, out=out, overwrite=overwrite)
-        place = place_of(out)
-        place.check()
-        if isinstance(place, PictureArray):
-            opt.check_not_given(context, {"flat"}, f"with '{out}'", "an array has no files")
+        _check_place(context, out, own, workers, overwrite=overwrite)
     preset, painting = drawing.read(context, model.model)
     model = model.saying(classes, model.model)
     if (space := model.known_classes()) is not None:
@@ -88,39 +93,72 @@ def sample(
             resolve_classes(wanted, space)
     picture, read = (out if is_picture else None), drawing.inputs()
     with outputs.reserved(picture, outputs.PNG, overwrite=overwrite, inputs=read):
-        from avarc_cli import sampling  # imports torch: only now, after all that may be wrong
-        from avarc_cli.loading import load_model
+        from avarc_cli.loading import load_model  # imports torch: only now, after all that may be wrong
 
         loaded = load_model(work.place(context, model).fetch(), words=classes, progress=opt.captions_bar)
         opt.note_inferred(loaded)
         how = drawing.sampling(loaded, preset, painting)
-        if not is_picture:
-            from avarc_cli.sampling.many import BATCH, sample_many
+        if is_picture:
+            _draw_one(loaded, classes, out, count, how)
+        else:
+            _draw_many(loaded, classes, out, count, how, many, own, workers, overwrite=overwrite)
 
-            with console.progress("drawing", None, unit="picture") as bar:
-                done = sample_many(
-                    loaded,
-                    classes,
-                    out,
-                    count,
-                    how,
-                    flat=flat,
-                    batch_size=batch_size or BATCH,
-                    shard=own,
-                    workers=workers,
-                    overwrite=overwrite,
-                    progress=bar.update,
-                    say=console.warn,
-                )
-            _show_many(done, own, out, count, drawing.seed)
-            return
-        from avarc_cli.results.picture import grid
 
-        with console.progress("drawing", None, unit="class") as bar:
-            drawn = sampling.sample(loaded, classes, count, how, progress=bar.update)
-        grid(drawn.pictures, drawn.names, out)
-        data = {"picture": out, "classes": drawn.names, "count": count, "seed": drawing.seed}
-        console.result(data, console.path_and(out, _each(count, drawn.names)), brief=str(out))
+def _check_place(context: typer.Context, out: Path, own: Shard, workers: Workers, *, overwrite: bool) -> None:
+    """Raises: UsageError where a folder or an array of pictures cannot be written as the options say."""
+    from avarc_cli.sampling.array import PictureArray, place_of
+    from avarc_cli.work.workers import check_division
+
+    check_division(own, workers, out=out, overwrite=overwrite)
+    place = place_of(out)
+    place.check()
+    if isinstance(place, PictureArray):
+        opt.check_not_given(context, {"flat"}, f"with '{out}'", "an array has no files")
+
+
+def _draw_one(model: LoadedModel, classes: list[str], out: Path, count: int, how: Sampling) -> None:
+    """One picture with a row a class; shows where it is."""
+    from avarc_cli.results.picture import grid
+    from avarc_cli.sampling import sample
+
+    with console.progress("drawing", None, unit="class") as bar:
+        drawn = sample(model, classes, count, how, progress=bar.update)
+    grid(drawn.pictures, drawn.names, out)
+    data = {"picture": out, "classes": drawn.names, "count": count, "seed": how.seed}
+    console.result(data, console.path_and(out, _each(count, drawn.names)), brief=str(out))
+
+
+def _draw_many(
+    model: LoadedModel,
+    classes: list[str],
+    out: Path,
+    count: int,
+    how: Sampling,
+    many: _ManyOptions,
+    own: Shard,
+    workers: Workers,
+    *,
+    overwrite: bool,
+) -> None:
+    """A folder or an array of pictures, or a part of it; shows what is done."""
+    from avarc_cli.sampling.many import BATCH, sample_many
+
+    with console.progress("drawing", None, unit="picture") as bar:
+        done = sample_many(
+            model,
+            classes,
+            out,
+            count,
+            how,
+            flat=many.flat,
+            batch_size=many.batch_size or BATCH,
+            shard=own,
+            workers=workers,
+            overwrite=overwrite,
+            progress=bar.update,
+            say=console.warn,
+        )
+    _show_many(done, own, out, count, how.seed)
 
 
 def _each(count: int, names: tuple[str, ...]) -> str:
