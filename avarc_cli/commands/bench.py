@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,21 +13,27 @@ from avarc_cli import console
 from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _roofline, _weights
+from avarc_cli.commands._groups import with_option_groups
 from avarc_cli.settings import FLASH, check_device, check_kernels, check_kernels_compute, check_precision, flash_refuses
 from avarc_cli.words import counted
 from avarc_cli.zoo.cards import check_weights
 
 if TYPE_CHECKING:
+    import torch
+
     from avarc_cli.bench.graphs import GraphResult
     from avarc_cli.bench.measure import BenchReport, BenchResult
+    from avarc_cli.family import BenchWorkload
 
 SPEED = ("", "speed", "pairs/s", "images/s", "tokens/s")
 GRAPHS = ("", "pairs", "segments", "launched", "replayed", "speed")
 COST = ("", "FLOP/s", "of peak", "memory", "mean error", "largest")
 
 
-def bench(
-    context: typer.Context,
+@dataclass(frozen=True, kw_only=True)
+class _NetworkOptions:
+    """The network that is timed."""
+
     shape: Annotated[
         str,
         typer.Option(
@@ -35,7 +42,7 @@ def bench(
             "randar-b, -l or -xl. "
             "The weights are random.",
         ),
-    ] = "d16",
+    ] = "d16"
     model: Annotated[
         str | None,
         typer.Option(
@@ -44,12 +51,18 @@ def bench(
             help="A model's shape and weights, in place of --shape.",
             autocompletion=complete.models,
         ),
-    ] = None,
-    tokenizer: opt.TokenizerOpt = None,
-    weight_set: opt.WeightSetOpt = None,
-    tokenizer_weight_set: opt.TokenizerWeightSetOpt = None,
-    scales: Annotated[str | None, typer.Option("--scales", help="Sides of the scales, comma-separated.")] = None,
-    classes: Annotated[int, typer.Option("--classes", min=1, help="Candidates an image, for images/s.")] = 100,
+    ] = None
+    tokenizer: opt.TokenizerOpt = None
+    weight_set: opt.WeightSetOpt = None
+    tokenizer_weight_set: opt.TokenizerWeightSetOpt = None
+    scales: Annotated[str | None, typer.Option("--scales", help="Sides of the scales, comma-separated.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TimingOptions:
+    """What is measured: the fields of `BenchOptions`."""
+
+    classes: Annotated[int, typer.Option("--classes", min=1, help="Candidates an image, for images/s.")] = 100
     plan: Annotated[
         str | None,
         typer.Option(
@@ -58,9 +71,9 @@ def bench(
             help="Plan whose tokens are counted. Default: paper where it fits, else exhaustive.",
             autocompletion=complete.plans,
         ),
-    ] = None,
-    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs of image and class that are timed.")] = 4,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; the fastest counts.")] = 2,
+    ] = None
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs of image and class that are timed.")] = 4
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; the fastest counts.")] = 2
     precision: Annotated[
         str | None,
         typer.Option(
@@ -68,14 +81,22 @@ def bench(
             help="Only these precisions, comma-separated. Default: all that are present.",
             autocompletion=complete.precisions,
         ),
-    ] = None,
+    ] = None
     kernels: Annotated[
         str | None,
         typer.Option("--kernels", help="torch, triton or flash, comma-separated. Default: all but flash."),
-    ] = None,
+    ] = None
     graphs: Annotated[
         bool, typer.Option("--graphs", help="Also time 1 to 4 pairs as CUDA graphs, which launch nothing.")
-    ] = False,
+    ] = False
+
+
+@with_option_groups
+def bench(
+    context: typer.Context,
+    *,
+    network: _NetworkOptions,
+    timing: _TimingOptions,
     device: opt.DeviceOpt = "auto",
     yes: opt.YesOpt = False,
     quick: Annotated[bool, typer.Option("--quick", help="A tiny shape: whether it works, not how fast it is.")] = False,
@@ -96,53 +117,59 @@ def bench(
     """
     from avarc_cli import families, outputs
 
-    _check_together(context, model is not None, quick, roofline)
+    _check_together(context, network.model is not None, quick, roofline)
     if roofline and not opt.is_given(context, "pairs"):
-        pairs = _roofline.PAIRS
+        timing = replace(timing, pairs=_roofline.PAIRS)
     if quick:
-        shape, pairs, plan = "2:64:2", min(pairs, 2), "exhaustive"
-    sides = opt.parse_numbers("1,2,3,4" if quick and scales is None else scales, "--scales")
-    if model is None:
-        families.check_shape(shape, sides)
-    _check_values(model, tokenizer, plan, classes, precision, kernels, device)
+        network = replace(network, shape="2:64:2")
+        timing = replace(timing, pairs=min(timing.pairs, 2), plan="exhaustive")
+    sides = opt.parse_numbers("1,2,3,4" if quick and network.scales is None else network.scales, "--scales")
+    if network.model is None:
+        families.check_shape(network.shape, sides)
+    _check_values(network, timing)
+    check_device(device)
     with outputs.reserved(picture, outputs.PNG, overwrite=overwrite):
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler announces itself on stderr
         from avarc_cli.bench.measure import BenchOptions, measure  # imports torch: only now, as in every command
         from avarc_cli.bench.picture import bars
-        from avarc_cli.bench.workload import model_workload, random_workload
         from avarc_cli.devices import pick_device
-        from avarc_cli.loading import ModelSpec, load_model
-        from avarc_cli.zoo.cards import caption_card
 
         place = pick_device(device)
-        if model:
-            reads_captions = caption_card(model) is not None  # of which it needs none: it makes up its own
-            _weights.ensure(model, tokenizer, weight_set, tokenizer_weight_set, yes=yes, captions=reads_captions)
-            spec = ModelSpec(
-                model, tokenizer, weight_set=weight_set, tokenizer_weight_set=tokenizer_weight_set, device=device
-            )
-            workload = model_workload(load_model(spec, unbound=True), place)
-        else:
-            workload = random_workload(shape, sides, place)
-        options = BenchOptions(
-            pairs=pairs,
-            rounds=rounds,
-            classes=classes,
-            plan=plan,
-            precision=precision,
-            kernels=kernels,
-            graphs=graphs,
-        )
-        console.note(f"{counted(pairs, 'pair')} on {place}, {counted(rounds, 'round')} and one to warm up")
+        workload, name = _workload(network, sides, place, device, yes=yes), network.model or network.shape
+        options = BenchOptions(**vars(timing))
+        timed = f"{counted(timing.pairs, 'pair')} on {place}, {counted(timing.rounds, 'round')}"
+        console.note(f"{timed} and one to warm up")
         if roofline:
             from avarc_cli.bench.roofline import measure_roofline
 
-            _roofline.show(measure_roofline(workload, model or shape, options, place))
+            _roofline.show(measure_roofline(workload, name, options, place))
             return
-        report = measure(workload, model or shape, options, place)
+        report = measure(workload, name, options, place)
         if picture:
             bars(report, picture)
     _show(report, picture)
+
+
+def _workload(
+    network: _NetworkOptions, sides: tuple[int, ...] | None, place: torch.device, device: str, *, yes: bool
+) -> BenchWorkload:
+    """What is timed: a model with its weights, or a shape with random ones.
+
+    Args:
+        sides: of the scales. place: that of `device`. yes: download missing weights without asking.
+    """
+    from avarc_cli.bench.workload import model_workload, random_workload
+    from avarc_cli.loading import ModelSpec, load_model
+    from avarc_cli.zoo.cards import caption_card
+
+    model, tokenizer = network.model, network.tokenizer
+    if not model:
+        return random_workload(network.shape, sides, place)
+    sets = network.weight_set, network.tokenizer_weight_set
+    reads_captions = caption_card(model) is not None  # of which it needs none: it makes up its own
+    _weights.ensure(model, tokenizer, *sets, yes=yes, captions=reads_captions)
+    spec = ModelSpec(model, tokenizer, weight_set=sets[0], tokenizer_weight_set=sets[1], device=device)
+    return model_workload(load_model(spec, unbound=True), place)
 
 
 def _check_together(context: typer.Context, model: bool, quick: bool, roofline: bool) -> None:
@@ -158,29 +185,21 @@ def _check_together(context: typer.Context, model: bool, quick: bool, roofline: 
         opt.check_not_given(context, of_comparison, "with --roofline", "it compares nothing, and counts no plan")
 
 
-def _check_values(
-    model: str | None,
-    tokenizer: str | None,
-    plan: str | None,
-    classes: int,
-    precision: str | None,
-    kernels: str | None,
-    device: str,
-) -> None:
+def _check_values(network: _NetworkOptions, timing: _TimingOptions) -> None:
     """Raises: UsageError for values that are wrong whatever is timed; before torch is imported."""
     from avarc_cli.scoring.plan import check_plan
 
-    for name in filter(None, (model, tokenizer)):
+    for name in filter(None, (network.model, network.tokenizer)):
         check_weights(name)
-    if plan is not None:
-        check_plan(plan, candidates=classes)
+    if timing.plan is not None:
+        check_plan(timing.plan, candidates=timing.classes)
+    precision, kernels = timing.precision, timing.kernels
     for name in precision.split(",") if precision is not None else ():
         check_precision(name.strip())
     for name in kernels.split(",") if kernels is not None else ():
         check_kernels(name.strip())
     if kernels is not None and precision is not None:
         _check_some_way(kernels.split(","), precision.split(","))
-    check_device(device)
 
 
 def _check_some_way(kernels: list[str], precision: list[str]) -> None:
