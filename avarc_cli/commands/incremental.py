@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,10 +25,35 @@ if TYPE_CHECKING:
     from avarc_cli.incremental.examples import Examples, Variation
     from avarc_cli.incremental.measures import Measures, Results
     from avarc_cli.loaded import LoadedModel, LoadedTokenizer
-    from avarc_cli.loading import ModelSpec
     from avarc_cli.progress import Progress
 
 DIGITS = Path("digits")  # as DATA: scikit-learn's digits
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ModelOptions:
+    """The model of the base classes: one that is named, or a small one that is trained here."""
+
+    model: Annotated[
+        str | None,
+        opt.model_option(
+            "--model",
+            "-m",
+            help="A model of the base classes only. Default: a small one, trained here.",
+            autocompletion=complete.models,
+        ),
+    ] = None
+    tokenizer: opt.TokenizerOpt = None
+    weight_set: opt.WeightSetOpt = None
+    tokenizer_weight_set: opt.TokenizerWeightSetOpt = None
+    base_steps: Annotated[int, opt.model_option("--base-steps", min=1, help="Steps to train the base model.")] = 1500
+    base_depth: Annotated[int, opt.model_option("--base-depth", min=1, help="Its blocks.")] = 3
+    base_width: Annotated[int, opt.model_option("--base-width", min=64, help="Its channels, a multiple of 64.")] = 64
+
+    @property
+    def reads(self) -> str | None:
+        """The tokenizer whose tokens are read; None for that of the model."""
+        return self.tokenizer or ("digits-vqvae" if self.model is None else None)
 
 
 @with_option_groups
@@ -53,21 +79,7 @@ def incremental(
         str | None, typer.Option("--baseline", help="finetune: train all weights on each task, for comparison.")
     ] = None,
     as_json: opt.JsonOpt = False,
-    model: Annotated[
-        str | None,
-        opt.model_option(
-            "--model",
-            "-m",
-            help="A model of the base classes only. Default: a small one, trained here.",
-            autocompletion=complete.models,
-        ),
-    ] = None,
-    tokenizer: opt.TokenizerOpt = None,
-    weight_set: opt.WeightSetOpt = None,
-    tokenizer_weight_set: opt.TokenizerWeightSetOpt = None,
-    base_steps: Annotated[int, opt.model_option("--base-steps", min=1, help="Steps to train the base model.")] = 1500,
-    base_depth: Annotated[int, opt.model_option("--base-depth", min=1, help="Its blocks.")] = 3,
-    base_width: Annotated[int, opt.model_option("--base-width", min=64, help="Its channels, a multiple of 64.")] = 64,
+    model: _ModelOptions,
     device: opt.DeviceOpt = "auto",
     work: groups.WorkersOptions,
     yes: opt.YesOpt = False,
@@ -79,32 +91,23 @@ def incremental(
 
     Example: avarc incremental digits --base 0-4 --tasks 5-6,7-9 --baseline finetune --out runs/digits
     """
-    from avarc_cli.incremental.folder import check_folder, open_folder
+    from avarc_cli.incremental.folder import check_folder, has_tokens, open_folder
     from avarc_cli.incremental.split import parse_split
 
-    _check_combination(context, model, baseline)
-    reads = tokenizer or ("digits-vqvae" if model is None else None)
-    for name in filter(None, (model, reads)):
+    _check_combination(context, model.model, baseline)
+    for name in filter(None, (model.model, model.reads)):
         check_weights(name)
     check_device(device)
     workers = work.check(context)
-    check_width(base_width, "a base model")
+    check_width(model.base_width, "a base model")
     check_folder(out)
-    if not all(file.exists() for file in _token_files(out)):
+    if not has_tokens(out):
         _check_data(data, test, base, tasks, learning.allow_outside)
     from avarc_cli.incremental import protocol  # imports torch: only now, after all that may be wrong
-    from avarc_cli.loading import ModelSpec
 
     options, variation = learning.fit(), learning.variation()
-    shape = protocol.BaseShape(depth=base_depth, width=base_width, steps=base_steps)
-    spec = ModelSpec(
-        model or str(reads),
-        tokenizer,
-        weight_set=weight_set,
-        tokenizer_weight_set=tokenizer_weight_set,
-        device=workers.first_device(device),
-    )
-    given, reader = _load(spec, tokenizer_only=model is None, yes=yes)
+    shape = protocol.BaseShape(depth=model.base_depth, width=model.base_width, steps=model.base_steps)
+    given, reader = _load(model, workers.first_device(device), yes=yes)
     asked = {
         "incremental": {"data": str(data), "test": test and str(test), "base": base, "tasks": tasks},
         "variation": vars(variation),
@@ -113,10 +116,11 @@ def incremental(
         "fit": vars(options),
     }
     with open_folder(out, asked):
-        data_tokens = train, tested = _tokens(out, data, test, reader, variation, learning.allow_outside)
+        encode = partial(_encode, out, data, test, reader, variation, learning.allow_outside)
+        tokens = train, tested = protocol.kept_tokens(out, encode, variation.seed)
         results = protocol.run(
             out,
-            data_tokens,
+            tokens,
             parse_split(base, tasks, train.class_names),
             tokenizer=reader,
             model=given,
@@ -144,12 +148,14 @@ def _check_combination(context: typer.Context, model: str | None, baseline: str 
         raise UsageError(f"no baseline '{baseline}'", "there is finetune")
 
 
-def _load(spec: ModelSpec, *, tokenizer_only: bool, yes: bool) -> tuple[LoadedModel | None, LoadedTokenizer]:
+def _load(model: _ModelOptions, device: str, *, yes: bool) -> tuple[LoadedModel | None, LoadedTokenizer]:
     """The model of the base classes, if there is one already, and the tokenizer."""
-    from avarc_cli.loading import load_model, load_tokenizer
+    from avarc_cli.loading import ModelSpec, load_model, load_tokenizer
 
-    sets = spec.weight_set, spec.tokenizer_weight_set
-    _weights.ensure(spec.model, spec.tokenizer, *sets, yes=yes, tokenizer_only=tokenizer_only)
+    name, tokenizer_only = model.model or str(model.reads), model.model is None
+    sets = model.weight_set, model.tokenizer_weight_set
+    spec = ModelSpec(name, model.tokenizer, weight_set=sets[0], tokenizer_weight_set=sets[1], device=device)
+    _weights.ensure(name, model.tokenizer, *sets, yes=yes, tokenizer_only=tokenizer_only)
     given = None if tokenizer_only else load_model(spec)
     reader = given.tokenizer if given else load_tokenizer(replace(spec, tokenizer=None))
     opt.note_inferred(given or reader)
@@ -162,32 +168,18 @@ def _testing() -> Iterator[Progress]:
         yield bar.update
 
 
-def _tokens(
+def _encode(
     out: Path, data: Path, test: Path | None, reader: LoadedTokenizer, variation: Variation, allow_outside: bool
-) -> tuple[Examples, Examples]:
-    """Training and test images as tokens, kept in OUT so that they are encoded once."""
-    from avarc_cli.incremental import examples, protocol
+) -> tuple[Examples, Examples | None]:
+    """Training and test images as tokens; None where there are no test images of their own."""
     from avarc_cli.train.digits import write_digits
 
-    files = _token_files(out)
-    if not all(file.exists() for file in files):
-        if data == DIGITS and not data.exists():
-            data = out / "digits"
-            write_digits(data)
-        data, test = _split_folder(data, test)
-        train = _read(data, reader, variation, allow_outside)
-        if test is None:
-            train, tested = protocol.hold_out_test(train, protocol.TEST_FRACTION, variation.seed)
-        else:
-            tested = _read(test, reader, replace(variation, variants=0), allow_outside)
-        for part, file in zip((train, tested), files, strict=True):
-            part.save(file)
-    return examples.load(files[0]), examples.load(files[1])
-
-
-def _token_files(out: Path) -> tuple[Path, Path]:
-    """Where the tokens of training and test images are kept."""
-    return out / "train.npz", out / "test.npz"
+    if data == DIGITS and not data.exists():
+        data = out / "digits"
+        write_digits(data)
+    data, test = _split_folder(data, test)
+    train = _read(data, reader, variation, allow_outside)
+    return train, None if test is None else _read(test, reader, replace(variation, variants=0), allow_outside)
 
 
 def _split_folder(data: Path, test: Path | None) -> tuple[Path, Path | None]:

@@ -18,6 +18,7 @@ from avarc_cli.progress import MetricsProgress, Progress
 if TYPE_CHECKING:
     from avarc_cli.evaluation.evaluate import Setting
     from avarc_cli.incremental.examples import Examples, Variation
+    from avarc_cli.incremental.measures import Results
     from avarc_cli.loaded import LoadedModel, LoadedTokenizer
 
 
@@ -61,8 +62,13 @@ def run_incremental(
         "fit": vars(options),
         "variation": vars(variation),
     }
+
+    def encode() -> tuple[Examples, Examples | None]:
+        trained = _encode(row, train, reader, variation, setting)
+        return trained, None if test is None else _encode(row, test, reader, replace(variation, variants=0), setting)
+
     with open_folder(folder, asked):
-        trained, tested = _tokens(row, folder, train, test, reader, variation, setting)
+        trained, tested = protocol.kept_tokens(folder, encode, variation.seed)
         testing = partial(_testing, row.name, len(tested), setting)
         reporting = protocol.Reporting(partial(_learning, row.name, setting), testing)
         results = protocol.run(
@@ -76,40 +82,19 @@ def run_incremental(
             seed=row.seed,
             reporting=reporting,
         )
+    return _metrics(results, len(tested)), len(trained.unreadable) + len(tested.unreadable)
+
+
+def _metrics(results: Results, images: int) -> dict[str, Any]:
+    """What the table shows of the results on so many test images."""
     measures = results.with_offset
-    metrics = {
-        "images": len(tested),
-        "labelled": len(tested),
+    return {
+        "images": images,
+        "labelled": images,
         "accuracy": measures.average_accuracy,
         "tasks": measures.matrix[-1].tolist(),
         "forgetting": measures.forgetting,
     }
-    return metrics, len(trained.unreadable) + len(tested.unreadable)
-
-
-def _tokens(
-    row: Row,
-    folder: Path,
-    train: ImageSet,
-    test: ImageSet | None,
-    reader: LoadedTokenizer,
-    variation: Variation,
-    setting: Setting,
-) -> tuple[Examples, Examples]:
-    """Tokens of training and test images, kept in the folder so that they are encoded once."""
-    from avarc_cli.incremental import examples
-    from avarc_cli.incremental.protocol import TEST_FRACTION, hold_out_test
-
-    files = folder / "train.npz", folder / "test.npz"
-    if not all(file.exists() for file in files):
-        trained = _encode(row, train, reader, variation, setting)
-        if test is None:
-            trained, tested = hold_out_test(trained, TEST_FRACTION, variation.seed)
-        else:
-            tested = _encode(row, test, reader, replace(variation, variants=0), setting)
-        for part, file in zip((trained, tested), files, strict=True):
-            part.save(file)
-    return examples.load(files[0]), examples.load(files[1])
 
 
 def _encode(row: Row, images: ImageSet, reader: LoadedTokenizer, variation: Variation, setting: Setting) -> Examples:

@@ -1,4 +1,4 @@
-"""The folder of a protocol: its request in run.json, and a lock while a process works in it."""
+"""The folder of a protocol: its request in run.json, a lock while a process works in it, and where tokens are."""
 
 from __future__ import annotations
 
@@ -37,6 +37,16 @@ def open_folder(path: Path, asked: Mapping[str, Any]) -> Iterator[None]:
             write_bytes(file, to_json(now, indent=1).encode())
         _check_recorded(file, now)
         yield
+
+
+def token_files(path: Path) -> tuple[Path, Path]:
+    """Where the tokens of training and test images are kept."""
+    return path / "train.npz", path / "test.npz"
+
+
+def has_tokens(path: Path) -> bool:
+    """Whether the images are encoded already."""
+    return all(file.exists() for file in token_files(path))
 
 
 def _check_recorded(file: Path, now: Mapping[str, Any]) -> None:

@@ -27,8 +27,9 @@ from avarc_cli.incremental import image_scores, plot
 from avarc_cli.incremental.adding import ProgressOf, add_classes
 from avarc_cli.incremental.baseline import finetune
 from avarc_cli.incremental.editing import Existing, check_names, open_or_new
-from avarc_cli.incremental.examples import Examples, TokenPool
+from avarc_cli.incremental.examples import Examples, TokenPool, load
 from avarc_cli.incremental.fit import FitOptions
+from avarc_cli.incremental.folder import has_tokens, token_files
 from avarc_cli.incremental.measures import Measures, Results, measure
 from avarc_cli.incremental.split import Split
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
@@ -114,6 +115,25 @@ def run(
     write_bytes(folder / "incremental.json", to_json(results.as_dict(), indent=1).encode())
     plot.draw(results, folder / "incremental.png")
     return results
+
+
+def kept_tokens(
+    folder: Path, encode: Callable[[], tuple[Examples, Examples | None]], seed: int
+) -> tuple[Examples, Examples]:
+    """Tokens of training and test images, kept in the folder so that they are encoded once.
+
+    Args:
+        encode: called where they are not there yet; None for test images holds out some of the training images.
+        seed: decides which are held out.
+    """
+    files = token_files(folder)
+    if not has_tokens(folder):
+        train, test = encode()
+        if test is None:
+            train, test = hold_out_test(train, TEST_FRACTION, seed)
+        for part, file in zip((train, test), files, strict=True):
+            part.save(file)
+    return load(files[0]), load(files[1])
 
 
 def hold_out_test(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
