@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ from avarc_cli.settings import check_encoder_precision
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
+    from avarc_cli.data.datasets import ImageSet
     from avarc_cli.tokens import EncodeResult, Shard
 
 
@@ -87,10 +89,7 @@ def encode(
         batch_size=batch_size,
     )
     if dry_run:
-        from avarc_cli.forecast import forecast_encoding
-
-        forecast = forecast_encoding(images, lambda few, path: encode_to(few, out=path))
-        _dry_run.show({out: forecast.token_bytes}, encoding=forecast)
+        _forecast(images, encode_to, out)
         return
     with console.progress("encoding", len(images)) as bar:
         done = encode_to(
@@ -103,11 +102,27 @@ def encode(
             progress=bar.update,
             say=console.warn,
         )
-    _images.list_unreadable(done.unreadable)
-    summary = {"cache": done.path, "images": done.images, "unreadable": dict(done.unreadable), "whole": done.complete}
-    console.result(summary, console.path_and(out, _said(done, own)), brief=str(out))
+    _show(done, own, out)
     if done.unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
+
+
+def _forecast(images: ImageSet, encode_to: Callable[..., EncodeResult], out: Path) -> None:
+    """Print what encoding would take and write.
+
+    Args:
+        encode_to: `tokens.encode` with what the options say, but for images and out.
+    """
+    from avarc_cli.forecast import forecast_encoding
+
+    forecast = forecast_encoding(images, lambda few, path: encode_to(few, out=path))
+    _dry_run.show({out: forecast.token_bytes}, encoding=forecast)
+
+
+def _show(done: EncodeResult, shard: Shard, out: Path) -> None:
+    _images.list_unreadable(done.unreadable)
+    summary = {"cache": done.path, "images": done.images, "unreadable": dict(done.unreadable), "whole": done.complete}
+    console.result(summary, console.path_and(out, _said(done, shard)), brief=str(out))
 
 
 def _said(done: EncodeResult, shard: Shard) -> str:
