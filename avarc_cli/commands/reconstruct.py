@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from avarc_cli.metrics.codes import Usage
     from avarc_cli.metrics.reconstruction import Reconstruction
     from avarc_cli.tokenizer import Tokenizer
+    from avarc_cli.work.workers import Workers
 
 
 @with_option_groups
@@ -58,8 +59,7 @@ def reconstruct(
     Example: avarc reconstruct val/ --model var-d16
     """
     from avarc_cli.data.preprocess import Preprocess, check_option
-    from avarc_cli.metrics import pixels, protocol
-    from avarc_cli.storage import beside
+    from avarc_cli.metrics import pixels
     from avarc_cli.work import chunks
 
     on = work.workers
@@ -68,12 +68,7 @@ def reconstruct(
     check_file(inception, "--inception")
     part = _images.Part(limit, sample, seed)
     part.check()
-    protocol.check_features_folder(features)
-    passing = beside(out, ".parts") if out is not None and features is None else None
-    keep = features or passing
-    protocol.check_workers(on, keep)
-    if out is not None:
-        protocol.check_pictures_folder(out, keep)
+    keep = _folder_of_finished(features, out, on)
     images = part.of(_images.open_noted(data, dataset, allow_outside=allow_outside))
     weights = _weights(inception, len(images), images.source, allow_few=allow_few)
     spec = model.of_tokenizer(context).fetch(tokenizer_only=True)
@@ -98,12 +93,28 @@ def reconstruct(
             say=console.warn,
         )
     _images.list_unreadable(list(found.unreadable))
-    protocol_notes = {"preprocess": str(how), "tokenizer": tokenizer.name, "source": images.source, "out": out}
-    _show(found, tokenizer, protocol_notes)
-    if passing is not None:  # what a kill would have left
-        chunks.delete(passing)
+    notes = {"preprocess": str(how), "tokenizer": tokenizer.name, "source": images.source, "out": out}
+    _show(found, tokenizer, notes)
+    if keep is not None and features is None:
+        chunks.delete(keep)
     if found.unreadable:
         raise typer.Exit(EXIT_UNREADABLE)
+
+
+def _folder_of_finished(features: Path | None, out: Path | None, workers: Workers) -> Path | None:
+    """Where what is finished is kept: --features, or until all is done a folder beside --out. None without either.
+
+    Raises: UsageError where that, or --out, cannot be used.
+    """
+    from avarc_cli.metrics import protocol
+    from avarc_cli.storage import beside
+
+    protocol.check_features_folder(features)
+    keep = features or (None if out is None else beside(out, ".parts"))
+    protocol.check_workers(workers, keep)
+    if out is not None:
+        protocol.check_pictures_folder(out, keep)
+    return keep
 
 
 def _weights(inception: Path | None, count: int, source: str, *, allow_few: bool) -> Path | None:
