@@ -192,10 +192,7 @@ def classify(
     own, workers = _shards.of_cache(data, output.out, work, overwrite=output.overwrite)
     _check_inputs(context, data, encoding, output)
     output.check(data)
-    if output.save_likelihood:
-        check_one_precision(model.precision, "--save-likelihood")
-    suits_cascade = not output.save_likelihood and scoring.bound is None and scoring.combine == "mean"
-    model = replace(model, precision=precision_for(model.precision, cascade=suits_cascade))
+    model = _with_precision(model, scoring, output)
     images = None if _summary.is_cache(data) else encoding.select(data)
     about = read(data[0]).header if images is None else images
     dataset = about.dataset
@@ -244,6 +241,17 @@ def _check_inputs(
     if _summary.is_cache(data):
         of_images = {"sigma", "workers"} | ({"seed"} if encoding.sample is None else set())
         opt.check_not_given(context, of_images, f"with '{data[0]}'", "it is encoded already")
+
+
+def _with_precision(model: _ModelOptions, scoring: _ScoringOptions, output: _OutputOptions) -> _ModelOptions:
+    """The model in the precision that is asked for; `auto` is fp32 where the other options rule out a cascade.
+
+    Raises: UsageError for a cascade with --save-likelihood.
+    """
+    if output.save_likelihood:
+        check_one_precision(model.precision, "--save-likelihood")
+    suits_cascade = not output.save_likelihood and scoring.bound is None and scoring.combine == "mean"
+    return replace(model, precision=precision_for(model.precision, cascade=suits_cascade))
 
 
 def _check_out(classifier: Classifier, output: _OutputOptions, *, write: bool) -> None:
