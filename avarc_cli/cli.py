@@ -111,7 +111,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Args:
         args: the words after `avarc`. None for the process's own.
     """
-    # Read when torch loads: how long threads spin before they sleep (docs/performance.md).
+    # Read when torch loads: how long threads spin before they sleep (docs/execution.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     open_standard_streams()
     console.configure(mode=console.Mode.HUMAN, debug=False, silent=False)

@@ -1,7 +1,7 @@
 """Which library multiplies float32 matrices on a CPU: the one that is faster, measured once on a machine.
 
 PyTorch calls MKL on x86, or another BLAS, and ships oneDNN beside it. Which is faster depends on the processor
-(docs/performance.md), and the last bits of scores depend on the choice. So it is kept for the processor, the number of
+(docs/execution.md), and the last bits of scores depend on the choice. So it is kept for the processor, the number of
 threads and the version of PyTorch, run.json records it (`precision.arithmetic`), and the environment variable
 AVARC_PRODUCTS or `ModelSpec.products` fixes it.
 """

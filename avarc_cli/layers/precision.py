@@ -238,7 +238,7 @@ def inference(method: MethodT) -> MethodT:
 
 
 def onednn_is_faster(x: Tensor) -> bool:
-    """Whether oneDNN is expected to multiply this tensor faster than MKL, Intel's library (docs/performance.md).
+    """Whether oneDNN is expected to multiply this tensor faster than MKL, Intel's library (docs/execution.md).
 
     It did so on other makers' processors with AVX-512. On Intel's both were equally fast, and without AVX-512 MKL was
     faster. This rule counts where nothing is measured (`products`).

@@ -20,7 +20,7 @@ from avarc_cli.words import counted
 CPU_BYTES = 128 << 20
 GPU_FRACTION = 0.5  # of the free GPU memory; the rest is for the KV caches of survivors. Not measured
 # Largest batch. By arithmetic, a batch of this size takes an H100 100 ms for a d16, of which kernel launches are 1 ms
-# (docs/performance.md); not measured.
+# (docs/execution.md); not measured.
 MAX_TOKENS = 1 << 17
 PROCESS_BYTES = 512 << 20  # Python, torch and the tokens of a group: 260 MiB once the digits model is loaded on a CPU
 # Of this machine's matrix product rate, to estimate times. With a d16 on a Xeon plain PyTorch reaches 62 %, avarc in

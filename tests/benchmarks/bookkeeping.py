@@ -1,7 +1,7 @@
 """What a run costs beside scoring: time per image in each tenth of it, and memory, with a task that scores nothing.
 
 Times are of this process's CPU, so that other processes on the machine do not count.
-Results: docs/performance.md.
+Results: docs/execution.md.
 
 usage: python tests/benchmarks/bookkeeping.py [IMAGES] [FOLDER] [--json]
 """

@@ -1,9 +1,10 @@
 """Whether a cascade of precisions predicts what fp32 predicts: random weights, whose classes lie close together.
 
 Each seed makes new weights, images and smoothing neighbours (a tenth of their tokens differ). Prints how many images
-had the same prediction, for how many fp32 was needed, and the smallest lead of a winner. Results: docs/cascade.md.
+had the same prediction, for how many fp32 was needed, and the smallest lead of a winner. IMAGES are of each seed.
+Results: docs/cascade.md.
 
-usage: python tests/benchmarks/cascade_agreement.py [SHAPE] [SEEDS] [IMAGES] [CLASSES] [PRECISION]
+usage: python tests/benchmarks/cascade_agreement.py [SHAPE] [SEEDS] [IMAGES] [CLASSES] [PRECISION] [--json]
 """
 
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from figure_tables import Cell, Table, say, show, wants_json
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -87,18 +89,18 @@ def agreement(shape: str, seed: int, images: int, classes: int, cheap: str) -> l
     return found
 
 
-def main(shape: str, seeds: int, images: int, classes: int, cheap: str) -> None:
+def main(shape: str, seeds: int, images: int, classes: int, cheap: str, *, as_json: bool) -> None:
+    rows: list[list[Cell]] = []
     for seed in range(seeds):
-        found = agreement(shape, seed, images, classes, cheap)
-        print(
-            f"{shape}, seed {seed}, {classes} classes, {cheap}: {sum(same for same, _, _ in found)} of {len(found)} "
-            f"predicted alike, {sum(needed for _, needed, _ in found)} with fp32's help; "
-            f"smallest lead {min(lead for _, _, lead in found):.3g} nats",
-            flush=True,
-        )
+        say(f"seed {seed} of {seeds}")
+        same, needed, lead = zip(*agreement(shape, seed, images, classes, cheap), strict=True)
+        rows.append([str(seed), f"{sum(same)} of {images}", sum(needed), min(lead)])
+    columns = [("seed", ""), ("predicted as in fp32", ""), ("with fp32's help", ""), ("smallest lead, nats", ".3g")]
+    show(Table(columns, rows), as_json=as_json, shape=shape, classes=classes, cheap=cheap)
 
 
 if __name__ == "__main__":
+    as_json = wants_json(sys.argv)
     words = sys.argv[1:]
     shape, seeds, images, classes, cheap = [*words, *("d16", "5", "4", "20", fastest(CPU) or "int8")[len(words) :]]
-    main(shape, int(seeds), int(images), int(classes), cheap)
+    main(shape, int(seeds), int(images), int(classes), cheap, as_json=as_json)

@@ -4,7 +4,7 @@ usage: python tests/benchmarks/code_usage.py DIGITS OUT [--steps 250] [--json]
 
 DIGITS is written by `python -m avarc_cli.train.digits DIGITS`. Every row is a training of the digits' tokenizer (`make
 digits`) with other options; OUT keeps its weights, and a second call trains what is missing. Then the training images
-are encoded, unchanged: a code is in use at a scale if one of them has it there. Results: docs/models.md.
+are encoded, unchanged: a code is in use at a scale if one of them has it there. Results: docs/train-models.md.
 
 Shapes: N images, L tokens, H side in pixels.
 """

@@ -37,6 +37,7 @@ r training-memory   OMP_NUM_THREADS=1 python tests/benchmarks/training_memory.py
 r training-data     python tests/benchmarks/training_data.py speed --json                                 # 3 min
 # These do not depend on time: they may run beside other work.
 r precision-error   OMP_NUM_THREADS=1 python tests/benchmarks/precision_error.py 360 --json              # 2 min
+r cascade-d16       python tests/benchmarks/cascade_agreement.py d16 4 5 12 --json                        # 15 min
 r cascade-digits    OMP_NUM_THREADS=1 python tests/benchmarks/cascade_digits.py --json                    # 3 min
 r tar-listing       OMP_NUM_THREADS=1 python tests/benchmarks/tar_listing.py --json                       # 1 min
 r demo              OMP_NUM_THREADS=1 avarc demo --out build/demo --json                                  # 1 min

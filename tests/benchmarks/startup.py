@@ -2,7 +2,7 @@
 
 Whole processes, in turns: a plain script that imports torch and maps the file; the same that also reads every number;
 avarc's loading alone; and the command on one image under two classes, of which it scores the first scale. Each runs
-once before, so that files are in the page cache and avarc knows their digests. Results: docs/performance.md.
+once before, so that files are in the page cache and avarc knows their digests. Results: docs/execution.md.
 
 usage: python tests/benchmarks/startup.py [ROUNDS] [--json]
 """

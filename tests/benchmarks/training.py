@@ -9,7 +9,7 @@ the same weights and see the same batches, held in memory as tokens. They take t
 same disturbances; the ratio is the median over these turns. Where the time goes is measured in a training on images,
 which are encoded in every step.
 
-Results: docs/performance.md.
+Results: docs/training-speed.md.
 
 Shapes: B images, L tokens.
 """

@@ -4,7 +4,7 @@ usage: python tests/benchmarks/training_memory.py [--depth 8] [--width 512] [--b
 
 Every row is a process of its own that trains a VAR on random images; the peak is the largest resident set that the
 operating system counted for it. The first row has a batch of one image: the memory that does not depend on the batch.
-Results: docs/performance.md.
+Results: docs/training-speed.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How threads wait: seconds to encode and to score, alone and beside a process that uses one core.
 
 Each setting of OpenMP is a process of its own, which encodes an image with the published VQ-VAE's shape (random
-weights) and scores 24 digits under 10 classes. Results: docs/performance.md.
+weights) and scores 24 digits under 10 classes. Results: docs/execution.md.
 
 usage: python tests/benchmarks/waiting.py [ROUNDS] [--json]
 """
