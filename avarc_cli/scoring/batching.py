@@ -23,8 +23,8 @@ GPU_FRACTION = 0.5  # of the free GPU memory; the rest is for the KV caches of s
 # (docs/execution.md); not measured.
 MAX_TOKENS = 1 << 17
 PROCESS_BYTES = 512 << 20  # Python, torch and the tokens of a group: 260 MiB once the digits model is loaded on a CPU
-# Of this machine's matrix product rate, to estimate times. With a d16 on a Xeon plain PyTorch reaches 62 %, avarc in
-# fp32 75 % (docs/performance.md). Not measured on a GPU.
+# Of this machine's matrix product rate, to estimate times. With a d16 on a Xeon plain PyTorch reaches 60 %, avarc in
+# fp32 69 % (docs/performance.md). Not measured on a GPU.
 FRACTION_OF_PEAK = 0.6
 
 
