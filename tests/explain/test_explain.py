@@ -94,6 +94,7 @@ def test_classes_of_different_adapters_never_share_a_batch(tiny, model):
     class Adapted:
         segment_ends = model.segment_ends
         group_cache_bytes = model.group_cache_bytes
+        joins = False
 
         def adapter(self, class_id_N):
             return np.where(np.asarray(class_id_N) >= 8, class_id_N, 0)
