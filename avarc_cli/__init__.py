@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from avarc_cli.errors import AvarcError
+from avarc_cli.heap import without_collection
 
 if TYPE_CHECKING:
     from avarc_cli.classifier import Classifier, SampledImages, load_classifier
@@ -72,4 +73,5 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'avarc_cli' has no attribute {name!r}")
     module, _, attribute = _LAZY[name].partition(":")
-    return getattr(import_module(module), attribute)
+    with without_collection():
+        return getattr(import_module(module), attribute)

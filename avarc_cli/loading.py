@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from avarc_cli import bank as banks
-from avarc_cli import families, product_library
+from avarc_cli import families, heap, product_library
 from avarc_cli.added_classes import AddedClass, AddedClassesModel, base_of
 from avarc_cli.bank import Bank
 from avarc_cli.captioning import UNBOUND, BoundCaptions, bind
@@ -81,6 +81,7 @@ def load_tokenizer(spec: ModelSpec | str = "digits", *, layout: TokenLayout | No
     return loaded
 
 
+@heap.without_collection()
 def load_model(
     spec: ModelSpec | str = "digits",
     *,

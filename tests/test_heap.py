@@ -1,6 +1,7 @@
-"""malloc keeps the memory of large freed tensors inside the block, and has its usual thresholds afterwards."""
+"""Inside a block malloc keeps the memory of freed tensors, or Python does not collect; afterwards all is as usual."""
 
 import ctypes
+import gc
 
 import pytest
 
@@ -44,3 +45,18 @@ def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     with heap.keep_freed_memory():
         pass
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_python_does_not_collect_inside_and_does_afterwards_what_it_did_before(enabled):
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with heap.without_collection(), heap.without_collection():
+            assert not gc.isenabled()
+        assert gc.isenabled() == enabled
+        with pytest.raises(RuntimeError), heap.without_collection():
+            raise RuntimeError
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
