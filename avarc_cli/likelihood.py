@@ -72,7 +72,7 @@ class LikelihoodModel(ABC):
     keeps_tokens: bool = False
     """Whether `sample` takes `known` tokens as well: a `Known`, or None. The others are drawn given these."""
     joins: bool = False
-    """Whether there is `join`. Survivors are few in each batch; joined, they are multiplied faster."""
+    """Whether there is `join`: the few survivors of several batches are scored faster as one."""
     smooths: bool = False
     """Whether there is `sample_latents`."""
     onednn: bool = False
@@ -117,10 +117,11 @@ class LikelihoodModel(ABC):
         """The state of these pairs only, in this order."""
 
     def join(self, states: Sequence[Any]) -> Any:
-        """A state of the pairs of all these, one after the other, with `joins`. They are used no more.
+        """A state of the pairs of all these, one after the other; only of a model that `joins`.
 
         Args:
-            states: of pairs of one `adapter`, all of the same segments scored and cached.
+            states: of pairs of one `adapter`, with the same segments scored and cached. The engine does not use them
+                again, so that the new state may share their memory.
         """
         raise NotImplementedError(f"{type(self).__name__} does not join states")
 

@@ -81,7 +81,6 @@ def load_tokenizer(spec: ModelSpec | str = "digits", *, layout: TokenLayout | No
     return loaded
 
 
-@heap.without_collection()
 def load_model(
     spec: ModelSpec | str = "digits",
     *,
@@ -105,10 +104,11 @@ def load_model(
     if card is not None and not unbound:
         spec = _with_words(spec, words if card.condition == "caption" else ())
         check_condition(card, captions=spec.caption_choice.is_given)
-    reader = _tokenizer_for(spec, card)
-    generator = _read_generator(spec, card)
-    tokenizer = read_tokenizer(reader, spec, device, None, generator.config.layout)
-    likelihood = generator.build(tokenizer, precision, kernels, device)
+    with heap.without_collection():
+        reader = _tokenizer_for(spec, card)
+        generator = _read_generator(spec, card)
+        tokenizer = read_tokenizer(reader, spec, device, None, generator.config.layout)
+        likelihood = generator.build(tokenizer, precision, kernels, device)
     spec, captions = _with_words(spec, words if likelihood.text else ()), None
     if likelihood.text is not None and unbound:
         classes = UNBOUND

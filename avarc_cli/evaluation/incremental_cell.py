@@ -86,7 +86,7 @@ def run_incremental(
 
 
 def _metrics(results: Results, images: int) -> dict[str, Any]:
-    """What the table shows of the results on so many test images."""
+    """What the table shows of the results on this many test images."""
     measures = results.with_offset
     return {
         "images": images,

@@ -84,7 +84,7 @@ def convert_linears(block: nn.Module, names: Iterable[str], precision: Precision
         module = block.get_submodule(owner)
         layer = getattr(module, attribute)
         before = layer.weight.detach()
-        if before.dtype == precision.product:  # whose low-rank changes, if there are any, stay float32
+        if before.dtype == precision.product:  # nothing to convert; low-rank changes of it stay float32
             continue
         converted = quantized(layer, precision) if precision.quantized else layer.to(precision.product)
         setattr(module, attribute, converted)

@@ -36,8 +36,8 @@ FP8_CAPABILITY = (8, 9)  # compute capability of the first GPUs that multiply fl
 class Precision:
     """How the blocks of a transformer compute.
 
-    Norms, residual stream and sums of log-probabilities are float32 in every precision, and so are class modulation,
-    that of a RAR excepted, and on a CPU the head.
+    Norms, residual stream and sums of log-probabilities are float32 in every precision. So is the class modulation of a
+    VAR (a RAR's has the dtype of the activations), and on a CPU the head.
     """
 
     name: str

@@ -56,7 +56,7 @@ def precision_recall(
     A ball around each point of a set reaches to the third nearest other point of the set. Precision is the share of
     generated images inside a ball of the real ones; recall is the share of real ones inside a ball of the generated.
 
-    Raises: ValueError where a set has too few images to have so many neighbours.
+    Raises: ValueError where a set has too few images for this many neighbours.
     """
     if min(len(real_RD), len(generated_ND)) <= neighbours:
         raise ValueError(f"precision and recall need more than {neighbours} images of each kind")

@@ -46,7 +46,10 @@ def train_text_encoder(
     """
     check_new_folder(out)
     if len(captions_of) < 2:
-        raise UsageError("one name has nothing to be told from", fix="write the captions of two or more names")
+        raise UsageError(
+            "a text encoder learns to tell names apart, and there is only one",
+            fix="write the captions of two or more names",
+        )
     torch.manual_seed(recipe.seed)
     encoder, head = SmallTextNetwork(config), nn.Linear(config.width, len(captions_of))
     texts = [tokens(caption, config) for captions in captions_of.values() for caption in captions]

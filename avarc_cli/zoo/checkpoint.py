@@ -3,7 +3,7 @@
 Accepts safetensors, and pickles by torch.save with weights_only: a file that needs more than tensors and numbers is
 rejected. The format is recognized by the first bytes, not by the name; safetensors may be divided into shards
 (`zoo.sharded`). Removes wrappers and PREFIXES, in any order; merges LoRA weights (`zoo.lora`). Of a file with weights
-and their moving average it takes the weights unless told otherwise, and says so (`zoo.weight_sets`).
+and their moving average it takes the weights unless another set is named, and says so (`zoo.weight_sets`).
 
 Safetensors are memory-mapped. A large file is hashed once, as long as it does not change. After `convert_and_cache`, no
 file is hashed again, and a pickle not unpickled again.

@@ -158,7 +158,7 @@ def _rar(size: str, params: int, sha256: str | None = None) -> ModelCard:
 
 
 def _titok(name: str, num_tokens: int, params: int, channels: int = 0) -> TokenizerCard:
-    """A TiTok with a codebook, or a VAE with tokens of so many channels, of images of 256 pixels."""
+    """A TiTok with a codebook, or a VAE with tokens of this many channels, of images of 256 pixels."""
     return TokenizerCard(
         name=f"titok-{name.replace('_vq8k', '').replace('_vae_c16', '-vae')}",
         family="titok",
@@ -174,7 +174,7 @@ def _titok(name: str, num_tokens: int, params: int, channels: int = 0) -> Tokeni
 
 
 def _tatitok(name: str, num_tokens: int, params: int, channels: int = 0) -> TokenizerCard:
-    """A TA-TiTok with a codebook, or a VAE with tokens of so many channels, of images of 256 pixels."""
+    """A TA-TiTok with a codebook, or a VAE with tokens of this many channels, of images of 256 pixels."""
     return TokenizerCard(
         name=f"tatitok-{name.replace('_', '-')}",
         family="tatitok",

@@ -59,7 +59,7 @@ class Watch:
         self.samples: list[tuple[float, int, int]] = []  # (seconds, units, bytes)
 
     def until(self, units: int) -> None:
-        """Wait for so many finished units, or the end of the command."""
+        """Wait for this many finished units, or the end of the command."""
         while self.process.poll() is None and (not self.samples or self.samples[-1][1] < units):
             time.sleep(POLL)
             self.samples.append((time.monotonic() - self.began, self.units(), self.memory()))

@@ -1,4 +1,4 @@
-"""avarc app: what it answers, to whom, what it refuses, and that it reveals nothing about the machine."""
+"""avarc app: what it answers and refuses, for which users, and that it reveals nothing about the machine."""
 
 import http.client
 import io

@@ -199,10 +199,10 @@ def test_without_a_home_folder_nothing_is_registered_and_nothing_can_be(monkeypa
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
-    def nobody(path):
+    def no_home(path):
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(Path, "expanduser", nobody)
+    monkeypatch.setattr(Path, "expanduser", no_home)
     monkeypatch.chdir(tmp_path)
     assert main(["models"]) == 0
     assert main(["classify", str(next(DIGITS.glob("3/*"))), "--workers", "0"]) == 0

@@ -105,7 +105,7 @@ def test_a_text_encoder_of_another_kind_of_file_is_refused(setting, tmp_path, ca
 @pytest.mark.parametrize(
     ("captions", "options", "said"),
     [
-        ({"left": ["the left half"]}, [], "one name has nothing to be told from"),
+        ({"left": ["the left half"]}, [], "there is only one"),
         (CAPTIONS, ["--width", "20"], "it is a multiple of 16"),
         (CAPTIONS, ["--positions", "3"], "write --positions 5"),
     ],

@@ -18,7 +18,7 @@ BOTH = pytest.mark.parametrize("pre", [TEN, FLIP], ids=["ten-crop", "flip"])
 
 
 class Counting(StubTokenizer):
-    """Notes how many pictures it reads at once, and has memory for so many only."""
+    """Notes how many pictures it reads at once, and has memory for no more than this many."""
 
     def __init__(self, capacity: int = 1000) -> None:
         super().__init__()

@@ -55,7 +55,7 @@ def test_a_kill_leaves_the_old_or_the_new_names():
         assert names in {("old",), ("old", "new")}
         outcomes.add(names)
         if "new" in names:
-            registered.remove("new")  # waits for nobody: the lock ended with its process
+            registered.remove("new")  # at once: the lock ended with its process
         if ended:
             break
     assert len(outcomes) == 2 and ended
