@@ -37,6 +37,9 @@ demo: $(USER) ## classify the embedded handwritten digits
 test: $(DEV) ## run all tests
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
+test-gpu: $(DEV) ## run the tests of kernels and models on a GPU
+	AVARC_TEST_GPU=1 $(BIN)/pytest -n 4 tests/kernels tests/gpu
+
 lint: $(DEV) ## style, types and the import contract
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

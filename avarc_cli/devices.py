@@ -8,7 +8,7 @@ import torch
 
 from avarc_cli import environment, processes
 from avarc_cli.errors import UsageError, first_line
-from avarc_cli.settings import DEVICE_TYPES, FLASH, check_device, check_kernels
+from avarc_cli.settings import DEVICE_TYPES, FLASH, attends_in_half, check_device, check_kernels
 from avarc_kernels import flash_missing, triton_missing
 
 
@@ -35,21 +35,28 @@ def pick_device(device: str) -> torch.device:
     return place
 
 
-def pick_kernels(kernels: str, device: torch.device) -> str:
-    """The implementation that "auto" or a name stands for: plain PyTorch, until our own kernels are timed on a GPU.
+def pick_kernels(kernels: str, device: torch.device, precision: str) -> str:
+    """The implementation that "auto" or a name stands for.
 
-    Beside flash-attn's attention, the other operations are Triton's where it runs.
-    Raises: UsageError for one that is unknown or cannot run there.
+    auto is Triton where it runs and attention is in half precision: there it is 1.4 to 2 times as fast as PyTorch, and
+    in float32 slower (docs/performance.md). Beside flash-attn's attention, the other operations are Triton's where it
+    runs.
+
+    Args:
+        precision: the one that scores; of a cascade, one of its two.
+    Raises: UsageError for kernels that are unknown or cannot run there.
     """
     check_kernels(kernels)
     why = triton_missing(device)
+    if kernels == "auto":
+        return "triton" if device.type == "cuda" and why is None and attends_in_half(precision) else "torch"
     if kernels == "triton" and why is not None:
         raise UsageError("cannot use the triton kernels", why, "use --kernels auto, or torch")
     if kernels == FLASH:
         if (missing := flash_missing(device)) is not None:
             raise UsageError("cannot use flash-attn", missing, "use --kernels auto, or torch")
         return f"{FLASH}+torch" if why else f"{FLASH}+triton"
-    return "torch" if kernels == "auto" else kernels
+    return kernels
 
 
 def device_name(device: torch.device) -> str:

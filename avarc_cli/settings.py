@@ -132,11 +132,16 @@ def check_kernels(name: str) -> None:
         )
 
 
+def attends_in_half(precision: str) -> bool:
+    """Whether attention is in half precision in this one, which is no cascade."""
+    return precision not in _FULL_ATTENTION
+
+
 def flash_refuses(precision: str) -> str | None:
     """Why flash-attn does not compute in this precision; None if it does."""
     if precision == AUTO_PRECISION or is_cascade(precision):
         return f"{EXACT}, in which a cascade decides, attends in float32"
-    return f"{precision} attends in float32" if precision in _FULL_ATTENTION else None
+    return None if attends_in_half(precision) else f"{precision} attends in float32"
 
 
 def check_kernels_compute(kernels: str, precision: str) -> None:

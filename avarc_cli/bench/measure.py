@@ -240,9 +240,9 @@ def models(
     names = [precisions.find(name.strip(), device).name for name in asked]
     backends = ["torch"] if triton_missing(device) else ["torch", "triton"]
     if options.kernels is not None:
-        backends = [pick_kernels(kernels.strip(), device) for kernels in options.kernels.split(",")]
+        backends = [kernels.strip() for kernels in options.kernels.split(",")]
     for name in names:
-        for backend in backends:
+        for backend in dict.fromkeys(pick_kernels(kernels, device, name) for kernels in backends):
             if backend.startswith(FLASH) and flash_refuses(name) is not None:
                 continue
             yield name, backend, workload.model(name, backend)

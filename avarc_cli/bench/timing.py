@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,11 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 OPS_SHOWN = 8
+KERNELS = {  # what CUDA kernels of these names compute; those of Triton have names of their own
+    "attention": r"sdpa|fmha|flash_fwd|MemEffAttention",
+    "products": r"nvjet|gemm|cublas",
+    "elementwise": r"elementwise|CatArray|Memcpy|Memset|gather|index",
+}
 
 
 def timed(run: Callable[[], Tensor], device: torch.device) -> tuple[float, float]:
@@ -47,10 +54,18 @@ def _status(field: str) -> int:
 def breakdown(run: Callable[[], Tensor], device: torch.device) -> tuple[tuple[str, float], ...]:
     """(operation, fraction of the time) of one call, largest first."""
     cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU], acc_events=True) as profiler:
         run()
-    events = profiler.key_averages()
-    spent = {e.key: float(e.self_device_time_total if cuda else e.self_cpu_time_total) for e in events}
+    spent: Counter[str] = Counter()
+    for event in profiler.key_averages():
+        spent[_kernel(event.key) if cuda else event.key] += (
+            event.self_device_time_total if cuda else event.self_cpu_time_total
+        )
     total = sum(spent.values()) or 1.0
-    largest = sorted(spent.items(), key=lambda item: -item[1])[:OPS_SHOWN]
-    return tuple((name, seconds / total) for name, seconds in largest)
+    return tuple((name, seconds / total) for name, seconds in spent.most_common(OPS_SHOWN))
+
+
+def _kernel(name: str) -> str:
+    """What a CUDA kernel computes, where its name, a C++ signature, tells; else the last word before its arguments."""
+    kinds = (kind for kind, words in KERNELS.items() if re.search(words, name))
+    return next(kinds, re.split(r"[<(]", name.removeprefix("void "))[0].rpartition("::")[2])

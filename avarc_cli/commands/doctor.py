@@ -53,6 +53,7 @@ def doctor(
     choices = (*environment.choices(), product_library.choice())
     findings = environment.findings()
     installs = [f"to get {e.package}: {e.install}" for e in extras if not e.version]
+    slow = [(f.what, f.why, f.fix) for f in findings]
     noise_data, shown_noise = noise or ({}, [])
     console.result(
         {
@@ -69,7 +70,7 @@ def doctor(
             console.fields("Machine", machine | {"memory": _gib(machine["memory"])}),
             console.table("Devices", ("--device", "what", "memory"), [_device_row(device) for device in devices]),
             console.table("Used by default", ("", "default", "why"), [(c.what, c.picked, c.why) for c in choices]),
-            console.table("What is slow here", ("", "why", "what helps"), [(f.what, f.why, f.fix) for f in findings]),
+            *([console.table("What is slow here", ("", "why", "what helps"), slow)] if slow else []),
             console.table(
                 "Optional packages",
                 ("package", "installed", "brings"),

@@ -30,6 +30,7 @@ def quantize_rows(x_MC: Tensor, dtype: torch.dtype, *, backend: str = "torch") -
 
         return quantize_rows_triton.quantize_rows(x_MC, dtype, LARGEST[dtype], SMALLEST)
     x = x_MC.float()
-    scale_M = x.abs().amax(1).clamp_min(SMALLEST) / LARGEST[dtype]
+    largest_M = x.abs().amax(1).clamp_min(SMALLEST)
+    scale_M = largest_M / torch.full_like(largest_M, LARGEST[dtype])  # by a number, CUDA would multiply by its inverse
     scaled = x / scale_M[:, None]  # at most one rounding error above the largest code, so it rounds back to it
     return (scaled.round_() if dtype == torch.int8 else scaled).to(dtype), scale_M

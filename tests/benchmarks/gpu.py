@@ -27,29 +27,31 @@ import torch
 from avarc_cli.layers.precision import PRECISIONS, available
 from avarc_kernels import flash_missing, triton_missing
 
-ALL, SOME = tuple(PRECISIONS), ("fp32", "bf16", "fp8")
+ALL, SOME = tuple(PRECISIONS), ("bf16", "fp8")
 Line = tuple[str, str, int]  # name, command, seconds that it may take
 
 
 def plan(device: str, *, quick: bool) -> Iterator[Line]:
     """The measurements, the most important first."""
-    kernels = "python -m avarc_kernels.bench --json --eager --quick"
-    yield "kernels", kernels + (" --op causal_attention --op swiglu" if quick else ""), 240
     flash = "" if flash_missing(torch.device(device)) else ",flash"
     triton = ",triton" if device == "cuda" and not triton_missing(torch.device(device)) else ""
     options = f"--kernels torch{triton}{flash} --device {device} --json"
+    kernels = "python -m avarc_kernels.bench --json --eager --quick"
     if quick:
-        yield "var", f"avarc bench --quick --rounds 1 --precision fp32,bf16 --graphs {options}", 120
+        yield "gpu-kernels", f"{kernels} --op causal_attention --op swiglu", 240
+        yield "gpu-tiny", f"avarc bench --quick --rounds 1 --precision fp32,bf16 --graphs {options}", 120
         cascade = f"10 bf16+fp32 --tiny --device {device} --json"
-        yield "cascade", f"python tests/benchmarks/paper_plan.py 1 {cascade}", 120
+        yield "gpu-tiny-plan", f"python tests/benchmarks/paper_plan.py 1 {cascade}", 120
         return
-    yield "var-d16", f"avarc bench --shape d16 --pairs 64 --rounds 3 --precision {_there(ALL, device)} {options}", 180
-    yield "graphs", f"avarc bench --shape d16 --pairs 4 --precision bf16 --graphs {options}", 120
+    yield "gpu-d16", f"avarc bench --shape d16 --pairs 64 --rounds 3 --precision {_there(ALL, device)} {options}", 180
+    yield "gpu-graphs", f"avarc bench --shape d16 --pairs 4 --precision bf16 --graphs {options}", 120
     cascade = f"4 100 fp32,bf16,bf16+fp32 --device {device} --json"
-    yield "cascade", f"python tests/benchmarks/paper_plan.py {cascade}", 180
-    for shape in ("llamagen-l", "rar-b", "randar-l", "d30"):
-        some = f"--pairs 64 --rounds 2 --precision {_there(SOME, device)}"
-        yield shape, f"avarc bench --shape {shape} {some} {options}", 120
+    yield "gpu-paper-plan", f"python tests/benchmarks/paper_plan.py {cascade}", 180
+    for shape, pairs in (("llamagen-l", 64), ("rar-b", 64), ("randar-l", 64), ("d30", 16)):
+        some = f"--pairs {pairs} --rounds 2 --precision {_there(SOME, device)}"
+        yield f"gpu-{shape}", f"avarc bench --shape {shape} {some} {options}", 120
+    yield "gpu-kernels", kernels, 240
+    yield "gpu-whole-runs", "python tests/benchmarks/whole_runs.py --json", 180
 
 
 def _there(names: Sequence[str], device: str) -> str:
@@ -89,7 +91,7 @@ def measure_devices(folder: Path, device: str, seconds: float, *, quick: bool) -
         one, all_of_them = (Path(scratch, str(i), "predictions.jsonl").read_bytes() for i in range(2))
     command = f"avarc classify t.h5 {several}".split()
     described = figures.described(command, {"kind": "devices", "cases": cases}, seconds=time.monotonic() - began)
-    figures.write(described, folder / "devices.json")
+    figures.write(described, folder / "gpu-devices.json")
     return "" if one == all_of_them else "the predictions differ"
 
 

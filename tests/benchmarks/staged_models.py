@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import load_golden
 
+from avarc_cli.devices import pick_kernels
 from avarc_cli.layers.precision import find
 from avarc_cli.layers.random_weights import random_weights
 from avarc_cli.likelihood import LikelihoodModel
@@ -70,7 +71,7 @@ class GoldenVAR(Subject):
 
     def model(self, precision: str) -> VARLikelihood:
         network = self.golden.var().to(self.device).set_precision(find(precision, self.device))
-        return VARLikelihood(network, self.quantizer)
+        return VARLikelihood(network.set_kernels(pick_kernels("auto", self.device, precision)), self.quantizer)
 
     def plain(self, tokens_L: Tensor, end: int, class_id_P: Tensor) -> Tensor:
         teacher = self.quantizer.teacher_input(tokens_L[None])[:, : end - 1]
@@ -106,7 +107,7 @@ class Rows(Subject):
         return torch.where(changed, other, samples).to(self.device)
 
     def model(self, precision: str) -> LikelihoodModel:
-        return self.workload.model(precision, "torch")
+        return self.workload.model(precision, pick_kernels("auto", self.device, precision))
 
     def plain(self, tokens_L: Tensor, end: int, class_id_P: Tensor) -> Tensor:
         if self.family == "rar":

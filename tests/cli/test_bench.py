@@ -76,15 +76,6 @@ def test_a_pass_that_cannot_be_recorded_says_why():
     assert {g.failed for g in results} == {"operation not permitted when stream is capturing"}
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_graphs_of_a_gpu_score_what_launches_do():
-    workload = random_workload("2:64:2", (1, 2, 3, 4), torch.device("cuda"))
-    what = GraphResult("fp32", "torch", 0, 0)
-    for graph in measure_graphs(workload.model("fp32", "torch"), workload.tokens_L, (2, 4), what):
-        assert not graph.failed and graph.error_max < 1e-4
-
-
 def test_flash_attn_is_one_more_way_in_half_precision(flash_attn, monkeypatch, capsys):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     options = ["--quick", "--rounds", "1", "--precision", "fp32,bf16", "--kernels", "torch,flash", "--json"]

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from avarc_kernels.bench.__main__ import main
 from avarc_kernels.bench.models import ON_A_GPU, QUICK, SMALL
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="has other shapes on a GPU, and takes minutes")
 KERNELS = Path(__file__).parents[2] / "kernels"
 
 

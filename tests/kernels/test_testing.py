@@ -36,7 +36,8 @@ def test_the_bound_is_twice_pytorchs_own_error_in_the_dtype_that_is_computed_in(
     x, weight, bias = torch.randn(9, 16).bfloat16(), torch.randn(5, 16).bfloat16(), torch.randn(5).bfloat16()
     exact, bound = float64_reference(testing.linear_gelu, x, weight, bias)
     assert exact.dtype == torch.float64
-    assert bound == 2 * max_error(testing.linear_gelu(x, weight, bias), exact) + 1e-6
+    rounding = 4 * torch.finfo(torch.float32).eps * exact.abs().max().item()
+    assert bound == 2 * max_error(testing.linear_gelu(x, weight, bias), exact) + 1e-6 + rounding
     _, of_float32 = float64_reference(testing.linear_gelu, x, weight, bias, compute_dtype=torch.float32)
     _, rounded = float64_reference(
         testing.linear_gelu, x, weight, bias, compute_dtype=torch.float32, result_dtype=torch.bfloat16

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from avarc_cli import environment
+from avarc_cli import devices, environment
 from avarc_cli.cli import main
 from avarc_cli.devices import pick_kernels
 from avarc_cli.errors import UsageError
@@ -21,11 +21,19 @@ CPU = torch.device("cpu")
 
 def test_auto_is_torch_on_a_cpu_and_triton_is_refused_there(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert pick_kernels("auto", CPU) == pick_kernels("torch", CPU) == "torch"
+    assert pick_kernels("auto", CPU, "bf16") == pick_kernels("torch", CPU, "bf16") == "torch"
     with pytest.raises(UsageError):
-        pick_kernels("triton", CPU)
+        pick_kernels("triton", CPU, "bf16")
     with pytest.raises(UsageError):
-        pick_kernels("cuda", CPU)
+        pick_kernels("cuda", CPU, "bf16")
+
+
+@pytest.mark.parametrize(("precision", "kernels"), [("bf16", "triton"), ("fp8", "triton"), ("fp32", "torch")])
+def test_auto_is_triton_on_a_gpu_in_half_precision(monkeypatch, precision, kernels):
+    monkeypatch.setattr(devices, "triton_missing", lambda device: None)
+    assert pick_kernels("auto", torch.device("cuda"), precision) == kernels
+    monkeypatch.setattr(devices, "triton_missing", lambda device: "the package triton is not installed")
+    assert pick_kernels("auto", torch.device("cuda"), precision) == "torch"
 
 
 @pytest.fixture
