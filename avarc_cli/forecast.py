@@ -84,7 +84,7 @@ def forecast_scoring(
 ) -> ScoringForecast:
     """What scoring this many images of a cache takes. Raises: as `CacheClassifier.request`."""
     request, likelihood = classifier.request(header, keep_tokens=keep_tokens), classifier.model.likelihood
-    cost = estimate(likelihood, request, images, torch.device(classifier.model.device))
+    cost = estimate(likelihood, request, images, torch.device(classifier.model.device), classifier.model.precision)
     return ScoringForecast(
         plan=str(request.plan),
         images=images,

@@ -68,4 +68,5 @@ def breakdown(run: Callable[[], Tensor], device: torch.device) -> tuple[tuple[st
 def _kernel(name: str) -> str:
     """What a CUDA kernel computes, where its name, a C++ signature, tells; else the last word before its arguments."""
     kinds = (kind for kind, words in KERNELS.items() if re.search(words, name))
-    return next(kinds, re.split(r"[<(]", name.removeprefix("void "))[0].rpartition("::")[2])
+    plain = name.replace("(anonymous namespace)::", "").removeprefix("void ")
+    return next(kinds, re.split(r"[<(]", plain)[0].rpartition("::")[2])

@@ -60,8 +60,9 @@ def announce(classifier: CacheClassifier, run: Run) -> None:
     from avarc_cli.data.labels import human_name
     from avarc_cli.scoring.batching import estimate
 
-    cost = estimate(run.model, run.request, len(run.cache), torch.device(classifier.model.device))
-    where = f"{classifier.model.precision} on {classifier.model.device}"
+    device, precision = classifier.model.device, classifier.model.precision
+    cost = estimate(run.model, run.request, len(run.cache), torch.device(device), precision)
+    where = f"{precision} on {device}"
     images, classes = counted(len(run.cache), "image"), counted(len(run.request.candidates), "class")
     console.note(f"{images} x {classes}, {where}: {cost}")
     if run.cascade is not None:

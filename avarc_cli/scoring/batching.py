@@ -9,6 +9,7 @@ from functools import cache
 import torch
 
 from avarc_cli.errors import UsageError
+from avarc_cli.layers.precision import PRECISIONS, cpu_has_bf16
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.request import ScoringRequest
@@ -18,13 +19,14 @@ from avarc_cli.words import counted
 # glibc's mmap threshold, mallopt(3)) malloc maps and unmaps a tensor at every use: larger batches took 2.5 times as
 # long on the digits.
 CPU_BYTES = 128 << 20
+# Where the free memory of a GPU must not matter: 13,000 tokens of a d16, which take an H200 as long as their launches.
+GPU_BYTES = 2 << 30
 GPU_FRACTION = 0.5  # of the free GPU memory; the rest is for the KV caches of survivors. Not measured
-# Largest batch. By arithmetic, a batch of this size takes an H100 100 ms for a d16, of which kernel launches are 1 ms
-# (docs/execution.md); not measured.
+# Largest batch. A batch of this size takes an H200 120 ms for a d16 in bf16, and its launches 10 ms (docs/gpu.md).
 MAX_TOKENS = 1 << 17
 PROCESS_BYTES = 512 << 20  # Python, torch and the tokens of a group: 260 MiB once the digits model is loaded on a CPU
 # Of this machine's matrix product rate, to estimate times. With a d16 on a Xeon plain PyTorch reaches 60 %, avarc in
-# fp32 69 % (docs/performance.md). Not measured on a GPU.
+# fp32 69 % (docs/performance.md); in bf16 on an H200, 62 % (docs/gpu.md).
 FRACTION_OF_PEAK = 0.6
 
 
@@ -42,7 +44,7 @@ def auto_tokens(
         memory: bytes that the whole run may take on its device, weights included; None for no limit.
     Raises: UsageError if `memory` is too little for the weights and the smallest batch.
     """
-    budget, least = CPU_BYTES, model.segment_ends[-1] // 4
+    budget, least = GPU_BYTES if device.type == "cuda" else CPU_BYTES, model.segment_ends[-1] // 4
     if device.type == "cuda" and not fixed:
         budget = int(torch.cuda.mem_get_info(device)[0] * GPU_FRACTION)
     per_token = model.bytes_per_token(cached=False)
@@ -89,20 +91,30 @@ class Cost:
         return f"{counted(self.tokens, 'token')}, {needs}"
 
 
-def estimate(model: LikelihoodModel, request: ScoringRequest, images: int, device: torch.device) -> Cost:
-    """The cost of scoring this many images, from the model's arithmetic and this machine's matrix product rate."""
+def estimate(
+    model: LikelihoodModel, request: ScoringRequest, images: int, device: torch.device, precision: str
+) -> Cost:
+    """The cost of scoring this many images, from the model's arithmetic and this machine's matrix product rate.
+
+    Args:
+        precision: the one that scores; of a cascade both, whose rescoring in the second is not part of the estimate.
+    """
     tokens = images * request.tokens_per_image(model)
     cached = request.cached_tokens(model) * request.images_per_group(model)
     memory = cached * model.bytes_per_token(cached=True) + request.tokens_per_batch * model.bytes_per_token(
         cached=False
     )
-    seconds = tokens * model.flops_per_token / (FRACTION_OF_PEAK * _flops_per_second(device))
+    exact = PRECISIONS[precision.partition("+")[0]].product == torch.float32
+    half = not exact and (device.type == "cuda" or cpu_has_bf16())
+    rate = _flops_per_second(device, torch.bfloat16 if half else torch.float32)
+    seconds = tokens * model.flops_per_token / (FRACTION_OF_PEAK * rate)
     return Cost(images * request.columns, tokens, seconds, memory)
 
 
 @cache
-def _flops_per_second(device: torch.device, side: int = 768) -> float:
-    a = torch.randn(side, side, device=device)
+def _flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    side = 4096 if device.type == "cuda" else 768
+    a = torch.randn(side, side, device=device).to(dtype)
     for repetitions in (1, 4):  # the first warms up
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -70,7 +70,7 @@ class Ours:
             plan=plan,
             score=score_function("log-likelihood"),
             log_prior=np.zeros(classes),
-            tokens_per_batch=auto_tokens(self.model, plan, device, fixed=True),
+            tokens_per_batch=auto_tokens(self.model, plan, device, fixed=False),
         )
         self.cascade = Cascade(cheap, ()) if plus else None
         self.group = self.request.images_per_group(self.model)

@@ -49,8 +49,8 @@ def main(shape: str, images: int, classes: int, *, as_json: bool) -> None:
         folder = Path(temporary)
         write_models(folder, shape)
         write_images(folder / "photos", images)
-        tokenizer = ["--tokenizer", folder / "VAE.safetensors"]
-        models = ["--model", folder / "VAR.safetensors", *tokenizer]
+        tokenizer: list[str | Path] = ["--tokenizer", folder / "VAE.safetensors"]
+        models: list[str | Path] = ["--model", folder / "VAR.safetensors", *tokenizer]
         candidates = ",".join(map(str, range(classes)))
         for precision in ("fp32", "bf16") if torch.cuda.is_available() else ("fp32",):
             spent = [
@@ -66,7 +66,7 @@ def main(shape: str, images: int, classes: int, *, as_json: bool) -> None:
                     str(count),
                     "--out",
                     folder / f"{precision}-{count}.h5",
-                )  # fmt: skip
+                )
                 for count in (FEW, images)
             ]
             measure(f"encode, 3 samples, {precision}", *spent)
