@@ -38,9 +38,9 @@ def pick_device(device: str) -> torch.device:
 def pick_kernels(kernels: str, device: torch.device, precision: str) -> str:
     """The implementation that "auto" or a name stands for.
 
-    auto is Triton where it runs and attention is in half precision: there it is 1.4 to 2 times as fast as PyTorch, and
-    in float32 slower (docs/performance.md). Beside flash-attn's attention, the other operations are Triton's where it
-    runs.
+    auto is Triton where it runs and attention is in half precision: there most models are 1.6 to 2.1 times as fast as
+    with PyTorch, and in float32 slower (docs/gpu.md). Beside flash-attn's attention, the other operations are Triton's
+    where it runs.
 
     Args:
         precision: the one that scores; of a cascade, one of its two.

@@ -54,7 +54,8 @@ class _ModelOptions(groups.ModelOptions):
         opt.model_option(
             "--kernels",
             help="torch: plain PyTorch; triton: avarc's own, for NVIDIA GPUs; flash: flash-attn's attention in half "
-            "precision, the rest as triton or torch; auto: torch.",
+            "precision, the rest as triton or torch; auto: triton on an NVIDIA GPU in half and 8-bit precisions, else "
+            "torch.",
             autocompletion=complete.one_of("auto", "torch", "triton", "flash"),
         ),
     ] = "auto"

@@ -136,12 +136,14 @@ def lines(figures: Figures) -> Iterator[str]:
 
 def _models(figures: Figures) -> Iterator[str]:
     """Of `avarc bench`."""
-    yield from head("", "pairs/s", "better execution", "in CPU time", "of peak", "error per token, mean / max, nats")
     plain, on_cpu = figures["cases"][0]["cpu_seconds"], figures["about"]["device"] == "cpu"
+    in_cpu_time = ["in CPU time"] if on_cpu else []
+    yield from head("", "pairs/s", "better execution", *in_cpu_time, "of peak", "error per token, mean / max, nats")
     for case in figures["cases"]:
         way = f"{case['name']}, {case['precision']}" + ("" if case["kernels"] == "eager" else f", {case['kernels']}")
-        in_cpu_time = f"{plain / case['cpu_seconds']:.2f}" if on_cpu else ""
-        speed = [f"{case['pairs_per_second']:.3g}", f"{case['speedup']:.2f}", in_cpu_time]
+        rate = case["pairs_per_second"]
+        speed = [f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}", f"{case['speedup']:.2f}"]
+        speed += [f"{plain / case['cpu_seconds']:.2f}"] if on_cpu else []
         speed.append(shown(case["share_of_peak"], ".0%"))
         errors = [shown(case[key], ".1e") for key in ("error_mean", "error_max")]
         yield row(way, *speed, " / ".join(errors) if case["error_max"] else "")

@@ -1,0 +1,50 @@
+"""Kill a process that registers a name at each of its system calls; ends with an AssertionError where a name is lost.
+
+Usage: kill_names; the names are those of AVARC_HOME. Exit status 77 where processes cannot be traced. Its forks are
+cheap, because it does not import torch.
+"""
+
+import sys
+
+from killing import NOT_TRACED, killed_at_call
+
+from avarc_cli.layout import TokenLayout
+from avarc_cli.zoo import registered
+from avarc_cli.zoo.cards import LocalFile, TokenizerCard
+
+
+def card(name: str) -> TokenizerCard:
+    return TokenizerCard(
+        name=name,
+        family="vqvae",
+        image_size=64,
+        layout=TokenLayout.multi_scale((1, 2, 4)),
+        params=None,
+        license="MIT",
+        source="here",
+        weights=LocalFile(registered.file().parent / f"{name}.pth", None),
+        preprocess="fit",
+    )
+
+
+def main() -> int:
+    registered.add(card("old"))
+    outcomes, ended = set(), False
+    for call in range(1, 400):
+        killed = killed_at_call(call, lambda: registered.add(card("new")))
+        if killed is None:
+            return NOT_TRACED
+        names = tuple(registered.load().names)
+        assert names in {("old",), ("old", "new")}, (call, names)
+        outcomes.add(names)
+        if "new" in names:
+            registered.remove("new")  # at once: the lock ended with its process
+        if ended := killed:
+            break
+    assert len(outcomes) == 2 and ended
+    assert not list(registered.file().parent.glob("*.tmp"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
