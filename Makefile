@@ -7,7 +7,7 @@ DEV := $(VENV)/.installed-dev
 DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs reference figures digits digits-0-4 digits-llamagen digits-randar digits-titok digits-captions glyphs clean
+.PHONY: help demo test test-gpu lint format docs reference figures digits digits-0-4 digits-llamagen digits-randar digits-titok digits-captions glyphs clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -38,6 +38,7 @@ test: $(DEV) ## run all tests
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-gpu: $(DEV) ## run the tests of kernels and models on a GPU
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("PyTorch sees no GPU")'
 	AVARC_TEST_GPU=1 $(BIN)/pytest -n 4 tests/kernels tests/gpu
 
 lint: $(DEV) ## style, types and the import contract

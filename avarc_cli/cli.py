@@ -127,7 +127,7 @@ def main(args: Sequence[str] | None = None) -> int:
             code = EXIT_FAILED
             discard_stdout()
             console.error(console.cannot_print(problem))
-    if args is None and "triton" not in sys.modules:  # whose library reports all that is left at the end as leaked
+    if args is None and "triton" not in sys.modules:  # its bindings would report what is left as leaks
         gc.freeze()  # else Python looks for cycles among all of torch's objects before it ends, for 0.2 s
     return code
 

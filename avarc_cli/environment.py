@@ -68,9 +68,9 @@ class Finding:
     fix: str
 
 
-def versions() -> dict[str, str]:
-    """Versions that results may depend on: avarc, Python, and the packages that compute or read files."""
-    installed = {name: _version(name) for name in PACKAGES}
+def versions(*more: str) -> dict[str, str]:
+    """Versions that results may depend on: avarc, Python, the packages that compute or read files, and these."""
+    installed = {name: _version(name) for name in (*PACKAGES, *more)}
     known = {name: version for name, version in installed.items() if version is not None}
     return {"avarc": __version__, "python": platform.python_version()} | known | {"torch": torch.__version__}
 
@@ -227,16 +227,16 @@ def _precision_choice(cuda: bool) -> Choice:
         why = f"as in the reference; this CPU is two to three times as fast with --precision {_fast_on_cpu()}"
         return Choice("precision", "fp32", why)
     half = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    why = f"as in the reference; a GPU is many times as fast in {half}, and --precision cascade predicts as fp32 does"
+    why = f"as in the reference; on an H200 {half} was ten times as fast, and --precision cascade predicts as fp32 does"
     return Choice("precision", "fp32", why)
 
 
 def _kernel_choice(cuda: bool) -> Choice:
     device = torch.device("cuda" if cuda else "cpu")
     missing = triton_missing(device)
-    triton = missing or "twice as fast as torch in bf16, slower in fp32"
+    triton = missing or "on an H200 about twice as fast as torch in bf16, slower in fp32"
     flash = flash_missing(device) or "available, in half precision"
-    chosen = "torch" if missing else "triton in half precision, torch in fp32"
+    chosen = "torch" if missing else "triton in half and 8-bit precisions, else torch"
     return Choice("kernels", chosen, f"--kernels triton: {triton}; --kernels flash: {flash}")
 
 

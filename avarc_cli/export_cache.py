@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 OF_THIS_MACHINE = frozenset(
     {
-        *("threads", "versions", "device", "device_name", "arithmetic", "attention", "kernels"),
+        *("threads", "versions", "device", "device_name", "arithmetic", "attention", "kernels", "other_kernels"),
         *("tokens_per_batch", "prefix_tokens", "save_json", "save_likelihood", "tuned_plan"),
     }
 )

@@ -133,7 +133,7 @@ def check_kernels(name: str) -> None:
 
 
 def attends_in_half(precision: str) -> bool:
-    """Whether attention is in half precision in this one, which is no cascade."""
+    """Whether attention is in half precision on a GPU. precision: one of its own, not a cascade."""
     return precision not in _FULL_ATTENTION
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 OPS_SHOWN = 8
-KERNELS = {  # what CUDA kernels of these names compute; those of Triton have names of their own
+KINDS = {  # of CUDA kernels, by a part of their names; those of Triton are shown by name
     "attention": r"sdpa|fmha|flash_fwd|MemEffAttention",
     "products": r"nvjet|gemm|cublas",
-    "elementwise": r"elementwise|CatArray|Memcpy|Memset|gather|index",
+    "elementwise, copies": r"elementwise|CatArray|Memcpy|Memset|gather|index",
 }
 
 
@@ -58,15 +58,17 @@ def breakdown(run: Callable[[], Tensor], device: torch.device) -> tuple[tuple[st
         run()
     spent: Counter[str] = Counter()
     for event in profiler.key_averages():
-        spent[_kernel(event.key) if cuda else event.key] += (
+        spent[_kind(event.key) if cuda else event.key] += (
             event.self_device_time_total if cuda else event.self_cpu_time_total
         )
     total = sum(spent.values()) or 1.0
-    return tuple((name, seconds / total) for name, seconds in spent.most_common(OPS_SHOWN))
+    return tuple((name, seconds / total) for name, seconds in spent.most_common(OPS_SHOWN) if seconds)
 
 
-def _kernel(name: str) -> str:
-    """What a CUDA kernel computes, where its name, a C++ signature, tells; else the last word before its arguments."""
-    kinds = (kind for kind, words in KERNELS.items() if re.search(words, name))
+def _kind(name: str) -> str:
+    """What a CUDA kernel of this name, a C++ signature, computes; where that is unknown, the function's own name."""
+    for kind, words in KINDS.items():
+        if re.search(words, name):
+            return kind
     plain = name.replace("(anonymous namespace)::", "").removeprefix("void ")
-    return next(kinds, re.split(r"[<(]", plain)[0].rpartition("::")[2])
+    return re.split(r"[<(]", plain)[0].rpartition("::")[2]

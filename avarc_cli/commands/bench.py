@@ -84,7 +84,7 @@ class _TimingOptions:
     ] = None
     kernels: Annotated[
         str | None,
-        typer.Option("--kernels", help="torch, triton or flash, comma-separated. Default: all but flash."),
+        typer.Option("--kernels", help="auto, torch, triton or flash, comma-separated. Default: torch and triton."),
     ] = None
     graphs: Annotated[
         bool, typer.Option("--graphs", help="Also time 1 to 4 pairs as CUDA graphs, which launch nothing.")

@@ -118,7 +118,7 @@ def fastest(device: torch.device) -> str | None:
 def resolve(name: str, device: torch.device) -> str:
     """The precision that this name stands for on this device: a cascade names both of its precisions.
 
-    auto is a cascade on a GPU, and on a CPU with bf16 or 8-bit products: there it is at least 1.5 times as fast as
+    auto is a cascade on a GPU, and on a CPU with bf16 or 8-bit products, where it was at least 1.5 times as fast as
     fp32 (docs/performance.md).
 
     Raises: UsageError for an unknown precision, and for a cascade where nothing is faster than fp32.

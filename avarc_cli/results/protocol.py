@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from avarc_cli import environment
+from avarc_cli.devices import pick_kernels
 from avarc_cli.loaded import LoadedModel
 from avarc_cli.results.tuned import TunedPlan
 from avarc_cli.scoring.orders import Orders
+from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.tokens.header import SMOOTHING
@@ -46,6 +48,8 @@ def run_protocol(
     }
     if cache.sampled:
         tokens["sample"] = dict(zip(("images", "seed"), cache.sampled, strict=True))
+    other_kernels = _kernels_of_other_precisions(model, request.plan)
+    by_triton = any("triton" in kernels for kernels in (model.kernels, *other_kernels.values()))
     recorded = model.protocol() | {
         "tokens": tokens,
         "plan": str(request.plan),
@@ -61,6 +65,14 @@ def run_protocol(
         "deterministic": deterministic,
         "attention": environment.attention(model.kernels),
         "threads": torch.get_num_threads(),
-        "versions": environment.versions(),
+        "versions": environment.versions(*(["triton"] if by_triton else [])),
     }
+    recorded |= {"other_kernels": other_kernels} if other_kernels else {}
     return recorded | (orders.protocol(request.combine) if likelihood.any_order else {})
+
+
+def _kernels_of_other_precisions(model: LoadedModel, plan: Plan) -> dict[str, str]:
+    """Of the second precision of a cascade, and of those that a plan names: "auto" chooses for each."""
+    names = {model.precision.partition("+")[2], *plan.precisions} - {""}
+    asked, device = model.given.get("kernels", "auto"), torch.device(model.device)
+    return {name: pick_kernels(asked, device, name) for name in sorted(names)}

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 
 from avarc_cli.errors import UsageError
-from avarc_cli.layers.precision import PRECISIONS, cpu_has_bf16
+from avarc_cli.layers.precision import PRECISIONS, cpu_has_bf16, tf32
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.request import ScoringRequest
@@ -19,14 +19,15 @@ from avarc_cli.words import counted
 # glibc's mmap threshold, mallopt(3)) malloc maps and unmaps a tensor at every use: larger batches took 2.5 times as
 # long on the digits.
 CPU_BYTES = 128 << 20
-# Where the free memory of a GPU must not matter: 13,000 tokens of a d16, which take an H200 as long as their launches.
+# Of a batch on a GPU whose free memory must not matter: 12,500 tokens of a d16 in bf16, which an H200 computes in the
+# time that it takes to launch them (docs/gpu.md).
 GPU_BYTES = 2 << 30
 GPU_FRACTION = 0.5  # of the free GPU memory; the rest is for the KV caches of survivors. Not measured
 # Largest batch. A batch of this size takes an H200 120 ms for a d16 in bf16, and its launches 10 ms (docs/gpu.md).
 MAX_TOKENS = 1 << 17
 PROCESS_BYTES = 512 << 20  # Python, torch and the tokens of a group: 260 MiB once the digits model is loaded on a CPU
 # Of this machine's matrix product rate, to estimate times. With a d16 on a Xeon plain PyTorch reaches 60 %, avarc in
-# fp32 69 % (docs/performance.md); in bf16 on an H200, 62 % (docs/gpu.md).
+# fp32 69 % (docs/performance.md); in bf16 on an H200, most models 53 to 68 %, a RAR 4 % (docs/gpu.md).
 FRACTION_OF_PEAK = 0.6
 
 
@@ -97,30 +98,33 @@ def estimate(
     """The cost of scoring this many images, from the model's arithmetic and this machine's matrix product rate.
 
     Args:
-        precision: the one that scores; of a cascade both, whose rescoring in the second is not part of the estimate.
+        precision: a name, or a cascade, of which only the first precision is estimated. Stages in others count as in
+            this one.
     """
     tokens = images * request.tokens_per_image(model)
     cached = request.cached_tokens(model) * request.images_per_group(model)
     memory = cached * model.bytes_per_token(cached=True) + request.tokens_per_batch * model.bytes_per_token(
         cached=False
     )
-    exact = PRECISIONS[precision.partition("+")[0]].product == torch.float32
-    half = not exact and (device.type == "cuda" or cpu_has_bf16())
-    rate = _flops_per_second(device, torch.bfloat16 if half else torch.float32)
+    name = precision.partition("+")[0]
+    has_half = device.type == "cuda" or (device.type == "cpu" and cpu_has_bf16())
+    dtype = torch.bfloat16 if has_half and PRECISIONS[name].product != torch.float32 else torch.float32
+    rate = _flops_per_second(device, dtype, name == "tf32")
     seconds = tokens * model.flops_per_token / (FRACTION_OF_PEAK * rate)
     return Cost(images * request.columns, tokens, seconds, memory)
 
 
 @cache
-def _flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
+def _flops_per_second(device: torch.device, dtype: torch.dtype, in_tf32: bool) -> float:
     side = 4096 if device.type == "cuda" else 768
     a = torch.randn(side, side, device=device).to(dtype)
     for repetitions in (1, 4):  # the first warms up
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         started = time.perf_counter()
-        for _ in range(repetitions):
-            a @ a
+        with tf32(in_tf32):
+            for _ in range(repetitions):
+                a @ a
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     return repetitions * 2 * side**3 / (time.perf_counter() - started)

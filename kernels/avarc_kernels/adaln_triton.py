@@ -31,7 +31,7 @@ def _adaln_kernel(
     """One row of AdaLN [1], after a gated residual if GATED:
 
         stream = x + gate * y
-        mean = sum_c stream_c / C               (and what is left after subtracting it)
+        mean = sum_c stream_c / C               (subtracted, and then the mean of the rest: the first is rounded)
         var = sum_c (stream_c - mean)^2 / C     (a second pass, in registers: no cancellation)
         out = (stream - mean) / sqrt(var + EPS) * (1 + scale) + shift
 
@@ -52,7 +52,7 @@ def _adaln_kernel(
         x = stream.to(tl.float32)  # normalize what the next branch reads, rounding included
     mean = tl.sum(x, 0) / C
     centered = tl.where(mask, x - mean, 0.0)
-    centered = tl.where(mask, centered - tl.sum(centered, 0) / C, 0.0)  # the mean was rounded: 1 / sqrt(EPS) is 1000
+    centered = tl.where(mask, centered - tl.sum(centered, 0) / C, 0.0)  # a constant row leaves the mean's rounding
     var = tl.sum(centered * centered, 0) / C
     scale = tl.load(scale_ptr + row * stride_scale + c, mask=mask, other=0.0).to(tl.float32)
     shift = tl.load(shift_ptr + row * stride_shift + c, mask=mask, other=0.0).to(tl.float32)

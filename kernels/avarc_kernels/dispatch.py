@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+from functools import cache
 
 import torch
 from torch import Tensor
 
 INFERENCE_ONLY = ("triton", "cublaslt", "onednn")  # backends without a backward pass
 FLASH_CAPABILITY = (8, 0)  # compute capability of the first GPUs that flash-attn 2 supports
+TRITON_CAPABILITY = (8, 0)  # of the first GPUs that Triton supports
 flash_devices = ("cuda",)  # types of devices; tests add the CPU, where they put a stand-in in flash-attn's place
 
 
@@ -17,8 +20,21 @@ def triton_missing(device: torch.device) -> str | None:
     """Why the Triton kernels cannot run on this device; None when they can."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"Triton kernels need a CUDA device, and the tensors are on {device.type}"
+    if device.type != "cuda":
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        return None if interpreted else f"Triton kernels need a CUDA device, and the tensors are on {device.type}"
+    return _cannot_compile(device)
+
+
+@cache
+def _cannot_compile(device: torch.device) -> str | None:
+    """Why Triton cannot compile for this GPU; None where it can. A C compiler builds what launches each kernel."""
+    if torch.version.hip is not None:
+        return "the Triton kernels were never tried on an AMD GPU"
+    if (capability := torch.cuda.get_device_capability(device)) < TRITON_CAPABILITY:
+        return f"Triton needs compute capability 8.0, this GPU has {capability[0]}.{capability[1]}"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton needs a C compiler, and there is no gcc, no clang and no CC"
     return None
 
 

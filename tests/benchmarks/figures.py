@@ -64,7 +64,7 @@ def record(command: Sequence[str], *, note: str = "", timeout: float | None = No
 def run(command: Sequence[str], *, timeout: float | None = None) -> subprocess.CompletedProcess[bytes]:
     """Run it; "avarc" and "python" are this interpreter's. Raises: subprocess.TimeoutExpired."""
     given, (name, *words) = _environment(command)
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH"))))
     environ = os.environ | given | {"PYTHONPATH": path}
     words = [sys.executable, *(["-m", "avarc_cli"] if name == "avarc" else []), *words]
     return subprocess.run(words, stdout=subprocess.PIPE, timeout=timeout, env=environ, cwd=ROOT, check=False)

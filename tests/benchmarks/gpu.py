@@ -5,7 +5,7 @@ usage: python tests/benchmarks/gpu.py FOLDER [--quick] [--limit SECONDS]
 Kernels checked compiled and timed; precisions and kernels of whole models; CUDA graphs; the paper's plan in a cascade;
 and a cache classified by one process and by one on each GPU. The most important come first. A measurement that fails,
 takes too long or does not begin in time is named at the end (exit status 1), and the others are made. --quick runs all
-on tiny shapes, also without a GPU: whether it works. See docs/performance.md for what becomes of the files.
+on tiny shapes, also without a GPU: whether it works. See docs/gpu.md for what becomes of the files.
 """
 
 from __future__ import annotations

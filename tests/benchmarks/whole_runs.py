@@ -1,7 +1,7 @@
 """Images a second of whole commands: encode, classify by the paper's plan, sample. Random weights and images.
 
 Each command runs for a few images and for many; the difference of the times, divided by that of the images, leaves out
-the start. Beside it is what the command took for the few, most of which is its start. Results: docs/performance.md.
+the start. Beside it is what the command took for the few, most of which is its start. docs/gpu.md says when to run it.
 
 usage: python tests/benchmarks/whole_runs.py [SHAPE] [IMAGES] [CLASSES] [--json]
 """

@@ -69,6 +69,7 @@ def test_a_cascade_predicts_as_fp32_and_says_what_it_took(classify, tmp_path):
     cheap, _, exact = protocol["precision"].partition("+")
     assert exact == "fp32" and protocol["plan"] == PLAN and cheap in ("bf16", "int8")
     recorded = protocol["cascade"]
+    assert protocol["kernels"] == "torch" and protocol["other_kernels"] == {"fp32": "torch"}
     assert recorded["probability"] == 1e-6 and len(recorded["slack"]) == 3 and len(recorded["noise"]["segments"]) == 4
     each = lines(tmp_path / "run")
     in_exact = [line for line in each if line["decided_in"] == "fp32"]

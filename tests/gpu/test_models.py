@@ -51,8 +51,10 @@ def test_log_likelihoods_are_those_of_the_cpu(model, precision, kernels):
     assert (actual.argmax(1) == expected.argmax(1)).mean() >= 0.95
 
 
-@pytest.mark.parametrize("kernels", ["torch", "triton"])
-def test_a_cascade_predicts_what_fp32_predicts_on_the_cpu(tmp_path, kernels):
+@pytest.mark.parametrize(("kernels", "chosen"), [("torch", "torch"), ("triton", "triton"), ("auto", "triton")])
+def test_a_cascade_predicts_what_fp32_predicts_on_the_cpu(tmp_path, kernels, chosen):
+    if chosen == "triton" and (why := triton_missing(CUDA)):
+        pytest.skip(why)
     for device, precision in (("cpu", "fp32"), ("cuda", "cascade")):
         how = ["--device", device, "--precision", precision, "--kernels", kernels if device == "cuda" else "torch"]
         assert main(["classify", str(DIGITS), "--plan", "auto", *how, "--out", str(tmp_path / device)]) == 0
@@ -62,7 +64,8 @@ def test_a_cascade_predicts_what_fp32_predicts_on_the_cpu(tmp_path, kernels):
     )
     assert [image["prediction"] for image in cuda] == [image["prediction"] for image in cpu]
     asked = json.loads((tmp_path / "cuda" / "run.json").read_text())
-    assert asked["kernels"] == kernels and asked["device_name"] == torch.cuda.get_device_name()
+    assert asked["kernels"] == chosen and asked["device_name"] == torch.cuda.get_device_name()
+    assert asked["other_kernels"] == {"fp32": "torch" if kernels == "auto" else chosen}
 
 
 @pytest.mark.parametrize("kernels", ["torch", "triton"])

@@ -1,11 +1,14 @@
 """What all operations have in common: choice of the backend, gradients, empty and unsupported inputs."""
 
+import importlib.util
 import inspect
+import shutil
 
 import pytest
 import torch
 
 import avarc_kernels
+from avarc_kernels import dispatch, triton_missing
 from avarc_kernels.dispatch import dot_precision
 
 
@@ -177,3 +180,25 @@ def test_matmuls_follow_pytorchs_tf32_setting():
         assert dot_precision(torch.float32) == "ieee"
     finally:
         matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize(
+    ("capability", "compiler", "hip", "why"),
+    [
+        ((9, 0), "/usr/bin/gcc", None, None),
+        ((9, 0), None, None, "a C compiler"),
+        ((7, 5), "/usr/bin/gcc", None, "8.0, this GPU has 7.5"),
+        ((9, 0), "/usr/bin/gcc", "6.0", "an AMD GPU"),
+    ],
+)
+def test_triton_says_why_it_cannot_run_on_a_gpu(monkeypatch, capability, compiler, hip, why):
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    dispatch._cannot_compile.cache_clear()
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(shutil, "which", lambda name: compiler)
+    monkeypatch.delenv("CC", raising=False)
+    said = triton_missing(torch.device("cuda"))
+    dispatch._cannot_compile.cache_clear()
+    assert said is None if why is None else why in said

@@ -1,7 +1,7 @@
-"""Kill a process that registers a name at each of its system calls; ends with an AssertionError where a name is lost.
+"""Kill a process at each system call of registering a name; fails where a name is lost.
 
-Usage: kill_names; the names are those of AVARC_HOME. Exit status 77 where processes cannot be traced. Its forks are
-cheap, because it does not import torch.
+Usage: kill_names, with AVARC_HOME an empty folder. Exit status 77 where processes cannot be traced. It does not import
+torch, so that forks are cheap.
 """
 
 import sys
@@ -29,17 +29,17 @@ def card(name: str) -> TokenizerCard:
 
 def main() -> int:
     registered.add(card("old"))
-    outcomes, ended = set(), False
+    outcomes = set()
     for call in range(1, 400):
-        killed = killed_at_call(call, lambda: registered.add(card("new")))
-        if killed is None:
+        ended = killed_at_call(call, lambda: registered.add(card("new")))
+        if ended is None:
             return NOT_TRACED
         names = tuple(registered.load().names)
         assert names in {("old",), ("old", "new")}, (call, names)
         outcomes.add(names)
         if "new" in names:
             registered.remove("new")  # at once: the lock ended with its process
-        if ended := killed:
+        if ended:
             break
     assert len(outcomes) == 2 and ended
     assert not list(registered.file().parent.glob("*.tmp"))

@@ -198,7 +198,7 @@ class VAR(nn.Module):
         """Run the linears of the blocks in this precision; norms, residual stream and class modulation stay float32.
 
         The head stays float32 on a CPU, whose half-precision products round the logits. A GPU's do not, and a float32
-        head would take a d16 in bf16 a quarter more time on an H200 (docs/gpu.md).
+        head would take a d16 in bf16 a quarter more time on an H200 (by arithmetic: docs/gpu.md).
 
         Raises: UsageError for widths that the precision does not support.
         """
