@@ -15,10 +15,10 @@ def close(ours: torch.Tensor, theirs: np.ndarray, tolerance: float) -> bool:
     return float((ours.double() - torch.from_numpy(theirs).double()).abs().max()) <= tolerance
 
 
-def token_log_prob(golden, tokens, classes, stops=None, library="torch"):
+def token_log_prob(golden, tokens, classes, stops=None, library="torch", quantizer=None):
     """Log-probabilities of every token under every class, the scales taken in the runs that end at `stops`."""
     var = golden.var().set_precision(replace(FP32, library=library))
-    model = VARLikelihood(var, golden.vqvae().quantize)
+    model = VARLikelihood(var, quantizer or golden.vqvae().quantize)
     pairs = torch.cartesian_prod(torch.arange(len(tokens)), torch.arange(len(classes)))
     state = model.begin(tokens, pairs[:, 0], torch.as_tensor(classes).long()[pairs[:, 1]])
     runs = [model.extend(state, stop, keep_cache_segments=stop) for stop in stops or [len(model.segment_ends)]]
@@ -83,6 +83,6 @@ def test_the_published_d16_shape_gives_the_references_numbers():
     with torch.inference_mode():
         vqvae = golden.vqvae()
         assert np.array_equal(vqvae.tokenize(vqvae.encode(golden.images())).numpy(), golden.arrays["tokens"])
-    ours = token_log_prob(golden, golden.tokens(), golden.arrays["classes"])
+    ours = token_log_prob(golden, golden.tokens(), golden.arrays["classes"], quantizer=vqvae.quantize)
     assert close(ours, golden.arrays["token_log_prob"], golden.tolerances["token_log_prob"])
     assert np.allclose(ours.double().sum(-1).numpy(), golden.arrays["log_likelihood"], rtol=1e-5, atol=0)

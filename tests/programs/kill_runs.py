@@ -49,7 +49,7 @@ def finish_changed(folder: Path, changed: Path) -> None:
             return
         killed = folder / f"changed-{number}"
         shutil.copytree(changed, killed)
-        ended = killed_at_call(20 * number, partial(run, killed))
+        ended = killed_at_call(41 * number, partial(run, killed))
         check_csv(killed)
         run(killed)
         check(killed, folder / "undisturbed", number)
