@@ -19,33 +19,35 @@ def _rotary_kernel(
     R,  # rows of the table: T, or of all sequences
     T,
     H,
-    J,
+    D,
     stride_xp,
     stride_xt,
     stride_xh,
     BLOCK_H: tl.constexpr,
-    BLOCK_J: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     """All heads of one position [1]: (a, b) -> (a cos - b sin, b cos + a sin) for adjacent channels a, b.
+
+    Channels are read and written side by side, and only then taken apart: 16 bytes at once instead of one number.
 
     References:
         [1] RoFormer: Enhanced Transformer with Rotary Position Embedding, arXiv:2104.09864
     """
     row = tl.program_id(0).to(tl.int64)  # int64: P * T * H * D can exceed 2**31
     p, t = row // T, row % T
-    j = tl.arange(0, BLOCK_J)
-    angles_ptr, mask_j = table_ptr + row % R * J * 2, j < J
-    cos = tl.load(angles_ptr + j * 2, mask=mask_j, other=0.0)[None, :]
-    sin = tl.load(angles_ptr + j * 2 + 1, mask=mask_j, other=0.0)[None, :]
+    d = tl.arange(0, BLOCK_D)
+    mask_d = d < D
+    angles = tl.load(table_ptr + row % R * D + d, mask=mask_d, other=0.0)
+    cos, sin = tl.split(tl.reshape(angles, (1, BLOCK_D // 2, 2)))
     for first in range(0, H, BLOCK_H):
         h = first + tl.arange(0, BLOCK_H)
-        mask = (h < H)[:, None] & mask_j[None, :]
-        x_ptrs = x_ptr + p * stride_xp + t * stride_xt + h.to(tl.int64)[:, None] * stride_xh + 2 * j[None, :]
-        a = tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
-        b = tl.load(x_ptrs + 1, mask=mask, other=0.0).to(tl.float32)
-        out_ptrs = out_ptr + ((row * H + h)[:, None] * J + j[None, :]) * 2
-        tl.store(out_ptrs, (a * cos - b * sin).to(out_ptr.dtype.element_ty), mask=mask)
-        tl.store(out_ptrs + 1, (b * cos + a * sin).to(out_ptr.dtype.element_ty), mask=mask)
+        mask = (h < H)[:, None] & mask_d[None, :]
+        x_ptrs = x_ptr + p * stride_xp + t * stride_xt + h.to(tl.int64)[:, None] * stride_xh + d[None, :]
+        x = tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
+        a, b = tl.split(tl.reshape(x, (BLOCK_H, BLOCK_D // 2, 2)))
+        turned = tl.reshape(tl.join(a * cos - b * sin, b * cos + a * sin), (BLOCK_H, BLOCK_D))
+        out_ptrs = out_ptr + (row * H + h)[:, None] * D + d[None, :]
+        tl.store(out_ptrs, turned.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def rotary(x_PTHD: Tensor, table_TJ2: Tensor, dtype: torch.dtype) -> Tensor:
@@ -62,10 +64,10 @@ def rotary(x_PTHD: Tensor, table_TJ2: Tensor, dtype: torch.dtype) -> Tensor:
             table_TJ2.numel() // width,
             positions,
             heads,
-            width // 2,
+            width,
             *x_PTHD.stride()[:3],
             BLOCK_H=HEADS,
-            BLOCK_J=triton.next_power_of_2(width // 2),
+            BLOCK_D=triton.next_power_of_2(width),
             num_warps=1,
             enable_fp_fusion=True,
         )
