@@ -16,8 +16,8 @@ from torch import Tensor
 
 from avarc_kernels.dispatch import dot_precision
 
-# HALF and FULL: the fastest of 12 and of 7 on an H200, with heads of 64 channels and 576 or 680 positions. WIDE was not
-# timed.
+# HALF and FULL: within 5 % of the fastest of 12 and of 7 tiles on an H200, with heads of 64 channels and 576 or 680
+# positions. WIDE was not timed.
 HALF = {"BLOCK_T": 64, "BLOCK_S": 64, "num_warps": 4, "num_stages": 3}  # heads of up to 128 channels
 FULL = {"BLOCK_T": 32, "BLOCK_S": 32, "num_warps": 4, "num_stages": 2}  # float32, up to 64
 WIDE = {"BLOCK_T": 16, "BLOCK_S": 16, "num_warps": 4, "num_stages": 2}

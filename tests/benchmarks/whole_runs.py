@@ -53,29 +53,19 @@ def main(shape: str, images: int, classes: int, *, as_json: bool) -> None:
         models: list[str | Path] = ["--model", folder / "VAR.safetensors", *tokenizer]
         candidates = ",".join(map(str, range(classes)))
         for precision in ("fp32", "bf16") if torch.cuda.is_available() else ("fp32",):
+            options = ["--samples", "3", "--precision", precision]
+            caches = {count: folder / f"{precision}-{count}.h5" for count in (FEW, images)}
             spent = [
-                seconds(
-                    "encode",
-                    folder / "photos",
-                    *tokenizer,
-                    "--samples",
-                    "3",
-                    "--precision",
-                    precision,
-                    "--limit",
-                    str(count),
-                    "--out",
-                    folder / f"{precision}-{count}.h5",
-                )
-                for count in (FEW, images)
+                seconds("encode", folder / "photos", *tokenizer, *options, "--limit", str(count), "--out", cache)
+                for count, cache in caches.items()
             ]
             measure(f"encode, 3 samples, {precision}", *spent)
         for precision in PRECISIONS:
             options = ["--plan", "paper", "--classes", candidates, "--precision", precision]
-            caches = [folder / f"fp32-{count}.h5" for count in (FEW, images)]
+            few, many = (folder / f"fp32-{count}.h5" for count in (FEW, images))
             if precision != "fp32":
-                seconds("classify", caches[0], *models, *options)  # compiles, and measures what is kept for later runs
-            spent = [seconds("classify", cache, *models, *options) for cache in caches]
+                seconds("classify", few, *models, *options)  # compiles, and measures what is kept for later runs
+            spent = [seconds("classify", cache, *models, *options) for cache in (few, many)]
             measure(f"classify, {classes} classes, {precision}", *spent)
         spent = [
             seconds("sample", "0", *models, "--count", str(count), "--out", folder / f"{count}.npz")

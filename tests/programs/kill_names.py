@@ -13,7 +13,8 @@ from avarc_cli.zoo import registered
 from avarc_cli.zoo.cards import LocalFile, TokenizerCard
 
 
-def card(name: str) -> TokenizerCard:
+def card(name: str, weight_set: str | None = None) -> TokenizerCard:
+    """A tokenizer whose file need not be there."""
     return TokenizerCard(
         name=name,
         family="vqvae",
@@ -22,7 +23,7 @@ def card(name: str) -> TokenizerCard:
         params=None,
         license="MIT",
         source="here",
-        weights=LocalFile(registered.file().parent / f"{name}.pth", None),
+        weights=LocalFile(registered.file().parent / f"{name}.pth", weight_set),
         preprocess="fit",
     )
 

@@ -6,27 +6,12 @@ import multiprocessing
 import killing
 import programs
 import pytest
+from programs.kill_names import card
 
 from avarc_cli.errors import AvarcError
-from avarc_cli.layout import TokenLayout
 from avarc_cli.zoo import registered
-from avarc_cli.zoo.cards import LocalFile, TokenizerCard
 
 pytestmark = pytest.mark.usefixtures("home")
-
-
-def card(name, weight_set=None):
-    return TokenizerCard(
-        name=name,
-        family="vqvae",
-        image_size=64,
-        layout=TokenLayout.multi_scale((1, 2, 4)),
-        params=None,
-        license="MIT",
-        source="here",
-        weights=LocalFile(registered.file().parent / f"{name}.pth", weight_set),
-        preprocess="fit",
-    )
 
 
 def work(number):
