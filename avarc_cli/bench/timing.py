@@ -7,11 +7,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from avarc_cli.heap import return_freed_memory
+
+T = TypeVar("T")
 OPS_SHOWN = 8
 KINDS = {  # of CUDA kernels, by a part of their names; those of Triton are shown by name
     "attention": r"sdpa|fmha|flash_fwd|MemEffAttention",
@@ -29,13 +33,14 @@ def timed(run: Callable[[], Tensor], device: torch.device) -> tuple[float, float
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def peak_memory(run: Callable[[], Tensor], device: torch.device) -> tuple[int | None, Tensor]:
+def peak_memory(run: Callable[[], T], device: torch.device) -> tuple[int | None, T]:
     """The most bytes that a call took beyond what was allocated before, and its result; None where not measurable."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         out = run()
         return torch.cuda.max_memory_allocated(device) - before, out
+    return_freed_memory()
     reset = Path("/proc/self/clear_refs")
     try:
         reset.write_text("5")  # resets the high-water mark (Linux)

@@ -349,7 +349,8 @@ class _Scheduler:
             # survivors and one batch, however many candidates there are.
             self.table.drain()
             self.table.drop(step.stage)
-            self.finished = [self._survivors(batch) for batch in self.finished]
+            for i, each in enumerate(self.finished):  # one by one, so that only one of them is there twice
+                self.finished[i] = self._survivors(each)
             self.policy.evict([*self.finished, *self.pending], step)
 
 

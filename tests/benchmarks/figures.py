@@ -184,10 +184,13 @@ def _milliseconds(case: dict[str, Any]) -> str:
 def _plan(figures: Figures) -> Iterator[str]:
     """Of tests/benchmarks/paper_plan.py."""
     images = figures["about"]["images"]
-    yield from head("", "seconds per image", "speedup", "same prediction", "same survivors of every stage")
+    with_memory = any(case.get("bytes") for case in figures["cases"])  # older files have none
+    names = ("same prediction", "same survivors of every stage", *["memory beyond the models, MiB"] * with_memory)
+    yield from head("", "seconds per image", "speedup", *names)
     for case in figures["cases"]:
-        same = [f"{case[key]} of {images}" if key in case else "" for key in ("same_prediction", "same_survivors")]
-        yield row(case["name"], f"{case['seconds_per_image']:.3g}", f"{case['speedup']:.2f}", *same)
+        more = [f"{case[key]} of {images}" if key in case else "" for key in ("same_prediction", "same_survivors")]
+        more += [f"{case['bytes'] / 2**20:,.0f}"] * with_memory
+        yield row(case["name"], f"{case['seconds_per_image']:.3g}", f"{case['speedup']:.2f}", *more)
 
 
 def _devices(figures: Figures) -> Iterator[str]:

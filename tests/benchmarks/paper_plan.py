@@ -1,11 +1,12 @@
 """The paper's plan: avarc in every precision against plain PyTorch, which starts each stage from the first token.
 
 Random weights, images and smoothing neighbours; all ways take turns, an image each. avarc scores as many images
-together as a run over a folder would (1, but for models whose images share work), and its time is divided by their
-number. Plain PyTorch is what a straightforward script does: one masked pass a batch of pairs, all logits. SHAPE is d16,
-llamagen-l, rar-b or the like; a model that reads rows has a plan of as many tenths. PRECISIONS may be cascades like
-bf16+fp32, whose rounding noise is measured first, on other images. With --tiny, a small VAR of four scales: whether it
-works, not how fast it is. Results: docs/performance.md.
+together as a run over a folder would (1, but for models whose images share work): its time is divided by their number,
+and its memory is not. Memory is what the process takes at most beyond what it has before an image. Plain PyTorch is
+what a straightforward script does: one masked pass a batch of pairs, all logits. SHAPE is d16, llamagen-l, rar-b or the
+like; a model that reads rows has a plan of as many tenths. PRECISIONS may be cascades like bf16+fp32, whose rounding
+noise is measured first, on other images. With --tiny, a small VAR of four scales: whether it works, not how fast it is.
+Results: docs/performance.md.
 
 usage: python tests/benchmarks/paper_plan.py [IMAGES] [CLASSES] [PRECISIONS] [SEED] [--shape SHAPE] [--device cuda]
        [--tiny] [--json]
@@ -29,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from staged_models import Subject, subject
 
+from avarc_cli.bench.timing import peak_memory
 from avarc_cli.layers.precision import available
 from avarc_cli.scoring.batching import auto_tokens
 from avarc_cli.scoring.cache_policy import shared_segments
@@ -98,10 +100,20 @@ def describe(scores: ImageScores) -> str:
     return f"{scores.tokens_scored} tokens{exact}, kept {kept}"
 
 
-def timed(function: Callable[[], T]) -> tuple[T, float]:
-    started = time.perf_counter()
-    result = function()
-    return result, time.perf_counter() - started
+class Spent:
+    """Seconds of each image, and the most memory that one took beyond the loaded models."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds, self.bytes = device, list[float](), list[int]()
+
+    def measure(self, score: Callable[[], T], images: int = 1) -> T:
+        """Call a function that scores this many images together."""
+        started = time.perf_counter()
+        memory, result = peak_memory(score, self.device)
+        self.seconds.append((time.perf_counter() - started) / images)
+        if memory is not None:
+            self.bytes.append(memory)
+        return result
 
 
 @torch.inference_mode()
@@ -123,25 +135,23 @@ def main(asked: argparse.Namespace, names: list[str]) -> None:
     say(f"{images} images, {classes} classes, {torch.get_num_threads()} threads; segments shared with the image:",
         np.bincount(shared.flatten(), minlength=1).tolist(),
         "; images at once:", {name: way.group for name, way in ways.items()})  # fmt: skip
-    seconds: dict[str, list[float]] = {name: [] for name in ("plain", *names)}
+    plainly, spent = Spent(device), {name: Spent(device) for name in names}
     same, winners = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     if device.type == "cuda":  # whose first calls load libraries
         predict_plainly(of, tokens[0, 0], plan, classes)
         for way in ways.values():
             way.score(tokens[0, : way.group].cpu().numpy())
     for i in range(images):
-        expected, spent = timed(partial(predict_plainly, of, tokens[i, 0], plan, classes))
-        seconds["plain"].append(spent)
-        line = f"image {i}: plain {spent:.1f} s"
+        expected = plainly.measure(partial(predict_plainly, of, tokens[i, 0], plan, classes))
+        line = f"image {i}: plain {plainly.seconds[-1]:.1f} s"
         for name, way in ways.items():
-            (result, *_), spent = timed(partial(way.score, tokens[i, : way.group].cpu().numpy()))
-            seconds[name].append(spent / way.group)
+            result, *_ = spent[name].measure(partial(way.score, tokens[i, : way.group].cpu().numpy()), way.group)
             survivors = [tuple(sorted(stage.survivors.tolist())) for stage in result.stages]
             same[name] += survivors == expected
             winners[name] += int(result.order[0]) == expected[-1][0]
-            line += f"; {name} {seconds[name][-1]:.1f} s, {describe(result)}"
+            line += f"; {name} {spent[name].seconds[-1]:.1f} s, {describe(result)}"
         say(line)
-    cases = summary(seconds, same, winners)
+    cases = summary(plainly, spent, same, winners)
     for case in cases[1:]:
         say(f"{case['name']}: {case['speedup']:.2f} times as fast as plain; prediction the same on "
             f"{case['same_prediction']} of {images}, survivors of every stage on {case['same_survivors']}")  # fmt: skip
@@ -152,7 +162,7 @@ def main(asked: argparse.Namespace, names: list[str]) -> None:
 
 
 def summary(
-    seconds: Mapping[str, list[float]], same: Mapping[str, int], winners: Mapping[str, int]
+    plainly: Spent, spent: Mapping[str, Spent], same: Mapping[str, int], winners: Mapping[str, int]
 ) -> list[dict[str, Any]]:
     """Plain PyTorch and each way, with the images whose prediction, and all of whose survivors, are plain PyTorch's.
 
@@ -160,9 +170,10 @@ def summary(
     """
     cases: list[dict[str, Any]] = [{"name": "plain PyTorch, fp32"}]
     cases += [{"name": f"avarc, {w}", "same_prediction": winners[w], "same_survivors": same[w]} for w in same]
-    for case, spent in zip(cases, seconds.values(), strict=True):
-        ratios = [plain / own for plain, own in zip(seconds["plain"], spent, strict=True)]
-        case |= {"seconds_per_image": statistics.median(spent), "speedup": statistics.median(ratios)}
+    for case, own in zip(cases, (plainly, *spent.values()), strict=True):
+        ratios = [plain / ours for plain, ours in zip(plainly.seconds, own.seconds, strict=True)]
+        case |= {"seconds_per_image": statistics.median(own.seconds), "speedup": statistics.median(ratios)}
+        case["bytes"] = max(own.bytes, default=None)
     return cases
 
 

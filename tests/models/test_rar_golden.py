@@ -193,9 +193,11 @@ def test_tables_joined_in_one_as_on_a_gpu_give_the_same(rar):
     _, arrays, model = rar
     joined = RARLikelihood(model.rar)
     joined.modulation.joined = True
-    tokens, classes = torch.from_numpy(arrays["tokens"]), torch.tensor([4, 0, 10])
-    for stops in ([4], [1, 2, 4]):
-        assert torch.equal(scored(joined, tokens, classes, stops), scored(model, tokens, classes, stops))
+    tokens = torch.from_numpy(arrays["tokens"])
+    for class_ids in ([4, 0, 10], [0], [7, 10, 0, 10, 2]):  # none of them known, all, some
+        classes = torch.tensor(class_ids)
+        for stops in ([4], [1, 2, 4]):
+            assert torch.equal(scored(joined, tokens, classes, stops), scored(model, tokens, classes, stops))
 
 
 def test_weights_that_change_in_place_get_their_own_modulation():

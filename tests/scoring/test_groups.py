@@ -46,3 +46,12 @@ def test_groups_of_images_that_share_work_hold_as_many_as_their_budget():
     assert staged.cached_tokens(model) == 12 and staged.images_per_group(model) == 100 // 12
     assert replace(staged, max_cached_tokens=60).images_per_group(model) == 60 // 2 // 12
     assert replace(staged, max_cached_tokens=1).images_per_group(model) == 1
+
+
+def test_survivors_of_a_group_are_never_all_in_memory_twice():
+    """A batch is one class under all images, so whenever a class beats those before it, most batches lose pairs."""
+    images, candidates, keep, end = 12, 7, 4, 6
+    model, batch = Sharing(), images * end
+    score_group(model, tokens(images), request(f"3:{keep},4:1", range(candidates), per_batch=batch))
+    survivors = images * keep * end
+    assert survivors <= model.peak <= survivors + 2 * batch  # the batch at hand, and one that is being copied

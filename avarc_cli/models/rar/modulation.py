@@ -6,7 +6,8 @@ Those of more classes than fit are not kept: each would be dropped before the ne
 scored together share them all the same (`LikelihoodModel.group_cache_bytes`).
 
 Shapes: P pairs, N different classes, T positions at hand, R positions of a run of segments, g side of the grid, E = g
-+ 1, K segments under a class, k of them at once, C width.
++ 1 positions that are computed for a segment: its own and the one before them, which segment 0 has for itself; K
+segments under a class, k of them at once, C width.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import TypeAlias
 
@@ -25,8 +27,9 @@ from avarc_cli.models.rar.network import RAR, Modulation
 BUDGET = 1 << 30  # bytes of the tables that a model and those that share its weights keep. Not measured
 # Segments computed in one product, always as many: what a table is must not depend on which others are missing. On two
 # cores of a Xeon with AMX, products of 136, 272 and 544 rows ran at 250, 270 and 300 GFLOP/s in float32, and at 930,
-# 1220 and 1320 in bfloat16 (C = 768). A GPU needs more rows to be busy; how many was not measured.
-AT_ONCE, AT_ONCE_CUDA = 16, 32
+# 1220 and 1320 in bfloat16 (C = 768). On a GPU few launches matter more than what is computed for nothing: with 32, an
+# H200 waited more than half of the time for launches (64 pairs of a RAR-B in bf16). 256 were not timed.
+AT_ONCE, AT_ONCE_CUDA = 16, 256
 
 Key: TypeAlias = tuple[int, int, int, int]  # number of the weights, class, first and last segment
 _serial = count()
@@ -38,10 +41,8 @@ class Table:
 
     bytes: int
     """Of its tensors."""
-    blocks: list[Tensor] = field(default_factory=list)
-    """(R, 3, 2, C) of each block."""
-    head: list[Tensor] = field(default_factory=list)
-    """(R, 2, C), once."""
+    parts: list[Tensor] = field(default_factory=list)
+    """(R, 3, 2, C) of each block, then (R, 2, C) of the head; (K E, ...) where tables are joined."""
 
 
 class ModulationCache:
@@ -78,19 +79,19 @@ class SegmentModulation:
     def __init__(self, rar: RAR, cache: ModulationCache) -> None:
         self.rar, self.cache = rar, cache
         self.joined = rar.pos_embed.is_cuda
-        """Whether the tables of a batch are joined in one: fewer operations, but everything is copied."""
+        """Whether the tables of a batch are one, as they are computed: fewer operations, but adaln has to look up the
+        row of each position."""
         self._weights: tuple[tuple[int, int], ...] = ()
         self._serial = -1
 
     @property
     def bytes(self) -> int:
         """Memory of what is kept when every class was scored."""
-        c = self.rar.config
-        return min(self.cache.budget, self._bytes(c.ends[-1] + 1) * (c.num_classes + 1))
+        return min(self.cache.budget, self._bytes_of_class * (self.rar.config.num_classes + 1))
 
     def fits(self, classes: int) -> bool:
         """Whether the tables of this many classes can be kept at once."""
-        return classes * self._bytes(self.rar.config.ends[-1] + 1) <= self.cache.budget
+        return classes * self._bytes_of_class <= self.cache.budget
 
     def of(self, class_ids: Sequence[int], start: int, end: int, *, keep: bool = True) -> Modulation:
         """The modulation of positions `start` to `end` (not included) under the class of each pair.
@@ -99,46 +100,37 @@ class SegmentModulation:
         as far as there is room.
         """
         side, weights = self.rar.config.side, self._weights_serial()
-        classes = list(dict.fromkeys(class_ids))
         first, last = max(start - 1, 0) // side, max(end - 2, 0) // side
-        begin = first * side + (first > 0)  # position 0 belongs to segment 0 as well
-        rows, size = slice(start - begin, end - begin), self._bytes((last + 1) * side + 1 - begin)
-        keys = {class_id: (weights, class_id, first, last) for class_id in classes}
-        known = self.cache.find(keys.values())
-        missing = [key for key in keys.values() if key not in known]
+        key_P = [(weights, class_id, first, last) for class_id in class_ids]
+        known = self.cache.find(dict.fromkeys(key_P))
+        missing = [key for key in dict.fromkeys(key_P) if key not in known]
+        size = self._bytes(first, last)
         room = self.cache.make_room(len(known), len(missing), size) if keep else 0
-        new, made = {key: Table(size) for key in missing[:room]}, _Missing(self.rar, missing)
-
-        def parts(tables: dict[Key, Tensor]) -> list[Tensor]:
-            if self.joined:
-                return [torch.cat([tables[key][rows] for key in keys.values()])]
-            return [tables[keys[class_id]][rows] for class_id in class_ids]
-
-        def block(layer: int) -> list[Tensor]:
-            computed = made.tables(self.rar.layers[layer].modulation)
-            for key, table in new.items():
-                table.blocks.append(computed[key])
-            return parts({key: table.blocks[layer] for key, table in known.items()} | computed)
+        new = {key: Table(size) for key in missing[:room]}
+        tables = _Tables(key_P, known, new, _Missing(self.rar, missing), (last - first + 1) * (side + 1))
+        begin = first * side + (first > 0)  # position 0 belongs to segment 0 as well
+        part = tables.joined if self.joined else partial(tables.separate, slice(start - begin, end - begin))
 
         def head() -> list[Tensor]:
-            computed = made.tables(self.rar.adaln_before_head.modulation)
-            for key, table in new.items():
-                table.head.append(computed[key])
+            found = part(self.rar.config.depth, self.rar.adaln_before_head.modulation)
             self.cache.store(new)
-            return parts({key: table.head[0] for key, table in known.items()} | computed)
+            return found
 
-        return Modulation(block, head, self._rows(classes, class_ids, end - start) if self.joined else None)
+        return Modulation(
+            lambda layer: part(layer, self.rar.layers[layer].modulation),
+            head,
+            tables.rows(first, start, end).to(self.rar.pos_embed.device) if self.joined else None,
+        )
 
-    def _rows(self, classes: list[int], class_ids: Sequence[int], positions: int) -> Tensor:
-        """Row of each position of each pair in the joined tables of these different classes."""
-        number = {class_id: i for i, class_id in enumerate(classes)}
-        row_P = torch.tensor([number[class_id] for class_id in class_ids]) * positions
-        return (row_P[:, None] + torch.arange(positions)).flatten().to(self.rar.pos_embed.device)
+    @property
+    def _bytes_of_class(self) -> int:
+        return self._bytes(0, len(self.rar.config.ends) - 1)
 
-    def _bytes(self, positions: int) -> int:
+    def _bytes(self, first: int, last: int) -> int:
         """Of the table of a run of segments."""
-        c = self.rar.config
-        return 4 * positions * c.width * (6 * c.depth + 2)
+        c, segments = self.rar.config, last - first + 1
+        rows = segments * (c.side + 1) if self.joined else segments * c.side + (first == 0)
+        return 4 * rows * c.width * (6 * c.depth + 2)
 
     def _weights_serial(self) -> int:
         """A number of the weights as they are now, which no other weights have: training changes them in place."""
@@ -154,22 +146,64 @@ class _Missing:
     def __init__(self, rar: RAR, keys: list[Key]) -> None:
         """keys: of one run of segments."""
         device, side = rar.pos_embed.device, rar.config.side
-        self.keys, self.at_once = keys, AT_ONCE_CUDA if device.type == "cuda" else AT_ONCE
+        self.keys, self.side, self.at_once = keys, side, AT_ONCE_CUDA if device.type == "cuda" else AT_ONCE
         each = [(class_id, segment) for _, class_id, first, last in keys for segment in range(first, last + 1)]
         each += each[-1:] * (-len(each) % self.at_once)
+        self.rows = len(each) * (side + 1)
+        """Of all segments, with those that only fill the last product."""
         class_id_K = torch.tensor([class_id for class_id, _ in each], dtype=torch.int64, device=device)
         start_K = torch.tensor([segment * side for _, segment in each], dtype=torch.int64, device=device)
         self.activated_KEC = rar.activated(class_id_K, start_K[:, None] + torch.arange(side + 1, device=device))
 
-    def tables(self, modulation: Callable[[Tensor], Tensor]) -> dict[Key, Tensor]:
+    def segments(self, modulation: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """What `modulation` makes of all segments, (k E, ...) each."""
+        at_once = self.activated_KEC.split(self.at_once) if self.keys else ()
+        return [modulation(activated_kEC.flatten(0, 1)) for activated_kEC in at_once]
+
+    def runs(self, modulation: Callable[[Tensor], Tensor]) -> dict[Key, Tensor]:
         """What `modulation` makes of the run of each key, (R, ...)."""
-        segments: list[Tensor] = []
-        for activated_kEC in self.activated_KEC.split(self.at_once) if self.keys else ():
-            segments += modulation(activated_kEC.flatten(0, 1)).unflatten(0, activated_kEC.shape[:2])
+        each_E = [each for some in self.segments(modulation) for each in some.unflatten(0, (-1, self.side + 1))]
         made, start = {}, 0
         for key in self.keys:
             stop = start + key[3] - key[2] + 1
-            # Each begins with the position before it, which only segment 0 has for itself.
-            made[key] = torch.cat([each[i + key[2] > 0 :] for i, each in enumerate(segments[start:stop])])
+            made[key] = torch.cat([each[i + key[2] > 0 :] for i, each in enumerate(each_E[start:stop])])
             start = stop
         return made
+
+
+@dataclass
+class _Tables:
+    """The tables that one pass uses, a part at a time: a block's, or the head's."""
+
+    key_P: list[Key]
+    known: dict[Key, Table]
+    new: dict[Key, Table]
+    """Of those that are computed now, the ones to keep. They get the parts that are asked for."""
+    made: _Missing
+    rows_each: int
+    """Of a table as it is computed."""
+
+    def separate(self, at_hand: slice, number: int, modulation: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """The part of this number of each pair, (T, ...); `at_hand`: positions of the run."""
+        runs = self.made.runs(modulation)
+        for key, table in self.new.items():
+            table.parts.append(runs[key])
+        runs |= {key: table.parts[number] for key, table in self.known.items()}
+        return [runs[key][at_hand] for key in self.key_P]
+
+    def joined(self, number: int, modulation: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """One table of the parts of this number, as they are computed."""
+        tables = [*self.made.segments(modulation), *(table.parts[number] for table in self.known.values())]
+        whole = tables[0] if len(tables) == 1 else torch.cat(tables)
+        for table, first_row in zip(self.new.values(), count(0, self.rows_each)):  # the first of those that are made
+            table.parts.append(whole[first_row : first_row + self.rows_each].clone())
+        return [whole]
+
+    def rows(self, first: int, start: int, end: int) -> Tensor:
+        """Row of each position of each pair in the joined table, (P T,); `first`: segment of the first row."""
+        row_of = dict(zip(self.made.keys, count(0, self.rows_each)))
+        row_of |= dict(zip(self.known, count(self.made.rows, self.rows_each)))
+        side, position_T = self.made.side, torch.arange(start, end)
+        segment_T = (position_T - 1).clamp(min=0) // side
+        row_T = (segment_T - first) * (side + 1) + position_T - segment_T * side
+        return (torch.tensor([row_of[key] for key in self.key_P])[:, None] + row_T).flatten()
