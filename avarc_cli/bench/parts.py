@@ -142,6 +142,7 @@ OPERATIONS: Mapping[Callable[..., Any], tuple[str, Work | None]] = {
     avarc_kernels.adaln: (NORMS, None),
     avarc_kernels.gated_residual_adaln: (NORMS, None),
     avarc_kernels.residual_rms_norm: (NORMS, None),
+    avarc_kernels.head_layer_norm: (NORMS, None),
     functional.layer_norm: (NORMS, None),
     torch.linalg.vector_norm: (NORMS, None),
     gelu.gelu: (ACTIVATION, None),

@@ -8,6 +8,7 @@ from avarc_kernels.adaln import adaln, gated_residual_adaln
 from avarc_kernels.block_causal_attention import block_causal_attention
 from avarc_kernels.causal_attention import causal_attention
 from avarc_kernels.dispatch import flash_missing, triton_missing
+from avarc_kernels.head_layer_norm import head_layer_norm
 from avarc_kernels.linear_gelu import linear_gelu
 from avarc_kernels.linear_log_prob import linear_log_prob
 from avarc_kernels.nearest_code import nearest_code
@@ -22,6 +23,7 @@ __all__ = [
     "causal_attention",
     "flash_missing",
     "gated_residual_adaln",
+    "head_layer_norm",
     "linear_gelu",
     "linear_log_prob",
     "nearest_code",

@@ -80,6 +80,12 @@ def rms_norm(x_MC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
     return x_MC / (x_MC.square().mean(-1, keepdim=True) + eps).sqrt() * weight_C
 
 
+def head_layer_norm(x_PTHD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
+    """LayerNorm written out."""
+    centered = x_PTHD - x_PTHD.mean(-1, keepdim=True)
+    return centered / (centered.square().mean(-1, keepdim=True) + eps).sqrt() * weight_D + bias_D
+
+
 def rotary(x_PTHD: Tensor, table_TJ2: Tensor) -> Tensor:
     """Adjacent channels as the two coordinates of a point, turned."""
     a, b = x_PTHD[..., 0::2], x_PTHD[..., 1::2]

@@ -189,7 +189,8 @@ def _plan(figures: Figures) -> Iterator[str]:
     yield from head("", "seconds per image", "speedup", *names)
     for case in figures["cases"]:
         more = [f"{case[key]} of {images}" if key in case else "" for key in ("same_prediction", "same_survivors")]
-        more += [f"{case['bytes'] / 2**20:,.0f}"] * with_memory
+        if with_memory:
+            more.append(f"{case['bytes'] / 2**20:,.0f}")
         yield row(case["name"], f"{case['seconds_per_image']:.3g}", f"{case['speedup']:.2f}", *more)
 
 

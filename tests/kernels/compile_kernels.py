@@ -20,6 +20,7 @@ from triton.compiler import ASTSource, CompiledKernel
 from avarc_kernels import (
     adaln_triton,
     block_causal_attention_triton,
+    head_layer_norm_triton,
     linear_gelu_triton,
     linear_log_prob_triton,
     nearest_code_triton,
@@ -89,6 +90,10 @@ def launches() -> Iterator[tuple[ModuleType, str, Callable[[], object]]]:
     module, name = rms_norm_triton, "_residual_rms_norm_kernel"
     yield module, name, partial(module.residual_rms_norm, rows, None, rows[0], 1e-5, bf16)
     yield module, name, partial(module.residual_rms_norm, rows, hidden, rows[0], 1e-5, bf16)
+
+    heads, gain = torch.empty(2, 256, 16, 48, dtype=bf16), torch.empty(48)
+    module, name = head_layer_norm_triton, "_head_layer_norm_kernel"
+    yield module, name, partial(module.head_layer_norm, heads, gain, gain, 1e-6, bf16)
 
     module, name = rotary_triton, "_rotary_kernel"
     yield module, name, partial(module.rotary, torch.empty(2, 256, 32, 64, dtype=bf16), torch.empty(256, 32, 2), bf16)

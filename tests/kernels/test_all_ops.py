@@ -52,6 +52,7 @@ def arguments(n, device="cpu"):
             "scale": 1.0,
         },
         "residual_rms_norm": {"x_MC": randn(n, 16), "y_MC": randn(n, 16), "weight_C": randn(16), "eps": 1e-5},
+        "head_layer_norm": {"x_PTHD": randn(n, 3, 2, 16), "weight_D": randn(16), "bias_D": randn(16), "eps": 1e-6},
         "rotary": {"x_PTHD": randn(n, 3, 2, 16), "table_TJ2": randn(3, 8, 2)},
         "swiglu": {"a_MF": randn(n, 16), "b_MF": randn(n, 16)},
     }
@@ -154,6 +155,7 @@ def transposed(x):
         ("causal_attention", "v_PGSD", transposed),
         ("residual_rms_norm", "x_MC", transposed),
         ("residual_rms_norm", "y_MC", transposed),
+        ("head_layer_norm", "x_PTHD", transposed),
         ("rotary", "x_PTHD", transposed),
         ("swiglu", "a_MF", transposed),
     ],

@@ -27,8 +27,8 @@ from avarc_cli.models.rar.network import RAR, Modulation
 BUDGET = 1 << 30  # bytes of the tables that a model and those that share its weights keep. Not measured
 # Segments computed in one product, always as many: what a table is must not depend on which others are missing. On two
 # cores of a Xeon with AMX, products of 136, 272 and 544 rows ran at 250, 270 and 300 GFLOP/s in float32, and at 930,
-# 1220 and 1320 in bfloat16 (C = 768). On a GPU few launches matter more than what is computed for nothing: with 32, an
-# H200 waited more than half of the time for launches (64 pairs of a RAR-B in bf16). 256 were not timed.
+# 1220 and 1320 in bfloat16 (C = 768). On a GPU few launches matter more than what is computed for nothing: with 32, a
+# pass over 64 pairs of a RAR-B was 9,000 operations, and as slow with any kernels (docs/gpu.md). 256 were not timed.
 AT_ONCE, AT_ONCE_CUDA = 16, 256
 
 Key: TypeAlias = tuple[int, int, int, int]  # number of the weights, class, first and last segment

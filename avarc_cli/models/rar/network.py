@@ -37,7 +37,7 @@ from avarc_cli.layers.linears import convert_linears, linear
 from avarc_cli.layers.precision import FP32, Precision
 from avarc_cli.layers.state_dict import build
 from avarc_cli.models.rar.config import PREFIX, SPARE_POSITIONS, SPARE_STEPS, TITLE, RARConfig
-from avarc_kernels import adaln, causal_attention, gated_residual_adaln
+from avarc_kernels import adaln, causal_attention, gated_residual_adaln, head_layer_norm
 
 NORM_EPS = 1e-6
 
@@ -101,8 +101,11 @@ class Attention(nn.Module):
     def forward(self, x_PTC: Tensor, layer: int, kv_cache: KVCache | None, dtype: torch.dtype, kernels: str) -> Tensor:
         """The branch's output, (P, T, C); queries, keys and values are in `dtype`."""
         q, k, v = linear(self.qkv, x_PTC).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q, k = self.q_norm(q.float()), self.k_norm(k.float())
-        q, k, v = (x.to(dtype).transpose(1, 2) for x in (q, k, v))
+        q, k = (
+            head_layer_norm(x, norm.weight, norm.bias, eps=NORM_EPS, dtype=dtype, backend=kernels)
+            for x, norm in ((q, self.q_norm), (k, self.k_norm))
+        )
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.to(dtype).transpose(1, 2)
         if kv_cache is not None:
             k, v = kv_cache.append(layer, k, v)
         scale = q.shape[-1] ** -0.5

@@ -29,6 +29,7 @@ OPS = (  # each is a module of this folder
     "quantize_rows",
     "causal_attention",
     "rms_norm",
+    "head_layer_norm",
     "rotary",
     "swiglu",
 )

@@ -57,7 +57,7 @@ def rar(name: str, width: int, heads: int, side: int = 16) -> Model:
         positions=side * side + 1,
         new=side,
         vocabulary=1024,
-        operations=("linear_log_prob", "causal_attention", "adaln"),
+        operations=("linear_log_prob", "causal_attention", "adaln", "head_layer_norm"),
     )
 
 
