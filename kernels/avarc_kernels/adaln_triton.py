@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from avarc_kernels.dispatch import launch
+
 
 @triton.jit
 def _adaln_kernel(
@@ -100,7 +102,9 @@ def _launch(
     if x.numel() == 0:
         return stream, out
     block = triton.next_power_of_2(width)
-    _adaln_kernel[(sequences * positions,)](
+    launch(
+        _adaln_kernel,
+        sequences * positions,
         x,
         x if y is None else y,
         scale if gate is None else gate,

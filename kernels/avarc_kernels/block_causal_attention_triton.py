@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avarc_kernels.dispatch import dot_precision
+from avarc_kernels.dispatch import dot_precision, launch
 
 # HALF and FULL: within 5 % of the fastest of 12 and of 7 tiles on an H200, with heads of 64 channels and 576 or 680
 # positions. WIDE was not timed.
@@ -142,7 +142,9 @@ def block_causal_attention(
     config = config if width <= narrow else WIDE
     tiles = triton.cdiv(new, config["BLOCK_T"])
     if out_PTHD.numel():
-        _block_causal_attention_kernel[(tiles * sequences * heads,)](
+        launch(
+            _block_causal_attention_kernel,
+            tiles * sequences * heads,
             q_PHTD,
             k_PHSD,
             v_PHSD,

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,6 +79,17 @@ def select_backend(backend: str, offered: tuple[str, ...], x: Tensor, *others: T
                     "them: use backend='torch', or call it under torch.no_grad()"
                 )
     return backend
+
+
+def launch(kernel: Any, programs: int, x: Tensor, *args: Any, **options: Any) -> None:
+    """Run this many programs of a Triton kernel where x is. Triton itself launches on the current device.
+
+    Args:
+        args: of the kernel after x.
+        options: the kernel's constants, and those of a launch (num_warps, num_stages, enable_fp_fusion).
+    """
+    with torch.cuda.device_of(x):
+        kernel[(programs,)](x, *args, **options)
 
 
 def dot_precision(dtype: torch.dtype) -> str:

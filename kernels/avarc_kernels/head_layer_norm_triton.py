@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from avarc_kernels.dispatch import launch
+
 HEADS = 16
 """Heads that a program normalizes at once; not measured."""
 
@@ -58,7 +60,9 @@ def head_layer_norm(x_PTHD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float
     sequences, positions, heads, width = x_PTHD.shape
     out = torch.empty(x_PTHD.shape, dtype=dtype, device=x_PTHD.device)
     if out.numel():
-        _head_layer_norm_kernel[(sequences * positions,)](
+        launch(
+            _head_layer_norm_kernel,
+            sequences * positions,
             x_PTHD,
             weight_D.contiguous(),
             bias_D.contiguous(),

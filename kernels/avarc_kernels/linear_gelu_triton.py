@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avarc_kernels.dispatch import dot_precision
+from avarc_kernels.dispatch import dot_precision, launch
 
 HALF = {"BLOCK_M": 128, "BLOCK_F": 128, "BLOCK_C": 64, "num_warps": 4, "num_stages": 3}  # 96 KiB of shared memory
 FULL = {"BLOCK_M": 64, "BLOCK_F": 64, "BLOCK_C": 32, "num_warps": 4, "num_stages": 3}  # 48 KiB
@@ -75,7 +75,9 @@ def linear_gelu(x_MC: Tensor, weight_FC: Tensor, bias_F: Tensor) -> Tensor:
     config = FULL if x_MC.dtype == torch.float32 else HALF
     tiles = triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(features, config["BLOCK_F"])
     if tiles:
-        _linear_gelu_kernel[(tiles,)](
+        launch(
+            _linear_gelu_kernel,
+            tiles,
             x_MC,
             weight_FC,
             bias_F.contiguous(),

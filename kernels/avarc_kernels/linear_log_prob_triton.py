@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avarc_kernels.dispatch import dot_precision
+from avarc_kernels.dispatch import dot_precision, launch
 
 SPLIT_V = 512  # one partial log-sum-exp is stored per 512 logits
 HALF = {"BLOCK_M": 128, "BLOCK_V": 128, "BLOCK_C": 64, "num_warps": 4, "num_stages": 3}  # 96 KiB of shared memory
@@ -109,7 +109,9 @@ def linear_log_prob(hidden_MC: Tensor, weight_VC: Tensor, bias_V: Tensor | None,
     if rows == 0:
         return target_logit_M
     config = FULL if hidden_MC.dtype == torch.float32 else HALF
-    _linear_log_prob_kernel[(triton.cdiv(rows, config["BLOCK_M"]) * splits,)](
+    launch(
+        _linear_log_prob_kernel,
+        triton.cdiv(rows, config["BLOCK_M"]) * splits,
         hidden_MC,
         weight_VC,
         hidden_MC if bias_V is None else bias_V.contiguous(),

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from avarc_kernels.dispatch import launch
+
 BLOCK_N, BLOCK_V = 64, 64
 
 
@@ -69,7 +71,9 @@ def nearest_code(z_NZ: Tensor, codebook_VZ: Tensor, norm_V: Tensor) -> Tensor:
     index_N = torch.empty(len(z_NZ), dtype=torch.int64, device=z_NZ.device)
     if len(z_NZ) == 0:
         return index_N
-    _nearest_code_kernel[(triton.cdiv(len(z_NZ), BLOCK_N),)](
+    launch(
+        _nearest_code_kernel,
+        triton.cdiv(len(z_NZ), BLOCK_N),
         z_NZ,
         codebook_VZ,
         z_NZ.square().sum(1),  # by PyTorch, for the same rounding as the torch backend

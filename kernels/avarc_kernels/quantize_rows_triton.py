@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from avarc_kernels.dispatch import launch
+
 
 @triton.jit
 def _quantize_rows_kernel(
@@ -21,7 +23,7 @@ def _quantize_rows_kernel(
 ):
     """Absmax quantization of one row [1]:
 
-        scale = max(max_c |x_c|, SMALLEST) / LARGEST
+        scale = max(max_c |x_c|, SMALLEST) / LARGEST,   NaN if any x_c is
         q = x / scale
 
     References:
@@ -35,7 +37,8 @@ def _quantize_rows_kernel(
     if ROUND:
         q = (q + 12582912.0) - 12582912.0  # 1.5 * 2**23: the sum has no bits left for a fraction
     tl.store(q_ptr + m * C + c, q.to(q_ptr.dtype.element_ty), mask=c < C)
-    tl.store(scale_ptr + m, scale)
+    has_nan = tl.max((x != x).to(tl.int32), 0)  # a maximum passes over them
+    tl.store(scale_ptr + m, tl.where(has_nan > 0, float("nan"), scale))
 
 
 def quantize_rows(x_MC: Tensor, dtype: torch.dtype, largest: float, smallest: float) -> tuple[Tensor, Tensor]:
@@ -49,7 +52,9 @@ def quantize_rows(x_MC: Tensor, dtype: torch.dtype, largest: float, smallest: fl
     scale_M = torch.empty(len(x_MC), dtype=torch.float32, device=x_MC.device)
     block = triton.next_power_of_2(x_MC.shape[1])
     if len(x_MC):
-        _quantize_rows_kernel[(len(x_MC),)](
+        launch(
+            _quantize_rows_kernel,
+            len(x_MC),
             x_MC,
             q_MC,
             scale_M,

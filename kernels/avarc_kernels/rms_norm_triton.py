@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from avarc_kernels.dispatch import launch
+
 
 @triton.jit
 def _residual_rms_norm_kernel(
@@ -53,7 +55,9 @@ def residual_rms_norm(
     stream = x_MC if y_MC is None else torch.empty_like(x_MC)
     block = triton.next_power_of_2(width)
     if x_MC.numel():
-        _residual_rms_norm_kernel[(x_MC.numel() // width,)](
+        launch(
+            _residual_rms_norm_kernel,
+            x_MC.numel() // width,
             x_MC,
             x_MC if y_MC is None else y_MC,
             weight_C,

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from avarc_kernels.dispatch import launch
+
 HEADS = 8
 """Heads that a program turns at once; not measured."""
 
@@ -57,7 +59,9 @@ def rotary(x_PTHD: Tensor, table_TJ2: Tensor, dtype: torch.dtype) -> Tensor:
     sequences, positions, heads, width = x_PTHD.shape
     out = torch.empty(x_PTHD.shape, dtype=dtype, device=x_PTHD.device)
     if out.numel():
-        _rotary_kernel[(sequences * positions,)](
+        launch(
+            _rotary_kernel,
+            sequences * positions,
             x_PTHD,
             table_TJ2.float().contiguous(),
             out,

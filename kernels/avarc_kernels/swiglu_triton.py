@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from avarc_kernels.dispatch import launch
+
 BLOCK = 1024
 """Numbers of a program; not measured."""
 
@@ -31,7 +33,15 @@ def swiglu(a_MF: Tensor, b_MF: Tensor) -> Tensor:
         raise ValueError(f"triton needs contiguous inputs: the strides are {a_MF.stride()} and {b_MF.stride()}")
     out = torch.empty_like(a_MF)
     if out.numel():
-        _swiglu_kernel[(triton.cdiv(out.numel(), BLOCK),)](
-            a_MF, b_MF, out, out.numel(), BLOCK=BLOCK, num_warps=4, enable_fp_fusion=True
+        launch(
+            _swiglu_kernel,
+            triton.cdiv(out.numel(), BLOCK),
+            a_MF,
+            b_MF,
+            out,
+            out.numel(),
+            BLOCK=BLOCK,
+            num_warps=4,
+            enable_fp_fusion=True,
         )
     return out

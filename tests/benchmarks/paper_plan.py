@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,7 +66,9 @@ class Ours:
 
     def __init__(self, name: str, of: Subject, plan: Plan, classes: int, device: torch.device) -> None:
         cheap, plus, exact = name.partition("+")
-        self.model, self.exact = of.model(cheap), partial(of.model, exact)
+        self.model, self.exact = of.model(cheap), cache(partial(of.model, exact))
+        if plus:
+            self.exact()  # so that loading it is no part of the first image
         self.request = ScoringRequest(
             candidates=np.arange(classes),
             plan=plan,
@@ -77,7 +79,7 @@ class Ours:
         self.cascade = Cascade(cheap, ()) if plus else None
         self.group = self.request.images_per_group(self.model)
 
-    def measure(self, tokens_GSL: np.ndarray) -> str:
+    def measure_noise(self, tokens_GSL: np.ndarray) -> str:
         """Measure the noise of a cascade; says what it is."""
         if self.cascade is None:
             return ""
@@ -106,11 +108,16 @@ class Spent:
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds, self.bytes = device, list[float](), list[int]()
 
-    def measure(self, score: Callable[[], T], images: int = 1) -> T:
-        """Call a function that scores this many images together."""
-        started = time.perf_counter()
-        memory, result = peak_memory(score, self.device)
-        self.seconds.append((time.perf_counter() - started) / images)
+    def call(self, score: Callable[[], T], images: int = 1) -> T:
+        """The result of a function that scores this many images together."""
+
+        def timed() -> T:
+            started = time.perf_counter()
+            result = score()
+            self.seconds.append((time.perf_counter() - started) / images)
+            return result
+
+        memory, result = peak_memory(timed, self.device)
         if memory is not None:
             self.bytes.append(memory)
         return result
@@ -129,7 +136,7 @@ def main(asked: argparse.Namespace, names: list[str]) -> None:
     drawn = of.images(images * together + measured, asked.seed)
     tokens = drawn[: images * together].unflatten(0, (images, together))
     for way in ways.values():
-        if said := way.measure(drawn[images * together :].cpu().numpy()):
+        if said := way.measure_noise(drawn[images * together :].cpu().numpy()):
             say(said)
     shared = shared_segments(tokens[:, 0].cpu().numpy(), None, of.ends)[:, 0, 1:]
     say(f"{images} images, {classes} classes, {torch.get_num_threads()} threads; segments shared with the image:",
@@ -138,14 +145,16 @@ def main(asked: argparse.Namespace, names: list[str]) -> None:
     plainly, spent = Spent(device), {name: Spent(device) for name in names}
     same, winners = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     if device.type == "cuda":  # whose first calls load libraries
-        predict_plainly(of, tokens[0, 0], plan, classes)
-        for way in ways.values():
-            way.score(tokens[0, : way.group].cpu().numpy())
+        plainly.call(partial(predict_plainly, of, tokens[0, 0], plan, classes))
+        for name, way in ways.items():
+            spent[name].call(partial(way.score, tokens[0, : way.group].cpu().numpy()))
+        for each in (plainly, *spent.values()):
+            each.seconds.clear()
     for i in range(images):
-        expected = plainly.measure(partial(predict_plainly, of, tokens[i, 0], plan, classes))
+        expected = plainly.call(partial(predict_plainly, of, tokens[i, 0], plan, classes))
         line = f"image {i}: plain {plainly.seconds[-1]:.1f} s"
         for name, way in ways.items():
-            result, *_ = spent[name].measure(partial(way.score, tokens[i, : way.group].cpu().numpy()), way.group)
+            result, *_ = spent[name].call(partial(way.score, tokens[i, : way.group].cpu().numpy()), way.group)
             survivors = [tuple(sorted(stage.survivors.tolist())) for stage in result.stages]
             same[name] += survivors == expected
             winners[name] += int(result.order[0]) == expected[-1][0]

@@ -5,7 +5,7 @@ Shapes: G images, S samples (the image and its smoothing neighbours), P pairs, L
 
 import sys
 from abc import ABC, abstractmethod
-from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -43,7 +43,7 @@ class Subject(ABC):
 
     @abstractmethod
     def model(self, precision: str) -> LikelihoodModel:
-        """The model as avarc scores with it."""
+        """A model as avarc scores with it, with workspaces of its own."""
 
     @abstractmethod
     def plain(self, tokens_L: Tensor, end: int, class_id_P: Tensor) -> Tensor:
@@ -57,8 +57,7 @@ class GoldenVAR(Subject):
         self.golden, self.plan, self.device = load_golden(name), plan, device
         self.quantizer = self.golden.vqvae().quantize.to(device)
         self.weights = {key: tensor.to(device) for key, tensor in self.golden.tensors("var").items()}
-        self.model = cache(self.model)  # type: ignore[method-assign]  # each is built once
-        self.ends = self.model("fp32").segment_ends
+        self.ends = tuple(accumulate(side * side for side in self.golden.patch_nums))
 
     def images(self, count: int, seed: int) -> Tensor:
         channels, side = self.golden.meta["config"]["z_channels"], self.golden.patch_nums[-1]
@@ -94,7 +93,6 @@ class Rows(Subject):
             self.weights, self.workload = network.state_dict(), rar.RARWorkload(network, device)
         self.device, self.ends = device, self.workload.segment_ends
         self.weights = {key: tensor.to(device) for key, tensor in self.weights.items()}
-        self.model = cache(self.model)  # type: ignore[method-assign]  # each is built once
 
     def images(self, count: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)

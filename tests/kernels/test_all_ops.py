@@ -117,6 +117,19 @@ def test_nothing_in_is_nothing_out(float32_target, op):
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_kernels_are_launched_on_the_device_of_their_input(monkeypatch, triton_device, op):
+    places, device_of = [], torch.cuda.device_of
+
+    def recorded(x):
+        places.append(x.device)
+        return device_of(x)
+
+    monkeypatch.setattr(torch.cuda, "device_of", recorded)
+    call(op, arguments(2, triton_device)[op], "triton")
+    assert {place.type for place in places} == {torch.device(triton_device).type}
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_unknown_backends_are_rejected(op):
     with pytest.raises(ValueError, match="unknown backend 'auto': the choices are torch, "):
         call(op, arguments(1)[op], "auto")

@@ -69,6 +69,13 @@ def test_8_bit_linears_compute_the_same_bits_with_the_triton_backend(triton_devi
     assert_within(layer(x), expected, 0, op="Int8Linear")
 
 
+def test_a_row_with_a_number_that_is_none_has_no_scale(float32_target):
+    backend, device, _ = float32_target
+    x = torch.ones(3, 20, device=device)
+    x[1, 7] = torch.nan
+    assert quantize_rows(x, torch.int8, backend=backend)[1].isnan().tolist() == [False, True, False]
+
+
 def test_other_dtypes_and_shapes_are_rejected():
     for x, dtype in [(torch.randn(2, 3), torch.uint8), (torch.randn(2, 0), torch.int8), (torch.randn(3), torch.int8)]:
         with pytest.raises(ValueError, match="cannot quantize"):

@@ -194,7 +194,7 @@ def test_tables_joined_in_one_as_on_a_gpu_give_the_same(rar):
     joined = RARLikelihood(model.rar)
     joined.modulation.joined = True
     tokens = torch.from_numpy(arrays["tokens"])
-    for class_ids in ([4, 0, 10], [0], [7, 10, 0, 10, 2]):  # none of them known, all, some
+    for class_ids in ([4, 0, 10], [0], [7, 10, 0, 10, 2], list(range(11))):  # none known, all, some; several products
         classes = torch.tensor(class_ids)
         for stops in ([4], [1, 2, 4]):
             assert torch.equal(scored(joined, tokens, classes, stops), scored(model, tokens, classes, stops))

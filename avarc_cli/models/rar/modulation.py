@@ -5,9 +5,9 @@ serves every image. The tables of all classes rarely fit: those of a RAR-B take 
 Those of more classes than fit are not kept: each would be dropped before the next image needs it. Images that are
 scored together share them all the same (`LikelihoodModel.group_cache_bytes`).
 
-Shapes: P pairs, N different classes, T positions at hand, R positions of a run of segments, g side of the grid, E = g
-+ 1 positions that are computed for a segment: its own and the one before them, which segment 0 has for itself; K
-segments under a class, k of them at once, C width.
+Shapes: P pairs, N different classes, T positions at hand, R positions of a run of segments, g side of the grid,
+E = g + 1 positions computed for a segment: its own and the one before them (segment 0 has that for itself), K segments
+under a class, k of them at once, C width.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from avarc_cli.models.rar.network import RAR, Modulation
 BUDGET = 1 << 30  # bytes of the tables that a model and those that share its weights keep. Not measured
 # Segments computed in one product, always as many: what a table is must not depend on which others are missing. On two
 # cores of a Xeon with AMX, products of 136, 272 and 544 rows ran at 250, 270 and 300 GFLOP/s in float32, and at 930,
-# 1220 and 1320 in bfloat16 (C = 768). On a GPU few launches matter more than what is computed for nothing: with 32, a
-# pass over 64 pairs of a RAR-B was 9,000 operations, and as slow with any kernels (docs/gpu.md). 256 were not timed.
-AT_ONCE, AT_ONCE_CUDA = 16, 256
+# 1220 and 1320 in bfloat16 (C = 768). On a GPU in half precision few launches matter more than what is computed for
+# nothing: with 32, a pass over 64 pairs of a RAR-B was 9,000 operations, and as slow with any kernels (docs/gpu.md). In
+# float32 a product takes ten times as long. Neither number was timed.
+AT_ONCE, AT_ONCE_CUDA, AT_ONCE_CUDA_FP32 = 16, 256, 32
 
 Key: TypeAlias = tuple[int, int, int, int]  # number of the weights, class, first and last segment
 _serial = count()
@@ -79,8 +80,7 @@ class SegmentModulation:
     def __init__(self, rar: RAR, cache: ModulationCache) -> None:
         self.rar, self.cache = rar, cache
         self.joined = rar.pos_embed.is_cuda
-        """Whether the tables of a batch are one, as they are computed: fewer operations, but adaln has to look up the
-        row of each position."""
+        """Whether all tables of a batch are one tensor: fewer operations, and adaln looks up each position's row."""
         self._weights: tuple[tuple[int, int], ...] = ()
         self._serial = -1
 
@@ -146,7 +146,10 @@ class _Missing:
     def __init__(self, rar: RAR, keys: list[Key]) -> None:
         """keys: of one run of segments."""
         device, side = rar.pos_embed.device, rar.config.side
-        self.keys, self.side, self.at_once = keys, side, AT_ONCE_CUDA if device.type == "cuda" else AT_ONCE
+        self.keys, self.side, self.at_once = keys, side, AT_ONCE
+        if device.type == "cuda":
+            in_half = rar.precision.activations.itemsize < 4
+            self.at_once = AT_ONCE_CUDA if in_half else AT_ONCE_CUDA_FP32
         each = [(class_id, segment) for _, class_id, first, last in keys for segment in range(first, last + 1)]
         each += each[-1:] * (-len(each) % self.at_once)
         self.rows = len(each) * (side + 1)
