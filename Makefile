@@ -30,7 +30,7 @@ $(DOCS): $(USER)
 	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
 	@touch $@
 
-demo: $(USER) ## classify the embedded handwritten digits
+demo: $(USER) ## classify the included handwritten digits
 	$(BIN)/avarc demo
 
 # One process per core; the tests of a file stay in one process, because they share fixtures that take seconds.
@@ -70,7 +70,7 @@ figures: $(DEV) ## draw the figures of the docs again (about 15 minutes)
 
 ASSETS := avarc_cli/assets/digits
 DIGITS := --augment affine --seed 0 --device cpu
-digits: $(DEV) ## train the embedded model again (docs/digits.md)
+digits: $(DEV) ## train the included model again (docs/digits.md)
 	$(BIN)/python -m avarc_cli.train.digits build/digits
 	$(BIN)/avarc train tokenizer build/digits/train $(DIGITS) --image-size 16 --patch-nums 1,2,3,5,8 \
 		--vocab 128 --channels 8 --width 32 --multipliers 1,2 --blocks 1 \
@@ -90,7 +90,7 @@ digits-0-4: $(DEV) ## train the model that knows the digits 0 to 4 only (docs/ad
 		--steps 4000 --batch-size 32 --lr 3e-3 --out $(ASSETS)-0-4/var.safetensors --overwrite
 
 LLAMAGEN := $(ASSETS)-llamagen
-digits-llamagen: $(DEV) ## train the embedded LlamaGen again (docs/digits.md)
+digits-llamagen: $(DEV) ## train the included LlamaGen again (docs/digits.md)
 	$(BIN)/python -m avarc_cli.train.digits build/digits
 	$(BIN)/avarc train vq build/digits/train $(DIGITS) --image-size 16 --vocab 64 --channels 8 --width 32 \
 		--multipliers 1,1 --blocks 1 --steps 1200 --batch-size 48 --lr 1e-3 --out build/vq.safetensors --overwrite
@@ -102,7 +102,7 @@ digits-llamagen: $(DEV) ## train the embedded LlamaGen again (docs/digits.md)
 		--out $(LLAMAGEN)/plan.json --overwrite
 
 RANDAR := $(ASSETS)-randar
-digits-randar: $(DEV) ## train the embedded RandAR again (docs/digits.md)
+digits-randar: $(DEV) ## train the included RandAR again (docs/digits.md)
 	$(BIN)/python -m avarc_cli.train.digits build/digits
 	$(BIN)/avarc train randar build/digits/train $(DIGITS) --tokenizer digits-vq --depth 5 --width 96 --heads 3 \
 		--steps 6000 --batch-size 32 --lr 2e-3 --out build/randar.safetensors --overwrite
@@ -112,7 +112,7 @@ digits-randar: $(DEV) ## train the embedded RandAR again (docs/digits.md)
 		--out $(RANDAR)/plan.json --overwrite
 
 TITOK := $(ASSETS)-titok
-digits-titok: $(DEV) ## train the embedded TiTok and MaskGIT again (docs/masked.md)
+digits-titok: $(DEV) ## train the included TiTok and MaskGIT again (docs/masked.md)
 	$(BIN)/python -m avarc_cli.train.digits build/digits
 	$(BIN)/avarc train titok build/digits/train $(DIGITS) --image-size 16 --patch 4 --tokens 16 --vocab 64 --channels 8 \
 		--width 64 --depth 3 --steps 5000 --batch-size 48 --lr 1e-3 --out build/titok.safetensors --overwrite
@@ -124,7 +124,7 @@ digits-titok: $(DEV) ## train the embedded TiTok and MaskGIT again (docs/masked.
 		--out $(TITOK)/plan.json --overwrite
 
 CAPTIONS := $(ASSETS)-captions
-digits-captions: $(DEV) ## train the embedded text encoder and LlamaGen of captions again (docs/captions.md)
+digits-captions: $(DEV) ## train the included text encoder and LlamaGen of captions again (docs/captions.md)
 	$(BIN)/python -m avarc_cli.train.digits build/digits
 	rm -rf build/digits-text && $(BIN)/avarc train text-encoder build/digits/captions.json --out build/digits-text
 	mkdir -p $(CAPTIONS) && rm -rf $(CAPTIONS)/text && cp -r build/digits-text $(CAPTIONS)/text

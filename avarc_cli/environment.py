@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from avarc_cli import __version__
-from avarc_cli.layers.precision import cpu_has_bf16, cpu_has_vnni, fastest
+from avarc_cli.layers.precision import cpu_has_bf16, cpu_has_vnni, low_precision
 from avarc_cli.words import counted
 from avarc_kernels import flash_missing, triton_missing
 
@@ -219,7 +219,7 @@ def _attention_choice(cuda: bool) -> Choice:
 
 
 def _fast_on_cpu() -> str:
-    return fastest(torch.device("cpu")) or "int8"
+    return low_precision(torch.device("cpu")) or "int8"
 
 
 def _precision_choice(cuda: bool) -> Choice:

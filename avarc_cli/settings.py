@@ -13,7 +13,7 @@ from avarc_cli.words import counted
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8", "fp8")
 CASCADE = "cascade"
-"""The precision of this name is `bf16+fp32`, or with another than bf16: the fastest one of the machine."""
+"""The precision of this name is `bf16+fp32`, or with fp16 or int8 where the machine has no bf16."""
 AUTO_PRECISION = "auto"
 """A cascade where it is much faster than fp32, and fp32 elsewhere."""
 EXACT = "fp32"

@@ -1,4 +1,4 @@
-"""The Python API: load_classifier with the embedded model, and the files that the package ships."""
+"""The Python API: load_classifier with the included model, and the files that the package ships."""
 
 import numpy as np
 import pytest

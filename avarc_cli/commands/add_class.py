@@ -49,7 +49,7 @@ def add_class(
 
     The scores of the classes it had do not change, bit for bit.
 
-    Example: avarc add-class zebra photos/zebra --model var-d16 --bank animals
+    Example: avarc add-class okapi photos/okapi --model var-d16 --bank animals
     """
     name, data = (words[0], words[1:]) if len(words) > 1 else (None, words)
     for word in data:

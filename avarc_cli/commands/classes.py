@@ -49,7 +49,7 @@ def list_classes(bank: BankOpt, as_json: JsonOpt = False) -> None:
 def show(name: NameArg, bank: BankOpt, as_json: JsonOpt = False) -> None:
     """Show all details of one added class.
 
-    Example: avarc classes show zebra --bank animals
+    Example: avarc classes show okapi --bank animals
     """
     from avarc_cli import bank as banks
 
@@ -67,7 +67,7 @@ def remove(
 ) -> None:
     """Remove classes from a bank; the others score as before.
 
-    Example: avarc classes remove zebra --bank animals
+    Example: avarc classes remove okapi --bank animals
     """
     from avarc_cli.incremental import editing
 
@@ -85,7 +85,7 @@ def rename(
 ) -> None:
     """Rename an added class; its scores stay as they are.
 
-    Example: avarc classes rename zebra "grevy's zebra" --bank animals
+    Example: avarc classes rename okapi "forest giraffe" --bank animals
     """
     from avarc_cli.incremental import editing
 

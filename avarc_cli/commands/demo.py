@@ -1,4 +1,4 @@
-"""avarc demo: from images to predictions, on digits that the embedded model was not trained on."""
+"""avarc demo: from images to predictions, on digits that the included model was not trained on."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def demo(
     ] = None,
     as_json: opt.JsonOpt = False,
 ) -> None:
-    """Classify 360 held-out digits with an embedded model.
+    """Classify 360 held-out digits with an included model.
 
     Shows the accuracy and the speed of four plans, and how many tokens they save.
 
@@ -75,7 +75,7 @@ def demo(
 
 
 def _plans(model: str) -> dict[str, str]:
-    """The plans that are compared, by name. Raises: UsageError for a model that is not embedded, or knows no digits."""
+    """The plans that are compared, by name. Raises: UsageError for a model that is not included, or knows no digits."""
     if model not in PLANS:
         fix = "classify images of your own with it: avarc classify photos/ --model ..."
         raise UsageError(f"the demo cannot show '{model}'", f"it has images for {listed(PLANS)}", fix)

@@ -25,7 +25,7 @@ def doctor(
         opt.model_option(
             "--model",
             "-m",
-            help="Also show the rounding of this model's fastest precision.",
+            help="Also show this model's rounding in the precision that a cascade begins with.",
             autocompletion=complete.models,
         ),
     ] = None,
@@ -84,7 +84,7 @@ def doctor(
 
 
 def _noise(model: str, tokenizer: str | None, tokens: Path | None) -> tuple[dict[str, Any], list[Any]]:
-    """The rounding noise of a model's fastest precision, as data and to be shown."""
+    """The rounding noise of a model in the precision that a cascade begins with, as data and to be shown."""
     from avarc_cli.classifier import load_classifier
     from avarc_cli.loading import ModelSpec
     from avarc_cli.tokens.cache import read

@@ -32,7 +32,7 @@ class _ManyOptions:
     """How a folder or an array of pictures is made."""
 
     flat: Annotated[
-        bool, typer.Option("--flat", help="Number the pictures of a folder through: 000000.png and so on.")
+        bool, typer.Option("--flat", help="Number the pictures of a folder consecutively: 000000.png and so on.")
     ] = False
     batch_size: Annotated[
         int | None,

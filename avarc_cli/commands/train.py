@@ -62,7 +62,7 @@ app = typer.Typer(
     cls=_Train,
     help="Train a tokenizer or a generator on an image folder.\n\n"
     "With --recipe NAME in place of a command, train as a published model was (avarc train recipes lists them).\n\n"
-    "Example: avarc train tokenizer photos/ --out vq.st",
+    "Example: avarc train tokenizer photos/ --out tokenizer.safetensors",
     no_args_is_help=True,
 )
 

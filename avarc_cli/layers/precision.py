@@ -101,10 +101,11 @@ def missing(name: str, device: torch.device) -> str | None:
     return None
 
 
-def fastest(device: torch.device) -> str | None:
-    """The fastest precision on this device; None where none is known to be faster than fp32.
+def low_precision(device: torch.device) -> str | None:
+    """The low precision that suits this device; None where none is known to be faster than fp32.
 
-    A CPU with bf16 products is as fast in bf16 as in int8, and more exact (docs/performance.md).
+    A CPU with bf16 products is about as fast in bf16 as in int8, and more exact (docs/performance.md). On a GPU fp8 is
+    faster where products are large, but so inexact that a cascade would leave more to fp32 (docs/gpu.md).
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
@@ -129,7 +130,7 @@ def resolve(name: str, device: torch.device) -> str:
         name = CASCADE if pays else EXACT
     if name != CASCADE:
         return name
-    cheap = fastest(device)
+    cheap = low_precision(device)
     if cheap is None:
         raise UsageError(f"a cascade gains nothing on {device}", "no precision is known to be faster", "use fp32")
     return f"{cheap}+{EXACT}"

@@ -1,6 +1,6 @@
 """A small text encoder: a transformer over words, each of which is the sum of its pieces (arXiv:1607.04606).
 
-It serves models that are trained on a few kinds of captions, such as the embedded `digits-captions`. It knows the words
+It serves models that are trained on a few kinds of captions, such as the included `digits-captions`. It knows the words
 that it was trained on and, by their pieces, words that are spelled alike; any other word means little to it.
 Shapes: R captions, T positions, K pieces of a word, D channels.
 """

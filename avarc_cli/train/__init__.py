@@ -1,1 +1,1 @@
-"""Training of tokenizers and generators: small enough to read, large enough for the embedded model and your folder."""
+"""Training of tokenizers and generators: small enough to read, large enough for the included model and your folder."""

@@ -1,11 +1,11 @@
-"""The digits that the embedded model was trained and is tested on, as an image folder.
+"""The digits that the included model was trained and is tested on, as an image folder.
 
 scikit-learn's copy of the test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI
 Machine Learning Repository, 1998, doi:10.24432/C50P49, CC BY 4.0): 1797 scans of 8 x 8 pixels, 17 gray levels, white
 ink on black. Here they are enlarged to 32 x 32. 360 images, 36 a class on average, are held out for testing.
 
 Run `python -m avarc_cli.train.digits FOLDER` to write FOLDER/train/<digit>/*.png, FOLDER/test/<digit>/*.png and
-FOLDER/captions.json, the captions that the embedded model of captions was trained on.
+FOLDER/captions.json, the captions that the included model of captions was trained on.
 """
 
 from __future__ import annotations

@@ -67,13 +67,13 @@ _Card = TypeVar("_Card", ModelCard, TokenizerCard, TextEncoderCard, ModelCard | 
 
 
 def model_cards() -> tuple[ModelCard, ...]:
-    """Every known model: the embedded one, the published ones, the user's own."""
+    """Every known model: the included one, the published ones, the user's own."""
     user = registered.load()
     return (*(_pinned(card, user) for card in published.MODELS), *user.models)
 
 
 def tokenizer_cards() -> tuple[TokenizerCard, ...]:
-    """Every known tokenizer: the embedded one, the published ones, the user's own."""
+    """Every known tokenizer: the included one, the published ones, the user's own."""
     user = registered.load()
     return (*(_pinned(card, user) for card in published.TOKENIZERS), *user.tokenizers)
 

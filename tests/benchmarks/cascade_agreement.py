@@ -17,7 +17,7 @@ from figure_tables import Cell, Table, say, show, wants_json
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from avarc_cli.family import BenchWorkload
-from avarc_cli.layers.precision import fastest
+from avarc_cli.layers.precision import low_precision
 from avarc_cli.layers.random_weights import random_weights
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.models.llamagen.benchmark import LlamaGenWorkload
@@ -102,5 +102,6 @@ def main(shape: str, seeds: int, images: int, classes: int, cheap: str, *, as_js
 if __name__ == "__main__":
     as_json = wants_json(sys.argv)
     words = sys.argv[1:]
-    shape, seeds, images, classes, cheap = [*words, *("d16", "5", "4", "20", fastest(CPU) or "int8")[len(words) :]]
+    defaults = "d16", "5", "4", "20", low_precision(CPU) or "int8"
+    shape, seeds, images, classes, cheap = [*words, *defaults[len(words) :]]
     main(shape, int(seeds), int(images), int(classes), cheap, as_json=as_json)

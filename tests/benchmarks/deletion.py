@@ -2,7 +2,7 @@
 
 python tests/benchmarks/deletion.py --out docs/explain-deletion.png
 
-Every tenth held-out digit of the embedded model; the map of the prediction against its strongest rival, paper weights.
+Every tenth held-out digit of the included model; the map of the prediction against its strongest rival, paper weights.
 A cell is hidden by filling its 2 x 2 pixels with the image's mean; then the image is encoded and scored again.
 """
 
@@ -29,7 +29,7 @@ ORDERS = {"most for the prediction": -1, "random": 0, "least, or against it": 1}
 
 
 class Digits:
-    """The embedded model, and every `step`th of its test images."""
+    """The included model, and every `step`th of its test images."""
 
     def __init__(self, step: int) -> None:
         self.model = load_model(ModelSpec("digits", device="cpu"))

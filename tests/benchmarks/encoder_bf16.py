@@ -1,6 +1,6 @@
 """How many tokens change when the encoder runs in bfloat16 instead of float32 (codes are looked up in float32).
 
-python tests/benchmarks/encoder_bf16.py: the 360 test digits through the embedded tokenizer, here on a CPU, whose
+python tests/benchmarks/encoder_bf16.py: the 360 test digits through the included tokenizer, here on a CPU, whose
 bfloat16 rounds as a GPU's does. Tokens of a scale depend on all coarser ones, so changes grow from scale to scale.
 """
 

@@ -1,4 +1,4 @@
-"""What each precision costs on the embedded digits model: error of the log-likelihood, predictions that change.
+"""What each precision costs on the included digits model: error of the log-likelihood, predictions that change.
 
 fp8 is computed on the CPU with the numbers that a GPU would multiply; tf32 needs a CUDA device.
 

@@ -70,7 +70,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {  # of tokenizers and generators
         "llamagen": {"depth": 1, "width": 16, "heads": 2},
         "maskgit": {"depth": 2, "width": 16, "heads": 2},
     },
-    "digits": {  # those of the embedded models
+    "digits": {  # those of the included models
         "image_size": 16,
         "vqvae": {"vocab_size": 128, "patch_nums": (1, 2, 3, 5, 8)},
         "llamagen-vq": {"vocab_size": 64},

@@ -1,4 +1,4 @@
-"""`avarc demo`: every plan on the embedded model and its held-out digits."""
+"""`avarc demo`: every plan on the included model and its held-out digits."""
 
 import importlib
 import json
@@ -55,7 +55,7 @@ def fewer_images(monkeypatch):
 @pytest.mark.parametrize(
     ("model", "tokens"), [("digits-llamagen", 640), ("digits-titok", 160), ("digits-captions", 640)]
 )
-def test_the_demo_shows_the_other_embedded_models(tmp_path, monkeypatch, capsys, model, tokens):
+def test_the_demo_shows_the_other_included_models(tmp_path, monkeypatch, capsys, model, tokens):
     monkeypatch.chdir(tmp_path)
     assert main(["--json", "demo", "--model", model]) == 0
     plans = json.loads(capsys.readouterr().out)["plans"]

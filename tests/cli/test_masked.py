@@ -163,7 +163,7 @@ def test_other_models_have_no_passes(capsys, option):
     assert f"{option} is for models of hidden tokens, and digits is none" in capsys.readouterr().err
 
 
-def test_the_embedded_maskgit_knows_most_digits(tmp_path, capsys):
+def test_the_included_maskgit_knows_most_digits(tmp_path, capsys):
     assert avarc("-q", "encode", DIGITS, "--model", "digits-titok", "--out", tmp_path / "t.h5") == 0
     capsys.readouterr()
     assert avarc("--json", "classify", tmp_path / "t.h5", "--model", "digits-titok", "--plan", "auto") == 0

@@ -1,4 +1,4 @@
-"""Ten crops and mirror images through the commands, on the embedded digits."""
+"""Ten crops and mirror images through the commands, on the included digits."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ def test_a_folder_of_something_else_is_refused(protocol, tmp_path, capsys):
 
 
 def test_the_digits_are_evaluated_without_data(tmp_path, capsys, monkeypatch):
-    """Every embedded model, on one image of each class."""
+    """Every included model, on one image of each class."""
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["evaluate", "digits", "--out", str(tmp_path / "out"), "--per-class", "1"]) == 0
     shown = capsys.readouterr().out

@@ -9,7 +9,7 @@ from avarc_cli.loading import ModelSpec, load_model
 from avarc_cli.zoo.local_files import ASSETS
 
 CAPTIONS = ASSETS / "digits-captions" / "captions.json"
-EMBEDDED = {
+INCLUDED = {
     "digits": {},
     "digits-llamagen": {},
     "digits-randar": {},
@@ -27,10 +27,10 @@ def scores(likelihood, device):
     return torch.cat([likelihood.extend(state, stop, keep_cache_segments=stop) for stop in (1, 2)], dim=1)
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
-def test_an_embedded_model_scores_alike(triton_device, name):
+@pytest.mark.parametrize("name", INCLUDED)
+def test_an_included_model_scores_alike(triton_device, name):
     ours, pytorchs = (
-        load_model(ModelSpec(name, kernels=kernels, device=triton_device, **EMBEDDED[name])).likelihood
+        load_model(ModelSpec(name, kernels=kernels, device=triton_device, **INCLUDED[name])).likelihood
         for kernels in ("triton", "torch")
     )
     assert torch.allclose(scores(ours, triton_device), scores(pytorchs, triton_device), atol=1e-4)
