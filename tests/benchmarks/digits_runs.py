@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from figure_tables import Cell, Table, say, show, wants_json
+from figure_tables import Cell, Table, say, show, shown, wants_json
 
 from avarc_cli import ModelSpec, load_classifier, load_model
 from avarc_cli.likelihood import LikelihoodModel
@@ -115,7 +115,14 @@ def splits() -> list[Table]:
             found.append(applied(str(plan), table.rows(np.sort(order[:HELD_OUT]))))
         agreement, share = np.array(found).T
         name = f"held out in {SPLITS} other splits, mean" + (f"; {samples} samples" if samples > 1 else "")
-        rows.append([name, float(agreement.mean()), float(share.mean()), f"{share.min():.0%} to {share.max():.0%}"])
+        rows.append(
+            [
+                name,
+                float(agreement.mean()),
+                float(share.mean()),
+                " to ".join(shown(end, ".0%") for end in (share.min(), share.max())),
+            ]
+        )
     columns = [("images", ""), ("agreement", ".1%"), ("tokens, of exhaustive", ".1%"), ("range", "")]
     return [Table(columns, rows)]
 
