@@ -1,4 +1,4 @@
-"""How long `avarc app` takes to start with the digits model: until its page answers, and until an example is classified.
+"""How long `avarc app` takes to start with the digits model: until its page answers, until an example is classified.
 
 Whole processes, one after the other, asked over HTTP as the page asks. The first is not counted: it puts files into the
 page cache. CPU seconds are those of the process, until Ctrl-C has ended it. Results: docs/app.md.
