@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from avarc_cli.loading import ModelSpec, load_model
     from avarc_cli.options import Options
     from avarc_cli.prediction import LogLikelihoods, Prediction, Predictions
+    from avarc_cli.results.run import RunResult
     from avarc_cli.sampling import Sampling, sample
     from avarc_cli.tokens.cache import read as open_cache
     from avarc_cli.tuning import tune
@@ -36,6 +37,7 @@ __all__ = [
     "Options",
     "Prediction",
     "Predictions",
+    "RunResult",
     "SampledImages",
     "Sampling",
     "Views",
@@ -57,6 +59,7 @@ _LAZY = {
     "Options": "avarc_cli.options:Options",
     "Prediction": "avarc_cli.prediction:Prediction",
     "Predictions": "avarc_cli.prediction:Predictions",
+    "RunResult": "avarc_cli.results.run:RunResult",
     "SampledImages": "avarc_cli.classifier:SampledImages",
     "Sampling": "avarc_cli.sampling:Sampling",
     "Views": "avarc_cli.data.views:Views",

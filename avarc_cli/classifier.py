@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,7 @@ from avarc_cli.cache_classifier import CacheClassifier
 from avarc_cli.data.given_images import image_sets, is_one_image
 from avarc_cli.data.labels import resolve_classes
 from avarc_cli.errors import UsageError
+from avarc_cli.frames import frame
 from avarc_cli.loading import ModelSpec, load_model, with_bank
 from avarc_cli.options import Options
 from avarc_cli.prediction import LogLikelihoods, Prediction, Predictions
@@ -35,6 +36,8 @@ from avarc_cli.tokens.request import default_batch_size
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from avarc_cli.data.datasets import ImageSet
     from avarc_cli.data.given_images import ManyImages, OneImage
     from avarc_cli.explain.explained_image import ExplainedImage
@@ -125,8 +128,12 @@ class Classifier(CacheClassifier):
         name = self._text(class_)
         if len(resolve_classes(name, self.model.classes)) != 1:
             raise UsageError(f"'{name}' names several classes", fix="sample them one at a time")
-        drawn = sample(self.model, [name], count, sampling)
-        return SampledImages(map(Image.fromarray, drawn.pictures[0]))
+        how = sampling or Sampling()
+        drawn = sample(self.model, [name], count, how)
+        [class_id], [called] = drawn.class_ids, drawn.names
+        return SampledImages(
+            map(Image.fromarray, drawn.pictures[0]), id=self.model.classes.ids[class_id], name=called, seed=how.seed
+        )
 
     def add_class(
         self,
@@ -215,7 +222,29 @@ class Classifier(CacheClassifier):
 
 
 class SampledImages(list[Image.Image]):
-    """Pictures that a model drew."""
+    """Pictures of a class that a model drew, in the order of their numbers.
+
+    Attributes: id and name of the class; seed. Seed, class and number decide a picture, so that it can be drawn again.
+    """
+
+    def __init__(self, pictures: Iterable[Image.Image], *, id: str, name: str, seed: int) -> None:
+        super().__init__(pictures)
+        self.id, self.name, self.seed = id, name, seed
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """For each picture the row of `to_pandas`, and the picture as the data URI of a PNG."""
+        shown = (page.picture(np.asarray(each)).source for each in self)
+        return [{**row, "picture": picture} for row, picture in zip(self._rows(), shown, strict=True)]
+
+    def to_pandas(self) -> DataFrame:
+        """A table with a row for each picture: id and name of the class, seed, and number, from 0.
+
+        Raises: UsageError without pandas.
+        """
+        return frame(self._rows())
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [{"id": self.id, "name": self.name, "seed": self.seed, "number": n} for n in range(len(self))]
 
     def _repr_html_(self) -> str:
         """The pictures in a row, in a notebook."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from avarc_cli import page
-from avarc_cli.errors import UsageError
+from avarc_cli.frames import frame
 from avarc_cli.results import records
 from avarc_cli.words import counted, percent
 
@@ -110,7 +110,7 @@ class Prediction:
 
         Raises: UsageError without pandas.
         """
-        return _pandas().DataFrame(self._rows())
+        return frame(self._rows())
 
     def _rows(self) -> list[dict[str, Any]]:
         return [
@@ -139,7 +139,7 @@ class Predictions(list[Prediction]):
         """
         columns = ("path", "id", "name", "probability", "score", "tokens_scored")
         rows = [(e.path, e.ids[0], e.name, e.probability, e.ranking[0][2], e.tokens_scored) for e in self]
-        return _pandas().DataFrame(rows, columns=list(columns))
+        return frame(rows, columns=list(columns))
 
     def _repr_html_(self) -> str:
         """The first images, in a notebook."""
@@ -179,7 +179,7 @@ class LogLikelihoods:
 
         Raises: UsageError without pandas.
         """
-        return _pandas().DataFrame(self.values, index=list(self.paths), columns=list(self.ids))
+        return frame(self.values, index=list(self.paths), columns=list(self.ids))
 
     def _repr_html_(self) -> str:
         """The first images and their best classes, in a notebook."""
@@ -206,13 +206,3 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Se
 
 def _of(shown: int, every: int) -> str:
     return counted(every, "image") if shown == every else f"the first {shown} of {counted(every, 'image')}"
-
-
-def _pandas() -> Any:
-    try:
-        import pandas
-    except ImportError:
-        raise UsageError(
-            "pandas is not installed", "tables are made with it", "pip install 'avarc[notebook]'"
-        ) from None
-    return pandas

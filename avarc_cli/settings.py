@@ -115,9 +115,12 @@ def check_one_precision(name: str, what: str) -> None:
         )
 
 
+ENCODER_PRECISIONS = ("fp32", "bf16")
+
+
 def check_encoder_precision(name: str) -> None:
     """Raises: UsageError unless images can be encoded in this precision."""
-    if name not in ("fp32", "bf16"):
+    if name not in ENCODER_PRECISIONS:
         raise UsageError(f"images are not encoded in {name}", "there are fp32 and, on a GPU, bf16")
 
 

@@ -1,15 +1,19 @@
 """What a classifier does with images in a program, and how its results look in a notebook, a table and a file."""
 
+import base64
+import io
 import itertools
 import json
+import os
 import shutil
 import sys
 
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 
-from avarc_cli import Options, Sampling, load_classifier, open_images
+from avarc_cli import Options, Sampling, load_classifier, open_cache, open_images
 from avarc_cli.errors import UnreadableImage, UsageError
 from avarc_cli.explain import Weighting
 from avarc_cli.results.tuned import find
@@ -93,6 +97,24 @@ def test_results_become_json_tables_and_html(classifier, by_file):
     assert "<table" in prediction._repr_html_() and by_file._repr_html_().count("<tr>") == 5
 
 
+def test_a_run_becomes_json_and_the_table_that_it_writes(classifier, tmp_path):
+    for class_name, file in zip(("7", "unheard of"), FILES, strict=False):  # the second has no label
+        (tmp_path / "set" / class_name).mkdir(parents=True)
+        shutil.copy(file, tmp_path / "set" / class_name)
+    images = open_images([tmp_path / "set"])
+    cache = open_cache(classifier.encode(images, tmp_path / "tokens.h5").path)
+    run, in_memory = classifier.classify_cache(cache, tmp_path / "run"), classifier.classify_cache(cache)
+    values = json.loads(json.dumps(run.to_dict()))
+    assert values["complete"] and values["metrics"] == run.metrics
+    assert str(tmp_path / "run" / "predictions.csv") in values["files"] and all(map(os.path.isfile, values["files"]))
+    assert in_memory.to_dict()["files"] == []
+    table = run.to_pandas()
+    written = pandas.read_csv(tmp_path / "run" / "predictions.csv", dtype=table.dtypes.to_dict())
+    pandas.testing.assert_frame_equal(table.convert_dtypes(), written.convert_dtypes())
+    assert table.correct.iloc[0] and table.correct.isna().iloc[1] and table.label.iloc[0] == 7
+    pandas.testing.assert_frame_equal(table, in_memory.to_pandas())
+
+
 def test_names_are_escaped_in_a_notebook(classifier, tmp_path):
     odd = tmp_path / "<b>.png"
     shutil.copy(FILES[0], odd)
@@ -100,9 +122,9 @@ def test_names_are_escaped_in_a_notebook(classifier, tmp_path):
     assert "&lt;b&gt;" in shown and "<b>" not in shown
 
 
-def test_without_pandas_the_message_says_how_to_get_it(by_file, monkeypatch):
+def test_without_pandas_the_message_says_how_to_get_it(classifier, by_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    for make in (by_file.to_pandas, by_file[0].to_pandas):
+    for make in (by_file.to_pandas, by_file[0].to_pandas, classifier.sample("3").to_pandas):
         with pytest.raises(UsageError, match=r"pip install 'avarc\[notebook\]'"):
             make()
 
@@ -131,6 +153,11 @@ def test_an_explanation_adds_up_to_the_difference_of_the_likelihoods(classifier,
     assert explained.log_likelihood_ratio == pytest.approx(row[7] - row[3], abs=1e-3)
     assert explained.map.shape == (8, 8) and explained.map.sum() == pytest.approx(explained.log_likelihood_ratio)
     assert json.loads(json.dumps(explained.to_dict()))["contrast"] == "3"
+    table = explained.to_pandas()
+    assert len(table) == 103 and list(table.columns) == ["scale", "row", "column", "evidence"]
+    assert table.evidence.sum() == pytest.approx(explained.log_likelihood_ratio)
+    finest = table[table.scale == table.scale.max()].pivot(index="row", columns="column", values="evidence")
+    assert np.allclose(finest, explained.explanation.panels(Weighting())[-1].grids[-1])
     assert explained._repr_png_().startswith(b"\x89PNG")
     coarse = explained.scales(1, 3)
     assert coarse.weighting == Weighting(scales=(1, 3)) and abs(coarse.map - explained.map).max() > 0.1
@@ -170,6 +197,16 @@ def test_wrong_requests_end_with_advice(classifier, ask, message, tmp_path, monk
 def test_samples_are_images_of_pillow_and_depend_on_the_seed_alone(classifier):
     drawn = classifier.sample("3", 3, Sampling(seed=1, guidance=1.5))
     assert [each.size for each in drawn] == [(16, 16)] * 3 and drawn._repr_html_().count("<img") == 3
+    assert drawn.to_pandas().to_dict("list") == {
+        "id": ["3"] * 3,
+        "name": ["3"] * 3,
+        "seed": [1] * 3,
+        "number": [0, 1, 2],
+    }
+    values = json.loads(json.dumps(drawn.to_dict()))
+    kind, data = values[2]["picture"].split(",")
+    assert kind == "data:image/png;base64" and values[2]["number"] == 2
+    assert Image.open(io.BytesIO(base64.b64decode(data))).tobytes() == drawn[2].tobytes()
     again = classifier.sample(3, 1, Sampling(seed=1, guidance=1.5))
     assert again[0].tobytes() == drawn[0].tobytes()
 

@@ -28,6 +28,29 @@ def precisions() -> list[str]:
     return list(PRECISIONS)
 
 
+def comma_list(offer: Callable[[], list[str]]) -> Callable[[str], list[str]]:
+    """Completes the last item of a comma-separated list with what `offer` gives, but for the items before it."""
+
+    def lists(typed: str) -> list[str]:
+        before, comma, _ = typed.rpartition(",")
+        return [f"{before}{comma}{name}" for name in offer() if name not in before.split(",")]
+
+    return lists
+
+
+def encoder_precisions() -> list[str]:
+    """Of avarc encode."""
+    from avarc_cli.settings import ENCODER_PRECISIONS
+
+    return list(ENCODER_PRECISIONS)
+
+
+def training_precisions() -> list[str]:
+    from avarc_cli.settings import TRAINING_PRECISIONS
+
+    return list(TRAINING_PRECISIONS)
+
+
 def scoring_precisions() -> list[str]:
     """Of avarc classify, which also knows cascades."""
     from avarc_cli.settings import AUTO_PRECISION, CASCADE
@@ -51,6 +74,13 @@ def models() -> list[str]:
     from avarc_cli.zoo import cards
 
     return _names(cards.model_cards)
+
+
+def presets() -> list[str]:
+    """Published settings of drawing: of the typed model, or by the name of a model."""
+    from avarc_cli.sampling.presets import PAPER, published
+
+    return [PAPER, *published()]
 
 
 def tokenizers() -> list[str]:
@@ -100,9 +130,33 @@ def bank_classes(context: typer.Context) -> list[str]:
     return [] if path is None else _names(lambda: bank.read(Path(path)).additions)
 
 
+def known_classes(context: typer.Context) -> list[str]:
+    """Of the model and the bank that are typed already: ids, and names of one word, as a shell divides others."""
+    from avarc_cli import known_classes as library
+
+    added, model = bank_classes(context), context.params.get("model")
+    if model is None:
+        return added
+    typed = {name: context.params.get(name) for name in ("class_names", "class_order")}
+    with suppress(AvarcError, OSError):
+        if (space := library.known_classes(model, **typed)) is not None:
+            own = dict.fromkeys([*space.ids, *space.names])
+            return [*added, *(name for name in own if len(name.split()) == 1)]
+    return added
+
+
+def one_class(*roles: str) -> Callable[[typer.Context], list[str]]:
+    """Completes one of these roles, or a known class."""
+
+    def names(context: typer.Context) -> list[str]:
+        return [*roles, *known_classes(context)]
+
+    return names
+
+
 def classes(context: typer.Context) -> list[str]:
-    """Included lists of classes, and the added classes of the bank that is typed already."""
-    return [*bank_classes(context), *subsets()]
+    """Known classes, and the included lists of classes."""
+    return [*known_classes(context), *subsets()]
 
 
 def candidates(context: typer.Context) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 from avarc_cli.errors import UsageError
 from avarc_cli.settings import check_file, check_sampling
@@ -41,6 +42,7 @@ class DrawingOptions:
         typer.Option(
             "--preset",
             help="paper: draw and round as for the published FID of --model; or name the model that its file has.",
+            autocompletion=complete.presets,
         ),
     ] = None
     more_smooth: Annotated[

@@ -117,7 +117,9 @@ class _OptimizerOptions:
     schedule: Annotated[
         str,
         optimizer_option(
-            "--schedule", help="Of the learning rate: plateau, cosine, constant, or VAR's cos, lin0, lin, lin00, exp."
+            "--schedule",
+            help="Of the learning rate: plateau, cosine, constant, or VAR's cos, lin0, lin, lin00, exp.",
+            autocompletion=complete.one_of("plateau", "cosine", "constant", "cos", "lin0", "lin", "lin00", "exp"),
         ),
     ] = "plateau"
     warmup: Annotated[
@@ -135,7 +137,9 @@ class _OptimizerOptions:
     decayed: Annotated[
         str,
         optimizer_option(
-            "--decayed", help="What decays: linears (and convolutions), or published: as in the family's own code."
+            "--decayed",
+            help="What decays: linears (and convolutions), or published: as in the family's own code.",
+            autocompletion=complete.one_of("linears", "published"),
         ),
     ] = "linears"
     betas: Annotated[str, optimizer_option("--betas", help="Of AdamW.")] = "0.9,0.95"
@@ -145,7 +149,12 @@ class _OptimizerOptions:
         optimizer_option("--ema-decay", help="Of the average of the weights, which is written; 0 for no average."),
     ] = 0.999
     ema_start: Annotated[
-        str, optimizer_option("--ema-start", help="How the average begins: tensorflow, copy, half or none.")
+        str,
+        optimizer_option(
+            "--ema-start",
+            help="How the average begins: tensorflow, copy, half or none.",
+            autocompletion=complete.one_of("tensorflow", "copy", "half", "none"),
+        ),
     ] = "tensorflow"
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avarc_cli import console, processes
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _images, _summary
 from avarc_cli.commands._groups import NO_OPTION
 from avarc_cli.errors import UsageError
@@ -30,7 +31,12 @@ option = partial(typer.Option, rich_help_panel="Running")
 class RunOptions:
     accumulate: Annotated[int, option("--accumulate", min=1, help="Passes a step, of part of the batch each.")] = 1
     precision: Annotated[
-        str, option("--precision", help="Of products and activations: fp32, bf16, or fp16 (CUDA); weights are fp32.")
+        str,
+        option(
+            "--precision",
+            help="Of products and activations: fp32, bf16, or fp16 (CUDA); weights are fp32.",
+            autocompletion=complete.training_precisions,
+        ),
     ] = "fp32"
     checkpoint_activations: Annotated[
         bool, option("--checkpoint-activations", help="Recompute activations in the backward pass: less memory.")

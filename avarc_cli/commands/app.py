@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import with_option_groups
@@ -28,7 +29,10 @@ def app(
         ),
     ] = None,
     compare: Annotated[
-        str | None, typer.Option("--compare", help="Another model, whose predictions are shown beside.")
+        str | None,
+        typer.Option(
+            "--compare", help="Another model, whose predictions are shown beside.", autocompletion=complete.models
+        ),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 for a free one.")] = 7860,

@@ -79,12 +79,16 @@ class _TimingOptions:
         typer.Option(
             "--precision",
             help="Only these precisions, comma-separated. Default: all that are present.",
-            autocompletion=complete.precisions,
+            autocompletion=complete.comma_list(complete.precisions),
         ),
     ] = None
     kernels: Annotated[
         str | None,
-        typer.Option("--kernels", help="auto, torch, triton or flash, comma-separated. Default: torch and triton."),
+        typer.Option(
+            "--kernels",
+            help="auto, torch, triton or flash, comma-separated. Default: torch and triton.",
+            autocompletion=complete.comma_list(complete.one_of("auto", "torch", "triton", "flash")),
+        ),
     ] = None
     graphs: Annotated[
         bool, typer.Option("--graphs", help="Also time 1 to 4 pairs as CUDA graphs, which launch nothing.")

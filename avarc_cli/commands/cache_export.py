@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 from avarc_cli.words import counted
 
@@ -25,6 +26,7 @@ def export_tokens(
             help="llamagen (imagenet256_codes/0.npy and imagenet256_labels/0.npy in OUT), randar (OUT/CLASS/0.npy), "
             "jsonl (1d-tokenizer's lines, one a view), npy (labels in FILE_labels.npy) or npz (tokens, labels). "
             "Default: what the suffix of OUT says.",
+            autocompletion=complete.one_of("llamagen", "randar", "jsonl", "npy", "npz"),
         ),
     ] = None,
     overwrite: opt.OverwriteOpt = False,

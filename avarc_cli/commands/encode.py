@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _dry_run, _images, _shards
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
@@ -45,7 +46,11 @@ def encode(
     patch_nums: opt.PatchNumsOpt = None,
     precision: Annotated[
         str,
-        opt.model_option("--precision", help="Of the encoder: fp32, or bf16 on a GPU, which changes some tokens."),
+        opt.model_option(
+            "--precision",
+            help="Of the encoder: fp32, or bf16 on a GPU, which changes some tokens.",
+            autocompletion=complete.encoder_precisions,
+        ),
     ] = "fp32",
     encoding: groups.ImageOptions,
 ) -> None:

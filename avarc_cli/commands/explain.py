@@ -65,22 +65,47 @@ def explain(
     ] = Path("explanation.png"),
     npz: Annotated[Path | None, typer.Option("--npz", help="Also write the raw arrays to this file.")] = None,
     target: Annotated[
-        str, typer.Option("--class", help="The class to explain: prediction, label, or a class's name.")
+        str,
+        typer.Option(
+            "--class",
+            help="The class to explain: prediction, label, or a class's name.",
+            autocompletion=complete.one_class("prediction", "label"),
+        ),
     ] = "prediction",
     contrast: Annotated[
-        str, typer.Option("--vs", help="The class to compare it with: rival (the strongest other), label, or a name.")
+        str,
+        typer.Option(
+            "--vs",
+            help="The class to compare it with: rival (the strongest other), label, or a name.",
+            autocompletion=complete.one_class("rival", "label", "prediction"),
+        ),
     ] = "rival",
     weighting: Annotated[
         str,
-        typer.Option("--weighting", help="paper: every token counts once; uniform: once for each cell that it covers."),
+        typer.Option(
+            "--weighting",
+            help="paper: every token counts once; uniform: once for each cell that it covers.",
+            autocompletion=complete.one_of("paper", "uniform"),
+        ),
     ] = "paper",
     scales: Annotated[str | None, typer.Option("--scales", help="Only these scales, counted from 1: 4-10.")] = None,
     upsample: Annotated[
         str,
-        typer.Option("--upsample", help="area: exact sums; nearest: cell by cell, as in the paper's figures."),
+        typer.Option(
+            "--upsample",
+            help="area: exact sums; nearest: cell by cell, as in the paper's figures.",
+            autocompletion=complete.one_of("area", "nearest"),
+        ),
     ] = "area",
     rows: Annotated[str | None, typer.Option("--rows", help="Only these rows, counted from 0: 3,10-12.")] = None,
-    only: Annotated[str | None, typer.Option("--only", help="Only images that are wrong, right or unsure.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            "--only",
+            help="Only images that are wrong, right or unsure.",
+            autocompletion=complete.one_of("wrong", "right", "unsure"),
+        ),
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option("--limit", help="At most N images, the least likely first. Default: as many as are legible."),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _dry_run, _images, _of_run, _summary
 from avarc_cli.commands import _option_groups as groups
 from avarc_cli.commands import _options as opt
@@ -40,7 +41,12 @@ def export(
         Path, typer.Option("--out", "-o", help="FILE.npz, FILE.h5 or FILE.parquet; a folder gets one npz per image.")
     ],
     classes: Annotated[
-        str | None, typer.Option("--classes", help="Only these classes: a file, a known subset, or a list like 0,5,7.")
+        str | None,
+        typer.Option(
+            "--classes",
+            help="Only these classes: a file, a known subset, or a list like 0,5,7.",
+            autocompletion=complete.candidates,
+        ),
     ] = None,
     per_token: Annotated[
         bool, typer.Option("--per-token", help="The log-probability of every token instead of their sum.")

@@ -76,7 +76,12 @@ def incremental(
         Path | None, typer.Option("--test", help="Test images or cache. Default: DATA's test/, or a fifth of DATA.")
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option("--baseline", help="finetune: train all weights on each task, for comparison.")
+        str | None,
+        typer.Option(
+            "--baseline",
+            help="finetune: train all weights on each task, for comparison.",
+            autocompletion=complete.one_of("finetune"),
+        ),
     ] = None,
     as_json: opt.JsonOpt = False,
     model: _ModelOptions,

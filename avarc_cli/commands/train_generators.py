@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _recipe_options as recipes
 from avarc_cli.commands import _training as common
@@ -108,7 +109,12 @@ def maskgit(
     reads: common.TokenizerOptions,
     shape: common.TransformerOptions,
     network: Annotated[
-        str, opt.model_option("--network", help="uvit, or bert: as the published ones of TiTok L-32 and B-64.")
+        str,
+        opt.model_option(
+            "--network",
+            help="uvit, or bert: as the published ones of TiTok L-32 and B-64.",
+            autocompletion=complete.one_of("uvit", "bert"),
+        ),
     ] = "uvit",
     overwrite: opt.OverwriteOpt = False,
     as_json: opt.JsonOpt = False,

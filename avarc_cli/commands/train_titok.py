@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from avarc_cli import console
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands import _weights
@@ -72,7 +73,9 @@ def titok(
     codes_of: Annotated[
         str | None,
         opt.model_option(
-            "--codes-of", help="A MaskGIT-VQGAN's name or file: train in two stages, the first on its tokens."
+            "--codes-of",
+            help="A MaskGIT-VQGAN's name or file: train in two stages, the first on its tokens.",
+            autocompletion=complete.tokenizers,
         ),
     ] = None,
     start_from: Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _training as common
 from avarc_cli.commands import _weights
@@ -38,7 +39,12 @@ def tokenizer(
     multipliers: common.MultipliersOpt = "1,2,2,4",
     blocks: common.BlocksOpt = 2,
     initialization: Annotated[
-        str, opt.model_option("--initialization", help="small, for small tokenizers, or published: as VAR's authors.")
+        str,
+        opt.model_option(
+            "--initialization",
+            help="small, for small tokenizers, or published: as VAR's authors.",
+            autocompletion=complete.one_of("small", "published"),
+        ),
     ] = "small",
     device: opt.DeviceOpt = "auto",
     overwrite: opt.OverwriteOpt = False,
@@ -84,7 +90,11 @@ def vq(
     out: common.OutOpt,
     start_from: Annotated[
         str | None,
-        opt.model_option("--start-from", help="A VQGAN's name or file to begin with, of the shape that it has."),
+        opt.model_option(
+            "--start-from",
+            help="A VQGAN's name or file to begin with, of the shape that it has.",
+            autocompletion=complete.tokenizers,
+        ),
     ] = None,
     image_size: common.ImageSizeOpt = 64,
     vocab: common.VocabularyOpt = 512,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -18,7 +18,11 @@ from avarc_cli.explain.figure import draw
 from avarc_cli.explain.maps import Float, Weighting
 from avarc_cli.explain.palette import paint
 from avarc_cli.explain.write import KINDS, write_explanations
+from avarc_cli.frames import frame
 from avarc_cli.outputs import reserved
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 SIDE = 256  # pixels of an overlay
 
@@ -103,6 +107,24 @@ class ExplainedImage:
             "log_likelihood_ratio": self.log_likelihood_ratio,
             "map": np.asarray(self.map).tolist(),
         }
+
+    def to_pandas(self) -> DataFrame:
+        """A table with a row for each token, in order: scale, counted from 1, row and column in its grid, and evidence.
+
+        Evidence is for the class against the contrast class, in nats. It adds up to `log_likelihood_ratio`, whatever
+        the weights. Tokens without a position have no other column.
+        Raises: UsageError without pandas.
+        """
+        places: list[dict[str, int]] = [
+            {"scale": scale, "row": row, "column": column}
+            for scale, (rows, columns) in enumerate(self.explanation.layout.grids, start=1)
+            for row in range(rows)
+            for column in range(columns)
+        ]
+        ratios = self._ratio.tolist()
+        return frame(
+            [{**place, "evidence": ratio} for place, ratio in zip(places or [{}] * len(ratios), ratios, strict=True)]
+        )
 
     def _repr_png_(self) -> bytes:
         """The picture that `avarc explain` draws, in a notebook."""

@@ -44,6 +44,11 @@ class RunFolder:
         self.journal = path / JOURNAL
         self.journal_seconds = path / SECONDS
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Of a finished run, but for those of single images."""
+        return self.path / "run.json", self.predictions, self.table, self.metrics
+
     def write_request(self, asked: Mapping[str, Any]) -> None:
         """Write run.json."""
         write_bytes(self.path / "run.json", to_json(asked, indent=1, sort_keys=True).encode())

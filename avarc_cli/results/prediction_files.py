@@ -88,7 +88,7 @@ def csv_file(path: Path) -> Iterator[AddRecords]:
         file.write(",".join(COLUMNS) + "\n")
 
         def add(records: Iterable[Record]) -> None:
-            file.writelines(",".join(map(_csv_field, _row(record))) + "\n" for record in records)
+            file.writelines(",".join(map(_csv_field, row(record))) + "\n" for record in records)
 
         yield add
 
@@ -111,7 +111,7 @@ def parquet_file(path: Path) -> Iterator[AddRecords]:
     with replacing(path) as temporary, parquet.ParquetWriter(temporary, schema) as file:
 
         def add(records: Iterable[Record]) -> None:
-            rows = map(_row, records)
+            rows = map(row, records)
             while some := list(islice(rows, ROWS_AT_ONCE)):
                 columns = dict(zip(COLUMNS, map(list, zip(*some, strict=True)), strict=True))
                 file.write_batch(arrow.record_batch(columns, schema=schema))
@@ -119,7 +119,7 @@ def parquet_file(path: Path) -> Iterator[AddRecords]:
         yield add
 
 
-def _row(record: Record) -> list[Any]:
+def row(record: Record) -> list[Any]:
     known = record["label"] is not None
     values = {**record, "correct": record["label_rank"] == 0 if known else None}
     return [to_text(value) if isinstance(value := values[name], str) else value for name in COLUMNS]

@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avarc_cli.errors import Interrupted, UsageError
+from avarc_cli.frames import frame
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.progress import MetricsProgress, Notify, no_message, no_metrics, no_progress
 from avarc_cli.results import metrics, records
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.lines import Record
 from avarc_cli.results.parts import Division, ScoredChunk
+from avarc_cli.results.prediction_files import COLUMNS, row
 from avarc_cli.results.records import RunImage
 from avarc_cli.results.resume import Tally, are_current
 from avarc_cli.results.scorer import Scorer
@@ -37,6 +40,11 @@ from avarc_cli.work.locks import ChunkLock, chunk_lock
 from avarc_cli.work.run import compute
 from avarc_cli.work.shards import UNDIVIDED, Shard
 from avarc_cli.work.workers import HERE, Workers, check_division
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+NULLABLE = {int: "Int64", bool: "boolean"}  # types of pandas for columns where a label may be unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +113,9 @@ class RunResult:
     metrics: dict[str, Any]
     """metrics.json."""
 
+    files: tuple[Path, ...] = ()
+    """run.json, predictions.jsonl, predictions.csv and metrics.json; none of a run in memory."""
+
     scores: list[tuple[RunImage, ImageScores]] = field(default_factory=list)
     """Scores of the images of this session, if they were asked for."""
 
@@ -121,6 +132,18 @@ class RunResult:
     def complete(self) -> bool:
         """Whether the run is finished."""
         return self.chunks == self.all_chunks and not self.others_at_work
+
+    def to_dict(self) -> dict[str, Any]:
+        """Metrics and files, as JSON types. The predictions are `records`."""
+        return {"complete": self.complete, "metrics": self.metrics, "files": [str(path) for path in self.files]}
+
+    def to_pandas(self) -> DataFrame:
+        """The predictions as in predictions.csv (docs/formats.md), a row for each image.
+
+        Raises: UsageError without pandas.
+        """
+        types = {name: NULLABLE[kind] for name, kind in COLUMNS.items() if kind in NULLABLE}
+        return frame(map(row, self.records), columns=list(COLUMNS), types=types)
 
 
 def accuracy_note(numbers: Mapping[str, float]) -> str:
@@ -280,4 +303,5 @@ class RunWork:
     def _finished(self) -> RunResult:
         every = self.opening.division.chunks.count
         records_there, numbers = self.folder.read_predictions(), self.folder.read_metrics()
-        return RunResult(records=records_there, metrics=numbers, chunks=every, all_chunks=every)
+        files = self.folder.files
+        return RunResult(records=records_there, metrics=numbers, files=files, chunks=every, all_chunks=every)

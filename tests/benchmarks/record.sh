@@ -19,6 +19,7 @@ r paper-plan-rar-b-cpu python tests/benchmarks/paper_plan.py 5 100 fp32,bf16+fp3
 r paper-plan-llamagen-l-cpu python tests/benchmarks/paper_plan.py 5 100 fp32,bf16+fp32 7 --shape llamagen-l --json  # 15 min
 r roofline-d16-cpu  avarc bench --roofline --shape d16 --precision fp32,bf16,int8 --json                  # 4 min
 r startup           python tests/benchmarks/startup.py --json                                             # 3 min
+r app-start         python tests/benchmarks/app_start.py --json                                           # 1 min
 r waiting           python tests/benchmarks/waiting.py --json                                             # 2 min
 r bench-d16-cpu     avarc bench --precision fp32,bf16,int8 --pairs 6 --rounds 3 --kernels torch --json    # 3 min
 r encoder           python tests/benchmarks/encoder.py --json                                             # 1 min
