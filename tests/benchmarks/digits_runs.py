@@ -115,14 +115,8 @@ def splits() -> list[Table]:
             found.append(applied(str(plan), table.rows(np.sort(order[:HELD_OUT]))))
         agreement, share = np.array(found).T
         name = f"held out in {SPLITS} other splits, mean" + (f"; {samples} samples" if samples > 1 else "")
-        rows.append(
-            [
-                name,
-                float(agreement.mean()),
-                float(share.mean()),
-                " to ".join(shown(end, ".0%") for end in (share.min(), share.max())),
-            ]
-        )
+        ends = " to ".join(shown(end, ".0%") for end in (share.min(), share.max()))
+        rows.append([name, float(agreement.mean()), float(share.mean()), ends])
     columns = [("images", ""), ("agreement", ".1%"), ("tokens, of exhaustive", ".1%"), ("range", "")]
     return [Table(columns, rows)]
 
