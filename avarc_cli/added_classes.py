@@ -127,7 +127,7 @@ class AddedClassesModel(LikelihoodModel):
         self.has_block_parallel = base.has_block_parallel
         self.has_summary = base.has_summary
         self.onednn, self.joins = base.onednn, base.joins
-        self.default_guidance = base.default_guidance
+        self.default_guidance, self.sampler = base.default_guidance, base.sampler
         self.keeps_tokens, self.smooths = base.keeps_tokens, base.smooths
         self.channels, self.steps = base.channels, base.steps
 

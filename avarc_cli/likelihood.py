@@ -46,6 +46,18 @@ class Known:
         return torch.from_numpy(self.tokens_L).to(device), torch.from_numpy(self.kept_L).to(device)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplerSettings:
+    """What `LikelihoodModel.sample` has built in, as presets of published settings state it."""
+
+    schedule: str = "constant"
+    """How guidance changes from the first tokens to the last, in words."""
+    temperature: float = 1.0
+    """Of logits, or of the noise in a masked model's choices at its first step."""
+    steps: int | None = None
+    """Passes of a sampler that draws several tokens at a time; None for others."""
+
+
 class LikelihoodModel(ABC):
     """A generator as the scoring engine sees it: token log-probabilities, segment by segment.
 
@@ -79,6 +91,8 @@ class LikelihoodModel(ABC):
     """Whether float32 matrices are multiplied by oneDNN on a CPU where that was chosen (`Precision.library`)."""
     default_guidance: float = 1.5
     """Strength of guidance with which `sample` is meant to be used."""
+    sampler: SamplerSettings = SamplerSettings()
+    """What `sample` has built in; some of it may follow from the network's shape."""
     channels: int = 0
     """Z of the continuous tokens that it reads, (B, L, Z) float32 instead of (B, L); 0 for the codes of a codebook."""
     steps: int | None = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from avarc_cli.commands import _options as opt
 from avarc_cli.commands._groups import NO_OPTION
+from avarc_cli.errors import UsageError
 from avarc_cli.settings import check_aesthetic_score
 
 if TYPE_CHECKING:
@@ -58,12 +59,16 @@ class CaptionOptions:
 
         Args:
             model: the value of --model.
+        Raises: UsageError where there are no words, and they are needed.
         """
         from avarc_cli.text.captions import ALONE
         from avarc_cli.zoo.cards import caption_card
 
         if self.captions is not None or not (self.templates or caption_card(model)):
             return self
+        if not words:
+            why, fix = "it draws what the arguments say", 'write captions, as in "a red bird", or add --captions FILE'
+            raise UsageError(f"which captions is {model} to draw?", why, fix)
         return replace(self, templates=self.templates or [ALONE], template_names=tuple(dict.fromkeys(words)))
 
     def caption_space(self) -> LabelSpace:

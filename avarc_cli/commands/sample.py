@@ -15,6 +15,7 @@ from avarc_cli.commands import _options as opt
 from avarc_cli.commands import _shards
 from avarc_cli.commands._drawing import DrawingOptions
 from avarc_cli.commands._groups import with_option_groups
+from avarc_cli.errors import UsageError
 from avarc_cli.words import counted
 
 if TYPE_CHECKING:
@@ -44,13 +45,14 @@ class _ManyOptions:
 def sample(
     context: typer.Context,
     classes: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            help="Classes by name, id or number; or a known subset, or a file. Of a model of captions: captions, or "
-            "names out of --captions.",
+            help="Classes by name, id or number; or a known subset, or a file. Default, if --per-class is given: all. "
+            "Of a model of captions: captions, or names out of --captions.",
             autocompletion=complete.classes,
+            show_default=False,
         ),
-    ],
+    ] = None,
     *,
     out: Annotated[
         Path,
@@ -81,13 +83,15 @@ def sample(
     from avarc_cli.data.labels import resolve_classes
 
     own, workers = work.own_shard, work.workers
+    words = classes or []
+    classes = words or _all_classes(context)
     is_picture = out.suffix.lower() == ".png" or (out.suffix.lower() not in {"", ".npz"} and not out.is_dir())
     if is_picture:
         opt.check_not_given(context, OF_MANY, f"with '{out}'", "one picture is drawn by one process")
     else:
         _check_place(context, out, own, workers, overwrite=overwrite)
     preset, painting = drawing.read(context, model.model)
-    model = model.saying(classes, model.model)
+    model = model.saying(words, model.model)
     if (space := model.known_classes()) is not None:
         for wanted in classes:
             resolve_classes(wanted, space)
@@ -95,13 +99,23 @@ def sample(
     with outputs.reserved(picture, outputs.PNG, overwrite=overwrite, inputs=read):
         from avarc_cli.loading import load_model  # imports torch: only now, after all that may be wrong
 
-        loaded = load_model(work.place(context, model).fetch(), words=classes, progress=opt.captions_bar)
+        loaded = load_model(work.place(context, model).fetch(), words=words, progress=opt.captions_bar)
         opt.note_inferred(loaded)
         how = drawing.sampling(loaded, preset, painting)
         if is_picture:
             _draw_one(loaded, classes, out, count, how)
         else:
             _draw_many(loaded, classes, out, count, how, many, own, workers, overwrite=overwrite)
+
+
+def _all_classes(context: typer.Context) -> list[str]:
+    """What to draw where no classes are named. Raises: UsageError unless it is said how many pictures of each."""
+    if not opt.is_given(context, "count"):
+        why = "without CLASSES all of the model's are drawn, but only if --per-class says how many pictures of each"
+        raise UsageError(
+            "which classes are to be drawn?", why, "name classes, as in avarc sample 3 8, or add --per-class 50"
+        )
+    return ["all"]
 
 
 def _check_place(context: typer.Context, out: Path, own: Shard, workers: Workers, *, overwrite: bool) -> None:

@@ -6,7 +6,7 @@ Shapes: K classes, H pixels a side.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from avarc_cli.data.labels import resolve_all
-from avarc_cli.errors import UsageError
+from avarc_cli.errors import UsageError, describe_differences
 from avarc_cli.layers.sampling import generator_of
 from avarc_cli.likelihood import Known
 from avarc_cli.loaded import LoadedModel
@@ -79,14 +79,26 @@ class Sampling:
     def check(self, model: LoadedModel) -> None:
         """Raises: UsageError for what this model cannot do."""
         check_one_precision(model.precision, "sampling")
-        if self.preset is not None and self.preset.family != model.family:
-            why = f"{self.preset.model} is of the family {self.preset.family}, {model.name} of {model.family}"
-            raise UsageError(f"the preset of {self.preset.model} is not for {model.name}", why, "name another --preset")
+        if self.preset is not None:
+            _check_preset(self.preset, model)
         if self.known is not None:
             check_keeps_tokens(model)
         if self.more_smooth and not model.likelihood.smooths:
             why = f"VAR mixes codes of a scale before the next one reads them; {model.name} is a {model.family}"
             raise UsageError(f"--more-smooth is not for {model.name}", why, "leave it out, or name a VAR")
+
+
+def _check_preset(preset: Preset, model: LoadedModel) -> None:
+    """Raises: UsageError for a preset of another family, or with settings that this model's sampler does not have."""
+    what = f"the preset of {preset.model} is not for {model.name}"
+    if preset.family != model.family:
+        why = f"{preset.model} is of the family {preset.family}, {model.name} of {model.family}"
+        raise UsageError(what, why, "name another --preset")
+    own = asdict(model.likelihood.sampler)
+    published = {name: getattr(preset, name) for name in own}
+    if differences := describe_differences(published, own, sides=("published", "here")):
+        fix = "name the --preset of the published model with its shape, or give --guidance, --top-k and --top-p instead"
+        raise UsageError(what, f"a network of its shape draws otherwise: {differences}", fix)
 
 
 @dataclass(frozen=True, kw_only=True)

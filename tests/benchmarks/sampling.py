@@ -2,10 +2,11 @@
 
 usage: python tests/benchmarks/sampling.py [--images N] [--batch-size B] [--rounds R] [--json] [MODEL ...]
 
-The plain loop draws one image after the other, evaluates all tokens so far for each new one (of a VAR: for each scale)
-by the plain networks of `models/*/reference.py`, and decodes the image. Both draw with the same guidance and the same
-random numbers, so they should draw the same tokens, up to roundings that decide otherwise; the share that agrees is
-printed. MODEL: digits (a VAR), digits-llamagen, or var-d16 in its published shape with random weights.
+The plain loop (`plain_sampling`) draws one image after the other, evaluates the whole sequence in each pass, and
+decodes the image. Both draw with the same guidance and the same random numbers, so they should draw the same tokens, up
+to roundings that decide otherwise; the share that agrees is printed. MODEL: an included one (digits, digits-llamagen,
+digits-randar, digits-titok, digits-captions); rar or maskgen, which are small, with random weights and a tokenizer of
+digits; or var-d16 in its published shape with random weights.
 """
 
 from __future__ import annotations
@@ -24,69 +25,85 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import load_golden
 from figure_tables import Cell, Table, say, show
+from plain_sampling import GUIDANCE, Loop, loop_of
 
-from avarc_cli.layers.sampling import draw, generator_of
-from avarc_cli.likelihood import NetworkModel
-from avarc_cli.loading import load_model
-from avarc_cli.models.llamagen import reference as llamagen
-from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
-from avarc_cli.models.var import reference as var
+from avarc_cli.layers.random_weights import random_weights
+from avarc_cli.layers.sampling import generator_of
+from avarc_cli.likelihood import LikelihoodModel
+from avarc_cli.loading import load_model, load_tokenizer
+from avarc_cli.models.maskgen.config import DEFAULT_SCORE, MaskGenConfig
+from avarc_cli.models.maskgen.likelihood import MaskGenLikelihood
+from avarc_cli.models.maskgen.network import MaskGen
+from avarc_cli.models.rar.config import RARConfig
+from avarc_cli.models.rar.likelihood import RARLikelihood
+from avarc_cli.models.rar.network import RAR
 from avarc_cli.models.var.likelihood import VARLikelihood
+from avarc_cli.text import encoders
+from avarc_cli.text.features import CaptionFeatures
 from avarc_cli.tokens.reconstruct import to_pixels
 
-GUIDANCE = 1.5
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TEXT_POSITIONS, TEXT_WIDTH = 77, 768  # what MaskGen VQ reads of a caption
 
 
-def plain_var(model: VARLikelihood, class_id: int, generator: torch.Generator) -> Tensor:
-    """Tokens (1, L) of one image."""
-    weights, quantizer, sides = model.checkpoint_tensors(), model.quantizer, model.config.patch_nums
-    ids, tokens = torch.tensor([class_id, model.num_classes]), torch.empty(1, 0, dtype=torch.int64)
-    inputs, latents = torch.empty(1, 0, model.config.z_channels), torch.zeros(())
-    for k, side in enumerate(sides):
-        logits = var.logits(weights, inputs, ids)[:, -(side**2) :]
-        t = GUIDANCE * k / (len(sides) - 1)
-        drawn = draw((1 + t) * logits[:1] - t * logits[1:], [generator])
-        tokens = torch.cat([tokens, drawn], dim=1)
-        latents = latents + quantizer.contribution(k, drawn.unflatten(1, (side, side)))
-        if k + 1 < len(sides):
-            inputs = torch.cat([inputs, quantizer.shrink(k + 1, latents).flatten(2).transpose(1, 2)], dim=1)
-    return tokens
-
-
-def plain_llamagen(model: LlamaGenLikelihood, class_id: int, generator: torch.Generator) -> Tensor:
-    """Tokens (1, L) of one image."""
-    weights, length, heads = model.checkpoint_tensors(), model.segment_ends[-1], model.config.heads
-    x = weights["cls_embedding.embedding_table.weight"][[class_id, model.num_classes]][:, None]
-    turn, tokens = llamagen.rotations(length, model.config.width // heads, x), list[Tensor]()
-    for j in range(length):
-        logits = llamagen.transformer(weights, x, turn[: j + 1], heads)[:, -1:]
-        tokens.append(draw((1 + GUIDANCE) * logits[:1] - GUIDANCE * logits[1:], [generator]))
-        x = torch.cat([x, weights["tok_embeddings.weight"][tokens[-1].expand(2, 1)]], dim=1)
-    return torch.cat(tokens, dim=1)
-
-
-def open_model(name: str) -> tuple[NetworkModel, Callable[[Tensor], Tensor]]:
-    """A model, and what decodes its tokens."""
+def open_model(name: str) -> tuple[LikelihoodModel, Callable[[Tensor], Tensor], Loop]:
+    """A model, what decodes its tokens, and its plain loop."""
     if name == "var-d16":
         golden = load_golden("var_d16")
         vqvae = golden.vqvae()
-        return VARLikelihood(golden.var(), vqvae.quantize), vqvae.reconstruct
-    loaded = load_model(name)
-    assert isinstance(loaded.likelihood, NetworkModel)
-    return loaded.likelihood, loaded.tokenizer.decode
+        d16 = VARLikelihood(golden.var(), vqvae.quantize)
+        return d16, vqvae.reconstruct, loop_of(d16, None)
+    if name == "rar":
+        vq = load_tokenizer("digits-vq")
+        config = RARConfig(depth=4, width=256, heads=8, hidden=1024, num_classes=10, vocab_size=vq.vocab_size, side=8)
+        rar = RARLikelihood(random_weights(RAR(config)))
+        return rar, vq.decode, loop_of(rar, None)
+    if name == "maskgen":
+        return _maskgen()
+    texts = tuple(f"a handwritten {digit}" for digit in DIGITS)
+    loaded = load_model(name, words=texts)
+    model, features = loaded.likelihood, None
+    if model.text is not None:
+        features = encoders.encode_once(encoders.find(model.text.encoder), texts, torch.device("cpu")).features
+    return model, loaded.tokenizer.decode, loop_of(model, features)
 
 
-def plain(model: NetworkModel, class_id: int, generator: torch.Generator) -> Tensor:
-    """Tokens (1, L) of one image, by the plain loop of the model's family."""
-    if isinstance(model, VARLikelihood):
-        return plain_var(model, class_id, generator)
-    assert isinstance(model, LlamaGenLikelihood)
-    return plain_llamagen(model, class_id, generator)
+def _maskgen() -> tuple[LikelihoodModel, Callable[[Tensor], Tensor], Loop]:
+    """A MaskGen VQ with captions of random features."""
+    titok = load_tokenizer("digits-titok")
+    config = MaskGenConfig(
+        depth=4,
+        width=256,
+        heads=8,
+        hidden=1024,
+        num_tokens=titok.layout.num_tokens,
+        text_width=TEXT_WIDTH,
+        text_positions=TEXT_POSITIONS,
+        score_width=256,
+        aesthetic_score=DEFAULT_SCORE,
+        vocab_size=titok.vocab_size,
+        rows=titok.vocab_size + 2,
+    )
+    generator = torch.Generator().manual_seed(1)
+
+    def features(captions: tuple[str, ...], empty: CaptionFeatures | None) -> CaptionFeatures:
+        count = len(captions)
+        return CaptionFeatures(
+            captions=captions,
+            sequence_RTD=torch.randn(count, TEXT_POSITIONS, TEXT_WIDTH, generator=generator),
+            length_R=torch.full((count,), TEXT_POSITIONS),
+            pooled_RE=torch.randn(count, TEXT_WIDTH, generator=generator),
+            empty=empty,
+        )
+
+    read = features(DIGITS, features(("",), None))
+    model = MaskGenLikelihood(random_weights(MaskGen(config))).with_captions(read)
+    return model, titok.decode, loop_of(model, read)
 
 
 @torch.inference_mode()
 def measure(
-    model: NetworkModel, decode: Callable[[Tensor], Tensor], images: int, batch_size: int
+    model: LikelihoodModel, decode: Callable[[Tensor], Tensor], loop: Loop, images: int, batch_size: int
 ) -> tuple[float, float, float]:
     """Images a second of avarc and of the plain loop, and the share of tokens on which they agree."""
     ids = [i % model.num_classes for i in range(images)]
@@ -105,7 +122,7 @@ def measure(
     started = time.perf_counter()
     theirs = []
     for i in range(images):
-        theirs.append(plain(model, ids[i], streams(range(i, i + 1))[0]))
+        theirs.append(loop(ids[i], *streams(range(i, i + 1))))
         to_pixels(decode(theirs[-1]))
     seconds = time.perf_counter() - started
     agreement = (torch.cat(ours) == torch.cat(theirs)).double().mean()

@@ -129,12 +129,36 @@ def test_what_is_not_avarcs_is_never_touched(draw, tmp_path, name):
         (["--out", "x.npz", "--preset", "best"], "no preset 'best'"),
         (["--out", "x.npz", "--preset", "var-d16", "--top-k", "5"], "no use for --top-k with --preset"),
         (["--out", "x.npz", "--preset", "rar-b"], "is of the family rar, digits of var"),
+        (["--out", "x.npz", "--model", "digits-titok", "--preset", "maskgit-s128"], "steps: 64 published, 8 here"),
+        (["--out", "x.npz", "--model", "digits-randar", "--preset", "randar-l-256"], "steps: 88 published, 22 here"),
         (["--out", "x.npz", "--model", "digits-llamagen", "--more-smooth"], "--more-smooth is not for digits-llamagen"),
     ],
 )
 def test_wrong_requests_write_nothing(tmp_path, monkeypatch, capsys, options, says):
     monkeypatch.chdir(tmp_path)
     assert main(["sample", "3", *options]) == 2
+    assert says in " ".join(capsys.readouterr().err.split()) and not list(tmp_path.iterdir())
+
+
+def test_without_classes_all_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, words in {"x": [], "all": ["all"]}.items():
+        assert main(["sample", *words, "--per-class", "1", "--batch-size", "10", "--out", f"{name}.npz"]) == 0
+    assert json.loads((tmp_path / "x.npz.json").read_text())["classes"] == [str(c) for c in range(10)]
+    for suffix in (".npz", ".npz.json"):
+        assert (tmp_path / f"x{suffix}").read_bytes() == (tmp_path / f"all{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "without CLASSES all of the model's are drawn, but only if --per-class says"),
+        (["--per-class", "2", "--model", "digits-captions"], "which captions is digits-captions to draw?"),
+    ],
+)
+def test_without_classes_and_their_number_nothing_is_drawn(tmp_path, monkeypatch, capsys, options, says):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", *options, "--out", "x.npz"]) == 2
     assert says in " ".join(capsys.readouterr().err.split()) and not list(tmp_path.iterdir())
 
 

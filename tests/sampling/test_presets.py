@@ -1,19 +1,27 @@
 """Published settings of drawing: they are those of the samplers, and pictures get the bytes of the references."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from avarc_cli.errors import UsageError
 from avarc_cli.loading import load_model
 from avarc_cli.models.maskgen import latent_sampling as kl
 from avarc_cli.models.maskgen import sampling as vq
 from avarc_cli.models.maskgit import sampling as maskgit
+from avarc_cli.models.maskgit.bert import Bert
+from avarc_cli.models.maskgit.config import MaskGITBertConfig
+from avarc_cli.models.maskgit.likelihood import MaskGITBertLikelihood
 from avarc_cli.models.randar import sampling as randar
 from avarc_cli.models.rar import sampling as rar
+from avarc_cli.models.rar.config import RARConfig
+from avarc_cli.models.rar.likelihood import RARLikelihood
+from avarc_cli.models.rar.network import RAR
 from avarc_cli.sampling import Sampling, sample
-from avarc_cli.sampling.presets import Preset, find, published
+from avarc_cli.sampling.presets import find, published
 from avarc_cli.tokens.reconstruct import to_pixels
 from avarc_cli.zoo.cards import model_card
 
@@ -43,6 +51,27 @@ def test_temperature_steps_and_schedule_are_the_samplers():
     assert published()["randar-l-256"].steps == randar.STEPS
 
 
+def tiny(name):
+    """A small network with the width, or the number of tokens, of this published one: its schedule depends on it."""
+    few = {"heads": 4, "hidden": 8, "num_classes": 2, "vocab_size": 4}
+    with torch.device("meta"):
+        if name == "rar-xl":
+            return RARLikelihood(RAR(RARConfig(depth=1, width=1280, side=2, **few)))
+        return MaskGITBertLikelihood(Bert(MaskGITBertConfig(depth=1, width=8, num_tokens=64, **few)))
+
+
+@pytest.mark.parametrize("name", ["rar-xl", "maskgit-b64"])
+def test_a_preset_is_refused_where_the_network_draws_by_another_schedule(name):
+    model = replace(load_model("digits-titok"), name="mine", family=published()[name].family, likelihood=tiny(name))
+    Sampling.with_preset(published()[name]).check(model)
+    others = [preset for preset in published().values() if preset.family == model.family and preset.model != name]
+    assert others
+    for preset in others:
+        with pytest.raises(UsageError, match=f"the preset of {preset.model} is not for mine") as refused:
+            Sampling.with_preset(preset).check(model)
+        assert " published, " in refused.value.why
+
+
 def test_guidance_is_the_stated_scale_as_avarc_counts_it():
     """Where a reference's scale 1 means no guidance, ours is one less."""
     for name, preset in published().items():
@@ -66,18 +95,7 @@ def test_pixels_are_rounded_as_the_reference_does(rounding, reference):
 
 
 def test_pictures_are_reduced_where_the_publication_did():
-    preset = Preset(
-        model="var-d16",
-        source="a test",
-        stated="1.5",
-        guidance=1.5,
-        top_k=0,
-        top_p=0.0,
-        temperature=1.0,
-        schedule="linear",
-        rounding="half-up",
-        side=8,
-    )
+    preset = replace(published()["var-d16"], rounding="half-up", side=8)
     drawn = sample(load_model("digits"), ["3"], 1, Sampling.with_preset(preset))
     assert drawn.pictures.shape == (1, 1, 8, 8, 3)
     assert find("paper", "llamagen-l-384").side == 256 and find("paper", "var-d16").side is None

@@ -27,14 +27,27 @@ def token_log_probs(
         heads: H; the heads of keys follow from the tensors.
     Returns: (P, L), in the dtype of the weights.
     """
-    pairs, caption, length = *features_PTD.shape[:2], len(tokens_L)
+    logits_PLV = logits(w, tokens_L[:-1], features_PTD, length_P, heads=heads, length=len(tokens_L))
+    return logits_PLV.log_softmax(-1).gather(-1, tokens_L.expand(len(logits_PLV), -1)[..., None])[..., 0]
+
+
+@torch.inference_mode()
+def logits(
+    w: Mapping[str, Tensor], before_L: Tensor, features_PTD: Tensor, length_P: Tensor, *, heads: int, length: int
+) -> Tensor:
+    """Logits of the first token, and of the one after each of these, under each caption: (P, 1 + len(before_L), V).
+
+    Args:
+        length: L; the others are as for `token_log_probs`.
+    """
+    pairs, caption = features_PTD.shape[:2]
     hidden = F.gelu(F.linear(features_PTD, w["cls_embedding.cap_proj.fc1.weight"]), approximate="tanh")
     captions_PTC = F.linear(hidden, w["cls_embedding.cap_proj.fc2.weight"])
-    rest_LC = w["tok_embeddings.weight"][tokens_L[:-1]]
+    rest_LC = w["tok_embeddings.weight"][before_L]
     x = torch.cat([captions_PTC, rest_LC.expand(pairs, -1, -1)], dim=1)
-    turn_LJ2 = F.pad(rotations(length, x.shape[-1] // heads, x)[1:-1], (0, 0, 0, 0, caption, 0))
-    logits = transformer(w, x, turn_LJ2, heads, visible(length_P, caption, x.shape[1]))[:, caption - 1 :]
-    return logits.log_softmax(-1).gather(-1, tokens_L.expand(pairs, -1)[..., None])[..., 0]
+    turn_LJ2 = rotations(length, x.shape[-1] // heads, x)[1 : 1 + len(before_L)]
+    turn_LJ2 = F.pad(turn_LJ2, (0, 0, 0, 0, caption, 0))
+    return transformer(w, x, turn_LJ2, heads, visible(length_P, caption, x.shape[1]))[:, caption - 1 :]
 
 
 def visible(length_P: Tensor, caption: int, total: int) -> Tensor:

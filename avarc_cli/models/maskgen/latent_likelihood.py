@@ -50,6 +50,7 @@ class MaskGenKLLikelihood(CaptionedLikelihood):
             raise UsageError("--unsmooth is not for a model of continuous tokens", why, "leave out --unsmooth")
         super().__init__(network, steps, table=table)
         self.channels = self.config.channels
+        self.sampler = SCHEDULE.settings(self.config.num_tokens)
         process = Process.cosine()
         self.process, self.probability = process.to(self.device), latent_noise.step_probabilities(process)
         self.flops_per_token += self.steps * latent_noise.EVALUATIONS * network.head.flops

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from avarc_cli.likelihood import SamplerSettings
 from avarc_cli.models.maskgen.diffusion import Process
 from avarc_cli.models.maskgen.joint import Captions
 from avarc_cli.models.maskgen.latent_head import TokenHead
@@ -30,6 +31,10 @@ class Schedule:
     """Passes, at most one for each token; after each, fewer tokens are hidden."""
     guidance: float = 2.0
     """The strength that it is meant for."""
+
+    def settings(self, length: int) -> SamplerSettings:
+        """As presets state them, for this number of tokens."""
+        return SamplerSettings(schedule="linear", steps=min(self.steps, length))
 
     def hidden_after(self, step: int, hidden: int, length: int) -> int:
         """How many tokens are hidden after this step, of those that are before it. The last step shows all."""

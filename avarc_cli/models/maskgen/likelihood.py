@@ -27,6 +27,7 @@ class MaskGenLikelihood(CaptionedLikelihood, MaskedCodes):
     family = "maskgen"
     trained_with = frozenset({"smoothing", "visible"})
     default_guidance = SCHEDULE.guidance
+    sampler = SCHEDULE.settings
     transformer: MaskGen
     config: MaskGenConfig
 

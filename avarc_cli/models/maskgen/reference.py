@@ -40,12 +40,18 @@ def token_log_probs(
     ids_PL = torch.full((len(pooled_PD), len(tokens_L)), codes, device=tokens_L.device)
     scored, start = [], 0
     for end in ends:
-        x = _hidden(w, ids_PL, sequence_PTD, pooled_PD, score, heads)
-        logits = (x @ w["embeddings.weight"][:codes].T).log_softmax(-1)
-        scored.append(logits[:, torch.arange(start, end), tokens_L[start:end]])
+        log_prob_PLV = logits(w, ids_PL, sequence_PTD, pooled_PD, score, heads=heads, codes=codes).log_softmax(-1)
+        scored.append(log_prob_PLV[:, torch.arange(start, end), tokens_L[start:end]])
         ids_PL[:, start:end] = tokens_L[start:end]
         start = end
     return torch.cat(scored, dim=1)
+
+
+def logits(
+    w: Weights, ids_PL: Tensor, sequence_PTD: Tensor, pooled_PD: Tensor, score: float, *, heads: int, codes: int
+) -> Tensor:
+    """Logits of the tokens, (P, L, V), from the ids that are visible or hidden; arguments as `token_log_probs`."""
+    return _hidden(w, ids_PL, sequence_PTD, pooled_PD, score, heads) @ w["embeddings.weight"][:codes].T
 
 
 def _hidden(w: Weights, ids_PL: Tensor, text_PTD: Tensor, pooled_PD: Tensor, score: float, heads: int) -> Tensor:

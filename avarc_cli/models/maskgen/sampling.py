@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from avarc_cli.errors import UsageError
+from avarc_cli.likelihood import SamplerSettings
 from avarc_cli.models.masked.sampling import unmask
 from avarc_cli.models.maskgen.joint import Captions
 from avarc_cli.models.maskgen.network import MaskGen
@@ -25,6 +26,11 @@ class Schedule:
     """Of the noise in choices and in confidence, at the beginning; it falls to 0."""
     guidance: float = 12.0
     """The strength that it is meant for."""
+
+    @property
+    def settings(self) -> SamplerSettings:
+        """As presets state them."""
+        return SamplerSettings(schedule="cosine", temperature=self.temperature, steps=self.steps)
 
     def weight(self, guidance: float, step: int) -> float:
         """How far to go from unconditional logits (0) over conditional ones (1), in this step.

@@ -55,7 +55,7 @@ class MaskGITLikelihood(MaskedCodes, TrainableModel):
         head = 2 * self.config.width * self.config.vocab_size
         self.flops_per_token = self.steps * self.config.pass_flops // length + head
         self.schedule = Schedule.of_length(length)
-        self.default_guidance = self.schedule.guidance
+        self.default_guidance, self.sampler = self.schedule.guidance, self.schedule.settings
 
     @property
     def precision(self) -> Precision:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from avarc_cli.likelihood import Known
+from avarc_cli.likelihood import Known, SamplerSettings
 from avarc_cli.models.masked.sampling import unmask
 from avarc_cli.models.maskgit.network import MaskedTransformer
 
@@ -36,6 +36,11 @@ class Schedule:
     def of_length(cls, num_tokens: int) -> Schedule:
         """That of the published model of as many tokens (https://github.com/bytedance/1d-tokenizer)."""
         return PUBLISHED.get(num_tokens, cls())
+
+    @property
+    def settings(self) -> SamplerSettings:
+        """As presets state them."""
+        return SamplerSettings(schedule=self.growth, temperature=self.temperature, steps=self.steps)
 
     def weight(self, guidance: float, step: int) -> float:
         """How far to go from unconditional logits (0) over conditional ones (1), in this step.

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from avarc_cli.layers.kv_cache import Workspace
 from avarc_cli.layers.precision import inference
+from avarc_cli.likelihood import SamplerSettings
 from avarc_cli.models.llamagen.likelihood import LlamaGenLikelihood
 from avarc_cli.models.llamagen.network import Inputs
 from avarc_cli.models.randar.network import RandAR, steps
-from avarc_cli.models.randar.sampling import sample
+from avarc_cli.models.randar.sampling import default_steps, sample
 from avarc_cli.objective import Draw, Objective
 
 
@@ -30,6 +32,11 @@ class RandARLikelihood(LlamaGenLikelihood):
     default_orders = 20  # arXiv:2603.19122
     has_block_parallel = True
     gpt: RandAR
+
+    def __init__(self, network: RandAR, workspace: Workspace | None = None) -> None:
+        super().__init__(network, workspace)
+        passes = default_steps(self.segment_ends[-1])
+        self.sampler = SamplerSettings(schedule="linear over the tokens, from 0", steps=passes)
 
     def _token_inputs(
         self, tokens_BL: Tensor, order_BL: Tensor | None, start: int, end: int, *, kernels: str | None = None

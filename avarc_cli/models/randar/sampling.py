@@ -18,6 +18,11 @@ from avarc_cli.models.randar.network import RandAR, steps
 STEPS, OF_TOKENS = 88, 256  # of the published models
 
 
+def default_steps(length: int) -> int:
+    """Passes for this number of tokens: as many for each as the published models use."""
+    return max(1, round(length * STEPS / OF_TOKENS))
+
+
 @torch.inference_mode()
 def sample(
     gpt: RandAR,
@@ -38,7 +43,7 @@ def sample(
 
     Args:
         order_BL: cells in the order of drawing; None for a random order from each image's generator.
-        step_count: passes of the network; None for as many per token as the published models use.
+        step_count: passes of the network; None for `default_steps`.
     """
     length, device = gpt.config.ends[-1], class_id_B.device
     if order_BL is None:
@@ -46,7 +51,7 @@ def sample(
     order_2BL = order_BL.repeat(2, 1)
     tokens_BL = torch.zeros_like(order_BL)  # in the order of drawing
     kv_cache, done = KVCache(gpt.config.depth, capacity=2 * length), 0
-    for count in block_sizes(length, step_count or max(1, round(length * STEPS / OF_TOKENS))):
+    for count in block_sizes(length, step_count or default_steps(length)):
         step_T, asks_T = steps(kv_cache.length, 2 * done + 1, device)
         step_T = torch.cat([step_T, torch.arange(done, done + count, device=device)])
         asks_T = torch.cat([asks_T, torch.ones(count, dtype=torch.bool, device=device)])

@@ -70,7 +70,7 @@ class RARLikelihood(AutoregressiveModel):
         self.unconditional: int | None = network.config.num_classes
         self.flops_per_token = network.config.flops // network.config.ends[-1]
         self.schedule = Schedule.of_width(network.config.width)
-        self.default_guidance = self.schedule.guidance
+        self.default_guidance, self.sampler = self.schedule.guidance, self.schedule.settings
         self._keeps_modulation = True
 
     def prepare(self, class_id_N: npt.NDArray[np.int64]) -> None:

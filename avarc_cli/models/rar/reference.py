@@ -24,11 +24,18 @@ def token_log_probs(w: Mapping[str, Tensor], tokens_L: Tensor, class_id_P: Tenso
         w: a published state dict. tokens_L: int64, in raster order. class_id_P: int64.
     Returns: (P, L), in the dtype of the weights.
     """
-    length, embeddings, place, ahead = len(tokens_L), w["embeddings.weight"], w["pos_embed"][0], _targets(w)
+    log_prob_PLV = logits(w, tokens_L[:-1], class_id_P).log_softmax(-1)
+    return log_prob_PLV.gather(-1, tokens_L.expand(len(class_id_P), -1)[..., None])[..., 0]
+
+
+@torch.inference_mode()
+def logits(w: Mapping[str, Tensor], before_L: Tensor, class_id_P: Tensor) -> Tensor:
+    """Logits of the first token, and of the one after each of these, under each class: (P, 1 + len(before_L), V)."""
+    length, embeddings, place, ahead = 1 + len(before_L), w["embeddings.weight"], w["pos_embed"][0], _targets(w)
     class_PC = embeddings[len(w["lm_head.weight"]) + 1 + class_id_P]
     first_P1C = (w["cls_token"][0] + place[:1]).expand(len(class_PC), 1, -1)
     class_P1C = (class_PC + place[1] + ahead[0])[:, None]
-    rest_LC = embeddings[tokens_L[:-1]] + place[2 : length + 1] + ahead[1:length]
+    rest_LC = embeddings[before_L] + place[2 : length + 1] + ahead[1:length]
     x = torch.cat([first_P1C, class_P1C, rest_LC.expand(len(class_PC), -1, -1)], dim=1)
     condition = F.silu(class_PC[:, None] + w["timesteps_embeddings"][0, : length + 1])
     for i in range(sum(key.endswith("qkv.weight") for key in w)):
@@ -39,8 +46,7 @@ def token_log_probs(w: Mapping[str, Tensor], tokens_L: Tensor, class_id_P: Tenso
         y = _norm(w, p + "norm2", x) * (1 + scale2) + shift2
         x = x + gate2 * _linear(w, p + "mlp.fc2", F.gelu(_linear(w, p + "mlp.fc1", y)))
     scale, shift = _linear(w, "adaln_before_head.adaLN_modulation.1", condition).chunk(2, dim=-1)
-    logits = _linear(w, "lm_head", F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift)
-    return logits[:, 1:].log_softmax(-1).gather(-1, tokens_L.expand(len(x), -1)[..., None])[..., 0]
+    return _linear(w, "lm_head", F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift)[:, 1:]
 
 
 def _targets(w: Mapping[str, Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from avarc_cli.layers.kv_cache import KVCache
 from avarc_cli.layers.sampling import restrict
+from avarc_cli.likelihood import SamplerSettings
 from avarc_cli.models.rar.modulation import SegmentModulation
 from avarc_cli.models.rar.network import RAR
 
@@ -33,6 +34,11 @@ class Schedule:
     def of_width(cls, width: int) -> Schedule:
         """That of the published model of this width (https://github.com/bytedance/1d-tokenizer)."""
         return PUBLISHED.get(width, cls())
+
+    @property
+    def settings(self) -> SamplerSettings:
+        """As presets state them."""
+        return SamplerSettings(schedule=f"power-cosine, {self.power}", temperature=self.temperature)
 
     def weight(self, guidance: float, done: float) -> float:
         """How far to go from unconditional logits (0) over conditional ones (1); the reference's scale is 1 + guidance.

@@ -22,7 +22,7 @@ from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.linears import log_prob_backend
 from avarc_cli.layers.precision import Precision, inference
 from avarc_cli.layers.weight_decay import decays_unless_named
-from avarc_cli.likelihood import Known
+from avarc_cli.likelihood import Known, SamplerSettings
 from avarc_cli.models.var.class_table import ClassTable, to_device
 from avarc_cli.models.var.config import VARConfig
 from avarc_cli.models.var.loss import UNDECAYED, kept_branches, token_logits, training_loss
@@ -63,6 +63,7 @@ class VARLikelihood(AutoregressiveModel):
     has_summary = True
     keeps_tokens = True
     smooths = True
+    sampler = SamplerSettings(schedule="linear over the scales, from 0")
     onednn = True
     joins = True
     trained_with = frozenset({"smoothing", "drop_path", "stage"})
