@@ -6,6 +6,8 @@ import pytest
 import reference
 from doc_blocks import PAGES, ROOT
 
+from avarc_cli.scoring.scores import TOKEN_NOISE
+
 
 def anchors(page):
     """The fragments of a page's headings, as GitHub makes them."""
@@ -45,6 +47,13 @@ def test_the_glossary_is_in_alphabetical_order():
     terms = re.findall(r"^\*\*(.+?)\.\*\*", (ROOT / "docs" / "glossary.md").read_text("utf-8"), re.MULTILINE)
     assert len(terms) > 50
     assert terms == sorted(terms, key=str.casefold)
+
+
+def test_the_noise_of_a_token_is_that_of_the_code():
+    page = (ROOT / "docs" / "numbers.md").read_text("utf-8")
+    rows = re.search(r"^\| precision \|(.+)\|\n.*\n\| s, nats per token \|(.+)\|$", page, re.MULTILINE)
+    names, values = ([cell.strip() for cell in row.split("|")] for row in rows.groups())
+    assert dict(zip(names, map(float, values), strict=True)) == TOKEN_NOISE
 
 
 def test_the_reference_is_that_of_this_version():

@@ -153,8 +153,8 @@ class LogProbTable:
         self.sums_GNOSK[self.undecided_G] = np.nan
 
     def begin_estimates(self) -> None:
-        """Forget the estimates of earlier stages."""
-        self.estimate_GNOS[:] = np.nan
+        """Forget the estimates of earlier stages, but those of images that they have decided."""
+        self.estimate_GNOS[self.undecided_G] = np.nan
 
     def enter_estimate(self, transfer: PendingTransfer, stage: Stage) -> None:
         """Enter `LikelihoodModel.block_parallel` of these pairs: its tokens that are not revealed, for all tokens.

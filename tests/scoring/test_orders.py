@@ -156,6 +156,18 @@ def test_estimates_drop_candidates_and_exact_scores_decide(per_batch, seed, plan
         assert [r.tokens_scored for r in results] == [asked.plan.tokens(7, model.segment_ends)] * 3
 
 
+def test_an_image_that_one_estimate_decides_keeps_it_while_others_are_estimated_again():
+    model, data, order_GOL = AnyOrder(3), tokens(images=8, seed=3), orders_of(images=8, seed=3)
+    asked = request("1~:<1,2~:<1,4:1", score="pmi")
+    results = score_group(model, data, asked, order_GOL[:, :1])
+    decided = [g for g, result in enumerate(results) if len(result.stages) == 1]
+    assert 0 < len(decided) < 8
+    for g in decided:
+        row_L = torch.from_numpy(data[g, 0, order_GOL[g, 0]] * LENGTH + order_GOL[g, 0])
+        expected = model.estimated(row_L, model.unconditional, 1)[1:].sum() * 10 / 9
+        assert results[g].unconditional == pytest.approx(expected)
+
+
 def test_estimates_that_cannot_be_are_refused():
     def parse(text, can_estimate=True):
         return parse_plan(text, segments=4, candidates=7, samples=1, orders=4, can_estimate=can_estimate)
