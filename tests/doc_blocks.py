@@ -5,12 +5,14 @@ A comment on the line above a block says how it is tested:
     <!-- test: only parsed, because it trains for minutes -->
     <!-- test: digits for var-d16, digits-vqvae for var-vqvae-256 -->
 
-Without one, a block is executed as it is; the second kind is executed with words replaced. Blocks of docs/reference,
-and indented ones that begin with avarc, are only parsed.
+Without one, a block is executed; the second kind is executed with words replaced. A command that trains is made small:
+the words of SMALL are added to it, and the last value of an option counts. Blocks of docs/reference, and indented
+commands, which are those of figures, are only parsed.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import textwrap
@@ -29,8 +31,32 @@ ONLY_PARSED = "only parsed, because "
 COMMANDS: Any = typer.main.get_command(app)
 
 INDENTED = ONLY_PARSED + "it is indented"
+_STEP = "--steps 1 --batch-size 2 --overwrite"
+_GENERATOR = f"{_STEP} --depth 1 --width 192"
+SMALL = {
+    "train tokenizer": f"{_STEP} --image-size 16 --patch-nums 1,2 --width 32 --blocks 1",
+    "train vq": f"{_STEP} --image-size 16 --width 32 --multipliers 1,1,1 --blocks 1",
+    "train maskgit-vq": f"{_STEP} --image-size 16 --width 32 --multipliers 1,1,1 --blocks 1",
+    "train titok": f"{_STEP} --image-size 16",
+    "train tatitok": f"{_STEP} --image-size 16",
+    "train var": _GENERATOR,
+    "train llamagen": _GENERATOR,
+    "train llamagen-t2i": _GENERATOR,
+    "train randar": _GENERATOR,
+    "train rar": _GENERATOR,
+    "train maskgit": _GENERATOR,
+    "train maskgen": _GENERATOR,
+    "train cca": _STEP,
+    "train text-encoder": "--steps 1",
+    "train classifier": "--time 0.02",
+    "train --recipe": f"{_GENERATOR} --precision fp32",
+    "add-class": "--steps 1 --variants 1 --no-offset",
+    "incremental": "--steps 1 --variants 1",
+}
+"""What is added to a command that begins so."""
 
 _INDENTED = re.compile(r"(?<=\n\n)((?: {4}[^\n]+\n)+)")
+_COMMAND = re.compile(r"^(?:[A-Z_]+=\S* )?(?:avarc|python|torchrun|pip|make) ", re.MULTILINE)
 _FENCE = re.compile(r"^(?:<!-- test: (?P<mark>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 
 
@@ -73,16 +99,22 @@ def blocks(page: Path) -> list[Block]:
     ]
     for m in _INDENTED.finditer(text):
         dedented = textwrap.dedent(m[0])
-        if dedented.startswith("avarc "):
+        if _COMMAND.search(dedented):
             found.append(Block(page, _line(text, m.start()), "sh", dedented, INDENTED))
     return sorted(found, key=lambda block: block.line)
 
 
 def command_lines(text: str) -> Iterator[list[str]]:
-    """The words of each command of a shell block, without comments."""
+    """The words of each command of a shell block, without comments and without the variables set for it."""
     for line in text.replace("\\\n", " ").splitlines():
-        if words := shlex.split(line, comments=True):
+        if words := [*itertools.dropwhile(re.compile("[A-Z_]+=.*").fullmatch, shlex.split(line, comments=True))]:
             yield words
+
+
+def small(words: Sequence[str]) -> list[str]:
+    """The words of a command of avarc, with those that make a training small."""
+    added = [more for command, more in SMALL.items() if list(words[: len(command.split())]) == command.split()]
+    return [*words, *shlex.split(" ".join(added))]
 
 
 def avarc_words(words: Sequence[str]) -> list[str] | None:

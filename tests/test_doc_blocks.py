@@ -1,13 +1,16 @@
 """The commands and examples of the documentation: executed, or where a block says that it is not, parsed."""
 
 import ast
-import importlib
+import importlib.util
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from doc_blocks import INDENTED, PAGES, ROOT, avarc_words, blocks, command_lines, parse, unknown_words
+from doc_blocks import INDENTED, PAGES, ROOT, avarc_words, blocks, command_lines, parse, small, unknown_words
 from PIL import Image
 
 from avarc_cli.cli import main
@@ -19,6 +22,9 @@ SHELL = [block for block in ALL if block.language == "sh"]
 PYTHON = [block for block in ALL if block.language == "python"]
 EXECUTED = [page for page in PAGES if any(block.is_executed for block in blocks(page))]
 FIRST = {
+    "add-class.md": ("sample 0 1 2 3 4 5 6 7 8 9 --per-class 2 --out few",),
+    "cascade.md": ("encode photos --out val.h5",),
+    "cca.md": ("encode photos --out photos.h5",),
     "evaluation.md": (
         "classify photos --out runs/exhaustive",
         "classify photos --plan 3:3,5:1 --out runs/tuned",
@@ -26,6 +32,18 @@ FIRST = {
     ),
     "explain.md": ("encode photos --out val.h5", "classify val.h5 --out runs/val"),
     "export.md": ("encode photos --out val.h5", "classify val.h5 --save-likelihood --out runs/val"),
+    "gpu.md": ("encode photos --out photos.h5",),
+    "masked.md": ("train titok photos --vae --out vae.safetensors",),
+    "model-families.md": (
+        "train maskgit-vq photos --out vq.safetensors",
+        "train rar photos --tokenizer vq.safetensors --out rar.safetensors",
+    ),
+    "plans.md": ("encode shots --out val.h5",),
+    "scale-out.md": (
+        "encode photos --out val-1.h5 --shard 1/2 --batch-size 1",
+        "encode photos --out whole.h5 --batch-size 1",
+        "classify whole.h5 --out runs/val-1 --shard 1/2 --batch-size 1",
+    ),
     "formats.md": ("classify photos --save-likelihood --out run",),
 }
 """What the reader of a page has done before."""
@@ -40,16 +58,18 @@ def named(block):
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
     """A working folder with what the pages take for granted: a few photos, which are digits here."""
-    for folder in ("photos", "shots", "val", "digits"):
+    for folder, images in {"photos": 2, "shots": 1, "val": 1, "digits": 1}.items():
         for digit in "37":
             (tmp_path / folder / digit).mkdir(parents=True)
-            for image in sorted((DIGITS / digit).iterdir())[:1]:
+            for image in sorted((DIGITS / digit).iterdir())[:images]:
                 shutil.copy(image, tmp_path / folder / digit)
     shutil.copy(sorted((DIGITS / "7").iterdir())[0], tmp_path / "seven.png")
     np.save(tmp_path / "orders.npy", np.stack([np.arange(64), np.arange(64)[::-1]]))
     Image.fromarray(np.pad(np.full((16, 16), 255, np.uint8), 8)).save(tmp_path / "mask.png")
+    (tmp_path / "captions.json").write_text('{"3": ["a three", "the digit 3"], "7": ["a seven", "the digit 7"]}')
     (tmp_path / "birds.txt").write_text("a photo of a goldfinch\na photo of a bulbul\n")
-    (tmp_path / "avarc_cli").symlink_to(ROOT / "avarc_cli")
+    for folder in ("avarc_cli", "tests"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -62,9 +82,21 @@ def test_every_command_exists_with_its_options(block, desk):
         if arguments is not None:
             parse(arguments)
         elif words[0] == "make":
+            assert block.is_only_parsed
             assert set(words[1:]) <= TARGETS
+        elif Path(words[0]).name == "python":
+            assert importlib.util.find_spec(words[2]) if words[1] == "-m" else (ROOT / words[1]).is_file()
+            if "avarc" in words:  # which figures.py records
+                parse(words[words.index("avarc") + 1 :])
         else:
             assert block.is_only_parsed, f"{block.name}: {words[0]} is not executed, so a mark must say why"
+
+
+@pytest.mark.parametrize("block", [block for block in SHELL if block.mark == INDENTED], ids=named)
+def test_commands_are_indented_only_above_their_figures(block):
+    """Others are fenced, and say how they are tested."""
+    above = block.page.read_text("utf-8").splitlines()[: block.line - 1]
+    assert re.fullmatch("<!-- (figures|typed): .* -->", above[-2])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -87,7 +119,7 @@ def test_the_blocks_of_a_page_run_in_order(page, desk, capsys):
     write_files(page, desk)
     names = {}
     for line in FIRST.get(page.name, ()):
-        assert main(line.split()) == 0
+        assert run(["avarc", *line.split()]) == 0
     for block in blocks(page):
         if not block.is_executed:
             continue
@@ -95,8 +127,15 @@ def test_the_blocks_of_a_page_run_in_order(page, desk, capsys):
             exec(compile(block.replaced(), block.name, "exec"), names)
         else:
             for words in command_lines(block.replaced()):
-                if (arguments := avarc_words(words)) is not None:
-                    assert main(arguments) == 0, f"{block.name}: {' '.join(words)}\n{capsys.readouterr().err}"
+                assert run(words) == 0, f"{block.name}: {' '.join(words)}\n{capsys.readouterr().err}"
+
+
+def run(words):
+    """Run a command of avarc here, or one of Python in a process of its own; its exit code."""
+    if (arguments := avarc_words(words)) is not None:
+        return main(small(arguments))
+    assert words[0] == "python"
+    return subprocess.run([sys.executable, *words[1:]], check=False).returncode
 
 
 def test_marks_are_understood():
