@@ -134,7 +134,7 @@ def run(words):
     """Run a command of avarc here, or one of Python in a process of its own; its exit code."""
     if (arguments := avarc_words(words)) is not None:
         return main(small(arguments))
-    assert words[0] == "python"
+    assert words[0] == "python", words
     return subprocess.run([sys.executable, *words[1:]], check=False).returncode
 
 
