@@ -46,8 +46,14 @@ r demo              OMP_NUM_THREADS=1 avarc demo --out build/demo --json        
 r demo-llamagen     OMP_NUM_THREADS=1 avarc demo --model digits-llamagen --out build/demo-llamagen --json # 1 min
 r orders            python tests/benchmarks/orders.py --out docs/orders.png --json                        # 10 min
 r masked            python tests/benchmarks/masked.py --out docs/masked.png --json                        # 6 min
-# 8 min; needs the images first: python -m avarc_cli.train.digits build/digits
+D="OMP_NUM_THREADS=1 python tests/benchmarks/digits_runs.py"
+r digits-captions    $D captions --json                        # 1 min
+r digits-splits      $D splits --json                          # 1 min
+r digits-models      $D models --json                          # 5 min
+r digits-incremental $D incremental build/incremental --json   # 12 min
+# 8 and 9 min; need the images first: python -m avarc_cli.train.digits build/digits
 [ ! -d build/digits ] || r code-usage python tests/benchmarks/code_usage.py build/digits build/usage --json
+[ ! -d build/digits ] || r digits-cca $D cca build/digits build/cca --json
 # 30 min; need build/glyphs of `make glyphs`. The first also draws docs/classes.png.
 [ ! -d build/glyphs ] || r glyphs python tests/benchmarks/glyphs.py measure build/glyphs --out docs/classes.png --json
 [ ! -d build/glyphs ] || r glyphs-closest python tests/benchmarks/glyphs.py closest build/glyphs --json
