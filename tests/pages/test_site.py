@@ -8,12 +8,17 @@ SITE = Path(__file__).parents[2] / "build" / "site"
 pytestmark = pytest.mark.skipif(not (SITE / "index.html").exists(), reason="no site here (make docs)")
 
 FOUND = "[...document.querySelectorAll('.md-search-result__item h1, .md-search-result__item h2')].map(x => x.innerText)"
+READY = """(input => {
+  input.blur();  // its script loads the index at the first focus that it sees
+  input.focus();
+  return document.querySelector('.md-search-result__meta').innerText.startsWith('Type');
+})(document.querySelector('.md-search__input'))"""
 
 
 def test_the_site_is_searched_offline(browser):
     browser.open((SITE / "index.html").as_uri())
-    browser.wait("document.querySelector('.md-search__input') !== null")
-    browser.value("document.querySelector('.md-search__input').focus()")
+    browser.wait("document.readyState === 'complete'")
+    browser.wait(READY)
     browser.type("calibration")
     found = browser.wait(f"{FOUND}.length && {FOUND}")
     assert any("Calibration" in title or "Plans" in title for title in found)
