@@ -2,6 +2,7 @@
 
 They are what `sampling.py` measures avarc against: the networks of `models/*/reference.py`, with the guidance, the
 passes and the random numbers of avarc's samplers. Those of hidden tokens also share `unmask`, which chooses the tokens.
+A MaskGen KL has no such network: its loop is avarc's sampler, image by image, which caches nothing either.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from avarc_cli.models.llamagen_t2i.config import NULL
 from avarc_cli.models.llamagen_t2i.likelihood import CaptionLlamaGenLikelihood
 from avarc_cli.models.masked.sampling import unmask
 from avarc_cli.models.maskgen import reference as maskgen
+from avarc_cli.models.maskgen.latent_likelihood import MaskGenKLLikelihood
 from avarc_cli.models.maskgen.likelihood import MaskGenLikelihood
 from avarc_cli.models.maskgen.sampling import SCHEDULE
 from avarc_cli.models.maskgit import reference as maskgit
@@ -49,6 +51,8 @@ def loop_of(model: LikelihoodModel, features: CaptionFeatures | None) -> Loop:
     if features is not None:
         if isinstance(model, MaskGenLikelihood):
             return partial(_maskgen, model, features)
+        if isinstance(model, MaskGenKLLikelihood):
+            return partial(_maskgen_kl, model)
         assert isinstance(model, CaptionLlamaGenLikelihood)
         return partial(_captions, model, features)
     loops: dict[type[LikelihoodModel], Callable[..., Tensor]] = {
@@ -151,3 +155,7 @@ def _maskgen(model: MaskGenLikelihood, features: CaptionFeatures, class_id: int,
     hidden = torch.full((1, config.num_tokens), config.mask)
     steps, temperature = SCHEDULE.steps, SCHEDULE.temperature
     return unmask(logits, hidden, [generator], mask=config.mask, steps=steps, temperature=temperature)
+
+
+def _maskgen_kl(model: MaskGenKLLikelihood, class_id: int, generator: torch.Generator) -> Tensor:
+    return model.sample(torch.tensor([class_id]), generators=[generator], guidance=GUIDANCE)

@@ -32,6 +32,7 @@ r memory-plain-d16  python tests/benchmarks/memory_plain.py d16 20 1 fp32,bf16 -
 r bookkeeping       python tests/benchmarks/bookkeeping.py --json                                         # 3 min
 r sampling          OMP_NUM_THREADS=1 python tests/benchmarks/sampling.py --images 48 --json              # 3 min
 r sampling-families OMP_NUM_THREADS=1 python tests/benchmarks/sampling.py digits-randar digits-titok digits-captions rar maskgen --images 24 --json  # 3 min
+r sampling-maskgen-kl OMP_NUM_THREADS=1 python tests/benchmarks/sampling.py maskgen-kl --images 8 --json  # 2 min
 r sampling-d16      OMP_NUM_THREADS=1 python tests/benchmarks/sampling.py var-d16 --images 2 --batch-size 2 --rounds 1 --json  # 6 min
 r training-digits   OMP_NUM_THREADS=1 python tests/benchmarks/training.py --size digits --rounds 16 --json                     # 4 min
 r training-default  OMP_NUM_THREADS=1 python tests/benchmarks/training.py --size default --rounds 8 --families llamagen,maskgit --json  # 6 min
