@@ -16,7 +16,7 @@ INCLUDED = {
     "digits-titok": {},
     "digits-captions": {"captions": CAPTIONS},
 }
-SHAPES = {"rar-2:48:2": (4,), "maskgen-2:48:2:8": None}
+SHAPES = {"rar-2:48:2": (4,), "maskgen-1:48:2:4": None}
 
 
 def scores(likelihood, device):
