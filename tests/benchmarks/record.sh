@@ -56,7 +56,7 @@ r digits-incremental $D incremental build/incremental --json   # 12 min
 [ ! -d build/digits ] || r code-usage python tests/benchmarks/code_usage.py build/digits build/usage --json
 [ ! -d build/digits ] || r digits-cca $D cca build/digits build/cca --json
 # 30 min; need build/glyphs of `make glyphs`. The first also draws docs/classes.png.
-[ ! -d build/glyphs ] || r glyphs python tests/benchmarks/glyphs.py measure build/glyphs --out docs/classes.png --json
-[ ! -d build/glyphs ] || r glyphs-closest python tests/benchmarks/glyphs.py closest build/glyphs --json
+[ ! -d build/glyphs ] || r glyphs OMP_NUM_THREADS=1 python tests/benchmarks/glyphs.py measure build/glyphs --out docs/classes.png --json
+[ ! -d build/glyphs ] || r glyphs-closest OMP_NUM_THREADS=1 python tests/benchmarks/glyphs.py closest build/glyphs --json
 $PY tests/benchmarks/figures.py write
 $PY tests/benchmarks/figures.py check

@@ -69,7 +69,7 @@ def test_8_bit_linears_compute_the_same_bits_with_the_triton_backend(triton_devi
     assert_within(layer(x), expected, 0, op="Int8Linear")
 
 
-def test_a_row_with_a_number_that_is_none_has_no_scale(float32_target):
+def test_the_scale_of_a_row_with_a_nan_is_nan(float32_target):
     backend, device, _ = float32_target
     x = torch.ones(3, 20, device=device)
     x[1, 7] = torch.nan
