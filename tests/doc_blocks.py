@@ -2,13 +2,14 @@
 
 A comment on the line above a block says how it is tested:
 
-    <!-- test: only parsed, because it trains for minutes -->
+    <!-- test: only parsed, because it downloads weights -->
     <!-- test: digits for var-d16, digits-vqvae for var-vqvae-256 -->
+    <!-- test: in tests/work/test_ray.py, digits for var-d16 -->
 
-Without one, a block is executed; the second kind is executed with words replaced. A command that trains is made small:
-the words of SMALL are added to it, and the last value of an option counts. Blocks of docs/reference, and indented
-commands, which are those of figures, are only parsed. In a block that is executed, `python FILE` and `python -m MODULE`
-are too, and nothing else but avarc.
+Without one, a block is executed; the second kind is executed with words replaced, the third by a test in another file.
+A command that trains is made small: the words of SMALL are added to it, and the last value of an option counts. Blocks
+of docs/reference, and indented commands, which are those of figures, are only parsed. In a block that is executed,
+commands of BY_BASH are too, and nothing else but avarc.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import itertools
 import re
 import shlex
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 ONLY_PARSED = "only parsed, because "
 COMMANDS: Any = typer.main.get_command(app)
 
+BY_BASH = ("python", "echo", "sha256sum", "tests/benchmarks/record.sh")
 INDENTED = ONLY_PARSED + "it is indented"
 _STEP = "--steps 1 --batch-size 2 --overwrite"
 _GENERATOR = f"{_STEP} --depth 1 --width 192"
@@ -53,9 +55,11 @@ SMALL = {
     "train --recipe": f"{_GENERATOR} --precision fp32",
     "add-class": "--steps 1 --variants 1 --no-offset",
     "incremental": "--steps 1 --variants 1",
+    "bench": "--pairs 1 --rounds 1",
 }
 """What is added to a command that begins so."""
 
+_ELSEWHERE = re.compile(r"in (tests/[\w/]+\.py)(?:, |$)")
 _INDENTED = re.compile(r"(?<=\n\n)((?: {4}[^\n]+\n)+)")
 _COMMAND = re.compile(r"^(?:[A-Z_]+=\S* )?(?:avarc|python|torchrun|pip|make) ", re.MULTILINE)
 _FENCE = re.compile(r"^(?:<!-- test: (?P<mark>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
@@ -74,8 +78,15 @@ class Block:
         return self.mark.startswith(ONLY_PARSED) or self.page.parent.name == "reference"
 
     @property
+    def tested_in(self) -> str:
+        """The file whose test executes it, "" for the one of all pages."""
+        match = _ELSEWHERE.match(self.mark)
+        return match[1] if match else ""
+
+    @property
     def is_executed(self) -> bool:
-        return self.language in ("sh", "python") and not self.is_only_parsed
+        """By the test of all pages."""
+        return self.language in ("sh", "python") and not self.is_only_parsed and not self.tested_in
 
     @property
     def name(self) -> str:
@@ -84,7 +95,8 @@ class Block:
     def replaced(self) -> str:
         """The text with the words replaced that its mark replaces."""
         text = self.text
-        for pair in [] if self.is_only_parsed or not self.mark else self.mark.split(", "):
+        pairs = "" if self.is_only_parsed else _ELSEWHERE.sub("", self.mark)
+        for pair in filter(None, pairs.split(", ")):
             new, _, old = pair.partition(" for ")
             assert old and re.search(_word(old), text), f"{self.name}: the mark replaces nothing: {pair}"
             text = re.sub(_word(old), new, text)
@@ -105,11 +117,24 @@ def blocks(page: Path) -> list[Block]:
     return sorted(found, key=lambda block: block.line)
 
 
-def command_lines(text: str) -> Iterator[list[str]]:
-    """The words of each command of a shell block, without comments and without the variables set for it."""
-    for line in text.replace("\\\n", " ").splitlines():
-        if words := [*itertools.dropwhile(re.compile("[A-Z_]+=.*").fullmatch, shlex.split(line, comments=True))]:
-            yield words
+def executed_by(file: str) -> list[Block]:
+    """The blocks that tests of this file execute."""
+    return [block for page in PAGES for block in blocks(page) if block.tested_in == file]
+
+
+def shell_lines(text: str) -> list[str]:
+    """The commands of a shell block, each on one line."""
+    return [line for line in text.replace("\\\n", " ").splitlines() if words_of(line)]
+
+
+def words_of(line: str) -> list[str]:
+    """The words of a command, without comments and without the variables set for it."""
+    return [*itertools.dropwhile(re.compile("[A-Z_]+=.*").fullmatch, shlex.split(line, comments=True))]
+
+
+def command_lines(text: str) -> list[list[str]]:
+    """The words of each command of a shell block."""
+    return [words_of(line) for line in shell_lines(text)]
 
 
 def small(words: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -10,10 +11,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from doc_blocks import INDENTED, PAGES, ROOT, avarc_words, blocks, command_lines, parse, small, unknown_words
+import torch
+from doc_blocks import (
+    BY_BASH,
+    INDENTED,
+    PAGES,
+    ROOT,
+    avarc_words,
+    blocks,
+    command_lines,
+    parse,
+    shell_lines,
+    small,
+    unknown_words,
+    words_of,
+)
 from PIL import Image
+from safetensors.torch import load_file
 
 from avarc_cli.cli import main
+from avarc_cli.incremental import offsets
 from avarc_cli.zoo.local_files import ASSETS
 
 TESTED_ELSEWHERE = {"python-api.md": "tests/test_python_api.py"}  # which also looks at what it prints
@@ -71,7 +88,34 @@ def desk(tmp_path, monkeypatch):
     for folder in ("avarc_cli", "tests"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(offsets, "SAMPLED", 2)
     return tmp_path
+
+
+def write_checkpoints(folder):
+    """The digits model without metadata, also with two sets of weights in a file, and a checkpoint of two shards."""
+    (folder / "two").mkdir()
+    (folder / "two" / "config.json").write_text('{"num_heads": 4, "patch_nums": [1, 2, 3, 5, 8]}')
+    var, vae = (load_file(ASSETS / "digits" / f"{name}.safetensors") for name in ("var", "vqvae"))
+    torch.save(var, folder / "var.pth")
+    torch.save({"model": var, "ema": var}, folder / "two" / "var.pth")
+    for path in (folder / "vae.pth", folder / "two" / "vae.pth"):
+        torch.save(vae, path)
+    for name in (
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ):
+        (folder / name).write_text(name)
+
+
+def copy_docs(folder):
+    """The pages, whose tables are written again."""
+    shutil.copytree(ROOT / "docs", folder / "docs")
+
+
+FILES = {"checkpoints.md": write_checkpoints, "performance.md": copy_docs}
+"""Writes what a page takes for granted."""
 
 
 @pytest.mark.parametrize("block", SHELL, ids=named)
@@ -89,7 +133,7 @@ def test_every_command_exists_with_its_options(block, desk):
             if "avarc" in words:  # which figures.py records
                 parse(words[words.index("avarc") + 1 :])
         else:
-            assert block.is_only_parsed, f"{block.name}: {words[0]} is not executed, so a mark must say why"
+            assert words[0] in BY_BASH or block.is_only_parsed, f"{block.name}: nothing executes {words[0]}"
 
 
 @pytest.mark.parametrize("block", [block for block in SHELL if block.mark == INDENTED], ids=named)
@@ -117,25 +161,36 @@ def test_every_example_imports_what_there_is(block):
 @pytest.mark.parametrize("page", [page for page in EXECUTED if page.name not in TESTED_ELSEWHERE], ids=lambda p: p.name)
 def test_the_blocks_of_a_page_run_in_order(page, desk, capsys):
     write_files(page, desk)
+    if page.name in FILES:
+        FILES[page.name](desk)
     names = {}
     for line in FIRST.get(page.name, ()):
-        assert run(["avarc", *line.split()]) == 0
+        assert run(f"avarc {line}") == 0
     for block in blocks(page):
         if not block.is_executed:
             continue
         if block.language == "python":
             exec(compile(block.replaced(), block.name, "exec"), names)
         else:
-            for words in command_lines(block.replaced()):
-                assert run(words) == 0, f"{block.name}: {' '.join(words)}\n{capsys.readouterr().err}"
+            for line in shell_lines(block.replaced()):
+                assert run(line) == 0, f"{block.name}: {line}\n{capsys.readouterr().err}"
 
 
-def run(words):
-    """Run a command of avarc here, or one of Python in a process of its own; its exit code."""
+def run(line):
+    """Run a command of avarc here, or another by the shell; its exit code."""
+    words = words_of(line)
     if (arguments := avarc_words(words)) is not None:
         return main(small(arguments))
-    assert words[0] == "python", words
-    return subprocess.run([sys.executable, *words[1:]], check=False).returncode
+    assert words[0] in BY_BASH, line
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = os.environ | {"PATH": path, "PYTHON": sys.executable}
+    return subprocess.run(["bash", "-c", line], env=variables, check=False).returncode
+
+
+@pytest.mark.parametrize("block", [block for block in ALL if block.is_only_parsed], ids=named)
+def test_only_what_needs_a_download_or_a_gpu_is_not_executed(block):
+    of_this_repository = block.page.name == "CONTRIBUTING.md" or block.page.parent.name == "reference"
+    assert of_this_repository or block.mark == INDENTED or re.search("download|GPU", block.mark)
 
 
 def test_marks_are_understood():
@@ -148,6 +203,8 @@ def test_marks_are_understood():
 def test_pages_that_are_tested_elsewhere_are():
     for page, test in TESTED_ELSEWHERE.items():
         assert page in (ROOT / test).read_text("utf-8")
+    for test in {block.tested_in for block in ALL if block.tested_in}:
+        assert f'executed_by("{test}")' in (ROOT / test).read_text("utf-8")
 
 
 def write_files(page, folder):

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+UNUSED = 8  # a buffer as many times larger than what is asked for is not kept: the stage after may store little
+
 
 class Workspace:
     """One buffer that the caches of a model take turns using, so that memory is mapped once and not for every batch.
@@ -29,13 +31,18 @@ class Workspace:
         """Like torch.empty. Keep the tensor itself alive while it is in use: views of it do not reserve the buffer."""
         if self._user() is not None:
             return torch.empty(shape, dtype=dtype, device=device)
-        size = math.prod(shape)
-        if self._buffer is None or self._buffer.numel() < size or self._buffer.dtype != dtype:
+        size, there = math.prod(shape), 0 if self._buffer is None else self._buffer.numel()
+        if self._buffer is None or not size <= there < UNUSED * size or self._buffer.dtype != dtype:
             self._buffer = None  # free the old buffer before allocating the new one
             self._buffer = torch.empty(size, dtype=dtype, device=device)
         tensor = self._buffer[:size].view(*shape)
         self._user = weakref.ref(tensor)
         return tensor
+
+    def free(self) -> None:
+        """Free the buffer, unless it is in use: a pass that stores nothing needs none."""
+        if self._user() is None:
+            self._buffer = None
 
 
 class KVCache:
@@ -126,6 +133,7 @@ class KVCache:
     def _allocate(self, k_PHTD: Tensor, stored: int) -> Tensor | None:
         """Memory for `stored` positions of every layer: what there is, if it has room for more positions."""
         if stored == 0:
+            self._workspace.free()
             return None
         if len(self._memories) == 1 and self.length < stored <= self._memories[0].shape[4]:
             return self._memories[0]

@@ -9,15 +9,15 @@ What happens for the plan 6:10,10:3,10:1:3: one image, 100 classes, 10 segments 
 sample 2 differs from the first on.
 
     stage   sample  segments  pairs per batch      tokens per pair  KV cache after each batch
-    6:10    0       1-6       22, 22, 22, 22, 12   91               segments 1-6 of the best 10 pairs so far
-    10:3    0       7-10      2, 2, 3, 3           589              segments 1-3 of the best 3 pairs so far
+    6:10    0       1-6       20, 20, 20, 20, 20   91               segments 1-6 of the best 10 pairs so far
+    10:3    0       7-10      1, 3, 3, 3           589              segments 1-3 of the best 3 pairs so far
     10:1:3  1       4-10      3                    666              nothing
             2       1-10      3                    680              nothing
 
-Pairs that are not among the best are dropped after each batch. The 10 survivors of the first stage are left in 5
-batches, of 2, 2, 3, 1 and 2 pairs; the last two are joined, because one pass takes 3 pairs of 680 tokens. The second
-stage keeps segments 1-3 because sample 1 starts from them, by a fork of each survivor's cache; the image itself is not
-scored again. 19,028 tokens in all.
+A batch is divided evenly among its passes. Pairs that are not among the best are dropped after each of them. The 10
+survivors of the first stage are left in 4 batches, the 3 of the second in 3, which are joined, because one pass takes 3
+pairs of 680 tokens. The second stage keeps segments 1-3 because sample 1 starts from them, by a fork of each survivor's
+cache; the image itself is not scored again. 19,028 tokens in all.
 
 With a model that scores tokens in any order, an image is a sequence of its own in each order, with a KV cache of its
 own. Orders that a stage begins are scored from scratch; those that it continues are extended.
@@ -222,8 +222,8 @@ class _Scheduler:
         draws = np.ndindex(stage.orders, stage.samples)
         for batch in self._begin([_pairs(wanted_GN, order, sample) for order, sample in draws]):
             at_once, pairs = self._pairs_per_pass(stage.estimate_cost(self.ends[1:])), batch.pairs
-            for start in range(0, len(pairs), at_once):
-                part = pairs.take(np.arange(start, min(start + at_once, len(pairs))))
+            for rows in _evenly(np.arange(len(pairs)), at_once):
+                part = pairs.take(rows)
                 tokens_BL, sequence_P, order_BL = self.inputs.sequences(part)
                 log_prob_PL = self.model.block_parallel(
                     tokens_BL, sequence_P, self.inputs.classes(part), order_BL, revealed=self.ends[stage.segments]
@@ -279,8 +279,8 @@ class _Scheduler:
         if 0 < pairs <= at_once:
             yield batch
             return
-        for start in range(0, pairs, at_once or 1):
-            yield batch.take(self.model, np.arange(start, min(start + at_once, pairs)))
+        for rows in _evenly(np.arange(pairs), at_once):
+            yield batch.take(self.model, rows)
 
     def _pairs_per_pass(self, tokens: int) -> int:
         """Pairs of this many tokens each that one forward pass takes."""
@@ -315,7 +315,7 @@ class _Scheduler:
         for start in np.unique(start_P[start_P > 0]).tolist():
             which = np.nonzero(start_P == start)[0]
             at_once = self._pairs_per_pass(self.ends[max(start, step.stage.segments)])
-            for part in np.split(which, range(at_once, len(which), at_once)):
+            for part in _evenly(which, at_once):
                 fork = self._fork(original, row[part], pairs.take(part), start, step)
                 self._extend(fork, step)
                 self._finish_batch(fork, step)
@@ -352,6 +352,11 @@ class _Scheduler:
             for i, each in enumerate(self.finished):  # one by one, so that only one of them is there twice
                 self.finished[i] = self._survivors(each)
             self.policy.evict([*self.finished, *self.pending], step)
+
+
+def _evenly(rows: IntN, at_once: int) -> list[IntN]:
+    """The rows in as few parts as possible of at most `at_once`, alike in size: the largest part decides the memory."""
+    return np.array_split(rows, -(-len(rows) // at_once)) if len(rows) else []
 
 
 def _pairs(wanted_GN: Bool, order: int, sample: int) -> Pairs:

@@ -30,10 +30,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-import torch
 from figure_tables import Table, head, markdown, row, shown
 
-from avarc_cli import environment
 from avarc_cli.words import counted
 
 FORMAT = 1
@@ -78,6 +76,10 @@ def _environment(command: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 def described(command: Sequence[str], cases: Figures, *, seconds: float, note: str = "") -> Figures:
     """The content of a file: the cases of the command that ends now, and their circumstances."""
+    import torch  # only here, because the tables are written without it
+
+    from avarc_cli import environment
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     threads = int(_environment(command)[0].get("OMP_NUM_THREADS", torch.get_num_threads()))
     return {

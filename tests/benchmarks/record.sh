@@ -2,11 +2,12 @@
 # Measure again what the tables of the documentation show, on an idle machine (about three hours), and write the tables.
 # With names of files in docs/figures/: only those. NOTE says something about the circumstances.
 #
-#   [NOTE=TEXT] tests/benchmarks/record.sh [NAME...]
+#   [NOTE=TEXT] [PYTHON=PROGRAM] tests/benchmarks/record.sh [NAME...]
 #
-# Minutes are estimates for 2 idle cores of a Xeon. Read the prose around the tables afterwards.
+# Minutes are estimates for 2 idle cores of a Xeon. Names in -zen4 are the same commands on an EPYC (figures.py record).
+# Read the prose around the tables afterwards.
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
-PY=.venv/bin/python
+PY=${PYTHON:-.venv/bin/python}
 ONLY=" $* "
 r() { # NAME COMMAND...
   name=$1; shift

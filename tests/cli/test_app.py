@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import programs
 import pytest
+from doc_blocks import avarc_words, command_lines, executed_by
 from killing import is_running, until
 from PIL import Image
 
@@ -276,6 +277,22 @@ def test_a_port_that_is_in_use_is_reported_before_the_model_is_loaded(capsys):
         assert main(["app", "--port", str(taken.getsockname()[1])]) == 2
     message = capsys.readouterr().err
     assert "in use" in message and "--port 0" in message
+
+
+DOCUMENTED = [words for block in executed_by("tests/cli/test_app.py") for words in command_lines(block.replaced())]
+
+
+@pytest.mark.parametrize("words", DOCUMENTED, ids=" ".join)
+def test_a_documented_command_listens_with_the_models_that_it_names(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    served = []
+    monkeypatch.setattr("avarc_cli.app.server.serve", lambda *arguments: served.append(arguments))
+    assert main([*avarc_words(words), "--port", "0"]) == 0
+    ((model, other, _, listening, _),) = served
+    with listening:
+        assert f"http://127.0.0.1:{listening.getsockname()[1]}" in capsys.readouterr().out
+    named = words[words.index("--compare") + 1] if "--compare" in words else None
+    assert (model.model.name, other and other.model.name) == ("digits", named)
 
 
 def test_without_the_extra_the_message_says_how_to_get_it(monkeypatch, capsys):

@@ -122,6 +122,17 @@ def test_the_buffer_grows_and_changes_its_dtype():
         del tensor
 
 
+def test_a_buffer_that_is_far_too_large_or_not_needed_is_given_up():
+    workspace = Workspace()
+    size = workspace.empty((800,), torch.float32, CPU).untyped_storage().nbytes()
+    assert workspace.empty((101,), torch.float32, CPU).untyped_storage().nbytes() == size
+    assert workspace.empty((100,), torch.float32, CPU).untyped_storage().nbytes() == size / 8
+    cache = KVCache(LAYERS, workspace)
+    cache.limit = 0
+    append(cache, new_positions(5))
+    assert workspace.empty((1,), torch.float32, CPU).untyped_storage().nbytes() == 4
+
+
 def test_two_states_of_a_model_do_not_disturb_each_other(tiny):
     model = VARLikelihood(tiny.var(), tiny.vqvae().quantize)
     tokens, pair, last = tiny.tokens(), torch.zeros(1, dtype=torch.int64), len(model.segment_ends)

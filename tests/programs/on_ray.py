@@ -1,7 +1,8 @@
 """Classify, encode and draw on one local Ray of two workers; those that score and encode first are killed.
 
-Usage: on_ray FOLDER, with 11 images of 8 pixels in FOLDER/images, of which the fourth is unreadable. Writes
-FOLDER/run, which is named by a relative path, FOLDER/elsewhere.h5 and FOLDER/drawn; each check that failed is printed.
+Usage: on_ray FOLDER, with 11 images of 8 pixels in FOLDER/images, of which the fourth is unreadable, and digits in
+FOLDER/photos. Writes FOLDER/run, which is named by a relative path, FOLDER/elsewhere.h5, FOLDER/drawn, and what the
+commands of documentation pages make in folders of the pages' names; each check that failed is printed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from doc_blocks import avarc_words, command_lines, executed_by
 from small_run import SmallModel, make_run
 from torch import Tensor
 
@@ -71,13 +73,23 @@ def check_drawing(folder: Path) -> None:
     assert avarc(words) == 0
 
 
+def check_documentation(folder: Path) -> None:
+    for block in executed_by("tests/work/test_ray.py"):
+        of_page = folder / block.page.stem
+        of_page.mkdir()
+        (of_page / "photos").symlink_to(folder / "photos")
+        os.chdir(of_page)
+        for words in command_lines(block.replaced()):
+            assert avarc(avarc_words(words)) == 0, words
+
+
 def main(folder: Path) -> int:
     """The number of checks that failed."""
     torch.set_num_threads(1)
     os.chdir(folder)
     ray.init(num_cpus=2, configure_logging=False, log_to_driver=False, include_dashboard=False)
     failed = 0
-    for check in (check_run, check_encoding, check_drawing):
+    for check in (check_run, check_encoding, check_drawing, check_documentation):
         try:
             check(folder)
         except Exception:  # noqa: BLE001  # the other checks need not start Ray again

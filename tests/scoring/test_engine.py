@@ -307,9 +307,9 @@ def test_survivors_of_several_batches_are_joined_as_far_as_one_pass_takes_them()
     apart.joins = False
     for model in (joining, apart):
         score_group(model, tokens(images=12), request("3:2,4:1", per_batch=60))
-    first = [10] * 8 + [4]  # of 6 tokens a pair
-    assert joining.batches == [*first, 6, 5, 6, 5, 2]  # of 10 tokens in all
-    assert apart.batches == [*first, 2, 4, 3, 2, 4, 2, 3, 2, 2]
+    first = [10] * 3 + [9] * 6  # of 6 tokens a pair
+    assert joining.batches == [*first, 6, 5, 5, 6, 2]  # of 10 tokens in all
+    assert apart.batches == [*first, 2, 4, 3, 2, 3, 2, 2, 4, 2]
 
 
 def test_token_log_probabilities_come_back_in_the_order_of_the_candidates():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 
 import pytest
+from doc_blocks import executed_by
 from programs import run
 from small_run import SmallModel, make_run
 from stub_tokenizer import StubTokenizer, make_images
@@ -15,6 +17,7 @@ from avarc_cli.data import Preprocess, open_images
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.run import classify
 from avarc_cli.tokens import encode
+from avarc_cli.zoo.local_files import ASSETS
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs avarc[ray]"),
@@ -26,6 +29,9 @@ pytestmark = [
 def folder(tmp_path_factory):
     """What programs/on_ray.py wrote: Ray is started once for all."""
     folder = tmp_path_factory.mktemp("ray")
+    for path in sorted((ASSETS / "digits" / "test" / "7").iterdir())[:2]:
+        (folder / "photos" / "7").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / "photos" / "7")
     make_images(folder / "images", 11).paths[3].write_bytes(b"unreadable")
     done = run("on_ray", folder)
     assert done.returncode == 0, done.stderr
@@ -55,3 +61,13 @@ def test_pictures_are_the_same(folder, tmp_path):
     words = ["sample", "3", "8", "--per-class", "3", "--batch-size", "2", "--out", str(tmp_path / "drawn")]
     assert main(["--quiet", *words]) == 0
     assert contents(folder / "drawn") == contents(tmp_path / "drawn")
+
+
+def test_documented_commands_make_the_same_on_ray(folder, tmp_path):
+    pages = {block.page.stem for block in executed_by("tests/work/test_ray.py")}
+    assert pages == {"encoding", "sampling", "scale-out"}
+    assert (folder / "encoding" / "by-ray.h5").read_bytes() == (folder / "encoding" / "val.h5").read_bytes()
+    assert (folder / "scale-out" / "val.h5").read_bytes() == (folder / "encoding" / "val.h5").read_bytes()
+    assert contents(folder / "sampling" / "by-ray") == contents(folder / "sampling" / "drawn")
+    lines = (folder / "scale-out" / "runs" / "val" / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["prediction"] for line in lines] == [7, 7]

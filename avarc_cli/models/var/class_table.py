@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from avarc_cli.heap import return_freed_memory
 from avarc_cli.models.var.network import VAR, Condition
 
 # Classes computed together. A class always has the same place among as many, and a row of a matrix product depends on
@@ -53,6 +54,8 @@ class ClassTable:
         blocks = [torch.cat(rows) for rows in zip(*(table.blocks for table in tables), strict=True)]
         self.tables = Condition(blocks, torch.cat([table.head for table in tables]))
         self.row_N[torch.cat(_groups(missing_M))] = torch.arange(start, start + len(missing_M))
+        del made, tables
+        return_freed_memory()  # of the groups: for few classes, several times the table's
 
     def _compute(self, class_id_m: Tensor) -> Condition:
         """The modulation of classes that all have different places."""
