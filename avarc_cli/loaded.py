@@ -17,6 +17,8 @@ from avarc_cli.captioning import BoundCaptions
 from avarc_cli.data.labels import LabelSpace
 from avarc_cli.devices import device_name
 from avarc_cli.errors import CheckpointError, UsageError
+from avarc_cli.heap import return_freed_memory
+from avarc_cli.layers.convolution import free_layouts
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import LikelihoodModel
@@ -104,6 +106,11 @@ class LoadedTokenizer:
         with tf32(False), half:
             latents = self.network.encode(pixels)
         return latents.float().contiguous()
+
+    def free_layouts(self) -> None:
+        """Free what encoding keeps for more images; should some follow after all, it is made again."""
+        free_layouts(self.network)
+        return_freed_memory()
 
     def quantize(self, latents: Tensor) -> Tensor:
         with tf32(False):

@@ -7,9 +7,9 @@ A comment on the line above a block says how it is tested:
     <!-- test: in tests/work/test_ray.py, digits for var-d16 -->
 
 Without one, a block is executed; the second kind is executed with words replaced, the third by a test in another file.
-A command that trains is made small: the words of SMALL are added to it, and the last value of an option counts. Blocks
-of docs/reference, and indented commands, which are those of figures, are only parsed. In a block that is executed,
-commands of BY_BASH are too, and nothing else but avarc.
+A command that trains or measures is made small: the words of SMALL are added to it, and the last value of an option
+counts. Blocks of docs/reference, and indented commands, which are those of figures, are only parsed. In a block that is
+executed, commands of BY_BASH are too, and nothing else but avarc.
 """
 
 from __future__ import annotations

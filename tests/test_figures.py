@@ -9,6 +9,7 @@ import pytest
 from figure_tables import Table, show, shown, wants_json
 
 ALONE = [{"name": "--device cpu", "seconds": 2.0}, {"name": "--devices cpu:2", "seconds": 1.0}]
+PERFORMANCE = (figures.DOCS / "performance.md").read_text()
 MACHINE = {"cpu": "a CPU", "cores": 2, "torch_threads": 1, "gpu": None}
 
 
@@ -26,6 +27,31 @@ def test_the_pages_are_what_the_committed_files_give(monkeypatch, capsys):
     named = {name for page in figures.DOCS.glob("*.md") for _, name in figures.BLOCK.findall(page.read_text())}
     assert {path.stem for path in figures.FOLDER.iterdir()} <= named
     assert all(path.stat().st_size < 80_000 for path in figures.FOLDER.iterdir())
+
+
+PLAN = [("avarc, fp32", None), ("avarc, bf16", None), ("avarc, bf16+fp32", None)]
+SUMMARY = {
+    "with AMX": [("paper-plan-d16-cpu", *case) for case in PLAN],
+    "Zen 4": [("paper-plan-d16-zen4", *case) for case in PLAN],
+    "H200": [
+        ("gpu-d16", "fp32", "torch"),
+        ("gpu-d16", "bf16", "triton"),
+        ("gpu-d16", "fp8", "triton"),
+        ("gpu-rar-b", "bf16", "triton"),
+    ],
+}
+"""Words of a row of the summary -> file, name or precision, and kernels of the speedups that the row repeats."""
+
+
+@pytest.mark.parametrize("machine", SUMMARY)
+def test_the_summary_of_speedups_repeats_the_tables(machine):
+    row = rf"^\|[^|]*{machine}[^|]*\|([^|]*\|[^|]*)\|"
+    (cells,) = re.findall(row, PERFORMANCE, re.MULTILINE)
+    numbers = re.findall(r"(?<![\w.-])\d+(?:\.\d+)?", cells)
+    for number, (file, name, kernels) in zip(numbers, SUMMARY[machine], strict=True):
+        cases = json.loads((figures.FOLDER / f"{file}.json").read_text())["cases"]
+        (case,) = (c for c in cases if name in (c["name"], c.get("precision")) and c.get("kernels") == kernels)
+        assert f"{case['speedup']:.{len(number.partition('.')[2])}f}" == number
 
 
 def test_the_benchmarks_of_tables_can_be_recorded():

@@ -36,6 +36,15 @@ def speed_up(module: nn.Module) -> None:
             speed_up(child)
 
 
+def free_layouts(module: nn.Module) -> None:
+    """Free what its convolutions made of their weights at their first use; the next use makes it again."""
+    for conv in module.modules():
+        if isinstance(conv, MatmulConv):
+            vars(conv).pop("weight_KO", None)
+        elif isinstance(conv, WinogradConv):
+            vars(conv).pop("weight_36CO", None)
+
+
 def to_channels_last(module: nn.Module) -> None:
     """Store four-dimensional weights channels last, as `nn.Module.to` does, but no more of them than are needed.
 

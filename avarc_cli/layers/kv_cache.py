@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-UNUSED = 8  # a buffer as many times larger than what is asked for is not kept: the stage after may store little
+TOO_LARGE = 8  # times what is asked for, from which a buffer is replaced: a later stage may store little
 
 
 class Workspace:
-    """One buffer that the caches of a model take turns using, so that memory is mapped once and not for every batch.
+    """One buffer that the caches of a model take turns using, so that memory is not mapped again for every batch.
 
     While a tensor from `empty` is alive, the next one gets memory of its own; after that the buffer is free again. The
     engine makes use of this: it copies a batch's survivors out of the buffer before it scores the next batch.
@@ -32,7 +32,7 @@ class Workspace:
         if self._user() is not None:
             return torch.empty(shape, dtype=dtype, device=device)
         size, there = math.prod(shape), 0 if self._buffer is None else self._buffer.numel()
-        if self._buffer is None or not size <= there < UNUSED * size or self._buffer.dtype != dtype:
+        if self._buffer is None or not size <= there < TOO_LARGE * size or self._buffer.dtype != dtype:
             self._buffer = None  # free the old buffer before allocating the new one
             self._buffer = torch.empty(size, dtype=dtype, device=device)
         tensor = self._buffer[:size].view(*shape)

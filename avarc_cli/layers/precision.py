@@ -104,8 +104,8 @@ def missing(name: str, device: torch.device) -> str | None:
 def low_precision(device: torch.device) -> str | None:
     """The low precision that suits this device; None where none is known to be faster than fp32.
 
-    A CPU with bf16 products is about as fast in bf16 as in int8, and more exact (docs/performance.md). On a GPU fp8 is
-    faster where products are large, but so inexact that a cascade would leave more to fp32 (docs/gpu.md).
+    On a CPU with bf16 products, int8 is at most 1.4 times as fast as bf16 (docs/performance.md), and on a GPU fp8 is
+    faster where products are large (docs/gpu.md), but both are so inexact that a cascade would leave more to fp32.
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
@@ -119,8 +119,8 @@ def low_precision(device: torch.device) -> str | None:
 def resolve(name: str, device: torch.device) -> str:
     """The precision that this name stands for on this device: a cascade names both of its precisions.
 
-    auto is a cascade on a GPU, and on a CPU with bf16 or 8-bit products, where it was at least 1.5 times as fast as
-    fp32 (docs/performance.md).
+    auto is a cascade on a GPU, and on a CPU with bf16 or 8-bit products, where its first precision was at least 1.5
+    times as fast as fp32 (docs/performance.md).
 
     Raises: UsageError for an unknown precision, and for a cascade where nothing is faster than fp32.
     """

@@ -1,4 +1,4 @@
-"""Settings of drawing with which published numbers were computed (assets/sampling/paper.toml). No torch here."""
+"""Settings that published models were drawn with, for FIDs or demos (assets/sampling/paper.toml). No torch here."""
 
 from __future__ import annotations
 

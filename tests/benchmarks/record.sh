@@ -4,7 +4,7 @@
 #
 #   [NOTE=TEXT] [PYTHON=PROGRAM] tests/benchmarks/record.sh [NAME...]
 #
-# Minutes are estimates for 2 idle cores of a Xeon. Names in -zen4 are the same commands on an EPYC (figures.py record).
+# Minutes are estimates for 2 idle cores of a Xeon. Names in -zen4 are for an EPYC, and recorded only if they are named.
 # Read the prose around the tables afterwards.
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
 PY=${PYTHON:-.venv/bin/python}
@@ -29,7 +29,7 @@ r encode-wait       python tests/benchmarks/encode_wait.py --json               
 r token-storage     python tests/benchmarks/token_storage.py --json                                       # 1 min
 r memory-limits     python tests/benchmarks/memory.py --json                                              # 4 min
 r memory-plain-d4   python tests/benchmarks/memory_plain.py d4 20 3 fp32,bf16 --json                      # 2 min
-r memory-plain-d16  python tests/benchmarks/memory_plain.py d16 20 1 fp32,bf16 --json                     # 3 min
+r memory-plain-d16  python tests/benchmarks/memory_plain.py d16 100 1 fp32,bf16,bf16+fp32 --json       # 6 min
 r bookkeeping       python tests/benchmarks/bookkeeping.py --json                                         # 3 min
 r sampling          OMP_NUM_THREADS=1 python tests/benchmarks/sampling.py --images 48 --json              # 3 min
 r sampling-families OMP_NUM_THREADS=1 python tests/benchmarks/sampling.py digits-randar digits-titok digits-captions rar maskgen --images 24 --json  # 3 min
@@ -59,5 +59,12 @@ r digits-incremental $D incremental build/incremental --json   # 12 min
 # 30 min; need build/glyphs of `make glyphs`. The first also draws docs/classes.png.
 [ ! -d build/glyphs ] || r glyphs OMP_NUM_THREADS=1 python tests/benchmarks/glyphs.py measure build/glyphs --out docs/classes.png --json
 [ ! -d build/glyphs ] || r glyphs-closest OMP_NUM_THREADS=1 python tests/benchmarks/glyphs.py closest build/glyphs --json
+if [ "$ONLY" != "  " ]; then
+  r paper-plan-d16-zen4 python tests/benchmarks/paper_plan.py 5 100 fp32,bf16,bf16+fp32 7 --json
+  r bench-d16-zen4      avarc bench --precision fp32,bf16,int8 --pairs 6 --rounds 3 --kernels torch --json
+  for shape in llamagen-l randar-l rar-b; do
+    r $shape-zen4 avarc bench --shape $shape --precision fp32,bf16,int8 --pairs 4 --rounds 3 --kernels torch --json
+  done
+fi
 $PY tests/benchmarks/figures.py write
 $PY tests/benchmarks/figures.py check

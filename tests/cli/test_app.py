@@ -288,11 +288,12 @@ def test_a_documented_command_listens_with_the_models_that_it_names(words, tmp_p
     served = []
     monkeypatch.setattr("avarc_cli.app.server.serve", lambda *arguments: served.append(arguments))
     assert main([*avarc_words(words), "--port", "0"]) == 0
-    ((model, other, _, listening, _),) = served
+    ((model, other, bank, listening, _),) = served
     with listening:
         assert f"http://127.0.0.1:{listening.getsockname()[1]}" in capsys.readouterr().out
     named = words[words.index("--compare") + 1] if "--compare" in words else None
     assert (model.model.name, other and other.model.name) == ("digits", named)
+    assert bank == (Path("animals") if "--bank" in words else None)
 
 
 def test_without_the_extra_the_message_says_how_to_get_it(monkeypatch, capsys):

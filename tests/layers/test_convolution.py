@@ -120,3 +120,14 @@ def test_channels_last_computes_what_torchs_own_conversion_does():
     assert not vqvae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(vqvae.reconstruct(tokens), plain.reconstruct(tokens))
     assert vqvae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def test_layouts_that_were_freed_are_made_again():
+    torch.manual_seed(0)
+    module = nn.Sequential(WinogradConv(nn.Conv2d(128, 128, 3, padding=1)), MatmulConv(nn.Conv2d(128, 130, 3)))
+    x = torch.randn(1, 128, 8, 8)
+    before, made = module(x), [set(vars(conv)) for conv in module]
+    convolution.free_layouts(module)
+    assert [len(names - set(vars(conv))) for names, conv in zip(made, module, strict=True)] == [1, 1]
+    assert torch.equal(module(x), before)

@@ -63,11 +63,11 @@ def test_pictures_are_the_same(folder, tmp_path):
     assert contents(folder / "drawn") == contents(tmp_path / "drawn")
 
 
-def test_documented_commands_make_the_same_on_ray(folder, tmp_path):
+def test_documented_commands_make_the_same_on_ray(folder):
     pages = {block.page.stem for block in executed_by("tests/work/test_ray.py")}
     assert pages == {"encoding", "sampling", "scale-out"}
-    assert (folder / "encoding" / "by-ray.h5").read_bytes() == (folder / "encoding" / "val.h5").read_bytes()
-    assert (folder / "scale-out" / "val.h5").read_bytes() == (folder / "encoding" / "val.h5").read_bytes()
+    caches = ("encoding/val.h5", "encoding/sharded.h5", "encoding/by-ray.h5", "scale-out/val.h5")
+    assert len({(folder / name).read_bytes() for name in caches}) == 1
     assert contents(folder / "sampling" / "by-ray") == contents(folder / "sampling" / "drawn")
     lines = (folder / "scale-out" / "runs" / "val" / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["prediction"] for line in lines] == [7, 7]
