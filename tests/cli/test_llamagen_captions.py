@@ -68,3 +68,11 @@ def test_other_processes_score_the_same(setting, tmp_path):
 
 def test_pictures_are_drawn_of_a_caption(setting, tmp_path):
     assert avarc("-q", "sample", setting.names[0], *setting.models, "--count", "1", "--out", tmp_path / "s.png") == 0
+
+
+def test_the_settings_of_the_authors_demo_are_recorded(setting, tmp_path):
+    words = ["-q", "sample", setting.names[0], *setting.models, "--per-class", "1", "--preset", "llamagen-t2i-xl-256"]
+    assert avarc(*words, "--out", tmp_path / "drawn") == 0
+    (record,) = tmp_path.glob("drawn/*.json")
+    preset = json.loads(record.read_text())["sampling"]["preset"]
+    assert (preset["guidance"], preset["top_k"], preset["stated"]) == (6.5, 1000, "cfg scale 7.5")
