@@ -105,7 +105,8 @@ def test_classes_are_added_by_embedding_and_lora_and_old_scores_stay(setting, tm
     scores = []
     for words in ([], ["--bank", tmp_path / "bank"]):
         run = tmp_path / f"run{len(words)}"
-        assert avarc("-q", "classify", setting.cache, *setting.models, *words, "--save-likelihood", "--out", run) == 0
+        few = ["--plan", "exhaustive@2", *words, "--save-likelihood", "--out", run]
+        assert avarc("-q", "classify", setting.cache, *setting.models, *few) == 0
         scores.append(likelihoods(run))
     assert len(scores[1]) == 12 and np.array_equal(scores[1][:10], scores[0])
 
