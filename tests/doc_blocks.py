@@ -4,7 +4,7 @@ A comment on the line above a block says how it is tested:
 
     <!-- test: only parsed, because it downloads weights -->
     <!-- test: digits for var-d16, digits-vqvae for var-vqvae-256 -->
-    <!-- test: in tests/work/test_ray.py, digits for var-d16 -->
+    <!-- test: in test_ray.py, digits for var-d16 -->
 
 Without one, a block is executed; the second kind is executed with words replaced, the third by a test in another file.
 A command that trains or measures is made small: the words of SMALL are added to it, and the last value of an option
@@ -59,7 +59,7 @@ SMALL = {
 }
 """What is added to a command that begins so."""
 
-_ELSEWHERE = re.compile(r"in (tests/[\w/]+\.py)(?:, |$)")
+_ELSEWHERE = re.compile(r"in (test_\w+\.py)(?:, |$)")
 _INDENTED = re.compile(r"(?<=\n\n)((?: {4}[^\n]+\n)+)")
 _COMMAND = re.compile(r"^(?:[A-Z_]+=\S* )?(?:avarc|python|torchrun|pip|make) ", re.MULTILINE)
 _FENCE = re.compile(r"^(?:<!-- test: (?P<mark>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
@@ -79,7 +79,7 @@ class Block:
 
     @property
     def tested_in(self) -> str:
-        """The file whose test executes it, "" for the one of all pages."""
+        """Name of the file whose test executes it, "" for the one of all pages."""
         match = _ELSEWHERE.match(self.mark)
         return match[1] if match else ""
 
@@ -118,7 +118,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def executed_by(file: str) -> list[Block]:
-    """The blocks that tests of this file execute."""
+    """The blocks that tests of the file of this name execute."""
     return [block for page in PAGES for block in blocks(page) if block.tested_in == file]
 
 

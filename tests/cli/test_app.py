@@ -279,7 +279,7 @@ def test_a_port_that_is_in_use_is_reported_before_the_model_is_loaded(capsys):
     assert "in use" in message and "--port 0" in message
 
 
-DOCUMENTED = [words for block in executed_by("tests/cli/test_app.py") for words in command_lines(block.replaced())]
+DOCUMENTED = [words for block in executed_by("test_app.py") for words in command_lines(block.replaced())]
 
 
 @pytest.mark.parametrize("words", DOCUMENTED, ids=" ".join)

@@ -14,7 +14,7 @@ from avarc_cli.cli import main
 
 TOKENS = {"digits-llamagen": 640, "digits-titok": 160, "digits-captions": 640}
 """Of exhaustive scoring."""
-DOCUMENTED = [words for block in executed_by("tests/cli/test_demo.py") for words in command_lines(block.text)]
+DOCUMENTED = [words for block in executed_by("test_demo.py") for words in command_lines(block.text)]
 OTHERS = [words for words in DOCUMENTED if words != ["avarc", "demo"]]
 
 

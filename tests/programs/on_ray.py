@@ -74,7 +74,7 @@ def check_drawing(folder: Path) -> None:
 
 
 def check_documentation(folder: Path) -> None:
-    for block in executed_by("tests/work/test_ray.py"):
+    for block in executed_by("test_ray.py"):
         of_page = folder / block.page.stem
         of_page.mkdir()
         (of_page / "photos").symlink_to(folder / "photos")

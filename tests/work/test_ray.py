@@ -64,7 +64,7 @@ def test_pictures_are_the_same(folder, tmp_path):
 
 
 def test_documented_commands_make_the_same_on_ray(folder):
-    pages = {block.page.stem for block in executed_by("tests/work/test_ray.py")}
+    pages = {block.page.stem for block in executed_by("test_ray.py")}
     assert pages == {"encoding", "sampling", "scale-out"}
     caches = ("encoding/val.h5", "encoding/sharded.h5", "encoding/by-ray.h5", "scale-out/val.h5")
     assert len({(folder / name).read_bytes() for name in caches}) == 1
