@@ -22,7 +22,7 @@ from avarc_cli.progress import Notify, no_message
 from avarc_cli.results import records, tuned
 from avarc_cli.results.protocol import run_protocol
 from avarc_cli.results.run import Run
-from avarc_cli.scoring.batching import auto_tokens, max_cached_tokens
+from avarc_cli.scoring.batching import auto_tokens, kept_tokens_per_batch, max_cached_tokens
 from avarc_cli.scoring.combining import check_prunes, check_rule
 from avarc_cli.scoring.conformal import tried_estimates
 from avarc_cli.scoring.estimator import Estimator
@@ -149,6 +149,7 @@ class ScoringSetup:
             log_prior=self.log_prior,
             offset_per_token=self.offset_per_token,
             tokens_per_batch=self._tokens_per_batch(plan, tokens_per_batch),
+            kept_tokens_per_batch=self._kept_tokens_per_batch(),
             max_cached_tokens=max_cached_tokens(self.model.likelihood, self._memory(plan)),
             combine=self.options.combine,
             temperature=(self.tuned.temperature if self.tuned else None) or 1.0,
@@ -285,6 +286,12 @@ class ScoringSetup:
         return earlier or auto_tokens(
             likelihood, plan, device, fixed=self.options.deterministic, memory=self._memory(plan)
         )
+
+    def _kept_tokens_per_batch(self) -> int | None:
+        """No limit for batches of the size that was asked for."""
+        if self.batch_size is not None:
+            return None
+        return kept_tokens_per_batch(self.model.likelihood, torch.device(self.model.device))
 
     def _memory(self, plan: Plan) -> int | None:
         """Bytes that one precision may take of `--memory`, without the weights of the others; None for no limit.

@@ -19,8 +19,9 @@ TOO_LARGE = 8  # times what is asked for, from which a buffer is replaced: a lat
 class Workspace:
     """One buffer that the caches of a model take turns using, so that memory is not mapped again for every batch.
 
-    While a tensor from `empty` is alive, the next one gets memory of its own; after that the buffer is free again. The
-    engine makes use of this: it copies a batch's survivors out of the buffer before it scores the next batch.
+    The buffer is free again when the tensor from `empty` is gone. If the next one is needed before, the buffer is left
+    to that tensor, and there is a new one. The engine makes use of this: it copies a batch's survivors out of the
+    buffer before it scores the next batch.
     """
 
     def __init__(self) -> None:
@@ -29,20 +30,18 @@ class Workspace:
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Like torch.empty. Keep the tensor itself alive while it is in use: views of it do not reserve the buffer."""
-        if self._user() is not None:
-            return torch.empty(shape, dtype=dtype, device=device)
         size, there = math.prod(shape), 0 if self._buffer is None else self._buffer.numel()
-        if self._buffer is None or not size <= there < TOO_LARGE * size or self._buffer.dtype != dtype:
-            self._buffer = None  # free the old buffer before allocating the new one
+        fits = size <= there < TOO_LARGE * size
+        if self._buffer is None or self._user() is not None or not fits or self._buffer.dtype != dtype:
+            self._buffer = None  # first free the old one, unless it is in use
             self._buffer = torch.empty(size, dtype=dtype, device=device)
         tensor = self._buffer[:size].view(*shape)
         self._user = weakref.ref(tensor)
         return tensor
 
     def free(self) -> None:
-        """Free the buffer, unless it is in use: a pass that stores nothing needs none."""
-        if self._user() is None:
-            self._buffer = None
+        """Free the buffer as soon as it is not in use: a pass that stores nothing needs none."""
+        self._buffer = None
 
 
 class KVCache:

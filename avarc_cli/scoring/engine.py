@@ -276,6 +276,9 @@ class _Scheduler:
         """The batch in parts that one forward pass takes to the stage's last segment; none if it is empty."""
         pairs, new = len(batch.pairs), max(0, self.ends[step.stage.segments] - self.ends[batch.scored])
         at_once = self._pairs_per_pass(new) if new else pairs
+        if pairs and batch.state is None and self.request.kept_tokens_per_batch is not None:
+            kept = self.ends[self.policy.segments_to_keep(batch, step)]
+            at_once = min(at_once, max(1, self.request.kept_tokens_per_batch // max(kept, 1)))
         if 0 < pairs <= at_once:
             yield batch
             return

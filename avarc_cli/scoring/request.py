@@ -33,6 +33,8 @@ class ScoringRequest:
     """Nats added to every score of a candidate, (N,)."""
     tokens_per_batch: int
     """Tokens of all pairs of one forward pass; one pair is scored even if it has more."""
+    kept_tokens_per_batch: int | None = None
+    """Tokens whose keys and values a new batch stores; one pair's are stored even if it has more. None for no limit."""
     offset_per_token: FloatN | None = None
     """Nats added to a candidate's score for every token that it is scored on, (N,)."""
     max_cached_tokens: int | None = None

@@ -32,7 +32,7 @@ from staged_models import Subject, subject
 
 from avarc_cli.bench.timing import peak_memory
 from avarc_cli.layers.precision import available
-from avarc_cli.scoring.batching import auto_tokens
+from avarc_cli.scoring.batching import auto_tokens, kept_tokens_per_batch
 from avarc_cli.scoring.cache_policy import shared_segments
 from avarc_cli.scoring.cascade import Cascade, score_in_two_precisions
 from avarc_cli.scoring.engine import score_group
@@ -75,6 +75,7 @@ class Ours:
             score=score_function("log-likelihood"),
             log_prior=np.zeros(classes),
             tokens_per_batch=auto_tokens(self.model, plan, device, fixed=False),
+            kept_tokens_per_batch=kept_tokens_per_batch(self.model, device),
         )
         self.cascade = Cascade(cheap, ()) if plus else None
         self.group = self.request.images_per_group(self.model)

@@ -30,6 +30,8 @@ r token-storage     python tests/benchmarks/token_storage.py --json             
 r memory-limits     python tests/benchmarks/memory.py --json                                              # 4 min
 r memory-plain-d4   python tests/benchmarks/memory_plain.py d4 20 3 fp32,bf16 --json                      # 2 min
 r memory-plain-d16  python tests/benchmarks/memory_plain.py d16 100 1 fp32,bf16,bf16+fp32 --json       # 6 min
+r memory-plain-llamagen-l python tests/benchmarks/memory_plain.py llamagen-l 100 1 fp32,bf16,bf16+fp32 --json  # 6 min
+r memory-plain-rar-b      python tests/benchmarks/memory_plain.py rar-b 100 1 fp32,bf16,bf16+fp32 --json       # 5 min
 r bookkeeping       python tests/benchmarks/bookkeeping.py --json                                         # 3 min
 r sampling          OMP_NUM_THREADS=1 python tests/benchmarks/sampling.py --images 48 --json              # 3 min
 r sampling-families OMP_NUM_THREADS=1 python tests/benchmarks/sampling.py digits-randar digits-titok digits-captions rar maskgen --images 24 --json  # 3 min
@@ -61,6 +63,9 @@ r digits-incremental $D incremental build/incremental --json   # 12 min
 [ ! -d build/glyphs ] || r glyphs-closest OMP_NUM_THREADS=1 python tests/benchmarks/glyphs.py closest build/glyphs --json
 if [ "$ONLY" != "  " ]; then
   r paper-plan-d16-zen4 python tests/benchmarks/paper_plan.py 5 100 fp32,bf16,bf16+fp32 7 --json
+  for shape in llamagen-l rar-b; do
+    r paper-plan-$shape-zen4 python tests/benchmarks/paper_plan.py 5 100 fp32,bf16+fp32 7 --shape $shape --json
+  done
   r bench-d16-zen4      avarc bench --precision fp32,bf16,int8 --pairs 6 --rounds 3 --kernels torch --json
   for shape in llamagen-l randar-l rar-b; do
     r $shape-zen4 avarc bench --shape $shape --precision fp32,bf16,int8 --pairs 4 --rounds 3 --kernels torch --json

@@ -110,12 +110,7 @@ class Rows(Subject):
     def plain(self, tokens_L: Tensor, end: int, class_id_P: Tensor) -> Tensor:
         if self.family == "rar":
             return rar_reference.token_log_probs(self.weights, tokens_L[:end], class_id_P)
-        first_PC = self.weights["cls_embedding.embedding_table.weight"][class_id_P]
-        rest_TC = self.weights["tok_embeddings.weight"][tokens_L[: end - 1]]
-        x = torch.cat([first_PC[:, None], rest_TC.expand(len(class_id_P), -1, -1)], dim=1)
-        turn_LJ2 = llamagen.rotations(self.ends[-1], x.shape[-1] // self.heads, x)[:end]
-        log_prob_PTV = llamagen.transformer(self.weights, x, turn_LJ2, self.heads).log_softmax(-1)
-        return log_prob_PTV.gather(-1, tokens_L[:end].expand(len(x), -1)[..., None])[..., 0]
+        return llamagen.token_log_probs(self.weights, tokens_L[:end], class_id_P, heads=self.heads, cells=self.ends[-1])
 
 
 def subject(shape: str, device: torch.device) -> Subject:

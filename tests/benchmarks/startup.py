@@ -1,8 +1,9 @@
 """How long `avarc classify` takes to start and to load a d16's weights, 1.24 GB of mapped safetensors, warm.
 
-Whole processes, in turns: a plain script that imports torch and maps the file; the same that also reads every number;
-avarc's loading alone; and the command on one image under two classes, of which it scores the first scale. Each runs
-once before, so that files are in the page cache and avarc knows their digests. Results: docs/execution.md.
+Processes in turns, until the model is loaded: a plain script that imports torch and maps the file; the same that also
+reads every number; avarc's loading. Then the whole command on one image under two classes, of which it scores the first
+scale. Each runs once before, so that files are in the page cache and avarc knows their digests.
+Results: docs/execution.md.
 
 usage: python tests/benchmarks/startup.py [ROUNDS] [--json]
 """
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -31,6 +33,10 @@ with safe_open(sys.argv[1], "pt", "cpu") as file:
     tensors = {key: file.get_tensor(key) for key in file.keys()}
 """
 READ = MAP + "for tensor in tensors.values(): tensor.aminmax()\n"
+READY = """
+import time
+print(time.clock_gettime(time.CLOCK_MONOTONIC), time.process_time())
+"""
 LOAD = """
 import sys
 from avarc_cli import ModelSpec, load_model
@@ -38,7 +44,14 @@ load_model(ModelSpec(sys.argv[1], sys.argv[2]))
 """
 
 
-def took(command: list[str]) -> tuple[float, float]:
+def until_ready(code: str, *words: str) -> tuple[float, float]:
+    """Wall and CPU seconds from the start of Python until it has executed this."""
+    began = time.clock_gettime(time.CLOCK_MONOTONIC)
+    ended, cpu = subprocess.check_output([sys.executable, "-c", code + READY, *words], text=True).split()
+    return float(ended) - began, float(cpu)
+
+
+def whole(command: list[str]) -> tuple[float, float]:
     """Wall and CPU seconds of a process."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -60,20 +73,19 @@ def main(rounds: int, *, as_json: bool) -> None:
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(folder / "0.png")
         of_models, tokens = ["--model", models[0], "--tokenizer", models[1]], str(folder / "t.h5")
         avarc = [sys.executable, "-m", "avarc_cli", "--quiet"]
-        took([*avarc, "encode", str(folder / "0.png"), *of_models, "--preprocess", "none", "--out", tokens])
+        whole([*avarc, "encode", str(folder / "0.png"), *of_models, "--preprocess", "none", "--out", tokens])
         ways = {
-            "plain: import torch, map the file": [sys.executable, "-c", MAP, models[0]],
-            "plain, and read every number": [sys.executable, "-c", READ, models[0]],
-            "avarc: start and load": [sys.executable, "-c", LOAD, *models],
-            "avarc classify: one image, two classes": [
-                *(*avarc, "classify", tokens, *of_models),
-                *("--classes", "0,1", "--plan", "1:1"),
-            ],
+            "plain: import torch, map the file": partial(until_ready, MAP, models[0]),
+            "plain, and read every number": partial(until_ready, READ, models[0]),
+            "avarc: start and load": partial(until_ready, LOAD, *models),
+            "avarc classify: one image, two classes": partial(
+                whole, [*avarc, "classify", tokens, *of_models, "--classes", "0,1", "--plan", "1:1"]
+            ),
         }
-        seconds = {name: [took(command) for _ in range(1)] for name, command in ways.items()}
+        seconds = {name: [way()] for name, way in ways.items()}
         for _ in range(rounds):
-            for name, command in ways.items():
-                seconds[name].append(took(command))
+            for name, way in ways.items():
+                seconds[name].append(way())
     names = ("CPU seconds, least", "median", "seconds, least", "median")
     rows: list[list[Cell]] = []
     for name, measured in seconds.items():

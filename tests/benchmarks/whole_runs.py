@@ -49,8 +49,8 @@ def main(shape: str, images: int, classes: int, *, as_json: bool) -> None:
         folder = Path(temporary)
         write_models(folder, shape)
         write_images(folder / "photos", images)
-        tokenizer: list[str | Path] = ["--tokenizer", folder / "VAE.safetensors"]
-        models: list[str | Path] = ["--model", folder / "VAR.safetensors", *tokenizer]
+        tokenizer: list[str | Path] = ["--tokenizer", folder / "tokenizer.safetensors"]
+        models: list[str | Path] = ["--model", folder / "model.safetensors", *tokenizer]
         candidates = ",".join(map(str, range(classes)))
         for precision in ("fp32", "bf16") if torch.cuda.is_available() else ("fp32",):
             options = ["--samples", "3", "--precision", precision]

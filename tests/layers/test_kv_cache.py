@@ -107,6 +107,9 @@ def test_memory_in_use_is_not_given_out_again():
     first = workspace.empty((4,), torch.float32, CPU).fill_(1)
     second = workspace.empty((4,), torch.float32, CPU).fill_(2)
     assert first.tolist() == [1] * 4 and second.tolist() == [2] * 4
+    address = second.data_ptr()
+    del second
+    assert workspace.empty((4,), torch.float32, CPU).data_ptr() == address, "the first buffer is left to its user"
 
 
 def test_the_buffer_grows_and_changes_its_dtype():

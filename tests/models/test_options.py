@@ -13,7 +13,7 @@ from avarc_cli.devices import pick_kernels
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.kernels import use_kernels
 from avarc_cli.loading import ModelSpec, load_model
-from avarc_cli.scoring.batching import auto_tokens
+from avarc_cli.scoring.batching import auto_tokens, kept_tokens_per_batch
 from avarc_cli.scoring.plan import parse_plan
 
 CPU = torch.device("cpu")
@@ -109,6 +109,7 @@ def test_less_memory_means_smaller_batches_and_too_little_is_refused():
     base = (512 << 20) + model.resident_bytes
     assert auto_tokens(model, plan, CPU, fixed=True, memory=2**40) == unlimited
     assert auto_tokens(model, plan, CPU, fixed=True, memory=base + (16 << 20)) < unlimited
+    assert kept_tokens_per_batch(model, CPU) == (128 << 20) // model.bytes_per_token(cached=True)
     with pytest.raises(UsageError) as refused:
         auto_tokens(model, plan, CPU, fixed=True, memory=2**20)
     assert "need" in refused.value.why

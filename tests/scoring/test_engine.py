@@ -163,10 +163,10 @@ def test_any_batching_gives_the_definitions_winner_and_scores(plan, per_batch, s
 
 
 @settings(max_examples=40)
-@given(plans, st.integers(1, 200))
-def test_no_cell_is_scored_twice_and_batches_stay_within_the_limit(plan, per_batch):
+@given(plans, st.integers(1, 200), st.none() | st.integers(1, 100))
+def test_no_cell_is_scored_twice_and_batches_stay_within_the_limit(plan, per_batch, kept):
     model, data = Counting(), tokens()
-    asked = request(plan, per_batch=per_batch)
+    asked = replace(request(plan, per_batch=per_batch), kept_tokens_per_batch=kept)
     results = score_group(model, data, asked)
     assert len(model.seen) == len(set(model.seen))
     assert model.largest <= max(per_batch, 10)  # one pair is the least there is
@@ -300,6 +300,16 @@ def test_classes_with_adapters_of_their_own_do_not_change_the_batches_of_the_oth
     old = [b for b in together.contents if {together.adapter(np.array(c)).item() for _, c in b} == {0}]
     assert old == alone.contents
     assert all(len({together.adapter(np.array(c)).item() for _, c in b}) == 1 for b in together.contents)
+
+
+def test_a_new_batch_stores_no_more_keys_and_values_than_it_may():
+    model, first_samples = Counting(), tokens(images=1, samples=1)
+    asked = replace(request("3:2,4:1", samples=1), kept_tokens_per_batch=13)
+    score_group(model, first_samples, asked)
+    assert model.batches == [2, 2, 2, 1, 2]  # of 6 stored tokens a pair; the last batch is of survivors
+    model.batches.clear()
+    score_group(model, first_samples, replace(request("4:1", samples=1), kept_tokens_per_batch=13))
+    assert model.batches == [7], "nothing is stored"
 
 
 def test_survivors_of_several_batches_are_joined_as_far_as_one_pass_takes_them():

@@ -14,18 +14,22 @@ from torch.nn import functional as F
 
 
 @torch.inference_mode()
-def token_log_probs(w: Mapping[str, Tensor], tokens_L: Tensor, class_id_P: Tensor, *, heads: int) -> Tensor:
+def token_log_probs(
+    w: Mapping[str, Tensor], tokens_L: Tensor, class_id_P: Tensor, *, heads: int, cells: int | None = None
+) -> Tensor:
     """log p(token | tokens before, class) of each token under each class, in nats.
 
     Args:
         w: a published state dict. tokens_L: int64, of a square grid, row by row. class_id_P: int64.
         heads: H; the heads of keys follow from the tensors.
+        cells: of the whole grid; None where tokens_L is the whole grid.
     Returns: (P, L), in the dtype of the weights.
     """
     first_PC = w["cls_embedding.embedding_table.weight"][class_id_P]
     rest_LC = w["tok_embeddings.weight"][tokens_L[:-1]]
     x = torch.cat([first_PC[:, None], rest_LC.expand(len(class_id_P), -1, -1)], dim=1)
-    logits = transformer(w, x, rotations(len(tokens_L), x.shape[-1] // heads, x)[:-1], heads)
+    turn_LJ2 = rotations(cells or len(tokens_L), x.shape[-1] // heads, x)[: len(tokens_L)]
+    logits = transformer(w, x, turn_LJ2, heads)
     return logits.log_softmax(-1).gather(-1, tokens_L.expand(len(x), -1)[..., None])[..., 0]
 
 
