@@ -24,7 +24,7 @@ from avarc_cli.scoring.orders import Orders
 from avarc_cli.scoring.other_precisions import OtherPrecisions
 from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.request import ScoringRequest
-from avarc_cli.scoring.rounding_noise import PROBABILITY, RoundingNoise, images_needed, measure
+from avarc_cli.scoring.rounding_noise import PROBABILITY, RoundingNoise, freedom_of, images_needed, measure
 from avarc_cli.settings import check_kernels_compute, is_cascade
 from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.words import counted
@@ -143,3 +143,8 @@ def covers(noise: RoundingNoise, model: LoadedModel, request: ScoringRequest) ->
     """Whether the noise is of this model's segments, and of all estimates of the plan."""
     estimated = {stage.segments for stage in request.plan.stages if stage.estimated and stage.segments}
     return len(noise.segments) == len(model.likelihood.segment_ends) and estimated <= set(noise.estimates)
+
+
+def serves(noise: RoundingNoise, model: LoadedModel, request: ScoringRequest, images: int) -> bool:
+    """Whether an earlier measurement is as good as one on this many images would be."""
+    return covers(noise, model, request) and noise.freedom >= freedom_of(len(request.candidates), images)

@@ -74,7 +74,7 @@ class ScoringForecast:
     memory: int
     """Estimate of what scoring takes beside the weights, in bytes."""
     weights: int
-    """Bytes of the weights."""
+    """Bytes of the weights, of all precisions."""
     drawn: int = 0
     """Images that are drawn before; what they take is not part of the numbers above."""
 
@@ -93,7 +93,7 @@ def forecast_scoring(
         tokens=cost.tokens,
         seconds=cost.seconds,
         memory=cost.memory,
-        weights=likelihood.resident_bytes,
+        weights=likelihood.resident_bytes + classifier.other_weights(request.plan),
     )
 
 

@@ -22,7 +22,7 @@ from avarc_cli.progress import Notify, no_message
 from avarc_cli.results import records, tuned
 from avarc_cli.results.protocol import run_protocol
 from avarc_cli.results.run import Run
-from avarc_cli.scoring.batching import auto_tokens, kept_tokens_per_batch, max_cached_tokens
+from avarc_cli.scoring.batching import auto_tokens, cached_tokens_per_batch, max_cached_tokens
 from avarc_cli.scoring.combining import check_prunes, check_rule
 from avarc_cli.scoring.conformal import tried_estimates
 from avarc_cli.scoring.estimator import Estimator
@@ -149,8 +149,8 @@ class ScoringSetup:
             log_prior=self.log_prior,
             offset_per_token=self.offset_per_token,
             tokens_per_batch=self._tokens_per_batch(plan, tokens_per_batch),
-            kept_tokens_per_batch=self._kept_tokens_per_batch(),
-            max_cached_tokens=max_cached_tokens(self.model.likelihood, self._memory(plan)),
+            cached_tokens_per_batch=cached_tokens_per_batch(self.model.likelihood, torch.device(self.model.device)),
+            max_cached_tokens=max_cached_tokens(self.model.likelihood, self.memory, self.other_weights(plan)),
             combine=self.options.combine,
             temperature=(self.tuned.temperature if self.tuned else None) or 1.0,
             first_cut=self.tuned.first_cut if self.tuned else None,
@@ -230,7 +230,7 @@ class ScoringSetup:
         if recorded is not None:
             return cascading.recorded_noise(recorded, self.model, request)
         known = cascading.NOISE.stored(cascading.noise_key(self.model, self._about_noise), say)
-        if known is not None and cascading.covers(known, self.model, request):
+        if known is not None and cascading.serves(known, self.model, request, len(cache)):
             return known
         return self.measure_noise(cache, request, say)
 
@@ -284,21 +284,18 @@ class ScoringSetup:
             return self.batch_size * likelihood.segment_ends[-1]
         device = torch.device(self.model.device)
         return earlier or auto_tokens(
-            likelihood, plan, device, fixed=self.options.deterministic, memory=self._memory(plan)
+            likelihood,
+            plan,
+            device,
+            fixed=self.options.deterministic,
+            memory=self.memory,
+            other_weights=self.other_weights(plan),
         )
 
-    def _kept_tokens_per_batch(self) -> int | None:
-        """No limit for batches of the size that was asked for."""
-        if self.batch_size is not None:
-            return None
-        return kept_tokens_per_batch(self.model.likelihood, torch.device(self.model.device))
+    def other_weights(self, plan: Plan) -> int:
+        """Bytes of the weights in the other precisions of a plan or a cascade.
 
-    def _memory(self, plan: Plan) -> int | None:
-        """Bytes that one precision may take of `--memory`, without the weights of the others; None for no limit.
-
-        Until they are loaded, those are taken to need twice as much as the model at hand, as fp32 does beside bf16.
+        Until they are loaded, each is taken to need twice as much as the model at hand, as fp32 does beside bf16.
         """
-        if self.memory is None:
-            return None
         others = len(plan.precisions) + is_cascade(self.model.precision)
-        return max(0, self.memory - 2 * others * self.model.likelihood.resident_bytes)
+        return 2 * others * self.model.likelihood.resident_bytes

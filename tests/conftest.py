@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Tests hide the GPU, unless `make test-gpu` runs them: they compare numbers and bytes of a CPU. Benchmarks import this
-# file too, and see it.
-if "PYTEST_VERSION" in os.environ and "AVARC_TEST_GPU" not in os.environ:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Benchmarks import this file too, for the golden files: they see a GPU, and choose threads and products as runs do.
+if "PYTEST_VERSION" in os.environ:
+    os.environ["AVARC_PRODUCTS"] = "torch"  # no measurement decides about numbers, or takes time
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same bits alone and in parallel (pytest -n)
+    if "AVARC_TEST_GPU" not in os.environ:  # as `make test-gpu` sets it; other tests compare numbers of a CPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does
-os.environ["AVARC_PRODUCTS"] = "torch"  # no measurement decides about numbers, or takes time
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same bits alone and in parallel (pytest -n), which shares the cores
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start need not compile avarc again, each of them
 os.environ["AVARC_HOME"] = tempfile.mkdtemp(prefix="avarc-tests-")  # without the names this user has registered
 os.environ["TORCH_HOME"] = os.environ["AVARC_HOME"] + "/torch"  # nor the networks this user has downloaded

@@ -19,8 +19,8 @@ TOO_LARGE = 8  # times what is asked for, from which a buffer is replaced: a lat
 class Workspace:
     """One buffer that the caches of a model take turns using, so that memory is not mapped again for every batch.
 
-    The buffer is free again when the tensor from `empty` is gone. If the next one is needed before, the buffer is left
-    to that tensor, and there is a new one. The engine makes use of this: it copies a batch's survivors out of the
+    The buffer is free again when the tensor from `empty` is gone. If `empty` is called before that, the tensor keeps
+    the buffer, and the next one gets a new one. The engine makes use of this: it copies a batch's survivors out of the
     buffer before it scores the next batch.
     """
 

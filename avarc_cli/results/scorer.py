@@ -136,16 +136,16 @@ class Scorer:
             fewer = counted(self._images_at_once, "image")
             self.say(f"out of memory: continuing with {fewer} at once instead of {images:,}")
             return
-        half = request.tokens_per_batch // 2
-        if half < self.job.model.segment_ends[0]:
+        smaller = request.halved()
+        if smaller.tokens_per_batch < self.job.model.segment_ends[0]:
             raise AvarcError(
                 "not enough memory to score one pair of image and class",
                 first_line(error),
                 "use a smaller model, --precision bf16, or a machine with more memory",
             ) from None
-        fewer = counted(half, "token")
+        fewer = counted(smaller.tokens_per_batch, "token")
         self.say(f"out of memory: continuing with batches of {fewer} instead of {request.tokens_per_batch:,}")
-        self.job = replace(self.job, request=replace(request, tokens_per_batch=half))
+        self.job = replace(self.job, request=smaller)
 
 
 def _on_device(

@@ -32,7 +32,13 @@ FRACTION_OF_PEAK = 0.6
 
 
 def auto_tokens(
-    model: LikelihoodModel, plan: Plan, device: torch.device, *, fixed: bool, memory: int | None = None
+    model: LikelihoodModel,
+    plan: Plan,
+    device: torch.device,
+    *,
+    fixed: bool,
+    memory: int | None = None,
+    other_weights: int = 0,
 ) -> int:
     """Tokens of one forward pass.
 
@@ -43,6 +49,7 @@ def auto_tokens(
     Args:
         fixed: do not look at the free memory.
         memory: bytes that the whole run may take on its device, weights included; None for no limit.
+        other_weights: bytes of it that the weights of other precisions take.
     Raises: UsageError if `memory` is too little for the weights and the smallest batch.
     """
     budget, least = GPU_BYTES if device.type == "cuda" else CPU_BYTES, model.segment_ends[-1] // 4
@@ -52,7 +59,7 @@ def auto_tokens(
     if (device.type == "cuda" or memory is not None) and (len(plan.stages) > 1 or plan.samples > 1):
         per_token += 2 * model.bytes_per_token(cached=True)
     if memory is not None:
-        resident = model.resident_bytes + PROCESS_BYTES
+        resident = model.resident_bytes + other_weights + PROCESS_BYTES
         free = (memory - resident) // 2  # the other half is for the KV caches of survivors
         if free < least * per_token:
             needs = -(-(resident + 2 * least * per_token) // 2**20)
@@ -65,22 +72,29 @@ def auto_tokens(
     return max(least, min(MAX_TOKENS, budget // per_token))
 
 
-def kept_tokens_per_batch(model: LikelihoodModel, device: torch.device) -> int | None:
-    """Tokens whose keys and values take as much memory as the rest of a batch on a CPU.
+def cached_tokens_per_batch(model: LikelihoodModel, device: torch.device) -> int | None:
+    """Tokens whose keys and values a batch on a CPU stores: as much memory as its rest, or a tenth of the weights.
 
-    They lie beside those of all survivors so far. With twice as many, a d16 and a LlamaGen-L were as fast. None, no
-    limit, on a GPU: `auto_tokens` allows for them there.
+    They lie beside those of all survivors so far. With twice as many, a d16 and a LlamaGen-L were as fast. Large models
+    need the tenth: every pass reads all weights, which takes long for a few tokens. None, no limit, on a GPU, where
+    `auto_tokens` allows for them, and for a model that caches nothing.
     """
     per_token = model.bytes_per_token(cached=True)
-    return CPU_BYTES // per_token if device.type == "cpu" and per_token else None
+    if device.type != "cpu" or not per_token:
+        return None
+    return max(CPU_BYTES, model.resident_bytes // 10) // per_token
 
 
-def max_cached_tokens(model: LikelihoodModel, memory: int | None) -> int | None:
-    """Tokens whose keys and values fit in the half of `memory` that batches do not use; None without a limit."""
+def max_cached_tokens(model: LikelihoodModel, memory: int | None, other_weights: int = 0) -> int | None:
+    """Tokens whose keys and values fit in the half of `memory` that batches do not use; None without a limit.
+
+    Args:
+        memory, other_weights: as in `auto_tokens`.
+    """
     per_token = model.bytes_per_token(cached=True)
     if memory is None or not per_token:  # a model of hidden tokens caches nothing
         return None
-    resident = model.resident_bytes + PROCESS_BYTES
+    resident = model.resident_bytes + other_weights + PROCESS_BYTES
     return max(0, (memory - resident) // 2) // per_token
 
 
@@ -113,7 +127,7 @@ def estimate(
     """
     tokens = images * request.tokens_per_image(model)
     survivors = request.cached_tokens(model) * request.images_per_group(model)
-    stored = min(request.tokens_per_batch, request.kept_tokens_per_batch or request.tokens_per_batch)
+    stored = min(request.tokens_per_batch, request.cached_tokens_per_batch or request.tokens_per_batch)
     cached = survivors + (stored if survivors else 0)  # a batch beside those that survived before it
     memory = cached * model.bytes_per_token(cached=True) + request.tokens_per_batch * model.bytes_per_token(
         cached=False

@@ -17,7 +17,8 @@ sample 2 differs from the first on.
 A batch is divided evenly among its passes. Pairs that are not among the best are dropped after each of them. The 10
 survivors of the first stage are left in 4 batches, the 3 of the second in 3, which are joined, because one pass takes 3
 pairs of 680 tokens. The second stage keeps segments 1-3 because sample 1 starts from them, by a fork of each survivor's
-cache; the image itself is not scored again. 19,028 tokens in all.
+cache; the image itself is not scored again. 19,028 tokens in all. On a CPU, a batch that begins from scratch is also
+limited by the keys and values that it stores, which the example leaves out: a d16 in fp32 takes 10 pairs ten times.
 
 With a model that scores tokens in any order, an image is a sequence of its own in each order, with a KV cache of its
 own. Orders that a stage begins are scored from scratch; those that it continues are extended.
@@ -276,9 +277,9 @@ class _Scheduler:
         """The batch in parts that one forward pass takes to the stage's last segment; none if it is empty."""
         pairs, new = len(batch.pairs), max(0, self.ends[step.stage.segments] - self.ends[batch.scored])
         at_once = self._pairs_per_pass(new) if new else pairs
-        if pairs and batch.state is None and self.request.kept_tokens_per_batch is not None:
-            kept = self.ends[self.policy.segments_to_keep(batch, step)]
-            at_once = min(at_once, max(1, self.request.kept_tokens_per_batch // max(kept, 1)))
+        kept = self.ends[self.policy.segments_to_keep(batch, step)] if pairs and not batch.scored else 0
+        if kept and self.request.cached_tokens_per_batch is not None:
+            at_once = min(at_once, max(1, self.request.cached_tokens_per_batch // kept))
         if 0 < pairs <= at_once:
             yield batch
             return

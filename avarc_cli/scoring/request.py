@@ -33,8 +33,9 @@ class ScoringRequest:
     """Nats added to every score of a candidate, (N,)."""
     tokens_per_batch: int
     """Tokens of all pairs of one forward pass; one pair is scored even if it has more."""
-    kept_tokens_per_batch: int | None = None
-    """Tokens whose keys and values a new batch stores; one pair's are stored even if it has more. None for no limit."""
+    cached_tokens_per_batch: int | None = None
+    """Most tokens whose keys and values a batch that begins from scratch stores; one pair's even if it has more. None
+    for no limit."""
     offset_per_token: FloatN | None = None
     """Nats added to a candidate's score for every token that it is scored on, (N,)."""
     max_cached_tokens: int | None = None
@@ -74,6 +75,15 @@ class ScoringRequest:
             offset_per_token=None if offset is None else offset[positions],
         )
 
+    def halved(self) -> ScoringRequest:
+        """The same with batches of half the size."""
+        cached = self.cached_tokens_per_batch
+        return replace(
+            self,
+            tokens_per_batch=self.tokens_per_batch // 2,
+            cached_tokens_per_batch=None if cached is None else cached // 2,
+        )
+
     def tokens_per_image(self, model: LikelihoodModel) -> int:
         """Tokens scored per image; an estimate if margins decide who survives."""
         ends = model.segment_ends
@@ -95,7 +105,7 @@ class ScoringRequest:
         return math.ceil(most)
 
     def images_per_group(self, model: LikelihoodModel) -> int:
-        """Images whose first stage fills one forward pass, and whose KV caches take no more memory than that pass.
+        """Images whose first stage has the tokens of one batch, and whose KV caches take no more memory than it does.
 
         More of a model whose images share work (`LikelihoodModel.group_cache_bytes`).
         """

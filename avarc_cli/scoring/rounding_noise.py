@@ -122,6 +122,11 @@ def images_needed(candidates: int, there: int) -> int:
     return min(there, MOST_IMAGES, max(LEAST_IMAGES, wanted))
 
 
+def freedom_of(candidates: int, there: int) -> int:
+    """Degrees of freedom, as far as they count, of a measurement with these candidates on the images that are there."""
+    return min(MOST_FREEDOM, images_needed(candidates, there) * (min(candidates, CLASSES) - 1))
+
+
 def measure(
     cheap: LikelihoodModel,
     exact: LikelihoodModel,

@@ -40,7 +40,7 @@ from avarc_cli.incremental.closest import IMAGES, closest_classes
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.loading import ModelSpec, load_model
 from avarc_cli.scoring import conformal
-from avarc_cli.scoring.batching import auto_tokens
+from avarc_cli.scoring.batching import auto_tokens, cached_tokens_per_batch
 from avarc_cli.scoring.conformal import FIRST_CUT, ScoreTable
 from avarc_cli.scoring.drawn import LEAST_CLASSES, fit_first_cut, summaries
 from avarc_cli.scoring.engine import score_group
@@ -174,6 +174,7 @@ def score(
         score=score_function("log-likelihood"),
         log_prior=np.zeros(len(candidates_N)),
         tokens_per_batch=auto_tokens(model, plan, torch.device("cpu"), fixed=True),
+        cached_tokens_per_batch=cached_tokens_per_batch(model, torch.device("cpu")),
         first_cut=first_cut,
         keep_segments=keep_segments,
     )

@@ -74,14 +74,16 @@ def plain(folder: Path, shape: str, classes: int) -> None:
 
 def plain_log_probs(family: str, weights: Mapping[str, Tensor], tokenizer: Any, tokens_SL: Tensor) -> LogProbs:
     """How a straightforward script scores a sample: one pass over its tokens, with all logits."""
+    from avarc_cli.models.llamagen.config import default_heads
+
     reference = import_module(f"avarc_cli.models.{family}.reference").token_log_probs
     if family == "var":
         teacher = tokenizer.quantize.teacher_input(tokens_SL)
         return lambda s, end, pairs: reference(weights, tokens_SL[s, :end], teacher[s : s + 1, : end - 1], pairs)
     if family == "rar":
         return lambda s, end, pairs: reference(weights, tokens_SL[s, :end], pairs)
-    shape = {"heads": weights["norm.weight"].shape[0] // 64, "cells": tokens_SL.shape[1]}
-    return lambda s, end, pairs: reference(weights, tokens_SL[s, :end], pairs, **shape)
+    heads, cells = default_heads(len(weights["norm.weight"])), tokens_SL.shape[1]
+    return lambda s, end, pairs: reference(weights, tokens_SL[s, :end], pairs, heads=heads, cells=cells)
 
 
 def timed(command: list[str]) -> tuple[float, float]:
@@ -95,7 +97,7 @@ def timed(command: list[str]) -> tuple[float, float]:
 
 
 def write_models(folder: Path, shape: str) -> None:
-    """model and tokenizer as pickles and as safetensors, and an image."""
+    """The model and its tokenizer as pickles and as safetensors, and an image."""
     from safetensors.torch import save_file
 
     for name, tensors in zip(("model", "tokenizer"), random_models(shape), strict=True):

@@ -6,14 +6,16 @@ and its memory is not. Memory is what the process takes at most beyond what it h
 what a straightforward script does: one masked pass a batch of pairs, all logits. SHAPE is d16, llamagen-l, rar-b or the
 like; a model that reads rows has a plan of as many tenths. PRECISIONS may be cascades like bf16+fp32, whose rounding
 noise is measured first, on other images. With --tiny, a small VAR of four scales: whether it works, not how fast it is.
+With --avx2, PyTorch and its libraries use no instructions beyond AVX2, as on a processor without them.
 Results: docs/performance.md.
 
 usage: python tests/benchmarks/paper_plan.py [IMAGES] [CLASSES] [PRECISIONS] [SEED] [--shape SHAPE] [--device cuda]
-       [--tiny] [--json]
+       [--avx2] [--tiny] [--json]
 """
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -32,7 +34,7 @@ from staged_models import Subject, subject
 
 from avarc_cli.bench.timing import peak_memory
 from avarc_cli.layers.precision import available
-from avarc_cli.scoring.batching import auto_tokens, kept_tokens_per_batch
+from avarc_cli.scoring.batching import auto_tokens, cached_tokens_per_batch
 from avarc_cli.scoring.cache_policy import shared_segments
 from avarc_cli.scoring.cascade import Cascade, score_in_two_precisions
 from avarc_cli.scoring.engine import score_group
@@ -42,6 +44,7 @@ from avarc_cli.scoring.rounding_noise import LEAST_IMAGES, measure
 from avarc_cli.scoring.scores import ImageScores, score_function
 
 PAIRS = {"cpu": 2, "cuda": 10}  # of a plain pass; on a CPU 10 were slower
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 T = TypeVar("T")
 
 
@@ -75,7 +78,7 @@ class Ours:
             score=score_function("log-likelihood"),
             log_prior=np.zeros(classes),
             tokens_per_batch=auto_tokens(self.model, plan, device, fixed=False),
-            kept_tokens_per_batch=kept_tokens_per_batch(self.model, device),
+            cached_tokens_per_batch=cached_tokens_per_batch(self.model, device),
         )
         self.cascade = Cascade(cheap, ()) if plus else None
         self.group = self.request.images_per_group(self.model)
@@ -171,6 +174,13 @@ def main(asked: argparse.Namespace, names: list[str]) -> None:
         print(json.dumps(about | {"cases": cases}))
 
 
+def without_more_than_avx2() -> None:
+    """Limit PyTorch, oneDNN and MKL, which read the environment when they load: this process starts again with it."""
+    if not AVX2.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | AVX2)
+    torch.cpu._is_vnni_supported = lambda: False
+
+
 def summary(
     plainly: Spent, spent: Mapping[str, Spent], same: Mapping[str, int], winners: Mapping[str, int]
 ) -> list[dict[str, Any]]:
@@ -195,8 +205,11 @@ if __name__ == "__main__":
     parser.add_argument("seed", nargs="?", type=int, default=0)
     parser.add_argument("--shape", default="d16")
     parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--avx2", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
+    if asked.avx2:
+        without_more_than_avx2()
     wanted = asked.precisions.split(",") if asked.precisions else [n for n in available(asked.device) if n != "fp16"]
     main(asked, wanted)

@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import load_golden
 
 from avarc_cli.devices import pick_kernels
-from avarc_cli.layers.precision import find
 from avarc_cli.layers.random_weights import random_weights
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.models.llamagen import reference as llamagen
@@ -26,6 +25,7 @@ from avarc_cli.models.rar import reference as rar_reference
 from avarc_cli.models.rar.network import RAR
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.models.var.reference import token_log_probs
+from avarc_cli.product_library import find
 
 SAMPLES = 3
 CHANGED = 0.1  # of a neighbour's tokens, where there is no quantizer to make neighbours by

@@ -113,6 +113,17 @@ def test_another_process_loads_both_models(cache, models):
     assert found.records == here.records
 
 
+def test_noise_measured_on_little_is_measured_again_where_there_is_more(classify, tmp_path):
+    forget_noise()
+    code, said = classify(tmp_path / "little", "--limit", "1", "--classes", "0,1", "--precision", "cascade")
+    assert code == 0 and "on 1 image" in said
+    code, said = classify(tmp_path / "more", "--precision", "cascade")
+    assert code == 0 and "measuring" in said
+    assert max(content(tmp_path / "more", "run.json")["cascade"]["slack"]) < 10  # with one degree of freedom, 1e9
+    code, said = classify(tmp_path / "again", "--limit", "1", "--classes", "0,1", "--precision", "cascade")
+    assert code == 0 and "measuring" not in said, "that is better than it could be here"
+
+
 def test_a_damaged_file_of_noise_is_ignored_and_replaced(cache, models, tmp_path, monkeypatch):
     forget_noise()
     measure, measured = cascading.measure, []

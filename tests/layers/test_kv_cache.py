@@ -1,5 +1,7 @@
 """The KV cache: appended, limited, selected and in place it gives attention what it was given; memory is reused."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -107,9 +109,26 @@ def test_memory_in_use_is_not_given_out_again():
     first = workspace.empty((4,), torch.float32, CPU).fill_(1)
     second = workspace.empty((4,), torch.float32, CPU).fill_(2)
     assert first.tolist() == [1] * 4 and second.tolist() == [2] * 4
+
+
+def test_a_buffer_in_use_is_left_to_its_user_and_freed_with_it(monkeypatch):
+    made, empty = [], torch.empty
+
+    def seen(*args, **options):
+        buffer = empty(*args, **options)
+        made.append(weakref.ref(buffer))
+        return buffer
+
+    monkeypatch.setattr(torch, "empty", seen)
+    workspace = Workspace()
+    first = workspace.empty((4,), torch.float32, CPU)
+    second = workspace.empty((4,), torch.float32, CPU)
+    assert first.data_ptr() != second.data_ptr() and len(made) == 2
+    del first
+    assert made[0]() is None
     address = second.data_ptr()
     del second
-    assert workspace.empty((4,), torch.float32, CPU).data_ptr() == address, "the first buffer is left to its user"
+    assert workspace.empty((4,), torch.float32, CPU).data_ptr() == address and len(made) == 2
 
 
 def test_the_buffer_grows_and_changes_its_dtype():

@@ -14,6 +14,7 @@ from avarc_cli.errors import CheckpointError
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layout import TokenLayout
+from avarc_cli.models.llamagen import reference
 from avarc_cli.models.llamagen.config import LlamaGenConfig, ffn_width, read_config
 from avarc_cli.models.llamagen.family import FAMILY
 from avarc_cli.models.llamagen.initialize import initialize
@@ -98,6 +99,14 @@ def test_log_probabilities_with_gradients_are_the_same(gpt):
     pairs = torch.cartesian_prod(torch.arange(len(tokens)), torch.arange(len(classes)))
     ours = model.token_log_prob(tokens[pairs[:, 0]], classes[pairs[:, 1]])
     assert error(ours.view(arrays["logp"].shape), arrays["logp"]) <= tolerance["logp"]
+
+
+def test_the_plain_implementation_scores_the_first_tokens_of_a_grid(gpt):
+    tolerance, arrays, model = gpt
+    first_L, classes = torch.from_numpy(arrays["tokens"][0, :6]), torch.from_numpy(arrays["classes"])
+    shape = {"heads": model.config.heads, "cells": arrays["tokens"].shape[1]}
+    plain = reference.token_log_probs(model.checkpoint_tensors(), first_L, classes, **shape)
+    assert error(plain, arrays["logp"][0, :, :6]) <= tolerance["logp"]
 
 
 def test_rotations_are_the_references_and_none_at_the_class(gpt):

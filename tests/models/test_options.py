@@ -13,8 +13,9 @@ from avarc_cli.devices import pick_kernels
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.kernels import use_kernels
 from avarc_cli.loading import ModelSpec, load_model
-from avarc_cli.scoring.batching import auto_tokens, kept_tokens_per_batch
+from avarc_cli.scoring.batching import auto_tokens, cached_tokens_per_batch
 from avarc_cli.scoring.plan import parse_plan
+from avarc_cli.zoo.local_files import ASSETS
 
 CPU = torch.device("cpu")
 
@@ -109,7 +110,18 @@ def test_less_memory_means_smaller_batches_and_too_little_is_refused():
     base = (512 << 20) + model.resident_bytes
     assert auto_tokens(model, plan, CPU, fixed=True, memory=2**40) == unlimited
     assert auto_tokens(model, plan, CPU, fixed=True, memory=base + (16 << 20)) < unlimited
-    assert kept_tokens_per_batch(model, CPU) == (128 << 20) // model.bytes_per_token(cached=True)
+    assert cached_tokens_per_batch(model, CPU) * model.bytes_per_token(cached=True) == 128 << 20
+    assert cached_tokens_per_batch(model, torch.device("cuda")) is None
     with pytest.raises(UsageError) as refused:
         auto_tokens(model, plan, CPU, fixed=True, memory=2**20)
     assert "need" in refused.value.why
+
+
+@pytest.mark.parametrize("words", [["--precision", "bf16+fp32"], ["--plan", "2:5/bf16,5:1"]], ids=" ".join)
+def test_the_memory_that_is_asked_for_is_enough_for_two_precisions(capsys, words):
+    command = ["classify", str(ASSETS / "digits" / "test" / "0"), *words, "--memory"]
+    assert main([*command, "300MiB", "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "300 MiB is too little" in said
+    enough = said.split("use --memory ")[1].split()[0]
+    assert main([*command, enough, "--dry-run"]) == 0

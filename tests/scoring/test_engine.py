@@ -38,7 +38,7 @@ class Counting(LikelihoodModel):
 
     def __init__(self, seed=0):
         self.seed, self.seen, self.largest, self.extended = seed, [], 0, 0
-        self.batches = []  # pairs of each
+        self.batches, self.stored = [], 0  # pairs of each; most tokens that one from scratch stored
         self.states, self.peak = weakref.WeakSet(), 0  # tokens in the caches of all states
 
     def log_prob(self, tokens_L, class_id):
@@ -71,6 +71,8 @@ class Counting(LikelihoodModel):
         self.largest = max(self.largest, len(rows) * (end - start))
         self.extended += state.scored > 0
         self.batches.append(len(rows))
+        if not state.scored:
+            self.stored = max(self.stored, len(rows) * (0, *self.segment_ends)[keep_cache_segments])
         state.scored, state.cached = stop, keep_cache_segments
         self.state(tokens=(), classes=(), scored=0, cached=0)  # for the count
         return torch.from_numpy(np.stack(rows))
@@ -166,10 +168,11 @@ def test_any_batching_gives_the_definitions_winner_and_scores(plan, per_batch, s
 @given(plans, st.integers(1, 200), st.none() | st.integers(1, 100))
 def test_no_cell_is_scored_twice_and_batches_stay_within_the_limit(plan, per_batch, kept):
     model, data = Counting(), tokens()
-    asked = replace(request(plan, per_batch=per_batch), kept_tokens_per_batch=kept)
+    asked = replace(request(plan, per_batch=per_batch), cached_tokens_per_batch=kept)
     results = score_group(model, data, asked)
     assert len(model.seen) == len(set(model.seen))
     assert model.largest <= max(per_batch, 10)  # one pair is the least there is
+    assert kept is None or model.stored <= max(kept, 10)
     assert [r.tokens_scored for r in results] == [asked.plan.tokens(7, model.segment_ends)] * 3
 
 
@@ -304,11 +307,11 @@ def test_classes_with_adapters_of_their_own_do_not_change_the_batches_of_the_oth
 
 def test_a_new_batch_stores_no_more_keys_and_values_than_it_may():
     model, first_samples = Counting(), tokens(images=1, samples=1)
-    asked = replace(request("3:2,4:1", samples=1), kept_tokens_per_batch=13)
+    asked = replace(request("3:2,4:1", samples=1), cached_tokens_per_batch=13)
     score_group(model, first_samples, asked)
     assert model.batches == [2, 2, 2, 1, 2]  # of 6 stored tokens a pair; the last batch is of survivors
     model.batches.clear()
-    score_group(model, first_samples, replace(request("4:1", samples=1), kept_tokens_per_batch=13))
+    score_group(model, first_samples, replace(request("4:1", samples=1), cached_tokens_per_batch=5))
     assert model.batches == [7], "nothing is stored"
 
 

@@ -20,9 +20,10 @@ def token_log_probs(
     """log p(token | tokens before, class) of each token under each class, in nats.
 
     Args:
-        w: a published state dict. tokens_L: int64, of a square grid, row by row. class_id_P: int64.
+        w: a published state dict. class_id_P: int64.
+        tokens_L: int64, of a square grid, row by row, or the first of one.
         heads: H; the heads of keys follow from the tensors.
-        cells: of the whole grid; None where tokens_L is the whole grid.
+        cells: of the grid; None where tokens_L is all of it.
     Returns: (P, L), in the dtype of the weights.
     """
     first_PC = w["cls_embedding.embedding_table.weight"][class_id_P]
