@@ -73,16 +73,16 @@ def auto_tokens(
 
 
 def cached_tokens_per_batch(model: LikelihoodModel, device: torch.device) -> int | None:
-    """Tokens whose keys and values a batch on a CPU stores: as much memory as its rest, or a tenth of the weights.
+    """Tokens whose keys and values a batch on a CPU stores: as much memory as its rest, or a 16th of the weights.
 
     They lie beside those of all survivors so far. With twice as many, a d16 and a LlamaGen-L were as fast. Large models
-    need the tenth: every pass reads all weights, which takes long for a few tokens. None, no limit, on a GPU, where
+    need the 16th: every pass reads all weights, which takes long for a few tokens. None, no limit, on a GPU, where
     `auto_tokens` allows for them, and for a model that caches nothing.
     """
     per_token = model.bytes_per_token(cached=True)
     if device.type != "cpu" or not per_token:
         return None
-    return max(CPU_BYTES, model.resident_bytes // 10) // per_token
+    return max(CPU_BYTES, model.resident_bytes // 16) // per_token
 
 
 def max_cached_tokens(model: LikelihoodModel, memory: int | None, other_weights: int = 0) -> int | None:

@@ -72,9 +72,17 @@ class RARLikelihood(AutoregressiveModel):
         self.schedule = Schedule.of_width(network.config.width)
         self.default_guidance, self.sampler = self.schedule.guidance, self.schedule.settings
         self._keeps_modulation = True
+        self._prepared_N: npt.NDArray[np.int64] | None = None
 
     def prepare(self, class_id_N: npt.NDArray[np.int64]) -> None:
-        self._keeps_modulation = self.modulation.fits(len(np.unique(class_id_N)))
+        """Modulation is kept from the second time on that the same classes are scored.
+
+        One image needs none of it twice, and fp32 in a cascade is asked for other classes of every image.
+        """
+        classes_N, before_N = np.unique(class_id_N), self._prepared_N
+        again = before_N is not None and np.array_equal(classes_N, before_N)
+        self._keeps_modulation = again and self.modulation.fits(len(classes_N))
+        self._prepared_N = classes_N
 
     @property
     def precision(self) -> Precision:
