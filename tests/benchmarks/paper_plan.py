@@ -15,7 +15,6 @@ usage: python tests/benchmarks/paper_plan.py [IMAGES] [CLASSES] [PRECISIONS] [SE
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -30,6 +29,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from avx2 import limit_to_avx2
 from staged_models import Subject, subject
 
 from avarc_cli.bench.timing import peak_memory
@@ -44,7 +44,6 @@ from avarc_cli.scoring.rounding_noise import LEAST_IMAGES, measure
 from avarc_cli.scoring.scores import ImageScores, score_function
 
 PAIRS = {"cpu": 2, "cuda": 10}  # of a plain pass; on a CPU 10 were slower
-AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 T = TypeVar("T")
 
 
@@ -174,13 +173,6 @@ def main(asked: argparse.Namespace, names: list[str]) -> None:
         print(json.dumps(about | {"cases": cases}))
 
 
-def without_more_than_avx2() -> None:
-    """Limit PyTorch, oneDNN and MKL, which read the environment when they load: this process starts again with it."""
-    if not AVX2.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | AVX2)
-    torch.cpu._is_vnni_supported = lambda: False
-
-
 def summary(
     plainly: Spent, spent: Mapping[str, Spent], same: Mapping[str, int], winners: Mapping[str, int]
 ) -> list[dict[str, Any]]:
@@ -210,6 +202,6 @@ if __name__ == "__main__":
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     if asked.avx2:
-        without_more_than_avx2()
+        limit_to_avx2()
     wanted = asked.precisions.split(",") if asked.precisions else [n for n in available(asked.device) if n != "fp16"]
     main(asked, wanted)

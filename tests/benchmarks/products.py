@@ -1,53 +1,60 @@
 """float32 products of a VAR-d16's and a LlamaGen-L's linears by the two libraries that PyTorch ships for a CPU.
 
-Interleaved rounds. Rates are of the fastest round, by wall time and by CPU time (of all threads together): other
-processes disturb the latter less. At the end what `product_library` measures and chooses, some times in a row.
+Interleaved rounds; of each linear the fastest round counts, by wall time. The last row is what `product_library`
+measures and chooses. With --avx2, no instructions beyond AVX2. Results: docs/execution.md.
 
-usage: python tests/benchmarks/products.py
+usage: python tests/benchmarks/products.py [--avx2] [--json]
 """
 
+import sys
 import time
 
 import torch
+from avx2 import limit_to_avx2
+from figure_tables import Cell, Table, show, wants_json
 
 from avarc_cli import product_library
 from avarc_kernels.linear import linear
 
-LINEARS = {
-    "d16 mat_qkv": (1024, 3072),
-    "d16 proj": (1024, 1024),
-    "d16 fc1": (1024, 4096),
-    "d16 fc2": (4096, 1024),
-    "llamagen-l w1": (1024, 2816),
-    "llamagen-l w2": (2816, 1024),
-    "llamagen-l head": (1024, 16384),
-}
+LINEARS = {"d16": [(1024, 3072), (1024, 1024), (1024, 4096), (4096, 1024)]}
+LINEARS["llamagen-l"] = [(1024, 3072), (1024, 1024), (1024, 2816), (2816, 1024), (1024, 16384)]
 ROWS = (1, 30, 256, 680, 2048)
+LIBRARIES = ("torch", "onednn")
 ROUNDS = 7
-CHOICES = 5
+
+
+def rates(linears: list[tuple[int, int]], rows: int) -> list[float]:
+    """GFLOP/s of each library."""
+    spent = dict.fromkeys(LIBRARIES, 0.0)
+    for channels, out in linears:
+        x, weight = torch.randn(rows, channels), torch.randn(out, channels)
+        fastest = dict.fromkeys(LIBRARIES, float("inf"))
+        for i in range(1 + ROUNDS):
+            for library in LIBRARIES:
+                started = time.perf_counter()
+                linear(x, weight, None, backend=library)
+                if i:  # the first one warms up
+                    fastest[library] = min(fastest[library], time.perf_counter() - started)
+        for library in LIBRARIES:
+            spent[library] += fastest[library]
+    work = sum(2e-9 * rows * channels * out for channels, out in linears)
+    return [work / seconds for seconds in spent.values()]
 
 
 @torch.inference_mode()
-def main() -> None:
-    """Print GFLOP/s and what is chosen."""
-    print(f"{torch.get_num_threads()} threads, GFLOP/s: wall MKL or BLAS, oneDNN; CPU MKL or BLAS, oneDNN")
-    for rows in ROWS:
-        for name, (channels, out) in LINEARS.items():
-            x, weight = torch.randn(rows, channels), torch.randn(out, channels)
-            seconds: dict[str, list[tuple[float, float]]] = {"torch": [], "onednn": []}
-            for _ in range(1 + ROUNDS):  # the first one warms up
-                for backend, times in seconds.items():
-                    started = time.perf_counter(), time.process_time()
-                    linear(x, weight, None, backend=backend)
-                    times.append((time.perf_counter() - started[0], time.process_time() - started[1]))
-            work = 2e-9 * rows * channels * out
-            rates = [work / min(t[clock] for t in times[1:]) for clock in (0, 1) for times in seconds.values()]
-            print(f"{rows:4}  {name:15}", *(f"  {rate:6.0f}" for rate in rates), flush=True)
-    for _ in range(CHOICES):
-        began = time.perf_counter()
-        found = product_library.compare()
-        took = time.perf_counter() - began
-        print(f"oneDNN is {found.gain:.3f} times as fast: {found.library}, measured in {took:.1f} s")
+def main(*, as_json: bool) -> None:
+    rows: list[list[Cell]] = []
+    for name, linears in LINEARS.items():
+        for count in ROWS:
+            mkl, onednn = rates(linears, count)
+            rows.append([name, str(count), mkl, onednn, onednn / mkl])
+    found = product_library.compare()
+    rows.append([f"measured at first use: {found.library} is chosen", "", None, None, found.gain])
+    columns = [("linears of", ""), ("rows", ""), ("MKL, GFLOP/s", ".0f"), ("oneDNN, GFLOP/s", ".0f"), ("ratio", ".2f")]
+    show(Table(columns, rows), as_json=as_json)
 
 
-main()
+if __name__ == "__main__":
+    if "--avx2" in sys.argv:
+        limit_to_avx2()
+    main(as_json=wants_json(sys.argv))
