@@ -1,6 +1,7 @@
 """The precisions of a classifier: those that stages of its plan name, and a cascade of two.
 
-The rounding noise of a cascade is measured once for a model on a machine, and kept in a small file (`NOISE`).
+The rounding noise of a cascade is measured for a model on a machine and kept in a small file (`NOISE`), until there is
+more to measure it on.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def noise_key(model: LoadedModel, about: Mapping[str, Any]) -> dict[str, Any]:
         "arithmetic": model.arithmetic,
         "kernels": model.kernels,
         "device": device_name(torch.device(model.device)),
+        "instructions": torch.backends.cpu.get_cpu_capability() if model.device == "cpu" else "",
         "torch": torch.__version__,
     }
 

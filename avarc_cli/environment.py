@@ -224,7 +224,7 @@ def _fast_on_cpu() -> str:
 
 def _precision_choice(cuda: bool) -> Choice:
     if not cuda:
-        fast = {"bf16": "1.6 (Zen 4) to 3.3 times (AMX)", "int8": "1.4 (AVX2) to 2.4 times (VNNI)"}
+        fast = {"bf16": "1.7 (Zen 4) to 3.3 times (AMX)", "int8": "1.4 (AVX2) to 2.4 times (VNNI)"}
         why = f"as in the reference; --precision {_fast_on_cpu()} was {fast[_fast_on_cpu()]} as fast"
         return Choice("precision", "fp32", why)
     half = "bf16" if torch.cuda.is_bf16_supported() else "fp16"

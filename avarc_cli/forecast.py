@@ -74,7 +74,7 @@ class ScoringForecast:
     memory: int
     """Estimate of what scoring takes beside the weights, in bytes."""
     weights: int
-    """Bytes of the weights, of all precisions."""
+    """Bytes of the weights; an upper estimate where a plan or a cascade has several precisions."""
     drawn: int = 0
     """Images that are drawn before; what they take is not part of the numbers above."""
 

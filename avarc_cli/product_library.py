@@ -108,8 +108,8 @@ def recorded(arithmetic: str) -> str:
 def compared() -> Comparison:
     """Both libraries on this machine with this number of threads, as measured earlier or now."""
     key = {
-        "cpu": environment.machine()["cpu"],  # "AMD EPYC" is a name of processors with AVX-512 and without
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cpu": environment.machine()["cpu"],
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # "AMD EPYC" may have AVX-512 or not
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "rows": ROWS,

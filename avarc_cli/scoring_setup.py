@@ -293,9 +293,10 @@ class ScoringSetup:
         )
 
     def other_weights(self, plan: Plan) -> int:
-        """Bytes of the weights in the other precisions of a plan or a cascade.
+        """Bytes of the weights in the other precisions of a plan or a cascade, at most.
 
-        Until they are loaded, each is taken to need twice as much as the model at hand, as fp32 does beside bf16.
+        They may not be loaded yet: each is taken to need twice as much as the model at hand, as fp32 does beside bf16.
         """
         others = len(plan.precisions) + is_cascade(self.model.precision)
-        return 2 * others * self.model.likelihood.resident_bytes
+        times = 1 if self.model.precision in ("fp32", "tf32") else 2
+        return times * others * self.model.likelihood.resident_bytes

@@ -50,6 +50,14 @@ def test_another_number_of_threads_is_measured_again(machine, monkeypatch):
     assert len(machine) == 2
 
 
+@needs_onednn
+def test_another_set_of_instructions_is_measured_again(machine, monkeypatch):
+    product_library.resolve("auto", CPU)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX1000")
+    product_library.resolve("auto", CPU)
+    assert len(machine) == 2
+
+
 @pytest.mark.parametrize(
     ("wall", "cpu", "library"),
     [(0.5, 0.5, "onednn"), (0.96, 0.96, "torch"), (1.0, 1.0, "torch"), (0.5, 1.0, "torch"), (1.0, 0.5, "torch")],

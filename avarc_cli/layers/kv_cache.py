@@ -33,7 +33,7 @@ class Workspace:
         size, there = math.prod(shape), 0 if self._buffer is None else self._buffer.numel()
         fits = size <= there < TOO_LARGE * size
         if self._buffer is None or self._user() is not None or not fits or self._buffer.dtype != dtype:
-            self._buffer = None  # first free the old one, unless it is in use
+            self._buffer = None  # frees the old one first; one in use stays with its user
             self._buffer = torch.empty(size, dtype=dtype, device=device)
         tensor = self._buffer[:size].view(*shape)
         self._user = weakref.ref(tensor)

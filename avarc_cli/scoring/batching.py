@@ -42,9 +42,9 @@ def auto_tokens(
 ) -> int:
     """Tokens of one forward pass.
 
-    On a CPU, and if batches must not depend on the state of the machine (`fixed`), this is a function of model, plan
-    and `memory` alone. A batch that is cached needs memory for its keys and values twice: where they are written, and
-    for the copy of the survivors. The caches of a group's survivors take at most as much as a batch.
+    On a CPU, and if batches must not depend on the state of the machine (`fixed`), this is a function of model, plan,
+    `memory` and `other_weights` alone. A batch that is cached needs memory for its keys and values twice: where they
+    are written, and for the copy of the survivors. The caches of a group's survivors take at most as much as a batch.
 
     Args:
         fixed: do not look at the free memory.
@@ -75,9 +75,9 @@ def auto_tokens(
 def cached_tokens_per_batch(model: LikelihoodModel, device: torch.device) -> int | None:
     """Tokens whose keys and values a batch on a CPU stores: as much memory as its rest, or a 16th of the weights.
 
-    They lie beside those of all survivors so far. With twice as many, a d16 and a LlamaGen-L were as fast. Large models
-    need the 16th: every pass reads all weights, which takes long for a few tokens. None, no limit, on a GPU, where
-    `auto_tokens` allows for them, and for a model that caches nothing.
+    They lie beside those of all survivors so far. With twice as many, a d16 and a LlamaGen-L were as fast within 2 %.
+    Large models need the 16th: every pass reads all weights, which takes long for a few tokens. None, no limit, on a
+    GPU, where `auto_tokens` allows for them, and for a model that caches nothing.
     """
     per_token = model.bytes_per_token(cached=True)
     if device.type != "cpu" or not per_token:

@@ -1,4 +1,4 @@
-"""A benchmark as on a processor without AVX-512, AVX-VNNI and AMX: its libraries use no instructions beyond AVX2."""
+"""A benchmark as on a processor with AVX2 and no more: without AVX-512, VNNI, bf16 products and AMX."""
 
 import os
 import sys
@@ -12,4 +12,5 @@ def limit_to_avx2() -> None:
     """PyTorch, oneDNN and MKL read the environment when they load, so this process starts again with it."""
     if not LIMITS.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | LIMITS)
-    torch.cpu._is_vnni_supported = lambda: False
+    for beyond in ("vnni", "avx512_bf16", "amx_tile"):
+        setattr(torch.cpu, f"_is_{beyond}_supported", lambda: False)

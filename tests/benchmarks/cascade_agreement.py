@@ -129,4 +129,6 @@ if __name__ == "__main__":
     words = [word for word in sys.argv[1:] if word != "--near-ties"]
     defaults = "d16", "5", "4", "20", low_precision(CPU) or "int8"
     shape, seeds, images, classes, cheap = [*words, *defaults[len(words) :]]
+    if near_ties and ("-" in shape or int(classes) % 2):
+        sys.exit("--near-ties needs a VAR and an even number of classes")
     main(shape, int(seeds), int(images), int(classes), cheap, near_ties=near_ties, as_json=as_json)

@@ -125,3 +125,12 @@ def test_the_memory_that_is_asked_for_is_enough_for_two_precisions(capsys, words
     assert "300 MiB is too little" in said
     enough = said.split("use --memory ")[1].split()[0]
     assert main([*command, enough, "--dry-run"]) == 0
+
+
+def test_a_forecast_counts_the_weights_of_both_precisions(capsys):
+    weights = {}
+    for precision in ("bf16", "bf16+fp32"):
+        words = ["classify", str(ASSETS / "digits" / "test" / "0"), "--precision", precision, "--dry-run"]
+        assert main(["--json", *words]) == 0
+        weights[precision] = json.loads(capsys.readouterr().out)["scoring"]["weights"]
+    assert weights["bf16+fp32"] == 3 * weights["bf16"]

@@ -184,24 +184,12 @@ def test_modulation_of_more_classes_than_fit_is_not_kept(rar):
     few.prepare(classes.numpy())
     assert torch.equal(scored(few, tokens, classes, [2, 4]), scored(model, tokens, classes, [2, 4]))
     assert few.tables.bytes == 0
-    few.prepare(classes.numpy())
-    scored(few, tokens, classes, [4])
-    assert few.tables.bytes == 0
-
-
-def test_modulation_is_kept_once_the_same_classes_are_scored_again(rar):
-    _, arrays, model = rar
-    tokens, other = torch.from_numpy(arrays["tokens"]), RARLikelihood(model.rar)
-
-    def kept(class_ids):
-        classes = torch.tensor(class_ids)
-        other.prepare(classes.numpy())
-        assert torch.equal(scored(other, tokens, classes, [2, 4]), scored(model, tokens, classes, [2, 4]))
-        return other.tables.bytes
-
-    assert kept([4, 0]) == kept([0, 10]) == 0
-    assert (two := kept([10, 0, 10])) > 0, "the same classes in another order"
-    assert kept([3]) == two == kept([4, 0]), "other classes are not kept, as of a cascade's fp32"
+    few.prepare(classes.numpy()[1:])
+    scored(few, tokens, classes[1:], [4])
+    assert few.tables.bytes == 0, "others of the three follow, as in a cascade"
+    few.prepare(classes.numpy()[:2] + 1)
+    scored(few, tokens, classes[:2] + 1, [4])
+    assert few.tables.bytes > 0
 
 
 def test_tables_joined_in_one_as_on_a_gpu_give_the_same(rar):

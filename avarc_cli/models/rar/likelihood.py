@@ -72,17 +72,16 @@ class RARLikelihood(AutoregressiveModel):
         self.schedule = Schedule.of_width(network.config.width)
         self.default_guidance, self.sampler = self.schedule.guidance, self.schedule.settings
         self._keeps_modulation = True
-        self._prepared_N: npt.NDArray[np.int64] | None = None
+        self._prepared: frozenset[int] = frozenset()
 
     def prepare(self, class_id_N: npt.NDArray[np.int64]) -> None:
-        """Modulation is kept from the second time on that the same classes are scored.
+        """Decide whether modulation is kept: where that of all classes fits, of which parts may follow.
 
-        One image needs none of it twice, and fp32 in a cascade is asked for other classes of every image.
+        A cascade prepares fp32 for all candidates, and scores others of them for every image.
         """
-        classes_N, before_N = np.unique(class_id_N), self._prepared_N
-        again = before_N is not None and np.array_equal(classes_N, before_N)
-        self._keeps_modulation = again and self.modulation.fits(len(classes_N))
-        self._prepared_N = classes_N
+        classes = frozenset(class_id_N.tolist())
+        if not classes <= self._prepared:
+            self._keeps_modulation, self._prepared = self.modulation.fits(len(classes)), classes
 
     @property
     def precision(self) -> Precision:
