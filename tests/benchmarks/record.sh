@@ -64,13 +64,11 @@ r digits-incremental $D incremental build/incremental --json   # 12 min
 [ ! -d build/glyphs ] || r glyphs-closest OMP_NUM_THREADS=1 python tests/benchmarks/glyphs.py closest build/glyphs --json
 if [ "$ONLY" != "  " ]; then
   r paper-plan-d16-zen4 python tests/benchmarks/paper_plan.py 5 100 fp32,bf16,bf16+fp32 7 --json
-  r paper-plan-d16-avx2 python tests/benchmarks/paper_plan.py 3 100 fp32,int8,int8+fp32 7 --avx2 --json
   for shape in llamagen-l rar-b; do
     r paper-plan-$shape-zen4 python tests/benchmarks/paper_plan.py 5 100 fp32,bf16+fp32 7 --shape $shape --json
   done
   r products-zen4       python tests/benchmarks/products.py --json
   r products-avx2       python tests/benchmarks/products.py --avx2 --json
-  r roofline-d16-zen4   avarc bench --roofline --shape d16 --precision fp32,bf16,int8 --json
   r bench-d16-zen4      avarc bench --precision fp32,bf16,int8 --pairs 6 --rounds 3 --kernels torch --json
   for shape in llamagen-l randar-l rar-b; do
     r $shape-zen4 avarc bench --shape $shape --precision fp32,bf16,int8 --pairs 4 --rounds 3 --kernels torch --json

@@ -113,6 +113,14 @@ def test_another_process_loads_both_models(cache, models):
     assert found.records == here.records
 
 
+def test_an_int8_cascade_without_vnni_is_warned_of(classify, tmp_path, monkeypatch):
+    words = ("--limit", "2", "--precision", "int8+fp32")
+    for here in (True, False):
+        monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda here=here: here)
+        code, said = classify(tmp_path / str(here), *words)
+        assert code == 0 and ("a cascade may take longer than fp32" in said) is not here
+
+
 def test_noise_measured_on_little_is_measured_again_where_there_is_more(classify, tmp_path):
     forget_noise()
     code, said = classify(tmp_path / "little", "--limit", "1", "--classes", "0,1", "--precision", "cascade")
