@@ -4,7 +4,7 @@
 #
 #   [NOTE=TEXT] [PYTHON=PROGRAM] tests/benchmarks/record.sh [NAME...]
 #
-# Minutes are estimates for 2 idle cores of a Xeon. Names in -zen4 are for an EPYC, and recorded only if they are named.
+# Minutes are estimates for 2 idle cores of a Xeon. Names in -zen4 and -avx2 are for an EPYC, and recorded only if named.
 # Read the prose around the tables afterwards.
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
 PY=${PYTHON:-.venv/bin/python}

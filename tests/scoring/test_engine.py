@@ -306,13 +306,12 @@ def test_classes_with_adapters_of_their_own_do_not_change_the_batches_of_the_oth
 
 
 def test_a_new_batch_stores_no_more_keys_and_values_than_it_may():
-    model, first_samples = Counting(), tokens(images=1, samples=1)
-    asked = replace(request("3:2,4:1", samples=1), cached_tokens_per_batch=13)
-    score_group(model, first_samples, asked)
-    assert model.batches == [2, 2, 2, 1, 2]  # of 6 stored tokens a pair; the last batch is of survivors
-    model.batches.clear()
-    score_group(model, first_samples, replace(request("4:1", samples=1), cached_tokens_per_batch=5))
-    assert model.batches == [7], "nothing is stored"
+    staged, whole = Counting(), Counting()
+    for model, plan, limit in ((staged, "3:2,4:1", 13), (whole, "4:1", 5)):
+        asked = replace(request(plan, samples=1), cached_tokens_per_batch=limit)
+        score_group(model, tokens(images=1, samples=1), asked)
+    assert staged.batches == [2, 2, 2, 1, 2]  # of 6 stored tokens a pair; the last batch is of survivors
+    assert whole.batches == [7], "nothing is stored"
 
 
 def test_survivors_of_several_batches_are_joined_as_far_as_one_pass_takes_them():
