@@ -21,6 +21,7 @@ from torch.nn import functional
 
 import avarc_kernels
 from avarc_cli.layers import gelu, linears
+from avarc_kernels import cpu_attention
 from avarc_kernels import linear as product_module
 
 PRODUCTS, ATTENTION, NORMS, ACTIVATION, HEAD = "products", "attention", "norms", "activation", "head"
@@ -110,7 +111,8 @@ def _bytes(values: Any) -> int:
     total = 0
     for value in values:
         if isinstance(value, Tensor):
-            total += min(value.numel() * value.element_size(), value.untyped_storage().nbytes())
+            stored = value.nbytes if value.is_mkldnn else value.untyped_storage().nbytes()
+            total += min(value.nbytes, stored)
         elif isinstance(value, tuple):
             total += _bytes(value)
     return total
@@ -139,6 +141,7 @@ OPERATIONS: Mapping[Callable[..., Any], tuple[str, Work | None]] = {
     avarc_kernels.block_causal_attention: (ATTENTION, None),
     avarc_kernels.causal_attention: (ATTENTION, None),
     functional.scaled_dot_product_attention: (ATTENTION, _attention),
+    cpu_attention.attention_by_products: (ATTENTION, _attention),
     avarc_kernels.adaln: (NORMS, None),
     avarc_kernels.gated_residual_adaln: (NORMS, None),
     avarc_kernels.residual_rms_norm: (NORMS, None),

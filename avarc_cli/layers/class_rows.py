@@ -27,9 +27,3 @@ def with_mean_rows(table_NC: Tensor, count: int) -> Tensor:
     """The table with `count` rows before the last one, each the mean of the rows before."""
     new = table_NC[:-1].mean(0, keepdim=True).expand(count, -1)
     return torch.cat([table_NC[:-1], new, table_NC[-1:]])
-
-
-def stored_bytes(module: nn.Module) -> int:
-    """Memory of a module's parameters and buffers, each tensor counted once."""
-    tensors = {t.data_ptr(): t.nbytes for t in [*module.parameters(), *module.buffers()] if not t.is_mkldnn}
-    return sum(tensors.values())

@@ -12,14 +12,13 @@ import avarc_kernels
 from avarc_cli.layers.kernels import others
 from avarc_cli.layers.linears import CACHED, CalledLinear, linear
 from avarc_cli.layers.precision import product_backend
-from avarc_kernels.linear_gelu import epilogue_missing
 
 
 def linear_gelu(layer: nn.Module, x: Tensor, *, approximate: str = "tanh", kernels: str = "torch") -> Tensor:
     """GELU of `linear(layer, x)`, (..., N) in the layer's dtype, as a part of the product where that is faster.
 
-    On a CPU these are oneDNN's products in inference mode: of bfloat16 numbers, which are then rounded once in place of
-    twice, and of float32 where oneDNN was chosen.
+    On a CPU it is where oneDNN multiplies (`product_backend`); of bfloat16 numbers, the result is then rounded once in
+    place of twice.
 
     Args:
         approximate: the form of GELU, "tanh" or "none", as torch calls it.
@@ -40,8 +39,7 @@ def _fused_by(x_MK: Tensor, kernels: str, approximate: str) -> str | None:
     """The backend of `avarc_kernels.linear_gelu` that is to be used for this product."""
     if x_MK.is_cuda:
         return "cublaslt" if others(kernels) == "triton" and approximate == "tanh" else None
-    half = torch.is_inference_mode_enabled() and x_MK.dtype == torch.bfloat16 and epilogue_missing(x_MK) is None
-    return "onednn" if half or product_backend(x_MK) == "onednn" else None
+    return "onednn" if product_backend(x_MK) == "onednn" else None
 
 
 def gelu(x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from avarc_cli.layers.mapped import give_back
 from avarc_cli.layers.precision import Precision, cpu_has_vnni, product_backend
 from avarc_kernels import quantize_rows
 from avarc_kernels.linear import linear as product
+from avarc_kernels.linear import onednn_missing, packed
 
 # Numbers per thread that successive elementwise steps process at a time, so that they stay in a core's cache. This was
 # the fastest of 2^12 to 2^23 for the GELU of 2048 x 4096 numbers on one thread of a Xeon (2 MiB of L2): 13 ms, against
@@ -38,7 +39,7 @@ def linear(layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
     x, weight, bias = x.to(plain.weight.dtype), plain.weight, plain.bias if bias is None else bias
     chosen = product_backend(x)
     if chosen == "torch":  # as `product`, but a training of a small model would notice its checks
-        return F.linear(x, weight, bias)
+        return F.linear(x, weight.to_dense() if weight.is_mkldnn else weight, bias)
     return product(x, weight, bias, backend=chosen)
 
 
@@ -75,7 +76,8 @@ def quantized(layer: nn.Linear, precision: Precision) -> QuantizedLinear:
 def convert_linears(block: nn.Module, names: Iterable[str], precision: Precision) -> None:
     """Run the linears of these names inside a block in this precision.
 
-    The memory of weights that are mapped from a file is given back as soon as they are converted.
+    The memory of weights that are mapped from a file is given back as soon as they are converted. Those in bfloat16 on
+    a CPU are `packed`, and kept in no other layout (`dense_weight`).
 
     Raises: as `quantized`.
     """
@@ -89,6 +91,15 @@ def convert_linears(block: nn.Module, names: Iterable[str], precision: Precision
         converted = quantized(layer, precision) if precision.quantized else layer.to(precision.product)
         setattr(module, attribute, converted)
         give_back(before)
+        if layer.weight.dtype == torch.bfloat16 and onednn_missing(layer.weight) is None:
+            layer.weight = nn.Parameter(packed(layer.weight.detach()), requires_grad=False)
+
+
+def dense_weight(layer: nn.Linear) -> nn.Parameter:
+    """A packed weight as rows and columns: made once for a layer, and shared by all that ask for it."""
+    if not hasattr(layer, "dense"):
+        layer.register_buffer("dense", layer.weight.to_dense(), persistent=False)
+    return nn.Parameter(cast("Tensor", layer.dense), requires_grad=False)
 
 
 class QuantizedLinear(nn.Module, ABC):

@@ -208,13 +208,17 @@ def products_by(library: str) -> Iterator[None]:
 def product_backend(x: Tensor) -> str:
     """The library for a product of x with weights of its dtype (`avarc_kernels.linear`).
 
-    Outside inference mode it is torch's, so that a loss does not depend on whether gradients are computed.
+    Outside inference mode it is torch's, so that a loss does not depend on whether gradients are computed. In it,
+    oneDNN multiplies bfloat16 wherever it can.
     """
-    return "onednn" if torch.is_inference_mode_enabled() and by_onednn(x, _library.get()) else "torch"
+    if not torch.is_inference_mode_enabled():
+        return "torch"
+    fits = onednn_missing(x) is None if x.dtype == torch.bfloat16 else by_onednn(x, _library.get())
+    return "onednn" if fits else "torch"
 
 
 def by_onednn(x: Tensor, library: str) -> bool:
-    """Whether oneDNN multiplies this tensor where that library was chosen (`Precision.library`)."""
+    """Whether oneDNN multiplies this float32 tensor where that library was chosen (`Precision.library`)."""
     if library == BY_RULE:
         return onednn_is_faster(x)
     return library == BY_ONEDNN and onednn_missing(x) is None

@@ -7,13 +7,15 @@ noise is the standard deviation, over images and pairs of classes, of the error 
 
 of the same image x. What both have in common cancels, as it does where candidates are compared.
 
-`slack` turns it into a number that no error of an image exceeds, but for a stated probability (docs/cascade.md):
+`RoundingNoise.slacks` turns it into a number that no error that matters exceeds, but for a stated probability
+(docs/cascade.md):
 
     noise * t,    P(T > t) = probability / comparisons,    T of Student's distribution,
 
-with as many degrees of freedom as the measurement has, `MOST_FREEDOM` at most: errors of few tokens, and of different
-images, have longer tails than a normal distribution. For the same reason n tokens count with at least the noise of all
-L tokens times sqrt(n / L). Errors of samples and orders may be alike, so a mean over them has the noise of one.
+for the errors that `comparisons` counts, with as many degrees of freedom as the measurement has, `MOST_FREEDOM` at
+most: errors of few tokens, and of different images, have longer tails than a normal distribution. For the same reason
+n tokens count with at least the noise of all L tokens times sqrt(n / L). Errors of samples and orders may be alike, so
+a mean over them has the noise of one.
 
 Shapes: G images, N candidates, K segments.
 """
@@ -30,7 +32,7 @@ import numpy as np
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.combining import MEAN
 from avarc_cli.scoring.engine import score_group
-from avarc_cli.scoring.plan import Plan, Stage
+from avarc_cli.scoring.plan import LEFT_BY_FIRST_CUT, Plan, Stage
 from avarc_cli.scoring.request import ScoringRequest
 from avarc_cli.scoring.scores import FloatN, IntN, TokensN, rounding_noise, score_function
 
@@ -78,13 +80,11 @@ class RoundingNoise:
         return max(self.segments[stage.segments - 1], self.segments[-1] * math.sqrt(tokens / ends[-1]))
 
     def slacks(self, plan: Plan, candidates: int, ends: tuple[int, ...]) -> tuple[float, ...]:
-        """Nats, of each stage, that no difference of two candidates is wrong by, but for `PROBABILITY` an image.
+        """Nats, of each stage, that no difference that matters is wrong by, but for `PROBABILITY` an image.
 
-        The union bound is over all pairs of candidates and all stages. The exact precision's own rounding noise is
-        exceeded in any case.
+        The union bound is over `comparisons`. The exact precision's own rounding noise is exceeded in any case.
         """
-        comparisons = max(1, len(plan.stages) * candidates * (candidates - 1) // 2)
-        t = quantile(PROBABILITY / comparisons, min(self.freedom, MOST_FREEDOM))
+        t = quantile(PROBABILITY / comparisons(plan, candidates), min(self.freedom, MOST_FREEDOM))
         noises = [self.of(stage, ends) for stage in plan.stages]
         least = [rounding_noise(ends[max(stage.segments, 1) - 1], "fp32") for stage in plan.stages]
         return tuple(
@@ -114,6 +114,27 @@ class RoundingNoise:
             int(values["images"]),
             int(values["classes"]),
         )
+
+
+def comparisons(plan: Plan, candidates: int) -> int:
+    """How many errors could change what the stages of this plan keep, each in one direction; at least 1.
+
+    Let a stage keep the K best of A candidates in the exact precision. A cascade that keeps other ones has dropped a
+    candidate among these K because of one that is not, or has taken one that is not for sure because of one that is.
+    Either way, the order of two candidates, one of each kind, is wrong by more than the slack: K (A - K) differences.
+
+    A margin counts from the best. Any of the A may be dropped because of any other; and the best may be too close to
+    any other, or not be among those that are scored exactly to find it: A (A - 1) + 2 (A - 1) differences.
+    """
+    total, left = 0, candidates
+    for stage in plan.stages:
+        keep = min(left, stage.keep if stage.segments else max(stage.keep, LEFT_BY_FIRST_CUT))
+        if stage.segments:  # a first cut is the same in all precisions
+            total += keep * (left - keep)
+            if math.isfinite(stage.margin):
+                total += (left - 1) * (left + 2)
+        left = keep
+    return max(1, total)
 
 
 def images_needed(candidates: int, there: int) -> int:

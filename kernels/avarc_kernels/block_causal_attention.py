@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avarc_kernels.cpu_attention import attention_by_products, faster_by_products
 from avarc_kernels.dispatch import select_backend
 from avarc_kernels.flash_attention import flash_attention
 
@@ -40,9 +41,9 @@ def block_causal_attention(
         scale: multiplies q @ k.T before the softmax; positive.
         gain_H: if given, QK-norm: queries and keys are first divided by their L2 norms, and queries multiplied by
             their head's gain, so the KV cache can hold keys as the linear made them. float32, positive.
-        backend: "torch" calls PyTorch's scaled_dot_product_attention, without a mask, once per segment; "flash" does
-            the same with flash-attn (half precision, CUDA, D <= 256); "triton" is one kernel for all segments, QK-norm
-            included.
+        backend: "torch" calls PyTorch's scaled_dot_product_attention, without a mask, once per segment, or
+            `attention_by_products` where that is faster; "flash" does the same with flash-attn (half precision, CUDA,
+            D <= 256); "triton" is one kernel for all segments, QK-norm included.
     Returns: (P, H, T, D) in q's dtype; the error against float64 is at most twice that of masked attention in q's
         dtype.
     Raises: ValueError when shapes or dtypes disagree, when the segment ends do not cover the new positions, or when
@@ -117,6 +118,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, ends: Sequence[int], scale: float, g
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    if faster_by_products(q, k):
+        return attention_by_products(q, k, v, scale)
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 

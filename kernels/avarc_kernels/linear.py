@@ -17,8 +17,10 @@ def linear(x: Tensor, weight_FC: Tensor, bias_F: Tensor | None, *, backend: str 
 
     Args:
         x: (..., C): float32, bfloat16 or float16; any strides.
-        weight_FC, bias_F: in x's dtype.
-        backend: "torch" is F.linear: for float32 on a CPU, MKL in most builds. "onednn" is oneDNN for these.
+        weight_FC, bias_F: in x's dtype; the weight as it is or, for "onednn", `packed`.
+        backend: "torch" is F.linear: for float32 on a CPU, MKL in most builds. "onednn" is oneDNN, for float32 and
+            bfloat16 on a CPU. F.linear, too, has oneDNN multiply bfloat16, but takes 2 to 18 % longer on a Zen 4
+            (linears of 1024 and of 64 channels).
     Returns: (..., F) in x's dtype; the error against float64 is at most twice that of the definition in x's dtype.
     Raises: ValueError when shapes or dtypes disagree, or when the backend cannot run or cannot compute the gradients
         that an input requires.
@@ -33,13 +35,32 @@ def linear(x: Tensor, weight_FC: Tensor, bias_F: Tensor | None, *, backend: str 
             raise ValueError(f"backend 'onednn' cannot run: {why}")
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_FC, bias_F, "none", [], "")
         return product
+    if weight_FC.is_mkldnn:
+        raise ValueError("a packed weight is for backend 'onednn'")
     return functional.linear(x, weight_FC, bias_F)
+
+
+def packed(weight_FC: Tensor) -> Tensor:
+    """The weight in the layout in which oneDNN multiplies by it, which otherwise copies it there at every product.
+
+    Products of linears of 1024 channels in bfloat16 take 5 % less time on a Zen 4 for 2700 rows, 30 % for 30, and half
+    for one.
+
+    Args:
+        weight_FC: float32 or bfloat16 on a CPU (`onednn_missing`), without gradients.
+    Returns: a tensor of the same shape and dtype that has no elements for others (`is_mkldnn`); its to_dense() is the
+        weight again.
+    """
+    layout: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_FC.contiguous(), None)
+    return layout
 
 
 def onednn_missing(x: Tensor) -> str | None:
     """Why `linear` cannot multiply this tensor by oneDNN; None when it can."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        return f"it is for float32 on a CPU, and the tensor is {x.dtype} on {x.device.type}"
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return f"it is for float32 and bfloat16 on a CPU, and the tensor is {x.dtype} on {x.device.type}"
     if not torch.backends.mkldnn.is_available():
         return "this PyTorch was built without oneDNN"
+    if x.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "oneDNN has no bfloat16 products on this CPU"
     return None

@@ -34,7 +34,7 @@ def linear_gelu(
         raise ValueError(f"unknown form of GELU '{approximate}': the choices are tanh, none")
     select_backend(backend, ("torch", "cublaslt", "triton", "onednn"), x_MC, weight_FC, bias_F)
     if backend == "onednn":
-        if why := epilogue_missing(x_MC):
+        if why := onednn_missing(x_MC):
             raise ValueError(f"backend 'onednn' cannot run: {why}")
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x_MC, weight_FC, bias_F, "gelu", [], approximate)
         return product
@@ -49,12 +49,3 @@ def linear_gelu(
             raise ValueError("backend 'cublaslt' cannot run on a CPU: torch's CPU epilogue is the erf form of GELU")
         return torch._addmm_activation(bias_F, x_MC, weight_FC.T, use_gelu=True)
     return functional.gelu(functional.linear(x_MC, weight_FC, bias_F), approximate=approximate)
-
-
-def epilogue_missing(x: Tensor) -> str | None:
-    """Why oneDNN cannot multiply this tensor and apply GELU; None when it can."""
-    if x.dtype != torch.bfloat16:
-        return onednn_missing(x)
-    if x.device.type != "cpu" or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return f"oneDNN has no bfloat16 products on this {x.device.type}"
-    return None

@@ -9,6 +9,8 @@ from conftest import read_var
 
 from avarc_cli.added_classes import METHODS, ROW, AddedClass, AddedClassesModel, base_of, targets_of
 from avarc_cli.errors import CheckpointError, UsageError
+from avarc_cli.layers.precision import PRECISIONS
+from avarc_cli.layers.stored import stored_bytes
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.scoring.exhaustive import log_likelihoods
 from avarc_cli.zoo import lora
@@ -16,8 +18,8 @@ from avarc_cli.zoo import lora
 CPU = torch.device("cpu")
 
 
-def base_model(golden):
-    return golden.likelihood()
+def base_model(golden, precision="fp32"):
+    return VARLikelihood(golden.var().set_precision(PRECISIONS[precision]), golden.vqvae().quantize)
 
 
 def added(base, method, seed=0, rank=3):
@@ -33,14 +35,39 @@ def scores(model, tokens, ids=None):
     return log_likelihoods(model, tokens, range(model.num_classes) if ids is None else ids, device=CPU)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("method", METHODS)
-def test_old_classes_and_other_additions_score_bit_for_bit_as_before(golden, method):
-    base, tokens = base_model(golden), golden.tokens().repeat(3, 1)
+def test_old_classes_and_other_additions_score_bit_for_bit_as_before(golden, method, precision):
+    base, tokens = base_model(golden, precision), golden.tokens().repeat(3, 1)
     alone = scores(base, tokens)
     one = scores(AddedClassesModel(base, [added(base, method)]), tokens)
     two = scores(AddedClassesModel(base, [added(base, method), added(base, "lora", seed=1)]), tokens)
     assert np.array_equal(one[:, :-1], alone) and np.array_equal(two[:, :-1], one)
     assert (np.abs(one[:, -1:] - alone) > 1e-3).all(), "and the new class is another one"
+
+
+def test_additions_share_what_they_do_not_change_in_bf16_too(tiny):
+    """On a CPU that multiplies bfloat16, its weights are packed, and low-rank changes need them as they are."""
+    model = AddedClassesModel(
+        base_model(tiny, "bf16"), [added(base_model(tiny, "bf16"), "lora", seed) for seed in (0, 1)]
+    )
+    base, *others = ([block.attn.proj for block in each.network.blocks] for each in model.models)
+    originals = [[layer.parametrizations.weight.original for layer in layers] for layers in others]
+    assert all(one.data_ptr() == two.data_ptr() for one, two in zip(*originals, strict=True))
+    assert all(torch.equal(own.weight.to_dense(), one) for own, one in zip(base, originals[0], strict=True))
+    twice = stored_bytes(model.models[0].network) > stored_bytes(base_model(tiny, "bf16").network)
+    assert twice == base[0].weight.is_mkldnn, "memory of a weight that is there in two layouts is counted"
+
+
+def test_a_bf16_model_has_gradients_and_grows(tiny):
+    base, tokens = base_model(tiny, "bf16"), tiny.tokens()
+    new = added(base, "lora").requires_grad_()
+    loss = -new.attach(base).token_log_prob(tokens, torch.zeros(len(tokens), dtype=torch.long)).mean()
+    loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in new.parameters())
+    grown = base.with_more_classes(2)
+    assert grown.num_classes == base.num_classes + 2
+    assert np.abs(scores(grown, tokens, [0]) - scores(base_model(tiny), tokens, [0])).max() < 0.1
 
 
 @pytest.mark.parametrize("method", METHODS)

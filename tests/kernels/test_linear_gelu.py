@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from avarc_kernels import linear_gelu, testing
-from avarc_kernels.linear_gelu import epilogue_missing
+from avarc_kernels.linear import onednn_missing
 from avarc_kernels.testing import assert_within, float64_reference
 
 
@@ -32,7 +32,7 @@ def test_equals_the_definition(target, M, F, C):
 def test_an_epilogue_of_onednn_equals_the_definition(form, dtype, M, F, C):
     torch.manual_seed(M)
     x, weight, bias = torch.randn(M, C).to(dtype), torch.randn(F, C).to(dtype), torch.randn(F).to(dtype)
-    if why := epilogue_missing(x):
+    if why := onednn_missing(x):
         pytest.skip(why)
     exact, bound = float64_reference(partial(defined, form=form), x, weight, bias)
     assert_within(linear_gelu(x, weight, bias, approximate=form, backend="onednn"), exact, bound, op="linear_gelu")

@@ -13,7 +13,7 @@ from avarc_cli.scoring.cascade import Cascade, score_in_two_precisions
 from avarc_cli.scoring.engine import score_group
 from avarc_cli.scoring.plan import parse_plan
 from avarc_cli.scoring.request import ScoringRequest
-from avarc_cli.scoring.rounding_noise import RoundingNoise, images_needed, measure, quantile, tail
+from avarc_cli.scoring.rounding_noise import RoundingNoise, comparisons, images_needed, measure, quantile, tail
 from avarc_cli.scoring.scores import score_function
 
 CLASSES, SAMPLES = 12, 2
@@ -83,6 +83,48 @@ def test_no_errors_within_the_slack_change_a_prediction(plan, seed, slack, score
             theirs = [set(stage.survivors.tolist()) for stage in other.stages]
             assert ours[: len(theirs) - 1] == theirs[:-1]
         assert len(one.stages[-1].survivors) == 1 and np.isclose(one.posterior.sum(), 1)
+
+
+@settings(max_examples=25)
+@given(
+    st.sampled_from(["exhaustive", "1:6,2:3,3:1", "1:5,2:4,3:2,3:1", "2:1"]),
+    st.integers(0, 10**6),
+    st.sampled_from([0.02, 0.4]),
+)
+def test_only_errors_that_are_counted_matter(plan, seed, slack):
+    """Those kept in the exact precision are wrong upwards and those dropped downwards by any amount, but for one
+    slack; all other candidates are wrong by any amount."""
+    exact, _ = planted(60, seed, lambda rng, shape: np.zeros(shape))
+    asked, tokens = request(plan), planted_tokens(60, SAMPLES)
+    expected = score_group(exact, tokens, asked)
+    rng, table = np.random.default_rng(seed), exact.table_BNK.double().numpy()
+    wrong = rng.normal(size=table.shape)
+    for g, scores in enumerate(expected):
+        for stage, record in zip(asked.plan.stages, scores.stages, strict=False):
+            error_N = -rng.exponential(size=CLASSES)
+            error_N[rng.random(CLASSES) < 0.5] = 0.99 * slack
+            error_N[record.survivors] = rng.exponential(size=len(record.survivors)) * rng.integers(2)
+            wrong[g * SAMPLES, record.candidates, stage.segments - 1] = error_N[record.candidates]
+    cheap = PlantedModel(table + np.diff(wrong, axis=-1, prepend=0))
+    cascade = Cascade("bf16", (slack,) * len(asked.plan.stages))
+    found = score_in_two_precisions(cheap, lambda: exact, tokens, asked, cascade)
+    assert predictions(found) == predictions(expected)
+
+
+@pytest.mark.parametrize(
+    ("plan", "classes", "count"),
+    [
+        ("6:10,10:3,10:1:3", 100, 10 * 90 + 3 * 7 + 1 * 2),
+        ("exhaustive", 100, 99),
+        ("exhaustive", 1, 1),
+        ("5:12,10:1", 12, 11),  # the first stage drops nothing
+        ("5:<2.5,10:1", 12, 12 * 11 + 2 * 11 + 11),
+        ("0~:1,10:1", 12, 1),  # a first cut leaves two
+    ],
+)
+def test_errors_that_matter_are_counted(plan, classes, count):
+    parsed = parse_plan(plan, segments=10, candidates=classes, samples=3, can_cut=True)
+    assert comparisons(parsed, classes) == count
 
 
 @pytest.mark.parametrize("plan", ["exhaustive", "1:6,2:3,3:1:2"])

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
+from avarc_cli.layers.class_rows import FirstRow, with_mean_rows
 from avarc_cli.layers.joined import join_states
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.linears import log_prob_backend
 from avarc_cli.layers.precision import Precision, check_gradients, inference
+from avarc_cli.layers.stored import copied, stored_bytes
 from avarc_cli.likelihood import NetworkModel
 from avarc_cli.models.llamagen.config import CLASS_TABLE, LlamaGenConfig
 from avarc_cli.models.llamagen.network import Inputs, LlamaGen
@@ -249,7 +250,7 @@ class LlamaGenLikelihood(RowLikelihood, AutoregressiveModel):
         return twin.set_kernels(self.gpt.kernels)
 
     def with_more_classes(self, count: int) -> LlamaGenLikelihood:
-        tensors = {key: value.clone() for key, value in self.gpt.state_dict().items()}
+        tensors = copied(self.gpt)
         table = tensors[CLASS_TABLE] = with_mean_rows(tensors[CLASS_TABLE], count)
         grown = type(self.gpt)(replace(self.config, num_classes=self.num_classes + count)).to(table.device)
         grown.load_state_dict(tensors)

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avarc_cli.errors import UsageError
-from avarc_cli.layers.class_rows import stored_bytes
 from avarc_cli.layers.precision import Precision, check_gradients, inference
+from avarc_cli.layers.stored import stored_bytes
 from avarc_cli.layers.weight_decay import ONE_D_TOKENIZER, decays_unless_named
 from avarc_cli.models.masked.likelihood import MaskedLikelihood
 from avarc_cli.models.maskgen.config import ENCODER, JointConfig

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
+from avarc_cli.layers.class_rows import FirstRow, with_mean_rows
 from avarc_cli.layers.precision import Precision, check_gradients, inference
+from avarc_cli.layers.stored import copied, stored_bytes
 from avarc_cli.layers.weight_decay import ONE_D_TOKENIZER, decays_unless_named
 from avarc_cli.likelihood import Known
 from avarc_cli.models.masked.likelihood import MaskedCodes, visible
@@ -165,7 +166,7 @@ class MaskGITLikelihood(MaskedCodes, TrainableModel):
         return twin.set_kernels(self.transformer.kernels)
 
     def with_more_classes(self, count: int) -> MaskGITLikelihood:
-        tensors = {key: value.clone() for key, value in self.transformer.state_dict().items()}
+        tensors = copied(self.transformer)
         table = self.transformer.table
         of_tokens, of_classes = tensors[table].tensor_split([self.config.first_class])
         tensors[table] = torch.cat([of_tokens, with_mean_rows(of_classes, count)])

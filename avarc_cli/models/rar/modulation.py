@@ -22,6 +22,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from avarc_cli.layers.stored import address
 from avarc_cli.models.rar.network import RAR, Modulation
 
 BUDGET = 1 << 30  # bytes of the tables that a model and those that share its weights keep. Not measured
@@ -134,7 +135,7 @@ class SegmentModulation:
 
     def _weights_serial(self) -> int:
         """A number of the weights as they are now, which no other weights have: training changes them in place."""
-        weights = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.rar.parameters())
+        weights = tuple((address(p), 0 if p.is_inference() else p._version) for p in self.rar.parameters())
         if weights != self._weights:
             self._weights, self._serial = weights, next(_serial)
         return self._serial

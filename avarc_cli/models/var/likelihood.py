@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from avarc_cli.layers.class_rows import FirstRow, stored_bytes, with_mean_rows
+from avarc_cli.layers.class_rows import FirstRow, with_mean_rows
 from avarc_cli.layers.joined import join_states
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.linears import log_prob_backend
 from avarc_cli.layers.precision import Precision, inference
+from avarc_cli.layers.stored import copied, stored_bytes
 from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.likelihood import Known, SamplerSettings
 from avarc_cli.models.var.class_table import ClassTable, to_device
@@ -237,7 +238,7 @@ class VARLikelihood(AutoregressiveModel):
         return twin.set_kernels(self.var.kernels)
 
     def with_more_classes(self, count: int) -> VARLikelihood:
-        tensors = {key: value.clone() for key, value in self.var.state_dict().items()}
+        tensors = copied(self.var)
         table = tensors["class_emb.weight"] = with_mean_rows(tensors["class_emb.weight"], count)
         grown = VAR(replace(self.var.config, num_classes=self.num_classes + count)).to(table.device)
         grown.load_state_dict(tensors)

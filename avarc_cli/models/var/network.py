@@ -119,11 +119,14 @@ class Attention(nn.Module):
 
 
 def _normalize(qk_PT2HD: Tensor, gain_H: Tensor) -> Tensor:
-    """Queries and keys divided by their lengths, queries multiplied by their head's gain."""
+    """Queries and keys divided by their lengths, queries multiplied by their head's gain.
+
+    Without gradients, float32 ones are overwritten.
+    """
     qk = qk_PT2HD.float()
     length_PT2H1 = torch.linalg.vector_norm(qk, dim=-1, keepdim=True).clamp_min(NORM_EPS)
-    divisor = length_PT2H1 / torch.stack([gain_H, torch.ones_like(gain_H)])[..., None]
-    return (qk / divisor).to(qk_PT2HD.dtype)
+    factor = torch.stack([gain_H, torch.ones_like(gain_H)])[..., None] / length_PT2H1
+    return (qk * factor if torch.is_grad_enabled() else qk.mul_(factor)).to(qk_PT2HD.dtype)
 
 
 class FeedForward(nn.Module):
