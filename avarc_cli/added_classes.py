@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import low_rank
-from avarc_cli.layers.linears import dense_weight
 from avarc_cli.layers.low_rank import PREFIX, A, B, LowRank
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.settings import METHODS, check_method
@@ -85,10 +84,6 @@ class AddedClass(nn.Module):
     def attach(self, base: TrainableModel) -> TrainableModel:
         """A model of this class alone. It shares every tensor with `base`, and changes none."""
         network = base.one_class_network(self.row_C)
-        for name in self.changes:
-            linear = cast("nn.Linear", network.get_submodule(name))
-            if linear.weight.is_mkldnn:
-                linear.weight = dense_weight(cast("nn.Linear", base.network.get_submodule(name)))
         low_rank.attach(network, self.changes)
         return base.with_network(base.finish_network(network))
 

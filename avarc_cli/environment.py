@@ -119,7 +119,7 @@ def attention(kernels: str) -> str:
         return f"flash-attn {_version('flash-attn') or 'of unknown version'}, one unmasked or causal call a segment"
     if kernels == "triton":
         return "avarc's block-causal kernel, QK-norm inside"
-    return "torch scaled_dot_product_attention, one unmasked call a segment"
+    return "torch scaled_dot_product_attention, or two products where those are faster; one unmasked call a segment"
 
 
 def findings() -> tuple[Finding, ...]:
@@ -241,6 +241,7 @@ def _kernel_choice(cuda: bool) -> Choice:
     return Choice("kernels", chosen, f"--kernels triton: {triton}; --kernels flash: {flash}")
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

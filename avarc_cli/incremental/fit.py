@@ -15,6 +15,7 @@ from torch import Tensor
 
 from avarc_cli.added_classes import AddedClass
 from avarc_cli.incremental.examples import Examples, TokenPool
+from avarc_cli.layers.linears import plain_weights
 from avarc_cli.layers.rows import Rows
 from avarc_cli.progress import MetricsProgress
 from avarc_cli.settings import METHODS, check_method
@@ -104,19 +105,21 @@ def fit_class(
     generator = torch.Generator().manual_seed(options.seed)
     rank = 1 if options.method == "adaln" else options.rank  # one class gives its modulation one input
     added = AddedClass.new(base, closest, options.method, rank=rank, generator=generator)
-    model, pool = added.attach(base), TokenPool(trained, options.seed)
+    pool = TokenPool(trained, options.seed)
+    with plain_weights(base.network):
+        model = added.attach(base)
 
-    def loss(tokens_BL: Tensor) -> Tensor:
-        class_B = torch.zeros(len(tokens_BL), dtype=torch.int64, device=device)
-        return -model.token_log_prob(tokens_BL.to(device), class_B).mean()
+        def loss(tokens_BL: Tensor) -> Tensor:
+            class_B = torch.zeros(len(tokens_BL), dtype=torch.int64, device=device)
+            return -model.token_log_prob(tokens_BL.to(device), class_B).mean()
 
-    def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
-        value = loss(pool.batch(step, rows)[0])
-        return value, {"bits/token": value.item() / math.log(2)}
+        def loss_of_rows(step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
+            value = loss(pool.batch(step, rows)[0])
+            return value, {"bits/token": value.item() / math.log(2)}
 
-    stopping = _EarlyStopping(added, lambda: loss(examples.tokens[validation, 0]), recipe.steps)
-    before = stopping.evaluate(0, added.state_dict())
-    train(added, loss_of_rows, recipe, None, progress, subject={}, should_continue=stopping)
+        stopping = _EarlyStopping(added, lambda: loss(examples.tokens[validation, 0]), recipe.steps)
+        before = stopping.evaluate(0, added.state_dict())
+        train(added, loss_of_rows, recipe, None, progress, subject={}, should_continue=stopping)
     added.load_state_dict(stopping.best)
     return Fitted(
         added=added,

@@ -25,11 +25,10 @@ def linear_gelu(layer: nn.Module, x: Tensor, *, approximate: str = "tanh", kerne
         kernels: the model's implementation of operations (`layers.kernels`).
     """
     if isinstance(layer, nn.Linear) and not isinstance(layer, CalledLinear):
-        rows_MK = x.flatten(0, -2).to(layer.weight.dtype)
+        weight = layer.weight  # a changed one is computed whenever it is read
+        rows_MK = x.flatten(0, -2).to(weight.dtype)
         if backend := _fused_by(rows_MK, kernels, approximate):
-            rows_MN = avarc_kernels.linear_gelu(
-                rows_MK, layer.weight, layer.bias, approximate=approximate, backend=backend
-            )
+            rows_MN = avarc_kernels.linear_gelu(rows_MK, weight, layer.bias, approximate=approximate, backend=backend)
             return rows_MN.unflatten(0, x.shape[:-1])
     y = linear(layer, x)
     return gelu(y) if approximate == "tanh" else F.gelu(y)

@@ -9,7 +9,8 @@ Shapes: M tokens, K input channels, N output channels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -18,7 +19,8 @@ from torch.nn import functional as F
 
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.mapped import give_back
-from avarc_cli.layers.precision import Precision, cpu_has_vnni, product_backend
+from avarc_cli.layers.precision import Precision, cpu_has_bf16, cpu_has_vnni, product_backend
+from avarc_cli.layers.stored import plain
 from avarc_kernels import quantize_rows
 from avarc_kernels.linear import linear as product
 from avarc_kernels.linear import onednn_missing, packed
@@ -35,11 +37,12 @@ def linear(layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """`layer` on `x` in the layer's dtype, with `bias` if given instead of the layer's own, by `product_backend`."""
     if isinstance(layer, QuantizedLinear | CalledLinear):
         return layer(x, bias)
-    plain = cast("nn.Linear", layer)
-    x, weight, bias = x.to(plain.weight.dtype), plain.weight, plain.bias if bias is None else bias
+    own = cast("nn.Linear", layer)
+    weight, bias = own.weight, own.bias if bias is None else bias
+    x = x.to(weight.dtype)
     chosen = product_backend(x)
     if chosen == "torch":  # as `product`, but a training of a small model would notice its checks
-        return F.linear(x, weight.to_dense() if weight.is_mkldnn else weight, bias)
+        return F.linear(x, plain(weight), bias)
     return product(x, weight, bias, backend=chosen)
 
 
@@ -77,7 +80,7 @@ def convert_linears(block: nn.Module, names: Iterable[str], precision: Precision
     """Run the linears of these names inside a block in this precision.
 
     The memory of weights that are mapped from a file is given back as soon as they are converted. Those in bfloat16 on
-    a CPU are `packed`, and kept in no other layout (`dense_weight`).
+    a CPU with such products are `packed`, and kept in no other layout.
 
     Raises: as `quantized`.
     """
@@ -91,15 +94,30 @@ def convert_linears(block: nn.Module, names: Iterable[str], precision: Precision
         converted = quantized(layer, precision) if precision.quantized else layer.to(precision.product)
         setattr(module, attribute, converted)
         give_back(before)
-        if layer.weight.dtype == torch.bfloat16 and onednn_missing(layer.weight) is None:
-            layer.weight = nn.Parameter(packed(layer.weight.detach()), requires_grad=False)
+        if isinstance(converted, nn.Linear) and _packs(converted.weight):
+            _pack(converted)
 
 
-def dense_weight(layer: nn.Linear) -> nn.Parameter:
-    """A packed weight as rows and columns: made once for a layer, and shared by all that ask for it."""
-    if not hasattr(layer, "dense"):
-        layer.register_buffer("dense", layer.weight.to_dense(), persistent=False)
-    return nn.Parameter(cast("Tensor", layer.dense), requires_grad=False)
+@contextmanager
+def plain_weights(network: nn.Module) -> Iterator[None]:
+    """Inside, no weight of the network is packed, as gradients need rows and columns; afterwards they are again."""
+    own = {module: module._parameters.get("weight") for module in network.modules() if isinstance(module, nn.Linear)}
+    layers = [layer for layer, weight in own.items() if weight is not None and weight.is_mkldnn]
+    for layer in layers:
+        layer.weight = nn.Parameter(plain(layer.weight), requires_grad=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            _pack(layer)
+
+
+def _packs(weight: Tensor) -> bool:
+    return weight.dtype == torch.bfloat16 and onednn_missing(weight) is None and cpu_has_bf16()
+
+
+def _pack(layer: nn.Linear) -> None:
+    layer.weight = nn.Parameter(packed(layer.weight.detach()), requires_grad=False)
 
 
 class QuantizedLinear(nn.Module, ABC):

@@ -1,16 +1,18 @@
 """Low-rank changes of a linear's weight: W + scale B A (LoRA, arXiv:2106.09685).
 
-They are torch parametrizations: the linear's own weight is neither copied nor written.
+The changed weight is computed whenever it is read: the linear's own is neither copied nor written.
 Shapes: r rank; W is (out, in), A (r, in), B (out, r).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+
+from avarc_cli.layers.stored import plain
 
 # Keys of PEFT's files: PREFIX, the linear's name, then one of these.
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -30,19 +32,33 @@ class LowRank(nn.Module):
         return cls(torch.randn(rank, columns, generator=generator) / columns**0.5, torch.zeros(rows, rank))
 
     def forward(self, weight: Tensor) -> Tensor:
-        return (weight.float() + self.scale * (self.b @ self.a)).to(weight.dtype)
+        return (plain(weight).float() + self.scale * (self.b @ self.a)).to(weight.dtype)
+
+
+class ChangedLinear(nn.Linear):
+    """A linear whose weight is a change of its own. torch's parametrizations cannot have a packed one."""
+
+    own: nn.Parameter
+    change: LowRank
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        changed: Tensor = self.change(self.own)
+        return changed
 
 
 def attach(network: nn.Module, changes: Mapping[str, LowRank]) -> None:
     """Change the weights of these linears (by name) of the network."""
     for name, change in changes.items():
         linear = network.get_submodule(name)
-        parametrize.register_parametrization(linear, "weight", change)
+        own = linear._parameters.pop("weight")
+        linear.__class__ = ChangedLinear
+        linear.own, linear.change = cast("nn.Parameter", own), change
 
 
 def attached(network: nn.Module) -> dict[str, LowRank]:
     """The changes that were attached to a network, by the name of the linear."""
-    end = ".parametrizations.weight.0"
+    end = ".change"
     return {name.removesuffix(end): m for name, m in network.named_modules() if isinstance(m, LowRank)}
 
 

@@ -18,6 +18,11 @@ def address(tensor: Tensor) -> int:
     return id(tensor) if tensor.is_mkldnn else tensor.data_ptr()
 
 
-def copied(module: nn.Module) -> dict[str, Tensor]:
-    """A state dict of copies, none of them packed."""
-    return {key: t.to_dense() if t.is_mkldnn else t.clone() for key, t in module.state_dict().items()}
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor in rows and columns: a copy of a packed one, any other itself."""
+    return tensor.to_dense() if tensor.is_mkldnn else tensor
+
+
+def plain_state(module: nn.Module) -> dict[str, Tensor]:
+    """The module's state dict in rows and columns, to be saved or read."""
+    return {key: plain(tensor) for key, tensor in module.state_dict().items()}

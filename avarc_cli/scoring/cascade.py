@@ -1,8 +1,9 @@
 """A cascade of two precisions: a cheap one drops candidates, and an exact one decides what the cheap one cannot.
 
-The prediction is that of the whole plan in the exact precision, unless a difference of two scores is wrong by more than
-the slack of its stage (`rounding_noise`). For every stage k of the plan, let A_k be the candidates that take part in it
-in the exact precision. They are not known, but lie between two sets that follow from the cheap scores alone:
+The prediction is that of the whole plan in the exact precision, unless a difference of two scores that matters
+(`rounding_noise.comparisons`) is wrong by more than the slack of its stage. For every stage k of the plan, let A_k be
+the candidates that take part in it in the exact precision. They are not known, but lie between two sets that follow
+from the cheap scores alone:
 
     possible   candidates that the cheap run has not dropped. It drops one only if `keep` sure candidates, or one and
                the margin, are ahead by more than the slack
@@ -43,7 +44,7 @@ class Cascade:
     cheap: str
     """The precision that scores everything."""
     slacks: tuple[float, ...]
-    """Nats, of each stage, that no difference of two scores of the cheap precision is wrong by."""
+    """Nats, of each stage, that no difference of two scores of the cheap precision that matters is wrong by."""
     exact: str = "fp32"
     """The precision whose predictions are wanted."""
 

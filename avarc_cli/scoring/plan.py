@@ -130,7 +130,7 @@ class Stage:
         return left
 
     def sure(self, alive_GN: Bool, scores_GN: npt.NDArray[np.float64]) -> Bool:
-        """The candidates that survive whatever the errors of the scores, if no difference is wrong by the slack.
+        """The candidates that survive whatever the errors, if no difference that matters is wrong by the slack.
 
         Args:
             scores_GN: of all that are alive.

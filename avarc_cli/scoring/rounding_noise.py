@@ -117,22 +117,21 @@ class RoundingNoise:
 
 
 def comparisons(plan: Plan, candidates: int) -> int:
-    """How many errors could change what the stages of this plan keep, each in one direction; at least 1.
+    """How many errors of a difference could change what the stages of a plan keep, each in one direction; at least 1.
 
-    Let a stage keep the K best of A candidates in the exact precision. A cascade that keeps other ones has dropped a
-    candidate among these K because of one that is not, or has taken one that is not for sure because of one that is.
-    Either way, the order of two candidates, one of each kind, is wrong by more than the slack: K (A - K) differences.
+    Let a stage keep the K best of A candidates in the exact precision. A cascade that keeps others has dropped one of
+    these K because of one that is not among them, or has taken one for sure that is not among them, ahead of one that
+    is. Either way, the cheap precision puts one that is dropped ahead of one that is kept, by more than the slack:
+    K (A - K) errors. Where a margin counts, any of the A may be too far ahead of any other: A (A - 1) errors.
 
-    A margin counts from the best. Any of the A may be dropped because of any other; and the best may be too close to
-    any other, or not be among those that are scored exactly to find it: A (A - 1) + 2 (A - 1) differences.
+    Args:
+        candidates: that the first stage scores.
     """
     total, left = 0, candidates
     for stage in plan.stages:
         keep = min(left, stage.keep if stage.segments else max(stage.keep, LEFT_BY_FIRST_CUT))
         if stage.segments:  # a first cut is the same in all precisions
-            total += keep * (left - keep)
-            if math.isfinite(stage.margin):
-                total += (left - 1) * (left + 2)
+            total += keep * (left - keep) if math.isinf(stage.margin) else left * (left - 1)
         left = keep
     return max(1, total)
 

@@ -21,6 +21,7 @@ from avarc_cli.added_classes import base_of
 from avarc_cli.data.labels import match
 from avarc_cli.errors import UsageError
 from avarc_cli.layers import low_rank
+from avarc_cli.layers.linears import plain_weights
 from avarc_cli.layers.low_rank import LowRank
 from avarc_cli.layers.rows import Rows
 from avarc_cli.loaded import LoadedModel, LoadedTokenizer
@@ -196,7 +197,8 @@ def _random_orders(model: TrainableModel, count: int, generator: torch.Generator
 
 def student_of(model: TrainableModel, rank: int, generator: torch.Generator) -> TrainableModel:
     """A copy to train, equal to `model` at first: all its weights or, with a rank, LoRA of attention and MLP."""
-    network = copy.deepcopy(model.network)
+    with plain_weights(model.network):
+        network = copy.deepcopy(model.network)
     if not rank:
         return model.with_network(network.requires_grad_(True))
     network.requires_grad_(False)

@@ -17,6 +17,7 @@ from avarc_cli import processes
 from avarc_cli.devices import product_rate
 from avarc_cli.errors import AvarcError, Interrupted, UsageError, describe_differences
 from avarc_cli.layers import collectives
+from avarc_cli.layers.stored import plain_state
 from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.process import held_back
 from avarc_cli.progress import MetricsProgress, Notify, no_message
@@ -218,8 +219,8 @@ def _check(done: Done, run: Run, step: int, checkpoint: Path | None) -> None:
 def fingerprint(module: nn.Module) -> str:
     """A short digest of a module's weights, for the `subject` of a training that depends on them."""
     digest = hashlib.sha256()
-    for tensor in module.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for tensor in plain_state(module).values():
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""Attention in bfloat16 on a CPU without AMX, by two products: for such CPUs PyTorch's kernel does not pack keys.
+"""Attention in bfloat16 on a CPU with AVX512-BF16 and no AMX, by two products.
 
 Shapes: P sequences, H heads, N pairs of a sequence and a head, T queries, S keys, D head width.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from avarc_kernels.linear import onednn_missing
 
 # Bytes of attention's weights at a time: within 5 % of the fastest of 2, 4, 8 and 16 MiB on a Zen 4 (32 MiB of L3).
 WEIGHTS_AT_ONCE = 4 << 20
@@ -19,21 +17,27 @@ FEWEST = 1 << 13
 def faster_by_products(q_PHTD: Tensor, k_PHSD: Tensor) -> bool:
     """Whether `attention_by_products` is to be expected to be faster than scaled_dot_product_attention.
 
-    On a Zen 4 it takes 10 to 25 % less time. It was not tried on a CPU with AMX, for which PyTorch has another kernel.
+    On a Zen 4 it takes 10 to 25 % less time. With AMX, for which PyTorch has another kernel, it was not tried. Only
+    inference mode has it, so that a loss does not depend on whether gradients are computed.
     """
-    large = q_PHTD.dtype == torch.bfloat16 and q_PHTD.shape[2] * k_PHSD.shape[2] >= FEWEST
-    return large and not torch.is_grad_enabled() and onednn_missing(q_PHTD) is None and not _has_amx()
+    half = q_PHTD.dtype == torch.bfloat16 and q_PHTD.device.type == "cpu" and torch.is_inference_mode_enabled()
+    return half and q_PHTD.shape[2] * k_PHSD.shape[2] >= FEWEST and _has_bf16_without_amx()
 
 
-def _has_amx() -> bool:
-    return bool(torch.cpu._is_amx_tile_supported())
+def _has_bf16_without_amx() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported())
 
 
 def attention_by_products(q_PHTD: Tensor, k_PHSD: Tensor, v_PHSD: Tensor, scale: float) -> Tensor:
-    """Attention of every query to every key, (P, H, T, D) in q's dtype, without gradients.
+    """Attention of every query to every key, without gradients.
 
     Products of queries and keys and the softmax are float32, and its weights are rounded to q's dtype, as in PyTorch's
     kernel.
+
+    Args:
+        q_PHTD, k_PHSD, v_PHSD: bfloat16, any strides.
+        scale: as of `block_causal_attention`.
+    Returns: (P, H, T, D) in q's dtype, contiguous.
     """
     q_NTD, k_NSD, v_NSD = (x.flatten(0, 1) for x in (q_PHTD, k_PHSD, v_PHSD))
     out_NTD = torch.empty_like(q_NTD, memory_format=torch.contiguous_format)

@@ -32,6 +32,8 @@ def linear_gelu(
         raise ValueError(f"x is {x_MC.dtype}, weight {weight_FC.dtype}, bias {bias_F.dtype}")
     if approximate not in ("tanh", "none"):
         raise ValueError(f"unknown form of GELU '{approximate}': the choices are tanh, none")
+    if weight_FC.is_mkldnn and backend != "onednn":
+        raise ValueError("a packed weight is for backend 'onednn'")
     select_backend(backend, ("torch", "cublaslt", "triton", "onednn"), x_MC, weight_FC, bias_F)
     if backend == "onednn":
         if why := onednn_missing(x_MC):

@@ -9,8 +9,10 @@ from conftest import read_var
 
 from avarc_cli.added_classes import METHODS, ROW, AddedClass, AddedClassesModel, base_of, targets_of
 from avarc_cli.errors import CheckpointError, UsageError
-from avarc_cli.layers.precision import PRECISIONS
-from avarc_cli.layers.stored import stored_bytes
+from avarc_cli.layers.linears import plain_weights
+from avarc_cli.layers.precision import PRECISIONS, cpu_has_bf16
+from avarc_cli.loading import load_model
+from avarc_cli.model_spec import ModelSpec
 from avarc_cli.models.var.likelihood import VARLikelihood
 from avarc_cli.scoring.exhaustive import log_likelihoods
 from avarc_cli.zoo import lora
@@ -46,28 +48,44 @@ def test_old_classes_and_other_additions_score_bit_for_bit_as_before(golden, met
     assert (np.abs(one[:, -1:] - alone) > 1e-3).all(), "and the new class is another one"
 
 
-def test_additions_share_what_they_do_not_change_in_bf16_too(tiny):
-    """On a CPU that multiplies bfloat16, its weights are packed, and low-rank changes need them as they are."""
-    model = AddedClassesModel(
-        base_model(tiny, "bf16"), [added(base_model(tiny, "bf16"), "lora", seed) for seed in (0, 1)]
-    )
-    base, *others = ([block.attn.proj for block in each.network.blocks] for each in model.models)
-    originals = [[layer.parametrizations.weight.original for layer in layers] for layers in others]
-    assert all(one.data_ptr() == two.data_ptr() for one, two in zip(*originals, strict=True))
-    assert all(torch.equal(own.weight.to_dense(), one) for own, one in zip(base, originals[0], strict=True))
-    twice = stored_bytes(model.models[0].network) > stored_bytes(base_model(tiny, "bf16").network)
-    assert twice == base[0].weight.is_mkldnn, "memory of a weight that is there in two layouts is counted"
+def test_a_bf16_model_is_neither_copied_nor_changed_by_additions(tiny):
+    """A CPU with bfloat16 products has its weights packed, and a low-rank change needs them in rows and columns."""
+    base = base_model(tiny, "bf16")
+    before = base.resident_bytes
+    model = AddedClassesModel(base, [added(base, "lora", seed) for seed in (0, 1)])
+    own, *changed = ([block.attn.proj for block in each.network.blocks] for each in model.models)
+    assert {layer.weight.is_mkldnn for layer in own} == {cpu_has_bf16()}
+    assert {layer.own.is_mkldnn for layers in changed for layer in layers} == {cpu_has_bf16()}
+    scores(model, tiny.tokens())
+    assert base.resident_bytes == before, "on which batches depend"
+
+
+@pytest.mark.parametrize("name", ["digits-llamagen", "digits-randar", "digits-titok"])
+def test_a_class_is_added_to_other_families_in_bf16(name):
+    base = base_of(load_model(ModelSpec(name, device="cpu", precision="bf16")).likelihood)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(16, (1, base.segment_ends[-1]), generator=generator)
+    alone = scores(base, tokens)
+    new = AddedClass.new(base, 3, "lora", rank=2, generator=generator).requires_grad_(False)
+    found = scores(AddedClassesModel(base, [new]), tokens)
+    assert np.array_equal(found[:, :-1], alone)
+    assert np.abs(found[:, -1] - alone[:, 3]).max() < 1e-3 * np.abs(alone).max(), "its change begins as none"
 
 
 def test_a_bf16_model_has_gradients_and_grows(tiny):
     base, tokens = base_model(tiny, "bf16"), tiny.tokens()
+    alone = scores(base, tokens)
     new = added(base, "lora").requires_grad_()
-    loss = -new.attach(base).token_log_prob(tokens, torch.zeros(len(tokens), dtype=torch.long)).mean()
-    loss.backward()
+    with plain_weights(base.network):
+        assert not any(parameter.is_mkldnn for parameter in base.network.parameters())
+        loss = -new.attach(base).token_log_prob(tokens, torch.zeros(len(tokens), dtype=torch.long)).mean()
+        loss.backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in new.parameters())
+    assert np.array_equal(scores(base, tokens), alone)
     grown = base.with_more_classes(2)
     assert grown.num_classes == base.num_classes + 2
     assert np.abs(scores(grown, tokens, [0]) - scores(base_model(tiny), tokens, [0])).max() < 0.1
+    assert not any(tensor.is_mkldnn for tensor in base.checkpoint_tensors().values())
 
 
 @pytest.mark.parametrize("method", METHODS)

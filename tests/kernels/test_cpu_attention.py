@@ -26,15 +26,14 @@ def test_equals_the_definition(monkeypatch, at_once, P, H, T, S, D):
     monkeypatch.setattr(cpu_attention, "WEIGHTS_AT_ONCE", at_once)
     q, k, v = projected(P, H, T, S, D)
     q[..., :1] *= 30  # some keys get nearly all of the weight
-    with torch.no_grad():
+    with torch.inference_mode():
         actual = attention_by_products(q, k, v, 0.3)
     assert actual.shape == q.shape and actual.dtype == torch.bfloat16
     assert_within(actual, *float64_reference(testing.block_causal_attention, q, k, v, [T], 0.3), op=OP)
 
 
 def test_it_takes_the_place_of_pytorchs_where_it_is_faster(monkeypatch):
-    monkeypatch.setattr(cpu_attention, "onednn_missing", lambda x: None)
-    monkeypatch.setattr(cpu_attention, "_has_amx", lambda: False)
+    monkeypatch.setattr(cpu_attention, "_has_bf16_without_amx", lambda: True)
     q, k, v = projected(2, 2, 100, 130, 8)
     ends, calls = [4, 100], []
     monkeypatch.setattr(
@@ -42,12 +41,13 @@ def test_it_takes_the_place_of_pytorchs_where_it_is_faster(monkeypatch):
         "attention_by_products",
         lambda *args: calls.append(args[0].shape[2]) or attention_by_products(*args),
     )
-    with torch.no_grad():
+    with torch.inference_mode():
         actual = block_causal_attention(q, k, v, ends, scale=0.3)
     assert calls == [96], "the first segment has few products"
     assert_within(actual, *float64_reference(testing.block_causal_attention, q, k, v, ends, 0.3), op=OP)
-    assert not faster_by_products(q, k), "with gradients"
     with torch.no_grad():
+        assert not faster_by_products(q, k), "a loss is the same with and without gradients"
+    with torch.inference_mode():
         assert faster_by_products(q, k) and not faster_by_products(q.float(), k.float())
-        monkeypatch.setattr(cpu_attention, "_has_amx", lambda: True)
+        monkeypatch.setattr(cpu_attention, "_has_bf16_without_amx", lambda: False)
         assert not faster_by_products(q, k)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from avarc_cli.layers import mapped
 from avarc_cli.layers.linears import convert_linears
-from avarc_cli.layers.precision import PRECISIONS
+from avarc_cli.layers.precision import PRECISIONS, cpu_has_bf16
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the memory of other systems is left as it is")
 
@@ -74,3 +74,4 @@ def test_converted_linears_give_back_what_they_were_made_of(weights):
     convert_linears(block, ["fc"], PRECISIONS["bf16"])
     assert before - resident() > tensor.nbytes // 2
     assert torch.equal(block["fc"].weight.to_dense(), expected.bfloat16())
+    assert block["fc"].weight.is_mkldnn == cpu_has_bf16()

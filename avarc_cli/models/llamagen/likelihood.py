@@ -19,7 +19,7 @@ from avarc_cli.layers.joined import join_states
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.linears import log_prob_backend
 from avarc_cli.layers.precision import Precision, check_gradients, inference
-from avarc_cli.layers.stored import copied, stored_bytes
+from avarc_cli.layers.stored import plain_state, stored_bytes
 from avarc_cli.likelihood import NetworkModel
 from avarc_cli.models.llamagen.config import CLASS_TABLE, LlamaGenConfig
 from avarc_cli.models.llamagen.network import Inputs, LlamaGen
@@ -146,7 +146,7 @@ class RowLikelihood(NetworkModel):
         )
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
-        return self.gpt.state_dict()
+        return plain_state(self.gpt)
 
     def checkpoint_metadata(self) -> dict[str, str]:
         """Heads and grid, under the reference's names."""
@@ -250,7 +250,7 @@ class LlamaGenLikelihood(RowLikelihood, AutoregressiveModel):
         return twin.set_kernels(self.gpt.kernels)
 
     def with_more_classes(self, count: int) -> LlamaGenLikelihood:
-        tensors = copied(self.gpt)
+        tensors = plain_state(self.gpt)
         table = tensors[CLASS_TABLE] = with_mean_rows(tensors[CLASS_TABLE], count)
         grown = type(self.gpt)(replace(self.config, num_classes=self.num_classes + count)).to(table.device)
         grown.load_state_dict(tensors)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.precision import Precision, check_gradients, inference
-from avarc_cli.layers.stored import stored_bytes
+from avarc_cli.layers.stored import plain_state, stored_bytes
 from avarc_cli.layers.weight_decay import ONE_D_TOKENIZER, decays_unless_named
 from avarc_cli.models.masked.likelihood import MaskedLikelihood
 from avarc_cli.models.maskgen.config import ENCODER, JointConfig
@@ -146,7 +146,7 @@ class CaptionedLikelihood(MaskedLikelihood, CaptionTrainableModel):
         return loss + 0.0 * unread
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
-        return self.transformer.state_dict()
+        return plain_state(self.transformer)
 
     def checkpoint_metadata(self) -> dict[str, str]:
         """What the tensors do not tell, under the reference's names but for the text encoder's."""

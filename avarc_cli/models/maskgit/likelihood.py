@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from avarc_cli.layers.class_rows import FirstRow, with_mean_rows
 from avarc_cli.layers.precision import Precision, check_gradients, inference
-from avarc_cli.layers.stored import copied, stored_bytes
+from avarc_cli.layers.stored import plain_state, stored_bytes
 from avarc_cli.layers.weight_decay import ONE_D_TOKENIZER, decays_unless_named
 from avarc_cli.likelihood import Known
 from avarc_cli.models.masked.likelihood import MaskedCodes, visible
@@ -166,7 +166,7 @@ class MaskGITLikelihood(MaskedCodes, TrainableModel):
         return twin.set_kernels(self.transformer.kernels)
 
     def with_more_classes(self, count: int) -> MaskGITLikelihood:
-        tensors = copied(self.transformer)
+        tensors = plain_state(self.transformer)
         table = self.transformer.table
         of_tokens, of_classes = tensors[table].tensor_split([self.config.first_class])
         tensors[table] = torch.cat([of_tokens, with_mean_rows(of_classes, count)])
@@ -175,7 +175,7 @@ class MaskGITLikelihood(MaskedCodes, TrainableModel):
         return self.with_network(grown)
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
-        return {f"{self.transformer.prefix}{key}": value for key, value in self.transformer.state_dict().items()}
+        return {f"{self.transformer.prefix}{key}": value for key, value in plain_state(self.transformer).items()}
 
     def checkpoint_metadata(self) -> dict[str, str]:
         """The number of attention heads, which the tensors do not tell."""

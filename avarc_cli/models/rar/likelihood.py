@@ -20,7 +20,7 @@ from avarc_cli.layers.joined import join_states
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.linears import log_prob_backend
 from avarc_cli.layers.precision import Precision, check_gradients, inference
-from avarc_cli.layers.stored import copied, stored_bytes
+from avarc_cli.layers.stored import plain_state, stored_bytes
 from avarc_cli.layers.weight_decay import ONE_D_TOKENIZER, decays_unless_named
 from avarc_cli.models.rar.config import RARConfig
 from avarc_cli.models.rar.modulation import ModulationCache, SegmentModulation
@@ -228,7 +228,7 @@ class RARLikelihood(AutoregressiveModel):
         return twin.set_kernels(self.rar.kernels)
 
     def with_more_classes(self, count: int) -> RARLikelihood:
-        tensors = copied(self.rar)
+        tensors = plain_state(self.rar)
         of_tokens, of_classes = tensors[TABLE].tensor_split([self.config.first_class])
         tensors[TABLE] = torch.cat([of_tokens, with_mean_rows(of_classes, count)])
         grown = RAR(replace(self.config, num_classes=self.num_classes + count)).to(of_tokens.device)
@@ -236,7 +236,7 @@ class RARLikelihood(AutoregressiveModel):
         return self.with_network(grown)
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
-        return self.rar.state_dict()
+        return plain_state(self.rar)
 
     def bytes_per_token(self, *, cached: bool) -> int:
         c = self.config

@@ -21,7 +21,7 @@ from avarc_cli.layers.joined import join_states
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.linears import log_prob_backend
 from avarc_cli.layers.precision import Precision, inference
-from avarc_cli.layers.stored import copied, stored_bytes
+from avarc_cli.layers.stored import plain_state, stored_bytes
 from avarc_cli.layers.weight_decay import decays_unless_named
 from avarc_cli.likelihood import Known, SamplerSettings
 from avarc_cli.models.var.class_table import ClassTable, to_device
@@ -238,14 +238,14 @@ class VARLikelihood(AutoregressiveModel):
         return twin.set_kernels(self.var.kernels)
 
     def with_more_classes(self, count: int) -> VARLikelihood:
-        tensors = copied(self.var)
+        tensors = plain_state(self.var)
         table = tensors["class_emb.weight"] = with_mean_rows(tensors["class_emb.weight"], count)
         grown = VAR(replace(self.var.config, num_classes=self.num_classes + count)).to(table.device)
         grown.load_state_dict(tensors)
         return self.with_network(grown)
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
-        return self.var.state_dict() | {"lvl_1L": self.var.levels()}
+        return plain_state(self.var) | {"lvl_1L": self.var.levels()}
 
     def bytes_per_token(self, *, cached: bool) -> int:
         c = self.var.config

@@ -125,8 +125,8 @@ def _normalize(qk_PT2HD: Tensor, gain_H: Tensor) -> Tensor:
     """
     qk = qk_PT2HD.float()
     length_PT2H1 = torch.linalg.vector_norm(qk, dim=-1, keepdim=True).clamp_min(NORM_EPS)
-    factor = torch.stack([gain_H, torch.ones_like(gain_H)])[..., None] / length_PT2H1
-    return (qk * factor if torch.is_grad_enabled() else qk.mul_(factor)).to(qk_PT2HD.dtype)
+    divisor = length_PT2H1 / torch.stack([gain_H, torch.ones_like(gain_H)])[..., None]
+    return (qk / divisor if torch.is_grad_enabled() else qk.div_(divisor)).to(qk_PT2HD.dtype)
 
 
 class FeedForward(nn.Module):
