@@ -84,9 +84,9 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise UsageError(f"cannot write a run to '{self.path}'", "it is not a folder", "name another --out")
-        known = (self.path / "run.json").exists()
         ours = ("tokens.h5", "run.json.", "run.lock")  # what a kill before the first prediction may leave
-        if not known and any(not entry.name.startswith(ours) for entry in self.path.iterdir()):
+        others = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(ours)]
+        if others and not self.exists:  # in this order: another shard may begin the run meanwhile, with run.json
             raise UsageError(f"'{self.path}' is not empty, and not a run", "it has no run.json", "name another folder")
 
     def recorded(self, field: str) -> Any:

@@ -80,6 +80,20 @@ def test_shards_at_once_give_the_files_of_one_run(tmp_path, whole):
             worker.communicate()
 
 
+def test_a_run_that_another_shard_begins_while_the_folder_is_looked_at_is_a_run(tmp_path, monkeypatch):
+    folder, listed = tmp_path / "run", Path.iterdir
+    folder.mkdir()
+
+    def begun(path):
+        if path == folder:
+            (folder / "run.json").write_text("{}")
+            (folder / "parts").mkdir(exist_ok=True)
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", begun)
+    RunFolder(folder).check_contents()
+
+
 def test_a_shard_that_another_process_classifies_is_refused(tmp_path):
     refused = []
 
