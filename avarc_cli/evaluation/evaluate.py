@@ -90,7 +90,8 @@ def check_folder(path: Path) -> None:
     """Raises: UsageError when there is anything but a folder that is empty or an evaluation's."""
     if path.exists() and not path.is_dir():
         raise UsageError(f"cannot write to '{path}'", "it is not a folder", "name another --out")
-    if path.is_dir() and not (path / MARK).exists() and any(not e.name.startswith(MARK) for e in path.iterdir()):
+    others = path.is_dir() and any(not entry.name.startswith(MARK) for entry in path.iterdir())
+    if others and not (path / MARK).exists():  # in this order: another shard may begin the evaluation meanwhile
         raise UsageError(f"'{path}' is not empty, and not an evaluation", f"it has no {MARK}", "name another --out")
 
 
