@@ -36,7 +36,7 @@ class LowRank(nn.Module):
 
 
 class ChangedLinear(nn.Linear):
-    """A linear whose weight is a change of its own. torch's parametrizations cannot have a packed one."""
+    """A linear that multiplies by its own weight with a change. `torch.nn.utils.parametrize` rejects packed weights."""
 
     own: nn.Parameter
     change: LowRank

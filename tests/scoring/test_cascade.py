@@ -103,8 +103,8 @@ def test_only_errors_that_are_counted_matter(plan, seed, slack):
         for stage, record in zip(asked.plan.stages, scores.stages, strict=False):
             kept = np.isin(record.candidates, record.survivors)
             if np.isinf(stage.margin):
-                down = rng.exponential(size=kept.shape) * rng.integers(2)
-                error = np.where(kept, down, np.where(rng.random(kept.shape) < 0.5, 0.99 * slack, -down))
+                any_size = rng.exponential(size=kept.shape) * rng.integers(2)
+                error = np.where(kept, any_size, np.where(rng.random(kept.shape) < 0.5, 0.99 * slack, -any_size))
             else:
                 error = 0.49 * slack * rng.choice([-1.0, 1.0], size=kept.shape)
             wrong[g * SAMPLES, record.candidates, stage.segments - 1] = error
