@@ -19,6 +19,7 @@ from avarc_cli.devices import device_name
 from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.heap import return_freed_memory
 from avarc_cli.layers.convolution import free_layouts
+from avarc_cli.layers.mapped import give_back
 from avarc_cli.layers.precision import tf32
 from avarc_cli.layout import TokenLayout
 from avarc_cli.likelihood import LikelihoodModel
@@ -107,9 +108,14 @@ class LoadedTokenizer:
             latents = self.network.encode(pixels)
         return latents.float().contiguous()
 
-    def free_layouts(self) -> None:
-        """Free what encoding keeps for more images; should some follow after all, it is made again."""
+    def free_memory(self) -> None:
+        """Free what encoding keeps for more images: weights that are mapped from a file, and what was made of them.
+
+        Should more images follow after all, it is read and made again.
+        """
         free_layouts(self.network)
+        for parameter in self.network.parameters():
+            give_back(parameter.detach())
         return_freed_memory()
 
     def quantize(self, latents: Tensor) -> Tensor:

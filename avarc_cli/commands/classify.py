@@ -221,7 +221,7 @@ def classify(
     ):
         folder = output.out or Path(scratch)
         encoded = None if images is None else _encode(classifier, images, folder, encoding, output.overwrite)
-        classifier.model.tokenizer.free_layouts()  # scoring encodes nothing
+        classifier.model.tokenizer.free_memory()  # scoring encodes nothing
         unreadable = encoded.unreadable if encoded else []
         cache = read(encoded.path) if encoded else encoding.part.of(read(data[0]))
         run, result = _score(classifier, cache, output, _config.recorded(context), own, workers)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from avarc_cli.layers import mapped
 from avarc_cli.layers.linears import convert_linears
 from avarc_cli.layers.precision import PRECISIONS, cpu_has_bf16
+from avarc_cli.loading import load_tokenizer
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the memory of other systems is left as it is")
 
@@ -28,9 +31,10 @@ def weights(tmp_path: Path) -> tuple[Tensor, Tensor]:
 
 
 def resident() -> int:
-    """Bytes of files that are mapped and in memory."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("RssFile:")[2].split()[0])
+    """Bytes of files of weights that are mapped and in memory; libraries come into memory by parts, too."""
+    maps = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+    sizes = [re.search(r"^Rss: +(\d+) kB", each, re.MULTILINE) for each in maps if "w.safetensors" in each]
+    return sum(1024 * int(size[1]) for size in sizes if size)
 
 
 @linux
@@ -75,3 +79,16 @@ def test_converted_linears_give_back_what_they_were_made_of(weights):
     assert before - resident() > tensor.nbytes // 2
     assert torch.equal(block["fc"].weight.to_dense(), expected.bfloat16())
     assert block["fc"].weight.is_mkldnn == cpu_has_bf16()
+
+
+@linux
+def test_a_tokenizer_that_has_encoded_gives_its_weights_back(weights):
+    expected, tensor = weights
+    network = nn.Linear(1025, 1024)
+    network.weight = nn.Parameter(tensor, requires_grad=False)
+    tokenizer = replace(load_tokenizer("digits"), network=network)
+    assert torch.equal(tensor, expected)
+    before = resident()
+    tokenizer.free_memory()
+    assert before - resident() > tensor.nbytes // 2
+    assert torch.equal(tensor, expected)

@@ -5,15 +5,17 @@ serves every image. The tables of all classes rarely fit: those of a RAR-B take 
 Those of more classes than fit are not kept: each would be dropped before the next image needs it. Images that are
 scored together share them all the same (`LikelihoodModel.group_cache_bytes`).
 
-Shapes: P pairs, N different classes, T positions at hand, R positions of a run of segments, g side of the grid,
-E = g + 1 positions computed for a segment: its own and the one before them (segment 0 has that for itself), K segments
-under a class, k of them at once, C width.
+A table is of a run of segments under a class. It is always computed in a product of the same shape, so what it is does
+not depend on which others are missing.
+
+Shapes: P pairs, N different classes, K tables that are missing, k of them in one product, T positions at hand, R
+positions of a run of segments, g side of the grid, C width.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -26,12 +28,11 @@ from avarc_cli.layers.stored import address
 from avarc_cli.models.rar.network import RAR, Modulation
 
 BUDGET = 1 << 30  # bytes of the tables that a model and those that share its weights keep. Not measured
-# Segments computed in one product, always as many: what a table is must not depend on which others are missing. On two
-# cores of a Xeon with AMX, products of 136, 272 and 544 rows ran at 250, 270 and 300 GFLOP/s in float32, and at 930,
-# 1220 and 1320 in bfloat16 (C = 768). On a GPU in half precision few launches matter more than what is computed for
-# nothing: with 32, a pass over 64 pairs of a RAR-B was 9,000 operations, and as slow with any kernels (docs/gpu.md). In
-# float32 a product takes ten times as long. Neither number was timed.
-AT_ONCE, AT_ONCE_CUDA, AT_ONCE_CUDA_FP32 = 16, 256, 32
+# Segments in one product at least. On two cores of a Xeon with AMX, products of 136, 272 and 544 rows ran at 250, 270
+# and 300 GFLOP/s in float32, and at 930, 1220 and 1320 in bfloat16 (C = 768). On a GPU in half precision few launches
+# matter more than what is computed for nothing: with 32, a pass over 64 pairs of a RAR-B was 9,000 operations, and as
+# slow with any kernels (docs/gpu.md). In float32 a product takes ten times as long. No number here was timed.
+AT_ONCE, AT_ONCE_CUDA, AT_ONCE_CUDA_FP32 = 6, 256, 32
 
 Key: TypeAlias = tuple[int, int, int, int]  # number of the weights, class, first and last segment
 _serial = count()
@@ -44,7 +45,7 @@ class Table:
     bytes: int
     """Of its tensors."""
     parts: list[Tensor] = field(default_factory=list)
-    """(R, 3, 2, C) of each block, then (R, 2, C) of the head; (K E, ...) where tables are joined."""
+    """(R, 3, 2, C) of each block, then (R, 2, C) of the head."""
 
 
 class ModulationCache:
@@ -108,8 +109,8 @@ class SegmentModulation:
         size = self._bytes(first, last)
         room = self.cache.make_room(len(known), len(missing), size) if keep else 0
         new = {key: Table(size) for key in missing[:room]}
-        tables = _Tables(key_P, known, new, _Missing(self.rar, missing), (last - first + 1) * (side + 1))
-        begin = first * side + (first > 0)  # position 0 belongs to segment 0 as well
+        begin, stop = self._positions(first, last)
+        tables = _Tables(key_P, known, new, _Missing(self.rar, missing, begin, stop))
         part = tables.joined if self.joined else partial(tables.separate, slice(start - begin, end - begin))
 
         def head() -> list[Tensor]:
@@ -120,7 +121,7 @@ class SegmentModulation:
         return Modulation(
             lambda layer: part(layer, self.rar.layers[layer].modulation),
             head,
-            tables.rows(first, start, end).to(self.rar.pos_embed.device) if self.joined else None,
+            tables.rows(start - begin, end - begin).to(self.rar.pos_embed.device) if self.joined else None,
         )
 
     @property
@@ -129,9 +130,13 @@ class SegmentModulation:
 
     def _bytes(self, first: int, last: int) -> int:
         """Of the table of a run of segments."""
-        c, segments = self.rar.config, last - first + 1
-        rows = segments * (c.side + 1) if self.joined else segments * c.side + (first == 0)
-        return 4 * rows * c.width * (6 * c.depth + 2)
+        c, (begin, stop) = self.rar.config, self._positions(first, last)
+        return 4 * (stop - begin) * c.width * (6 * c.depth + 2)
+
+    def _positions(self, first: int, last: int) -> tuple[int, int]:
+        """Positions of a run of segments, from the first up to one that is not included; position 0 is segment 0's."""
+        side = self.rar.config.side
+        return first * side + (first > 0), (last + 1) * side + 1
 
     def _weights_serial(self) -> int:
         """A number of the weights as they are now, which no other weights have: training changes them in place."""
@@ -144,35 +149,30 @@ class SegmentModulation:
 class _Missing:
     """Tables that are computed now, those of a layer at a time."""
 
-    def __init__(self, rar: RAR, keys: list[Key]) -> None:
-        """keys: of one run of segments."""
-        device, side = rar.pos_embed.device, rar.config.side
-        self.keys, self.side, self.at_once = keys, side, AT_ONCE
+    def __init__(self, rar: RAR, keys: list[Key], begin: int, stop: int) -> None:
+        """keys: of one run of segments, that of positions `begin` to `stop` (not included)."""
+        device, segments = rar.pos_embed.device, (stop - begin) // rar.config.side
+        self.keys, self.rows, self.at_once = keys, stop - begin, -(-AT_ONCE // segments)
         if device.type == "cuda":
             in_half = rar.precision.activations.itemsize < 4
-            self.at_once = AT_ONCE_CUDA if in_half else AT_ONCE_CUDA_FP32
-        each = [(class_id, segment) for _, class_id, first, last in keys for segment in range(first, last + 1)]
-        each += each[-1:] * (-len(each) % self.at_once)
-        self.rows = len(each) * (side + 1)
-        """Of all segments, with those that only fill the last product."""
-        class_id_K = torch.tensor([class_id for class_id, _ in each], dtype=torch.int64, device=device)
-        start_K = torch.tensor([segment * side for _, segment in each], dtype=torch.int64, device=device)
-        self.activated_KEC = rar.activated(class_id_K, start_K[:, None] + torch.arange(side + 1, device=device))
+            self.at_once = max(1, (AT_ONCE_CUDA if in_half else AT_ONCE_CUDA_FP32) // segments)
+        class_ids = [class_id for _, class_id, _, _ in keys]
+        class_ids += class_ids[-1:] * (-len(keys) % self.at_once)
+        self.padded = len(class_ids)
+        """How many tables there are with those that only fill the last product."""
+        class_id_K = torch.tensor(class_ids, dtype=torch.int64, device=device)
+        position_KR = torch.arange(begin, stop, device=device).expand(self.padded, -1)
+        self.activated_KRC = rar.activated(class_id_K, position_KR)
 
-    def segments(self, modulation: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """What `modulation` makes of all segments, (k E, ...) each."""
-        at_once = self.activated_KEC.split(self.at_once) if self.keys else ()
-        return [modulation(activated_kEC.flatten(0, 1)) for activated_kEC in at_once]
+    def products(self, modulation: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        """What `modulation` makes of all tables, (k R, ...) each."""
+        for activated_kRC in self.activated_KRC.split(self.at_once) if self.keys else ():
+            yield modulation(activated_kRC.flatten(0, 1))
 
-    def runs(self, modulation: Callable[[Tensor], Tensor]) -> dict[Key, Tensor]:
-        """What `modulation` makes of the run of each key, (R, ...)."""
-        each_E = [each for some in self.segments(modulation) for each in some.unflatten(0, (-1, self.side + 1))]
-        made, start = {}, 0
-        for key in self.keys:
-            stop = start + key[3] - key[2] + 1
-            made[key] = torch.cat([each[i + key[2] > 0 :] for i, each in enumerate(each_E[start:stop])])
-            start = stop
-        return made
+    def tables(self, modulation: Callable[[Tensor], Tensor]) -> dict[Key, Tensor]:
+        """What `modulation` makes of each key's, (R, ...)."""
+        each = (table for product in self.products(modulation) for table in product.split(self.rows))
+        return dict(zip(self.keys, each, strict=False))  # without those that only fill the last product
 
 
 @dataclass
@@ -184,30 +184,27 @@ class _Tables:
     new: dict[Key, Table]
     """Of those that are computed now, the ones to keep. They get the parts that are asked for."""
     made: _Missing
-    rows_each: int
-    """Of a table as it is computed."""
 
     def separate(self, at_hand: slice, number: int, modulation: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """The part of this number of each pair, (T, ...); `at_hand`: positions of the run."""
-        runs = self.made.runs(modulation)
-        for key, table in self.new.items():
-            table.parts.append(runs[key])
-        runs |= {key: table.parts[number] for key, table in self.known.items()}
-        return [runs[key][at_hand] for key in self.key_P]
+        found = self.made.tables(modulation)
+        for key, table in self.new.items():  # a copy, unless it is the whole of a product
+            table.parts.append(found[key] if self.made.at_once == 1 else found[key].clone())
+        found |= {key: table.parts[number] for key, table in self.known.items()}
+        return [found[key][at_hand] for key in self.key_P]
 
     def joined(self, number: int, modulation: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """One table of the parts of this number, as they are computed."""
-        tables = [*self.made.segments(modulation), *(table.parts[number] for table in self.known.values())]
+        tables = [*self.made.products(modulation), *(table.parts[number] for table in self.known.values())]
         whole = tables[0] if len(tables) == 1 else torch.cat(tables)
-        for table, first_row in zip(self.new.values(), count(0, self.rows_each)):  # the first of those that are made
-            table.parts.append(whole[first_row : first_row + self.rows_each].clone())
+        # What is kept is the first of what is made.
+        for table, of_key in zip(self.new.values(), whole.split(self.made.rows), strict=False):
+            table.parts.append(of_key.clone())
         return [whole]
 
-    def rows(self, first: int, start: int, end: int) -> Tensor:
-        """Row of each position of each pair in the joined table, (P T,); `first`: segment of the first row."""
-        row_of = dict(zip(self.made.keys, count(0, self.rows_each)))
-        row_of |= dict(zip(self.known, count(self.made.rows, self.rows_each)))
-        side, position_T = self.made.side, torch.arange(start, end)
-        segment_T = (position_T - 1).clamp(min=0) // side
-        row_T = (segment_T - first) * (side + 1) + position_T - segment_T * side
-        return (torch.tensor([row_of[key] for key in self.key_P])[:, None] + row_T).flatten()
+    def rows(self, start: int, end: int) -> Tensor:
+        """Row of each position of each pair in the joined table, (P T,); `start`, `end`: positions of the run."""
+        number_of = {key: i for i, key in enumerate(self.made.keys)}
+        number_of |= {key: self.made.padded + i for i, key in enumerate(self.known)}
+        first_P = torch.tensor([number_of[key] for key in self.key_P]) * self.made.rows
+        return (first_P[:, None] + torch.arange(start, end)).flatten()
