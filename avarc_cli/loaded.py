@@ -111,7 +111,7 @@ class LoadedTokenizer:
     def free_memory(self) -> None:
         """Free what encoding keeps for more images: weights that are mapped from a file, and what was made of them.
 
-        Should more images follow after all, it is read and made again.
+        If more images follow after all, the weights are read again, and what was made of them is made again.
         """
         free_layouts(self.network)
         for parameter in self.network.parameters():

@@ -1,4 +1,4 @@
-"""Weights that are mapped from a file: the memory of those that were converted is given back."""
+"""Weights that are mapped from a file: memory that is no longer needed is given back."""
 
 from __future__ import annotations
 

@@ -19,8 +19,9 @@ from avarc_cli.words import counted
 # glibc's mmap threshold, mallopt(3)) malloc maps and unmaps a tensor at every use: larger batches took 2.5 times as
 # long on the digits.
 CPU_BYTES = 128 << 20
-# Keys and values that a batch on a CPU stores, and tokens of which it may store them all the same: every pass reads all
-# weights, which takes long for few tokens. With twice as many, a d16, a LlamaGen-L and a RAR-B took 0 to 4 % less time.
+# A batch on a CPU stores keys and values of at most KEPT_BYTES, or of KEPT_TOKENS tokens if these take more: every pass
+# reads all weights, which takes long for few tokens. With twice as many tokens in a pass over one image, a d16, a
+# LlamaGen-L and a RAR-B took 0 to 4 % less time.
 KEPT_BYTES, KEPT_TOKENS = 64 << 20, 512
 # Of a batch on a GPU whose free memory must not matter: 12,500 tokens of a d16 in bf16, which an H200 computes in the
 # time that it takes to launch them (docs/gpu.md).

@@ -120,6 +120,10 @@ class _Inputs:
         """Class id of each pair, (P,)."""
         return torch.from_numpy(self.class_id[pairs.column])
 
+    def pairs_of_a_class(self, pairs: Pairs) -> int:
+        """Most pairs of a class that share what it costs; 1 where they share nothing."""
+        return int(np.unique(pairs.column, return_counts=True)[1].max()) if self.class_by_class else 1
+
     def by_adapter(self, pairs: Pairs) -> Iterator[Batch]:
         """One batch, not begun, for each adapter: pairs in the order of image, order, column, sample.
 
@@ -279,12 +283,23 @@ class _Scheduler:
         at_once = self._pairs_per_pass(new) if new else pairs
         kept = self.ends[self.policy.segments_to_keep(batch, step)] if pairs and not batch.scored else 0
         if kept and self.request.cached_tokens_per_batch is not None:
-            at_once = min(at_once, max(1, self.request.cached_tokens_per_batch // kept))
+            least = self.inputs.pairs_of_a_class(batch.pairs)
+            at_once = min(at_once, max(least, self.request.cached_tokens_per_batch // kept))
         if 0 < pairs <= at_once:
             yield batch
             return
-        for rows in _evenly(np.arange(pairs), at_once):
+        for rows in self._parts(batch.pairs, at_once):
             yield batch.take(self.model, rows)
+
+    def _parts(self, pairs: Pairs, at_once: int) -> Iterator[IntN]:
+        """The rows of each part, at most `at_once`; of whole classes where images share what a class costs."""
+        parts = [np.arange(len(pairs))]
+        if self.inputs.class_by_class:
+            classes = np.split(parts[0], np.flatnonzero(np.diff(pairs.column)) + 1)
+            groups = _evenly(np.arange(len(classes)), max(1, at_once // max(map(len, classes))))
+            parts = [np.concatenate([classes[i] for i in group]) for group in groups]
+        for rows in parts:
+            yield from _evenly(rows, at_once)
 
     def _pairs_per_pass(self, tokens: int) -> int:
         """Pairs of this many tokens each that one forward pass takes."""

@@ -82,7 +82,7 @@ def test_converted_linears_give_back_what_they_were_made_of(weights):
 
 
 @linux
-def test_a_tokenizer_that_has_encoded_gives_its_weights_back(weights):
+def test_a_tokenizer_gives_its_weights_back(weights):
     expected, tensor = weights
     network = nn.Linear(1025, 1024)
     network.weight = nn.Parameter(tensor, requires_grad=False)

@@ -16,7 +16,7 @@ from avarc_cli.errors import CheckpointError, UsageError
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.layers.random_weights import random_weights
-from avarc_cli.models.rar import reference
+from avarc_cli.models.rar import modulation, reference
 from avarc_cli.models.rar.benchmark import parse_shape
 from avarc_cli.models.rar.config import read_config
 from avarc_cli.models.rar.family import FAMILY
@@ -165,9 +165,16 @@ def test_selected_pairs_go_on_joined_as_they_would_alone(rar):
     assert error(ours, arrays["token_logprobs"][[2, 1, 2], [0, 10, 3], 8:]) <= tolerance["default_atol"]
 
 
+@pytest.fixture(params=[1, 6], ids=["a product for each table", "several tables in one"])
+def products(request, monkeypatch):
+    """Of 4 segments or fewer a run, so that both kinds of products are made."""
+    monkeypatch.setattr(modulation, "AT_ONCE", request.param)
+
+
 @pytest.mark.parametrize("room", [0, 1, 2, 5, 100])
-def test_modulation_is_the_same_however_much_of_it_is_kept(rar, room):
-    _, arrays, model = rar
+def test_modulation_is_the_same_however_much_of_it_is_kept(rar, room, products):
+    _, arrays, shared = rar
+    model = RARLikelihood(shared.rar)
     class_bytes = model.modulation.bytes // 11
     few = RARLikelihood(model.rar, tables=ModulationCache(room * class_bytes))
     tokens, classes = torch.from_numpy(arrays["tokens"]), torch.tensor([4, 0, 10])
@@ -175,6 +182,8 @@ def test_modulation_is_the_same_however_much_of_it_is_kept(rar, room):
         assert torch.equal(scored(few, tokens, classes, stops), scored(model, tokens, classes, stops))
     assert few.modulation.bytes == min(room, 11) * class_bytes and few.tables.bytes <= room * class_bytes
     assert bool(few.tables.bytes) == bool(room)
+    parts = [part for table in few.tables._tables.values() for part in table.parts]
+    assert few.tables.bytes == sum(part.untyped_storage().nbytes() for part in parts), "no view keeps more alive"
 
 
 def test_modulation_of_more_classes_than_fit_is_not_kept(rar):
@@ -192,9 +201,9 @@ def test_modulation_of_more_classes_than_fit_is_not_kept(rar):
     assert few.tables.bytes > 0
 
 
-def test_tables_joined_in_one_as_on_a_gpu_give_the_same(rar):
-    _, arrays, model = rar
-    joined = RARLikelihood(model.rar)
+def test_tables_joined_in_one_as_on_a_gpu_give_the_same(rar, products):
+    _, arrays, shared = rar
+    model, joined = (RARLikelihood(shared.rar) for _ in range(2))
     joined.modulation.joined = True
     tokens = torch.from_numpy(arrays["tokens"])
     for class_ids in ([4, 0, 10], [0], [7, 10, 0, 10, 2], list(range(11))):  # none known, all, some; several products

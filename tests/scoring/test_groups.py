@@ -38,6 +38,21 @@ def test_images_of_a_group_share_the_work_of_each_class(plan):
     assert [c for classes in first_stage for c in classes] == sorted(c for classes in first_stage for c in classes)
 
 
+@pytest.mark.parametrize("kept", [None, 6])
+def test_a_pass_has_whole_classes(kept):
+    """Else the work of a class would be done in two passes: of 5 pairs that one takes, or of 2 that it may store."""
+    model = Sharing()
+    asked = replace(request("2:4,4:1", per_batch=16, samples=1), cached_tokens_per_batch=kept)
+    score_group(model, tokens(images=4, samples=1), asked)
+    assert model.batches[:7] == [4] * 7 and model.of_classes[:7] == [[c] for c in range(7)]
+
+
+def test_a_class_with_more_pairs_than_a_pass_takes_is_divided_evenly():
+    model = Sharing()
+    score_group(model, tokens(images=4, samples=1), request("2:4,4:1", per_batch=9, samples=1))
+    assert model.batches[:14] == [2] * 14 and model.of_classes[:14] == [[c // 2] for c in range(14)]
+
+
 def test_groups_of_images_that_share_work_hold_as_many_as_their_budget():
     model = Sharing()
     assert request("exhaustive", per_batch=30).images_per_group(model) == 8  # nothing is cached

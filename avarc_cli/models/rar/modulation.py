@@ -1,15 +1,15 @@
 """The modulation of a RAR's segments under its classes, computed once while there is room for it.
 
 It takes a third of the operations of a forward pass, and depends on the class and the position alone. So one table
-serves every image. The tables of all classes rarely fit: those of a RAR-B take 113 MB a class, of a RAR-XXL 349 MB.
+serves every image. The tables of all classes rarely fit: those of a RAR-B take 115 MB a class, of a RAR-XXL 350 MB.
 Those of more classes than fit are not kept: each would be dropped before the next image needs it. Images that are
 scored together share them all the same (`LikelihoodModel.group_cache_bytes`).
 
-A table is of a run of segments under a class. It is always computed in a product of the same shape, so what it is does
-not depend on which others are missing.
+A table covers a run of segments under one class. It is always computed in a product of the same shape, so its values do
+not depend on which other tables are missing.
 
-Shapes: P pairs, N different classes, K tables that are missing, k of them in one product, T positions at hand, R
-positions of a run of segments, g side of the grid, C width.
+Shapes: P pairs, K tables that are computed, k of them in one product, T positions at hand, R positions of a run of
+segments, C width.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from avarc_cli.layers.stored import address
 from avarc_cli.models.rar.network import RAR, Modulation
 
 BUDGET = 1 << 30  # bytes of the tables that a model and those that share its weights keep. Not measured
-# Segments in one product at least. On two cores of a Xeon with AMX, products of 136, 272 and 544 rows ran at 250, 270
-# and 300 GFLOP/s in float32, and at 930, 1220 and 1320 in bfloat16 (C = 768). On a GPU in half precision few launches
-# matter more than what is computed for nothing: with 32, a pass over 64 pairs of a RAR-B was 9,000 operations, and as
-# slow with any kernels (docs/gpu.md). In float32 a product takes ten times as long. No number here was timed.
+# Segments in one product: on a CPU at least this many, and a longer run is a product of its own; on a GPU at most this
+# many, unless a run is longer. On two cores of a Xeon with AMX, products of 8, 16 and 32 segments of a RAR-B (136, 272
+# and 544 rows) ran at 250, 270 and 300 GFLOP/s in float32, and at 930, 1220 and 1320 in bfloat16: filling products up
+# would cost more than it gains. On a GPU in half precision few launches matter more: with 32, a pass over 64 pairs of
+# a RAR-B was 9,000 operations, and as slow with any kernels (docs/gpu.md). In float32 a product takes ten times as
+# long. The numbers for a GPU were not timed.
 AT_ONCE, AT_ONCE_CUDA, AT_ONCE_CUDA_FP32 = 6, 256, 32
 
 Key: TypeAlias = tuple[int, int, int, int]  # number of the weights, class, first and last segment
@@ -151,26 +153,26 @@ class _Missing:
 
     def __init__(self, rar: RAR, keys: list[Key], begin: int, stop: int) -> None:
         """keys: of one run of segments, that of positions `begin` to `stop` (not included)."""
-        device, segments = rar.pos_embed.device, (stop - begin) // rar.config.side
+        device, side = rar.pos_embed.device, rar.config.side
+        segments = (stop - 1) // side - max(begin - 1, 0) // side
         self.keys, self.rows, self.at_once = keys, stop - begin, -(-AT_ONCE // segments)
         if device.type == "cuda":
             in_half = rar.precision.activations.itemsize < 4
             self.at_once = max(1, (AT_ONCE_CUDA if in_half else AT_ONCE_CUDA_FP32) // segments)
         class_ids = [class_id for _, class_id, _, _ in keys]
         class_ids += class_ids[-1:] * (-len(keys) % self.at_once)
-        self.padded = len(class_ids)
-        """How many tables there are with those that only fill the last product."""
+        self.computed = len(class_ids)
+        """Number of tables, including those that only fill the last product."""
         class_id_K = torch.tensor(class_ids, dtype=torch.int64, device=device)
-        position_KR = torch.arange(begin, stop, device=device).expand(self.padded, -1)
-        self.activated_KRC = rar.activated(class_id_K, position_KR)
+        self.activated_KRC = rar.activated(class_id_K, torch.arange(begin, stop, device=device))
 
     def products(self, modulation: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-        """What `modulation` makes of all tables, (k R, ...) each."""
+        """All tables as `modulation` makes them, (k R, ...) each."""
         for activated_kRC in self.activated_KRC.split(self.at_once) if self.keys else ():
             yield modulation(activated_kRC.flatten(0, 1))
 
     def tables(self, modulation: Callable[[Tensor], Tensor]) -> dict[Key, Tensor]:
-        """What `modulation` makes of each key's, (R, ...)."""
+        """The table of each key as `modulation` makes it, (R, ...)."""
         each = (table for product in self.products(modulation) for table in product.split(self.rows))
         return dict(zip(self.keys, each, strict=False))  # without those that only fill the last product
 
@@ -197,7 +199,7 @@ class _Tables:
         """One table of the parts of this number, as they are computed."""
         tables = [*self.made.products(modulation), *(table.parts[number] for table in self.known.values())]
         whole = tables[0] if len(tables) == 1 else torch.cat(tables)
-        # What is kept is the first of what is made.
+        # The tables to keep are the first ones computed.
         for table, of_key in zip(self.new.values(), whole.split(self.made.rows), strict=False):
             table.parts.append(of_key.clone())
         return [whole]
@@ -205,6 +207,6 @@ class _Tables:
     def rows(self, start: int, end: int) -> Tensor:
         """Row of each position of each pair in the joined table, (P T,); `start`, `end`: positions of the run."""
         number_of = {key: i for i, key in enumerate(self.made.keys)}
-        number_of |= {key: self.made.padded + i for i, key in enumerate(self.known)}
+        number_of |= {key: self.made.computed + i for i, key in enumerate(self.known)}
         first_P = torch.tensor([number_of[key] for key in self.key_P]) * self.made.rows
         return (first_P[:, None] + torch.arange(start, end)).flatten()

@@ -239,16 +239,16 @@ class RAR(nn.Module):
         embedded: Tensor = self.embeddings(tokens_BT)
         return embedded + here + ahead
 
-    def activated(self, class_id_N: Tensor, positions_NT: Tensor) -> Tensor:
-        """SiLU of the condition vectors of positions, counted along the order, under their row's class, (N, T, C)."""
+    def activated(self, class_id_N: Tensor, place_T: Tensor) -> Tensor:
+        """SiLU of the condition vectors of positions, counted along the order, under each class, (N, T, C)."""
         of_class = self.embeddings(self.config.first_class + class_id_N)[:, None]
-        return F.silu(of_class + self.timesteps_embeddings[0, positions_NT])
+        return F.silu(of_class + self.timesteps_embeddings[0, place_T])
 
     def modulation(self, class_id_P: Tensor, positions: int) -> Modulation:
         """The modulation of the first `positions` positions, computed for each different class when asked for."""
         class_id_N, row_P = class_id_P.unique(return_inverse=True)
         place_T = torch.arange(positions, device=class_id_P.device)
-        activated_RC = self.activated(class_id_N, place_T.expand(len(class_id_N), -1)).flatten(0, 1)
+        activated_RC = self.activated(class_id_N, place_T).flatten(0, 1)
         return Modulation(
             lambda layer: [self.layers[layer].modulation(activated_RC)],
             lambda: [self.adaln_before_head.modulation(activated_RC)],
