@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import math
 import os
 import shutil
@@ -16,7 +17,8 @@ from typing import Any
 # Benchmarks import this file too, for the golden files: they see a GPU, and choose threads and products as runs do.
 if "PYTEST_VERSION" in os.environ:
     os.environ["AVARC_PRODUCTS"] = "torch"  # no measurement decides about numbers, or takes time
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same bits alone and in parallel (pytest -n)
+    # The same bits alone and in parallel (pytest -n); and forks of a process with more threads may hang in their first.
+    os.environ["OMP_NUM_THREADS"] = "1"
     if "AVARC_TEST_GPU" not in os.environ:  # as `make test-gpu` sets it; other tests compare numbers of a CPU
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("NO_COLOR", "1")
@@ -24,7 +26,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start need not compile avarc again, each of them
 os.environ["AVARC_HOME"] = tempfile.mkdtemp(prefix="avarc-tests-")  # without the names this user has registered
-os.environ["TORCH_HOME"] = os.environ["AVARC_HOME"] + "/torch"  # nor the networks this user has downloaded
+os.environ["TORCH_HOME"] = os.environ["AVARC_HOME"] + "/torch"  # nor the networks and models this user has downloaded
+os.environ["HF_HOME"] = os.environ["AVARC_HOME"] + "/hf"
+os.environ.pop("HF_HUB_CACHE", None)
 
 import numpy as np
 import pytest
@@ -34,6 +38,7 @@ from golden import fill
 from hypothesis import settings
 from torch import Tensor
 
+from avarc_cli import devices
 from avarc_cli.layers.config_sources import ConfigSources
 from avarc_cli.models.var.config import read_config
 from avarc_cli.models.var.likelihood import VARLikelihood
@@ -44,6 +49,8 @@ from avarc_cli.tokenizers.vqvae.network import VQVAE
 atexit.register(shutil.rmtree, os.environ["AVARC_HOME"], ignore_errors=True)
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)  # tables are as wide alone and in parallel, in any terminal
+for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+    del os.environ[name]  # the servers of tests are on this machine
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
@@ -124,6 +131,16 @@ def load_golden(name: str) -> Golden:
 def quick_device_processes() -> Iterator[None]:
     """Processes of --devices start quickly; those of an avarc that a test starts as a process are spawned."""
     with quick_processes.instead_of_spawned():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_measurement_of_the_machine() -> Iterator[None]:
+    """Benchmarks and logged trainings compare with the machine's rate of products, which takes half a second."""
+    measured = functools.cache(devices.product_rate)
+    with pytest.MonkeyPatch.context() as patch:
+        for user in ("avarc_cli.bench.measure", "avarc_cli.train.loop"):
+            patch.setattr(f"{user}.product_rate", measured)
         yield
 
 

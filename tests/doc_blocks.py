@@ -51,7 +51,7 @@ SMALL = {
     "train maskgen": _GENERATOR,
     "train cca": _STEP,
     "train text-encoder": "--steps 1",
-    "train classifier": "--time 0.01 --image-size 8",
+    "train classifier": "--time 0.0001 --image-size 8",
     "train --recipe": f"{_GENERATOR} --precision fp32",
     "add-class": "--steps 1 --variants 1 --no-offset",
     "incremental": "--steps 1 --variants 1",

@@ -24,7 +24,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run --disable-dev-shm-usage "
     "--remote-debugging-pipe"
 ).split()
-TIMEOUT = 120.0  # seconds, of everything that is waited for
+TIMEOUT = 300.0  # seconds, of everything that is waited for
 
 
 class Browser:

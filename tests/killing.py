@@ -39,21 +39,28 @@ def in_children(*works: Callable[[], object]) -> list[int]:
 
 
 def killed_when(condition: Callable[[], bool], work: Callable[[], object]) -> bool:
-    """Run it in a fork that is killed (SIGKILL) as soon as the condition holds. Returns: whether it ended so."""
-    pid = _fork(work)
-    while not condition():
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            return False
-        time.sleep(0.002)
-    os.kill(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    """Run it in a fork that is killed (SIGKILL) at the first file that it opens while the condition holds.
+
+    Returns: whether it ended so.
+    """
+
+    def watched() -> None:
+        sys.addaudithook(lambda event, _: die() if event == "open" and condition() else None)
+        work()
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return in_child(watched) == -signal.SIGKILL
 
 
 def killed_after(seconds: float, with_signal: signal.Signals, work: Callable[[], object]) -> bool:
     """Run it in a fork and send the signal after this time. Returns: whether the signal ended it."""
-    pid = _fork(work)
-    time.sleep(seconds)
+    pid, deadline = _fork(work), time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return False
+        time.sleep(min(left, 0.005))
     os.kill(pid, with_signal)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) < 0
 
@@ -111,6 +118,13 @@ class DieAt:
     def watch_files(self) -> None:
         """From now on, each step with a file counts. It cannot be undone: for processes that are to die."""
         sys.addaudithook(lambda event, args: self() if event in self.STEPS else None)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes."""
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
 
 
 def until(condition: Callable[[], T], seconds: float = 300) -> T:

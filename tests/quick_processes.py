@@ -16,12 +16,15 @@ import pytest
 
 from avarc_cli.work import device_chunks
 
+IMPORTED = ["avarc_cli.classifier", "avarc_cli.loading", "avarc_cli.results.scorer", "avarc_cli.tokens.encoder"]
+"""By most processes; torch, too."""
+
 
 @contextmanager
 def instead_of_spawned() -> Iterator[None]:
     """From here on, processes on devices are such forks."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["torch", "avarc_cli.work.device_worker"])
+    server.set_forkserver_preload(["avarc_cli.work.device_worker", *IMPORTED])
 
     def get_context(method: str) -> Any:
         forkserver.ensure_running()  # here, because what starts it later does so with signals blocked

@@ -31,6 +31,7 @@ from safetensors.torch import load_file
 
 from avarc_cli.cli import main
 from avarc_cli.incremental import offsets
+from avarc_cli.own_model import decisions, speed
 from avarc_cli.zoo.local_files import ASSETS
 
 TESTED_ELSEWHERE = {"python-api.md": "tests/test_python_api.py"}  # which also looks at what it prints
@@ -89,6 +90,8 @@ def desk(tmp_path, monkeypatch):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(offsets, "SAMPLED", 2)
+    monkeypatch.setattr(speed, "STEPS", 2)
+    monkeypatch.setattr(decisions, "LEAST", 3)
     return tmp_path
 
 

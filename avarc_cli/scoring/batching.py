@@ -19,10 +19,6 @@ from avarc_cli.words import counted
 # glibc's mmap threshold, mallopt(3)) malloc maps and unmaps a tensor at every use: larger batches took 2.5 times as
 # long on the digits.
 CPU_BYTES = 128 << 20
-# A batch on a CPU stores keys and values of at most KEPT_BYTES, or of KEPT_TOKENS tokens if these take more: every pass
-# reads all weights, which takes long for few tokens. With twice as many tokens in a pass over one image, a d16, a
-# LlamaGen-L and a RAR-B took 0 to 4 % less time.
-KEPT_BYTES, KEPT_TOKENS = 64 << 20, 512
 # Of a batch on a GPU whose free memory must not matter: 12,500 tokens of a d16 in bf16, which an H200 computes in the
 # time that it takes to launch them (docs/gpu.md).
 GPU_BYTES = 2 << 30
@@ -77,14 +73,16 @@ def auto_tokens(
 
 
 def cached_tokens_per_batch(model: LikelihoodModel, device: torch.device) -> int | None:
-    """Tokens whose keys and values a batch on a CPU stores, beside those of all survivors so far.
+    """Tokens whose keys and values a batch on a CPU stores: as much memory as its rest, or a 16th of the weights.
 
-    None, no limit, on a GPU, where `auto_tokens` allows for them, and for a model that caches nothing.
+    They lie beside those of all survivors so far. With twice as many, a d16 and a LlamaGen-L were as fast within 2 %.
+    Large models need the 16th: every pass reads all weights, which takes long for a few tokens. None, no limit, on a
+    GPU, where `auto_tokens` allows for them, and for a model that caches nothing.
     """
     per_token = model.bytes_per_token(cached=True)
     if device.type != "cpu" or not per_token:
         return None
-    return max(KEPT_TOKENS, KEPT_BYTES // per_token)
+    return max(CPU_BYTES, model.resident_bytes // 16) // per_token
 
 
 def max_cached_tokens(model: LikelihoodModel, memory: int | None, other_weights: int = 0) -> int | None:

@@ -18,7 +18,7 @@ A batch is divided evenly among its passes. Pairs that are not among the best ar
 survivors of the first stage are left in 4 batches, the 3 of the second in 3, which are joined, because one pass takes 3
 pairs of 680 tokens. The second stage keeps segments 1-3 because sample 1 starts from them, by a fork of each survivor's
 cache; the image itself is not scored again. 19,028 tokens in all. On a CPU, a batch that begins from scratch is also
-limited by the keys and values that it stores, which the example leaves out: a d16 in fp32 takes 5 pairs twenty times.
+limited by the keys and values that it stores, which the example leaves out: a d16 in fp32 takes 10 pairs ten times.
 
 With a model that scores tokens in any order, an image is a sequence of its own in each order, with a KV cache of its
 own. Orders that a stage begins are scored from scratch; those that it continues are extended.

@@ -36,7 +36,7 @@ def url(hold):
     process = programs.start("serve_app", "--port", "0", "--model", "digits-0-4", "--compare", "digits", **options)
     yield process.stdout.readline().strip()
     process.send_signal(signal.SIGINT)
-    process.wait(60)
+    process.wait(300)
     process.stdout.close()
 
 

@@ -308,7 +308,8 @@ def test_kill_9_at_any_moment_leaves_a_run_that_finishes_with_the_same_bytes(lab
     assert main(["--quiet", *options, str(tmp_path / "whole")]) == 0
     killed = tmp_path / "killed"
     for finished in (1, 5, 9):  # chunks when the process dies
-        killed_when(lambda count=finished: _chunks(killed) >= count, lambda: main(["--quiet", *options, str(killed)]))
+        work = lambda: main(["--quiet", *options, str(killed)])  # noqa: E731
+        assert killed_when(lambda count=finished: _chunks(killed) >= count, work)
     assert main(["--quiet", *options, str(killed)]) == 0
     for name in ("predictions.jsonl", "run.json", *(f"likelihood/{i}.npz" for i in range(12))):
         assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

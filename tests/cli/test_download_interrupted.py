@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 from download_faults import FILE, NAME, download, fails, installed, partial, works
 from fake_hub import VAR
+from killing import until
 from programs import run
 
 pytestmark = pytest.mark.usefixtures("megabyte")
@@ -66,7 +66,7 @@ def half(hub):
         content = hub.files[VAR, FILE]
         request.reply(200, {"Content-Length": str(len(content))}, send=content[: len(content) // 2])
         request.wfile.flush()
-        finished.wait(60)
+        finished.wait(300)
         return True
 
     yield
@@ -81,11 +81,9 @@ def test_an_interrupted_or_killed_download_resumes(hub, home, half, capsys, how,
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
-    while (partial(home) is None or partial(home).stat().st_size < 1 << 19) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: partial(home) is not None and partial(home).stat().st_size >= 1 << 19)
     process.send_signal(how)
-    err = process.communicate(timeout=60)[1]
+    err = process.communicate(timeout=300)[1]
     assert process.returncode == code, err
     assert "Traceback" not in err
     if how != signal.SIGKILL:
@@ -98,6 +96,6 @@ def test_an_interrupted_or_killed_download_resumes(hub, home, half, capsys, how,
 def test_two_processes_fetch_a_file_once(hub, home):
     words = [sys.executable, "-m", "avarc_cli", "download", NAME]
     started = [subprocess.Popen(words, env=environment(hub, home), stderr=subprocess.PIPE) for _ in range(2)]
-    assert [process.communicate(timeout=60) and process.returncode for process in started] == [0, 0]
+    assert [process.communicate(timeout=300) and process.returncode for process in started] == [0, 0]
     assert len([r for r in hub.seen("GET") if r.path.startswith("/cdn/")]) == 1
     assert len(installed(home)) == 2, "a blob, and the name that leads to it"

@@ -1,7 +1,9 @@
 """AVARC_PROGRESS=json: progress of commands as lines for schedulers."""
 
 import json
+import math
 
+from avarc_cli import console
 from avarc_cli.cli import main
 from avarc_cli.zoo.local_files import ASSETS
 
@@ -10,6 +12,7 @@ DIGITS = ASSETS / "digits" / "test"
 
 def test_the_variable_chooses_json_progress_and_other_values_are_wrong(capsys, monkeypatch):
     monkeypatch.setenv("AVARC_PROGRESS", "json")
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", math.inf)
     image = str(next(DIGITS.glob("3/*")))
     assert main(["classify", image, "--workers", "0"]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("{")]

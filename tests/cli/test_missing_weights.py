@@ -73,7 +73,7 @@ def test_at_a_terminal_the_user_is_asked(hub, home, picture, answer, fetched):
             said += more
     except OSError:
         pass  # the other side is closed
-    process.wait(timeout=60)
+    process.wait(timeout=300)
     assert b"var-vqvae-256" in said
     assert bool(list(Path(home).rglob("*.pth"))) == fetched
     assert (process.returncode == 0) == fetched

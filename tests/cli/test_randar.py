@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from avarc_cli.cli import main
 from avarc_cli.models.randar import reference
+from avarc_cli.models.randar.likelihood import RandARLikelihood
 from avarc_cli.tokens import read
 
 
@@ -78,7 +79,8 @@ def test_plans_prune_run_by_run(setting, tmp_path, plan):
     assert (found[0]["tokens_scored"] < 160) == ("," in plan and plan[-2:] != ":3")
 
 
-def test_everything_made_of_scores_works(setting, tmp_path):
+def test_everything_made_of_scores_works(setting, tmp_path, monkeypatch):
+    monkeypatch.setattr(RandARLikelihood, "default_orders", 4)
     run = tmp_path / "run"
     assert avarc("-q", "classify", setting.cache, *setting.models, "--save-likelihood", "--out", run) == 0
     assert avarc("-q", "report", run, "--hardest", "2") == 0
@@ -97,7 +99,8 @@ def test_pictures_are_drawn_several_tokens_at_a_time_and_do_not_depend_on_each_o
     assert two.shape[1] > one.shape[1] and one.std() > 0
 
 
-def test_classes_are_added_by_embedding_and_lora_and_old_scores_stay(setting, tmp_path):
+def test_classes_are_added_by_embedding_and_lora_and_old_scores_stay(setting, tmp_path, monkeypatch):
+    monkeypatch.setattr(RandARLikelihood, "default_orders", 2)
     add = ["-q", "add-class", setting.folder / "img" / "0", *setting.models, "--bank", tmp_path / "bank"]
     add += ["--preprocess", "none", "--steps", "2", "--variants", "1"]
     for name, method, offset in (("one", "embedding", "--no-offset"), ("two", "lora", "--offset")):
@@ -105,13 +108,14 @@ def test_classes_are_added_by_embedding_and_lora_and_old_scores_stay(setting, tm
     scores = []
     for words in ([], ["--bank", tmp_path / "bank"]):
         run = tmp_path / f"run{len(words)}"
-        few = ["--plan", "exhaustive@2", *words, "--save-likelihood", "--out", run]
-        assert avarc("-q", "classify", setting.cache, *setting.models, *few) == 0
+        words += ["--save-likelihood", "--out", run]
+        assert avarc("-q", "classify", setting.cache, *setting.models, *words) == 0
         scores.append(likelihoods(run))
     assert len(scores[1]) == 12 and np.array_equal(scores[1][:10], scores[0])
 
 
-def test_contrastive_fine_tuning_gives_an_adapter_that_is_merged(setting, tmp_path):
+def test_contrastive_fine_tuning_gives_an_adapter_that_is_merged(setting, tmp_path, monkeypatch):
+    monkeypatch.setattr(RandARLikelihood, "default_orders", 4)
     data = [setting.folder / "img", *setting.models, "--augment", "none"]
     steps = ["--rank", "2", "--steps", "2", "--batch-size", "2"]
     assert avarc("-q", "train", "cca", *data, *steps, "--out", tmp_path / "lora") == 0

@@ -131,14 +131,15 @@ def test_the_page_is_escaped_and_needs_no_other_file(done):
 
 
 def test_finished_cells_are_kept_and_missing_ones_are_added(protocol, done, tmp_path):
-    before = files(done)
-    times = {path: path.stat().st_mtime_ns for path in done.rglob("predictions.jsonl")}
+    out = shutil.copytree(done, tmp_path / "out")
+    before = files(out)
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("predictions.jsonl")}
     for i, side in enumerate(("left", "right")):  # images of no digit: they have no label that counts
         (tmp_path / "mine" / str(i)).mkdir(parents=True)
         for path in halves(tmp_path / "halves").glob(f"{side}/*.png"):
             path.rename(tmp_path / "mine" / str(i) / path.name)
-    assert run(protocol, done, tmp_path) == 3  # the weights are still missing
-    after = files(done)
+    assert run(protocol, out, tmp_path) == 3  # the weights are still missing
+    after = files(out)
     assert before.items() <= after.items() and len(after) == 4
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 

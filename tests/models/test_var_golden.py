@@ -83,6 +83,7 @@ def test_the_published_d16_shape_gives_the_references_numbers():
     with torch.inference_mode():
         vqvae = golden.vqvae()
         assert np.array_equal(vqvae.tokenize(vqvae.encode(golden.images())).numpy(), golden.arrays["tokens"])
-    ours = token_log_prob(golden, golden.tokens(), golden.arrays["classes"], quantizer=vqvae.quantize)
-    assert close(ours, golden.arrays["token_log_prob"], golden.tolerances["token_log_prob"])
-    assert np.allclose(ours.double().sum(-1).numpy(), golden.arrays["log_likelihood"], rtol=1e-5, atol=0)
+    # Of three classes, each of which takes seconds, the last two: one of ImageNet's, and the unconditional one.
+    ours = token_log_prob(golden, golden.tokens(), golden.arrays["classes"][1:], quantizer=vqvae.quantize)
+    assert close(ours, golden.arrays["token_log_prob"][:, 1:], golden.tolerances["token_log_prob"])
+    assert np.allclose(ours.double().sum(-1).numpy(), golden.arrays["log_likelihood"][:, 1:], rtol=1e-5, atol=0)

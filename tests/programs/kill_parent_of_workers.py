@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from killing import in_child
+from killing import in_child, until
 from stub_tokenizer import StubTokenizer, make_images
 from torch import Tensor
 
@@ -28,7 +28,12 @@ class Large(StubTokenizer):
 
     image_size = 64
 
+    def __init__(self, pids: Path) -> None:
+        super().__init__()
+        self.pids = pids
+
     def encode(self, images: Tensor) -> NoReturn:
+        until(lambda: len(list(self.pids.iterdir())) == 2)
         time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("it was killed")
@@ -58,7 +63,7 @@ def main(folder: Path) -> None:
     images = make_images(folder / "images", 200)
     setattr(ImageSet, "load_views", noting_process(ImageSet.load_views, pids))  # noqa: B010  # mypy refuses the plain assignment
     pixels = Preprocess("fit", 64)
-    code = in_child(lambda: encode(images, Large(), pixels, folder / "t.h5", batch_size=8, workers=2))
+    code = in_child(lambda: encode(images, Large(pids), pixels, folder / "t.h5", batch_size=8, workers=2))
     assert code == -signal.SIGKILL, code
     workers = [int(path.name) for path in pids.iterdir()]
     assert len(workers) == 2, workers

@@ -19,7 +19,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
     with codes.open("w") as out:  # not a pipe: processes that outlive the program would keep it open
         process = start("in_forks", folder, *PROGRAMS, stdin=subprocess.DEVNULL, stdout=out)
         try:
-            process.wait(timeout=600)
+            process.wait(timeout=1800)
         finally:
             process.kill()
     return folder, dict(line.split() for line in codes.read_text().splitlines())

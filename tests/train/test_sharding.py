@@ -45,7 +45,7 @@ def together(folders, commands):
             process.stdin.write(given)
             process.stdin.close()
             process.stdin = None
-        said = [process.communicate(timeout=300) for process in processes]
+        said = [process.communicate(timeout=1800) for process in processes]
     finally:
         for process in processes:
             process.kill()
