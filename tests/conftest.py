@@ -17,7 +17,7 @@ from typing import Any
 # Benchmarks import this file too, for the golden files: they see a GPU, and choose threads and products as runs do.
 if "PYTEST_VERSION" in os.environ:
     os.environ["AVARC_PRODUCTS"] = "torch"  # no measurement decides about numbers, or takes time
-    # The same bits alone and in parallel (pytest -n); and forks of a process with more threads may hang in their first.
+    # The same bits alone and in parallel (pytest -n); and a fork of a process that has used several may wait for ever.
     os.environ["OMP_NUM_THREADS"] = "1"
     if "AVARC_TEST_GPU" not in os.environ:  # as `make test-gpu` sets it; other tests compare numbers of a CPU
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -26,9 +26,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start need not compile avarc again, each of them
 os.environ["AVARC_HOME"] = tempfile.mkdtemp(prefix="avarc-tests-")  # without the names this user has registered
-os.environ["TORCH_HOME"] = os.environ["AVARC_HOME"] + "/torch"  # nor the networks and models this user has downloaded
-os.environ["HF_HOME"] = os.environ["AVARC_HOME"] + "/hf"
+os.environ["TORCH_HOME"] = os.environ["AVARC_HOME"] + "/torch"  # nor the networks this user has downloaded
+os.environ["HF_HOME"] = os.environ["AVARC_HOME"] + "/hf"  # nor the models
 os.environ.pop("HF_HUB_CACHE", None)
+os.environ.pop("HUGGINGFACE_HUB_CACHE", None)
 
 import numpy as np
 import pytest

@@ -45,11 +45,9 @@ def killed_when(condition: Callable[[], bool], work: Callable[[], object]) -> bo
     """
 
     def watched() -> None:
-        sys.addaudithook(lambda event, _: die() if event == "open" and condition() else None)
+        process = os.getpid()
+        sys.addaudithook(lambda event, _: os.kill(process, signal.SIGKILL) if event == "open" and condition() else None)
         work()
-
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
 
     return in_child(watched) == -signal.SIGKILL
 

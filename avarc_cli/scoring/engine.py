@@ -33,6 +33,7 @@ Shapes: G images of a group, N candidates, O orders, S samples, P pairs, L token
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -121,8 +122,8 @@ class _Inputs:
         return torch.from_numpy(self.class_id[pairs.column])
 
     def pairs_of_a_class(self, pairs: Pairs) -> int:
-        """Most pairs of a class that share what it costs; 1 where they share nothing."""
-        return int(np.unique(pairs.column, return_counts=True)[1].max()) if self.class_by_class else 1
+        """Most pairs of a class that share what it costs; at most 1 where they share nothing."""
+        return int(np.unique(pairs.column, return_counts=True)[1].max(initial=0)) if self.class_by_class else 1
 
     def by_adapter(self, pairs: Pairs) -> Iterator[Batch]:
         """One batch, not begun, for each adapter: pairs in the order of image, order, column, sample.
@@ -283,7 +284,8 @@ class _Scheduler:
         at_once = self._pairs_per_pass(new) if new else pairs
         kept = self.ends[self.policy.segments_to_keep(batch, step)] if pairs and not batch.scored else 0
         if kept and self.request.cached_tokens_per_batch is not None:
-            least = self.inputs.pairs_of_a_class(batch.pairs)
+            of_a_class = self.inputs.pairs_of_a_class(batch.pairs)
+            least = of_a_class if of_a_class <= at_once else 1
             at_once = min(at_once, max(least, self.request.cached_tokens_per_batch // kept))
         if 0 < pairs <= at_once:
             yield batch
@@ -291,15 +293,20 @@ class _Scheduler:
         for rows in self._parts(batch.pairs, at_once):
             yield batch.take(self.model, rows)
 
-    def _parts(self, pairs: Pairs, at_once: int) -> Iterator[IntN]:
-        """The rows of each part, at most `at_once`; of whole classes where images share what a class costs."""
-        parts = [np.arange(len(pairs))]
-        if self.inputs.class_by_class:
-            classes = np.split(parts[0], np.flatnonzero(np.diff(pairs.column)) + 1)
-            groups = _evenly(np.arange(len(classes)), max(1, at_once // max(map(len, classes))))
-            parts = [np.concatenate([classes[i] for i in group]) for group in groups]
-        for rows in parts:
-            yield from _evenly(rows, at_once)
+    def _parts(self, pairs: Pairs, at_once: int) -> list[IntN]:
+        """The rows of each part, at most `at_once`: alike in size, or whole classes where images share what these cost.
+
+        A class that has more rows is divided.
+        """
+        rows, parts, start = np.arange(len(pairs)), list[IntN](), 0
+        if self.inputs.pairs_of_a_class(pairs) <= 1:
+            return _evenly(rows, at_once)
+        ends = [*(np.flatnonzero(np.diff(pairs.column)) + 1).tolist(), len(pairs)]
+        for end, following in zip(ends, [*ends[1:], math.inf], strict=True):
+            if following - start > at_once:  # the next class does not fit
+                parts += _evenly(rows[start:end], at_once)
+                start = end
+        return parts
 
     def _pairs_per_pass(self, tokens: int) -> int:
         """Pairs of this many tokens each that one forward pass takes."""

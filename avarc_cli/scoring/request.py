@@ -35,7 +35,7 @@ class ScoringRequest:
     """Tokens of all pairs of one forward pass; one pair is scored even if it has more."""
     cached_tokens_per_batch: int | None = None
     """Most tokens whose keys and values a batch that begins from scratch stores; even if they are more, those of one
-    pair, or of one class where images share what it costs. None for no limit."""
+    pair or, where images share what a class costs, of one class that a pass takes. None for no limit."""
     offset_per_token: FloatN | None = None
     """Nats added to a candidate's score for every token that it is scored on, (N,)."""
     max_cached_tokens: int | None = None

@@ -303,7 +303,7 @@ def test_the_journal_of_an_earlier_version_is_continued_but_for_a_cut_line(label
 
 
 @pytest.mark.slow
-def test_kill_9_at_any_moment_leaves_a_run_that_finishes_with_the_same_bytes(labelled, models, tmp_path):
+def test_a_run_that_is_killed_between_chunks_finishes_with_the_same_bytes(labelled, models, tmp_path):
     options = ["classify", str(labelled), *models, "--batch-size", "10", "--save-likelihood", "--out"]
     assert main(["--quiet", *options, str(tmp_path / "whole")]) == 0
     killed = tmp_path / "killed"

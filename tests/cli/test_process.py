@@ -150,6 +150,7 @@ def test_an_encoding_that_is_ended_with_its_group_keeps_its_chunks_and_nothing_e
     check_end(process, number, tmp_path)
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 @pytest.mark.parametrize(("number", "kill"), [(signal.SIGTERM, os.killpg), (signal.SIGKILL, os.kill)])
 def test_processes_on_devices_end_with_the_encoding_and_say_nothing(tmp_path, number, kill):
     process = start_encoding(tmp_path, "--devices", "cpu:2", samples=50)

@@ -39,7 +39,8 @@ def test_an_included_model_scores_alike(triton_device, name):
 
 @pytest.mark.parametrize(("shape", "scales"), SHAPES.items())
 def test_a_model_of_random_weights_scores_alike(triton_device, shape, scales, monkeypatch):
-    monkeypatch.setattr(maskgen, "TEXT_POSITIONS", 8)  # in the interpreter every row takes its time
+    if triton_device == "cpu":  # where the interpreter needs its time for every row
+        monkeypatch.setattr(maskgen, "TEXT_POSITIONS", 8)
     workload = random_workload(shape, scales, torch.device(triton_device))
     ours, pytorchs = (workload.model("fp32", kernels) for kernels in ("triton", "torch"))
     assert torch.allclose(scores(ours, triton_device), scores(pytorchs, triton_device), atol=1e-4)

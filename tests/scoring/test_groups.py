@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from scoring.test_engine import Counting, request, tokens
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scoring.test_engine import Counting, plans, request, tokens
 
 from avarc_cli.scoring.engine import score_group
 
@@ -51,6 +54,25 @@ def test_a_class_with_more_pairs_than_a_pass_takes_is_divided_evenly():
     model = Sharing()
     score_group(model, tokens(images=4, samples=1), request("2:4,4:1", per_batch=9, samples=1))
     assert model.batches[:14] == [2] * 14 and model.of_classes[:14] == [[c // 2] for c in range(14)]
+
+
+def test_small_classes_fill_a_pass_beside_a_large_one():
+    """Four images keep class 0, and each of them another one: two samples of all eight pairs, and four in a pass."""
+    model, prior = Sharing(), np.array([100.0, 0, 0, 0, 0, 0, 0])
+    score_group(model, tokens(images=4, samples=2), request("2:2,4:1:2", per_batch=40, samples=2, prior=prior))
+    assert model.batches[-2:] == [4, 4] and model.of_classes[-2] == [0]
+
+
+@settings(max_examples=40)
+@given(plans, st.integers(1, 200), st.none() | st.integers(1, 100), st.sampled_from(["log-likelihood", "pmi"]))
+def test_whole_classes_change_no_score_and_keep_the_limits(plan, per_batch, kept, score):
+    model, other = Sharing(), Counting()
+    asked = replace(request(plan, per_batch=per_batch, score=score), cached_tokens_per_batch=kept)
+    for mine, wanted in zip(*(score_group(each, tokens(), asked) for each in (model, other)), strict=True):
+        assert mine.order.tolist() == wanted.order.tolist() and mine.posterior == pytest.approx(wanted.posterior)
+    assert sorted(model.cells()) == sorted(other.cells()) and len(set(model.cells())) == len(model.cells())
+    assert model.largest <= max(per_batch, 10)
+    assert kept is None or model.stored <= max(kept, 3 * 10), "more than the limit, and than a class of three images"
 
 
 def test_groups_of_images_that_share_work_hold_as_many_as_their_budget():
