@@ -73,7 +73,7 @@ def auto_tokens(
 
 
 def cached_tokens_per_batch(model: LikelihoodModel, device: torch.device) -> int | None:
-    """Tokens whose keys and values a batch on a CPU stores: as much memory as its rest, or a 16th of the weights.
+    """Tokens whose keys and values a batch on a CPU stores: as much memory as its rest, or a 16th of the model's.
 
     They lie beside those of all survivors so far. With twice as many, a d16 and a LlamaGen-L were as fast within 2 %.
     Large models need the 16th: every pass reads all weights, which takes long for a few tokens. None, no limit, on a

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -112,6 +113,8 @@ def test_less_memory_means_smaller_batches_and_too_little_is_refused():
     assert auto_tokens(model, plan, CPU, fixed=True, memory=base + (16 << 20)) < unlimited
     assert cached_tokens_per_batch(model, CPU) * model.bytes_per_token(cached=True) == 128 << 20
     assert cached_tokens_per_batch(model, torch.device("cuda")) is None
+    large = SimpleNamespace(bytes_per_token=lambda cached: 1 << 20, resident_bytes=8 << 30)
+    assert cached_tokens_per_batch(large, CPU) == 512
     with pytest.raises(UsageError) as refused:
         auto_tokens(model, plan, CPU, fixed=True, memory=2**20)
     assert "need" in refused.value.why
