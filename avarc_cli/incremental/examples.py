@@ -32,6 +32,7 @@ BATCH_SIZE = 32  # images that the tokenizer encodes at once
 DEFAULT_VARIANTS = 16
 MIN_EXAMPLES = 512  # of a class in all; fewer images get more versions each
 MAX_VARIANTS = 256
+OF_PHOTOGRAPHS = ("resize-crop", "adm")  # modes of preprocessing
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +144,7 @@ class Variation:
 
     def changes(self, tokenizer: Tokenizer) -> Augment:
         """The augmentation: crops and mirror images of photographs, small distortions of anything else."""
-        mode = self.augment or ("crop" if self.clean(tokenizer).mode == "resize-crop" else "affine")
+        mode = self.augment or ("crop" if self.clean(tokenizer).mode in OF_PHOTOGRAPHS else "affine")
         return Augment(mode=mode, flip=mode == "crop" if self.flip is None else self.flip)
 
     def count(self, images: int) -> int:

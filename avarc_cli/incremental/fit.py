@@ -24,7 +24,7 @@ from avarc_cli.train.recipe import Recipe
 from avarc_cli.trainable import TrainableModel
 from avarc_cli.words import counted
 
-MIN_TO_VALIDATE = 5  # images; a class with fewer is trained without a validation split or early stopping
+MIN_TO_VALIDATE = 5  # images; a class with fewer is validated on the images that it is trained on
 VALIDATION_FRACTION = 0.2  # of the images: for early stopping, and for fitting the offset
 EVALUATIONS = 12  # of the validation loss in a training of full length
 PATIENCE = 3  # evaluations without improvement that end a training
@@ -85,7 +85,7 @@ def few_images(name: str, count: int) -> str:
     """What a user should know about a class of so few images; "" where they are enough."""
     if count >= MIN_TO_VALIDATE:
         return ""
-    why = "training without a validation split or early stopping"
+    why = "how long it is trained is decided on the same images"
     return f"class '{name}' has only {counted(count, 'image')} (fewer than {MIN_TO_VALIDATE}): {why}"
 
 

@@ -112,7 +112,8 @@ class FakeTokenizer:
 
 def test_default_augmentations_depend_on_the_preprocessing():
     photos, drawings = FakeTokenizer("resize-crop"), FakeTokenizer("fit")
-    assert (Variation().changes(photos).mode, Variation().changes(photos).flip) == ("crop", True)
+    for of_photos in (photos, FakeTokenizer("adm")):
+        assert (Variation().changes(of_photos).mode, Variation().changes(of_photos).flip) == ("crop", True)
     assert (Variation().changes(drawings).mode, Variation().changes(drawings).flip) == ("affine", False)
     assert (
         Variation(flip=False).changes(photos).flip is False and Variation(augment="none").changes(photos).flip is False
