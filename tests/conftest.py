@@ -131,6 +131,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """At the end all objects count again: some libraries complain of those that are left."""
+    gc.unfreeze()
+
+
 def load_golden(name: str) -> Golden:
     return Golden(name, *fill.load_golden(GOLDEN / f"{name}.npz"))
 
