@@ -17,7 +17,7 @@ import pytest
 from avarc_cli.work import device_chunks
 
 IMPORTED = ["avarc_cli.classifier", "avarc_cli.loading", "avarc_cli.results.scorer", "avarc_cli.tokens.encoder"]
-"""By most processes; torch, too."""
+"""What most of these processes import, torch included."""
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def few_images(name: str, count: int) -> str:
     """What a user should know about a class of so few images; "" where they are enough."""
     if count >= MIN_TO_VALIDATE:
         return ""
-    why = "how long it is trained is decided on the same images"
+    why = "no image is left out of training to decide when it ends"
     return f"class '{name}' has only {counted(count, 'image')} (fewer than {MIN_TO_VALIDATE}): {why}"
 
 
