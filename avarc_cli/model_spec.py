@@ -40,8 +40,8 @@ class ModelSpec:
     the order of the names as text. None for "number"."""
 
     precision: str = "fp32"
-    """One of fp32, tf32 (CUDA), bf16, fp16, int8 and fp8 (CUDA). Or a cascade of two, which classifies only: cascade,
-    bf16+fp32 and the like, or auto, which is a cascade where that is much faster (docs/cascade.md)."""
+    """One of fp32, tf32 (CUDA), bf16, fp16, int16 (CPU), int8 and fp8 (CUDA). Or a cascade of two, which classifies
+    only: cascade, bf16+fp32 and the like, or auto, which is a cascade where that is much faster (docs/cascade.md)."""
 
     device: str = "auto"
     """As torch names it: cpu, cuda, cuda:1, mps, xpu; or auto, the first CUDA device where there is one."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from avarc_cli.errors import UsageError
 from avarc_cli.words import counted
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8", "fp8")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int16", "int8", "fp8")
 CASCADE = "cascade"
-"""The precision of this name is `bf16+fp32`, or with fp16 or int8 where the machine has no bf16."""
+"""The precision of this name is `bf16+fp32`, or with fp16, int16 or int8 where the machine has no bf16."""
 AUTO_PRECISION = "auto"
 """A cascade where it is much faster than fp32, and fp32 elsewhere."""
 EXACT = "fp32"

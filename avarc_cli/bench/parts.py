@@ -121,7 +121,7 @@ def _bytes(values: Any) -> int:
 def _layer(layer: torch.nn.Module, x: Tensor, *_: Any, **__: Any) -> tuple[torch.dtype, int]:
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    dtype = torch.int8 if isinstance(layer, linears.QuantizedLinear) else weight.dtype
+    dtype = layer.multiplied if isinstance(layer, linears.QuantizedLinear) else weight.dtype
     return dtype, 2 * x.numel() * len(weight)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from avarc_cli.layers.linears import Int8LinearCPU
+from avarc_kernels.int16_linear import int16_linear, pack
 from avarc_kernels.linear import linear, onednn_missing
 
 ROWS, CHANNELS, OUT = 2048, 1024, 4096  # of a block of width 1024, a full batch on a CPU
@@ -45,6 +46,8 @@ def _ways(dtype: torch.dtype, device: torch.device) -> list[tuple[Callable[[], o
     weight = torch.randn(OUT, CHANNELS, generator=generator).to(device)
     if dtype.itemsize == 1:  # GPUs multiply 8-bit floats as fast as integers
         return _int8(x, weight)
+    if dtype == torch.int16:
+        return [(partial(int16_linear, x, *pack(weight), None), device)]  # converts x as well, in a few percent
     x, weight = x.to(dtype), weight.to(dtype)
     backends = ["torch"] if onednn_missing(x) else ["torch", "onednn"]
     return [(partial(linear, x, weight, None, backend=backend), device) for backend in backends]

@@ -82,7 +82,7 @@ PrecisionOpt = Annotated[
     str,
     model_option(
         "--precision",
-        help="fp32, tf32 (CUDA), bf16, fp16, int8 or fp8 (CUDA).",
+        help="fp32, tf32 (CUDA), bf16, fp16, int16 (CPU), int8 or fp8 (CUDA).",
         autocompletion=complete.precisions,
     ),
 ]

@@ -43,9 +43,9 @@ class _ModelOptions(groups.ModelOptions):
         str,
         opt.model_option(
             "--precision",
-            help="fp32, tf32 (CUDA), bf16, fp16, int8 or fp8 (CUDA). cascade: a fast one that suits the machine, and "
-            "fp32 for what it cannot decide; the predictions are those of fp32. bf16+fp32: the same with this one. "
-            "auto: a cascade where its first precision is at least 1.5 times as fast as fp32, else fp32.",
+            help="fp32, tf32 (CUDA), bf16, fp16, int16 (CPU), int8 or fp8 (CUDA). cascade: a fast one that suits the "
+            "machine, and fp32 for what it cannot decide; the predictions are those of fp32. bf16+fp32: the same with "
+            "this one. auto: a cascade where its first precision is at least 1.5 times as fast as fp32, else fp32.",
             autocompletion=complete.scoring_precisions,
         ),
     ] = "fp32"

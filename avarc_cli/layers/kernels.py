@@ -17,7 +17,7 @@ FIX = "use --kernels auto, torch or triton"
 
 
 def use_kernels(network: nn.Module, kernels: str, *, head_width: int | None) -> None:
-    """Give these kernels to the 8-bit linears of a network whose other operations have them.
+    """Give these kernels to the quantized linears of a network whose other operations have them.
 
     Args:
         head_width: channels of a head of attention; None where attention is PyTorch's, whatever the kernels.

@@ -1,7 +1,7 @@
-"""The linears of transformers, in any precision, and those that multiply 8-bit numbers.
+"""The linears of transformers, in any precision, and those that multiply integers or 8-bit floats.
 
-8-bit products have one scale per row of the input (a token) and one per row of the weight (an output channel), so that
-a token's score does not depend on the other tokens of its batch. The scales multiply the sums, which are exact in int8.
+These have one scale per row of the input (a token) and one per row of the weight (an output channel), so that a token's
+score does not depend on the other tokens of its batch. The scales multiply the sums, which are exact for integers.
 
 Shapes: M tokens, K input channels, N output channels.
 """
@@ -22,6 +22,7 @@ from avarc_cli.layers.mapped import give_back
 from avarc_cli.layers.precision import Precision, cpu_has_bf16, cpu_has_vnni, product_backend
 from avarc_cli.layers.stored import plain
 from avarc_kernels import quantize_rows
+from avarc_kernels.int16_linear import int16_linear, pack
 from avarc_kernels.linear import linear as product
 from avarc_kernels.linear import onednn_missing, packed
 
@@ -60,7 +61,7 @@ def log_prob_backend(kernels: str, hidden: Tensor) -> str:
 
 
 def quantized(layer: nn.Linear, precision: Precision) -> QuantizedLinear:
-    """The layer with 8-bit products, for the device that its weight is on.
+    """The layer as one that multiplies the numbers of this precision, for the device that its weight is on.
 
     Raises: UsageError for numbers of channels that the device's products do not support.
     """
@@ -72,6 +73,8 @@ def quantized(layer: nn.Linear, precision: Precision) -> QuantizedLinear:
         )
     if precision.product == torch.float8_e4m3fn:
         return Float8Linear(layer, precision.activations)
+    if precision.product == torch.int16:
+        return Int16Linear(layer, precision.activations)
     kind = Int8Linear if layer.weight.device.type == "cuda" else Int8LinearCPU
     return kind(layer, precision.activations)
 
@@ -121,11 +124,13 @@ def _pack(layer: nn.Linear) -> None:
 
 
 class QuantizedLinear(nn.Module, ABC):
-    """A linear that multiplies 8-bit numbers.
+    """A linear that multiplies integers or 8-bit floats.
 
     It keeps the weight that it was made from, because low-rank changes of a class bank are added to that weight.
     """
 
+    multiplied: torch.dtype
+    """Of the numbers that it multiplies."""
     kernels = "torch"
     """Of which `quantize_rows` takes its implementation (`layers.kernels`)."""
 
@@ -145,6 +150,23 @@ class QuantizedLinear(nn.Module, ABC):
         """x W^T + b, (M, N), in the dtype of x."""
 
 
+class Int16Linear(QuantizedLinear):
+    """int16 on a CPU, by our own product (`avarc_kernels.int16_linear`)."""
+
+    multiplied = torch.int16
+    packed: Tensor
+    scale_N: Tensor
+
+    def __init__(self, layer: nn.Linear, activations: torch.dtype) -> None:
+        super().__init__(layer, activations)
+        packed, scale_N, self.levels = pack(layer.weight.detach().float())
+        self.register_buffer("packed", packed, persistent=False)
+        self.register_buffer("scale_N", scale_N, persistent=False)
+
+    def product(self, x_MK: Tensor, bias_N: Tensor | None) -> Tensor:
+        return int16_linear(x_MK, self.packed, self.scale_N, self.levels, bias_N)
+
+
 class Int8LinearCPU(QuantizedLinear):
     """int8 through oneDNN and FBGEMM, which PyTorch ships.
 
@@ -156,6 +178,7 @@ class Int8LinearCPU(QuantizedLinear):
     weights have 7 bits there.
     """
 
+    multiplied = torch.int8
     packed: Tensor
     scale_N: Tensor
     sum_N: Tensor
@@ -197,6 +220,7 @@ class Int8LinearCPU(QuantizedLinear):
 class Int8Linear(QuantizedLinear):
     """int8 through torch._int_mm (cuBLASLt): symmetric scales on both sides, sums in int32."""
 
+    multiplied = torch.int8
     bytes_KN: Tensor
     scale_N: Tensor
 
@@ -217,6 +241,7 @@ class Int8Linear(QuantizedLinear):
 class Float8Linear(QuantizedLinear):
     """float8_e4m3fn through torch._scaled_mm, sums in float32, scaled by row and by column."""
 
+    multiplied = torch.float8_e4m3fn
     float8_NK: Tensor
     scale_N: Tensor
 

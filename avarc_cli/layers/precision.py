@@ -26,6 +26,7 @@ from avarc_cli.settings import (
     check_precision,
     check_scoring_precision,
 )
+from avarc_kernels.int16_linear import missing as int16_missing
 from avarc_kernels.linear import onednn_missing
 
 BY_ONEDNN_WORDS = "float32 products by oneDNN"
@@ -54,8 +55,8 @@ class Precision:
 
     @property
     def quantized(self) -> bool:
-        """Whether linears multiply 8-bit numbers, which have scales."""
-        return self.product in (torch.int8, torch.float8_e4m3fn)
+        """Whether linears multiply numbers that have scales: integers or 8-bit floats."""
+        return self.product in (torch.int16, torch.int8, torch.float8_e4m3fn)
 
 
 FP32 = Precision("fp32", torch.float32, torch.float32, torch.float32)
@@ -66,6 +67,7 @@ PRECISIONS = {
         Precision("tf32", torch.float32, torch.float32, torch.float32),
         Precision("bf16", torch.bfloat16, torch.bfloat16, torch.bfloat16),
         Precision("fp16", torch.float16, torch.float16, torch.float16),
+        Precision("int16", torch.float32, torch.int16, torch.float32),
         Precision("int8", torch.float32, torch.int8, torch.float32),
         Precision("fp8", torch.bfloat16, torch.float8_e4m3fn, torch.bfloat16),
     )
@@ -94,6 +96,8 @@ def missing(name: str, device: torch.device) -> str | None:
         return f"{name} needs a CUDA device"
     if name == "fp8" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
         return "its compute capability is below 8.9"
+    if name == "int16":
+        return "it is for CPUs only" if device.type != "cpu" else int16_missing()
     if name == "int8" and device.type == "cpu" and "onednn" not in torch.backends.quantized.supported_engines:
         return "this PyTorch was built without oneDNN, which computes the int8 products"
     if name == "int8" and device.type not in ("cpu", "cuda"):
@@ -104,8 +108,9 @@ def missing(name: str, device: torch.device) -> str | None:
 def low_precision(device: torch.device) -> str | None:
     """The low precision that suits this device; None where none is known to be faster than fp32.
 
-    On a CPU with bf16 products, int8 is at most 1.4 times as fast as bf16 (docs/performance.md), and on a GPU fp8 is
-    faster where products are large (docs/gpu.md), but both are so inexact that a cascade would leave more to fp32.
+    int8 is faster than bf16 and int16 on some CPUs (docs/performance.md), and fp8 on a GPU where products are large
+    (docs/gpu.md), but both are so inexact that a cascade would leave more to fp32. Where int16 cannot be compiled, int8
+    takes its place.
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
@@ -113,13 +118,13 @@ def low_precision(device: torch.device) -> str | None:
         return None
     if cpu_has_bf16():
         return "bf16"
-    return "int8" if missing("int8", device) is None else None
+    return next((name for name in ("int16", "int8") if missing(name, device) is None), None)
 
 
 def resolve(name: str, device: torch.device) -> str:
     """The precision that this name stands for on this device: a cascade names both of its precisions.
 
-    auto is a cascade on a GPU, and on a CPU with bf16 or 8-bit products, where its first precision was at least 1.5
+    auto is a cascade on a GPU, and on a CPU with bf16 products or VNNI, where its first precision was at least 1.5
     times as fast as fp32 (docs/performance.md).
 
     Raises: UsageError for an unknown precision, and for a cascade where nothing is faster than fp32.
@@ -255,10 +260,10 @@ def onednn_is_faster(x: Tensor) -> bool:
 
 
 def check_gradients(precision: Precision) -> None:
-    """Raises: UsageError for 8 bits, in which a model cannot be trained."""
+    """Raises: UsageError for integers and 8-bit floats, in which a model cannot be trained."""
     if precision.quantized:
         raise UsageError(
             f"a model in {precision.name} cannot be trained",
-            "8-bit products have no gradients",
+            "its products have no gradients",
             "load it with --precision fp32 or bf16",
         )

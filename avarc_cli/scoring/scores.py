@@ -21,7 +21,7 @@ TokensN = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 
 # Standard deviation of the rounding error of one token's log-probability, in nats, against float64
 # (docs/numbers.md has the command and the measurements). Errors of L tokens add up as sqrt(L).
-TOKEN_NOISE = {"fp32": 2e-6, "tf32": 1.2e-3, "bf16": 1e-2, "fp16": 1.2e-3, "int8": 6e-2, "fp8": 0.12}
+TOKEN_NOISE = {"fp32": 2e-6, "tf32": 1.2e-3, "bf16": 1e-2, "fp16": 1.2e-3, "int16": 2e-3, "int8": 6e-2, "fp8": 0.12}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,13 @@ import sys
 
 import torch
 
-LIMITS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+from avarc_kernels import int16_linear
+
+LIMITS = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
 
 
 def limit_to_avx2() -> None:
@@ -14,3 +20,4 @@ def limit_to_avx2() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | LIMITS)
     for beyond in ("vnni", "avx512_bf16", "amx_tile"):
         setattr(torch.cpu, f"_is_{beyond}_supported", lambda: False)
+    int16_linear.FLAGS = (*int16_linear.FLAGS, "-march=haswell")

@@ -24,7 +24,7 @@ from avarc_cli.tokens.cache import TokenCache
 from avarc_cli.zoo.local_files import ASSETS
 
 PLANS = ("exhaustive", "2:5,5:2,5:1:3")
-CASCADES = ("bf16+fp32", "int8+fp32")
+CASCADES = ("bf16+fp32", "int16+fp32", "int8+fp32")
 
 
 def classify(cache: TokenCache, plan: str, precision: str) -> RunResult:

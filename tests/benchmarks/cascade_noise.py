@@ -62,4 +62,4 @@ def main(images: int, precisions: str, *, as_json: bool) -> None:
 if __name__ == "__main__":
     as_json = wants_json(sys.argv)
     arguments = dict(enumerate(sys.argv[1:]))
-    main(int(arguments.get(0, "358")), arguments.get(1, "bf16,int8"), as_json=as_json)
+    main(int(arguments.get(0, "358")), arguments.get(1, "bf16,int16,int8"), as_json=as_json)

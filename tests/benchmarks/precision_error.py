@@ -48,7 +48,7 @@ def main(images: int, *, as_json: bool) -> None:
     best = exact.sum(-1).argmax(1)
     say(f"{len(tokens)} images, {exact.shape[-1]} tokens; fp32 {seconds:.1f} s of CPU time")
     rows: list[list[Cell]] = []
-    for name in ("bf16", "fp16", "int8", "fp8"):
+    for name in ("bf16", "fp16", "int16", "int8", "fp8"):
         found, _ = log_likelihoods(name, tokens)
         total, token = (found - exact).sum(-1), found - exact
         changed = int((found.sum(-1).argmax(1) != best).sum())

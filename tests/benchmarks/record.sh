@@ -63,7 +63,8 @@ r digits-incremental $D incremental build/incremental --json   # 12 min
 [ ! -d build/glyphs ] || r glyphs OMP_NUM_THREADS=1 python tests/benchmarks/glyphs.py measure build/glyphs --out docs/classes.png --json
 [ ! -d build/glyphs ] || r glyphs-closest OMP_NUM_THREADS=1 python tests/benchmarks/glyphs.py closest build/glyphs --json
 if [ "$ONLY" != "  " ]; then
-  r paper-plan-d16-zen4 python tests/benchmarks/paper_plan.py 5 100 fp32,bf16,bf16+fp32 7 --json
+  r paper-plan-d16-zen4 python tests/benchmarks/paper_plan.py 5 100 fp32,bf16,bf16+fp32,int16+fp32 7 --json
+  r paper-plan-d16-avx2 python tests/benchmarks/paper_plan.py 5 100 fp32,int8,int16,int16+fp32 7 --avx2 --json
   for shape in llamagen-l rar-b; do
     r paper-plan-$shape-zen4 python tests/benchmarks/paper_plan.py 5 100 fp32,bf16+fp32 7 --shape $shape --json
   done

@@ -58,7 +58,7 @@ def token_log_prob(golden: Golden, precision: str) -> Tensor:
 
 def main(names: list[str], *, as_json: bool) -> None:
     rows: list[list[Cell]] = []
-    low = ("bf16", "fp16", "int8", "fp8")  # on a CPU without VNNI int8 has 7-bit weights: the coarser kind
+    low = ("bf16", "fp16", "int16", "int8", "fp8")  # on a CPU without VNNI int8 has 7-bit weights: the coarser kind
     for name in names:
         golden = load_golden(name)
         fp32 = token_log_prob(golden, "fp32")

@@ -67,7 +67,7 @@ def test_a_cascade_predicts_as_fp32_and_says_what_it_took(classify, tmp_path):
     assert predictions(tmp_path / "run") == predictions(tmp_path / "fp32")
     protocol, metrics = content(tmp_path / "run", "run.json"), content(tmp_path / "run", "metrics.json")
     cheap, _, exact = protocol["precision"].partition("+")
-    assert exact == "fp32" and protocol["plan"] == PLAN and cheap in ("bf16", "int8")
+    assert exact == "fp32" and protocol["plan"] == PLAN and cheap in ("bf16", "int16", "int8")
     recorded = protocol["cascade"]
     assert protocol["kernels"] == "torch" and protocol["other_kernels"] == {"fp32": "torch"}
     assert recorded["probability"] == 1e-6 and len(recorded["slack"]) == 3 and len(recorded["noise"]["segments"]) == 4

@@ -1,4 +1,4 @@
-"""8-bit linears: as exact as their numbers allow, row by row, and safe where sums could overflow."""
+"""Quantized linears: as exact as their numbers allow, row by row, and safe where sums could overflow."""
 
 from dataclasses import replace
 
@@ -8,17 +8,21 @@ from conftest import load_golden
 
 from avarc_cli.errors import UsageError
 from avarc_cli.layers import precision as precisions
-from avarc_cli.layers.linears import Float8Linear, Int8Linear, Int8LinearCPU
+from avarc_cli.layers.linears import Float8Linear, Int8Linear, Int8LinearCPU, Int16Linear
 from avarc_cli.layers.precision import PRECISIONS, find
 from avarc_cli.models.var.likelihood import VARLikelihood
+from avarc_kernels.int16_linear import missing as int16_missing
 from avarc_kernels.linear import onednn_missing
 
 CPU = torch.device("cpu")
+HAS_INT16 = int16_missing() is None
 KINDS = [
     (Int8LinearCPU, torch.float32, 1 / 63),
     (Int8Linear, torch.float32, 1 / 127),
     (Float8Linear, torch.bfloat16, 1 / 8),
+    *([(Int16Linear, torch.float32, 1 / 4095)] if HAS_INT16 else []),
 ]
+LOW = ["bf16", "fp16", *(["int16"] if HAS_INT16 else []), "int8", "fp8"]
 
 
 def layer(channels_in=64, channels_out=96, bias=True):
@@ -38,7 +42,7 @@ def exact_bound(plain, x, step):
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 64), (1, 64), (20, 64), (0, 64)])
-def test_an_8_bit_linear_is_within_its_steps_of_the_exact_one(kind, shape):
+def test_a_quantized_linear_is_within_its_steps_of_the_exact_one(kind, shape):
     make, dtype, step = kind
     plain, x = layer(), 3 * torch.randn(*shape) + 1
     y = make(plain, dtype)(x.to(dtype)).float()
@@ -84,7 +88,7 @@ def test_the_largest_bytes_do_not_overflow():
 HALF = replace(PRECISIONS["int8"], attention=torch.bfloat16)  # int8 as a CPU with bfloat16 products computes it
 
 
-@pytest.mark.parametrize("precision", [PRECISIONS[n] for n in ("bf16", "fp16", "int8", "fp8")] + [HALF])
+@pytest.mark.parametrize("precision", [PRECISIONS[n] for n in LOW] + [HALF])
 def test_scores_in_a_low_precision_are_close_and_valid(precision):
     golden = load_golden("var_tiny")
     classes = torch.from_numpy(golden.arrays["classes"]).long()
@@ -113,7 +117,18 @@ def test_an_unavailable_precision_is_refused(name, why):
 
 
 def test_available_precisions_of_a_cpu():
-    assert precisions.available(CPU) == ("fp32", "bf16", "fp16", "int8")
+    assert precisions.available(CPU) == ("fp32", *LOW[:-1])
+
+
+@pytest.mark.parametrize("why_not", [None, "there is no C compiler"])
+def test_a_cascade_without_bf16_begins_in_int16_if_it_can_be_compiled(monkeypatch, why_not):
+    monkeypatch.setattr(precisions, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(precisions, "int16_missing", lambda: why_not)
+    assert precisions.resolve("cascade", CPU) == ("int8+fp32" if why_not else "int16+fp32")
+    if why_not:
+        with pytest.raises(UsageError, match="int16 is not available on cpu") as refused:
+            find("int16", CPU)
+        assert refused.value.why == why_not
 
 
 @pytest.mark.parametrize(

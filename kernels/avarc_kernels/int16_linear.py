@@ -1,0 +1,144 @@
+"""A linear layer by products of 16-bit integers, for CPUs without bfloat16 products.
+
+An instruction of AVX2 multiplies twice as many 16-bit integers as float32 numbers, and adds them in pairs. PyTorch has
+no such product, so a C compiler builds int16_linear.c when a process first uses it, in half a second.
+
+Shapes: M rows, K input channels, N output channels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SOURCE = Path(__file__).with_suffix(".c")
+COMPILERS = ("gcc", "cc", "clang")  # gcc's threads are those of PyTorch
+FLAGS: tuple[str, ...] = ("-O3", "-march=native", "-ffp-contract=off", "-std=c11", "-fopenmp", "-shared", "-fPIC")
+WEIGHT_LEVELS = 4095  # what the largest magnitude of an output channel's weights becomes
+AT_ONCE = 512
+"""Input channels whose products are added in 32 bits; the sums of more are added in float32. Fewer would allow inputs
+more levels, and convert more sums."""
+
+
+def missing() -> str | None:
+    """Why `int16_linear` cannot run on this machine; None when it can."""
+    built = _build()
+    return built if isinstance(built, str) else None
+
+
+def pack(weight_NK: Tensor) -> tuple[Tensor, Tensor, float]:
+    """The weight as `int16_linear` multiplies by it: integers times a scale of each output channel.
+
+    Args:
+        weight_NK: float32 on a CPU, at least one channel each.
+    Returns: the integers, int16, padded with zeros to (columns, channels) and reordered to (panels of columns, pairs of
+        channels, columns of a panel, 2); scale_N, float32; and the levels of inputs: what the largest magnitude of a
+        row becomes. With those, no sum of `AT_ONCE` products overflows 32 bits, whatever the inputs are.
+    Raises: ValueError for another tensor, or where it cannot run.
+    """
+    if not _is_float32(weight_NK) or weight_NK.ndim != 2 or weight_NK.numel() == 0:
+        raise ValueError(f"a weight is a matrix of float32 on a CPU, not {_described(weight_NK)}")
+    width, (N, K) = _library().columns(), weight_NK.shape
+    scale_N = weight_NK.abs().amax(1).clamp_min(1e-30) / WEIGHT_LEVELS
+    integers = torch.zeros(_up_to(N, width), _up_to(K, 2), dtype=torch.int16)
+    integers[:N, :K] = (weight_NK / scale_N[:, None]).round_()
+    largest = max(int(part.abs().sum(1, dtype=torch.int32).max()) for part in integers.split(AT_ONCE, dim=1))
+    packed = integers.view(-1, width, integers.shape[1] // 2, 2).transpose(1, 2).contiguous()
+    return packed.view(integers.shape), scale_N, float(min(2**15 - 1, (2**31 - 1) // max(1, largest)))
+
+
+def int16_linear(x_MK: Tensor, packed: Tensor, scale_N: Tensor, levels: float, bias_N: Tensor | None) -> Tensor:
+    """x @ weight.T + bias, where each row of x becomes integers, too, times a scale of its own.
+
+    Args:
+        x_MK: float32 on a CPU.
+        packed, scale_N, levels: of `pack`.
+        bias_N: float32.
+    Returns: (M, N) float32. A row depends on no other row, and is NaN if a number of its input is not finite.
+    Raises: ValueError when shapes or dtypes disagree, when an input requires gradients, or where it cannot run.
+    """
+    library, N = _library(), len(scale_N)
+    bias_N = torch.zeros(N) if bias_N is None else bias_N
+    for what, tensor in (("x", x_MK), ("the weight's scale", scale_N), ("the bias", bias_N)):
+        if not _is_float32(tensor):
+            raise ValueError(f"{what} is float32 on a CPU, not {_described(tensor)}")
+    expected = (_up_to(N, library.columns()), _up_to(x_MK.shape[-1], 2))
+    if x_MK.ndim != 2 or packed.shape != expected or bias_N.shape != (N,):
+        raise ValueError(f"x {tuple(x_MK.shape)}, bias {tuple(bias_N.shape)}, weight packed as {tuple(packed.shape)}")
+    if packed.dtype != torch.int16 or packed.device.type != "cpu" or not packed.is_contiguous():
+        raise ValueError(f"the weight is not as `pack` made it, but {_described(packed)}")
+    if torch.is_grad_enabled() and (x_MK.requires_grad or bias_N.requires_grad):
+        raise ValueError("there are no gradients here: score under torch.no_grad() or torch.inference_mode()")
+    (M, channels), (columns, K) = x_MK.shape, expected
+    x_MK = x_MK.contiguous()
+    scale, bias = (functional.pad(t, (0, columns - N)).contiguous() for t in (scale_N, bias_N))
+    y, scale_M = torch.empty(M, columns), torch.empty(M)
+    integers = torch.empty(_up_to(M, library.rows()), K, dtype=torch.int16)
+    pointers = (t.data_ptr() for t in (x_MK, packed, scale, bias, y, integers, scale_M))
+    library.linear(*pointers, M, columns, K, channels, levels, torch.get_num_threads())
+    return y[:, :N].contiguous()
+
+
+def _is_float32(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+
+
+def _up_to(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _library() -> ctypes.CDLL:
+    """Raises: ValueError where it cannot be built."""
+    built = _build()
+    if isinstance(built, str):
+        raise ValueError(f"products of 16-bit integers cannot run: {built}")
+    return built
+
+
+@cache
+def _build() -> ctypes.CDLL | str:
+    """int16_linear.c, compiled for this processor, or why that is not possible."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return f"its code is for Linux on x86-64, and this is {sys.platform} on {platform.machine()}"
+    if not torch.cpu._is_avx2_supported():
+        return "this processor has no AVX2"
+    named = os.environ.get("CC") or next(filter(shutil.which, COMPILERS), "")
+    if not named:
+        return f"it needs a C compiler, and there is no {', no '.join(COMPILERS)} and no CC"
+    with tempfile.TemporaryDirectory(prefix="avarc-", ignore_cleanup_errors=True) as folder:
+        file = Path(folder, "int16_linear.so")
+        try:
+            compiler = shlex.split(named)
+            command = [*compiler, *FLAGS, f"-DAT_ONCE={AT_ONCE}", str(SOURCE), "-o", str(file)]
+            in_english = os.environ | {"LC_ALL": "C"}
+            subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, env=in_english)
+        except (OSError, ValueError) as error:
+            return f"the C compiler '{named}' cannot be run: {error}"
+        except subprocess.CalledProcessError as error:
+            lines = error.stderr.decode(errors="replace").splitlines()
+            why = next((line for line in lines if "error" in line or "cannot find" in line), "it says nothing")
+            return f"the C compiler '{named}' failed: {why}"
+        try:
+            library = ctypes.CDLL(str(file))  # stays loaded when the file is gone
+        except OSError as error:
+            return f"what the C compiler made cannot be loaded: {error} (TMPDIR can name another folder)"
+    pointer, size = ctypes.c_void_p, ctypes.c_long
+    library.linear.argtypes = [pointer] * 7 + [size] * 4 + [ctypes.c_float, ctypes.c_int]
+    library.linear.restype = None
+    return library
