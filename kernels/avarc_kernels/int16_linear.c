@@ -15,15 +15,6 @@ typedef __m256i Vector;
 #define OP(name) _mm256_##name
 #endif
 
-/* Adds two products of 16-bit integers to each 32-bit sum. */
-#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
-#define ADD_PRODUCTS(sums, x, w) _mm512_dpwssd_epi32(sums, x, w)
-#elif !defined(__AVX512BW__) && defined(__AVXVNNI__)
-#define ADD_PRODUCTS(sums, x, w) _mm256_dpwssd_avx_epi32(sums, x, w)
-#else
-#define ADD_PRODUCTS(sums, x, w) OP(add_epi32)(sums, OP(madd_epi16)(x, w))
-#endif
-
 /* ROWS by COLUMNS sums stay in registers, in a variable each, because compilers may not keep an array there. */
 #define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4)
 enum { ROWS = 5, LANES = sizeof(Vector) / sizeof(int32_t), COLUMNS = 2 * LANES };
@@ -37,6 +28,21 @@ static inline Vector load(const int16_t *at) {
     Vector values;
     memcpy(&values, at, sizeof values);
     return values;
+}
+
+/* Adds two products of 16-bit integers to each 32-bit sum. */
+static inline Vector add_products(Vector sums, Vector x, Vector w) {
+#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
+    return _mm512_dpwssd_epi32(sums, x, w);
+#elif defined(__AVX512BW__)
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(x, w));
+#elif defined(__AVXVNNI__)
+    return _mm256_dpwssd_avx_epi32(sums, x, w);
+#else
+    const Vector products = _mm256_madd_epi16(x, w);
+    __asm__("vpaddd %1, %0, %0" : "+x"(sums) : "x"(products)); /* left to gcc 12, sums would move to memory and back */
+    return sums;
+#endif
 }
 
 static inline int32_t load_pair(const int16_t *at) {
@@ -77,8 +83,8 @@ static void multiply(const int16_t *q, long K, const int16_t *panel, long depth,
 #define ADD(i) \
     { \
         const Vector x = OP(set1_epi32)(load_pair(row##i + k)); \
-        left##i = ADD_PRODUCTS(left##i, x, w_left); \
-        right##i = ADD_PRODUCTS(right##i, x, w_right); \
+        left##i = add_products(left##i, x, w_left); \
+        right##i = add_products(right##i, x, w_right); \
     }
         EACH_ROW(ADD)
     }
