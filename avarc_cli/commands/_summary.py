@@ -58,7 +58,7 @@ def announce(classifier: CacheClassifier, run: Run) -> None:
     import torch
 
     from avarc_cli.data.labels import human_name
-    from avarc_cli.layers.precision import cpu_has_vnni
+    from avarc_cli.layers.precision import low_precision, missing
     from avarc_cli.scoring.batching import estimate
 
     device, precision = classifier.model.device, classifier.model.precision
@@ -68,8 +68,10 @@ def announce(classifier: CacheClassifier, run: Run) -> None:
     console.note(f"{images} x {classes}, {where}: {cost}")
     if run.cascade is not None:
         console.note(f"{run.cascade.cheap} decides where it is sure, {run.cascade.exact} elsewhere (docs/cascade.md)")
-        if run.cascade.cheap == "int8" and device == "cpu" and not cpu_has_vnni():
-            console.warn("this CPU has no VNNI: int8 rounds to 7 bits, and a cascade may take longer than fp32")
+        if run.cascade.cheap == "int8" and device == "cpu":
+            suits, why = low_precision(torch.device(device)), missing("int16", torch.device(device))
+            fix = f"int16 would suit, but {why}" if suits == "int8" else f"use {suits}+fp32"
+            console.warn(f"int8 rounds so coarsely that a cascade may take longer than fp32: {fix}")
     if run.model.any_order:
         console.note(f"tokens are scored in {run.orders.describe(run.request.plan.orders, run.request.combine)}")
     if run.model.steps is not None:

@@ -52,7 +52,7 @@ def pack(weight_NK: Tensor) -> tuple[Tensor, Tensor, float]:
         raise ValueError(f"a weight is a matrix of float32 on a CPU, not {_described(weight_NK)}")
     width, (N, K) = _library().columns(), weight_NK.shape
     scale_N = weight_NK.abs().amax(1).clamp_min(1e-30) / WEIGHT_LEVELS
-    integers = torch.zeros(_up_to(N, width), _up_to(K, 2), dtype=torch.int16)
+    integers = weight_NK.new_zeros(_up_to(N, width), _up_to(K, 2), dtype=torch.int16)
     integers[:N, :K] = (weight_NK / scale_N[:, None]).round_()
     largest = max(int(part.abs().sum(1, dtype=torch.int32).max()) for part in integers.split(AT_ONCE, dim=1))
     packed = integers.view(-1, width, integers.shape[1] // 2, 2).transpose(1, 2).contiguous()
@@ -70,7 +70,7 @@ def int16_linear(x_MK: Tensor, packed: Tensor, scale_N: Tensor, levels: float, b
     Raises: ValueError when shapes or dtypes disagree, when an input requires gradients, or where it cannot run.
     """
     library, N = _library(), len(scale_N)
-    bias_N = torch.zeros(N) if bias_N is None else bias_N
+    bias_N = x_MK.new_zeros(N) if bias_N is None else bias_N
     for what, tensor in (("x", x_MK), ("the weight's scale", scale_N), ("the bias", bias_N)):
         if not _is_float32(tensor):
             raise ValueError(f"{what} is float32 on a CPU, not {_described(tensor)}")
@@ -84,8 +84,8 @@ def int16_linear(x_MK: Tensor, packed: Tensor, scale_N: Tensor, levels: float, b
     (M, channels), (columns, K) = x_MK.shape, expected
     x_MK = x_MK.contiguous()
     scale, bias = (functional.pad(t, (0, columns - N)).contiguous() for t in (scale_N, bias_N))
-    y, scale_M = torch.empty(M, columns), torch.empty(M)
-    integers = torch.empty(_up_to(M, library.rows()), K, dtype=torch.int16)
+    y, scale_M = x_MK.new_empty(M, columns), x_MK.new_empty(M)
+    integers = x_MK.new_empty(_up_to(M, library.rows()), K, dtype=torch.int16)
     pointers = (t.data_ptr() for t in (x_MK, packed, scale, bias, y, integers, scale_M))
     library.linear(*pointers, M, columns, K, channels, levels, torch.get_num_threads())
     return y[:, :N].contiguous()

@@ -8,6 +8,7 @@ usage: python tests/benchmarks/token_noise.py [GOLDEN ...] [--json]
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ class TF32(TorchFunctionMode):
 
 
 def precision_of(name: str) -> Precision:
-    """As this CPU computes it; what it does not have, as written down."""
-    return PRECISIONS[name] if name in ("tf32", "fp8") else find(name, torch.device("cpu"))
+    """As this CPU computes it; what it does not have, as written down, by the products that `TF32` changes."""
+    return replace(PRECISIONS[name], library="torch") if name in ("tf32", "fp8") else find(name, torch.device("cpu"))
 
 
 def token_log_prob(golden: Golden, precision: str) -> Tensor:

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from avarc_cli.cli import main
+from avarc_cli.layers.precision import missing
 from avarc_cli.loading import ModelSpec, load_tokenizer
 from avarc_cli.tokens import read
 
@@ -91,8 +92,10 @@ def test_a_tokenizer_is_fine_tuned_from_a_published_file(setting, tmp_path, caps
         assert not (tmp_path / "no.st").exists()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("precision", ["bf16", "int16", "int8"])
 def test_other_precisions_score_nearly_alike(setting, tmp_path, precision):
+    if why := missing(precision, torch.device("cpu")):
+        pytest.skip(why)
     words = [setting.cache, *setting.models, "--save-likelihood", "--out"]
     assert avarc("-q", "classify", *words, tmp_path / "fp32") == 0
     assert avarc("-q", "classify", *words, tmp_path / "other", "--precision", precision) == 0
