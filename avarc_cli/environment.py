@@ -171,12 +171,12 @@ def _low_precision() -> Iterator[Finding]:
             yield Finding("no fp8", f"compute capability {capability[0]}.{capability[1]}; fp8 needs 8.9", "use bf16")
         return
     if not cpu_has_vnni():
-        why = "this CPU adds 8-bit products without VNNI: int8 is at most twice as fast as fp32, with 7-bit weights"
-        yield Finding("int8 gains little", why, "a CPU with AVX512-VNNI or AMX")
+        why = "this CPU adds 8-bit products without VNNI: int8 has weights of 7 bits, at less than twice the speed of fp32"
+        yield Finding("int8 is inexact", why, f"use {_fast_on_cpu()}, or a CPU with AVX512-VNNI or AMX")
     if not cpu_has_bf16():
         if why_not := precision_missing("int16", torch.device("cpu")):
-            why = f"it was 1.6 to 1.8 times as fast as fp32, with little rounding, but {why_not}"
-            yield Finding("no int16", why, "install gcc, or use fp32")
+            why = f"{why_not}; int16 was 1.6 times as fast as fp32, and rounds little"
+            yield Finding("no int16", why, "Linux on x86-64 with AVX2, and gcc")
         why = "this CPU has no bf16 products, torch converts each number: a third of the speed of fp32 when measured"
         yield Finding("bf16 and fp16 are slow", why, f"use fp32 or {_fast_on_cpu()}")
 
@@ -231,8 +231,8 @@ def _precision_choice(cuda: bool) -> Choice:
     if not cuda:
         fast = {
             "bf16": "1.7 (Zen 4) to 3.3 times (AMX)",
-            "int16": "1.6 (AVX2) to 1.8 times (VNNI)",
-            "int8": "1.4 (AVX2) to 2.4 times (VNNI)",
+            "int16": "1.6 times (AVX2)",
+            "int8": "1.4 to 1.9 (AVX2) or 2.4 times (VNNI)",
         }
         why = f"as in the reference; --precision {_fast_on_cpu()} was {fast[_fast_on_cpu()]} as fast"
         return Choice("precision", "fp32", why)

@@ -295,8 +295,9 @@ class ScoringSetup:
     def other_weights(self, plan: Plan) -> int:
         """Bytes of the weights in the other precisions of a plan or a cascade, at most.
 
-        They may not be loaded yet: each is taken to need twice as much as the model at hand, as fp32 does beside bf16.
+        They may not be loaded yet: each is taken to need twice as much as the model at hand, as fp32 does beside bf16;
+        as much beside fp32 and beside int16, which keeps float32 weights.
         """
         others = len(plan.precisions) + is_cascade(self.model.precision)
-        times = 1 if self.model.precision in ("fp32", "tf32") else 2
+        times = 1 if self.model.precision.partition("+")[0] in ("fp32", "tf32", "int16") else 2
         return times * others * self.model.likelihood.resident_bytes

@@ -47,7 +47,7 @@ def _ways(dtype: torch.dtype, device: torch.device) -> list[tuple[Callable[[], o
     if dtype.itemsize == 1:  # GPUs multiply 8-bit floats as fast as integers
         return _int8(x, weight)
     if dtype == torch.int16:
-        return [(partial(int16_linear, x, *pack(weight), None), device)]  # converts x as well, in a few percent
+        return [(partial(int16_linear, x, pack(weight), None), device)]  # also converts x: a few percent of the time
     x, weight = x.to(dtype), weight.to(dtype)
     backends = ["torch"] if onednn_missing(x) else ["torch", "onednn"]
     return [(partial(linear, x, weight, None, backend=backend), device) for backend in backends]

@@ -22,7 +22,7 @@ from avarc_cli.layers.mapped import give_back
 from avarc_cli.layers.precision import Precision, cpu_has_bf16, cpu_has_vnni, product_backend
 from avarc_cli.layers.stored import plain
 from avarc_kernels import quantize_rows
-from avarc_kernels.int16_linear import int16_linear, pack
+from avarc_kernels.int16_linear import Int16Weight, int16_linear, pack
 from avarc_kernels.linear import linear as product
 from avarc_kernels.linear import onednn_missing, packed
 
@@ -159,12 +159,14 @@ class Int16Linear(QuantizedLinear):
 
     def __init__(self, layer: nn.Linear, activations: torch.dtype) -> None:
         super().__init__(layer, activations)
-        packed, scale_N, self.levels = pack(layer.weight.detach().float())
-        self.register_buffer("packed", packed, persistent=False)
-        self.register_buffer("scale_N", scale_N, persistent=False)
+        weight = pack(layer.weight.detach().float())
+        self.levels, self.channels = weight.levels, weight.channels
+        self.register_buffer("packed", weight.packed, persistent=False)
+        self.register_buffer("scale_N", weight.scale_N, persistent=False)
 
     def product(self, x_MK: Tensor, bias_N: Tensor | None) -> Tensor:
-        return int16_linear(x_MK, self.packed, self.scale_N, self.levels, bias_N)
+        weight = Int16Weight(self.packed, self.scale_N, self.levels, self.channels)
+        return int16_linear(x_MK, weight, bias_N)
 
 
 class Int8LinearCPU(QuantizedLinear):

@@ -124,14 +124,14 @@ def low_precision(device: torch.device) -> str | None:
 def resolve(name: str, device: torch.device) -> str:
     """The precision that this name stands for on this device: a cascade names both of its precisions.
 
-    auto is a cascade on a GPU, and on a CPU with bf16 products or VNNI, where its first precision was at least 1.5
-    times as fast as fp32 (docs/performance.md).
+    auto is a cascade on a GPU, and on a CPU with bf16 products, or with VNNI and int16, where its first precision was
+    at least 1.5 times as fast as fp32 (docs/performance.md).
 
     Raises: UsageError for an unknown precision, and for a cascade where nothing is faster than fp32.
     """
     check_scoring_precision(name)
     if name == AUTO_PRECISION:
-        pays = device.type == "cuda" or (device.type == "cpu" and (cpu_has_bf16() or cpu_has_vnni()))
+        pays = device.type == "cuda" or (device.type == "cpu" and (cpu_has_bf16() or _has_fast_int16()))
         name = CASCADE if pays else EXACT
     if name != CASCADE:
         return name
@@ -139,6 +139,10 @@ def resolve(name: str, device: torch.device) -> str:
     if cheap is None:
         raise UsageError(f"a cascade gains nothing on {device}", "no precision is known to be faster", "use fp32")
     return f"{cheap}+{EXACT}"
+
+
+def _has_fast_int16() -> bool:
+    return cpu_has_vnni() and int16_missing() is None
 
 
 def arithmetic(precision: Precision, device: torch.device, *, onednn: bool) -> str:

@@ -1,6 +1,6 @@
 /* x W^T + b by products of 16-bit integers: int16_linear.py has the contract, and compiles this for its processor.
 
-   M rows of x, K channels in, N channels out. K is even and N a multiple of COLUMNS; weights are padded with zeros. */
+   M rows of x, K input channels, N output channels. K is even and N a multiple of COLUMNS; weights are padded with zeros. */
 
 #include <immintrin.h>
 #include <math.h>
@@ -72,7 +72,7 @@ static float quantize(const float *x_K, int16_t *q_K, long K, float levels) {
     return largest < INFINITY ? largest / levels : NAN;
 }
 
-/* Sums of products of ROWS rows with the COLUMNS channels of a panel of the weight, over `depth` channels in. */
+/* Sums of products of ROWS rows with the COLUMNS channels of a panel of the weight, over `depth` input channels. */
 static void multiply(const int16_t *q, long K, const int16_t *panel, long depth, int32_t sums[ROWS][COLUMNS]) {
 #define START(i) \
     const int16_t *row##i = q + i * K; \
@@ -94,7 +94,7 @@ static void multiply(const int16_t *q, long K, const int16_t *panel, long depth,
     EACH_ROW(STORE)
 }
 
-/* The channels out of one panel, for M rows. Sums over AT_ONCE channels in fit 32 bits; they are added in float32. */
+/* The output channels of one panel, for M rows. Sums over AT_ONCE input channels fit 32 bits; they are added in float32. */
 static void panel_product(const int16_t *q_MK, const float *scale_M, const int16_t *panel, const float *scale,
                           const float *bias, float *y, long M, long N, long K) {
     for (long start = 0; start < K; start += AT_ONCE) {

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -24,12 +25,28 @@ from torch import Tensor
 from torch.nn import functional
 
 SOURCE = Path(__file__).with_suffix(".c")
-COMPILERS = ("gcc", "cc", "clang")  # gcc's threads are those of PyTorch
+COMPILERS = ("gcc", "cc", "clang")  # gcc first: PyTorch's own threads are of its OpenMP, too
 FLAGS: tuple[str, ...] = ("-O3", "-march=native", "-ffp-contract=off", "-std=c11", "-fopenmp", "-shared", "-fPIC")
 WEIGHT_LEVELS = 4095  # what the largest magnitude of an output channel's weights becomes
 AT_ONCE = 512
 """Input channels whose products are added in 32 bits; the sums of more are added in float32. Fewer would allow inputs
 more levels, and convert more sums."""
+
+
+@dataclass(frozen=True)
+class Int16Weight:
+    """A weight as `int16_linear` multiplies by it."""
+
+    packed: Tensor
+    """Integers, int16, padded with zeros to (columns, even channels) and reordered to (panels of columns, pairs of
+    channels, columns of a panel, 2)."""
+    scale_N: Tensor
+    """Of each output channel, float32."""
+    levels: float
+    """What the largest magnitude of a row of inputs becomes. With it, no sum of `AT_ONCE` products overflows 32 bits,
+    whatever the inputs are."""
+    channels: int
+    """K."""
 
 
 def missing() -> str | None:
@@ -38,14 +55,11 @@ def missing() -> str | None:
     return built if isinstance(built, str) else None
 
 
-def pack(weight_NK: Tensor) -> tuple[Tensor, Tensor, float]:
+def pack(weight_NK: Tensor) -> Int16Weight:
     """The weight as `int16_linear` multiplies by it: integers times a scale of each output channel.
 
     Args:
         weight_NK: float32 on a CPU, at least one channel each.
-    Returns: the integers, int16, padded with zeros to (columns, channels) and reordered to (panels of columns, pairs of
-        channels, columns of a panel, 2); scale_N, float32; and the levels of inputs: what the largest magnitude of a
-        row becomes. With those, no sum of `AT_ONCE` products overflows 32 bits, whatever the inputs are.
     Raises: ValueError for another tensor, or where it cannot run.
     """
     if not _is_float32(weight_NK) or weight_NK.ndim != 2 or weight_NK.numel() == 0:
@@ -56,38 +70,40 @@ def pack(weight_NK: Tensor) -> tuple[Tensor, Tensor, float]:
     integers[:N, :K] = (weight_NK / scale_N[:, None]).round_()
     largest = max(int(part.abs().sum(1, dtype=torch.int32).max()) for part in integers.split(AT_ONCE, dim=1))
     packed = integers.view(-1, width, integers.shape[1] // 2, 2).transpose(1, 2).contiguous()
-    return packed.view(integers.shape), scale_N, float(min(2**15 - 1, (2**31 - 1) // max(1, largest)))
+    levels = min(2**15 - 1, (2**31 - 1) // max(1, largest))
+    return Int16Weight(packed.view(integers.shape), scale_N, float(levels), K)
 
 
-def int16_linear(x_MK: Tensor, packed: Tensor, scale_N: Tensor, levels: float, bias_N: Tensor | None) -> Tensor:
+def int16_linear(x_MK: Tensor, weight: Int16Weight, bias_N: Tensor | None) -> Tensor:
     """x @ weight.T + bias, where each row of x becomes integers, too, times a scale of its own.
 
     Args:
         x_MK: float32 on a CPU.
-        packed, scale_N, levels: of `pack`.
+        weight: of `pack`.
         bias_N: float32.
     Returns: (M, N) float32. A row depends on no other row, and is NaN if a number of its input is not finite.
     Raises: ValueError when shapes or dtypes disagree, when an input requires gradients, or where it cannot run.
     """
-    library, N = _library(), len(scale_N)
+    library, packed, N = _library(), weight.packed, len(weight.scale_N)
     bias_N = x_MK.new_zeros(N) if bias_N is None else bias_N
-    for what, tensor in (("x", x_MK), ("the weight's scale", scale_N), ("the bias", bias_N)):
+    for what, tensor in (("x", x_MK), ("the weight's scale", weight.scale_N), ("the bias", bias_N)):
         if not _is_float32(tensor):
             raise ValueError(f"{what} is float32 on a CPU, not {_described(tensor)}")
-    expected = (_up_to(N, library.columns()), _up_to(x_MK.shape[-1], 2))
-    if x_MK.ndim != 2 or packed.shape != expected or bias_N.shape != (N,):
-        raise ValueError(f"x {tuple(x_MK.shape)}, bias {tuple(bias_N.shape)}, weight packed as {tuple(packed.shape)}")
-    if packed.dtype != torch.int16 or packed.device.type != "cpu" or not packed.is_contiguous():
+    if x_MK.ndim != 2 or x_MK.shape[1] != weight.channels or bias_N.shape != (N,):
+        of = f"a weight of {N} by {weight.channels} channels"
+        raise ValueError(f"x {tuple(x_MK.shape)}, bias {tuple(bias_N.shape)}, and {of}")
+    columns, K = _up_to(N, library.columns()), _up_to(weight.channels, 2)
+    as_packed = packed.dtype == torch.int16 and packed.device.type == "cpu" and packed.is_contiguous()
+    if not as_packed or packed.shape != (columns, K):
         raise ValueError(f"the weight is not as `pack` made it, but {_described(packed)}")
     if torch.is_grad_enabled() and (x_MK.requires_grad or bias_N.requires_grad):
         raise ValueError("there are no gradients here: score under torch.no_grad() or torch.inference_mode()")
-    (M, channels), (columns, K) = x_MK.shape, expected
-    x_MK = x_MK.contiguous()
-    scale, bias = (functional.pad(t, (0, columns - N)).contiguous() for t in (scale_N, bias_N))
+    x_MK, M = x_MK.contiguous(), len(x_MK)
+    scale, bias = (functional.pad(t, (0, columns - N)).contiguous() for t in (weight.scale_N, bias_N))
     y, scale_M = x_MK.new_empty(M, columns), x_MK.new_empty(M)
     integers = x_MK.new_empty(_up_to(M, library.rows()), K, dtype=torch.int16)
     pointers = (t.data_ptr() for t in (x_MK, packed, scale, bias, y, integers, scale_M))
-    library.linear(*pointers, M, columns, K, channels, levels, torch.get_num_threads())
+    library.linear(*pointers, M, columns, K, weight.channels, weight.levels, torch.get_num_threads())
     return y[:, :N].contiguous()
 
 
@@ -121,24 +137,29 @@ def _build() -> ctypes.CDLL | str:
     named = os.environ.get("CC") or next(filter(shutil.which, COMPILERS), "")
     if not named:
         return f"it needs a C compiler, and there is no {', no '.join(COMPILERS)} and no CC"
-    with tempfile.TemporaryDirectory(prefix="avarc-", ignore_cleanup_errors=True) as folder:
-        file = Path(folder, "int16_linear.so")
-        try:
-            compiler = shlex.split(named)
-            command = [*compiler, *FLAGS, f"-DAT_ONCE={AT_ONCE}", str(SOURCE), "-o", str(file)]
-            in_english = os.environ | {"LC_ALL": "C"}
-            subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, env=in_english)
-        except (OSError, ValueError) as error:
-            return f"the C compiler '{named}' cannot be run: {error}"
-        except subprocess.CalledProcessError as error:
-            lines = error.stderr.decode(errors="replace").splitlines()
-            why = next((line for line in lines if "error" in line or "cannot find" in line), "it says nothing")
-            return f"the C compiler '{named}' failed: {why}"
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="avarc-", ignore_cleanup_errors=True) as folder:
+            file = Path(folder, "int16_linear.so")
+            if why := _compile(named, file):
+                return f"the C compiler '{named}' {why}"
             library = ctypes.CDLL(str(file))  # stays loaded when the file is gone
-        except OSError as error:
-            return f"what the C compiler made cannot be loaded: {error} (TMPDIR can name another folder)"
+    except OSError as error:
+        return f"what the C compiler makes cannot be kept or loaded: {error} (TMPDIR can name another folder)"
     pointer, size = ctypes.c_void_p, ctypes.c_long
     library.linear.argtypes = [pointer] * 7 + [size] * 4 + [ctypes.c_float, ctypes.c_int]
     library.linear.restype = None
     return library
+
+
+def _compile(compiler: str, file: Path) -> str | None:
+    """Why it failed; None where the file is there."""
+    try:
+        command = [*shlex.split(compiler), *FLAGS, f"-DAT_ONCE={AT_ONCE}", str(SOURCE), "-o", str(file)]
+        ended = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, env=os.environ | {"LC_ALL": "C"})
+    except (OSError, ValueError) as error:
+        return f"cannot be run: {error}"
+    if ended.returncode == 0:
+        return None
+    lines = ended.stderr.decode(errors="replace").strip().splitlines() or ["it says nothing"]
+    causes = (line for line in lines if "error" in line.lower() or "cannot find" in line)
+    return f"failed: {next(causes, lines[-1])}"

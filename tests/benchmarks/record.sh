@@ -45,6 +45,8 @@ r training-data     python tests/benchmarks/training_data.py speed --json       
 r precision-error   OMP_NUM_THREADS=1 python tests/benchmarks/precision_error.py 360 --json              # 2 min
 r cascade-d16       python tests/benchmarks/cascade_agreement.py d16 4 5 12 --json                        # 15 min
 r cascade-near-ties python tests/benchmarks/cascade_agreement.py d16 2 5 12 --near-ties --json            # 8 min
+r token-noise       OMP_NUM_THREADS=1 python tests/benchmarks/token_noise.py --json                       # 3 min
+r cascade-noise     OMP_NUM_THREADS=1 python tests/benchmarks/cascade_noise.py --json                     # 1 min
 r cascade-digits    OMP_NUM_THREADS=1 python tests/benchmarks/cascade_digits.py --json                    # 3 min
 r tar-listing       OMP_NUM_THREADS=1 python tests/benchmarks/tar_listing.py --json                       # 1 min
 r demo              OMP_NUM_THREADS=1 avarc demo --out build/demo --json                                  # 1 min

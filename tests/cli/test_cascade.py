@@ -115,8 +115,9 @@ def test_another_process_loads_both_models(cache, models):
 
 def test_an_int8_cascade_on_a_cpu_is_warned_of(classify, tmp_path, monkeypatch):
     words = ("--limit", "2", "--precision", "int8+fp32", "--device", "cpu")
+    monkeypatch.setattr("avarc_cli.layers.precision.cpu_has_bf16", lambda: True)
     code, said = classify(tmp_path / "run", *words)
-    assert code == 0 and "a cascade may take longer than fp32: use " in said
+    assert code == 0 and "a cascade may take longer than fp32: use bf16+fp32" in said
     monkeypatch.setattr("avarc_cli.layers.precision.cpu_has_bf16", lambda: False)
     monkeypatch.setattr("avarc_cli.layers.precision.int16_missing", lambda: "there is no C compiler")
     code, said = classify(tmp_path / "without", *words)
@@ -243,17 +244,19 @@ def test_doctor_measures_and_shows_the_rounding(cache, models, capsys):
 
 
 @pytest.mark.parametrize(
-    ("has_bf16", "options", "becomes"),
+    ("has_bf16", "has_vnni", "options", "becomes"),
     [
-        (True, [], "bf16+fp32"),
-        (False, [], "fp32"),
-        (True, ["--save-likelihood"], "fp32"),
-        (True, ["--combine", "posterior"], "fp32"),
+        (True, True, [], "bf16+fp32"),
+        (False, True, [], "fp32"),
+        (False, False, [], "fp32"),
+        (True, True, ["--save-likelihood"], "fp32"),
+        (True, True, ["--combine", "posterior"], "fp32"),
     ],
 )
-def test_auto_is_a_cascade_where_that_pays(classify, tmp_path, monkeypatch, has_bf16, options, becomes):
+def test_auto_is_a_cascade_where_that_pays(classify, tmp_path, monkeypatch, has_bf16, has_vnni, options, becomes):
     monkeypatch.setattr("avarc_cli.layers.precision.cpu_has_bf16", lambda: has_bf16)
-    monkeypatch.setattr("avarc_cli.layers.precision.cpu_has_vnni", lambda: False)
+    monkeypatch.setattr("avarc_cli.layers.precision.cpu_has_vnni", lambda: has_vnni)
+    monkeypatch.setattr("avarc_cli.layers.precision.int16_missing", lambda: "there is no C compiler")
     code, said = classify(tmp_path / "run", "--precision", "auto", "--device", "cpu", *options)
     assert code == 0, said
     assert content(tmp_path / "run", "run.json")["precision"] == becomes

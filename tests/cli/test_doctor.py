@@ -88,10 +88,10 @@ def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
     assert present.version is not None
 
 
-@pytest.mark.parametrize("why", [None, "there is no C compiler 'cc' (install gcc, or set CC)"])
+@pytest.mark.parametrize("why", [None, "it needs a C compiler"])
 def test_doctor_says_what_int16_lacks(monkeypatch, capsys, why):
     monkeypatch.setattr(environment, "cpu_has_bf16", lambda: False)
     monkeypatch.setattr(environment, "precision_missing", lambda name, device: why)
     assert main(["doctor"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "bf16 and fp16 are slow" in out and ("no int16" in out) == ("there is no C compiler" in out) == bool(why)
+    assert "bf16 and fp16 are slow" in out and ("no int16" in out) == ("it needs a C compiler" in out) == bool(why)
