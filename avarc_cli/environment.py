@@ -171,7 +171,7 @@ def _low_precision() -> Iterator[Finding]:
             yield Finding("no fp8", f"compute capability {capability[0]}.{capability[1]}; fp8 needs 8.9", "use bf16")
         return
     if not cpu_has_vnni():
-        why = "this CPU adds 8-bit products without VNNI: int8 has weights of 7 bits, at less than twice the speed of fp32"
+        why = "this CPU adds 8-bit products without VNNI: int8 has 7-bit weights, at less than twice the speed of fp32"
         yield Finding("int8 is inexact", why, f"use {_fast_on_cpu()}, or a CPU with AVX512-VNNI or AMX")
     if not cpu_has_bf16():
         if why_not := precision_missing("int16", torch.device("cpu")):
