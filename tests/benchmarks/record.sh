@@ -44,6 +44,7 @@ r training-data     python tests/benchmarks/training_data.py speed --json       
 # These do not depend on time: they may run beside other work.
 r precision-error   OMP_NUM_THREADS=1 python tests/benchmarks/precision_error.py 360 --json              # 2 min
 r cascade-d16       python tests/benchmarks/cascade_agreement.py d16 4 5 12 --json                        # 15 min
+r cascade-d16-int16 python tests/benchmarks/cascade_agreement.py d16 4 5 12 int16 --json                  # 15 min
 r cascade-near-ties python tests/benchmarks/cascade_agreement.py d16 2 5 12 --near-ties --json            # 8 min
 r token-noise       OMP_NUM_THREADS=1 python tests/benchmarks/token_noise.py --json                       # 3 min
 r cascade-noise     OMP_NUM_THREADS=1 python tests/benchmarks/cascade_noise.py --json                     # 1 min
@@ -65,7 +66,7 @@ r digits-incremental $D incremental build/incremental --json   # 12 min
 [ ! -d build/glyphs ] || r glyphs OMP_NUM_THREADS=1 python tests/benchmarks/glyphs.py measure build/glyphs --out docs/classes.png --json
 [ ! -d build/glyphs ] || r glyphs-closest OMP_NUM_THREADS=1 python tests/benchmarks/glyphs.py closest build/glyphs --json
 if [ "$ONLY" != "  " ]; then
-  r paper-plan-d16-zen4 python tests/benchmarks/paper_plan.py 5 100 fp32,bf16,bf16+fp32,int16+fp32 7 --json
+  r paper-plan-d16-zen4 python tests/benchmarks/paper_plan.py 5 100 fp32,bf16,bf16+fp32 7 --json
   r paper-plan-d16-avx2 python tests/benchmarks/paper_plan.py 5 100 fp32,int8,int16,int16+fp32 7 --avx2 --json
   for shape in llamagen-l rar-b; do
     r paper-plan-$shape-zen4 python tests/benchmarks/paper_plan.py 5 100 fp32,bf16+fp32 7 --shape $shape --json

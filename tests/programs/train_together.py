@@ -6,6 +6,7 @@ each. It is interrupted after these steps; 0 for to the end; after -N, the last 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -38,6 +39,9 @@ def main(rank: int, count: int) -> None:
         os.environ |= {name: str(value) for name, value in where.items()} | {"MASTER_ADDR": "localhost"}
         setattr(loop, "average", interrupting(steps, is_last=rank == count - 1))  # noqa: B010  # of which mypy knows nothing
         print("ended with", avarc(words), flush=True)
+        # What is left of an interrupted training may wait for the other process when it is collected: it must not
+        # happen while that one already waits in the next training.
+        gc.collect()
 
 
 if __name__ == "__main__":
