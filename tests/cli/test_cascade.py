@@ -248,7 +248,6 @@ def test_doctor_measures_and_shows_the_rounding(cache, models, capsys):
     [
         (True, True, [], "bf16+fp32"),
         (False, True, [], "fp32"),
-        (False, False, [], "fp32"),
         (True, True, ["--save-likelihood"], "fp32"),
         (True, True, ["--combine", "posterior"], "fp32"),
     ],
