@@ -69,7 +69,8 @@ def announce(classifier: CacheClassifier, run: Run) -> None:
     if run.cascade is not None:
         console.note(f"{run.cascade.cheap} decides where it is sure, {run.cascade.exact} elsewhere (docs/cascade.md)")
         if run.cascade.cheap == "int8" and device == "cpu":
-            suits, cpu = low_precision(torch.device(device)), torch.device(device)
+            cpu = torch.device(device)
+            suits = low_precision(cpu)
             fix = f"int16 would suit, but {missing('int16', cpu)}" if suits == "int8" else f"use {suits}+fp32"
             console.warn(f"int8 rounds so coarsely that a cascade may take longer than fp32: {fix}")
     if run.model.any_order:
