@@ -96,6 +96,8 @@ def add_class(
 
 
 def _show(outcomes: list[AddingResult], bank: Path, unreadable: list[tuple[str, str]]) -> None:
+    from avarc_cli.incremental.fit import MIN_TO_VALIDATE
+
     columns = ["class", "images", "started from", "steps", "bits/token", "offset (nats)", "old right", "new right"]
     rows, data = [], []
     for o in outcomes:
@@ -119,6 +121,8 @@ def _show(outcomes: list[AddingResult], bank: Path, unreadable: list[tuple[str, 
         "Bits per token: of held-out images, under the class it started from, then under the new one. Right: without "
         "and with the offset, of images drawn of old classes and of held-out images of the new one."
     )
+    if any(o.images < MIN_TO_VALIDATE for o in outcomes):
+        legend += f" A class of fewer than {MIN_TO_VALIDATE} images holds none out, and is measured on all of them."
     result = {"bank": bank, "added": data, "unreadable": dict(unreadable)}
     human = console.stack(console.table(f"{counted(len(rows), 'class')} added to {bank}", columns, rows), legend)
     console.result(result, human, brief=[(o.name,) for o in outcomes])

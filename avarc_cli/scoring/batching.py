@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from torch import nn
 
 from avarc_cli.errors import UsageError
-from avarc_cli.layers.precision import PRECISIONS, cpu_has_bf16, tf32
+from avarc_cli.layers.linears import convert_linears, linear
+from avarc_cli.layers.precision import PRECISIONS, tf32
 from avarc_cli.likelihood import LikelihoodModel
 from avarc_cli.scoring.plan import Plan
 from avarc_cli.scoring.request import ScoringRequest
@@ -132,27 +134,27 @@ def estimate(
     memory = cached * model.bytes_per_token(cached=True) + request.tokens_per_batch * model.bytes_per_token(
         cached=False
     )
-    name = precision.partition("+")[0]
-    has_half = device.type == "cuda" or (device.type == "cpu" and cpu_has_bf16())
-    dtype = torch.bfloat16 if has_half and PRECISIONS[name].product != torch.float32 else torch.float32
-    rate = _flops_per_second(device, dtype, name == "tf32")
+    rate = _products_per_second(device, precision.partition("+")[0])
     seconds = tokens * model.flops_per_token / (FRACTION_OF_PEAK * rate)
     return Cost(images * request.columns, tokens, seconds, memory)
 
 
 @cache
-def _flops_per_second(device: torch.device, dtype: torch.dtype, in_tf32: bool) -> float:
+def _products_per_second(device: torch.device, precision: str) -> float:
+    """Operations per second of a linear of a model in this precision."""
     side = 4096 if device.type == "cuda" else 768
-    a = torch.randn(side, side, device=device).to(dtype)
-    for repetitions in (1, 4):  # the first warms up
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        with tf32(in_tf32):
+    block = nn.ModuleDict({"layer": nn.Linear(side, side, device=device)})
+    convert_linears(block, ["layer"], PRECISIONS[precision])
+    x = torch.randn(side, side, device=device).to(PRECISIONS[precision].activations)
+    with torch.inference_mode(), tf32(precision == "tf32"):
+        for repetitions in (1, 4):  # the first warms up
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            started = time.perf_counter()
             for _ in range(repetitions):
-                a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+                linear(block["layer"], x)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
     return repetitions * 2 * side**3 / (time.perf_counter() - started)
 
 

@@ -1,4 +1,4 @@
-"""float32 products of a VAR-d16's and a LlamaGen-L's linears by the two libraries that PyTorch ships for a CPU.
+"""Products of the linears of a VAR-d16 and a LlamaGen-L on a CPU: float32 by PyTorch's two libraries, and our int16.
 
 Interleaved rounds; of each linear the fastest round counts, by wall time. The last row is what `product_library`
 measures and chooses. With --avx2, no instructions beyond AVX2. Results: docs/execution.md.
@@ -8,37 +8,52 @@ usage: python tests/benchmarks/products.py [--avx2] [--json]
 
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from avx2 import limit_to_avx2
 from figure_tables import Cell, Table, show, wants_json
+from torch import Tensor
 
 from avarc_cli import product_library
+from avarc_kernels.int16_linear import int16_linear, missing, pack
 from avarc_kernels.linear import linear
 
 LINEARS = {"d16": [(1024, 3072), (1024, 1024), (1024, 4096), (4096, 1024)]}
 LINEARS["llamagen-l"] = [(1024, 3072), (1024, 1024), (1024, 2816), (2816, 1024), (1024, 16384)]
 ROWS = (1, 30, 256, 680, 2048)
-LIBRARIES = ("torch", "onednn")
 ROUNDS = 7
+Product = Callable[[Tensor], Tensor]
 
 
-def rates(linears: list[tuple[int, int]], rows: int) -> list[float]:
-    """GFLOP/s of each library."""
-    spent = dict.fromkeys(LIBRARIES, 0.0)
+def products(weight: Tensor) -> dict[str, Product]:
+    """The product with this weight in each way."""
+    ways: dict[str, Product] = {
+        library: partial(linear, weight_FC=weight, bias_F=None, backend=library) for library in ("torch", "onednn")
+    }
+    if missing() is None:
+        ways["int16"] = partial(int16_linear, weight=pack(weight), bias_N=None)
+    return ways
+
+
+def rates(linears: list[tuple[int, int]], rows: int) -> dict[str, float]:
+    """GFLOP/s of each way."""
+    spent: dict[str, float] = defaultdict(float)
     for channels, out in linears:
-        x, weight = torch.randn(rows, channels), torch.randn(out, channels)
-        fastest = dict.fromkeys(LIBRARIES, float("inf"))
+        x, ways = torch.randn(rows, channels), products(torch.randn(out, channels))
+        fastest = dict.fromkeys(ways, float("inf"))
         for i in range(1 + ROUNDS):
-            for library in LIBRARIES:
+            for name, product in ways.items():
                 started = time.perf_counter()
-                linear(x, weight, None, backend=library)
+                product(x)
                 if i:  # the first one warms up
-                    fastest[library] = min(fastest[library], time.perf_counter() - started)
-        for library in LIBRARIES:
-            spent[library] += fastest[library]
+                    fastest[name] = min(fastest[name], time.perf_counter() - started)
+        for name, seconds in fastest.items():
+            spent[name] += seconds
     work = sum(2e-9 * rows * channels * out for channels, out in linears)
-    return [work / seconds for seconds in spent.values()]
+    return {name: work / seconds for name, seconds in spent.items()}
 
 
 @torch.inference_mode()
@@ -46,11 +61,12 @@ def main(*, as_json: bool) -> None:
     rows: list[list[Cell]] = []
     for name, linears in LINEARS.items():
         for count in ROWS:
-            mkl, onednn = rates(linears, count)
-            rows.append([name, str(count), mkl, onednn, onednn / mkl])
+            of = rates(linears, count)
+            rows.append([name, str(count), of["torch"], of["onednn"], of["onednn"] / of["torch"], of.get("int16")])
     found = product_library.compare()
-    rows.append([f"measured at first use: {found.library} is chosen", "", None, None, found.gain])
-    columns = [("linears of", ""), ("rows", ""), ("MKL, GFLOP/s", ".0f"), ("oneDNN, GFLOP/s", ".0f"), ("ratio", ".2f")]
+    rows.append([f"measured at first use: {found.library} is chosen", "", None, None, found.gain, None])
+    columns = [("linears of", ""), ("rows", ""), ("MKL, GFLOP/s", ".0f"), ("oneDNN, GFLOP/s", ".0f")]
+    columns += [("ratio", ".2f"), ("int16, GFLOP/s", ".0f")]
     show(Table(columns, rows), as_json=as_json)
 
 

@@ -147,8 +147,11 @@ def test_the_same_command_gives_the_same_bytes(setting, tmp_path):
 
 
 def test_one_image_is_enough_and_is_warned_about(setting, tmp_path, capsys):
-    assert run(setting, "dark", setting.colors / "dark" / "0.png", *IMAGES, "--bank", tmp_path / "bank") == 0
-    assert "class 'dark' has only 1 image (fewer than 5)" in capsys.readouterr().err
+    words = ["add-class", *setting.models, *FIT, "--no-offset", *IMAGES, "--bank", str(tmp_path / "bank")]
+    assert main([*words, "dark", str(setting.colors / "dark" / "0.png")]) == 0
+    shown = capsys.readouterr()
+    assert "class 'dark' has only 1 image (fewer than 5)" in shown.err
+    assert "fewer than 5 images holds none out" in " ".join(shown.out.split())
 
 
 def test_images_come_from_a_cache_too(setting, tmp_path, capsys):

@@ -109,8 +109,8 @@ def test_an_ignored_signal_stays_ignored_and_a_second_one_does_not_disturb_the_c
     assert request.signal == signal.SIGTERM
 
 
-def start_encoding(folder, *more, samples=500, **options):
-    """Start an endless `avarc encode` with two workers, as the leader of its own group; wait for its first chunk."""
+def start_encoding(folder, *more, samples=150, **options):
+    """Start a long `avarc encode` with two workers, as the leader of its own group; wait for its first chunk."""
     words = ["encode", str(DIGITS), "--samples", str(samples), "--batch-size", "1", "--workers", "2", "--out", "t.h5"]
     words += more
     environment = os.environ | {"TMPDIR": str(folder / "tmp")}

@@ -13,7 +13,9 @@ from avarc_cli.cli import main
 from avarc_cli.devices import pick_kernels
 from avarc_cli.errors import UsageError
 from avarc_cli.layers.kernels import use_kernels
+from avarc_cli.layers.precision import PRECISIONS, available
 from avarc_cli.loading import ModelSpec, load_model
+from avarc_cli.scoring import batching
 from avarc_cli.scoring.batching import auto_tokens, cached_tokens_per_batch
 from avarc_cli.scoring.plan import parse_plan
 from avarc_cli.zoo.local_files import ASSETS
@@ -128,6 +130,19 @@ def test_the_memory_that_is_asked_for_is_enough_for_two_precisions(capsys, words
     assert "300 MiB is too little" in said
     enough = said.split("use --memory ")[1].split()[0]
     assert main([*command, enough, "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("precision", available(torch.device("cpu")))
+def test_a_forecast_takes_the_time_of_the_precisions_own_products(precision, capsys, monkeypatch):
+    used = []
+    product = batching.linear
+    monkeypatch.setattr(batching, "linear", lambda layer, x: used.append(layer) or product(layer, x))
+    batching._products_per_second.cache_clear()
+    words = ["classify", str(ASSETS / "digits" / "test" / "0"), "--precision", precision, "--dry-run"]
+    assert main(["--json", *words]) == 0
+    assert json.loads(capsys.readouterr().out)["scoring"]["seconds"] > 0
+    if PRECISIONS[precision].quantized:
+        assert used[0].multiplied == PRECISIONS[precision].product
 
 
 def test_a_forecast_counts_the_weights_of_both_precisions(capsys):

@@ -251,7 +251,6 @@ def test_any_division_and_any_interruptions_give_the_same_run(data):
     shards = data.draw(st.integers(1, 4))
     options = {"images": images, "tokens_per_batch": 64 * group, "save_likelihood": False}
     with pytest.MonkeyPatch.context() as patched, tempfile.TemporaryDirectory() as temporary:
-        patched.setattr(os, "fsync", lambda descriptor: None)
         folder = Path(temporary)
         do(folder / "whole", **options)
         patched.setattr(request_module, "MAX_CHUNKS", most)
@@ -264,7 +263,6 @@ def test_any_division_and_any_interruptions_give_the_same_run(data):
 
 
 def test_memory_does_not_grow_with_the_number_of_images_and_each_prediction_is_read_a_few_times(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(request_module, "MAX_CHUNKS", 10**6)  # chunks of one group
     monkeypatch.setattr(bookkeeping, "GROUP", 32)
     monkeypatch.setattr(bookkeeping, "CLASSES", 10)  # metrics have a line for each

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,6 @@ def stub_tokenizer() -> type[StubTokenizer]:
 @pytest.fixture
 def images(tmp_path: Path) -> ImageSet:
     return make_images(tmp_path / "images", 11)
-
-
-@pytest.fixture(scope="module")
-def no_power_cut() -> Iterator[None]:
-    """Files need not reach the disk to be read again."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda descriptor: None)
-        yield
 
 
 @pytest.fixture

@@ -21,8 +21,6 @@ from avarc_cli.tokens.interchange.importing import import_codes
 from avarc_cli.tokens.write import Content
 from avarc_cli.tokens.write import write as write_cache
 
-pytestmark = pytest.mark.usefixtures("no_power_cut")
-
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("views", [1, 3])

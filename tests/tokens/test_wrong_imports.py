@@ -19,7 +19,6 @@ from avarc_cli.errors import AvarcError, CacheError, UsageError
 from avarc_cli.tokens.interchange.exporting import FORMATS
 from avarc_cli.tokens.interchange.importing import import_codes
 
-pytestmark = pytest.mark.usefixtures("no_power_cut")
 L, V = StubTokenizer.layout.num_tokens, StubTokenizer.vocab_size
 
 
