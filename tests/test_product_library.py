@@ -1,11 +1,17 @@
 """Which library multiplies float32 matrices: chosen once for a machine, recorded, and kept by runs that go on."""
 
 import json
+import os
 import shutil
+import threading
+import zlib
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from killing import until
 
 from avarc_cli import Options, load_classifier, product_library
 from avarc_cli.cli import main
@@ -24,11 +30,16 @@ needs_onednn = pytest.mark.skipif(bool(onednn_missing(torch.empty(0))), reason="
 def machine(monkeypatch):
     """A machine on which nothing is stored or set, and where oneDNN is twice as fast; counts the measurements."""
     measured = []
-    shutil.rmtree(paths.products_folder(), ignore_errors=True)
+    forget()
     monkeypatch.delenv(product_library.VARIABLE)
     monkeypatch.setattr(product_library, "compare", lambda: measured.append(1) or Comparison((2.0, 4.0), (1.0, 2.0)))
     yield measured
+    forget()
+
+
+def forget():
     shutil.rmtree(paths.products_folder(), ignore_errors=True)
+    product_library._compared.cache_clear()
 
 
 @needs_onednn
@@ -38,6 +49,7 @@ def test_the_library_is_measured_once_for_a_machine(machine):
     (file,) = paths.products_folder().iterdir()
     for damaged in (b"", b'{"format": 1}', file.read_bytes().replace(b"4.0", b"-4.0")):
         file.write_bytes(damaged)
+        product_library._compared.cache_clear()  # as another process
         assert product_library.resolve("auto", CPU) == "onednn"
     assert len(machine) == 4
 
@@ -56,6 +68,17 @@ def test_another_set_of_instructions_is_measured_again(machine, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX1000")
     product_library.resolve("auto", CPU)
     assert len(machine) == 2
+
+
+@needs_onednn
+@pytest.mark.parametrize("expected", ["onednn", "torch"])
+def test_a_measurement_beside_other_processes_is_not_kept_and_the_rule_decides(machine, monkeypatch, expected):
+    measure = product_library.compare
+    monkeypatch.setattr(product_library, "compare", lambda: replace(measure(), waiting=0.4))
+    monkeypatch.setattr(precisions, "onednn_is_faster", lambda x: expected == "onednn")
+    assert [product_library.resolve("auto", CPU) for _ in range(2)] == [expected] * 2
+    assert "other processes" in product_library.choice().why
+    assert len(machine) == 1 and not paths.products_folder().exists()
 
 
 @pytest.mark.parametrize(
@@ -101,6 +124,25 @@ def test_both_libraries_are_timed_on_the_same_products(monkeypatch):
     found = product_library.compare()
     assert all(0 < seconds < 10 for seconds in (*found.torch, *found.onednn))
     assert torch.equal(torch.get_rng_state(), state), "a seed that was set before gives other numbers now"
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the system does not tell who waits for a core")
+def test_threads_that_wait_for_a_core_are_noticed():
+    cores, before, done = os.sched_getaffinity(0), product_library._waited(), threading.Event()
+
+    def work():
+        while not done.is_set():
+            zlib.crc32(bytes(1 << 22))  # without Python's lock
+
+    os.sched_setaffinity(0, {min(cores)})  # threads inherit it
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    try:
+        for thread in threads:
+            thread.start()
+        until(lambda: product_library._waited() - before > 0.1)
+    finally:
+        done.set()
+        os.sched_setaffinity(0, cores)
 
 
 @needs_onednn
