@@ -16,7 +16,7 @@ from avarc_cli.data.datasets import ImageSet
 from avarc_cli.data.preprocess import Preprocess
 from avarc_cli.data.views import SINGLE_VIEW, Views
 from avarc_cli.errors import UnreadableImage
-from avarc_cli.loading import ModelSpec, load_model
+from avarc_cli.loading import multiplying_by
 from avarc_cli.progress import (
     MetricsProgress,
     Notify,
@@ -163,11 +163,10 @@ class CacheClassifier(ScoringSetup):
         Args:
             recorded: `arithmetic` in run.json; None where there is no run.
         """
-        arithmetic = self.model.arithmetic
-        if not isinstance(recorded, str) or product_library.recorded(recorded) == product_library.recorded(arithmetic):
+        if not isinstance(recorded, str):
             return self
-        spec = replace(ModelSpec(**self.model.given), products=product_library.recorded(recorded))
-        return CacheClassifier(load_model(spec), self.options)
+        model = multiplying_by(self.model, product_library.recorded(recorded))
+        return self if model is self.model else CacheClassifier(model, self.options)
 
     def exhaustive(self, samples: int) -> CacheClassifier:
         """What a plan is tuned with: all candidates on all tokens, averaged over this many samples."""

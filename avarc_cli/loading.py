@@ -140,6 +140,15 @@ def load_model(
     return model_alone if spec.bank is None else with_bank(model_alone, banks.read(Path(spec.bank)))
 
 
+def multiplying_by(model: LoadedModel, library: str) -> LoadedModel:
+    """The model with float32 products by this library ("torch" or "onednn"), as in earlier work that it continues."""
+    if product_library.recorded(model.arithmetic) == library:
+        return model
+    alone = load_model(replace(ModelSpec(**model.given), products=library, bank=None))
+    other = alone if model.bank is None else with_bank(alone, model.bank)  # which `given` need not name
+    return replace(other, given={**model.given, "products": library})
+
+
 @dataclass(frozen=True)
 class _Generator:
     """A generator's checkpoint, read, and what it and the files beside it state."""

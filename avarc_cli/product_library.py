@@ -2,8 +2,8 @@
 
 PyTorch calls MKL on x86, or another BLAS, and ships oneDNN beside it. Which is faster depends on the processor
 (docs/execution.md), and the last bits of scores depend on the choice. So it is kept for the processor, the number of
-threads and the version of PyTorch, unless other processes disturbed the measurement. run.json records it
-(`precision.arithmetic`), and the environment variable AVARC_PRODUCTS or `ModelSpec.products` fixes it.
+threads and the version of PyTorch, run.json records it (`precision.arithmetic`), and the environment variable
+AVARC_PRODUCTS or `ModelSpec.products` fixes it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ ROWS = 512
 LINEARS = ((1024, 3072), (1024, 1024), (1024, 4096), (4096, 1024))  # of a block of width 1024: channels in and out
 SECONDS = 0.8  # that are measured for, after one round to warm up
 LEAST_ROUNDS = 2
-MOST_WAITING = 0.1  # of a measurement's time: 0.004 on an idle machine, 0.47 beside another program of as many threads
+MOST_WAITING = 0.1  # of the time: 0.004 on an idle machine, 0.47 beside another program of as many threads
 GAIN = 1.05  # a smaller difference may be noise, and is not worth other bits than those of PyTorch's own library
 
 
@@ -44,13 +43,15 @@ class Comparison:
 
     torch: tuple[float, float]
     onednn: tuple[float, float]
-    waiting: float = 0.0
-    """The share of the time that threads waited for a core. What is kept does not have it: it is little."""
+    waiting: float
+    """The share of the time that a thread waited for a core, of the one that waited longest."""
 
     def __post_init__(self) -> None:
-        """Raises: ValueError for seconds that are not positive and finite."""
+        """Raises: ValueError for seconds that are not positive and finite, and a share that is none."""
         if not all(0 < seconds < float("inf") for seconds in (*self.torch, *self.onednn)):
             raise ValueError("seconds are positive")
+        if not 0 <= self.waiting < float("inf"):
+            raise ValueError("a share is not negative")
 
     @property
     def gain(self) -> float:
@@ -59,12 +60,14 @@ class Comparison:
 
     @property
     def library(self) -> str:
-        """The one to use."""
+        """The one to use; by the rule where the times say little."""
+        if self.disturbed:
+            return _by_rule()
         return BY_ONEDNN if self.gain >= GAIN else BY_TORCH
 
     @property
     def disturbed(self) -> bool:
-        """Whether other processes took the cores for so long that it says little about the libraries."""
+        """Whether a thread waited so long that the times say little about the libraries."""
         return self.waiting > MOST_WAITING
 
 
@@ -81,8 +84,7 @@ def resolve(products: str, device: torch.device) -> str:
 
     Args:
         products: one of these, "rule" for the one that `precision.onednn_is_faster` expects to be faster, or "auto"
-            for what AVARC_PRODUCTS says; where it says nothing, for the one that is faster by a measurement, and by the
-            rule where other processes disturb that.
+            for what AVARC_PRODUCTS says; where it says nothing, for the one that is faster by a measurement.
     Raises: UsageError for any other, and for oneDNN in a PyTorch without it.
     """
     check_products(products)
@@ -92,12 +94,15 @@ def resolve(products: str, device: torch.device) -> str:
     missing = onednn_missing(torch.empty(0))
     if chosen == BY_ONEDNN and missing is not None:
         raise UsageError("oneDNN cannot multiply here", missing, f"leave out {VARIABLE}, or set it to {BY_TORCH}")
-    if chosen == AUTO:
-        found = None if missing is not None else compared()
-        chosen = BY_RULE if found is None else found.library
     if chosen == BY_RULE:
-        return BY_ONEDNN if precisions.onednn_is_faster(torch.empty(0)) else BY_TORCH
+        return _by_rule()
+    if chosen == AUTO:
+        return BY_TORCH if missing is not None else compared().library
     return chosen
+
+
+def _by_rule() -> str:
+    return BY_ONEDNN if precisions.onednn_is_faster(torch.empty(0)) else BY_TORCH
 
 
 def without_measurement(products: str) -> str:
@@ -118,32 +123,25 @@ def recorded(arithmetic: str) -> str:
     return BY_ONEDNN if precisions.BY_ONEDNN_WORDS in arithmetic else BY_TORCH
 
 
-def compared() -> Comparison | None:
-    """Both libraries on this machine with this number of threads; None where other processes disturb the measurement.
+def compared() -> Comparison:
+    """Both libraries on this machine with this number of threads, as measured earlier or now."""
+    key = _key()
+    found = COMPARISONS.stored(key)
+    if found is None:
+        found = compare()
+        COMPARISONS.store(key, found)
+    return found
 
-    As measured earlier or now. It is the same during a whole process.
-    """
-    return _compared(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
 
-
-@cache
-def _compared(instructions: str, threads: int) -> Comparison | None:
-    key = {
+def _key() -> dict[str, Any]:
+    return {
         "cpu": environment.machine()["cpu"],
-        "instructions": instructions,  # "AMD EPYC" may have AVX-512 or not
-        "threads": threads,
-        "most_waiting": MOST_WAITING,
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # "AMD EPYC" may have AVX-512 or not
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "rows": ROWS,
         "linears": [list(shape) for shape in LINEARS],
     }
-    found = COMPARISONS.stored(key)
-    if found is None:
-        found = compare()
-        if found.disturbed:
-            return None
-        COMPARISONS.store(key, found)
-    return found
 
 
 @torch.inference_mode()
@@ -153,7 +151,7 @@ def compare() -> Comparison:
     inputs = [torch.randn(ROWS, channels, generator=generator) for channels, _ in LINEARS]
     weights = [torch.randn(out, channels, generator=generator) for channels, out in LINEARS]
     fastest = {backend: [[float("inf")] * 2 for _ in LINEARS] for backend in (BY_TORCH, BY_ONEDNN)}
-    started, waited, rounds = 0.0, 0.0, -1
+    started, waited, rounds = 0.0, dict[str, int](), -1
     while rounds < LEAST_ROUNDS or time.perf_counter() - started < SECONDS:
         for x, weight, *bests in zip(inputs, weights, *fastest.values(), strict=True):
             for backend, best in zip(fastest, bests, strict=True):
@@ -164,7 +162,8 @@ def compare() -> Comparison:
         rounds += 1
         if rounds == 0:
             started, waited = time.perf_counter(), _waited()
-    waiting = (_waited() - waited) / (time.perf_counter() - started) / torch.get_num_threads()
+    longest = max((now - waited.get(thread, now) for thread, now in _waited().items()), default=0)
+    waiting = 1e-9 * longest / (time.perf_counter() - started)
     return Comparison(_sums(fastest[BY_TORCH]), _sums(fastest[BY_ONEDNN]), waiting)
 
 
@@ -177,13 +176,13 @@ def _clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def _waited() -> float:
-    """Seconds that the threads of this process have waited for a core; 0 where the system does not tell."""
-    nanoseconds = 0
+def _waited() -> dict[str, int]:
+    """Nanoseconds that each thread of this process has waited for a core; nothing where the system does not tell."""
+    waited = {}
     for file in Path("/proc/self/task").glob("*/schedstat"):
         with suppress(OSError, ValueError, IndexError):  # a thread that has ended
-            nanoseconds += int(file.read_text().split()[1])
-    return nanoseconds / 1e9
+            waited[file.parent.name] = int(file.read_text().split()[1])
+    return waited
 
 
 def choice() -> environment.Choice:
@@ -196,20 +195,21 @@ def choice() -> environment.Choice:
     if why := onednn_missing(torch.empty(0)):
         return environment.Choice(what, picked, why)
     found = compared()
-    if found is None:
-        why = "expected to be faster on this processor: other processes used it while both were measured"
-        return environment.Choice(what, picked, why)
     why = f"measured: oneDNN is {found.gain:.2f} times as fast; it is used from {GAIN} on"
+    if found.disturbed:
+        file = COMPARISONS.file(_key())
+        why = f"by the rule: threads waited for cores while both were measured; to measure again, delete '{file}'"
     return environment.Choice(what, picked, why)
 
 
 def _read(values: Mapping[str, Any]) -> Comparison:
     (torch_wall, torch_cpu), (onednn_wall, onednn_cpu) = values["torch"], values["onednn"]
-    return Comparison((float(torch_wall), float(torch_cpu)), (float(onednn_wall), float(onednn_cpu)))
+    seconds = (float(torch_wall), float(torch_cpu)), (float(onednn_wall), float(onednn_cpu))
+    return Comparison(*seconds, float(values["waiting"]))
 
 
-def _write(found: Comparison) -> dict[str, list[float]]:
-    return {"torch": list(found.torch), "onednn": list(found.onednn)}
+def _write(found: Comparison) -> dict[str, Any]:
+    return {"torch": list(found.torch), "onednn": list(found.onednn), "waiting": found.waiting}
 
 
 COMPARISONS = Measured(paths.products_folder, "seconds", "the comparison of libraries", _read, _write)

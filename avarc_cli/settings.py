@@ -163,7 +163,7 @@ def check_kernels_compute(kernels: str, precision: str) -> None:
 
 
 def check_products(name: str) -> None:
-    """Raises: UsageError unless this says which library multiplies (`products.resolve`)."""
+    """Raises: UsageError unless this says which library multiplies (`product_library.resolve`)."""
     _check("library of products", name, PRODUCTS)
 
 

@@ -18,7 +18,8 @@ from typing import Any
 # Benchmarks import this file too, for the golden files: they see a GPU, and choose threads and products as runs do.
 if "PYTEST_VERSION" in os.environ:
     os.fsync = lambda fd: None  # what was written survives a kill; only a power cut could lose it
-    gc.disable()  # until all tests are collected: nearly all that is made before stays
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        gc.disable()  # until all tests are collected: nearly all that is made before stays
     os.environ["AVARC_PRODUCTS"] = "torch"  # no measurement decides about numbers, or takes time
     # The same bits alone and in parallel (pytest -n); and a fork of a process that has used several may wait for ever.
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -14,15 +14,20 @@ import torch
 from killing import until
 
 from avarc_cli import Options, load_classifier, product_library
+from avarc_cli.bank import read as read_bank
 from avarc_cli.cli import main
 from avarc_cli.errors import UsageError
 from avarc_cli.layers import precision as precisions
-from avarc_cli.loading import ModelSpec, load_model
+from avarc_cli.loading import ModelSpec, load_model, multiplying_by, with_bank
 from avarc_cli.product_library import Comparison
+from avarc_cli.sampling.folder import RECORD
 from avarc_cli.zoo import paths
+from avarc_cli.zoo.local_files import ASSETS
 from avarc_kernels.linear import onednn_missing
 
 CPU = torch.device("cpu")
+SCHEDSTAT = Path("/proc/self/schedstat")
+TELLS = SCHEDSTAT.exists() and not SCHEDSTAT.read_text().startswith("0 0")
 needs_onednn = pytest.mark.skipif(bool(onednn_missing(torch.empty(0))), reason="this PyTorch has no oneDNN")
 
 
@@ -30,16 +35,12 @@ needs_onednn = pytest.mark.skipif(bool(onednn_missing(torch.empty(0))), reason="
 def machine(monkeypatch):
     """A machine on which nothing is stored or set, and where oneDNN is twice as fast; counts the measurements."""
     measured = []
-    forget()
-    monkeypatch.delenv(product_library.VARIABLE)
-    monkeypatch.setattr(product_library, "compare", lambda: measured.append(1) or Comparison((2.0, 4.0), (1.0, 2.0)))
-    yield measured
-    forget()
-
-
-def forget():
     shutil.rmtree(paths.products_folder(), ignore_errors=True)
-    product_library._compared.cache_clear()
+    monkeypatch.delenv(product_library.VARIABLE)
+    found = Comparison((2.0, 4.0), (1.0, 2.0), waiting=0.0)
+    monkeypatch.setattr(product_library, "compare", lambda: measured.append(1) or found)
+    yield measured
+    shutil.rmtree(paths.products_folder(), ignore_errors=True)
 
 
 @needs_onednn
@@ -49,7 +50,6 @@ def test_the_library_is_measured_once_for_a_machine(machine):
     (file,) = paths.products_folder().iterdir()
     for damaged in (b"", b'{"format": 1}', file.read_bytes().replace(b"4.0", b"-4.0")):
         file.write_bytes(damaged)
-        product_library._compared.cache_clear()  # as another process
         assert product_library.resolve("auto", CPU) == "onednn"
     assert len(machine) == 4
 
@@ -72,13 +72,25 @@ def test_another_set_of_instructions_is_measured_again(machine, monkeypatch):
 
 @needs_onednn
 @pytest.mark.parametrize("expected", ["onednn", "torch"])
-def test_a_measurement_beside_other_processes_is_not_kept_and_the_rule_decides(machine, monkeypatch, expected):
+def test_where_other_processes_disturb_the_measurement_the_rule_decides(machine, monkeypatch, expected):
     measure = product_library.compare
     monkeypatch.setattr(product_library, "compare", lambda: replace(measure(), waiting=0.4))
     monkeypatch.setattr(precisions, "onednn_is_faster", lambda x: expected == "onednn")
     assert [product_library.resolve("auto", CPU) for _ in range(2)] == [expected] * 2
-    assert "other processes" in product_library.choice().why
-    assert len(machine) == 1 and not paths.products_folder().exists()
+    (file,) = paths.products_folder().iterdir()
+    assert "waited" in product_library.choice().why and str(file) in product_library.choice().why
+    assert len(machine) == 1
+
+
+@needs_onednn
+def test_what_an_earlier_version_measured_is_measured_again(machine):
+    product_library.resolve("auto", CPU)
+    (file,) = paths.products_folder().iterdir()
+    kept = json.loads(file.read_bytes())
+    del kept["seconds"]["waiting"]
+    file.write_text(json.dumps(kept))
+    assert product_library.resolve("auto", CPU) == "onednn"
+    assert len(machine) == 2
 
 
 @pytest.mark.parametrize(
@@ -86,7 +98,7 @@ def test_a_measurement_beside_other_processes_is_not_kept_and_the_rule_decides(m
     [(0.5, 0.5, "onednn"), (0.96, 0.96, "torch"), (1.0, 1.0, "torch"), (0.5, 1.0, "torch"), (1.0, 0.5, "torch")],
 )
 def test_other_bits_than_torchs_need_a_clear_gain_by_both_clocks(wall, cpu, library):
-    assert Comparison((1.0, 1.0), (wall, cpu)).library == library
+    assert Comparison((1.0, 1.0), (wall, cpu), waiting=0.0).library == library
 
 
 @needs_onednn
@@ -126,23 +138,36 @@ def test_both_libraries_are_timed_on_the_same_products(monkeypatch):
     assert torch.equal(torch.get_rng_state(), state), "a seed that was set before gives other numbers now"
 
 
-@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the system does not tell who waits for a core")
+@needs_onednn
+def test_a_thread_that_waits_disturbs_the_measurement(monkeypatch):
+    monkeypatch.setattr(product_library, "SECONDS", 0)
+    monkeypatch.setattr(product_library, "LINEARS", ((64, 32), (32, 64)))
+    waited = iter([{"1": 5, "2": 10**9}, {"1": 6, "2": 10**12, "3": 10**15}])
+    monkeypatch.setattr(product_library, "_waited", lambda: next(waited))
+    assert product_library.compare().disturbed
+    monkeypatch.setattr(product_library, "_waited", lambda: {"1": 5})
+    assert product_library.compare().waiting == 0
+
+
+@pytest.mark.skipif(not TELLS, reason="the system does not tell how long threads wait for a core")
 def test_threads_that_wait_for_a_core_are_noticed():
-    cores, before, done = os.sched_getaffinity(0), product_library._waited(), threading.Event()
+    cores, before, done = os.sched_getaffinity(0), sum(product_library._waited().values()), threading.Event()
 
     def work():
         while not done.is_set():
             zlib.crc32(bytes(1 << 22))  # without Python's lock
 
-    os.sched_setaffinity(0, {min(cores)})  # threads inherit it
     threads = [threading.Thread(target=work) for _ in range(3)]
+    os.sched_setaffinity(0, {min(cores)})  # threads inherit it
     try:
         for thread in threads:
             thread.start()
-        until(lambda: product_library._waited() - before > 0.1)
+        until(lambda: sum(product_library._waited().values()) - before > 1e8)
     finally:
         done.set()
         os.sched_setaffinity(0, cores)
+        for thread in threads:
+            thread.join()
 
 
 @needs_onednn
@@ -183,6 +208,37 @@ def test_a_run_goes_on_with_the_library_that_it_began_with(tmp_path, monkeypatch
     name = "predictions.jsonl"
     assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert "oneDNN" not in classify("whole", "torch", "--overwrite")[1]
+
+
+@needs_onednn
+def test_pictures_that_are_continued_keep_the_library_that_they_were_begun_with(tmp_path, monkeypatch):
+    def draw(name, library, *options):
+        monkeypatch.setenv(product_library.VARIABLE, library)
+        command = ["--quiet", "sample", "3", "8", "--count", "2", "--batch-size", "2", "--out", str(tmp_path / name)]
+        assert main([*command, *options]) == 0
+        files = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
+        return {path.relative_to(tmp_path / name).as_posix(): path.read_bytes() for path in files}
+
+    whole = draw("whole", "onednn")
+    request = json.loads(whole[RECORD])
+    assert request["products"] == "onednn"
+    draw("parts", "onednn", "--shard", "1/2")
+    assert draw("parts", "torch", "--shard", "2/2") == whole
+    assert draw("parts", "torch") == whole, "it is complete"
+    del request["products"]
+    (tmp_path / "parts" / RECORD).write_text(json.dumps(request))
+    draw("parts", "torch")  # an earlier version drew them: they count as the same
+    assert json.loads(draw("parts", "torch", "--overwrite")[RECORD])["products"] == "torch"
+
+
+@needs_onednn
+def test_a_model_by_another_library_keeps_the_classes_of_its_bank(tmp_path):
+    words = ["--quiet", "add-class", "seven", str(ASSETS / "digits" / "test" / "7"), "--model", "digits"]
+    assert main([*words, "--no-offset", "--steps", "1", "--variants", "1", "--bank", str(tmp_path / "bank")]) == 0
+    model = with_bank(load_model(ModelSpec(products="torch")), read_bank(tmp_path / "bank"))
+    other = multiplying_by(model, "onednn")
+    assert "oneDNN" in other.arithmetic and other.classes.names == model.classes.names
+    assert multiplying_by(model, "torch") is model
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def _show(outcomes: list[AddingResult], bank: Path, unreadable: list[tuple[str, 
         "and with the offset, of images drawn of old classes and of held-out images of the new one."
     )
     if any(o.images < MIN_TO_VALIDATE for o in outcomes):
-        legend += f" A class of fewer than {MIN_TO_VALIDATE} images holds none out, and is measured on all of them."
+        legend += f" With fewer than {MIN_TO_VALIDATE} images none is held out: these are then those of the training."
     result = {"bank": bank, "added": data, "unreadable": dict(unreadable)}
     human = console.stack(console.table(f"{counted(len(rows), 'class')} added to {bank}", columns, rows), legend)
     console.result(result, human, brief=[(o.name,) for o in outcomes])

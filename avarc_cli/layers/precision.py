@@ -255,7 +255,7 @@ def onednn_is_faster(x: Tensor) -> bool:
     """Whether oneDNN is expected to multiply this tensor faster than MKL, Intel's library (docs/execution.md).
 
     It did so on other makers' processors with AVX-512. On Intel's both were equally fast, and without AVX-512 MKL was
-    faster. This rule counts where nothing is measured (`products`).
+    faster. This rule counts where nothing is measured, or the measurement was disturbed (`product_library`).
     """
     if onednn_missing(x) is not None or not hasattr(torch.cpu, "get_capabilities"):  # older versions of torch lack it
         return False

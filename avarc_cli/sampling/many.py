@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from avarc_cli import product_library
 from avarc_cli.data.labels import resolve_all
 from avarc_cli.errors import AvarcError, Interrupted, UsageError
 from avarc_cli.loaded import LoadedModel
+from avarc_cli.loading import multiplying_by
 from avarc_cli.names import to_json
 from avarc_cli.progress import Notify, Progress, no_message, no_progress
 from avarc_cli.sampling.array import MEMBER, SHAPE, PictureArray, header, place_of
@@ -35,6 +37,9 @@ from avarc_cli.work.workers import HERE, Workers, check_division
 
 BATCH = 8
 """Pictures that are drawn at once; a choice without measurement."""
+
+PRODUCTS = "products"
+"""The field of a request with the library of float32 products."""
 
 MOST = 10_000_000
 """Pictures of one folder or array: each process keeps a list of all chunks in memory."""
@@ -107,23 +112,25 @@ def sample_many(
     if len(layout) > MOST:
         why = f"one folder or array has at most {MOST:,}"
         raise UsageError(f"{counted(len(layout), 'picture')} were asked for", why, "draw fewer, or several folders")
-    is_array = isinstance(place, PictureArray)
-    keeping: Keeping = Pixels(how.side(model)) if is_array else Files(layout, place.path.absolute())
-    drawer = Drawer(model, ids, layout, how, keeping)
-    request = _request(drawer, batch_size)
-    if is_array:
-        request[SHAPE] = [len(layout), *[how.side(model)] * 2, 3]
-    work = _Work(place, drawer, request, batch_size, shard, workers, overwrite, progress, say)
+    as_array = isinstance(place, PictureArray)
+    keeping: Keeping = Pixels(how.side(model)) if as_array else Files(layout, place.path.absolute())
     try:
         place.check()
         with chunk_lock(place.path, wait=shard.of > 1) as lock:
-            return work.do(lock)
+            begun = {} if overwrite else next(iter(place.requests()), {})
+            if PRODUCTS in begun:
+                model = multiplying_by(model, begun[PRODUCTS])
+            drawer = Drawer(model, ids, layout, how, keeping)
+            request = _request(drawer, batch_size, as_array=as_array)
+            if begun and PRODUCTS not in begun:  # an earlier version began them
+                del request[PRODUCTS]
+            return _Work(place, drawer, request, batch_size, shard, workers, overwrite, progress, say).do(lock)
     except OSError as error:
         fix = "free some space or name another place, and run the same command again: finished pictures are kept"
         raise AvarcError(f"cannot write '{out}'", error.strerror or str(error), fix) from error
 
 
-def _request(drawer: Drawer, batch_size: int) -> dict[str, Any]:
+def _request(drawer: Drawer, batch_size: int, *, as_array: bool) -> dict[str, Any]:
     """What the pictures depend on, as JSON types."""
     model, layout = drawer.model, drawer.layout
     protocol = model.protocol()
@@ -137,11 +144,14 @@ def _request(drawer: Drawer, batch_size: int) -> dict[str, Any]:
         "model": model.sha256,
         "tokenizer": model.tokenizer.sha256,
         "device": torch.device(model.device).type,  # another kind has other random numbers
+        PRODUCTS: product_library.recorded(model.arithmetic),
     } | {
         name: protocol[name]
         for name in ("bank", "captions", "precision", "kernels", "lora", "stated", "inferred")
         if name in protocol
     }
+    if as_array:
+        request[SHAPE] = [len(layout), *[drawer.how.side(model)] * 2, 3]
     return request | ({"flat": True} if layout.flat else {})
 
 

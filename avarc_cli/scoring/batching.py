@@ -31,6 +31,7 @@ PROCESS_BYTES = 512 << 20  # Python, torch and the tokens of a group: 260 MiB on
 # Of this machine's matrix product rate, to estimate times. With a d16 on a Xeon plain PyTorch reaches 60 %, avarc in
 # fp32 69 % (docs/performance.md); in bf16 on an H200, most models 53 to 68 %, a RAR 4 % (docs/gpu.md).
 FRACTION_OF_PEAK = 0.6
+ROUNDS, MOST_SECONDS = 5, 0.3  # of measuring that rate
 
 
 def auto_tokens(
@@ -134,28 +135,28 @@ def estimate(
     memory = cached * model.bytes_per_token(cached=True) + request.tokens_per_batch * model.bytes_per_token(
         cached=False
     )
-    rate = _products_per_second(device, precision.partition("+")[0])
+    rate = _flops_per_second(device, precision.partition("+")[0])
     seconds = tokens * model.flops_per_token / (FRACTION_OF_PEAK * rate)
     return Cost(images * request.columns, tokens, seconds, memory)
 
 
 @cache
-def _products_per_second(device: torch.device, precision: str) -> float:
-    """Operations per second of a linear of a model in this precision."""
-    side = 4096 if device.type == "cuda" else 768
+def _flops_per_second(device: torch.device, name: str) -> float:
+    """Of a linear of a model in the precision of this name; on a GPU 8-bit numbers count as bfloat16."""
+    side, precision, seconds = (4096 if device.type == "cuda" else 768), PRECISIONS[name], list[float]()
+    if device.type == "cuda" and precision.quantized:
+        precision = PRECISIONS["bf16"]
     block = nn.ModuleDict({"layer": nn.Linear(side, side, device=device)})
-    convert_linears(block, ["layer"], PRECISIONS[precision])
-    x = torch.randn(side, side, device=device).to(PRECISIONS[precision].activations)
-    with torch.inference_mode(), tf32(precision == "tf32"):
-        for repetitions in (1, 4):  # the first warms up
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+    convert_linears(block, ["layer"], precision)
+    x = torch.randn(side, side, device=device).to(precision.activations)
+    with torch.inference_mode(), tf32(name == "tf32"):
+        while len(seconds) < 2 or (len(seconds) < ROUNDS and sum(seconds) < MOST_SECONDS):
             started = time.perf_counter()
-            for _ in range(repetitions):
-                linear(block["layer"], x)
+            linear(block["layer"], x)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-    return repetitions * 2 * side**3 / (time.perf_counter() - started)
+            seconds.append(time.perf_counter() - started)
+    return 2 * side**3 / min(seconds[1:])  # the first warms up
 
 
 def _duration(seconds: float) -> str:

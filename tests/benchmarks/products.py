@@ -64,7 +64,8 @@ def main(*, as_json: bool) -> None:
             of = rates(linears, count)
             rows.append([name, str(count), of["torch"], of["onednn"], of["onednn"] / of["torch"], of.get("int16")])
     found = product_library.compare()
-    rows.append([f"measured at first use: {found.library} is chosen", "", None, None, found.gain, None])
+    how = "by the rule: other processes disturbed it" if found.disturbed else "measured at first use"
+    rows.append([f"{how}: {found.library} is chosen", "", None, None, found.gain, None])
     columns = [("linears of", ""), ("rows", ""), ("MKL, GFLOP/s", ".0f"), ("oneDNN, GFLOP/s", ".0f")]
     columns += [("ratio", ".2f"), ("int16, GFLOP/s", ".0f")]
     show(Table(columns, rows), as_json=as_json)

@@ -151,7 +151,7 @@ def test_one_image_is_enough_and_is_warned_about(setting, tmp_path, capsys):
     assert main([*words, "dark", str(setting.colors / "dark" / "0.png")]) == 0
     shown = capsys.readouterr()
     assert "class 'dark' has only 1 image (fewer than 5)" in shown.err
-    assert "fewer than 5 images holds none out" in " ".join(shown.out.split())
+    assert "With fewer than 5 images none is held out" in " ".join(shown.out.split())
 
 
 def test_images_come_from_a_cache_too(setting, tmp_path, capsys):
