@@ -68,9 +68,8 @@ r digits-incremental $D incremental build/incremental --json   # 12 min
 if [ "$ONLY" != "  " ]; then
   r paper-plan-d16-zen4 python tests/benchmarks/paper_plan.py 5 100 fp32,bf16,bf16+fp32 7 --json
   r paper-plan-d16-avx2 python tests/benchmarks/paper_plan.py 5 100 fp32,int8,int16,int16+fp32 7 --avx2 --json
-  for shape in llamagen-l rar-b; do
-    r paper-plan-$shape-zen4 python tests/benchmarks/paper_plan.py 5 100 fp32,bf16+fp32 7 --shape $shape --json
-  done
+  r paper-plan-llamagen-l-zen4 python tests/benchmarks/paper_plan.py 5 100 fp32,bf16+fp32,int16+fp32 7 --shape llamagen-l --json
+  r paper-plan-rar-b-zen4      python tests/benchmarks/paper_plan.py 5 100 fp32,bf16+fp32 7 --shape rar-b --json
   r products-zen4       python tests/benchmarks/products.py --json
   r products-avx2       python tests/benchmarks/products.py --avx2 --json
   r bench-d16-zen4      avarc bench --precision fp32,bf16,int8 --pairs 6 --rounds 3 --kernels torch --json
