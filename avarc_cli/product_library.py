@@ -33,7 +33,7 @@ ROWS = 512
 LINEARS = ((1024, 3072), (1024, 1024), (1024, 4096), (4096, 1024))  # of a block of width 1024: channels in and out
 SECONDS = 0.8  # that are measured for, after one round to warm up
 LEAST_ROUNDS = 2
-MOST_WAITING = 0.1  # of the time: 0.004 on an idle machine, 0.47 beside another program of as many threads
+MOST_WAITING = 0.1  # of the time: 0.01 to 0.02 on two idle cores, 0.49 with another process on each
 GAIN = 1.05  # a smaller difference may be noise, and is not worth other bits than those of PyTorch's own library
 
 
@@ -47,7 +47,7 @@ class Comparison:
     """The share of the time that a thread waited for a core, of the one that waited longest."""
 
     def __post_init__(self) -> None:
-        """Raises: ValueError for seconds that are not positive and finite, and a share that is none."""
+        """Raises: ValueError for seconds that are not positive and finite, and for a negative share."""
         if not all(0 < seconds < float("inf") for seconds in (*self.torch, *self.onednn)):
             raise ValueError("seconds are positive")
         if not 0 <= self.waiting < float("inf"):

@@ -142,11 +142,10 @@ def test_both_libraries_are_timed_on_the_same_products(monkeypatch):
 def test_a_thread_that_waits_disturbs_the_measurement(monkeypatch):
     monkeypatch.setattr(product_library, "SECONDS", 0)
     monkeypatch.setattr(product_library, "LINEARS", ((64, 32), (32, 64)))
-    waited = iter([{"1": 5, "2": 10**9}, {"1": 6, "2": 10**12, "3": 10**15}])
-    monkeypatch.setattr(product_library, "_waited", lambda: next(waited))
-    assert product_library.compare().disturbed
-    monkeypatch.setattr(product_library, "_waited", lambda: {"1": 5})
-    assert product_library.compare().waiting == 0
+    for after, disturbed in (({"1": 6, "2": 10**12}, True), ({"1": 5, "3": 10**12}, False), ({}, False)):
+        waited = iter([{"1": 5, "2": 10**9}, after])  # thread 2 waits or ends, and thread 3 is new
+        monkeypatch.setattr(product_library, "_waited", waited.__next__)
+        assert product_library.compare().disturbed == disturbed
 
 
 @pytest.mark.skipif(not TELLS, reason="the system does not tell how long threads wait for a core")
