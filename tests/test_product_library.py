@@ -210,11 +210,11 @@ def test_a_run_goes_on_with_the_library_that_it_began_with(tmp_path, monkeypatch
 
 
 @needs_onednn
-def test_pictures_that_are_continued_keep_the_library_that_they_were_begun_with(tmp_path, monkeypatch):
-    def draw(name, library, *options):
+def test_pictures_that_are_continued_keep_the_library_that_they_were_begun_with(tmp_path, monkeypatch, capsys):
+    def draw(name, library, *options, code=0):
         monkeypatch.setenv(product_library.VARIABLE, library)
         command = ["--quiet", "sample", "3", "8", "--count", "2", "--batch-size", "2", "--out", str(tmp_path / name)]
-        assert main([*command, *options]) == 0
+        assert main([*command, *options]) == code
         files = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
         return {path.relative_to(tmp_path / name).as_posix(): path.read_bytes() for path in files}
 
@@ -228,6 +228,9 @@ def test_pictures_that_are_continued_keep_the_library_that_they_were_begun_with(
     (tmp_path / "parts" / RECORD).write_text(json.dumps(request))
     draw("parts", "torch")  # an earlier version drew them: they count as the same
     assert json.loads(draw("parts", "torch", "--overwrite")[RECORD])["products"] == "torch"
+    (tmp_path / "parts" / RECORD).write_text(json.dumps(request | {"products": 5}))
+    draw("parts", "torch", code=2)
+    assert "products: 5 there, torch here" in " ".join(capsys.readouterr().err.split())
 
 
 @needs_onednn
