@@ -27,13 +27,16 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What programs/on_ray.py wrote: Ray is started once for all."""
-    folder = tmp_path_factory.mktemp("ray")
-    for path in sorted((ASSETS / "digits" / "test" / "7").iterdir())[:2]:
-        (folder / "photos" / "7").mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, folder / "photos" / "7")
-    make_images(folder / "images", 11).paths[3].write_bytes(b"unreadable")
-    done = run("on_ray", folder)
+    """What programs/on_ray.py wrote: Ray is started once for all, and once more if it ends by a bug of its own."""
+    for _ in range(2):
+        folder = tmp_path_factory.mktemp("ray")
+        (folder / "photos" / "7").mkdir(parents=True)
+        for path in sorted((ASSETS / "digits" / "test" / "7").iterdir())[:2]:
+            shutil.copy(path, folder / "photos" / "7")
+        make_images(folder / "images", 11).paths[3].write_bytes(b"unreadable")
+        done = run("on_ray", folder)
+        if "likely discovered a bug in Ray" not in done.stderr:  # it fails a check of its own, rarely, after a kill
+            break
     assert done.returncode == 0, done.stderr
     return folder
 
