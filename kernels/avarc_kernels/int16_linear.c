@@ -122,7 +122,7 @@ void linear(const float *x_MK, const int16_t *packed, const float *scale_N, cons
 #pragma omp for schedule(static)
         for (long m = 0; m < M; m++) scale_M[m] = quantize(x_MK + m * channels, q_MK + m * K, channels, levels);
         for (long m = 0; m < M; m += BLOCK)
-#pragma omp for schedule(static) nowait
+#pragma omp for schedule(guided) nowait /* with other programs beside it, one core may be much slower than the rest */
             for (long n = 0; n < N; n += COLUMNS)
                 panel_product(q_MK + m * K, scale_M + m, packed + n * K, scale_N + n, bias_N + n, y_MN + m * N + n,
                               M - m < BLOCK ? M - m : BLOCK, N, K);

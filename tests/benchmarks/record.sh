@@ -4,7 +4,7 @@
 #
 #   [NOTE=TEXT] [PYTHON=PROGRAM] tests/benchmarks/record.sh [NAME...]
 #
-# Minutes are estimates for 2 idle cores of a Xeon. Names in -zen4 and -avx2 are for an EPYC, and recorded only if named.
+# Minutes are estimates for 2 idle cores of a Xeon. Names in -zen3, -zen4 and -avx2 are for an EPYC, and recorded only if named.
 # Read the prose around the tables afterwards.
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
 PY=${PYTHON:-.venv/bin/python}
@@ -68,6 +68,9 @@ r digits-incremental $D incremental build/incremental --json   # 12 min
 if [ "$ONLY" != "  " ]; then
   r paper-plan-d16-zen4 python tests/benchmarks/paper_plan.py 5 100 fp32,bf16,bf16+fp32 7 --json
   r paper-plan-d16-avx2 python tests/benchmarks/paper_plan.py 5 100 fp32,int8,int16,int16+fp32 7 --avx2 --json
+  r paper-plan-d16-zen3 python tests/benchmarks/paper_plan.py 5 100 fp32,int16+fp32 7 --json
+  r paper-plan-llamagen-l-zen3 python tests/benchmarks/paper_plan.py 5 100 fp32,int16+fp32 7 --shape llamagen-l --json
+  r paper-plan-rar-b-zen3      python tests/benchmarks/paper_plan.py 3 100 fp32,int16+fp32 7 --shape rar-b --json
   r paper-plan-llamagen-l-zen4 python tests/benchmarks/paper_plan.py 5 100 fp32,bf16+fp32,int16+fp32 7 --shape llamagen-l --json
   r paper-plan-rar-b-zen4      python tests/benchmarks/paper_plan.py 5 100 fp32,bf16+fp32 7 --shape rar-b --json
   r products-zen4       python tests/benchmarks/products.py --json
