@@ -82,7 +82,7 @@ class AddedClass(nn.Module):
         return next((change.scale for change in self.changes.values()), 1.0)
 
     def attach(self, base: TrainableModel) -> TrainableModel:
-        """A model of this class alone. It shares every tensor with `base`, and changes none."""
+        """A model of this class alone. It shares every tensor with `base` that the class does not change."""
         network = base.one_class_network(self.row_C)
         low_rank.attach(network, self.changes)
         return base.with_network(base.finish_network(network))
@@ -231,7 +231,10 @@ class AddedClassesModel(LikelihoodModel):
 
     @property
     def resident_bytes(self) -> int:
-        """Memory of the base; added classes share all but their own small tensors."""
+        """Memory of the base, so that batches do not depend on what was added.
+
+        Added classes share all but their own small tensors, and in a quantized precision the weights that they change.
+        """
         return self.base.resident_bytes
 
     def bytes_per_token(self, *, cached: bool) -> int:

@@ -83,13 +83,14 @@ def measure_noise(
     return noise
 
 
-def recorded_noise(recorded: Any, model: LoadedModel, request: ScoringRequest) -> RoundingNoise:
-    """The noise in run.json, which a run that is continued goes on with. Raises: AvarcError where it is corrupt."""
+def recorded_noise(recorded: Any, model: LoadedModel, request: ScoringRequest) -> RoundingNoise | None:
+    """The noise in run.json, which a run that is continued goes on with; None where it is another request's.
+
+    Raises: AvarcError where it is corrupt.
+    """
     try:
         noise = RoundingNoise.from_dict(recorded["noise"])
-        if not covers(noise, model, request):
-            raise ValueError("it is of other segments")
-        return noise
+        return noise if covers(noise, model, request) else None
     except (AttributeError, KeyError, TypeError, ValueError) as problem:
         raise AvarcError("the run.json of this run is corrupt", f"cascade: {problem}", AGAIN) from None
 

@@ -54,6 +54,12 @@ class UnreadableImage(AvarcError):
     exit_code = EXIT_UNREADABLE
 
 
+class NoneReadable(UnreadableImage):
+    """No image at all could be read."""
+
+    exit_code = AvarcError.exit_code
+
+
 class CheckpointError(AvarcError):
     """A weights file is corrupt, or not what was expected."""
 
@@ -68,7 +74,7 @@ class Interrupted(AvarcError):
     exit_code = 130
 
 
-def none_readable(source: str, unreadable: Sequence[tuple[str, str]]) -> AvarcError:
+def none_readable(source: str, unreadable: Sequence[tuple[str, str]]) -> NoneReadable:
     """The error for a source without a readable image.
 
     Args:
@@ -76,9 +82,9 @@ def none_readable(source: str, unreadable: Sequence[tuple[str, str]]) -> AvarcEr
     """
     name, reason = unreadable[0]
     if len(unreadable) == 1:
-        return AvarcError(f"the only image of '{source}' is not readable", f"'{name}': {reason}")
+        return NoneReadable(f"the only image of '{source}' is not readable", f"'{name}': {reason}")
     what = f"none of the {len(unreadable):,} images of '{source}' is readable"
-    return AvarcError(what, f"the first is '{name}': {reason}")
+    return NoneReadable(what, f"the first is '{name}': {reason}")
 
 
 def shorten_list(names: Sequence[str], limit: int = MAX_NAMES) -> str:

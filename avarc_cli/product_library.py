@@ -93,7 +93,9 @@ def resolve(products: str, device: torch.device) -> str:
         return BY_TORCH
     missing = onednn_missing(torch.empty(0))
     if chosen == BY_ONEDNN and missing is not None:
-        raise UsageError("oneDNN cannot multiply here", missing, f"leave out {VARIABLE}, or set it to {BY_TORCH}")
+        named = f"leave out {VARIABLE}, or set it to {BY_TORCH}"
+        begun = "go on where PyTorch has it, or begin again with PyTorch's own products"
+        raise UsageError("oneDNN cannot multiply here", missing, named if products == AUTO else begun)
     if chosen == BY_RULE:
         return _by_rule()
     if chosen == AUTO:

@@ -227,8 +227,9 @@ class ScoringSetup:
         if not is_cascade(self.model.precision):
             return None
         cascading.check_rule(request, self.orders)
-        if recorded is not None:
-            return cascading.recorded_noise(recorded, self.model, request)
+        begun = None if recorded is None else cascading.recorded_noise(recorded, self.model, request)
+        if begun is not None:
+            return begun
         known = cascading.NOISE.stored(cascading.noise_key(self.model, self._about_noise), say)
         if known is not None and cascading.serves(known, self.model, request, len(cache)):
             return known
@@ -283,7 +284,9 @@ class ScoringSetup:
         if self.batch_size is not None:
             return self.batch_size * likelihood.segment_ends[-1]
         device = torch.device(self.model.device)
-        return earlier or auto_tokens(
+        if isinstance(earlier, int) and earlier > 0:
+            return earlier
+        return auto_tokens(
             likelihood,
             plan,
             device,

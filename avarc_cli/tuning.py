@@ -5,9 +5,7 @@ Shapes: n images, N candidates, O orders, S samples, K segments, J stages.
 
 from __future__ import annotations
 
-import io
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,7 +29,9 @@ from avarc_cli.scoring.scores import FloatN, IntN, posterior
 from avarc_cli.settings import check_one_precision
 from avarc_cli.storage import beside
 from avarc_cli.tokens.cache import TokenCache
+from avarc_cli.work.chunks import CORRUPT
 from avarc_cli.work.workers import HERE, Workers
+from avarc_cli.zip_check import open_npz
 
 LEAST_FOR_TEMPERATURE = 20  # labelled images
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class _Scorer:
         self.done += len(cache)
         table = _read_table(run, folder)
         if self.first_cut is not None:
-            table = table.with_first_cut(_first_cut_scores(run, self.first_cut))
+            table = table.with_first_cut(_first_cut_scores(run, self.first_cut), request.prior(table.segment_ends[-1]))
         return _Scores(table, _right_candidates(run))
 
 
@@ -210,7 +210,7 @@ def _first_cut_scores(run: Run, first_cut: FirstCut) -> FloatN:
     from avarc_cli.scoring.drawn import summaries  # imports torch
 
     tokens_nL = run.cache.tokens(range(len(run.cache)))[:, 0]
-    return first_cut.scores(summaries(run.model, tokens_nL)) + run.request.prior(run.model.segment_ends[-1])
+    return first_cut.scores(summaries(run.model, tokens_nL))
 
 
 def _read_table(run: Run, folder: RunFolder) -> ScoreTable:
@@ -230,12 +230,12 @@ def _read_table(run: Run, folder: RunFolder) -> ScoreTable:
 def _read_segments(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[np.ndarray, ...]:
     """The arrays of `records.segments`. Raises: AvarcError when they are not of these shapes."""
     try:
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
+        with open_npz(file) as arrays:
             found = {name: arrays[name] for name in shapes}
         for name, array in found.items():
             if (array.shape, array.dtype) != (shapes[name], np.dtype(np.float64)):
                 raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, expected is {shapes[name]}")
-    except (ValueError, EOFError, KeyError, OSError, zipfile.BadZipFile) as error:
+    except CORRUPT as error:
         raise AvarcError(f"'{file}' is corrupt", str(error), f"delete the folder '{file.parent.parent}'") from None
     return tuple(found.values())
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from avarc_cli import Options, load_classifier
-from avarc_cli.errors import AvarcError, UnreadableImage, UsageError
+from avarc_cli.errors import UnreadableImage, UsageError
 from avarc_cli.results import tuned
 from avarc_cli.zoo.local_files import ASSETS
 
@@ -49,7 +49,7 @@ def test_classes_can_be_ids_priors_logarithms_and_a_plan_what_tune_returned(clas
 def test_what_cannot_be_read_is_an_avarc_error(classifier, tmp_path):
     (tmp_path / "x.png").write_text("no image")
     good = sorted((TEST_IMAGES / "7").iterdir())[0]
-    with pytest.raises(AvarcError, match=r"x\.png"):
+    with pytest.raises(UnreadableImage, match=r"x\.png"):
         classifier.classify(tmp_path / "x.png")
     with pytest.raises(UnreadableImage, match=r"x\.png"):
         classifier.classify_all([good, tmp_path / "x.png"])

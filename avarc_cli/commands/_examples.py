@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
+
 from avarc_cli import console
 from avarc_cli.commands import _completion as complete
 from avarc_cli.commands import _images, _summary
@@ -106,6 +108,13 @@ class LearningOptions:
             variants=self.variants,
             seed=self.seed,
         )
+
+
+def check_options(context: typer.Context, data: list[Path]) -> None:
+    """Raises: UsageError for options on how images become tokens, of a token cache."""
+    if _summary.is_cache(data):
+        of_images = {"augment", "flip", "variants", "preprocess"}
+        opt.check_not_given(context, of_images, f"with '{data[0]}'", "it is encoded already")
 
 
 def open_source(data: list[Path], *, allow_outside: bool) -> Source:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from avarc_cli.work.workers import Workers
 
 DECIDED = {
-    *("plan", "classes", "offset", "batch_size", "orders", "order_seed"),
+    *("plan", "classes", "offset", "batch_size", "orders", "order_seed", "steps", "bound", "unsmooth"),
     *("preprocess", "flip", "ten_crop", "crop_range", "workers"),
 }
 """Options that say what a run has decided already."""

@@ -194,7 +194,7 @@ class RecipeOptions(RunOptions, _OptimizerOptions, _TrainingOptions):  # help li
                 why = f"'{source.path}' is encoded already, and says what its classes are"
                 raise UsageError("no use for --dataset", why, "leave out --dataset")
             self._note_views(source)
-        parts = self.parts(source, self.seed)
+        parts = self.parts(source, self.seed, self.dataset, allow_outside=self.allow_outside)
         if isinstance(source, TokenCache) and not isinstance(parts[1], TokenCache | None):
             why = f"'{source.path}' is a token cache, and its images may be cut in another way than these would be"
             raise UsageError("cannot validate on images", why, "encode them in the same way: avarc encode")

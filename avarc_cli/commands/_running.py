@@ -94,10 +94,12 @@ class RunOptions:
             if folder is not None and processes.is_first() and not folder.parent.is_dir():
                 raise UsageError(f"cannot write '{folder}'", f"'{folder.parent}' is not a folder")
 
-    def parts(self, source: Source, seed: int) -> tuple[Source, Source | None]:
-        """What to train on, and what to validate on, if anything."""
+    def parts(
+        self, source: Source, seed: int, dataset: str | None, *, allow_outside: bool
+    ) -> tuple[Source, Source | None]:
+        """What to train on, and what to validate on, if anything; dataset, allow_outside: as for `source`."""
         if self.validation:
-            return source, open_source(self.validation)
+            return source, open_source(self.validation, dataset, allow_outside=allow_outside)
         if self.hold_out is None:
             return source, None
         from avarc_cli.train.validation import hold_out

@@ -54,6 +54,7 @@ def add_class(
     name, data = (words[0], words[1:]) if len(words) > 1 else (None, words)
     for word in data:
         check_exists(word, "DATA")
+    _examples.check_options(context, [Path(word) for word in data])
     from avarc_cli.incremental.editing import Existing, check_names, open_or_new, read_if_any
     from avarc_cli.incremental.source import by_class
     from avarc_cli.known_classes import seems_made_for

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,7 +105,7 @@ def _files(names: list[str], revision: str | None) -> tuple[dict[str, list[HubFi
         if isinstance(weights, cards.AssetFolder):
             _note_included(name)
             continue
-        found[name] = list((replace(weights, revision=asked) if asked else weights).files)
+        found[name] = list((weights.at(asked) if asked else weights).files)
     return {name: files for name, files in found.items() if files}, set(encoders)
 
 
@@ -123,9 +122,7 @@ def _named(card: Card, revision: str | None) -> list[HubFile]:
         return []
     if isinstance(card.weights, cards.LocalFile):
         raise UsageError(f"'{card.name}' is your own file", f"it is {card.weights.path}", "name a published model")
-    if revision in (None, card.weights.revision):
-        return [card.weights]
-    return [cards.HubFile(card.weights.repo, card.weights.filename, revision)]
+    return [card.weights if revision is None else card.weights.at(revision)]
 
 
 def _pin(names: list[str], revision: str | None, by_name: dict[str, list[Downloaded]]) -> None:

@@ -84,7 +84,7 @@ def fid(
     decoding = Decoding.beside(on, workers)
     weights = protocol.require_weights(inception)
     with outputs.reserved(save_statistics, outputs.NPZ, overwrite=overwrite, inputs=[samples, reference]):
-        generated = _samples(samples, decoding)
+        generated = _samples(samples, decoding, allow_outside=allow_outside)
         real = _reference(reference, generated, dataset, decoding, allow_outside=allow_outside)
         for count, source in ((len(generated), generated.source), (real.images, real.source)):
             if warning := protocol.check_count(count, source, allow_few=allow_few):
@@ -114,12 +114,12 @@ def fid(
         raise typer.Exit(EXIT_UNREADABLE)
 
 
-def _samples(path: Path, decoding: Decoding) -> Pixels:
+def _samples(path: Path, decoding: Decoding, *, allow_outside: bool) -> Pixels:
     from avarc_cli.metrics import arrays, pixels, protocol
 
     if protocol.is_archive(path):
         return arrays.open_images(path)
-    images = _images.open_noted([path], "none")
+    images = _images.open_noted([path], "none", allow_outside=allow_outside)
     if said := pixels.jpeg_note(images):
         console.warn(said)
     with console.progress("looking at the images", len(images)) as bar:

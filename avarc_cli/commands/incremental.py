@@ -100,6 +100,7 @@ def incremental(
     from avarc_cli.incremental.split import parse_split
 
     _check_combination(context, model.model, baseline)
+    _examples.check_options(context, [data])
     for name in filter(None, (model.model, model.reads)):
         check_weights(name)
     check_device(device)

@@ -8,6 +8,7 @@ the label's key. The order of the members does not matter; of several with the s
 from __future__ import annotations
 
 import itertools
+import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -121,7 +122,7 @@ class TarSamples:
 
     def _resolve_links(self) -> dict[str, Member]:
         """The images, with links replaced by the files that they lead to."""
-        files = {}
+        files, at = {}, {posixpath.normpath(name): member for name, member in self.images.items()}
         for name, member in self.images.items():
             if not member.link:
                 files[name] = member
@@ -129,7 +130,7 @@ class TarSamples:
             target: Member | None = member
             for _ in range(MAX_LINKS):
                 if target is not None and target.link:
-                    target = self.images.get(target.link)
+                    target = at.get(target.link)
             if target is None or target.link:
                 self.unused.append(("links that lead to no image in the tar", name))
             else:

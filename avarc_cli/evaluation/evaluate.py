@@ -25,7 +25,7 @@ from avarc_cli.names import to_json
 from avarc_cli.options import Options
 from avarc_cli.progress import Notify, StartProgress, no_message, silent
 from avarc_cli.settings import precision_for
-from avarc_cli.storage import write_bytes
+from avarc_cli.storage import new_folder, remove_leftovers_of, write_bytes
 from avarc_cli.text.captions import needed_encoder, template_names
 from avarc_cli.work.locks import only_writer
 from avarc_cli.zoo import local_files
@@ -316,8 +316,10 @@ class _Images:
         from avarc_cli.train.digits import write_digits
 
         folder = self.setting.out / "digits"
-        if not (folder / "test").is_dir():
-            write_digits(folder)
+        if not folder.is_dir():
+            remove_leftovers_of(folder)
+            with new_folder(folder) as temporary:
+                write_digits(temporary)
         return folder
 
 

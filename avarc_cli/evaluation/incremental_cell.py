@@ -61,6 +61,7 @@ def run_incremental(
         "tokenizer": reader.sha256,
         "fit": vars(options),
         "variation": vars(variation),
+        **_chosen(row, column),
     }
 
     def encode() -> tuple[Examples, Examples | None]:
@@ -83,6 +84,16 @@ def run_incremental(
             reporting=reporting,
         )
     return _metrics(results, len(tested)), len(trained.unreadable) + len(tested.unreadable)
+
+
+def _chosen(row: Row, column: Column) -> dict[str, Any]:
+    """What else a request depends on, where it is chosen: earlier versions recorded none of it."""
+    chosen: dict[str, Any] = {}
+    if row.precision != Row.precision:
+        chosen["precision"] = row.precision
+    if column.sample is not None:
+        chosen["sample"] = [column.sample, column.seed or 0]
+    return chosen
 
 
 def _metrics(results: Results, images: int) -> dict[str, Any]:

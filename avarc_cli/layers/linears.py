@@ -92,7 +92,7 @@ def convert_linears(block: nn.Module, names: Iterable[str], precision: Precision
         module = block.get_submodule(owner)
         layer = getattr(module, attribute)
         before = layer.weight.detach()
-        if before.dtype == precision.product:  # nothing to convert; low-rank changes of it stay float32
+        if precision.product in (before.dtype, getattr(layer, "multiplied", None)):  # low-rank changes stay float32
             continue
         converted = quantized(layer, precision) if precision.quantized else layer.to(precision.product)
         setattr(module, attribute, converted)

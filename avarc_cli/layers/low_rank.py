@@ -7,15 +7,18 @@ Shapes: r rank; W is (out, in), A (r, in), B (out, r).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from avarc_cli.layers.linears import QuantizedLinear
 from avarc_cli.layers.stored import plain
 
 # Keys of PEFT's files: PREFIX, the linear's name, then one of these.
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class LowRank(nn.Module):
@@ -54,6 +57,22 @@ def attach(network: nn.Module, changes: Mapping[str, LowRank]) -> None:
         own = linear._parameters.pop("weight")
         linear.__class__ = ChangedLinear
         linear.own, linear.change = cast("nn.Parameter", own), change
+
+
+def finished(network: Network, base: Network) -> Network:
+    """The network, whose weights are the base's but for what was attached, in the base's precision and kernels.
+
+    What is quantized is the base's own where the weight has no change.
+    """
+    changed, own = cast("Any", network), cast("Any", base)
+    changed.precision = own.precision
+    if own.precision.quantized:
+        for name, layer in base.named_modules():
+            if isinstance(layer, QuantizedLinear) and type(network.get_submodule(name)) is nn.Linear:
+                network.set_submodule(name, layer)
+        changed.set_precision(own.precision)
+    changed.set_kernels(own.kernels)
+    return network
 
 
 def attached(network: nn.Module) -> dict[str, LowRank]:

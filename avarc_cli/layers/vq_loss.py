@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from avarc_cli.layers.code_usage import Reanchoring, RecentCodes
 from avarc_cli.layers.collectives import add_up, concatenate
 from avarc_cli.layers.loss_weights import LossWeights
+from avarc_cli.layers.rows import Rows
 
 COMMITMENT = 0.25  # weight of pulling the latents to the codes; pulling the codes to the latents weighs 1
 REVIVE_EVERY = 100  # steps between replacements of unused codes
@@ -103,7 +104,9 @@ class ReconstructionLoss(ABC):
         self.moving: Reanchoring | None = None
         self._encoded: list[Tensor] = []  # of the parts of a step that changes codes
         self._used: list[Tensor] = []  # by these parts
-        self._generator: torch.Generator | None = None  # the step's own
+        self._is_drawn = False  # for the part that comes next
+        self._state = torch.empty(0)  # of the step's generator, in which all parts and processes find it
+        self._seed_B = torch.empty(0)  # of each image's perturbation; -1 for none
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -143,6 +146,14 @@ class ReconstructionLoss(ABC):
     def last_weight(self) -> Tensor:
         """The weight of the decoder's last convolution."""
 
+    def draw(self, rows: Rows, generator: torch.Generator) -> None:
+        """As `family.DrawnLoss`, what the measures need; where nothing was drawn, a call draws for its images alone."""
+        self._is_drawn, self._state = True, generator.get_state()
+        if self.measures.perturbation:
+            chosen_B = torch.rand(rows.of, generator=generator) < self.measures.perturbation
+            seed_B = torch.randint(2**62, (rows.of,), generator=generator)
+            self._seed_B = rows.take(torch.where(chosen_B, seed_B, -1))
+
     def __call__(
         self, images: Tensor, step: int, steps: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
@@ -153,14 +164,17 @@ class ReconstructionLoss(ABC):
 
     def reconstruct(self, images: Tensor, step: int, steps: int, generator: torch.Generator) -> Reconstruction:
         """What is made of a batch; arguments as of `family.TokenizerLoss`."""
+        if not self._is_drawn:
+            self.draw(Rows.whole(len(images)), generator)
+        self._is_drawn = False
         encoded = self.encode(images)
         with torch.autocast(images.device.type, enabled=False):  # half precision would choose other codes
             encoded = encoded.float()
             latents, codes, vq_loss, used_N = self.quantize(encoded)
             if self.measures.perturbation and torch.is_grad_enabled():
-                codes = self._perturbed(encoded.detach(), codes, used_N, step / steps, generator)
+                codes = self._perturbed(encoded.detach(), codes, used_N, step / steps)
         if torch.is_grad_enabled():  # and not on validation images
-            self._remember(step, encoded.detach(), used_N, generator)
+            self._remember(step, encoded.detach(), used_N)
         # Straight through: the decoder sees the codes, the gradient goes to the latents.
         decoded = self.decode(latents + (codes - latents).detach())
         return Reconstruction(decoded, vq_loss, {"vq": vq_loss.item()})
@@ -169,52 +183,54 @@ class ReconstructionLoss(ABC):
         """How far what was decoded is from the images, and what to show of it."""
         return pixel_error(decoded, images)
 
-    def _remember(self, step: int, encoded: Tensor, used_N: Tensor, generator: torch.Generator) -> None:
+    def _remember(self, step: int, encoded: Tensor, used_N: Tensor) -> None:
         """Count the codes of a part of a batch, and keep what changes of the codebook will need."""
         self.used_V.add_(add_up(used_N.bincount(minlength=len(self.used_V))))
         self.count(used_N)
         if self.moving or self._revives(step):
             self._encoded.append(encoded)
             self._used.append(used_N)
-            self._generator = generator
 
     def count(self, used_N: Tensor) -> None:
         """Count the chosen codes of images, for `usage`."""
         self.recent.add(used_N)
 
     @torch.no_grad()
-    def _perturbed(
-        self, encoded: Tensor, codes: Tensor, used_N: Tensor, done: float, generator: torch.Generator
-    ) -> Tensor:
+    def _perturbed(self, encoded: Tensor, codes: Tensor, used_N: Tensor, done: float) -> Tensor:
         """Codes of which those of some images are near ones (RobustTok), without gradients.
 
         Args:
             done: fraction of the training.
         """
-        rows = (torch.rand(len(encoded), generator=generator) < self.measures.perturbation).nonzero().flatten()
+        rows = (self._seed_B >= 0).nonzero().flatten()
         if len(rows) == 0:
             return codes
+        generators = [torch.Generator().manual_seed(seed) for seed in self._seed_B[rows].tolist()]
         rows = rows.to(codes.device)
         first, last = ANNEALED
         share = 1 - 0.5 * min(1.0, max(0.0, (done - first) / (last - first)))
         near_BLn = self.near(encoded[rows], min(len(self.codebook_VZ), round(share * NEAR)))
         tokens_BL = used_N.view(len(encoded), -1)[rows]
-        pick_BL1 = torch.randint(near_BLn.shape[-1], (*tokens_BL.shape, 1), generator=generator).to(codes.device)
-        changes_BL = (torch.rand(tokens_BL.shape, generator=generator) < share).to(codes.device)
-        chosen_BL = torch.where(changes_BL, near_BLn.gather(2, pick_BL1)[..., 0], tokens_BL)
+        tokens, count = tokens_BL.shape[1], near_BLn.shape[-1]
+        pick_BL = torch.stack([torch.randint(count, (tokens,), generator=each) for each in generators])
+        changes_BL = torch.stack([torch.rand(tokens, generator=each) < share for each in generators])
+        near_BL = near_BLn.gather(2, pick_BL[..., None].to(codes.device))[..., 0]
+        chosen_BL = torch.where(changes_BL.to(codes.device), near_BL, tokens_BL)
         return codes.detach().index_copy(0, rows, self.codes_of(chosen_BL).to(codes.dtype))
 
     def before_update(self, step: int, steps: int) -> None:
         """As `family.TokenizerLoss.before_update`: codes that fell out of use are replaced."""
-        if self._encoded and self._generator is not None:
+        if self._encoded:
             encoded = concatenate(torch.cat(self._encoded))
             if self.moving:
                 self.moving.update(self.vectors(encoded), concatenate(torch.cat(self._used)))
             elif step < REVIVE_UNTIL * steps:
-                self._revive(encoded, self._generator)
+                generator = torch.Generator()
+                generator.set_state(self._state)
+                self._revive(encoded, generator)
         if self._revives(step):
             self.used_V.zero_()
-        self._encoded, self._used, self._generator = [], [], None
+        self._encoded, self._used = [], []
 
     def _revives(self, step: int) -> bool:
         return self.measures.revive and step % REVIVE_EVERY == REVIVE_EVERY - 1

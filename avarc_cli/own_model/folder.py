@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from avarc_cli import strict_json
-from avarc_cli.errors import AvarcError, CheckpointError, UsageError, describe_differences, shorten_list
+from avarc_cli.errors import CheckpointError, UsageError, describe_differences, shorten_list
 from avarc_cli.names import to_json
 from avarc_cli.storage import beside, new_folder, write_bytes
 from avarc_cli.work.locks import only_writer
@@ -35,6 +35,8 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         raise UsageError(what, f"'{out.parent}' is not a folder", "name one in a folder that exists")
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise UsageError(what, f"you have no permission to write into '{out.parent}'", "name one in another folder")
+    _check_own(working(out), lambda names: not names or any(name.startswith(REQUEST) for name in names))
+    _check_own(_replaced(out), lambda names: names <= OWN)
     if not os.path.lexists(out):
         return
     if out.is_symlink() or not out.is_dir():
@@ -103,11 +105,9 @@ def start_working(out: Path, asked: Mapping[str, Any], decided: Mapping[str, Any
     """Note what is asked for, and decided, before anything is trained.
 
     Returns: whether nothing was noted before.
-    Raises: OSError, AvarcError.
+    Raises: OSError.
     """
     folder = working(out)
-    if folder.exists() and not folder.is_dir():
-        raise AvarcError(f"cannot write '{folder}'", "a file has this name", "move it away")
     folder.mkdir(exist_ok=True)
     if (folder / REQUEST).exists():  # `open_working` has compared it
         return False
@@ -127,8 +127,35 @@ def finish(out: Path, facts: Mapping[str, Any], card: str, *, has_plan: bool) ->
             out.rename(replaced)
     if replaced.is_dir():
         shutil.rmtree(replaced)
-    shutil.rmtree(work)
+    _delete(work)
 
 
 def _replaced(out: Path) -> Path:
     return beside(out, ".replaced")
+
+
+def _check_own(folder: Path, is_own: Callable[[set[str]], bool]) -> None:
+    """Raises: UsageError when something else than our own folder has this name.
+
+    Args:
+        is_own: whether our own may hold what has these names.
+    """
+    if not os.path.lexists(folder):
+        return
+    why = "it is not a folder"
+    if folder.is_dir() and not folder.is_symlink():
+        names = {path.name for path in folder.iterdir()}
+        if is_own(names):
+            return
+        why = f"it holds {shorten_list(sorted(names))}"
+    raise UsageError(f"'{folder}' is not a folder of avarc's", why, "move it, or name another --out")
+
+
+def _delete(work: Path) -> None:
+    """Delete the working folder, its request last: without one, a kill would leave a folder that is not ours."""
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != REQUEST:
+            path.unlink()
+    shutil.rmtree(work)

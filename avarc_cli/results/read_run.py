@@ -20,6 +20,8 @@ from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.layout import TokenLayout
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.validate import AGAIN, check_protocol, check_stages
+from avarc_cli.scoring.combining import MEAN
+from avarc_cli.scoring.plan import STAGE
 from avarc_cli.settings import is_cascade
 from avarc_cli.words import counted
 from avarc_cli.zip_check import open_npz
@@ -123,10 +125,10 @@ class SavedRun:
 
         Raises: UsageError when the run did not save it; AvarcError for a corrupt file.
         """
-        if self._npz(index).exists():
+        path = (self.likelihoods or self.path) / "json" / f"{index}.json"
+        if self._npz(index).exists() and not (self.is_mean and path.exists()):
             sums: npt.NDArray[np.float64] = self.token_log_prob(index).sum(axis=1, dtype=np.float64)
             return sums
-        path = (self.likelihoods or self.path) / "json" / f"{index}.json"
         if self.likelihoods is None and self.in_two_precisions:
             raise UsageError(
                 f"'{self.path}' holds no likelihoods in one precision",
@@ -176,12 +178,21 @@ class SavedRun:
         """Whether the run saved what an export reads: the log-probabilities of tokens, or sums over all of them."""
         whole = not self.drops_candidates and not self.in_two_precisions
         sums = whole and not per_token and (self.path / "json").is_dir()
-        return sums or (self.path / "likelihood").is_dir()
+        tokens = per_token or not self.is_mean
+        return sums or (tokens and (self.path / "likelihood").is_dir())
 
     @property
     def in_two_precisions(self) -> bool:
         """Whether a cascade of precisions made the run: its scores are not all comparable."""
         return is_cascade(self.protocol.get("precision", ""))
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the score of a whole image is a mean over samples, or over orders otherwise than of logarithms: the
+        saved log-probabilities of tokens are the image's own, and means over orders."""
+        stage = STAGE.fullmatch(str(self.protocol["plan"]).strip())
+        samples = stage[6] if stage else None
+        return int(samples or 1) > 1 or self.protocol.get("combine", MEAN) != MEAN
 
     @property
     def drops_candidates(self) -> bool:

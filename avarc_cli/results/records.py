@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ from avarc_cli.data.labels import UNKNOWN, LabelSpace
 from avarc_cli.errors import AvarcError
 from avarc_cli.names import to_json
 from avarc_cli.results import places
-from avarc_cli.scoring.combining import POSTERIOR
 from avarc_cli.scoring.scores import ImageScores, StageScores, near_tie
+from avarc_cli.work.chunks import CORRUPT
+from avarc_cli.zip_check import open_npz
 
 BEST = 5  # classes listed with each prediction
 SEGMENTS = "segments/{}.npz"  # of image {}: `segments`
@@ -226,18 +226,16 @@ def ranking(scores: ImageScores) -> bytes:
 def read_ranking(file: Path, candidates: int) -> tuple[np.ndarray, np.ndarray]:
     """Order and posterior of `ranking`. Raises: AvarcError when the file is not of this many candidates."""
     try:
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
+        with open_npz(file) as arrays:
             order_N, posterior_N = arrays["order"], arrays["posterior"]
         if not np.array_equal(np.sort(order_N), np.arange(candidates)) or posterior_N.shape != order_N.shape:
             raise ValueError(f"it does not rank {candidates} candidates")
-    except (ValueError, EOFError, KeyError, OSError, zipfile.BadZipFile) as error:
+    except CORRUPT as error:
         raise AvarcError(f"'{file}' is corrupt", str(error), f"delete the folder '{file.parent.parent}'") from None
     return order_N, posterior_N
 
 
 def _log_likelihood(scores: ImageScores, position: int) -> float:
-    """log p(x | y) behind a score: adds log p(x) back where the score function subtracts it."""
-    if scores.combine == POSTERIOR:
-        last = scores.stages[-1]
-        return float(last.log_likelihood[last.candidates.tolist().index(position)])
-    return float(scores.scores[position]) + (0.0 if math.isnan(scores.unconditional) else scores.unconditional)
+    """log p(x | y) of a candidate of the last stage, whatever its score adds or subtracts."""
+    last = scores.stages[-1]
+    return float(last.log_likelihood[last.candidates.tolist().index(position)])

@@ -11,14 +11,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import UsageError, describe_differences
 from avarc_cli.results.lines import Record
 from avarc_cli.tokens.cache import ROWS_PER_BLOCK, TokenCache
 from avarc_cli.work.chunks import Chunks
 
 AreCurrent: TypeAlias = Callable[[Sequence[Record]], "list[bool | None]"]
-"""Of each line of predictions: whether it is of the image and the tokens that the run has now; None if it does not say
-what tokens it is of, as in earlier versions."""
+"""Of each line of predictions: whether it is of the image, the label and the tokens that the run has now; None if it
+does not say what tokens it is of, as in earlier versions."""
 
 # What does not decide about the numbers, or only about their last bits, or is a name of what has a digest.
 # A cascade predicts the same with any measurement of its rounding noise.
@@ -67,9 +68,21 @@ def token_digests(cache: TokenCache, samples: int, rows: np.ndarray) -> list[str
     return [hashlib.blake2b(tokens_SL.tobytes(), digest_size=8).hexdigest() for tokens_SL in tokens_GSL]
 
 
-def are_current(cache: TokenCache, samples: int, records: Sequence[Record]) -> list[bool | None]:
-    """Which of some predictions are still of the images and tokens of a cache (`AreCurrent`)."""
-    there = [r["index"] < len(cache) and r["path"] == cache.paths[r["index"]] for r in records]
+def are_current(cache: TokenCache, labels: np.ndarray, samples: int, records: Sequence[Record]) -> list[bool | None]:
+    """Which of some predictions are still of the images and tokens of a cache (`AreCurrent`).
+
+    Args:
+        labels: of its images, as the model counts them; UNKNOWN is recorded as none.
+    """
+
+    def is_there(record: Record) -> bool:
+        index = record["index"]
+        if index >= len(cache) or record["path"] != cache.paths[index]:
+            return False
+        label = int(labels[index])
+        return bool(record["label"] == (None if label == UNKNOWN else label))
+
+    there = list(map(is_there, records))
     rows = [record["index"] for record, found in zip(records, there, strict=True) if found]
     digests = dict(zip(rows, token_digests(cache, samples, np.array(rows)), strict=True)) if rows else {}
     current: list[bool | None] = []

@@ -192,7 +192,7 @@ def classify(
     folder.prepare()
     with chunk_lock(folder.lock_name, wait=shard.of > 1) as lock:
         division = Division.of(len(run.cache), scorer.group, len(run.request.candidates), _about(run))
-        is_current = partial(are_current, run.cache, run.request.plan.samples)
+        is_current = partial(are_current, run.cache, run.labels, run.request.plan.samples)
         opening = Opening(folder, division, is_current, shard, lock, say)
         work = RunWork(folder, opening, scorer, workers, progress, say)
         return replace(work.do(run.protocol), scores=scores)
@@ -220,7 +220,7 @@ def _in_memory(run: Run, scorer: Scorer, progress: MetricsProgress) -> RunResult
             lines += scored.records
             seconds += scored.seconds
     except KeyboardInterrupt:
-        raise Interrupted("interrupted", fix="run the same command again to continue") from None
+        raise Interrupted("interrupted", fix="what is finished is kept only with --out") from None
     candidates = len(run.request.candidates)
     return RunResult(
         records=lines, metrics=metrics.compute(lines, seconds=seconds, candidates=candidates) | _about(run)

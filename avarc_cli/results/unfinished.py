@@ -162,7 +162,7 @@ class Opening:
             say(f"an earlier version made predictions of '{path}': changes of images since cannot be detected")
         if review.outdated:
             images = "1 image has" if review.outdated == 1 else f"{review.outdated:,} images have"
-            say(f"{images} other tokens than when '{path}' was made: classifying again")
+            say(f"{images} other tokens or labels than when '{path}' was made: classifying again")
         before, now = recorded.get("threads"), asked.get("threads")
         if before != now and not self.folder.finished:
             say(f"continuing with {now} threads what was begun with {before}: last digits may differ by rounding")

@@ -126,6 +126,8 @@ class ScoreTable:
     """S."""
     orders: int = 1
     """O."""
+    cut_nN: FloatN | None = None
+    """Scores of a first cut, without priors; with priors they are at FIRST_CUT."""
 
     @classmethod
     def of(
@@ -150,9 +152,9 @@ class ScoreTable:
         at |= {Point(k, 1, 1, estimated=True): estimate_nN + prior_KN[-1] for k, estimate_nN in estimates.items()}
         return cls(at, segment_ends, samples, orders)
 
-    def with_first_cut(self, scores_nN: FloatN) -> ScoreTable:
-        """The table that also has these scores of a first cut, prior included."""
-        return replace(self, at=self.at | {FIRST_CUT: scores_nN})
+    def with_first_cut(self, scores_nN: FloatN, prior_N: FloatN | float = 0.0) -> ScoreTable:
+        """The table that also has these scores of a first cut, and the prior of whole images that is added to them."""
+        return replace(self, at=self.at | {FIRST_CUT: scores_nN + prior_N}, cut_nN=scores_nN)
 
     def __len__(self) -> int:
         return len(next(iter(self.at.values())))
@@ -175,7 +177,7 @@ class ScoreTable:
     def rows(self, rows_m: IntN) -> ScoreTable:
         """The table of these images only."""
         at = {point: scores[rows_m] for point, scores in self.at.items()}
-        return ScoreTable(at, self.segment_ends, self.samples, self.orders)
+        return replace(self, at=at, cut_nN=None if self.cut_nN is None else self.cut_nN[rows_m])
 
     def along(self, points: Sequence[Point]) -> FloatN:
         """(J, n, N): the scores at these points."""
@@ -183,7 +185,10 @@ class ScoreTable:
 
     def _scores(self, point: Point) -> FloatN:
         scores_nN = self.at[point._replace(cut_weight=0.0)]
-        return scores_nN + point.cut_weight * self.at[FIRST_CUT] if point.cut_weight else scores_nN
+        if not point.cut_weight:
+            return scores_nN
+        assert self.cut_nN is not None, "a weight of the first cut, and there is none"
+        return scores_nN + point.cut_weight * self.cut_nN
 
     def paths(self) -> list[tuple[Point, ...]]:
         """Sequences of points to the full score.
@@ -243,8 +248,10 @@ class MarginSchedule:
         return Plan((*stages, self.points[-1].stage(1)))
 
     def without(self, number: int) -> MarginSchedule:
-        """The schedule without stage `number`."""
+        """The schedule without stage `number`; without a first cut, no other stage has a weight of it."""
         points = (*self.points[:number], *self.points[number + 1 :])
+        if self.points[number] == FIRST_CUT:
+            points = tuple(point._replace(cut_weight=0.0) for point in points)
         return MarginSchedule(points, np.delete(self.scale_J1, number))
 
 

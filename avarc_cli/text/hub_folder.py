@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from avarc_cli import strict_json
-from avarc_cli.errors import AvarcError, CheckpointError, UsageError, first_line, shorten_list
+from avarc_cli.errors import AvarcError, CheckpointError, UsageError, first_line, lacks_memory, shorten_list
 from avarc_cli.zoo import local_files, weights_index
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
@@ -83,6 +83,8 @@ def load_weights(kind: Any, folder: Path, **options: Any) -> Any:
         raise
     except Exception as problem:  # noqa: BLE001  # each format has its own exceptions
         what = f"the text encoder in '{folder}' cannot be loaded"
+        if lacks_memory(problem):
+            raise AvarcError(what, f"memory ran out: {first_line(problem)}", "free some, and try again") from None
         raise CheckpointError(what, first_line(problem), "download or copy the folder again") from None
     finally:
         logging.set_verbosity(verbosity)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -133,14 +135,15 @@ class Means:
     """Means of numbers since the last report, and how fast the training goes."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
+        self._values: dict[str, list[float]] = {}
         self._count, self._since = 0, time.monotonic()
 
     def add(self, values: Mapping[str, float]) -> None:
-        """The numbers of a step."""
+        """The numbers of a step; the mean of each is over the steps that have it. Overflows of fp16 are left out."""
         self._count += 1
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            if math.isfinite(value):
+                self._values.setdefault(name, []).append(value)
 
     @contextmanager
     def pausing(self) -> Iterator[None]:
@@ -152,10 +155,10 @@ class Means:
     def take(self, batch_size: int, device: torch.device) -> dict[str, float]:
         """The means, images per second and bytes of memory; then the next report begins."""
         seconds = time.monotonic() - self._since
-        means = {name: value / self._count for name, value in self._sums.items()}
+        means = {name: statistics.fmean(values) for name, values in self._values.items()}
         means["images_per_second"] = self._count * batch_size / max(seconds, 1e-9)
         means["memory_bytes"] = float(most_memory(device))
-        self._sums, self._count, self._since = {}, 0, time.monotonic()
+        self._values, self._count, self._since = {}, 0, time.monotonic()
         return means
 
 

@@ -93,12 +93,12 @@ def train(
             sharding.shard(model)
         optimizer = new_optimizer(model, recipe, decays)
         updates = Updates(model, loss_of_rows, optimizer, run, batch_size=recipe.batch_size)
+        averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
         if run.rehearse is not None:
             size = {"images": watched.images, "tokens": watched.tokens, "batch_size": recipe.batch_size}
             with _as_asked(model, run):
-                run.rehearse(rehearse(model, updates, **size, steps=recipe.steps, clip=recipe.clip))
+                run.rehearse(rehearse(model, updates, averaged, kept, **size, steps=recipe.steps, clip=recipe.clip))
             return None
-        averaged = {k: v.detach().clone() for k, v in model.state_dict().items()}
         state = State(identity, model, optimizer, averaged, updates.scaler, kept, Best(), watched.listing)
         start = state.resume(checkpoint, say) if checkpoint else 0
         _take_steps(start, state, updates, recipe, checkpoint, progress, watched, run, should_continue)
@@ -144,7 +144,9 @@ def _take_steps(
             _check(done, run, step, checkpoint)
             if state.kept is not None:
                 state.kept.before_update(step, recipe.steps)
-            if not is_skipped(spread(model.parameters(), recipe), recipe, step):
+            if is_skipped(spread(model.parameters(), recipe), recipe, step):
+                updates.skip()
+            else:
                 updates.apply()
             average(averaged, model, recipe.averaging(step))
             shown = {k: 0.98 * shown.get(k, v) + 0.02 * v for k, v in done.values.items()}  # over about 50 steps

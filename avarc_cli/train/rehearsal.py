@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from avarc_cli.train.log import most_memory
+from avarc_cli.train.state import Kept
+from avarc_cli.train.update import average
 from avarc_cli.train.updates import Updates
 
 TIMED = 3
@@ -50,16 +53,32 @@ class Rehearsal:
 
 
 def rehearse(
-    network: nn.Module, updates: Updates, *, images: int, tokens: int, batch_size: int, steps: int, clip: float | None
+    network: nn.Module,
+    updates: Updates,
+    averaged: Mapping[str, Tensor],
+    kept: Kept | None,
+    *,
+    images: int,
+    tokens: int,
+    batch_size: int,
+    steps: int,
+    clip: float | None,
 ) -> Rehearsal:
-    """Take a few steps, after which the network is of no further use."""
+    """Take the last few steps, in which a discriminator takes part, too. All given is of no further use then.
+
+    Args:
+        averaged, kept: as of `state.State`.
+    """
     network.train()
-    started = 0.0
-    for step in range(1 + TIMED):
-        if step == 1:
+    started, first = 0.0, max(0, steps - 1 - TIMED)
+    for step in range(first, first + 1 + TIMED):
+        if step == first + 1:
             started = time.perf_counter()
         updates.gradients(step, clip)  # which waits for the device
+        if kept is not None:
+            kept.before_update(step, steps)
         updates.apply()
+        average(averaged, network, 0.5)
     seconds = (time.perf_counter() - started) / TIMED
     return Rehearsal(
         parameters=sum(p.numel() for p in network.parameters()),

@@ -103,7 +103,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        fix = "free some space, or name another"
+        fix = "free some space, then run the same command again"
         raise AvarcError(f"cannot write '{path}'", error.strerror or str(error), fix) from None
 
 

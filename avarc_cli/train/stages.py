@@ -115,6 +115,7 @@ def train_second_stage(
             "name that one with --codes-of",
         )
     stated = ConfigSources(((f"the metadata of {first}", read.metadata),))
+    torch.manual_seed(recipe.seed)  # of a discriminator
     network, loss = known.second_stage(read.tensors, stated, str(first), teacher.network)
     loss, of_loss, stated_of_loss = published(loss, terms, recipe, network, note)
     made_of = {"beginning": fingerprint(network), **of_loss}

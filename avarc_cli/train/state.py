@@ -186,7 +186,8 @@ class State:
             raise ValueError(f"its number of steps is {state['step']!r}")
         for name in ("model", "averaged"):
             _check_tensors(name, state[name], self.averaged)
-        if not state["optimizer"]["state"]:
+        updated = state["optimizer"]["state"] or {"skip_norm", "precision"} & self.identity.keys()
+        if not updated:  # no update can have been skipped
             raise ValueError("its optimizer has no state")
         parameters = dict(enumerate(self._parameters()))
         for number, moments in state["optimizer"]["state"].items():
@@ -232,7 +233,8 @@ def _keep(path: Path, step: int, keep: int) -> None:
             os.link(path, copy)  # takes no space
         except OSError:  # not on every file system
             shutil.copyfile(path, copy)
-    for old in numbered(path)[: -keep if keep > 1 else None]:
+    own = [file for file in numbered(path) if int(file.name[-8:]) <= step]  # later ones are an earlier training's
+    for old in own[: -keep if keep > 1 else None]:
         old.unlink(missing_ok=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -208,7 +208,8 @@ def fit(
         return loss(x.to(device).contiguous(memory_format=torch.channels_last), step, recipe.steps, generator)
 
     subject = {"network": str(network.config), **batches.subject, **(made_of or {})}
-    watched = _watched(network, loss, batches, held_out, recipe, draws=draws, before=before, captions=captions)
+    drawing = draws and run is not None and run.pictures_every > 0
+    watched = _watched(network, loss, batches, held_out, recipe, draws=drawing, before=before, captions=captions)
     decays = partial(decays_unless_named, without=families.TOKENIZERS.get(family).undecayed)
     trained = train(
         network,
@@ -250,24 +251,19 @@ def _watched(
             left_out=batches.left_out,
         )
 
-    @cache
-    def shown() -> ValidationImages:
-        return unvaried(first_readable(batches.images if held_out is None else held_out, DRAWN), DRAWN)
+    watched = Watched(images=len(batches), tokens=network.layout.num_tokens, listing=batches.listing)
+    if draws:  # the first process draws, but all of them open the images together
+        shown = unvaried(first_readable(batches.images if held_out is None else held_out, DRAWN), DRAWN)
 
-    def draw() -> np.ndarray:
-        rows = Rows.whole(len(shown()))
-        x, labels, generator = shown().batch(0, rows)
-        guided = network
-        if captions is not None:
-            guided = network.with_guidance(captions.guidance(labels, rows, generator).to(device))
-        return reconstructions(guided, x.to(device))
+        def draw() -> np.ndarray:
+            rows = Rows.whole(len(shown))
+            x, labels, generator = shown.batch(0, rows)
+            guided = network
+            if captions is not None:
+                guided = network.with_guidance(captions.guidance(labels, rows, generator).to(device))
+            return reconstructions(guided, x.to(device))
 
-    watched = Watched(
-        images=len(batches),
-        tokens=network.layout.num_tokens,
-        listing=batches.listing,
-        draw=draw if draws else None,
-    )
+        watched = replace(watched, draw=draw)
     if held_out is None:
         return watched
     plain = unvaried(held_out, recipe.batch_size)

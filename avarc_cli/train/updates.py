@@ -101,6 +101,10 @@ class Updates:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
+    def skip(self) -> None:
+        """In place of `apply`: the weights stay as they are."""
+        self.scaler.update()  # it unscales no other gradient before
+
     def _pass(self, step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
         half = HALF.get(self.run.precision)
         with torch.autocast(self.device.type, dtype=half) if half else nullcontext():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -18,6 +18,10 @@ class HubFile:
     filename: str  # in the repository, with folders
     revision: str | None = None  # a commit; None for whatever `main` was when the file was downloaded
     sha256: str | None = None  # of the bytes, in hex; None where the card does not know it: the hub's own is checked
+
+    def at(self, revision: str) -> HubFile:
+        """The file at this revision; the digest of another than its own is not known."""
+        return self if revision == self.revision else HubFile(self.repo, self.filename, revision)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class HubFolder:
     repo: str  # owner/name
     filenames: tuple[str, ...]
     revision: str | None = None  # as of HubFile
+
+    def at(self, revision: str) -> HubFolder:
+        """The files at this revision."""
+        return replace(self, revision=revision)
 
     @property
     def files(self) -> tuple[HubFile, ...]:

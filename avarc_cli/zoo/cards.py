@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from avarc_cli.errors import UsageError
 from avarc_cli.zoo import model_folder, published, registered
@@ -119,7 +119,8 @@ def _pinned(card: _Card, user: registered.Registered) -> _Card:
     revision = user.revisions.get(card.name)
     if revision is None or not isinstance(card.weights, (HubFile, HubFolder)):
         return card
-    return dataclasses.replace(card, weights=dataclasses.replace(card.weights, revision=revision))
+    weights: Any = card.weights.at(revision)  # of the same kind, as the card's own kind needs
+    return dataclasses.replace(card, weights=weights)
 
 
 def _find(

@@ -88,7 +88,10 @@ def read(path: Path, *, weight_set: str | None = None, lora_alpha: float | None 
     tensors, metadata = _read_copy(path, weight_set) or _read_source(path, start, weight_set)
     tensors, merged = lora.merge(_strip_prefixes(tensors, path), metadata, path, lora_alpha)
     choices = [metadata[weight_sets.CHOSEN]] if weight_sets.CHOSEN in metadata else []
-    choices += [] if lora_alpha is None else [f"lora_alpha {lora_alpha:g}"]
+    if lora_alpha is not None:
+        choices.append(f"lora_alpha {lora_alpha:g}")
+    elif merged and "lora_alpha" not in metadata:  # but in a file beside this one
+        choices.append(merged["lora"])
     return Checkpoint(path, _identity(sha256_of(path), *choices), tensors, metadata | merged)
 
 

@@ -225,7 +225,7 @@ def _plan_for_cached(file: Downloadable, cached: Path, folder: Path | None) -> D
     if isinstance(file, WebFile):
         return DownloadPlan(file, folder, target, "", file.sha256, None)
     name = cached.resolve().name
-    digest = name if digests.is_digest(name) else None
+    digest = file.sha256 or (name if digests.is_digest(name) else None)
     commit = cached.relative_to(_storage(file) / "snapshots").parts[0]
     return DownloadPlan(file, folder, target, commit, digest, None)
 

@@ -108,6 +108,12 @@ def look_up(file: HubFile, notify: Notify) -> RemoteFile:
             f"{constants.ENDPOINT} provides no sha256 for it, only '{etag}'",
             "use another HF_ENDPOINT; or get the file in another way and use its path",
         )
+    if len(etag) == len(digest) and etag != digest:  # of the same kind
+        raise AvarcError(
+            f"{file.filename} of {file.repo} is not the file that avarc knows",
+            f"its sha256 is {etag}, expected is {digest}: it may have been replaced since",
+            "see whether there is a newer avarc; or get the file in another way and use its path",
+        )
     return RemoteFile(file, commit, digest, found.size if found.size and found.size > 0 else None)
 
 

@@ -184,6 +184,7 @@ def test_an_unreadable_image_is_listed_and_the_class_added(setting, tmp_path, ca
         (["coral", "{empty}"], "no images"),
         (["{colors}/coral"], "have no classes"),
         (["cerise", "{cache}"], "none of them 'cerise'"),
+        (["coral", "{cache}", "--variants", "4", "--no-flip"], "no use for --flip, --variants"),
         (["coral", "{colors}/coral", "--method", "magic"], "no method 'magic'"),
         (["coral", "{colors}/coral", "--steps", "0"], "--steps"),
         (["coral", "{colors}/coral", "--lr", "nan"], "learning rate"),

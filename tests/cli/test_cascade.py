@@ -95,6 +95,11 @@ def test_shards_and_a_run_that_is_continued_use_the_recorded_noise(classify, tmp
     for name in ("run.json", "predictions.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     changed = content(tmp_path / "run", "run.json")
+    noise = changed["cascade"]["noise"]
+    changed["cascade"]["noise"] = noise | {"segments": noise["segments"][:3]}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(changed))
+    code, said = classify(tmp_path / "run", *options, "--score", "pmi")
+    assert code == 2 and "holds another run" in said, "which may be of other segments"
     changed["cascade"]["noise"] = {"segments": "many"}
     (tmp_path / "run" / "run.json").write_text(json.dumps(changed))
     code, said = classify(tmp_path / "run", *options)

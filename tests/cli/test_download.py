@@ -76,6 +76,18 @@ def test_a_revision_is_remembered_and_main_undoes_it(hub, capsys):
     assert cards.model_card("var-d16").weights.revision is None
 
 
+def test_a_digest_that_avarc_knows_is_of_the_published_revision_only(hub, capsys):
+    card = cards.model_card("rar-b")
+    for weights in (card.weights, cards.any_card(card.tokenizer).weights):
+        hub.files[weights.repo, weights.filename] = hub.files[VAR, D16]
+    code, _, err = download(capsys, "rar-b")
+    assert code == 1 and "is not the file that avarc knows" in err and not hub.seen("GET")
+    code, _, err = download(capsys, "rar-b", "--revision", "v1")
+    assert code == 0, err
+    assert cards.model_card("rar-b").weights.sha256 is None
+    assert main(["models", "verify", "rar-b"]) == 0
+
+
 def test_a_cached_commit_needs_no_hub(hub, capsys):
     download(capsys, "var-vqvae-256", "--revision", OLD_COMMIT)
     asked = len(hub.requests)

@@ -128,12 +128,14 @@ def test_processes_on_devices_explain_a_cache_in_the_same_bytes(folder, cache, m
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_processes_on_devices_explain_a_run_in_the_same_bytes(cache, models, tmp_path):
+def test_processes_on_devices_explain_a_run_in_the_same_bytes(cache, models, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["classify", str(cache), *models, "--out", str(run)]) == 0
     for name, devices in (("one", []), ("two", ["--devices", "cpu:2"])):
         words = ["--rows", "1,4,0", "--out", tmp_path / f"{name}.html", "--npz", tmp_path / f"{name}.npz"]
         assert explain(run, *words, *devices) == 0
+    assert explain(run, "--steps", "3", "--unsmooth", "0.1", "--out", tmp_path / "x.html") == 2
+    assert "no use for --steps, --unsmooth" in " ".join(capsys.readouterr().err.split())
     for suffix in ("html", "npz"):
         assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
     assert len(list(tmp_path.iterdir())) == 5

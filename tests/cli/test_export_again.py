@@ -41,6 +41,16 @@ def assert_equal(ours, theirs):
         assert kept == saved | {"save_likelihood": False, "options": kept["options"]}
 
 
+@pytest.mark.parametrize("saving", [["--save-likelihood"], ["--save-likelihood", "--save-json"], ["--save-json"]])
+def test_sums_are_means_over_samples_whatever_was_saved(caches, tmp_path, saving):
+    classify(caches, tmp_path / "run", "--limit", "3", "--plan", "exhaustive:2", *saving)
+    assert export(tmp_path / "run", tmp_path / "run.npz") == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    with np.load(tmp_path / "run.npz") as exported:
+        best = exported["log_likelihood"].max(1)
+    assert best == pytest.approx([record["score"] for record in records], rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("model", "options"),
     [

@@ -101,7 +101,8 @@ def test_images_outside_the_folder_of_a_table_are_trained_on_if_asked(folder, tr
     words = ["train", command, str(tmp_path / "a.parquet"), *models, "--steps", "1", "--augment", "none"]
     assert main([*words, "--out", str(tmp_path / "x.st")]) == 1
     assert "--allow-outside" in capsys.readouterr().err
-    assert main([*words, "--out", str(tmp_path / "x.st"), "--allow-outside"]) == 0
+    validated = ["--allow-outside", "--validation", str(tmp_path / "a.parquet")]
+    assert main([*words, "--out", str(tmp_path / "x.st"), *validated]) == 0
 
 
 @pytest.mark.parametrize(

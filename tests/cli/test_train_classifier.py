@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from killing import in_child
@@ -145,6 +146,29 @@ def test_what_would_be_destroyed_is_kept(copied, photos, capsys):
     assert main([*words, "--overwrite"]) == 2 and "notes.txt" in capsys.readouterr().err
     assert main(["train", "classifier", str(photos), *SHORT, "--out", str(photos), "--overwrite"]) == 2
     assert "left, right" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["training", "replaced"])
+def test_folders_of_the_user_beside_it_are_kept(copied, photos, tmp_path, capsys, suffix):
+    theirs = shutil.copytree(photos, tmp_path / f"mine.{suffix}")
+    words = ["train", "classifier", str(theirs), *SHORT, "--out", str(copied), "--overwrite"]
+    for extra in ([], ["--dry-run"]):
+        assert main([*words, *extra]) == 2
+        message = " ".join(capsys.readouterr().err.split())
+        assert f"mine.{suffix}' is not a folder of avarc's" in message and "it holds left, right" in message
+    assert sum(path.is_file() for path in theirs.rglob("*")) == 96 and model_folder.find(copied)
+    shutil.rmtree(theirs)
+    theirs.symlink_to(photos)
+    assert main(words) == 2 and "it is not a folder" in capsys.readouterr().err
+
+
+def test_a_kill_while_the_working_folder_is_deleted_leaves_no_weights_for_another(made, photos, tmp_path, monkeypatch):
+    words = ["train", "classifier", str(photos), *SHORT, "--out", str(tmp_path / "mine")]
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "shutil", SimpleNamespace(copyfile=shutil.copyfile, rmtree=die))
+        assert in_child(lambda: main(words)) == -signal.SIGKILL
+    assert (tmp_path / "mine.training" / "request.json").exists()
+    assert main([*words, "--seed", "1", "--overwrite"]) == 2, "it is that training's until it is continued or deleted"
 
 
 def test_a_dry_run_writes_nothing(photos, tmp_path, capsys):

@@ -18,6 +18,7 @@ from avarc_cli.errors import CheckpointError, Interrupted
 from avarc_cli.loading import load_tokenizer
 from avarc_cli.train import stages
 from avarc_cli.train.images import Augment
+from avarc_cli.train.published_loss import Terms
 from avarc_cli.train.recipe import Recipe
 
 VQ = ["--image-size", "8", "--vocab", "16", "--channels", "4", "--width", "32", "--multipliers", "1,1", "--blocks", "1"]
@@ -128,7 +129,7 @@ def test_a_first_stage_neither_encodes_nor_decodes(setting, tmp_path, capsys):
     assert "is only the first stage of a TiTok" in said and "avarc train titok --start-from" in said
 
 
-@pytest.mark.parametrize("stage", ["first", "second"])
+@pytest.mark.parametrize("stage", ["first", "second", "second, adversarial"])
 def test_a_stage_gives_the_same_bytes_again_and_after_an_interruption(setting, wrong, tmp_path, stage):
     images, vq = open_images([setting.images]), load_tokenizer(str(setting.vq))
     shape = {"patch": None, "num_tokens": 6, "vocab_size": 12, "code_channels": 4, "width": 64, "depth": 1}
@@ -144,7 +145,8 @@ def test_a_stage_gives_the_same_bytes_again_and_after_an_interruption(setting, w
         if stage == "first":
             stages.train_first_stage(images, out, teacher, shape, recipe, **how)
         else:
-            stages.train_second_stage(images, out, start, teacher, recipe, **how)
+            terms = Terms(adversarial=stage != "second", discriminator_start=0.0)
+            stages.train_second_stage(images, out, start, teacher, recipe, terms=terms, **how)
         return out.read_bytes()
 
     whole = train("a")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -94,6 +95,17 @@ def test_what_is_not_used_is_counted_and_named(tmp_path):
         "not used: labels without an image (1), such as 2.cls",
         "not used: .txt files (1), such as README.txt",
     ]
+
+
+def test_links_lead_to_their_images_in_a_tar_of_the_folder_itself(tmp_path):
+    (tmp_path / "img" / "a").mkdir(parents=True)
+    (tmp_path / "img" / "b").mkdir()
+    (tmp_path / "img" / "a" / "0.png").write_bytes(picture(0))
+    (tmp_path / "img" / "b" / "1.png").hardlink_to(tmp_path / "img" / "a" / "0.png")
+    (tmp_path / "img" / "b" / "2.png").symlink_to("../a/0.png")
+    subprocess.run(["tar", "cf", "../x.tar", "."], cwd=tmp_path / "img", check=True)
+    images = open_images([tmp_path / "x.tar"])
+    assert len(images) == 3 and len(set(images.encoded.offset.tolist())) == 1
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

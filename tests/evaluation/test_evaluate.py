@@ -298,3 +298,7 @@ def test_classes_come_task_by_task(tmp_path, capsys, monkeypatch):
     saved = json.loads((tmp_path / "out/cells/added/two/incremental.json").read_text())["with_offset"]
     assert cells[0]["accuracy"] == saved["average_accuracy"] and cells[0]["tasks"] == saved["matrix"][-1]
     assert cells[0]["images"] == 12
+    for old, new in (("method", 'precision = "bf16"\nmethod'), ("per_class", "sample = 18\nper_class")):
+        (tmp_path / "tasks.toml").write_text(TASKS.replace(old, new))
+        assert main(words) == 3
+        assert "holds another run" in json.loads(capsys.readouterr().out)["cells"][0]["not_run"]

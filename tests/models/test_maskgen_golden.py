@@ -220,7 +220,7 @@ def test_precisions_change_scores_by_their_rounding(golden, precision):
     )
     tokens = arrays["target_tokens"]
     difference = scored(low, tokens, torch.arange(4), (4,)) - scored(exact, tokens, torch.arange(4), (4,))
-    assert 0 < difference.abs().max() < 0.3
+    assert 0 < difference.abs().max() < 0.6  # the most by int8 without VNNI, which has 7 bits
 
 
 def test_the_aesthetic_score_is_the_same_for_all_captions(golden):

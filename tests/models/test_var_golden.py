@@ -8,7 +8,9 @@ import torch
 from conftest import load_golden
 
 from avarc_cli.layers.precision import FP32
+from avarc_cli.models.var import reference
 from avarc_cli.models.var.likelihood import VARLikelihood
+from avarc_cli.objective import Draw, Objective
 
 
 def close(ours: torch.Tensor, theirs: np.ndarray, tolerance: float) -> bool:
@@ -87,3 +89,24 @@ def test_the_published_d16_shape_gives_the_references_numbers():
     ours = token_log_prob(golden, golden.tokens(), golden.arrays["classes"][1:], quantizer=vqvae.quantize)
     assert close(ours, golden.arrays["token_log_prob"][:, 1:], golden.tolerances["token_log_prob"])
     assert np.allclose(ours.double().sum(-1).numpy(), golden.arrays["log_likelihood"][:, 1:], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", ["var_tiny", "var_tiny_shared_aln", "var_tiny_no_qk_norm"])
+def test_the_straightforward_implementation_agrees(name):
+    golden = load_golden(name)
+    with torch.inference_mode():
+        teacher = golden.vqvae().quantize.teacher_input(golden.tokens())
+    for i, tokens in enumerate(golden.tokens()):
+        classes = torch.as_tensor(golden.arrays["classes"]).long()
+        plain = reference.token_log_probs(golden.tensors("var"), tokens, teacher[i : i + 1], classes)
+        assert close(plain, golden.arrays["token_log_prob"][i], golden.tolerances["token_log_prob"])
+
+
+def test_training_in_half_precision_reads_the_same_input(tiny, monkeypatch):
+    model, read = VARLikelihood(tiny.var(), tiny.vqvae().quantize), []
+    embed = model.var.embed_rest
+    monkeypatch.setattr(model.var, "embed_rest", lambda teacher: read.append(teacher) or embed(teacher))
+    for half in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            model.training_loss(tiny.tokens(), torch.zeros(len(tiny.tokens()), dtype=torch.int64), Objective(), Draw())
+    assert torch.equal(*read)

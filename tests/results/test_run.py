@@ -1,13 +1,16 @@
 """Runs: out of memory, interrupted, resumed, damaged, and folders that belong to something else."""
 
 import json
+from dataclasses import replace
 from subprocess import PIPE
 
+import numpy as np
 import pytest
 import torch
 from programs import start
 from small_run import SmallModel, make_run
 
+from avarc_cli.data.labels import UNKNOWN
 from avarc_cli.errors import AvarcError, Interrupted, UsageError
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.run import classify
@@ -68,6 +71,15 @@ def test_the_folder_of_another_request_is_refused_with_both_values(tmp_path):
     classify(make_run(SmallModel(10**6)), RunFolder(tmp_path / "run"))
     with pytest.raises(UsageError, match="plan: exhaustive there, 1:2,2:1 here"):
         classify(make_run(SmallModel(10**6), plan="1:2,2:1"), RunFolder(tmp_path / "run"))
+
+
+def test_predictions_with_another_label_are_made_again(tmp_path):
+    run, said = make_run(SmallModel(10**6)), []
+    classify(run, RunFolder(tmp_path / "run"))
+    renamed = replace(run, labels=np.where(run.labels == 3, UNKNOWN, run.labels))
+    result = classify(renamed, RunFolder(tmp_path / "run"), say=said.append)
+    assert said == [f"2 images have other tokens or labels than when '{tmp_path / 'run'}' was made: classifying again"]
+    assert [record["label"] for record in result.records] == [0, 1, 2, None, 0, 1, 2, None, 0, 1]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]"])

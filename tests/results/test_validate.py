@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from small_run import SmallModel, make_run
 
 from avarc_cli.errors import AvarcError
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.read_run import open_run
+from avarc_cli.results.records import read_ranking
 from avarc_cli.results.run import classify
 from avarc_cli.results.validate import check_metrics
 
@@ -136,3 +138,14 @@ def test_a_changed_journal_or_time_is_named_on_resume(folder):
     (folder / "predictions.jsonl.part").write_text("5\n" * 10)
     with pytest.raises(AvarcError, match="line 1' is corrupt"):
         classify(make_run(SmallModel(10**6)), RunFolder(folder))
+
+
+def test_a_ranking_that_claims_to_be_encrypted_is_named(tmp_path):
+    (tmp_path / "ranking").mkdir()
+    file = tmp_path / "ranking" / "0.npz"
+    np.savez(file, order=np.arange(3), posterior=np.full(3, 1 / 3))
+    content = bytearray(file.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 8] |= 1
+    file.write_bytes(content)
+    with pytest.raises(AvarcError, match=r"0\.npz' is corrupt"):
+        read_ranking(file, 3)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from avarc_cli.errors import UsageError
 from avarc_cli.scoring import conformal
 from avarc_cli.scoring.calibration import expected_calibration_error, fit_temperature, negative_log_likelihood
-from avarc_cli.scoring.conformal import ScoreTable, lower_bound, needed, rank_of_level, simulate, tune
+from avarc_cli.scoring.conformal import FIRST_CUT, Point, ScoreTable, lower_bound, needed, rank_of_level, simulate, tune
 
 ENDS = (1, 4, 10, 20)
 
@@ -146,6 +146,21 @@ def test_a_prior_counts():
     sums = np.zeros((30, 3, 1, 4))
     scores = ScoreTable.of(sums[:, :, None], np.log([0.1, 0.8, 0.1]), ENDS)
     assert (winners(scores) == 1).all()
+
+
+def test_a_prior_counts_once_beside_a_first_cut():
+    prior, cut = np.log([0.1, 0.8, 0.1]), np.array([[4.0, 0.0, 0.0]])
+    scores = ScoreTable.of(np.zeros((1, 3, 1, 1, 4)), prior, ENDS).with_first_cut(cut, prior)
+    weighted = scores.rows(np.array([0])).along([FIRST_CUT, Point(2, 1, 1, cut_weight=0.5)])
+    assert np.allclose(weighted, [cut + prior, 0.5 * cut + prior])
+
+
+def test_without_a_first_cut_no_stage_has_a_weight_of_it():
+    scores = ScoreTable.of(np.zeros((1, 3, 1, 1, 4)), np.zeros(3), ENDS).with_first_cut(np.zeros((1, 3)))
+    path = next(path for path in scores.paths() if path[0] == FIRST_CUT and path[1].cut_weight)
+    schedule = conformal.MarginSchedule(path, np.ones(len(path) - 1))
+    assert schedule.without(1).points[0] == FIRST_CUT and schedule.without(1).points[1].cut_weight
+    assert not any(point.cut_weight for point in schedule.without(0).points)
 
 
 @given(st.floats(0.4, 20.0))

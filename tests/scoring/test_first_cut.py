@@ -1,6 +1,7 @@
 """A first cut over all classes: its fit, its file format, and plans that begin with it."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -112,6 +113,11 @@ def test_a_plan_with_a_first_cut_agrees_as_it_says(digits, tmp_path, monkeypatch
         assert np.mean(same) == said["calibration"]["agreement"] >= 0.95
         first = json.loads((run / "json" / "0.json").read_text())["stages"][0]
         assert first["estimated"] and len(first["candidates"]) == 10 and 2 <= len(first["survivors"]) < 10
+        for line in lines(run)[:20]:
+            last = json.loads((run / "json" / f"{line['index']}.json").read_text())["stages"][-1]
+            log_p = last["log_likelihood"][last["candidates"].index(line["prediction"])]
+            tokens = line["best"][0]["tokens"]
+            assert line["bits_per_token"] == pytest.approx(-log_p / tokens / math.log(2)), "without points of the cut"
         assert main(["--quiet", "report", str(run), "--out", str(run / "r.html")]) == 0
     metrics = json.loads((tmp_path / "log-likelihood" / "metrics.json").read_text())
     assert metrics["tokens_scored_per_image"] == said["calibration"]["tokens_per_image"]

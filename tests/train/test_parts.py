@@ -7,6 +7,7 @@ from small_datasets import halves
 
 from avarc_cli.cli import main
 from avarc_cli.errors import UsageError
+from avarc_cli.layers import vq_loss
 from avarc_cli.layers.rows import Rows
 from avarc_cli.train.loop import train
 from avarc_cli.train.recipe import Recipe
@@ -51,6 +52,15 @@ def check_same(one, other):
 @pytest.mark.parametrize("name", ["tokenizer", "var", "randar", "maskgit"])
 def test_passes_of_parts_learn_what_the_whole_batch_teaches(folder, tmp_path, name):
     words = command_of(name, folder)
+    assert main([*words, "--out", str(tmp_path / "one.st")]) == 0
+    assert main([*words, "--accumulate", "3", "--out", str(tmp_path / "three.st")]) == 0
+    check_same(tmp_path / "one.st", tmp_path / "three.st")
+
+
+def test_measures_against_unused_codes_are_the_same_in_parts(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(vq_loss, "REVIVE_EVERY", 2)
+    monkeypatch.setattr(vq_loss, "REVIVE_UNTIL", 1.0)
+    words = [*command_of("tokenizer", folder), "--scale-dropout", "0.5", "--perturb", "0.5"]
     assert main([*words, "--out", str(tmp_path / "one.st")]) == 0
     assert main([*words, "--accumulate", "3", "--out", str(tmp_path / "three.st")]) == 0
     check_same(tmp_path / "one.st", tmp_path / "three.st")

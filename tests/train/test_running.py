@@ -2,11 +2,13 @@
 
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,10 +21,12 @@ from avarc_cli.data.datasets import open_images
 from avarc_cli.errors import AvarcError, CheckpointError
 from avarc_cli.train import loop
 from avarc_cli.train.best import Best
+from avarc_cli.train.log import Means
 from avarc_cli.train.loop import train
 from avarc_cli.train.recipe import Recipe
 from avarc_cli.train.run import Run
 from avarc_cli.train.state import State, numbered
+from avarc_cli.train.updates import Updates
 from avarc_cli.train.validation import hold_out
 from avarc_cli.train.watch import grid
 
@@ -112,6 +116,15 @@ def test_the_last_checkpoints_are_kept_and_training_can_go_on_from_each(tmp_path
     assert torch.equal(fit(path).weight, fit(None).weight)
 
 
+def test_the_last_checkpoints_are_kept_beside_later_ones_of_an_earlier_training(tmp_path):
+    path = tmp_path / "a.ckpt"
+    for step in (30, 40):
+        (tmp_path / f"a.ckpt.{step:08}").touch()
+    with pytest.raises(AvarcError):
+        fit(path, run=Run(keep=2), dies=8)
+    assert [file.name[-2:] for file in numbered(path)] == ["03", "06", "30", "40"]
+
+
 def test_a_checkpoint_has_the_scale_of_fp16(tmp_path):
     """On a CPU, where no command trains in fp16."""
 
@@ -129,6 +142,36 @@ def test_a_checkpoint_has_the_scale_of_fp16(tmp_path):
     resumed = state(2.0)
     assert resumed.resume(tmp_path / "a.ckpt", print) == 3
     assert resumed.scaler.get_scale() == 512.0
+
+
+def test_a_training_that_has_made_no_update_can_go_on(tmp_path):
+    skipping = replace(RECIPE, skip_norm=0.0)
+    with pytest.raises(AvarcError):
+        fit(tmp_path / "a.ckpt", recipe=skipping, dies=4)
+    assert torch.equal(fit(tmp_path / "a.ckpt", recipe=skipping).weight, fit(None, recipe=skipping).weight)
+
+
+def test_an_update_that_is_skipped_in_fp16_does_not_end_the_training():
+    """On a CPU, where no command trains in fp16."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    updates = Updates(model, lambda step, rows: (model(torch.ones(1, 2)).sum(), {}), optimizer, Run(), batch_size=1)
+    updates.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = model.weight.detach().clone()
+    updates.gradients(0, None)
+    updates.skip()
+    assert torch.equal(model.weight, before)
+    updates.gradients(1, None)
+    updates.apply()
+    assert torch.allclose(model.weight, before - 0.1)
+
+
+def test_a_mean_is_over_the_steps_that_have_the_number():
+    means = Means()
+    for values in ({"loss": 1.0}, {"loss": 3.0, "d_loss": 5.0}, {"loss": 5.0, "d_loss": math.inf}):
+        means.add(values)
+    taken = means.take(1, torch.device("cpu"))
+    assert taken["loss"] == 3.0 and taken["d_loss"] == 5.0
 
 
 def test_divergence_names_the_step_and_the_last_good_checkpoint(tmp_path):

@@ -80,7 +80,7 @@ def ended(machines):
     first, _ = machines
     commands = {
         "other images": [0, "train", "var", "other", *VAR[3:], "--out", "out/x.st"],
-        "not sharded": [0, *PLAIN, "--out", "out/plain.st"],
+        "not sharded": [0, *PLAIN, *"--log-to out/reconstructed --pictures-every 2 --out out/plain.st".split()],
         "var": [0, *VAR, *EVERYTHING, *LOG, "--shard", "--out", "out/var.st"],
         "llamagen, begun": [3, *LLAMAGEN, "--shard", "--out", "out/begun.st"],
         "rar, ended": [0, *RAR, "--precision", "bf16", "--shard", "--out", "out/ended.st"],
@@ -125,6 +125,7 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_speaks(ended, tmp_p
     assert [text.count("out/plain.st: written") for text in said] == [1, 0]
     assert [text.count("3 steps in") for text in said] == [1, 0]
     assert not list((first / "out").glob("plain.st?*")), "neither checkpoint nor lock is left"
+    assert [path.name for path in (first / "out" / "reconstructed" / "pictures").iterdir()] == ["00000002.png"]
     one, two = load_file(run_alone(first, monkeypatch, PLAIN, tmp_path / "one")), load_file(first / "out" / "plain.st")
     assert one.keys() == two.keys()
     for name, tensor in one.items():

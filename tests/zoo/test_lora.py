@@ -50,6 +50,14 @@ def test_the_user_may_state_a_scale_that_no_file_states(tmp_path):
     assert found[4.0].sha256 != found[6.0].sha256
 
 
+def test_weights_merged_with_another_scale_beside_the_file_are_other_weights(tmp_path):
+    found = []
+    for alpha in (4, 6):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha}))
+        found.append(read(write(tmp_path)).sha256)
+    assert found[0] != found[1]
+
+
 @pytest.mark.parametrize(
     ("tensors", "wrapper", "config", "alpha"),
     [

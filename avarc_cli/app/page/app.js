@@ -134,13 +134,15 @@ function showPredictions() {
     for (const stage of found.stages) {
       const item = element("li", `${stage.tokens} tokens, ${count(stage.candidates, "class")}: `);
       item.append(...stage.kept.map(name => element("span", name, "kept")));
+      const others = stage.kept_count - stage.kept.length;
+      if (others) item.append(element("span", `and ${others} more kept, `, "muted"));
       for (const name of stage.dropped) {
         const chip = element("span", name, "dropped");
         chip.setAttribute("aria-label", `${name}, dropped`);
         chip.setAttribute("role", "img");
         item.append(chip);
       }
-      const more = stage.candidates - stage.kept.length - stage.dropped.length;
+      const more = stage.candidates - stage.kept_count - stage.dropped.length;
       if (more) item.append(element("span", `and ${more} more dropped`, "muted"));
       stages.append(item);
     }

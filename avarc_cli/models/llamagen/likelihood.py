@@ -18,6 +18,7 @@ from avarc_cli.layers.class_rows import FirstRow, with_mean_rows
 from avarc_cli.layers.joined import join_states
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.linears import log_prob_backend
+from avarc_cli.layers.low_rank import finished
 from avarc_cli.layers.precision import Precision, check_gradients, inference
 from avarc_cli.layers.stored import plain_state, stored_bytes
 from avarc_cli.likelihood import NetworkModel
@@ -243,11 +244,7 @@ class LlamaGenLikelihood(RowLikelihood, AutoregressiveModel):
         return twin
 
     def finish_network(self, network: nn.Module) -> LlamaGen:
-        twin = cast("LlamaGen", network)
-        twin.precision = self.gpt.precision
-        if self.gpt.precision.quantized:  # from the changed weights
-            twin.set_precision(self.gpt.precision)
-        return twin.set_kernels(self.gpt.kernels)
+        return finished(cast("LlamaGen", network), self.gpt)
 
     def with_more_classes(self, count: int) -> LlamaGenLikelihood:
         tensors = plain_state(self.gpt)

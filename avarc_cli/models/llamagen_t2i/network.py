@@ -98,6 +98,9 @@ class CaptionLlamaGen(LlamaGen):
             features_RTD: the text encoder's hidden states, float32; positions from `length_R` on are not looked at.
             kernels: as for `hidden`.
         """
+        if self.drop.drops:  # in the same places, whichever rows of a batch these are and however long
+            longer = self.config.positions - features_RTD.shape[1]
+            return self._prefix(F.pad(features_RTD, (0, 0, 0, longer)), length_R, kernels)
         size, parts = CAPTIONS_AT_ONCE, []
         for features, length in zip(features_RTD.split(size), length_R.split(size), strict=True):
             parts.append(self._prefix(features[:, : int(length.max())], length, kernels))

@@ -237,7 +237,7 @@ class JointTransformer(nn.Module, ABC):
         )
         run = Pass(torch.arange(len(pooled_RE), device=pooled_RE.device), self.precision, self.kernels)
         first = layers[0].context_qkv(context_RTC, modulation[0][1], run)
-        return Captions(context_RTC.to(dtype), first, modulation, self.last_norm(condition_RC).to(dtype))
+        return Captions(context_RTC, first, modulation, self.last_norm(condition_RC).to(dtype))
 
     def stream(self, x_PLC: Tensor, captions: Captions, row_P: Tensor) -> Tensor:
         """The tokens' stream after the last norm, (P, L, C) float32.

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from avarc_cli.layers.class_rows import FirstRow, with_mean_rows
+from avarc_cli.layers.low_rank import finished
 from avarc_cli.layers.precision import Precision, check_gradients, inference
 from avarc_cli.layers.stored import plain_state, stored_bytes
 from avarc_cli.layers.weight_decay import ONE_D_TOKENIZER, decays_unless_named
@@ -159,11 +160,7 @@ class MaskGITLikelihood(MaskedCodes, TrainableModel):
         return twin
 
     def finish_network(self, network: nn.Module) -> MaskedTransformer:
-        twin = cast("MaskedTransformer", network)
-        twin.precision = self.precision
-        if self.precision.quantized:  # from the changed weights
-            twin.set_precision(self.precision)
-        return twin.set_kernels(self.transformer.kernels)
+        return finished(cast("MaskedTransformer", network), self.transformer)
 
     def with_more_classes(self, count: int) -> MaskGITLikelihood:
         tensors = plain_state(self.transformer)

@@ -19,6 +19,7 @@ from avarc_cli.layers.class_rows import FirstRow, with_mean_rows
 from avarc_cli.layers.joined import join_states
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.linears import log_prob_backend
+from avarc_cli.layers.low_rank import finished
 from avarc_cli.layers.precision import Precision, check_gradients, inference
 from avarc_cli.layers.stored import plain_state, stored_bytes
 from avarc_cli.layers.weight_decay import ONE_D_TOKENIZER, decays_unless_named
@@ -221,11 +222,7 @@ class RARLikelihood(AutoregressiveModel):
         return twin
 
     def finish_network(self, network: nn.Module) -> RAR:
-        twin = cast("RAR", network)
-        twin.precision = self.rar.precision
-        if self.rar.precision.quantized:  # from the changed weights
-            twin.set_precision(self.rar.precision)
-        return twin.set_kernels(self.rar.kernels)
+        return finished(cast("RAR", network), self.rar)
 
     def with_more_classes(self, count: int) -> RARLikelihood:
         tensors = plain_state(self.rar)

@@ -20,6 +20,7 @@ from avarc_cli.layers.class_rows import FirstRow, with_mean_rows
 from avarc_cli.layers.joined import join_states
 from avarc_cli.layers.kv_cache import KVCache, Workspace
 from avarc_cli.layers.linears import log_prob_backend
+from avarc_cli.layers.low_rank import finished
 from avarc_cli.layers.precision import Precision, inference
 from avarc_cli.layers.stored import plain_state, stored_bytes
 from avarc_cli.layers.weight_decay import decays_unless_named
@@ -231,11 +232,7 @@ class VARLikelihood(AutoregressiveModel):
         return twin
 
     def finish_network(self, network: nn.Module) -> VAR:
-        twin = cast("VAR", network)
-        twin.precision = self.var.precision
-        if self.var.precision.quantized:  # from the changed weights
-            twin.set_precision(self.var.precision)
-        return twin.set_kernels(self.var.kernels)
+        return finished(cast("VAR", network), self.var)
 
     def with_more_classes(self, count: int) -> VARLikelihood:
         tensors = plain_state(self.var)

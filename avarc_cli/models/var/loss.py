@@ -36,7 +36,7 @@ def token_logits(
     """
     check_gradients(var.precision)
     ends = var.config.ends[:scales]
-    with torch.no_grad(), tf32(False):
+    with torch.no_grad(), tf32(False), torch.autocast(tokens_BL.device.type, enabled=False):
         teacher = quantizer.teacher_input(tokens_BL)
     x_BTC = torch.cat([var.embed_start(class_id_B), var.embed_rest(teacher)], dim=1)[:, : ends[-1]]
     condition = var.condition(class_id_B)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+HEAD_WIDTH = 64  # of a model without QK-norm
+
 
 @torch.inference_mode()
 def token_log_probs(w: Mapping[str, Tensor], tokens_L: Tensor, teacher_1TZ: Tensor, class_id_P: Tensor) -> Tensor:
@@ -46,20 +48,32 @@ def logits(w: Mapping[str, Tensor], teacher_BTZ: Tensor, class_id_P: Tensor) -> 
     return F.linear(x, w["head.weight"], w["head.bias"])
 
 
+def _six(w: Mapping[str, Tensor], p: str, cond_PC: Tensor) -> tuple[Tensor, ...]:
+    """Of a block: gamma, scale and shift of its two branches, each (P, 1, C)."""
+    if p + "ada_gss" not in w:
+        return _modulation(w, p + "ada_lin.1", cond_PC, 6)
+    shared_6PC = torch.stack(_modulation(w, "shared_ada_lin.1", cond_PC, 6))
+    return (shared_6PC + w[p + "ada_gss"][0, 0, :, None, None]).unbind(0)
+
+
 def _modulation(w: Mapping[str, Tensor], key: str, cond_PC: Tensor, parts: int) -> tuple[Tensor, ...]:
     out = F.linear(F.silu(cond_PC), w[key + ".weight"], w[key + ".bias"])
     return out.view(len(cond_PC), 1, parts, -1).unbind(2)
 
 
 def _block(w: Mapping[str, Tensor], p: str, x: Tensor, cond_PC: Tensor, mask_LL: Tensor) -> Tensor:
-    gamma1, gamma2, scale1, scale2, shift1, shift2 = _modulation(w, p + "ada_lin.1", cond_PC, 6)
-    gain = w[p + "attn.scale_mul_1H11"].clamp_max(math.log(100)).exp()
+    gamma1, gamma2, scale1, scale2, shift1, shift2 = _six(w, p, cond_PC)
     y = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (scale1 + 1) + shift1
     bias = torch.cat([w[p + "attn.q_bias"], torch.zeros_like(w[p + "attn.q_bias"]), w[p + "attn.v_bias"]])
-    qkv = F.linear(y, w[p + "attn.mat_qkv.weight"], bias).unflatten(-1, (3, gain.shape[1], -1))
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    q, k = F.normalize(q, dim=-1) * gain, F.normalize(k, dim=-1)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_LL, scale=1.0).transpose(1, 2).flatten(2)
+    qkv, gain = F.linear(y, w[p + "attn.mat_qkv.weight"], bias), w.get(p + "attn.scale_mul_1H11")
+    heads = x.shape[-1] // HEAD_WIDTH if gain is None else gain.shape[1]
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    if gain is None:
+        scale = 0.25 / math.sqrt(HEAD_WIDTH)
+    else:
+        scale, k = 1.0, F.normalize(k, dim=-1)
+        q = F.normalize(q, dim=-1) * gain.clamp_max(math.log(100)).exp()
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_LL, scale=scale).transpose(1, 2).flatten(2)
     x = x + gamma1 * F.linear(y, w[p + "attn.proj.weight"], w[p + "attn.proj.bias"])
     y = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (scale2 + 1) + shift2
     y = F.gelu(F.linear(y, w[p + "ffn.fc1.weight"], w[p + "ffn.fc1.bias"]), approximate="tanh")

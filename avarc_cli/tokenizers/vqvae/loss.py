@@ -10,7 +10,8 @@ from torch import Tensor
 from avarc_cli.layers import collectives
 from avarc_cli.layers.code_usage import ScaleUsage
 from avarc_cli.layers.loss_weights import Adversary, LossWeights
-from avarc_cli.layers.vq_loss import Quantized, Reconstruction, ReconstructionLoss, codebook_loss, nearest
+from avarc_cli.layers.rows import Rows
+from avarc_cli.layers.vq_loss import Quantized, ReconstructionLoss, codebook_loss, nearest
 from avarc_cli.tokenizers.vqvae.network import VQVAE
 
 LEAST_SCALES = 3  # of an image of which not all count
@@ -50,11 +51,11 @@ class VQVAELoss(ReconstructionLoss):
     def encode(self, images: Tensor) -> Tensor:
         return self.network.encode(images)
 
-    def reconstruct(self, images: Tensor, step: int, steps: int, generator: torch.Generator) -> Reconstruction:
-        """As `ReconstructionLoss.reconstruct`."""
-        drops = self.measures.scale_dropout > 0 and torch.is_grad_enabled()
-        self._kept_B = self._draw_kept(len(images), generator).to(images.device) if drops else None
-        return super().reconstruct(images, step, steps, generator)
+    def draw(self, rows: Rows, generator: torch.Generator) -> None:
+        """As `ReconstructionLoss.draw`."""
+        super().draw(rows, generator)
+        drops = self.measures.scale_dropout > 0 and torch.is_grad_enabled()  # and not on validation images
+        self._kept_B = rows.take(self._draw_kept(rows.of, generator)) if drops else None
 
     def _draw_kept(self, count: int, generator: torch.Generator) -> Tensor:
         scales = len(self.network.config.patch_nums)
@@ -68,12 +69,13 @@ class VQVAELoss(ReconstructionLoss):
         if self._kept_B is None:
             loss = torch.stack([codebook_loss(latents, f_hat, self.commitment) for f_hat in steps]).mean()
             return Quantized(latents, steps[-1], loss, tokens_BL.flatten())
+        kept_B = self._kept_B.to(latents.device)
         # As in XQ-GAN's code (lxa9867/ImageFolder): later scales of an image are in neither its latents nor its loss.
         loss_KB = torch.stack([self._loss_of_each(latents, f_hat) for f_hat in steps])
-        counts_KB = torch.arange(len(steps), device=latents.device)[:, None] < self._kept_B
-        loss = ((loss_KB * counts_KB).sum(0) / self._kept_B).mean()
+        counts_KB = torch.arange(len(steps), device=latents.device)[:, None] < kept_B
+        loss = ((loss_KB * counts_KB).sum(0) / kept_B).mean()
         images_B = torch.arange(len(latents), device=latents.device)
-        return Quantized(latents, torch.stack(steps)[self._kept_B - 1, images_B], loss, tokens_BL.flatten())
+        return Quantized(latents, torch.stack(steps)[kept_B - 1, images_B], loss, tokens_BL.flatten())
 
     def _loss_of_each(self, latents: Tensor, f_hat: Tensor) -> Tensor:
         """`codebook_loss` of each image, (B,)."""
