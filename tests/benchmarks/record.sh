@@ -74,6 +74,7 @@ if [ "$ONLY" != "  " ]; then
   r paper-plan-llamagen-l-zen4 python tests/benchmarks/paper_plan.py 5 100 fp32,bf16+fp32,int16+fp32 7 --shape llamagen-l --json
   r paper-plan-rar-b-zen4      python tests/benchmarks/paper_plan.py 5 100 fp32,bf16+fp32 7 --shape rar-b --json
   r products-zen4       python tests/benchmarks/products.py --json
+  r products-zen3       python tests/benchmarks/products.py --json
   r products-avx2       python tests/benchmarks/products.py --avx2 --json
   r bench-d16-zen4      avarc bench --precision fp32,bf16,int8 --pairs 6 --rounds 3 --kernels torch --json
   for shape in llamagen-l randar-l rar-b; do

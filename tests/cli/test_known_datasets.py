@@ -88,15 +88,14 @@ def scores(order, candidates: int) -> ImageScores:
     values = np.full(candidates, -1000.0)
     values[list(order)] = -np.arange(len(order), dtype=float)
     rest = [c for c in range(candidates) if c not in order]
+    stage = {"tokens": 1, "samples": 1, "orders": 1, "estimated": False, "precision": None}
     return SimpleNamespace(
-        combine="mean",
         order=np.array([*order, *rest]),
         scores=values,
-        stages=(SimpleNamespace(tokens=1, samples=1, orders=1, estimated=False, precision=None),),
+        stages=(SimpleNamespace(candidates=np.arange(candidates), log_likelihood=values, **stage),),
         reached=np.ones(candidates, dtype=np.int64),
         posterior=np.full(candidates, 1 / candidates),
         margin=1.0,
-        unconditional=float("nan"),
         tokens_scored=1,
         settled=None,
     )
