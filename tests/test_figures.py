@@ -33,7 +33,9 @@ PLAN = [("avarc, fp32", None), ("avarc, bf16", None), ("avarc, bf16+fp32", None)
 SUMMARY = {
     "with AMX": [("paper-plan-d16-cpu", *case) for case in PLAN],
     "Zen 4": [("paper-plan-d16-zen4", *case) for case in PLAN],
-    "limited to AVX2": [("paper-plan-d16-avx2", f"avarc, {name}", None) for name in ("fp32", "int16", "int16+fp32", "int8")],
+    "limited to AVX2": [
+        ("paper-plan-d16-avx2", f"avarc, {name}", None) for name in ("fp32", "int16", "int16+fp32", "int8")
+    ],
     "Zen 3": [("paper-plan-d16-zen3", f"avarc, {name}", None) for name in ("fp32", "int16+fp32")],
     "H200": [
         ("gpu-d16", "fp32", "torch"),

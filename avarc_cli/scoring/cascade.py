@@ -210,7 +210,6 @@ class _Settling:
             tokens_scored=tokens,
             temperature=self.request.temperature,
             unconditional=self.exact.unconditional,
-            combine=self.request.combine,
         )
         return replace(summary, settled=Settled(self.exact.precision, survivors, self.exact.tokens))
 

@@ -257,7 +257,6 @@ class LogProbTable:
             tokens_scored=int(self.tokens_scored_G[g]),
             temperature=request.temperature,
             unconditional=float(unconditional),
-            combine=request.combine,
             token_log_prob=None if self.token_log_prob is None else self.token_log_prob[g, first:],
             segment_log_prob=self.sums_GNOSK[g, first:].copy() if request.keep_segments else None,
             estimates=np.stack([e[g, first:] for e in self.kept_estimates], -1) if self.kept_estimates else None,

@@ -123,8 +123,6 @@ class ImageScores:
     """Token log-probabilities computed for this image."""
     unconditional: float
     """log p(x) in the image's last stage; nan if the score does not need it."""
-    combine: str = "mean"
-    """How the scores of several orders became one (`scoring.combining`)."""
     token_log_prob: npt.NDArray[np.float32] | None = None
     """Of the image's own tokens in each order, (N, O, L), if requested; 0 where a token was not scored."""
     segment_log_prob: npt.NDArray[np.float64] | None = None
@@ -151,7 +149,6 @@ def summarize(
     tokens_scored: int,
     temperature: float = 1.0,
     unconditional: float = math.nan,
-    combine: str = "mean",
     token_log_prob: npt.NDArray[np.float32] | None = None,
     segment_log_prob: npt.NDArray[np.float64] | None = None,
     estimates: npt.NDArray[np.float64] | None = None,
@@ -176,7 +173,6 @@ def summarize(
         margin=margin,
         tokens_scored=tokens_scored,
         unconditional=unconditional,
-        combine=combine,
         token_log_prob=token_log_prob,
         segment_log_prob=segment_log_prob,
         estimates=estimates,
