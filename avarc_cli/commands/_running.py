@@ -97,7 +97,11 @@ class RunOptions:
     def parts(
         self, source: Source, seed: int, dataset: str | None, *, allow_outside: bool
     ) -> tuple[Source, Source | None]:
-        """What to train on, and what to validate on, if anything; dataset, allow_outside: as for `source`."""
+        """What to train on, and what to validate on, if anything.
+
+        Args:
+            dataset, allow_outside: that `source` was opened with.
+        """
         if self.validation:
             return source, open_source(self.validation, dataset, allow_outside=allow_outside)
         if self.hold_out is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -316,8 +317,9 @@ class _Images:
         from avarc_cli.train.digits import write_digits
 
         folder = self.setting.out / "digits"
-        if not folder.is_dir():
+        if not (folder / "test").is_dir():
             remove_leftovers_of(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # what earlier versions left where they were killed
             with new_folder(folder) as temporary:
                 write_digits(temporary)
         return folder

@@ -35,8 +35,10 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         raise UsageError(what, f"'{out.parent}' is not a folder", "name one in a folder that exists")
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise UsageError(what, f"you have no permission to write into '{out.parent}'", "name one in another folder")
-    _check_own(working(out), lambda names: not names or any(name.startswith(REQUEST) for name in names))
-    _check_own(_replaced(out), lambda names: names <= OWN)
+    work = working(out)
+    _check_own(work, lambda names: REQUEST in names or all(name.startswith(REQUEST) for name in names))
+    # It is deleted before the working folder.
+    _check_own(_replaced(out), lambda names: names <= OWN and (work / REQUEST).exists())
     if not os.path.lexists(out):
         return
     if out.is_symlink() or not out.is_dir():
@@ -154,7 +156,7 @@ def _check_own(folder: Path, is_own: Callable[[set[str]], bool]) -> None:
 def _delete(work: Path) -> None:
     """Delete the working folder, its request last: without one, a kill would leave a folder that is not ours."""
     for path in work.iterdir():
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != REQUEST:
             path.unlink()

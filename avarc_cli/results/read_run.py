@@ -20,7 +20,7 @@ from avarc_cli.errors import AvarcError, UsageError
 from avarc_cli.layout import TokenLayout
 from avarc_cli.results.folder import RunFolder
 from avarc_cli.results.validate import AGAIN, check_protocol, check_stages
-from avarc_cli.scoring.combining import MEAN
+from avarc_cli.scoring.combining import LOG_MEAN_EXP
 from avarc_cli.scoring.plan import STAGE
 from avarc_cli.settings import is_cascade
 from avarc_cli.words import counted
@@ -125,10 +125,10 @@ class SavedRun:
 
         Raises: UsageError when the run did not save it; AvarcError for a corrupt file.
         """
-        path = (self.likelihoods or self.path) / "json" / f"{index}.json"
-        if self._npz(index).exists() and not (self.is_mean and path.exists()):
+        if self._npz(index).exists() and not self.is_mean:
             sums: npt.NDArray[np.float64] = self.token_log_prob(index).sum(axis=1, dtype=np.float64)
             return sums
+        path = (self.likelihoods or self.path) / "json" / f"{index}.json"
         if self.likelihoods is None and self.in_two_precisions:
             raise UsageError(
                 f"'{self.path}' holds no likelihoods in one precision",
@@ -136,7 +136,8 @@ class SavedRun:
                 "classify with --precision fp32, or export from the token cache",
             )
         if not path.exists():
-            raise self._not_saved("the likelihoods", "--save-json or --save-likelihood")
+            option = "--save-json" if self.is_mean else "--save-json or --save-likelihood"
+            raise self._not_saved("the likelihoods", option)
         stages = _read(path, lambda: check_stages(strict_json.parse(path.read_text()), len(self.candidates)))
         if len(stages) > 1 or self.drops_candidates:  # an image with one stage may have been decided early
             raise UsageError(
@@ -188,11 +189,11 @@ class SavedRun:
 
     @property
     def is_mean(self) -> bool:
-        """Whether the score of a whole image is a mean over samples, or over orders otherwise than of logarithms: the
-        saved log-probabilities of tokens are the image's own, and means over orders."""
+        """Whether a whole image's likelihood is a mean over samples, or of probabilities over orders: the saved
+        log-probabilities of tokens, the image's own and means over orders, do not add up to it."""
         stage = STAGE.fullmatch(str(self.protocol["plan"]).strip())
         samples = stage[6] if stage else None
-        return int(samples or 1) > 1 or self.protocol.get("combine", MEAN) != MEAN
+        return int(samples or 1) > 1 or self.protocol.get("combine") == LOG_MEAN_EXP
 
     @property
     def drops_candidates(self) -> bool:

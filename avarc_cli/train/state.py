@@ -186,8 +186,8 @@ class State:
             raise ValueError(f"its number of steps is {state['step']!r}")
         for name in ("model", "averaged"):
             _check_tensors(name, state[name], self.averaged)
-        updated = state["optimizer"]["state"] or {"skip_norm", "precision"} & self.identity.keys()
-        if not updated:  # no update can have been skipped
+        may_skip = "skip_norm" in self.identity or self.identity.get("precision") == "fp16"
+        if not state["optimizer"]["state"] and not may_skip:
             raise ValueError("its optimizer has no state")
         parameters = dict(enumerate(self._parameters()))
         for number, moments in state["optimizer"]["state"].items():

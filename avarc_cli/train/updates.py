@@ -103,7 +103,7 @@ class Updates:
 
     def skip(self) -> None:
         """In place of `apply`: the weights stay as they are."""
-        self.scaler.update()  # it unscales no other gradient before
+        self.scaler.update()  # or it refuses to unscale the next gradient
 
     def _pass(self, step: int, rows: Rows) -> tuple[Tensor, dict[str, float]]:
         half = HALF.get(self.run.precision)

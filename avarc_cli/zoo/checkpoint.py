@@ -49,7 +49,8 @@ class Checkpoint:
     path: Path  # of the file; of the index, if there are several
     sha256: str
     """In hex, of the file's bytes: those of the pickle, even if its safetensors copy was read. Of several shards see
-    `sharded`. If the weights also depend on a choice (a set, `lora_alpha`), of this digest and the choice."""
+    `sharded`. If the weights also depend on a choice (a set, a `lora_alpha` from elsewhere), of this digest and the
+    choice."""
     tensors: dict[str, torch.Tensor]  # by the network's own keys; on the CPU
     metadata: dict[str, str]
     """What else the file contains, as text: safetensors metadata, numbers and strings beside the tensors, under "lora"
@@ -88,10 +89,8 @@ def read(path: Path, *, weight_set: str | None = None, lora_alpha: float | None 
     tensors, metadata = _read_copy(path, weight_set) or _read_source(path, start, weight_set)
     tensors, merged = lora.merge(_strip_prefixes(tensors, path), metadata, path, lora_alpha)
     choices = [metadata[weight_sets.CHOSEN]] if weight_sets.CHOSEN in metadata else []
-    if lora_alpha is not None:
-        choices.append(f"lora_alpha {lora_alpha:g}")
-    elif merged and "lora_alpha" not in metadata:  # but in a file beside this one
-        choices.append(merged["lora"])
+    if alpha := lora.alpha_from_outside(merged):
+        choices.append(f"lora_alpha {alpha}")
     return Checkpoint(path, _identity(sha256_of(path), *choices), tensors, metadata | merged)
 
 

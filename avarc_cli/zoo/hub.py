@@ -69,7 +69,7 @@ class RemoteFile:
 
 
 class Unreachable(AvarcError):
-    """There is no connection, or what answers is not a hub."""
+    """There is no connection, what answers is not a hub, or the hub has another file. One in the cache will do."""
 
 
 class ErrorStatus(Exception):
@@ -109,7 +109,7 @@ def look_up(file: HubFile, notify: Notify) -> RemoteFile:
             "use another HF_ENDPOINT; or get the file in another way and use its path",
         )
     if len(etag) == len(digest) and etag != digest:  # of the same kind
-        raise AvarcError(
+        raise Unreachable(
             f"{file.filename} of {file.repo} is not the file that avarc knows",
             f"its sha256 is {etag}, expected is {digest}: it may have been replaced since",
             "see whether there is a newer avarc; or get the file in another way and use its path",

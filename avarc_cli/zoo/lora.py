@@ -86,6 +86,12 @@ def merge(
     return base, {"lora": f"{merged} merged with alpha {scale:g} ({origin})"}
 
 
+def alpha_from_outside(merged: Mapping[str, str]) -> str | None:
+    """The alpha that `merge` used, as it states it, if the file itself does not state one."""
+    found = re.search(r"alpha (\S+) \((?!from the file)", merged.get("lora", ""))
+    return found and found[1]
+
+
 def _merge_one(base: dict[str, Tensor], module: str, sides: dict[str, Tensor], alpha: float, path: Path) -> int:
     """Add B A to the weight of one module, in float32. Returns the rank."""
     key = f"{module}.weight"

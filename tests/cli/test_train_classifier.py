@@ -158,14 +158,22 @@ def test_folders_of_the_user_beside_it_are_kept(copied, photos, tmp_path, capsys
         assert f"mine.{suffix}' is not a folder of avarc's" in message and "it holds left, right" in message
     assert sum(path.is_file() for path in theirs.rglob("*")) == 96 and model_folder.find(copied)
     shutil.rmtree(theirs)
+    shutil.copytree(copied, theirs)  # a model of theirs
+    assert main(words) == 2 and model_folder.find(theirs)
+    shutil.rmtree(theirs)
     theirs.symlink_to(photos)
     assert main(words) == 2 and "it is not a folder" in capsys.readouterr().err
 
 
-def test_a_kill_while_the_working_folder_is_deleted_leaves_no_weights_for_another(made, photos, tmp_path, monkeypatch):
+def test_a_kill_while_the_working_folder_is_deleted_leaves_no_weights_for_another(photos, tmp_path, monkeypatch):
     words = ["train", "classifier", str(photos), *SHORT, "--out", str(tmp_path / "mine")]
+
+    def begin_and_die(path):  # files go in any order
+        (path / "request.json").unlink(missing_ok=True)
+        die()
+
     with monkeypatch.context() as patch:
-        patch.setattr(folders, "shutil", SimpleNamespace(copyfile=shutil.copyfile, rmtree=die))
+        patch.setattr(folders, "shutil", SimpleNamespace(copyfile=shutil.copyfile, rmtree=begin_and_die))
         assert in_child(lambda: main(words)) == -signal.SIGKILL
     assert (tmp_path / "mine.training" / "request.json").exists()
     assert main([*words, "--seed", "1", "--overwrite"]) == 2, "it is that training's until it is continued or deleted"

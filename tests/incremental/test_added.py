@@ -37,7 +37,7 @@ def scores(model, tokens, ids=None):
     return log_likelihoods(model, tokens, range(model.num_classes) if ids is None else ids, device=CPU)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("method", METHODS)
 def test_old_classes_and_other_additions_score_bit_for_bit_as_before(golden, method, precision):
     base, tokens = base_model(golden, precision), golden.tokens().repeat(3, 1)
@@ -58,6 +58,13 @@ def test_a_bf16_model_is_neither_copied_nor_changed_by_additions(tiny):
     assert {layer.own.is_mkldnn for layers in changed for layer in layers} == {cpu_has_bf16()}
     scores(model, tiny.tokens())
     assert base.resident_bytes == before, "on which batches depend"
+
+
+@pytest.mark.parametrize("method", ["embedding", "lora"])
+def test_an_int8_model_is_quantized_once_but_for_what_changes(tiny, method):
+    model = AddedClassesModel(base_model(tiny, "int8"), [added(base_model(tiny), method)])
+    own, new = (each.network.blocks[0].attn.proj for each in model.models)
+    assert (new is own) == (method == "embedding")
 
 
 @pytest.mark.parametrize("name", ["digits-llamagen", "digits-randar", "digits-titok"])

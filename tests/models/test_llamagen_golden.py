@@ -151,8 +151,8 @@ def test_selected_pairs_go_on_joined_as_they_would_alone(gpt):
     assert error(model.extend(forked, 4, keep_cache_segments=0), arrays["logp"][[5, 0], [5, 0], 8:]) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["bf16", "int8"])
-def test_other_precisions_stay_near(gpt, name):
+@pytest.mark.parametrize(("name", "most"), [("bf16", 0.05), ("int8", 0.1)])  # nats; int8 without VNNI has 7 bits
+def test_other_precisions_stay_near(gpt, name, most):
     _, arrays, model = gpt
     with torch.device("meta"):
         network = LlamaGen(model.config)
@@ -161,9 +161,7 @@ def test_other_precisions_stay_near(gpt, name):
     cpu = torch.device("cpu")
     near = LlamaGenLikelihood(network.eval().requires_grad_(False).set_precision(precisions.find(name, cpu)))
     ours = scored(near, torch.from_numpy(arrays["tokens"]), torch.from_numpy(arrays["classes"]), [4])
-    assert (
-        ours - torch.from_numpy(arrays["logp"])
-    ).abs().mean() < 0.1  # nats, the most by int8 without VNNI; the tokens differ by nats
+    assert (ours - torch.from_numpy(arrays["logp"])).abs().mean() < most  # the tokens differ by nats
 
 
 def grouped(seed=0):

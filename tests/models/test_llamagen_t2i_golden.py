@@ -194,13 +194,13 @@ def test_a_picture_does_not_depend_on_the_others_that_are_drawn(golden):
     assert torch.equal(together[[2]], alone)
 
 
-@pytest.mark.parametrize("name", ["bf16", "int8"])
-def test_other_precisions_stay_near(golden, name):
+@pytest.mark.parametrize(("name", "most"), [("bf16", 0.05), ("int8", 0.1)])  # nats; int8 without VNNI has 7 bits
+def test_other_precisions_stay_near(golden, name, most):
     _, arrays, model = golden
     network = CaptionLlamaGen.from_state_dict(model.config, model.gpt.state_dict(), source="t2i")
     near = CaptionLlamaGenLikelihood(network.set_precision(precisions.find(name, torch.device("cpu"))))
     ours = scored(near.with_captions(features(arrays)), arrays["tokens"], range(4), [1, 4])
-    assert (ours - arrays["logp"]).abs().mean() < 0.1  # nats, the most by int8 without VNNI; the tokens differ by nats
+    assert (ours - arrays["logp"]).abs().mean() < most  # the tokens differ by nats
 
 
 def test_memory_counts_captions_and_what_is_added_to_scores(golden):

@@ -212,15 +212,15 @@ def test_survivors_go_on_where_they_are():
     assert torch.allclose(model.extend(kept, 4, keep_cache_segments=0), whole[0, [2, 0], 2:], atol=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_precisions_change_scores_by_their_rounding(golden, precision):
+@pytest.mark.parametrize(("precision", "most"), [("bf16", 0.3), ("int8", 0.6)])  # int8 without VNNI has 7 bits
+def test_precisions_change_scores_by_their_rounding(golden, precision, most):
     _, arrays, made = golden
     exact, low = (
         MaskGenLikelihood(each, 4).with_captions(golden_features(arrays)) for each in (made, network(precision))
     )
     tokens = arrays["target_tokens"]
     difference = scored(low, tokens, torch.arange(4), (4,)) - scored(exact, tokens, torch.arange(4), (4,))
-    assert 0 < difference.abs().max() < 0.6  # the most by int8 without VNNI, which has 7 bits
+    assert 0 < difference.abs().max() < most
 
 
 def test_the_aesthetic_score_is_the_same_for_all_captions(golden):

@@ -135,7 +135,7 @@ function showPredictions() {
       const item = element("li", `${stage.tokens} tokens, ${count(stage.candidates, "class")}: `);
       item.append(...stage.kept.map(name => element("span", name, "kept")));
       const others = stage.kept_count - stage.kept.length;
-      if (others) item.append(element("span", `and ${others} more kept, `, "muted"));
+      if (others) item.append(element("span", `and ${others} more kept `, "muted"));
       for (const name of stage.dropped) {
         const chip = element("span", name, "dropped");
         chip.setAttribute("aria-label", `${name}, dropped`);

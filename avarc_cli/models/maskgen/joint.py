@@ -47,10 +47,10 @@ class ContextQKV(NamedTuple):
 
 
 class Captions(NamedTuple):
-    """Everything that depends on captions alone, in the dtype of activations."""
+    """Everything that depends on captions alone, in the dtype of activations but for the stream."""
 
     context_RTC: Tensor
-    """The caption's stream before the first block."""
+    """The caption's stream before the first block, not rounded."""
     first: ContextQKV
     """In the first block."""
     modulation: tuple[tuple[Tensor, Tensor], ...]
