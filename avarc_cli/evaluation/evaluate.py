@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -317,11 +316,12 @@ class _Images:
         from avarc_cli.train.digits import write_digits
 
         folder = self.setting.out / "digits"
-        if not (folder / "test").is_dir():
+        if not folder.is_dir():
             remove_leftovers_of(folder)
-            shutil.rmtree(folder, ignore_errors=True)  # what earlier versions left where they were killed
             with new_folder(folder) as temporary:
                 write_digits(temporary)
+        elif not (folder / "test").is_dir():  # an earlier version was killed while it wrote them
+            write_digits(folder)
         return folder
 
 

@@ -92,8 +92,8 @@ def convert_linears(block: nn.Module, names: Iterable[str], precision: Precision
         module = block.get_submodule(owner)
         layer = getattr(module, attribute)
         before = layer.weight.detach()
-        if precision.product in (before.dtype, getattr(layer, "multiplied", None)):  # low-rank changes stay float32
-            continue
+        if precision.product in (before.dtype, getattr(layer, "multiplied", None)):
+            continue  # nothing to convert; low-rank changes of it stay float32
         converted = quantized(layer, precision) if precision.quantized else layer.to(precision.product)
         setattr(module, attribute, converted)
         give_back(before)
