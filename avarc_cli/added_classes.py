@@ -126,7 +126,7 @@ class AddedClassesModel(LikelihoodModel):
         self.any_order, self.default_orders = base.any_order, base.default_orders
         self.has_block_parallel = base.has_block_parallel
         self.has_summary = base.has_summary
-        self.onednn, self.joins = base.onednn, base.joins
+        self.uses_library, self.joins = base.uses_library, base.joins
         self.default_guidance, self.sampler = base.default_guidance, base.sampler
         self.keeps_tokens, self.smooths = base.keeps_tokens, base.smooths
         self.channels, self.steps = base.channels, base.steps

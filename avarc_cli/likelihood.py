@@ -87,8 +87,8 @@ class LikelihoodModel(ABC):
     """Whether there is `join`: the few survivors of several batches are scored faster as one."""
     smooths: bool = False
     """Whether there is `sample_latents`."""
-    onednn: bool = False
-    """Whether float32 matrices are multiplied by oneDNN on a CPU where that was chosen (`Precision.library`)."""
+    uses_library: bool = False
+    """Whether float32 matrices are multiplied on a CPU by the library that was chosen (`Precision.library`)."""
     default_guidance: float = 1.5
     """Strength of guidance with which `sample` is meant to be used."""
     sampler: SamplerSettings = SamplerSettings()

@@ -130,7 +130,7 @@ def load_model(
         device=str(device),
         load=partial(_load_model_on, replace(spec, bank=None)),
         kernels=kernels,
-        arithmetic=precisions.arithmetic(precision, device, onednn=likelihood.onednn),
+        arithmetic=precisions.arithmetic(precision, device, uses_library=likelihood.uses_library),
         lora=generator.read.metadata.get("lora", ""),
         weight_set=generator.weight_set,
         given=asdict(spec),
@@ -141,7 +141,7 @@ def load_model(
 
 
 def multiplying_by(model: LoadedModel, library: str) -> LoadedModel:
-    """The model with float32 products by this library ("torch" or "onednn"), as in earlier work that it continues."""
+    """The model with float32 products by this library (`settings.LIBRARIES`), as in earlier work that it continues."""
     if product_library.recorded(model.arithmetic) == library:
         return model
     alone = load_model(replace(ModelSpec(**model.given), products=library, bank=None))

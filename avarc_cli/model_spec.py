@@ -50,8 +50,8 @@ class ModelSpec:
     """One of auto, torch, triton and flash (`devices.pick_kernels`)."""
 
     products: str = "auto"
-    """What multiplies float32 matrices on a CPU, on which the last bits of scores depend: torch, onednn, rule, or auto
-    for the faster one by a measurement, unless AVARC_PRODUCTS says which (`product_library.resolve`)."""
+    """What multiplies float32 matrices on a CPU, on which the last bits of scores depend: torch, onednn, avarc, rule,
+    or auto for the fastest by a measurement, unless AVARC_PRODUCTS says which (`product_library.resolve`)."""
 
     bank: str | Path | None = None
     """Folder of classes that were added to this model (`avarc add-class`)."""

@@ -1,9 +1,9 @@
-"""Which library multiplies float32 matrices on a CPU: the one that is faster, measured once on a machine.
+"""Which library multiplies float32 matrices on a CPU: the fastest, measured once on a machine.
 
-PyTorch calls MKL on x86, or another BLAS, and ships oneDNN beside it. Which is faster depends on the processor
-(docs/execution.md), and the last bits of scores depend on the choice. So it is kept for the processor, the number of
-threads and the version of PyTorch, run.json records it (`precision.arithmetic`), and the environment variable
-AVARC_PRODUCTS or `ModelSpec.products` fixes it.
+PyTorch calls MKL on x86, or another BLAS, and ships oneDNN beside it; avarc has a product of its own. Which is fastest
+depends on the processor (docs/execution.md), and the last bits of scores depend on the choice. So it is kept for the
+processor, the number of threads, the version of PyTorch and the C compiler, run.json records it
+(`precision.arithmetic`), and the environment variable AVARC_PRODUCTS or `ModelSpec.products` fixes it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from avarc_cli import environment
 from avarc_cli.errors import UsageError
 from avarc_cli.layers import precision as precisions
 from avarc_cli.layers.precision import Precision
-from avarc_cli.settings import BY_ONEDNN, BY_RULE, BY_TORCH, check_products
+from avarc_cli.settings import BY_AVARC, BY_ONEDNN, BY_RULE, BY_TORCH, LIBRARIES, check_products
 from avarc_cli.zoo import paths
 from avarc_cli.zoo.measured import Measured
-from avarc_kernels.linear import linear, onednn_missing
+from avarc_kernels import c_library
+from avarc_kernels.linear import linear, missing
 
 AUTO = "auto"
 VARIABLE = "AVARC_PRODUCTS"
+NAMES = {BY_TORCH: "PyTorch's own", BY_ONEDNN: "oneDNN", BY_AVARC: "avarc's own"}
 ROWS = 512
 LINEARS = ((1024, 3072), (1024, 1024), (1024, 4096), (4096, 1024))  # of a block of width 1024: channels in and out
 SECONDS = 0.8  # that are measured for, after one round to warm up
@@ -39,31 +41,38 @@ GAIN = 1.05  # a smaller difference may be noise, and is not worth other bits th
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of `LINEARS` by each library, of the fastest round of each: (wall, CPU time of all threads)."""
+    """How fast the libraries of a machine multiply."""
 
-    torch: tuple[float, float]
-    onednn: tuple[float, float]
+    seconds: Mapping[str, tuple[float, float]]
+    """Of `LINEARS` by each library, of the fastest round of each: (wall, CPU time of all threads)."""
     waiting: float
     """The share of the time that a thread waited for a core, of the one that waited longest."""
 
     def __post_init__(self) -> None:
         """Raises: ValueError for seconds that are not positive and finite, and for a negative share."""
-        if not all(0 < seconds < float("inf") for seconds in (*self.torch, *self.onednn)):
+        if BY_TORCH not in self.seconds or not self.seconds.keys() <= set(LIBRARIES):
+            raise ValueError("these are other libraries")
+        if not all(0 < clock < float("inf") for wall, cpu in self.seconds.values() for clock in (wall, cpu)):
             raise ValueError("seconds are positive")
         if not 0 <= self.waiting < float("inf"):
             raise ValueError("a share is not negative")
 
     @property
-    def gain(self) -> float:
-        """How many times as fast oneDNN is, by the clock that says less: other processes disturb both differently."""
-        return min(own / other for own, other in zip(self.torch, self.onednn, strict=True))
+    def gains(self) -> dict[str, float]:
+        """How many times as fast as PyTorch's own each other library is.
+
+        By the clock that says less: other processes disturb both differently.
+        """
+        own, others = self.seconds[BY_TORCH], {name: of for name, of in self.seconds.items() if name != BY_TORCH}
+        return {name: min(own[0] / wall, own[1] / cpu) for name, (wall, cpu) in others.items()}
 
     @property
     def library(self) -> str:
         """The one to use; by the rule where the times say little."""
         if self.disturbed:
             return _by_rule()
-        return BY_ONEDNN if self.gain >= GAIN else BY_TORCH
+        fast = {name: gain for name, gain in self.gains.items() if gain >= GAIN}
+        return max(fast, key=fast.__getitem__, default=BY_TORCH)
 
     @property
     def disturbed(self) -> bool:
@@ -80,26 +89,26 @@ def find(name: str, device: torch.device, products: str = AUTO) -> Precision:
 
 
 def resolve(products: str, device: torch.device) -> str:
-    """The library that a choice stands for: "torch" or "onednn".
+    """The library that a choice stands for: "torch", "onednn" or "avarc".
 
     Args:
-        products: one of these, "rule" for the one that `precision.onednn_is_faster` expects to be faster, or "auto"
-            for what AVARC_PRODUCTS says; where it says nothing, for the one that is faster by a measurement.
-    Raises: UsageError for any other, and for oneDNN in a PyTorch without it.
+        products: one of these, "rule" for oneDNN where `precision.onednn_is_faster` expects it to be faster, or "auto"
+            for what AVARC_PRODUCTS says; where it says nothing, for the one that is fastest by a measurement.
+    Raises: UsageError for any other, and for one that cannot run here.
     """
     check_products(products)
     chosen = from_environment() or AUTO if products == AUTO else products
     if device.type != "cpu":
         return BY_TORCH
-    missing = onednn_missing(torch.empty(0))
-    if chosen == BY_ONEDNN and missing is not None:
-        named = f"leave out {VARIABLE}, or set it to {BY_TORCH}"
-        begun = "go on where PyTorch has it, or begin again with PyTorch's own products"
-        raise UsageError("oneDNN cannot multiply here", missing, named if products == AUTO else begun)
+    if chosen == AUTO:
+        chosen = compared().library
+        return chosen if missing(chosen, torch.empty(0)) is None else _by_rule()
     if chosen == BY_RULE:
         return _by_rule()
-    if chosen == AUTO:
-        return BY_TORCH if missing is not None else compared().library
+    if why := missing(chosen, torch.empty(0)):
+        named = f"leave out {VARIABLE}, or set it to {BY_TORCH}"
+        begun = "go on where it can, or begin again with PyTorch's own products"
+        raise UsageError(f"{NAMES[chosen]} products cannot run here", why, named if products == AUTO else begun)
     return chosen
 
 
@@ -122,11 +131,11 @@ def from_environment() -> str | None:
 
 def recorded(arithmetic: str) -> str:
     """The library of a run by its `arithmetic` in run.json."""
-    return BY_ONEDNN if precisions.BY_ONEDNN_WORDS in arithmetic else BY_TORCH
+    return next((name for name, words in precisions.LIBRARY_WORDS.items() if words in arithmetic), BY_TORCH)
 
 
 def compared() -> Comparison:
-    """Both libraries on this machine with this number of threads, as measured earlier or now."""
+    """The libraries on this machine with this number of threads, as measured earlier or now."""
     key = _key()
     found = COMPARISONS.stored(key)
     if found is None:
@@ -141,6 +150,7 @@ def _key() -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),  # "AMD EPYC" may have AVX-512 or not
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "compiler": c_library.compiler(),  # without one, there is one library less to choose from
         "rows": ROWS,
         "linears": [list(shape) for shape in LINEARS],
     }
@@ -148,11 +158,12 @@ def _key() -> dict[str, Any]:
 
 @torch.inference_mode()
 def compare() -> Comparison:
-    """Time both libraries in turns, for about a second; the fastest turn of each linear counts."""
+    """Time the libraries in turns, for about a second; the fastest turn of each linear counts."""
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(ROWS, channels, generator=generator) for channels, _ in LINEARS]
     weights = [torch.randn(out, channels, generator=generator) for channels, out in LINEARS]
-    fastest = {backend: [[float("inf")] * 2 for _ in LINEARS] for backend in (BY_TORCH, BY_ONEDNN)}
+    available = [library for library in LIBRARIES if missing(library, torch.empty(0)) is None]
+    fastest = {backend: [[float("inf")] * 2 for _ in LINEARS] for backend in available}
     started, waited, rounds = 0.0, dict[str, int](), -1
     while rounds < LEAST_ROUNDS or time.perf_counter() - started < SECONDS:
         for x, weight, *bests in zip(inputs, weights, *fastest.values(), strict=True):
@@ -166,7 +177,7 @@ def compare() -> Comparison:
             started, waited = time.perf_counter(), _waited()
     longest = max((now - waited.get(thread, now) for thread, now in _waited().items()), default=0)
     waiting = 1e-9 * longest / (time.perf_counter() - started)
-    return Comparison(_sums(fastest[BY_TORCH]), _sums(fastest[BY_ONEDNN]), waiting)
+    return Comparison({backend: _sums(bests) for backend, bests in fastest.items()}, waiting)
 
 
 def _sums(bests: list[list[float]]) -> tuple[float, float]:
@@ -190,14 +201,14 @@ def _waited() -> dict[str, int]:
 def choice() -> environment.Choice:
     """What is used on this machine, and why, for `avarc doctor`. Raises: UsageError as `from_environment`."""
     what, said = "float32 products", from_environment() or AUTO
-    names = {BY_TORCH: "PyTorch's own", BY_ONEDNN: "oneDNN"}
-    picked = names[resolve(AUTO, torch.device("cpu"))]
+    picked = NAMES[resolve(AUTO, torch.device("cpu"))]
     if said != AUTO:
         return environment.Choice(what, picked, f"{VARIABLE} says so")
-    if why := onednn_missing(torch.empty(0)):
-        return environment.Choice(what, picked, why)
+    cannot = [f"{NAMES[library]}: {why}" for library in LIBRARIES if (why := missing(library, torch.empty(0)))]
     found = compared()
-    why = f"measured: oneDNN is {found.gain:.2f} times as fast; it is used from {GAIN} on"
+    timed = " and ".join(f"{NAMES[library]} {gain:.2f}" for library, gain in found.gains.items())
+    measured = [f"measured: {timed} times as fast as PyTorch's; used from {GAIN} on"] if timed else []
+    why = "; ".join([*measured, *cannot])
     if found.disturbed:
         file = COMPARISONS.file(_key())
         why = f"by the rule: threads waited for cores while both were measured; to measure again, delete '{file}'"
@@ -205,13 +216,12 @@ def choice() -> environment.Choice:
 
 
 def _read(values: Mapping[str, Any]) -> Comparison:
-    (torch_wall, torch_cpu), (onednn_wall, onednn_cpu) = values["torch"], values["onednn"]
-    seconds = (float(torch_wall), float(torch_cpu)), (float(onednn_wall), float(onednn_cpu))
-    return Comparison(*seconds, float(values["waiting"]))
+    seconds = {library: (float(wall), float(cpu)) for library, (wall, cpu) in values["seconds"].items()}
+    return Comparison(seconds, float(values["waiting"]))
 
 
 def _write(found: Comparison) -> dict[str, Any]:
-    return {"torch": list(found.torch), "onednn": list(found.onednn), "waiting": found.waiting}
+    return {"seconds": {library: list(clocks) for library, clocks in found.seconds.items()}, "waiting": found.waiting}
 
 
-COMPARISONS = Measured(paths.products_folder, "seconds", "the comparison of libraries", _read, _write)
+COMPARISONS = Measured(paths.products_folder, "compared", "the comparison of libraries", _read, _write)

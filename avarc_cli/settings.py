@@ -18,8 +18,9 @@ AUTO_PRECISION = "auto"
 """A cascade where it is much faster than fp32, and fp32 elsewhere."""
 EXACT = "fp32"
 """The second precision of a cascade."""
-BY_RULE, BY_TORCH, BY_ONEDNN = "rule", "torch", "onednn"
-PRODUCTS = ("auto", BY_RULE, BY_TORCH, BY_ONEDNN)  # which library multiplies float32 matrices on a CPU
+BY_RULE, BY_TORCH, BY_ONEDNN, BY_AVARC = "rule", "torch", "onednn", "avarc"
+LIBRARIES = (BY_TORCH, BY_ONEDNN, BY_AVARC)
+PRODUCTS = ("auto", BY_RULE, *LIBRARIES)  # which library multiplies float32 matrices on a CPU
 KERNELS = ("auto", "triton", "torch", "flash")
 FLASH = "flash"
 """The kernels of this name are flash-attn's for attention, and others for the rest (`layers.kernels`)."""

@@ -23,12 +23,14 @@ from avarc_cli.product_library import Comparison
 from avarc_cli.sampling.folder import RECORD
 from avarc_cli.zoo import paths
 from avarc_cli.zoo.local_files import ASSETS
-from avarc_kernels.linear import onednn_missing
+from avarc_kernels.linear import missing
 
 CPU = torch.device("cpu")
 SCHEDSTAT = Path("/proc/self/schedstat")
 TELLS = SCHEDSTAT.exists() and not SCHEDSTAT.read_text().startswith("0 0")
-needs_onednn = pytest.mark.skipif(bool(onednn_missing(torch.empty(0))), reason="this PyTorch has no oneDNN")
+OTHERS = [library for library in ("onednn", "avarc") if missing(library, torch.empty(0)) is None]
+WORDS = {"onednn": "float32 products by oneDNN", "avarc": "float32 products by avarc"}
+needs_onednn = pytest.mark.skipif("onednn" not in OTHERS, reason="this PyTorch has no oneDNN")
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def machine(monkeypatch):
     measured = []
     shutil.rmtree(paths.products_folder(), ignore_errors=True)
     monkeypatch.delenv(product_library.VARIABLE)
-    found = Comparison((2.0, 4.0), (1.0, 2.0), waiting=0.0)
+    found = Comparison({"torch": (2.0, 4.0), "onednn": (1.0, 2.0)}, waiting=0.0)
     monkeypatch.setattr(product_library, "compare", lambda: measured.append(1) or found)
     yield measured
     shutil.rmtree(paths.products_folder(), ignore_errors=True)
@@ -87,7 +89,7 @@ def test_what_an_earlier_version_measured_is_measured_again(machine):
     product_library.resolve("auto", CPU)
     (file,) = paths.products_folder().iterdir()
     kept = json.loads(file.read_bytes())
-    del kept["seconds"]["waiting"]
+    kept["seconds"] = kept.pop("compared")["seconds"]
     file.write_text(json.dumps(kept))
     assert product_library.resolve("auto", CPU) == "onednn"
     assert len(machine) == 2
@@ -98,11 +100,37 @@ def test_what_an_earlier_version_measured_is_measured_again(machine):
     [(0.5, 0.5, "onednn"), (0.96, 0.96, "torch"), (1.0, 1.0, "torch"), (0.5, 1.0, "torch"), (1.0, 0.5, "torch")],
 )
 def test_other_bits_than_torchs_need_a_clear_gain_by_both_clocks(wall, cpu, library):
-    assert Comparison((1.0, 1.0), (wall, cpu), waiting=0.0).library == library
+    assert Comparison({"torch": (1.0, 1.0), "onednn": (wall, cpu)}, waiting=0.0).library == library
 
 
-@needs_onednn
-@pytest.mark.parametrize("library", ["torch", "onednn"])
+def test_the_fastest_of_several_is_used_and_doctor_names_them_all(machine, monkeypatch):
+    found = Comparison({"torch": (1.0, 1.0), "onednn": (0.9, 0.9), "avarc": (0.5, 0.8)}, waiting=0.0)
+    assert found.library == "avarc"
+    monkeypatch.setattr(product_library, "compare", lambda: found)
+    monkeypatch.setattr(product_library, "missing", lambda library, x: None)
+    choice = product_library.choice()
+    assert choice.picked == "avarc's own"
+    assert choice.why == "measured: oneDNN 1.11 and avarc's own 1.25 times as fast as PyTorch's; used from 1.05 on"
+
+
+def test_a_library_that_can_no_longer_run_is_not_chosen_and_refused_where_it_is_named(machine, monkeypatch):
+    def no_compiler(library, x):
+        return "it needs a C compiler" if library == "avarc" else None
+
+    fastest = Comparison({"torch": (1.0, 1.0), "onednn": (2.0, 2.0), "avarc": (0.5, 0.5)}, waiting=0.0)
+    monkeypatch.setattr(product_library, "compare", lambda: fastest)
+    monkeypatch.setattr(product_library, "missing", lambda library, x: None)
+    assert product_library.resolve("auto", CPU) == "avarc"
+    monkeypatch.setattr(product_library, "missing", no_compiler)
+    monkeypatch.setattr(precisions, "onednn_is_faster", lambda x: False)
+    assert product_library.resolve("auto", CPU) == "torch"
+    assert product_library.choice().picked == "PyTorch's own"
+    assert product_library.choice().why.endswith("avarc's own: it needs a C compiler")
+    with pytest.raises(UsageError, match="avarc's own products cannot run here"):
+        product_library.resolve("avarc", CPU)
+
+
+@pytest.mark.parametrize("library", ["torch", *OTHERS])
 def test_what_the_environment_or_the_caller_says_is_not_measured(machine, monkeypatch, library):
     assert product_library.resolve(library, CPU) == library
     monkeypatch.setenv(product_library.VARIABLE, library.upper())
@@ -125,16 +153,16 @@ def test_a_value_that_there_is_not_is_wrong_usage(monkeypatch, capsys):
     with pytest.raises(UsageError, match="blas"):
         product_library.resolve("auto", CPU)
     assert main(["doctor"]) == 2
-    assert "there are auto, rule, torch" in " ".join(capsys.readouterr().err.split())
+    assert "there are auto, rule, torch, onednn, avarc" in " ".join(capsys.readouterr().err.split())
 
 
-@needs_onednn
-def test_both_libraries_are_timed_on_the_same_products(monkeypatch):
+def test_all_libraries_are_timed_on_the_same_products(monkeypatch):
     monkeypatch.setattr(product_library, "SECONDS", 0)
     monkeypatch.setattr(product_library, "LINEARS", ((64, 32), (32, 64)))
     state = torch.get_rng_state()
     found = product_library.compare()
-    assert all(0 < seconds < 10 for seconds in (*found.torch, *found.onednn))
+    assert list(found.seconds) == ["torch", *OTHERS]
+    assert all(0 < clock < 10 for clocks in found.seconds.values() for clock in clocks)
     assert torch.equal(torch.get_rng_state(), state), "a seed that was set before gives other numbers now"
 
 
@@ -193,35 +221,35 @@ def test_a_deterministic_run_takes_the_rule(machine, monkeypatch):
     assert not machine
 
 
-@needs_onednn
-def test_a_run_goes_on_with_the_library_that_it_began_with(tmp_path, monkeypatch, small_cache):
-    def classify(name, library, *options):
-        monkeypatch.setenv(product_library.VARIABLE, library)
+@pytest.mark.parametrize("library", OTHERS)
+def test_a_run_goes_on_with_the_library_that_it_began_with(tmp_path, monkeypatch, small_cache, library):
+    def classify(name, by, *options):
+        monkeypatch.setenv(product_library.VARIABLE, by)
         command = ["--quiet", "classify", str(small_cache), "--out", str(tmp_path / name), *options]
         return main(command), json.loads((tmp_path / name / "run.json").read_text())["arithmetic"]
 
-    code, arithmetic = classify("whole", "onednn")
-    assert code == 0 and "oneDNN" in arithmetic
-    assert classify("parts", "onednn", "--shard", "1/2")[0] == 0
+    code, arithmetic = classify("whole", library)
+    assert code == 0 and WORDS[library] in arithmetic
+    assert classify("parts", library, "--shard", "1/2")[0] == 0
     assert classify("parts", "torch", "--shard", "2/2") == (0, arithmetic)
     name = "predictions.jsonl"
     assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert "oneDNN" not in classify("whole", "torch", "--overwrite")[1]
+    assert "float32 products by" not in classify("whole", "torch", "--overwrite")[1]
 
 
-@needs_onednn
-def test_pictures_that_are_continued_keep_the_library_that_they_were_begun_with(tmp_path, monkeypatch, capsys):
-    def draw(name, library, *options, code=0):
-        monkeypatch.setenv(product_library.VARIABLE, library)
+@pytest.mark.parametrize("library", OTHERS)
+def test_pictures_that_are_continued_keep_the_library_that_they_were_begun_with(tmp_path, monkeypatch, capsys, library):
+    def draw(name, by, *options, code=0):
+        monkeypatch.setenv(product_library.VARIABLE, by)
         command = ["--quiet", "sample", "3", "8", "--count", "2", "--batch-size", "2", "--out", str(tmp_path / name)]
         assert main([*command, *options]) == code
         files = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
         return {path.relative_to(tmp_path / name).as_posix(): path.read_bytes() for path in files}
 
-    whole = draw("whole", "onednn")
+    whole = draw("whole", library)
     request = json.loads(whole[RECORD])
-    assert request["products"] == "onednn"
-    draw("parts", "onednn", "--shard", "1/2")
+    assert request["products"] == library
+    draw("parts", library, "--shard", "1/2")
     assert draw("parts", "torch", "--shard", "2/2") == whole
     assert draw("parts", "torch") == whole, "it is complete"
     del request["products"]

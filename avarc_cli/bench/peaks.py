@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from avarc_cli.layers.linears import Int8LinearCPU
+from avarc_cli.settings import LIBRARIES
 from avarc_kernels.int16_linear import int16_linear, pack
-from avarc_kernels.linear import linear, onednn_missing
+from avarc_kernels.linear import linear, missing
 
 ROWS, CHANNELS, OUT = 2048, 1024, 4096  # of a block of width 1024, a full batch on a CPU
 COPIED = (2**18, 2**21, 2**25)  # float32 numbers: in a core's cache, in the caches of most CPUs, in memory
@@ -49,7 +50,7 @@ def _ways(dtype: torch.dtype, device: torch.device) -> list[tuple[Callable[[], o
     if dtype == torch.int16:
         return [(partial(int16_linear, x, pack(weight), None), device)]  # also converts x: a few percent of the time
     x, weight = x.to(dtype), weight.to(dtype)
-    backends = ["torch"] if onednn_missing(x) else ["torch", "onednn"]
+    backends = [library for library in LIBRARIES if missing(library, x) is None]
     return [(partial(linear, x, weight, None, backend=backend), device) for backend in backends]
 
 

@@ -19,17 +19,20 @@ from torch import Tensor
 from avarc_cli.errors import UsageError
 from avarc_cli.settings import (
     AUTO_PRECISION,
+    BY_AVARC,
     BY_ONEDNN,
     BY_RULE,
+    BY_TORCH,
     CASCADE,
     EXACT,
     check_precision,
     check_scoring_precision,
 )
 from avarc_kernels.int16_linear import missing as int16_missing
+from avarc_kernels.linear import missing as product_missing
 from avarc_kernels.linear import onednn_missing
 
-BY_ONEDNN_WORDS = "float32 products by oneDNN"
+LIBRARY_WORDS = {BY_ONEDNN: "float32 products by oneDNN", BY_AVARC: "float32 products by avarc"}
 FP8_CAPABILITY = (8, 9)  # compute capability of the first GPUs that multiply float8 (torch._scaled_mm requires it)
 
 
@@ -51,7 +54,7 @@ class Precision:
     """Of queries, keys and values."""
     library: str = BY_RULE
     """What multiplies float32 matrices on a CPU: "torch" (the library that PyTorch calls itself, MKL on x86), "onednn",
-    or "rule" for the one that `onednn_is_faster` expects to be faster."""
+    "avarc" for our own code, or "rule" for oneDNN where `onednn_is_faster` expects it to be faster."""
 
     @property
     def quantized(self) -> bool:
@@ -145,11 +148,11 @@ def _has_fast_int16() -> bool:
     return cpu_has_vnni() and int16_missing() is None
 
 
-def arithmetic(precision: Precision, device: torch.device, *, onednn: bool) -> str:
+def arithmetic(precision: Precision, device: torch.device, *, uses_library: bool) -> str:
     """The dtypes of this precision on this device, in words: int8 depends on the processor, and so do its scores.
 
     Args:
-        onednn: as `LikelihoodModel.onednn`.
+        uses_library: as `LikelihoodModel.uses_library`.
     """
     dtypes = {
         "products": precision.product,
@@ -159,8 +162,9 @@ def arithmetic(precision: Precision, device: torch.device, *, onednn: bool) -> s
     words = [f"{what} {str(dtype).removeprefix('torch.')}" for what, dtype in dtypes.items()]
     if precision.name == "int8" and device.type == "cpu" and not cpu_has_vnni():
         words.append("weights of 7 bits")
-    if onednn and by_onednn(torch.empty(0, device=device), precision.library):
-        words.append(BY_ONEDNN_WORDS)
+    library = library_for(torch.empty(0, device=device), precision.library)
+    if uses_library and library in LIBRARY_WORDS:
+        words.append(LIBRARY_WORDS[library])
     return ", ".join(words)
 
 
@@ -221,16 +225,15 @@ def product_backend(x: Tensor) -> str:
     oneDNN multiplies bfloat16 wherever it can.
     """
     if not torch.is_inference_mode_enabled():
-        return "torch"
-    fits = onednn_missing(x) is None if x.dtype == torch.bfloat16 else by_onednn(x, _library.get())
-    return "onednn" if fits else "torch"
+        return BY_TORCH
+    return library_for(x, BY_ONEDNN if x.dtype == torch.bfloat16 else _library.get())
 
 
-def by_onednn(x: Tensor, library: str) -> bool:
-    """Whether oneDNN multiplies this float32 tensor where that library was chosen (`Precision.library`)."""
+def library_for(x: Tensor, library: str) -> str:
+    """What multiplies this tensor where that library was chosen (`Precision.library`): a backend of `linear`."""
     if library == BY_RULE:
-        return onednn_is_faster(x)
-    return library == BY_ONEDNN and onednn_missing(x) is None
+        return BY_ONEDNN if onednn_is_faster(x) else BY_TORCH
+    return library if product_missing(library, x) is None else BY_TORCH
 
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Any])

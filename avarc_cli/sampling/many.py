@@ -26,7 +26,7 @@ from avarc_cli.sampling.array import MEMBER, SHAPE, PictureArray, header, place_
 from avarc_cli.sampling.chunks import Drawer, Files, Keeping, Pixels
 from avarc_cli.sampling.folder import FORMAT, Layout, PicturePlace
 from avarc_cli.sampling.pictures import Sampling
-from avarc_cli.settings import BY_ONEDNN, BY_TORCH
+from avarc_cli.settings import LIBRARIES
 from avarc_cli.storage import remove_leftovers, remove_leftovers_of, replacing, write_bytes
 from avarc_cli.words import are, counted
 from avarc_cli.work import chunks
@@ -119,7 +119,7 @@ def sample_many(
         place.check()
         with chunk_lock(place.path, wait=shard.of > 1) as lock:
             begun = {} if overwrite else next(iter(place.requests()), {})
-            if begun.get(PRODUCTS) in (BY_TORCH, BY_ONEDNN):
+            if begun.get(PRODUCTS) in LIBRARIES:
                 model = multiplying_by(model, begun[PRODUCTS])
             drawer = Drawer(model, ids, layout, how, keeping)
             request = _request(drawer, batch_size, as_array=as_array)

@@ -1,8 +1,8 @@
 """The operations that dominate the run time of generative classification.
 
 Each operation is `x.py` (contract, PyTorch implementation, dispatch) and `x_triton.py` (the Triton kernel, imported
-only when selected); `int16_linear` alone is C. The package depends on torch and, optionally, triton and a C compiler;
-invalid arguments raise ValueError.
+only when selected). `int16_linear` and `float32_linear` are C, for CPUs. The package depends on torch and, optionally,
+triton and a C compiler; invalid arguments raise ValueError.
 """
 
 from avarc_kernels.adaln import adaln, gated_residual_adaln

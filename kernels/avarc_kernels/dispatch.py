@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-INFERENCE_ONLY = ("triton", "cublaslt", "onednn")  # backends without a backward pass
+INFERENCE_ONLY = ("triton", "cublaslt", "onednn", "avarc")  # backends without a backward pass
 FLASH_CAPABILITY = (8, 0)  # compute capability of the first GPUs that flash-attn 2 supports
 TRITON_CAPABILITY = (8, 0)  # of the first GPUs that Triton supports
 flash_devices = ("cuda",)  # types of devices; tests add the CPU, where they put a stand-in in flash-attn's place

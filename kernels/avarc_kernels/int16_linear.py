@@ -9,13 +9,6 @@ Shapes: M rows, K input channels, N output channels.
 from __future__ import annotations
 
 import ctypes
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from avarc_kernels import c_library
+
 SOURCE = Path(__file__).with_suffix(".c")
-COMPILERS = ("gcc", "cc", "clang")  # gcc first: PyTorch's own threads are of its OpenMP, too
-FLAGS: tuple[str, ...] = ("-O3", "-march=native", "-ffp-contract=off", "-std=c11", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-O3", "-std=c11", "-ffp-contract=off")
 WEIGHT_LEVELS = 4095  # what the largest magnitude of an output channel's weights becomes
 AT_ONCE = 512
 """Input channels whose products are added in 32 bits; the sums of more are added in float32. Fewer would allow inputs
@@ -129,37 +123,10 @@ def _library() -> ctypes.CDLL:
 
 @cache
 def _build() -> ctypes.CDLL | str:
-    """int16_linear.c, compiled for this processor, or why that is not possible."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return f"its code is for Linux on x86-64, and this is {sys.platform} on {platform.machine()}"
-    if not torch.cpu._is_avx2_supported():
-        return "this processor has no AVX2"
-    named = os.environ.get("CC") or next(filter(shutil.which, COMPILERS), "")
-    if not named:
-        return f"it needs a C compiler, and there is no {', no '.join(COMPILERS)} and no CC"
-    try:
-        with tempfile.TemporaryDirectory(prefix="avarc-", ignore_cleanup_errors=True) as folder:
-            file = Path(folder, "int16_linear.so")
-            if why := _compile(named, file):
-                return f"the C compiler '{named}' {why}"
-            library = ctypes.CDLL(str(file))  # stays loaded when the file is gone
-    except OSError as error:
-        return f"what the C compiler makes cannot be kept or loaded: {error} (TMPDIR can name another folder)"
-    pointer, size = ctypes.c_void_p, ctypes.c_long
-    library.linear.argtypes = [pointer] * 7 + [size] * 4 + [ctypes.c_float, ctypes.c_int]
-    library.linear.restype = None
-    return library
-
-
-def _compile(compiler: str, file: Path) -> str | None:
-    """Why it failed; None where the file is there."""
-    try:
-        command = [*shlex.split(compiler), *FLAGS, f"-DAT_ONCE={AT_ONCE}", str(SOURCE), "-o", str(file)]
-        ended = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, env=os.environ | {"LC_ALL": "C"})
-    except (OSError, ValueError) as error:
-        return f"cannot be run: {error}"
-    if ended.returncode == 0:
-        return None
-    lines = ended.stderr.decode(errors="replace").strip().splitlines() or ["it says nothing"]
-    causes = (line for line in lines if "error" in line.lower() or "cannot find" in line)
-    return f"failed: {next(causes, lines[-1])}"
+    """int16_linear.c, compiled, or why that is not possible."""
+    built = c_library.build(SOURCE, *FLAGS, f"-DAT_ONCE={AT_ONCE}")
+    if isinstance(built, ctypes.CDLL):
+        pointer, size = ctypes.c_void_p, ctypes.c_long
+        built.linear.argtypes = [pointer] * 7 + [size] * 4 + [ctypes.c_float, ctypes.c_int]
+        built.linear.restype = None
+    return built

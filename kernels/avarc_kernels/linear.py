@@ -1,4 +1,4 @@
-"""A linear layer, by one of the libraries for matrix products that PyTorch ships.
+"""A linear layer, by one of the libraries for matrix products that PyTorch ships, or by avarc's own code.
 
 Shapes: any leading dimensions (...), C channels in, F channels out.
 """
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from avarc_kernels import float32_linear
 from avarc_kernels.dispatch import select_backend
 
 
@@ -20,7 +21,7 @@ def linear(x: Tensor, weight_FC: Tensor, bias_F: Tensor | None, *, backend: str 
         weight_FC, bias_F: in x's dtype; the weight as it is or, for "onednn", `packed`.
         backend: "torch" is F.linear: for float32 on a CPU, MKL in most builds. "onednn" is oneDNN, for float32 and
             bfloat16 on a CPU. F.linear, too, has oneDNN multiply bfloat16, but takes 2 to 18 % longer on a Zen 4
-            (linears of 1024 and of 64 channels).
+            (linears of 1024 and of 64 channels). "avarc" is `float32_linear`, for float32 on x86 CPUs.
     Returns: (..., F) in x's dtype; the error against float64 is at most twice that of the definition in x's dtype.
     Raises: ValueError when shapes or dtypes disagree, or when the backend cannot run or cannot compute the gradients
         that an input requires.
@@ -30,14 +31,25 @@ def linear(x: Tensor, weight_FC: Tensor, bias_F: Tensor | None, *, backend: str 
         raise ValueError(f"x {tuple(x.shape)}, weight and bias {[tuple(other.shape) for other in others]}")
     if any(other.dtype != x.dtype for other in others):
         raise ValueError(f"x is {x.dtype}, weight and bias {[other.dtype for other in others]}")
-    if select_backend(backend, ("torch", "onednn"), x, weight_FC, bias_F) == "onednn":
-        if why := onednn_missing(x):
-            raise ValueError(f"backend 'onednn' cannot run: {why}")
+    select_backend(backend, ("torch", "onednn", "avarc"), x, weight_FC, bias_F)
+    if why := missing(backend, x):
+        raise ValueError(f"backend '{backend}' cannot run: {why}")
+    if backend == "onednn":
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_FC, bias_F, "none", [], "")
         return product
     if weight_FC.is_mkldnn:
         raise ValueError("a packed weight is for backend 'onednn'")
+    if backend == "avarc":
+        x_MC = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+        return float32_linear.float32_linear(x_MC, weight_FC, bias_F).view(*x.shape[:-1], len(weight_FC))
     return functional.linear(x, weight_FC, bias_F)
+
+
+def missing(backend: str, x: Tensor) -> str | None:
+    """Why `linear` cannot multiply this tensor by this backend; None when it can."""
+    if backend == "avarc":
+        return float32_linear.missing(x)
+    return onednn_missing(x) if backend == "onednn" else None
 
 
 def packed(weight_FC: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ def linear_log_prob(
         target_M: token ids in [0, V), int64.
         backend: "torch" stores `CHUNK_LOGITS` logits at a time. On a CPU, and before PyTorch 2.8, they are
             rounded to the inputs' dtype. "triton" keeps logits in registers in float32 and stores one partial
-            log-sum-exp per 512 of them. "onednn" is "torch" with the products of oneDNN (`linear.linear`). float32
-            matmuls use TF32 if torch.backends.cuda.matmul.allow_tf32 is set.
+            log-sum-exp per 512 of them. "onednn" and "avarc" are "torch" with other products (`linear.linear`).
+            float32 matmuls use TF32 if torch.backends.cuda.matmul.allow_tf32 is set.
     Returns: log_prob_M, float32, each <= 0; the error against float64 is at most twice that of the definition (logits,
         log_softmax, gather) in float32.
     Raises: ValueError when shapes or dtypes disagree, or when the backend cannot run or cannot compute the gradients
@@ -43,7 +43,7 @@ def linear_log_prob(
             f"hidden {tuple(hidden_MC.shape)}, weight {tuple(weight_VC.shape)}, bias {bias_shape}, "
             f"target {tuple(target_M.shape)}"
         )
-    if select_backend(backend, ("torch", "onednn", "triton"), hidden_MC, weight_VC, bias_V) == "triton":
+    if select_backend(backend, ("torch", "onednn", "avarc", "triton"), hidden_MC, weight_VC, bias_V) == "triton":
         from avarc_kernels import linear_log_prob_triton
 
         return linear_log_prob_triton.linear_log_prob(hidden_MC, weight_VC, bias_V, target_M)

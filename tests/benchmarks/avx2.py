@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from avarc_kernels import int16_linear
+from avarc_kernels import c_library
 
 LIMITS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
@@ -16,4 +16,4 @@ def limit_to_avx2() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | LIMITS)
     for beyond in ("vnni", "avx512_bf16", "amx_tile"):
         setattr(torch.cpu, f"_is_{beyond}_supported", lambda: False)
-    int16_linear.FLAGS = (*int16_linear.FLAGS, "-march=haswell")
+    c_library.FLAGS = (*c_library.FLAGS, "-march=haswell")

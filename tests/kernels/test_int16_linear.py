@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from avarc_kernels import c_library
 from avarc_kernels import int16_linear as module
 from avarc_kernels.int16_linear import AT_ONCE, int16_linear, missing, pack
 
@@ -19,7 +20,7 @@ def compile_again(monkeypatch):
     """Compile it with these options more, or with this compiler, and as usual afterwards."""
 
     def compile_again(*flags, compiler=""):
-        monkeypatch.setattr(module, "FLAGS", (*module.FLAGS, *flags))
+        monkeypatch.setattr(c_library, "FLAGS", (*c_library.FLAGS, *flags))
         monkeypatch.setenv("CC", compiler)
         module._build.cache_clear()
 
@@ -143,7 +144,7 @@ def test_where_it_cannot_be_compiled_it_says_why(compile_again, compiler, flag, 
 
 def test_without_a_compiler_or_avx2_it_says_so(compile_again, monkeypatch):
     compile_again()
-    monkeypatch.setattr(module, "COMPILERS", ("no-gcc", "no-cc"))
+    monkeypatch.setattr(c_library, "COMPILERS", ("no-gcc", "no-cc"))
     assert missing() == "it needs a C compiler, and there is no no-gcc, no no-cc and no CC"
     compile_again()
     monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: False)

@@ -148,7 +148,7 @@ def test_scoring_multiplies_by_the_library_that_is_faster_on_the_cpu_and_says_so
         assert precisions.product_backend(x) == library
         half = x.bfloat16()
         assert precisions.product_backend(half) == ("torch" if onednn_missing(half) else "onednn")
-    said = [precisions.arithmetic(PRECISIONS["fp32"], CPU, onednn=onednn) for onednn in (True, False)]
+    said = [precisions.arithmetic(PRECISIONS["fp32"], CPU, uses_library=uses) for uses in (True, False)]
     assert ["oneDNN" in words for words in said] == [library == "onednn", False]
 
 

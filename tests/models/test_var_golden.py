@@ -46,7 +46,7 @@ def test_neighbours_are_latents_with_noise_quantized_again(golden):
     assert np.array_equal(tokens.numpy(), golden.arrays["neighbor_tokens"])
 
 
-@pytest.mark.parametrize("library", ["torch", "onednn"])
+@pytest.mark.parametrize("library", ["torch", "onednn", "avarc"])
 def test_token_log_probabilities_are_the_references(golden, threads, library):
     ours = token_log_prob(golden, golden.tokens(), golden.arrays["classes"], library=library)
     assert close(ours, golden.arrays["token_log_prob"], golden.tolerances["token_log_prob"])

@@ -50,7 +50,7 @@ class LlamaGenState:
 class RowLikelihood(NetworkModel):
     """log p(tokens of a row | rows before, class), for any run of rows, whatever a class is."""
 
-    onednn = True
+    uses_library = True
     joins = True
     trained_with = frozenset({"smoothing", "dropout"})
 

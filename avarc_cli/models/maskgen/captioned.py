@@ -47,7 +47,7 @@ class CaptionTable:
 class CaptionedLikelihood(MaskedLikelihood, CaptionTrainableModel):
     """A MaskGen; it has no classes before `with_captions`."""
 
-    onednn = True
+    uses_library = True
     config: JointConfig
 
     def __init__(

@@ -36,7 +36,7 @@ class MaskGITLikelihood(MaskedCodes, TrainableModel):
 
     family = "maskgit"
     keeps_tokens = True
-    onednn = True
+    uses_library = True
     trained_with = frozenset({"smoothing", "visible"})
 
     def __init__(self, network: MaskedTransformer, steps: int | None = None, *, unsmooth: float = 0.0) -> None:

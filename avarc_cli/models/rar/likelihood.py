@@ -56,7 +56,7 @@ class RARLikelihood(AutoregressiveModel):
     """log p(tokens of a segment | segments before, class), for any run of segments of any order."""
 
     family = "rar"
-    onednn = True
+    uses_library = True
     trained_with = frozenset({"smoothing", "dropout"})
     any_order = True
     joins = True

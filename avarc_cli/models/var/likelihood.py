@@ -66,7 +66,7 @@ class VARLikelihood(AutoregressiveModel):
     keeps_tokens = True
     smooths = True
     sampler = SamplerSettings(schedule="linear over the scales, from 0")
-    onednn = True
+    uses_library = True
     joins = True
     trained_with = frozenset({"smoothing", "drop_path", "stage"})
     config: VARConfig
